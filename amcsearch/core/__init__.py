@@ -1,0 +1,27 @@
+"""Nouns shared by every floor: standard library and numpy only."""
+
+from amcsearch.core.cost import COST_NAMES, Cost
+from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Evaluation, Trial, TrialState
+
+__all__ = [
+    "COST_NAMES",
+    "BadInputError",
+    "ChannelGroup",
+    "Cost",
+    "Coupling",
+    "Evaluation",
+    "InfeasibleBudgetError",
+    "LayerKind",
+    "LayerSpec",
+    "NetworkSpec",
+    "PolicySpace",
+    "PruningPolicy",
+    "Side",
+    "Trial",
+    "TrialState",
+]

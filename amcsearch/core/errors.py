@@ -1,0 +1,11 @@
+"""The two ways a user's request can fail; the command line turns each into one line and an exit code."""
+
+__all__ = ["BadInputError", "InfeasibleBudgetError"]
+
+
+class BadInputError(ValueError):
+    """Input that cannot be used; the message names the value, the bound and the cure (exit code 2)."""
+
+
+class InfeasibleBudgetError(ValueError):
+    """A budget no policy can meet; the message gives the smallest feasible value (exit code 3)."""

@@ -1,0 +1,85 @@
+"""One layer of a network as shapes alone: all that a cost may depend on."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from amcsearch.core.errors import BadInputError
+
+__all__ = ["LayerKind", "LayerSpec"]
+
+
+class LayerKind(StrEnum):
+    """What a layer computes; every cost keeps one small function for each kind."""
+
+    CONV = "conv"
+    LINEAR = "linear"
+    BATCH_NORM = "batch_norm"
+    LAYER_NORM = "layer_norm"
+    GROUP_NORM = "group_norm"
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    PARAMETER = "parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Shapes of one layer for one sample (batch size 1).
+
+    Spatial sizes are (height, width); a sequence of T tokens is (T, 1).
+
+    - conv, linear: ``in_channels`` → ``out_channels``; ``in_size`` → ``out_size``.
+    - batch_norm, layer_norm, group_norm: ``in_channels == out_channels``.
+    - embedding: ``in_channels`` rows of ``out_channels`` features.
+    - attention: softmax(QKᵀ)V of ``in_channels == out_channels`` = heads x head width;
+      ``conv_groups`` is the number of heads, ``in_size`` the keys, ``out_size`` the queries.
+    - parameter: a tensor outside any layer, ``in_channels`` rows of ``out_channels`` (a class token: one row).
+
+    ``has_weight`` is false where the weight is absent or already counted under another name
+    (tied embeddings, a module called twice).
+
+    Raises:
+        BadInputError: a count below one, or ``conv_groups`` that does not divide the channels.
+    """
+
+    name: str
+    kind: LayerKind
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    conv_groups: int = 1
+    in_size: tuple[int, int] = (1, 1)
+    out_size: tuple[int, int] = (1, 1)
+    has_weight: bool = True
+    has_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("in_channels", "out_channels", "conv_groups"):
+            if getattr(self, field) < 1:
+                raise BadInputError(
+                    f"layer {self.name!r}: {field} = {getattr(self, field)}, must be at least 1"
+                )
+        for field in ("in_channels", "out_channels"):
+            if self.kind is not LayerKind.EMBEDDING and getattr(self, field) % self.conv_groups:
+                raise BadInputError(
+                    f"layer {self.name!r}: {field} = {getattr(self, field)} "
+                    f"is not a multiple of conv_groups = {self.conv_groups}"
+                )
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Each input channel has filters of its own."""
+        return self.kind is LayerKind.CONV and self.conv_groups > 1 and self.conv_groups == self.in_channels
+
+    def resized(self, in_channels: int, out_channels: int) -> "LayerSpec":
+        """Return the layer with other widths.
+
+        Depthwise convolutions and attention lose whole groups (filters, heads); a grouped convolution
+        keeps its groups and each becomes thinner.
+        """
+        conv_groups = self.conv_groups
+        if self.is_depthwise or self.kind is LayerKind.ATTENTION:
+            conv_groups = self.conv_groups * in_channels // self.in_channels
+        return replace(self, in_channels=in_channels, out_channels=out_channels, conv_groups=conv_groups)

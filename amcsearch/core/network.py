@@ -1,0 +1,111 @@
+"""A network as shapes: layers in order of execution and the groups that couple their widths."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Side
+from amcsearch.core.layer import LayerSpec
+from amcsearch.core.policy import PruningPolicy
+
+__all__ = ["NetworkSpec"]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Layers in order of execution, and the channel groups in order of their first layer.
+
+    Raises:
+        BadInputError: two layers or groups of one name, or a coupling to a layer that does not exist.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    groups: tuple[ChannelGroup, ...]
+
+    def __post_init__(self) -> None:
+        for kind, names in (
+            ("layer", [x.name for x in self.layers]),
+            ("group", [x.name for x in self.groups]),
+        ):
+            repeated = {name for name in names if names.count(name) > 1}
+            if repeated:
+                raise BadInputError(f"{kind} names must differ: {sorted(repeated)}")
+        known = {layer.name for layer in self.layers}
+        for group in self.groups:
+            lost = {c.layer for c in group.couplings} - known
+            if lost:
+                raise BadInputError(f"group {group.name!r} is coupled to unknown layers {sorted(lost)}")
+
+    @cached_property
+    def dense(self) -> PruningPolicy:
+        """The policy that keeps every channel."""
+        return PruningPolicy({group.name: group.channels for group in self.groups})
+
+    @cached_property
+    def layer_index(self) -> Mapping[str, int]:
+        """Position of each layer by name."""
+        return {layer.name: i for i, layer in enumerate(self.layers)}
+
+    @cached_property
+    def removal_matrices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(in, out) matrices of shape (G, L): widths lost by each layer for each channel removed of a group."""
+        matrices = {side: np.zeros((len(self.groups), len(self.layers)), dtype=np.int64) for side in Side}
+        for g, group in enumerate(self.groups):
+            for coupling in group.couplings:
+                matrices[coupling.side][g, self.layer_index[coupling.layer]] += coupling.factor
+        return matrices[Side.IN], matrices[Side.OUT]
+
+    def kept_array(self, policy: PruningPolicy) -> NDArray[np.int64]:
+        """Kept channels of each group, shape (G,), in the order of ``groups``.
+
+        Raises:
+            BadInputError: the policy names other groups, or a count that is out of range or splits a unit.
+        """
+        names = [group.name for group in self.groups]
+        if set(policy) != set(names):
+            unknown, missing = sorted(set(policy) - set(names)), sorted(set(names) - set(policy))
+            raise BadInputError(
+                f"policy does not fit the network: unknown groups {unknown}, missing groups {missing}"
+            )
+        for group in self.groups:
+            n_keep = policy[group.name]
+            if not 1 <= n_keep <= group.channels or n_keep % group.unit:
+                raise BadInputError(
+                    f"group {group.name!r}: n_keep = {n_keep}, must be a multiple of {group.unit} "
+                    f"from {group.unit} to {group.channels}"
+                )
+        return np.array([policy[name] for name in names], dtype=np.int64)
+
+    def policy(self, kept: NDArray[np.int64]) -> PruningPolicy:
+        """Return the policy of a row of kept counts, shape (G,): the inverse of ``kept_array``."""
+        return PruningPolicy({group.name: int(n) for group, n in zip(self.groups, kept, strict=True)})
+
+    def widths(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Channels (in, out) of every layer for kept counts (P, G): two arrays of shape (P, L)."""
+        removed = np.array([group.channels for group in self.groups], dtype=np.int64) - kept
+        lost_in, lost_out = self.removal_matrices
+        dense_in = np.array([layer.in_channels for layer in self.layers], dtype=np.int64)
+        dense_out = np.array([layer.out_channels for layer in self.layers], dtype=np.int64)
+        return dense_in - removed @ lost_in, dense_out - removed @ lost_out
+
+    def with_channels(self, policy: PruningPolicy) -> "NetworkSpec":
+        """Return the shapes after removing what ``policy`` does not keep; the groups shrink too.
+
+        Raises:
+            BadInputError: as ``kept_array``.
+        """
+        kept = self.kept_array(policy)
+        width_in, width_out = (w[0] for w in self.widths(kept[None, :]))
+        layers = tuple(
+            layer.resized(int(i), int(o))
+            for layer, i, o in zip(self.layers, width_in, width_out, strict=True)
+        )
+        groups = tuple(
+            ChannelGroup(group.name, int(n), group.couplings, group.unit)
+            for group, n in zip(self.groups, kept, strict=True)
+        )
+        return NetworkSpec(layers, groups)

@@ -1,0 +1,136 @@
+"""The pruning policy, and the only place where ratios become whole channels."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup
+
+__all__ = ["PolicySpace", "PruningPolicy"]
+
+
+class PruningPolicy(Mapping[str, int]):
+    """How many channels every group keeps: an immutable, hashable mapping of group name to ``n_keep``.
+
+    Raises:
+        BadInputError: a count that is not a whole number of at least 1.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, kept: Mapping[str, int]) -> None:
+        for name, n_keep in kept.items():
+            if isinstance(n_keep, bool) or not isinstance(n_keep, int | np.integer) or n_keep < 1:
+                raise BadInputError(
+                    f"policy: n_keep of {name!r} is {n_keep!r}, must be a whole number of at least 1"
+                )
+        self._kept = {name: int(n_keep) for name, n_keep in kept.items()}
+
+    def __getitem__(self, name: str) -> int:
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._kept.items()))
+
+    def __repr__(self) -> str:
+        return f"PruningPolicy({self._kept})"
+
+    def to_json(self) -> str:
+        """One line of JSON, groups in sorted order: equal policies give equal text."""
+        return json.dumps(self._kept, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruningPolicy":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            BadInputError: not JSON, or not an object of group names and counts.
+        """
+        try:
+            kept = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadInputError(f"policy is not JSON ({error}); expected {{group: n_keep, …}}") from error
+        if not isinstance(kept, dict):
+            raise BadInputError(f"policy is a {type(kept).__name__}; expected an object {{group: n_keep, …}}")
+        return cls(kept)
+
+    @classmethod
+    def read(cls, path: Path) -> "PruningPolicy":
+        """Read a ``policy.json``.
+
+        Raises:
+            BadInputError: the file is missing, or as ``from_json``.
+        """
+        try:
+            return cls.from_json(path.read_text())
+        except OSError as error:
+            raise BadInputError(f"cannot read policy {path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class PolicySpace:
+    """The policies on one device's channel grid: for each group the kept counts it may choose from.
+
+    ``choices[g]`` is ascending and ends with all channels of group g.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    choices: tuple[NDArray[np.int64], ...]
+
+    @classmethod
+    def on_grid(
+        cls, groups: Sequence[ChannelGroup], multiple: int = 1, max_pruning_ratio: float = 1.0
+    ) -> "PolicySpace":
+        """Return the space of multiples of ``multiple`` that remove at most ``max_pruning_ratio`` of any group.
+
+        Raises:
+            BadInputError: a multiple below 1, or a ratio outside (0, 1].
+        """
+        if multiple < 1:
+            raise BadInputError(f"channel_multiple = {multiple}, must be at least 1")
+        if not 0.0 < max_pruning_ratio <= 1.0:
+            raise BadInputError(f"max_pruning_ratio = {max_pruning_ratio}, must be in (0, 1]")
+        choices = tuple(
+            np.array(group.choices(multiple, max_pruning_ratio), dtype=np.int64) for group in groups
+        )
+        return cls(tuple(groups), choices)
+
+    @property
+    def floor(self) -> NDArray[np.int64]:
+        """Smallest kept counts, shape (G,)."""
+        return np.array([c[0] for c in self.choices], dtype=np.int64)
+
+    @property
+    def dense(self) -> NDArray[np.int64]:
+        """All channels, shape (G,)."""
+        return np.array([c[-1] for c in self.choices], dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of policies in the space (a Python integer: it can exceed 2⁶³)."""
+        total = 1
+        for choice in self.choices:
+            total *= len(choice)
+        return total
+
+    def nearest(self, pruning_ratios: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
+        """Round one pruning ratio a group, shape (G,), to kept counts, shape (G,); ties keep more channels."""
+        kept = [self.nearest_choice(g, float(r)) for g, r in enumerate(pruning_ratios)]
+        return np.array(kept, dtype=np.int64)
+
+    def nearest_choice(self, g: int, pruning_ratio: float, allowed: NDArray[np.bool_] | None = None) -> int:
+        """Kept count of group ``g`` nearest to a pruning ratio, among the ``allowed`` choices (all by default)."""
+        choices = self.choices[g] if allowed is None else self.choices[g][allowed]
+        distance = np.abs(choices - self.groups[g].channels * (1.0 - pruning_ratio))
+        return int(choices[::-1][np.argmin(distance[::-1])])
