@@ -58,9 +58,7 @@ class LayerSpec:
     def __post_init__(self) -> None:
         for field in ("in_channels", "out_channels", "conv_groups"):
             if getattr(self, field) < 1:
-                raise BadInputError(
-                    f"layer {self.name!r}: {field} = {getattr(self, field)}, must be at least 1"
-                )
+                raise BadInputError(f"layer {self.name!r}: {field} = {getattr(self, field)}, must be at least 1")
         for field in ("in_channels", "out_channels"):
             if self.kind is not LayerKind.EMBEDDING and getattr(self, field) % self.conv_groups:
                 raise BadInputError(

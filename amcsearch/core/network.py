@@ -68,9 +68,7 @@ class NetworkSpec:
         names = [group.name for group in self.groups]
         if set(policy) != set(names):
             unknown, missing = sorted(set(policy) - set(names)), sorted(set(names) - set(policy))
-            raise BadInputError(
-                f"policy does not fit the network: unknown groups {unknown}, missing groups {missing}"
-            )
+            raise BadInputError(f"policy does not fit the network: unknown groups {unknown}, missing groups {missing}")
         for group in self.groups:
             n_keep = policy[group.name]
             if not 1 <= n_keep <= group.channels or n_keep % group.unit:
@@ -101,8 +99,7 @@ class NetworkSpec:
         kept = self.kept_array(policy)
         width_in, width_out = (w[0] for w in self.widths(kept[None, :]))
         layers = tuple(
-            layer.resized(int(i), int(o))
-            for layer, i, o in zip(self.layers, width_in, width_out, strict=True)
+            layer.resized(int(i), int(o)) for layer, i, o in zip(self.layers, width_in, width_out, strict=True)
         )
         groups = tuple(
             ChannelGroup(group.name, int(n), group.couplings, group.unit)

@@ -26,9 +26,7 @@ class PruningPolicy(Mapping[str, int]):
     def __init__(self, kept: Mapping[str, int]) -> None:
         for name, n_keep in kept.items():
             if isinstance(n_keep, bool) or not isinstance(n_keep, int | np.integer) or n_keep < 1:
-                raise BadInputError(
-                    f"policy: n_keep of {name!r} is {n_keep!r}, must be a whole number of at least 1"
-                )
+                raise BadInputError(f"policy: n_keep of {name!r} is {n_keep!r}, must be a whole number of at least 1")
         self._kept = {name: int(n_keep) for name, n_keep in kept.items()}
 
     def __getitem__(self, name: str) -> int:
@@ -101,9 +99,7 @@ class PolicySpace:
             raise BadInputError(f"channel_multiple = {multiple}, must be at least 1")
         if not 0.0 < max_pruning_ratio <= 1.0:
             raise BadInputError(f"max_pruning_ratio = {max_pruning_ratio}, must be in (0, 1]")
-        choices = tuple(
-            np.array(group.choices(multiple, max_pruning_ratio), dtype=np.int64) for group in groups
-        )
+        choices = tuple(np.array(group.choices(multiple, max_pruning_ratio), dtype=np.int64) for group in groups)
         return cls(tuple(groups), choices)
 
     @property
