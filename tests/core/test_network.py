@@ -1,0 +1,116 @@
+"""Shapes after removal, worked by hand, then as properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amcsearch.core import (
+    BadInputError,
+    ChannelGroup,
+    Coupling,
+    LayerKind,
+    LayerSpec,
+    NetworkSpec,
+    PruningPolicy,
+    Side,
+)
+
+
+def chain() -> NetworkSpec:
+    """conv 3→8, depthwise 8, conv 8→4, flatten of 2x2, linear 16→10."""
+    layers = (
+        LayerSpec("a", LayerKind.CONV, 3, 8, (3, 3)),
+        LayerSpec("dw", LayerKind.CONV, 8, 8, (3, 3), conv_groups=8),
+        LayerSpec("b", LayerKind.CONV, 8, 4),
+        LayerSpec("fc", LayerKind.LINEAR, 16, 10),
+    )
+    first = ChannelGroup(
+        "a",
+        8,
+        (
+            Coupling("a", Side.OUT),
+            Coupling("dw", Side.IN),
+            Coupling("dw", Side.OUT),
+            Coupling("b", Side.IN),
+        ),
+    )
+    second = ChannelGroup("b", 4, (Coupling("b", Side.OUT), Coupling("fc", Side.IN, factor=4)))
+    return NetworkSpec(layers, (first, second))
+
+
+def test_widths_after_removal_by_hand() -> None:
+    smaller = chain().with_channels(PruningPolicy({"a": 6, "b": 3}))
+    widths = [(layer.in_channels, layer.out_channels, layer.conv_groups) for layer in smaller.layers]
+    assert widths == [(3, 6, 1), (6, 6, 6), (6, 3, 1), (12, 10, 1)]
+    assert [group.channels for group in smaller.groups] == [6, 3]
+
+
+def test_heads_leave_whole_and_grouped_convolutions_keep_their_groups() -> None:
+    attention = LayerSpec("attn", LayerKind.ATTENTION, 64, 64, conv_groups=4)
+    assert attention.resized(32, 32).conv_groups == 2
+    grouped = LayerSpec("g", LayerKind.CONV, 8, 16, conv_groups=4)
+    assert grouped.resized(4, 8).conv_groups == 4
+
+
+def test_depthwise_with_a_multiplier_loses_its_groups() -> None:
+    layer = LayerSpec("dw", LayerKind.CONV, 4, 8, conv_groups=4)
+    assert layer.is_depthwise
+    assert layer.resized(3, 6).conv_groups == 3
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+def test_removing_twice_equals_removing_once(a: int, b: int) -> None:
+    network = chain()
+    once = network.with_channels(PruningPolicy({"a": a, "b": b}))
+    halfway = network.with_channels(PruningPolicy({"a": max(a, 4), "b": max(b, 2)}))
+    assert halfway.with_channels(PruningPolicy({"a": a, "b": b})) == once
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 4)), min_size=1, max_size=5))
+def test_batched_widths_agree_with_single_networks(rows: list[tuple[int, int]]) -> None:
+    network = chain()
+    width_in, width_out = network.widths(np.array(rows))
+    for p, row in enumerate(rows):
+        smaller = network.with_channels(network.policy(np.array(row)))
+        assert width_in[p].tolist() == [layer.in_channels for layer in smaller.layers]
+        assert width_out[p].tolist() == [layer.out_channels for layer in smaller.layers]
+
+
+def test_the_dense_policy_changes_nothing() -> None:
+    assert chain().with_channels(chain().dense) == chain()
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"a": 9, "b": 1}, "n_keep = 9, must be a multiple of 1 from 1 to 8"),
+        ({"a": 1}, r"missing groups \['b'\]"),
+        ({"a": 1, "b": 1, "c": 1}, r"unknown groups \['c'\]"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_named(policy: dict[str, int], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        chain().with_channels(PruningPolicy(policy))
+
+
+def test_a_split_unit_is_refused() -> None:
+    layer = LayerSpec("q", LayerKind.LINEAR, 8, 8)
+    network = NetworkSpec((layer,), (ChannelGroup("q", 8, (Coupling("q", Side.OUT),), unit=4),))
+    with pytest.raises(BadInputError, match="multiple of 4"):
+        network.with_channels(PruningPolicy({"q": 6}))
+
+
+def test_names_must_differ_and_couplings_must_point_somewhere() -> None:
+    layer = LayerSpec("a", LayerKind.LINEAR, 2, 2)
+    with pytest.raises(BadInputError, match="layer names must differ"):
+        NetworkSpec((layer, layer), ())
+    with pytest.raises(BadInputError, match="unknown layers"):
+        NetworkSpec((layer,), (ChannelGroup("g", 2, (Coupling("b", Side.OUT),)),))
+
+
+@pytest.mark.parametrize("field", ["in_channels", "out_channels", "conv_groups"])
+def test_layers_without_channels_are_refused(field: str) -> None:
+    counts = {"in_channels": 2, "out_channels": 2, "conv_groups": 1, field: 0}
+    with pytest.raises(BadInputError, match=f"{field} = 0"):
+        LayerSpec("a", LayerKind.CONV, **counts)

@@ -1,0 +1,77 @@
+"""Rounding to whole channels, and the policy as a value."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amcsearch.core import BadInputError, ChannelGroup, Cost, PolicySpace, PruningPolicy
+
+
+def group(channels: int, unit: int = 1) -> ChannelGroup:
+    return ChannelGroup(f"g{channels}", channels, (), unit)
+
+
+def test_choices_by_hand() -> None:
+    assert group(20).choices(8) == (8, 16, 20)
+    assert group(6).choices(8) == (6,)
+    assert group(48, unit=12).choices(8) == (24, 48)
+    assert group(32).choices(8, max_pruning_ratio=0.5) == (16, 24, 32)
+
+
+def test_nearest_by_hand_and_ties_keep_more() -> None:
+    space = PolicySpace.on_grid([group(32)], multiple=8)
+    assert space.nearest([0.0]).tolist() == [32]
+    assert space.nearest([0.4]).tolist() == [16]
+    assert space.nearest([0.375]).tolist() == [24]
+    allowed = np.array([True, False, False, True])
+    assert space.nearest_choice(0, 0.4, allowed) == 32
+    assert space.nearest_choice(0, 0.6, allowed) == 8
+
+
+@given(
+    st.integers(1, 12).flatmap(lambda unit: st.tuples(st.just(unit), st.integers(1, 40))),
+    st.integers(1, 32),
+    st.floats(0.01, 1.0),
+    st.floats(0.0, 1.0, exclude_max=True),
+)
+def test_rounding_stays_on_the_grid(unit_count: tuple[int, int], multiple: int, max_ratio: float, ratio: float) -> None:
+    unit, count = unit_count
+    target = group(unit * count, unit)
+    space = PolicySpace.on_grid([target], multiple, max_ratio)
+    kept = int(space.nearest([ratio])[0])
+    assert kept == target.channels or (kept % multiple == 0 and kept % unit == 0)
+    assert kept >= target.channels * (1 - max_ratio) - 1e-6
+    distances = np.abs(space.choices[0] - target.channels * (1 - ratio))
+    assert abs(kept - target.channels * (1 - ratio)) == distances.min()
+
+
+def test_size_counts_policies() -> None:
+    assert PolicySpace.on_grid([group(32), group(20)], multiple=8).size == 4 * 3
+
+
+def test_policies_are_values() -> None:
+    one, other = PruningPolicy({"a": 1, "b": 2}), PruningPolicy({"b": 2, "a": 1})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.to_json() == other.to_json()
+    assert PruningPolicy.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 0}', '{"a": 1.5}', '{"a": true}'])
+def test_bad_policies_are_refused(text: str) -> None:
+    with pytest.raises(BadInputError):
+        PruningPolicy.from_json(text)
+
+
+@pytest.mark.parametrize(("multiple", "ratio"), [(0, 0.5), (8, 0.0), (8, 1.5)])
+def test_bad_grids_are_refused(multiple: int, ratio: float) -> None:
+    with pytest.raises(BadInputError):
+        PolicySpace.on_grid([group(8)], multiple, ratio)
+
+
+def test_a_cost_holds_what_is_known() -> None:
+    cost = Cost(macs=10.0, latency_ms=0.5)
+    assert dict(cost) == {"macs": 10.0, "latency_ms": 0.5}
+    with pytest.raises(KeyError):
+        cost["energy_mj"]
