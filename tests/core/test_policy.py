@@ -25,7 +25,7 @@ def test_nearest_by_hand_and_ties_keep_more() -> None:
     assert space.nearest([0.4]).tolist() == [16]
     assert space.nearest([0.375]).tolist() == [24]
     allowed = np.array([True, False, False, True])
-    assert space.nearest_choice(0, 0.4, allowed) == 32
+    assert space.nearest_choice(0, 0.3, allowed) == 32
     assert space.nearest_choice(0, 0.6, allowed) == 8
 
 
