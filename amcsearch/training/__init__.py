@@ -1,0 +1,1 @@
+"""Data splits, losses, one training loop, checkpoints and the reference networks."""
