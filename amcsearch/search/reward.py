@@ -1,0 +1,165 @@
+"""Rewards: what one evaluated policy is worth to a single-objective agent; larger is better.
+
+Each is a plain function of (evaluation, cost, context) with its parameters as keyword arguments, chosen in the
+configuration as ``reward: {name: mnasnet, inside: -0.05}``. error = 1 - accuracy on the search split.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from amcsearch.core import BadInputError, Cost, Evaluation
+
+if TYPE_CHECKING:
+    from amcsearch.search.budget import Budget
+
+__all__ = [
+    "REWARDS",
+    "RewardContext",
+    "accuracy",
+    "accuracy_guaranteed",
+    "bind",
+    "hard_constraint",
+    "mnasnet",
+    "mnasnet_hard",
+    "weighted_sum",
+]
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may compare a policy with: the dense model's cost and accuracy, and the budget's limits."""
+
+    dense: Cost
+    dense_accuracy: float
+    budget: "Budget"
+
+
+def accuracy(evaluation: Evaluation, cost: Cost, context: RewardContext) -> float:
+    """AMC, resource-constrained: R = -error; the budget is met by bounding the actions (He 2018, 1802.03494)."""
+    del cost, context
+    return evaluation.accuracy - 1.0
+
+
+def accuracy_guaranteed(
+    evaluation: Evaluation, cost: Cost, context: RewardContext, *, cost_name: str = "macs"
+) -> float:
+    """AMC, accuracy-guaranteed: R = -error * log(MACs), or log(#parameters) (He 2018, 1802.03494).
+
+    Raises:
+        BadInputError: ``cost_name`` is not ``macs`` or ``params`` (below one unit the logarithm turns the sign).
+    """
+    del context
+    if cost_name not in ("macs", "params"):
+        raise BadInputError(f"reward accuracy_guaranteed: cost_name = {cost_name!r}, must be 'macs' or 'params'")
+    return (evaluation.accuracy - 1.0) * math.log(max(cost[cost_name], 1.0))
+
+
+def mnasnet(
+    evaluation: Evaluation, cost: Cost, context: RewardContext, *, inside: float = -0.07, outside: float = -0.07
+) -> float:
+    """MnasNet: accuracy * prod_c (cost_c / limit_c)^w over budgeted costs (Tan 2019, 1807.11626).
+
+    w is ``inside`` while the cost is within its limit and ``outside`` beyond; -0.07 for both is the paper's soft form
+    (5 % accuracy for a doubling of latency).
+    """
+    reward = evaluation.accuracy
+    for name, limit in context.budget.limits.items():
+        ratio = cost[name] / limit
+        reward *= ratio ** (inside if ratio <= 1.0 else outside)
+    return reward
+
+
+def mnasnet_hard(evaluation: Evaluation, cost: Cost, context: RewardContext) -> float:
+    """MnasNet's hard form, w = 0 within the limit and -1 beyond: no credit for being faster than asked."""
+    return mnasnet(evaluation, cost, context, inside=0.0, outside=-1.0)
+
+
+def hard_constraint(evaluation: Evaluation, cost: Cost, context: RewardContext, *, penalty: float = 10.0) -> float:
+    """Accuracy within the budget; beyond it -penalty * (1 + sum_c overshoot_c), overshoot = cost / limit - 1.
+
+    Finite, so that an agent still learns which way the budget lies, yet below every reward within it.
+
+    Raises:
+        BadInputError: a penalty that is not positive.
+    """
+    if penalty <= 0:
+        raise BadInputError(f"reward hard_constraint: penalty = {penalty}, must be above 0")
+    overshoot = sum(max(0.0, cost[name] / limit - 1.0) for name, limit in context.budget.limits.items())
+    return evaluation.accuracy if overshoot == 0.0 else -penalty * (1.0 + overshoot)
+
+
+def weighted_sum(
+    evaluation: Evaluation,
+    cost: Cost,
+    context: RewardContext,
+    *,
+    latency_ms: float = 0.1,
+    energy_mj: float = 0.1,
+    macs: float = 0.1,
+    params: float = 0.0,
+) -> float:
+    """Accuracy - sum_c w_c * cost_c / dense_c: each weight is the accuracy given for removing that cost wholly.
+
+    Raises:
+        BadInputError: a weight on a cost nothing prices.
+    """
+    reward = evaluation.accuracy
+    weights = {"latency_ms": latency_ms, "energy_mj": energy_mj, "macs": macs, "params": params}
+    for name, weight in weights.items():
+        if weight == 0.0:
+            continue
+        if name not in cost:
+            raise BadInputError(
+                f"reward weighted_sum: weight {name} = {weight} but nothing prices {name}; "
+                f"set it to 0, or give device.table or device.profile (priced: {', '.join(cost)})"
+            )
+        reward -= weight * cost[name] / context.dense[name]
+    return reward
+
+
+REWARDS: Final[Mapping[str, Callable[..., float]]] = {
+    "accuracy": accuracy,
+    "accuracy_guaranteed": accuracy_guaranteed,
+    "mnasnet": mnasnet,
+    "mnasnet_hard": mnasnet_hard,
+    "hard_constraint": hard_constraint,
+    "weighted_sum": weighted_sum,
+}
+
+
+def bind(
+    name: str, parameters: Mapping[str, float | str], context: RewardContext
+) -> Callable[[Evaluation, Cost], float]:
+    """Return the named reward with its parameters and context filled in, tried once on the dense model.
+
+    Raises:
+        BadInputError: no such reward or parameter, a value of the wrong type, or as the reward itself.
+    """
+    if name not in REWARDS:
+        raise BadInputError(f"reward {name!r} does not exist; choose one of {', '.join(REWARDS)}")
+    function = REWARDS[name]
+    known = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for key, value in parameters.items():
+        if key not in known:
+            raise BadInputError(f"reward {name} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
+        if not _same_kind(value, known[key]):
+            raise BadInputError(f"reward {name}: {key} = {value!r}, must be like {known[key]!r}")
+
+    def reward(evaluation: Evaluation, cost: Cost) -> float:
+        return function(evaluation, cost, context, **parameters)
+
+    reward(Evaluation(context.dense_accuracy, 0.0, 0.0), context.dense)
+    return reward
+
+
+def _same_kind(value: float | str, default: float | str) -> bool:
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,204 @@
+"""The only door to evaluation: every evaluation is priced, executed, rewarded and stored before the next begins.
+
+A run killed at any moment loses at most what was being evaluated. Resuming is replay: a searcher is a function of its
+seed and of the results it is served, so it runs again from the start and is served the stored results at once.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+
+from amcsearch.core import (
+    COST_NAMES,
+    BadInputError,
+    Cost,
+    Evaluation,
+    NetworkSpec,
+    PolicySpace,
+    PruningPolicy,
+    Trial,
+    TrialState,
+)
+from amcsearch.search.pareto import non_dominated
+from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
+
+if TYPE_CHECKING:
+    from amcsearch.costs.grid import CostGrid
+    from amcsearch.evaluation.executors import Executor
+    from amcsearch.search.budget import FeasibleSet
+
+__all__ = ["TRIAL_COLUMNS", "Progress", "Study"]
+
+Progress = Callable[[Trial, Trial | None, int, int], None]
+"""Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
+
+TRIAL_COLUMNS: Final = (
+    *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
+    *COST_NAMES,
+    *("seconds", "policy"),
+)
+
+
+class Study:
+    """One agent's search under one seed: a fixed number of evaluations, each stored before the next begins.
+
+    ``reward`` maps (Evaluation, Cost) to a float, larger is better (``reward.bind`` makes one). ``objectives``, where
+    given, names what a multi-objective agent trades off: ``accuracy`` and costs. ``batch`` is how many policies an
+    agent should propose at once (the workers of the executor). ``fingerprint`` identifies everything that decides a
+    result besides agent and seed (a hash of the configuration): a stored study goes on only under the same one.
+
+    Raises:
+        BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        space: PolicySpace,
+        grid: "CostGrid",
+        feasible: "FeasibleSet",
+        executor: "Executor",
+        reward: Callable[[Evaluation, Cost], float],
+        *,
+        agent: str,
+        seed: int,
+        trials: int,
+        storage: str,
+        name: str,
+        progress: Progress | None = None,
+        objectives: tuple[str, ...] | None = None,
+        batch: int = 1,
+        fingerprint: str = "",
+    ) -> None:
+        if trials < 1 or batch < 1:
+            raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
+        known = ("accuracy", *grid.names)
+        if objectives is not None and (not objectives or not set(objectives) <= set(known)):
+            raise BadInputError(f"search.objectives = {list(objectives)}: name one or more of {list(known)}")
+        self.network, self.space, self.grid, self.feasible = network, space, grid, feasible
+        self.agent, self.seed, self.objectives, self.batch = agent, seed, objectives, batch
+        self.notes: list[str] = []
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
+        self._channels = {group.name: group.channels for group in network.groups}
+        self._served: dict[PruningPolicy, Trial] = {}
+        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives)
+        self._stored = {trial.policy: trial for trial in self._store.load()}
+        self._written = len(self._stored)
+        self._known = self._store.siblings()
+
+    @property
+    def remaining(self) -> int:
+        """Evaluations left to spend."""
+        return self._total - len(self.trials)
+
+    @property
+    def front(self) -> list[Trial]:
+        """Complete trials that no other dominates in ``objectives`` (accuracy and the priced costs if none given)."""
+        names = self.objectives or ("accuracy", *self.grid.names)
+        complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        if not complete:
+            return []
+        signs = np.array([-1.0 if direction(name) == "maximize" else 1.0 for name in names])
+        points = np.array([[objective(trial, name) for name in names] for trial in complete])
+        return [trial for trial, keep in zip(complete, non_dominated(points * signs), strict=True) if keep]
+
+    def seen(self, policy: PruningPolicy) -> bool:
+        """Whether this searcher has been served the policy: asking again costs nothing."""
+        return policy in self._served
+
+    def values(self, trial: Trial) -> list[float]:
+        """Return what a multi-objective agent trades off, in natural units; the reward alone without objectives."""
+        return [objective(trial, name) for name in self.objectives or REWARD]
+
+    @property
+    def directions(self) -> list[str]:
+        """``maximize`` or ``minimize`` for each of ``values``."""
+        return [direction(name) for name in self.objectives or REWARD]
+
+    def note(self, text: str) -> None:
+        """Record, in a sentence, something the searcher decided; the report shows ``notes``."""
+        self.notes.append(text)
+
+    def evaluate(self, policies: Sequence[PruningPolicy], *, probe: bool = False) -> list[Trial]:
+        """Return the trials of ``policies``, in order, spending one evaluation on each that is new.
+
+        A policy served before is free. One found in storage counts but is not executed again. ``probe`` allows
+        policies over budget, which become trials of state ``probe`` and never the best.
+
+        Raises:
+            ValueError: a new policy is over budget (and no probe), or more are new than ``remaining``.
+            BadInputError: a policy does not fit the network, or storage fails.
+        """
+        new = [policy for policy in dict.fromkeys(policies) if policy not in self._served]
+        if len(new) > self.remaining:
+            raise ValueError(f"{len(new)} new policies asked for with {self.remaining} evaluations left")
+        if not new:
+            return [self._served[policy] for policy in policies]
+        within = self.feasible.contains(np.stack([self.network.kept_array(policy) for policy in new]))
+        if not probe and not within.all():
+            raise ValueError(f"over budget, never to be evaluated: {new[int(np.argmin(within))]}")
+        fresh = [policy for policy in new if policy not in self._stored]
+        if fresh and self._stored and not any(policy in self._stored for policy in new):
+            self._note_divergence()
+        results = iter(self._executor.map([policy for policy in fresh if policy not in self._known]))
+        for policy, inside in zip(new, within, strict=True):
+            trial = self._stored.pop(policy, None)
+            if trial is None:
+                evaluation = self._known[policy] if policy in self._known else next(results)
+                trial = self._record(policy, evaluation, probe=not inside)
+            self._serve(trial)
+        return [self._served[policy] for policy in policies]
+
+    def frame(self) -> pd.DataFrame:
+        """Return the trials served so far with the columns of ``trials.csv``; costs without a model are NaN."""
+        rows = [
+            {
+                "number": trial.number,
+                "agent": trial.agent,
+                "seed": trial.seed,
+                "state": trial.state.value,
+                "reward": trial.reward,
+                "accuracy": trial.evaluation.accuracy,
+                "loss": trial.evaluation.loss,
+                **{name: trial.cost.get(name, math.nan) for name in COST_NAMES},
+                "seconds": trial.evaluation.seconds,
+                "policy": trial.policy.to_json(),
+            }
+            for trial in self.trials
+        ]
+        return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+
+    def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> Trial:
+        """Price, reward and store one evaluation."""
+        cost = self.grid.cost(policy)
+        state = TrialState.PROBE if probe else TrialState.COMPLETE
+        reward = -math.inf
+        if math.isfinite(evaluation.loss) and math.isfinite(evaluation.accuracy):
+            reward = self._reward(evaluation, cost)
+        if not math.isfinite(reward):
+            state, reward = TrialState.FAILED, -math.inf
+        trial = Trial(self._written, self.agent, self.seed, state, policy, evaluation, cost, reward)
+        self._store.append(trial, self._channels, self.values(trial))
+        self._written += 1
+        return trial
+
+    def _serve(self, trial: Trial) -> None:
+        self._served[trial.policy] = trial
+        self.trials.append(trial)
+        if trial.state is TrialState.COMPLETE and (self.best is None or trial.reward > self.best.reward):
+            self.best = trial
+        if self._progress is not None:
+            self._progress(trial, self.best, len(self.trials), self._total)
+
+    def _note_divergence(self) -> None:
+        text = (
+            f"resuming {self.agent} (seed {self.seed}) left the stored path with {len(self._stored)} stored trials "
+            "unused: another library version or machine computes differently"
+        )
+        if text not in self.notes:
+            self.note(text)

@@ -1,0 +1,171 @@
+"""Durable trials: one Optuna study for each (name, agent, seed) in one database, which optuna-dashboard opens.
+
+A finished trial is written once, in one transaction: there are no running trials that a killed run could leave behind
+(Optuna's ask/tell has no heartbeat). States map to Optuna's: complete, probe to PRUNED (no value, so a policy over
+budget is never shown as the best), failed to FAIL. Everything else of a trial is in its user attributes.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.trial import FrozenTrial, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from amcsearch.core import COST_NAMES, BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
+
+__all__ = ["REWARD", "TrialStore", "direction", "objective"]
+
+LOCK_TIMEOUT_S: Final = 5.0
+"""How long a statement waits for another process that holds a SQLite file."""
+
+REWARD: Final = ("reward",)
+"""What a study without named objectives maximises."""
+
+_OPTUNA_STATE: Final = {
+    TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
+    TrialState.PROBE: optuna.trial.TrialState.PRUNED,
+    TrialState.FAILED: optuna.trial.TrialState.FAIL,
+}
+
+
+def direction(name: str) -> Literal["minimize", "maximize"]:
+    """``minimize`` for a cost, ``maximize`` for accuracy and reward."""
+    return "minimize" if name in COST_NAMES else "maximize"
+
+
+def objective(trial: Trial, name: str) -> float:
+    """Value of ``reward``, ``accuracy`` or a cost of a trial, in its natural unit."""
+    if name == "reward":
+        return trial.reward
+    return trial.evaluation.accuracy if name == "accuracy" else trial.cost[name]
+
+
+class TrialStore:
+    """The trials of one (name, agent, seed) in a database.
+
+    Raises:
+        BadInputError: the database cannot be opened, is no study database, is locked, or holds this study for other
+            settings (``fingerprint`` or ``objectives`` differ).
+    """
+
+    def __init__(
+        self, url: str, name: str, agent: str, seed: int, fingerprint: str, objectives: Sequence[str] | None
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.url = url
+        self._metrics = list(objectives or REWARD)
+        self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
+        with self._readable_errors():
+            connect = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
+            self._storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=f"{name}/{agent}/{seed}",
+                directions=[direction(metric) for metric in self._metrics],
+                load_if_exists=True,
+            )
+            self._check_context()
+
+    def load(self) -> list[Trial]:
+        """Return the stored trials in the order of their evaluation."""
+        with self._readable_errors():
+            return [_decode(stored) for stored in self._study.get_trials(deepcopy=False)]
+
+    def siblings(self) -> dict[PruningPolicy, Evaluation]:
+        """Return what other agents and seeds measured under the same name and fingerprint."""
+        shared = {"name": self._context["name"], "fingerprint": self._context["fingerprint"]}
+        found: dict[PruningPolicy, Evaluation] = {}
+        with self._readable_errors():
+            for study_name in optuna.get_all_study_names(self._storage):
+                if study_name == self._study.study_name or not study_name.startswith(f"{shared['name']}/"):
+                    continue
+                study = optuna.load_study(study_name=study_name, storage=self._storage)
+                if shared.items() <= study.user_attrs.get("context", {}).items():
+                    trials = (_decode(stored) for stored in study.get_trials(deepcopy=False))
+                    found.update((trial.policy, trial.evaluation) for trial in trials)
+        return found
+
+    def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> None:
+        """Write one finished trial in one transaction; ``channels`` bounds each group's parameter."""
+        distributions: dict[str, BaseDistribution] = {g: IntDistribution(1, n) for g, n in channels.items()}
+        with self._readable_errors():
+            self._study.add_trial(
+                create_trial(
+                    state=_OPTUNA_STATE[trial.state],
+                    params=dict(trial.policy),
+                    distributions=distributions,
+                    values=list(values) if trial.state is TrialState.COMPLETE else None,
+                    user_attrs=_encode(trial),
+                )
+            )
+
+    def _check_context(self) -> None:
+        stored = self._study.user_attrs.get("context")
+        if stored is None:
+            self._study.set_user_attr("context", self._context)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names(self._metrics)
+            return
+        for key, value in self._context.items():
+            if stored.get(key) != value:
+                raise BadInputError(
+                    f"study {self._study.study_name!r} in {self.url} was started with {key} = {stored.get(key)!r} and "
+                    f"cannot go on with {value!r}; restore the earlier settings, or use another --out or --storage"
+                )
+
+    @contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError) as error:
+            cause = error.__cause__ or error
+            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+            raise BadInputError(
+                f"study storage {self.url} cannot be used: {reason}; close other programs that hold it, free disk "
+                "space, or name another --storage or --out (trials stored so far stay there)"
+            ) from error
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN and no infinity: they are stored as text, which ``float`` reads back."""
+    return value if math.isfinite(value) else repr(value)
+
+
+def _encode(trial: Trial) -> dict[str, Any]:
+    return {
+        "policy": trial.policy.to_json(),
+        "agent": trial.agent,
+        "seed": trial.seed,
+        "state": trial.state.value,
+        "reward": _number(trial.reward),
+        "accuracy": _number(trial.evaluation.accuracy),
+        "loss": _number(trial.evaluation.loss),
+        "seconds": _number(trial.evaluation.seconds),
+        "cost": dict(trial.cost),
+    }
+
+
+def _decode(stored: FrozenTrial) -> Trial:
+    attrs = stored.user_attrs
+    try:
+        return Trial(
+            number=stored.number,
+            agent=attrs["agent"],
+            seed=attrs["seed"],
+            state=TrialState(attrs["state"]),
+            policy=PruningPolicy.from_json(attrs["policy"]),
+            evaluation=Evaluation(float(attrs["accuracy"]), float(attrs["loss"]), float(attrs["seconds"])),
+            cost=Cost(**attrs["cost"]),
+            reward=float(attrs["reward"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(
+            f"trial {stored.number} in the study storage was not written by amcsearch ({error!r}); "
+            "name another --storage or --out"
+        ) from error
