@@ -1,0 +1,1 @@
+"""Measuring with ONNX Runtime: export, sessions, interleaved timing, attribution, tables, verification."""

@@ -1,0 +1,71 @@
+import warnings
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from amcsearch.core import BadInputError
+from amcsearch.runtime import onnx_export
+from amcsearch.runtime.onnx_export import EXPORTERS, export, exported, max_abs_difference
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, tokens):
+        return {"tokens": tokens, "states": self.encoder(self.embed(tokens))}
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no way through")
+
+
+@pytest.mark.parametrize("name", list(EXPORTERS))
+def test_both_exporters_give_the_network_and_its_module_names(name, monkeypatch):
+    monkeypatch.setattr(onnx_export, "EXPORTERS", {name: EXPORTERS[name]})
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    content = exported(model, torch.zeros(2, 1, 8, 8))
+    assert max_abs_difference(model, content, torch.randn(4, 1, 8, 8)) < 1e-5
+    names = [n.name for n in onnx.load_from_string(content).graph.node]
+    assert any(n.startswith("/network/") and "4" in n.split("/")[2] for n in names)
+
+
+def test_mappings_tokens_and_dropout(tmp_path):
+    model, tokens = Tokens(), torch.randint(0, 11, (2, 5))
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(model, tokens, tmp_path / "m.onnx")
+    assert model.training
+    assert model.encoder.layers[0].dropout.training
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert max_abs_difference(model, tmp_path / "m.onnx", tokens) < 1e-5
+    graph = onnx.load(str(tmp_path / "m.onnx")).graph
+    assert [i.name for i in graph.input] == ["input"]  # weights are initializers, else the fast layout is off
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_a_difference_is_seen():
+    model = nn.Linear(2, 1, bias=False)
+    content = exported(model, torch.zeros(1, 2))
+    with torch.no_grad():
+        model.weight += 0.5
+    assert max_abs_difference(model, content, torch.tensor([[1.0, 1.0], [2.0, 2.0]])) == pytest.approx(2.0)
+
+
+def test_inputs_must_fill_the_batch():
+    with pytest.raises(BadInputError, match="3 inputs do not fit the ONNX model's batch of 2"):
+        max_abs_difference(nn.Linear(2, 1), exported(nn.Linear(2, 1), torch.zeros(2, 2)), torch.zeros(3, 2))
+
+
+def test_modules_that_cannot_be_traced_and_paths_that_cannot_be_written(tmp_path):
+    with pytest.raises(BadInputError, match=r"cannot export Untraceable to ONNX .*no way through"):
+        exported(Untraceable(), torch.zeros(1, 2))
+    with pytest.raises(BadInputError, match="cannot write"):
+        export(nn.Linear(2, 1), torch.zeros(1, 2), tmp_path / "missing" / "m.onnx")
