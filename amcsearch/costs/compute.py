@@ -1,0 +1,105 @@
+"""Multiply-accumulates and parameters: what is counted, and what is not.
+
+Counted as MACs: the products of weights with activations, and the two products of attention, Q·Kᵀ and scores·V.
+Not counted: biases, normalisation, activation functions, softmax, pooling, additions and look-ups, which the usual
+counters leave out too. A causal mask does not lower the count: the runtime computes the masked scores as well.
+One MAC is two FLOPs.
+"""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Final
+
+from amcsearch.core import LayerKind, LayerSpec
+
+__all__ = ["Macs", "Params", "macs", "params"]
+
+
+def _conv_macs(layer: LayerSpec) -> int:
+    # every output value is a dot product over (C_in / groups, kH, kW)
+    return layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel) * prod(layer.out_size)
+
+
+def _linear_macs(layer: LayerSpec) -> int:
+    return layer.in_channels * layer.out_channels * prod(layer.out_size)
+
+
+def _attention_macs(layer: LayerSpec) -> int:
+    # (T_q, d)·(d, T_k) and (T_q, T_k)·(T_k, d), summed over heads: d adds up to the width
+    return 2 * prod(layer.out_size) * prod(layer.in_size) * layer.out_channels
+
+
+def _nothing(layer: LayerSpec) -> int:  # noqa: ARG001 (one signature for the whole table)
+    return 0
+
+
+def _conv_params(layer: LayerSpec) -> int:
+    weight = layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel)
+    return weight * layer.has_weight + layer.out_channels * layer.has_bias
+
+
+def _linear_params(layer: LayerSpec) -> int:
+    return layer.in_channels * layer.out_channels * layer.has_weight + layer.out_channels * layer.has_bias
+
+
+def _norm_params(layer: LayerSpec) -> int:
+    return layer.out_channels * (layer.has_weight + layer.has_bias)
+
+
+def _rows_params(layer: LayerSpec) -> int:
+    return layer.in_channels * layer.out_channels * layer.has_weight
+
+
+_MACS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
+    LayerKind.CONV: _conv_macs,
+    LayerKind.LINEAR: _linear_macs,
+    LayerKind.ATTENTION: _attention_macs,
+    LayerKind.BATCH_NORM: _nothing,
+    LayerKind.LAYER_NORM: _nothing,
+    LayerKind.GROUP_NORM: _nothing,
+    LayerKind.EMBEDDING: _nothing,
+    LayerKind.PARAMETER: _nothing,
+}
+
+_PARAMS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
+    LayerKind.CONV: _conv_params,
+    LayerKind.LINEAR: _linear_params,
+    LayerKind.ATTENTION: _nothing,  # its projections are linear layers of their own
+    LayerKind.BATCH_NORM: _norm_params,  # running statistics are buffers, not parameters
+    LayerKind.LAYER_NORM: _norm_params,
+    LayerKind.GROUP_NORM: _norm_params,
+    LayerKind.EMBEDDING: _rows_params,
+    LayerKind.PARAMETER: _rows_params,
+}
+
+
+def macs(layer: LayerSpec) -> int:
+    """Multiply-accumulates of one layer for one sample."""
+    return _MACS[layer.kind](layer)
+
+
+def params(layer: LayerSpec) -> int:
+    """Trainable numbers of one layer; weights counted under another name (``has_weight`` false) are left out."""
+    return _PARAMS[layer.kind](layer)
+
+
+class Macs:
+    """Multiply-accumulates for one sample, as a cost."""
+
+    name = "macs"
+    constant = 0.0
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        """MACs of one layer; every kind is known, so nothing is raised."""
+        return float(macs(layer))
+
+
+class Params:
+    """Trainable parameters, as a cost."""
+
+    name = "params"
+    constant = 0.0
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        """Parameters of one layer; every kind is known, so nothing is raised."""
+        return float(params(layer))
