@@ -1,0 +1,239 @@
+"""One training loop for pre-training and fine-tuning, and the evaluation beside it.
+
+The same seed, data and recipe give the same weights on a CPU with the same number of threads.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError
+from amcsearch.training.augmentation import random_shift
+from amcsearch.training.losses import correct, distillation, logits, task_loss
+from amcsearch.training.splits import Samples, fetch, length
+
+__all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at"]
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """How to train.
+
+    ``learning_rate`` is the peak: a linear warm-up over ``warmup_epochs`` reaches it, then it stays (``constant``) or
+    falls to zero along half a cosine (Loshchilov & Hutter 2017, SGDR, arXiv 1608.03983). ``sgd`` has Nesterov momentum;
+    ``adamw`` takes ``momentum`` as its first beta. ``weight_decay`` applies to tensors of two or more axes, so not to
+    biases and normalisation. ``label_smoothing`` is for training without a teacher. ``max_shift`` moves images at
+    random by up to so many pixels.
+
+    Raises:
+        BadInputError: a value out of its bound.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    max_shift: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            "momentum": (0.0 <= self.momentum < 1.0, "in [0, 1)"),
+            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0"),
+            "schedule": (self.schedule in ("cosine", "constant"), "cosine or constant"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
+            "label_smoothing": (0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
+            "max_shift": (self.max_shift >= 0, "at least 0"),
+        }
+        for field, (holds, bound) in bounds.items():
+            if not holds:
+                raise BadInputError(f"{field} = {getattr(self, field)!r}, must be {bound}")
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """Learn from a teacher: see ``losses.distillation``.
+
+    Raises:
+        BadInputError: a temperature that is not positive, or an alpha outside [0, 1].
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf or not 0.0 <= self.alpha <= 1.0:
+            raise BadInputError(
+                f"distillation: temperature = {self.temperature} must be above 0, alpha = {self.alpha} in [0, 1]"
+            )
+
+
+def learning_rate_at(step: int, steps_per_epoch: int, recipe: TrainingRecipe) -> float:
+    """Learning rate of one optimiser step, counted from 0 over the whole training."""
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def fit(
+    model: nn.Module,
+    dataset: Samples,
+    recipe: TrainingRecipe,
+    *,
+    seed: int,
+    teacher: nn.Module | None = None,
+    distillation: Distillation | None = None,
+    torch_device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train ``model`` in place on (input, target) samples; it ends on ``torch_device`` in eval mode.
+
+    With a ``teacher`` the loss is ``losses.distillation``, with ``Distillation()`` by default; the teacher is copied,
+    never changed. Each epoch is shuffled by the seed and cut into batches of nearly equal size, at most ``batch_size``.
+
+    Args:
+        model: gives logits (N, C) or (B, T, V), bare or first in a tuple or mapping.
+        dataset: map-style, of (input, target).
+        recipe: how to train.
+        seed: of shuffles, shifts and dropout; the global generators are left as they were.
+        teacher: the network to learn from.
+        distillation: temperature and weight of the teacher.
+        torch_device: where to train.
+        progress: called after every epoch with its number from 1 and its mean loss.
+
+    Returns:
+        Mean loss of every epoch, nats.
+
+    Raises:
+        BadInputError: a loss that is not finite (names epoch and learning rate), or data that does not fit the model.
+    """
+    model.to(torch_device).train()
+    guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
+    objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = _optimizer(model, recipe)
+    count = length(dataset, "train")
+    steps = math.ceil(count / recipe.batch_size)
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=_cuda_devices(torch_device)):
+        torch.manual_seed(seed)
+        for epoch in range(recipe.epochs):
+            total = 0.0
+            for i, rows in enumerate(torch.randperm(count, generator=generator).tensor_split(steps)):
+                rate = learning_rate_at(epoch * steps + i, steps, recipe)
+                x, y = fetch(dataset, rows.numpy())
+                x = random_shift(x, recipe.max_shift, generator).to(torch_device)
+                loss = _step(model, optimizer, objective, (x, y.to(torch_device)), rate)
+                _check_finite(loss, epoch + 1, rate)
+                total += loss * len(rows)
+            losses.append(total / count)
+            if progress is not None:
+                progress(epoch + 1, losses[-1])
+    model.eval()
+    return losses
+
+
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int = 256) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy (share) of a model in eval mode, on the device it is on.
+
+    Args:
+        model: left in the modes it was in.
+        inputs: (N, …).
+        targets: (N,) or (N, T) of class ids.
+        batch_size: samples at a time.
+
+    Raises:
+        BadInputError: no samples or no targets, or shapes that do not fit.
+    """
+    parameter = next(model.parameters(), None)
+    torch_device = "cpu" if parameter is None else parameter.device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    loss, right, count = 0.0, 0, 0
+    try:
+        with torch.inference_mode():
+            for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
+                output, target = logits(model(x.to(torch_device))), y.to(torch_device)
+                hits, known = correct(output, target)
+                loss += float(task_loss(output, target)) * known if known else 0.0
+                right, count = right + hits, count + known
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not count:
+        raise BadInputError(f"evaluation of {len(inputs)} samples found no targets, expected at least 1")
+    return loss / count, right / count
+
+
+@dataclass(frozen=True)
+class _Objective:
+    label_smoothing: float
+    teacher: nn.Module | None
+    distillation: Distillation
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.teacher is None:
+            return task_loss(model(x), y, self.label_smoothing)
+        with torch.no_grad():
+            guide = logits(self.teacher(x))
+        return distillation(model(x), guide, y, self.distillation.temperature, self.distillation.alpha)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: _Objective,
+    batch: tuple[Tensor, Tensor],
+    learning_rate: float,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad(set_to_none=True)
+    loss = objective(model, *batch)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise BadInputError("the network has no parameter that requires a gradient; there is nothing to train")
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
+    return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0.0)
+
+
+def _check_finite(loss: float, epoch: int, learning_rate: float) -> None:
+    if not math.isfinite(loss):
+        raise BadInputError(
+            f"loss is {loss} in epoch {epoch} at learning_rate = {learning_rate:.3g}, must be finite; "
+            "lower the learning rate, lengthen the warm-up, or look for NaN in the data"
+        )
+
+
+def _cuda_devices(torch_device: str) -> list[int]:
+    device = torch.device(torch_device)
+    return [] if device.type != "cuda" else [torch.cuda.current_device() if device.index is None else device.index]

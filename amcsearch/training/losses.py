@@ -1,0 +1,91 @@
+"""Losses and accuracy, as pure functions of a model's output and its targets.
+
+Outputs are logits (N, C) with targets (N,), or (B, T, V) with targets (B, T); a target of -100 marks a position
+without one (cross-entropy's own convention) and counts nowhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from amcsearch.core import BadInputError
+from amcsearch.graph.outputs import first_tensor
+
+__all__ = ["IGNORED_TARGET", "accuracy", "correct", "distillation", "logits", "task_loss"]
+
+IGNORED_TARGET: Final = -100
+
+Output = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def logits(output: Output) -> Tensor:
+    """Return the first float tensor of a model's output: a tensor, a tuple, or a mapping.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    return first_tensor(output)
+
+
+def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats, a scalar; (N, C) against (N,), or (B, T, V) against (B, T).
+
+    Raises:
+        BadInputError: shapes that do not fit.
+    """
+    scores, flat = _flat(logits(output), target)
+    return F.cross_entropy(scores, flat, label_smoothing=label_smoothing, ignore_index=IGNORED_TARGET)
+
+
+def correct(output: Output, target: Tensor) -> tuple[int, int]:
+    """Count right predictions and targets; several logits sharing the maximum count as the first."""
+    scores, flat = _flat(logits(output), target)
+    known = flat != IGNORED_TARGET
+    return int(((scores.argmax(-1) == flat) & known).sum()), int(known.sum())
+
+
+def accuracy(output: Output, target: Tensor) -> float:
+    """Share of right predictions, in [0, 1].
+
+    Raises:
+        BadInputError: shapes that do not fit, or no target at all.
+    """
+    right, count = correct(output, target)
+    if not count:
+        raise BadInputError("accuracy of no targets: every target is -100 or there is no sample")
+    return right / count
+
+
+def distillation(student: Output, teacher: Output, target: Tensor, temperature: float, alpha: float) -> Tensor:
+    """Cross-entropy on the targets mixed with the teacher's softened distribution, a scalar in nats.
+
+    (1 - a)·CE(y, z_s) + a·T²·KL(softmax(z_t / T) ‖ softmax(z_s / T)), the divergence summed over classes and averaged
+    over samples (positions of a sequence are samples). T² keeps the gradient's size independent of T. Hinton, Vinyals &
+    Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Departure: positions without a target
+    are left out of both terms.
+
+    Raises:
+        BadInputError: shapes that do not fit.
+    """
+    scores, flat = _flat(logits(student), target)
+    guide, _ = _flat(logits(teacher), target)
+    if scores.shape != guide.shape:
+        raise BadInputError(f"distillation: student logits {tuple(scores.shape)}, teacher {tuple(guide.shape)}")
+    known = flat != IGNORED_TARGET
+    log_student = F.log_softmax(scores[known] / temperature, dim=-1)
+    log_teacher = F.log_softmax(guide[known] / temperature, dim=-1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    soft = alpha * temperature**2 * divergence
+    return soft if alpha == 1.0 else (1.0 - alpha) * F.cross_entropy(scores[known], flat[known]) + soft
+
+
+def _flat(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(…, C) and (…) → (N, C) and (N,)."""
+    if scores.ndim < 2 or scores.shape[:-1] != target.shape:
+        raise BadInputError(
+            f"logits of shape {tuple(scores.shape)} do not fit targets of shape {tuple(target.shape)}; "
+            "expected (N, C) with (N,), or (B, T, V) with (B, T)"
+        )
+    return scores.flatten(0, -2), target.flatten()

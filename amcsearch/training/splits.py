@@ -1,0 +1,230 @@
+"""Four splits from what a data factory returns, and the checks that stop unusable data early.
+
+- ``train`` trains and fine-tunes; ``calibration`` (batch-norm statistics, saliency) is drawn from it and stays in it;
+- ``search`` scores policies, ``test`` is read once at the end: both are disjoint from each other and from ``train``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+
+from amcsearch.core import BadInputError
+from amcsearch.training.losses import IGNORED_TARGET
+
+__all__ = ["SPLITS", "DataSplits", "Samples", "check_samples", "fetch", "make_splits", "stacked", "stratified"]
+
+SPLITS: Final = ("train", "calibration", "search", "test")
+DEFAULT_SHARE: Final = 0.2
+
+Indices = Sequence[int] | NDArray[np.int64]
+Samples = Dataset[tuple[Tensor, ...]]  # of pairs (input, target)
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The four datasets of (input, target); see the module for what each is for."""
+
+    train: Samples
+    calibration: Samples
+    search: Samples
+    test: Samples
+
+
+def make_splits(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> DataSplits:
+    """Cut the splits that a data factory does not give.
+
+    ``search`` and ``test`` leave the train split; ``calibration`` is drawn from what remains of it. Cuts are repeatable
+    by seed and keep the class shares where targets are class ids. A size applies to a split that is cut; without a size
+    a cut takes a fifth of the train split.
+
+    Args:
+        factory_result: split name → map-style dataset of (input, target); ``train`` is needed, the rest may be absent.
+        sizes: split name → samples.
+        seed: of the cuts.
+
+    Raises:
+        BadInputError: not a mapping, an unknown or empty split, no ``train``, two given splits that share samples of
+            one dataset, or sizes that do not fit.
+    """
+    given = _given(factory_result)
+    train = given["train"]
+    total = length(train, "train")
+    wanted = _cut_sizes(given, sizes, total)
+    labels = targets_of(train) if wanted else None
+    rest = np.arange(total, dtype=np.int64)
+    cut: dict[str, Samples] = {}
+    for name in ("test", "search"):
+        if name in wanted:
+            chosen = stratified(rest, labels, wanted[name], np.random.default_rng([seed, SPLITS.index(name)]))
+            cut[name], rest = Subset(train, chosen.tolist()), np.setdiff1d(rest, chosen)
+    if cut:
+        train = Subset(train, rest.tolist())
+    if "calibration" in wanted:
+        rng = np.random.default_rng([seed, SPLITS.index("calibration")])
+        cut["calibration"] = Subset(given["train"], stratified(rest, labels, wanted["calibration"], rng).tolist())
+    splits = {**given, **cut, "train": train}
+    return DataSplits(**{name: splits[name] for name in SPLITS})
+
+
+def stratified(
+    indices: NDArray[np.int64], labels: NDArray[np.int64] | None, size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Choose ``size`` of ``indices``, (n,) → (size,) ascending, each class to within one of its share.
+
+    ``labels`` holds the class of every sample of the dataset, (N,), indexed by ``indices``; None chooses freely.
+    """
+    shuffled = rng.permutation(indices)
+    if labels is None:
+        return np.sort(shuffled[:size])
+    quantile = np.empty(len(shuffled))
+    for label in np.unique(labels[shuffled]):
+        members = np.flatnonzero(labels[shuffled] == label)
+        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(shuffled[np.argsort(quantile, kind="stable")[:size]])
+
+
+def fetch(dataset: Samples, indices: Indices) -> tuple[Tensor, Tensor]:
+    """Stack the samples of ``indices``: inputs (n, …) and targets (n, …); no copy a sample for tensors in memory.
+
+    Raises:
+        BadInputError: an item is no (input, target) pair, or the items' shapes differ.
+    """
+    if type(dataset) is Subset:
+        inner = np.asarray(dataset.indices)[np.asarray(indices, dtype=np.int64)]
+        return fetch(dataset.dataset, inner)
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        return dataset.tensors[0][rows], dataset.tensors[1][rows]
+    items: list[Any] = [dataset[int(i)] for i in indices]
+    for i, item in zip(indices, items, strict=True):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise BadInputError(f"dataset item {int(i)} is a {type(item).__name__}, expected a pair (input, target)")
+    try:
+        inputs, targets = default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        shapes = sorted({str(tuple(np.shape(item[0]))) for item in items})
+        raise BadInputError(f"dataset items cannot be stacked (input shapes {', '.join(shapes)}): {error}") from error
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        raise BadInputError("dataset items are no tensors or numbers, expected pairs (input tensor, target)")
+    return inputs, targets
+
+
+def stacked(dataset: Samples, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """All samples in memory, or the first ``limit``: inputs (N, …) and targets (N, …).
+
+    Raises:
+        BadInputError: no samples, or as ``fetch``.
+    """
+    count = length(dataset, "given")
+    return fetch(dataset, np.arange(count if limit is None else min(limit, count)))
+
+
+def check_samples(
+    inputs: Tensor, targets: Tensor, *, name: str, input_shape: Sequence[int] | None, num_classes: int | None
+) -> None:
+    """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
+
+    ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
+    position without one.
+
+    Raises:
+        BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
+    """
+    where = f"data: the {name} split"
+    if len(inputs) == 0:
+        raise BadInputError(f"{where} has no samples, expected at least 1")
+    if input_shape is not None and tuple(inputs.shape[1:]) != tuple(input_shape):
+        raise BadInputError(
+            f"{where} gives inputs of shape {tuple(inputs.shape[1:])}, expected {tuple(input_shape)}; "
+            "set model.input_shape or change the data factory"
+        )
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        first = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
+        raise BadInputError(f"{where} holds NaN or infinity (first in sample {first}), expected finite inputs")
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
+        raise BadInputError(
+            f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
+            "expected class ids: one integer, or one a position"
+        )
+    known = targets[targets != IGNORED_TARGET]
+    if num_classes is not None and known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+        raise BadInputError(
+            f"{where} has targets from {int(known.min())} to {int(known.max())}, expected 0 to {num_classes - 1}: "
+            f"the network gives {num_classes} classes"
+        )
+
+
+def length(dataset: Samples, name: str) -> int:
+    """Samples of a dataset.
+
+    Raises:
+        BadInputError: it has no length (an iterable dataset), or no samples.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise BadInputError(
+            f"data: the {name} split is a {type(dataset).__name__}, expected a dataset with a length and items"
+        )
+    count = len(dataset)
+    if count < 1:
+        raise BadInputError(f"data: the {name} split has no samples, expected at least 1")
+    return count
+
+
+def targets_of(dataset: Samples) -> NDArray[np.int64] | None:
+    """Class ids (N,) of a dataset, None where targets are not single integers. Reads every item where it must."""
+    if type(dataset) is Subset:
+        inner = targets_of(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices)]
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        found: Any = dataset.tensors[1].numpy(force=True)
+    else:
+        count = length(dataset, "train")
+        found = getattr(dataset, "targets", None)
+        found = np.asarray([np.asarray(fetch(dataset, [i])[1][0]) for i in range(count)] if found is None else found)
+    return found.astype(np.int64) if found.ndim == 1 and np.issubdtype(found.dtype, np.integer) else None
+
+
+def _given(factory_result: Mapping[str, Samples]) -> dict[str, Samples]:
+    if not isinstance(factory_result, Mapping):
+        raise BadInputError(
+            f"data.factory returned a {type(factory_result).__name__}, expected a mapping of {', '.join(SPLITS)}"
+        )
+    unknown = sorted(set(factory_result) - set(SPLITS))
+    if unknown or "train" not in factory_result:
+        problem = f"unknown splits {unknown}" if unknown else "no train split"
+        raise BadInputError(f"data.factory returned {problem}, expected train and any of {', '.join(SPLITS[1:])}")
+    for name, dataset in factory_result.items():
+        length(dataset, name)
+    _check_disjoint(factory_result)
+    return dict(factory_result)
+
+
+def _check_disjoint(given: Mapping[str, Samples]) -> None:
+    subsets = {name: x for name, x in given.items() if type(x) is Subset}
+    for one, other in (("search", "train"), ("search", "calibration"), ("search", "test"), ("test", "train")):
+        if one in subsets and other in subsets and subsets[one].dataset is subsets[other].dataset:
+            shared = len(set(subsets[one].indices) & set(subsets[other].indices))
+            if shared:
+                raise BadInputError(f"data: {one} and {other} share {shared} samples, expected disjoint splits")
+
+
+def _cut_sizes(given: Mapping[str, Samples], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    for name, size in sizes.items():
+        if name not in SPLITS[1:] or size < 1:
+            raise BadInputError(f"data.splits.{name} = {size}, expected at least 1 for one of {', '.join(SPLITS[1:])}")
+    share = max(1, round(DEFAULT_SHARE * total))
+    wanted = {name: sizes.get(name, share) for name in SPLITS[1:] if name not in given}
+    leaving = sum(size for name, size in wanted.items() if name != "calibration")
+    if leaving + wanted.get("calibration", 1) > total:
+        asked = ", ".join(f"{name} {size}" for name, size in wanted.items())
+        raise BadInputError(
+            f"data.splits: {asked} do not fit into {total} train samples "
+            "(search and test leave the train split, calibration is drawn from the rest); ask for fewer"
+        )
+    return wanted
