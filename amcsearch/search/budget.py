@@ -1,0 +1,225 @@
+"""Budgets, and the set of policies that meet them: AMC's action bound for every cost at once.
+
+AMC (He et al., 2018, arXiv 1802.03494) bounds the action of a layer so that the target stays reachable with all later
+layers at their smallest ratio. Three departures:
+
+- any number of budgeted costs, each of them priced by a model of its own;
+- costs are checked after rounding to the device's channel grid, not before;
+- costs may fall when a width grows (latency staircases), so the range of a layer is a set, not an interval, and
+  "smallest" is not "cheapest": later layers are completed from several known cheap policies (``completions.py``).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import COST_NAMES, BadInputError, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.search.completions import cheapest_policies, overshoot
+
+if TYPE_CHECKING:
+    from amcsearch.costs.grid import CostGrid
+
+__all__ = ["Budget", "FeasibleSet", "resolve_budget"]
+
+_TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
+_LINE_POINTS: Final = 129
+_CURE_NO_MODEL: Final = {
+    "latency_ms": "give device.table a latency table",
+    "energy_mj": "give device.profile a device profile",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits by cost name, in the units of the names; no limits at all is a budget that everything meets.
+
+    Raises:
+        BadInputError: an unknown cost, or a limit that is not a finite positive number.
+    """
+
+    limits: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, limit in self.limits.items():
+            if name not in COST_NAMES:
+                raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(COST_NAMES)}")
+            if not (math.isfinite(limit) and limit > 0.0):
+                raise BadInputError(f"budget.{name} = {limit}, must be a positive number")
+
+
+def resolve_budget(spec: Mapping[str, str | float], dense: Cost) -> Budget:
+    """Turn a budget as written by the user into absolute limits.
+
+    ``"0.5x"`` is half of the dense network's cost; a number (or its text) is absolute, in the unit of the name.
+
+    Raises:
+        BadInputError: an unknown cost, a cost without a model, text that is no number, or a limit outside
+            (0, dense cost].
+    """
+    return Budget({name: _limit(name, value, dense) for name, value in spec.items()})
+
+
+def _limit(name: str, value: str | float, dense: Cost) -> float:
+    if name not in COST_NAMES:
+        raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(COST_NAMES)}")
+    if name not in dense:
+        cure = _CURE_NO_MODEL.get(name, "add a model for it")
+        raise BadInputError(f"budget.{name} = {value}, but nothing here predicts {name}; {cure} or drop the limit")
+    text = str(value).strip()
+    relative = text.endswith("x")
+    try:
+        number = math.nan if isinstance(value, bool) else float(text.removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    bound = 1.0 if relative else dense[name]
+    if not 0.0 < number <= bound * (1.0 + _TOLERANCE):  # false for NaN too
+        raise BadInputError(
+            f"budget.{name} = {value!r}, must be a share such as 0.5x in (0x, 1x] "
+            f"or a number in (0, {dense[name]:.6g}], the dense network's {name}; lower the limit or drop it"
+        )
+    return number * dense[name] if relative else number
+
+
+class FeasibleSet:
+    """The policies of a space whose every budgeted cost, priced after rounding, is within its limit.
+
+    Why ``allowed`` never leads into a dead end: let S be the stored completions, of which at least one is feasible
+    as a whole (else the constructor raises). Claim: after g steps over allowed choices, some s in S makes
+    (prefix, s[g:]) feasible. g = 0: the feasible s itself. Step: choice c is allowed only if some s' in S makes
+    (prefix, c, s'[g+1:]) feasible, which is the claim for g + 1; and a choice is always left, for s[g] followed by
+    s[g+1:] is the policy of the claim for g. After the last step the suffix is empty and the policy itself is feasible.
+    No monotony of any cost is used.
+
+    Args:
+        space: kept counts each group may choose from.
+        grid: prices policies.
+        budget: the limits.
+
+    Raises:
+        BadInputError: a limit on a cost the grid does not price.
+        InfeasibleBudgetError: no feasible policy was found; the message names the smallest value of each cost.
+    """
+
+    def __init__(self, space: PolicySpace, grid: "CostGrid", budget: Budget) -> None:
+        for name in budget.limits:
+            if name not in grid.names:
+                raise BadInputError(f"budget.{name}: nothing here predicts {name}; choose from {', '.join(grid.names)}")
+        self.space, self.grid, self.budget = space, grid, budget
+        self._sizes = np.array([len(choices) for choices in space.choices], dtype=np.int64)
+        self._completions = space.floor[None, :]
+        if budget.limits:
+            self._completions = cheapest_policies(space, grid.price, budget.limits)
+        feasible = self.contains(self._completions)
+        if not feasible.any():
+            raise InfeasibleBudgetError(self._why_infeasible())
+        self._anchors = self._completions[feasible]
+
+    def overshoot(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Worst cost as a share of its limit for kept counts (P, G): (P,); 0 where nothing is limited."""
+        if not self.budget.limits:
+            return np.zeros(len(kept))
+        return overshoot(self.grid.price(kept), self.budget.limits)
+
+    def contains(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which policies (P, G) are within every limit: (P,); whether counts are on the grid is not asked."""
+        return np.asarray(self.overshoot(kept) <= 1.0 + _TOLERANCE)
+
+    def allowed(self, prefix: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Choices of the next group from which a known completion stays within every limit.
+
+        Args:
+            prefix: kept counts (g,) of the groups decided so far, g < G; each was allowed when it was chosen.
+
+        Returns:
+            One flag for each of ``space.choices[g]``; at least one is true.
+        """
+        g, choices = len(prefix), self.space.choices[len(prefix)]
+        allowed = np.zeros(len(choices), dtype=np.bool_)
+        for completion in self._completions:
+            open_ = np.flatnonzero(~allowed)
+            rows = np.repeat(completion[None, :], len(open_), axis=0)  # (open choices, G)
+            rows[:, :g], rows[:, g] = prefix, choices[open_]
+            allowed[open_] = self.contains(rows)
+        return allowed
+
+    def completion(self, prefix: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The known completion (G,) of a prefix (g,) with the smallest worst overshoot."""
+        rows = self._completions.copy()
+        rows[:, : len(prefix)] = prefix
+        return np.asarray(rows[int(np.argmin(self.overshoot(rows)))])
+
+    def repair(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Project kept counts (G,) into the set, deterministically; a feasible policy comes back unchanged.
+
+        All groups move from a cheap feasible policy towards the proposal in proportion, as far as the budget lets
+        them; groups that can take one more grid step go on in proportion, until none can. So the result is feasible,
+        and no single step of one group towards the proposal is: little budget is wasted.
+        """
+        kept = self.space.nearest(np.asarray(1.0 - kept / self.space.dense))
+        if self.contains(kept[None, :])[0]:
+            return kept
+        target = self._indices(kept)
+        reached = [self._farthest(self._indices(anchor), target) for anchor in self._anchors]
+        gaps = [float((np.abs(target - point) / self._sizes).sum()) for point in reached]
+        point: NDArray[np.int64] | None = reached[int(np.argmin(gaps))]
+        while point is not None:
+            last, point = point, self._closer(point, target)
+        return np.asarray(self._counts(last[None, :])[0])
+
+    def largest_uniform(self) -> NDArray[np.int64]:
+        """Kept counts (G,) of the smallest pruning ratio, one for all groups, in thousandths, within the budget.
+
+        Where no single ratio is feasible (possible on a staircase), the repaired smallest policy.
+        """
+        ratios = np.linspace(0.0, 1.0, 1001)
+        rows = np.array([self.space.nearest(np.full(len(self._sizes), ratio)) for ratio in ratios])
+        feasible = self.contains(rows)
+        return np.asarray(rows[np.argmax(feasible)] if feasible.any() else self.repair(self.space.floor))
+
+    def _closer(self, point: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The next feasible point of choice indices (G,) from ``point`` towards ``target``; None where no step is."""
+        groups = np.flatnonzero(point != target)
+        single = np.repeat(point[None, :], len(groups), axis=0)  # (groups, G): one grid step of one group each
+        single[np.arange(len(groups)), groups] += np.sign(target - point)[groups]
+        feasible = self.contains(self._counts(single)) if len(groups) else np.zeros(0, dtype=np.bool_)
+        if not feasible.any():
+            return None
+        goal, movers = point.copy(), groups[feasible]
+        goal[movers] = target[movers]
+        far = self._farthest(point, goal)
+        if np.any(far != point):
+            return far
+        gap = np.abs(target - point)[movers] / self._sizes[movers]
+        return np.asarray(single[feasible][int(np.argmax(gap))])
+
+    def _farthest(self, start: NDArray[np.int64], goal: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The feasible point nearest to ``goal`` on the line from a feasible ``start``, in choice indices (G,).
+
+        The whole line is tried, not bisected: on a staircase feasibility can come and go along it.
+        """
+        shares = np.linspace(1.0, 0.0, _LINE_POINTS)[:, None]
+        points = start + np.rint(shares * (goal - start)).astype(np.int64)  # (points, G), goal first, start last
+        feasible = self.contains(self._counts(points))
+        return np.asarray(points[int(np.argmax(feasible))] if feasible.any() else start)
+
+    def _indices(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([np.searchsorted(c, n) for c, n in zip(self.space.choices, kept, strict=True)], dtype=np.int64)
+
+    def _counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Kept counts (P, G) of choice indices (P, G)."""
+        columns = [choices[indices[:, g]] for g, choices in enumerate(self.space.choices)]
+        return np.stack(columns, axis=1)
+
+    def _why_infeasible(self) -> str:
+        prices = self.grid.price(self._completions)
+        closest = int(np.argmin(self.overshoot(self._completions)))
+        parts = [
+            f"{name} ≤ {limit:.6g}: smallest found {prices[name].min():.6g}, "
+            f"closest to all limits {prices[name][closest]:.6g}"
+            for name, limit in self.budget.limits.items()
+        ]
+        return f"no policy within the budget was found ({'; '.join(parts)}); raise the limits or allow more pruning"

@@ -1,0 +1,204 @@
+"""Budgets: limits by hand, then no dead end and no overshoot on random networks with staircase costs."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, ChannelGroup, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget
+
+Prices = Mapping[str, NDArray[np.float64]]
+
+
+class FunctionGrid:
+    """Prices policies by one function of the kept counts (P, G) for each cost."""
+
+    def __init__(self, functions: Mapping[str, Callable[[NDArray[np.int64]], NDArray[np.float64]]]) -> None:
+        self.functions = functions
+        self.names = tuple(functions)
+
+    def price(self, kept: NDArray[np.int64]) -> Prices:
+        return {name: np.asarray(function(kept), dtype=np.float64) for name, function in self.functions.items()}
+
+
+def space_of(*channels: int, multiple: int = 1) -> PolicySpace:
+    groups = [ChannelGroup(f"g{i}", n, ()) for i, n in enumerate(channels)]
+    return PolicySpace.on_grid(groups, multiple)
+
+
+def total(kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    return kept.sum(axis=1).astype(np.float64)
+
+
+DENSE = Cost(macs=200.0, params=50.0)
+
+
+def test_share_and_number_and_text_of_a_number():
+    budget = resolve_budget({"macs": "0.5x", "params": 20}, DENSE)
+    assert budget.limits == {"macs": 100.0, "params": 20.0}
+    assert resolve_budget({"macs": "1e2"}, DENSE).limits == {"macs": 100.0}
+    assert resolve_budget({"macs": "1x"}, DENSE).limits == {"macs": 200.0}
+    assert resolve_budget({}, DENSE).limits == {}
+
+
+@pytest.mark.parametrize("value", ["0x", "-0.5x", "1.5x", "halfx", "", "nanx", "x", 0, -3, 201.0, float("nan"), True])
+def test_budget_out_of_range_names_value_bound_and_cure(value):
+    with pytest.raises(BadInputError, match=r"budget\.macs = .*must be a share.*200.*lower the limit") as error:
+        resolve_budget({"macs": value}, DENSE)
+    assert repr(value) in str(error.value)
+
+
+def test_unknown_cost_and_cost_without_a_model():
+    with pytest.raises(BadInputError, match="unknown cost 'flops'; choose from macs"):
+        resolve_budget({"flops": "0.5x"}, DENSE)
+    with pytest.raises(BadInputError, match=r"budget\.latency_ms = 0\.5x.*latency table"):
+        resolve_budget({"latency_ms": "0.5x"}, DENSE)
+    with pytest.raises(BadInputError, match=r"energy_mj.*choose from macs"):
+        FeasibleSet(space_of(4), FunctionGrid({"macs": total}), Budget({"energy_mj": 1.0}))
+    with pytest.raises(BadInputError, match="positive"):
+        Budget({"macs": float("inf")})
+
+
+def test_allowed_by_hand():
+    feasible = FeasibleSet(space_of(4, 4, 4), FunctionGrid({"macs": total}), Budget({"macs": 6.0}))
+    no_groups = np.zeros(0, dtype=np.int64)
+    assert feasible.allowed(no_groups).tolist() == [True, True, True, True]  # 4 + 1 + 1 = 6
+    assert feasible.allowed(np.array([3])).tolist() == [True, True, False, False]  # 3 + 2 + 1 = 6
+    assert feasible.allowed(np.array([3, 2])).tolist() == [True, False, False, False]
+    assert feasible.completion(np.array([3])).tolist() == [3, 1, 1]
+
+
+def test_a_valley_of_the_staircase_is_reached_and_a_wider_choice_may_be_the_only_one():
+    def stairs(kept):  # off the grid of 4 costs 10 more
+        return total(kept) + 10.0 * (kept % 4 != 0).sum(axis=1)
+
+    feasible = FeasibleSet(space_of(8, 8), FunctionGrid({"latency_ms": stairs}), Budget({"latency_ms": 12.0}))
+    assert np.flatnonzero(feasible.allowed(np.zeros(0, dtype=np.int64))).tolist() == [3, 7]
+    assert np.flatnonzero(feasible.allowed(np.array([8]))).tolist() == [3]
+    assert feasible.repair(np.array([1, 1])).tolist() == [4, 4]  # the smallest policy itself is over budget
+
+
+def test_infeasible_budget_states_the_smallest_value_of_each_cost():
+    def stairs(kept):
+        return total(kept) + 10.0 * (kept % 4 != 0).sum(axis=1)
+
+    grid = FunctionGrid({"latency_ms": stairs, "macs": total})
+    with pytest.raises(InfeasibleBudgetError, match=r"latency_ms ≤ 7: smallest found 8, .*macs ≤ 1: smallest found 2"):
+        FeasibleSet(space_of(8, 8), grid, Budget({"latency_ms": 7.0, "macs": 1.0}))
+
+
+def test_limits_that_hold_alone_but_not_together():
+    grid = FunctionGrid({"macs": total, "params": lambda kept: 20.0 - total(kept)})
+    with pytest.raises(InfeasibleBudgetError, match=r"macs ≤ 9: smallest found 2, closest to all limits 10"):
+        FeasibleSet(space_of(8, 8), grid, Budget({"macs": 9.0, "params": 9.0}))
+    both = FeasibleSet(space_of(8, 8), grid, Budget({"macs": 11.0, "params": 9.0}))
+    assert both.contains(np.array([[5, 6], [2, 2], [8, 8]])).tolist() == [True, False, False]
+
+
+def test_repair_keeps_what_is_feasible_and_shrinks_in_proportion():
+    feasible = FeasibleSet(space_of(100, 100), FunctionGrid({"macs": total}), Budget({"macs": 102.0}))
+    assert feasible.repair(np.array([30, 70])).tolist() == [30, 70]
+    assert feasible.repair(np.array([100, 100])).tolist() == [51, 51]
+    assert feasible.repair(np.array([100, 50])).tolist() in ([68, 34], [69, 33])
+
+
+def test_repair_does_not_prune_a_group_that_costs_nothing():
+    feasible = FeasibleSet(
+        space_of(10, 10), FunctionGrid({"macs": lambda kept: kept[:, 0].astype(np.float64)}), Budget({"macs": 4.0})
+    )
+    assert feasible.repair(np.array([10, 10])).tolist() == [4, 10]
+
+
+def test_largest_uniform_by_hand():
+    feasible = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({"macs": 7.0}))
+    assert feasible.largest_uniform().tolist() == [2, 5]  # pruning ratio 0.376; at 0.375 the tie keeps [3, 5]
+    free = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({}))
+    assert free.largest_uniform().tolist() == [4, 8]
+    assert free.allowed(np.array([1])).all()
+
+
+def test_a_network_without_groups():
+    grid = FunctionGrid({"macs": lambda kept: np.full(len(kept), 5.0)})
+    empty = PolicySpace((), ())
+    feasible = FeasibleSet(empty, grid, Budget({"macs": 5.0}))
+    assert feasible.repair(empty.floor).shape == (0,)
+    with pytest.raises(InfeasibleBudgetError, match="smallest found 5"):
+        FeasibleSet(empty, grid, Budget({"macs": 4.0}))
+
+
+def staircase(rng: np.random.Generator, space: PolicySpace) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """A chain of layers (in, out) whose cost is a product of widths with random penalties off random grids."""
+    weights = rng.uniform(0.1, 2.0, len(space.groups) + 1)
+    penalty = rng.uniform(0.0, 3.0, len(space.groups) + 1)
+    grid = int(rng.choice([1, 2, 4, 8]))
+
+    def cost(kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        padded = np.pad(kept, ((0, 0), (1, 1)), constant_values=3)
+        into, out = padded[:, :-1], padded[:, 1:]
+        off = (into % grid != 0).astype(float) + (out % grid != 0)
+        return (weights * into * out * (1.0 + penalty * off)).sum(axis=1)
+
+    return cost
+
+
+@st.composite
+def searches(draw):
+    """(FeasibleSet, generator): 1–6 groups, one to three staircase costs, limits drawn near what is reachable."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    channels = draw(st.lists(st.integers(2, 24), min_size=1, max_size=6))
+    space = space_of(*channels, multiple=draw(st.sampled_from([1, 2, 4])))
+    grid = FunctionGrid(
+        {name: staircase(rng, space) for name in ("macs", "latency_ms", "energy_mj")[: rng.integers(1, 4)]}
+    )
+    reference = np.array([rng.choice(choices) for choices in space.choices])[None, :]
+    slack = draw(st.sampled_from([1.0, 1.05, 1.5]))
+    limits = {name: float(price[0]) * slack for name, price in grid.price(reference).items()}
+    try:
+        feasible = FeasibleSet(space, grid, Budget(limits))
+    except InfeasibleBudgetError:  # the heuristic may miss a needle; a looser budget must do
+        limits = {name: float(price.max()) for name, price in grid.price(np.stack([space.floor, space.dense])).items()}
+        feasible = FeasibleSet(space, grid, Budget(limits))
+    return feasible, rng
+
+
+@settings(max_examples=300, deadline=None)
+@given(searches())
+def test_no_random_walk_over_allowed_choices_ends_over_budget(search):
+    feasible, rng = search
+    for _ in range(10):
+        kept: list[int] = []
+        for choices in feasible.space.choices:
+            allowed = feasible.allowed(np.array(kept, dtype=np.int64))
+            assert allowed.any()
+            kept.append(int(rng.choice(choices[allowed])))
+        assert feasible.contains(np.array([kept]))[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(searches())
+def test_repair_is_feasible_deterministic_idempotent_and_wastes_no_step(search):
+    feasible, rng = search
+    for _ in range(5):
+        proposal = np.array([rng.choice(choices) for choices in feasible.space.choices])
+        kept = feasible.repair(proposal)
+        assert feasible.contains(kept[None, :])[0]
+        assert all(n in choices for n, choices in zip(kept, feasible.space.choices, strict=True))
+        assert np.array_equal(feasible.repair(kept), kept)
+        assert np.array_equal(feasible.repair(proposal), kept)
+        for g, choices in enumerate(feasible.space.choices):
+            here, there = np.searchsorted(choices, kept[g]), np.searchsorted(choices, proposal[g])
+            if here != there:
+                step = kept.copy()
+                step[g] = choices[here + np.sign(there - here)]
+                assert not feasible.contains(step[None, :])[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(searches())
+def test_largest_uniform_is_feasible(search):
+    feasible, _ = search
+    assert feasible.contains(feasible.largest_uniform()[None, :])[0]
