@@ -12,16 +12,14 @@ layers at their smallest ratio. Three departures:
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.costs.grid import CostGrid
 from amcsearch.search.completions import cheapest_policies, overshoot
-
-if TYPE_CHECKING:
-    from amcsearch.costs.grid import CostGrid
 
 __all__ = ["Budget", "FeasibleSet", "resolve_budget"]
 
@@ -104,7 +102,7 @@ class FeasibleSet:
         InfeasibleBudgetError: no feasible policy was found; the message names the smallest value of each cost.
     """
 
-    def __init__(self, space: PolicySpace, grid: "CostGrid", budget: Budget) -> None:
+    def __init__(self, space: PolicySpace, grid: CostGrid, budget: Budget) -> None:
         for name in budget.limits:
             if name not in grid.names:
                 raise BadInputError(f"budget.{name}: nothing here predicts {name}; choose from {', '.join(grid.names)}")
