@@ -1,7 +1,6 @@
 """Data factories that need no download, and the splits cut from any factory's result."""
 
-import itertools
-from collections.abc import Iterable
+import re
 from typing import Final, Literal
 
 import numpy as np
@@ -88,15 +87,12 @@ def text(context: int = 64, search_share: float = 0.1, test_share: float = 0.1) 
         )
     from pydoc_data.topics import topics  # half a megabyte of text, read only when asked for
 
-    paragraphs = itertools.chain.from_iterable(topics[name].split("\n\n") for name in sorted(topics))
-    data = np.frombuffer("\n\n".join(_once(paragraphs)).encode(), dtype=np.uint8)
+    paragraphs = [part for name in sorted(topics) for part in re.split(r"\n{2,}", topics[name].strip("\n"))]
+    once = "\n\n".join(dict.fromkeys(paragraphs))
+    data = np.frombuffer(once.encode(), dtype=np.uint8)
     cuts = [round(len(data) * share) for share in (1.0 - search_share - test_share, 1.0 - test_share)]
     regions = np.split(data, cuts)
     return {name: _windows(region, context) for name, region in zip(("train", "search", "test"), regions, strict=True)}
-
-
-def _once(paragraphs: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(paragraphs))
 
 
 def _windows(region: np.ndarray[tuple[int], np.dtype[np.uint8]], context: int) -> TensorDataset:
