@@ -15,9 +15,16 @@ from amcsearch.core import LayerKind, LayerSpec
 __all__ = ["Macs", "Params", "macs", "params"]
 
 
+def _is_transposed(layer: LayerSpec) -> bool:
+    """Whether the output is larger than an ordinary convolution of this shape could make it."""
+    sizes = zip(layer.in_size, layer.out_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+    return any(o > i and o > (i + 2 * p - d * (k - 1) - 1) // s + 1 for i, o, k, s, p, d in sizes)
+
+
 def _conv_macs(layer: LayerSpec) -> int:
-    # every output value is a dot product over (C_in / groups, kH, kW)
-    return layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel) * prod(layer.out_size)
+    # each output position gathers, or each input position of a transposed convolution spreads, kH·kW products
+    positions = prod(layer.in_size if _is_transposed(layer) else layer.out_size)
+    return layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel) * positions
 
 
 def _linear_macs(layer: LayerSpec) -> int:
