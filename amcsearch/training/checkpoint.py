@@ -3,6 +3,7 @@
 Files are written beside their target and renamed, so that a killed process leaves the old file or the new one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -87,7 +88,8 @@ def save_state(model: nn.Module, path: Path) -> None:
     except OSError as error:
         raise BadInputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def pretrained(
