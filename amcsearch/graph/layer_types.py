@@ -1,0 +1,229 @@
+"""Operator knowledge, one row a module type: its shapes, which tensor axes hold its channels, which attributes state them.
+
+A row is a ``LayerType`` of small functions of one signature. Adding a layer type is adding a row to ``LAYER_TYPES``.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+
+from torch import Size, nn
+
+from amcsearch.core import LayerKind, LayerSpec, Side
+
+__all__ = ["LAYER_TYPES", "Axis", "LayerType", "layer_type", "plane", "unit_period"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """``dim`` of ``tensor`` holds the channels of ``side``; channel c sits at ``c % period`` (0: at c)."""
+
+    tensor: str
+    dim: int
+    side: Side
+    period: int = 0
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """What the graph must know of one module type.
+
+    - ``spec(name, module, x, y)``: shapes from the input and output shape of one call, weights taken as owned.
+    - ``axes(module)``: where channels live in its tensors.
+    - ``attributes(module)``: integer (or 1-tuple) attributes that state a width, with the side they follow.
+    - ``passes(module)``: input channel c is output channel c (norms, depthwise convolution).
+    - ``mixes(module)``: statistics are taken over channels, so zeroed channels would count.
+    """
+
+    spec: Callable[[str, nn.Module, Size, Size], LayerSpec]
+    axes: Callable[[nn.Module], tuple[Axis, ...]]
+    attributes: Callable[[nn.Module], tuple[tuple[str, Side], ...]]
+    passes: bool = False
+    mixes: bool = False
+
+
+def plane(sizes: Iterable[int]) -> tuple[int, int]:
+    """Spatial or token dimensions as (height, width): () → (1, 1), (T,) → (T, 1), more than two are multiplied."""
+    sizes = tuple(int(s) for s in sizes)
+    if len(sizes) <= 2:
+        return (*sizes, 1, 1)[:2] if sizes else (1, 1)
+    return prod(sizes[:-1]), sizes[-1]
+
+
+def _tokens(shape: Size) -> tuple[int, int]:
+    """Positions of a (1, …, C) tensor; a leading dimension above 1 (windows, time-major) is made of positions too."""
+    lead = tuple(shape[:-1])
+    return plane(lead[1:] if lead and lead[0] == 1 else lead)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    values = (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
+    return (values[0], values[1]) if len(values) == 2 else (values[0], 1)
+
+
+def _padding(m: nn.Module) -> tuple[int, int]:
+    if m.padding == "valid":
+        return (0, 0)
+    if m.padding == "same":
+        (kh, kw), (dh, dw) = _pair(m.kernel_size), _pair(m.dilation)
+        return dh * (kh - 1) // 2, dw * (kw - 1) // 2
+    values = m.padding if isinstance(m.padding, tuple) else (m.padding,)
+    return _pair(values) if len(values) == 2 else (int(values[0]), 0)
+
+
+def _conv_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
+    sizes = {"in_size": plane(x[2:]), "out_size": plane(y[2:])}
+    return LayerSpec(
+        name, LayerKind.CONV, m.in_channels, m.out_channels, _pair(m.kernel_size), _pair(m.stride), _padding(m),
+        _pair(m.dilation), m.groups, **sizes, has_bias=m.bias is not None,
+    )  # fmt: skip
+
+
+def _conv_axes(m: nn.Module) -> tuple[Axis, ...]:
+    """Weight (C_out, C_in / groups, kH, kW)."""
+    axes = (Axis("weight", 0, Side.OUT), Axis("bias", 0, Side.OUT))
+    if _depthwise(m):
+        return axes
+    return (*axes, Axis("weight", 1, Side.IN, m.in_channels // m.groups))
+
+
+def _transposed_axes(m: nn.Module) -> tuple[Axis, ...]:
+    """Weight (C_in, C_out / groups, kH, kW)."""
+    axes = (Axis("weight", 0, Side.IN), Axis("bias", 0, Side.OUT))
+    if _depthwise(m):
+        return axes
+    return (*axes, Axis("weight", 1, Side.OUT, m.out_channels // m.groups))
+
+
+def _depthwise(m: nn.Module) -> bool:
+    return m.groups > 1 and m.groups == m.in_channels
+
+
+def _conv_attributes(m: nn.Module) -> tuple[tuple[str, Side], ...]:
+    widths = (("in_channels", Side.IN), ("out_channels", Side.OUT))
+    return (*widths, ("groups", Side.IN)) if _depthwise(m) else widths
+
+
+def _linear_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
+    has_bias = getattr(m, "bias", None) is not None
+    return LayerSpec(
+        name, LayerKind.LINEAR, int(x[-1]), int(y[-1]), in_size=_tokens(x), out_size=_tokens(y), has_bias=has_bias
+    )
+
+
+def _linear_axes(_: nn.Module) -> tuple[Axis, ...]:
+    """Weight (C_out, C_in)."""
+    return Axis("weight", 0, Side.OUT), Axis("weight", 1, Side.IN), Axis("bias", 0, Side.OUT)
+
+
+def _norm_spec(kind: LayerKind) -> Callable[[str, nn.Module, Size, Size], LayerSpec]:
+    def spec(name: str, m: nn.Module, x: Size, _: Size) -> LayerSpec:
+        dim = norm_dim(m, x)
+        channels, rest = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
+        size = _tokens(x) if dim == len(x) - 1 else plane(rest)
+        has_weight, has_bias = (getattr(m, key, None) is not None for key in ("weight", "bias"))
+        return LayerSpec(
+            name, kind, channels, channels, conv_groups=getattr(m, "num_groups", 1), in_size=size, out_size=size,
+            has_weight=has_weight, has_bias=has_bias,
+        )  # fmt: skip
+
+    return spec
+
+
+def norm_dim(m: nn.Module, shape: Size) -> int:
+    """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1."""
+    if isinstance(m, nn.LayerNorm | nn.RMSNorm) or layer_type(m) is CUSTOM_NORM:
+        return 1 if getattr(m, "data_format", "") == "channels_first" else len(shape) - 1
+    return 1
+
+
+def _vector_axes(*tensors: str) -> Callable[[nn.Module], tuple[Axis, ...]]:
+    return lambda _: tuple(Axis(tensor, 0, Side.OUT) for tensor in tensors)
+
+
+def _stated(*attributes: tuple[str, Side]) -> Callable[[nn.Module], tuple[tuple[str, Side], ...]]:
+    return lambda _: attributes
+
+
+def _embedding_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
+    size = _tokens(y)
+    return LayerSpec(name, LayerKind.EMBEDDING, m.num_embeddings, m.embedding_dim, in_size=size, out_size=size)
+
+
+def _prelu_spec(name: str, m: nn.Module, *_: Size) -> LayerSpec:
+    return LayerSpec(name, LayerKind.PARAMETER, 1, m.num_parameters)
+
+
+def _prelu_axes(m: nn.Module) -> tuple[Axis, ...]:
+    return (Axis("weight", 0, Side.OUT),) if m.num_parameters > 1 else ()
+
+
+def _prelu_attributes(m: nn.Module) -> tuple[tuple[str, Side], ...]:
+    return (("num_parameters", Side.OUT),) if m.num_parameters > 1 else ()
+
+
+_AFFINE, _RUNNING = ("weight", "bias"), ("running_mean", "running_var")
+_FEATURES = _stated(("num_features", Side.OUT))
+CUSTOM_NORM = LayerType(
+    _norm_spec(LayerKind.LAYER_NORM), _vector_axes(*_AFFINE), _stated(), passes=True, mixes=True
+)  # a leaf written by someone else that scales its last dimension, recognised by ``_is_custom_norm``
+LAYER_TYPES: dict[type[nn.Module], LayerType] = {
+    nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
+    nn.Conv2d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
+    nn.ConvTranspose1d: LayerType(_conv_spec, _transposed_axes, _conv_attributes),
+    nn.ConvTranspose2d: LayerType(_conv_spec, _transposed_axes, _conv_attributes),
+    nn.Linear: LayerType(
+        _linear_spec, _linear_axes, _stated(("in_features", Side.IN), ("out_features", Side.OUT))
+    ),
+    nn.modules.batchnorm._BatchNorm: LayerType(
+        _norm_spec(LayerKind.BATCH_NORM), _vector_axes(*_AFFINE, *_RUNNING), _FEATURES, passes=True
+    ),
+    nn.modules.instancenorm._InstanceNorm: LayerType(
+        _norm_spec(LayerKind.GROUP_NORM), _vector_axes(*_AFFINE, *_RUNNING), _FEATURES, passes=True
+    ),
+    nn.LayerNorm: LayerType(
+        _norm_spec(LayerKind.LAYER_NORM), _vector_axes(*_AFFINE), _stated(("normalized_shape", Side.OUT)), True, True
+    ),
+    nn.RMSNorm: LayerType(
+        _norm_spec(LayerKind.LAYER_NORM), _vector_axes(*_AFFINE), _stated(("normalized_shape", Side.OUT)), True, True
+    ),
+    nn.GroupNorm: LayerType(
+        _norm_spec(LayerKind.GROUP_NORM), _vector_axes(*_AFFINE), _stated(("num_channels", Side.OUT)), True, True
+    ),
+    nn.PReLU: LayerType(_prelu_spec, _prelu_axes, _prelu_attributes, passes=True),
+    nn.Embedding: LayerType(
+        _embedding_spec, lambda _: (Axis("weight", 1, Side.OUT),), _stated(("embedding_dim", Side.OUT))
+    ),
+}  # fmt: skip
+
+
+def layer_type(module: nn.Module) -> LayerType | None:
+    """Return the row of a module's type or of its nearest base class; None for containers and unknown layers."""
+    for base in type(module).__mro__:
+        if base in LAYER_TYPES:
+            return LAYER_TYPES[base]
+    return CUSTOM_NORM if _is_custom_norm(module) else None
+
+
+def _is_custom_norm(module: nn.Module) -> bool:
+    own = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
+    is_leaf = not any(True for _ in module.children()) and not any(True for _ in module.buffers(recurse=False))
+    return (
+        is_leaf
+        and type(module).__name__.endswith("Norm")
+        and "weight" in own
+        and set(own) <= {"weight", "bias"}
+        and all(p.ndim == 1 for p in own.values())
+    )
+
+
+def unit_period(module: nn.Module, side: Side) -> int:
+    """Return p such that channels equal modulo p must leave together on this side of the layer; 0 for no such tie.
+
+    A grouped convolution or group norm keeps its groups, so each loses the same positions.
+    """
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels // module.num_groups if module.num_groups > 1 else 0
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and not _depthwise(module):
+        return (module.in_channels if side is Side.IN else module.out_channels) // module.groups
+    return 0

@@ -1,0 +1,78 @@
+"""Switch channels off for a while: zero their slices, and let channel-mixing norms ignore them."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.graph.layer_types import layer_type, norm_dim
+from amcsearch.graph.removal import _lookup, removed_positions
+from amcsearch.graph.slices import Kept, Trace, check_kept
+
+__all__ = ["masked"]
+
+
+@contextmanager
+def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
+    """Zero every slice of the channels not in ``kept``, in place; groups not named keep everything.
+
+    Layer, RMS and group norms take their statistics over kept channels only, so the output equals that of the
+    really smaller module. On leaving, also by an exception, every touched tensor is restored bit for bit.
+
+    Raises:
+        BadInputError: kept channels that do not fit the trace.
+    """
+    removed = check_kept(trace, kept)
+    positions = removed_positions(trace, removed)
+    saved = {name: _lookup(model, name).detach().clone() for name, _ in positions}
+    wrapped: list[nn.Module] = []
+    try:
+        for (name, dim), gone in positions.items():
+            index = torch.from_numpy(gone)
+            tensor = _lookup(model, name).data
+            tensor.index_fill_(dim, index.to(tensor.device), 0)
+        for path, keep in _norm_channels(trace, removed).items():
+            module = model.get_submodule(path)
+            wrapped.append(module)
+            module.__dict__["forward"] = _on_kept(module, torch.from_numpy(keep))
+        yield model
+    finally:
+        for module in wrapped:
+            module.__dict__.pop("forward", None)
+        for name, value in saved.items():
+            _lookup(model, name).data.copy_(value)
+
+
+def _norm_channels(trace: Trace, removed: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Return the kept channels of each channel-mixing norm that loses some."""
+    present: dict[str, NDArray[np.bool_]] = {}
+    for group, channels in removed.items():
+        for norm in trace.norms.get(group, ()):
+            mask = present.setdefault(norm.module, np.ones(norm.width, dtype=bool))
+            mask[norm.positions[channels].ravel()] = False
+    return {path: np.flatnonzero(mask) for path, mask in present.items()}
+
+
+def _on_kept(module: nn.Module, keep: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a forward that normalises the kept channels alone and leaves zeros elsewhere; gradients flow."""
+    kind = layer_type(module)
+    assert kind is not None
+    attributes = kind.attributes(module)
+
+    def forward(x: Tensor) -> Tensor:
+        dim, index = norm_dim(module, x.shape), keep.to(x.device)
+        small = copy.copy(module)
+        small.__dict__.pop("forward", None)
+        small.__dict__["_parameters"] = {}
+        for name, parameter in module._parameters.items():
+            small.__dict__[name] = None if parameter is None else parameter.index_select(0, index)
+        for name, _ in attributes:
+            small.__dict__[name] = (len(keep),) if isinstance(getattr(module, name), tuple) else len(keep)
+        y = type(module).forward(small, x.index_select(dim, index))
+        return torch.zeros_like(x, dtype=y.dtype).index_copy(dim, index, y)
+
+    return forward
