@@ -1,0 +1,144 @@
+"""Callables named in a configuration: the user's factories and our own registries."""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from amcsearch.config.messages import describe, hint, shown
+from amcsearch.core import BadInputError
+
+__all__ = ["build", "call_factory", "import_factory", "one_line", "pick"]
+
+T = TypeVar("T")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Type and text of an exception on one line of at most ``limit`` characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def import_factory(spec: str) -> Callable[..., Any]:
+    """Import ``package.module:callable`` or ``path/to/file.py:callable``.
+
+    A file's folder joins the end of ``sys.path``, so that the file may import its neighbours and worker processes
+    can import the file.
+
+    Raises:
+        BadInputError: no colon, module or file not found, an exception while importing, no such attribute, or
+            an attribute that cannot be called.
+    """
+    module_name, _, name = spec.rpartition(":")
+    if not module_name or not name:
+        raise BadInputError(f"factory {spec!r}: expected package.module:callable or path/to/file.py:callable")
+    module = _import_file(Path(module_name), spec) if module_name.endswith(".py") else _import(module_name, spec)
+    if not hasattr(module, name):
+        raise BadInputError(f"factory {spec!r}: {module_name} has no {name!r}{hint(name, vars(module))}")
+    factory = getattr(module, name)
+    if not callable(factory):
+        raise BadInputError(f"factory {spec!r}: {name!r} is a {type(factory).__name__}, expected a callable")
+    return factory  # type: ignore[no-any-return]
+
+
+def _import(module_name: str, spec: str) -> ModuleType:
+    _add_to_path(Path.cwd())
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise BadInputError(
+                f"factory {spec!r}: no module named {error.name!r}; install it, run from its folder, "
+                "or give path/to/file.py:callable"
+            ) from error
+        raise BadInputError(f"factory {spec!r}: importing it raised {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise BadInputError(f"factory {spec!r}: importing it raised {one_line(error)}") from error
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    if not path.is_file():
+        raise BadInputError(f"factory {spec!r}: file {path} does not exist")
+    path = path.resolve()
+    if not path.stem.isidentifier():
+        raise BadInputError(f"factory {spec!r}: {path.name} is no module name; rename it to letters, digits and _")
+    _add_to_path(path.parent)
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(path.stem)
+    origin = found.origin if found else None
+    if origin is None or not Path(origin).exists() or not path.samefile(origin):
+        raise BadInputError(
+            f"factory {spec!r}: the name {path.stem!r} belongs to another module ({origin or 'built in'}); "
+            "rename the file"
+        )
+    return _import(path.stem, spec)
+
+
+def _add_to_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
+    """Import the factory ``spec`` and call it with ``kwargs``; ``what`` is its key, such as ``model.factory``.
+
+    Raises:
+        BadInputError: as ``import_factory``, or the factory raised: names the key, the factory and the exception.
+    """
+    try:
+        factory = import_factory(spec)
+    except BadInputError as error:
+        raise BadInputError(f"{what}: {error}") from error
+    try:
+        return factory(**kwargs)
+    except (Exception, SystemExit) as error:
+        raise BadInputError(f"{what}: factory {spec!r} raised {one_line(error)}") from error
+
+
+def pick(registry: Mapping[str, T], name: str, key: str) -> T:
+    """Return the entry ``name`` of a registry; ``key`` is the configuration key it was asked by.
+
+    Raises:
+        BadInputError: unknown name; says the nearest and all known ones.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(registry))
+        raise BadInputError(f"{key} = {name!r} is unknown{hint(name, registry)}; known: {known}")
+    return registry[name]
+
+
+def build(factory: Callable[..., T], params: Mapping[str, Any], key: str) -> T:
+    """Call a registry's dataclass or function with ``params``, checked against its annotations.
+
+    Raises:
+        BadInputError: unknown or ill-typed parameter, or one the factory refuses; lists the parameters there are.
+    """
+    signature = inspect.signature(factory)
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    known = list(signature.parameters)
+    for name in params:
+        if name not in known:
+            raise BadInputError(f"{key}.{name} is unknown{hint(name, known)}; parameters: {', '.join(known) or 'none'}")
+    fields: dict[str, Any] = {name: (hints.get(name, Any), ...) for name in params}
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    try:
+        # Through JSON: strict about types, and lists become tuples.
+        model = create_model("Params", __config__=config, **fields)
+        values = model.model_validate_json(json.dumps(dict(params)))
+        return factory(**{name: getattr(values, name) for name in params})
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join([key, *map(str, first["loc"])])
+        raise BadInputError(
+            f"{dotted} = {shown(first['input'])}; {describe(first)} (parameters: {', '.join(known)})"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"{key}: {error}") from error

@@ -1,0 +1,52 @@
+"""Values of a configuration that are more than a number or a word."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+__all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective"]
+
+CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
+Objective = Literal["accuracy", "loss", "macs", "params", "latency_ms", "energy_mj"]
+_SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
+
+
+def _channel_multiple(value: Any) -> int | str:
+    """Accept ``auto`` or a whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "auto" and not whole:
+        raise ValueError("expected auto or a whole number of at least 1")
+    return value  # type: ignore[no-any-return]
+
+
+def _limit(value: Any) -> str | float:
+    """Accept a share of dense such as ``0.5x``, or an absolute limit above zero."""
+    if isinstance(value, str):
+        match = _SHARE_OF_DENSE.fullmatch(value)
+        if match and 0.0 < float(match[1]) <= 1.0:
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < float("inf"):
+        return float(value)
+    raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
+
+
+def _import_spec(value: str) -> str:
+    """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
+    module, _, name = value.rpartition(":")
+    if not module or not name.isidentifier():
+        raise ValueError("expected package.module:callable or path/to/file.py:callable")
+    return value
+
+
+ImportSpec = Annotated[str, AfterValidator(_import_spec)]
+Limit = Annotated[
+    Any,
+    BeforeValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_SHARE_OF_DENSE.pattern}$"}, {"type": "number"}]}),
+]
+ChannelMultiple = Annotated[
+    Any,
+    BeforeValidator(_channel_multiple),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+]

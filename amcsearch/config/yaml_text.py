@@ -1,0 +1,133 @@
+"""YAML in and out: the plain part of YAML 1.2, with the line of every key kept for error messages.
+
+Departures from PyYAML's defaults, each a known trap: ``1e-3`` is a number, ``on`` and ``no`` are text, a repeated
+key is an error, dates are text, and anchors are refused (a few hundred bytes of them can expand to gigabytes).
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from amcsearch.core import BadInputError
+
+__all__ = ["KeyPath", "parse_yaml", "read_yaml", "to_yaml"]
+
+KeyPath = tuple[str | int, ...]
+
+_RESOLVERS: Final = (
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+        list("-+.0123456789"),
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported", mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+
+_SCALARS: Final[dict[str, Callable[[str], Any]]] = {
+    "tag:yaml.org,2002:null": lambda _: None,
+    "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
+    "tag:yaml.org,2002:int": int,
+    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "tag:yaml.org,2002:str": str,
+}
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
+    """Read YAML as plain values, and the line (from 1) of every key.
+
+    ``source`` names the text in errors.
+
+    Raises:
+        BadInputError: a syntax error, a repeated key, a key that is not text, an anchor or a tag; names the line.
+    """
+    lines: dict[KeyPath, int] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        return (None if node is None else _value(node, (), lines, source)), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise BadInputError(f"{source}{where}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise BadInputError(f"{source}: nested too deeply") from error
+
+
+def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, lines, source)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, i), lines, source) for i, item in enumerate(node.value)]
+    where = f"{source}:{node.start_mark.line + 1}"
+    convert = _SCALARS.get(node.tag)
+    if convert is None:
+        raise BadInputError(f"{where}: tag {node.tag} is not supported; write a plain value")
+    try:
+        return convert(node.value)
+    except ValueError as error:
+        raise BadInputError(f"{where}: {node.value[:40]!r} cannot be read: {error}") from error
+
+
+def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], source: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        where = f"{source}:{key_node.start_mark.line + 1}"
+        key = _value(key_node, path, {}, source)
+        if not isinstance(key, str):
+            raise BadInputError(f"{where}: key {key!r} must be text; write it in quotes")
+        here = (*path, key)
+        if key in result:
+            dotted = ".".join(map(str, here))
+            raise BadInputError(f"{where}: key {dotted} is given twice (first in line {lines[here]}); keep one")
+        lines[here] = key_node.start_mark.line + 1
+        result[key] = _value(value_node, here, lines, source)
+    return result
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Read a YAML file that holds a mapping; returns it with the line of every key.
+
+    Raises:
+        BadInputError: the file cannot be read, is not text, holds no mapping, or as ``parse_yaml``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"cannot read {path}: it is not UTF-8 text (byte {error.start})") from error
+    data, lines = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        found = "empty" if data is None else f"a {type(data).__name__}"
+        raise BadInputError(f"{path}: expected a mapping of keys, the file is {found}")
+    return data, lines
+
+
+def to_yaml(value: Any) -> str:
+    """Write plain values (mappings, lists, text, numbers, None) as YAML that ``parse_yaml`` reads back unchanged."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
