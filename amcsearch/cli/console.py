@@ -1,0 +1,68 @@
+"""What a person sees: progress on stderr, results on stdout."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from amcsearch.core import Trial
+
+__all__ = ["Console"]
+
+LINES_PER_SEARCH = 20
+
+
+class Console:
+    """Draws a run: a bar in a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._terminal = sys.stderr.isatty()
+
+    def phase(self, text: str) -> None:
+        """Begin a phase of the run."""
+        self.close()
+        self._say(f"• {text}")
+
+    def warn(self, text: str) -> None:
+        """Say something the user should know."""
+        self._say(f"WARNING: {text}")
+
+    def epoch(self, epoch: int, loss: float) -> None:
+        """End an epoch of training."""
+        self._say(f"  epoch {epoch}: loss {loss:.4f}")
+
+    def trial(self, trial: "Trial", best: "Trial | None", done: int, total: int) -> None:
+        """End one evaluation, with the best so far."""
+        found = "none yet" if best is None else f"{_costs(best)} accuracy {best.evaluation.accuracy:.4f}"
+        if not self._terminal:
+            if done == 1 or done == total or done % max(1, total // LINES_PER_SEARCH) == 0:
+                self._say(f"  {trial.agent} trial {done}/{total}, best {found}")
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=f"  {trial.agent}", unit="trial", file=sys.stderr, dynamic_ncols=True)
+        self._bar.set_postfix_str(f"best {found}", refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self.close()
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Take a step of a measurement."""
+        if self._terminal or done == total or done % max(1, total // LINES_PER_SEARCH) == 0:
+            self._say(f"  {text} {done}/{total}")
+
+    def close(self) -> None:
+        """End the bar, if one is drawn."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _costs(trial: "Trial") -> str:
+    parts = {"latency_ms": "{:.3f} ms", "macs": "{:.3g} MACs"}
+    return next((form.format(trial.cost[name]) for name, form in parts.items() if name in trial.cost), "")

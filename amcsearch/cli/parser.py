@@ -1,0 +1,108 @@
+"""The verbs and their arguments."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amcsearch import __version__
+from amcsearch.cli import verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amcsearch.cli.console import Console
+
+    Run = Callable[[argparse.Namespace, Console], None]
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+__all__ = ["make_parser"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; the namespace's ``run`` is the verb's function."""
+    parser = argparse.ArgumentParser(
+        prog="amcsearch",
+        description="Search how much to prune in every layer for a device, prove it by measurement, export to ONNX.",
+    )
+    parser.add_argument("--version", action="version", version=f"amcsearch {__version__}")
+    commands = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _search(commands)
+    _table(commands)
+    _sensitivity(commands)
+    _prune(commands)
+    _report(commands)
+    _list(commands)
+    return parser
+
+
+def _verb(commands: "Commands", name: str, run: "Run", text: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(run=run)
+    return command
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, help="configuration file, such as configs/searches/digits.yaml")
+    command.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key, repeatable"
+    )
+
+
+def _search(commands: "Commands") -> None:
+    example = "amcsearch search configs/searches/digits.yaml --set search.trials=100"
+    text = "find a pruning policy, prove it, and export a smaller ONNX model"
+    command = _verb(commands, "search", verbs.search, text, example)
+    _config(command)
+    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
+    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    command.add_argument("--workers", type=int, default=1, help="evaluations side by side, in processes")
+    command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
+    command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
+    command.add_argument("--dry-run", action="store_true", help="print the plan, sizes and expected time, and stop")
+
+
+def _table(commands: "Commands") -> None:
+    table = commands.add_parser("table", help="latency tables", description="Latency tables of a device.")
+    parts = table.add_subparsers(title="verbs", metavar="VERB", required=True)
+    example = "amcsearch table measure configs/searches/digits.yaml -o latency_tables/my_machine"
+    command = _verb(parts, "measure", verbs.table_measure, "measure a latency table on this machine", example)
+    _config(command)
+    command.add_argument("-o", "--out", type=Path, required=True, help="folder of the table")
+    command.add_argument("--variants", type=int, default=None, help="pruned variants to measure")
+    command.add_argument("--force", action="store_true", help="replace a table that is there")
+    example = "amcsearch table show latency_tables/x86_epyc_avx512"
+    command = _verb(parts, "show", verbs.table_show, "print a table's provenance, accuracy and coverage", example)
+    command.add_argument("table", type=Path, help="folder of the table")
+
+
+def _sensitivity(commands: "Commands") -> None:
+    example = "amcsearch sensitivity configs/searches/digits.yaml -o sensitivity"
+    text = "loss and accuracy when one group alone is pruned: CSV and plot"
+    command = _verb(commands, "sensitivity", verbs.sensitivity, text, example)
+    _config(command)
+    command.add_argument("-o", "--out", type=Path, default=Path("sensitivity"), help="folder for the CSV and the plot")
+    command.add_argument("--points", type=int, default=5, help="widths tried for each group")
+
+
+def _prune(commands: "Commands") -> None:
+    example = "amcsearch prune configs/searches/digits.yaml --policy runs/…/policy.json -o pruned"
+    command = _verb(commands, "prune", verbs.prune, "apply a policy, fine-tune, export and measure it", example)
+    _config(command)
+    command.add_argument("--policy", type=Path, required=True, help="policy.json of a run")
+    command.add_argument("-o", "--out", type=Path, required=True, help="run folder to write")
+
+
+def _report(commands: "Commands") -> None:
+    command = _verb(
+        commands, "report", verbs.report, "write a run's report.html again", "amcsearch report runs/digits-resnet20-…"
+    )
+    command.add_argument("run_folder", type=Path, metavar="run", help="run folder")
+
+
+def _list(commands: "Commands") -> None:
+    command = _verb(
+        commands, "list", verbs.list_registry, "what can be named in a configuration", "amcsearch list agents"
+    )
+    command.add_argument("kind", choices=verbs.KINDS, help="registry to print")

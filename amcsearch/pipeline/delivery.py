@@ -1,0 +1,95 @@
+"""From a chosen policy to a proven model: fine-tuning, export, parity, measured latency, the test split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from torch import nn
+
+from amcsearch.core import PruningPolicy
+from amcsearch.pipeline.finalists import Finalist, Measure
+from amcsearch.pipeline.job import Job
+from amcsearch.pipeline.network import training_recipe
+from amcsearch.pipeline.observer import Observer
+from amcsearch.runs import RunFolder
+from amcsearch.runtime.onnx_export import export, exported, max_abs_difference
+from amcsearch.runtime.verify import PairedLatency, measure_many, measure_paired
+from amcsearch.training.checkpoint import save_state
+from amcsearch.training.data import stacked
+from amcsearch.training.loop import Distillation, evaluate, fit
+
+__all__ = ["Outcome", "finetune", "measurer", "verify"]
+
+VERIFY_ROUNDS: Final = 100
+PARITY_BATCHES: Final = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verified result: test accuracy by network, parity with ONNX Runtime, latency beside the dense network."""
+
+    chosen: Finalist
+    accuracy: dict[str, float]
+    onnx_max_abs_diff: float
+    latency: PairedLatency
+
+
+def measurer(job: Job) -> Measure:
+    """Return a function that measures policies beside the dense network, all in the same interleaved rounds."""
+    network = job.network
+
+    def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
+        dense = exported(network.model, network.example)
+        pruned = [exported(job.evaluator.pruned(policy), network.example) for policy in policies]
+        threads = job.config.device.threads
+        return measure_many(dense, pruned, network.example.numpy(), threads=threads, seed=job.config.seed)
+
+    return measure
+
+
+def finetune(job: Job, policy: PruningPolicy, observer: Observer) -> nn.Module:
+    """Return the pruned network, trained by the configured recipe with the dense network as its teacher.
+
+    Raises:
+        BadInputError: the training diverges.
+    """
+    pruned, recipe = job.evaluator.pruned(policy), job.config.recovery.finetune
+    if recipe is None or recipe.epochs == 0:
+        return pruned
+    learned = recipe.distillation
+    fit(
+        pruned,
+        job.network.splits.train,
+        training_recipe(recipe),
+        seed=job.config.seed,
+        teacher=job.network.model if learned else None,
+        distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
+        torch_device=job.config.evaluation.torch_device,
+        progress=observer.epoch,
+    )
+    return pruned.cpu().eval()
+
+
+def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen: Finalist) -> Outcome:
+    """Export, compare with torch, measure beside dense, and read the test split for the first and only time.
+
+    Raises:
+        BadInputError: a model that cannot be exported, or a folder that cannot be written.
+    """
+    network, config = job.network, job.config
+    save_state(tuned, run.pruned_safetensors)
+    export(tuned, network.example, run.pruned_onnx)
+    inputs, targets = stacked(network.splits.test)
+    batches = min(PARITY_BATCHES, len(inputs) // config.device.batch)
+    compared = inputs[: batches * config.device.batch] if batches else network.example
+    latency = measure_paired(
+        exported(network.model, network.example),
+        run.pruned_onnx,
+        network.example.numpy(),
+        threads=config.device.threads,
+        rounds=VERIFY_ROUNDS,
+        seed=config.seed,
+    )
+    modules = {"dense": network.model, "pruned": pruned, "finetuned": tuned}
+    accuracy = {name: evaluate(module, inputs, targets)[1] for name, module in modules.items()}
+    return Outcome(chosen, accuracy, max_abs_difference(tuned, run.pruned_onnx, compared), latency)

@@ -1,0 +1,78 @@
+"""Everything a search needs, assembled from its configuration."""
+
+import math
+from dataclasses import dataclass
+
+from amcsearch.config import Config, build, pick
+from amcsearch.core import BadInputError, Evaluation
+from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.ranking import rank
+from amcsearch.methods.statistics import gather
+from amcsearch.pipeline.device import Device, load_device
+from amcsearch.pipeline.network import Network, load_network
+from amcsearch.pipeline.observer import Phases
+from amcsearch.training.data import stacked
+from amcsearch.training.losses import task_loss
+
+__all__ = ["Job", "assemble", "make_evaluator"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a search needs: ``dense`` is what the proxy measures of the dense network."""
+
+    config: Config
+    network: Network
+    device: Device
+    evaluator: Evaluator
+    dense: Evaluation
+
+
+def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
+    """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
+
+    Raises:
+        BadInputError: as ``load_network``, ``load_device`` and ``make_evaluator``, or a dense loss that is not finite.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    with phases("network", "Loading or training the network"):
+        network = load_network(config, progress=phases.observer.epoch)
+    with phases("costs", "Pricing it on the device"):
+        device = load_device(config, network, strict=strict)
+        for text in device.warnings:
+            phases.observer.warn(text)
+    with phases("ranking", f"Ranking channels by {config.selection.criterion}"):
+        evaluator = make_evaluator(config, network)
+        dense = evaluator.evaluate(network.trace.network.dense)
+    if not math.isfinite(dense.loss):
+        raise BadInputError(
+            f"the dense network's loss on the search split is {dense.loss}, must be finite; "
+            "look at model.checkpoint, model.pretrain and the data"
+        )
+    return Job(config, network, device, evaluator, dense)
+
+
+def make_evaluator(config: Config, network: Network) -> Evaluator:
+    """Rank the channels by the configured criterion and return the accuracy proxy.
+
+    Raises:
+        BadInputError: an unknown criterion or parameter.
+    """
+    selection = config.selection
+    factory = pick(CRITERIA, selection.criterion, "selection.criterion")
+    criterion = build(factory, selection.params, "selection.params")
+    calibration = stacked(network.splits.calibration)
+    batch = config.evaluation.batch_size
+    statistics = gather(network.model, network.trace, *calibration, task_loss, criterion.needs, batch_size=batch)
+    ranking = rank(network.trace, criterion.saliency(statistics), criterion)
+    return Evaluator(
+        network.model,
+        network.trace,
+        ranking,
+        calibration[0],
+        stacked(network.splits.search),
+        batch_size=batch,
+        bn_recalibration=config.recovery.bn_recalibration,
+        torch_device=config.evaluation.torch_device,
+    )

@@ -1,0 +1,77 @@
+"""The story of a search: network → device → ranking → search → finalists → fine-tuning → verification → report."""
+
+from typing import Any
+
+from amcsearch.config import Config
+from amcsearch.core import PruningPolicy, Trial, TrialState
+from amcsearch.pipeline.agents import run_agents
+from amcsearch.pipeline.delivery import finetune, measurer, verify
+from amcsearch.pipeline.finalists import Finalist, choose, measure_finalists
+from amcsearch.pipeline.job import Job, assemble
+from amcsearch.pipeline.observer import Observer, Phases
+from amcsearch.pipeline.summary import describe_search, summarise
+from amcsearch.reporting.page import render
+from amcsearch.runs import RunFolder
+
+__all__ = ["prune", "search"]
+
+
+def search(
+    config: Config,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    workers: int = 1,
+    storage: str | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Do the main job and return what ``summary.json`` holds.
+
+    What the run folder already stores is taken up again, so a killed run resumes.
+
+    Raises:
+        BadInputError: as the rooms it passes through.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    phases = Phases(observer)
+    job = assemble(config, phases, strict=strict)
+    with phases("search", f"Searching with {config.search.agent}"):
+        study, baseline = run_agents(job, run, observer, workers, storage)
+    with phases("finalists", "Measuring the best policies beside the dense network"):
+        trials = study.front if config.search.objectives else study.trials
+        limit_ms = job.device.feasible.budget.limits.get("latency_ms")
+        finalists = measure_finalists(
+            trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, measurer(job)
+        )
+    return _deliver(job, run, phases, finalists, describe_search(study, baseline))
+
+
+def prune(config: Config, policy: PruningPolicy, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Apply a policy that is already known: the end of a search without its beginning.
+
+    Raises:
+        BadInputError: as ``search``, or a policy that does not fit the network.
+    """
+    phases = Phases(observer)
+    job = assemble(config, phases)
+    with phases("finalists", "Evaluating and measuring the policy"):
+        cost, evaluation = job.device.grid.cost(policy), job.evaluator.evaluate(policy)
+        trial = Trial(0, "given", config.seed, TrialState.COMPLETE, policy, evaluation, cost, evaluation.accuracy)
+        finalists = measure_finalists([trial], 1, config.budget.get("latency_ms"), None, measurer(job))
+    return _deliver(job, run, phases, finalists, {"agent": "given", "baseline": None, "evaluations": 1, "notes": []})
+
+
+def _deliver(
+    job: Job, run: RunFolder, phases: Phases, finalists: list[Finalist], origin: dict[str, Any]
+) -> dict[str, Any]:
+    chosen = choose(finalists)
+    with phases("finetune", "Fine-tuning the chosen policy"):
+        pruned = job.evaluator.pruned(chosen.trial.policy)
+        tuned = finetune(job, chosen.trial.policy, phases.observer)
+    with phases("verify", "Exporting, measuring and reading the test split"):
+        outcome = verify(job, run, pruned, tuned, chosen)
+    summary = summarise(job, origin, finalists, outcome, phases.seconds)
+    run.write_policy(chosen.trial.policy)
+    run.write_summary(summary)
+    run.write_report(render(run))
+    return summary

@@ -1,0 +1,99 @@
+"""What a run found, as plain values: the content of ``summary.json``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from amcsearch.core import COST_NAMES, Cost
+from amcsearch.pipeline.delivery import Outcome
+from amcsearch.pipeline.finalists import Finalist
+from amcsearch.pipeline.job import Job
+from amcsearch.search.study import Study
+
+__all__ = ["describe_search", "summarise"]
+
+
+def describe_search(study: Study, baseline: Study | None) -> dict[str, Any]:
+    """Return who searched, and how much it spent."""
+    return {
+        "agent": study.agent,
+        "baseline": baseline.agent if baseline else None,
+        "evaluations": len(study.trials),
+        "notes": study.notes,
+    }
+
+
+def summarise(
+    job: Job,
+    origin: dict[str, Any],
+    finalists: Sequence[Finalist],
+    outcome: Outcome,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return the model blocks of dense, pruned and fine-tuned, and how they came about.
+
+    ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations`` and ``notes``.
+    """
+    trial, latency, limits = outcome.chosen.trial, outcome.latency, job.device.feasible.budget.limits
+    dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
+    pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
+    return {
+        "dense": _block(outcome.accuracy["dense"], job.device.dense, dense_ms),
+        "pruned": _block(outcome.accuracy["pruned"], trial.cost, pruned_ms),
+        "finetuned": _block(outcome.accuracy["finetuned"], trial.cost, pruned_ms),
+        "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
+        "budget": {
+            name: {"asked": job.config.budget[name], "limit": limit, "predicted": trial.cost[name]}
+            for name, limit in limits.items()
+        },
+        "onnx_max_abs_diff": outcome.onnx_max_abs_diff,
+        "agent": origin["agent"],
+        "baseline": origin["baseline"],
+        "seed": job.config.seed,
+        "evaluations": origin["evaluations"],
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "finalists": [_finalist(finalist, finalist is outcome.chosen) for finalist in finalists],
+        "network": [
+            {"group": group.name, "channels": group.channels, "kept": trial.policy[group.name]}
+            for group in job.network.trace.network.groups
+        ],
+        "skipped": [asdict(skipped) for skipped in job.network.trace.skipped],
+        "channel_multiple": job.device.channel_multiple,
+        "warnings": [*job.device.warnings, *_missed(outcome, job), *origin["notes"]],
+    }
+
+
+def _interval(median: float, low: float, high: float) -> dict[str, float]:
+    return {"median": median, "low": low, "high": high}
+
+
+def _block(accuracy: float, cost: Cost, latency_ms: dict[str, float]) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        **{name: cost.get(name) for name in COST_NAMES if name != "latency_ms"},
+        "latency_ms_predicted": cost.latency_ms,
+        "latency_ms_measured": latency_ms,
+    }
+
+
+def _finalist(finalist: Finalist, chosen: bool) -> dict[str, Any]:
+    trial, latency = finalist.trial, finalist.latency
+    return {
+        "trial": trial.number,
+        "chosen": chosen,
+        "policy": dict(trial.policy),
+        "accuracy": trial.evaluation.accuracy,
+        "reward": trial.reward,
+        "latency_ms_predicted": trial.cost.latency_ms,
+        "latency_ms_measured": _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high),
+        "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
+    }
+
+
+def _missed(outcome: Outcome, job: Job) -> list[str]:
+    if outcome.chosen.overshoot <= 1.0:
+        return []
+    return [
+        f"no finalist met latency_ms = {job.config.budget['latency_ms']} as measured: the closest took "
+        f"{outcome.chosen.overshoot:.3f} of the limit; measure a latency table on this machine and search again"
+    ]
