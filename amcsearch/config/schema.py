@@ -131,6 +131,8 @@ class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
+    params: dict[str, JsonValue] = {}
+    """Fields of the criterion's dataclass."""
 
 
 class RecoveryConfig(_Section):
@@ -144,7 +146,8 @@ class RecoveryConfig(_Section):
 class EvaluationConfig(_Section):
     """How a policy is evaluated."""
 
-    batch_size: PositiveInt = 256
+    batch_size: PositiveInt | None = None
+    """Samples in a forward pass; null takes what a CPU likes for the size of the inputs."""
     torch_device: str = "cpu"
 
 
@@ -164,6 +167,8 @@ class SearchConfig(_Section):
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more objectives give a Pareto front instead of one best policy."""
+    batch: PositiveInt = 1
+    """Policies that an agent proposes at once; with ``--workers`` of the same number they are evaluated side by side."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
     baseline: Literal["random"] | None = "random"

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from amcsearch.config import Config, build, pick
 from amcsearch.core import BadInputError, Evaluation
-from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
 from amcsearch.methods.criteria import CRITERIA
-from amcsearch.methods.ranking import rank
-from amcsearch.methods.statistics import gather
+from amcsearch.methods.ranking import rank_units
 from amcsearch.pipeline.device import Device, load_device
 from amcsearch.pipeline.network import Network, load_network
 from amcsearch.pipeline.observer import Phases
@@ -59,20 +58,19 @@ def make_evaluator(config: Config, network: Network) -> Evaluator:
     Raises:
         BadInputError: an unknown criterion or parameter.
     """
-    selection = config.selection
-    factory = pick(CRITERIA, selection.criterion, "selection.criterion")
-    criterion = build(factory, selection.params, "selection.params")
-    calibration = stacked(network.splits.calibration)
-    batch = config.evaluation.batch_size
-    statistics = gather(network.model, network.trace, *calibration, task_loss, criterion.needs, batch_size=batch)
-    ranking = rank(network.trace, criterion.saliency(statistics), criterion)
+    selection, evaluation = config.selection, config.evaluation
+    criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
+    inputs, targets = stacked(network.splits.calibration)
+    search = stacked(network.splits.search)
+    batch_size = evaluation.batch_size or default_batch_size(inputs)
+    ranking = rank_units(network.model, network.trace, criterion, inputs, targets, task_loss, batch_size)
     return Evaluator(
         network.model,
         network.trace,
         ranking,
-        calibration[0],
-        stacked(network.splits.search),
-        batch_size=batch,
+        inputs,
+        search,
+        batch_size=batch_size,
         bn_recalibration=config.recovery.bn_recalibration,
-        torch_device=config.evaluation.torch_device,
+        torch_device=evaluation.torch_device,
     )
