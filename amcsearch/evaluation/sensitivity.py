@@ -1,0 +1,90 @@
+"""Sensitivity curves: what the network loses when ONE group shrinks and all others stay whole.
+
+Single-group effects do not add up at high ratios; a curve ranks groups and caps them, it does not price a policy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial
+
+__all__ = ["Curve", "Curves", "curves", "policies"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group: ``kept`` channels ascending, ending with all of them; loss (nats) and accuracy (share) at each."""
+
+    kept: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curves(Mapping[str, Curve]):
+    """Curves by group name, in the order of the space's groups."""
+
+    by_group: Mapping[str, Curve]
+
+    def __getitem__(self, name: str) -> Curve:
+        return self.by_group[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_group)
+
+    def __len__(self) -> int:
+        return len(self.by_group)
+
+    def rows(self) -> Iterator[tuple[str, int, float, float]]:
+        """Yield (group, kept channels, loss, accuracy), one row a point, as for a CSV."""
+        for name, curve in self.items():
+            for kept, loss, accuracy in zip(curve.kept, curve.loss, curve.accuracy, strict=True):
+                yield name, int(kept), float(loss), float(accuracy)
+
+
+def policies(space: PolicySpace, points: int) -> list[PruningPolicy]:
+    """Return the dense policy, then for each group its single-group policies from narrow to wide.
+
+    Each group gets at most ``points`` kept counts, spread evenly over its choices from the floor on; the dense one is
+    shared by all and comes first.
+
+    Raises:
+        BadInputError: fewer than 2 points.
+    """
+    if points < 2:
+        raise BadInputError(f"sensitivity points = {points}, must be at least 2 (the narrowest and the dense one)")
+    dense = {group.name: group.channels for group in space.groups}
+    found = [PruningPolicy(dense)]
+    for group, choices in zip(space.groups, space.choices, strict=True):
+        found += [PruningPolicy({**dense, group.name: int(n)}) for n in _spread(choices, points)[:-1]]
+    return found
+
+
+def curves(
+    evaluate: Callable[[Sequence[PruningPolicy]], Sequence[Trial]], space: PolicySpace, points: int = 6
+) -> Curves:
+    """Measure the curves of every group through ``evaluate``, in one batch of at most 1 + G x (points - 1) policies.
+
+    ``evaluate`` returns one trial a policy, in order: ``lambda batch: study.evaluate(batch, probe=True)``.
+
+    Raises:
+        BadInputError: as ``policies``.
+    """
+    wanted = policies(space, points)
+    evaluations = {p: trial.evaluation for p, trial in zip(wanted, evaluate(wanted), strict=True)}
+    dense = {group.name: group.channels for group in space.groups}
+    by_group = {}
+    for group, choices in zip(space.groups, space.choices, strict=True):
+        kept = _spread(choices, points)
+        points_of = [evaluations[PruningPolicy({**dense, group.name: int(n)})] for n in kept]
+        loss, accuracy = [e.loss for e in points_of], [e.accuracy for e in points_of]
+        by_group[group.name] = Curve(kept, np.array(loss), np.array(accuracy))
+    return Curves(by_group)
+
+
+def _spread(choices: NDArray[np.int64], points: int) -> NDArray[np.int64]:
+    """At most ``points`` of the choices, evenly spaced, with the first and the last."""
+    return choices[np.unique(np.linspace(0, len(choices) - 1, points).round().astype(np.int64))]

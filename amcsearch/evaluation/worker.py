@@ -1,0 +1,166 @@
+"""One worker process: loads the evaluator once, then answers one policy at a time over a pipe.
+
+Own processes rather than ``concurrent.futures``: when one of its workers dies, a pool cannot say which policy it was
+working on, and gives up every other one as well.
+
+The child blocks SIGINT (it inherits the signal mask it was started under), so that Ctrl-C is the parent's to handle,
+and it ends by itself when the parent's end of the pipe closes, also after ``kill -9`` of the parent.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Protocol
+
+import torch
+
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy
+
+__all__ = ["Worker", "WorkerStartError", "pickled"]
+
+_GRACE_S = 2.0  # between SIGTERM and SIGKILL
+
+
+class WorkerStartError(RuntimeError):
+    """The worker could not load the evaluator; the message says why."""
+
+
+class _CanEvaluate(Protocol):
+    def evaluate(self, policy: PruningPolicy) -> Evaluation: ...
+
+
+def pickled(evaluator: _CanEvaluate) -> bytes:
+    """Return the evaluator as bytes for workers.
+
+    Raises:
+        BadInputError: it cannot be pickled: names why and the cure.
+    """
+    try:
+        return pickle.dumps(evaluator, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise BadInputError(
+            f"the model cannot be sent to worker processes ({error}); define its classes at the top of an importable "
+            "module, or use --workers 1"
+        ) from error
+
+
+class Worker:
+    """A spawned process and this side of its pipe; ``task`` is what it works on (None: nothing)."""
+
+    def __init__(self, payload: bytes, threads: int) -> None:
+        self.task: int | None = None
+        self.is_ready = False
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+        with _interrupts_blocked():
+            self._process.start()
+        theirs.close()
+        self._payload: bytes | None = payload
+
+    @property
+    def process_id(self) -> int:
+        """Process id."""
+        return self._process.pid or 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the process; negative: the signal that killed it."""
+        return self._process.exitcode
+
+    @staticmethod
+    def wait(workers: Sequence["Worker"]) -> list["Worker"]:
+        """Block until at least one worker has something to take, or has died; return those."""
+        heard = wait([worker._connection for worker in workers])
+        return [worker for worker in workers if worker._connection in heard]
+
+    def give(self, task: int, policy: PruningPolicy) -> None:
+        """Start the evaluation of a policy; a dead worker shows at ``take``."""
+        self.task = task
+        try:
+            self._connection.send(policy)
+        except OSError:
+            return
+
+    def take(self) -> Evaluation | None:
+        """Return the evaluation of the current task, or None where the worker only said that it is there.
+
+        Raises:
+            EOFError: the worker has died.
+            WorkerStartError: it could not load the evaluator.
+            Exception: whatever the evaluation raised.
+        """
+        try:
+            answer = self._connection.recv()
+            if self._payload is not None:  # the first word: it is up and asks for the evaluator
+                self._connection.send_bytes(self._payload)
+                self._payload = None
+                return None
+        except OSError as error:  # reset by peer: it died in the middle of a message
+            raise EOFError from error
+        if not self.is_ready:
+            if isinstance(answer, str):
+                raise WorkerStartError(answer)
+            self.is_ready = True
+            return None
+        self.task = None
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Evaluation)
+        return answer
+
+    def terminate(self) -> None:
+        """Ask the process to end; ``join`` makes sure."""
+        self._connection.close()
+        self._process.terminate()
+
+    def join(self) -> None:
+        """Wait for the end of the process, and force it where it takes too long."""
+        self._process.join(_GRACE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._connection.close()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    found = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, found)
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """Worker's main: say hello, load the evaluator, then answer policies until the pipe closes."""
+    torch.set_num_threads(threads)
+    try:
+        connection.send(None)
+        try:
+            evaluator: _CanEvaluate = pickle.loads(connection.recv_bytes())
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+            return
+        connection.send(None)
+        while True:
+            connection.send(_answer(evaluator, connection.recv()))
+    except (EOFError, OSError):
+        sys.exit(0)  # the parent has gone
+
+
+def _answer(evaluator: _CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
+    try:
+        return evaluator.evaluate(policy)
+    except Exception as error:
+        error.add_note("in a worker process:\n" + traceback.format_exc())
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error

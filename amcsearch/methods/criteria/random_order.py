@@ -1,0 +1,32 @@
+"""Random: the baseline every criterion has to beat.
+
+saliency = one standard normal draw a weight, so units of one group (slices of equal size) are exchangeable
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from amcsearch.methods.statistics import Statistic, Statistics
+
+__all__ = ["RandomOrder"]
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """``seed`` decides the order; tensors draw in the order of their names."""
+
+    seed: int = 0
+    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    reduction: ClassVar[str] = "sum"
+
+    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
+        """Return normal noise, shape of the weight."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {
+            name: torch.randn(statistics.weights[name].shape, generator=generator)
+            for name in sorted(statistics.weights)
+        }

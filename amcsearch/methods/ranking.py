@@ -1,0 +1,152 @@
+"""The one walk over coupled slices: from saliency per weight to an order of units, and to the channels kept."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.graph.slices import Kept, Trace
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.reduction import REDUCTIONS, Member
+from amcsearch.methods.statistics import Draw, LossFunction, Statistic, Statistics, gather
+
+__all__ = ["Ranking", "UnitScores", "keep", "rank", "rank_units", "score_draw", "score_units"]
+
+UnitScores = Mapping[str, NDArray[np.float64]]  # group name -> importance of each unit, shape (n_units,)
+Ranking = Mapping[str, NDArray[np.int64]]  # group name -> unit indices, most important first, shape (n_units,)
+
+
+def rank_units(
+    model: nn.Module,
+    trace: Trace,
+    criterion: Criterion,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction,
+    batch_size: int,
+) -> Ranking:
+    """Rank the units of every group by one criterion on calibration data, inputs (N, …) and targets (N, …).
+
+    Raises:
+        BadInputError: as ``gather`` and ``rank``.
+    """
+    scores = score_units(model, trace, {"": criterion}, inputs, targets, loss_fn, batch_size)
+    return rank(scores[""])
+
+
+def score_units(
+    model: nn.Module,
+    trace: Trace,
+    criteria: Mapping[str, Criterion],
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction,
+    batch_size: int,
+) -> dict[str, UnitScores]:
+    """Score the units of every group by several criteria from ONE calibration pass; the model is left as found.
+
+    Raises:
+        BadInputError: as ``gather``.
+    """
+    needs = frozenset[Statistic]().union(*(criterion.needs for criterion in criteria.values()))
+    draws = {name: _draw(name, criterion) for name, criterion in criteria.items()}
+    totals: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in criteria}
+    seen = dict.fromkeys(criteria, 0)
+    with closing(gather(model, trace, inputs, targets, loss_fn, needs, batch_size)) as stream:
+        for statistics in stream:
+            for name, criterion in criteria.items():
+                if draws[name] is not statistics.draw:
+                    continue
+                seen[name] += statistics.samples
+                for group, scores in score_draw(trace, criterion, statistics).items():
+                    totals[name][group] = totals[name].get(group, 0.0) + scores * statistics.samples
+    return {
+        name: {group: scores / max(seen[name], 1) for group, scores in groups.items()}
+        for name, groups in totals.items()
+    }
+
+
+def score_draw(trace: Trace, criterion: Criterion, statistics: Statistics) -> UnitScores:
+    """Score the units of every group from one draw's statistics.
+
+    Raises:
+        BadInputError: a group of which the criterion scores no tensor.
+    """
+    saliency = criterion.saliency(statistics)
+    reduce = REDUCTIONS[criterion.reduction]
+    sums: dict[tuple[str, int], Tensor] = {}
+    scores = {}
+    for group in trace.network.groups:
+        members = list(_members(trace, group.name, saliency, statistics, sums))
+        if not members:
+            raise BadInputError(
+                f"{type(criterion).__name__} scores no tensor of group {group.name!r}; choose another criterion"
+            )
+        scores[group.name] = reduce(members).cpu().numpy()
+    return scores
+
+
+def rank(scores: UnitScores) -> Ranking:
+    """Order the units of every group, most important first; equal scores keep the order of their indices.
+
+    Raises:
+        BadInputError: a score that is not finite.
+    """
+    for group, values in scores.items():
+        if not np.isfinite(values).all():
+            raise BadInputError(
+                f"importance of group {group!r} is not finite: the model's weights or its loss on the calibration data "
+                "are NaN or infinite; retrain the model or repair the data"
+            )
+    return {group: np.argsort(-values, kind="stable").astype(np.int64) for group, values in scores.items()}
+
+
+def keep(trace: Trace, ranking: Ranking, policy: PruningPolicy) -> Kept:
+    """Return the channels each group keeps, sorted: exactly ``policy[group]`` of them, the best-ranked units.
+
+    Nested: fewer kept channels are always a subset of more.
+
+    Raises:
+        BadInputError: the policy does not fit the network.
+    """
+    trace.network.kept_array(policy)
+    kept = {}
+    for group in trace.network.groups:
+        units = ranking[group.name][: policy[group.name] // group.unit]
+        kept[group.name] = np.sort(trace.units[group.name][units].ravel())
+    return kept
+
+
+def _draw(name: str, criterion: Criterion) -> Draw:
+    draws = {statistic.draw for statistic in criterion.needs}
+    if len(draws) > 1:
+        raise ValueError(f"criterion {name!r} needs draws of several kinds: {sorted(draws)}")
+    return draws.pop() if draws else Draw.SET
+
+
+def _members(
+    trace: Trace,
+    group: str,
+    saliency: Mapping[str, Tensor],
+    statistics: Statistics,
+    sums: dict[tuple[str, int], Tensor],
+) -> Iterator[Member]:
+    """Yield each coupled tensor's saliency summed over the slice of every unit; ``sums`` caches sums along a dim."""
+    units = trace.units[group]  # (n_units, unit)
+    for part in trace.slices[group]:
+        if part.tensor not in saliency:
+            continue
+        key = part.tensor, part.dim
+        if key not in sums:
+            full = saliency[part.tensor].broadcast_to(statistics.weights[part.tensor].shape)
+            others = [d for d in range(full.ndim) if d != part.dim]
+            sums[key] = full.sum(others, dtype=torch.float64) if others else full.double()
+        positions = np.sort(part.positions[units].reshape(len(units), -1), axis=1)
+        is_new = np.diff(positions, axis=1, prepend=-1) != 0  # channels of a unit may share an index (grouped conv)
+        scores = (sums[key].cpu()[torch.from_numpy(positions)] * torch.from_numpy(is_new)).sum(1)
+        index = trace.network.layer_index[part.layer]
+        yield Member(trace.network.layers[index], index, part.side, scores)
