@@ -10,17 +10,27 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import BadInputError
+from amcsearch.training.checks import check_samples, check_splits
 from amcsearch.training.splits import (
     DataSplits,
     Samples,
-    check_samples,
     fetch,
     make_splits,
     stacked,
     stratified,
 )
 
-__all__ = ["DATASETS", "DataSplits", "check_samples", "digits", "fetch", "make_splits", "stacked", "text"]
+__all__ = [
+    "DATASETS",
+    "DataSplits",
+    "check_samples",
+    "check_splits",
+    "digits",
+    "fetch",
+    "make_splits",
+    "stacked",
+    "text",
+]
 
 BYTES: Final = 256
 

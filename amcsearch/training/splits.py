@@ -1,4 +1,4 @@
-"""Four splits from what a data factory returns, and the checks that stop unusable data early.
+"""Four splits from what a data factory returns, and their samples as stacked tensors.
 
 - ``train`` trains and fine-tunes; ``calibration`` (batch-norm statistics, saliency) is drawn from it and stays in it;
 - ``search`` scores policies, ``test`` is read once at the end: both are disjoint from each other and from ``train``.
@@ -15,9 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from amcsearch.core import BadInputError
-from amcsearch.training.losses import IGNORED_TARGET
 
-__all__ = ["SPLITS", "DataSplits", "Samples", "check_samples", "fetch", "make_splits", "stacked", "stratified"]
+__all__ = [
+    "SPLITS",
+    "DataSplits",
+    "Samples",
+    "fetch",
+    "make_splits",
+    "stacked",
+    "stratified",
+]
 
 SPLITS: Final = ("train", "calibration", "search", "test")
 DEFAULT_SHARE: Final = 0.2
@@ -123,41 +130,6 @@ def stacked(dataset: Samples, limit: int | None = None) -> tuple[Tensor, Tensor]
     """
     count = length(dataset, "given")
     return fetch(dataset, np.arange(count if limit is None else min(limit, count)))
-
-
-def check_samples(
-    inputs: Tensor, targets: Tensor, *, name: str, input_shape: Sequence[int] | None, num_classes: int | None
-) -> None:
-    """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
-
-    ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
-    position without one.
-
-    Raises:
-        BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
-    """
-    where = f"data: the {name} split"
-    if len(inputs) == 0:
-        raise BadInputError(f"{where} has no samples, expected at least 1")
-    if input_shape is not None and tuple(inputs.shape[1:]) != tuple(input_shape):
-        raise BadInputError(
-            f"{where} gives inputs of shape {tuple(inputs.shape[1:])}, expected {tuple(input_shape)}; "
-            "set model.input_shape or change the data factory"
-        )
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        first = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
-        raise BadInputError(f"{where} holds NaN or infinity (first in sample {first}), expected finite inputs")
-    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
-        raise BadInputError(
-            f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids: one integer, or one a position"
-        )
-    known = targets[targets != IGNORED_TARGET]
-    if num_classes is not None and known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
-        raise BadInputError(
-            f"{where} has targets from {int(known.min())} to {int(known.max())}, expected 0 to {num_classes - 1}: "
-            f"the network gives {num_classes} classes"
-        )
 
 
 def length(dataset: Samples, name: str) -> int:

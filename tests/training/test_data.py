@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from amcsearch.core import BadInputError
-from amcsearch.training.data import DATASETS, digits, make_splits, stacked, text
-from amcsearch.training.splits import check_samples
+from amcsearch.training.data import DATASETS, check_splits, digits, make_splits, stacked, text
 
 
 def test_digits_are_standardised_images():
@@ -67,6 +66,10 @@ def test_bad_text_is_refused(kwargs):
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_dataset_splits_and_passes_its_checks(name):
     splits = make_splits(DATASETS[name](), {"calibration": 64, "search": 64}, 0)
-    for split in ("train", "calibration", "search", "test"):
-        x, y = stacked(getattr(splits, split))
-        check_samples(x, y, name=split, input_shape=tuple(x.shape[1:]), num_classes=256)
+    shape = tuple(splits.train[0][0].shape)
+    classes = 1 + max(int(stacked(split)[1].max()) for split in (splits.train, splits.search, splits.test))
+    check_splits(splits, input_shape=shape, num_classes=classes, limit=10**6)
+    with pytest.raises(BadInputError, match=f"expected 0 to {classes - 2}"):
+        check_splits(splits, input_shape=shape, num_classes=classes - 1, limit=10**6)
+    with pytest.raises(BadInputError, match="the train split gives inputs of shape"):
+        check_splits(splits, input_shape=(*shape, 1), num_classes=classes)
