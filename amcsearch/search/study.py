@@ -6,7 +6,7 @@ seed and of the results it is served, so it runs again from the start and is ser
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -116,7 +116,7 @@ class Study:
         return [objective(trial, name) for name in self.objectives or REWARD]
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
         """``maximize`` or ``minimize`` for each of ``values``."""
         return [direction(name) for name in self.objectives or REWARD]
 

@@ -11,12 +11,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
-from amcsearch.costs.compute import Macs, Params
-from amcsearch.costs.grid import CostGrid
-from amcsearch.search.budget import FeasibleSet, resolve_budget
 
 from amcsearch.core import (
     ChannelGroup,
@@ -29,6 +27,9 @@ from amcsearch.core import (
     PruningPolicy,
     Side,
 )
+from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.grid import CostGrid
+from amcsearch.search.budget import FeasibleSet, resolve_budget
 from amcsearch.search.reward import RewardContext, bind
 from amcsearch.search.study import Study
 
@@ -40,7 +41,7 @@ def chain(widths: Sequence[int], size: int = 8) -> NetworkSpec:
     channels = [1, *widths, 10]
     layers = tuple(
         LayerSpec(f"c{i}", LayerKind.CONV, a, b, (3, 3), padding=(1, 1), in_size=(s, s), out_size=(s, s))
-        for i, (a, b) in enumerate(zip(channels, channels[1:]))
+        for i, (a, b) in enumerate(pairwise(channels))
         for s in [max(1, size >> (i // 2))]
     )
     groups = tuple(
@@ -134,4 +135,4 @@ def run_and_die(agents: Sequence[str], folder: str, kill_at: int, trials: int) -
 
 if __name__ == "__main__":
     folder, kill_at, trials, *agents = sys.argv[1:]
-    print(json.dumps(run_and_die(agents, folder, int(kill_at), int(trials))))
+    sys.stdout.write(json.dumps(run_and_die(agents, folder, int(kill_at), int(trials))))

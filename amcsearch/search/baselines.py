@@ -1,0 +1,208 @@
+"""Searches to beat: uniform, random, and guided by per-layer sensitivity."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import PolicySpace, PruningPolicy
+from amcsearch.evaluation.sensitivity import Curves, curves
+from amcsearch.search.neighbours import unseen
+from amcsearch.search.study import Study
+
+__all__ = [
+    "RandomSearch",
+    "SensitivitySearch",
+    "UniformSearch",
+    "allocations",
+    "climb",
+    "evaluate_near",
+    "random_policies",
+]
+
+_ROUNDS: Final = 16
+_BATCH: Final = 1024
+
+
+def _evaluate_near(study: Study, centre: NDArray[np.int64], rng: np.random.Generator) -> bool:
+    """Evaluate up to ``study.batch`` new policies near ``centre`` (G,); false when nothing new is left."""
+    policies: list[PruningPolicy] = []
+    while len(policies) < min(study.batch, study.remaining):
+        kept = unseen(study, centre, rng, policies)
+        if kept is None:
+            break
+        policies.append(study.network.policy(kept))
+    study.evaluate(policies)
+    return bool(policies)
+
+
+def climb(study: Study, rng: np.random.Generator) -> None:
+    """Spend what is left on neighbours of the best policy so far: stochastic hill climbing."""
+    while study.remaining:
+        centre = study.network.kept_array(study.best.policy) if study.best else study.feasible.largest_uniform()
+        if not _evaluate_near(study, centre, rng):
+            return
+
+
+def random_policies(study: Study, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """Return random feasible policies (P, G), or None where rejection finds none.
+
+    Each policy draws a ceiling from U(0, 1) and then each group a ratio from U(0, ceiling), as a share of the most
+    that may be removed, and is rejected if infeasible. Without the ceiling, the sum over many groups concentrates every
+    draw around one middle cost and the edge of the budget, where the best policies lie, is never seen.
+    """
+    space = study.space
+    sizes = np.array([len(choices) for choices in space.choices])
+    for _ in range(_ROUNDS):
+        ceiling = rng.random((_BATCH, 1))
+        removed = rng.random((_BATCH, len(sizes))) * ceiling  # share of the choices given up
+        index = np.rint((1.0 - removed) * (sizes - 1)).astype(np.int64)
+        kept = np.stack([choices[index[:, g]] for g, choices in enumerate(space.choices)], axis=1)
+        feasible = kept[study.feasible.contains(kept)]
+        if len(feasible):
+            return feasible
+    return None
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """Independent random feasible policies (``random_policies``).
+
+    Where the budget is so tight that rejection finds none, policies come from the sequential bound instead: group by
+    group, uniformly among the choices that leave the budget within reach.
+    """
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``."""
+        rng = np.random.default_rng([seed, 1])
+        draws = self._draws(study, rng)
+        while study.remaining:
+            wanted = min(study.batch, study.remaining)
+            policies: dict[PruningPolicy, None] = {}
+            for _ in range(4 * _BATCH):
+                if len(policies) == wanted:
+                    break
+                policy = study.network.policy(next(draws))
+                if not study.seen(policy):
+                    policies[policy] = None
+                elif len(study.trials) * 2 > study.space.size:
+                    break  # most of a small space is spent: look for the rest directly
+            if policies:
+                study.evaluate(list(policies))
+            elif not _evaluate_near(study, next(draws), rng):
+                return
+
+    def _draws(self, study: Study, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        while True:
+            rows = random_policies(study, rng)
+            if rows is None:
+                yield self._sequential(study, rng)
+            else:
+                yield from rows
+
+    def _sequential(self, study: Study, rng: np.random.Generator) -> NDArray[np.int64]:
+        prefix = np.zeros(0, dtype=np.int64)
+        for choices in study.space.choices:
+            pick = rng.choice(choices[study.feasible.allowed(prefix)])
+            prefix = np.append(prefix, pick)
+        return prefix
+
+
+@dataclass(frozen=True)
+class UniformSearch:
+    """One ratio for all groups: the largest policy within the budget, the next ``heavier`` uniform ones, then
+    near-uniform policies around the first (a baseline that spends as many evaluations as the agents it is held to).
+    """
+
+    heavier: int = 4
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``."""
+        rng = np.random.default_rng([seed, 1])
+        for kept in self._ladder(study):
+            if study.remaining:
+                study.evaluate([study.network.policy(kept)])
+        while study.remaining and _evaluate_near(study, study.feasible.largest_uniform(), rng):
+            continue
+
+    def _ladder(self, study: Study) -> NDArray[np.int64]:
+        """Distinct feasible uniform policies (P, G), largest first."""
+        space, largest = study.space, study.feasible.largest_uniform()
+        keep_ratios = np.unique(np.concatenate([choices / choices[-1] for choices in space.choices]))[::-1]
+        rows = np.array([largest, *(space.nearest(np.full(len(space.choices), 1.0 - r)) for r in keep_ratios)])
+        rows = rows[(rows <= largest).all(axis=1) & study.feasible.contains(rows)]
+        return np.array(list(dict.fromkeys(map(tuple, rows.tolist())))[: 1 + self.heavier], dtype=np.int64)
+
+
+def allocations(space: PolicySpace, measured: Curves) -> NDArray[np.int64]:
+    """Return policies (T, G) for every loss tolerance the curves tell apart, from strict to lenient.
+
+    For a tolerance each group keeps the fewest channels whose loss, with all other groups dense, rises by no more.
+    Between measured points the rise is interpolated; it is made monotone (a narrower group is never called less
+    harmful), and a loss that is not finite counts as infinite.
+    """
+    harms = []
+    for group, choices in zip(space.groups, space.choices, strict=True):
+        curve = measured[group.name]
+        rise = np.maximum(np.where(np.isfinite(curve.loss), curve.loss - curve.loss[-1], np.inf), 0.0)
+        rise = np.maximum.accumulate(rise[::-1])[::-1]
+        with np.errstate(invalid="ignore"):  # between a finite and an infinite point: inf, or NaN at its very end
+            harm = np.interp(choices, curve.kept, rise)
+        harms.append(np.where(np.isnan(harm), np.inf, harm))
+    tolerances = np.unique(np.concatenate(harms))
+    columns = [
+        c[np.argmax(h[None, :] <= tolerances[:, None], axis=1)] for c, h in zip(space.choices, harms, strict=True)
+    ]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class SensitivitySearch:
+    """Probe every group alone, allocate by one loss tolerance for all, then climb from there.
+
+    At most half of the evaluations go into probes (``points`` kept counts a group, fewer where they do not fit); they
+    may exceed the budget. The strictest tolerance that meets the budget gives the first policy; the next stricter
+    allocation, repaired into the budget, gives the second, which wastes less of it. Li 2017 (1608.08710) prunes by such
+    curves; that single-group effects do not add up is why the search goes on (METHODS §25).
+    """
+
+    points: int = 6
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``."""
+        points = self._points_that_fit(study)
+        if points < 2:
+            study.note(f"sensitivity: {study.remaining} evaluations are too few to probe every group; climbing only")
+            _evaluate_one(study, study.feasible.largest_uniform())
+        else:
+            before = study.remaining
+            measured = curves(lambda batch: study.evaluate(batch, probe=True), study.space, points)
+            study.note(f"sensitivity: {before - study.remaining} probes, up to {points} kept counts a group")
+            for kept in self._candidates(study, measured):
+                _evaluate_one(study, kept)
+        climb(study, np.random.default_rng([seed, 1]))
+
+    def _points_that_fit(self, study: Study) -> int:
+        """Kept counts a group for which the probes take at most half, or else all but two, of the evaluations."""
+        free = sum(len(choices) > 1 for choices in study.space.choices)
+        fitting = (study.remaining // 2 - 1) // max(1, free) + 1
+        if fitting < 2 and study.remaining >= free + 3:
+            return 2
+        return min(self.points, fitting)
+
+    def _candidates(self, study: Study, measured: Curves) -> list[NDArray[np.int64]]:
+        rows = allocations(study.space, measured)
+        feasible = study.feasible.contains(rows)
+        if not feasible.any():  # costs that fall with width: even the smallest widths are over budget
+            return [study.feasible.repair(rows[-1])]
+        first = int(np.argmax(feasible))
+        return [rows[first], study.feasible.repair(rows[max(0, first - 1)])]
+
+
+def _evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
+    """Evaluate one feasible policy (G,) if an evaluation is left or it was served before."""
+    policy = study.network.policy(kept)
+    if study.remaining or study.seen(policy):
+        study.evaluate([policy])

@@ -1,0 +1,241 @@
+"""Optuna's samplers as searchers: NSGA-II, TPE, Gaussian process, CMA-ES.
+
+The sampler sees one integer per group, a position in ``space.choices`` (the Gaussian process a real number that is
+rounded to one: its acquisition function is then climbed by gradient, about five times faster). What it asks for may be
+over budget, so it is repaired into the feasible set before evaluation, and a repeated policy is never evaluated again.
+With g = f∘repair the sampler searches an unconstrained space, and what it is told is always a true value of g:
+
+- TPE and GP are told both the asked and the repaired point (repair leaves a feasible point alone, so g agrees on both);
+  no point is told twice, because copies would make TPE's densities collapse.
+- NSGA-II is told the repaired point in place of the asked one (Lamarckian repair): its children inherit feasible genes.
+- CMA-ES is told the asked point, since its update is only valid for points drawn from its own distribution; repeats
+  are told too, at no cost, because its population has to fill.
+
+After ``asks`` proposals without a new policy, a random unseen neighbour of the last one is evaluated instead. Every
+sampler starts from the largest uniform policy within the budget.
+
+Deb 2002 (NSGA-II); Bergstra 2011 and Watanabe 2023, 2304.11127 (TPE); Hansen 2016, 1604.00772 (CMA-ES); Hamano 2022,
+2205.13482 (CMA-ES with margin, for integers); Optuna: Akiba 2019, 1907.10902.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.trial import TrialState as OptunaState
+from optuna.trial import create_trial
+
+from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.search.neighbours import positions, unseen
+from amcsearch.search.study import Study
+
+__all__ = ["OptunaSearcher", "Told", "cmaes", "gp", "nsga2", "tpe"]
+
+
+class Told(StrEnum):
+    """Which point the sampler learns from when repair moved its proposal."""
+
+    ASKED = "asked"
+    REPAIRED = "repaired"
+    BOTH = "both"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once."""
+
+    seed: int
+    evaluations: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class OptunaSearcher:
+    """One sampler as a ``Searcher``.
+
+    ``asks`` bounds the proposals made for one new policy; ``rounded`` lets the sampler propose real numbers.
+    """
+
+    name: str
+    make_sampler: Callable[[Start], BaseSampler]
+    told: Told
+    asks: int = 16
+    several_objectives: bool = True
+    rounded: bool = False
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``.
+
+        Raises:
+            BadInputError: several objectives for a sampler of one.
+        """
+        if len(study.directions) > 1 and not self.several_objectives:
+            raise BadInputError(
+                f"agent {self.name} optimises one objective, not {', '.join(study.objectives or ())}; "
+                "set search.objectives to null, or choose nsga2, tpe or gp"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            session = _Session(self, study, seed)
+            while study.remaining:
+                proposals = session.propose(min(study.batch, study.remaining))
+                if not proposals:
+                    return
+                trials = study.evaluate([proposal.policy for proposal in proposals])
+                for proposal, trial in zip(proposals, trials, strict=True):
+                    session.learn(proposal, trial)
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A policy to evaluate and the sampler's trial it came from (not its own point when ``moved``)."""
+
+    policy: PruningPolicy
+    asked: optuna.Trial
+    moved: bool
+
+
+class _Session:
+    """One run of a sampler in an Optuna study held in memory."""
+
+    def __init__(self, searcher: OptunaSearcher, study: Study, seed: int) -> None:
+        self._searcher, self._study = searcher, study
+        self._rng = np.random.default_rng([seed, 1])
+        distribution = FloatDistribution if searcher.rounded else IntDistribution
+        self._distributions: dict[str, BaseDistribution] = {
+            group.name: distribution(0, len(choices) - 1)
+            for group, choices in zip(study.network.groups, study.space.choices, strict=True)
+            if len(choices) > 1
+        }
+        self._told: set[tuple[int, ...]] = set()
+        start = Start(seed, study.remaining, study.batch)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna = optuna.create_study(sampler=searcher.make_sampler(start), directions=study.directions)
+        self._optuna.enqueue_trial(self._point(study.feasible.largest_uniform()))
+
+    def propose(self, count: int) -> list[_Proposal]:
+        """Return up to ``count`` new feasible policies; none when nothing new is left."""
+        proposals: list[_Proposal] = []
+        pending: set[PruningPolicy] = set()
+        while len(proposals) < count:
+            proposal = self._ask(pending)
+            if proposal is None:
+                break
+            proposals.append(proposal)
+            pending.add(proposal.policy)
+        return proposals
+
+    def learn(self, proposal: _Proposal, trial: Trial) -> None:
+        """Tell the sampler what a proposal was worth."""
+        point = self._point(self._study.network.kept_array(trial.policy))
+        if self._searcher.told is Told.REPAIRED:
+            attributes = dict(self._optuna.get_trials(deepcopy=False)[proposal.asked.number].system_attrs)
+            self._drop(proposal.asked)
+            self._add(point, trial, attributes)
+            return
+        if proposal.moved:
+            self._drop(proposal.asked)
+        else:
+            self._tell(proposal.asked, trial)
+        if self._searcher.told is Told.BOTH:
+            self._add(point, trial, {})
+
+    def _ask(self, pending: set[PruningPolicy]) -> _Proposal | None:
+        """One new policy: the sampler's, repaired, or after ``asks`` repeats a neighbour of the last."""
+        study = self._study
+        for attempt in range(1, self._searcher.asks + 1):
+            asked = self._optuna.ask(self._distributions)
+            kept = study.feasible.repair(self._kept(asked.params))
+            policy = study.network.policy(kept)
+            repeated = study.seen(policy)
+            if not repeated and policy not in pending:
+                return _Proposal(policy, asked, moved=False)
+            if attempt == self._searcher.asks:
+                break
+            if repeated and self._searcher.told is not Told.REPAIRED:
+                self._tell(asked, study.evaluate([policy])[0])
+            else:
+                self._drop(asked)
+        neighbour = unseen(study, kept, self._rng, pending)
+        if neighbour is None:
+            self._drop(asked)
+            return None
+        return _Proposal(study.network.policy(neighbour), asked, moved=True)
+
+    def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
+        key = self._key(asked.params)
+        if trial.state is not TrialState.COMPLETE or (self._searcher.told is Told.BOTH and key in self._told):
+            self._drop(asked)
+            return
+        self._told.add(key)
+        self._optuna.tell(asked, self._study.values(trial))
+
+    def _drop(self, asked: optuna.Trial) -> None:
+        self._optuna.tell(asked, state=OptunaState.FAIL)
+
+    def _add(self, point: dict[str, int], trial: Trial, attributes: dict[str, object]) -> None:
+        key = self._key(point)
+        if trial.state is not TrialState.COMPLETE or key in self._told:
+            return
+        self._told.add(key)
+        self._optuna.add_trial(
+            create_trial(
+                params=point,
+                distributions=self._distributions,
+                values=self._study.values(trial),
+                system_attrs=attributes,
+            )
+        )
+
+    def _key(self, point: Mapping[str, float]) -> tuple[int, ...]:
+        return tuple(round(point[name]) for name in self._distributions)
+
+    def _kept(self, point: Mapping[str, float]) -> NDArray[np.int64]:
+        space = self._study.space
+        rows = [choices[round(point.get(g.name, 0))] for g, choices in zip(space.groups, space.choices, strict=True)]
+        return np.array(rows, dtype=np.int64)
+
+    def _point(self, kept: NDArray[np.int64]) -> dict[str, int]:
+        index = positions(self._study.space, kept)
+        names = [group.name for group in self._study.network.groups]
+        return {name: int(i) for name, i in zip(names, index, strict=True) if name in self._distributions}
+
+
+MIN_POPULATION: Final = 8
+MAX_POPULATION: Final = 50
+
+
+def nsga2() -> OptunaSearcher:
+    """NSGA-II; the population is an eighth of the evaluations, from 8 to 50, so that short searches evolve too."""
+
+    def sampler(start: Start) -> BaseSampler:
+        size = min(MAX_POPULATION, max(MIN_POPULATION, start.evaluations // 8))
+        return NSGAIISampler(seed=start.seed, population_size=size)
+
+    return OptunaSearcher("nsga2", sampler, Told.REPAIRED)
+
+
+def tpe() -> OptunaSearcher:
+    """Tree-structured Parzen estimator; proposals made at once keep apart by the constant liar."""
+    return OptunaSearcher("tpe", lambda start: TPESampler(seed=start.seed, constant_liar=start.batch > 1), Told.BOTH)
+
+
+def gp() -> OptunaSearcher:
+    """Gaussian process with expected improvement (hypervolume improvement for several objectives)."""
+    return OptunaSearcher("gp", lambda start: GPSampler(seed=start.seed), Told.BOTH, asks=2, rounded=True)
+
+
+def cmaes() -> OptunaSearcher:
+    """CMA-ES with margin, so that no width of the grid becomes unreachable; one objective."""
+
+    def sampler(start: Start) -> BaseSampler:
+        return CmaEsSampler(seed=start.seed, with_margin=True, warn_independent_sampling=False)
+
+    return OptunaSearcher("cmaes", sampler, Told.ASKED, several_objectives=False)
