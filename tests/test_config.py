@@ -156,12 +156,12 @@ def test_missing_unreadable_and_binary_files(write, tmp_path):
 def test_overrides_replace_add_and_name_themselves(write):
     path = write(SMALLEST + "search: {trials: 7}\n")
     changed = cfg.load(
-        path, ["search.trials=50", "budget.params=0.6x", "model.kwargs.width=8", "search.objectives=[loss, macs]"]
+        path, ["search.trials=50", "budget.params=0.6x", "model.kwargs.width=8", "search.objectives=[accuracy, macs]"]
     )
     assert changed.search.trials == 50
     assert changed.budget == {"params": "0.6x"}
     assert changed.model.kwargs == {"width": 8}
-    assert changed.search.objectives == ("loss", "macs")
+    assert changed.search.objectives == ("accuracy", "macs")
     assert "--set search.trials=x: search.trials = 'x'" in refusal(path, "search.trials=x")
     assert "--set search.tirals=5: unknown key search.tirals" in refusal(path, "search.tirals=5")
     assert "--set trials: expected key.key=value" in refusal(path, "trials")

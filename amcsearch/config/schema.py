@@ -168,7 +168,7 @@ class SearchConfig(_Section):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more objectives give a Pareto front instead of one best policy."""
     batch: PositiveInt = 1
-    """Policies that an agent proposes at once; with ``--workers`` of the same number they are evaluated side by side."""
+    """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
     baseline: Literal["random"] | None = "random"

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 __all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective"]
 
 CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
-Objective = Literal["accuracy", "loss", "macs", "params", "latency_ms", "energy_mj"]
+Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
 

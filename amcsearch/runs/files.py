@@ -1,0 +1,98 @@
+"""Files that are whole or absent, whatever kills the process; and what the disk refuses, in one line."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amcsearch.core import BadInputError
+
+__all__ = ["append_line", "plain", "read_text", "replacing", "writing"]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that names ``path``.
+
+    Raises:
+        BadInputError: the disk is full, the folder is read-only, …
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadInputError(f"cannot write {path}: {reason}; free the disk, or name another --out") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        BadInputError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"cannot read {path}: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to; it takes the place of ``path`` when all went well.
+
+    Raises:
+        BadInputError: as ``writing``.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        with writing(path):
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        with writing(path):
+            temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a JSON object as one synced line; a last line torn by a kill is ended first.
+
+    Raises:
+        BadInputError: as ``writing``.
+    """
+    line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False)
+    with writing(path), path.open("ab+") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else "\n" + line
+        stream.write(line.encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy numbers, tuples and paths into what JSON holds; infinite and undefined numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

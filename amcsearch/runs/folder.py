@@ -1,0 +1,221 @@
+"""The folder of one run: every file whole or absent, one process at a time, resumable after any death.
+
+Files are written beside their place, synced and renamed, so that a run killed at any moment leaves either the old file
+or the new one. The lock is the kernel's (``flock``): it dies with its process. ``log.jsonl`` alone grows in place, a
+synced line at a time; a line torn by a kill is ended before the next.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import pandas as pd
+
+from amcsearch.core import COST_NAMES, BadInputError, PruningPolicy, Trial
+from amcsearch.runs.files import append_line, plain, read_text, replacing, writing
+from amcsearch.runs.lock import take_lock
+
+__all__ = ["TRIAL_COLUMNS", "RunFolder"]
+
+TRIAL_COLUMNS: Final = (
+    *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
+    *COST_NAMES,
+    *("seconds", "policy"),
+)
+_FILES: Final = (
+    *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
+    *("summary.json", "report.html", "log.jsonl"),
+)
+_HASH_LINE: Final = re.compile(r"^# configuration ([0-9a-f]+)$", re.MULTILINE)
+_TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report)\.[0-9]+\.[a-z]+")
+_LOCK: Final = ".lock"
+
+
+class _File:
+    """A file of the run as an attribute: its path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "RunFolder", owner: type["RunFolder"]) -> Path:
+        return run.path / self.name
+
+
+@dataclass
+class RunFolder:
+    """A run on disk. ``create`` takes it for writing and holds its lock until ``close``; ``open`` only looks."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    config_yaml = _File("config.yaml")
+    """The whole configuration, every default written out."""
+    study_db = _File("study.db")
+    """Optuna's storage (SQLite): every evaluation as it was made."""
+    trials_csv = _File("trials.csv")
+    """Every evaluation, one a row, with ``TRIAL_COLUMNS``."""
+    pareto_csv = _File("pareto.csv")
+    """The trials that no other is better than in everything; same columns."""
+    policy_json = _File("policy.json")
+    """The chosen policy."""
+    pruned_safetensors = _File("pruned.safetensors")
+    """Weights of the pruned and fine-tuned network."""
+    pruned_onnx = _File("pruned.onnx")
+    """The pruned and fine-tuned network for ONNX Runtime."""
+    summary_json = _File("summary.json")
+    """What came of it."""
+    report_html = _File("report.html")
+    """The page for people."""
+    log_jsonl = _File("log.jsonl")
+    """What happened when, one JSON object a line."""
+
+    @classmethod
+    def create(cls, path: Path, config_text: str, config_hash: str, *, resume: bool) -> Self:
+        """Begin a run, or take up an interrupted one with ``resume`` (which also begins one that is not there).
+
+        Raises:
+            BadInputError: the folder is in use (names the process), holds a run already, holds the run of another
+                configuration, holds other files, or cannot be written.
+        """
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run._lock = take_lock(path / _LOCK)
+        try:
+            run._begin(config_text, config_hash, resume)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Look at a run, finished or not.
+
+        Raises:
+            BadInputError: no folder there, or one that holds no run.
+        """
+        run = cls(path)
+        if not path.is_dir() or not any((path / name).exists() for name in _FILES):
+            raise BadInputError(
+                f"{path} is no run folder; name one that `amcsearch search` made, such as runs/NAME-HASH"
+            )
+        return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; looking at the folder stays possible."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's address of ``study_db``."""
+        return f"sqlite:///{self.study_db.absolute()}"
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a text file of the run, whole or not at all.
+
+        Raises:
+            BadInputError: as ``files.replacing``.
+        """
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write plain values (numpy numbers included) as indented JSON; infinite and undefined numbers become null.
+
+        Raises:
+            BadInputError: as ``files.replacing``.
+        """
+        self.write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_policy(self, policy: PruningPolicy) -> None:
+        """Write ``policy.json``; raises as ``files.replacing``."""
+        self.write_text(self.policy_json, policy.to_json() + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``; raises as ``files.replacing``."""
+        self.write_json(self.summary_json, summary)
+
+    def write_report(self, page: str) -> None:
+        """Write ``report.html``; raises as ``files.replacing``."""
+        self.write_text(self.report_html, page)
+
+    def write_trials(self, frames: Sequence[pd.DataFrame]) -> None:
+        """Write ``trials.csv`` from one frame of ``TRIAL_COLUMNS`` an agent; raises as ``files.replacing``."""
+        filled = [frame for frame in frames if not frame.empty]
+        rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(TRIAL_COLUMNS))
+        self._write_rows(self.trials_csv, rows)
+
+    def write_pareto(self, front: Sequence[Trial]) -> None:
+        """Write ``pareto.csv``; raises as ``files.replacing``."""
+        self._write_rows(self.pareto_csv, pd.DataFrame([_row(t) for t in front], columns=list(TRIAL_COLUMNS)))
+
+    def _write_rows(self, path: Path, rows: pd.DataFrame) -> None:
+        with replacing(path) as temporary:
+            rows.to_csv(temporary, index=False, columns=list(TRIAL_COLUMNS))
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``log.jsonl``, with the time (UTC) first; raises as ``files.append_line``."""
+        append_line(self.log_jsonl, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
+
+    def _begin(self, config_text: str, config_hash: str, resume: bool) -> None:
+        if any((self.path / name).exists() for name in _FILES):
+            if not resume:
+                raise BadInputError(
+                    f"run folder {self.path} holds a run already; continue it with --resume or name another --out"
+                )
+            self._check_same(config_text, config_hash)
+        elif any(not p.name.startswith(".") and p.name != "lost+found" for p in self.path.iterdir()):
+            raise BadInputError(f"run folder {self.path} holds other files; name an empty or new folder as --out")
+        for left in self.path.glob(".*.*.*"):
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        self.write_text(self.config_yaml, f"# configuration {config_hash}\n{config_text}")
+
+    def _check_same(self, config_text: str, config_hash: str) -> None:
+        if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand
+            return
+        before = read_text(self.config_yaml)
+        found = _HASH_LINE.search(before)
+        if found is not None and found[1] == config_hash:
+            return
+        raise BadInputError(
+            f"run folder {self.path} belongs to another configuration: {_difference(before, config_text)}; "
+            "restore it, or name another --out"
+        )
+
+
+def _difference(before: str, now: str) -> str:
+    old = [line for line in before.splitlines() if not line.startswith("#")]
+    new = [line for line in now.splitlines() if not line.startswith("#")]
+    for a, b in zip_longest(old, new, fillvalue=""):
+        if a != b:
+            return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
+    return "a file that it names has changed (table, profile, checkpoint or factory)"
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    evaluation = trial.evaluation
+    values = (
+        *(trial.number, trial.agent, trial.seed, trial.state.value, trial.reward),
+        *(evaluation.accuracy, evaluation.loss),
+        *(trial.cost.get(name) for name in COST_NAMES),
+        *(evaluation.seconds, trial.policy.to_json()),
+    )
+    return dict(zip(TRIAL_COLUMNS, values, strict=True))
