@@ -103,8 +103,7 @@ def fetch(dataset: Samples, indices: Indices) -> tuple[Tensor, Tensor]:
         BadInputError: an item is no (input, target) pair, or the items' shapes differ.
     """
     if type(dataset) is Subset:
-        inner = np.asarray(dataset.indices)[np.asarray(indices, dtype=np.int64)]
-        return fetch(dataset.dataset, inner)
+        return fetch(dataset.dataset, [dataset.indices[int(i)] for i in indices])
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         return dataset.tensors[0][rows], dataset.tensors[1][rows]
