@@ -32,7 +32,7 @@ def search(args: argparse.Namespace, console: "Console") -> None:
         found = plan(config, strict=args.strict)
         _show(args, found, plan_text(found))
         return
-    from amcsearch.pipeline import search as run_search
+    from amcsearch.pipeline.story import search as run_search
 
     digest = config_hash(config)
     folder = args.out or Path("runs") / f"{config.name}-{digest}"
@@ -78,7 +78,7 @@ def prune(args: argparse.Namespace, console: "Console") -> None:
     from amcsearch.cli.text import summary_text
     from amcsearch.config import config_hash, dump
     from amcsearch.core import PruningPolicy
-    from amcsearch.pipeline import prune as run_prune
+    from amcsearch.pipeline.story import prune as run_prune
     from amcsearch.runs import RunFolder
 
     config = _load(args)

@@ -78,7 +78,8 @@ def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen
     """
     network, config = job.network, job.config
     save_state(tuned, run.pruned_safetensors)
-    export(tuned, network.example, run.pruned_onnx)
+    with run.replacing(run.pruned_onnx) as path:
+        export(tuned, network.example, path)
     inputs, targets = stacked(network.splits.test)
     batches = min(PARITY_BATCHES, len(inputs) // config.device.batch)
     compared = inputs[: batches * config.device.batch] if batches else network.example

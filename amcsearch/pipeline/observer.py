@@ -1,9 +1,9 @@
 """Who watches a run: phases, epochs and trials as they happen, and how long each phase takes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from amcsearch.core import Trial
 
@@ -30,18 +30,19 @@ class Observer(Protocol):
 
 
 class Phases:
-    """Announces phases to an observer and keeps their wall time: ``seconds`` by phase name."""
+    """Announces phases to an observer, logs them, and keeps their wall time: ``seconds`` by phase name."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, log: Callable[[Mapping[str, Any]], None]) -> None:
         self.observer = observer
         self.seconds: dict[str, float] = {}
+        self._log = log
 
     @contextmanager
     def __call__(self, name: str, text: str) -> Iterator[None]:
         """Time one phase."""
         self.observer.phase(text)
+        self._log({"phase": name, "state": "begun"})
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.perf_counter() - start
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self._log({"phase": name, "state": "done", "seconds": self.seconds[name]})

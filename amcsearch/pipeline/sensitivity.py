@@ -1,5 +1,6 @@
 """Sensitivity of a trained network, group by group, as a CSV and a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from amcsearch.config import Config
@@ -8,7 +9,7 @@ from amcsearch.evaluation.sensitivity import curves, policies
 from amcsearch.pipeline.job import make_evaluator
 from amcsearch.pipeline.network import load_network
 from amcsearch.pipeline.observer import Observer
-from amcsearch.reporting.sensitivity import write_curves
+from amcsearch.reporting.curves import write_curves
 
 __all__ = ["write_sensitivity"]
 
@@ -29,7 +30,7 @@ def write_sensitivity(config: Config, folder: Path, points: int, observer: Obser
     total = len(policies(space, points))
     observer.phase(f"Evaluating {total} policies")
 
-    def evaluate(batch: "list[PruningPolicy]") -> list[Trial]:
+    def evaluate(batch: Sequence[PruningPolicy]) -> list[Trial]:
         trials = []
         for number, policy in enumerate(batch):
             evaluation = evaluator.evaluate(policy)

@@ -33,7 +33,7 @@ def search(
         BadInputError: as the rooms it passes through.
         InfeasibleBudgetError: no policy meets the budget.
     """
-    phases = Phases(observer)
+    phases = Phases(observer, run.append_log)
     job = assemble(config, phases, strict=strict)
     with phases("search", f"Searching with {config.search.agent}"):
         study, baseline = run_agents(job, run, observer, workers, storage)
@@ -52,7 +52,7 @@ def prune(config: Config, policy: PruningPolicy, run: RunFolder, observer: Obser
     Raises:
         BadInputError: as ``search``, or a policy that does not fit the network.
     """
-    phases = Phases(observer)
+    phases = Phases(observer, run.append_log)
     job = assemble(config, phases)
     with phases("finalists", "Evaluating and measuring the policy"):
         cost, evaluation = job.device.grid.cost(policy), job.evaluator.evaluate(policy)

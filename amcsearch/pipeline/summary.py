@@ -34,7 +34,7 @@ def summarise(
 
     ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations`` and ``notes``.
     """
-    trial, latency, limits = outcome.chosen.trial, outcome.latency, job.device.feasible.budget.limits
+    trial, latency = outcome.chosen.trial, outcome.latency
     dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
     pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
     return {
@@ -43,8 +43,8 @@ def summarise(
         "finetuned": _block(outcome.accuracy["finetuned"], trial.cost, pruned_ms),
         "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
         "budget": {
-            name: {"asked": job.config.budget[name], "limit": limit, "predicted": trial.cost[name]}
-            for name, limit in limits.items()
+            name: {"asked": asked, "limit": job.device.feasible.budget.limits[name], "predicted": trial.cost[name]}
+            for name, asked in job.config.budget.items()
         },
         "onnx_max_abs_diff": outcome.onnx_max_abs_diff,
         "agent": origin["agent"],
