@@ -16,9 +16,11 @@ __all__ = ["Macs", "Params", "macs", "params"]
 
 
 def _is_transposed(layer: LayerSpec) -> bool:
-    """Whether the output is larger than an ordinary convolution of this shape could make it."""
+    """Whether the output is larger than the input, by just what a transposed convolution of this shape makes."""
     sizes = zip(layer.in_size, layer.out_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
-    return any(o > i and o > (i + 2 * p - d * (k - 1) - 1) // s + 1 for i, o, k, s, p, d in sizes)
+    # what is left over is its `output_padding`
+    extra = [(o - ((i - 1) * s - 2 * p + d * (k - 1) + 1), max(s, d)) for i, o, k, s, p, d in sizes]
+    return prod(layer.out_size) > prod(layer.in_size) and all(0 <= more < bound for more, bound in extra)
 
 
 def _conv_macs(layer: LayerSpec) -> int:

@@ -1,0 +1,224 @@
+"""Pricing by indexing must equal pricing the shrunken network layer by layer, whatever the network."""
+
+import pickle
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from amcsearch.core import (
+    BadInputError,
+    ChannelGroup,
+    Coupling,
+    LayerKind,
+    LayerSpec,
+    NetworkSpec,
+    PruningPolicy,
+    Side,
+)
+from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, Macs, Params
+
+
+class WildLatency:
+    """A latency with no structure at all: a hash of every field but the name."""
+
+    name = "latency_ms"
+    constant = 0.25
+
+    def __init__(self) -> None:
+        self.asked: list[LayerSpec] = []
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        self.asked.append(layer)
+        return zlib.crc32(repr(replace(layer, name="")).encode()) / 2**32
+
+
+PROFILE = DeviceProfile(
+    "toy", 16, 1.0, 100.0, 30.0, sources=dict.fromkeys(("mac_pj", "dram_pj_per_byte", "static_power_mw"), "toy")
+)
+
+
+def all_models() -> list[CostModel]:
+    latency = WildLatency()
+    return [Macs(), Params(), latency, EnergyModel(PROFILE, batch=2, latency=latency)]
+
+
+class Builder:
+    """Grows a network layer by layer; ``width`` lists the groups whose channels lie behind one another."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerSpec] = []
+        self.couplings: dict[str, list[Coupling]] = {}
+        self.channels: dict[str, tuple[int, int]] = {}
+        self.width: list[str] = []
+
+    def total(self) -> int:
+        return sum(self.channels[g][0] for g in self.width)
+
+    def add(self, kind: LayerKind, out: int, conv_groups: int = 1, factor: int = 1) -> str:
+        name = f"l{len(self.layers)}"
+        size = (3, 2)
+        in_channels = self.total() * factor if self.width else 3
+        self.layers.append(
+            LayerSpec(name, kind, in_channels, out, (3, 3), conv_groups=conv_groups, in_size=size, out_size=size)
+        )
+        for group in self.width:
+            self.couplings[group].append(Coupling(name, Side.IN, factor))
+        return name
+
+    def new_group(self, kind: LayerKind, channels: int, unit: int, conv_groups: int = 1) -> None:
+        name = self.add(kind, channels, conv_groups)
+        self.couplings[name] = [Coupling(name, Side.OUT)]
+        self.channels[name] = (channels, unit)
+        self.width = [name]
+
+    def pass_through(self, kind: LayerKind, conv_groups: int = 1) -> None:
+        name = self.add(kind, self.total(), conv_groups)
+        for group in self.width:
+            self.couplings[group].append(Coupling(name, Side.OUT))
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> NetworkSpec:
+    """Chains of convolutions, depthwise and grouped ones, norms, attention, concatenation, a flatten at the end."""
+    net = Builder()
+    net.new_group(LayerKind.CONV, 2 * draw(st.integers(1, 4)), draw(st.sampled_from([1, 2])))
+    aside = net.width
+    for op in draw(
+        st.lists(
+            st.sampled_from(["conv", "same", "depthwise", "grouped", "norm", "heads", "aside", "concat"]), max_size=8
+        )
+    ):
+        if op == "conv":
+            net.new_group(LayerKind.CONV, 2 * draw(st.integers(1, 4)), draw(st.sampled_from([1, 2])))
+        elif op == "same":
+            net.pass_through(LayerKind.LINEAR)
+        elif op == "depthwise":
+            net.pass_through(LayerKind.CONV, conv_groups=net.total())
+        elif op == "grouped" and all(net.channels[g][1] == 2 for g in net.width):
+            net.new_group(LayerKind.CONV, 2 * draw(st.integers(1, 3)), 2, conv_groups=2)
+        elif op == "norm":
+            net.pass_through(LayerKind.BATCH_NORM)
+        elif op == "heads":
+            unit, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+            net.new_group(LayerKind.LINEAR, unit * heads, unit)
+            net.pass_through(LayerKind.ATTENTION, conv_groups=heads)
+        elif op == "aside":
+            aside = net.width
+        elif op == "concat" and len(net.width) < 4:
+            net.width = [*net.width, *aside]
+    net.add(LayerKind.LINEAR, 10, factor=6)
+    groups = tuple(ChannelGroup(g, c, tuple(net.couplings[g]), unit) for g, (c, unit) in net.channels.items())
+    return NetworkSpec(tuple(net.layers), groups)
+
+
+@st.composite
+def priced(draw: st.DrawFn) -> tuple[NetworkSpec, NDArray[np.int64]]:
+    network = draw(networks())
+    counts = st.tuples(*(st.integers(1, g.channels // g.unit).map(lambda n, u=g.unit: n * u) for g in network.groups))
+    return network, np.array(draw(st.lists(counts, min_size=1, max_size=5)), dtype=np.int64)
+
+
+@settings(max_examples=150, deadline=None)
+@given(priced())
+def test_a_price_is_the_constant_and_the_sum_over_the_shrunken_layers(
+    case: tuple[NetworkSpec, NDArray[np.int64]],
+) -> None:
+    network, kept = case
+    models = all_models()
+    grid = CostGrid(network, models)
+    prices, layers = grid.price(kept), grid.price_layers(kept)
+    for p, row in enumerate(kept):
+        smaller = network.with_channels(network.policy(row))
+        cost = grid.cost(network.policy(row))
+        for model in models:
+            each = [model.layer_cost(layer) for layer in smaller.layers]
+            np.testing.assert_allclose(layers[model.name][p], each, rtol=1e-12)
+            np.testing.assert_allclose(prices[model.name][p], model.constant + sum(each), rtol=1e-12)
+            assert cost[model.name] == prices[model.name][p]
+
+
+def two_convolutions() -> NetworkSpec:
+    """1x1 convolutions 3→4→5 on one position; the 4 in between are the group."""
+    layers = (LayerSpec("a", LayerKind.CONV, 3, 4), LayerSpec("b", LayerKind.CONV, 4, 5))
+    return NetworkSpec(layers, (ChannelGroup("g", 4, (Coupling("a", Side.OUT), Coupling("b", Side.IN))),))
+
+
+def test_prices_by_hand() -> None:
+    grid = CostGrid(two_convolutions(), [Macs()])
+    assert grid.price(np.array([[4], [1]]))["macs"].tolist() == [12 + 20, 3 + 5]
+    assert grid.price_layers(np.array([[2]]))["macs"].tolist() == [[6, 10]]
+    cost = grid.cost(PruningPolicy({"g": 3}))
+    assert dict(cost) == {"macs": 24.0}
+
+
+def test_a_layer_shape_is_asked_for_once() -> None:
+    latency = WildLatency()
+    grid = CostGrid(two_convolutions(), [latency])
+    grid.price(np.array([[2], [2], [3]]))
+    grid.price(np.array([[3], [2]]))
+    assert len(latency.asked) == len(set(latency.asked)) == 4
+
+
+def test_identical_layers_share_what_was_asked() -> None:
+    layers = tuple(LayerSpec(name, LayerKind.LINEAR, 4, 4) for name in "abc")
+    coupled = tuple(Coupling(name, side) for name in "abc" for side in Side)
+    latency = WildLatency()
+    grid = CostGrid(NetworkSpec(layers, (ChannelGroup("g", 4, coupled),)), [latency])
+    grid.price(np.array([[2]]))
+    assert len(latency.asked) == 1
+
+
+def test_large_batches_and_empty_ones_are_whole() -> None:
+    grid = CostGrid(two_convolutions(), [Macs()])
+    kept = np.arange(20_000)[:, None] % 4 + 1
+    assert grid.price(kept)["macs"].tolist() == (8 * kept[:, 0]).tolist()
+    assert grid.price(kept[:0])["macs"].shape == (0,)
+
+
+def test_tables_grow_past_their_first_size() -> None:
+    wide = NetworkSpec(
+        (LayerSpec("a", LayerKind.LINEAR, 3, 5000),), (ChannelGroup("g", 5000, (Coupling("a", Side.OUT),)),)
+    )
+    kept = np.arange(1, 5001)[:, None]
+    assert CostGrid(wide, [Macs()]).price(kept)["macs"].tolist() == (3 * kept[:, 0]).tolist()
+
+
+def test_a_network_without_groups_has_one_price() -> None:
+    grid = CostGrid(NetworkSpec(two_convolutions().layers, ()), [Macs()])
+    assert grid.price(np.zeros((2, 0), dtype=np.int64))["macs"].tolist() == [32, 32]
+
+
+def test_pickling_keeps_the_prices_and_drops_the_tables() -> None:
+    grid = CostGrid(two_convolutions(), [Macs(), Params()])
+    before = grid.price(np.array([[2]]))
+    copy = pickle.loads(pickle.dumps(grid))
+    assert copy.price(np.array([[2]])) == before
+
+
+@pytest.mark.parametrize("kept", [[[0]], [[5]], [[1, 1]], [1]])
+def test_counts_that_do_not_fit_are_refused(kept: list[list[int]]) -> None:
+    with pytest.raises(BadInputError, match="must be"):
+        CostGrid(two_convolutions(), [Macs()]).price(np.array(kept))
+
+
+def test_each_cost_may_have_one_model() -> None:
+    with pytest.raises(BadInputError, match="may appear once"):
+        CostGrid(two_convolutions(), [Macs(), Macs()])
+
+
+def test_a_layer_the_model_cannot_price_leaves_the_grid_usable() -> None:
+    class Picky(Macs):
+        def layer_cost(self, layer: LayerSpec) -> float:
+            if layer.out_channels == 2:
+                raise BadInputError("no row")
+            return super().layer_cost(layer)
+
+    grid = CostGrid(two_convolutions(), [Picky()])
+    with pytest.raises(BadInputError, match="no row"):
+        grid.price(np.array([[2], [3]]))
+    assert grid.price(np.array([[3]]))["macs"].tolist() == [24]
