@@ -1,0 +1,266 @@
+"""The shape of the house, read from the source: floors, doors, sizes and manners (no module is imported).
+
+Every rule is a function from a module to what it does wrong; each is also shown a module that breaks it.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "amcsearch"
+MODULE_LINES = 250
+FUNCTION_LINES = 40  # without the docstring
+
+# imports go down only, and rooms of one floor do not know each other
+FLOORS = (
+    {"core"},
+    {"graph", "runs", "costs"},
+    {"methods", "runtime", "reporting"},
+    {"training"},
+    {"evaluation"},
+    {"search"},
+    {"config"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# the only modules that may import a library
+DOORS: dict[str, tuple[str, ...]] = {
+    "gymnasium": ("search.environment", "search.ddpg*"),
+    "matplotlib": ("reporting.*",),
+    "onnx": ("runtime.*",),
+    "onnxruntime": ("runtime.*",),
+    "optuna": ("search.optuna_search", "search.study*"),
+    "pandas": ("costs.latency_table", "search.study*", "runs.*", "reporting.*"),
+    "pydantic": ("config.*",),
+    "pydantic_core": ("config.*",),
+    "safetensors": ("training.checkpoint", "pipeline.delivery"),
+    "scipy": ("runtime.calibration",),
+    "sklearn": ("training.data*",),
+    "sqlalchemy": ("search.study*",),
+    "stable_baselines3": ("search.ddpg*",),
+    "torch": ("graph.*", "methods.*", "runtime.*", "training.*", "evaluation.*", "search.ddpg*", "pipeline.*"),
+    "torch_pruning": ("graph.trace*",),
+    "tqdm": ("cli.*",),
+    "yaml": ("config.*",),
+    "numpy": ("*",),
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """``name`` is dotted, without the package: ``costs.grid``; a room's face is the room's name."""
+
+    name: str
+    source: str
+
+    @property
+    def room(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+    @property
+    def imports(self) -> list[str]:
+        """Absolute dotted names of everything imported, ``module.name`` for ``from module import name``."""
+        found = []
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found += [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+        return found
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found.append(Module(name, path.read_text(encoding="utf-8")))
+    return tuple(found)
+
+
+def wrong_floors(module: Module) -> Iterator[str]:
+    if module.room not in FLOOR:
+        yield f"room {module.room!r} has no floor; give it one in FLOORS"
+        return
+    for target in module.imports:
+        if target.startswith("."):
+            yield f"relative import {target}"
+        root, _, rest = target.partition(".")
+        room = rest.partition(".")[0]
+        if root != "amcsearch" or room == module.room or room.startswith("__version__"):
+            continue
+        if FLOOR.get(room, len(FLOORS)) >= FLOOR[module.room]:
+            yield f"imports {target}, which is not on a lower floor"
+
+
+def wrong_doors(module: Module) -> Iterator[str]:
+    for target in module.imports:
+        library = target.partition(".")[0]
+        if library == "amcsearch" or library in sys.stdlib_module_names or not library:
+            continue
+        if not any(
+            fnmatch(f"{module.name}.", f"{door}.") or fnmatch(module.name, door) for door in DOORS.get(library, ())
+        ):
+            yield f"imports {library} outside its door {DOORS.get(library, 'none: add it to DOORS')}"
+
+
+def too_long(module: Module) -> Iterator[str]:
+    lines = module.source.count("\n")
+    if lines > MODULE_LINES:
+        yield f"{lines} lines, at most {MODULE_LINES}"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - docstring
+            if length > FUNCTION_LINES:
+                yield f"{node.name} has {length} lines of code, at most {FUNCTION_LINES}"
+
+
+def bad_manners(module: Module) -> Iterator[str]:
+    if {"utils", "helpers", "misc", "common", "v2"} & set(module.name.split(".")):
+        yield "a name that says nothing"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            yield f"star import in line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in {"eval", "exec"}:
+                yield f"{node.func.id} in line {node.lineno}"
+            if node.func.id == "print" and module.room != "cli":
+                yield f"print in line {node.lineno}"
+
+
+def tunnels(module: Module) -> Iterator[str]:
+    """Functions that take ``**anything`` only to hand it on: nobody can see what they accept."""
+    for function in ast.walk(module.tree):
+        if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None:
+            continue
+        name = function.args.kwarg.arg
+        passed = (k for call in ast.walk(function) if isinstance(call, ast.Call) for k in call.keywords)
+        if any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == name for k in passed):
+            yield f"{function.name} tunnels **{name}"
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _exported(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return [str(name) for name in ast.literal_eval(node.value)]
+    return None
+
+
+def wrong_exports(module: Module) -> Iterator[str]:
+    exported = _exported(module.tree)
+    if exported is None:
+        if module.name != "__main__" and any(_bound(module.tree)):  # a face may hold its docstring alone
+            yield "no __all__"
+        return
+    lost = sorted(set(exported) - set(_bound(module.tree)))
+    if lost:
+        yield f"__all__ names what does not exist: {lost}"
+    if len(set(exported)) < len(exported) or any(name.startswith("_") for name in exported):
+        yield f"__all__ repeats a name or offers a private one: {exported}"
+
+
+def undocumented(module: Module) -> Iterator[str]:
+    if not ast.get_docstring(module.tree):
+        yield "no docstring"
+
+
+Rule = Callable[[Module], Iterator[str]]
+RULES: tuple[Rule, ...] = (wrong_floors, wrong_doors, too_long, bad_manners, tunnels, wrong_exports, undocumented)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_module_keeps_the_rule(rule: Rule) -> None:
+    found = [f"{module.name}: {finding}" for module in modules() for finding in rule(module)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def circle(imports: dict[str, list[str]]) -> list[str] | None:
+    """A circle of modules, or None; an edge goes to the deepest module that an imported name names."""
+    graph: dict[str, set[str]] = {}
+    for name, targets in imports.items():
+        within = (target.removeprefix("amcsearch.") for target in targets if target.startswith("amcsearch."))
+        reached = (target if target in imports else target.rpartition(".")[0] for target in within)
+        graph[name] = {target for target in reached if target in imports}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert circle({module.name: module.imports for module in modules()}) is None
+
+
+def test_circles_are_seen() -> None:
+    chain = {"a": ["amcsearch.b.name"], "b": ["amcsearch.c"], "c": ["numpy.array"]}
+    assert circle(chain) is None
+    assert set(circle({**chain, "c": ["amcsearch.a.other"]}) or ()) == {"a", "b", "c"}
+
+
+LONG = "def f():\n" + "    x = 1\n" * FUNCTION_LINES
+LEDGER = [
+    (wrong_floors, "core.x", "from amcsearch.costs import grid"),
+    (wrong_floors, "costs.x", "from amcsearch.graph.trace import trace"),
+    (wrong_floors, "graph.x", "import amcsearch.costs"),
+    (wrong_floors, "costs.x", "from .grid import CostGrid"),
+    (wrong_floors, "attic.x", ""),
+    (wrong_doors, "costs.grid", "import torch"),
+    (wrong_doors, "costs.grid", "from torch.nn import Module"),
+    (wrong_doors, "costs.grid", "def f():\n    import pandas"),
+    (wrong_doors, "graph.masks", "import torch_pruning as tp"),
+    (wrong_doors, "search.x", "import rare_library"),
+    (too_long, "costs.x", "x = 1\n" * (MODULE_LINES + 1)),
+    (too_long, "costs.x", LONG),
+    (bad_manners, "costs.utils", ""),
+    (bad_manners, "costs.x", "from math import *"),
+    (bad_manners, "costs.x", "eval('1')"),
+    (bad_manners, "costs.x", "print(1)"),
+    (tunnels, "costs.x", "def f(**options):\n    return dict(**options)"),
+    (wrong_exports, "costs.x", "x = 1"),
+    (wrong_exports, "costs.x", "__all__ = ['y']\nx = 1"),
+    (wrong_exports, "costs.x", "__all__ = ['x', 'x']\nx = 1"),
+    (wrong_exports, "costs.x", "__all__ = ['_x']\n_x = 1"),
+    (undocumented, "costs.x", "x = 1"),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), LEDGER)
+def test_the_rule_catches(rule: Rule, name: str, source: str) -> None:
+    assert list(rule(Module(name, source)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_well_behaved_module_passes(rule: Rule) -> None:
+    good = '"""Good."""\nimport math\nimport numpy as np\nfrom amcsearch.core import Cost\n__all__ = ["f"]\n'
+    body = '    """Long.\n' + "\n" * 50 + '    """\n    return math.pi\n'
+    assert not list(rule(Module("costs.x", f"{good}def f() -> float:\n{body}")))
