@@ -8,6 +8,7 @@ synced line at a time; a line torn by a kill is ended before the next.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -126,6 +127,10 @@ class RunFolder:
     def storage_url(self) -> str:
         """Optuna's address of ``study_db``."""
         return f"sqlite:///{self.study_db.absolute()}"
+
+    def replacing(self, path: Path) -> AbstractContextManager[Path]:
+        """Give a temporary path to write a file of the run to: see ``files.replacing``."""
+        return replacing(path)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file of the run, whole or not at all.

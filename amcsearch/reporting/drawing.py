@@ -1,0 +1,107 @@
+"""How every picture looks: one palette, quiet axes, and SVG that takes its colours from the page.
+
+The palette is Okabe and Ito's (2008, "Color Universal Design"), safe for the colour-blind; series differ in shape or
+dash too. Pictures are drawn in the light palette; inside a page each colour becomes a CSS variable, so that dark mode
+recolours them.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["ACCENT", "BAND", "INK", "LINE", "MUTED", "SECOND", "SURFACE", "drawing", "page_svg", "standalone_svg"]
+
+INK: Final = "#1b1f24"
+MUTED: Final = "#6a727d"
+LINE: Final = "#dfe3e8"
+BAND: Final = "#eceff3"
+SURFACE: Final = "#fdfdfd"
+ACCENT: Final = "#0072b2"
+SECOND: Final = "#d55e00"
+_VARIABLES: Final = {
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    BAND: "--band",
+    SURFACE: "--surface",
+    ACCENT: "--accent",
+    SECOND: "--second",
+}
+_STYLE: Final[dict[Any, Any]] = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": LINE,
+    "axes.linewidth": 1.0,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.6,
+    "figure.facecolor": "none",
+}
+
+
+@contextmanager
+def drawing(width: float = 4.9, height: float = 3.5) -> Iterator[tuple[Figure, Axes]]:
+    """Give a figure of ``width`` x ``height`` inches with one pair of axes, in our style."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def page_svg(figure: Figure, name: str, label: str) -> str:
+    """Return the figure as an element of a page, coloured by its CSS variables.
+
+    ``name`` keeps the ids of several pictures apart; ``label`` tells a screen reader what is seen.
+    """
+    svg = _svg(figure, name)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    width = re.search(r'<svg[^>]*? width="([0-9.]+)pt"', svg)
+    size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+    svg = re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*pt"', r"\1", svg)
+    label = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
+
+
+def standalone_svg(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG file on a light ground."""
+    figure.patch.set_facecolor(SURFACE)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + _svg(figure, name)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    stream = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    # The salt makes ids, and so the whole text, a function of the picture alone.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata=nothing, facecolor=figure.get_facecolor())
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg).rstrip()

@@ -1,0 +1,93 @@
+"""Numbers for people: with a unit, and no more digits than they carry."""
+
+import html
+from typing import Any, Final
+
+__all__ = ["AXES", "LABELS", "cost", "escape", "interval", "milliseconds", "percent", "points", "seconds", "size"]
+
+LABELS: Final = {
+    "accuracy": "Accuracy",
+    "macs": "MACs",
+    "params": "Parameters",
+    "latency_ms": "Latency",
+    "energy_mj": "Energy",
+}
+AXES: Final = {
+    "macs": ("MACs (millions)", 1e-6),
+    "params": ("Parameters (thousands)", 1e-3),
+    "latency_ms": ("Predicted latency (ms)", 1.0),
+    "energy_mj": ("Predicted energy (mJ)", 1.0),
+}
+_NONE: Final = "–"
+
+
+def escape(value: Any) -> str:
+    """Text that is safe inside HTML."""
+    return html.escape(str(value))
+
+
+def number(value: Any) -> float | None:
+    """Return a plain number, or None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """Write a share as per cent."""
+    value = number(share)
+    return _NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(before: Any, after: Any) -> str:
+    """Write the change of a share in percentage points, with its sign."""
+    a, b = number(before), number(after)
+    return _NONE if a is None or b is None else f"{100 * (b - a):+.2f} points".replace("-", "−")
+
+
+def milliseconds(value: Any) -> str:
+    """Write a time, such as 0.512 ms."""
+    found = number(value)
+    return _NONE if found is None else f"{_digits(found)} ms"
+
+
+def interval(measured: Any, unit: str = "") -> str:
+    """Write the ends of a 95 % interval, or nothing."""
+    low, high = (number(measured.get(end)) if isinstance(measured, dict) else None for end in ("low", "high"))
+    return "" if low is None or high is None else f"{_digits(low)}–{_digits(high)}{unit}"
+
+
+def cost(name: str, value: Any) -> str:
+    """Write a cost with its unit."""
+    found = number(value)
+    if found is None:
+        return _NONE
+    if name == "latency_ms":
+        return milliseconds(found)
+    return f"{_digits(found)} mJ" if name == "energy_mj" else _count(found)
+
+
+def size(value: Any) -> str:
+    """Write bytes as kB or MB."""
+    found = number(value)
+    if found is None:
+        return _NONE
+    return f"{found / 1e6:.2f} MB" if found >= 1e6 else f"{found / 1e3:.0f} kB"
+
+
+def seconds(value: Any) -> str:
+    """Write a duration."""
+    found = number(value)
+    if found is None:
+        return _NONE
+    return f"{found:.1f} s" if found < 120 else f"{found // 60:.0f} min {found % 60:.0f} s"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent where that reads well."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _count(value: float) -> str:
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:.0f}"
