@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import PolicySpace, PruningPolicy
+from amcsearch.core import BadInputError, PolicySpace, PruningPolicy
 from amcsearch.evaluation.sensitivity import Curves, curves
 from amcsearch.search.neighbours import unseen
 from amcsearch.search.study import Study
@@ -18,7 +18,6 @@ __all__ = [
     "UniformSearch",
     "allocations",
     "climb",
-    "evaluate_near",
     "random_policies",
 ]
 
@@ -114,9 +113,16 @@ class RandomSearch:
 class UniformSearch:
     """One ratio for all groups: the largest policy within the budget, the next ``heavier`` uniform ones, then
     near-uniform policies around the first (a baseline that spends as many evaluations as the agents it is held to).
+
+    Raises:
+        BadInputError: ``heavier`` below 0.
     """
 
     heavier: int = 4
+
+    def __post_init__(self) -> None:
+        if self.heavier < 0:
+            raise BadInputError(f"uniform: heavier = {self.heavier}, must be at least 0")
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Searcher.run``."""
@@ -165,10 +171,17 @@ class SensitivitySearch:
     At most half of the evaluations go into probes (``points`` kept counts a group, fewer where they do not fit); they
     may exceed the budget. The strictest tolerance that meets the budget gives the first policy; the next stricter
     allocation, repaired into the budget, gives the second, which wastes less of it. Li 2017 (1608.08710) prunes by such
-    curves; that single-group effects do not add up is why the search goes on (METHODS §25).
+    curves; that single-group effects do not add up is why the search goes on.
+
+    Raises:
+        BadInputError: ``points`` below 2.
     """
 
     points: int = 6
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise BadInputError(f"sensitivity: points = {self.points}, must be at least 2")
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Searcher.run``."""

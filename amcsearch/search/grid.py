@@ -1,4 +1,4 @@
-"""Exhaustive grids of few ratios (METHODS §26): every group alone where that fits, else whole stages together.
+"""Exhaustive grids of few ratios: every group alone where that fits, else whole stages together.
 
 A grid has V variables of L evenly spaced ratios, from nothing removed to the most the space allows. The variables are
 the groups, or, when even two ratios a group are too many, the stages (groups whose maps have the same size), or all
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import NetworkSpec, PruningPolicy, Side
+from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy, Side
 from amcsearch.search.neighbours import unseen
 from amcsearch.search.study import Study
 
@@ -60,9 +60,17 @@ def grid_points(study: Study, tying: list[int], levels: int) -> NDArray[np.int64
 
 @dataclass(frozen=True)
 class GridSearch:
-    """As the module says; the seed only orders the neighbours tried after the last grid."""
+    """As the module says; the seed only orders the neighbours tried after the last grid.
+
+    Raises:
+        BadInputError: ``max_points`` below 2.
+    """
 
     max_points: int = MAX_POINTS
+
+    def __post_init__(self) -> None:
+        if self.max_points < 2:
+            raise BadInputError(f"grid: max_points = {self.max_points}, must be at least 2")
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Searcher.run``."""

@@ -212,11 +212,17 @@ MIN_POPULATION: Final = 8
 MAX_POPULATION: Final = 50
 
 
-def nsga2() -> OptunaSearcher:
-    """NSGA-II; the population is an eighth of the evaluations, from 8 to 50, so that short searches evolve too."""
+def nsga2(population: int | None = None) -> OptunaSearcher:
+    """NSGA-II; by default the population is an eighth of the evaluations, from 8 to 50, so that short searches evolve.
+
+    Raises:
+        BadInputError: a population below 2.
+    """
+    if population is not None and population < 2:
+        raise BadInputError(f"nsga2: population = {population}, must be at least 2")
 
     def sampler(start: Start) -> BaseSampler:
-        size = min(MAX_POPULATION, max(MIN_POPULATION, start.evaluations // 8))
+        size = population or min(MAX_POPULATION, max(MIN_POPULATION, start.evaluations // 8))
         return NSGAIISampler(seed=start.seed, population_size=size)
 
     return OptunaSearcher("nsga2", sampler, Told.REPAIRED)

@@ -130,9 +130,7 @@ REWARDS: Final[Mapping[str, Callable[..., float]]] = {
 }
 
 
-def bind(
-    name: str, parameters: Mapping[str, float | str], context: RewardContext
-) -> Callable[[Evaluation, Cost], float]:
+def bind(name: str, parameters: Mapping[str, object], context: RewardContext) -> Callable[[Evaluation, Cost], float]:
     """Return the named reward with its parameters and context filled in, tried once on the dense model.
 
     Raises:
@@ -159,7 +157,7 @@ def bind(
     return reward
 
 
-def _same_kind(value: float | str, default: float | str) -> bool:
+def _same_kind(value: object, default: float | str) -> bool:
     if isinstance(default, str):
         return isinstance(value, str)
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -27,4 +27,5 @@ class Searcher(Protocol):
         """
 
 
-SearcherFactory = Callable[[], Searcher]
+SearcherFactory = Callable[..., Searcher]
+"""Makes an agent; every parameter has a default (``search.agent_params`` in the configuration)."""

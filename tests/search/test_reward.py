@@ -73,14 +73,14 @@ def test_weighted_sum_is_relative_to_the_dense_model():
 
 def test_weighted_sum_names_the_cost_nothing_prices():
     context = RewardContext(Cost(macs=10.0), 0.9, Budget({}))
-    with pytest.raises(BadInputError, match="weight latency_ms = 0.1 but nothing prices latency_ms"):
+    with pytest.raises(BadInputError, match=r"weight latency_ms = 0.1 but nothing prices latency_ms"):
         bind("weighted_sum", {}, context)
     only_macs = bind("weighted_sum", {"latency_ms": 0, "energy_mj": 0}, context)
     assert only_macs(MEASURED, Cost(macs=5.0)) == pytest.approx(0.9 - 0.1 * 0.5)
 
 
 def test_unknown_reward_lists_what_exists():
-    with pytest.raises(BadInputError, match="'acuracy' does not exist; choose one of accuracy, .*weighted_sum"):
+    with pytest.raises(BadInputError, match=r"'acuracy' does not exist; choose one of accuracy, .*weighted_sum"):
         bind("acuracy", {}, CONTEXT)
 
 
