@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
-from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.evaluation.worker import Worker, WorkerStartError, pickled
+from amcsearch.evaluation.worker import CanEvaluate, Worker, WorkerStartError, pickled
 
 __all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor"]
 
@@ -35,7 +34,7 @@ class Executor(Protocol):
 class SerialExecutor:
     """Evaluates in this process, one after the other, on ``threads`` torch threads (restored after each)."""
 
-    def __init__(self, evaluator: Evaluator, threads: int = 1) -> None:
+    def __init__(self, evaluator: CanEvaluate, threads: int = 1) -> None:
         self._evaluator = evaluator
         self._threads = _checked("threads", threads)
 
@@ -61,7 +60,7 @@ class ProcessExecutor:
         BadInputError: fewer than 1 worker or thread, or an evaluator that cannot be sent.
     """
 
-    def __init__(self, evaluator: Evaluator, workers: int, threads: int = 1) -> None:
+    def __init__(self, evaluator: CanEvaluate, workers: int, threads: int = 1) -> None:
         self._count = _checked("workers", workers)
         self._threads = _checked("threads", threads)
         self._payload = pickled(evaluator)

@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
-import torch
-
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 
-__all__ = ["Worker", "WorkerStartError", "pickled"]
+__all__ = ["CanEvaluate", "Worker", "WorkerStartError", "pickled"]
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
@@ -30,11 +28,15 @@ class WorkerStartError(RuntimeError):
     """The worker could not load the evaluator; the message says why."""
 
 
-class _CanEvaluate(Protocol):
-    def evaluate(self, policy: PruningPolicy) -> Evaluation: ...
+class CanEvaluate(Protocol):
+    """All that executors know of an ``Evaluator``."""
+
+    def evaluate(self, policy: PruningPolicy) -> Evaluation:
+        """Return what the policy is worth."""
+        ...
 
 
-def pickled(evaluator: _CanEvaluate) -> bytes:
+def pickled(evaluator: CanEvaluate) -> bytes:
     """Return the evaluator as bytes for workers.
 
     Raises:
@@ -139,14 +141,15 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection, threads: int) -> None:
     """Worker's main: say hello, load the evaluator, then answer policies until the pipe closes."""
-    torch.set_num_threads(threads)
     try:
         connection.send(None)
         try:
-            evaluator: _CanEvaluate = pickle.loads(connection.recv_bytes())
+            evaluator: CanEvaluate = pickle.loads(connection.recv_bytes())
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return
+        if "torch" in sys.modules:  # the evaluator brings it; this module alone would not need its seconds of importing
+            sys.modules["torch"].set_num_threads(threads)
         connection.send(None)
         while True:
             connection.send(_answer(evaluator, connection.recv()))
@@ -154,7 +157,7 @@ def _serve(connection: Connection, threads: int) -> None:
         sys.exit(0)  # the parent has gone
 
 
-def _answer(evaluator: _CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
+def _answer(evaluator: CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
     try:
         return evaluator.evaluate(policy)
     except Exception as error:

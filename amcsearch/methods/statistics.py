@@ -89,7 +89,8 @@ def gather(
     for batch, target in _batches(inputs, targets, batch_size) if needs else ():
         if needs & {Statistic.MINIBATCH_GRADIENT, Statistic.SET_GRADIENT}:
             gradients = _gradients(model, parameters, batch, target, loss_fn)
-            yield Statistics(Draw.MINIBATCH, len(batch), weights, gradients)
+            if Statistic.MINIBATCH_GRADIENT in needs:
+                yield Statistics(Draw.MINIBATCH, len(batch), weights, gradients)
             if Statistic.SET_GRADIENT in needs:
                 for name, gradient in gradients.items():
                     total[name] = total.get(name, 0) + gradient * (len(batch) / len(inputs))

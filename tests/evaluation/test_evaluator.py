@@ -1,0 +1,125 @@
+"""One policy's evaluation: a pure function of the policy, equal to doing each step by hand."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, PolicySpace, PruningPolicy
+from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
+from amcsearch.evaluation.proxy import recalibrate_batch_norm
+from amcsearch.graph.removal import remove
+from amcsearch.graph.slices import Trace
+from amcsearch.graph.trace import trace
+from amcsearch.methods import CRITERIA, Ranking, keep, rank_units
+from amcsearch.training.loop import evaluate
+from amcsearch.training.losses import task_loss
+from amcsearch.training.models import language_model, resnet20
+
+Job = tuple[nn.Module, Trace, Ranking, Tensor, tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    torch.manual_seed(0)
+    model = resnet20(width=4, depth=8)
+    x, y = torch.randn(50, 1, 16, 16), torch.arange(50) % 10
+    found = trace(model, x[:1])
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, task_loss, 25)
+    return model, found, ranking, x[:30], (x[30:], y[30:])
+
+
+def halved(found: Trace) -> PruningPolicy:
+    space = PolicySpace.on_grid(found.network.groups)
+    return found.network.policy(space.nearest([0.5] * len(space.groups)))
+
+
+def test_the_dense_policy_without_recalibration_is_the_dense_network_exactly(job: Job) -> None:
+    model, found, ranking, calibration, search = job
+    evaluator = Evaluator(model, found, ranking, calibration, search, bn_recalibration=False)
+    channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss, accuracy = evaluate(channels_last, search[0].contiguous(memory_format=torch.channels_last), search[1])
+    found_there = evaluator.evaluate(found.network.dense)
+    assert (found_there.loss, found_there.accuracy) == (loss, accuracy)
+    assert found_there.loss == pytest.approx(evaluate(model, *search)[0], rel=1e-5)
+
+
+def test_an_evaluation_is_removal_recalibration_and_evaluation(job: Job) -> None:
+    model, found, ranking, calibration, search = job
+    policy = halved(found)
+    evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=16)
+    small = remove(model, found, keep(found, ranking, policy)).eval()
+    recalibrate_batch_norm(small, calibration, 16)
+    loss, accuracy = evaluate(small, *search)
+    result = evaluator.evaluate(policy)
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.accuracy == accuracy
+    assert result.seconds > 0
+    pruned = evaluator.pruned(policy)
+    assert not any(m.training for m in pruned.modules())
+    assert sum(p.numel() for p in pruned.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
+
+
+def test_it_is_pure_in_any_order_after_pickling_and_leaves_the_model_alone(job: Job) -> None:
+    model, found, ranking, calibration, search = job
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=16)
+    dense, half = found.network.dense, halved(found)
+    first = [evaluator.evaluate(p).loss for p in (dense, half)]
+    second = [evaluator.evaluate(p).loss for p in (half, dense)]
+    elsewhere = pickle.loads(pickle.dumps(evaluator))
+    assert first == second[::-1] == [elsewhere.evaluate(p).loss for p in (dense, half)]
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_is_returned(job: Job) -> None:
+    model, found, ranking, calibration, search = job
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.head.bias[3] = float("nan")  # type: ignore[union-attr,index,operator]
+    result = Evaluator(broken, found, ranking, calibration, search).evaluate(halved(found))
+    assert math.isnan(result.loss)
+
+
+def test_a_network_without_batch_norm_on_tokens() -> None:
+    torch.manual_seed(0)
+    model = language_model()
+    x = torch.randint(0, 64, (6, 12))
+    found = trace(model, x[:1])
+    ranking = rank_units(model, found, CRITERIA["taylor"](), x, x, task_loss, 3)
+    result = Evaluator(model, found, ranking, x, (x, x)).evaluate(halved(found))
+    assert 0 < result.loss < 20
+    assert 0 <= result.accuracy <= 1
+
+
+def test_a_policy_of_another_network_is_refused(job: Job) -> None:
+    model, found, ranking, calibration, search = job
+    with pytest.raises(BadInputError, match="policy does not fit the network"):
+        Evaluator(model, found, ranking, calibration, search).evaluate(PruningPolicy({"other": 3}))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "inputs", "targets", "batch", "message"),
+    [
+        (0, 20, 20, 8, "0 calibration samples"),
+        (5, 0, 0, 8, "search split: 0 inputs"),
+        (5, 20, 19, 8, "search split: 20 inputs and 19 targets"),
+        (5, 20, 20, 0, "batch size = 0"),
+    ],
+)
+def test_bad_data_is_named(job: Job, calibration: int, inputs: int, targets: int, batch: int, message: str) -> None:
+    model, found, ranking, x, (a, b) = job
+    with pytest.raises(BadInputError, match=message):
+        Evaluator(model, found, ranking, x[:calibration], (a[:inputs], b[:targets]), batch_size=batch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 3, 32, 32), 128), ((1, 3, 64, 64), 32), ((1, 3, 224, 224), 16), ((1, 64), 128)]
+)
+def test_batches_shrink_with_the_images(shape: tuple[int, ...], expected: int) -> None:
+    assert default_batch_size(torch.empty(shape)) == expected

@@ -1,0 +1,144 @@
+"""The walk over coupled slices, on tensors small enough to work by hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from amcsearch.core import (
+    BadInputError,
+    ChannelGroup,
+    Coupling,
+    LayerKind,
+    LayerSpec,
+    NetworkSpec,
+    PruningPolicy,
+    Side,
+)
+from amcsearch.graph.slices import TensorSlice, Trace
+from amcsearch.methods.criteria.magnitude import Magnitude
+from amcsearch.methods.criteria.random_order import RandomOrder
+from amcsearch.methods.ranking import keep, rank, score_draw
+from amcsearch.methods.statistics import Draw, Statistic, Statistics
+
+
+def positions(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, dtype=np.int64)
+
+
+def traced(channels: int, unit: int, units: np.ndarray, slices: tuple[TensorSlice, ...]) -> Trace:
+    layers = (LayerSpec("a", LayerKind.LINEAR, 1, channels), LayerSpec("b", LayerKind.LINEAR, channels, 1))
+    group = ChannelGroup("g", channels, (Coupling("a", Side.OUT), Coupling("b", Side.IN)), unit)
+    return Trace(NetworkSpec(layers, (group,)), {"g": slices}, {"g": units})
+
+
+@dataclass(frozen=True)
+class Given:
+    """A criterion whose saliency is given."""
+
+    tensors: Mapping[str, Tensor]
+    reduction: str = "sum"
+    needs: frozenset[Statistic] = field(default_factory=frozenset)
+
+    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
+        return self.tensors
+
+
+TWO = traced(
+    2,
+    1,
+    positions([0], [1]),
+    (
+        TensorSlice("a.weight", 0, positions([0], [1]), Side.OUT, "a"),
+        TensorSlice("b.weight", 1, positions([0, 1], [2, 3]), Side.IN, "b"),  # a flatten: two columns a channel
+    ),
+)
+WEIGHTS = {"a.weight": torch.tensor([[3.0], [-1.0]]), "b.weight": torch.tensor([[1.0, 2.0, -3.0, 1.0]])}
+
+
+def test_magnitude_is_the_mean_over_members_of_each_slice() -> None:
+    scores = score_draw(TWO, Magnitude(), Statistics(Draw.SET, 0, WEIGHTS))
+    assert scores["g"].tolist() == [(9 + 5) / 2, (1 + 10) / 2]
+    scores = score_draw(TWO, Magnitude(p=1.0, reduction="sum"), Statistics(Draw.SET, 0, WEIGHTS))
+    assert scores["g"].tolist() == [6.0, 5.0]
+
+
+def test_magnitude_leaves_biases_out_and_refuses_a_power_of_zero() -> None:
+    statistics = Statistics(Draw.SET, 0, {"a.bias": torch.ones(2), "a.weight": torch.ones(2, 1)})
+    assert set(Magnitude().saliency(statistics)) == {"a.weight"}
+    with pytest.raises(BadInputError, match=r"p = 0\.0, must be above 0"):
+        Magnitude(p=0.0)
+
+
+def test_a_saliency_broadcastable_to_the_weight_counts_every_weight() -> None:
+    criterion = Given({"b.weight": torch.tensor([2.0])})
+    assert score_draw(TWO, criterion, Statistics(Draw.SET, 0, WEIGHTS))["g"].tolist() == [4.0, 4.0]
+
+
+def test_signs_live_until_the_sum_over_a_head() -> None:
+    head = traced(
+        4, 2, positions([0, 1], [2, 3]), (TensorSlice("b.weight", 1, positions([0], [1], [2], [3]), Side.IN, "b"),)
+    )
+    criterion = Given({"b.weight": torch.tensor([[5.0, -5.0, 1.0, 1.0]])}, reduction="consumers_squared")
+    assert score_draw(head, criterion, Statistics(Draw.SET, 0, WEIGHTS))["g"].tolist() == [0.0, 4.0]
+
+
+def test_an_input_position_shared_by_a_unit_counts_once() -> None:
+    grouped = traced(
+        4, 2, positions([0, 2], [1, 3]), (TensorSlice("c", 1, positions([0], [1], [0], [1]), Side.IN, "b"),)
+    )
+    weights = {"c": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+    assert score_draw(grouped, Given(weights), Statistics(Draw.SET, 0, weights))["g"].tolist() == [4.0, 6.0]
+
+
+def test_a_group_without_a_scored_tensor_is_named() -> None:
+    with pytest.raises(BadInputError, match="Given scores no tensor of group 'g'"):
+        score_draw(TWO, Given({}), Statistics(Draw.SET, 0, WEIGHTS))
+
+
+def test_rank_is_descending_with_stable_ties() -> None:
+    assert rank({"g": np.array([1.0, 3.0, 1.0, 3.0, 2.0])})["g"].tolist() == [1, 3, 4, 0, 2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(BadInputError, match="importance of group 'g' is not finite"):
+        rank({"g": np.array([1.0, bad])})
+
+
+def test_keep_turns_units_into_sorted_channels() -> None:
+    heads = traced(6, 2, positions([0, 1], [2, 3], [4, 5]), TWO.slices["g"])
+    kept = keep(heads, {"g": np.array([2, 0, 1])}, PruningPolicy({"g": 4}))
+    assert kept["g"].tolist() == [0, 1, 4, 5]
+
+
+def test_keep_refuses_a_policy_of_another_network() -> None:
+    with pytest.raises(BadInputError, match="n_keep = 3"):
+        keep(TWO, {"g": np.array([0, 1])}, PruningPolicy({"g": 3}))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 2.5]), min_size=2, max_size=30), st.data())
+def test_exactly_k_are_kept_nested_and_never_worse_than_those_removed(values: list[float], data: st.DataObject) -> None:
+    n = len(values)
+    one = traced(n, 1, np.arange(n)[:, None], ())
+    ranking = rank({"g": np.array(values)})
+    few, more = sorted(data.draw(st.tuples(st.integers(1, n), st.integers(1, n))))
+    small, large = (keep(one, ranking, PruningPolicy({"g": k}))["g"] for k in (few, more))
+    assert len(small) == few
+    assert set(small) <= set(large)
+    removed = set(range(n)) - set(small)
+    assert all(values[r] <= values[k] for r in removed for k in small)
+
+
+def test_random_order_depends_on_the_seed_alone() -> None:
+    weights = {"a.weight": torch.zeros(2, 1), "b.weight": torch.zeros(1, 4)}
+    statistics = Statistics(Draw.SET, 0, weights)
+    first, again = (score_draw(TWO, RandomOrder(7), statistics)["g"] for _ in range(2))
+    assert first.tolist() == again.tolist()
+    wins = sum(np.argmax(score_draw(TWO, RandomOrder(seed), statistics)["g"]) for seed in range(400))
+    assert 150 < wins < 250  # fair to five standard deviations
