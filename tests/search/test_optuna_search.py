@@ -1,0 +1,125 @@
+"""How the samplers are told, repaired and kept from repeating themselves."""
+
+import numpy as np
+import optuna
+import pytest
+
+from amcsearch.core import BadInputError
+from amcsearch.search import SEARCHERS
+from amcsearch.search.optuna_search import OptunaSearcher, Told, _Session, cmaes, gp, nsga2, tpe
+
+
+class Scripted(optuna.samplers.BaseSampler):
+    """Asks for the points of a list, again and again."""
+
+    def __init__(self, points):
+        self.points, self.asked = points, 0
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        self.asked += param_name == "g0"
+        return self.points[(self.asked - 1) % len(self.points)][int(param_name[1:])]
+
+
+def session_of(synthetic, told, points, **settings):
+    study = synthetic.make_study(**settings)
+    searcher = OptunaSearcher("scripted", lambda start: Scripted(points), told, asks=4)
+    return study, _Session(searcher, study, seed=0)
+
+
+def step(study, session):
+    (proposal,) = session.propose(1)
+    (trial,) = study.evaluate([proposal.policy])
+    session.learn(proposal, trial)
+    return trial
+
+
+def told(session):
+    return [
+        (tuple(t.params.values()), t.value)
+        for t in session._optuna.trials
+        if t.state is optuna.trial.TrialState.COMPLETE
+    ]
+
+
+DENSE, FLOOR = (7, 7, 15, 15), (0, 0, 0, 0)
+
+
+def test_starts_from_the_largest_uniform_policy(synthetic):
+    study, session = session_of(synthetic, Told.BOTH, [FLOOR])
+    trial = step(study, session)
+    assert study.network.kept_array(trial.policy).tolist() == study.feasible.largest_uniform().tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "points"), [(Told.ASKED, ["asked"]), (Told.REPAIRED, ["repaired"]), (Told.BOTH, ["asked", "repaired"])]
+)
+def test_which_point_learns_from_a_repaired_proposal(synthetic, mode, points):
+    study, session = session_of(synthetic, mode, [(7, 7, 15, 3)], budget={"macs": "0.3x"})
+    step(study, session)
+    before = len(told(session))
+    trial = step(study, session)
+    repaired = tuple(int(n) - 1 for n in study.network.kept_array(trial.policy))
+    assert repaired != (7, 7, 15, 3)
+    which = {"asked": (7, 7, 15, 3), "repaired": repaired}
+    assert told(session)[before:] == [(which[name], trial.reward) for name in points]
+
+
+def test_feasible_proposal_is_told_once(synthetic):
+    study, session = session_of(synthetic, Told.BOTH, [FLOOR])
+    step(study, session)
+    trial = step(study, session)
+    assert told(session)[1:] == [(FLOOR, trial.reward)]
+
+
+@pytest.mark.parametrize("mode", Told)
+def test_a_sampler_that_repeats_itself_still_gives_new_policies(synthetic, mode):
+    study, session = session_of(synthetic, mode, [FLOOR], trials=8)
+    trials = [step(study, session) for _ in range(8)]
+    assert len({trial.policy for trial in trials}) == 8
+    neighbour = study.network.kept_array(trials[2].policy)
+    assert np.abs(neighbour - study.space.floor).max() <= 1
+
+
+def test_proposals_made_at_once_differ(synthetic):
+    _, session = session_of(synthetic, Told.BOTH, [FLOOR, FLOOR, (1, 0, 0, 0)])
+    policies = [proposal.policy for proposal in session.propose(5)]
+    assert len(set(policies)) == 5
+
+
+def test_failed_evaluation_tells_the_sampler_nothing(synthetic):
+    study, session = session_of(synthetic, Told.BOTH, [FLOOR], nan_at=frozenset({1}))
+    step(study, session)
+    assert told(session) == []
+
+
+def test_nsga2_breeds_from_repaired_policies(synthetic):
+    study = synthetic.make_study(trials=24, budget={"macs": "0.2x"})
+    session = _Session(nsga2(population=8), study, 0)
+    for _ in range(20):
+        step(study, session)
+    key = "NSGAIISampler:generation"
+    complete = [t for t in session._optuna.trials if t.state is optuna.trial.TrialState.COMPLETE]
+    generations = [t.system_attrs[key] for t in complete]
+    assert generations == sorted(generations)
+    assert max(generations) == 2
+    kept = np.array([session._kept(t.params) for t in complete])
+    assert study.feasible.contains(kept).all()
+
+
+@pytest.mark.parametrize("agent", ["nsga2", "tpe", "gp", "cmaes"])
+def test_beats_its_own_start(synthetic, agent):
+    study = synthetic.make_study(trials=25)
+    SEARCHERS[agent]().run(study, 0)
+    assert study.best.reward > study.trials[0].reward
+
+
+def test_names_and_bad_parameters():
+    assert [make().name for make in (nsga2, tpe, gp, cmaes)] == ["nsga2", "tpe", "gp", "cmaes"]
+    with pytest.raises(BadInputError, match="population = 1"):
+        nsga2(population=1)
