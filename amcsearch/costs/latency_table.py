@@ -13,7 +13,7 @@ is everything the runtime does for a layer (its activation, the addition or pool
 Other kinds that leave no kernel behind need a row of 0 ms: silence means "not measured", never "free".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,17 @@ import pandas as pd
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
 from amcsearch.costs.staircase import Signature, Staircase, signature
 
-__all__ = ["COLUMNS", "KEY_COLUMNS", "MEASURED_COLUMNS", "LatencyTable", "read_rows", "row_key", "write_rows"]
+__all__ = [
+    "COLUMNS",
+    "KEY_COLUMNS",
+    "MEASURED_COLUMNS",
+    "LatencyTable",
+    "RowKey",
+    "make_rows",
+    "read_rows",
+    "row_key",
+    "write_rows",
+]
 
 KEY_COLUMNS: Final = (
     "kind", "in_channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w",
@@ -193,6 +203,11 @@ def _describe(layer: LayerSpec) -> str:
     if layer.kind is LayerKind.CONV:
         words += f", kernel {layer.kernel}, stride {layer.stride}, padding {layer.padding}, groups {layer.conv_groups}"
     return f"{words} ({layer.name})" if layer.name else words
+
+
+def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+    """Rows of a table from one mapping of ``COLUMNS`` to values a row, as a measurement produces them."""
+    return pd.DataFrame(list(records), columns=list(COLUMNS))
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pytest
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
 from amcsearch.costs import LatencyTable
-from amcsearch.costs.latency_table import COLUMNS, read_rows, row_key, write_rows
+from amcsearch.costs.latency_table import COLUMNS, make_rows, read_rows, row_key, write_rows
 
 CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
 FC = LayerSpec("fc", LayerKind.LINEAR, 32, 10, has_bias=True)
@@ -23,7 +23,7 @@ INFO: dict[str, Any] = {
 
 
 def rows(*points: tuple[LayerSpec, float]) -> pd.DataFrame:
-    return pd.DataFrame([(*row_key(layer), ms, 0.0, 5, "profile") for layer, ms in points], columns=list(COLUMNS))
+    return make_rows(dict(zip(COLUMNS, (*row_key(x), ms, 0.0, 5, "profile"), strict=True)) for x, ms in points)
 
 
 def table() -> LatencyTable:
