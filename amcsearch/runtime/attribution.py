@@ -1,8 +1,9 @@
 """Whose time is it: nodes of ONNX Runtime's optimised graph → layers of the traced network.
 
-1. Original graph: a node inside a layer's module (its name holds the module path) or fed by the layer's weight is that
-   layer's. Any other node (add, pool, activation, reshape) belongs to the layer it follows; before the first
-   layer, to the one it feeds.
+1. Original graph: a node inside a layer's module (its name holds the module path) or fed by the layer's weight is
+   that layer's; a node directly inside a module that computes attention is the attention's (``MODULE.attention``).
+   Any other node (add, pool, activation, reshape) belongs to the layer it follows; before the first layer, to the
+   one it feeds.
 2. Optimised graph: fusions keep the name of a node or tensor of the original graph, with a suffix. Reorders and
    reshapes the runtime inserted belong to the layer they follow.
 
@@ -30,6 +31,8 @@ __all__ = ["LayerTime", "attribute_profile", "optimised_owners", "original_owner
 
 US_PER_MS = 1e3
 KERNEL = "_kernel_time"
+RUNS_A_ROUND = 6
+WARM_UP_RUNS = 2  # ``bound_call`` runs the model once; the first profiled runs also fault their memory in
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +105,15 @@ def original_owners(graph: onnx.GraphProto, layers: Iterable[str]) -> dict[str, 
         layers: names of the layers, as in ``NetworkSpec``.
     """
     names = set(layers)
+    own = {name.removesuffix(".attention"): name for name in names} | {name: name for name in names}
     known = {".".join(name.split(".")[: i + 1]) for name in names for i in range(name.count(".") + 1)}
     weights = _through_identities(graph)
     owners: list[str | None] = []
     for node in graph.node:
         path = _module_path(node.name, known)
-        while path and path not in names:
-            path = path.rpartition(".")[0]
         by_weight = _owner_by_weight(node, weights, names)
         inside = by_weight is not None and by_weight.startswith(f"{path}." if path else "")
-        owners.append(by_weight if inside else path or None)
+        owners.append(by_weight if inside else own.get(path))
     result: dict[str, str] = {}
     for node, owner in zip(graph.node, _follow(graph.node, owners), strict=True):
         if owner is not None:
@@ -147,8 +149,8 @@ def attribute_profile(
         nodes, owners: the optimised graph's nodes and their layers.
         skip: first runs left out.
 
-    Each node's time is the mean of the middle half of its runs: the profiler counts whole microseconds, so a median
-    would be coarse, and a mean would follow the outliers.
+    A node's time is its mean over the fastest quarter of the runs: those nothing else disturbed. (A mean, because the
+    profiler counts whole microseconds.)
     """
     runs: list[list[tuple[str, float]]] = [[]]
     for event in events:
@@ -157,9 +159,9 @@ def attribute_profile(
         elif event["name"] == "model_run":
             runs.append([])
     whole = [run for run in runs[skip:] if run and len(run) == len(runs[skip])]
-    durations = np.sort(np.array([[us for _, us in run] for run in whole]), axis=0)  # (runs, nodes)
-    quarter = len(whole) // 4
-    mean_us = durations[quarter : len(whole) - quarter].mean(axis=0)
+    durations = np.array([[us for _, us in run] for run in whole])  # (runs, nodes)
+    fastest = np.argsort(durations.sum(axis=1), kind="stable")[: max(1, len(whole) // 4)]
+    mean_us = durations[fastest].mean(axis=0)
     queues: dict[str, list[str | None]] = defaultdict(list)
     for node, owner in zip(nodes, owners, strict=True):
         queues[node.name].append(owner)
@@ -171,21 +173,58 @@ def attribute_profile(
     return {layer: LayerTime(float(ms), count) for layer, (ms, count) in total.items()}
 
 
-def profile_layers(
-    model: bytes, layers: Iterable[str], inputs: NDArray[np.generic], *, threads: int = 1, runs: int = 40
-) -> dict[str, LayerTime]:
-    """Profile a serialised exported model and attribute its time to layers; layers that were fused away are absent.
+class _ProfiledModel:
+    """A profiled session of one model, with the owners of its optimised nodes."""
 
-    Times are inflated by the profiler: use them as shares.
-    """
-    owners = original_owners(onnx.load_from_string(model).graph, layers)
-    skip = max(3, runs // 8)
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        session = make_session(model, threads, profile=Path(folder) / "profile", optimised=optimised)
-        call = bound_call(session, inputs)
-        for _ in range(runs + skip):
-            call()
-        events = json.loads(Path(session.end_profiling()).read_text())
+    def __init__(
+        self, model: bytes, layers: Iterable[str], inputs: NDArray[np.generic], threads: int, prefix: Path
+    ) -> None:
+        optimised = prefix.with_suffix(".onnx")
+        self._session = make_session(model, threads, profile=prefix, optimised=optimised)
         graph = onnx.load(str(optimised), load_external_data=False).graph
-    return attribute_profile(events, graph.node, optimised_owners(graph, owners), skip)
+        self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        optimised.unlink()
+        owners = original_owners(onnx.load_from_string(model).graph, layers)
+        self._owners = optimised_owners(graph, owners)
+        self.run = bound_call(self._session, inputs)
+
+    def finish(self, skip: int) -> dict[str, LayerTime]:
+        """Stop profiling and attribute the runs."""
+        path = Path(self._session.end_profiling())
+        events = json.loads(path.read_text())
+        path.unlink()
+        return attribute_profile(events, self._nodes, self._owners, skip)
+
+
+def profile_layers(
+    models: Sequence[bytes],
+    layers: Sequence[Iterable[str]],
+    inputs: NDArray[np.generic],
+    *,
+    threads: int,
+    rounds: int,
+    rng: np.random.Generator,
+) -> list[dict[str, LayerTime]]:
+    """Profile exported models in interleaved rounds and attribute each one's time to its layers.
+
+    Layers that were fused away are absent. Times are inflated by the profiler: use them as shares.
+
+    Args:
+        models: serialised models that take the same input.
+        layers: names of the layers of each.
+        inputs: the input array, batch included.
+        threads: threads inside an operator.
+        rounds: every model runs ``RUNS_A_ROUND`` times in each, in a fresh random order, so that a spell of bad
+            weather on a shared machine spoils some runs of every model and not all runs of one.
+        rng: source of the orders.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = [
+            _ProfiledModel(model, names, inputs, threads, Path(folder) / f"model{i}")
+            for i, (model, names) in enumerate(zip(models, layers, strict=True))
+        ]
+        for _ in range(rounds):
+            for i in rng.permutation(len(profiled)):
+                for _ in range(RUNS_A_ROUND):
+                    profiled[i].run()
+        return [one.finish(skip=WARM_UP_RUNS) for one in profiled]
