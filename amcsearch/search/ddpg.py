@@ -1,0 +1,156 @@
+"""AMC's agent: deep deterministic policy gradient over the groups of one network, one episode a policy.
+
+He et al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", 2018, arXiv 1802.03494, with the
+details of its published code. An episode decides every group in turn; its policy is evaluated once, at the end.
+
+    warm-up:     a ~ U(0, 1)
+    afterwards:  a ~ N(μ(s), σ²) cut to [0, 1],  σ = 0.5 · 0.95^k,  k = episodes since the warm-up
+    then:        one gradient step for each of the episode's transitions, γ = 1
+
+The replay stores the action the budget allowed (``info["action"]``), not the one proposed. Where we depart:
+
+- The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes).
+- A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
+  that settles while evaluations remain widens its search again instead of spending nothing.
+- After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
+  neighbours of the best policy (``baselines.climb``).
+- An evaluation that failed (no finite loss) is learnt as the worst reward so far.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.search.baselines import climb
+from amcsearch.search.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
+from amcsearch.search.environment import LayerwiseEnv
+from amcsearch.search.study import Study
+
+__all__ = ["DDPG"]
+
+
+@dataclass(frozen=True)
+class DDPG:
+    """The agent's settings; the defaults are AMC's, but for the warm-up.
+
+    Raises:
+        BadInputError: a setting out of its range.
+    """
+
+    warm_up_share: float = 0.25  # of the trials, uniform
+    sigma: float = 0.5
+    sigma_decay: float = 0.95  # an episode
+    discount: float = 1.0
+    baseline_decay: float = 0.5
+    hidden: tuple[int, ...] = (300, 300)  # actor and critic alike
+    actor_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    batch_size: int = 64
+    tau: float = 0.01
+    replay_episodes: int = 100
+    updates_per_transition: int = 1
+    max_free_episodes: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("warm_up_share", "sigma_decay", "discount", "baseline_decay", "tau"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be in [0, 1]")
+        for name in ("sigma", "actor_learning_rate", "critic_learning_rate"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be a positive number")
+        for name in ("batch_size", "replay_episodes", "updates_per_transition", "max_free_episodes"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be at least 1")
+
+    def run(self, study: Study, seed: int) -> None:
+        """Search until no evaluation remains or no new policy is left.
+
+        Raises:
+            BadInputError: the network has no channel groups, or the study has several objectives.
+        """
+        if study.objectives and len(study.objectives) > 1:
+            raise BadInputError(
+                f"agent ddpg optimises one reward, not {', '.join(study.objectives)}; "
+                "set search.objectives to null, or choose nsga2, tpe or gp"
+            )
+        _Run(self, study, seed).until_settled()
+        climb(study, np.random.default_rng([seed, 2]))
+
+
+class _Run:
+    """One search: the environment, what was learnt, and the counters of the exploration."""
+
+    def __init__(self, settings: DDPG, study: Study, seed: int) -> None:
+        self.settings, self.study = settings, study
+        self.explore, draws = (np.random.default_rng([seed, stream]) for stream in range(2))
+        self.env = LayerwiseEnv(study.network, study.feasible, self._evaluate)
+        self.replay = EpisodeReplay(
+            settings.replay_episodes * len(study.network.groups),
+            self.env.observation_space,
+            self.env.action_space,
+            rng=draws,
+            baseline_decay=settings.baseline_decay,
+        )
+        with one_thread(seed):
+            self.learner = Learner(
+                self.env,
+                self.replay,
+                hidden=settings.hidden,
+                actor_learning_rate=settings.actor_learning_rate,
+                critic_learning_rate=settings.critic_learning_rate,
+                tau=settings.tau,
+                discount=settings.discount,
+            )
+        self.warm_up = max(1, round(settings.warm_up_share * study.remaining))  # new policies to try at random
+        self.decays = 0  # episodes whose noise counts as spent
+        self.free = 0  # episodes in a row that brought nothing new
+        self.worst = math.inf  # lowest finite reward so far
+
+    def until_settled(self) -> None:
+        """Episodes until nothing remains or nothing new comes up."""
+        evaluated = 0
+        while self.study.remaining and self.free < self.settings.max_free_episodes:
+            warming = evaluated < self.warm_up
+            sigma = None if warming else self.settings.sigma * self.settings.sigma_decay**self.decays
+            before = self.study.remaining
+            self._learn(*self._episode(sigma), train=not warming)
+            new = self.study.remaining < before
+            evaluated += new
+            self.free = 0 if new else self.free + 1
+            if not warming:
+                self.decays = self.decays + 1 if new else max(0, self.decays - 1)
+
+    def _evaluate(self, policy: PruningPolicy) -> float:
+        """Reward of a finished episode, through the only door."""
+        (trial,) = self.study.evaluate([policy])
+        if math.isfinite(trial.reward):
+            self.worst = min(self.worst, trial.reward)
+            return trial.reward
+        return self.worst
+
+    def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
+        """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
+        observation, _ = self.env.reset()
+        observations, actions, reward, done = [observation], [], 0.0, False
+        while not done:
+            if sigma is None:
+                ratio = float(self.explore.random())
+            else:
+                with one_thread():
+                    ratio = truncated_normal(self.learner.pruning_ratio(observation), sigma, self.explore)
+            observation, reward, done, _, info = self.env.step(np.array([ratio], dtype=np.float32))
+            observations.append(observation)
+            actions.append(self.learner.policy.scale_action(info["action"]))  # [0, 1] -> [-1, 1]
+        return observations, actions, reward
+
+    def _learn(self, observations: list[Features], actions: list[Features], reward: float, *, train: bool) -> None:
+        """Store the episode, then one gradient step a transition."""
+        if not math.isfinite(reward):
+            return  # failed before anything succeeded: nothing to compare with
+        self.replay.add_episode(observations, actions, reward)
+        if train:
+            with one_thread():
+                steps = self.settings.updates_per_transition * len(actions)
+                self.learner.train(gradient_steps=steps, batch_size=self.settings.batch_size)
