@@ -27,11 +27,10 @@ def front(record: Record, cost: str) -> str | None:
     if rows.empty:
         return None
     with drawing() as (figure, axes):
-        mine = rows["agent"] == record.agent
-        for chosen, colour, label in ((~mine, MUTED, "baseline"), (mine, ACCENT, record.agent or "policies")):
-            if chosen.any():
-                x, y = rows[chosen][cost] * scale, rows[chosen]["accuracy"] * 100
-                axes.scatter(x, y, s=13, color=colour, alpha=0.45, linewidths=0, label=label)
+        for agent, group in sorted(rows.groupby("agent", sort=False), key=lambda pair: pair[0] == record.agent):
+            colour = ACCENT if agent == record.agent else MUTED
+            x, y = group[cost] * scale, group["accuracy"] * 100
+            axes.scatter(x, y, s=13, color=colour, alpha=0.5, linewidths=0, label=str(agent))
         _front_line(axes, record.front, cost, scale)
         _landmarks(axes, record, cost, scale)
         axes.set_xlabel(title)

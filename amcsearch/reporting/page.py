@@ -8,7 +8,7 @@ from typing import Final
 
 from amcsearch import __version__
 from amcsearch.reporting.record import Record, read_record
-from amcsearch.reporting.results import before_and_after, headline
+from amcsearch.reporting.results import before_and_after, finalists, headline
 from amcsearch.reporting.sections import pictures, provenance, reproduce, state, warnings
 from amcsearch.reporting.style import CSS
 from amcsearch.reporting.words import escape
@@ -29,6 +29,7 @@ def render(run: RunFolder) -> str:
         results,
         warnings(record),
         pictures(record),
+        finalists(record),
         provenance(record),
         reproduce(record),
     ]
@@ -45,6 +46,7 @@ def render(run: RunFolder) -> str:
 
 
 def _lead(record: Record) -> str:
-    evaluations = record.summary.get("evaluations") or len(record.trials)
     agent = record.agent or "search"
-    return f"Pruning policy search: {agent}, {evaluations} evaluations" + ("" if record.finished else ", not finished")
+    return f"Pruning policy search: {agent}, {record.evaluations} evaluations" + (
+        "" if record.finished else ", not finished"
+    )

@@ -37,6 +37,18 @@ class Record:
         return str(self.summary.get("agent") or (self.trials["agent"].iloc[0] if len(self.trials) else ""))
 
     @property
+    def config_hash(self) -> str | None:
+        """Identity of the configuration, from the first line of its file."""
+        found = re.match(r"# configuration ([0-9a-f]+)\n", self.config_text)
+        return found[1] if found else None
+
+    @property
+    def evaluations(self) -> int:
+        """Policies the agent evaluated, its baseline's apart."""
+        counted = self.summary.get("evaluations")
+        return counted if isinstance(counted, int) else int((self.trials["agent"] == self.agent).sum())
+
+    @property
     def budget(self) -> dict[str, float]:
         """Absolute limits by cost name."""
         limits = {}

@@ -48,7 +48,7 @@ def _speed_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) ->
     middle = number(ratio.get("median")) if isinstance(ratio, dict) else None
     ends = f"{_median(before)} → {_median(after)}"
     share = f"{middle:.3f}x of dense, 95 % interval {interval(ratio)}" if middle else ""
-    return _card("Measured latency", f"{1 / middle:.2f} times faster" if middle else _median(after), ends, share)
+    return _card("Measured latency", f"{1 / middle:.2f}x faster" if middle else _median(after), ends, share)
 
 
 def _size_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
@@ -60,13 +60,13 @@ def _size_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) -> 
 
 def _cost_card(name: str, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
     ends = f"{cost(name, dense.get(name))} → {cost(name, tuned.get(name))}"
-    predicted = "predicted by the device's energy model" if name == "energy_mj" else ""
+    predicted = "predicted" if name == "energy_mj" else ""
     return _card(LABELS[name], _left(dense.get(name), tuned.get(name)), ends, predicted)
 
 
 def _left(before: Any, after: Any) -> str:
     a, b = number(before), number(after)
-    return "–" if not a or b is None else f"{100 * (b / a - 1):+.0f} %".replace("-", "−")
+    return "–" if not a or b is None else f"{100 * (b / a - 1):+.0f}\u00a0%".replace("-", "−")
 
 
 def _median(measured: Any) -> str:
@@ -76,7 +76,7 @@ def _median(measured: Any) -> str:
 def before_and_after(record: Record) -> str:
     """Dense, pruned and fine-tuned, side by side."""
     dense = record.block("dense")
-    columns: list[tuple[str, str]] = [("macs", "MACs"), ("params", "Parameters"), ("energy_mj", "Energy")]
+    columns: list[tuple[str, str]] = [("macs", "MACs"), ("params", "Parameters"), ("energy_mj", "Energy, predicted")]
     columns = [(name, text) for name, text in columns if any(record.block(b).get(name) is not None for b, _ in _BLOCKS)]
     head = ["", "Accuracy", *(text for _, text in columns), "Latency, predicted", "Latency, measured"]
     rows = []
@@ -90,13 +90,15 @@ def before_and_after(record: Record) -> str:
                 _with(percent(block.get("accuracy"), 2), "" if key == "dense" else _change(dense, block)),
                 *(_with(cost(name, block.get(name)), _share(dense, block, name)) for name, _ in columns),
                 milliseconds(block.get("latency_ms_predicted")),
-                _with(_median(block.get("latency_ms_measured")), interval(block.get("latency_ms_measured"), " ms")),
+                _with(
+                    _median(block.get("latency_ms_measured")), interval(block.get("latency_ms_measured"), "\u00a0ms")
+                ),
             ]
         )
     note = (
         "Accuracy is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
         "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
-        "measurement serves both. Energy is predicted."
+        "measurement serves both."
     )
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
@@ -150,22 +152,19 @@ def _share(dense: dict[str, Any], block: dict[str, Any], name: str) -> str:
 
 
 def finalists(record: Record) -> str:
-    """The measured policies: prediction beside measurement."""
+    """The measured policies, prediction beside measurement; nothing where none was measured."""
     entries = record.entries("finalists")
     rows, mark = [], None
     for i, entry in enumerate(entries):
         measured = entry.get("latency_ms_measured")
         predicted, found = number(entry.get("latency_ms_predicted")), number((measured or {}).get("median"))
-        error = f"{100 * (predicted / found - 1):+.1f} %".replace("-", "−") if predicted and found else "–"
+        error = f"{100 * (predicted / found - 1):+.1f}\u00a0%".replace("-", "−") if predicted and found else "–"
         mark = i if entry.get("chosen") else mark
-        name = f"Trial {escape(entry.get('trial', i))}" + (" (chosen)" if entry.get("chosen") else "")
-        cells = [
-            percent(entry.get("accuracy"), 2),
-            milliseconds(predicted),
-            _median(measured),
-            interval(measured),
-            error,
-        ]
-        rows.append([name, *map(escape, cells)])
-    head = ["Policy", "Accuracy, search split", "Predicted", "Measured", "95 % interval (ms)", "Prediction error"]
-    return table(head, rows, mark) if rows else ""
+        name = f"Trial {escape(entry.get('trial', i))}" + (", chosen" if entry.get("chosen") else "")
+        latency = _with(_median(measured), interval(measured, "\u00a0ms"))
+        rows.append([name, percent(entry.get("accuracy"), 2), milliseconds(predicted), latency, escape(error)])
+    if not rows:
+        return ""
+    head = ["Policy", "Accuracy, search split", "Latency, predicted", "Latency, measured", "Prediction error"]
+    note = "Measured before fine-tuning, which changes no shape; the best one within the budget as measured was chosen."
+    return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.results import finalists
 from amcsearch.reporting.words import AXES, LABELS, escape, number, percent, seconds
 
 __all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
@@ -106,15 +105,14 @@ def _latency(record: Record) -> str:
         "The best policies, measured in runs interleaved with the dense network; bars are 95 % intervals, the band is "
         "±10 % about the prediction.",
         "needs measured finalists and a latency table",
-        finalists(record),
     )
 
 
-def _picture(names: tuple[str, str], svg: str | None, reading: str, needs: str, more: str = "") -> str:
+def _picture(names: tuple[str, str], svg: str | None, reading: str, needs: str) -> str:
     key, title = names
     body = f"<figure>{svg}</figure>" if svg else f"<p>Not there yet: {escape(needs)}.</p>"
     lead = f"<p class='note'>{escape(reading)}</p>" if svg else ""
-    return f"<section id='{escape(key)}'><h2>{escape(title)}</h2>{lead}{body}{more}</section>"
+    return f"<section id='{escape(key)}'><h2>{escape(title)}</h2>{lead}{body}</section>"
 
 
 def provenance(record: Record) -> str:
@@ -123,6 +121,7 @@ def provenance(record: Record) -> str:
     agents = record.trials.groupby("agent", sort=False).size()
     rows = {
         "Run": record.name,
+        "Configuration": record.config_hash,
         "Agent": record.agent,
         "Evaluations": ", ".join(f"{agent} {count}" for agent, count in agents.items()) or summary.get("evaluations"),
         "Seed": summary.get("seed"),
@@ -153,10 +152,11 @@ def reproduce(record: Record) -> str:
     """The commands that do it again."""
     run = shlex.quote(record.name)
     commands = (
-        f"# in the folder that holds {record.name}\n"
-        f"amcsearch search {run}/config.yaml --out again   # the same configuration and seed give the same trials\n"
-        f"amcsearch prune {run}/config.yaml --policy {run}/policy.json -o pruned   # the chosen policy alone\n"
-        f"amcsearch report {run}   # this page again"
+        f"# in the folder that holds {record.name}: the same configuration and seed give the same trials\n"
+        f"amcsearch search {run}/config.yaml --out again\n\n"
+        "# the chosen policy alone: prune, fine-tune, export, measure\n"
+        f"amcsearch prune {run}/config.yaml --policy {run}/policy.json -o pruned\n\n"
+        f"# this page\namcsearch report {run}"
     )
     note = "Latency is measured anew each time and moves a little; policies, accuracies and predicted costs do not."
     text = f"<pre>{escape(commands)}</pre><p class='note'>{note}</p>"

@@ -21,9 +21,9 @@ section { margin-top: 1.6rem; background: var(--surface); border: 1px solid var(
 section.bare { background: none; border: 0; padding: 0; }
 p { margin: 0.4rem 0; max-width: 70ch; }
 .note { color: var(--muted); font-size: 0.9rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 0.8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 0.7rem; }
 .card { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem; }
-.card b { display: block; font-size: 1.6rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1.25; }
+.card b { display: block; font-size: 1.42rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1.25; }
 .card span { display: block; font-size: 0.86rem; color: var(--muted); }
 .card .what { color: var(--ink); font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 1.6rem 1.2rem;
@@ -43,7 +43,8 @@ tbody th { color: var(--ink); font-size: inherit; }
 td small { color: var(--muted); display: block; font-size: 0.8rem; }
 tr.chosen { font-weight: 600; }
 table.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.plain th { text-align: left; vertical-align: top; width: 13rem; padding-left: 0; color: var(--muted); }
+table.plain th { text-align: left; vertical-align: top; width: 13rem; padding-left: 0; color: var(--muted);
+  white-space: normal; }
 .warnings { background: var(--warn); border-color: var(--second); }
 .warnings ul { margin: 0.4rem 0 0; padding-left: 1.2rem; }
 .good { color: var(--good); font-weight: 600; }
@@ -53,6 +54,6 @@ pre { background: var(--band); border-radius: 8px; padding: 0.8rem 1rem; overflo
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 summary { cursor: pointer; color: var(--muted); font-size: 0.92rem; margin-top: 0.8rem; }
 @media (max-width: 560px) { main { padding: 1.3rem 0.8rem 3rem; } section { padding: 1rem 0.9rem; }
-  table.plain th { width: 8rem; } }
+  table.plain th { width: 7.5rem; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """

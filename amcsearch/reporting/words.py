@@ -19,6 +19,7 @@ AXES: Final = {
     "energy_mj": ("Predicted energy (mJ)", 1.0),
 }
 _NONE: Final = "–"
+_SPACE: Final = "\u00a0"  # a unit stays on the line of its number
 
 
 def escape(value: Any) -> str:
@@ -34,19 +35,19 @@ def number(value: Any) -> float | None:
 def percent(share: Any, digits: int = 1) -> str:
     """Write a share as per cent."""
     value = number(share)
-    return _NONE if value is None else f"{100 * value:.{digits}f} %"
+    return _NONE if value is None else f"{100 * value:.{digits}f}{_SPACE}%"
 
 
 def points(before: Any, after: Any) -> str:
     """Write the change of a share in percentage points, with its sign."""
     a, b = number(before), number(after)
-    return _NONE if a is None or b is None else f"{100 * (b - a):+.2f} points".replace("-", "−")
+    return _NONE if a is None or b is None else f"{100 * (b - a):+.2f}{_SPACE}points".replace("-", "−")
 
 
 def milliseconds(value: Any) -> str:
     """Write a time, such as 0.512 ms."""
     found = number(value)
-    return _NONE if found is None else f"{_digits(found)} ms"
+    return _NONE if found is None else f"{_digits(found)}{_SPACE}ms"
 
 
 def interval(measured: Any, unit: str = "") -> str:
@@ -62,7 +63,7 @@ def cost(name: str, value: Any) -> str:
         return _NONE
     if name == "latency_ms":
         return milliseconds(found)
-    return f"{_digits(found)} mJ" if name == "energy_mj" else _count(found)
+    return f"{_digits(found)}{_SPACE}mJ" if name == "energy_mj" else _count(found)
 
 
 def size(value: Any) -> str:
@@ -70,7 +71,7 @@ def size(value: Any) -> str:
     found = number(value)
     if found is None:
         return _NONE
-    return f"{found / 1e6:.2f} MB" if found >= 1e6 else f"{found / 1e3:.0f} kB"
+    return f"{found / 1e6:.2f}{_SPACE}MB" if found >= 1e6 else f"{found / 1e3:.0f}{_SPACE}kB"
 
 
 def seconds(value: Any) -> str:
@@ -78,7 +79,7 @@ def seconds(value: Any) -> str:
     found = number(value)
     if found is None:
         return _NONE
-    return f"{found:.1f} s" if found < 120 else f"{found // 60:.0f} min {found % 60:.0f} s"
+    return f"{found:.1f}{_SPACE}s" if found < 120 else f"{found // 60:.0f}{_SPACE}min {found % 60:.0f}{_SPACE}s"
 
 
 def _digits(value: float) -> str:
@@ -89,5 +90,5 @@ def _digits(value: float) -> str:
 def _count(value: float) -> str:
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
-            return f"{value / scale:#.3g}".rstrip(".") + f" {unit}"
+            return f"{value / scale:#.3g}".rstrip(".") + _SPACE + unit
     return f"{value:.0f}"

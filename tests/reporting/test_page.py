@@ -1,0 +1,196 @@
+"""The page: self-contained, whole, and honest about what is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from amcsearch.reporting.page import render
+
+SECTIONS = (
+    *("before-after", "warnings", "front-latency_ms", "convergence", "channels", "latency", "finalists"),
+    *("provenance", "reproduce"),
+)
+VOID = {"meta", "br", "img", "input", "hr", "link"}
+
+
+class Outline(HTMLParser):
+    """Collects ids, text and what a browser would load; fails on tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href", "data", "action", "srcset"):
+                self.links.append(value)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def words(page: str) -> str:
+    return " ".join(" ".join(outline(page).text).replace("\u00a0", " ").split())
+
+
+def test_a_finished_run_has_every_section_once(finished):
+    found = outline(render(finished))
+    assert all(found.ids.count(section) == 1 for section in SECTIONS)
+    assert len(set(found.ids)) == len(found.ids)
+    assert "state" not in found.ids
+
+
+def test_the_page_loads_nothing(finished):
+    page = render(finished)
+    assert all(link.startswith("#") for link in outline(page).links)
+    assert "http" not in page.replace("http-equiv", "")
+    assert not re.search(r"@import|url\((?!#)|<script|<link|<iframe", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_reference_inside_a_picture_has_its_target(finished):
+    page = render(finished)
+    used = set(re.findall(r'url\(#([^)"]+)\)|href="#([^"]+)"', page))
+    assert used
+    assert {a or b for a, b in used} <= set(outline(page).ids)
+
+
+def test_the_figures_are_those_of_the_summary(finished):
+    text = words(render(finished))
+    for part in (
+        "2.04x faster",
+        "0.509 ms → 0.250 ms",
+        "0.491x of dense, 95 % interval 0.488–0.494",
+        "98.61 %",
+        "−0.28 points",
+        "272 k → 105 k",
+        "ONNX file 431 kB",
+        "Budget: Latency at most 0.256 ms (0.5x of dense): predicted 0.255 ms, measured 0.491x of dense: met",
+        "ONNX Runtime 1.21.0 there, 1.22.0 here",
+        "Configuration abc123",
+        "Evaluations ddpg 120, random 120",
+        "search 2 min 31 s",
+        "Trial",
+        "amcsearch search digits-resnet20-abc123/config.yaml",
+    ):
+        assert part in text
+
+
+def change(run, edit):
+    summary = json.loads(run.summary_json.read_text())
+    edit(summary)
+    run.write_summary(summary)
+    return words(render(run))
+
+
+def test_a_missed_budget_is_said(finished):
+    text = change(finished, lambda s: s["latency_ratio"].update(median=0.53))
+    assert "measured 0.530x of dense: missed" in text
+
+
+def test_an_absolute_budget_is_compared_in_its_own_unit(finished):
+    text = change(finished, lambda s: s["budget"]["latency_ms"].update(asked=0.2, limit=0.2))
+    assert "at most 0.200 ms: predicted 0.255 ms, measured 0.250 ms: missed" in text
+
+
+def test_a_table_without_or_with_poor_accuracy_is_a_warning(finished):
+    assert "no held-out accuracy" not in words(render(finished))
+    assert "states no held-out accuracy" in change(finished, lambda s: s["table"].update(accuracy=None))
+    assert "is poor: 31.0 % mean error" in change(finished, lambda s: s["table"].update(accuracy={"mape": 0.31}))
+
+
+def test_a_prediction_far_off_is_a_warning(finished):
+    text = change(finished, lambda s: s["finalists"][0].update(latency_ms_predicted=1.0))
+    assert "off for the finalists" in text
+
+
+def test_an_unfinished_run_says_so_and_shows_its_trials(interrupted):
+    page = render(interrupted)
+    text = words(page)
+    assert "This run has not finished" in text
+    assert "ddpg, 120 evaluations, not finished" in text
+    assert "summary.json is not there" in text
+    assert "--resume" in text
+    assert "Not there yet" in text
+    assert page.count("<svg") == 2
+    assert "Before and after" not in text
+
+
+def test_an_empty_run_is_a_page_too(run):
+    page = render(run)
+    assert "This run has not finished" in words(page)
+    assert "<svg" not in page
+
+
+@pytest.mark.parametrize("content", [b"", b'{"dense": ', b"\xff\xfe\x00", b"[1, 2]\n", b"a,b\n1,2\n"])
+def test_damaged_files_never_stop_the_page(finished, content):
+    for name in ("trials.csv", "summary.json", "pareto.csv", "config.yaml"):
+        (finished.path / name).write_bytes(content)
+        if name != "summary.json":
+            outline(render(finished))
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "text", 3, [{}], {"latency_ms": None}])
+def test_odd_summaries_never_stop_the_page(run, value):
+    keys = ("dense", "pruned", "finetuned", "budget", "finalists", "network", "seconds", "latency_ratio", "table")
+    run.write_summary({"finetuned": {"accuracy": 0.5}, **dict.fromkeys(keys, value)})
+    outline(render(run))
+    run.write_summary({**dict.fromkeys(keys, value), "dense": {"accuracy": 1}, "finetuned": {"accuracy": 0.5}})
+    outline(render(run))
+
+
+def test_a_run_without_latency_and_energy_shows_what_it_has(finished):
+    def strip(summary):
+        for name in ("dense", "pruned", "finetuned"):
+            summary[name].update(energy_mj=None, latency_ms_predicted=None)
+        summary["budget"] = {"macs": {"asked": "0.5x", "limit": 2e7, "predicted": 1.9e7}}
+
+    text = change(finished, strip)
+    assert "Energy" not in text
+    assert "MACs at most 20.0 M (0.5x of dense)" in text
+    assert "Accuracy against MACs" in text
+    assert "held-out" not in text
+
+
+def test_names_cannot_inject_markup(finished):
+    def poison(summary):
+        summary["warnings"] = ["<script>alert(1)</script>"]
+        summary["agent"] = summary["baseline"] = "<img src=x onerror=alert(1)>"
+        summary["network"][0]["group"] = "<b>$x_1$ & co"
+        summary["finalists"][0]["trial"] = "<i>"
+
+    change(finished, poison)
+    page = render(finished)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<i>" not in page
+    assert "&lt;b&gt;$x_1$ &amp; co" in page
+
+
+def test_equal_runs_give_equal_pages(finished):
+    assert render(finished) == render(finished)
