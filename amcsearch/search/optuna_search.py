@@ -152,6 +152,7 @@ class _Session:
         study = self._study
         for attempt in range(1, self._searcher.asks + 1):
             asked = self._optuna.ask(self._distributions)
+            _ = asked.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
             kept = study.feasible.repair(self._kept(asked.params))
             policy = study.network.policy(kept)
             repeated = study.seen(policy)

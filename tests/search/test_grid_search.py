@@ -52,7 +52,7 @@ def test_the_leftover_of_a_grid_goes_to_the_finer_one_closest_to_the_budget(synt
     study = synthetic.make_study(widths=(16, 16), trials=6)
     GridSearch().run(study, 0)
     assert "2 ratios" not in study.notes[-1]
-    finer = [t for t in study.trials[-2:]]
+    finer = study.trials[-2:]
     shares = study.feasible.overshoot(np.array([study.network.kept_array(t.policy) for t in finer]))
     assert shares[0] >= shares[1]
 
