@@ -26,6 +26,8 @@ def assemble(
         name = builder.fresh_name(
             min((layer for layer, side in group.slots if side is Side.OUT), key=order.__getitem__)
         )
+        if group.units is None and any(group.problem == f"{s.name}: {s.reason}" for s in skipped if s.name == name):
+            continue  # already said of the layer itself
         if group.units is None:
             lost.append(Skipped(name, group.problem))
         else:
@@ -69,7 +71,7 @@ class _Builder:
             slices += self._slices(layer, side, positions)
             norms += self._norms(layer, positions)
             couplings += self._couplings(layer, side, positions.shape[1])
-            self._attributes(name, layer, side, positions.shape[1], group.units.shape[1])
+            self._attributes(name, layer, side, positions.shape[1])
         self.groups.append(ChannelGroup(name, group.channels, tuple(couplings), group.units.shape[1]))
         self.slices[name], self.norms[name], self.units[name] = tuple(slices), tuple(norms), group.units
 
@@ -119,7 +121,7 @@ class _Builder:
         spec = next(x for x in self.seen.layers if x.name == layer)
         return spec.in_channels == spec.out_channels
 
-    def _attributes(self, group: str, layer: str, side: Side, factor: int, unit: int) -> None:
+    def _attributes(self, group: str, layer: str, side: Side, factor: int) -> None:
         if layer in self.heads:
             head = self.heads[layer]
             width = head.call.head_width

@@ -17,7 +17,7 @@ from amcsearch.graph.observe import AttentionCall, Observation
 __all__ = ["HEAD_COUNTS", "HEAD_WIDTHS", "HeadTable", "find_heads"]
 
 HEAD_COUNTS = (
-    "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "num_head", "heads", "head_count", "num_key_value_heads",
+    "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "num_head", "heads", "num_key_value_heads",
 )  # fmt: skip
 HEAD_WIDTHS = (
     "all_head_size",
@@ -48,7 +48,7 @@ def find_heads(model: nn.Module, seen: Observation) -> tuple[list[HeadTable], di
     """Return the head tables, and for each attention that cannot be followed its layer and the reason."""
     tables, lost = [], {}
     for call in seen.attentions:
-        found = _projections(model, seen, call)
+        found = _projections(seen, call)
         if isinstance(found, str):
             lost[call.layer] = found
             continue
@@ -74,9 +74,7 @@ def _path(owner: str, inner: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(start, len(parts) + 1)]
 
 
-def _projections(
-    model: nn.Module, seen: Observation, call: AttentionCall
-) -> tuple[tuple[tuple[str, int], ...], str, str] | str:
+def _projections(seen: Observation, call: AttentionCall) -> tuple[tuple[tuple[str, int], ...], str, str] | str:
     total = call.heads * call.head_width
     after = [x for x in seen.layers[call.position + 1 :] if x.kind is LayerKind.LINEAR]
     output = next((x.name for x in after if x.in_channels == total), None)

@@ -24,6 +24,7 @@ class Forest:
         self.parent = list(range(n))
 
     def find(self, i: int) -> int:
+        """Smallest member of the set of i."""
         parent = self.parent
         while parent[i] != i:
             parent[i] = parent[parent[i]]
@@ -31,6 +32,7 @@ class Forest:
         return i
 
     def join(self, i: int, j: int) -> None:
+        """Make one set of the sets of i and j."""
         i, j = self.find(i), self.find(j)
         if i != j:
             self.parent[max(i, j)] = min(i, j)
@@ -38,7 +40,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class RawGroup:
-    """Atoms of one signature: ``slots[(layer, side)]`` is (channels, factor); ``units`` (n_units, unit) or a problem."""
+    """Atoms of one signature: ``slots[(layer, side)]`` (channels, factor), ``units`` (n_units, unit) or a problem."""
 
     slots: Mapping[tuple[str, Side], NDArray[np.int64]]
     units: NDArray[np.int64] | None
@@ -46,6 +48,7 @@ class RawGroup:
 
     @property
     def channels(self) -> int:
+        """Number of atoms."""
         return len(next(iter(self.slots.values())))
 
 

@@ -1,4 +1,4 @@
-"""Operator knowledge, one row a module type: its shapes, which tensor axes hold its channels, which attributes state them.
+"""Operator knowledge, one row a module type: shapes, the tensor axes that hold channels, attributes that state them.
 
 A row is a ``LayerType`` of small functions of one signature. Adding a layer type is adding a row to ``LAYER_TYPES``.
 """
@@ -6,12 +6,13 @@ A row is a ``LayerType`` of small functions of one signature. Adding a layer typ
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Size, nn
 
 from amcsearch.core import LayerKind, LayerSpec, Side
 
-__all__ = ["LAYER_TYPES", "Axis", "LayerType", "layer_type", "plane", "unit_period"]
+__all__ = ["CUSTOM_NORM", "LAYER_TYPES", "Axis", "LayerType", "layer_type", "plane", "unit_period"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,17 @@ class LayerType:
     - ``mixes(module)``: statistics are taken over channels, so zeroed channels would count.
     """
 
-    spec: Callable[[str, nn.Module, Size, Size], LayerSpec]
-    axes: Callable[[nn.Module], tuple[Axis, ...]]
-    attributes: Callable[[nn.Module], tuple[tuple[str, Side], ...]]
+    spec: Callable[[str, Any, Size, Size], LayerSpec]
+    axes: Callable[[Any], tuple[Axis, ...]]
+    attributes: Callable[[Any], tuple[tuple[str, Side], ...]]
     passes: bool = False
     mixes: bool = False
 
 
 def plane(sizes: Iterable[int]) -> tuple[int, int]:
     """Spatial or token dimensions as (height, width): () → (1, 1), (T,) → (T, 1), more than two are multiplied."""
-    sizes = tuple(int(s) for s in sizes)
-    if len(sizes) <= 2:
-        return (*sizes, 1, 1)[:2] if sizes else (1, 1)
-    return prod(sizes[:-1]), sizes[-1]
+    dims = [int(size) for size in sizes]
+    return (prod(dims[:-1]), dims[-1]) if len(dims) > 1 else (prod(dims), 1)
 
 
 def _tokens(shape: Size) -> tuple[int, int]:
@@ -61,7 +60,7 @@ def _pair(value: object) -> tuple[int, int]:
     return (values[0], values[1]) if len(values) == 2 else (values[0], 1)
 
 
-def _padding(m: nn.Module) -> tuple[int, int]:
+def _padding(m: Any) -> tuple[int, int]:
     if m.padding == "valid":
         return (0, 0)
     if m.padding == "same":
@@ -71,15 +70,14 @@ def _padding(m: nn.Module) -> tuple[int, int]:
     return _pair(values) if len(values) == 2 else (int(values[0]), 0)
 
 
-def _conv_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
-    sizes = {"in_size": plane(x[2:]), "out_size": plane(y[2:])}
+def _conv_spec(name: str, m: Any, x: Size, y: Size) -> LayerSpec:
     return LayerSpec(
         name, LayerKind.CONV, m.in_channels, m.out_channels, _pair(m.kernel_size), _pair(m.stride), _padding(m),
-        _pair(m.dilation), m.groups, **sizes, has_bias=m.bias is not None,
+        _pair(m.dilation), m.groups, plane(x[2:]), plane(y[2:]), has_bias=m.bias is not None,
     )  # fmt: skip
 
 
-def _conv_axes(m: nn.Module) -> tuple[Axis, ...]:
+def _conv_axes(m: Any) -> tuple[Axis, ...]:
     """Weight (C_out, C_in / groups, kH, kW)."""
     axes = (Axis("weight", 0, Side.OUT), Axis("bias", 0, Side.OUT))
     if _depthwise(m):
@@ -87,7 +85,7 @@ def _conv_axes(m: nn.Module) -> tuple[Axis, ...]:
     return (*axes, Axis("weight", 1, Side.IN, m.in_channels // m.groups))
 
 
-def _transposed_axes(m: nn.Module) -> tuple[Axis, ...]:
+def _transposed_axes(m: Any) -> tuple[Axis, ...]:
     """Weight (C_in, C_out / groups, kH, kW)."""
     axes = (Axis("weight", 0, Side.IN), Axis("bias", 0, Side.OUT))
     if _depthwise(m):
@@ -95,29 +93,29 @@ def _transposed_axes(m: nn.Module) -> tuple[Axis, ...]:
     return (*axes, Axis("weight", 1, Side.OUT, m.out_channels // m.groups))
 
 
-def _depthwise(m: nn.Module) -> bool:
-    return m.groups > 1 and m.groups == m.in_channels
+def _depthwise(m: Any) -> bool:
+    return bool(m.groups > 1 and m.groups == m.in_channels)
 
 
-def _conv_attributes(m: nn.Module) -> tuple[tuple[str, Side], ...]:
+def _conv_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
     widths = (("in_channels", Side.IN), ("out_channels", Side.OUT))
     return (*widths, ("groups", Side.IN)) if _depthwise(m) else widths
 
 
-def _linear_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
+def _linear_spec(name: str, m: Any, x: Size, y: Size) -> LayerSpec:
     has_bias = getattr(m, "bias", None) is not None
     return LayerSpec(
         name, LayerKind.LINEAR, int(x[-1]), int(y[-1]), in_size=_tokens(x), out_size=_tokens(y), has_bias=has_bias
     )
 
 
-def _linear_axes(_: nn.Module) -> tuple[Axis, ...]:
+def _linear_axes(_: Any) -> tuple[Axis, ...]:
     """Weight (C_out, C_in)."""
     return Axis("weight", 0, Side.OUT), Axis("weight", 1, Side.IN), Axis("bias", 0, Side.OUT)
 
 
-def _norm_spec(kind: LayerKind) -> Callable[[str, nn.Module, Size, Size], LayerSpec]:
-    def spec(name: str, m: nn.Module, x: Size, _: Size) -> LayerSpec:
+def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
+    def spec(name: str, m: Any, x: Size, _: Size) -> LayerSpec:
         dim = norm_dim(m, x)
         channels, rest = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
         size = _tokens(x) if dim == len(x) - 1 else plane(rest)
@@ -130,35 +128,35 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, nn.Module, Size, Size], LayerS
     return spec
 
 
-def norm_dim(m: nn.Module, shape: Size) -> int:
+def norm_dim(m: Any, shape: Size) -> int:
     """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1."""
     if isinstance(m, nn.LayerNorm | nn.RMSNorm) or layer_type(m) is CUSTOM_NORM:
         return 1 if getattr(m, "data_format", "") == "channels_first" else len(shape) - 1
     return 1
 
 
-def _vector_axes(*tensors: str) -> Callable[[nn.Module], tuple[Axis, ...]]:
+def _vector_axes(*tensors: str) -> Callable[[Any], tuple[Axis, ...]]:
     return lambda _: tuple(Axis(tensor, 0, Side.OUT) for tensor in tensors)
 
 
-def _stated(*attributes: tuple[str, Side]) -> Callable[[nn.Module], tuple[tuple[str, Side], ...]]:
+def _stated(*attributes: tuple[str, Side]) -> Callable[[Any], tuple[tuple[str, Side], ...]]:
     return lambda _: attributes
 
 
-def _embedding_spec(name: str, m: nn.Module, x: Size, y: Size) -> LayerSpec:
+def _embedding_spec(name: str, m: Any, _: Size, y: Size) -> LayerSpec:
     size = _tokens(y)
     return LayerSpec(name, LayerKind.EMBEDDING, m.num_embeddings, m.embedding_dim, in_size=size, out_size=size)
 
 
-def _prelu_spec(name: str, m: nn.Module, *_: Size) -> LayerSpec:
+def _prelu_spec(name: str, m: Any, *_: Size) -> LayerSpec:
     return LayerSpec(name, LayerKind.PARAMETER, 1, m.num_parameters)
 
 
-def _prelu_axes(m: nn.Module) -> tuple[Axis, ...]:
+def _prelu_axes(m: Any) -> tuple[Axis, ...]:
     return (Axis("weight", 0, Side.OUT),) if m.num_parameters > 1 else ()
 
 
-def _prelu_attributes(m: nn.Module) -> tuple[tuple[str, Side], ...]:
+def _prelu_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
     return (("num_parameters", Side.OUT),) if m.num_parameters > 1 else ()
 
 
@@ -197,12 +195,12 @@ LAYER_TYPES: dict[type[nn.Module], LayerType] = {
 }  # fmt: skip
 
 
-def layer_type(module: nn.Module) -> LayerType | None:
+def layer_type(module: object) -> LayerType | None:
     """Return the row of a module's type or of its nearest base class; None for containers and unknown layers."""
     for base in type(module).__mro__:
         if base in LAYER_TYPES:
             return LAYER_TYPES[base]
-    return CUSTOM_NORM if _is_custom_norm(module) else None
+    return CUSTOM_NORM if isinstance(module, nn.Module) and _is_custom_norm(module) else None
 
 
 def _is_custom_norm(module: nn.Module) -> bool:
@@ -217,7 +215,7 @@ def _is_custom_norm(module: nn.Module) -> bool:
     )
 
 
-def unit_period(module: nn.Module, side: Side) -> int:
+def unit_period(module: Any, side: Side) -> int:
     """Return p such that channels equal modulo p must leave together on this side of the layer; 0 for no such tie.
 
     A grouped convolution or group norm keeps its groups, so each loses the same positions.

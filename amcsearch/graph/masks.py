@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.graph.layer_types import layer_type, norm_dim
-from amcsearch.graph.removal import _lookup, removed_positions
+from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
 
 __all__ = ["masked"]
@@ -28,13 +28,12 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
     """
     removed = check_kept(trace, kept)
     positions = removed_positions(trace, removed)
-    saved = {name: _lookup(model, name).detach().clone() for name, _ in positions}
+    touched = {name: tensor.data for name, tensor in tensors_of(model, (name for name, _ in positions)).items()}
+    saved = {name: tensor.clone() for name, tensor in touched.items()}
     wrapped: list[nn.Module] = []
     try:
         for (name, dim), gone in positions.items():
-            index = torch.from_numpy(gone)
-            tensor = _lookup(model, name).data
-            tensor.index_fill_(dim, index.to(tensor.device), 0)
+            touched[name].index_fill_(dim, torch.from_numpy(gone).to(touched[name].device), 0)
         for path, keep in _norm_channels(trace, removed).items():
             module = model.get_submodule(path)
             wrapped.append(module)
@@ -44,7 +43,7 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
         for module in wrapped:
             module.__dict__.pop("forward", None)
         for name, value in saved.items():
-            _lookup(model, name).data.copy_(value)
+            touched[name].copy_(value)
 
 
 def _norm_channels(trace: Trace, removed: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from amcsearch.graph.layer_types import layer_type, plane
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.slices import Skipped
 
-__all__ = ["AttentionCall", "Observation", "observe"]
+__all__ = ["AttentionCall", "Observation", "is_unknown", "loose_dim", "observe"]
 
 _PRODUCTS = {"matmul", "__matmul__", "bmm"}
 
@@ -63,6 +63,7 @@ class _Recorder(TorchFunctionMode):
         inside = {id(p) for m in known for p in m.parameters()}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.loose = {key: name for key, name in self.parameters.items() if key not in inside}
+        self.multiplied: list[str] = []  # parameters that plain code used as a weight
         self.scores: list[tuple[str, tuple[int, ...], bool]] = []  # (module, shape, softmax seen) of open products
 
     @property
@@ -97,6 +98,7 @@ class _Recorder(TorchFunctionMode):
             out_size=plane(result.shape[1:-1]), has_weight=has_weight, has_bias=has_bias,
         )  # fmt: skip
         self.seen.add(spec, name)
+        self.multiplied.append(name)
         self.seen.skipped.append(
             Skipped(name, "used as a weight by plain code (F.linear), not by a module: left alone")
         )
@@ -108,8 +110,7 @@ class _Recorder(TorchFunctionMode):
     def _product(self, name: str, operands: list[Tensor], result: Any) -> None:
         """Follow QKᵀ → softmax → ·V, written out or fused."""
         if name == "scaled_dot_product_attention":
-            query, key, value = operands[:3]
-            self._attention(query.shape, key.shape[-2], value.shape, key.shape[-3])
+            self._attention(operands[0].shape, operands[1].shape[-2], operands[2].shape)
         elif name == "softmax" and isinstance(result, Tensor):
             self.scores = [(m, s, done or s == tuple(result.shape)) for m, s, done in self.scores]
         elif name in _PRODUCTS and all(t.ndim > 2 and id(t) not in self.parameters for t in operands[:2]):
@@ -117,13 +118,13 @@ class _Recorder(TorchFunctionMode):
             for entry in self.scores:
                 if entry == (self.here, tuple(left), True):
                     self.scores.remove(entry)
-                    query = Size((*left[:-1], right[-1]))
-                    return self._attention(query, left[-1], right, right[-3])
+                    self._attention(Size((*left[:-1], right[-1])), left[-1], right)
+                    return
             self.scores.append((self.here, tuple(result.shape), False))
         elif name == "einsum":
             self.seen.skipped.append(Skipped(self.here, "an einsum is not counted: write it as matmul or as a layer"))
 
-    def _attention(self, query: Size, keys: int, value: Size, key_heads: int) -> None:
+    def _attention(self, query: Size, keys: int, value: Size) -> None:
         lead = 1
         for size in query[:-2]:
             lead *= size
@@ -149,7 +150,7 @@ class _Recorder(TorchFunctionMode):
         has_bias = self.own(getattr(module, "bias", None)) and spec.has_bias
         self.seen.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
 
-    def packed_attention(self, module: nn.MultiheadAttention, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def packed_attention(self, module: nn.MultiheadAttention, inputs: tuple[Tensor, ...]) -> None:
         """Record nn.MultiheadAttention, which runs no child module, as the three layers it computes."""
         name, width, first = self.names[id(module)], module.embed_dim, 1 if module.batch_first else 0
         queries, keys = inputs[0].shape[first], inputs[1].shape[first]
@@ -158,10 +159,17 @@ class _Recorder(TorchFunctionMode):
                 Skipped(name, "nn.MultiheadAttention with other key or value widths: MACs not counted")
             )
             return
-        size = {"in_size": (queries, 1), "out_size": (queries, 1)}
+        tokens = (queries, 1)
         has_weight, has_bias = self.own(module.in_proj_weight), self.own(module.in_proj_bias)
         spec = LayerSpec(
-            f"{name}.in_proj", LayerKind.LINEAR, width, 3 * width, **size, has_weight=has_weight, has_bias=has_bias
+            f"{name}.in_proj",
+            LayerKind.LINEAR,
+            width,
+            3 * width,
+            in_size=tokens,
+            out_size=tokens,
+            has_weight=has_weight,
+            has_bias=has_bias,
         )
         self.seen.add(spec, f"{name}.in_proj")
         core = LayerSpec(
@@ -171,7 +179,14 @@ class _Recorder(TorchFunctionMode):
         self.seen.add(core, name)
         has_weight, has_bias = self.own(module.out_proj.weight), self.own(module.out_proj.bias)
         spec = LayerSpec(
-            f"{name}.out_proj", LayerKind.LINEAR, width, width, **size, has_weight=has_weight, has_bias=has_bias
+            f"{name}.out_proj",
+            LayerKind.LINEAR,
+            width,
+            width,
+            in_size=tokens,
+            out_size=tokens,
+            has_weight=has_weight,
+            has_bias=has_bias,
         )
         self.seen.add(spec, f"{name}.out_proj")
         reason = "nn.MultiheadAttention packs q, k and v in one tensor: its heads and its width are left alone"
@@ -181,6 +196,13 @@ class _Recorder(TorchFunctionMode):
 def loose_dim(tensor: Tensor) -> int:
     """Channel dimension of a parameter outside any layer: the last that is longer than one (0 if none is)."""
     return max((i for i, size in enumerate(tensor.shape) if size > 1), default=0)
+
+
+def is_unknown(module: nn.Module) -> bool:
+    """Whether a module of no known type holds weight matrices of its own."""
+    if layer_type(module) is not None or isinstance(module, nn.MultiheadAttention):
+        return False
+    return any("weight" in name and p.ndim > 1 for name, p in module.named_parameters(recurse=False))
 
 
 def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
@@ -206,7 +228,7 @@ def _hooked(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             return
         if isinstance(module, nn.MultiheadAttention):
             keys = operands if len(operands) > 1 else operands * 2
-            recorder.packed_attention(module, tuple(keys), result)
+            recorder.packed_attention(module, tuple(keys))
         elif layer_type(module) is not None:
             recorder.called(module, operands[0].shape, result.shape)
 
@@ -228,6 +250,10 @@ def observe(model: nn.Module, example: Tensor) -> Observation:
     seen = recorder.seen
     for here, shape, _ in recorder.scores:
         seen.skipped.append(Skipped(here, f"a product of two activations of shape {shape} is not counted"))
+    for path, module in model.named_modules():
+        if is_unknown(module) and path not in {name.rpartition(".")[0] for name in recorder.multiplied}:
+            reason = f"layers of type {type(module).__name__} are not known: MACs not counted, widths left alone"
+            seen.skipped.append(Skipped(path, reason))
     for key, name in recorder.parameters.items():
         if key not in recorder.owned:
             tensor = dict(model.named_parameters())[name]

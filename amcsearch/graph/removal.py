@@ -4,20 +4,23 @@ The dense module is deep-copied with a memo that already maps every sliced tenso
 that are cut are never copied whole, and the two modules share nothing.
 """
 
-import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amcsearch.graph.duplicate import duplicate
 from amcsearch.graph.slices import Kept, Trace, check_kept
 
-__all__ = ["remove", "removed_positions"]
+__all__ = ["remove", "removed_positions", "tensors_of"]
 
 
-def removed_positions(trace: Trace, removed: dict[str, NDArray[np.int64]]) -> dict[tuple[str, int], NDArray[np.int64]]:
+def removed_positions(
+    trace: Trace, removed: Mapping[str, NDArray[np.int64]]
+) -> dict[tuple[str, int], NDArray[np.int64]]:
     """Return for each (tensor name, dim) the sorted positions that leave."""
     positions: dict[tuple[str, int], list[NDArray[np.int64]]] = defaultdict(list)
     for group, channels in removed.items():
@@ -36,36 +39,40 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
         BadInputError: kept channels that do not fit the trace.
     """
     removed = check_kept(trace, kept)
-    memo: dict[int, object] = {}
-    for name, tensor in _sliced(model, removed_positions(trace, removed)).items():
-        memo[id(_lookup(model, name))] = tensor
-    small: nn.Module = copy.deepcopy(model, memo)
+    positions = removed_positions(trace, removed)
+    dense = tensors_of(model, (name for name, _ in positions))
+    memo: dict[int, object] = {id(dense[name]): tensor for name, tensor in _sliced(dense, positions).items()}
+    small = duplicate(model, memo)
+    lost: Counter[tuple[str, str]] = Counter()
     for rule in trace.attributes:
         if rule.group in removed:
-            _shrink(
-                small.get_submodule(rule.module), rule.attribute, len(removed[rule.group]) * rule.lost // rule.removed
-            )
+            lost[rule.module, rule.attribute] += len(removed[rule.group]) * rule.lost // rule.removed
+    modules = dict(small.named_modules(remove_duplicate=False))
+    for (path, attribute), n in lost.items():
+        _shrink(modules[path], attribute, n)
     return small
 
 
-def _lookup(model: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(path), leaf)
-    return tensor
+def tensors_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Look up parameters and buffers by their state-dict names."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        found[name] = getattr(modules[path], leaf)
+    return found
 
 
-def _sliced(model: nn.Module, positions: dict[tuple[str, int], NDArray[np.int64]]) -> dict[str, Tensor]:
+def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDArray[np.int64]]) -> dict[str, Tensor]:
     """Slice every touched tensor along its touched dimensions; parameters stay parameters."""
     cut: dict[str, Tensor] = {}
     for (name, dim), gone in positions.items():
-        tensor = cut[name] if name in cut else _lookup(model, name).detach()
-        keep = np.ones(tensor.shape[dim], dtype=bool)
-        keep[gone] = False
-        cut[name] = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
+        tensor = cut[name] if name in cut else dense[name].detach()
+        keep = np.delete(np.arange(tensor.shape[dim]), gone)
+        cut[name] = tensor.index_select(dim, torch.from_numpy(keep).to(tensor.device))
     for name, tensor in cut.items():
-        dense = _lookup(model, name)
-        if isinstance(dense, nn.Parameter):
-            cut[name] = nn.Parameter(tensor, requires_grad=dense.requires_grad)
+        if isinstance(dense[name], nn.Parameter):
+            cut[name] = nn.Parameter(tensor, requires_grad=dense[name].requires_grad)
     return cut
 
 

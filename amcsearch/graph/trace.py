@@ -17,11 +17,12 @@ from amcsearch.core import BadInputError, LayerKind, Side
 from amcsearch.graph.assemble import assemble
 from amcsearch.graph.attention import HeadTable, find_heads
 from amcsearch.graph.coupling import SlotTable
-from amcsearch.graph.layer_types import layer_type, unit_period
-from amcsearch.graph.observe import Observation, loose_dim, observe
+from amcsearch.graph.layer_types import CUSTOM_NORM, layer_type, unit_period
+from amcsearch.graph.observe import Observation, is_unknown, loose_dim, observe
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.slices import Kept, NormSlice, Skipped, TensorSlice, Trace, WidthAttribute
 from amcsearch.graph.verify import verified
+from amcsearch.graph.walk import walk
 
 __all__ = ["Kept", "NormSlice", "Skipped", "TensorSlice", "Trace", "WidthAttribute", "trace"]
 
@@ -47,7 +48,8 @@ def trace(model: nn.Module, example: Tensor, *, verify: bool = True) -> Trace:
         seen = observe(twin, example)
     except Exception as error:
         raise BadInputError(
-            f"the model does not run on an example of shape {tuple(example.shape)}: {_line(error)}; check model.input_shape"
+            f"the model does not run on an example of shape {tuple(example.shape)}: {_line(error)}; "
+            "check model.input_shape"
         ) from error
     heads, lost_heads = find_heads(twin, seen)
     skipped = [*seen.skipped, *(Skipped(layer, reason) for layer, reason in lost_heads.items())]
@@ -56,7 +58,10 @@ def trace(model: nn.Module, example: Tensor, *, verify: bool = True) -> Trace:
     try:
         _follow(twin, example, seen, table, internal)
     except Exception as error:
-        reason = f"the dependency graph could not be built, no group is offered: {type(error).__name__}: {_line(error)}"
+        unknown = sorted({type(m).__name__ for m in twin.modules() if is_unknown(m)})
+        reason = (
+            f"no group is offered: Torch-Pruning cannot trace it ({_line(error)}); layers of unknown type: {unknown}"
+        )
         return assemble(twin, seen, heads, [], [*skipped, Skipped(type(model).__name__, reason)])
     groups = table.groups(_producers(twin, seen))
     found = assemble(twin, seen, heads, groups, skipped)
@@ -88,12 +93,14 @@ def _slot_table(model: nn.Module, seen: Observation, skipped: list[Skipped]) -> 
         name
         for name, spec in specs.items()
         if spec.kind in (LayerKind.ATTENTION, LayerKind.PARAMETER)
-        or spec.is_depthwise and spec.in_channels == spec.out_channels
-        or (kind := layer_type(modules[name] or nn.Identity())) is not None and kind.passes
+        or (spec.is_depthwise and spec.in_channels == spec.out_channels)
+        or ((kind := layer_type(modules[name] or nn.Identity())) is not None and kind.passes)
     ]  # fmt: skip
     table = SlotTable({name: (spec.in_channels, spec.out_channels) for name, spec in specs.items()}, passes)
-    tied = _tied_tensors(model)
+    tied = _tied_tensors(model, {seen.modules[x.name] for x in seen.layers if x.kind is LayerKind.LINEAR})
     for name, module in modules.items():
+        if module is None and specs[name].kind is LayerKind.LINEAR:
+            table.block([*table.slots(name, Side.IN), *table.slots(name, Side.OUT)], f"{name} is used by plain code")
         if module is None:
             continue
         for side in Side:
@@ -122,12 +129,13 @@ def _tie_multiplier(table: SlotTable, layer: str, multiplier: int) -> None:
         table.data.join(table.slot(layer, Side.IN, out // multiplier), table.slot(layer, Side.OUT, out))
 
 
-def _tied_tensors(model: nn.Module) -> dict[int, list[str]]:
-    """Parameters that two different modules share, by id: the names of their holders."""
+def _tied_tensors(model: nn.Module, linears: set[str]) -> dict[int, list[str]]:
+    """Parameters used in two places, by id: the names of their holders, and those that plain code multiplies with."""
     holders: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            holders.setdefault(id(parameter), []).append(name)
+            uses = [name, f"F.linear(…, {name})"] if name in linears else [name]
+            holders.setdefault(id(parameter), []).extend(uses)
     return {key: names for key, names in holders.items() if len(names) > 1}
 
 
@@ -161,10 +169,11 @@ def _tie_heads(table: SlotTable, heads: list[HeadTable], lost: dict[str, str], s
         table.tie_units(core, Side.OUT, [i // width for i in range(len(table.slots(core, Side.OUT)))])
     inside = {layer for head in heads for layer, _ in head.inputs}
     position = {call.layer: call.position for call in seen.attentions}
-    for layer, reason in lost.items():
+    for layer in lost:
         before = [x.name for x in seen.layers[: position[layer]] if x.kind is LayerKind.LINEAR and "#" not in x.name]
         for name in before[-3:]:
-            table.block(table.slots(name, Side.OUT), f"{layer}: {reason}")
+            table.block(table.slots(name, Side.OUT), f"feeds {layer}, whose heads cannot be followed")
+            inside.add(name)
     return inside
 
 
@@ -175,18 +184,27 @@ def _producers(model: nn.Module, seen: Observation) -> Iterable[str]:
 def _follow(model: nn.Module, example: Tensor, seen: Observation, table: SlotTable, internal: set[str]) -> None:
     """Join the slots that Torch-Pruning couples, from every layer that writes channels."""
     graph = _graph(model, example)
-    layer_of = {}
+    layer_of: dict[object, str] = {}
+    parameters = dict(model.named_parameters())
     for name, path in seen.modules.items():
-        target = _module(model, seen, name) or dict(model.named_parameters()).get(path)
+        target = _module(model, seen, name) or parameters.get(path)
         if target is not None and "#" not in name:
             layer_of[target] = name
+            if layer_type(target) is CUSTOM_NORM or isinstance(target, nn.RMSNorm):  # seen as loose parameters
+                layer_of.update(dict.fromkeys(_vectors(target), name))
+    names = {id(module): f"{path} ({type(module).__name__})" for path, module in model.named_modules()}
+    names |= {id(parameter): f"the parameter {path}" for path, parameter in parameters.items()}
     done: set[int] = set()
     for name in _producers(model, seen):
         if "#" in name or name in internal or done.issuperset(table.slots(name, Side.OUT)):
             continue
         module = model.get_submodule(seen.modules[name])
         if module in graph.module2node:
-            _join(graph, module, name, table, layer_of, done)
+            _join(graph, module, name, table, layer_of, names, done)
+
+
+def _vectors(module: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [module] if isinstance(module, nn.Parameter) else list(module.parameters(recurse=False))
 
 
 def _graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
@@ -218,27 +236,30 @@ def _join(
     name: str,
     table: SlotTable,
     layer_of: dict[object, str],
+    names: dict[int, str],
     done: set[int],
 ) -> None:
     """Join every slot that moves with an output channel of ``module``."""
-    handler = graph.get_pruner_of_module(module).prune_out_channels
     root = table.slots(name, Side.OUT)
     done.update(root)
-    group = graph.get_pruning_group(module, handler, list(range(len(root))))
-    for item in group.items:
-        dep, target = item.dep, item.dep.target.module
-        roots = item.root_idxs
+    limit = max(table.width.values())
+    reached, strays = walk(
+        graph.module2node[module], graph.get_pruner_of_module(module).prune_out_channels, len(root), limit
+    )
+    table.block((root[r] for r in strays), f"{name}: an operation mixes its channels in a way that cannot be followed")
+    for (node, handler), pairs in reached.items():
+        target = node.module
         layer = layer_of.get(target)
         if layer is None:
             if isinstance(target, nn.Parameter) or not type(target).__module__.startswith("torch_pruning"):
-                reason = f"reaches {dep.target.name}, which cannot be followed"
-                table.block((root[r] for r in roots if r is not None), reason)
+                table.block((root[r] for _, r in pairs), f"reaches {names[id(target)]}, which cannot be followed")
             continue
-        side = Side.OUT if graph.is_out_channel_pruning_fn(dep.handler) else Side.IN
-        for index, r in zip(item.idxs, roots, strict=True):
-            if r is None or not 0 <= index < table.width[table.key(layer, side)]:
-                table.block(root, f"its channels do not line up with those of {layer}")
-                break
+        side = Side.OUT if graph.is_out_channel_pruning_fn(handler) else Side.IN
+        width = table.width[table.key(layer, side)]
+        for index, r in pairs:
+            if index >= width:
+                table.block([root[r]], f"its channels do not line up with those of {layer}")
+                continue
             slot = table.slot(layer, side, index)
             table.data.join(root[r], slot)
             done.add(slot)

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError
+from amcsearch.core import PruningPolicy
 from amcsearch.graph.masks import masked
+from amcsearch.graph.observe import observe
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
@@ -66,10 +67,9 @@ def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64
         dense = [t.shape for t in output_tensors(model(example))]
         with masked(model, trace, kept):
             expected = list(output_tensors(model(example)))
+        small = remove(model, trace, kept)
         try:
-            found = list(output_tensors(remove(model, trace, kept)(example)))
-        except BadInputError:
-            raise
+            found = list(output_tensors(small(example)))
         except Exception as error:
             return f"the smaller network does not run: {' '.join(str(error).split())[:120]}"
     if [t.shape for t in found] != dense:
@@ -78,4 +78,15 @@ def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64
     gap = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
     if not gap <= _TOLERANCE * max(scale, 1e-6):
         return f"removal differs from masking by {gap:.3g} (outputs up to {scale:.3g}): not followed correctly"
+    return _unpredicted(trace, kept, small, example)
+
+
+def _unpredicted(trace: Trace, kept: dict[str, NDArray[np.int64]], small: nn.Module, example: Tensor) -> str:
+    """Say which layer of the smaller module has other shapes than the network predicts; empty if none."""
+    policy = PruningPolicy({**trace.network.dense, **{name: len(index) for name, index in kept.items()}})
+    expected = trace.network.with_channels(policy).layers
+    found = observe(small, example).layers
+    wrong = [a.name for a, b in zip(expected, found, strict=False) if a != b]
+    if wrong or len(expected) != len(found):
+        return f"the shapes of {wrong[:3] or 'its layers'} after removal are not as predicted"
     return ""
