@@ -1,7 +1,7 @@
 """What a person sees: progress on stderr, results on stdout."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -17,7 +17,8 @@ class Console:
     """Draws a run: a bar in a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: "tqdm[Any] | None" = None
+        self._share = 0.0
         self._terminal = sys.stderr.isatty()
 
     def phase(self, text: str) -> None:
@@ -47,10 +48,11 @@ class Console:
         if done == total:
             self.close()
 
-    def progress(self, text: str, done: int, total: int) -> None:
+    def progress(self, share: float, text: str) -> None:
         """Take a step of a measurement."""
-        if self._terminal or done == total or done % max(1, total // LINES_PER_SEARCH) == 0:
-            self._say(f"  {text} {done}/{total}")
+        if share < self._share or share >= self._share + 1 / LINES_PER_SEARCH or share >= 1.0:
+            self._say(f"  {share:4.0%} {text}")
+            self._share = share
 
     def close(self) -> None:
         """End the bar, if one is drawn."""

@@ -70,7 +70,7 @@ def _table(commands: "Commands") -> None:
     command = _verb(parts, "measure", verbs.table_measure, "measure a latency table on this machine", example)
     _config(command)
     command.add_argument("-o", "--out", type=Path, required=True, help="folder of the table")
-    command.add_argument("--variants", type=int, default=None, help="pruned variants to measure")
+    command.add_argument("--variants", type=int, default=48, help="pruned variants to measure (48)")
     command.add_argument("--force", action="store_true", help="replace a table that is there")
     example = "amcsearch table show latency_tables/x86_epyc_avx512"
     command = _verb(parts, "show", verbs.table_show, "print a table's provenance, accuracy and coverage", example)

@@ -50,7 +50,7 @@ def _models() -> dict[str, str]:
     return _factories(MODELS)
 
 
-def _factories(registry: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+def _factories(registry: Mapping[str, Any]) -> dict[str, str]:
     lines = _first_lines(registry)
     return {f"{entry.__module__}:{entry.__name__}": lines[name] for name, entry in registry.items()}
 

@@ -30,10 +30,11 @@ def run_agents(
             study = _study(job, executor, agent, storage or run.storage_url, observer)
             studies.append(study)
             searcher.run(study, job.config.seed)
-            run.write_trials([each.frame() for each in studies])
-            run.write_pareto(studies[0].front)
     finally:
         executor.close()
+        if studies:
+            run.write_trials([each.frame() for each in studies])
+            run.write_pareto(studies[0].front)
     return studies[0], studies[1] if len(studies) > 1 else None
 
 

@@ -53,7 +53,9 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
     space = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
-    feasible = FeasibleSet(space, grid, resolve_budget({**config.budget}, dense))
+    feasible = FeasibleSet(
+        space, grid, resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
+    )
     warnings = _table_warnings(config, table)
     if strict and warnings:
         raise BadInputError(f"--strict: {warnings[0]}")

@@ -25,8 +25,8 @@ class Observer(Protocol):
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation; ``best`` is the best so far."""
 
-    def progress(self, text: str, done: int, total: int) -> None:
-        """Take a step of a measurement."""
+    def progress(self, share: float, text: str) -> None:
+        """Take a step of a measurement: ``share`` of it, from 0 to 1, is done; ``text`` says what comes."""
 
 
 class Phases:

@@ -9,7 +9,7 @@ from amcsearch.evaluation.sensitivity import curves, policies
 from amcsearch.pipeline.job import make_evaluator
 from amcsearch.pipeline.network import load_network
 from amcsearch.pipeline.observer import Observer
-from amcsearch.reporting.curves import write_curves
+from amcsearch.reporting.sensitivity import write_curves
 
 __all__ = ["write_sensitivity"]
 
@@ -36,7 +36,7 @@ def write_sensitivity(config: Config, folder: Path, points: int, observer: Obser
             evaluation = evaluator.evaluate(policy)
             trial = Trial(number, "sensitivity", config.seed, TrialState.PROBE, policy, evaluation, Cost(), 0.0)
             trials.append(trial)
-            observer.progress("policy", number + 1, total)
+            observer.progress((number + 1) / total, "policies evaluated")
         return trials
 
     return write_curves(curves(evaluate, space, points).rows(), folder)

@@ -1,7 +1,10 @@
 """What a run found, as plain values: the content of ``summary.json``."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from amcsearch.core import COST_NAMES, Cost
@@ -46,6 +49,9 @@ def summarise(
             name: {"asked": asked, "limit": job.device.feasible.budget.limits[name], "predicted": trial.cost[name]}
             for name, asked in job.config.budget.items()
         },
+        "dense_search_accuracy": job.dense.accuracy,
+        "table": _table(job),
+        "versions": _versions(),
         "onnx_max_abs_diff": outcome.onnx_max_abs_diff,
         "agent": origin["agent"],
         "baseline": origin["baseline"],
@@ -61,6 +67,17 @@ def summarise(
         "channel_multiple": job.device.channel_multiple,
         "warnings": [*job.device.warnings, *_missed(outcome, job), *origin["notes"]],
     }
+
+
+def _table(job: Job) -> dict[str, Any] | None:
+    if job.device.table is None or job.config.device.table is None:
+        return None
+    return {"name": Path(job.config.device.table).name, "accuracy": job.device.table.info.get("accuracy")}
+
+
+def _versions() -> dict[str, str]:
+    names = ("amcsearch", "torch", "onnxruntime", "optuna", "stable-baselines3", "torch-pruning")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _interval(median: float, low: float, high: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ from amcsearch.runtime.table_builder import build_table
 __all__ = ["measure_table"]
 
 
-def measure_table(config: Config, observer: Observer, *, variants: int | None = None) -> LatencyTable:
+def measure_table(config: Config, observer: Observer, *, variants: int = 48) -> LatencyTable:
     """Measure random pruned variants of the network as the factory makes it: its time does not depend on training.
 
     Raises:
@@ -21,7 +21,7 @@ def measure_table(config: Config, observer: Observer, *, variants: int | None = 
     return build_table(
         network.model,
         network.trace,
-        network.example,
+        network.example[:1],
         batch=config.device.batch,
         threads=config.device.threads,
         variants=variants,

@@ -1,7 +1,7 @@
 """Rewards: what one evaluated policy is worth to a single-objective agent; larger is better.
 
 Each is a plain function of (evaluation, cost, context) with its parameters as keyword arguments, chosen in the
-configuration as ``reward: {name: mnasnet, inside: -0.05}``. error = 1 - accuracy on the search split.
+configuration as ``reward: {name: mnasnet, params: {inside: -0.05}}``. error = 1 - accuracy on the search split.
 """
 
 import inspect

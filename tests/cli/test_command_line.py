@@ -1,0 +1,134 @@
+"""The command line's manners: every mistake is one line with a cure and an exit code, never a traceback."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amcsearch.cli import main
+from amcsearch.cli.registries import KINDS
+from amcsearch.cli.verbs import KINDS as NAMES
+
+WriteConfig = Callable[..., Path]
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run and return the exit code and the error line, which must be the last and only one that names us."""
+    code = main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch:")]
+    assert len(lines) == 1
+    return code, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.trails=5", "trials"),
+        ("search.trials=many", "search.trials"),
+        ("search.agent=ppo", "ddpg"),
+        ("search.reward.name=luck", "accuracy"),
+        ("search.agent_params={gamma: 0.5}", "gamma"),
+        ("selection.criterion=taylr", "taylor"),
+        ("budget.macs=1.5x", "1.5x"),
+        ("budget.latency_ms=0.5x", "table measure"),
+        ("data.splits.search=4000", "400"),
+        ("device.profile=nowhere.yaml", "nowhere.yaml"),
+        ("model.input_shape=[3, 8, 8]", "(1, 8, 8)"),
+        ("model.pretrain.learning_rate=1e30", "learning"),
+    ],
+)
+def test_a_bad_key_is_one_line(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, words: str
+) -> None:
+    arguments = ["search", str(write_config()), "--out", str(tmp_path / "run"), "--set", override]
+    code, line = fails(arguments, capsys)
+    assert code == 2
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("factory", "data", "words"),
+    [
+        ("broken", "quadrants", "no weights today"),
+        ("not_a_module", "quadrants", "torch.nn.Module"),
+        ("missing", "quadrants", "missing"),
+        ("network", "wrong_shape", "(3, 9, 9)"),
+    ],
+)
+def test_a_bad_factory_is_one_line(
+    write_config: WriteConfig,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    factory: str,
+    data: str,
+    words: str,
+) -> None:
+    code, line = fails(["search", str(write_config(factory, data)), "--out", str(tmp_path / "run")], capsys)
+    assert code == 2
+    assert words in line
+
+
+def test_a_network_that_gives_nan_is_one_line(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["search", str(write_config("diverging")), "--out", str(tmp_path / "run")]
+    code, line = fails(arguments, capsys)
+    assert code == 2
+    assert "nan" in line
+    code, line = fails([*arguments, "--resume", "--set", "model.pretrain=null", "--out", str(tmp_path / "2")], capsys)
+    assert code == 2
+    assert "nan" in line.lower()
+
+
+def test_an_infeasible_budget_says_the_smallest_value(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["search", str(write_config()), "--out", str(tmp_path / "run"), "--set", "budget.macs=0.001x"]
+    code, line = fails(arguments, capsys)
+    assert code == 3
+    assert "smallest" in line
+
+
+def test_a_missing_configuration_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fails(["search", "nowhere.yaml"], capsys)
+    assert code == 2
+    assert "nowhere.yaml" in line
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.yaml"):
+        main(["search", "nowhere.yaml", "--debug"])
+
+
+def test_a_stop_signal_ends_as_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("amcsearch.cli.verbs.list_registry", stopped)
+    assert main(["list", "agents"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_list_names_everything(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found
+    assert all(isinstance(text, str) and text for text in found.values())
+
+
+def test_every_listed_kind_has_a_registry() -> None:
+    assert tuple(KINDS) == NAMES
+
+
+@pytest.mark.parametrize("verb", [["search"], ["table", "measure"], ["sensitivity"], ["prune"], ["report"], ["list"]])
+def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    assert "example: amcsearch" in capsys.readouterr().out
