@@ -17,7 +17,7 @@ class Console:
     """Draws a run: a bar in a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
-        self._bar: "tqdm[Any] | None" = None
+        self._bar: tqdm[Any] | None = None
         self._share = 0.0
         self._terminal = sys.stderr.isatty()
 
