@@ -171,18 +171,13 @@ class LatencyTable:
         exact = self._exact.get(row_key(layer))
         if exact is not None:
             return exact
-        staircase = self._staircases.get(signature(layer)) or self._single_channel(layer)
-        if staircase is not None:
-            return staircase.predict(layer)
+        for alike in (layer, *_as_depthwise(layer)):
+            staircase = self._staircases.get(signature(alike))
+            if staircase is not None:
+                return staircase.predict(alike)
         if layer.kind in _FOLDED:
             return 0.0
         raise BadInputError(f"latency table has no row for {_describe(layer)}; {_ADD}")
-
-    def _single_channel(self, layer: LayerSpec) -> Staircase | None:
-        """A depthwise convolution pruned to one channel has lost its groups and looks like an ordinary one."""
-        if layer.kind is not LayerKind.CONV or (layer.in_channels, layer.out_channels) != (1, 1):
-            return None
-        return self._staircases.get(replace(signature(layer), conv_groups=0, group_width=1))
 
     def mismatches(self, provenance: Mapping[str, Any]) -> list[str]:
         """Say in sentences how the table's device and settings differ from ``provenance``; [] where they agree.
@@ -195,6 +190,12 @@ class LatencyTable:
             for key, words in _COMPARED.items()
             if own.get(key) is not None and provenance.get(key) is not None and own[key] != provenance[key]
         ]
+
+
+def _as_depthwise(layer: LayerSpec) -> list[LayerSpec]:
+    """A depthwise convolution pruned to one channel looks like an ordinary one: price it as one with two channels."""
+    one = layer.kind is LayerKind.CONV and (layer.in_channels, layer.out_channels) == (1, 1)
+    return [replace(layer, in_channels=2, out_channels=2, conv_groups=2)] if one else []
 
 
 def _describe(layer: LayerSpec) -> str:
