@@ -39,11 +39,13 @@ CONVOLUTIONAL = ("resnet20", "vgg", "mobilenetv2")
 
 
 def norms_of(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """All batch norms."""
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 @torch.no_grad()
 def own_passes(model: nn.Module, calibration: Tensor, search: Tensor, batch_size: int) -> None:
+    """Run what no evaluation can do without."""
     for norm in norms_of(model):
         norm.train()
     for batch in calibration.split(batch_size):
@@ -84,6 +86,7 @@ def plain_way(
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -136,7 +139,7 @@ def main() -> None:
     model = MODELS[args.model]().eval()
     x, y = torch.randn(2 * args.samples, 1, 32, 32), torch.arange(2 * args.samples) % 10
     calibration, search = x[: args.samples], (x[args.samples :], y[args.samples :])
-    found = trace(model, x[:1], verify=False)
+    found = trace(model, x[:1])
     ranking = rank_units(model, found, CRITERIA["magnitude"](), calibration, y[: args.samples], task_loss, 128)
     evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=default_batch_size(x))
     space = PolicySpace.on_grid(found.network.groups, 8, 0.9)
@@ -154,7 +157,7 @@ def main() -> None:
         "ours/own": ratio("ours", "own"), "plain/own": ratio("plain", "own"), "plain/ours": ratio("plain", "ours"),
         "default/own": ratio("default", "own"), "model": args.model, "threads": args.threads, "samples": args.samples,
         "batch": evaluator.batch_size, "policies": len(policies), "rounds": args.repeats,
-        "command": " ".join(["python", *sys.argv]), "machine": f"{platform.processor() or platform.machine()}, {_cpu()}",
+        "command": " ".join(["python", *sys.argv]), "machine": _cpu(),
         "torch": torch.__version__,
     }  # fmt: skip
     print(json.dumps(result))

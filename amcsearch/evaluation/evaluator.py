@@ -27,7 +27,7 @@ def default_batch_size(inputs: Tensor) -> int:
 class Evaluator:
     """Evaluates policies of one network on data held in memory; can be sent to worker processes.
 
-    It keeps a copy of the model: images and weights in channels-last order, which the CPU's convolutions run 1.1 to 1.8
+    It keeps a copy of the model: images and weights in channels-last order, which a CPU's convolutions run 1.4 to 2.1
     times as fast (benchmarks/evaluation_overhead.py). Every evaluation is a pure function of the policy.
 
     Raises:

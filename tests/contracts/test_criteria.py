@@ -26,7 +26,7 @@ def traced(name: str) -> tuple[nn.Module, Trace, Tensor, Tensor]:
         y = torch.randint(0, 64, (5, 16), generator=generator)
     else:
         x, y = torch.randn(5, 1, 32, 32, generator=generator), torch.arange(5)
-    return model, trace(model, x[:1], verify=False), x, y
+    return model, trace(model, x[:1]), x, y
 
 
 @pytest.mark.parametrize("criterion_name", CRITERIA)
