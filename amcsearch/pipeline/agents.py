@@ -33,7 +33,7 @@ def run_agents(
     finally:
         executor.close()
         if studies:
-            run.write_trials([each.frame() for each in studies])
+            run.write_trials(trial for study in studies for trial in study.trials)
             run.write_pareto(studies[0].front)
     return studies[0], studies[1] if len(studies) > 1 else None
 

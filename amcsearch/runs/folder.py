@@ -7,7 +7,7 @@ synced line at a time; a line torn by a kill is ended before the next.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,19 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-import pandas as pd
-
-from amcsearch.core import COST_NAMES, BadInputError, PruningPolicy, Trial
+from amcsearch.core import BadInputError, PruningPolicy, Trial
 from amcsearch.runs.files import append_line, plain, read_text, replacing, writing
 from amcsearch.runs.lock import take_lock
+from amcsearch.runs.rows import trial_rows
 
-__all__ = ["TRIAL_COLUMNS", "RunFolder"]
+__all__ = ["RunFolder"]
 
-TRIAL_COLUMNS: Final = (
-    *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
-    *COST_NAMES,
-    *("seconds", "policy"),
-)
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl"),
@@ -161,19 +155,17 @@ class RunFolder:
         """Write ``report.html``; raises as ``files.replacing``."""
         self.write_text(self.report_html, page)
 
-    def write_trials(self, frames: Sequence[pd.DataFrame]) -> None:
-        """Write ``trials.csv`` from one frame of ``TRIAL_COLUMNS`` an agent; raises as ``files.replacing``."""
-        filled = [frame for frame in frames if not frame.empty]
-        rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(TRIAL_COLUMNS))
-        self._write_rows(self.trials_csv, rows)
+    def write_trials(self, trials: Iterable[Trial]) -> None:
+        """Write ``trials.csv``; raises as ``replacing``."""
+        self._write_rows(self.trials_csv, trials)
 
-    def write_pareto(self, front: Sequence[Trial]) -> None:
-        """Write ``pareto.csv``; raises as ``files.replacing``."""
-        self._write_rows(self.pareto_csv, pd.DataFrame([_row(t) for t in front], columns=list(TRIAL_COLUMNS)))
+    def write_pareto(self, front: Iterable[Trial]) -> None:
+        """Write ``pareto.csv``; raises as ``replacing``."""
+        self._write_rows(self.pareto_csv, front)
 
-    def _write_rows(self, path: Path, rows: pd.DataFrame) -> None:
-        with replacing(path) as temporary:
-            rows.to_csv(temporary, index=False, columns=list(TRIAL_COLUMNS))
+    def _write_rows(self, path: Path, trials: Iterable[Trial]) -> None:
+        with self.replacing(path) as temporary:
+            trial_rows(trials).to_csv(temporary, index=False)
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``log.jsonl``, with the time (UTC) first; raises as ``files.append_line``."""
@@ -213,14 +205,3 @@ def _difference(before: str, now: str) -> str:
         if a != b:
             return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
     return "a file that it names has changed (table, profile, checkpoint or factory)"
-
-
-def _row(trial: Trial) -> dict[str, Any]:
-    evaluation = trial.evaluation
-    values = (
-        *(trial.number, trial.agent, trial.seed, trial.state.value, trial.reward),
-        *(evaluation.accuracy, evaluation.loss),
-        *(trial.cost.get(name) for name in COST_NAMES),
-        *(evaluation.seconds, trial.policy.to_json()),
-    )
-    return dict(zip(TRIAL_COLUMNS, values, strict=True))

@@ -6,13 +6,11 @@ seed and of the results it is served, so it runs again from the start and is ser
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.core import (
-    COST_NAMES,
     BadInputError,
     Cost,
     Evaluation,
@@ -30,16 +28,10 @@ if TYPE_CHECKING:
     from amcsearch.evaluation.executors import Executor
     from amcsearch.search.budget import FeasibleSet
 
-__all__ = ["TRIAL_COLUMNS", "Progress", "Study"]
+__all__ = ["Progress", "Study"]
 
 Progress = Callable[[Trial, Trial | None, int, int], None]
 """Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
-
-TRIAL_COLUMNS: Final = (
-    *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
-    *COST_NAMES,
-    *("seconds", "policy"),
-)
 
 
 class Study:
@@ -153,25 +145,6 @@ class Study:
                 trial = self._record(policy, evaluation, probe=not inside)
             self._serve(trial)
         return [self._served[policy] for policy in policies]
-
-    def frame(self) -> pd.DataFrame:
-        """Return the trials served so far with the columns of ``trials.csv``; costs without a model are NaN."""
-        rows = [
-            {
-                "number": trial.number,
-                "agent": trial.agent,
-                "seed": trial.seed,
-                "state": trial.state.value,
-                "reward": trial.reward,
-                "accuracy": trial.evaluation.accuracy,
-                "loss": trial.evaluation.loss,
-                **{name: trial.cost.get(name, math.nan) for name in COST_NAMES},
-                "seconds": trial.evaluation.seconds,
-                "policy": trial.policy.to_json(),
-            }
-            for trial in self.trials
-        ]
-        return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
     def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> Trial:
         """Price, reward and store one evaluation."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from amcsearch.core import BadInputError, TrialState
+from amcsearch.runs import trial_rows
 from amcsearch.search import SEARCHERS
 
 SINGLE_OBJECTIVE = {"ddpg", "cmaes"}
@@ -26,7 +27,7 @@ def synthetic() -> ModuleType:
 
 
 def comparable(study):
-    return study.frame().drop(columns="seconds").fillna("unknown").to_dict("list")
+    return trial_rows(study.trials).drop(columns="seconds").fillna("unknown").to_dict("list")
 
 
 def holds(study):

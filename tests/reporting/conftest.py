@@ -98,7 +98,7 @@ def fill(run: RunFolder, *, finished: bool = True) -> None:
     """Write the files of a run; an unfinished one has trials alone."""
     rng = np.random.default_rng(3)
     frames = [_trials("ddpg", 120, rng), _trials("random", 120, rng)]
-    run.write_trials(frames)
+    pd.concat(frames).to_csv(run.trials_csv, index=False)
     if finished:
         frames[0].to_csv(run.pareto_csv, index=False)
         run.write_summary(_summary(pd.concat(frames)))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from amcsearch.runs import trial_rows
 from amcsearch.search import SEARCHERS
 
 TRIALS, KILL_AT = 12, 8
 
 
 def outcome(study):
-    return study.frame().drop(columns="seconds").fillna("unknown").to_dict("list")
+    return trial_rows(study.trials).drop(columns="seconds").fillna("unknown").to_dict("list")
 
 
 @pytest.fixture(scope="module")
