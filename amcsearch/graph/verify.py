@@ -43,8 +43,8 @@ def verified(model: nn.Module, trace: Trace, example: Tensor) -> Trace:
 
 
 def _half(units: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Keep a random half of the units, at least one and never all."""
-    n_keep = max(len(units) // 2, 1)
+    """Keep a random half of the units, rounded up: never none, never all (groups have two or more)."""
+    n_keep = (len(units) + 1) // 2
     return np.sort(units[rng.permutation(len(units))[:n_keep]].ravel())
 
 
@@ -64,7 +64,6 @@ def _lively(model: nn.Module) -> nn.Module:
 def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64]], example: Tensor) -> str:
     """Say how removing differs from masking; empty if it does not."""
     with torch.no_grad():
-        dense = [t.shape for t in output_tensors(model(example))]
         with masked(model, trace, kept):
             expected = list(output_tensors(model(example)))
         small = remove(model, trace, kept)
@@ -72,7 +71,7 @@ def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64
             found = list(output_tensors(small(example)))
         except Exception as error:
             return f"the smaller network does not run: {' '.join(str(error).split())[:120]}"
-    if [t.shape for t in found] != dense:
+    if [t.shape for t in found] != [t.shape for t in expected]:
         return "part of the network's output, which is never pruned"
     scale = max(float(t.abs().max()) for t in expected)
     gap = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
