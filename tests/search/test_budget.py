@@ -165,7 +165,7 @@ def searches(draw):
     return feasible, rng
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(searches())
 def test_no_random_walk_over_allowed_choices_ends_over_budget(search):
     feasible, rng = search
@@ -178,7 +178,7 @@ def test_no_random_walk_over_allowed_choices_ends_over_budget(search):
         assert feasible.contains(np.array([kept]))[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(searches())
 def test_repair_is_feasible_deterministic_idempotent_and_wastes_no_step(search):
     feasible, rng = search
@@ -197,7 +197,7 @@ def test_repair_is_feasible_deterministic_idempotent_and_wastes_no_step(search):
                 assert not feasible.contains(step[None, :])[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(searches())
 def test_largest_uniform_is_feasible(search):
     feasible, _ = search
