@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from amcsearch.core import BadInputError
+from amcsearch.graph.layout import channels_first
 from amcsearch.graph.slices import Trace
 
 __all__ = ["Draw", "LossFunction", "Statistic", "Statistics", "gather", "modes_kept", "sliced_parameters"]
@@ -132,13 +133,13 @@ def _gradients(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, targets: Tensor, loss_fn: LossFunction
 ) -> dict[str, Tensor]:
     """Gradients of the mean loss over one batch, in eval mode, by name; zero where the loss does not reach."""
-    leaves = {parameter: parameter.detach().requires_grad_() for parameter in parameters.values()}
+    leaves = {parameter: channels_first(parameter.detach()).requires_grad_() for parameter in parameters.values()}
     name_of = {parameter: name for name, parameter in parameters.items()}  # one name each, also for tied weights
     torch_device = next(iter(leaves)).device
     with modes_kept(model), torch.enable_grad():
         model.eval()
         replaced = {name_of[parameter]: leaf for parameter, leaf in leaves.items()}
-        output = functional_call(model, replaced, (inputs.to(torch_device),))
+        output = functional_call(model, replaced, (channels_first(inputs.to(torch_device)),))
         loss = loss_fn(output, targets.to(torch_device))
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     gradient_of = dict(zip(leaves, found, strict=True))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
+from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.training.augmentation import random_shift
 from amcsearch.training.losses import correct, distillation, logits, task_loss
 from amcsearch.training.splits import Samples, fetch, length
@@ -126,6 +127,7 @@ def fit(
         BadInputError: a loss that is not finite (names epoch and learning rate), or data that does not fit the model.
     """
     model.to(torch_device).train()
+    make_channels_first(model)
     guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
     objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +142,7 @@ def fit(
             for i, rows in enumerate(torch.randperm(count, generator=generator).tensor_split(steps)):
                 rate = learning_rate_at(epoch * steps + i, steps, recipe)
                 x, y = fetch(dataset, rows.numpy())
-                x = random_shift(x, recipe.max_shift, generator).to(torch_device)
+                x = channels_first(random_shift(x, recipe.max_shift, generator).to(torch_device))
                 loss = _step(model, optimizer, objective, (x, y.to(torch_device)), rate)
                 _check_finite(loss, epoch + 1, rate)
                 total += loss * len(rows)

@@ -224,3 +224,14 @@ def test_every_model_fits_its_own_few_samples(name):
     recipe = TrainingRecipe(12, 3e-3, optimizer="adamw", schedule="constant", weight_decay=0.0)
     losses = fit(model, TensorDataset(x, y), recipe, seed=0)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_sees_images_and_weights_in_row_major_order(monkeypatch):
+    seen = []
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model.to(memory_format=torch.channels_last)
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].stride(), module.weight.stride())))
+    images = torch.randn(6, 4, 4, 1).permute(0, 3, 1, 2)
+    dataset = TensorDataset(images, torch.tensor([0, 1, 0, 1, 0, 1]))
+    fit(model, dataset, TrainingRecipe(1, 0.1, batch_size=3, max_shift=1), seed=0)
+    assert seen == [((16, 16, 4, 1), (1, 1, 1, 1))] * 2

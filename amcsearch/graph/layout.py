@@ -1,0 +1,23 @@
+"""Channels-first memory layout, where torch computes gradients on a CPU.
+
+Torch 2.13's CPU backend (oneDNN) writes outside its buffers in the backward pass of a strided 1x1 convolution in
+channels-last order with 8 input channels, two threads and a batch such as 29: the process dies of heap corruption. A
+one-channel image or a 1x1 weight can be in both orders at once, and ``contiguous`` then leaves it as it is, so
+only a fresh copy is safe. Channels-last stays right for inference, where it is faster.
+"""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["channels_first", "make_channels_first"]
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as a copy in plain row-major order; anything else as it is."""
+    return x.clone(memory_format=torch.contiguous_format) if x.ndim == 4 else x
+
+
+def make_channels_first(model: nn.Module) -> None:
+    """Put every 4-axis parameter of ``model`` in plain row-major order, in place."""
+    for parameter in model.parameters():
+        parameter.data = channels_first(parameter.data)
