@@ -3,13 +3,22 @@
 He et al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", 2018, arXiv 1802.03494, with the
 details of its published code. An episode decides every group in turn; its policy is evaluated once, at the end.
 
-    warm-up:     a ~ U(0, 1)
+    warm-up:     uniform, among policies within the budget
     afterwards:  a ~ N(μ(s), σ²) cut to [0, 1],  σ = 0.5 · 0.95^k,  k = episodes since the warm-up
     then:        one gradient step for each of the episode's transitions, γ = 1
 
 The replay stores the action the budget allowed (``info["action"]``), not the one proposed. Where we depart:
 
-- The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes).
+- The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes), and draws whole feasible policies as random
+  search does (``baselines.random_policies``). AMC bounds uniform actions group by group: the first groups then keep
+  what they like and the last are squeezed to the floor, so the replay is filled with the worst policies of all. Where
+  rejection finds no feasible policy, AMC's way is taken.
+- For the same reason the episode's actions are all proposed first, without the bound, and then brought within the
+  budget together (``FeasibleSet.repair``); the repaired actions are executed.
+- AMC's episodes all explore around the actor. Here every second one (``best_share``) explores around the best policy so
+  far, μ(s) being its pruning ratio, with the same noise. One gradient step a transition is too little for the actor to
+  get there within a few hundred episodes; the replay gets there. Evolution and gradient sharing one replay: Khadka and
+  Tumer, 2018, arXiv 1805.07917.
 - A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
   that settles while evaluations remain widens its search again instead of spending nothing.
 - After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
@@ -18,14 +27,17 @@ The replay stores the action the budget allowed (``info["action"]``), not the on
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.search.baselines import climb
+from amcsearch.search.baselines import climb, random_policies
 from amcsearch.search.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
 from amcsearch.search.environment import LayerwiseEnv
+from amcsearch.search.observation import Observer
 from amcsearch.search.study import Study
 
 __all__ = ["DDPG"]
@@ -33,13 +45,14 @@ __all__ = ["DDPG"]
 
 @dataclass(frozen=True)
 class DDPG:
-    """The agent's settings; the defaults are AMC's, but for the warm-up.
+    """The agent's settings; the defaults are AMC's, but for ``warm_up_share`` and ``best_share``.
 
     Raises:
         BadInputError: a setting out of its range.
     """
 
     warm_up_share: float = 0.25  # of the trials, uniform
+    best_share: float = 0.5  # of the later episodes, around the best policy so far instead of the actor's
     sigma: float = 0.5
     sigma_decay: float = 0.95  # an episode
     discount: float = 1.0
@@ -54,7 +67,7 @@ class DDPG:
     max_free_episodes: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("warm_up_share", "sigma_decay", "discount", "baseline_decay", "tau"):
+        for name in ("warm_up_share", "best_share", "sigma_decay", "discount", "baseline_decay", "tau"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be in [0, 1]")
         for name in ("sigma", "actor_learning_rate", "critic_learning_rate"):
@@ -86,6 +99,8 @@ class _Run:
         self.settings, self.study = settings, study
         self.explore, draws = (np.random.default_rng([seed, stream]) for stream in range(2))
         self.env = LayerwiseEnv(study.network, study.feasible, self._evaluate)
+        self.observer = Observer(study.network, study.feasible)
+        self.feasible_draws = self._feasible_draws()
         self.replay = EpisodeReplay(
             settings.replay_episodes * len(study.network.groups),
             self.env.observation_space,
@@ -104,6 +119,7 @@ class _Run:
                 discount=settings.discount,
             )
         self.warm_up = max(1, round(settings.warm_up_share * study.remaining))  # new policies to try at random
+        self.guided = 0  # episodes since the warm-up
         self.decays = 0  # episodes whose noise counts as spent
         self.free = 0  # episodes in a row that brought nothing new
         self.worst = math.inf  # lowest finite reward so far
@@ -132,18 +148,45 @@ class _Run:
 
     def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
         """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
+        ratios = self._uniform() if sigma is None else self._explored(sigma)
         observation, _ = self.env.reset()
-        observations, actions, reward, done = [observation], [], 0.0, False
-        while not done:
-            if sigma is None:
-                ratio = float(self.explore.random())
-            else:
-                with one_thread():
-                    ratio = truncated_normal(self.learner.pruning_ratio(observation), sigma, self.explore)
-            observation, reward, done, _, info = self.env.step(np.array([ratio], dtype=np.float32))
+        observations, actions, reward = [observation], [], 0.0
+        for ratio in ratios:
+            observation, reward, _, _, info = self.env.step(np.array([ratio], dtype=np.float32))
             observations.append(observation)
             actions.append(self.learner.policy.scale_action(info["action"]))  # [0, 1] -> [-1, 1]
         return observations, actions, reward
+
+    def _uniform(self) -> NDArray[np.float64]:
+        """Pruning ratios (G,) of a random feasible policy; unbounded ones where none can be drawn."""
+        kept = next(self.feasible_draws, None)
+        if kept is None:
+            return self.explore.random(len(self.study.network.groups))
+        return np.asarray(1.0 - kept / self.study.space.dense)
+
+    def _feasible_draws(self) -> Iterator[NDArray[np.int64]]:
+        """Random feasible policies (G,), until rejection finds none."""
+        while (rows := random_policies(self.study, self.explore)) is not None:
+            yield from rows
+
+    def _explored(self, sigma: float) -> NDArray[np.float64]:
+        """Pruning ratios (G,) around the actor's or the best policy's, repaired into the budget."""
+        share = self.settings.best_share
+        around_best = math.floor((self.guided + 1) * share) > math.floor(self.guided * share)
+        self.guided += 1
+        space, kept, executed = self.study.space, np.zeros(0, dtype=np.int64), 0.0
+        best = self.study.best if around_best else None
+        centre = None if best is None else 1.0 - self.study.network.kept_array(best.policy) / space.dense
+        with one_thread():
+            for g in range(len(space.choices)):
+                if centre is None:
+                    mean = self.learner.pruning_ratio(self.observer.observe(kept, executed))
+                else:
+                    mean = float(centre[g])
+                ratio = truncated_normal(mean, sigma, self.explore)
+                n_keep = space.nearest_choice(g, ratio)
+                kept, executed = np.append(kept, n_keep), 1.0 - n_keep / space.dense[g]
+        return np.asarray(1.0 - self.study.feasible.repair(kept) / space.dense)
 
     def _learn(self, observations: list[Features], actions: list[Features], reward: float, *, train: bool) -> None:
         """Store the episode, then one gradient step a transition."""

@@ -208,6 +208,52 @@ def test_replay_stores_the_executed_action_in_the_learners_scale():
     assert len(observations) == len(actions) + 1
 
 
+def squeezed(study: FakeStudy, searcher: DDPG | RandomSearch) -> float:
+    """Mean kept share of the last group over a search's policies."""
+    searcher.run(study, 0)
+    return float(np.mean([study.network.kept_array(policy)[-1] / 32 for policy in policies(study)]))
+
+
+def test_the_warm_up_is_random_searchs_and_does_not_squeeze_the_last_groups():
+    studies = [FakeStudy(additive, widths=(32,) * 8, multiple=8, trials=60) for _ in range(2)]
+    warm_up = DDPG(warm_up_share=1.0, hidden=(8, 8))
+    assert squeezed(studies[0], warm_up) == pytest.approx(squeezed(studies[1], RandomSearch()), abs=0.1)
+
+
+def test_the_warm_up_goes_on_where_rejection_finds_no_feasible_policy(monkeypatch):
+    monkeypatch.setattr("amcsearch.search.ddpg.random_policies", lambda study, rng: None)
+    study = FakeStudy(additive, trials=12)
+    DDPG(warm_up_share=1.0, hidden=(8, 8)).run(study, 0)
+    assert len(study.trials) == 12
+
+
+def test_every_second_episode_explores_around_the_best_policy(monkeypatch):
+    run = _Run(FAST, FakeStudy(additive), seed=0)
+    run._episode(None)
+    best = run.study.best.policy
+    asked = []
+    monkeypatch.setattr(run.learner, "pruning_ratio", lambda seen: asked.append(len(asked)) or 0.0)
+    played = []
+    for _ in range(4):
+        before = len(asked)
+        run.env.episode_reward = lambda policy: played.append(policy) or 0.0
+        run._episode(0.0)
+        assert len(asked) - before == (4 if len(played) % 2 else 0)  # the actor is asked for each group, or never
+    assert played[1] == played[3] == best  # without noise it is the best policy itself
+
+
+def test_what_the_actor_proposes_is_brought_within_the_budget_as_a_whole(monkeypatch):
+    """An actor that prunes nothing is repaired towards dense evenly; the bound alone would empty the last groups."""
+    run = _Run(DDPG(hidden=(8, 8), best_share=0.0), FakeStudy(additive, widths=(32,) * 6), seed=0)
+    monkeypatch.setattr(run.learner, "pruning_ratio", lambda seen: 0.0)
+    _, actions, _ = run._episode(0.0)
+    ratios = (np.concatenate(actions) + 1.0) / 2.0
+    kept = run.study.network.kept_array(run.study.trials[0].policy)
+    assert np.allclose(ratios, 1.0 - kept / 32, atol=1e-6)
+    assert np.array_equal(kept, run.study.feasible.repair(run.study.space.dense))
+    assert kept.min() > 16
+
+
 def test_noise_starts_after_the_warm_up_and_decays_each_new_episode(monkeypatch):
     study, sigmas = FakeStudy(additive, trials=12), []
     original = _Run._episode
@@ -322,7 +368,14 @@ def test_what_it_cannot_do_is_said():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"warm_up_share": 1.5}, {"sigma": 0.0}, {"batch_size": 0}, {"tau": -0.1}, {"actor_learning_rate": float("nan")}],
+    [
+        {"warm_up_share": 1.5},
+        {"best_share": -0.5},
+        {"sigma": 0.0},
+        {"batch_size": 0},
+        {"tau": -0.1},
+        {"actor_learning_rate": float("nan")},
+    ],
 )
 def test_a_setting_out_of_range_is_named(setting):
     (name,) = setting
