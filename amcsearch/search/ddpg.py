@@ -16,9 +16,9 @@ The replay stores the action the budget allowed (``info["action"]``), not the on
 - For the same reason the episode's actions are all proposed first, without the bound, and then brought within the
   budget together (``FeasibleSet.repair``); the repaired actions are executed.
 - AMC's episodes all explore around the actor. Here every second one (``best_share``) explores around the best policy so
-  far, μ(s) being its pruning ratio, with the same noise. One gradient step a transition is too little for the actor to
-  get there within a few hundred episodes; the replay gets there. Evolution and gradient sharing one replay: Khadka and
-  Tumer, 2018, arXiv 1805.07917.
+  far, μ(s) being its pruning ratio, with the same noise, and all train the one actor: one gradient step a transition
+  moves it little within a few hundred episodes. Alone it finds nearly as good policies, a little less reliably. An
+  evolving population that feeds the replay: Khadka and Tumer, 2018, arXiv 1805.07917.
 - A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
   that settles while evaluations remain widens its search again instead of spending nothing.
 - After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
