@@ -71,7 +71,7 @@ def _tables() -> dict[str, str]:
     from amcsearch.config import read_latency_table
 
     folders = sorted(path.parent for path in Path("latency_tables").glob("*/device.yaml"))
-    return {str(folder): str(read_latency_table(folder).info.get("cpu", "")) for folder in folders}
+    return {str(folder): str(read_latency_table(folder).info["provenance"]["cpu"]) for folder in folders}
 
 
 KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {

@@ -20,7 +20,6 @@ from amcsearch.training.loop import Distillation, evaluate, fit
 
 __all__ = ["Outcome", "finetune", "measurer", "verify"]
 
-VERIFY_ROUNDS: Final = 100
 PARITY_BATCHES: Final = 64
 
 
@@ -41,8 +40,9 @@ def measurer(job: Job) -> Measure:
     def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
         dense = exported(network.model, network.example)
         pruned = [exported(job.evaluator.pruned(policy), network.example) for policy in policies]
-        threads = job.config.device.threads
-        return measure_many(dense, pruned, network.example.numpy(), threads=threads, seed=job.config.seed)
+        device, seed = job.config.device, job.config.seed
+        inputs = network.example.numpy()
+        return measure_many(dense, pruned, inputs, threads=device.threads, rounds=device.rounds, seed=seed)
 
     return measure
 
@@ -88,7 +88,7 @@ def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen
         run.pruned_onnx,
         network.example.numpy(),
         threads=config.device.threads,
-        rounds=VERIFY_ROUNDS,
+        rounds=config.device.rounds,
         seed=config.seed,
     )
     modules = {"dense": network.model, "pruned": pruned, "finetuned": tuned}

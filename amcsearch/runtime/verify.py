@@ -3,10 +3,15 @@
 Medians resist the spikes of a shared machine. Their uncertainty is estimated by the percentile bootstrap
 (Efron 1979, Annals of Statistics 7:1) over ROUNDS, so that what the models of one round have in common (clock, load)
 stays paired, and the interval of the ratio is as narrow as the pairing makes it.
+
+A busy neighbour slows models unequally for seconds (seen: a ratio of 0.57 instead of 0.49), so rounds are spread over
+several times that, and those in which the DENSE model was disturbed are left out for all models: the choice never looks at
+the model that is judged.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +21,22 @@ from amcsearch.core import BadInputError
 from amcsearch.runtime.session import make_session
 from amcsearch.runtime.timing import time_interleaved
 
-__all__ = ["PairedLatency", "measure_many", "measure_paired", "median_interval", "paired_latency"]
+__all__ = ["PairedLatency", "measure_many", "measure_paired", "median_interval", "paired_latency", "quiet_rounds"]
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DISTURBED = 1.05  # times the fastest tenth of rounds
+ROUNDS = 200
+BLOCK = 20  # rounds in a row …
+PAUSE_S = 0.6  # … and then a pause, so that all of them together outlast a disturbance of seconds
 
 
 @dataclass(frozen=True, slots=True)
 class PairedLatency:
     """Latency of a pruned model beside the dense one: medians over rounds with 95 % intervals, in ms a call.
 
-    ``ratio`` is the median over rounds of pruned / dense: 0.5 means twice as fast.
+    ``ratio`` is the median over rounds of pruned / dense: 0.5 means twice as fast. ``rounds`` counts those used,
+    ``disturbed`` those left out.
     """
 
     dense_ms: float
@@ -39,6 +49,7 @@ class PairedLatency:
     ratio_low: float
     ratio_high: float
     rounds: int
+    disturbed: int = 0
 
     @property
     def speedup(self) -> float:
@@ -58,6 +69,11 @@ def median_interval(
     medians = np.stack([np.median(row[picks], axis=1) for row in samples])  # (S, resamples)
     low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return np.median(samples, axis=1), low, high
+
+
+def quiet_rounds(dense_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rounds in which the dense model, (rounds,), was near its fastest tenth: (rounds,); at least half of them."""
+    return np.asarray(dense_ms <= max(DISTURBED * float(np.quantile(dense_ms, 0.1)), float(np.median(dense_ms))))
 
 
 def paired_latency(
@@ -93,7 +109,7 @@ def measure_many(
     inputs: NDArray[np.generic],
     *,
     threads: int = 1,
-    rounds: int = 50,
+    rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
 ) -> list[PairedLatency]:
@@ -103,7 +119,7 @@ def measure_many(
         dense, pruned: ONNX files or serialised models that take the same input.
         inputs: the input array, batch included.
         threads: threads inside an operator.
-        rounds: samples of each model; 30 or more give useful intervals.
+        rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
         seed: of the orders and the bootstrap.
 
@@ -112,8 +128,14 @@ def measure_many(
     """
     rng = np.random.default_rng(seed)
     sessions = [make_session(model, threads) for model in (dense, *pruned)]
-    samples = time_interleaved(sessions, inputs, rounds, min_ms, rng)
-    return [paired_latency(samples[0], row, rng) for row in samples[1:]]
+    blocks = []
+    for done in range(0, rounds, BLOCK):
+        time.sleep(PAUSE_S if done else 0.0)
+        blocks.append(time_interleaved(sessions, inputs, min(BLOCK, rounds - done), min_ms, rng))
+    samples = np.concatenate(blocks, axis=1)  # (1 + pruned, rounds)
+    quiet = quiet_rounds(samples[0])
+    paired = [paired_latency(samples[0, quiet], row[quiet], rng) for row in samples[1:]]
+    return [replace(latency, disturbed=int((~quiet).sum())) for latency in paired]
 
 
 def measure_paired(
@@ -122,7 +144,7 @@ def measure_paired(
     inputs: NDArray[np.generic],
     *,
     threads: int = 1,
-    rounds: int = 50,
+    rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
 ) -> PairedLatency:

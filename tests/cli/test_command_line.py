@@ -55,7 +55,7 @@ def test_a_bad_key_is_one_line(
         ("broken", "quadrants", "no weights today"),
         ("not_a_module", "quadrants", "torch.nn.Module"),
         ("missing", "quadrants", "missing"),
-        ("network", "wrong_shape", "(3, 9, 9)"),
+        ("network", "wrong_shape", "(1, 3, 9, 9)"),
     ],
 )
 def test_a_bad_factory_is_one_line(

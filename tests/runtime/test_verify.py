@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from amcsearch.core import BadInputError
 from amcsearch.runtime.session import _one_conv
-from amcsearch.runtime.verify import measure_many, measure_paired, median_interval, paired_latency
+from amcsearch.runtime.verify import measure_many, measure_paired, median_interval, paired_latency, quiet_rounds
 
 
 def rng():
@@ -79,3 +79,10 @@ def test_real_models_are_measured_beside_the_dense_one():
     assert several[0].dense_ms == several[1].dense_ms
     one = measure_paired(_one_conv(4, 16), _one_conv(4, 8), x, rounds=3, min_ms=0.05)
     assert one.ratio_low <= one.ratio <= one.ratio_high
+
+
+def test_rounds_with_a_disturbed_dense_model_are_left_out_and_half_always_stays():
+    dense = np.array([1.0, 1.02, 1.3, 1.01, 1.04, 2.0])
+    assert quiet_rounds(dense).tolist() == [True, True, False, True, True, False]
+    drifting = np.linspace(1.0, 2.0, 10)
+    assert quiet_rounds(drifting).sum() == 5
