@@ -125,8 +125,8 @@ class DeviceConfig(_Section):
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: PositiveInt = 1
     batch: PositiveInt = 1
-    rounds: PositiveInt = 200
-    """Samples of a latency measurement of finalists and of the result; 200 take about ten seconds."""
+    rounds: PositiveInt = 300
+    """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 
 
 class SelectionConfig(_Section):
