@@ -1,9 +1,13 @@
 """What several rooms' tests share: a configuration of a job of seconds."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Workers share the cores: two torch processes of two threads each are ten times slower than of one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_JOB = Path(__file__).parent / "tiny_job.py"
 CONFIG = """

@@ -49,7 +49,7 @@ def test_from_a_file_to_a_proven_model(
     assert main(["report", str(folder)]) == 0
 
 
-@pytest.mark.parametrize("agent", ["ddpg", "nsga2"])
+@pytest.mark.parametrize("agent", ["ddpg", pytest.param("nsga2", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_path: Path, agent: str) -> None:
     config = write_config("fatal")
     search = ["search", config, "--set", f"search.agent={agent}", "--out"]

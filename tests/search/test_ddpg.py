@@ -274,6 +274,7 @@ def test_one_gradient_step_a_transition_after_the_warm_up():
     assert run.learner._n_updates == 5 * 4
 
 
+@pytest.mark.slow
 def test_it_beats_random_search_at_equal_evaluations():
     """Mean regret over seeds on an additive reward whose optimum is found by trying all 4^8 policies."""
     regret = {}
