@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError
-from amcsearch.methods.statistics import modes_kept
+from amcsearch.graph.modes import modes_kept
 
 __all__ = ["recalibrate_batch_norm"]
 

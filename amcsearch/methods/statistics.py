@@ -8,7 +8,6 @@ and its buffers are never touched.
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,9 +18,10 @@ from torch.func import functional_call
 
 from amcsearch.core import BadInputError
 from amcsearch.graph.layout import channels_first
+from amcsearch.graph.modes import evaluating
 from amcsearch.graph.slices import Trace
 
-__all__ = ["Draw", "LossFunction", "Statistic", "Statistics", "gather", "modes_kept", "sliced_parameters"]
+__all__ = ["Draw", "LossFunction", "Statistic", "Statistics", "gather", "sliced_parameters"]
 
 LossFunction = Callable[[Any, Tensor], Tensor]  # (model output, target) -> mean loss over the samples, a scalar
 
@@ -108,17 +108,6 @@ def sliced_parameters(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]
     return {name: named[name] for name in dict.fromkeys(used) if name in named}
 
 
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
-    """Restore the train or eval flag of every module on leaving."""
-    found = [(module, module.training) for module in model.modules()]
-    try:
-        yield model
-    finally:
-        for module, training in found:
-            module.training = training
-
-
 def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     if batch_size < 1:
         raise BadInputError(f"calibration batch size = {batch_size}, must be at least 1")
@@ -136,8 +125,7 @@ def _gradients(
     leaves = {parameter: channels_first(parameter.detach()).requires_grad_() for parameter in parameters.values()}
     name_of = {parameter: name for name, parameter in parameters.items()}  # one name each, also for tied weights
     torch_device = next(iter(leaves)).device
-    with modes_kept(model), torch.enable_grad():
-        model.eval()
+    with evaluating(model), torch.enable_grad():
         replaced = {name_of[parameter]: leaf for parameter, leaf in leaves.items()}
         output = functional_call(model, replaced, (channels_first(inputs.to(torch_device)),))
         loss = loss_fn(output, targets.to(torch_device))

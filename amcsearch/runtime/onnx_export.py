@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
+from amcsearch.graph.modes import evaluating
 from amcsearch.graph.outputs import first_tensor
 from amcsearch.runtime.session import make_session
 
@@ -40,18 +41,6 @@ class _FirstTensor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = first_tensor(self.network(x))
         return output
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in every submodule, each restored to its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
@@ -121,7 +110,7 @@ def exported(model: nn.Module, example: Tensor) -> bytes:
         BadInputError: no exporter can follow the module; the message holds the first one's reason.
     """
     reasons = []
-    with _evaluating(model), _exporting(), torch.no_grad():
+    with evaluating(model), _exporting(), torch.no_grad():
         wrapped = _FirstTensor(model).eval()
         for name, exporter in EXPORTERS.items():
             try:
@@ -159,7 +148,7 @@ def max_abs_difference(model: nn.Module, path: Path | bytes, inputs: Tensor) -> 
     if not len(inputs) or len(inputs) % batch:
         raise BadInputError(f"{len(inputs)} inputs do not fit the ONNX model's batch of {batch}: use a multiple of it")
     worst = 0.0
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(inputs), batch):
             x = inputs[start : start + batch]
             ours = first_tensor(model(x)).numpy()

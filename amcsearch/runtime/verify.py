@@ -5,8 +5,8 @@ Medians resist the spikes of a shared machine. Their uncertainty is estimated by
 stays paired, and the interval of the ratio is as narrow as the pairing makes it.
 
 A busy neighbour slows models unequally for seconds (seen: a ratio of 0.57 instead of 0.49), so rounds are spread over
-several times that, and those in which the DENSE model was disturbed are left out for all models: the choice never looks at
-the model that is judged.
+several times that, and those in which the DENSE model was disturbed are left out for all models: the choice never looks
+at the model that is judged.
 """
 
 import time

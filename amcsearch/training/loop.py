@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
 from amcsearch.graph.layout import channels_first, make_channels_first
+from amcsearch.graph.modes import evaluating
 from amcsearch.training.augmentation import random_shift
 from amcsearch.training.losses import correct, distillation, logits, task_loss
 from amcsearch.training.splits import Samples, fetch, length
@@ -167,19 +168,13 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int 
     """
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     loss, right, count = 0.0, 0, 0
-    try:
-        with torch.inference_mode():
-            for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
-                output, target = logits(model(x.to(torch_device))), y.to(torch_device)
-                hits, known = correct(output, target)
-                loss += float(task_loss(output, target)) * known if known else 0.0
-                right, count = right + hits, count + known
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.inference_mode():
+        for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
+            output, target = logits(model(x.to(torch_device))), y.to(torch_device)
+            hits, known = correct(output, target)
+            loss += float(task_loss(output, target)) * known if known else 0.0
+            right, count = right + hits, count + known
     if not count:
         raise BadInputError(f"evaluation of {len(inputs)} samples found no targets, expected at least 1")
     return loss / count, right / count

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError
+from amcsearch.graph.modes import modes_kept
 from amcsearch.graph.trace import trace
-from amcsearch.methods.statistics import Draw, Statistic, gather, modes_kept
+from amcsearch.methods.statistics import Draw, Statistic, gather
 
 ALL = frozenset(Statistic)
 

@@ -1,0 +1,26 @@
+"""The train or eval flag of every module, restored whatever happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+__all__ = ["evaluating", "modes_kept"]
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
+    """Restore the train or eval flag of every module on leaving."""
+    found = [(module, module.training) for module in model.modules()]
+    try:
+        yield model
+    finally:
+        for module, training in found:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode in every module; each gets its own mode back on leaving."""
+    with modes_kept(model):
+        yield model.eval()
