@@ -15,6 +15,7 @@ COPY latency_tables ./latency_tables
 # The root file system may be read-only: what must survive the container goes to /out, the rest to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     AMCSEARCH_CACHE=/out/.cache \
+    HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1

@@ -23,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
 
+ort.disable_telemetry_events()  # a tool that measures other people's networks reports to nobody
+
 __all__ = ["PROVIDER", "detect_nchwc_block", "make_session", "optimised_graph", "provenance"]
 
 PROVIDER: Final = "CPUExecutionProvider"
