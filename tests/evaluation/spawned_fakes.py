@@ -97,5 +97,6 @@ if __name__ == "__main__":
 
     from amcsearch.evaluation.executors import ProcessExecutor
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a batch system may have started us with it ignored
     with ProcessExecutor(getattr(spawned_fakes, sys.argv[1])(), workers=2) as executor:
         list(executor.map([PruningPolicy({"g": 1}), PruningPolicy({"g": 2})]))
