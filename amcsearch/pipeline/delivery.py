@@ -1,5 +1,6 @@
 """From a chosen policy to a proven model: fine-tuning, export, parity, measured latency, the test split."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,18 +48,18 @@ def measurer(job: Job) -> Measure:
     return measure
 
 
-def finetune(job: Job, policy: PruningPolicy, observer: Observer) -> nn.Module:
-    """Return the pruned network, trained by the configured recipe with the dense network as its teacher.
+def finetune(job: Job, pruned: nn.Module, observer: Observer) -> nn.Module:
+    """Return a copy of the pruned network, trained by the configured recipe with the dense network as its teacher.
 
     Raises:
         BadInputError: the training diverges.
     """
-    pruned, recipe = job.evaluator.pruned(policy), job.config.recovery.finetune
+    tuned, recipe = copy.deepcopy(pruned), job.config.recovery.finetune
     if recipe is None or recipe.epochs == 0:
-        return pruned
+        return tuned
     learned = recipe.distillation
     fit(
-        pruned,
+        tuned,
         job.network.splits.train,
         training_recipe(recipe),
         seed=job.config.seed,
@@ -67,7 +68,7 @@ def finetune(job: Job, policy: PruningPolicy, observer: Observer) -> nn.Module:
         torch_device=job.config.evaluation.torch_device,
         progress=observer.epoch,
     )
-    return pruned.cpu().eval()
+    return tuned.cpu().eval()
 
 
 def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen: Finalist) -> Outcome:

@@ -13,7 +13,7 @@ from amcsearch.config import Config, RecipeConfig, call_factory
 from amcsearch.core import BadInputError
 from amcsearch.graph.trace import Trace, trace
 from amcsearch.training.checkpoint import load_checkpoint, pretrained
-from amcsearch.training.data import DataSplits, check_samples, make_splits, stacked
+from amcsearch.training.data import DataSplits, check_samples, check_splits, make_splits, stacked
 from amcsearch.training.loop import Progress, TrainingRecipe
 from amcsearch.training.losses import logits
 
@@ -81,11 +81,9 @@ def load_network(config: Config, *, train: bool = True, progress: Progress | Non
 
 def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Tensor:
     """Check every split against the model's input and output; return one input (1, …)."""
-    sample, _ = stacked(splits.calibration, limit=1)
+    sample, target = stacked(splits.calibration, limit=1)
     shape = config.model.input_shape or tuple(sample.shape[1:])
-    for name in ("train", "calibration", "search", "test"):
-        inputs, targets = stacked(getattr(splits, name))
-        check_samples(inputs, targets, name=name, input_shape=shape, num_classes=None)
+    check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None)
     try:
         with torch.inference_mode():
             classes = logits(model(sample)).shape[-1]
@@ -94,9 +92,7 @@ def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Ten
         raise BadInputError(
             f"model.factory: {type(model).__name__} cannot take the data's inputs {tuple(sample.shape)}: {reason}"
         ) from error
-    for name in ("train", "calibration", "search", "test"):
-        inputs, targets = stacked(getattr(splits, name))
-        check_samples(inputs, targets, name=name, input_shape=shape, num_classes=classes)
+    check_splits(splits, input_shape=shape, num_classes=classes, limit=None)
     return sample
 
 

@@ -67,7 +67,7 @@ def _deliver(
     chosen = choose(finalists)
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = job.evaluator.pruned(chosen.trial.policy)
-        tuned = finetune(job, chosen.trial.policy, phases.observer)
+        tuned = finetune(job, pruned, phases.observer)
     with phases("verify", "Exporting, measuring and reading the test split"):
         outcome = verify(job, run, pruned, tuned, chosen)
     summary = summarise(job, origin, finalists, outcome, phases.seconds)

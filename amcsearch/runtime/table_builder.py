@@ -7,11 +7,8 @@ percent, because a layer alone pays reorders and a call of its own.
 Prediction: ``constant`` + Σ ``layer_cost``. The table's own accuracy is measured on variants that took no part in it.
 """
 
-import csv
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.costs.latency_table import COLUMNS, LatencyTable, RowKey, read_rows, row_key
+from amcsearch.costs.latency_table import COLUMNS, LatencyTable, RowKey, make_rows, row_key
 from amcsearch.graph.slices import Trace
 from amcsearch.runtime.calibration import accuracy, fit_line, fit_nodes, shares
 from amcsearch.runtime.channel_grid import GridStep, measure_grid
@@ -65,17 +62,6 @@ def _records(samples: Mapping[RowKey, Sequence[float]], scale: float) -> list[di
     return records
 
 
-def _table(records: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> LatencyTable:
-    """A table of records, by way of the CSV form it is stored in (data frames are the cost room's business)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(records)
-        return LatencyTable(read_rows(path), info)
-
-
 def _sums(table: LatencyTable, variants: Sequence[MeasuredVariant]) -> NDArray[np.float64]:
     return np.array([sum(table.layer_cost(layer) for layer in v.layers) for v in variants])
 
@@ -94,7 +80,7 @@ def table_of(variants: Sequence[MeasuredVariant], overhead_ms: float, source: Ma
             samples[row_key(layer)].append(times[layer.name])
     info = {"provenance": dict(source), "calibration": {"constant_ms": 0.0}}
     whole = np.array([variant.latency_ms for variant in variants])
-    scale, constant_ms = fit_line(_sums(_table(_records(samples, 1.0), info), variants), whole)
+    scale, constant_ms = fit_line(_sums(LatencyTable(make_rows(_records(samples, 1.0)), info), variants), whole)
     calibration = {
         "constant_ms": constant_ms,
         "scale": nodes.scale,
@@ -103,7 +89,7 @@ def table_of(variants: Sequence[MeasuredVariant], overhead_ms: float, source: Ma
         "call_overhead_ms": overhead_ms,
         "variants": len(variants),
     }
-    return _table(_records(samples, scale), info | {"calibration": calibration})
+    return LatencyTable(make_rows(_records(samples, scale)), info | {"calibration": calibration})
 
 
 def _accuracy(table: LatencyTable, held_out: Sequence[MeasuredVariant]) -> dict[str, Any] | None:

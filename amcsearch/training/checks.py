@@ -48,9 +48,9 @@ def check_samples(
 
 
 def check_splits(
-    splits: DataSplits, *, input_shape: Sequence[int] | None, num_classes: int | None, limit: int = 1024
+    splits: DataSplits, *, input_shape: Sequence[int] | None, num_classes: int | None, limit: int | None = 1024
 ) -> None:
-    """Run ``check_samples`` on the first ``limit`` samples of every split.
+    """Run ``check_samples`` on the first ``limit`` samples of every split; None checks all.
 
     Raises:
         BadInputError: as ``fetch`` and ``check_samples``.
