@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,83 +16,21 @@ from amcsearch.core import BadInputError
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.modes import evaluating
 from amcsearch.training.augmentation import random_shift
+from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.losses import correct, distillation, logits, task_loss
+from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.splits import Samples, fetch, length
 
-__all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at"]
+__all__ = [
+    "Distillation",
+    "Progress",
+    "TrainingRecipe",
+    "evaluate",
+    "fit",
+    "learning_rate_at",
+]
 
 Progress = Callable[[int, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecipe:
-    """How to train.
-
-    ``learning_rate`` is the peak: a linear warm-up over ``warmup_epochs`` reaches it, then it stays (``constant``) or
-    falls to zero along half a cosine (Loshchilov & Hutter 2017, SGDR, arXiv 1608.03983). ``sgd`` has Nesterov momentum;
-    ``adamw`` takes ``momentum`` as its first beta. ``weight_decay`` applies to tensors of two or more axes, so not to
-    biases and normalisation. ``label_smoothing`` is for training without a teacher. ``max_shift`` moves images at
-    random by up to so many pixels.
-
-    Raises:
-        BadInputError: a value out of its bound.
-    """
-
-    epochs: int
-    learning_rate: float
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    max_shift: int = 0
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
-            "momentum": (0.0 <= self.momentum < 1.0, "in [0, 1)"),
-            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0"),
-            "schedule": (self.schedule in ("cosine", "constant"), "cosine or constant"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
-            "label_smoothing": (0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
-            "max_shift": (self.max_shift >= 0, "at least 0"),
-        }
-        for field, (holds, bound) in bounds.items():
-            if not holds:
-                raise BadInputError(f"{field} = {getattr(self, field)!r}, must be {bound}")
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """Learn from a teacher: see ``losses.distillation``.
-
-    Raises:
-        BadInputError: a temperature that is not positive, or an alpha outside [0, 1].
-    """
-
-    temperature: float = 4.0
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < math.inf or not 0.0 <= self.alpha <= 1.0:
-            raise BadInputError(
-                f"distillation: temperature = {self.temperature} must be above 0, alpha = {self.alpha} in [0, 1]"
-            )
-
-
-def learning_rate_at(step: int, steps_per_epoch: int, recipe: TrainingRecipe) -> float:
-    """Learning rate of one optimiser step, counted from 0 over the whole training."""
-    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def fit(
@@ -105,6 +43,9 @@ def fit(
     distillation: Distillation | None = None,
     torch_device: str = "cpu",
     progress: Progress | None = None,
+    hook: TrainingHook | None = None,
+    store: StateStore | None = None,
+    first_epoch: int = 0,
 ) -> list[float]:
     """Train ``model`` in place on (input, target) samples; it ends on ``torch_device`` in eval mode.
 
@@ -120,6 +61,9 @@ def fit(
         distillation: temperature and weight of the teacher.
         torch_device: where to train.
         progress: called after every epoch with its number from 1 and its mean loss.
+        hook: takes part in every step (masks, gates).
+        store: keeps the state after every epoch; what it holds already is taken up.
+        first_epoch: begin at this epoch of the recipe, so that its tail is replayed (learning-rate rewinding).
 
     Returns:
         Mean loss of every epoch, nats.
@@ -131,23 +75,17 @@ def fit(
     make_channels_first(model)
     guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
     objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = _optimizer(model, recipe)
-    count = length(dataset, "train")
-    steps = math.ceil(count / recipe.batch_size)
+    training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), _optimizer(model, recipe), seed)
     losses: list[float] = []
     with torch.random.fork_rng(devices=_cuda_devices(torch_device)):
         torch.manual_seed(seed)
-        for epoch in range(recipe.epochs):
-            total = 0.0
-            for i, rows in enumerate(torch.randperm(count, generator=generator).tensor_split(steps)):
-                rate = learning_rate_at(epoch * steps + i, steps, recipe)
-                x, y = fetch(dataset, rows.numpy())
-                x = channels_first(random_shift(x, recipe.max_shift, generator).to(torch_device))
-                loss = _step(model, optimizer, objective, (x, y.to(torch_device)), rate)
-                _check_finite(loss, epoch + 1, rate)
-                total += loss * len(rows)
-            losses.append(total / count)
+        found = store.load() if store is not None else None
+        if found is not None:
+            losses, first_epoch = training.restore(found)
+        for epoch in range(first_epoch, recipe.epochs):
+            losses.append(training.epoch(epoch, torch_device))
+            if store is not None:
+                store.save(training.state(losses, epoch + 1))
             if progress is not None:
                 progress(epoch + 1, losses[-1])
     model.eval()
@@ -186,28 +124,78 @@ class _Objective:
     teacher: nn.Module | None
     distillation: Distillation
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, output: Any, x: Tensor, y: Tensor) -> Tensor:
         if self.teacher is None:
-            return task_loss(model(x), y, self.label_smoothing)
+            return task_loss(output, y, self.label_smoothing)
         with torch.no_grad():
             guide = logits(self.teacher(x))
-        return distillation(model(x), guide, y, self.distillation.temperature, self.distillation.alpha)
+        return distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: _Objective,
-    batch: tuple[Tensor, Tensor],
-    learning_rate: float,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = objective(model, *batch)
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return float(loss.detach())
+class _Training:
+    """A training on its way: everything that changes from step to step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Samples,
+        recipe: TrainingRecipe,
+        objective: _Objective,
+        hook: TrainingHook,
+        optimizer: torch.optim.Optimizer,
+        seed: int,
+    ) -> None:
+        self.model, self.dataset, self.recipe = model, dataset, recipe
+        self.objective, self.hook, self.optimizer = objective, hook, optimizer
+        self.generator = torch.Generator().manual_seed(seed)
+        self.count = length(dataset, "train")
+        self.steps = math.ceil(self.count / recipe.batch_size)  # an epoch
+
+    def epoch(self, epoch: int, torch_device: str) -> float:
+        """Train for one epoch and return its mean loss."""
+        total = 0.0
+        for i, rows in enumerate(torch.randperm(self.count, generator=self.generator).tensor_split(self.steps)):
+            step = epoch * self.steps + i
+            rate = learning_rate_at(self.hook.clock(step), self.steps, self.recipe)
+            x, y = fetch(self.dataset, rows.numpy())
+            x = channels_first(random_shift(x, self.recipe.max_shift, self.generator).to(torch_device))
+            loss = self._step(x, y.to(torch_device), step, rate)
+            _check_finite(loss, epoch + 1, rate)
+            total += loss * len(rows)
+        return total / self.count
+
+    def _step(self, x: Tensor, y: Tensor, step: int, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective(self.hook.forward(self.model, x, step), x, y)
+        torch.autograd.backward(loss + self.hook.penalty())
+        self.hook.update(self.optimizer, step)
+        return float(loss.detach())
+
+    def state(self, losses: list[float], epochs: int) -> dict[str, Any]:
+        """Return what the next epoch depends on."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hook": self.hook.state(),
+            "random": [self.generator.get_state(), torch.get_rng_state(), cuda],
+            "losses": losses,
+            "epochs": epochs,
+        }
+
+    def restore(self, state: dict[str, Any]) -> tuple[list[float], int]:
+        """Take a state up; return the losses so far and the epoch that comes next."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hook.restore(state["hook"])
+        shuffles, everything, cuda = state["random"]
+        self.generator.set_state(shuffles)
+        torch.set_rng_state(everything)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
+        return list(state["losses"]), int(state["epochs"])
 
 
 def _optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:

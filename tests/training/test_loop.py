@@ -6,12 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import BadInputError
 from amcsearch.training.augmentation import random_shift
+from amcsearch.training.hook import PlainTraining
 from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at
 from amcsearch.training.models import MODELS
+from amcsearch.training.resume import StateFile
 from amcsearch.training.splits import stacked
 
 
@@ -235,3 +238,68 @@ def test_training_sees_images_and_weights_in_row_major_order(monkeypatch):
     dataset = TensorDataset(images, torch.tensor([0, 1, 0, 1, 0, 1]))
     fit(model, dataset, TrainingRecipe(1, 0.1, batch_size=3, max_shift=1), seed=0)
     assert seen == [((16, 16, 4, 1), (1, 1, 1, 1))] * 2
+
+
+class Shadow(PlainTraining):
+    """Trains by weights of its own making, and counts."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def forward(self, model, inputs, step):
+        self.seen.append(step)
+        return functional_call(model, {"weight": 2.0 * model.weight}, (inputs,))
+
+    def penalty(self):
+        return torch.tensor(100.0)
+
+
+def test_a_hook_chooses_the_weights_and_its_penalty_is_not_reported_as_task_loss():
+    model = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    data = TensorDataset(torch.tensor([[2.0]]), torch.tensor([0]))
+    recipe = TrainingRecipe(epochs=1, learning_rate=0.5, momentum=0.0, weight_decay=0.0, schedule="constant")
+    hook = Shadow()
+    assert fit(model, data, recipe, seed=0, hook=hook) == pytest.approx([math.log(2.0)])
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.0], [-1.0]]))  # twice: the chain rule
+    assert hook.seen == [0]
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
+    start = linear(dropout=0.5)
+    unbroken, first, second = (copy.deepcopy(start) for _ in range(3))
+    losses = fit(unbroken, blobs(), RECIPE, seed=3)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(epoch, _):
+        if epoch == 3:
+            raise KilledError
+
+    store = StateFile(tmp_path / "state.pt")
+    with pytest.raises(KilledError):
+        fit(first, blobs(), RECIPE, seed=3, store=store, progress=kill)
+    assert fit(second, blobs(), RECIPE, seed=3, store=store) == losses
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), second.parameters(), strict=True))
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    path = tmp_path / "state.pt"
+    assert StateFile(path).load() is None
+    path.write_bytes(b"torn")
+    with pytest.raises(BadInputError, match=r"state\.pt"):
+        StateFile(path).load()
+
+
+def test_replaying_the_tail_has_its_learning_rates():
+    rates = []
+
+    class Watch(PlainTraining):
+        def update(self, optimizer, step):
+            rates.append(optimizer.param_groups[0]["lr"])
+            super().update(optimizer, step)
+
+    recipe = TrainingRecipe(epochs=4, learning_rate=0.1, batch_size=30)
+    fit(linear(), blobs(), recipe, seed=0, hook=Watch(), first_epoch=3)
+    assert rates == [learning_rate_at(step, 2, recipe) for step in (6, 7)]

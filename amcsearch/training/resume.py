@@ -1,0 +1,56 @@
+"""The state of a training in one file, so that a killed training goes on where its last epoch ended."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amcsearch.core import BadInputError
+
+__all__ = ["StateFile"]
+
+
+class StateFile:
+    """A ``StateStore`` in a file of torch's, read with ``weights_only``; written beside its place and renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state saved last, None where there is no file.
+
+        Raises:
+            BadInputError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn file makes torch's reader raise almost anything
+            raise BadInputError(f"cannot read {self.path}: it is damaged; delete it to train anew") from error
+        return found
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file.
+
+        Raises:
+            BadInputError: it cannot be written.
+        """
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            raise BadInputError(f"cannot write {self.path}: {error}; free the disk, or name another --out") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Delete the file, if it is there."""
+        self.path.unlink(missing_ok=True)
