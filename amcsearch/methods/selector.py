@@ -1,0 +1,167 @@
+"""The contract every selector keeps, what it is given, and what comes of it: kept units and refitted weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, Side
+from amcsearch.graph.slices import Trace
+from amcsearch.methods.layer_inputs import POSITIONS, LayerInputs, gather_inputs
+from amcsearch.methods.least_squares import DAMPING, REFITS, channel_gram
+from amcsearch.methods.patches import weight_matrix
+from amcsearch.methods.ranking import Ranking
+from amcsearch.methods.statistics import LossFunction
+
+__all__ = [
+    "Calibration",
+    "Problem",
+    "Reader",
+    "Refitted",
+    "Selector",
+    "contributions",
+    "problem_of",
+    "refitted",
+    "select",
+]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The dense network and the data it may be asked about: inputs (N, …), targets (N, …)."""
+
+    model: nn.Module
+    trace: Trace
+    inputs: Tensor
+    targets: Tensor
+    loss_fn: LossFunction
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads a group: ``weight`` (conv_groups, C_out / conv_groups, columns) float64.
+
+    ``columns`` (n_units, width) are the columns of each unit; others belong to groups that stay whole here.
+    """
+
+    inputs: LayerInputs
+    weight: Tensor
+    columns: Tensor
+
+    @property
+    def energy(self) -> float:
+        """E||y||^2 of its output about the constant; an error divided by it is 1 where all inputs are dropped."""
+        return float(((self.weight @ self.inputs.gram) * self.weight).sum())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All groups with their readers, and the network they were seen in."""
+
+    readers: Mapping[str, Sequence[Reader]]
+    calibration: Calibration
+
+
+class Selector(Protocol):
+    """Which units of a group to keep, judged by the layers that read them, and how those are refitted.
+
+    Promise: ``orders`` is a pure function of the problem and gives every group's units, most important first, for every
+    count at once: n_keep units are the first n_keep, so fewer are a subset of more. ``refit`` is a row of ``REFITS``,
+    the rule that gives the readers' weights for the kept units. ``labels`` says whether moments by class are needed.
+    The network is left as found.
+    """
+
+    @property
+    def refit(self) -> str:
+        """Row of ``REFITS``."""
+        ...
+
+    @property
+    def labels(self) -> bool:
+        """Whether ``LayerInputs.classes`` is needed."""
+        ...
+
+    def orders(self, problem: Problem) -> Ranking:
+        """Return the order of every group's units."""
+        ...
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A reader's new weight, of its module's matrix shape with 0 where channels left, and the change of its constant.
+
+    ``weight`` (conv_groups, C_out / conv_groups, columns), ``shift`` (C_out,): add it to the bias.
+    """
+
+    weight: Tensor
+    shift: Tensor
+
+
+def problem_of(calibration: Calibration, *, labels: bool = False, positions: int | None = POSITIONS) -> Problem:
+    """Look at the readers of every group in one pass over the calibration data.
+
+    Raises:
+        BadInputError: as ``gather_inputs``, or a group that no convolution or linear layer reads.
+    """
+    targets = calibration.targets if labels else None
+    model, trace = calibration.model, calibration.trace
+    inputs = gather_inputs(
+        model, trace, calibration.inputs, calibration.batch_size, targets=targets, positions=positions
+    )
+    return Problem(
+        {group.name: _readers(model, trace, group.name, inputs) for group in trace.network.groups}, calibration
+    )
+
+
+def select(problem: Problem, selector: Selector) -> tuple[Ranking, dict[str, LayerInputs]]:
+    """Return the order of every group's units, and the inputs of all readers, from which any policy is refitted.
+
+    Raises:
+        ValueError: a selector that breaks its promise.
+    """
+    orders = selector.orders(problem)
+    for group, readers in problem.readers.items():
+        if sorted(orders[group].tolist()) != list(range(len(readers[0].columns))):
+            raise ValueError(f"{type(selector).__name__} does not order every unit of group {group!r} once")
+    return orders, {reader.inputs.layer: reader.inputs for readers in problem.readers.values() for reader in readers}
+
+
+def refitted(inputs: LayerInputs, weight: Tensor, removed: Tensor, refit: str, damping: float = DAMPING) -> Refitted:
+    """Refit one reader whose input channels ``removed`` (C_in / conv_groups,) bool leave, by a row of ``REFITS``.
+
+    Raises:
+        BadInputError: a Gram matrix that is singular in spite of the damping.
+    """
+    new = REFITS[refit](weight, inputs.gram, removed, inputs.taps, damping)
+    shift = torch.zeros_like(weight[..., 0]) if refit == "none" else ((weight - new) * inputs.mean[:, None]).sum(-1)
+    return Refitted(new, shift.flatten())
+
+
+def contributions(readers: Sequence[Reader]) -> NDArray[np.float64]:
+    """Return M (U, U) of a group: each reader's ``channel_gram`` as a share of its output's energy, summed."""
+    shares = (channel_gram(r.weight, r.inputs.gram, r.columns) / (r.energy or 1.0) for r in readers)
+    total: NDArray[np.float64] = torch.stack(list(shares)).sum(0).numpy()
+    return total
+
+
+def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, LayerInputs]) -> tuple[Reader, ...]:
+    found = []
+    for part in trace.slices[group]:
+        path = part.tensor.rpartition(".")[0]
+        if part.side is not Side.IN or path not in inputs:
+            continue
+        seen = inputs[path]
+        channels = np.stack([np.unique(part.positions[unit]) for unit in trace.units[group]])  # (n_units, channels)
+        columns = (channels[:, :, None] * seen.taps + np.arange(seen.taps)).reshape(len(channels), -1)
+        found.append(Reader(seen, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
+    if not found:
+        raise BadInputError(
+            f"no convolution or linear layer reads group {group!r}, so no selector can judge it; "
+            "set selection.selector to null and choose a criterion"
+        )
+    return tuple(found)

@@ -1,0 +1,134 @@
+"""The rows a layer multiplies its weight with, and their moments, against torch's own layers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amcsearch.core import BadInputError
+from amcsearch.graph.trace import trace
+from amcsearch.methods import layer_inputs
+from amcsearch.methods.layer_inputs import gather_inputs
+from amcsearch.methods.patches import patches, weight_matrix
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (3, 6)),
+    "tokens": (nn.Linear(6, 4), (3, 5, 6)),
+    "3x3": (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 5)),
+    "strided": (nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(2, 1)), (2, 4, 9, 8)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 6, 6)),
+    "same": (nn.Conv2d(4, 6, (3, 5), padding="same"), (2, 4, 6, 6)),
+    "reflect": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 6, 6)),
+    "circular": (nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular"), (2, 4, 9)),
+    "1d": (nn.Conv1d(4, 6, 3, stride=2, dilation=2), (2, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_times_the_weight_are_the_layers_output(name: str) -> None:
+    layer, shape = LAYERS[name]
+    layer = layer.double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product = patches(layer, x) @ weight_matrix(layer).mT  # (groups, rows, O / groups)
+    expected = layer(x) - layer.bias.reshape(
+        -1, *[1] * (x.ndim - 2) if "linear" not in name and "tok" not in name else []
+    )
+    channels_last = expected if isinstance(layer, nn.Linear) else expected.movedim(1, -1)
+    torch.testing.assert_close(product.permute(1, 0, 2).flatten(1), channels_last.reshape(len(product[0]), -1))
+
+
+def test_a_patch_is_channel_major() -> None:
+    x = torch.arange(8.0).reshape(1, 2, 2, 2)
+    assert patches(nn.Conv2d(2, 1, 2), x).tolist() == [[[0, 1, 2, 3, 4, 5, 6, 7]]]
+
+
+def test_drawn_positions_are_rows_of_all() -> None:
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    every = {tuple(row) for row in patches(layer, x)[0].tolist()}
+    some = patches(layer, x, 5, torch.Generator().manual_seed(1))
+    assert some.shape == (1, 10, 18)
+    assert {tuple(row) for row in some[0].tolist()} < every
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.b, self.norm2 = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.c, self.head = nn.Linear(6, 5, bias=False), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(x)))
+        x = F.relu(self.norm2(self.b(x)))
+        return self.head(F.relu(self.c(x.mean((2, 3)))))
+
+
+def network() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Small().double().eval(), torch.randn(7, 1, 5, 5, dtype=torch.float64)
+
+
+def test_moments_are_those_of_all_rows_at_once_whatever_the_batches() -> None:
+    model, x = network()
+    found = trace(model, x[:1])
+    with torch.no_grad():
+        first = F.relu(model.norm(model.a(x)))
+        rows = patches(model.b, first)[0]
+    for batch_size in (7, 3, 1):
+        seen = gather_inputs(model, found, x, batch_size, positions=None)
+        assert list(seen) == ["b", "c", "head"]
+        inputs = seen["b"]
+        assert (inputs.rows, inputs.taps) == (7 * 25, 9)
+        torch.testing.assert_close(inputs.mean[0], rows.mean(0))
+        torch.testing.assert_close(inputs.gram[0], torch.cov(rows.T, correction=0))
+
+
+def test_the_constant_is_a_bias_or_the_batch_norm_that_reads_the_output_or_nothing() -> None:
+    model, x = network()
+    seen = gather_inputs(model, trace(model, x[:1]), x, 4)
+    assert {name: (s.bias, s.norm) for name, s in seen.items()} == {
+        "b": (None, "norm2"), "c": (None, None), "head": ("head.bias", None),
+    }  # fmt: skip
+    with torch.no_grad():
+        pooled = F.relu(model.norm2(model.b(F.relu(model.norm(model.a(x)))))).mean((2, 3))
+    torch.testing.assert_close(seen["c"].gram[0], pooled.T @ pooled / 7)  # no constant: about 0
+    assert not seen["c"].mean.any()
+
+
+def test_moments_by_class() -> None:
+    model, x = network()
+    labels = torch.tensor([0, 2, 2, 0, 2, 0, 0])
+    classes = gather_inputs(model, trace(model, x[:1]), x, 3, targets=labels)["head"].classes
+    assert classes is not None
+    with torch.no_grad():
+        features = F.relu(model.c(F.relu(model.norm2(model.b(F.relu(model.norm(model.a(x)))))).mean((2, 3))))
+    assert classes.counts.tolist() == [4, 0, 3]
+    torch.testing.assert_close(classes.sums, torch.stack([features[labels == k].sum(0) for k in range(3)]))
+    torch.testing.assert_close(classes.squares, features.square().sum(0))
+
+
+def test_the_model_is_left_as_found() -> None:
+    model, x = network()
+    model.train()
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gather_inputs(model, trace(model, x[:1]), x, 4)
+    assert [m.training for m in model.children()] == [True, False, True, True, True, True]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network()
+    found = trace(model, x[:1])
+    model.forward = None  # type: ignore[assignment]
+    monkeypatch.setattr(layer_inputs, "MEMORY_BYTES", 8 * (36**2 + 6**2 + 5**2) - 1)
+    with pytest.raises(BadInputError, match=r"Gram matrices would take .* largest is that of b"):
+        gather_inputs(model, found, x, 4)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(0, 4), (3, 0)])
+def test_bad_calibration_data_is_named(n: int, batch: int) -> None:
+    model, x = network()
+    with pytest.raises(BadInputError, match="calibration"):
+        gather_inputs(model, trace(model, x[:1]), x[:n], batch)
