@@ -1,0 +1,21 @@
+"""Selectors: one formula a file, one row here; a row makes a selector from its hyper-parameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from amcsearch.methods.selector import Selector
+from amcsearch.methods.selectors.amc import Amc
+from amcsearch.methods.selectors.fisher_ratio import FisherRatio
+from amcsearch.methods.selectors.lasso import Lasso
+from amcsearch.methods.selectors.obc import Obc
+from amcsearch.methods.selectors.thinet import ThiNet
+
+__all__ = ["SELECTORS", "Selector"]
+
+SELECTORS: Final[Mapping[str, Callable[..., Selector]]] = {
+    "amc": Amc,
+    "thinet": ThiNet,
+    "lasso": Lasso,
+    "obc": Obc,
+    "fisher_ratio": FisherRatio,
+}

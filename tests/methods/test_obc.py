@@ -1,0 +1,117 @@
+"""The trace of removals: exact errors and weights of every kept count from one pass."""
+
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from amcsearch.core import BadInputError
+from amcsearch.methods.least_squares import damped, output_error, refit_least_squares
+from amcsearch.methods.selector import Problem
+from amcsearch.methods.selectors.amc import Amc
+from amcsearch.methods.selectors.obc import Obc, trace_removals
+
+
+def test_by_hand_on_orthogonal_inputs_the_smallest_contribution_leaves_and_nothing_is_refitted(
+    readers: ModuleType,
+) -> None:
+    rows = torch.diag(torch.tensor([2.0, 1.0, 3.0])).double()  # G = diag(4, 1, 9) / 3
+    it = readers.reader(torch.tensor([[1.0, 3.0, 0.5]]).double(), rows)  # energies 4, 9, 2.25, each / 3
+    steps = [(s.unit, s.errors[0], s.weights[0].flatten().tolist()) for s in trace_removals([it], 0.0)]
+    expected = [
+        (2, 2.25 / 3, [1.0, 3.0, 0.0]),
+        (0, 6.25 / 3, [0.0, 3.0, 0.0]),
+        (1, 15.25 / 3, [0.0, 0.0, 0.0]),
+    ]
+    for (unit, error, weights), (e_unit, e_error, e_weights) in zip(steps, expected, strict=True):
+        assert unit == e_unit
+        assert error == pytest.approx(e_error)
+        assert weights == pytest.approx(e_weights)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("seed", range(15))
+def test_scores_add_up_to_the_exact_error_of_the_exact_refit(
+    readers: ModuleType, seed: int, width: int, damping: float
+) -> None:
+    it, _ = readers.random_reader(seed, width=width)
+    matrix = damped(it.inputs.gram, damping)
+    removed = torch.zeros(6, dtype=torch.bool)
+    for step in trace_removals([it], damping):
+        removed[step.unit] = True
+        if removed.all():
+            assert step.errors[0] == pytest.approx(output_error(it.weight, torch.zeros_like(it.weight), matrix))
+            assert not step.weights[0].any()
+        else:
+            exact = refit_least_squares(it.weight, it.inputs.gram, removed, width, damping)
+            torch.testing.assert_close(step.weights[0], exact, rtol=1e-7, atol=1e-9)
+            assert step.errors[0] == pytest.approx(output_error(it.weight, exact, matrix), rel=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_each_step_removes_what_costs_least_and_errors_only_grow(readers: ModuleType, seed: int) -> None:
+    it, _ = readers.random_reader(seed, width=2)
+    removed, errors = torch.zeros(6, dtype=torch.bool), []
+    for step in trace_removals([it], 0.0):
+        errors.append(step.errors[0])
+        if len(errors) < 6:
+            every = []
+            for unit in torch.nonzero(~removed)[:, 0].tolist():
+                more = removed.clone()
+                more[unit] = True
+                new = refit_least_squares(it.weight, it.inputs.gram, more, 2, 0.0)
+                every.append(output_error(it.weight, new, it.inputs.gram))
+            assert step.errors[0] == pytest.approx(min(every))
+        removed[step.unit] = True
+    assert all(a <= b for a, b in pairwise(errors))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_several_readers_and_conv_groups_are_traced_together(readers: ModuleType, seed: int) -> None:
+    one, two = readers.random_reader(seed)[0], readers.random_reader(seed + 50, outputs=3)[0]
+    removed = torch.zeros(6, dtype=torch.bool)
+    for step in list(trace_removals([one, two]))[:1]:
+        removed[step.unit] = True
+        for it, error, weight in zip((one, two), step.errors, step.weights, strict=True):
+            assert error > 0
+            assert not weight[:, :, step.unit].any()
+            assert weight.shape == it.weight.shape
+    singles = [
+        [s.errors[0] / it.energy for s in trace_removals([it])][-1] for it in (one, two)
+    ]  # dropping everything is 1, and a little for damping
+    assert singles == pytest.approx([1.0, 1.0], rel=0.05)
+
+
+def test_at_every_count_its_error_is_near_or_below_that_of_large_norms(readers: ModuleType) -> None:
+    better, total = 0, 0
+    for seed in range(30):
+        it, _ = readers.random_reader(seed, channels=8)
+        problem = Problem({"g": (it,)}, None)
+        orders = [selector.orders(problem)["g"] for selector in (Obc(0.0), Amc())]
+        for n_keep in range(1, 8):
+            errors = []
+            for order in orders:
+                removed = torch.ones(8, dtype=torch.bool)
+                removed[order[:n_keep]] = False
+                new = refit_least_squares(it.weight, it.inputs.gram, removed, 1, 0.0)
+                errors.append(output_error(it.weight, new, it.inputs.gram))
+            better += errors[0] <= errors[1] * (1 + 1e-9)
+            total += 1
+    assert better >= 0.9 * total
+
+
+def test_the_norms_of_several_readers_are_shares(readers: ModuleType) -> None:
+    x = torch.eye(3).double()
+    strong = readers.reader(torch.tensor([[50.0, -30.0, 20.0]]).double(), x)
+    weak = readers.reader(torch.tensor([[0.1, -0.8, 0.1], [0.1, 0.8, 0.1]]).double(), x)
+    assert Amc().orders(Problem({"g": (strong,)}, None))["g"].tolist() == [0, 1, 2]
+    both = Amc().orders(Problem({"g": (strong, weak)}, None))["g"]
+    np.testing.assert_array_equal(both, [1, 0, 2])  # 0.3 + 0.8, 0.5 + 0.1, 0.2 + 0.1
+
+
+def test_bad_damping_is_named() -> None:
+    with pytest.raises(BadInputError, match=r"damping = -0\.1"):
+        Obc(-0.1)
