@@ -1,0 +1,76 @@
+"""Choose exactly so many weights: the largest scores of one tensor, of all together, or by densities per tensor.
+
+A threshold at a sorted score keeps too many or too few where scores tie; a stable order cut at a count does not.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from amcsearch.core import BadInputError
+
+__all__ = ["apportion", "keep_by_count", "keep_overall", "keep_top", "n_kept"]
+
+
+def n_kept(count: int, sparsity: float) -> int:
+    """Weights left of ``count``: count - round(sparsity * count), at least 1."""
+    return max(1, count - round(sparsity * count))
+
+
+def keep_top(scores: Tensor, n_keep: int) -> Tensor:
+    """Return the mask, shape of ``scores``, of the ``n_keep`` largest; equal scores keep the lower index."""
+    order = torch.argsort(scores.flatten(), descending=True, stable=True)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[order[:n_keep]] = True
+    return mask.view(scores.shape)
+
+
+def keep_overall(scores: Mapping[str, Tensor], n_keep: int) -> dict[str, Tensor]:
+    """Return masks of the ``n_keep`` largest scores of all tensors together; every tensor keeps its largest.
+
+    Raises:
+        BadInputError: fewer kept weights than tensors.
+    """
+    if n_keep < len(scores):
+        raise BadInputError(
+            f"{n_keep} weights kept of {len(scores)} tensors, each must keep at least 1; lower the target sparsity"
+        )
+    flat = []
+    for values in scores.values():
+        line = values.flatten().double()
+        best = keep_top(line, 1)
+        flat.append(torch.where(best, torch.full_like(line, torch.inf), line))
+    mask = keep_top(torch.cat(flat), n_keep)
+    parts = torch.split(mask, [values.numel() for values in scores.values()])
+    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+
+
+def keep_by_count(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return masks that keep the ``counts`` largest scores of each tensor."""
+    return {name: keep_top(values, counts[name]) for name, values in scores.items()}
+
+
+def apportion(densities: Mapping[str, float], sizes: Mapping[str, int], n_keep: int) -> dict[str, int]:
+    """Round densities to whole weights a tensor that add up to ``n_keep``: the largest remainders round up.
+
+    Each tensor keeps from 1 to all of its weights.
+
+    Raises:
+        BadInputError: a total below one weight a tensor, or above all of them.
+    """
+    if not len(sizes) <= n_keep <= sum(sizes.values()):
+        raise BadInputError(
+            f"{n_keep} weights kept of {len(sizes)} tensors with {sum(sizes.values())} weights; "
+            "every tensor must keep at least 1; lower the target sparsity"
+        )
+    wanted = {name: min(max(densities[name] * size, 1.0), float(size)) for name, size in sizes.items()}
+    counts = {name: int(value) for name, value in wanted.items()}
+    while sum(counts.values()) != n_keep:
+        missing = n_keep - sum(counts.values())
+        sign = 1 if missing > 0 else -1
+        free = [name for name in sizes if (counts[name] < sizes[name] if sign > 0 else counts[name] > 1)]
+        free.sort(key=lambda name: sign * (counts[name] - wanted[name]))
+        for name in free[: abs(missing)]:
+            counts[name] += sign
+    return counts

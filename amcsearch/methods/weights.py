@@ -1,0 +1,78 @@
+"""Single weights: which of a network's may be zeroed one by one, and what a criterion says of each."""
+
+from collections.abc import Mapping
+from contextlib import closing
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, LayerKind
+from amcsearch.graph.slices import Trace
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.statistics import Draw, LossFunction, gather, sliced_parameters
+
+__all__ = ["layer_of", "sparse_weights", "weight_scores"]
+
+
+def sparse_weights(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]:
+    """Return the weights of convolutions and linear layers that some group cuts, by state-dict name.
+
+    A weight with several names appears under its first; one that is also an embedding's is left out.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    kinds = {layer.name: layer.kind for layer in trace.network.layers}
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in sliced_parameters(model, trace).items():
+        if parameter.ndim >= 2 and kinds.get(layer_of(name)) in (LayerKind.CONV, LayerKind.LINEAR):
+            found.setdefault(parameter, name)
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    found = {parameter: name for parameter, name in found.items() if parameter not in tables}
+    if not found:
+        raise BadInputError(f"{type(model).__name__} has no convolution or linear weight that a group cuts")
+    return {name: parameter for parameter, name in found.items()}
+
+
+def layer_of(name: str) -> str:
+    """Return the layer's name of a tensor's: ``blocks.0.up.weight`` is of ``blocks.0.up``."""
+    return name.rpartition(".")[0]
+
+
+def weight_scores(
+    model: nn.Module,
+    trace: Trace,
+    criterion: Criterion,
+    names: Mapping[str, Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Score every weight of the tensors ``names`` by a criterion on calibration data, largest is best.
+
+    A weight is a group of one: its score is the mean over draws, weighted by their samples, of its saliency's absolute
+    value, or of its square where the criterion's reduction squares.
+
+    Raises:
+        BadInputError: a tensor that the criterion does not score weight by weight, or as ``gather``.
+    """
+    draw = next(iter({statistic.draw for statistic in criterion.needs}), Draw.SET)
+    totals: dict[str, Tensor] = {}
+    seen = 0
+    with closing(gather(model, trace, inputs, targets, loss_fn, criterion.needs, batch_size)) as stream:
+        for statistics in stream:
+            if statistics.draw is not draw:
+                continue
+            saliency = criterion.saliency(statistics)
+            lost = [name for name in names if name not in saliency]
+            if lost:
+                raise BadInputError(
+                    f"{type(criterion).__name__} scores no single weight of {lost[0]}; choose another criterion"
+                )
+            for name, weight in names.items():
+                value = saliency[name].detach().broadcast_to(weight.shape)
+                value = value.square() if criterion.reduction.endswith("squared") else value.abs()
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value * statistics.samples
+            seen += statistics.samples
+    return {name: total / max(1, seen) for name, total in totals.items()}
