@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from amcsearch.methods.statistics import Statistic, Statistics
+from amcsearch.methods.statistics import Need, Statistics
 
 __all__ = ["Criterion"]
 
@@ -14,13 +14,16 @@ class Criterion(Protocol):
     """Saliency per weight, and the name of the reduction that makes scores of units from it.
 
     Promise: ``saliency`` is a pure function of one draw's statistics, returns tensors broadcastable to the weights of
-    the same name (a tensor left out counts for nothing), and keeps signs: abs and squares across weights belong to the
-    reduction. ``reduction`` is a row of ``REDUCTIONS``. ``needs`` names at most one kind of draw; a unit's score is the
-    mean over those draws, weighted by their samples (over the whole set at once where nothing else is asked).
+    the same name (a tensor left out counts for nothing; after an axis of samples in a ``SAMPLE`` draw), and keeps
+    signs: abs and squares across weights belong to the reduction. ``reduction`` is a row of ``REDUCTIONS``. ``needs``
+    names at most one kind of draw; a unit's score is the mean over those draws, weighted by their samples (over the
+    whole set at once where nothing else is asked). What is known of a channel alone is spread evenly over the weights
+    that read it. A criterion that has a true field or property ``fold_means`` expects the means of removed channels
+    in the readers' biases (``folding.py``).
     """
 
     @property
-    def needs(self) -> frozenset[Statistic]:
+    def needs(self) -> frozenset[Need]:
         """What to gather beyond the weights."""
         ...
 

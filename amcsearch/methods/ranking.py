@@ -1,5 +1,6 @@
 """The one walk over coupled slices: from saliency per weight to an order of units, and to the channels kept."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
@@ -12,7 +13,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.reduction import REDUCTIONS, Member
-from amcsearch.methods.statistics import Draw, LossFunction, Statistic, Statistics, gather
+from amcsearch.methods.statistics import Draw, LossFunction, Need, Statistics, gather
 
 __all__ = ["Ranking", "UnitScores", "keep", "rank", "rank_units", "score_draw", "score_units"]
 
@@ -52,7 +53,7 @@ def score_units(
     Raises:
         BadInputError: as ``gather``.
     """
-    needs = frozenset[Statistic]().union(*(criterion.needs for criterion in criteria.values()))
+    needs = frozenset[Need]().union(*(criterion.needs for criterion in criteria.values()))
     draws = {name: _draw(name, criterion) for name, criterion in criteria.items()}
     totals: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in criteria}
     seen = dict.fromkeys(criteria, 0)
@@ -71,7 +72,7 @@ def score_units(
 
 
 def score_draw(trace: Trace, criterion: Criterion, statistics: Statistics) -> UnitScores:
-    """Score the units of every group from one draw's statistics.
+    """Score the units of every group from one draw's statistics: the mean over its samples where they come apart.
 
     Raises:
         BadInputError: a group of which the criterion scores no tensor.
@@ -86,7 +87,8 @@ def score_draw(trace: Trace, criterion: Criterion, statistics: Statistics) -> Un
             raise BadInputError(
                 f"{type(criterion).__name__} scores no tensor of group {group.name!r}; choose another criterion"
             )
-        scores[group.name] = reduce(members).cpu().numpy()
+        score = reduce(members)
+        scores[group.name] = (score.mean(0) if statistics.draw is Draw.SAMPLE else score).cpu().numpy()
     return scores
 
 
@@ -142,11 +144,20 @@ def _members(
             continue
         key = part.tensor, part.dim
         if key not in sums:
-            full = saliency[part.tensor].broadcast_to(statistics.weights[part.tensor].shape)
-            others = [d for d in range(full.ndim) if d != part.dim]
-            sums[key] = full.sum(others, dtype=torch.float64) if others else full.double()
+            shape = statistics.weights[part.tensor].shape
+            sums[key] = _summed(saliency[part.tensor], shape, part.dim, statistics.draw is Draw.SAMPLE)
         positions = np.sort(part.positions[units].reshape(len(units), -1), axis=1)
         is_new = np.diff(positions, axis=1, prepend=-1) != 0  # channels of a unit may share an index (grouped conv)
-        scores = (sums[key].cpu()[torch.from_numpy(positions)] * torch.from_numpy(is_new)).sum(1)
+        scores = (sums[key].cpu()[..., torch.from_numpy(positions)] * torch.from_numpy(is_new)).sum(-1)
         index = trace.network.layer_index[part.layer]
         yield Member(trace.network.layers[index], index, part.side, scores)
+
+
+def _summed(saliency: Tensor, shape: torch.Size, dim: int, has_samples: bool) -> Tensor:
+    """Sum a saliency broadcastable to ``shape`` (after an axis of samples) over all axes of the weight but ``dim``."""
+    lead = 1 if has_samples else 0
+    full = saliency if has_samples else saliency[(None,) * (len(shape) - saliency.ndim)]
+    others = [axis for axis in range(len(shape)) if axis != dim]
+    shared = math.prod(shape[axis] // full.shape[lead + axis] for axis in others)  # weights behind one number
+    kept = full.sum([lead + axis for axis in others], dtype=torch.float64) if others else full.double()
+    return (kept * shared).expand(*full.shape[:lead], shape[dim])

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from amcsearch.core import LayerKind, LayerSpec, Side
 
-__all__ = ["REDUCTIONS", "Member", "Reduction", "consumers", "last_stages"]
+__all__ = ["REDUCTIONS", "Member", "Reduction", "consumers", "last_stages", "norms"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One coupled tensor: ``index`` is its layer's place in order of execution, ``scores`` (n_units,) float64."""
+    """One coupled tensor: ``index`` is its layer's place in order of execution, ``scores`` (…, n_units) float64."""
 
     layer: LayerSpec
     index: int
@@ -42,7 +42,7 @@ class Reduction:
     finish: Callable[[Tensor], Tensor]
 
     def __call__(self, members: Sequence[Member]) -> Tensor:
-        """Return scores, shape (n_units,), of one group's members."""
+        """Return scores, shape (…, n_units), of one group's members."""
         return self.finish(self.combine(torch.stack([member.scores for member in self.select(members)])))
 
 
@@ -68,6 +68,11 @@ def last_stages(members: Sequence[Member]) -> Sequence[Member]:
     return [m for m in writers if m.index not in rewritten] or writers or members
 
 
+def norms(members: Sequence[Member]) -> Sequence[Member]:
+    """Batch norms that scale the channels; the producers' last stages where there is none."""
+    return [m for m in members if m.layer.kind is LayerKind.BATCH_NORM] or last_stages(members)
+
+
 def _is_channelwise(layer: LayerSpec) -> bool:
     return layer.is_depthwise or layer.kind is LayerKind.BATCH_NORM or layer.kind in _MIXING_NORMS
 
@@ -91,6 +96,14 @@ def _first(stack: Tensor) -> Tensor:
     return stack[0]
 
 
+def _root(scores: Tensor) -> Tensor:
+    return scores.clamp(min=0.0).sqrt()
+
+
+def _half_squared(scores: Tensor) -> Tensor:
+    return 0.5 * scores.square()
+
+
 def _as_is(scores: Tensor) -> Tensor:
     return scores
 
@@ -103,5 +116,10 @@ REDUCTIONS: Final[Mapping[str, Reduction]] = {
     "consumers_sum": Reduction(consumers, _sum, _as_is),
     "consumers_absolute": Reduction(consumers, _sum, torch.abs),
     "consumers_squared": Reduction(consumers, _sum, torch.square),
+    "consumers_half_squared": Reduction(consumers, _sum, _half_squared),
+    "consumers_mean": Reduction(consumers, _mean, _as_is),
+    "consumers_root": Reduction(consumers, _sum, _root),
+    "norms_mean": Reduction(norms, _mean, _as_is),
+    "norms_sum": Reduction(norms, _sum, _as_is),
     "last_stages_squared": Reduction(last_stages, _sum, torch.square),
 }

@@ -1,70 +1,48 @@
-"""What criteria look at: weights, and gradients of the loss over the calibration samples.
+"""What criteria look at: weights, gradients, moments of activations, curvature, over the calibration samples.
 
-One pass over the calibration data serves every criterion. It is streamed: each *draw* (a minibatch, a single sample,
-or the whole set) is handed over as it comes, so that memory does not grow with the number of minibatches. The network
-is called through ``torch.func.functional_call`` on detached leaves: its ``.grad`` fields, its ``requires_grad`` flags
-and its buffers are never touched.
+One pass over the calibration data serves every criterion. It is streamed: each *draw* (a minibatch, the single samples
+of a minibatch, or the whole set) is handed over as it comes, so that memory does not grow with the number of
+minibatches. One forward pass of a minibatch gives its gradients, gates and moments together. The network is called
+through ``torch.func.functional_call`` on detached leaves: its ``.grad`` fields, its ``requires_grad`` flags and its
+buffers are never touched.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.layout import channels_first
-from amcsearch.graph.modes import evaluating
 from amcsearch.graph.slices import Trace
+from amcsearch.methods.curvature import GateTable, curvature
+from amcsearch.methods.first_order import Batch, LossFunction, Taps, drawn_labels, mean_gradients, sample_gates
+from amcsearch.methods.moments import Moments, Patches
+from amcsearch.methods.needs import Curvature, Draw, Need, SampleGates, ShortTraining, SquaredGradients, Statistic
+from amcsearch.methods.short_training import movement_scores
 
-__all__ = ["Draw", "LossFunction", "Statistic", "Statistics", "gather", "sliced_parameters"]
+__all__ = ["Draw", "LossFunction", "Need", "Statistic", "Statistics", "gather", "sliced_parameters"]
 
-LossFunction = Callable[[Any, Tensor], Tensor]  # (model output, target) -> mean loss over the samples, a scalar
-
-
-class Draw(StrEnum):
-    """What one set of statistics was averaged over."""
-
-    SET = "set"
-    MINIBATCH = "minibatch"
-    SAMPLE = "sample"
-
-
-class Statistic(StrEnum):
-    """What a criterion may ask for beyond the weights, which are always there."""
-
-    SET_GRADIENT = "set_gradient"
-    MINIBATCH_GRADIENT = "minibatch_gradient"
-    SAMPLE_GRADIENT = "sample_gradient"
-
-    @property
-    def draw(self) -> Draw:
-        """The draw this statistic comes with."""
-        return _DRAWS[self]
-
-
-_DRAWS = {
-    Statistic.SET_GRADIENT: Draw.SET,
-    Statistic.MINIBATCH_GRADIENT: Draw.MINIBATCH,
-    Statistic.SAMPLE_GRADIENT: Draw.SAMPLE,
-}
+_GRADIENTS = {Statistic.MINIBATCH_GRADIENT, Statistic.SET_GRADIENT}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One draw: tensors by state-dict name, each of the shape of its parameter.
+    """One draw: tensors by state-dict name; empty where nobody asked.
 
-    ``gradients`` are those of the mean loss over the draw's ``samples``; empty where nobody asked.
+    ``gradients`` (shape of the parameter) are those of the mean loss over the draw's ``samples``. ``inputs`` and
+    ``patches`` are moments of what the layer of a weight reads. ``found`` holds, by need, what that need describes,
+    broadcastable to the parameter; in a ``SAMPLE`` draw with an axis of samples before it.
     """
 
     draw: Draw
     samples: int
     weights: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Mapping[str, Moments] = field(default_factory=dict)
+    patches: Mapping[str, Patches] = field(default_factory=dict)
+    found: Mapping[Need, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def gather(
@@ -73,32 +51,31 @@ def gather(
     inputs: Tensor,
     targets: Tensor,
     loss_fn: LossFunction,
-    needs: AbstractSet[Statistic],
+    needs: AbstractSet[Need],
     batch_size: int,
 ) -> Generator[Statistics, None, None]:
     """Yield what ``needs`` names, draw after draw; the last one covers the whole set (weights are always in it).
 
     ``inputs`` (N, …) and ``targets`` (N, …) are cut into batches of ``batch_size`` in order; the last may be shorter
     and weighs by its samples. The network is in eval mode while it runs and in the mode it was found between draws.
+    Tokens (B, T) without a target (-100) count as padding in moments.
 
     Raises:
-        BadInputError: no samples, unequal lengths, or a batch size below 1, where gradients are asked for.
+        BadInputError: no samples, unequal lengths, or a batch size below 1, where data is asked for.
     """
-    parameters = sliced_parameters(model, trace)
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    total: dict[str, Tensor] = {}
-    for batch, target in _batches(inputs, targets, batch_size) if needs else ():
-        if needs & {Statistic.MINIBATCH_GRADIENT, Statistic.SET_GRADIENT}:
-            gradients = _gradients(model, parameters, batch, target, loss_fn)
-            if Statistic.MINIBATCH_GRADIENT in needs:
-                yield Statistics(Draw.MINIBATCH, len(batch), weights, gradients)
-            if Statistic.SET_GRADIENT in needs:
-                for name, gradient in gradients.items():
-                    total[name] = total.get(name, 0) + gradient * (len(batch) / len(inputs))
-        if Statistic.SAMPLE_GRADIENT in needs:
-            for sample, label in _batches(batch, target, 1):
-                yield Statistics(Draw.SAMPLE, 1, weights, _gradients(model, parameters, sample, label, loss_fn))
-    yield Statistics(Draw.SET, len(inputs), weights, total)
+    if not needs:
+        parameters = sliced_parameters(model, trace)
+        yield Statistics(Draw.SET, len(inputs), {name: p.detach() for name, p in parameters.items()})
+        return
+    task = _Pass(model, trace, loss_fn, needs, len(inputs))
+    for x, y in _batches(inputs, targets, batch_size):
+        yield from task.first_order(x, y)
+        for need, values in task.beyond(x, y):
+            task.add(need, values, len(x))
+    for need in needs:
+        if isinstance(need, ShortTraining):
+            task.total[need] = movement_scores(model, task.parameters, inputs, targets, loss_fn, need, batch_size)
+    yield task.whole()
 
 
 def sliced_parameters(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]:
@@ -108,7 +85,93 @@ def sliced_parameters(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]
     return {name: named[name] for name in dict.fromkeys(used) if name in named}
 
 
-def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+class _Pass:
+    """One pass over the calibration data; sums are weighted by the share of samples."""
+
+    def __init__(
+        self, model: nn.Module, trace: Trace, loss_fn: LossFunction, needs: AbstractSet[Need], samples: int
+    ) -> None:
+        self.model, self.loss_fn, self.needs, self.samples = model, loss_fn, needs, samples
+        self.parameters = sliced_parameters(model, trace)
+        self.weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        self.gates = [need for need in needs if isinstance(need, SampleGates)]
+        wanted = Statistic.INPUT_MOMENTS in needs, Statistic.PATCH_PRODUCTS in needs, bool(self.gates)
+        self.taps = Taps.on(model, trace, list(self.parameters), *wanted)
+        self.table = GateTable.of(trace)
+        self.total: dict[Need, dict[str, Tensor]] = {}
+        self.generators = {
+            need: torch.Generator().manual_seed(need.seed)
+            for need in needs
+            if isinstance(need, SampleGates | SquaredGradients | Curvature)
+        }
+
+    def first_order(self, x: Tensor, y: Tensor) -> Iterator[Statistics]:
+        """Do all that one forward pass serves."""
+        is_differentiated = bool(self.needs & _GRADIENTS or self.gates)
+        if not is_differentiated and not (self.taps.moments or self.taps.patches):
+            return
+        batch = Batch.run(self.model, self.parameters, x, y, self.taps)
+        loss = self.loss_fn(batch.output, batch.target) if is_differentiated else None
+        if loss is not None and self.needs & _GRADIENTS:
+            gradients = mean_gradients(batch, self.parameters, loss)
+            if Statistic.MINIBATCH_GRADIENT in self.needs:
+                yield Statistics(Draw.MINIBATCH, len(x), self.weights, gradients)
+            if Statistic.SET_GRADIENT in self.needs:
+                self.add(Statistic.SET_GRADIENT, gradients, len(x))
+        found: dict[Need, Mapping[str, Tensor]] = {}
+        for need in self.gates:
+            if need.labels == "model":
+                loss = self.loss_fn(batch.output, drawn_labels(batch.output, batch.target, self.generators[need]))
+            else:
+                loss = self.loss_fn(batch.output, batch.target)
+            found[need] = sample_gates(batch, self.taps, self.weights, loss)
+        if found:
+            yield Statistics(Draw.SAMPLE, len(x), self.weights, found=found)
+
+    def beyond(self, x: Tensor, y: Tensor) -> Iterator[tuple[Need, Mapping[str, Tensor]]]:
+        """Do what takes passes of its own."""
+        for need in self.needs:
+            if isinstance(need, SquaredGradients):
+                yield need, self._squared_gradients(need, x, y)
+            elif isinstance(need, Curvature):
+                arguments = self.model, self.parameters, self.table, (x, y), self.loss_fn
+                yield need, curvature(*arguments, need, self.generators[need])
+
+    def _squared_gradients(self, need: SquaredGradients, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        mean: dict[str, Tensor] = {}
+        silent = Taps({}, moments=False, patches=False, gated=frozenset())
+        for sample, label in _batches(x, y, 1):
+            batch = Batch.run(self.model, self.parameters, sample, label, silent)
+            if need.labels == "model":
+                target = drawn_labels(batch.output, batch.target, self.generators[need])
+            else:
+                target = batch.target
+            gradients = mean_gradients(batch, self.parameters, self.loss_fn(batch.output, target))
+            for name, gradient in gradients.items():
+                mean[name] = mean.get(name, 0) + gradient.square() / len(x)
+        return mean
+
+    def add(self, need: Need, values: Mapping[str, Tensor], samples: int) -> None:
+        """Add one batch's means to those of the set."""
+        total = self.total.setdefault(need, {})
+        for name, value in values.items():
+            total[name] = total.get(name, 0) + value * (samples / self.samples)
+
+    def whole(self) -> Statistics:
+        """Return the draw of the whole set."""
+        found: dict[Need, Mapping[str, Tensor]] = dict(self.total)
+        for need in self.total:
+            if isinstance(need, Curvature) and need.by == "gates":
+                found[need] = self.table.spread(self.total[need], self.weights)
+        gradients = found.pop(Statistic.SET_GRADIENT, {})
+        moments = {
+            name: value.aligned(self.weights[name], transposed=self.taps.is_transposed(name))
+            for name, value in self.taps.inputs.items()
+        }
+        return Statistics(Draw.SET, self.samples, self.weights, gradients, moments, dict(self.taps.products), found)
+
+
+def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     if batch_size < 1:
         raise BadInputError(f"calibration batch size = {batch_size}, must be at least 1")
     if len(inputs) == 0 or len(inputs) != len(targets):
@@ -116,19 +179,3 @@ def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterator[tuple
             f"calibration data: {len(inputs)} inputs and {len(targets)} targets; they must be as many, at least 1"
         )
     return zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
-
-
-def _gradients(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, targets: Tensor, loss_fn: LossFunction
-) -> dict[str, Tensor]:
-    """Gradients of the mean loss over one batch, in eval mode, by name; zero where the loss does not reach."""
-    leaves = {parameter: channels_first(parameter.detach()).requires_grad_() for parameter in parameters.values()}
-    name_of = {parameter: name for name, parameter in parameters.items()}  # one name each, also for tied weights
-    torch_device = next(iter(leaves)).device
-    with evaluating(model), torch.enable_grad():
-        replaced = {name_of[parameter]: leaf for parameter, leaf in leaves.items()}
-        output = functional_call(model, replaced, (channels_first(inputs.to(torch_device)),))
-        loss = loss_fn(output, targets.to(torch_device))
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    gradient_of = dict(zip(leaves, found, strict=True))
-    return {name: gradient_of[parameter] for name, parameter in parameters.items()}

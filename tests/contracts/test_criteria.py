@@ -19,8 +19,10 @@ from amcsearch.training.models import MODELS
 @cache
 def traced(name: str) -> tuple[nn.Module, Trace, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = MODELS[name](width=8) if name == "resnet18" else MODELS[name]()
     generator = torch.Generator().manual_seed(1)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.weight.data = 0.5 + torch.rand(norm.weight.shape, generator=generator)  # as after training, not all 1
     if name == "language_model":
         x = torch.randint(0, 64, (5, 16), generator=generator)
         y = torch.randint(0, 64, (5, 16), generator=generator)

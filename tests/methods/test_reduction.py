@@ -34,6 +34,11 @@ PLAIN = [
         ("consumers_sum", [3.0, -6.0]),
         ("consumers_absolute", [3.0, 6.0]),
         ("consumers_squared", [9.0, 36.0]),
+        ("consumers_half_squared", [4.5, 18.0]),
+        ("consumers_mean", [3.0, -6.0]),
+        ("consumers_root", [3.0**0.5, 0.0]),  # rounding errors below 0 are 0
+        ("norms_mean", [2.0, 1.0]),
+        ("norms_sum", [2.0, 1.0]),
         ("last_stages_squared", [4.0, 1.0]),  # the norm supersedes the convolution before it
     ],
 )
@@ -42,7 +47,7 @@ def test_every_reduction_by_hand(name: str, expected: list[float]) -> None:
 
 
 def test_the_table_above_is_complete() -> None:
-    assert len(REDUCTIONS) == 8
+    assert len(REDUCTIONS) == 13
 
 
 def test_opposite_contributions_cancel_before_the_square() -> None:
@@ -78,6 +83,21 @@ def test_a_norm_over_the_stream_is_neither_producer_nor_consumer() -> None:
     ]
     assert REDUCTIONS["last_stages_squared"](stream).tolist() == [1.0, 4.0]
     assert REDUCTIONS["consumers_sum"](stream).tolist() == [3.0, 4.0]
+
+
+def test_readers_are_averaged_and_norms_stand_for_those_who_write() -> None:
+    two = [*PLAIN, member(READER, 3, Side.IN, 5.0, 0.0), member(NORM, 6, Side.OUT, 4.0, 2.0)]
+    assert REDUCTIONS["consumers_mean"](two).tolist() == [4.0, -3.0]
+    assert REDUCTIONS["norms_mean"](two).tolist() == [3.0, 1.5]
+    assert REDUCTIONS["norms_sum"](two).tolist() == [6.0, 3.0]
+    assert REDUCTIONS["norms_mean"]([PLAIN[0], PLAIN[2]]).tolist() == [1.0, 8.0]  # no norm: who writes
+
+
+def test_single_samples_keep_their_axis() -> None:
+    scores = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=torch.float64)
+    one = [Member(READER, 2, Side.IN, scores), Member(READER, 3, Side.IN, -scores)]
+    assert REDUCTIONS["consumers_squared"](one[:1]).tolist() == [[1.0, 4.0], [9.0, 16.0]]
+    assert REDUCTIONS["consumers_half_squared"](one).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_without_a_reader_the_last_stages_stand_in() -> None:

@@ -8,9 +8,13 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError
 from amcsearch.graph.modes import modes_kept
 from amcsearch.graph.trace import trace
-from amcsearch.methods.statistics import Draw, Statistic, gather
+from amcsearch.methods.needs import Curvature, Need, SampleGates, ShortTraining, SquaredGradients
+from amcsearch.methods.statistics import Draw, Statistic, Statistics, gather
 
-ALL = frozenset(Statistic)
+GATES = SampleGates()
+ALL: frozenset[Need] = frozenset(
+    {*Statistic, GATES, SquaredGradients("model"), Curvature(probes=1), ShortTraining(steps=2)}
+)
 
 
 def network() -> nn.Module:
@@ -35,11 +39,67 @@ def test_draws_come_in_order_with_their_samples_and_exact_gradients() -> None:
     model, (x, y) = network(), data()
     found = list(gather(model, trace(model, x[:1]), x, y, F.cross_entropy, ALL, batch_size=3))
     minibatch, sample = Draw.MINIBATCH, Draw.SAMPLE
-    expected = [(minibatch, 3), *[(sample, 1)] * 3, (minibatch, 2), *[(sample, 1)] * 2, (Draw.SET, 5)]
+    expected = [(minibatch, 3), (sample, 3), (minibatch, 2), (sample, 2), (Draw.SET, 5)]
     assert [(s.draw, s.samples) for s in found] == expected
-    for statistics, rows in zip(found, [slice(3), 0, 1, 2, slice(3, 5), 3, 4, slice(5)], strict=True):
-        rows = rows if isinstance(rows, slice) else slice(rows, rows + 1)
+    for statistics, rows in zip((found[0], found[2], found[4]), (slice(3), slice(3, 5), slice(5)), strict=True):
         torch.testing.assert_close(statistics.gradients["0.weight"], reference(model, x[rows], y[rows]))
+
+
+def test_gates_of_single_samples_equal_a_loop_over_them_also_in_a_shorter_batch() -> None:
+    model, (x, y) = network(), data()
+    traced = trace(model, x[:1])
+    draws = [s for s in gather(model, traced, x, y, F.cross_entropy, {GATES}, 3) if s.draw is Draw.SAMPLE]
+    together = torch.cat([s.found[GATES]["5.weight"] for s in draws])  # (5, 1, 64), spread over 3 rows
+    for n in range(5):
+        model.eval()
+        (gradient,) = torch.autograd.grad(
+            F.cross_entropy(model(x[n : n + 1]), y[n : n + 1]),
+            [model[5].weight],  # type: ignore[index]
+        )
+        by_gate = (gradient * model[5].weight).sum(0)  # type: ignore[index]
+        torch.testing.assert_close(3 * together[n, 0], by_gate)
+
+
+def test_squared_gradients_equal_a_loop_over_samples() -> None:
+    model, (x, y) = network(), data()
+    (only,) = gather(model, trace(model, x[:1]), x, y, F.cross_entropy, {SquaredGradients()}, 2)
+    expected = torch.stack([reference(model, x[n : n + 1], y[n : n + 1]) for n in range(5)]).square().mean(0)
+    torch.testing.assert_close(only.found[SquaredGradients()]["0.weight"], expected)
+
+
+def inputs_of(n: int, batch: int) -> Statistics:
+    model, (x, y) = network(), data(n)
+    needs = {Statistic.INPUT_MOMENTS, Statistic.PATCH_PRODUCTS}
+    (only,) = gather(model, trace(model, x[:1]), x, y, F.cross_entropy, needs, batch)
+    return only
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_moments_do_not_depend_on_the_cut_into_batches(batch: int) -> None:
+    whole, cut = inputs_of(7, 7), inputs_of(7, batch)
+    for name, moments in whole.inputs.items():
+        for field in ("mean", "variance", "absolute", "active", "mean_square"):
+            torch.testing.assert_close(getattr(cut.inputs[name], field), getattr(moments, field))
+        torch.testing.assert_close(cut.patches[name].products, whole.patches[name].products)
+
+
+def test_tokens_without_a_target_are_no_part_of_the_moments() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 9)).double()
+    tokens = torch.randint(0, 9, (3, 5))
+    target = torch.randint(0, 9, (3, 5))
+    target[:, 3:] = -100
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.flatten(0, 1), y.flatten())
+
+    found = trace(model, tokens[:1])
+    padded, short = (
+        list(gather(model, found, t, y, loss, {Statistic.INPUT_MOMENTS}, 2))[-1].inputs["3.weight"]
+        for t, y in ((tokens, target), (tokens[:, :3], target[:, :3]))
+    )
+    assert padded.count == short.count == 9
+    torch.testing.assert_close(padded.mean, short.mean)
 
 
 def test_the_model_is_left_bit_identical_in_its_modes_with_no_gradients() -> None:
@@ -51,9 +111,8 @@ def test_the_model_is_left_bit_identical_in_its_modes_with_no_gradients() -> Non
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
     stream = gather(model, found, x, y, F.cross_entropy, ALL, batch_size=2)
-    next(stream)
-    assert [m.training for m in model.modules()] == modes  # also between draws
     assert "5.weight" in next(stream).gradients  # a frozen weight is scored like any other
+    assert [m.training for m in model.modules()] == modes  # also between draws
     list(stream)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

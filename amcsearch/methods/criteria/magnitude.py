@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from amcsearch.core import BadInputError
-from amcsearch.methods.statistics import Statistic, Statistics
+from amcsearch.methods.needs import Need
+from amcsearch.methods.statistics import Statistics
 
 __all__ = ["Magnitude"]
 
@@ -29,7 +30,7 @@ class Magnitude:
 
     p: float = 2.0
     reduction: Literal["mean", "sum", "max", "first"] = "mean"
-    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.p > 0:

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amcsearch.methods.statistics import Statistic, Statistics
+from amcsearch.methods.needs import Need
+from amcsearch.methods.statistics import Statistics
 
 __all__ = ["RandomOrder"]
 
@@ -20,7 +21,7 @@ class RandomOrder:
     """``seed`` decides the order; tensors draw in the order of their names."""
 
     seed: int = 0
-    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
     reduction: ClassVar[str] = "sum"
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:

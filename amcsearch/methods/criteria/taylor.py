@@ -9,6 +9,7 @@ by about -dL/da. Signs must survive until that sum; only then comes the square o
     joint          |sum w*g| with the gradient of the whole calibration set
     parameterwise  sum |w*g| with the same gradient: never below joint, and blind to what cancels
     per_sample     mean over samples of (sum w*g)^2: does not vanish at a minimum; twice the empirical Fisher score
+    act2017        mean over samples of |sum w*g|; the 2017 paper divides it by the layer's L2 norm (``global_ranking``)
 
 Molchanov et al. 2017 (arXiv 1611.06440) and 2019 (arXiv 1906.10771). Departures: the gate sits on what consumers read,
 which is the removal itself also through GELU or ReLU6, where a gate after the producer's batch norm is not; and always
@@ -22,16 +23,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from amcsearch.methods.statistics import Statistic, Statistics
+from amcsearch.methods.needs import Need, SampleGates, Statistic
+from amcsearch.methods.statistics import Statistics
 
-__all__ = ["Taylor", "TaylorBn", "TaylorJoint", "TaylorParameterwise", "TaylorPerSample"]
+__all__ = ["Taylor", "TaylorActivation", "TaylorBn", "TaylorJoint", "TaylorParameterwise", "TaylorPerSample"]
 
 
 @dataclass(frozen=True)
 class Taylor:
     """``gate``: mean over minibatches of the squared derivative by the gate."""
 
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.MINIBATCH_GRADIENT})
+    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.MINIBATCH_GRADIENT})
     reduction: ClassVar[str] = "consumers_squared"
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
@@ -50,7 +52,7 @@ class TaylorBn(Taylor):
 class TaylorJoint(Taylor):
     """``joint``: one gradient of the whole set, absolute value of the sum."""
 
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.SET_GRADIENT})
+    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
     reduction: ClassVar[str] = "consumers_absolute"
 
 
@@ -58,7 +60,7 @@ class TaylorJoint(Taylor):
 class TaylorParameterwise(Taylor):
     """``parameterwise``: one gradient of the whole set, sum of absolute terms."""
 
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.SET_GRADIENT})
+    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
     reduction: ClassVar[str] = "consumers_sum"
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
@@ -68,6 +70,17 @@ class TaylorParameterwise(Taylor):
 
 @dataclass(frozen=True)
 class TaylorPerSample(Taylor):
-    """``per_sample``: mean over samples of the squared derivative by the gate; one backward pass a sample."""
+    """``per_sample``: mean over samples of the squared derivative by the gate."""
 
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.SAMPLE_GRADIENT})
+    needs: ClassVar[frozenset[Need]] = frozenset({SampleGates()})
+
+    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
+        """Return each sample's derivative by the gate, spread over the readers, (N, *weight)."""
+        return statistics.found[SampleGates()]
+
+
+@dataclass(frozen=True)
+class TaylorActivation(TaylorPerSample):
+    """``act2017``: mean over samples of the absolute derivative by the gate."""
+
+    reduction: ClassVar[str] = "consumers_absolute"

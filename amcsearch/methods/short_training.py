@@ -1,0 +1,87 @@
+"""Movement scores from a short training of a copy whose weights are masked by their own scores.
+
+    each step:  W' = W * M,  M = Top_v(S),  G = dL/dW' on the next minibatch
+                S <- S - G * W      (straight through: dL/dS = G * W, for entries off as well as on)
+                W <- W - rate * G * M
+
+``v`` falls from 1 to ``keep`` along a cubic over the steps. Minibatches are taken in order, again and again. Plain
+gradient descent in eval mode: under train-mode batch norm the scores of a filter would sum to 0, since the loss does
+not depend on its scale.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from amcsearch.core import BadInputError
+from amcsearch.graph.layout import channels_first
+from amcsearch.graph.modes import evaluating
+from amcsearch.methods.first_order import LossFunction
+from amcsearch.methods.needs import ShortTraining
+
+__all__ = ["accumulated", "keep_share", "movement_scores", "top_mask"]
+
+
+def accumulated(scores: Tensor, weight: Tensor, gradient: Tensor, learning_rate: float = 1.0) -> Tensor:
+    """S - rate * G * W, all of one shape; ``gradient`` is that at the MASKED weight, so that scores of weights that
+    are off move too, and these can come back.
+    """
+    return scores - learning_rate * gradient * weight
+
+
+def top_mask(scores: Tensor, keep: float) -> Tensor:
+    """1 for exactly floor(keep * n) entries, those of the largest scores, else 0; ties keep the first in memory."""
+    n_keep = math.floor(keep * scores.numel() + 1e-9)
+    mask = torch.zeros(scores.numel(), dtype=scores.dtype, device=scores.device)
+    mask[torch.argsort(scores.flatten(), descending=True, stable=True)[:n_keep]] = 1.0
+    return mask.reshape(scores.shape)
+
+
+def keep_share(step: int, steps: int, final: float) -> float:
+    """Share kept at a step: v_f + (1 - v_f)(1 - t)^3 with t from 0 at the first step to 1 at the last."""
+    progress = min(max(step / max(steps - 1, 1), 0.0), 1.0)
+    return final + (1.0 - final) * (1.0 - progress) ** 3
+
+
+def movement_scores(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction,
+    need: ShortTraining,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Return S by tensor name, its shape, for every scored tensor; ``model`` is not touched.
+
+    Raises:
+        BadInputError: a loss that is not finite.
+    """
+    names = {p: name for name, p in model.named_parameters()}
+    weights = {name: channels_first(p.detach()).clone() for p, name in names.items()}
+    scores = {names[p]: torch.zeros_like(p) for p in parameters.values() if p.ndim > 1}
+    torch_device = next(iter(weights.values())).device
+    batches = zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
+    with evaluating(model), torch.enable_grad():
+        for step, (x, y) in enumerate(islice(cycle(batches), need.steps)):
+            share = keep_share(step, need.steps, need.keep)
+            masks = {name: top_mask(s, share) for name, s in scores.items()} if share < 1.0 else {}
+            masked = {name: w * masks[name] if name in masks else w.clone() for name, w in weights.items()}
+            leaves = {name: w.requires_grad_(w.is_floating_point()) for name, w in masked.items()}
+            loss = loss_fn(functional_call(model, leaves, (channels_first(x.to(torch_device)),)), y.to(torch_device))
+            if not torch.isfinite(loss):
+                raise BadInputError(
+                    f"movement: the loss is {float(loss)} in step {step} of the short training at learning_rate = "
+                    f"{need.learning_rate}, must be finite; lower selection.params.learning_rate"
+                )
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(leaves, found, strict=True):
+                if name in scores:
+                    scores[name] = accumulated(scores[name], weights[name], gradient)
+                    gradient = gradient * masks[name] if masks else gradient
+                weights[name] = weights[name] - need.learning_rate * gradient
+    return {name: scores[names[p]] for name, p in parameters.items() if names[p] in scores}
