@@ -1,0 +1,115 @@
+"""The kit's command line: ``python3 kit.pyz -o result.jsonl``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, Sequence
+
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.part import Settings
+from amcsearch.runtime.on_device.plan import DevicePlan, read_plan
+from amcsearch.runtime.on_device.program import run
+from amcsearch.runtime.on_device.session import CPU
+
+__all__ = ["main"]
+
+BAD_INPUT, INTERRUPTED = 2, 130
+REDRAW_S, LINE_S = 0.2, 30.0
+WIDTH = 110
+
+
+class Progress:
+    """One line that is drawn again in a terminal; a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next = 0.0
+
+    def __call__(self, share: float, text: str) -> None:
+        """Report the share done."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        line = f"{share:4.0%} {text}"
+        if self._terminal:
+            sys.stderr.write(f"\r{line[:WIDTH]:<{WIDTH}}")
+        else:
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        self._next = now + (REDRAW_S if self._terminal else LINE_S)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._terminal:
+            sys.stderr.write("\n")
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="kit.pyz",
+        description="Measure this kit's models with ONNX Runtime; the same command again goes on with a result.",
+        epilog="example: python3 kit.pyz -o result.jsonl --threads 1 --minutes 20",
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="RESULT.jsonl", help="result file, begun or gone on with")
+    parser.add_argument("--threads", type=int, default=1, help="threads inside an operator (default 1)")
+    parser.add_argument("--provider", default=CPU, help="execution provider (default CPU)")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes (default: when all is measured)")
+    parser.add_argument("--list", action="store_true", help="list the kit's models and stop")
+    found = parser.parse_args(arguments)
+    if found.out is None and not found.list:
+        parser.error("say where the result goes: -o result.jsonl")
+    return found
+
+
+def _listed(plan: DevicePlan) -> str:
+    lines = []
+    for entry, one in zip(plan.entries, plan.plan["models"]):
+        what = " ".join(["graph", *["timing"] * entry.timed, *["profile"] * entry.profiled])
+        lines.append(f"{entry.id}\t{entry.network}\t{one['role']}\t{plan.model_bytes(entry) / 2**20:.1f} MiB\t{what}")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(end: dict[str, Any], out: Path) -> str:
+    coverage, drift = end["coverage"], end["drift"]
+    lines = [f"note: {note}" for note in end["notes"]]
+    state = "complete" if end["complete"] else "incomplete; run this again to go on"
+    timed = "+".join(str(n) for n in coverage["timed"])
+    lines.append(f"{out}: {state}: {coverage['models']} models, timed {timed}, profiled {coverage['profiled']}")
+    if coverage["left_out"] or coverage["failed"]:
+        lines.append(f"left out for lack of time: {len(coverage['left_out'])}; failed: {len(coverage['failed'])}")
+    lines.append(f"{drift['disturbed_share']:.0%} of rounds disturbed, largest drift {drift['largest'] - 1:.1%}")
+    return "\n".join(lines) + "\n"
+
+
+def _checked(found: argparse.Namespace) -> Settings:
+    if found.minutes is not None and not found.minutes > 0:
+        raise DeviceError(f"--minutes {found.minutes} must be more than 0")
+    if found.threads < 1:
+        raise DeviceError(f"--threads {found.threads} must be at least 1")
+    return Settings(found.threads, found.provider, found.minutes)
+
+
+def main(kit: Path, arguments: Sequence[str] | None = None) -> int:
+    """Run the kit at ``kit``; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    found = _arguments(arguments)
+    progress = Progress()
+    try:
+        plan = read_plan(kit)
+        if found.list:
+            sys.stdout.write(_listed(plan))
+            return 0
+        end = run(plan, found.out, _checked(found), progress)
+        progress.close()
+        sys.stderr.write(_summary(end, found.out))
+        return 0
+    except DeviceError as error:
+        progress.close()
+        sys.stderr.write(f"kit.pyz: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        progress.close()
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        return INTERRUPTED

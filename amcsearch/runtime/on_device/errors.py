@@ -1,0 +1,7 @@
+"""The one way the device's program refuses; the host turns it into its own bad-input error."""
+
+__all__ = ["DeviceError"]
+
+
+class DeviceError(ValueError):
+    """What stops a measurement; the message names the value, the bound and the cure (exit code 2)."""

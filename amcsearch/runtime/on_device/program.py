@@ -1,0 +1,146 @@
+"""The schedule: first every model once, in order of priority, then profiles, then more passes over all.
+
+    pass 1: for each block of models: optimised graphs, then rounds of samples beside the references
+    profiles of every model
+    pass 2 … K: rounds of samples again
+
+Whatever was measured is on the disk when its block ends; a run that was broken off goes on there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from amcsearch.runtime.on_device.done import check_same_run
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.part import BLOCK_MODELS, MS_PER_S, Part, Report, Settings
+from amcsearch.runtime.on_device.passes import call_overhead, timing_pass
+from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, Entry
+from amcsearch.runtime.on_device.profiling import RUNS_A_ROUND, profile_models
+from amcsearch.runtime.on_device.protobuf import nchwc_block
+from amcsearch.runtime.on_device.provenance import load, provenance, temperatures_c
+from amcsearch.runtime.on_device.records import Journal
+from amcsearch.runtime.on_device.session import open_session, optimised_model, provider_name
+from amcsearch.runtime.on_device.timing import Clock
+
+__all__ = ["run"]
+
+PROFILE_INFLATION = 2.0  # of a run by the profiler, for the estimate of its time
+
+
+def _header(part: Part) -> dict[str, Any]:
+    threads, provider = part.settings.threads, part.settings.provider
+    block = nchwc_block(optimised_model(part.plan.probe, threads, provider))
+    options = open_session(part.plan.empty, threads, provider).get_provider_options().get(provider, {})
+    batch, dtype = int(part.plan.plan["batch"]), str(part.plan.plan["dtype"])
+    return {
+        "part": part.done.parts + 1,
+        "kit_version": KIT_VERSION,
+        "plan_hash": part.plan.hash,
+        "provenance": provenance(threads, batch, dtype, provider, block, options),
+        "plan": part.plan.described(),
+    }
+
+
+def _profiled_in_time(part: Part, block: Sequence[Entry]) -> list[Entry]:
+    left_ms, chosen = MS_PER_S * part.seconds_left, []
+    for entry in block:
+        ms = part.done.fastest_ms.get(entry.id, part.done.fastest_ms.get(entry.reference, 1.0))
+        left_ms -= PROFILE_INFLATION * RUNS_A_ROUND * part.profile_rounds * ms
+        if left_ms < 0:
+            break
+        chosen.append(entry)
+    return chosen
+
+
+def _profile_block(part: Part, block: Sequence[Entry]) -> None:
+    part.say(f"profile of {block[0].id} and {len(block) - 1} beside it")
+    rng = np.random.default_rng((part.seed, part.plan.entries.index(block[0])))
+    models = [part.plan.model(entry) for entry in block]
+    inputs = [part.pool.inputs(entry.network) for entry in block]
+    try:
+        found = profile_models(models, inputs, part.profile_rounds, rng, part.settings.threads, part.settings.provider)
+    except DeviceError as error:
+        if len(block) == 1:
+            part.fail(block[0], error)
+        for entry in block if len(block) > 1 else []:  # find out which of them it is
+            _profile_block(part, [entry])
+        return
+    for entry, nodes in zip(block, found):
+        part.write("profile", {"model": entry.id, "nodes": [list(node) for node in nodes]})
+
+
+def _profiles(part: Part) -> bool:
+    skipped = part.done.profiles | part.done.failed
+    queue = [entry for entry in part.plan.entries if entry.profiled and entry.id not in skipped]
+    while queue:
+        block = _profiled_in_time(part, part.pool.first_that_fit(queue, BLOCK_MODELS))
+        if not block:
+            return False
+        _profile_block(part, block)
+        queue = queue[len(block) :]
+    return True
+
+
+def _measure(part: Part) -> None:
+    first, *others = part.done.timings
+    call_overhead(part, first)
+    in_time = timing_pass(part, first, part.plan.entries) and _profiles(part)
+    for number in others:
+        if in_time:
+            call_overhead(part, number)
+            in_time = timing_pass(part, number, [entry for entry in part.plan.entries if entry.timed])
+
+
+def _end(part: Part) -> dict[str, Any]:
+    coverage = part.done.coverage()
+    return {
+        "part": part.done.parts,
+        "complete": not coverage["incomplete"],
+        "coverage": coverage,
+        "drift": part.done.drift.summary(),
+        "seconds": round(part.seconds, 1),
+        "load": load(),
+        "temperatures_c": temperatures_c(),
+    }
+
+
+def run(
+    plan: DevicePlan,
+    out: Path | Journal,
+    settings: Settings,
+    report: Report | None = None,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Measure what the plan asks for and the result does not hold yet, and append it.
+
+    Args:
+        plan: what to measure.
+        out: the result file, new or begun by the same plan on the same device; or a journal of it.
+        settings: threads, provider, time.
+        report: see ``Report``; nothing is said if None.
+        clock: what tells time; the device's if None.
+
+    Returns:
+        The end record (``complete``, ``coverage``, ``drift``, ``seconds``) with ``notes`` of repairs to the file.
+
+    Raises:
+        DeviceError: the file is of another run or cannot be written, or the provider or a reference cannot run.
+    """
+    settings = settings._replace(provider=provider_name(settings.provider))
+    journal = out if isinstance(out, Journal) else Journal(out)
+    try:
+        part = Part(plan, journal, settings, clock or Clock(), report)
+        header = _header(part)
+        if journal.records:
+            check_same_run(journal.records[0], header)
+        if not (journal.records and journal.records[-1]["kind"] == "end" and journal.records[-1]["complete"]):
+            part.write("header", header)
+            _measure(part)
+            part.write("end", _end(part))
+        return {**journal.records[-1], "notes": journal.notes}
+    finally:
+        journal.close()

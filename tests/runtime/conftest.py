@@ -1,0 +1,62 @@
+"""Small kits, and a clock that tests turn."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from amcsearch.runtime.kit import InputSpec, KitModel, KitPlan
+from amcsearch.runtime.on_device.timing import Clock
+
+
+def _conv_model(width, seed=0):
+    """(1, 16, 8, 8) → 3x3 convolution with ``width`` outputs → Relu → 3x3 convolution with 16 outputs."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w1": (width, 16, 3, 3), "w2": (16, width, 3, 3), "b1": (width,), "b2": (16,)}
+    tensors = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"], name="/first/Conv", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"], name="/Relu"),
+        helper.make_node("Conv", ["r", "w2", "b2"], ["y"], name="/second/Conv", pads=[1] * 4),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 16, 8, 8]) for n in "xy"]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+class _FakeClock(Clock):
+    """Every sample takes a second of its time and measures 100 ms times ``level``, which is asked with that time."""
+
+    def __init__(self, level=lambda now: 1.0, step_s=1.0):
+        self.time, self.level, self.step_s = 0.0, level, step_s
+
+    def now(self):
+        return self.time
+
+    def sample_ms(self, call, repeats):
+        call()
+        self.time += self.step_s
+        return 100.0 * self.level(self.time)
+
+
+@pytest.fixture(scope="session")
+def conv_model():
+    return _conv_model
+
+
+@pytest.fixture(scope="session")
+def fake_clock():
+    return _FakeClock
+
+
+@pytest.fixture(scope="session")
+def small_plan():
+    """A function: the dense model "w64" and one a width, in two quick passes unless said otherwise."""
+
+    def make(widths=(16, 32), **settings):
+        models = [KitModel("w64", _conv_model(64), "net", "reference")]
+        models += [KitModel(f"w{w}", _conv_model(w), "net", "train", {"hidden": w}) for w in widths]
+        chosen = {"passes": 2, "rounds": 2, "sample_ms": 0.05, "profile_rounds": 2} | settings
+        return KitPlan(tuple(models), 1, "float32", {"net": InputSpec((1, 16, 8, 8))}, **chosen)
+
+    return make
