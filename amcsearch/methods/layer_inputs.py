@@ -85,7 +85,8 @@ class _Seen:
         self.rows = total
 
     def classify(self, features: Tensor, labels: Tensor, classes: int) -> None:
-        """Merge pooled features (n, C_in) with labels (n,)."""
+        """Merge pooled features (n, C_in) with labels (n,); negative labels are left out."""
+        features, labels = features[labels >= 0], labels[labels >= 0]
         one_hot = nn.functional.one_hot(labels, classes).to(features)
         counts = torch.zeros(classes, dtype=torch.float64) if self.counts is None else self.counts
         self.counts = counts + one_hot.sum(0).cpu()
@@ -117,10 +118,15 @@ def gather_inputs(
         seed: of that draw.
 
     Raises:
-        BadInputError: no samples, a batch size below 1, or Gram matrices beyond ``MEMORY_BYTES``.
+        BadInputError: no samples, a batch size below 1, targets that are no class ids, or Gram matrices beyond
+            ``MEMORY_BYTES``.
     """
     if batch_size < 1 or len(inputs) == 0:
         raise BadInputError(f"calibration: {len(inputs)} samples in batches of {batch_size}, both must be at least 1")
+    if targets is not None and targets.is_floating_point():
+        raise BadInputError(
+            f"moments by class need class ids, the targets are {targets.dtype}; choose another selector"
+        )
     modules = _reading_modules(model, trace)
     _check_memory(modules)
     torch_device = next(model.parameters()).device

@@ -5,6 +5,7 @@ from typing import Final
 
 from amcsearch.methods.selector import Selector
 from amcsearch.methods.selectors.amc import Amc
+from amcsearch.methods.selectors.discrimination_aware import DiscriminationAware
 from amcsearch.methods.selectors.fisher_ratio import FisherRatio
 from amcsearch.methods.selectors.lasso import Lasso
 from amcsearch.methods.selectors.obc import Obc
@@ -17,5 +18,6 @@ SELECTORS: Final[Mapping[str, Callable[..., Selector]]] = {
     "thinet": ThiNet,
     "lasso": Lasso,
     "obc": Obc,
+    "discrimination_aware": DiscriminationAware,
     "fisher_ratio": FisherRatio,
 }

@@ -1,0 +1,156 @@
+"""Discrimination-aware channel pruning: add the channels that the reconstruction AND a nearby classifier ask for most.
+
+    L = mse_weight * E||y - y'||^2 / E||y||^2 + softmax_weight * loss of the next auxiliary head
+    score_c = sum over filters o of |dL / dW'[o, c]|_F   at the weights W' so far, which are 0 in channels not yet
+    chosen
+
+Start from no channel, add the highest scores, refit the chosen ones, repeat. Heads sit at equal distances along the
+layers that read channels (see ``auxiliary_heads``); past the last one the network's own loss counts.
+
+Zhuang et al., Discrimination-aware Channel Pruning for Deep Neural Networks, 2018 (arXiv 1810.11809): 3 heads, weights
+1 and 1, one channel at a time. Departures: the chosen weights are refitted by least squares on the reconstruction
+alone, in closed form (theirs: an epoch of SGD on both terms); the reconstruction's gradient comes from the Gram matrix,
+2 (W' - W) G, and is relative, so that layers compare; channels are added in ``rounds`` equal parts; the head's gradient
+is taken on the first ``samples`` of the calibration data; the network itself is not fine-tuned with the heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError
+from amcsearch.graph.modes import evaluating
+from amcsearch.methods.auxiliary_heads import Head, head_loss, train_heads
+from amcsearch.methods.ranking import Ranking
+from amcsearch.methods.selector import Calibration, Problem, Reader, Refitted, refitted
+
+__all__ = ["DiscriminationAware"]
+
+
+@dataclass(frozen=True)
+class DiscriminationAware:
+    """Greedy by the gradient of reconstruction plus auxiliary classifiers, then least squares.
+
+    Raises:
+        BadInputError: fewer than 1 round or sample, a negative number of heads, or weights that are negative or both 0.
+    """
+
+    heads: int = 3
+    mse_weight: float = 1.0
+    softmax_weight: float = 1.0
+    rounds: int = 8
+    samples: int = 128
+    refit: ClassVar[str] = "least_squares"
+    labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, bound in (("rounds", 1), ("samples", 1), ("heads", 0), ("mse_weight", 0), ("softmax_weight", 0)):
+            if not getattr(self, name) >= bound:
+                raise BadInputError(f"discrimination_aware: {name} = {getattr(self, name)}, must be at least {bound}")
+        if self.mse_weight == self.softmax_weight == 0:
+            raise BadInputError("discrimination_aware: mse_weight and softmax_weight are both 0, raise one above 0")
+
+    def orders(self, problem: Problem) -> Ranking:
+        """Return every group's units, first chosen first.
+
+        Raises:
+            BadInputError: targets that are no class ids, where heads are trained.
+        """
+        places = problem.calibration.trace.network.layer_index
+        layers = sorted({r.inputs.layer for rs in problem.readers.values() for r in rs}, key=lambda x: places.get(x, 0))
+        heads = self._heads(problem.calibration, layers) if self.softmax_weight else []
+        found = {}
+        for group, readers in problem.readers.items():
+            deepest = max(layers.index(reader.inputs.layer) for reader in readers)
+            head = next((head for head in heads if layers.index(head.layer) >= deepest), None)
+            found[group] = self._order(readers, problem.calibration, head)
+        return found
+
+    def _heads(self, calibration: Calibration, layers: Sequence[str]) -> list[Head]:
+        """Heads in the order of their layers, at equal distances and never on the last layer."""
+        if calibration.targets.is_floating_point():
+            raise BadInputError(
+                f"discrimination_aware needs class ids, the targets are {calibration.targets.dtype}; set heads and "
+                "softmax_weight to 0, or choose another selector"
+            )
+        places = {len(layers) * (i + 1) // (self.heads + 1) - 1 for i in range(self.heads)}
+        inputs, targets = _batch(calibration, self.samples)
+        taps = [layers[place] for place in sorted(places) if place >= 0]
+        return list(train_heads(calibration.model, taps, inputs, targets, calibration.loss_fn).values())
+
+    def _order(self, readers: Sequence[Reader], calibration: Calibration, head: Head | None) -> NDArray[np.int64]:
+        n_units, chosen = len(readers[0].columns), list[int]()
+        step = -(-n_units // self.rounds)
+        while len(chosen) < n_units:
+            scores = self._scores(readers, chosen, calibration, head)
+            scores[chosen] = -np.inf
+            best = np.argsort(-scores, kind="stable")[: min(step, n_units - len(chosen))]
+            chosen += best.tolist()
+        return np.array(chosen, dtype=np.int64)
+
+    def _scores(
+        self, readers: Sequence[Reader], chosen: Sequence[int], calibration: Calibration, head: Head | None
+    ) -> NDArray[np.float64]:
+        """Sum over readers and filters of the norm of the gradient in every unit's slice, shape (n_units,)."""
+        now = [_with_units(reader, chosen) for reader in readers]
+        gradients = [
+            (2.0 * self.mse_weight / (r.energy or 1.0)) * (new.weight - r.weight) @ r.inputs.gram
+            for r, new in zip(readers, now, strict=True)
+        ]
+        if self.softmax_weight:
+            found = _loss_gradients(readers, now, calibration, head, self.samples)
+            gradients = [g + self.softmax_weight * more for g, more in zip(gradients, found, strict=True)]
+        norms = [g[:, :, r.columns].norm(dim=-1).sum((0, 1)) for g, r in zip(gradients, readers, strict=True)]
+        total: NDArray[np.float64] = torch.stack(norms).sum(0).numpy()
+        return total
+
+
+def _with_units(reader: Reader, chosen: Sequence[int]) -> Refitted:
+    """The reader refitted to the chosen units alone; inputs from other groups stay."""
+    taps = reader.inputs.taps
+    removed = torch.zeros(reader.weight.shape[-1] // taps, dtype=torch.bool)
+    removed[reader.columns[:, ::taps].flatten() // taps] = True
+    removed[reader.columns[list(chosen), ::taps].flatten() // taps] = False
+    return refitted(reader.inputs, reader.weight, removed, "bias" if removed.all() else "least_squares")
+
+
+def _loss_gradients(
+    readers: Sequence[Reader], now: Sequence[Refitted], calibration: Calibration, head: Head | None, samples: int
+) -> list[Tensor]:
+    """Gradients of a head's loss by the readers' weights as they are now, each of its weight matrix's shape."""
+    model = calibration.model
+    leaves = [_like(model, r.inputs.weight, new.weight).requires_grad_() for r, new in zip(readers, now, strict=True)]
+    replaced = {r.inputs.weight: leaf for r, leaf in zip(readers, leaves, strict=True)}
+    for reader, new in zip(readers, now, strict=True):
+        replaced.update(_constants(model, reader, new.shift))
+    with evaluating(model), torch.enable_grad():
+        loss = head_loss(model, head, replaced, _batch(calibration, samples), calibration.loss_fn)
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return [g.double().cpu().reshape(r.weight.shape) for g, r in zip(found, readers, strict=True)]
+
+
+def _constants(model: nn.Module, reader: Reader, shift: Tensor) -> dict[str, Tensor]:
+    """The reader's bias, or the running mean of the norm behind it, with the shift in it."""
+    if reader.inputs.bias:
+        bias = model.get_parameter(reader.inputs.bias).detach()
+        return {reader.inputs.bias: bias + shift.to(bias)}
+    if reader.inputs.norm:
+        name = f"{reader.inputs.norm}.running_mean"
+        mean = model.get_buffer(name)
+        return {name: mean - shift.to(mean)}
+    return {}
+
+
+def _like(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    dense = model.get_parameter(name)
+    return weight.reshape(dense.shape).to(dense.device, dense.dtype, copy=True)
+
+
+def _batch(calibration: Calibration, samples: int) -> tuple[Tensor, Tensor]:
+    torch_device = next(calibration.model.parameters()).device
+    return calibration.inputs[:samples].to(torch_device), calibration.targets[:samples].to(torch_device)
