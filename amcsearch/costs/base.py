@@ -1,10 +1,13 @@
 """The contract of every cost: a number for each layer, from its shapes alone."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec
 
-__all__ = ["CostModel"]
+__all__ = ["BatchedCostModel", "CostModel", "JointCost", "layer_costs"]
 
 
 class CostModel(Protocol):
@@ -32,3 +35,48 @@ class CostModel(Protocol):
             BadInputError: the model knows nothing about such a layer; the message says how to teach it.
         """
         ...
+
+
+@runtime_checkable
+class JointCost(Protocol):
+    """What a cost adds for all layers together, such as weights that do not fit into a cache.
+
+    A function of sums over layers: still priced from per-layer tables, though it belongs to no single layer.
+    """
+
+    def amounts(self, layer: LayerSpec) -> tuple[float, float]:
+        """What a layer adds to the two sums."""
+        ...
+
+    def joint(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over layers (P, 2) → cost (P,), in the unit of the model."""
+        ...
+
+
+@runtime_checkable
+class BatchedCostModel(CostModel, Protocol):
+    """A cost that prices many widths of one layer at once, where that is faster than one after another."""
+
+    def layer_costs(
+        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Costs (L,), each that of ``layer.resized(in_channels[l], out_channels[l])``.
+
+        Raises:
+            BadInputError: as ``layer_cost``.
+        """
+        ...
+
+
+def layer_costs(
+    model: CostModel, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Ask any model for ``layer`` at many widths (L,), at once where it can.
+
+    Raises:
+        BadInputError: as ``CostModel.layer_cost``.
+    """
+    if isinstance(model, BatchedCostModel):
+        return model.layer_costs(layer, in_channels, out_channels)
+    pairs = zip(in_channels.tolist(), out_channels.tolist(), strict=True)
+    return np.array([model.layer_cost(layer.resized(i, o)) for i, o in pairs], dtype=np.float64)

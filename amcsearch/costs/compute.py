@@ -12,10 +12,10 @@ from typing import Final
 
 from amcsearch.core import LayerKind, LayerSpec
 
-__all__ = ["Macs", "Params", "macs", "params"]
+__all__ = ["Macs", "Params", "is_transposed", "macs", "params"]
 
 
-def _is_transposed(layer: LayerSpec) -> bool:
+def is_transposed(layer: LayerSpec) -> bool:
     """Whether the output is larger than the input, by just what a transposed convolution of this shape makes."""
     sizes = zip(layer.in_size, layer.out_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
     # what is left over is its `output_padding`
@@ -25,7 +25,7 @@ def _is_transposed(layer: LayerSpec) -> bool:
 
 def _conv_macs(layer: LayerSpec) -> int:
     # each output position gathers, or each input position of a transposed convolution spreads, kH·kW products
-    positions = prod(layer.in_size if _is_transposed(layer) else layer.out_size)
+    positions = prod(layer.in_size if is_transposed(layer) else layer.out_size)
     return layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel) * positions
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, LayerSpec, NetworkSpec, PruningPolicy
-from amcsearch.costs.base import CostModel
+from amcsearch.costs.base import CostModel, JointCost, layer_costs
 
 __all__ = ["CostGrid"]
 
@@ -39,11 +39,10 @@ class _WidthTable:
     def size(self) -> int:
         return self.n_in if self.together else self.n_in * self.n_out
 
-    def resized(self, entry: int) -> LayerSpec:
-        i, o = (entry, entry) if self.together else divmod(entry, self.n_out)
-        return self.layer.resized(
-            self.layer.in_channels - i * self.step_in, self.layer.out_channels - o * self.step_out
-        )
+    def widths(self, entries: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Channels (in, out) of the layer at entries of the table, all (E,)."""
+        i, o = (entries, entries) if self.together else np.divmod(entries, self.n_out)
+        return self.layer.in_channels - i * self.step_in, self.layer.out_channels - o * self.step_out
 
 
 class CostGrid:
@@ -67,7 +66,9 @@ class CostGrid:
         self._lay_out()
         # 0 in `_slots` means "not asked yet": fresh zero pages cost no memory until an entry is used
         self._slots = np.zeros(self._ends[-1] if self._ends else 0, dtype=np.int32)
-        self._values = np.zeros((len(self.models), 1024), dtype=np.float64)
+        self._joint = {i: model for i, model in enumerate(self.models) if isinstance(model, JointCost)}
+        # one row a model, then two for each joint cost
+        self._values = np.zeros((len(self.models) + 2 * len(self._joint), 1024), dtype=np.float64)
         self._used = 1
 
     def __reduce__(self) -> tuple[type["CostGrid"], tuple[NetworkSpec, tuple[CostModel, ...]]]:
@@ -111,12 +112,17 @@ class CostGrid:
         """
         prices = {model.name: np.full(len(kept), model.constant, dtype=np.float64) for model in self.models}
         for start, slots in self._slot_chunks(kept):
-            for values, price in zip(self._values, prices.values(), strict=True):
-                price[start : start + len(slots)] += values.take(slots).sum(axis=1)
+            stop = start + len(slots)
+            for values, price in zip(self._values, prices.values(), strict=False):
+                price[start:stop] += values.take(slots).sum(axis=1)
+            rows = iter(self._values[len(self.models) :])
+            for i, model in self._joint.items():
+                amounts = np.stack([next(rows).take(slots).sum(axis=1) for _ in range(2)], axis=1)
+                prices[self.names[i]][start:stop] += model.joint(amounts)
         return prices
 
     def price_layers(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Costs layer by layer, without the constants: kept counts (P, G) → name → (P, L).
+        """Costs layer by layer, without constants and joint costs: kept counts (P, G) → name → (P, L).
 
         Raises:
             BadInputError: as ``price``.
@@ -124,7 +130,7 @@ class CostGrid:
         shape = (len(kept), len(self.network.layers))
         prices = {name: np.empty(shape, dtype=np.float64) for name in self.names}
         for start, slots in self._slot_chunks(kept):
-            for values, price in zip(self._values, prices.values(), strict=True):
+            for values, price in zip(self._values, prices.values(), strict=False):
                 price[start : start + len(slots)] = values.take(slots)
         return prices
 
@@ -165,12 +171,19 @@ class CostGrid:
         """Ask every model for the entries at ``addresses`` and remember them."""
         needed = self._used + len(addresses)
         if needed > self._values.shape[1]:
-            grown = np.zeros((len(self.models), max(needed, 2 * self._values.shape[1])), dtype=np.float64)
+            grown = np.zeros((len(self._values), max(needed, 2 * self._values.shape[1])), dtype=np.float64)
             grown[:, : self._used] = self._values[:, : self._used]
             self._values = grown
-        tables = np.searchsorted(self._ends, addresses, side="right")
-        for address, t in zip(addresses.tolist(), tables.tolist(), strict=True):
-            layer = self._tables[t].resized(address - (self._ends[t] - self._tables[t].size))
-            self._values[:, self._used] = [model.layer_cost(layer) for model in self.models]
-            self._slots[address] = self._used
-            self._used += 1
+        of_table = np.searchsorted(self._ends, addresses, side="right")
+        for t in np.unique(of_table).tolist():
+            chosen = addresses[of_table == t]
+            table = self._tables[t]
+            widths = table.widths(chosen - (self._ends[t] - table.size))
+            first, end = self._used, self._used + len(chosen)
+            for values, model in zip(self._values, self.models, strict=False):
+                values[first:end] = layer_costs(model, table.layer, *widths)
+            for row, joint in zip(range(len(self.models), len(self._values), 2), self._joint.values(), strict=True):
+                resized = (table.layer.resized(i, o) for i, o in zip(*(w.tolist() for w in widths), strict=True))
+                self._values[row : row + 2, first:end] = np.array([joint.amounts(layer) for layer in resized]).T
+            self._slots[chosen] = np.arange(first, end)
+            self._used = end

@@ -20,7 +20,7 @@ from amcsearch.core import (
     PruningPolicy,
     Side,
 )
-from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, Macs, Params
+from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, Macs, MemoryLevel, Params
 
 
 class WildLatency:
@@ -38,7 +38,12 @@ class WildLatency:
 
 
 PROFILE = DeviceProfile(
-    "toy", 16, 1.0, 100.0, 30.0, sources=dict.fromkeys(("mac_pj", "dram_pj_per_byte", "static_power_mw"), "toy")
+    "toy",
+    16,
+    {16: 1.0},
+    (MemoryLevel("buffer", 256, 1.0, "toy", map_share=0.2), MemoryLevel("DRAM", None, 100.0, "toy")),
+    static_power_mw=30.0,
+    sources=dict.fromkeys(("mac_pj", "static_power_mw"), "toy"),
 )
 
 

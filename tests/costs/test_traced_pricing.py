@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.costs import CostGrid, DeviceProfile, EnergyModel, Macs, Params
+from amcsearch.costs import CostGrid, DeviceProfile, EnergyModel, Macs, MemoryLevel, Params
 from amcsearch.graph import trace
 from amcsearch.training.models import mobilenetv2, resnet20
 
-PROFILE = DeviceProfile("toy", 32, 1.0, 10.0, sources=dict.fromkeys(("mac_pj", "dram_pj_per_byte"), "toy"))
+MEMORIES = (MemoryLevel("buffer", 32768, 1.0, "toy", map_share=0.2), MemoryLevel("DRAM", None, 10.0, "toy"))
+PROFILE = DeviceProfile("toy", 32, {32: 1.0}, MEMORIES, sources={"mac_pj": "toy"})
 
 
 def test_resnet20_has_its_published_size() -> None:
