@@ -92,11 +92,11 @@ class Patches:
         rows = diagonal if len(diagonal) == 1 else diagonal.repeat_interleave(len(weight) // len(diagonal), 0)
         return rows.reshape(-1, *weight.shape[1:])
 
-    def error_terms(self, weight: Tensor) -> Tensor:
-        """w * (P w) of every weight: summed over a channel, E of the squared output that the channel alone gives."""
+    def channel_errors(self, weight: Tensor) -> Tensor:
+        """tr(W_c P_c W_c') of every input channel, (C_in,): the mean squared output that the channel alone gives."""
         groups, inputs, k, _ = self.products.shape
         w = weight.to(self.products.dtype).reshape(groups, -1, inputs, k)
-        return (w * torch.einsum("goik,gikm->goim", w, self.products)).reshape(weight.shape)
+        return (w * torch.einsum("goik,gikm->goim", w, self.products)).sum((1, 3)).flatten()
 
 
 def aligned(values: Tensor, weight: Tensor, transposed: bool) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from amcsearch.core import BadInputError, LayerKind
 from amcsearch.graph.slices import Trace
 from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.reduction import REDUCTIONS
 from amcsearch.methods.statistics import Draw, LossFunction, gather, sliced_parameters
 
 __all__ = ["layer_of", "sparse_weights", "weight_scores"]
@@ -51,13 +52,14 @@ def weight_scores(
 ) -> dict[str, Tensor]:
     """Score every weight of the tensors ``names`` by a criterion on calibration data, largest is best.
 
-    A weight is a group of one: its score is the mean over draws, weighted by their samples, of its saliency's absolute
-    value, or of its square where the criterion's reduction squares.
+    A weight is a group of one: its score is the mean over draws, weighted by their samples, of its saliency after the
+    finish of the criterion's reduction (absolute value, square, root; signs stay where the reduction keeps them).
 
     Raises:
         BadInputError: a tensor that the criterion does not score weight by weight, or as ``gather``.
     """
     draw = next(iter({statistic.draw for statistic in criterion.needs}), Draw.SET)
+    finish = REDUCTIONS[criterion.reduction].finish
     totals: dict[str, Tensor] = {}
     seen = 0
     with closing(gather(model, trace, inputs, targets, loss_fn, criterion.needs, batch_size)) as stream:
@@ -65,14 +67,14 @@ def weight_scores(
             if statistics.draw is not draw:
                 continue
             saliency = criterion.saliency(statistics)
-            lost = [name for name in names if name not in saliency]
+            lost = [name for name, w in names.items() if name not in saliency or saliency[name].shape != w.shape]
             if lost:
                 raise BadInputError(
-                    f"{type(criterion).__name__} scores no single weight of {lost[0]}; choose another criterion"
+                    f"{type(criterion).__name__} scores no single weight of {lost[0]}; choose a criterion of weights "
+                    "(magnitude, wanda, taylor, or fisher with per_weight: true)"
                 )
-            for name, weight in names.items():
-                value = saliency[name].detach().broadcast_to(weight.shape)
-                value = value.square() if criterion.reduction.endswith("squared") else value.abs()
+            for name in names:
+                value = finish(saliency[name].detach())
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * statistics.samples
             seen += statistics.samples
     return {name: total / max(1, seen) for name, total in totals.items()}

@@ -50,22 +50,19 @@ def test_alignment_by_hand() -> None:
     ],
     ids=str,
 )
-def test_error_terms_add_up_to_the_error_of_dropping_a_channel(conv: nn.Module) -> None:
+def test_channel_errors_are_those_of_dropping_each_channel(conv: nn.Module) -> None:
     torch.manual_seed(0)
     conv = conv.double()
     x = torch.randn((5, 4, 8, 7)[: 2 + len(conv.kernel_size)], dtype=torch.float64)  # type: ignore[arg-type]
+    conv.requires_grad_(False)
     found = patches_of(x, conv)
     assert found is not None
-    terms, squares = found.error_terms(conv.weight.detach()), found.squares(conv.weight.detach())
-    conv.requires_grad_(False)
-    dense, groups = conv(x), conv.groups
+    errors, dense = found.channel_errors(conv.weight), conv(x)  # type: ignore[arg-type]
     for c in range(4):
         without = x.clone()
         without[:, c] = 0.0
-        error = float((dense - conv(without)).square().sum()) / found.count  # type: ignore[operator]
-        rows = slice(c // (4 // groups) * (len(terms) // groups), (c // (4 // groups) + 1) * (len(terms) // groups))  # type: ignore[operator]
-        assert float(terms[rows, c % (4 // groups)].sum()) == pytest.approx(error, rel=1e-9)  # type: ignore[operator]
-    assert squares.broadcast_to(conv.weight.shape).shape == conv.weight.shape  # type: ignore[union-attr]
+        assert float(errors[c]) == pytest.approx(float((dense - conv(without)).square().sum()) / found.count, rel=1e-9)
+    assert found.squares(conv.weight).broadcast_to(conv.weight.shape).shape == conv.weight.shape  # type: ignore[arg-type, union-attr]
 
 
 def test_patch_squares_are_those_of_unfold() -> None:

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from amcsearch.methods.moments import aligned
 from amcsearch.methods.needs import Need, Statistic
 from amcsearch.methods.statistics import Statistics
 
@@ -41,6 +42,10 @@ class WandaChannels(Wanda):
     """Wanda for channels: the exact output error of dropping a channel, with the cross terms within its kernels."""
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
-        """Return each weight's signed part of the squared error, shape of the weight."""
-        patches, weights = statistics.patches.items(), statistics.weights
-        return {name: found.error_terms(weights[name]) for name, found in patches}
+        """Return the channel's squared error spread evenly over its weights, broadcastable to the weight."""
+        spread = {}
+        for name, found in statistics.patches.items():
+            weight = statistics.weights[name]
+            errors = found.channel_errors(weight)
+            spread[name] = aligned(errors * (len(errors) / weight.numel()), weight, transposed=False)
+        return spread
