@@ -6,7 +6,7 @@ c is the expected share of the cost that is left, t the share asked for; the wei
 Wang et al., Structured Pruning of Large Language Models, 2020 (arXiv 1910.04732), as in CoFi: Xia et al. 2022
 (arXiv 2204.00408). t falls linearly from 1 to its end during the warm-up. Where c is not differentiable, the multiplier
 is the weight of a method's own penalty:  mu = mu_0 * exp(l1 + DAMPING * (c - t)), within exp(-LIMIT … LIMIT).
-Departure: l2 begins at DAMPING, not at 0. A multiplier alone integrates, and swings about its target in short trainings.
+Departure: l2 begins at DAMPING, not at 0: a multiplier alone integrates, and swings about its target.
 """
 
 import math
