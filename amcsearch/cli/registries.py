@@ -61,6 +61,12 @@ def _rewards() -> dict[str, str]:
     return _first_lines(REWARDS)
 
 
+def _selectors() -> dict[str, str]:
+    from amcsearch.methods.selectors import SELECTORS
+
+    return _first_lines(SELECTORS)
+
+
 def _devices() -> dict[str, str]:
     from amcsearch.config import read_device
 
@@ -82,5 +88,6 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
     "devices": _devices,
     "models": _models,
     "rewards": _rewards,
+    "selectors": _selectors,
     "tables": _tables,
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "list_registry", "prune", "report", "search", "sensitivity", "table_measure", "table_show"]
 
-KINDS: Final = ("agents", "costs", "criteria", "datasets", "devices", "models", "rewards", "tables")
+KINDS: Final = ("agents", "costs", "criteria", "datasets", "devices", "models", "rewards", "selectors", "tables")
 
 
 def search(args: argparse.Namespace, console: "Console") -> None:

@@ -133,15 +133,18 @@ class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
+    selector: str | None = None
+    """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
     params: dict[str, JsonValue] = {}
-    """Fields of the criterion's dataclass."""
+    """Fields of the criterion's dataclass, or of the selector's where there is one."""
 
 
 class RecoveryConfig(_Section):
     """How accuracy is regained."""
 
     bn_recalibration: bool = True
-    reconstruction: Literal["none"] = "none"
+    reconstruction: Literal["auto", "none", "bias", "scales", "least_squares"] = "auto"
+    """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none."""
     finetune: FinetuneConfig | None = FinetuneConfig()
 
 

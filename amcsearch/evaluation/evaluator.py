@@ -1,4 +1,4 @@
-"""Policy in, accuracy out: remove, recalibrate, evaluate on the search split."""
+"""Policy in, accuracy out: remove, refit, recalibrate, evaluate on the search split."""
 
 import copy
 import time
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 from amcsearch.evaluation.proxy import recalibrate_batch_norm
+from amcsearch.evaluation.reconstruction import Reconstruction
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
+from amcsearch.methods.folding import Means, fold_means
 from amcsearch.methods.ranking import Ranking, keep
 from amcsearch.training.loop import evaluate
 
@@ -45,11 +47,15 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         bn_recalibration: bool = True,
+        reconstruction: Reconstruction | None = None,
         torch_device: str = "cpu",
+        means: Means | None = None,
     ) -> None:
         self.trace = trace
         self.ranking = ranking
+        self.means = means
         self.bn_recalibration = bn_recalibration
+        self.reconstruction = reconstruction
         self.batch_size = default_batch_size(search[0]) if batch_size is None else batch_size
         _check(calibration if bn_recalibration else None, search, self.batch_size)
         self.model = _channels_last(copy.deepcopy(model).to(torch_device).eval())
@@ -68,12 +74,17 @@ class Evaluator:
         return Evaluation(accuracy=accuracy, loss=loss, seconds=time.perf_counter() - start)
 
     def pruned(self, policy: PruningPolicy) -> nn.Module:
-        """Return a new, really smaller network of the policy, recalibrated, in eval mode.
+        """Return a new, really smaller network of the policy, refitted and recalibrated, in eval mode.
 
         Raises:
             BadInputError: the policy does not fit the network.
         """
-        smaller = _channels_last(remove(self.model, self.trace, keep(self.trace, self.ranking, policy))).eval()
+        kept = keep(self.trace, self.ranking, policy)
+        smaller = _channels_last(remove(self.model, self.trace, kept)).eval()
+        if self.reconstruction is not None:
+            self.reconstruction.apply(smaller, kept)
+        elif self.means is not None:  # a refit has taken up the means itself
+            fold_means(smaller, self.trace, kept, self.means)
         if self.bn_recalibration:
             recalibrate_batch_norm(smaller, self.calibration, self.batch_size)
         return smaller

@@ -3,16 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from amcsearch.config import Config, build, pick
+from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
-from amcsearch.methods.criteria import CRITERIA
-from amcsearch.methods.ranking import rank_units
 from amcsearch.pipeline.device import Device, load_device
 from amcsearch.pipeline.network import Network, load_network
 from amcsearch.pipeline.observer import Phases
+from amcsearch.pipeline.selection import choose_channels, name_of_choice
 from amcsearch.training.data import stacked
-from amcsearch.training.losses import task_loss
 
 __all__ = ["Job", "assemble", "make_evaluator"]
 
@@ -41,7 +39,7 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
         device = load_device(config, network, strict=strict)
         for text in device.warnings:
             phases.observer.warn(text)
-    with phases("ranking", f"Ranking channels by {config.selection.criterion}"):
+    with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         evaluator = make_evaluator(config, network)
         dense = evaluator.evaluate(network.trace.network.dense)
     if not math.isfinite(dense.loss):
@@ -53,24 +51,25 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
 
 
 def make_evaluator(config: Config, network: Network) -> Evaluator:
-    """Rank the channels by the configured criterion and return the accuracy proxy.
+    """Rank the channels by the configured criterion or selector and return the accuracy proxy.
 
     Raises:
-        BadInputError: an unknown criterion or parameter.
+        BadInputError: as ``choose_channels``.
     """
-    selection, evaluation = config.selection, config.evaluation
-    criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
+    evaluation = config.evaluation
     inputs, targets = stacked(network.splits.calibration)
     search = stacked(network.splits.search)
     batch_size = evaluation.batch_size or default_batch_size(inputs)
-    ranking = rank_units(network.model, network.trace, criterion, inputs, targets, task_loss, batch_size)
+    choice = choose_channels(config, network, inputs, targets, batch_size)
     return Evaluator(
         network.model,
         network.trace,
-        ranking,
+        choice.ranking,
         inputs,
         search,
         batch_size=batch_size,
         bn_recalibration=config.recovery.bn_recalibration,
+        reconstruction=choice.reconstruction,
         torch_device=evaluation.torch_device,
+        means=choice.means,
     )

@@ -1,0 +1,59 @@
+"""Which channels go, and how what reads them is refitted: the configured criterion or selector, and reconstruction."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from amcsearch.config import Config, build, pick
+from amcsearch.evaluation.reconstruction import Reconstruction
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.folding import Means, means_for
+from amcsearch.methods.layer_inputs import gather_inputs
+from amcsearch.methods.ranking import Ranking, rank_units
+from amcsearch.methods.selector import Calibration, problem_of, select
+from amcsearch.methods.selectors import SELECTORS
+from amcsearch.pipeline.network import Network
+from amcsearch.training.losses import task_loss
+
+__all__ = ["Choice", "choose_channels", "name_of_choice"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means."""
+
+    ranking: Ranking
+    reconstruction: Reconstruction | None
+    means: Means | None
+
+
+def name_of_choice(config: Config) -> str:
+    """Name what chooses channels: the selector, or the criterion where there is none."""
+    return config.selection.selector or config.selection.criterion
+
+
+def choose_channels(config: Config, network: Network, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
+    """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
+
+    Raises:
+        BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
+    """
+    if config.selection.selector is not None:
+        return _by_selector(config, Calibration(network.model, network.trace, inputs, targets, task_loss, batch_size))
+    selection, model, trace = config.selection, network.model, network.trace
+    criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
+    ranking = rank_units(model, trace, criterion, inputs, targets, task_loss, batch_size)
+    if config.recovery.reconstruction in ("auto", "none"):
+        return Choice(ranking, None, means_for(criterion, model, trace, inputs, targets, task_loss, batch_size))
+    seen = gather_inputs(model, trace, inputs, batch_size)
+    return Choice(ranking, Reconstruction(model, trace, seen.values(), config.recovery.reconstruction), None)
+
+
+def _by_selector(config: Config, calibration: Calibration) -> Choice:
+    maker = pick(SELECTORS, config.selection.selector or "", "selection.selector")
+    selector = build(maker, config.selection.params, "selection.params")
+    ranking, seen = select(problem_of(calibration, labels=selector.labels), selector)
+    refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
+    if refit == "none":
+        return Choice(ranking, None, None)
+    return Choice(ranking, Reconstruction(calibration.model, calibration.trace, seen.values(), refit), None)
