@@ -8,11 +8,16 @@ One MAC is two FLOPs.
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Final
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 
-__all__ = ["Macs", "Params", "is_transposed", "macs", "params"]
+__all__ = ["Macs", "Params", "is_transposed", "macs", "macs_at", "params"]
+
+_Widths = TypeVar("_Widths", int, NDArray[np.int64])
 
 
 def is_transposed(layer: LayerSpec) -> bool:
@@ -23,43 +28,48 @@ def is_transposed(layer: LayerSpec) -> bool:
     return prod(layer.out_size) > prod(layer.in_size) and all(0 <= more < bound for more, bound in extra)
 
 
-def _conv_macs(layer: LayerSpec) -> int:
+def _conv_weights(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    # a depthwise convolution loses whole groups, any other keeps its groups and each becomes thinner
+    in_group = layer.in_channels // layer.conv_groups if layer.is_depthwise else c_in // layer.conv_groups
+    return c_out * in_group * prod(layer.kernel)
+
+
+def _conv_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
     # each output position gathers, or each input position of a transposed convolution spreads, kH·kW products
-    positions = prod(layer.in_size if is_transposed(layer) else layer.out_size)
-    return layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel) * positions
+    return _conv_weights(layer, c_in, c_out) * prod(layer.in_size if is_transposed(layer) else layer.out_size)
 
 
-def _linear_macs(layer: LayerSpec) -> int:
-    return layer.in_channels * layer.out_channels * prod(layer.out_size)
+def _linear_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    return c_in * c_out * prod(layer.out_size)
 
 
-def _attention_macs(layer: LayerSpec) -> int:
+def _attention_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (as _nothing)
     # (T_q, d)·(d, T_k) and (T_q, T_k)·(T_k, d), summed over heads: d adds up to the width
-    return 2 * prod(layer.out_size) * prod(layer.in_size) * layer.out_channels
+    return 2 * prod(layer.out_size) * prod(layer.in_size) * c_out
 
 
-def _nothing(layer: LayerSpec) -> int:  # noqa: ARG001 (one signature for the whole table)
-    return 0
+def _nothing(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (one signature for all)
+    return 0 * c_out
 
 
-def _conv_params(layer: LayerSpec) -> int:
-    weight = layer.out_channels * (layer.in_channels // layer.conv_groups) * prod(layer.kernel)
-    return weight * layer.has_weight + layer.out_channels * layer.has_bias
+def _conv_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    return _conv_weights(layer, c_in, c_out) * layer.has_weight + c_out * layer.has_bias
 
 
-def _linear_params(layer: LayerSpec) -> int:
-    return layer.in_channels * layer.out_channels * layer.has_weight + layer.out_channels * layer.has_bias
+def _linear_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    return c_in * c_out * layer.has_weight + c_out * layer.has_bias
 
 
-def _norm_params(layer: LayerSpec) -> int:
-    return layer.out_channels * (layer.has_weight + layer.has_bias)
+def _norm_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (as _nothing)
+    return c_out * (layer.has_weight + layer.has_bias)
 
 
-def _rows_params(layer: LayerSpec) -> int:
-    return layer.in_channels * layer.out_channels * layer.has_weight
+def _rows_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    return c_in * c_out * layer.has_weight
 
 
-_MACS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
+_Count = Callable[[LayerSpec, Any, Any], Any]  # widths as integers, or arrays of them
+_MACS: Final[Mapping[LayerKind, _Count]] = {
     LayerKind.CONV: _conv_macs,
     LayerKind.LINEAR: _linear_macs,
     LayerKind.ATTENTION: _attention_macs,
@@ -70,7 +80,7 @@ _MACS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
     LayerKind.PARAMETER: _nothing,
 }
 
-_PARAMS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
+_PARAMS: Final[Mapping[LayerKind, _Count]] = {
     LayerKind.CONV: _conv_params,
     LayerKind.LINEAR: _linear_params,
     LayerKind.ATTENTION: _nothing,  # its projections are linear layers of their own
@@ -84,12 +94,17 @@ _PARAMS: Final[Mapping[LayerKind, Callable[[LayerSpec], int]]] = {
 
 def macs(layer: LayerSpec) -> int:
     """Multiply-accumulates of one layer for one sample."""
-    return _MACS[layer.kind](layer)
+    return int(_MACS[layer.kind](layer, layer.in_channels, layer.out_channels))
 
 
 def params(layer: LayerSpec) -> int:
     """Trainable numbers of one layer; weights counted under another name (``has_weight`` false) are left out."""
-    return _PARAMS[layer.kind](layer)
+    return int(_PARAMS[layer.kind](layer, layer.in_channels, layer.out_channels))
+
+
+def macs_at(layer: LayerSpec, in_channels: NDArray[Any], out_channels: NDArray[Any]) -> NDArray[np.float64]:
+    """Multiply-accumulates, (L,), of ``layer`` resized to each pair of widths."""
+    return np.asarray(_MACS[layer.kind](layer, in_channels, out_channels), dtype=np.float64)
 
 
 class Macs:
@@ -102,6 +117,12 @@ class Macs:
         """MACs of one layer; every kind is known, so nothing is raised."""
         return float(macs(layer))
 
+    def layer_costs(
+        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """MACs of one layer at many widths."""
+        return macs_at(layer, in_channels, out_channels)
+
 
 class Params:
     """Trainable parameters, as a cost."""
@@ -112,3 +133,9 @@ class Params:
     def layer_cost(self, layer: LayerSpec) -> float:
         """Parameters of one layer; every kind is known, so nothing is raised."""
         return float(params(layer))
+
+    def layer_costs(
+        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Parameters of one layer at many widths."""
+        return np.asarray(_PARAMS[layer.kind](layer, in_channels, out_channels), dtype=np.float64)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.costs.compute import macs_at
 from amcsearch.costs.energy.nest import LoopNest
 from amcsearch.costs.energy.traffic import INPUTS, OUTPUTS, Edge, least_traffic, weigh
 
@@ -73,7 +74,7 @@ class Widths:
 
 def products(widths: Widths) -> Array:
     """Multiply-accumulates, (L,)."""
-    return _PRODUCTS[widths.layer.kind](widths)
+    return widths.batch * macs_at(widths.layer, widths.in_channels, widths.out_channels)
 
 
 def least_words(widths: Widths) -> Array:
@@ -92,10 +93,6 @@ def map_words(widths: Widths) -> tuple[Array, Array]:
     return widths.batch * reads * widths.in_channels, widths.batch * widths.queries * widths.out_channels
 
 
-def _nest_products(widths: Widths) -> Array:
-    return widths.in_channels * widths.out_channels / widths.groups * widths.nest.products
-
-
 def _nest_least(widths: Widths) -> Array:
     nest = widths.nest
     weights = widths.in_channels * widths.out_channels / widths.groups * nest.window
@@ -108,10 +105,6 @@ def _nest_moved(widths: Widths, edge: Edge) -> Array:
     found = least_traffic(widths.nest, widths.in_channels / groups, widths.out_channels / groups, edge) * groups
     found[0] += widths.out_channels * widths.layer.has_bias
     return found
-
-
-def _attention_products(widths: Widths) -> Array:
-    return widths.batch * 2 * widths.queries * widths.keys * widths.out_channels
 
 
 def _attention_least(widths: Widths) -> Array:
@@ -164,10 +157,6 @@ def _parameter_least(widths: Widths) -> Array:
     return widths.words(widths.in_channels * widths.out_channels, 0.0, 0.0)
 
 
-def _nothing(widths: Widths) -> Array:
-    return np.zeros_like(widths.in_channels)
-
-
 def _fused(widths: Widths) -> Array:
     return widths.words(0.0, 0.0, 0.0)
 
@@ -176,17 +165,6 @@ def _once(least: Callable[[Widths], Array]) -> Callable[[Widths, Edge], Array]:
     """A layer that moves the least whatever the memory."""
     return lambda widths, edge: least(widths)  # noqa: ARG005 (one signature for the whole table)
 
-
-_PRODUCTS: Final[Mapping[LayerKind, Callable[[Widths], Array]]] = {
-    LayerKind.CONV: _nest_products,
-    LayerKind.LINEAR: _nest_products,
-    LayerKind.ATTENTION: _attention_products,
-    LayerKind.BATCH_NORM: _nothing,
-    LayerKind.LAYER_NORM: _nothing,
-    LayerKind.GROUP_NORM: _nothing,
-    LayerKind.EMBEDDING: _nothing,
-    LayerKind.PARAMETER: _nothing,
-}
 
 _LEAST: Final[Mapping[LayerKind, Callable[[Widths], Array]]] = {
     LayerKind.CONV: _nest_least,
