@@ -13,7 +13,7 @@ from amcsearch.methods.mask_schedule import Masks, Moment, Plan
 from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery, hysteresis, update_probability
 from amcsearch.methods.schedules.gradual import Gradual, cubic_sparsity
 from amcsearch.methods.schedules.lottery import Lottery, round_lengths, ticket_counts
-from amcsearch.methods.schedules.movement import MovementTopV, moved, top_v
+from amcsearch.methods.schedules.movement import MovementTopV, top_v
 from amcsearch.methods.schedules.rigl import RigL, drop_share, erk_densities, uniform_densities
 from amcsearch.methods.schedules.rounds import Iterative, OneShot, round_sparsities
 
@@ -287,9 +287,10 @@ def test_one_step_from_nothing_also_where_masked() -> None:
 
 @pytest.mark.parametrize(("weight", "rises"), [(0.5, True), (2.0, False)])
 def test_scores_rise_where_weights_move_away_from_zero(weight: float, rises: bool) -> None:
-    w = torch.tensor(weight)
-    score = moved(torch.tensor(0.0), w - 1.0, w, 0.1)  # L = (w - 1)^2 / 2
-    assert (float(score) > 0) is rises
+    w = torch.tensor([weight])
+    here = moment(0, Plan(10, 1, 0.5), w, gradient=w - 1.0)  # L = (w - 1)^2 / 2
+    MovementTopV().masks(here)
+    assert (float(here.memory["w"]) > 0) is rises
 
 
 def test_the_product_is_inside_the_sum() -> None:

@@ -21,14 +21,10 @@ from torch import Tensor
 from amcsearch.core import BadInputError
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan, share
 from amcsearch.methods.schedules.gradual import cubic_sparsity, progress_between
+from amcsearch.methods.short_training import accumulated
 from amcsearch.methods.weight_choice import apportion, keep_by_count, keep_top
 
-__all__ = ["MovementTopV", "moved", "top_v"]
-
-
-def moved(scores: Tensor, gradient: Tensor, weight: Tensor, learning_rate: float) -> Tensor:
-    """Return the scores after one step of plain gradient descent; all of the weight's shape."""
-    return scores - learning_rate * gradient * weight
+__all__ = ["MovementTopV", "top_v"]
 
 
 def top_v(scores: Tensor, v: float) -> Tensor:
@@ -64,7 +60,7 @@ class MovementTopV(MaskSchedule):
         """As ``MaskSchedule.masks``."""
         for name, weight in moment.weights.items():
             before = moment.memory.get(name, torch.zeros_like(weight))
-            moment.memory[name] = moved(before, moment.gradients[name], weight, self.learning_rate)
+            moment.memory[name] = accumulated(before, weight, moment.gradients[name], self.learning_rate)
         scores = {name: moment.memory[name] for name in moment.weights}
         v = self.kept_at(moment.step, moment.plan)
         if v > 1.0 - moment.plan.sparsity:

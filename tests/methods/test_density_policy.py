@@ -1,0 +1,50 @@
+"""From densities to channels, by hand and back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from amcsearch.core import BadInputError, PolicySpace
+from amcsearch.graph.trace import trace
+from amcsearch.methods.density_policy import kept_shares, policy_from_densities
+
+
+def test_a_chain_by_hand() -> None:
+    # three layers, two groups between them: a, a * b and b of the weights are left
+    table = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    found = kept_shares(table, np.array([0.5, 0.125, 0.25]), np.ones(3))
+    assert found == pytest.approx([0.5, 0.25])
+
+
+def test_layers_that_disagree_meet_by_their_weights() -> None:
+    # one group, asked for 1 and for 1/16: in logarithms the mean by 3 : 1 is 16^(-1/4)
+    found = kept_shares(np.ones((2, 1)), np.array([1.0, 1 / 16]), np.array([3.0, 1.0]))
+    assert found == pytest.approx([0.5])
+
+
+def test_no_share_exceeds_1_and_unasked_groups_stay() -> None:
+    # the middle layer is dense, so the first group cannot make up for the second
+    found = kept_shares(np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), np.array([1.0, 0.25]), np.array([1.0, 1e9]))
+    assert found == pytest.approx([1.0, 0.25, 1.0], abs=1e-3)
+
+
+@given(st.floats(0.2, 1.0), st.floats(0.2, 1.0))
+def test_consistent_densities_give_their_shares_back(a: float, b: float) -> None:
+    table = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    found = kept_shares(table, np.array([a, a * b, b]), np.array([3.0, 7.0, 2.0]))
+    assert found == pytest.approx([a, b], abs=1e-6)
+
+
+def test_a_network_of_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    spec = trace(model, torch.zeros(1, 4)).network
+    space = PolicySpace.on_grid(spec.groups, 4)
+    policy = policy_from_densities(spec, space, {"0": 0.5, "2": 0.125, "4": 0.25})
+    assert list(policy.values()) == [4, 4]
+    with pytest.raises(BadInputError, match="nowhere"):
+        policy_from_densities(spec, space, {"nowhere": 0.5})
+    with pytest.raises(BadInputError, match=r"1\.5"):
+        policy_from_densities(spec, space, {"0": 1.5})
