@@ -15,6 +15,7 @@ Refitted weights are kept by layer and lost inputs, least recently used out firs
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from amcsearch.graph.slices import Kept, Trace, check_kept
 from amcsearch.methods.layer_inputs import LayerInputs
 from amcsearch.methods.least_squares import DAMPING, REFITS
 from amcsearch.methods.patches import weight_matrix
-from amcsearch.methods.selector import refitted
+from amcsearch.methods.selector import Refitted, refitted
 
 __all__ = ["CACHE_BYTES", "Reconstruction"]
 
@@ -55,7 +56,7 @@ class Reconstruction:
         self._inputs = tuple(inputs)
         self._weights = {seen.layer: weight_matrix(model.get_submodule(seen.layer)).cpu() for seen in self._inputs}
         self._dtypes = {seen.layer: model.get_parameter(seen.weight).dtype for seen in self._inputs}
-        self._cache: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bytes], Refitted] = OrderedDict()
         self._cached_bytes = 0
 
     def apply(self, smaller: nn.Module, kept: Kept) -> None:
@@ -73,18 +74,21 @@ class Reconstruction:
     def _refit(
         self, seen: LayerInputs, gone: Mapping[tuple[str, int], NDArray[np.int64]], touched: Mapping[str, Tensor]
     ) -> None:
-        weight, shift = self._solved(seen, gone[seen.weight, 1])
-        rows = torch.ones(len(weight), dtype=torch.bool)
+        new = self._solved(seen, gone[seen.weight, 1])
+        rows = torch.ones(len(new.weight), dtype=torch.bool)
         rows[torch.from_numpy(gone.get((seen.weight, 0), np.empty(0, np.int64)))] = False
         own = touched[seen.weight].data
-        own.copy_(weight[rows].reshape(own.shape))
+        own.copy_(new.weight[rows].reshape(own.shape))
         if seen.bias is not None:
-            touched[seen.bias].data.add_(shift[rows].to(own))
-        elif seen.norm is not None:
-            touched[_mean(seen.norm)].data.sub_(shift[rows].to(own))
+            touched[seen.bias].data.add_(new.shift[rows].to(own))
+        if seen.norm is not None:
+            mean, variance = (touched[name] for name in _running(seen.norm))
+            variance.mul_(new.spread[rows].to(variance))
+            if seen.bias is None:
+                mean.sub_(new.shift[rows].to(mean))
 
-    def _solved(self, seen: LayerInputs, lost: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return weight (C_out, kept columns) and shift (C_out,) of a layer without some input channels."""
+    def _solved(self, seen: LayerInputs, lost: NDArray[np.int64]) -> Refitted:
+        """Refit a layer without some input channels; its weight comes as (C_out, kept columns)."""
         key = seen.layer, lost.tobytes()
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -94,17 +98,17 @@ class Reconstruction:
         removed[torch.from_numpy(lost)] = True
         new = refitted(seen, dense, removed, self.refit, self.damping)
         weight = new.weight[:, :, ~removed.repeat_interleave(seen.taps)].flatten(0, 1).to(self._dtypes[seen.layer])
-        self._cache[key] = weight, new.shift
+        self._cache[key] = replace(new, weight=weight)
         self._cached_bytes += weight.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1][0].nbytes
-        return weight, new.shift
+            self._cached_bytes -= self._cache.popitem(last=False)[1].weight.nbytes
+        return self._cache[key]
 
 
 def _names(seen: LayerInputs) -> list[str]:
-    names = [seen.weight, seen.bias, _mean(seen.norm) if seen.norm else None]
-    return [name for name in names if name is not None]
+    bias = [seen.bias] if seen.bias is not None else []
+    return [seen.weight, *bias, *(_running(seen.norm) if seen.norm is not None else ())]
 
 
-def _mean(norm: str) -> str:
-    return f"{norm}.running_mean"
+def _running(norm: str) -> tuple[str, str]:
+    return f"{norm}.running_mean", f"{norm}.running_var"

@@ -93,13 +93,16 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class Refitted:
-    """A reader's new weight, of its module's matrix shape with 0 where channels left, and the change of its constant.
+    """A reader's new weight, of its module's matrix shape with 0 where channels left, and what it does to its outputs.
 
-    ``weight`` (conv_groups, C_out / conv_groups, columns), ``shift`` (C_out,): add it to the bias.
+    ``weight`` (conv_groups, C_out / conv_groups, columns); ``shift`` (C_out,) belongs into the bias; ``spread``
+    (C_out,) is the variance of each output as a share of the dense one's, by which a batch norm's running variance
+    changes.
     """
 
     weight: Tensor
     shift: Tensor
+    spread: Tensor
 
 
 def problem_of(calibration: Calibration, *, labels: bool = False, positions: int | None = POSITIONS) -> Problem:
@@ -138,8 +141,13 @@ def refitted(inputs: LayerInputs, weight: Tensor, removed: Tensor, refit: str, d
         BadInputError: a Gram matrix that is singular in spite of the damping.
     """
     new = REFITS[refit](weight, inputs.gram, removed, inputs.taps, damping)
-    shift = torch.zeros_like(weight[..., 0]) if refit == "none" else ((weight - new) * inputs.mean[:, None]).sum(-1)
-    return Refitted(new, shift.flatten())
+    if refit == "none":
+        outputs = weight.shape[0] * weight.shape[1]
+        return Refitted(new, weight.new_zeros(outputs), weight.new_ones(outputs))
+    shift = ((weight - new) * inputs.mean[:, None]).sum(-1)
+    before, after = (((w @ inputs.gram) * w).sum(-1) for w in (weight, new))
+    spread = torch.where(before > 0, after / before, 1.0)
+    return Refitted(new, shift.flatten(), spread.flatten())
 
 
 def contributions(readers: Sequence[Reader]) -> NDArray[np.float64]:
