@@ -75,7 +75,7 @@ def movement_scores(
             loss = loss_fn(functional_call(model, leaves, (channels_first(x.to(torch_device)),)), y.to(torch_device))
             if not torch.isfinite(loss):
                 raise BadInputError(
-                    f"movement: the loss is {float(loss)} in step {step} of the short training at learning_rate = "
+                    f"movement: the loss is {float(loss.detach())} in step {step} of the short training at learning_rate = "
                     f"{need.learning_rate}, must be finite; lower selection.params.learning_rate"
                 )
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
