@@ -43,6 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pandas": ("costs.latency_table", "search.study*", "runs.*", "reporting.*"),
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
+    "pynvml": ("runtime.energy_counters",),
     "safetensors": ("training.checkpoint", "pipeline.delivery"),
     "scipy": ("runtime.calibration",),
     "sklearn": ("training.data*",),
