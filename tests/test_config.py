@@ -17,7 +17,8 @@ from amcsearch.costs.latency_table import KEY_COLUMNS, LatencyTable, row_key
 from amcsearch.training.loop import Distillation, TrainingRecipe
 
 SMALLEST = 'model: {factory: "a.b:net"}\ndata: {factory: "a.b:data"}\n'
-SEARCHES = sorted((Path(__file__).parents[1] / "configs" / "searches").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+SEARCHES = sorted([*CONFIGS.glob("searches/*.yaml"), *CONFIGS.glob("sparsify/*.yaml")])
 
 
 @pytest.fixture
@@ -199,6 +200,47 @@ def test_the_hash_follows_content_not_place(write, tmp_path):
     hashes.append(cfg.config_hash(cfg.load(tmp_path / "two/search.yaml", ["seed=1"])))
     assert len(set(hashes)) == 5
     assert all(len(h) == 12 and int(h, 16) >= 0 for h in hashes)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{method: rigl, target: {sparsity: 0.8}}", {"sparsity": 0.8}),
+        ("{target: {latency_ms: 0.5x}}", {"latency_ms": "0.5x"}),
+        ("{target: {macs: 1000}}", {"macs": 1000.0}),
+    ],
+)
+def test_sparsify_targets(write, text, wanted):
+    config = cfg.load(write(f"{SMALLEST}sparsify: {text}"))
+    assert config.sparsify.target == wanted
+    assert cfg.from_mapping(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{target: {sparsity: 1.0}}", "between 0 and 1"),
+        ("{target: {sparsity: 0.5x}}", "between 0 and 1"),
+        ("{target: {macs: 2x}}", "0x to 1x"),
+        ("{target: {}}", "got 0 entries"),
+        ("{target: {macs: 0.5x, sparsity: 0.5}}", "got 2 entries"),
+        ("{target: {accuracy: 0.9}}", "sparsify.target"),
+        ("{methods: rigl}", "did you mean 'method'"),
+    ],
+)
+def test_bad_sparsify_sections_are_one_line(write, text, wanted):
+    assert wanted in refusal(write(f"{SMALLEST}sparsify: {text}"))
+
+
+def test_a_starting_policy_is_found_and_its_content_decides_the_hash(write, tmp_path):
+    text = f"{SMALLEST}search: {{start: policy.json}}"
+    assert "policy.json" in refusal(write(text))
+    (tmp_path / "policy.json").write_text('{"a": 4}')
+    one = cfg.load(write(text))
+    assert one.search.start == str(tmp_path / "policy.json")
+    before = cfg.config_hash(one)
+    (tmp_path / "policy.json").write_text('{"a": 5}')
+    assert cfg.config_hash(one) != before
 
 
 def test_a_configuration_is_frozen(write):

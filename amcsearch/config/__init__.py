@@ -16,6 +16,7 @@ from amcsearch.config.schema import (
     RewardConfig,
     SearchConfig,
     SelectionConfig,
+    SparsifyConfig,
     SplitsConfig,
     check_priced,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RewardConfig",
     "SearchConfig",
     "SelectionConfig",
+    "SparsifyConfig",
     "SplitsConfig",
     "build",
     "call_factory",

@@ -24,6 +24,7 @@ _PATHS: Final = (
     ("data", "factory"),
     ("device", "profile"),
     ("device", "table"),
+    ("search", "start"),
 )
 
 

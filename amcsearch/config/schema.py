@@ -8,13 +8,12 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
+from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig, SparsifyConfig
 from amcsearch.config.values import ChannelMultiple, CostName, ImportSpec, Limit, Objective
 from amcsearch.core import COST_NAMES, BadInputError
 
@@ -31,6 +30,7 @@ __all__ = [
     "RewardConfig",
     "SearchConfig",
     "SelectionConfig",
+    "SparsifyConfig",
     "SplitsConfig",
     "check_priced",
 ]
@@ -40,38 +40,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-
-class RecipeConfig(_Section):
-    """How to train: the fields of ``training.loop.TrainingRecipe``."""
-
-    epochs: NonNegativeInt = 10
-    learning_rate: PositiveFloat = 0.1
-    batch_size: PositiveInt = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: NonNegativeFloat = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NonNegativeInt = 1
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    max_shift: NonNegativeInt = 0
-    """Images move at random by up to so many pixels."""
-
-
-class Distillation(_Section):
-    """Learn from the dense network: softened by ``temperature``, weighted by ``alpha`` against the true targets."""
-
-    temperature: PositiveFloat = 4.0
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
-
-
-class FinetuneConfig(RecipeConfig):
-    """The short training after removal."""
-
-    epochs: NonNegativeInt = 5
-    learning_rate: PositiveFloat = 0.02
-    warmup_epochs: NonNegativeInt = 0
-    distillation: Distillation | None = Distillation()
 
 
 class ModelConfig(_Section):
@@ -180,6 +148,8 @@ class SearchConfig(_Section):
     """Also run at equal evaluations, for the convergence picture."""
     finalists: PositiveInt = 3
     """The best policies that are exported and measured on the device."""
+    start: str | None = None
+    """A ``policy.json`` that every agent evaluates first, repaired to the budget where it exceeds it."""
 
 
 class Config(_Section):
@@ -197,6 +167,7 @@ class Config(_Section):
     recovery: RecoveryConfig = RecoveryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
+    sparsify: SparsifyConfig = SparsifyConfig()
 
     @model_validator(mode="after")
     def _has_a_goal(self) -> "Config":

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-__all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective"]
+__all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective", "Target"]
 
 CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
+TargetName = Literal["sparsity", "macs", "params", "latency_ms", "energy_mj"]
 Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
@@ -31,6 +32,18 @@ def _limit(value: Any) -> str | float:
     raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
 
 
+def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
+    """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of sparsity, macs, params, latency_ms, energy_mj; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    if name != "sparsity":
+        return {name: _limit(asked)}
+    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
+        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
+    return {name: float(asked)}
+
+
 def _import_spec(value: str) -> str:
     """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
     module, _, name = value.rpartition(":")
@@ -50,3 +63,4 @@ ChannelMultiple = Annotated[
     BeforeValidator(_channel_multiple),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
 ]
+Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]
