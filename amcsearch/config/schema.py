@@ -111,7 +111,7 @@ class RecoveryConfig(_Section):
     """How accuracy is regained."""
 
     bn_recalibration: bool = True
-    reconstruction: Literal["auto", "none", "bias", "scales", "least_squares"] = "auto"
+    reconstruction: Literal["auto", "none", "bias", "scales", "least_squares", "sequential"] = "auto"
     """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none."""
     finetune: FinetuneConfig | None = FinetuneConfig()
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 from amcsearch.evaluation.proxy import recalibrate_batch_norm
 from amcsearch.evaluation.reconstruction import Reconstruction
+from amcsearch.evaluation.sequential import SequentialReconstruction
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
 from amcsearch.methods.folding import Means, fold_means
@@ -47,7 +48,7 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         bn_recalibration: bool = True,
-        reconstruction: Reconstruction | None = None,
+        reconstruction: Reconstruction | SequentialReconstruction | None = None,
         torch_device: str = "cpu",
         means: Means | None = None,
     ) -> None:

@@ -14,6 +14,7 @@ Departures from the papers built on it (ThiNet, arXiv 1707.06342, and LASSO, arX
 more positions a sample, and the constant is always refitted, without which ReLU's means are taken for signal.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from amcsearch.graph.modes import evaluating
 from amcsearch.graph.slices import Trace
 from amcsearch.methods.patches import READERS, patches
 
-__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "gather_inputs"]
+__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "gather_inputs"]
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
@@ -139,7 +140,7 @@ def gather_inputs(
         for start in range(0, len(inputs), batch_size):
             batch = slice(start, start + batch_size)
             labels = None if targets is None else targets[batch].to(torch_device)
-            for layer, x in _layer_inputs(model, modules, inputs[batch].to(torch_device)):
+            for layer, x in calls_of(model, modules, inputs[batch].to(torch_device)):
                 rows = patches(modules[layer], x, positions, generator).double()
                 seen[layer].add(rows, centred[layer])
                 if labels is not None:
@@ -170,16 +171,16 @@ def _check_memory(modules: Mapping[str, Any]) -> None:
         )
 
 
-def _layer_inputs(model: nn.Module, modules: Mapping[str, Any], batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield (layer, input) of every call of every layer in one forward pass."""
-    calls: list[tuple[str, Tensor]] = []
+def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield (layer, input) of every call of some layers in one forward pass, in order of execution."""
+    calls: deque[tuple[str, Tensor]] = deque()
     with ExitStack() as stack:
         for layer, module in modules.items():
             hook = module.register_forward_pre_hook(lambda _, args, name=layer: calls.append((name, args[0])))
             stack.callback(hook.remove)
         model(batch)
     while calls:
-        yield calls.pop()  # lets go of each input once it has been used
+        yield calls.popleft()  # lets go of each input once it has been used
 
 
 def _following_norms(model: nn.Module, modules: Mapping[str, Any], sample: Tensor) -> dict[str, str]:

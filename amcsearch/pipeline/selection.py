@@ -1,14 +1,16 @@
 """Which channels go, and how what reads them is refitted: the configured criterion or selector, and reconstruction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from amcsearch.config import Config, build, pick
 from amcsearch.evaluation.reconstruction import Reconstruction
+from amcsearch.evaluation.sequential import SequentialReconstruction
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.folding import Means, means_for
-from amcsearch.methods.layer_inputs import gather_inputs
+from amcsearch.methods.layer_inputs import LayerInputs, gather_inputs
 from amcsearch.methods.ranking import Ranking, rank_units
 from amcsearch.methods.selector import Calibration, problem_of, select
 from amcsearch.methods.selectors import SELECTORS
@@ -23,7 +25,7 @@ class Choice:
     """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means."""
 
     ranking: Ranking
-    reconstruction: Reconstruction | None
+    reconstruction: Reconstruction | SequentialReconstruction | None
     means: Means | None
 
 
@@ -38,15 +40,16 @@ def choose_channels(config: Config, network: Network, inputs: Tensor, targets: T
     Raises:
         BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
     """
-    if config.selection.selector is not None:
-        return _by_selector(config, Calibration(network.model, network.trace, inputs, targets, task_loss, batch_size))
     selection, model, trace = config.selection, network.model, network.trace
+    calibration = Calibration(model, trace, inputs, targets, task_loss, batch_size)
+    if selection.selector is not None:
+        return _by_selector(config, calibration)
     criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
     ranking = rank_units(model, trace, criterion, inputs, targets, task_loss, batch_size)
     if config.recovery.reconstruction in ("auto", "none"):
         return Choice(ranking, None, means_for(criterion, model, trace, inputs, targets, task_loss, batch_size))
     seen = gather_inputs(model, trace, inputs, batch_size)
-    return Choice(ranking, Reconstruction(model, trace, seen.values(), config.recovery.reconstruction), None)
+    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, seen), None)
 
 
 def _by_selector(config: Config, calibration: Calibration) -> Choice:
@@ -56,4 +59,13 @@ def _by_selector(config: Config, calibration: Calibration) -> Choice:
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
     if refit == "none":
         return Choice(ranking, None, None)
-    return Choice(ranking, Reconstruction(calibration.model, calibration.trace, seen.values(), refit), None)
+    return Choice(ranking, _reconstruction(refit, calibration, seen), None)
+
+
+def _reconstruction(
+    refit: str, calibration: Calibration, seen: Mapping[str, LayerInputs]
+) -> Reconstruction | SequentialReconstruction:
+    model, trace = calibration.model, calibration.trace
+    if refit == "sequential":
+        return SequentialReconstruction(model, trace, seen, calibration.inputs, calibration.batch_size)
+    return Reconstruction(model, trace, seen.values(), refit)

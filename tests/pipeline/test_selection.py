@@ -29,6 +29,8 @@ def test_auto_is_what_the_selector_says_and_an_explicit_rule_wins(write_config: 
     for name, make in SELECTORS.items():
         assert refit_of(path, f"selection.selector={name}") == make().refit
     assert refit_of(path, "selection.selector=thinet", "recovery.reconstruction=none") is None
+    assert refit_of(path, "selection.selector=thinet", "recovery.reconstruction=sequential") == "sequential"
+    assert refit_of(path, "recovery.reconstruction=sequential") == "sequential"
     assert refit_of(path, "selection.selector=obc", "recovery.reconstruction=bias") == "bias"
 
 
