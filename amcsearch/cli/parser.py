@@ -29,7 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     _search(commands)
     _table(commands)
     _sensitivity(commands)
+    _energy(commands)
     _prune(commands)
+    _sparsify(commands)
     _report(commands)
     _list(commands)
     return parser
@@ -86,12 +88,34 @@ def _sensitivity(commands: "Commands") -> None:
     command.add_argument("--points", type=int, default=5, help="widths tried for each group")
 
 
+def _energy(commands: "Commands") -> None:
+    example = "amcsearch energy configs/searches/digits.yaml --policy runs/…/policy.json --device eyeriss_65nm"
+    text = "where the energy goes, layer by layer: table, CSV and stacked bars, dense beside pruned"
+    command = _verb(commands, "energy", verbs.energy, text, example)
+    _config(command)
+    command.add_argument("--policy", type=Path, help="policy.json of a run, shown beside dense")
+    command.add_argument(
+        "--device", help="profile: a YAML file, or a name of configs/devices (default: device.profile)"
+    )
+    command.add_argument("--measure", action="store_true", help="also measure on this machine, if it has a counter")
+    command.add_argument("-o", "--out", type=Path, default=Path("energy"), help="folder for the CSV and the picture")
+
+
 def _prune(commands: "Commands") -> None:
     example = "amcsearch prune configs/searches/digits.yaml --policy runs/…/policy.json -o pruned"
     command = _verb(commands, "prune", verbs.prune, "apply a policy, fine-tune, export and measure it", example)
     _config(command)
     command.add_argument("--policy", type=Path, required=True, help="policy.json of a run")
     command.add_argument("-o", "--out", type=Path, required=True, help="run folder to write")
+
+
+def _sparsify(commands: "Commands") -> None:
+    example = "amcsearch sparsify configs/sparsify/digits-l0.yaml --set sparsify.target={sparsity: 0.6}"
+    text = "prune while training, by gates or mask schedules, and keep the learned densities as a policy"
+    command = _verb(commands, "sparsify", verbs.sparsify, text, example)
+    _config(command)
+    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
+    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
 
 
 def _report(commands: "Commands") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amcsearch.costs.latency_table import LatencyTable
 
-__all__ = ["plan_text", "summary_text", "table_text"]
+__all__ = ["energy_text", "plan_text", "sparsify_text", "summary_text", "table_text"]
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
@@ -40,6 +40,35 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def sparsify_text(summary: Mapping[str, Any], folder: Path) -> str:
+    """What training-time pruning left, before and after fine-tuning, and where the files are."""
+    rows = [["", "accuracy", "loss", "parameters not 0", "MACs", "predicted ms"]]
+    for name in ("dense", "sparse", "finetuned"):
+        block = summary[name]
+        rows.append(
+            [
+                name,
+                f"{100 * block['accuracy']:.2f} %",
+                f"{block['loss']:.4f}",
+                _count(block["nonzero_params"]),
+                _count(block.get("macs")),
+                _number(block.get("latency_ms")),
+            ]
+        )
+    target = summary["target"]
+    what = "weights" if summary["granularity"] == "weights" else "channels and heads"
+    lines = [
+        *_table(rows),
+        "",
+        f"{summary['method']}: {summary['kept']:,} of {summary['total']:,} {what} are left; "
+        f"the target's share is {target['kept']:.4f}, {target['kept_asked']:.4f} was asked for",
+        *(f"WARNING: {text}" for text in summary["warnings"]),
+        f"densities: {folder / 'densities.csv'}",
+        f"policy to start a search from: {folder / 'policy.json'}",
+    ]
+    return "\n".join(lines)
+
+
 def plan_text(plan: Mapping[str, Any]) -> str:
     """What a search would do."""
     network, samples, seconds = plan["network"], plan["samples"], plan["expected_seconds"]
@@ -61,6 +90,41 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         f"expected time: about {seconds['total'] / 60:.1f} minutes ({parts})",
     ]
     return "\n".join(lines)
+
+
+def energy_text(report: Mapping[str, Any]) -> str:
+    """Energy of every layer by what it is spent on, dense beside pruned, and which layer costs most."""
+    networks = report["networks"]
+    pruned = networks.get("pruned")
+    parts = list(networks["dense"]["parts_mj"])
+    rows = [["layer", "channels", "mJ", *parts, *(["pruned to", "mJ"] if pruned else [])]]
+    smaller = {layer["name"]: layer for layer in pruned["layers"]} if pruned else {}
+    for layer in networks["dense"]["layers"]:
+        row = [layer["name"], _channels(layer), _number(layer["energy_mj"])]
+        row += [_number(layer["parts_mj"][part]) for part in parts]
+        after = smaller.get(layer["name"])
+        rows.append(row + ([_channels(after), _number(after["energy_mj"])] if after else []))
+    for name, found in networks.items():
+        rows.append([f"{name}, all", "", _number(found["energy_mj"]), *map(_number, found["parts_mj"].values())])
+    width = max(map(len, rows))
+    lines = [f"{report['device']}, batch {report['batch']}", *_table([row + [""] * (width - len(row)) for row in rows])]
+    for name, found in networks.items():
+        surplus = found["dram_bytes"] / max(found["dram_least_bytes"], 1.0)
+        lines += [
+            f"{name}: {found['costliest']}",
+            f"{name}: {found['dram_bytes']:,.0f} bytes from and to DRAM, {surplus:.2f} times the lower bound",
+        ]
+    if report["without_static"]:
+        lines.append("static power is left out: it needs device.table, a latency table of this device")
+    if "measured" in report:
+        measured = report["measured"]
+        calls = ", ".join(f"{name} {value:.4g} mJ" for name, value in measured["call_mj"].items())
+        lines.append(f"measured above idling by {measured['counter']}: {calls}; {measured['scale']:.3g} x predicted")
+    return "\n".join([*lines, *(f"{name}: {path}" for name, path in report["files"].items())])
+
+
+def _channels(layer: Mapping[str, Any]) -> str:
+    return f"{layer['in_channels']}→{layer['out_channels']}"
 
 
 def table_text(table: "LatencyTable", folder: Path) -> str:

@@ -12,9 +12,32 @@ if TYPE_CHECKING:
     from amcsearch.cli.console import Console
     from amcsearch.config import Config
 
-__all__ = ["KINDS", "list_registry", "prune", "report", "search", "sensitivity", "table_measure", "table_show"]
+__all__ = [
+    "KINDS",
+    "energy",
+    "list_registry",
+    "prune",
+    "report",
+    "search",
+    "sensitivity",
+    "sparsify",
+    "table_measure",
+    "table_show",
+]
 
-KINDS: Final = ("agents", "costs", "criteria", "datasets", "devices", "models", "rewards", "selectors", "tables")
+KINDS: Final = (
+    "agents",
+    "costs",
+    "criteria",
+    "datasets",
+    "devices",
+    "gates",
+    "models",
+    "rewards",
+    "schedules",
+    "selectors",
+    "tables",
+)
 
 
 def search(args: argparse.Namespace, console: "Console") -> None:
@@ -73,6 +96,18 @@ def sensitivity(args: argparse.Namespace, console: "Console") -> None:
     _show(args, found, "\n".join(f"{name}: {path}" for name, path in found.items()))
 
 
+def energy(args: argparse.Namespace, console: "Console") -> None:
+    """Print where the energy goes, and write it as CSV and picture."""
+    from amcsearch.cli.text import energy_text
+    from amcsearch.core import PruningPolicy
+    from amcsearch.pipeline.energy import energy_report
+
+    policy = PruningPolicy.read(args.policy) if args.policy else None
+    found = energy_report(_load(args), args.out, console, policy=policy, device=args.device, measure=args.measure)
+    console.close()
+    _show(args, found, energy_text(found))
+
+
 def prune(args: argparse.Namespace, console: "Console") -> None:
     """Apply a given policy: the end of a search without its beginning."""
     from amcsearch.cli.text import summary_text
@@ -87,6 +122,22 @@ def prune(args: argparse.Namespace, console: "Console") -> None:
         summary = run_prune(config, policy, run, console)
         console.close()
         _show(args, summary, summary_text(summary, run.path))
+
+
+def sparsify(args: argparse.Namespace, console: "Console") -> None:
+    """Prune while training, by gates or mask schedules."""
+    from amcsearch.cli.text import sparsify_text
+    from amcsearch.config import config_hash, dump
+    from amcsearch.pipeline.sparsify import sparsify as run_sparsify
+    from amcsearch.runs import RunFolder
+
+    config = _load(args)
+    digest = config_hash(config)
+    folder = args.out or Path("runs") / f"{config.name}-{digest}"
+    with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
+        summary = run_sparsify(config, run, console)
+        console.close()
+        _show(args, summary, sparsify_text(summary, run.path))
 
 
 def report(args: argparse.Namespace, console: "Console") -> None:

@@ -126,7 +126,7 @@ def test_every_listed_kind_has_a_registry() -> None:
     assert tuple(KINDS) == NAMES
 
 
-@pytest.mark.parametrize("verb", [["search"], ["table", "measure"], ["sensitivity"], ["prune"], ["report"], ["list"]])
+@pytest.mark.parametrize("verb", [["search"], ["table", "measure"], ["sensitivity"], ["energy"], ["prune"], ["report"], ["list"]])
 def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])

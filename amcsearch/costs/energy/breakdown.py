@@ -71,3 +71,29 @@ class LayerEnergy:
     def total_mj(self) -> float:
         """Energy of the layer in mJ."""
         return sum(self.parts_mj.values())
+
+    def why(self) -> str:
+        """Say in one clause what most of the energy goes into."""
+        parts = self.parts_mj
+        part = max(parts, key=lambda name: parts[name])
+        share = f"{100 * parts[part] / self.total_mj:.0f} % of it {part}" if self.total_mj else "nothing moves"
+        if part == "compute":
+            return f"{share}: {self.macs:,.0f} MACs"
+        if part == "buffers":
+            return f"{share}: {self._busiest()}"
+        if part.startswith("DRAM"):
+            dram = self.dram
+            tensor = part.partition(" ")[2]
+            moved = {"weights": dram.weights_bytes, "inputs": dram.inputs_bytes, "outputs": dram.outputs_bytes}[tensor]
+            intensity = self.macs / dram.total_bytes
+            return f"{share}: {moved:,.0f} bytes; {intensity:.3g} MACs for each byte from or to DRAM"
+        return share
+
+    def _busiest(self) -> str:
+        """Say which memory on the chip costs most."""
+        inner = self.traffic[:-1]
+        busiest = max(inner, key=lambda memory: memory.energy_mj(memory.total_bytes), default=None)
+        if busiest is None or self.scale * busiest.energy_mj(busiest.total_bytes) < self.registers_mj:
+            return f"the innermost memory, reached four times by each of {self.macs:,.0f} MACs"
+        surplus = busiest.total_bytes / busiest.least_bytes
+        return f"{busiest.memory} moves {busiest.total_bytes:,.0f} bytes, {surplus:.2f} times the lower bound"

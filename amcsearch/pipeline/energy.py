@@ -1,0 +1,127 @@
+"""Where a network's energy goes on a device, layer by layer: dense beside pruned, predicted and measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from amcsearch.config import Config, read_device, read_latency_table
+from amcsearch.core import BadInputError, LayerSpec, PruningPolicy
+from amcsearch.costs.device import DeviceProfile
+from amcsearch.costs.energy import EnergyModel, LayerEnergy
+from amcsearch.graph.removal import remove
+from amcsearch.pipeline.network import Network, load_network
+from amcsearch.pipeline.observer import Observer
+from amcsearch.reporting.energy import write_energy
+from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.session import make_session
+from amcsearch.runtime.timing import bound_call
+from amcsearch.runtime.variants import random_kept
+
+__all__ = ["energy_report"]
+
+_DEVICES: Final = Path("configs/devices")
+
+
+def energy_report(
+    config: Config,
+    folder: Path,
+    observer: Observer,
+    *,
+    policy: PruningPolicy | None = None,
+    device: str | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
+
+    ``device`` overrules the configuration's profile: a file, or the name of one in ``configs/devices``. ``measure``
+    adds the energy that this machine's counter sees, and the scale from predictions to it.
+
+    Raises:
+        BadInputError: as ``load_network``, no profile, a policy that does not fit, no counter to measure with, or a
+            folder that cannot be written.
+    """
+    profile = _profile(config, device)
+    observer.phase("Tracing the network")
+    network = load_network(config, train=False)
+    spec = network.trace.network
+    needs_latency = profile.static_power_mw > 0.0 and config.device.table is not None
+    latency = read_latency_table(config.device.table) if needs_latency and config.device.table else None
+    model = EnergyModel(profile, config.device.batch, latency)
+    policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
+    layers = {name: spec.with_channels(chosen).layers for name, chosen in policies.items()}
+    estimates = {name: [model.estimate(layer) for layer in chosen] for name, chosen in layers.items()}
+    report: dict[str, Any] = {
+        "device": profile.name,
+        "batch": config.device.batch,
+        "networks": {name: _network(layers[name], found, model.constant) for name, found in estimates.items()},
+        "without_static": profile.static_power_mw > 0.0 and latency is None,
+        "files": write_energy(estimates, folder),
+    }
+    if measure:
+        observer.phase("Measuring energy on this machine")
+        dynamic = {name: sum(e.total_mj - e.static_mj for e in found) for name, found in estimates.items()}
+        report["measured"] = _measured(config, network, policies, dynamic)
+    return report
+
+
+def _profile(config: Config, device: str | None) -> DeviceProfile:
+    chosen = device or config.device.profile
+    if chosen is None:
+        known = ", ".join(path.stem for path in sorted(_DEVICES.glob("*.yaml")))
+        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {known}")
+    path = Path(chosen)
+    return read_device(_DEVICES / f"{chosen}.yaml" if path.suffix == "" and path.parent == Path() else path)
+
+
+def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], constant_mj: float) -> dict[str, Any]:
+    """Sums, the layers, and which of them costs most and why."""
+    costly = max(found, key=lambda energy: energy.total_mj)
+    parts = {part: sum(energy.parts_mj[part] for energy in found) for part in found[0].parts_mj}
+    parts["static"] += constant_mj
+    total = sum(parts.values())
+    share = 100 * costly.total_mj / total if total else 0.0
+    return {
+        "energy_mj": total,
+        "parts_mj": parts,
+        "dram_bytes": sum(energy.dram.total_bytes for energy in found),
+        "dram_least_bytes": sum(energy.dram.least_bytes for energy in found),
+        "costliest": f"{costly.name} costs most, {share:.0f} % of all: {costly.why()}",
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind.value,
+                "in_channels": layer.in_channels,
+                "out_channels": layer.out_channels,
+                "macs": energy.macs,
+                "energy_mj": energy.total_mj,
+                "parts_mj": energy.parts_mj,
+                "bytes": {memory.memory: memory.total_bytes for memory in energy.traffic},
+                "least_bytes": {memory.memory: memory.least_bytes for memory in energy.traffic},
+                "why": energy.why(),
+            }
+            for layer, energy in zip(layers, found, strict=True)
+            if energy.total_mj
+        ],
+    }
+
+
+def _measured(
+    config: Config, network: Network, policies: dict[str, PruningPolicy], predicted_mj: dict[str, float]
+) -> dict[str, Any]:
+    """Energy of a call of each network above idling; which channels stay does not matter, only how many."""
+    counter = find_counter()
+    rng = np.random.default_rng(config.seed)
+    found = {}
+    for name, policy in policies.items():
+        smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
+        session = make_session(exported(smaller, network.example), config.device.threads)
+        found[name] = measure_energy(bound_call(session, network.example.numpy()), counter)
+    return {
+        "counter": counter.name,
+        "call_mj": {name: energy.call_mj for name, energy in found.items()},
+        "idle_mw": {name: energy.idle_mw for name, energy in found.items()},
+        "scale": calibrated_scale([predicted_mj[n] for n in found], [e.call_mj for e in found.values()]),
+    }
