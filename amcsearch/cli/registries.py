@@ -44,6 +44,12 @@ def _datasets() -> dict[str, str]:
     return _factories(DATASETS)
 
 
+def _gates() -> dict[str, str]:
+    from amcsearch.methods.gates import GATES
+
+    return _first_lines(GATES)
+
+
 def _models() -> dict[str, str]:
     from amcsearch.training.models import MODELS
 
@@ -59,6 +65,12 @@ def _rewards() -> dict[str, str]:
     from amcsearch.search.reward import REWARDS
 
     return _first_lines(REWARDS)
+
+
+def _schedules() -> dict[str, str]:
+    from amcsearch.methods.schedules import SCHEDULES
+
+    return _first_lines(SCHEDULES)
 
 
 def _selectors() -> dict[str, str]:
@@ -86,8 +98,10 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
     "criteria": _criteria,
     "datasets": _datasets,
     "devices": _devices,
+    "gates": _gates,
     "models": _models,
     "rewards": _rewards,
+    "schedules": _schedules,
     "selectors": _selectors,
     "tables": _tables,
 }

@@ -18,8 +18,8 @@ __all__ = ["Gate", "GateMethod"]
 class Gate(nn.Module, ABC):
     """A gate of one network in training; its parameters are what it learns, its state dict what it is.
 
-    An *item* is a group of channels (``granularity`` units: one gate a unit, shared by all that is coupled) or a tensor
-    (``granularity`` weights). Promise: ``tensors`` are differentiable in the network's parameters, and in the
+    An *item* is a group of channels (its method's ``granularity`` is units: one gate a unit, shared by all that is
+    coupled) or a tensor (weights). Promise: ``tensors`` are differentiable in the network's parameters, and in the
     gate's through them or through ``penalty``; only ``tensors`` and ``noise`` draw random numbers, from torch's global
     generator; ``final`` and ``scores`` are functions of the state.
 
@@ -28,7 +28,6 @@ class Gate(nn.Module, ABC):
     are left alone.
     """
 
-    granularity: ClassVar[Literal["units", "weights"]]
     drive: ClassVar[Literal["expected", "strength", "fixed"]]
 
     @abstractmethod
@@ -79,6 +78,7 @@ class GateMethod(ABC):
         BadInputError: a share outside [0, 1], or a rate that is not above 0.
     """
 
+    granularity: ClassVar[Literal["units", "weights"]]
     learning_rate: float = 0.05
     target_warmup: float = 0.5
     multiplier_rate: float = 0.1

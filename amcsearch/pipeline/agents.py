@@ -1,8 +1,10 @@
 """The configured agent and its baseline, run through one door at equal evaluations."""
 
+from pathlib import Path
 from typing import Any
 
 from amcsearch.config import Config, build, config_hash, pick
+from amcsearch.core import PruningPolicy
 from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.pipeline.job import Job
 from amcsearch.pipeline.observer import Observer
@@ -29,6 +31,7 @@ def run_agents(
             searcher = build(pick(SEARCHERS, agent, "search.agent"), params, "search.agent_params")
             study = _study(job, executor, agent, storage or run.storage_url, observer)
             studies.append(study)
+            _start(job, study)
             searcher.run(study, job.config.seed)
     finally:
         executor.close()
@@ -36,6 +39,18 @@ def run_agents(
             run.write_trials(trial for study in studies for trial in study.trials)
             run.write_pareto(studies[0].front)
     return studies[0], studies[1] if len(studies) > 1 else None
+
+
+def _start(job: Job, study: Study) -> None:
+    """Evaluate the configured policy first, within the budget."""
+    if job.config.search.start is None:
+        return
+    network = job.network.trace.network
+    asked = PruningPolicy.read(Path(job.config.search.start))
+    policy = network.policy(study.feasible.repair(network.kept_array(asked)))
+    if policy != asked:
+        study.note(f"search.start was moved into the budget and onto the device's channel grid: {policy.to_json()}")
+    study.evaluate([policy])
 
 
 def _agents(config: Config) -> list[tuple[str, dict[str, Any]]]:

@@ -10,14 +10,14 @@ from torch import nn
 from amcsearch.core import PruningPolicy
 from amcsearch.pipeline.finalists import Finalist, Measure
 from amcsearch.pipeline.job import Job
-from amcsearch.pipeline.network import training_recipe
 from amcsearch.pipeline.observer import Observer
+from amcsearch.pipeline.recovery import fine_tune
 from amcsearch.runs import RunFolder
 from amcsearch.runtime.onnx_export import export, exported, max_abs_difference
 from amcsearch.runtime.verify import PairedLatency, measure_many, measure_paired
 from amcsearch.training.checkpoint import save_state
 from amcsearch.training.data import stacked
-from amcsearch.training.loop import Distillation, evaluate, fit
+from amcsearch.training.loop import evaluate
 
 __all__ = ["Outcome", "finetune", "measurer", "verify"]
 
@@ -54,21 +54,7 @@ def finetune(job: Job, pruned: nn.Module, observer: Observer) -> nn.Module:
     Raises:
         BadInputError: the training diverges.
     """
-    tuned, recipe = copy.deepcopy(pruned), job.config.recovery.finetune
-    if recipe is None or recipe.epochs == 0:
-        return tuned
-    learned = recipe.distillation
-    fit(
-        tuned,
-        job.network.splits.train,
-        training_recipe(recipe),
-        seed=job.config.seed,
-        teacher=job.network.model if learned else None,
-        distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
-        torch_device=job.config.evaluation.torch_device,
-        progress=observer.epoch,
-    )
-    return tuned.cpu().eval()
+    return fine_tune(job.config, job.network, copy.deepcopy(pruned), observer)
 
 
 def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen: Finalist) -> Outcome:

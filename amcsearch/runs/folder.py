@@ -25,10 +25,10 @@ __all__ = ["RunFolder"]
 
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
-    *("summary.json", "report.html", "log.jsonl"),
+    *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors"),
 )
 _HASH_LINE: Final = re.compile(r"^# configuration ([0-9a-f]+)$", re.MULTILINE)
-_TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report)\.[0-9]+\.[a-z]+")
+_TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+")
 _LOCK: Final = ".lock"
 
 
@@ -63,6 +63,14 @@ class RunFolder:
     """Weights of the pruned and fine-tuned network."""
     pruned_onnx = _File("pruned.onnx")
     """The pruned and fine-tuned network for ONNX Runtime."""
+    densities_csv = _File("densities.csv")
+    """What training-time pruning left of every tensor or group."""
+    masks_safetensors = _File("masks.safetensors")
+    """Which weights, or which units of a group, training-time pruning left in use."""
+    training_state = _File(".training.pt")
+    """A training on its way, after its last whole epoch."""
+    finetuning_state = _File(".finetuning.pt")
+    """The same of the fine-tuning."""
     summary_json = _File("summary.json")
     """What came of it."""
     report_html = _File("report.html")

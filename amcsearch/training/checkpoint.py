@@ -26,7 +26,7 @@ from amcsearch.core import BadInputError
 from amcsearch.training.loop import Progress, TrainingRecipe, fit
 from amcsearch.training.splits import Samples, fetch, length
 
-__all__ = ["load_checkpoint", "pretrained", "save_state"]
+__all__ = ["load_checkpoint", "pretrained", "save_state", "save_tensors"]
 
 DIGEST: Final = "amcsearch.digest"
 DIGEST_SAMPLES: Final = 4096
@@ -74,8 +74,16 @@ def save_state(model: nn.Module, path: Path) -> None:
     Raises:
         BadInputError: the file cannot be written.
     """
-    path = Path(path)
-    state = _state(model)
+    save_tensors(_state(model), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors, atomically.
+
+    Raises:
+        BadInputError: the file cannot be written.
+    """
+    path, state = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(state, {DIGEST: _digest_tensors(state)})
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -38,7 +38,7 @@ class StateFile:
         Raises:
             BadInputError: it cannot be written.
         """
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        partial = self.path.with_name(f"{self.path.name}.partial")
         try:
             with partial.open("wb") as file:
                 torch.save(state, file)
@@ -50,7 +50,3 @@ class StateFile:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Delete the file, if it is there."""
-        self.path.unlink(missing_ok=True)

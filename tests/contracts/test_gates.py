@@ -57,18 +57,18 @@ def hook_of(gate: Gate, method: GateMethod) -> GatedTraining:
 @pytest.mark.parametrize("gate_name", GATES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_gate_names_its_items_and_is_differentiable(network: str, gate_name: str) -> None:
-    model, found, gate, _ = made(network, gate_name)
+    model, found, gate, method = made(network, gate_name)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     groups = {g.name: (g.channels // g.unit,) for g in found.network.groups}
     scores, densities = gate.scores(), gate.density()
     assert set(scores) == set(densities)
     for name, score in scores.items():
-        shape = groups[name] if gate.granularity == "units" else parameters[name].shape
+        shape = groups[name] if method.granularity == "units" else parameters[name].shape
         assert tuple(score.shape) == tuple(shape)
         assert torch.isfinite(score).all()
         assert ((densities[name] >= 0) & (densities[name] <= 1)).all()
-    if gate.granularity == "units":
+    if method.granularity == "units":
         assert set(scores) == set(groups)
     gate.begin_step(1.0)
     inputs = data(network)[0]

@@ -1,6 +1,6 @@
 """Gates: one formula a file, one row here; a row makes a gate's method from its hyper-parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from amcsearch.methods.gate import Gate, GateMethod
@@ -12,7 +12,7 @@ from amcsearch.methods.gates.variational import VariationalDropout
 
 __all__ = ["GATES", "Gate", "GateMethod"]
 
-GATES: Final[Mapping[str, Callable[..., GateMethod]]] = {
+GATES: Final[Mapping[str, type[GateMethod]]] = {
     "gumbel_softmax": GumbelSoftmax,
     "hard_concrete": HardConcrete,
     "slimming": NetworkSlimming,

@@ -51,6 +51,7 @@ class GumbelSoftmax(GateMethod):
         BadInputError: temperatures that are not above 0 and falling, or as ``GateMethod``.
     """
 
+    granularity: ClassVar[Literal["units"]] = "units"
     open_logit: float = 1.9
     temperature_begin: float = 1.0
     temperature_end: float = 0.3
@@ -70,7 +71,6 @@ class GumbelSoftmax(GateMethod):
 
 
 class _GumbelGate(Gate):
-    granularity: ClassVar[Literal["units"]] = "units"
     drive: ClassVar[Literal["expected"]] = "expected"
 
     def __init__(self, slices: UnitSlices, method: GumbelSoftmax) -> None:

@@ -70,6 +70,7 @@ class HardConcrete(GateMethod):
         BadInputError: a drop rate outside (0, 1), or as ``GateMethod``.
     """
 
+    granularity: ClassVar[Literal["units"]] = "units"
     drop_rate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -84,7 +85,6 @@ class HardConcrete(GateMethod):
 
 
 class _HardConcreteGate(Gate):
-    granularity: ClassVar[Literal["units"]] = "units"
     drive: ClassVar[Literal["expected"]] = "expected"
 
     def __init__(self, slices: UnitSlices, method: HardConcrete) -> None:

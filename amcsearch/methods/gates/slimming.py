@@ -39,6 +39,7 @@ class NetworkSlimming(GateMethod):
         BadInputError: a strength below 0, or as ``GateMethod``.
     """
 
+    granularity: ClassVar[Literal["units"]] = "units"
     strength: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -53,7 +54,6 @@ class NetworkSlimming(GateMethod):
 
 
 class _SlimmingGate(Gate):
-    granularity: ClassVar[Literal["units"]] = "units"
     drive: ClassVar[Literal["fixed"]] = "fixed"
 
     def __init__(self, model: nn.Module, trace: Trace, method: NetworkSlimming) -> None:

@@ -37,6 +37,7 @@ class SoftThreshold(GateMethod):
         BadInputError: a logit that is not below 0, or a weight decay below 0, or as ``GateMethod``.
     """
 
+    granularity: ClassVar[Literal["weights"]] = "weights"
     s_init: float = -8.0
     weight_decay: float = 0.02
 
@@ -54,7 +55,6 @@ class SoftThreshold(GateMethod):
 
 
 class _SoftThresholdGate(Gate):
-    granularity: ClassVar[Literal["weights"]] = "weights"
     drive: ClassVar[Literal["strength"]] = "strength"
 
     def __init__(self, weights: dict[str, nn.Parameter], method: SoftThreshold) -> None:

@@ -58,6 +58,7 @@ class VariationalDropout(GateMethod):
         BadInputError: shares that are no shares or not in order, or as ``GateMethod``.
     """
 
+    granularity: ClassVar[Literal["weights"]] = "weights"
     learning_rate: float = 0.1
     log_variance: float = -10.0
     kl_from: float = 0.025
@@ -76,7 +77,6 @@ class VariationalDropout(GateMethod):
 
 
 class _VariationalGate(Gate):
-    granularity: ClassVar[Literal["weights"]] = "weights"
     drive: ClassVar[Literal["strength"]] = "strength"
 
     def __init__(self, weights: dict[str, nn.Parameter], method: VariationalDropout, samples: int) -> None:

@@ -1,0 +1,130 @@
+"""Train with gates or with a mask schedule, then meet the target exactly."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.config import Config, build, pick
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.evaluation.evaluator import default_batch_size
+from amcsearch.graph.removal import remove
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.density_policy import policy_from_densities
+from amcsearch.methods.gate import Gate
+from amcsearch.methods.gates import GATES
+from amcsearch.methods.mask_schedule import Plan
+from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.weights import layer_of, sparse_weights, weight_scores
+from amcsearch.pipeline.network import Network, training_recipe
+from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
+from amcsearch.training.data import stacked
+from amcsearch.training.gated import GatedTraining
+from amcsearch.training.hook import StateStore, TrainingHook
+from amcsearch.training.loop import Progress, fit
+from amcsearch.training.losses import task_loss
+from amcsearch.training.masked import FixedMasks, MaskedTraining, bake
+from amcsearch.training.splits import length
+
+__all__ = ["Sparse", "fixed", "sparse_training"]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The pruned network: really smaller where channels went, zeros in place where weights went.
+
+    ``masks`` say what is in use, by group (n_units,) or by tensor (its shape); ``kept`` the share of the target's cost.
+    """
+
+    model: nn.Module
+    policy: PruningPolicy
+    masks: Mapping[str, Tensor]
+    kept: float
+    granularity: str
+
+
+def sparse_training(
+    config: Config, network: Network, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
+) -> Sparse:
+    """Train a copy of the network by the configured method and meet the target.
+
+    Raises:
+        BadInputError: an unknown parameter, a diverging training, or a target out of reach.
+    """
+    model = copy.deepcopy(network.model).to(config.evaluation.torch_device)
+    recipe, section = training_recipe(config.sparsify.training), config.sparsify
+    samples = length(network.splits.train, "train")
+    steps = math.ceil(samples / recipe.batch_size) * recipe.epochs
+    gate: Gate | None = None
+    hook: GatedTraining | MaskedTraining
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if section.method in GATES:
+            method = build(pick(GATES, section.method, "sparsify.method"), section.params, "sparsify.params")
+            gate = method.attach(model, network.trace, samples)
+            hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
+        else:
+            hook = _masked(config, network, model, target, steps)
+    device = config.evaluation.torch_device
+    train = network.splits.train
+    fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
+    if isinstance(hook, MaskedTraining):
+        return _weights_cut(network, target, model, hook.masks)
+    assert gate is not None
+    scores = {name: score.cpu() for name, score in gate.scores().items()}
+    with torch.no_grad():
+        for name, tensor in gate.final().items():
+            model.get_parameter(name).copy_(tensor)
+    if isinstance(target, WeightTarget):
+        return _weights_cut(network, target, model, target.cut(scores))
+    policy, kept = target.cut(scores)
+    units = network.trace.units
+    masks = {name: torch.zeros(len(units[name]), dtype=torch.bool) for name in scores}
+    for name, channels in kept.items():
+        for i, unit in enumerate(units[name]):
+            masks[name][i] = bool((channels == unit[0]).any())
+    return Sparse(remove(model.cpu(), network.trace, kept), policy, masks, target.measured(policy), "channels")
+
+
+def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
+    """Return the hook that trains on under known masks of weights."""
+    weights = {name: model.get_parameter(name) for name in masks}
+    places = {name: mask.to(weights[name].device) for name, mask in masks.items()}
+    return MaskedTraining(weights, FixedMasks(places), Plan(1, sum(map(torch.numel, masks.values())), 0.0), dict)
+
+
+def _masked(
+    config: Config, network: Network, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
+) -> MaskedTraining:
+    section = config.sparsify
+    if target.cost is not None or isinstance(target, UnitTarget):
+        raise BadInputError(
+            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts weights; give sparsify.target "
+            f"{{sparsity: 0.8}}, or a gate as sparsify.method ({', '.join(GATES)})"
+        )
+    schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
+    maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
+    criterion = build(maker, section.criterion_params, "sparsify.criterion_params")
+    weights = sparse_weights(model, network.trace)
+    inputs, targets = stacked(network.splits.calibration)
+    batch_size = config.evaluation.batch_size or default_batch_size(inputs)
+
+    def scores() -> dict[str, Tensor]:
+        return weight_scores(model, network.trace, criterion, weights, inputs, targets, task_loss, batch_size)
+
+    return MaskedTraining(weights, schedule, Plan(steps, target.count, 1.0 - target.goal), scores)
+
+
+def _weights_cut(
+    network: Network, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
+) -> Sparse:
+    assert isinstance(target, WeightTarget)
+    model.cpu()
+    found = {name: mask.cpu() for name, mask in masks.items()}
+    bake(model, found)
+    densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
+    policy = policy_from_densities(network.trace.network, target.space, densities)
+    return Sparse(model.eval(), policy, found, target.measured(found), "weights")

@@ -1,0 +1,146 @@
+"""The story of training-time pruning: network → target → gates or masks while training → exact cut → fine-tuning."""
+
+import copy
+import csv
+import io
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from amcsearch.config import Config, pick
+from amcsearch.core import BadInputError
+from amcsearch.methods.gates import GATES
+from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.weights import sparse_weights
+from amcsearch.pipeline.device import Device, load_device
+from amcsearch.pipeline.network import Network, load_network
+from amcsearch.pipeline.observer import Observer, Phases
+from amcsearch.pipeline.recovery import fine_tune, finetuning_recipe, recalibrate
+from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
+from amcsearch.pipeline.sparse_training import Sparse, fixed, sparse_training
+from amcsearch.runs import RunFolder
+from amcsearch.search.budget import FeasibleSet, resolve_budget
+from amcsearch.training.checkpoint import save_state, save_tensors
+from amcsearch.training.data import stacked
+from amcsearch.training.loop import evaluate
+from amcsearch.training.resume import StateFile
+
+__all__ = ["sparsify"]
+
+
+def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Do the job and return what ``summary.json`` holds; both trainings go on where a killed run left them.
+
+    Raises:
+        BadInputError: an unknown method or parameter, or as the rooms it passes through.
+        InfeasibleBudgetError: no network of the device's grid meets the target.
+    """
+    phases = Phases(observer, run.append_log)
+    section = config.sparsify
+    pick({**GATES, **SCHEDULES}, section.method, "sparsify.method")
+    finetuning_recipe(config)
+    with phases("network", "Loading or training the network"):
+        network = load_network(config, progress=observer.epoch)
+    with phases("target", "Pricing the target"):
+        device = _device(config, network)
+        target = _target(config, network, device)
+    with phases("sparsify", f"Training with {section.method}"):
+        epochs = max(1, section.training.epochs)
+
+        def progress(epoch: int, loss: float) -> None:
+            observer.progress(epoch / epochs, f"of {section.method}, epoch {epoch}: loss {loss:.4f}")
+
+        sparse = sparse_training(config, network, target, StateFile(run.training_state), progress)
+        recalibrate(config, network, sparse.model)
+    with phases("finetune", "Fine-tuning what is left"):
+        tuned = copy.deepcopy(sparse.model)
+        hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
+        fine_tune(config, network, tuned, observer, hook, StateFile(run.finetuning_state))
+    with phases("verify", "Reading the test split"):
+        models = {"dense": network.model, "sparse": sparse.model, "finetuned": tuned}
+        summary = _summary(config, network, device, target, sparse, models, phases.seconds)
+    save_state(tuned, run.pruned_safetensors)
+    save_tensors(sparse.masks, run.masks_safetensors)
+    run.write_text(run.densities_csv, _csv(_densities(sparse)))
+    run.write_policy(sparse.policy)
+    run.write_summary(summary)
+    return summary
+
+
+def _device(config: Config, network: Network) -> Device:
+    """Price on the configured device; the budget of a search is not this verb's."""
+    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), network)
+
+
+def _target(config: Config, network: Network, device: Device) -> UnitTarget | WeightTarget:
+    (name, asked), *_ = config.sparsify.target.items()
+    closes_channels = config.sparsify.method in GATES and GATES[config.sparsify.method].granularity == "units"
+    cost, goal = None, 1.0 - asked if name == "sparsity" else 0.0
+    if name != "sparsity":
+        cost = str(name)
+        try:
+            budget = resolve_budget({cost: asked}, device.dense)
+        except BadInputError as error:
+            raise BadInputError(str(error).replace("budget.", "sparsify.target.")) from error
+        goal = budget.limits[cost] / device.dense[cost]
+        if closes_channels:
+            device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
+    if closes_channels:
+        return UnitTarget(network.trace, device, cost, goal)
+    shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(network.model, network.trace).items()}
+    return WeightTarget(network.trace, device.space, shapes, cost, goal)
+
+
+def _densities(sparse: Sparse) -> list[dict[str, Any]]:
+    """One row a tensor or group: how much of it is in use."""
+    return [
+        {"name": name, "kept": int(mask.sum()), "total": mask.numel(), "density": float(mask.double().mean())}
+        for name, mask in sparse.masks.items()
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _summary(
+    config: Config,
+    network: Network,
+    device: Device,
+    target: UnitTarget | WeightTarget,
+    sparse: Sparse,
+    models: dict[str, nn.Module],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    inputs, targets = stacked(network.splits.test)
+    blocks: dict[str, Any] = {}
+    for name, model in models.items():
+        loss, accuracy = evaluate(model, inputs, targets)
+        params = sum(int((p != 0).sum()) for p in model.parameters())
+        blocks[name] = {"accuracy": accuracy, "loss": loss, "nonzero_params": params}
+    if sparse.granularity == "channels":
+        for name in ("sparse", "finetuned"):
+            blocks[name].update(device.grid.cost(sparse.policy))
+    blocks["dense"].update(device.dense)
+    kept = sum(int(mask.sum()) for mask in sparse.masks.values())
+    total = sum(mask.numel() for mask in sparse.masks.values())
+    return {
+        **blocks,
+        "method": config.sparsify.method,
+        "granularity": sparse.granularity,
+        "target": {**config.sparsify.target, "kept_asked": target.goal, "kept": sparse.kept},
+        "sparsity": 1.0 - kept / total,
+        "kept": kept,
+        "total": total,
+        "densities": _densities(sparse),
+        "policy": dict(sparse.policy),
+        "channel_multiple": device.channel_multiple,
+        "warnings": list(device.warnings),
+        "seed": config.seed,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+    }
