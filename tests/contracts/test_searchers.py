@@ -66,6 +66,20 @@ class TestSearcher:
         assert again.best == first.best
         assert again.notes == first.notes
 
+    def test_goes_on_from_a_policy_evaluated_before(self, synthetic, agent, tmp_path):
+        storage = f"sqlite:///{tmp_path}/study.db"
+        ends = []
+        for _ in range(2):  # the second is served what the first stored
+            study = synthetic.make_study(agent, trials=12, budget=TIGHT, storage=storage)
+            start = study.network.policy(study.feasible.repair(study.space.dense // 2))
+            study.evaluate([start])
+            SEARCHERS[agent]().run(study, 0)
+            assert study.remaining == 0
+            assert study.trials[0].policy == start
+            holds(study)
+            ends.append(comparable(study))
+        assert ends[0] == ends[1]
+
     def test_returns_when_a_space_of_one_group_is_exhausted(self, synthetic, agent):
         study = synthetic.make_study(agent, widths=(6,), budget={}, trials=9)
         SEARCHERS[agent]().run(study, 0)
