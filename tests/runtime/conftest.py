@@ -25,18 +25,19 @@ def _conv_model(width, seed=0):
 
 
 class _FakeClock(Clock):
-    """Every sample takes a second of its time and measures 100 ms times ``level``, which is asked with that time."""
+    """Every call takes 100 ms times ``level``, which is asked with the time, s, it begins at; all else takes none."""
 
-    def __init__(self, level=lambda now: 1.0, step_s=1.0):
-        self.time, self.level, self.step_s = 0.0, level, step_s
+    def __init__(self, level=lambda now: 1.0):
+        self.time, self.level = 0.0, level
 
     def now(self):
         return self.time
 
     def sample_ms(self, call, repeats):
         call()
-        self.time += self.step_s
-        return 100.0 * self.level(self.time)
+        ms = 100.0 * self.level(self.time)
+        self.time += repeats * ms / 1e3
+        return ms
 
 
 @pytest.fixture(scope="session")

@@ -194,3 +194,21 @@ def test_the_kit_refuses_in_one_line(tmp_path, small_plan):
     assert (tmp_path / "result.jsonl").read_text() == "my diary\n"
     listed = run_kit(tmp_path, "kit.pyz", "--list")
     assert listed.stdout.splitlines()[0].split("\t")[:3] == ["w64", "net", "reference"]
+
+
+@pytest.mark.slow
+def test_a_kit_needs_only_numpy_and_onnxruntime(tmp_path, small_plan):
+    """In a fresh virtual environment that has nothing else."""
+    write_kit(small_plan(), tmp_path / "kit.pyz")
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    refused = subprocess.run([python, *KIT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "this kit needs numpy and onnxruntime (No module named 'numpy')" in refused.stderr
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, "numpy", "onnxruntime"], check=True)
+    assert subprocess.run([python, "-c", "import onnx"], capture_output=True, check=False).returncode != 0
+    done = subprocess.run([python, *KIT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_results([tmp_path / "result.jsonl"])[0].coverage["timed"] == [3, 3]

@@ -40,10 +40,12 @@ class Drift:
 
     def replay(self, timings: Iterable[Mapping[str, Any]]) -> None:
         """Add the rounds of timing records; those of one block repeat their reference's samples."""
+        seen = set()
         for record in timings:
-            reference, samples = str(record["reference"]), list(record["reference_ms"])
-            if samples not in self._blocks[reference]:
-                self._blocks[reference].append(samples)
+            block = (str(record["reference"]), int(record["pass"]), tuple(record["reference_ms"]))
+            if block not in seen:
+                seen.add(block)
+                self._blocks[block[0]].append(list(block[2]))
 
     def quiet_ms(self, reference: str) -> float:
         """The reference's quiet level over the run so far."""

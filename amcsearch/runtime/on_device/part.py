@@ -20,7 +20,8 @@ Report = Callable[[float, str], None]
 
 BLOCK_MODELS = 24  # measured in the same rounds; a run that is killed loses one block
 WARMUP_MS = 10.0
-S_PER_MIN, MS_PER_S = 60.0, 1e3
+S_PER_MIN = 60.0
+MS_PER_S = 1e3
 
 
 class Settings(NamedTuple):
