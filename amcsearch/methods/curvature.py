@@ -116,7 +116,7 @@ def curvature(
             for name, dim in table.parts:
                 gate = table.along(leaves, (name, dim), weights[name].shape[dim], weights[name].ndim, 1.0)
                 weights[name] = weights[name] * gate
-            output = functional_call(model, weights, (x,), tie_weights=False)  # a tied writer is not gated
+            output = functional_call(model, weights, (x,))
         else:
             by_parameter = {p: w.requires_grad_() for p, w in detached.items()}
             leaves = {name: by_parameter[p] for name, p in parameters.items()}

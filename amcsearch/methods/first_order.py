@@ -43,13 +43,14 @@ class Taps:
     gates: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
-    def on(cls, model: nn.Module, trace: Trace, names: Sequence[str], *wanted: bool) -> "Taps":
-        """Tap every layer that has one of the weights ``names``; ``wanted``: moments, patches, gates."""
+    def on(
+        cls, model: nn.Module, trace: Trace, names: Sequence[str], *, moments: bool, patches: bool, gates: bool
+    ) -> "Taps":
+        """Tap every layer that has one of the weights ``names``."""
         owners = dict(model.named_modules(remove_duplicate=False))
         modules = {name: owners[name.removesuffix("weight").removesuffix(".")] for name in names
                    if name.rpartition(".")[2] == "weight"}  # fmt: skip
         tapped = {name: m for name, m in modules.items() if isinstance(m, nn.Linear | _ConvNd)}
-        moments, patches, gates = wanted
         return cls(tapped, moments, patches, frozenset(readers(trace) & set(tapped)) if gates else frozenset())
 
     @contextmanager

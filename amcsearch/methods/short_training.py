@@ -22,6 +22,7 @@ from amcsearch.graph.layout import channels_first
 from amcsearch.graph.modes import evaluating
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import ShortTraining
+from amcsearch.methods.weight_choice import keep_top
 
 __all__ = ["accumulated", "keep_share", "movement_scores", "top_mask"]
 
@@ -35,10 +36,7 @@ def accumulated(scores: Tensor, weight: Tensor, gradient: Tensor, learning_rate:
 
 def top_mask(scores: Tensor, keep: float) -> Tensor:
     """1 for exactly floor(keep * n) entries, those of the largest scores, else 0; ties keep the first in memory."""
-    n_keep = math.floor(keep * scores.numel() + 1e-9)
-    mask = torch.zeros(scores.numel(), dtype=scores.dtype, device=scores.device)
-    mask[torch.argsort(scores.flatten(), descending=True, stable=True)[:n_keep]] = 1.0
-    return mask.reshape(scores.shape)
+    return keep_top(scores, math.floor(keep * scores.numel() + 1e-9)).to(scores.dtype)
 
 
 def keep_share(step: int, steps: int, final: float) -> float:
@@ -75,8 +73,8 @@ def movement_scores(
             loss = loss_fn(functional_call(model, leaves, (channels_first(x.to(torch_device)),)), y.to(torch_device))
             if not torch.isfinite(loss):
                 raise BadInputError(
-                    f"movement: the loss is {float(loss.detach())} in step {step} of the short training at learning_rate = "
-                    f"{need.learning_rate}, must be finite; lower selection.params.learning_rate"
+                    f"movement: the loss is {float(loss.detach())} in step {step} of the short training at "
+                    f"learning_rate = {need.learning_rate}, must be finite; lower selection.params.learning_rate"
                 )
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             for name, gradient in zip(leaves, found, strict=True):

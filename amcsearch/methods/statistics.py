@@ -95,8 +95,14 @@ class _Pass:
         self.parameters = sliced_parameters(model, trace)
         self.weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         self.gates = [need for need in needs if isinstance(need, SampleGates)]
-        wanted = Statistic.INPUT_MOMENTS in needs, Statistic.PATCH_PRODUCTS in needs, bool(self.gates)
-        self.taps = Taps.on(model, trace, list(self.parameters), *wanted)
+        self.taps = Taps.on(
+            model,
+            trace,
+            list(self.parameters),
+            moments=Statistic.INPUT_MOMENTS in needs,
+            patches=Statistic.PATCH_PRODUCTS in needs,
+            gates=bool(self.gates),
+        )
         self.table = GateTable.of(trace)
         self.total: dict[Need, dict[str, Tensor]] = {}
         self.generators = {

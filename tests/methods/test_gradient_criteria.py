@@ -14,7 +14,7 @@ from amcsearch.graph.trace import trace
 from amcsearch.methods.criteria.fisher import Fisher, TrueFisher
 from amcsearch.methods.criteria.movement import Movement
 from amcsearch.methods.criteria.obd import OptimalBrainDamage
-from amcsearch.methods.criteria.taylor import TaylorPerSample
+from amcsearch.methods.criteria.taylor import TaylorActivation, TaylorPerSample
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.curvature import diagonal
 from amcsearch.methods.needs import Curvature, ShortTraining
@@ -218,6 +218,8 @@ def test_fisher_equals_a_loop_over_single_samples_and_is_half_of_taylor() -> Non
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(X[n : n + 1]), Y[n : n + 1]), [model[3].weight])  # type: ignore[index]
         each.append((gradient * model[3].weight).sum((0, 2, 3)).square())  # type: ignore[index]
     np.testing.assert_allclose(score["0"], 0.5 * torch.stack(each).mean(0).detach(), rtol=1e-10)
+    absolute = scores(model, TaylorActivation(), F.cross_entropy, X, Y, batch=4)
+    np.testing.assert_allclose(absolute["0"], torch.stack(each).sqrt().mean(0).detach(), rtol=1e-10)
     twice = scores(model, TaylorPerSample(), F.cross_entropy, X, Y, batch=6)
     for group in score:
         np.testing.assert_allclose(2 * score[group], twice[group], rtol=1e-10)

@@ -22,7 +22,7 @@ __all__ = ["Magnitude"]
 
 @dataclass(frozen=True)
 class Magnitude:
-    """``p`` is the power of the norm; ``reduction`` says how coupled tensors are combined.
+    """Magnitude: ``p`` is the power of the norm; ``reduction`` says how coupled tensors are combined.
 
     Raises:
         BadInputError: a power that is not above 0.

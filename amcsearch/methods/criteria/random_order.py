@@ -18,7 +18,7 @@ __all__ = ["RandomOrder"]
 
 @dataclass(frozen=True)
 class RandomOrder:
-    """``seed`` decides the order; tensors draw in the order of their names."""
+    """Random: ``seed`` decides the order; tensors draw in the order of their names."""
 
     seed: int = 0
     needs: ClassVar[frozenset[Need]] = frozenset()

@@ -31,7 +31,7 @@ __all__ = ["Taylor", "TaylorActivation", "TaylorBn", "TaylorJoint", "TaylorParam
 
 @dataclass(frozen=True)
 class Taylor:
-    """``gate``: mean over minibatches of the squared derivative by the gate."""
+    """Taylor ``gate``: mean over minibatches of the squared derivative by the gate."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Statistic.MINIBATCH_GRADIENT})
     reduction: ClassVar[str] = "consumers_squared"
@@ -43,14 +43,14 @@ class Taylor:
 
 @dataclass(frozen=True)
 class TaylorBn(Taylor):
-    """``bn``: the gate right after the producers' last stage."""
+    """Taylor ``bn``: the gate right after the producers' last stage."""
 
     reduction: ClassVar[str] = "last_stages_squared"
 
 
 @dataclass(frozen=True)
 class TaylorJoint(Taylor):
-    """``joint``: one gradient of the whole set, absolute value of the sum."""
+    """Taylor ``joint``: one gradient of the whole set, absolute value of the sum."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
     reduction: ClassVar[str] = "consumers_absolute"
@@ -58,7 +58,7 @@ class TaylorJoint(Taylor):
 
 @dataclass(frozen=True)
 class TaylorParameterwise(Taylor):
-    """``parameterwise``: one gradient of the whole set, sum of absolute terms."""
+    """Taylor ``parameterwise``: one gradient of the whole set, sum of absolute terms."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
     reduction: ClassVar[str] = "consumers_sum"
@@ -70,7 +70,7 @@ class TaylorParameterwise(Taylor):
 
 @dataclass(frozen=True)
 class TaylorPerSample(Taylor):
-    """``per_sample``: mean over samples of the squared derivative by the gate."""
+    """Taylor ``per_sample``: mean over samples of the squared derivative by the gate."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({SampleGates()})
 
@@ -81,6 +81,6 @@ class TaylorPerSample(Taylor):
 
 @dataclass(frozen=True)
 class TaylorActivation(TaylorPerSample):
-    """``act2017``: mean over samples of the absolute derivative by the gate."""
+    """Taylor ``act2017``: mean over samples of the absolute derivative by the gate."""
 
     reduction: ClassVar[str] = "consumers_absolute"
