@@ -112,7 +112,10 @@ class RecoveryConfig(_Section):
 
     bn_recalibration: bool = True
     reconstruction: Literal["auto", "none", "bias", "scales", "least_squares", "sequential"] = "auto"
-    """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none."""
+    """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none.
+
+    ``sequential`` costs a forward pass over the calibration data a layer, the others a small solve.
+    """
     finetune: FinetuneConfig | None = FinetuneConfig()
 
 

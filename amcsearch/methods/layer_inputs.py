@@ -14,6 +14,7 @@ Departures from the papers built on it (ThiNet, arXiv 1707.06342, and LASSO, arX
 more positions a sample, and the constant is always refitted, without which ReLU's means are taken for signal.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ __all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def gather_inputs(
 ) -> dict[str, LayerInputs]:
     """Return the inputs' moments of every convolution and linear layer that reads a group, by layer, in eval mode.
 
-    Layers of other types, and weights that plain code multiplies with, are left out. The model is left as found.
+    Layers of other types, and weights that plain code multiplies with, are left out and named in the log. The model is
+    left as found.
 
     Args:
         model: the dense network.
@@ -150,13 +154,16 @@ def gather_inputs(
 
 def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:
     """Layer → module, in order of execution, of every supported layer that some group is read by."""
-    found = {}
-    for parts in trace.slices.values():
-        for part in parts:
-            path, _, leaf = part.tensor.rpartition(".")
-            module = model.get_submodule(path)
-            if part.side is Side.IN and leaf == "weight" and isinstance(module, READERS):
-                found[path] = module
+    found, others = {}, set()
+    for part in (part for parts in trace.slices.values() for part in parts if part.side is Side.IN):
+        path, _, leaf = part.tensor.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf == "weight" and isinstance(module, READERS):
+            found[path] = module
+        else:
+            others.add(f"{part.layer} ({type(module).__name__})")
+    for name in sorted(others):
+        _log.info("not refitted: %s reads pruned channels, but is no linear layer or convolution", name)
     order = trace.network.layer_index
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 

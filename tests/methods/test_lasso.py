@@ -73,7 +73,7 @@ def test_the_number_kept_hardly_ever_falls_along_the_path(readers: ModuleType) -
         counts = [np.count_nonzero(b) for _, b in lasso_path(gram_of(readers, seed))]
         steps += len(counts) - 1
         falls += sum(after < before for before, after in pairwise(counts))
-    assert falls <= 0.1 * steps
+    assert falls <= 0.02 * steps
 
 
 def test_the_order_is_the_support_nearly_everywhere(readers: ModuleType) -> None:
@@ -85,7 +85,7 @@ def test_the_order_is_the_support_nearly_everywhere(readers: ModuleType) -> None
             support = set(np.flatnonzero(coefficients).tolist())
             same += set(order[: len(support)].tolist()) == support
             every += 1
-    assert same >= 0.8 * every
+    assert same >= 0.95 * every
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -118,6 +118,17 @@ def test_the_model_is_left_as_found() -> None:
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
+def test_readers_of_other_kinds_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)
+    ).eval()
+    x = torch.randn(3, 1, 6, 6)
+    with caplog.at_level("INFO"):
+        assert list(gather_inputs(model, trace(model, x[:1]), x, 2)) == ["4"]
+    assert "not refitted: 2 (ConvTranspose2d)" in caplog.text
+
+
 def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network()
     found = trace(model, x[:1])
