@@ -67,7 +67,9 @@ class SparsifyConfig(_Section):
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
     """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or a cost, as in the budget."""
+    granularity: Literal["weights", "channels"] | None = None
+    """What a schedule masks (null: weights); a gate knows for itself."""
     criterion: str = "magnitude"
-    """What a schedule ranks weights by; gates learn their own order."""
+    """What a schedule ranks by; gates learn their own order."""
     criterion_params: dict[str, JsonValue] = {"p": 1.0}
     training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)

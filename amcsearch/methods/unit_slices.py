@@ -5,7 +5,7 @@ through any activation. Norms that mix channels (layer norm) still see a closed 
 network does not. Members of a group share the gate, or they would disagree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +34,34 @@ class UnitSlices:
         """Where the parameters are."""
         return next(iter(self._parameters.values())).device
 
-    def scaled(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the reading tensors by name, each times its units' gates, (n_units,) a group; gradients flow."""
+    def scaled(self, gates: Mapping[str, Tensor], *, straight_through: bool = False) -> dict[str, Tensor]:
+        """Return the reading tensors by name, each times its units' gates, (n_units,) a group; gradients flow.
+
+        ``straight_through`` gives the weights of a closed unit the gradient that they would have if it were open.
+        """
         first = next(iter(gates.values()))
         flat = torch.cat([first.new_ones(1), *(gates[name] for name in self.counts)])
         result: dict[str, Tensor] = {}
         for (name, dim), units in self._unit_of.items():
-            tensor = result.get(name, self._parameters[name])
+            own = self._parameters[name]
+            tensor = result.get(name, own.detach() if straight_through else own)
             shape = [1] * tensor.ndim
             shape[dim] = -1
             result[name] = tensor * flat[units.to(flat.device)].view(shape).to(tensor.dtype)
+        if straight_through:
+            return {name: t + self._parameters[name] - self._parameters[name].detach() for name, t in result.items()}
         return result
+
+    def readers(self, group: str, chosen: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Yield (parameter, dim, places along dim) of what reads the ``chosen`` units, a bool mask (n_units,)."""
+        names = list(self.counts)
+        first = 1 + sum(self.counts[name] for name in names[: names.index(group)])
+        numbers = first + chosen.nonzero().flatten()
+        for (name, dim), units in self._unit_of.items():
+            parameter = self._parameters[name]
+            places = torch.isin(units.to(numbers.device), numbers).nonzero().flatten()
+            if len(places):
+                yield parameter, dim, places.to(parameter.device)
 
     def _add(self, trace: Trace, group: str, first: int) -> None:
         units = trace.units[group]

@@ -16,8 +16,11 @@ from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.density_policy import policy_from_densities
 from amcsearch.methods.gate import Gate
 from amcsearch.methods.gates import GATES
+from amcsearch.methods.global_ranking import comparable
 from amcsearch.methods.mask_schedule import Plan
+from amcsearch.methods.ranking import score_units
 from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.methods.weights import layer_of, sparse_weights, weight_scores
 from amcsearch.pipeline.network import Network, training_recipe
 from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
@@ -27,6 +30,7 @@ from amcsearch.training.hook import StateStore, TrainingHook
 from amcsearch.training.loop import Progress, fit
 from amcsearch.training.losses import task_loss
 from amcsearch.training.masked import FixedMasks, MaskedTraining, bake
+from amcsearch.training.masked_units import MaskedUnits
 from amcsearch.training.splits import length
 
 __all__ = ["Sparse", "fixed", "sparse_training"]
@@ -72,7 +76,9 @@ def sparse_training(
     train = network.splits.train
     fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
     if isinstance(hook, MaskedTraining):
-        return _weights_cut(network, target, model, hook.masks)
+        if isinstance(target, WeightTarget):
+            return _weights_cut(network, target, model, hook.masks)
+        return _channels_cut(network, target, model, {name: mask.cpu().float() for name, mask in hook.masks.items()})
     assert gate is not None
     scores = {name: score.cpu() for name, score in gate.scores().items()}
     with torch.no_grad():
@@ -80,13 +86,7 @@ def sparse_training(
             model.get_parameter(name).copy_(tensor)
     if isinstance(target, WeightTarget):
         return _weights_cut(network, target, model, target.cut(scores))
-    policy, kept = target.cut(scores)
-    units = network.trace.units
-    masks = {name: torch.zeros(len(units[name]), dtype=torch.bool) for name in scores}
-    for name, channels in kept.items():
-        for i, unit in enumerate(units[name]):
-            masks[name][i] = bool((channels == unit[0]).any())
-    return Sparse(remove(model.cpu(), network.trace, kept), policy, masks, target.measured(policy), "channels")
+    return _channels_cut(network, target, model, scores)
 
 
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
@@ -100,20 +100,30 @@ def _masked(
     config: Config, network: Network, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
 ) -> MaskedTraining:
     section = config.sparsify
-    if target.cost is not None or isinstance(target, UnitTarget):
+    if target.cost is not None:
         raise BadInputError(
-            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts weights; give sparsify.target "
-            f"{{sparsity: 0.8}}, or a gate as sparsify.method ({', '.join(GATES)})"
+            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts weights or channels; give "
+            f"sparsify.target {{sparsity: 0.8}}, or a gate as sparsify.method ({', '.join(GATES)})"
         )
     schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
     maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
     criterion = build(maker, section.criterion_params, "sparsify.criterion_params")
-    weights = sparse_weights(model, network.trace)
     inputs, targets = stacked(network.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
+    data = inputs, targets, task_loss, batch_size
+    if isinstance(target, UnitTarget):
+        slices = UnitSlices(model, network.trace)
+
+        def unit_scores() -> dict[str, Tensor]:
+            found = comparable(score_units(model, network.trace, {"": criterion}, *data)[""], network.trace)
+            return {name: torch.from_numpy(values).to(slices.device) for name, values in found.items()}
+
+        count = sum(slices.counts.values())
+        return MaskedUnits(slices, schedule, Plan(steps, count, 1.0 - target.goal), unit_scores)
+    weights = sparse_weights(model, network.trace)
 
     def scores() -> dict[str, Tensor]:
-        return weight_scores(model, network.trace, criterion, weights, inputs, targets, task_loss, batch_size)
+        return weight_scores(model, network.trace, criterion, weights, *data)
 
     return MaskedTraining(weights, schedule, Plan(steps, target.count, 1.0 - target.goal), scores)
 
@@ -128,3 +138,13 @@ def _weights_cut(
     densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
     policy = policy_from_densities(network.trace.network, target.space, densities)
     return Sparse(model.eval(), policy, found, target.measured(found), "weights")
+
+
+def _channels_cut(network: Network, target: UnitTarget, model: nn.Module, scores: Mapping[str, Tensor]) -> Sparse:
+    policy, kept = target.cut(scores)
+    units = network.trace.units
+    masks = {name: torch.zeros(len(units[name]), dtype=torch.bool) for name in scores}
+    for name, channels in kept.items():
+        for i, unit in enumerate(units[name]):
+            masks[name][i] = bool((channels == unit[0]).any())
+    return Sparse(remove(model.cpu(), network.trace, kept), policy, masks, target.measured(policy), "channels")

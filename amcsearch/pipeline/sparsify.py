@@ -75,7 +75,7 @@ def _device(config: Config, network: Network) -> Device:
 
 def _target(config: Config, network: Network, device: Device) -> UnitTarget | WeightTarget:
     (name, asked), *_ = config.sparsify.target.items()
-    closes_channels = config.sparsify.method in GATES and GATES[config.sparsify.method].granularity == "units"
+    closes_channels = _closes_channels(config)
     cost, goal = None, 1.0 - asked if name == "sparsity" else 0.0
     if name != "sparsity":
         cost = str(name)
@@ -90,6 +90,19 @@ def _target(config: Config, network: Network, device: Device) -> UnitTarget | We
         return UnitTarget(network.trace, device, cost, goal)
     shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(network.model, network.trace).items()}
     return WeightTarget(network.trace, device.space, shapes, cost, goal)
+
+
+def _closes_channels(config: Config) -> bool:
+    method, granularity = config.sparsify.method, config.sparsify.granularity
+    if method not in GATES:
+        return granularity == "channels"
+    own = "channels" if GATES[method].granularity == "units" else "weights"
+    if granularity not in (None, own):
+        raise BadInputError(
+            f"sparsify.granularity = {granularity!r}, but {method!r} is a gate on {own}; leave it out, or name another "
+            "method"
+        )
+    return own == "channels"
 
 
 def _densities(sparse: Sparse) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ class MaskedTraining:
 
     def __init__(
         self,
-        weights: Mapping[str, nn.Parameter],
+        weights: Mapping[str, Tensor],
         schedule: MaskSchedule,
         plan: Plan,
         scores: Callable[[], Mapping[str, Tensor]],
@@ -71,10 +71,7 @@ class MaskedTraining:
             self.masks = dict(ones)
             found = self._schedule.begin(self._moment(step, {}))
             self._take(found if found is not None else ones)
-        self._used = {name: weight * self.masks[name] for name, weight in self._weights.items()}
-        for used in self._used.values():
-            used.retain_grad()
-        return functional_call(model, self._used, (inputs,))
+        return self._run(model, inputs)
 
     def penalty(self) -> Tensor | float:
         """None."""
@@ -93,9 +90,7 @@ class MaskedTraining:
             self._rewind(optimizer)
         if self._schedule.skips(step, self._plan):
             return
-        for name, weight in self._weights.items():
-            dense = self._schedule.dense_gradient
-            weight.grad = gradients[name] if dense else gradients[name] * self.masks[name]
+        self._assign(gradients)
         optimizer.step()
         self._apply()
 
@@ -121,15 +116,32 @@ class MaskedTraining:
     def _take(self, masks: Masks, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Use new masks; weights that come into use start without the optimiser's memory of them."""
         for name, mask in masks.items():
-            grown = mask & ~self.masks[name]
-            state = optimizer.state.get(self._weights[name], {}) if optimizer is not None else {}
-            for value in state.values():
-                if isinstance(value, Tensor) and value.shape == mask.shape and not self._schedule.keeps_pruned:
-                    value[grown] = 0
+            if optimizer is not None and not self._schedule.keeps_pruned:
+                self._open(name, mask & ~self.masks[name], optimizer)
         self.masks = dict(masks)
         self._apply()
 
+    def _run(self, model: nn.Module, inputs: Tensor) -> Any:
+        """Run on the masked weights, whose gradients are to be had afterwards in ``_used``."""
+        self._used = {name: weight * self.masks[name] for name, weight in self._weights.items()}
+        for used in self._used.values():
+            used.retain_grad()
+        return functional_call(model, self._used, (inputs,))
+
+    def _assign(self, gradients: Mapping[str, Tensor]) -> None:
+        """Give the weights the gradients that the optimiser is to follow."""
+        for name, weight in self._weights.items():
+            dense = self._schedule.dense_gradient
+            weight.grad = gradients[name] if dense else gradients[name] * self.masks[name]
+
+    def _open(self, name: str, grown: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Forget what the optimiser remembers of weights that come into use."""
+        for value in optimizer.state.get(self._weights[name], {}).values():
+            if isinstance(value, Tensor) and value.shape == grown.shape:
+                value[grown] = 0
+
     def _apply(self) -> None:
+        """Put the masks on the weights."""
         if not self._schedule.keeps_pruned:
             with torch.no_grad():
                 for name, weight in self._weights.items():

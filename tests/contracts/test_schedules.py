@@ -11,11 +11,14 @@ from amcsearch.graph.slices import Trace
 from amcsearch.graph.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.mask_schedule import Plan
+from amcsearch.methods.ranking import score_units
 from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.losses import task_loss
 from amcsearch.training.masked import MaskedTraining, bake
+from amcsearch.training.masked_units import MaskedUnits
 from amcsearch.training.models import MODELS
 
 NETWORKS = {
@@ -89,3 +92,22 @@ def test_tied_embeddings_are_left_alone() -> None:
     assert "head.weight" not in names
     assert "tokens.weight" not in names
     assert "blocks.0.up.weight" in names
+
+
+@pytest.mark.parametrize("schedule_name", SCHEDULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_units_open_and_close_by_the_same_schedules(network: str, schedule_name: str) -> None:
+    model, found = made(network)
+    inputs, targets = data(network)
+    slices = UnitSlices(model, found)
+    plan = Plan(STEPS, sum(slices.counts.values()), 0.4)
+
+    def scores() -> dict[str, Tensor]:
+        values = score_units(model, found, {"": CRITERIA["magnitude"]()}, inputs, targets, task_loss, 8)[""]
+        return {name: torch.from_numpy(value) for name, value in values.items()}
+
+    hook = MaskedUnits(slices, SCHEDULES[schedule_name](), plan, scores)
+    fit(model, TensorDataset(inputs, targets), RECIPE, seed=0, hook=hook)
+    assert {name: len(mask) for name, mask in hook.masks.items()} == slices.counts
+    assert sum(int(mask.sum()) for mask in hook.masks.values()) == plan.n_keep
+    assert all(mask.any() for mask in hook.masks.values())

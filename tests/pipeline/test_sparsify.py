@@ -28,12 +28,16 @@ def run(arguments: Sequence[object], **environment: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-@pytest.mark.parametrize("method", [*GATES, *SCHEDULES])
+METHODS = [*((name, None) for name in (*GATES, *SCHEDULES)), *((name, "channels") for name in SCHEDULES)]
+
+
+@pytest.mark.parametrize(("method", "granularity"), METHODS)
 def test_every_method_meets_its_target(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, granularity: str | None
 ) -> None:
     folder = tmp_path / "run"
     asked = ["--set", f"sparsify.method={method}", "--set", "sparsify.target={sparsity: 0.4}"]
+    asked += ["--set", f"sparsify.granularity={granularity}"] if granularity else []
     multiple = ["--set", "device.channel_multiple=1"]
     assert main(["sparsify", str(write_config()), *asked, *multiple, *SHORT, "--out", str(folder), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -115,6 +119,7 @@ def test_a_search_starts_from_the_learned_policy(write_config: WriteConfig, tmp_
         (["sparsify.method=soft_threshold", "sparsify.target={params: 0.5x}"], "sparsity or macs"),
         (["sparsify.method=hard_concrete", "sparsify.target={latency_ms: 0.5x}"], "sparsify.target.latency_ms"),
         (["sparsify.method=hard_concrete", "sparsify.target={sparsity: 0.95}"], "max_pruning_ratio"),
+        (["sparsify.granularity=weights", "sparsify.method=slimming"], "a gate on channels"),
         (["sparsify.params={speed: 3}"], "sparsify.params.speed"),
         (["sparsify.criterion=size"], "magnitude"),
         (["sparsify.training.epochs=0"], "epochs"),

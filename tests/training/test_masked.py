@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
 from amcsearch.graph.removal import remove, removed_positions
@@ -16,8 +17,10 @@ from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery
 from amcsearch.methods.schedules.lottery import Lottery, round_lengths
 from amcsearch.methods.schedules.rigl import RigL
 from amcsearch.methods.schedules.rounds import OneShot
+from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.masked import FixedMasks, MaskedTraining, bake
+from amcsearch.training.masked_units import MaskedUnits
 from amcsearch.training.resume import StateFile
 
 
@@ -174,3 +177,56 @@ def test_bake_writes_zeros():
     bake(model, {"weight": torch.tensor([[True, False]])})
     assert model.weight[0, 1] == 0
     assert model.weight[0, 0] != 0
+
+
+class Toggle(MaskSchedule):
+    """Closes unit 1 at step 0 and opens it at step 2."""
+
+    def masks(self, moment):
+        if moment.step in (0, 2):
+            closed = 1 if moment.step == 0 else -1
+            return {name: torch.arange(len(mask)) != closed for name, mask in moment.masks.items()}
+        return None
+
+
+def test_a_closed_unit_is_read_by_nobody_and_opens_at_0():
+    model = network()
+    slices = UnitSlices(model, trace(model.eval(), torch.zeros(1, 6)))
+    hook = MaskedUnits(slices, Toggle(), Plan(4, 8, 0.0), dict)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x, gradients = torch.randn(5, 6), []
+    for step in range(4):
+        optimizer.zero_grad()
+        output = hook.forward(model, x, step)
+        if step in (1, 2):
+            silenced = copy.deepcopy(model)
+            with torch.no_grad():
+                silenced[3].weight[:, 1] = 0.0
+            torch.testing.assert_close(output, silenced(x))
+        torch.autograd.backward(output.square().mean())
+        gradients.append(model[3].weight.grad[:, 1].clone())
+        (mask_gradient,) = (gate.grad for gate in hook._used.values())
+        assert (mask_gradient != 0).any()
+        hook.update(optimizer, step)
+        if step == 2:
+            grown = model[3].weight[:, 1].detach().clone()
+    assert (gradients[0] != 0).any()
+    assert (gradients[1] == 0).all()
+    assert (grown == 0).all()
+    assert (model[3].weight[:, 1] != 0).any()  # it learns again
+
+
+def test_surgery_on_units_trains_what_is_closed():
+    model = network()
+    slices = UnitSlices(model, trace(model.eval(), torch.zeros(1, 6)))
+    (name,) = slices.counts
+    gates = {name: torch.tensor([0.0, 1.0] * 4, requires_grad=True)}
+    x = torch.randn(5, 6)
+    grads = []
+    for straight in (False, True):
+        out = functional_call(model, slices.scaled(gates, straight_through=straight), (x,))
+        grads.append(torch.autograd.grad(out.square().sum(), (model[3].weight, gates[name])))
+    assert (grads[0][0][:, 0] == 0).all()
+    assert (grads[1][0][:, 0] != 0).any()
+    torch.testing.assert_close(grads[0][0][:, 1], grads[1][0][:, 1])
+    torch.testing.assert_close(grads[0][1], grads[1][1])
