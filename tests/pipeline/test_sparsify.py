@@ -77,7 +77,7 @@ def test_costs_are_met_to_one_step(
         assert summary["sparse"][cost] == pytest.approx(summary["target"]["kept"] * summary["dense"][cost])
 
 
-@pytest.mark.parametrize("method", ["hard_concrete", "lottery"])
+@pytest.mark.parametrize("method", ["hard_concrete", pytest.param("lottery", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_path: Path, method: str) -> None:
     command = ["sparsify", write_config("fatal"), "--set", f"sparsify.method={method}", *SHORT, "--out"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
