@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from amcsearch import __version__
 from amcsearch.cli import verbs
+from amcsearch.cli.table_parser import add_table_verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,15 +69,7 @@ def _search(commands: "Commands") -> None:
 def _table(commands: "Commands") -> None:
     table = commands.add_parser("table", help="latency tables", description="Latency tables of a device.")
     parts = table.add_subparsers(title="verbs", metavar="VERB", required=True)
-    example = "amcsearch table measure configs/searches/digits.yaml -o latency_tables/my_machine"
-    command = _verb(parts, "measure", verbs.table_measure, "measure a latency table on this machine", example)
-    _config(command)
-    command.add_argument("-o", "--out", type=Path, required=True, help="folder of the table")
-    command.add_argument("--variants", type=int, default=48, help="pruned variants to measure (48)")
-    command.add_argument("--force", action="store_true", help="replace a table that is there")
-    example = "amcsearch table show latency_tables/x86_epyc_avx512"
-    command = _verb(parts, "show", verbs.table_show, "print a table's provenance, accuracy and coverage", example)
-    command.add_argument("table", type=Path, help="folder of the table")
+    add_table_verbs(parts, _verb, _config)
 
 
 def _sensitivity(commands: "Commands") -> None:

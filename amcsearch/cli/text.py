@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from amcsearch.costs.latency_table import LatencyTable
-
-__all__ = ["energy_text", "plan_text", "sparsify_text", "summary_text", "table_text"]
+__all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
@@ -29,7 +26,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         )
     ratio = summary["latency_ratio"]
     lines = [
-        *_table(rows),
+        *columns(rows),
         "",
         f"latency: {ratio['median']:.3f}x of dense, measured in pairs ({ratio['low']:.3f}–{ratio['high']:.3f})",
         f"{summary['agent']}: {summary['evaluations']} evaluations; {summary['seconds']['total']:.0f} s in all",
@@ -58,7 +55,7 @@ def sparsify_text(summary: Mapping[str, Any], folder: Path) -> str:
     target = summary["target"]
     what = "weights" if summary["granularity"] == "weights" else "channels and heads"
     lines = [
-        *_table(rows),
+        *columns(rows),
         "",
         f"{summary['method']}: {summary['kept']:,} of {summary['total']:,} {what} are left; "
         f"the target's share is {target['kept']:.4f}, {target['kept_asked']:.4f} was asked for",
@@ -84,7 +81,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         *(f"  not pruned: {text}" for text in network["skipped"]),
         "samples: " + ", ".join(f"{name} {count}" for name, count in samples.items()),
         f"channel multiple {plan['channel_multiple']}, {float(plan['policies']):.3g} policies",
-        *_table(rows),
+        *columns(rows),
         f"{plan['agent']}: {plan['trials']} evaluations" + (f", then {plan['baseline']}" if plan["baseline"] else ""),
         *(f"WARNING: {text}" for text in plan["warnings"]),
         f"expected time: about {seconds['total'] / 60:.1f} minutes ({parts})",
@@ -107,7 +104,10 @@ def energy_text(report: Mapping[str, Any]) -> str:
     for name, found in networks.items():
         rows.append([f"{name}, all", "", _number(found["energy_mj"]), *map(_number, found["parts_mj"].values())])
     width = max(map(len, rows))
-    lines = [f"{report['device']}, batch {report['batch']}", *_table([row + [""] * (width - len(row)) for row in rows])]
+    lines = [
+        f"{report['device']}, batch {report['batch']}",
+        *columns([row + [""] * (width - len(row)) for row in rows]),
+    ]
     for name, found in networks.items():
         surplus = found["dram_bytes"] / max(found["dram_least_bytes"], 1.0)
         lines += [
@@ -127,20 +127,8 @@ def _channels(layer: Mapping[str, Any]) -> str:
     return f"{layer['in_channels']}→{layer['out_channels']}"
 
 
-def table_text(table: "LatencyTable", folder: Path) -> str:
-    """Provenance, accuracy and coverage of a latency table."""
-    lines = [f"{folder}: {len(table.rows)} rows, channel multiple {table.channel_multiple}"]
-    lines += [f"  {key}: {_plain(value)}" for key, value in table.info.items()]
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equal length as lines, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -16,13 +16,13 @@ __all__ = [
     "KINDS",
     "energy",
     "list_registry",
+    "load_config",
     "prune",
     "report",
     "search",
     "sensitivity",
+    "show",
     "sparsify",
-    "table_measure",
-    "table_show",
 ]
 
 KINDS: Final = (
@@ -48,12 +48,12 @@ def search(args: argparse.Namespace, console: "Console") -> None:
 
     if args.workers < 1:
         raise BadInputError(f"--workers {args.workers}, must be at least 1")
-    config = _load(args)
+    config = load_config(args)
     if args.dry_run:
         from amcsearch.pipeline.plan import plan
 
         found = plan(config, strict=args.strict)
-        _show(args, found, plan_text(found))
+        show(args, found, plan_text(found))
         return
     from amcsearch.pipeline.story import search as run_search
 
@@ -62,38 +62,16 @@ def search(args: argparse.Namespace, console: "Console") -> None:
     with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
         summary = run_search(config, run, console, workers=args.workers, storage=args.storage, strict=args.strict)
         console.close()
-        _show(args, summary, summary_text(summary, run.path))
-
-
-def table_measure(args: argparse.Namespace, console: "Console") -> None:
-    """Measure a latency table for a configuration's network on this machine."""
-    from amcsearch.config import write_latency_table
-    from amcsearch.pipeline.tables import measure_table
-
-    config = _load(args)
-    if args.out.exists() and not args.force:
-        raise BadInputError(f"{args.out} exists; name another folder, or replace it with --force")
-    table = measure_table(config, console, variants=args.variants)
-    write_latency_table(table, args.out)
-    console.close()
-    _table(args, table, args.out)
-
-
-def table_show(args: argparse.Namespace, console: "Console") -> None:
-    """Print what a table says of itself."""
-    del console
-    from amcsearch.config import read_latency_table
-
-    _table(args, read_latency_table(args.table), args.table)
+        show(args, summary, summary_text(summary, run.path))
 
 
 def sensitivity(args: argparse.Namespace, console: "Console") -> None:
     """Write per-group curves as CSV and picture."""
     from amcsearch.pipeline.sensitivity import write_sensitivity
 
-    found = write_sensitivity(_load(args), args.out, args.points, console)
+    found = write_sensitivity(load_config(args), args.out, args.points, console)
     console.close()
-    _show(args, found, "\n".join(f"{name}: {path}" for name, path in found.items()))
+    show(args, found, "\n".join(f"{name}: {path}" for name, path in found.items()))
 
 
 def energy(args: argparse.Namespace, console: "Console") -> None:
@@ -103,9 +81,9 @@ def energy(args: argparse.Namespace, console: "Console") -> None:
     from amcsearch.pipeline.energy import energy_report
 
     policy = PruningPolicy.read(args.policy) if args.policy else None
-    found = energy_report(_load(args), args.out, console, policy=policy, device=args.device, measure=args.measure)
+    found = energy_report(load_config(args), args.out, console, policy=policy, device=args.device, measure=args.measure)
     console.close()
-    _show(args, found, energy_text(found))
+    show(args, found, energy_text(found))
 
 
 def prune(args: argparse.Namespace, console: "Console") -> None:
@@ -116,12 +94,12 @@ def prune(args: argparse.Namespace, console: "Console") -> None:
     from amcsearch.pipeline.story import prune as run_prune
     from amcsearch.runs import RunFolder
 
-    config = _load(args)
+    config = load_config(args)
     policy = PruningPolicy.read(args.policy)
     with RunFolder.create(args.out, dump(config), config_hash(config), resume=False) as run:
         summary = run_prune(config, policy, run, console)
         console.close()
-        _show(args, summary, summary_text(summary, run.path))
+        show(args, summary, summary_text(summary, run.path))
 
 
 def sparsify(args: argparse.Namespace, console: "Console") -> None:
@@ -131,13 +109,13 @@ def sparsify(args: argparse.Namespace, console: "Console") -> None:
     from amcsearch.pipeline.sparsify import sparsify as run_sparsify
     from amcsearch.runs import RunFolder
 
-    config = _load(args)
+    config = load_config(args)
     digest = config_hash(config)
     folder = args.out or Path("runs") / f"{config.name}-{digest}"
     with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
         summary = run_sparsify(config, run, console)
         console.close()
-        _show(args, summary, sparsify_text(summary, run.path))
+        show(args, summary, sparsify_text(summary, run.path))
 
 
 def report(args: argparse.Namespace, console: "Console") -> None:
@@ -148,7 +126,7 @@ def report(args: argparse.Namespace, console: "Console") -> None:
 
     with RunFolder.open(args.run_folder) as run:
         run.write_report(render(run))
-        _show(args, {"report": str(run.report_html)}, str(run.report_html))
+        show(args, {"report": str(run.report_html)}, str(run.report_html))
 
 
 def list_registry(args: argparse.Namespace, console: "Console") -> None:
@@ -158,20 +136,16 @@ def list_registry(args: argparse.Namespace, console: "Console") -> None:
 
     found = entries(args.kind)
     width = max((len(name) for name in found), default=0)
-    _show(args, found, "\n".join(f"{name:{width}}  {text}" for name, text in found.items()))
+    show(args, found, "\n".join(f"{name:{width}}  {text}" for name, text in found.items()))
 
 
-def _load(args: argparse.Namespace) -> "Config":
+def load_config(args: argparse.Namespace) -> "Config":
+    """Read the configuration a verb was given, with its overrides."""
     from amcsearch.config import load
 
     return load(args.config, args.overrides)
 
 
-def _table(args: argparse.Namespace, table: Any, folder: Path) -> None:
-    from amcsearch.cli.text import table_text
-
-    _show(args, {**table.info, "rows": len(table.rows)}, table_text(table, folder))
-
-
-def _show(args: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
+def show(args: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
+    """Print a result: as JSON if that was asked for, else as text."""
     print(json.dumps(found, indent=2, default=str) if args.json else text)

@@ -44,8 +44,10 @@ class JointCost(Protocol):
     A function of sums over layers: still priced from per-layer tables, though it belongs to no single layer.
     """
 
-    def amounts(self, layer: LayerSpec) -> tuple[float, float]:
-        """What a layer adds to the two sums."""
+    def layer_amounts(
+        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What ``layer`` adds to the two sums at each of many widths (L,): (L, 2)."""
         ...
 
     def joint(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:

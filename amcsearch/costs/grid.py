@@ -183,7 +183,6 @@ class CostGrid:
             for values, model in zip(self._values, self.models, strict=False):
                 values[first:end] = layer_costs(model, table.layer, *widths)
             for row, joint in zip(range(len(self.models), len(self._values), 2), self._joint.values(), strict=True):
-                resized = (table.layer.resized(i, o) for i, o in zip(*(w.tolist() for w in widths), strict=True))
-                self._values[row : row + 2, first:end] = np.array([joint.amounts(layer) for layer in resized]).T
+                self._values[row : row + 2, first:end] = joint.layer_amounts(table.layer, *widths).T
             self._slots[chosen] = np.arange(first, end)
             self._used = end

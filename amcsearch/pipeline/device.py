@@ -42,8 +42,8 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     """
     check_priced(config)
     profile = read_device(config.device.profile) if config.device.profile else None
-    table = read_latency_table(config.device.table) if config.device.table else None
     spec = network.trace.network
+    table = read_latency_table(config.device.table).for_network(spec) if config.device.table else None
     models: list[CostModel] = [Macs(), Params()]
     if table is not None:
         models.append(table)

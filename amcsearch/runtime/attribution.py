@@ -10,37 +10,19 @@
 So every microsecond of a profile lands on exactly one layer, and the sum over layers is the sum over nodes.
 """
 
-import json
 import re
-import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Final
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from amcsearch.runtime.kit_results import NodeTime
+from amcsearch.runtime.measured import KernelRun
 from amcsearch.runtime.onnx_export import WRAPPER
-from amcsearch.runtime.session import make_session
-from amcsearch.runtime.timing import bound_call
 
-__all__ = ["LayerTime", "attribute_profile", "optimised_owners", "original_owners", "profile_layers"]
+__all__ = ["kernel_name", "kernel_runs", "optimised_owners", "original_owners"]
 
-US_PER_MS = 1e3
-KERNEL = "_kernel_time"
-RUNS_A_ROUND = 6
-WARM_UP_RUNS = 2  # ``bound_call`` runs the model once; the first profiled runs also fault their memory in
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTime:
-    """Profiled time of one layer in one run, and how many executed nodes it is made of."""
-
-    profiled_ms: float
-    nodes: int
+DOMAINS: Final = {"": "", "ai.onnx": "", "com.microsoft.nchwc": "nchwc.", "com.microsoft": "ms."}
 
 
 def _module_path(node_name: str, known: set[str]) -> str:
@@ -139,92 +121,32 @@ def optimised_owners(graph: onnx.GraphProto, owners: Mapping[str, str]) -> list[
     return _follow(graph.node, found)
 
 
-def attribute_profile(
-    events: Sequence[Mapping[str, Any]], nodes: Sequence[onnx.NodeProto], owners: Sequence[str | None], skip: int
-) -> dict[str, LayerTime]:
-    """Share a profile's node times out over layers.
+def kernel_name(node: onnx.NodeProto) -> str:
+    """What the runtime runs for a node: its operator with what is fused to it, such as ``nchwc.Conv+Relu+Add``."""
+    parts = [DOMAINS.get(node.domain, f"{node.domain}.") + node.op_type]
+    activation = next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
+    if activation:
+        parts.append(activation)
+    if node.op_type in ("Conv", "FusedConv") and len(node.input) == 4 and node.input[3]:
+        parts.append("Add")
+    return "+".join(parts)
+
+
+def kernel_runs(graph: onnx.GraphProto, owners: Mapping[str, str], nodes: Sequence[NodeTime] = ()) -> list[KernelRun]:
+    """The kernels of an optimised graph, each with its layer; their profiled times where a profile is given.
 
     Args:
-        events: the profiler's records, several runs one after the other.
-        nodes, owners: the optimised graph's nodes and their layers.
-        skip: first runs left out.
-
-    A node's time is its mean over the fastest quarter of the runs: those nothing else disturbed. (A mean, because the
-    profiler counts whole microseconds.)
+        graph: as the runtime executed it.
+        owners: of the original graph, see ``original_owners``.
+        nodes: the profile, in order of execution. A node that the graph does not hold (a provider's own fusion) is
+            given to the layer of the node before it.
     """
-    runs: list[list[tuple[str, float]]] = [[]]
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith(KERNEL):
-            runs[-1].append((event["name"].removesuffix(KERNEL), float(event["dur"])))
-        elif event["name"] == "model_run":
-            runs.append([])
-    whole = [run for run in runs[skip:] if run and len(run) == len(runs[skip])]
-    durations = np.array([[us for _, us in run] for run in whole])  # (runs, nodes)
-    fastest = np.argsort(durations.sum(axis=1), kind="stable")[: max(1, len(whole) // 4)]
-    mean_us = durations[fastest].mean(axis=0)
-    queues: dict[str, list[str | None]] = defaultdict(list)
-    for node, owner in zip(nodes, owners, strict=True):
-        queues[node.name].append(owner)
-    total: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    last = next((owner for owner in owners if owner is not None), "")
-    for (name, _), us in zip(whole[0], mean_us, strict=True):
-        last = (queues[name].pop(0) if queues[name] else last) or last
-        total[last] = (total[last][0] + us / US_PER_MS, total[last][1] + 1)
-    return {layer: LayerTime(float(ms), count) for layer, (ms, count) in total.items()}
-
-
-class _ProfiledModel:
-    """A profiled session of one model, with the owners of its optimised nodes."""
-
-    def __init__(
-        self, model: bytes, layers: Iterable[str], inputs: NDArray[np.generic], threads: int, prefix: Path
-    ) -> None:
-        optimised = prefix.with_suffix(".onnx")
-        self._session = make_session(model, threads, profile=prefix, optimised=optimised)
-        graph = onnx.load(str(optimised), load_external_data=False).graph
-        self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
-        optimised.unlink()
-        owners = original_owners(onnx.load_from_string(model).graph, layers)
-        self._owners = optimised_owners(graph, owners)
-        self.run = bound_call(self._session, inputs)
-
-    def finish(self, skip: int) -> dict[str, LayerTime]:
-        """Stop profiling and attribute the runs."""
-        path = Path(self._session.end_profiling())
-        events = json.loads(path.read_text())
-        path.unlink()
-        return attribute_profile(events, self._nodes, self._owners, skip)
-
-
-def profile_layers(
-    models: Sequence[bytes],
-    layers: Sequence[Iterable[str]],
-    inputs: NDArray[np.generic],
-    *,
-    threads: int,
-    rounds: int,
-    rng: np.random.Generator,
-) -> list[dict[str, LayerTime]]:
-    """Profile exported models in interleaved rounds and attribute each one's time to its layers.
-
-    Layers that were fused away are absent. Times are inflated by the profiler: use them as shares.
-
-    Args:
-        models: serialised models that take the same input.
-        layers: names of the layers of each.
-        inputs: the input array, batch included.
-        threads: threads inside an operator.
-        rounds: every model runs ``RUNS_A_ROUND`` times in each, in a fresh random order, so that a spell of bad
-            weather on a shared machine spoils some runs of every model and not all runs of one.
-        rng: source of the orders.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        profiled = [
-            _ProfiledModel(model, names, inputs, threads, Path(folder) / f"model{i}")
-            for i, (model, names) in enumerate(zip(models, layers, strict=True))
-        ]
-        for _ in range(rounds):
-            for i in rng.permutation(len(profiled)):
-                for _ in range(RUNS_A_ROUND):
-                    profiled[i].run()
-        return [one.finish(skip=WARM_UP_RUNS) for one in profiled]
+    found = dict(zip((node.name for node in graph.node), optimised_owners(graph, owners), strict=True))
+    kernels = {node.name: kernel_name(node) for node in graph.node}
+    last = next((owner for owner in found.values() if owner is not None), "")
+    timed = [(node.name, node.op_type, node.ms) for node in nodes] or [(node.name, "", 0.0) for node in graph.node]
+    runs = []
+    for name, op_type, ms in timed:
+        last = found.get(name) or last
+        runs.append(KernelRun(last, kernels.get(name, op_type), ms))
+    return runs

@@ -1,25 +1,49 @@
-"""From profiles and whole runs to rows that add up to whole runs, and how far they are from it.
+"""From profiles and whole runs to kernel times that add up to whole runs.
 
-1. The profiler's inflation is a factor and a constant a node. Both are fitted on whole runs:
-   T − overhead = scale · Σ profiled + node_ms · nodes, by least squares of the RELATIVE error. ``node_ms`` is negative
-   (about −2 µs: the profiler's own work); forcing it to be positive tripled the error of predictions.
-2. Each variant's shares are then stretched to its own whole run: the profile says who, the whole run says how much.
-3. A row is the mean over all places where its shapes occur. Sums of rows are calibrated once more on whole runs.
+1. The profiler's inflation is a factor and a constant a node, fitted on whole runs by least squares of the RELATIVE
+   error: T − overhead = scale · Σ profiled + node_ms · nodes. ``node_ms`` is negative (about −2 µs: the profiler's own
+   work); forcing it to be positive tripled the error of predictions.
+2. Each variant's kernel times are stretched to its own whole run: the profile says who, the whole run says how much.
+   What the weights cost beyond the caches (``Residency``) is taken off again, for it belongs to the network and not to
+   a kernel.
+3. Kernel models are built with a sixth of the variants left out in turn, and predict these. On such predictions alone
+    are
+   fitted: one factor a kernel family, the constant of a call, the slopes of residency (all bounded, the factors drawn
+   towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias: a
+   surface goes through its own points.
+4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.optimize import lsq_linear
 
-from amcsearch.runtime.measuring import MeasuredVariant
+from amcsearch.costs.latency_table import (
+    KNOTS_MIB,
+    PLAIN_CONVOLUTIONS,
+    KernelModel,
+    Observation,
+    Residency,
+    row_key,
+    weight_mib,
+)
+from amcsearch.runtime.measured import MeasuredVariant
 
-__all__ = ["NodeCalibration", "accuracy", "fit_line", "fit_nodes", "shares"]
+__all__ = ["Calibration", "NodeCalibration", "calibrate", "fit_nodes", "observe"]
 
-LEAST_NODE_MS = 2e-4  # no kernel starts in less
+LEAST_NODE_MS: Final = 2e-4  # no kernel starts in less
+FOLDS: Final = 6
+SMOOTHINGS: Final = (0.0, 0.01, 0.1)
+ROUNDS: Final = 3
+FACTOR_BOUNDS: Final = (0.5, 2.0)
+PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
+LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much residency would take
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,65 +53,176 @@ class NodeCalibration:
     scale: float
     node_ms: float
 
-    def ms(self, profiled_ms: float, nodes: int) -> float:
-        """Time of ``nodes`` nodes profiled at ``profiled_ms`` together; never below what a kernel takes to start."""
-        return max(self.scale * profiled_ms + self.node_ms * nodes, LEAST_NODE_MS * nodes)
+    def ms(self, profiled_ms: float) -> float:
+        """Time of a node profiled at ``profiled_ms``; never below what a kernel takes to start."""
+        return max(self.scale * profiled_ms + self.node_ms, LEAST_NODE_MS)
 
 
-def _relative_fit(terms: Sequence[NDArray[np.float64]], target: NDArray[np.float64]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Calibration:
+    """Everything fitted on the variants of one network.
+
+    ``factors`` multiply kernel times by family; ``residuals`` are the relative errors of variants that were left out
+    when they were predicted, (V,); the relative standard deviation of a prediction is ``sigma_floor``, and
+    ``sigma_octave`` for each octave of width between a kernel and its nearest measurement.
+    """
+
+    nodes: NodeCalibration
+    smoothing: float = 0.0
+    constant_ms: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict)
+    residency: Residency = field(default_factory=lambda: Residency({}))
+    sigma_floor: float = 0.0
+    sigma_octave: float = 0.0
+    residuals: tuple[float, ...] = ()
+
+
+def _relative_fit(terms: Sequence[Array], target: Array) -> Array:
     design = np.stack(terms, axis=1) / target[:, None]
     return np.asarray(np.linalg.lstsq(design, np.ones(len(target)), rcond=None)[0], dtype=np.float64)
 
 
+def _inside(variant: MeasuredVariant, overhead_ms: float) -> float:
+    return max(variant.latency_ms - overhead_ms, 0.1 * variant.latency_ms)
+
+
 def fit_nodes(variants: Sequence[MeasuredVariant], overhead_ms: float) -> NodeCalibration:
     """Fit step 1; with too few or too similar variants to tell the two apart, a factor alone."""
-    profiled = np.array([sum(t.profiled_ms for t in v.profile.values()) for v in variants])
-    nodes = np.array([float(sum(t.nodes for t in v.profile.values())) for v in variants])
-    whole = np.array([max(v.latency_ms - overhead_ms, 0.1 * v.latency_ms) for v in variants])
+    profiled = np.array([sum(run.profiled_ms for run in v.kernels) for v in variants])
+    nodes = np.array([float(len(v.kernels)) for v in variants])
+    whole = np.array([_inside(v, overhead_ms) for v in variants])
     scale, node_ms = _relative_fit([profiled, nodes], whole) if len(variants) > 2 else (0.0, 0.0)
     if scale <= 0:
         return NodeCalibration(float(_relative_fit([profiled], whole)[0]), 0.0)
     return NodeCalibration(float(scale), float(node_ms))
 
 
-def shares(variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float) -> dict[str, float]:
-    """Milliseconds of every layer of a variant, 0 for layers fused away; they sum to its latency less the overhead."""
-    raw = {
-        layer.name: nodes.ms(time.profiled_ms, time.nodes) if (time := variant.profile.get(layer.name)) else 0.0
-        for layer in variant.layers
-    }
-    total = sum(raw.values())
-    stretch = max(variant.latency_ms - overhead_ms, 0.1 * variant.latency_ms) / total if total else 0.0
-    return {name: ms * stretch for name, ms in raw.items()}
+def observe(
+    variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
+) -> list[Observation]:
+    """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
+    raw = [nodes.ms(run.profiled_ms) for run in variant.kernels]
+    stretch = _inside(variant, overhead_ms) / sum(raw)
+    by_layer = variant.kernels_by_layer()
+    mib = {layer.name: weight_mib(layer, weight_bytes) for layer in variant.layers}
+    streamed = {name: mib[name] for name in mib if not _is_plain(by_layer.get(name, ()))}
+    total = np.array([sum(mib.values())])
+    extra = float(residency.extra_ms(total, np.array([sum(streamed.values())]))[0])
+    a_mib = extra / sum(streamed.values()) if extra else 0.0
+    found = []
+    for layer in variant.layers:
+        kernels: dict[str, tuple[float, float | None]] = {}
+        places = by_layer.get(layer.name, {})
+        main = max(places, key=lambda kernel: sum(raw[i] for i in places[kernel]), default="")
+        for kernel, at in places.items():
+            ms = stretch * sum(raw[i] for i in at)
+            if kernel == main:
+                ms = max(ms - a_mib * streamed.get(layer.name, 0.0), LEAST_STREAMED * ms)
+            kernels[kernel] = (float(len(at)), ms / len(at))
+        found.append(Observation(layer, kernels))
+    return found
 
 
-def fit_line(sums: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
-    """Least squares of the relative error of whole = scale · sums + constant, constant ≥ 0: (scale, constant)."""
-    scale, constant = _relative_fit([sums, np.ones_like(sums)], whole) if len(sums) > 2 else (0.0, -1.0)
-    if constant < 0 or scale <= 0:
-        return float(_relative_fit([sums], whole)[0]), 0.0
-    return float(scale), float(constant)
+def _is_plain(kernels: Sequence[str] | Mapping[str, object]) -> bool:
+    return any(kernel.split("+")[0] in PLAIN_CONVOLUTIONS for kernel in kernels)
 
 
-def accuracy(
-    predicted: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]
-) -> Mapping[str, Any]:
-    """Errors of predictions (V,) against two measurements (V,), and of the two against each other, as shares.
+@dataclass(frozen=True)
+class _LeftOut:
+    """Predictions of variants by models that never saw them, before calibration."""
 
-    ``mape`` is the mean, ``median`` the median absolute relative error, ``within_5`` and ``within_10`` the shares of
-    variants within 5 and 10 %; ``noise_mape`` is the error of one measurement taken as prediction of the other: no
-    table can be expected to do better. The truth is the faster of the two.
+    sums: Array  # (V, families), ms
+    far: Array  # (V,), root of the sum of (ms · octaves)²
+    weights: Array  # (V, 2): MiB, all and streamed
+
+
+def _left_out(
+    observed: Sequence[Sequence[Observation]],
+    families: Mapping[str, int],
+    folds: NDArray[np.int64],
+    block: int,
+    smoothing: float,
+    weight_bytes: int,
+) -> _LeftOut:
+    sums, far = np.zeros((len(observed), len(families))), np.zeros(len(observed))
+    weights = np.zeros((len(observed), 2))
+    for fold in range(int(folds.max()) + 1):
+        rest = [one for v, variant in enumerate(observed) if folds[v] != fold for one in variant]
+        model, known = KernelModel(rest, block, smoothing), {}
+        for v in np.flatnonzero(folds == fold).tolist():
+            for layer in (one.layer for one in observed[v]):
+                key = row_key(layer)
+                if key not in known:
+                    known[key] = model.times(layer) or ()
+                for time in known[key]:
+                    sums[v, families[time.kernel]] += time.ms
+                    far[v] += (time.ms * time.octaves) ** 2
+                mib = weight_mib(layer, weight_bytes)
+                weights[v] += (mib, 0.0 if _is_plain([time.kernel for time in known[key]]) else mib)
+    return _LeftOut(sums, np.sqrt(far), weights)
+
+
+def _fit_whole(left: _LeftOut, whole: Array, overhead_ms: float) -> tuple[Array, float, Residency, Array]:
+    """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants."""
+    total, streamed = left.weights.T
+    knots = [knot for knot in KNOTS_MIB if total.max() - knot > 0.02 * total.max()]
+    beyond = [Residency({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
+    n = left.sums.shape[1]
+    design = np.column_stack([left.sums, np.ones(len(whole)), *beyond]) / whole[:, None]
+    start = np.concatenate([np.ones(n), [overhead_ms], np.zeros(len(knots))])
+    pull = np.concatenate([np.full(n, PRIOR), [PRIOR / whole.mean()], np.full(len(knots), 1e-3)])
+    low = np.concatenate([np.full(n, FACTOR_BOUNDS[0]), np.zeros(1 + len(knots))])
+    high = np.concatenate([np.full(n, FACTOR_BOUNDS[1]), np.full(1 + len(knots), np.inf)])
+    found = lsq_linear(
+        np.concatenate([design, np.diag(pull)]),
+        np.concatenate([np.ones(len(whole)), pull * start]),
+        bounds=(low, high),
+    ).x
+    slopes = {knot: float(slope) for knot, slope in zip(knots, found[n + 1 :], strict=True) if slope > 1e-9}
+    return found[:n], float(found[n]), Residency(slopes), design @ found - 1.0
+
+
+def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
+    """Variance of relative residuals as floor² + octave² · far²: (floor, octave)."""
+    design = np.column_stack([np.ones(len(far)), far**2])
+    floor, octave = lsq_linear(design, residuals**2, bounds=(0.0, np.inf)).x
+    return float(np.sqrt(floor)), float(np.sqrt(octave))
+
+
+def calibrate(
+    variants: Sequence[MeasuredVariant], overhead_ms: float, block: int, *, weight_bytes: int = 4, seed: int = 0
+) -> Calibration:
+    """Fit everything on profiled variants of one network.
+
+    Args:
+        variants: V profiled and timed variants; below twelve nothing is left out and only step 1 is fitted.
+        overhead_ms: latency of an empty call.
+        block: channels in a block of the runtime's layout, 0 if it has none.
+        weight_bytes: of one weight.
+        seed: of the folds.
     """
-    truth = np.minimum(first, second)
-    error = np.abs(predicted / truth - 1.0)
-    return {
-        "variants": len(truth),
-        "mape": float(error.mean()),
-        "median": float(np.median(error)),
-        "worst": float(error.max()),
-        "within_5": float((error <= 0.05).mean()),
-        "within_10": float((error <= 0.10).mean()),
-        "bias": float((predicted / truth - 1.0).mean()),
-        "spearman": float(spearmanr(predicted, truth)[0]) if len(truth) > 2 else None,
-        "noise_mape": float(np.abs(first / second - 1.0).mean()),
-    }
+    nodes = fit_nodes(variants, overhead_ms)
+    if len(variants) < 2 * FOLDS:
+        return Calibration(nodes, constant_ms=overhead_ms, sigma_floor=0.05, sigma_octave=0.1)
+    whole = np.array([variant.latency_ms for variant in variants])
+    folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
+    names = sorted({run.kernel for variant in variants for run in variant.kernels})
+    families = {name: i for i, name in enumerate(names)}
+    best: Calibration | None = None
+    for smoothing in SMOOTHINGS:
+        residency = Residency({})
+        for _ in range(ROUNDS):
+            observed = [observe(v, nodes, overhead_ms, residency, weight_bytes) for v in variants]
+            left = _left_out(observed, families, folds, block, smoothing, weight_bytes)
+            before = residency
+            factors, constant_ms, residency, residuals = _fit_whole(left, whole, overhead_ms)
+            if not residency.slopes and not before.slopes:
+                break
+        if best is None or np.abs(residuals).mean() < np.abs(best.residuals).mean():
+            floor, octave = _fit_sigma(residuals, left.far / whole)
+            by_name = {name: float(factor) for name, factor in zip(names, factors, strict=True)}
+            best = Calibration(
+                nodes, smoothing, constant_ms, by_name, residency, floor, octave, tuple(map(float, residuals))
+            )
+    assert best is not None
+    return best

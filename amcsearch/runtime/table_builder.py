@@ -1,10 +1,7 @@
-"""Build a latency table from whole, really pruned networks measured on this machine.
+"""Latency tables from whole, really pruned networks: kernel rows, their calibration, and their own accuracy.
 
-Random variants of the network, on the device's channel grid and off it, are timed as a whole and profiled in place;
-profiles are used for shares only (see ``calibration``). Isolated layers are not measured: their sums err by tens of
-percent, because a layer alone pays reorders and a call of its own.
-
-Prediction: ``constant`` + Σ ``layer_cost``. The table's own accuracy is measured on variants that took no part in it.
+Isolated layers are not measured: their sums err by tens of percent, because a layer alone pays reorders and a call of
+its own. See ``calibration`` for how profiles and whole runs become rows that add up.
 """
 
 from collections import defaultdict
@@ -12,135 +9,192 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from scipy.stats import spearmanr
 
-from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.costs.latency_table import COLUMNS, LatencyTable, RowKey, make_rows, row_key
-from amcsearch.graph.slices import Trace
-from amcsearch.runtime.calibration import accuracy, fit_line, fit_nodes, shares
-from amcsearch.runtime.channel_grid import GridStep, measure_grid
-from amcsearch.runtime.measuring import MeasuredVariant, Progress, batched, call_overhead_ms, measure_variants
-from amcsearch.runtime.session import provenance
-from amcsearch.runtime.variants import random_policies, smallest
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec
+from amcsearch.costs.latency_table import (
+    COLUMNS,
+    COMPARED,
+    GRAPH,
+    NO_KERNEL,
+    LatencyTable,
+    Observation,
+    RowKey,
+    fingerprint,
+    make_rows,
+    row_key,
+    weight_mib,
+)
+from amcsearch.runtime.calibration import Calibration, calibrate, observe
+from amcsearch.runtime.channel_grid import grid_info
+from amcsearch.runtime.measured import MeasuredVariant
 
-__all__ = ["build_table", "held_out_policies", "table_of", "training_policies"]
+__all__ = ["accuracy", "merged", "prediction_errors", "table_of", "with_accuracy"]
 
-VARIANTS = 48
-ON_GRID = 0.75  # of the variants; a sixth lies on the next finer grid, the rest anywhere
-FINER = 1 / 6
-HELD_OUT = 3  # one held-out variant for so many that build the table
-LEAST_HELD_OUT = 12
-
-
-def training_policies(trace: Trace, variants: int, multiple: int, rng: np.random.Generator) -> list[PruningPolicy]:
-    """The variants a table is made of, besides the dense network: the smallest, and random ones on and off the grid."""
-    network = trace.network
-    if not network.groups:
-        return []
-    finer = round(FINER * variants) if multiple > 1 else 0
-    off = variants - round(ON_GRID * variants) - finer if multiple > 2 else 0
-    drawn = [smallest(network, multiple)]
-    drawn += random_policies(network, variants - finer - off - 2, multiple, rng)
-    drawn += random_policies(network, finer, max(1, multiple // 2), rng)
-    return drawn + random_policies(network, off, 1, rng)
+WEIGHT_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
+LEAST_VARIANTS = 4
 
 
-def held_out_policies(trace: Trace, variants: int, multiple: int, rng: np.random.Generator) -> list[PruningPolicy]:
-    """Variants on the grid, as a search would propose them, that take no part in the table."""
-    n = max(LEAST_HELD_OUT, variants // HELD_OUT)
-    return random_policies(trace.network, n, multiple, rng) if trace.network.groups else []
+def _records(network: str, observations: Sequence[Observation], factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    counts: dict[RowKey, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    samples: dict[tuple[RowKey, str], list[float]] = defaultdict(list)
+    places: dict[RowKey, int] = defaultdict(int)
+    for one in observations:
+        key = row_key(one.layer)
+        places[key] += 1
+        for kernel, (count, ms) in one.kernels.items():
+            counts[key][kernel] += count
+            samples[key, kernel] += [] if ms is None else [factors.get(kernel, 1.0) * ms]
+    found = []
+    for key, n in places.items():
+        for kernel, count in (counts[key] or {NO_KERNEL: 0.0}).items():
+            times = np.array(samples.get((key, kernel), [0.0] if kernel == NO_KERNEL else []))
+            measured = (count / n, *_middle(times), n, "profile" if len(times) else GRAPH)
+            found.append(dict(zip(COLUMNS, (network, *key, kernel, *measured), strict=True)))
+    return found
 
 
-def _records(samples: Mapping[RowKey, Sequence[float]], scale: float) -> list[dict[str, Any]]:
-    records = []
-    for key, values in samples.items():
-        ms = scale * np.array(values)
-        mad = float(np.median(np.abs(ms - np.median(ms))))
-        measured = (float(ms.mean()), mad, len(values), "profile")
-        records.append(dict(zip(COLUMNS, (*key, *measured), strict=True)))
-    return records
+def _middle(times: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Mean, and median absolute deviation, of what was timed; None of nothing."""
+    if not len(times):
+        return None, None
+    return float(times.mean()), float(np.median(np.abs(times - np.median(times))))
 
 
-def _sums(table: LatencyTable, variants: Sequence[MeasuredVariant]) -> NDArray[np.float64]:
-    return np.array([sum(table.layer_cost(layer) for layer in v.layers) for v in variants])
-
-
-def table_of(variants: Sequence[MeasuredVariant], overhead_ms: float, source: Mapping[str, Any]) -> LatencyTable:
-    """Make the table from measured variants; ``source`` is its provenance.
-
-    ``info["calibration"]`` holds ``constant_ms``; ``scale`` and ``node_ms``, which turned profiled into true time; and
-    ``sum_scale``, by which sums of rows were brought to whole runs. All are folded into the rows already.
-    """
-    nodes = fit_nodes(variants, overhead_ms)
-    samples: dict[RowKey, list[float]] = defaultdict(list)
-    for variant in variants:
-        times = shares(variant, nodes, overhead_ms)
-        for layer in variant.layers:
-            samples[row_key(layer)].append(times[layer.name])
-    info = {"provenance": dict(source), "calibration": {"constant_ms": 0.0}}
-    whole = np.array([variant.latency_ms for variant in variants])
-    scale, constant_ms = fit_line(_sums(LatencyTable(make_rows(_records(samples, 1.0)), info), variants), whole)
-    calibration = {
-        "constant_ms": constant_ms,
-        "scale": nodes.scale,
-        "node_ms": nodes.node_ms,
-        "sum_scale": scale,
-        "call_overhead_ms": overhead_ms,
-        "variants": len(variants),
+def _calibration_info(calibration: Calibration, overhead_ms: float, variants: int) -> dict[str, Any]:
+    return {
+        "constant_ms": calibration.constant_ms,
+        "smoothing": calibration.smoothing,
+        "residency": dict(calibration.residency.slopes),
+        "sigma": {"floor": calibration.sigma_floor, "per_octave": calibration.sigma_octave},
+        "calibration": {
+            "profile_scale": calibration.nodes.scale,
+            "profile_node_ms": calibration.nodes.node_ms,
+            "factors": dict(calibration.factors),
+            "call_overhead_ms": overhead_ms,
+            "variants": variants,
+            "left_out_mape": float(np.abs(calibration.residuals).mean()) if calibration.residuals else None,
+        },
     }
-    return LatencyTable(make_rows(_records(samples, scale)), info | {"calibration": calibration})
 
 
-def _accuracy(table: LatencyTable, held_out: Sequence[MeasuredVariant]) -> dict[str, Any] | None:
-    if not held_out:
+def prediction_errors(table: LatencyTable, variants: Sequence[MeasuredVariant]) -> dict[str, Any] | None:
+    """Accuracy of a table on variants that took no part in it, None without any; see ``accuracy``."""
+    timed = [variant for variant in variants if variant.passes_ms]
+    if not timed:
         return None
-    predicted = table.constant + _sums(table, held_out)
-    passes = (np.array([v.first_ms for v in held_out]), np.array([v.second_ms for v in held_out]))
-    return dict(accuracy(predicted, *passes))
+    predicted = np.array([table.predict(variant.layers) for variant in timed])
+    return accuracy(predicted, [variant.passes_ms for variant in timed])
 
 
-def _grid_info(multiple: int, steps: Sequence[GridStep]) -> dict[str, Any]:
-    tried = [{"multiple": s.multiple, "macs_saved": s.macs_saved, "time_saved": s.time_saved} for s in steps]
-    rule = "the finest grid whose saved share of time is at least 0.28 of its saved share of MACs, on whole networks"
-    return {"channel_multiple": multiple, "channel_grid": {"rule": rule, "tried": tried}}
+def accuracy(predicted: NDArray[np.float64], passes_ms: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Errors of predictions (V,) against measurements, one or more passes for each, as shares.
+
+    ``mape`` is the mean, ``median`` the median absolute relative error, ``within_5`` and ``within_10`` the shares of
+    variants within 5 and 10 %; ``noise_mape`` is the error of the first pass taken as prediction of the last: no table
+    can be expected to do better. The truth is the median of the passes.
+    """
+    truth = np.array([np.median(passes) for passes in passes_ms])
+    first, last = (np.array([passes[i] for passes in passes_ms]) for i in (0, -1))
+    signed = predicted / truth - 1.0
+    error = np.abs(signed)
+    return {
+        "variants": len(truth),
+        "mape": float(error.mean()),
+        "median": float(np.median(error)),
+        "worst": float(error.max()),
+        "within_5": float((error <= 0.05).mean()),
+        "within_10": float((error <= 0.10).mean()),
+        "bias": float(signed.mean()),
+        "spearman": float(spearmanr(predicted, truth)[0]) if len(truth) > 2 else None,
+        "noise_mape": float(np.abs(first / last - 1.0).mean()),
+    }
 
 
-def build_table(
-    model: nn.Module,
-    trace: Trace,
-    example: Tensor,
-    *,
-    batch: int = 1,
-    threads: int = 1,
-    variants: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+def table_of(
+    name: str,
+    network: NetworkSpec,
+    variants: Sequence[MeasuredVariant],
+    held_out: Sequence[MeasuredVariant],
+    overhead_ms: float,
+    provenance: Mapping[str, Any],
 ) -> LatencyTable:
-    """Measure a latency table of a network on this machine (about a second a variant for ResNet-20).
+    """Make the table of one network.
 
     Args:
-        model, trace: the dense network and its channel groups.
-        example: one input (1, …), repeated to ``batch``.
-        batch: inputs a call.
-        threads: threads inside an operator.
-        variants: networks that build the table, 48 if None; a third as many more are held out to measure its accuracy.
-        seed: of all choices; times differ from run to run, choices do not.
-        progress: see ``Progress``.
+        name: of the network in the table.
+        network: its dense shapes.
+        variants: what the table is made of; of those without a time only the kernels are used.
+        held_out: variants that took no part, for the table's own accuracy.
+        overhead_ms: latency of an empty call.
+        provenance: where and how all of it was measured.
 
     Raises:
-        BadInputError: fewer than 4 variants or 1 input a call, or a module that cannot be exported.
+        BadInputError: fewer than four profiled variants.
     """
-    variants = VARIANTS if variants is None else variants
-    if variants < 4 or batch < 1:
-        raise BadInputError(f"latency table: variants = {variants} (at least 4), batch = {batch} (at least 1)")
-    rng = np.random.default_rng(seed)
-    x = batched(example, batch)
-    multiple, steps = measure_grid(model, trace, x, threads=threads, rng=rng)
-    building = training_policies(trace, variants, multiple, rng)
-    policies = building + held_out_policies(trace, variants, multiple, rng)
-    measured = measure_variants(model, trace, x, policies, threads=threads, rng=rng, progress=progress)
-    cut = 1 + len(building)  # the dense network comes first
-    table = table_of(measured[:cut], call_overhead_ms(threads), provenance(threads, batch))
-    extra = _grid_info(multiple, steps) | {"accuracy": _accuracy(table, measured[cut:])}
-    return LatencyTable(table.rows, table.info | extra)
+    profiled = [variant for variant in variants if variant.passes_ms and variant.kernels]
+    if len(profiled) < LEAST_VARIANTS:
+        raise BadInputError(
+            f"network {name!r}: {len(profiled)} profiled variants, a table needs at least {LEAST_VARIANTS}; "
+            f"give the measurement more minutes or variants"
+        )
+    weight_bytes = WEIGHT_BYTES.get(str(provenance.get("dtype", "float32")), 4)
+    calibration = calibrate(profiled, overhead_ms, int(provenance.get("nchwc_block") or 0), weight_bytes=weight_bytes)
+    seen = [
+        one
+        for variant in profiled
+        for one in observe(variant, calibration.nodes, overhead_ms, calibration.residency, weight_bytes)
+    ]
+    seen += [one for variant in variants if not variant.passes_ms for one in _lowered(variant)]
+    mib = sum(weight_mib(layer, weight_bytes) for layer in network.layers)
+    entry = {"fingerprint": fingerprint(network), "weights_mib": mib}
+    entry |= _calibration_info(calibration, overhead_ms, len(profiled))
+    rows = make_rows(_records(name, seen, calibration.factors))
+    table = LatencyTable(rows, {"provenance": dict(provenance), "networks": {name: entry}})
+    entry |= grid_info(table, network) | {"accuracy": prediction_errors(table, held_out)}
+    return LatencyTable(rows, {"provenance": dict(provenance), "networks": {name: entry}})
+
+
+def with_accuracy(table: LatencyTable, name: str, held_out: Sequence[MeasuredVariant]) -> LatencyTable:
+    """The table with its errors on variants of a network written into it."""
+    bound = LatencyTable(table.rows, table.info, name)
+    networks = {**table.networks, name: {**table.networks[name], "accuracy": prediction_errors(bound, held_out)}}
+    return LatencyTable(table.rows, {**table.info, "networks": networks})
+
+
+def _lowered(variant: MeasuredVariant) -> list[Observation]:
+    """Kernels of a variant that was optimised but never timed."""
+    by_layer = variant.kernels_by_layer()
+
+    def kernels(layer: LayerSpec) -> dict[str, tuple[float, float | None]]:
+        return {kernel: (float(len(at)), None) for kernel, at in by_layer.get(layer.name, {}).items()}
+
+    return [Observation(layer, kernels(layer)) for layer in variant.layers]
+
+
+def merged(tables: Sequence[LatencyTable]) -> LatencyTable:
+    """One table of several networks on one device; of a network in several, the last table's rows count.
+
+    Raises:
+        BadInputError: no table, or tables of different devices or settings; names what differs.
+    """
+    if not tables:
+        raise BadInputError("no latency tables to merge; give at least one")
+    first = tables[0]
+    for other in tables[1:]:
+        differences = first.mismatches(other.provenance)
+        if differences:
+            raise BadInputError(
+                f"latency tables of two devices or settings cannot be merged: {differences[0]}; "
+                f"keep one table a device and setting ({', '.join(COMPARED.values())})"
+            )
+    rows: dict[str, pd.DataFrame] = {}
+    networks: dict[str, Any] = {}
+    for table in tables:
+        for name, entry in table.networks.items():
+            rows[name], networks[name] = table.rows[table.rows["network"] == name], entry
+    return LatencyTable(
+        pd.concat(list(rows.values()), ignore_index=True), {"provenance": dict(first.provenance), "networks": networks}
+    )

@@ -11,13 +11,14 @@ from torch import nn
 
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.plain import vgg
-from amcsearch.training.models.residual import resnet20
+from amcsearch.training.models.residual import resnet18, resnet20
 from amcsearch.training.models.transformer import language_model, vit
 
-__all__ = ["MODELS", "language_model", "mobilenetv2", "resnet20", "vgg", "vit"]
+__all__ = ["MODELS", "language_model", "mobilenetv2", "resnet18", "resnet20", "vgg", "vit"]
 
 MODELS: Final[dict[str, Callable[..., nn.Module]]] = {
     "resnet20": resnet20,
+    "resnet18": resnet18,
     "mobilenetv2": mobilenetv2,
     "vgg": vgg,
     "vit": vit,

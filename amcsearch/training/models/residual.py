@@ -1,9 +1,12 @@
-"""ResNet for 32x32 images: three stages of basic blocks, widths w, 2w, 4w.
+"""ResNets of basic blocks for small images: stages of widths w, 2w, 4w, …
 
-He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv 1512.03385 §4.2. Departure: where a block changes
-the width its shortcut is a 1x1 convolution (option B of the paper), not zero padding (option A), so that every channel
-of the sum has a producer that can be pruned.
+He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv 1512.03385: ResNet-20 of §4.2 (three stages) and
+ResNet-18 of table 1 (four stages). Departures: where a block changes the width its shortcut is a 1x1 convolution
+(option B of the paper), not zero padding (option A), so that every channel of the sum has a producer that can be
+pruned; and ResNet-18 begins, as ResNet-20, with a 3x3 convolution and no pooling, as is usual for 32x32 images.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError
 from amcsearch.training.models.initialise import he_normal
 
-__all__ = ["ResNet", "resnet20"]
+__all__ = ["ResNet", "resnet18", "resnet20"]
 
 
 class BasicBlock(nn.Module):
@@ -39,21 +42,27 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images (B, in_channels, H, W) → logits (B, num_classes)."""
 
-    def __init__(self, num_classes: int, in_channels: int, width: int, blocks_per_stage: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, width: int, blocks: Sequence[int]) -> None:
         super().__init__()
+        if width < 1:
+            raise BadInputError(f"width = {width}, must be at least 1")
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, blocks_per_stage, 1)
-        self.layer2 = _stage(width, 2 * width, blocks_per_stage, 2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks_per_stage, 2)
+        self.stages = len(blocks)
+        channels = width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            self.add_module(f"layer{stage + 1}", _stage(channels, out, count, 1 if stage == 0 else 2))
+            channels = out
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(4 * width, num_classes)
+        self.head = nn.Linear(channels, num_classes)
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
         return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 
@@ -76,6 +85,18 @@ def resnet20(num_classes: int = 10, in_channels: int = 1, width: int = 16, depth
     """
     if depth < 8 or (depth - 2) % 6:
         raise BadInputError(f"depth = {depth}, must be 6n + 2 (8, 14, 20, 32, …)")
-    if width < 1:
-        raise BadInputError(f"width = {width}, must be at least 1")
-    return ResNet(num_classes, in_channels, width, (depth - 2) // 6)
+    return ResNet(num_classes, in_channels, width, [(depth - 2) // 6] * 3)
+
+
+def resnet18(num_classes: int = 10, in_channels: int = 1, width: int = 64) -> ResNet:
+    """ResNet-18 for small images (He et al. 2016): four stages of two blocks, widths ``width``, 2x, 4x and 8x that.
+
+    Args:
+        num_classes: logits of the head.
+        in_channels: channels of the input image, (B, in_channels, H, W).
+        width: channels of the first stage; the paper's is 64.
+
+    Raises:
+        BadInputError: a width below 1.
+    """
+    return ResNet(num_classes, in_channels, width, [2, 2, 2, 2])

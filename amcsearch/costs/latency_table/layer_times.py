@@ -1,0 +1,115 @@
+"""Times of layers from the kernel models of a table: one layer at a time, or one layer at many widths at once."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
+from amcsearch.costs.latency_table.residency import PLAIN_CONVOLUTIONS, weight_mib, weight_mib_at
+from amcsearch.costs.latency_table.rows import ADD
+from amcsearch.costs.latency_table.signature import keeps_signature
+
+__all__ = ["LayerTimes"]
+
+_FOLDED: Final = frozenset({LayerKind.BATCH_NORM, LayerKind.PARAMETER})
+
+
+class LayerTimes:
+    """What layers cost.
+
+    Args:
+        models: asked in order; the first that knows a layer answers, else the first that holds something like it.
+        weight_bytes: of one weight.
+    """
+
+    def __init__(self, models: Sequence[KernelModel], weight_bytes: int) -> None:
+        self._models, self._bytes = tuple(models), weight_bytes
+        self._times: dict[LayerSpec, tuple[KernelTime, ...]] = {}
+        self._last: tuple[tuple[LayerSpec, bytes] | None, NDArray[np.float64]] = (None, np.empty((0, 3)))
+
+    def knows(self, layer: LayerSpec) -> bool:
+        """Whether layers that differ from this one in widths alone were measured."""
+        return any(model.knows(layer) for model in self._models)
+
+    def times(self, layer: LayerSpec) -> tuple[KernelTime, ...]:
+        """Kernels of a layer with their times, () where it is folded away.
+
+        Raises:
+            BadInputError: nothing like this layer was measured; names the layer and how to add it.
+        """
+        if layer not in self._times:
+            found = (model.times(layer) for model in self._knowing(layer))
+            times = next((times for times in found if times is not None), None)
+            if times is None:
+                _check_folded(layer)
+            self._times[layer] = times or ()
+        return self._times[layer]
+
+    def amounts(self, layer: LayerSpec) -> tuple[float, float]:
+        """Weights of a layer in MiB, all and streamed.
+
+        Raises:
+            BadInputError: as ``times``.
+        """
+        mib = weight_mib(layer, self._bytes)
+        return mib, 0.0 if any(_is_plain(time.kernel) for time in self.times(layer)) else mib
+
+    def priced(
+        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Milliseconds and amounts, (L, 3), of a layer at many widths (L,).
+
+        The last answer is remembered, for times and amounts are asked for in turn.
+
+        Raises:
+            BadInputError: as ``times``.
+        """
+        widths = np.stack([in_channels, out_channels], axis=1)
+        key = (layer, widths.tobytes())
+        if self._last[0] != key:
+            found = np.empty((len(widths), 3))
+            alike = keeps_signature(layer, widths)
+            for at in np.flatnonzero(~alike).tolist():
+                one = layer.resized(*widths[at].tolist())
+                found[at] = (sum(time.ms for time in self.times(one)), *self.amounts(one))
+            if alike.any():
+                found[alike] = self._priced_alike(layer.resized(*widths[alike][0].tolist()), widths[alike])
+            self._last = (key, found)
+        return self._last[1]
+
+    def _priced_alike(self, layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As ``priced`` for widths (L, 2) that keep the layer's signature."""
+        found = (model.times_at(layer, widths) for model in self._knowing(layer))
+        times = next((times for times in found if times is not None), None)
+        if times is None:
+            _check_folded(layer)
+        ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=bool)
+        for kernel, (own_ms, count) in (times or {}).items():
+            ms += own_ms
+            plain |= _is_plain(kernel) & (count > 0)
+        mib = weight_mib_at(layer, self._bytes, widths)
+        return np.stack([ms, mib, np.where(plain, 0.0, mib)], axis=1)
+
+    def _knowing(self, layer: LayerSpec) -> Sequence[KernelModel]:
+        return [model for model in self._models if model.knows(layer)] or self._models
+
+
+def _is_plain(kernel: str) -> bool:
+    return kernel.split("+")[0] in PLAIN_CONVOLUTIONS
+
+
+def _check_folded(layer: LayerSpec) -> None:
+    """Refuse a layer of which nothing is known, unless the runtime folds its kind away."""
+    if layer.kind not in _FOLDED:
+        raise BadInputError(f"latency table has no row for {_describe(layer)}; {ADD}")
+
+
+def _describe(layer: LayerSpec) -> str:
+    size = "x".join(map(str, layer.in_size))
+    words = f"{layer.kind.value} {layer.in_channels}→{layer.out_channels}, input {size}"
+    if layer.kind is LayerKind.CONV:
+        words += f", kernel {layer.kernel}, stride {layer.stride}, padding {layer.padding}, groups {layer.conv_groups}"
+    return f"{words} ({layer.name})" if layer.name else words

@@ -1,0 +1,79 @@
+"""Which kernels a layer becomes, learnt from the runtime's own optimised graphs.
+
+Whether ONNX Runtime keeps a layer in its blocked layout, and where it reorders between layouts, depends on how widths
+divide: by powers of two up to a block, and on whether a width fills one. These properties of both widths are the
+features; the kernels of a layer never seen are those of the seen layers with the most properties in common, averaged
+where several are equally near (a residual block's two convolutions differ only in what is fused to them).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import LayerSpec
+
+__all__ = ["Lowering"]
+
+_NO_BLOCK = 16  # widths are told apart up to this divisor where the runtime has no blocked layout
+
+
+class Lowering:
+    """Kernels by width of the layers of one signature.
+
+    Args:
+        seen: layers, their kernels (how many of each one layer becomes, {} if it was folded away), and how many such
+            layers were seen.
+        block: channels in a block of the runtime's layout, 0 if it has none.
+    """
+
+    def __init__(self, seen: Sequence[tuple[LayerSpec, Mapping[str, float], int]], block: int) -> None:
+        steps = [2]
+        while steps[-1] < (block or _NO_BLOCK):
+            steps.append(2 * steps[-1])
+        self._steps = tuple(steps)
+        totals: dict[tuple[bool, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        times: dict[tuple[bool, ...], int] = defaultdict(int)
+        for layer, kernels, places in seen:
+            features = self._features(layer)
+            times[features] += places
+            for kernel, count in kernels.items():
+                totals[features][kernel] += places * count
+        self._table = np.array(list(times), dtype=np.int64)
+        self._times = list(times.values())
+        self._totals = [totals[features] for features in times]
+        self._known: dict[tuple[bool, ...], Mapping[str, float]] = {}
+
+    def _features(self, layer: LayerSpec) -> tuple[bool, ...]:
+        found: list[bool] = []
+        for width in (layer.in_channels, layer.out_channels):
+            found += [width < self._steps[-1], *(width % step == 0 for step in self._steps)]
+        return tuple(found)
+
+    def kernels(self, layer: LayerSpec) -> Mapping[str, float]:
+        """How many of each kernel a layer of this signature becomes, on average."""
+        return self._nearest(self._features(layer))
+
+    def counts(self, widths: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """As ``kernels`` for many widths (in, out), (L, 2): how many of each kernel at each of them, (L,)."""
+        steps = np.array(self._steps)
+        at = [np.column_stack([width < steps[-1], width[:, None] % steps == 0]) for width in widths.T]
+        features = np.concatenate(at, axis=1)
+        codes = features @ (1 << np.arange(features.shape[1], dtype=np.int64))
+        _, first, place = np.unique(codes, return_index=True, return_inverse=True)
+        found = [self._nearest(tuple(row)) for row in features[first].tolist()]
+        names = dict.fromkeys(name for kernels in found for name in kernels)
+        return {name: np.array([kernels.get(name, 0.0) for kernels in found])[place] for name in names}
+
+    def _nearest(self, features: tuple[bool, ...]) -> Mapping[str, float]:
+        if features not in self._known:
+            distance = np.abs(self._table - np.array(features, dtype=np.int64)).sum(axis=1)
+            nearest = np.flatnonzero(distance == distance.min())
+            times = sum(self._times[i] for i in nearest)
+            counts: dict[str, float] = defaultdict(float)
+            for i in nearest:
+                for kernel, total in self._totals[i].items():
+                    counts[kernel] += total / times
+            self._known[features] = dict(counts)
+        return self._known[features]

@@ -1,0 +1,83 @@
+"""What a layer's latency depends on besides its widths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import LayerKind, LayerSpec
+
+__all__ = ["Signature", "keeps_signature", "positions", "sibling", "signature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Everything a layer's latency depends on but its widths.
+
+    ``conv_groups`` is 0 where groups follow the widths (depthwise filters, attention heads); ``group_width`` then
+    holds the channels a group keeps, and is 0 otherwise.
+    """
+
+    kind: LayerKind
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    has_bias: bool
+    conv_groups: int
+    group_width: int
+
+
+def signature(layer: LayerSpec) -> Signature:
+    """Signature of a layer: layers that share it differ in their widths alone."""
+    follows = layer.is_depthwise or layer.kind is LayerKind.ATTENTION
+    return Signature(
+        layer.kind,
+        layer.kernel,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.in_size,
+        layer.out_size,
+        layer.has_bias,
+        0 if follows else layer.conv_groups,
+        layer.in_channels // layer.conv_groups if follows else 0,
+    )
+
+
+def keeps_signature(layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a layer resized to each of the widths (in, out), (L, 2), is one of its signature: (L,).
+
+    Not so for widths that it cannot have, and for a single channel, where a depthwise convolution looks like another.
+    """
+    c_in, c_out = widths.T
+    follows = layer.is_depthwise or layer.kind is LayerKind.ATTENTION
+    groups = np.maximum(layer.conv_groups * c_in // layer.in_channels if follows else layer.conv_groups, 1)
+    kept = (c_in > 0) & (c_out > 0)
+    if layer.kind is not LayerKind.EMBEDDING:
+        kept &= (c_in % groups == 0) & (c_out % groups == 0)
+    if layer.kind is LayerKind.CONV:
+        kept &= ((groups > 1) & (groups == c_in)) == layer.is_depthwise
+        kept &= (c_in > 1) | (c_out > 1)
+    if follows:
+        kept &= c_in // groups == layer.in_channels // layer.conv_groups
+    return np.asarray(kept, dtype=np.bool_)
+
+
+def positions(layer: LayerSpec | Signature) -> int:
+    """Output positions of one sample; queries times keys for attention, whose work grows with both."""
+    outputs = layer.out_size[0] * layer.out_size[1]
+    return outputs * layer.in_size[0] * layer.in_size[1] if layer.kind is LayerKind.ATTENTION else outputs
+
+
+def sibling(wanted: Signature, known: Sequence[Signature]) -> Signature | None:
+    """The signature that differs from ``wanted`` in map sizes and bias alone and is nearest in positions, or None."""
+
+    def sizeless(one: Signature) -> Signature:
+        return replace(one, in_size=(1, 1), out_size=(1, 1), has_bias=False)
+
+    alike = [one for one in known if sizeless(one) == sizeless(wanted)]
+    return min(alike, key=lambda one: abs(np.log(positions(one) / positions(wanted))), default=None)

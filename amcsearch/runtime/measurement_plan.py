@@ -1,0 +1,215 @@
+"""What to measure of networks to make a table: which pruned variants, for what, and in which order.
+
+Half the variants that build a table lie on the channel grids of a block of the runtime's layout and of half a block,
+half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
+a table of the device exists, variants are chosen among many by where it is least sure. Held-out variants come from the
+same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
+carried to another network or device. Order is priority: a run that is cut short has seen some of all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
+from amcsearch.costs.latency_table import LatencyTable
+from amcsearch.graph.removal import remove
+from amcsearch.graph.slices import Trace
+from amcsearch.runtime.attribution import original_owners
+from amcsearch.runtime.kit import REFERENCE, InputSpec, KitModel, KitPlan
+from amcsearch.runtime.network_record import network_record
+from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.variants import random_kept, random_policies, smallest
+
+__all__ = [
+    "ANCHOR",
+    "BUILDING",
+    "HELD_OUT",
+    "MeasuredSubject",
+    "described_networks",
+    "held_out_policies",
+    "measurement_plan",
+    "training_policies",
+]
+
+BUILDING: Final = "building"
+HELD_OUT: Final = "held_out"
+ANCHOR: Final = "anchor"
+BLOCK: Final = 16  # channels of the widest blocked layout; narrower ones divide it
+SHARES: Final = ((BLOCK, 0.25), (BLOCK // 2, 0.25), (1, 0.5))  # of variants on each channel grid
+LEAST_VARIANTS: Final = 12
+HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
+POOL: Final = 8  # candidates for each variant chosen by uncertainty
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class MeasuredSubject:
+    """A network to be measured: its name in the table, the dense module, its groups, and one example input (1, …)."""
+
+    name: str
+    model: nn.Module
+    trace: Trace
+    example: Tensor
+    high: int | None = None  # of integer inputs: drawn from [0, high)
+
+
+def _mixed(network: NetworkSpec, n: int, rng: np.random.Generator) -> list[PruningPolicy]:
+    """n policies on the three grids, interleaved so that every beginning of the list is mixed too."""
+    counts = [round(n * share) for _, share in SHARES[:-1]]
+    drawn = [
+        random_policies(network, count, multiple, rng)
+        for (multiple, _), count in zip(SHARES, [*counts, n - sum(counts)], strict=True)
+    ]
+    places = [(i / max(len(own), 1), policy) for own in drawn for i, policy in enumerate(own)]
+    return [policy for _, policy in sorted(places, key=lambda place: place[0])]
+
+
+def training_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, table: LatencyTable | None = None
+) -> list[PruningPolicy]:
+    """Distinct policies that build a table, the smallest first; chosen by ``table``'s uncertainty if one is given.
+
+    Fewer than n where a network has no more.
+    """
+    if not network.groups:
+        return []
+    if table is None:
+        drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng), *_mixed(network, n, rng)]
+    else:
+        pool = _mixed(network, POOL * n, rng)
+        layers = [network.with_channels(policy).layers for policy in pool]
+        doubt = [table.uncertainty(one) / table.predict(one) for one in layers]
+        drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
+    return list(dict.fromkeys(policy for policy in drawn if policy != network.dense))[:n]
+
+
+def held_out_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
+) -> list[PruningPolicy]:
+    """Policies from all grids that are not among ``taken``; fewer than n where a network has no more."""
+    drawn = _mixed(network, 2 * n, rng) if network.groups else []
+    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
+
+
+def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyTable | None:
+    """The table bound to the network, None where it cannot predict it."""
+    if table is None:
+        return None
+    bound = table.for_network(network)
+    try:
+        bound.predict(network.layers)
+    except BadInputError:
+        return None
+    return bound
+
+
+def _batched(example: Tensor, batch: int) -> Tensor:
+    return example.expand(batch, *example.shape[1:]).contiguous()
+
+
+def _models(
+    subject: MeasuredSubject, chosen: Sequence[tuple[str, PruningPolicy]], x: Tensor, rng: np.random.Generator
+) -> Iterator[KitModel]:
+    """Remove random channels as each policy says (latency depends on how many alone), and export."""
+    for number, (role, policy) in enumerate(chosen):
+        pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
+        name = f"{subject.name}/{number:03d}"
+        yield KitModel(name, exported(pruned, x), subject.name, role, dict(policy), profiled=role == BUILDING)
+
+
+def measurement_plan(
+    subjects: Sequence[MeasuredSubject],
+    *,
+    variants: int = 72,
+    held_out: int | None = None,
+    anchors: int = 0,
+    batch: int = 1,
+    passes: int = 3,
+    seed: int = 0,
+    table: LatencyTable | None = None,
+    progress: Progress | None = None,
+) -> KitPlan:
+    """Choose variants of networks, prune and export them.
+
+    Args:
+        subjects: the networks.
+        variants: of each that build the table, 0 for none.
+        held_out: of each that check it; a third as many if None.
+        anchors: of each that are only timed as a whole.
+        batch: inputs a call.
+        passes: independent measurements of each model, spread over the run.
+        seed: of all choices.
+        table: of this device: variants are then chosen where it is least sure.
+        progress: called with the share done and what is being done.
+
+    Raises:
+        BadInputError: counts out of range, two networks of one name, or a module that cannot be exported.
+    """
+    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, held_out or 0) < 0 or batch < 1:
+        raise BadInputError(
+            f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
+            f"held out = {held_out} (at least 0), batch = {batch} (at least 1)"
+        )
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise BadInputError(f"latency table: the networks {sorted(names)} must have different names")
+    models: list[tuple[float, KitModel]] = []
+    info: dict[str, Any] = {}
+    for number, subject in enumerate(subjects):
+        rng = np.random.default_rng([seed, number])
+        network = subject.trace.network
+        x = _batched(subject.example, batch)
+        dense = exported(subject.model, x)
+        owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
+        info[subject.name] = {"network": network_record(network), "owners": owners}
+        bound = _predicting(table, network)
+        kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
+        chosen = _chosen(network, variants, kept_out, anchors, rng, bound)
+        models.append((-1.0, KitModel(f"{subject.name}/dense", dense, subject.name, REFERENCE, dict(network.dense))))
+        for i, model in enumerate(_models(subject, chosen, x, rng)):
+            models.append((i / len(chosen), model))
+            if progress is not None:
+                done = (number + (i + 1) / len(chosen)) / len(subjects)
+                progress(done, f"preparing variants of {subject.name}")
+    ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
+    inputs = {s.name: _input_of(s, batch) for s in subjects}
+    return KitPlan(ordered, batch, "float32", inputs, passes=passes, info={"networks": info}, seed=seed)
+
+
+def _chosen(
+    network: NetworkSpec,
+    variants: int,
+    held_out: int,
+    anchors: int,
+    rng: np.random.Generator,
+    table: LatencyTable | None,
+) -> list[tuple[str, PruningPolicy]]:
+    """Variants with their roles, the roles mixed evenly."""
+    building = training_policies(network, variants, rng, table) if variants else []
+    rest = held_out_policies(network, held_out + anchors, rng, building)
+    roles = {BUILDING: building, HELD_OUT: rest[:held_out], ANCHOR: rest[held_out:]}
+    places = [((i + 0.5) / len(own), role, policy) for role, own in roles.items() for i, policy in enumerate(own)]
+    return [(role, policy) for _, role, policy in sorted(places, key=lambda place: place[0])]
+
+
+def _input_of(subject: MeasuredSubject, batch: int) -> InputSpec:
+    dtype = str(subject.example.dtype).removeprefix("torch.")
+    return InputSpec((batch, *subject.example.shape[1:]), dtype, subject.high)
+
+
+def described_networks(info: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What a plan says of its networks: name → ``network`` (shapes) and ``owners`` (node and tensor names → layers).
+
+    Raises:
+        BadInputError: the plan was not made by ``measurement_plan``.
+    """
+    networks = info.get("networks")
+    if not isinstance(networks, Mapping) or not networks:
+        raise BadInputError("the result's plan names no networks; build the kit with `amcsearch table kit`")
+    return networks

@@ -1,0 +1,103 @@
+"""From what kits measured to latency tables.
+
+A pass's latency is the median of its samples in the rounds in which the network's reference was within 5 % of its quiet
+level, as for finalists (``verify``): what the user will see when nobody else uses the machine. Fastest samples predict
+equally well, and read some percent too low.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
+from amcsearch.costs.latency_table import LatencyTable
+from amcsearch.runtime.attribution import kernel_runs
+from amcsearch.runtime.kit_results import KitResult, ModelResult, TimedPass
+from amcsearch.runtime.measured import MeasuredVariant
+from amcsearch.runtime.measurement_plan import HELD_OUT, described_networks
+from amcsearch.runtime.network_record import network_from_record
+from amcsearch.runtime.table_builder import merged, table_of
+from amcsearch.runtime.verify import DISTURBED
+
+__all__ = ["measured_variants", "table_from_results"]
+
+QUIET_QUANTILE: Final = 0.1
+
+
+def _pass_ms(one: TimedPass, quiet_ms: float) -> float:
+    quiet = one.reference_ms <= DISTURBED * quiet_ms
+    return float(np.median(one.samples_ms[quiet])) if quiet.any() else float(one.samples_ms.min())
+
+
+def _quiet_level(models: Iterable[ModelResult]) -> float:
+    """Low quantile of all samples of a network's reference, in ms."""
+    samples = [one.reference_ms for model in models for one in model.passes]
+    return float(np.quantile(np.concatenate(samples), QUIET_QUANTILE)) if samples else np.inf
+
+
+def _variant(model: ModelResult, network: NetworkSpec, owners: Mapping[str, str], quiet_ms: float) -> MeasuredVariant:
+    policy = network.dense if model.policy is None else PruningPolicy(model.policy)
+    passes = tuple(_pass_ms(one, quiet_ms) for one in model.passes)
+    wanted = model.graph is not None and (model.nodes or not passes)
+    runs = tuple(kernel_runs(model.graph, owners, model.nodes)) if wanted and model.graph is not None else ()
+    return MeasuredVariant(policy, network.with_channels(policy).layers, passes, runs)
+
+
+def measured_variants(result: KitResult, name: str) -> tuple[NetworkSpec, list[MeasuredVariant], list[MeasuredVariant]]:
+    """The dense shapes of a network of a result, the variants that build its table, and those held out.
+
+    Raises:
+        BadInputError: the result's plan does not describe the network.
+    """
+    networks = described_networks(result.plan["info"])
+    if name not in networks:
+        raise BadInputError(f"the result holds no network {name!r}; it holds {sorted(networks)}")
+    network = network_from_record(networks[name]["network"])
+    owners: Mapping[str, str] = networks[name]["owners"]
+    models = [model for model in result.models if model.network == name]
+    quiet_ms = _quiet_level(models)
+    found = [(model.role, _variant(model, network, owners, quiet_ms)) for model in models]
+    building = [variant for role, variant in found if role != HELD_OUT]
+    return network, building, [variant for role, variant in found if role == HELD_OUT and variant.passes_ms]
+
+
+def table_from_results(results: Iterable[KitResult], known: Sequence[LatencyTable] = ()) -> LatencyTable:
+    """Make one table of all networks in results of one device, beside those of tables that are there already.
+
+    Variants of a network in several results count together, brought to the speed of the first by its dense network.
+
+    Raises:
+        BadInputError: no result, two devices, or too few variants of a network.
+    """
+    parts: dict[str, list[tuple[KitResult, NetworkSpec, list[MeasuredVariant], list[MeasuredVariant]]]] = {}
+    for result in results:
+        for name in described_networks(result.plan["info"]):
+            parts.setdefault(name, []).append((result, *measured_variants(result, name)))
+    tables = list(known)
+    for name, measured in parts.items():
+        result, network, _, _ = measured[-1]
+        speeds = [_dense_ms(own, network) for _, _, own, _ in measured]
+        building = [_slower(v, speeds[0] / s) for (_, _, own, _), s in zip(measured, speeds, strict=True) for v in own]
+        held_out = [_slower(v, speeds[0] / s) for (*_, own), s in zip(measured, speeds, strict=True) for v in own]
+        table = table_of(name, network, building, held_out, result.overhead_ms, result.provenance)
+        tables.append(_with(table, name, {"drift": _drift(result), "notes": list(result.notes)}))
+    return merged(tables)
+
+
+def _dense_ms(variants: Sequence[MeasuredVariant], network: NetworkSpec) -> float:
+    return next((v.latency_ms for v in variants if v.policy == network.dense and v.passes_ms), 1.0)
+
+
+def _slower(variant: MeasuredVariant, factor: float) -> MeasuredVariant:
+    return replace(variant, passes_ms=tuple(factor * ms for ms in variant.passes_ms))
+
+
+def _drift(result: KitResult) -> dict[str, Any]:
+    return {key: result.drift[key] for key in ("disturbed_share", "largest") if key in result.drift}
+
+
+def _with(table: LatencyTable, name: str, more: Mapping[str, Any]) -> LatencyTable:
+    networks = {**table.networks, name: {**table.networks[name], **more}}
+    return LatencyTable(table.rows, {**table.info, "networks": networks})
