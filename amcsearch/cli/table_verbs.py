@@ -76,7 +76,7 @@ def table_show(args: argparse.Namespace, console: "Console") -> None:
     if args.out is not None:
         from amcsearch.reporting.latency_curves import write_latency_curves
 
-        files["curves"] = write_latency_curves(table, args.out)
+        files = write_latency_curves(table, args.out)
     _show(args, table, args.table, files)
 
 

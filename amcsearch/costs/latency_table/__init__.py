@@ -10,10 +10,12 @@ from amcsearch.costs.latency_table.rows import (
     NO_KERNEL,
     RowKey,
     make_rows,
+    measured_layers,
     read_rows,
     row_key,
     write_rows,
 )
+from amcsearch.costs.latency_table.signature import Signature, signature
 from amcsearch.costs.latency_table.table import COMPARED, LatencyTable, fingerprint
 
 __all__ = [
@@ -31,10 +33,13 @@ __all__ = [
     "Observation",
     "Residency",
     "RowKey",
+    "Signature",
     "fingerprint",
     "make_rows",
+    "measured_layers",
     "read_rows",
     "row_key",
+    "signature",
     "weight_mib",
     "write_rows",
 ]

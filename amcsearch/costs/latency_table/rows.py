@@ -25,6 +25,7 @@ __all__ = [
     "RowKey",
     "checked_rows",
     "make_rows",
+    "measured_layers",
     "observations",
     "read_rows",
     "row_key",
@@ -127,6 +128,16 @@ def observations(rows: pd.DataFrame) -> Iterator[Observation]:
         except BadInputError as error:
             raise BadInputError(f"latency row {first_row[place] + 1}: {error}") from error
         yield Observation(layer, kernels, places[place])
+
+
+def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:
+    """The distinct layer shapes of rows, of one network or of all; their names say nothing.
+
+    Raises:
+        BadInputError: as ``observations``.
+    """
+    chosen = rows if network is None else rows[rows["network"] == network]
+    return list(dict.fromkeys(one.layer for one in observations(chosen)))
 
 
 def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:

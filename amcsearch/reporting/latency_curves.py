@@ -1,0 +1,141 @@
+"""Latency against width as a table predicts it: a picture a network, and every cliff as a row.
+
+A cliff is a width at which a layer is more than 2 % slower than at some wider one: pruning to it costs accuracy and
+    time.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.costs.latency_table import LatencyTable, measured_layers, signature
+from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
+from amcsearch.runs import replacing
+
+__all__ = ["LayerCurve", "layer_curves", "write_latency_curves"]
+
+CLIFF: Final = 1.02  # times the latency of a wider layer
+_COLUMNS: Final = 4
+_PANELS: Final = 16  # the costliest layers; the CSV has all
+_PANEL: Final = (2.4, 1.6)  # inches
+_HEAD: Final = ("network", "layer", "in_channels", "out_channels", "ms", "wider", "wider_ms", "slower")
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """Predicted latency of one layer over its output widths, (W,) each, at the widest input that was measured.
+
+    ``measured`` are the widths that were measured with this input; ``cliffs`` the positions in ``widths`` of cliffs.
+    """
+
+    layer: LayerSpec
+    widths: NDArray[np.int64]
+    ms: NDArray[np.float64]
+    measured: NDArray[np.int64]
+
+    @property
+    def cliffs(self) -> NDArray[np.int64]:
+        """Positions at which some wider layer is faster by more than 2 %."""
+        least = np.minimum.accumulate(self.ms[::-1])[::-1]
+        return np.flatnonzero(self.ms > CLIFF * least)
+
+    @property
+    def title(self) -> str:
+        """The layer in a few words."""
+        size = "x".join(map(str, self.layer.in_size))
+        if self.layer.kind is not LayerKind.CONV:
+            return f"{self.layer.kind.value} {self.layer.in_channels}→ on {size}"
+        kernel = "x".join(map(str, self.layer.kernel))
+        kind = "depthwise" if self.layer.is_depthwise else f"{kernel} conv"
+        stride = f", stride {self.layer.stride[0]}" if self.layer.stride[0] > 1 else ""
+        return f"{kind} {self.layer.in_channels}→{stride} on {size}"
+
+
+def layer_curves(table: LatencyTable) -> list[LayerCurve]:
+    """Curves of every kind of convolution and linear layer of a bound table, the costliest first."""
+    by_signature: dict[object, list[LayerSpec]] = {}
+    for layer in measured_layers(table.rows, table.network):
+        if layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
+            by_signature.setdefault(signature(layer), []).append(layer)
+    curves = []
+    for layers in by_signature.values():
+        widest = max(layers, key=lambda layer: (layer.in_channels, layer.out_channels))
+        outs = sorted({x.out_channels for x in layers if widest.is_depthwise or x.in_channels == widest.in_channels})
+        widths = np.arange(1, widest.out_channels + 1)
+        inputs = widths if widest.is_depthwise else np.full_like(widths, widest.in_channels)
+        curves.append(LayerCurve(widest, widths, table.layer_costs(widest, inputs, widths), np.array(outs)))
+    return sorted(curves, key=lambda curve: -float(curve.ms[-1]))
+
+
+def write_latency_curves(table: LatencyTable, folder: Path) -> dict[str, Path]:
+    """Draw every network of a table and list all cliffs; returns the files by what they are.
+
+    Raises:
+        BadInputError: a folder that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+    files, cliffs = {"cliffs": folder / "cliffs.csv"}, []
+    for name in table.networks:
+        bound = LatencyTable(table.rows, table.info, name)
+        curves = layer_curves(bound)
+        cliffs += [(name, *row) for curve in curves for row in _cliff_rows(curve)]
+        if curves:
+            files[name] = folder / f"{name}.svg"
+            with replacing(files[name]) as temporary:
+                temporary.write_text(_picture(name, bound.channel_multiple, curves), encoding="utf-8")
+    with replacing(files["cliffs"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(_HEAD)
+        writer.writerows(cliffs)
+    return files
+
+
+def _cliff_rows(curve: LayerCurve) -> Iterator[tuple[str | int, ...]]:
+    for at in curve.cliffs.tolist():
+        wider = at + 1 + int(np.argmin(curve.ms[at + 1 :]))
+        numbers = (f"{curve.ms[at]:.6f}", int(curve.widths[wider]), f"{curve.ms[wider]:.6f}")
+        slower = f"{curve.ms[at] / curve.ms[wider] - 1.0:.3f}"
+        yield curve.title, curve.layer.in_channels, int(curve.widths[at]), *numbers, slower
+
+
+def _picture(name: str, multiple: int | None, curves: list[LayerCurve]) -> str:
+    shown = curves[:_PANELS]
+    lines = math.ceil(len(shown) / _COLUMNS)
+    with drawing(_PANEL[0] * _COLUMNS, _PANEL[1] * lines + 0.7) as (figure, first):
+        first.remove()
+        panels = [axes for line in figure.subplots(lines, _COLUMNS, squeeze=False) for axes in line]
+        for axes, curve in zip(panels, shown, strict=False):
+            _fill(axes, curve, multiple or 1)
+        for axes in panels[len(shown) :]:
+            axes.remove()
+        more = f", the {_PANELS} costliest of {len(curves)} layers" if len(curves) > _PANELS else ""
+        figure.suptitle(f"{name}: multiples of {multiple or 1} are rewarded{more}", fontsize=10, color=INK)
+        figure.supxlabel(
+            "Output channels kept (all inputs); orange: slower than some wider layer", fontsize=9, color=MUTED
+        )
+        figure.supylabel("Predicted latency (ms)", fontsize=9, color=MUTED)
+        return standalone_svg(figure, name)
+
+
+def _fill(axes: Axes, curve: LayerCurve, multiple: int) -> None:
+    step = multiple * max(1, math.ceil(len(curve.widths) / multiple / 8))
+    for width in range(step, len(curve.widths) + 1, step):
+        axes.axvline(width, color=LINE, linewidth=0.7, zorder=0)
+    axes.grid(visible=False, axis="x")
+    axes.plot(curve.widths, curve.ms, color=ACCENT, linewidth=1.3)
+    cliffs = curve.cliffs
+    axes.plot(curve.widths[cliffs], curve.ms[cliffs], color=SECOND, linestyle="", marker=".", markersize=2.5)
+    axes.plot(curve.measured, curve.ms[curve.measured - 1], color=INK, linestyle="", marker="|", markersize=4)
+    axes.set_title(curve.title, fontsize=7.5, color=INK, loc="left")
+    axes.set_ylim(bottom=0)
