@@ -13,8 +13,11 @@ from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.pipeline.network import Network
 from amcsearch.runtime.session import provenance
 from amcsearch.search.budget import FeasibleSet, resolve_budget
+from amcsearch.search.widths import without_dominated
 
 __all__ = ["Device", "load_device"]
+
+POOR_MAPE, POOR_WITHIN_10 = 0.05, 0.9
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
     space = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
+    if config.device.channel_multiple == "auto":
+        space = without_dominated(space, grid)
     feasible = FeasibleSet(
         space, grid, resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
     )
@@ -76,4 +81,22 @@ def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
         return []
     cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
     found = table.mismatches(provenance(config.device.threads, config.device.batch))
-    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
+    warnings = [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
+    doubt = _doubt(table)
+    return warnings + ([f"latency table {config.device.table}: {doubt}"] if doubt else [])
+
+
+def _doubt(table: LatencyTable) -> str:
+    """Why predictions for the bound network should not be trusted, "" where they may be."""
+    check = "hold it to measurements: amcsearch table check TABLE CONFIG --write"
+    if table.network is None:
+        return "it never saw this network, whose latency is borrowed from others; extend it: amcsearch table measure"
+    errors = table.accuracy
+    if errors is None:
+        return f"its predictions were never checked on this network; {check}"
+    if errors["mape"] > POOR_MAPE or errors["within_10"] < POOR_WITHIN_10:
+        return (
+            f"its predictions of this network err by {errors['mape']:.1%} on average, {errors['within_10']:.0%} are "
+            f"within 10 % (measuring twice differs by {errors['noise_mape']:.1%}); measure it again"
+        )
+    return ""

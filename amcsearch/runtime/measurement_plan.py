@@ -175,8 +175,7 @@ def measurement_plan(
         for i, model in enumerate(_models(subject, chosen, x, rng)):
             models.append((i / len(chosen), model))
             if progress is not None:
-                done = (number + (i + 1) / len(chosen)) / len(subjects)
-                progress(done, f"preparing variants of {subject.name}")
+                progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
     inputs = {s.name: _input_of(s, batch) for s in subjects}
     return KitPlan(ordered, batch, "float32", inputs, passes=passes, info={"networks": info}, seed=seed)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -23,6 +22,7 @@ from amcsearch.costs.latency_table import (
     Observation,
     RowKey,
     fingerprint,
+    joined_rows,
     make_rows,
     row_key,
     weight_mib,
@@ -190,11 +190,7 @@ def merged(tables: Sequence[LatencyTable]) -> LatencyTable:
                 f"latency tables of two devices or settings cannot be merged: {differences[0]}; "
                 f"keep one table a device and setting ({', '.join(COMPARED.values())})"
             )
-    rows: dict[str, pd.DataFrame] = {}
-    networks: dict[str, Any] = {}
-    for table in tables:
-        for name, entry in table.networks.items():
-            rows[name], networks[name] = table.rows[table.rows["network"] == name], entry
-    return LatencyTable(
-        pd.concat(list(rows.values()), ignore_index=True), {"provenance": dict(first.provenance), "networks": networks}
-    )
+    last = {name: table for table in tables for name in table.networks}
+    rows = joined_rows(table.rows[table.rows["network"] == name] for name, table in last.items())
+    networks = {name: table.networks[name] for name, table in last.items()}
+    return LatencyTable(rows, {"provenance": dict(first.provenance), "networks": networks})

@@ -24,6 +24,7 @@ __all__ = [
     "NO_KERNEL",
     "RowKey",
     "checked_rows",
+    "joined_rows",
     "make_rows",
     "measured_layers",
     "observations",
@@ -143,6 +144,11 @@ def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[Laye
 def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:
     """Rows of a table from one mapping of ``COLUMNS`` to values a row, as a measurement produces them."""
     return pd.DataFrame(list(records), columns=list(COLUMNS))
+
+
+def joined_rows(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several tables as those of one."""
+    return pd.concat(list(parts), ignore_index=True)
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:
