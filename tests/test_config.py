@@ -405,20 +405,23 @@ def test_pick_names_the_nearest():
 
 def test_a_latency_table_survives_the_disk(tmp_path):
     layer = LayerSpec("conv", LayerKind.CONV, 8, 16, (3, 3), (1, 1), (1, 1), in_size=(32, 32), out_size=(32, 32))
-    row = dict(zip(KEY_COLUMNS, row_key(layer), strict=True))
-    row |= {"latency_ms": 0.25, "mad_ms": 0.001, "samples": 9, "source": "profile"}
-    info = {
-        "provenance": {"cpu": "a CPU", "ort_version": "1.20", "threads": 1},
-        "calibration": {"constant_ms": np.float64(0.01), "scale": 1e-05},
+    row = dict(zip(KEY_COLUMNS, ("net", *row_key(layer), "Conv"), strict=True))
+    row |= {"count": 1.0, "latency_ms": 0.25, "mad_ms": 0.001, "samples": 9, "source": "profile"}
+    entry = {
+        "constant_ms": np.float64(0.01),
+        "calibration": {"profile_scale": 1e-05},
+        "residency": {0.5: 0.125},
         "channel_multiple": np.int64(8),
         "accuracy": None,
     }
+    info = {"provenance": {"cpu": "a CPU", "ort_version": "1.20", "threads": 1}, "networks": {"net": entry}}
     table = LatencyTable(pd.DataFrame([row]), info)
     cfg.write_latency_table(table, tmp_path / "deep" / "table")
     again = cfg.read_latency_table(tmp_path / "deep" / "table")
-    assert again.layer_cost(layer) == 0.25
+    assert again.predict([layer]) == table.predict([layer]) == pytest.approx(0.26)
     assert (again.constant, again.channel_multiple) == (0.01, 8)
-    assert again.info["calibration"]["scale"] == 1e-05
+    assert again.networks["net"]["calibration"]["profile_scale"] == 1e-05
+    assert again.joint(np.array([[1.0, 1.0]])) == table.joint(np.array([[1.0, 1.0]])) == 0.0625
     assert sorted(p.name for p in (tmp_path / "deep" / "table").iterdir()) == ["device.yaml", "rows.csv"]
     (tmp_path / "deep" / "table" / "rows.csv").unlink()
     with pytest.raises(BadInputError, match=r"has no rows\.csv; make it again with `amcsearch table measure"):

@@ -126,41 +126,9 @@ def test_every_listed_kind_has_a_registry() -> None:
     assert tuple(KINDS) == NAMES
 
 
-@pytest.mark.parametrize("verb", [["search"], ["table", "measure"], ["sensitivity"], ["energy"], ["prune"], ["report"], ["list"]])
+@pytest.mark.parametrize("verb", [["search"], ["sensitivity"], ["energy"], ["prune"], ["report"], ["list"]])
 def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])
     assert stop.value.code == 0
     assert "example: amcsearch" in capsys.readouterr().out
-
-
-def test_a_table_that_lacks_a_row_says_which_and_how_to_add_it(
-    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    table = "device.table=latency_tables/x86_epyc_avx512_vit"
-    arguments = ["search", str(write_config()), "--out", str(tmp_path / "run"), "--set", table]
-    code, line = fails([*arguments, "--set", "budget={latency_ms: 0.5x}"], capsys)
-    assert code == 2
-    assert "conv" in line
-    assert "table measure" in line
-
-
-def test_a_table_of_another_runtime_warns_and_strict_refuses_it(
-    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    config, table = str(write_config()), tmp_path / "table"
-    assert main(["table", "measure", config, "-o", str(table), "--variants", "4", "--json"]) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["rows"] > 0
-    header = table / "device.yaml"
-    header.write_text(header.read_text().replace(info["provenance"]["ort_version"], "1.0.0"))
-    plan = ["search", config, "--set", f"device.table={table}", "--dry-run"]
-    assert main(plan) == 0
-    assert "1.0.0" in capsys.readouterr().out
-    code, line = fails([*plan, "--strict"], capsys)
-    assert code == 2
-    assert "1.0.0" in line
-    assert main(["table", "show", str(table)]) == 0
-    code, line = fails(["table", "measure", config, "-o", str(table)], capsys)
-    assert code == 2
-    assert "--force" in line

@@ -1,11 +1,19 @@
-"""Small kits, and a clock that tests turn."""
+"""Small kits, a clock that tests turn, and a device whose times are known; tests import nothing from each other."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from amcsearch.graph.trace import trace
 from amcsearch.runtime.kit import InputSpec, KitModel, KitPlan
 from amcsearch.runtime.on_device.timing import Clock
+from amcsearch.training.models import mobilenetv2, resnet20
 
 
 def _conv_model(width, seed=0):
@@ -61,3 +69,26 @@ def small_plan():
         return KitPlan(tuple(models), 1, "float32", {"net": InputSpec((1, 16, 8, 8))}, **chosen)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def simulated() -> ModuleType:
+    """``simulated_device.py``."""
+    path = Path(__file__).parent / "simulated_device.py"
+    spec = importlib.util.spec_from_file_location("simulated_device", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def resnet20_network():
+    """Dense shapes of ResNet-20."""
+    return trace(resnet20(), torch.zeros(1, 1, 32, 32), verify=False).network
+
+
+@pytest.fixture(scope="session")
+def mobilenetv2_network():
+    """Dense shapes of the MobileNetV2-style network."""
+    return trace(mobilenetv2(), torch.zeros(1, 1, 32, 32), verify=False).network

@@ -5,15 +5,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from amcsearch.runtime.attribution import (
-    LayerTime,
-    _module_path,
-    attribute_profile,
-    optimised_owners,
-    original_owners,
-    profile_layers,
-)
+from amcsearch.core import LayerKind, PruningPolicy
+from amcsearch.graph.removal import remove
+from amcsearch.graph.trace import trace
+from amcsearch.runtime.attribution import _module_path, kernel_name, kernel_runs, optimised_owners, original_owners
+from amcsearch.runtime.kit_results import NodeTime
+from amcsearch.runtime.measured import KernelRun
 from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.session import detect_nchwc_block, optimised_graph
+from amcsearch.runtime.variants import random_kept
+from amcsearch.training.models import mobilenetv2, resnet20, vit
 
 
 def graph_of(nodes, initializers=()):
@@ -89,27 +90,47 @@ def test_nodes_of_the_optimised_graph_are_found_by_name_then_by_tensor_then_by_w
     assert optimised_owners(graph, owners) == ["a", "a", "a", "b", "c"]
 
 
-def event(name, us):
-    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": us, "args": {}}
+def test_kernel_names_hold_what_is_fused():
+    conv = node("Conv", "c", ["x", "w", "b", "sum"], "y")
+    conv.domain = "com.microsoft.nchwc"
+    conv.attribute.append(helper.make_attribute("activation", "Relu"))
+    assert kernel_name(conv) == "nchwc.Conv+Relu+Add"
+    plain = node("FusedConv", "c", ["x", "w", "b"], "y")
+    plain.domain = "com.microsoft"
+    assert kernel_name(plain) == "ms.FusedConv"
+    assert kernel_name(node("Conv", "c", ["x", "w", "b", ""], "y")) == "Conv"
+    elsewhere = node("Conv", "c", ["x", "w"], "y")
+    elsewhere.domain = "org.acme"
+    assert kernel_name(elsewhere) == "org.acme.Conv"
 
 
-END = {"cat": "Session", "name": "model_run", "dur": 99, "args": {}}
-
-
-def test_each_microsecond_goes_to_one_layer_and_the_sum_is_kept():
-    nodes = [node("Conv", "x", [], "1"), node("ReorderOutput", "R", ["1"], "2"), node("ReorderOutput", "R", [], "3")]
-    one_run = [event("x", 10), event("R", 3), event("R", 5), END]
-    result = attribute_profile(one_run * 4, nodes, ["a", "a", "b"], skip=1)
-    assert result == {"a": LayerTime(pytest.approx(0.013), 2), "b": LayerTime(pytest.approx(0.005), 1)}
-
-
-def test_first_runs_are_skipped_and_only_the_fastest_quarter_counts():
-    nodes = [node("Conv", "x", [], "1"), node("Relu", "y", ["1"], "2")]
-    runs = [(1, 1), (90, 5), (10, 4), (10, 30), (11, 5), (50, 50), (80, 80), (70, 70), (60, 60)]
-    events = [e for x, y in runs for e in (event("x", x), event("y", y), END)]
-    result = attribute_profile(events, nodes, ["a", "b"], skip=1)  # of eight runs (10, 4) and (11, 5) are the fastest
-    assert result["a"].profiled_ms == pytest.approx(0.0105)
-    assert result["b"].profiled_ms == pytest.approx(0.0045)
+def test_every_node_of_a_profile_is_a_kernel_of_one_layer():
+    graph = graph_of(
+        [
+            node("Conv", "/network/a/Conv", ["input"], "a"),
+            node("ReorderOutput", "ReorderOutput", ["a"], "r"),
+            node("Gemm", "/network/b/Gemm", ["r"], "b"),
+        ]
+    )
+    owners = {"/network/a/Conv": "a", "/network/b/Gemm": "b"}
+    names = {
+        "/network/a/Conv": "Conv",
+        "ReorderOutput": "ReorderOutput",
+        "MyFusion": "Tuned",
+        "/network/b/Gemm": "Gemm",
+    }
+    profile = [NodeTime(name, op_type, 0.5, (), ()) for name, op_type in names.items()]
+    assert kernel_runs(graph, owners, profile) == [
+        KernelRun("a", "Conv", 0.5),
+        KernelRun("a", "ReorderOutput", 0.5),
+        KernelRun("a", "Tuned", 0.5),  # in the profile alone: a provider's own
+        KernelRun("b", "Gemm", 0.5),
+    ]
+    assert kernel_runs(graph, owners) == [
+        KernelRun("a", "Conv", 0.0),
+        KernelRun("a", "ReorderOutput", 0.0),
+        KernelRun("b", "Gemm", 0.0),
+    ]
 
 
 class Residual(nn.Module):
@@ -126,14 +147,70 @@ class Residual(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+def runs_of(model, x, layers):
+    """Kernels of the graph that the runtime makes of a module, each with its layer."""
+    exported_model = exported(model, x)
+    owners = original_owners(onnx.load_from_string(exported_model).graph, layers)
+    return kernel_runs(optimised_graph(exported_model), owners)
+
+
+def pruned(make, n_keep):
+    """A network with ``n_keep`` of each group's channels, or as many units as that holds; and its layers."""
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.zeros(1, 1, 32, 32)
+    found = trace(model, x, verify=False)
+    units = {g.name: max(1, min(n_keep, g.channels) // g.unit) for g in found.network.groups}
+    policy = PruningPolicy({g.name: g.unit * units[g.name] for g in found.network.groups})
+    kept = random_kept(found, policy, np.random.default_rng(0))
+    return remove(model, found, kept), x, found.network
+
+
+needs_blocks = pytest.mark.skipif(detect_nchwc_block() != 16, reason="kernels of a runtime with blocks of 16")
+
+
 def test_a_fused_residual_network_is_shared_out_completely():
-    model = exported(Residual(), torch.zeros(1, 3, 8, 8))
-    layers = ["stem", "conv", "norm", "fc"]
-    x = np.zeros((1, 3, 8, 8), np.float32)
-    first, times = profile_layers([model] * 2, [layers] * 2, x, threads=1, rounds=2, rng=np.random.default_rng(0))
-    assert set(first) == set(times)
-    assert set(times) == {"stem", "conv", "fc"}  # the batch norm is folded into its convolution
-    assert all(time.nodes >= 1 and time.profiled_ms >= 0 for time in times.values())
+    runs = runs_of(Residual(), torch.zeros(1, 3, 8, 8), ["stem", "conv", "norm", "fc"])
+    assert {run.layer for run in runs} == {"stem", "conv", "fc"}  # the batch norm is folded into its convolution
+
+
+@needs_blocks
+def test_kernels_of_resnet20_on_the_grid():
+    model, x, network = pruned(resnet20, 64)
+    kinds = {layer.name: layer.kind for layer in network.layers}
+    runs = runs_of(model, x, list(kinds))
+    convolutions = [run for run in runs if "Conv" in run.kernel]
+    assert {run.layer for run in convolutions} == {name for name, kind in kinds.items() if kind is LayerKind.CONV}
+    assert len(convolutions) == len({run.layer for run in convolutions})
+    assert {run.kernel for run in convolutions} == {"nchwc.Conv", "nchwc.Conv+Relu", "nchwc.Conv+Relu+Add"}
+    assert sum(run.kernel.endswith("+Add") for run in convolutions) == 9  # one a block
+    assert all(kinds[run.layer] is not LayerKind.BATCH_NORM for run in runs)
+
+
+@needs_blocks
+def test_off_the_grid_reorders_belong_to_the_layers_that_made_them_necessary():
+    model, x, network = pruned(mobilenetv2, 21)
+    kinds = {layer.name: layer.kind for layer in network.layers}
+    runs = runs_of(model, x, list(kinds))
+    reorders = [i for i, run in enumerate(runs) if run.kernel.startswith("nchwc.Reorder")]
+    assert reorders
+    assert all(kinds[runs[i].layer] is LayerKind.CONV for i in reorders)
+    outputs = [i for i in reorders if runs[i].kernel == "nchwc.ReorderOutput"]
+    blocked = {run.layer for run in runs if run.kernel.startswith("nchwc.Conv")}
+    assert {runs[i].layer for i in outputs} <= blocked  # only a blocked kernel's output is reordered
+    assert {run.layer for run in runs} == {n for n, k in kinds.items() if k in (LayerKind.CONV, LayerKind.LINEAR)}
+
+
+def test_a_transformers_kernels_reach_its_norms_attention_and_linear_layers():
+    model, x, network = pruned(vit, 48)
+    runs = runs_of(model, x, [layer.name for layer in network.layers])
+    kinds = {layer.name: layer.kind for layer in network.layers}
+    owners = {kinds[run.layer] for run in runs}
+    assert {LayerKind.LINEAR, LayerKind.LAYER_NORM, LayerKind.ATTENTION} <= owners
+    norms = {run.kernel for run in runs if kinds[run.layer] is LayerKind.LAYER_NORM}
+    assert norms <= {"LayerNormalization", "ms.SkipLayerNormalization", "Reshape", "Gather"}
+    softmax = [run for run in runs if "Softmax" in run.kernel or "Attention" in run.kernel]
+    assert softmax
+    assert {kinds[run.layer] for run in softmax} == {LayerKind.ATTENTION}
 
 
 def test_the_exported_graph_names_every_layer():

@@ -2,64 +2,112 @@ import numpy as np
 import pytest
 
 from amcsearch.core import LayerKind, LayerSpec, PruningPolicy
-from amcsearch.runtime.attribution import LayerTime
-from amcsearch.runtime.calibration import NodeCalibration, accuracy, fit_line, fit_nodes, shares
-from amcsearch.runtime.measuring import MeasuredVariant
+from amcsearch.costs.latency_table import Residency
+from amcsearch.runtime.calibration import FOLDS, Calibration, NodeCalibration, calibrate, fit_nodes, observe
+from amcsearch.runtime.measured import KernelRun, MeasuredVariant
+from amcsearch.runtime.variants import random_policies
 
 OVERHEAD = 0.004
+NARROW = LayerSpec("a", LayerKind.LINEAR, 8, 8)
+WIDE = LayerSpec("b", LayerKind.LINEAR, 1024, 1024)  # 4 MiB
 
 
-def variant(latency_ms, profile, layers=("a", "b", "norm")):
-    specs = tuple(LayerSpec(name, LayerKind.LINEAR, 8, 8) for name in layers)
-    return MeasuredVariant(PruningPolicy({}), specs, latency_ms, latency_ms * 1.01, profile)
+def variant(latency_ms, runs, layers=(NARROW, WIDE)):
+    return MeasuredVariant(PruningPolicy({}), layers, (1.5 * latency_ms, latency_ms, 0.99 * latency_ms), tuple(runs))
 
 
 def profiled(scale=0.5, node_ms=-0.002):
     """Variants whose truth is exactly overhead + scale · profiled + node_ms · nodes."""
     found = []
     for a, b, nodes in [(0.2, 0.3, 2), (0.4, 0.1, 3), (0.9, 0.8, 2), (0.1, 0.1, 4)]:
-        profile = {"a": LayerTime(a, 1), "b": LayerTime(b, nodes)}
-        found.append(variant(OVERHEAD + scale * (a + b) + node_ms * (1 + nodes), profile))
+        runs = [KernelRun("a", "Gemm", a), *[KernelRun("b", "Gemm", b / nodes)] * nodes]
+        found.append(variant(OVERHEAD + scale * (a + b) + node_ms * (1 + nodes), runs))
     return found
 
 
+def test_a_pass_disturbed_throughout_does_not_count():
+    assert variant(0.5, ()).latency_ms == 0.5
+
+
 def test_scale_and_the_profilers_own_time_are_found_exactly():
-    nodes = fit_nodes(profiled(), OVERHEAD)
-    assert nodes.scale == pytest.approx(0.5)
-    assert nodes.node_ms == pytest.approx(-0.002)
+    assert fit_nodes(profiled(), OVERHEAD) == NodeCalibration(pytest.approx(0.5), pytest.approx(-0.002))
 
 
 def test_two_variants_fit_a_factor_alone():
-    nodes = fit_nodes(profiled(node_ms=0.0)[:2], OVERHEAD)
-    assert nodes == NodeCalibration(pytest.approx(0.5), 0.0)
+    assert fit_nodes(profiled(node_ms=0.0)[:2], OVERHEAD) == NodeCalibration(pytest.approx(0.5), 0.0)
 
 
 def test_no_kernel_is_free():
-    assert NodeCalibration(1.0, -0.002).ms(0.0005, 3) == pytest.approx(3 * 2e-4)
+    assert NodeCalibration(1.0, -0.002).ms(0.0005) == 2e-4
+    assert NodeCalibration(2.0, -0.002).ms(0.1) == pytest.approx(0.198)
 
 
-def test_shares_sum_to_the_whole_run_and_fused_layers_cost_nothing():
-    one = variant(1.004, {"a": LayerTime(0.3, 1), "b": LayerTime(0.9, 1)})
-    times = shares(one, NodeCalibration(2.0, 0.0), OVERHEAD)
-    assert times == {"a": pytest.approx(0.25), "b": pytest.approx(0.75), "norm": 0.0}
+def test_kernel_times_are_stretched_to_the_whole_run():
+    runs = [KernelRun("a", "Gemm", 0.3), KernelRun("b", "Gemm", 0.6), KernelRun("b", "Relu", 0.1)]
+    one = variant(1.004, [*runs, KernelRun("b", "Relu", 0.2)])
+    first, second = observe(one, NodeCalibration(2.0, 0.0), OVERHEAD, Residency({}), 4)
+    assert (first.layer.name, first.kernels) == ("a", {"Gemm": (1.0, pytest.approx(0.25))})
+    assert second.kernels == {"Gemm": (1.0, pytest.approx(0.5)), "Relu": (2.0, pytest.approx(0.125))}
 
 
-def test_a_line_is_found_and_its_constant_is_never_negative():
-    sums = np.array([1.0, 2.0, 5.0])
-    assert fit_line(sums, 3 * sums + 0.5) == (pytest.approx(3.0), pytest.approx(0.5))
-    scale, constant = fit_line(sums, 3 * sums - 0.5)
-    assert constant == 0.0
-    assert 2.4 < scale < 3.0
-    assert fit_line(np.array([2.0]), np.array([4.0])) == (pytest.approx(2.0), 0.0)
+def test_a_fused_layer_has_no_kernels():
+    one = variant(1.0, [KernelRun("a", "Gemm", 0.3)])
+    assert observe(one, NodeCalibration(1.0, 0.0), OVERHEAD, Residency({}), 4)[1].kernels == {}
 
 
-def test_accuracy_by_hand():
-    first, second = np.array([1.0, 2.0, 4.0, 8.2]), np.array([1.02, 2.0, 4.0, 8.0])
-    found = accuracy(np.array([1.0, 2.06, 3.68, 9.6]), first, second)  # errors 0, 3 %, -8 %, 20 %
-    assert found["mape"] == pytest.approx(0.31 / 4)
-    assert found["median"] == pytest.approx(0.055)
-    assert found["worst"] == pytest.approx(0.2)
-    assert found["bias"] == pytest.approx(0.15 / 4)
-    assert (found["within_5"], found["within_10"], found["spearman"]) == (0.5, 0.75, pytest.approx(1.0))
-    assert found["noise_mape"] == pytest.approx((0.02 / 1.02 + 0.2 / 8) / 4)
-    assert found["variants"] == 4
+def test_what_residency_takes_is_no_kernels():
+    """4 MiB beyond a knot of 2, 0.1 ms each: 0.2 ms of the main kernel of the only layer with weights to speak of."""
+    one = variant(1.0, [KernelRun("b", "Gemm", 0.7), KernelRun("b", "Relu", 0.3)], (WIDE,))
+    (seen,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, Residency({2.0: 0.1}), 4)
+    assert seen.kernels == {"Gemm": (1.0, pytest.approx(0.5)), "Relu": (1.0, pytest.approx(0.3))}
+    (most,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, Residency({2.0: 9.0}), 4)
+    assert most.kernels["Gemm"] == (1.0, pytest.approx(0.3 * 0.7))
+
+
+def test_few_variants_are_not_calibrated_on_themselves(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    few = device.measured(resnet20_network, random_policies(resnet20_network, 2 * FOLDS - 1, 4, rng), rng)
+    found = calibrate(few, device.overhead_ms, 16)
+    assert isinstance(found, Calibration)
+    assert (found.factors, found.residuals, found.constant_ms) == ({}, (), device.overhead_ms)
+    assert found.sigma_floor > 0.0
+
+
+@pytest.fixture(scope="module")
+def calibrated(simulated, resnet20_network):
+    """36 variants of a device that streams weights beyond half a MiB, 1 % noise."""
+    device, rng = simulated.SimulatedDevice(slopes={0.5: 1.5}, noise=0.01), np.random.default_rng(0)
+    policies = [p for multiple in (16, 1) for p in random_policies(resnet20_network, 18, multiple, rng)]
+    return device, calibrate(device.measured(resnet20_network, policies, rng), device.overhead_ms, 16)
+
+
+def test_the_profilers_inflation_of_a_simulated_device_is_found(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    found = device.measured(resnet20_network, random_policies(resnet20_network, 12, 1, rng), rng)
+    nodes = fit_nodes(found, device.overhead_ms)
+    assert nodes == NodeCalibration(pytest.approx(0.8), pytest.approx(-0.002 * 0.8))
+
+
+def test_residency_of_a_simulated_device_is_found(calibrated):
+    device, found = calibrated
+    total = np.array([0.6, 0.8, 1.0])
+    ratio = found.residency.extra_ms(total, total) / device.residency.extra_ms(total, total)
+    assert (ratio > 0.5).all()
+    assert (ratio < 2.0).all()  # weights and work grow together: the two can be told apart only so well
+
+
+def test_a_device_that_streams_nothing_is_not_said_to(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(noise=0.01), np.random.default_rng(0)
+    policies = [p for multiple in (16, 1) for p in random_policies(resnet20_network, 18, multiple, rng)]
+    found = calibrate(device.measured(resnet20_network, policies, rng), device.overhead_ms, 16)
+    one = np.array([1.0])
+    assert found.residency.extra_ms(one, one)[0] < 0.04 * device.truth_ms(resnet20_network.layers)
+
+
+def test_left_out_variants_are_predicted_and_sigma_says_how_well(calibrated):
+    _, found = calibrated
+    residuals = np.abs(found.residuals)
+    assert len(residuals) == 36
+    assert residuals.mean() < 0.035
+    assert 0.0 < found.sigma_floor <= np.sqrt((residuals**2).mean())
+    assert all(0.5 <= factor <= 2.0 for factor in found.factors.values())

@@ -1,12 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from torch import nn, zeros
 
-from amcsearch.core import PruningPolicy
-from amcsearch.graph.trace import trace
-from amcsearch.runtime import channel_grid
-from amcsearch.runtime.channel_grid import GridStep, accepted_multiple, measure_grid
-from amcsearch.runtime.measuring import MeasuredVariant
+from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side
+from amcsearch.runtime.channel_grid import GridStep, accepted_multiple, grid_info, grid_steps
+
+NETWORK = NetworkSpec(
+    (LayerSpec("a", LayerKind.LINEAR, 8, 64), LayerSpec("b", LayerKind.LINEAR, 64, 8)),
+    (ChannelGroup("hidden", 64, (Coupling("a", Side.OUT), Coupling("b", Side.IN))),),
+)
 
 
 def test_the_descent_ends_at_the_first_refusal():
@@ -17,20 +20,28 @@ def test_the_descent_ends_at_the_first_refusal():
     assert accepted_multiple(16, [GridStep(8, *bad), GridStep(4, *good)]) == 16
 
 
-@pytest.mark.parametrize(("block", "multiple"), [(16, 4), (8, 4), (0, 4)])
-def test_a_device_that_pads_to_four_is_recognised(monkeypatch, block, multiple):
-    """Fake times: proportional to the width rounded up to 4."""
+def device_that_pads_to(width, block):
+    """Latency in proportion to the hidden width rounded up."""
 
-    def measured(model, found, example, policies, *, threads, rng, profile):
-        ms = [float(sum(-(-n // 4) * 4 for n in policy.values())) for policy in policies]
-        variants = [MeasuredVariant(policy, (), t, t, {}) for policy, t in zip(policies, ms, strict=True)]
-        return [MeasuredVariant(PruningPolicy({}), (), 1.0, 1.0, {}), *variants]
+    def predict(layers):
+        return float(-(-layers[0].out_channels // width) * width)
 
-    monkeypatch.setattr(channel_grid, "measure_variants", measured)
-    monkeypatch.setattr(channel_grid, "detect_nchwc_block", lambda: block)
-    model = nn.Sequential(nn.Conv2d(1, 64, 1), nn.ReLU(), nn.Conv2d(64, 4, 1)).eval()
-    found, example = trace(model, zeros(1, 1, 4, 4)), zeros(1, 1, 4, 4)
-    chosen, steps = measure_grid(model, found, example, threads=1, rng=np.random.default_rng(0))
-    assert chosen == multiple
-    assert steps[-1].multiple == 2
-    assert not steps[-1].is_worthwhile
+    return SimpleNamespace(provenance={"nchwc_block": block}, predict=predict)
+
+
+@pytest.mark.parametrize(("block", "width"), [(16, 4), (8, 4), (0, 4), (16, 16), (16, 1)])
+def test_what_a_device_pads_to_is_recognised(block, width):
+    info = grid_info(device_that_pads_to(width, block), NETWORK)
+    assert info["channel_multiple"] == width
+    tried = info["channel_grid"]["tried"]
+    assert [step["multiple"] for step in tried] == [m for m in (8, 4, 2, 1) if m < (block or 8)]
+    for step in tried:
+        saves = step["multiple"] >= width
+        assert (step["time_saved"] > 0) == saves
+        assert not saves or step["time_saved"] == pytest.approx(step["macs_saved"])
+
+
+def test_a_network_too_narrow_to_tell_grids_apart_keeps_the_coarsest():
+    narrow = NETWORK.with_channels(NETWORK.policy(np.array([1])))
+    assert grid_steps(device_that_pads_to(4, 16), narrow, 16) == []
+    assert grid_info(device_that_pads_to(4, 16), narrow)["channel_multiple"] == 16

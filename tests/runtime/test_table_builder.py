@@ -2,147 +2,151 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from amcsearch.core import BadInputError, LayerKind
-from amcsearch.costs.latency_table import LatencyTable
-from amcsearch.graph.trace import trace
-from amcsearch.runtime import channel_grid, measuring
-from amcsearch.runtime.attribution import LayerTime
-from amcsearch.runtime.measuring import MeasuredVariant, batched, measure_variants
-from amcsearch.runtime.table_builder import build_table, held_out_policies, table_of, training_policies
+from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
+from amcsearch.costs.latency_table import LatencyTable, fingerprint
+from amcsearch.runtime.measured import MeasuredVariant
+from amcsearch.runtime.table_builder import accuracy, merged, prediction_errors, table_of, with_accuracy
 from amcsearch.runtime.variants import random_policies
-from amcsearch.training.models import MODELS
-
-SOURCE = {"cpu": "test", "nchwc_block": 0}
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.fc = nn.Linear(32, 4)
+def mixed(network, n, seed):
+    rng = np.random.default_rng(seed)
+    return [p for multiple in (16, 8, 1) for p in random_policies(network, n // 3, multiple, rng)]
 
-    def forward(self, x):
-        return self.fc(torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x))))).mean((2, 3)))
+
+def built(simulated, network, name, *, slopes=None, noise=0.0, n=36):
+    device, rng = simulated.SimulatedDevice(slopes=slopes, noise=noise), np.random.default_rng(0)
+    building, held_out = (device.measured(network, mixed(network, k, s), rng) for k, s in ((n, 1), (24, 2)))
+    return device, table_of(name, network, building, held_out, device.overhead_ms, simulated.PROVENANCE), held_out
 
 
 @pytest.fixture(scope="module")
-def small():
-    model, x = Small().eval(), torch.zeros(1, 1, 8, 8)
-    return model, trace(model, x), x
+def resnet(simulated, resnet20_network):
+    return built(simulated, resnet20_network, "resnet", slopes={0.5: 1.5}, noise=0.01, n=60)
 
 
-def layer_ms(layer):
-    """The fake device: bilinear in the widths, batch norms folded away."""
-    if layer.kind is LayerKind.BATCH_NORM:
-        return None
-    return 0.01 + 1e-4 * layer.in_channels * layer.out_channels
+@pytest.fixture(scope="module")
+def mobilenet(simulated, mobilenetv2_network):
+    return built(simulated, mobilenetv2_network, "mobilenet", n=15)
 
 
-def fake_variants(found, policies, overhead):
-    variants = []
-    for policy in policies:
-        layers = found.network.with_channels(policy).layers
-        true = {layer.name: ms for layer in layers if (ms := layer_ms(layer)) is not None}
-        profile = {name: LayerTime(1.2 * ms + 0.002, 1) for name, ms in true.items()}
-        whole = overhead + sum(true.values())
-        variants.append(MeasuredVariant(policy, layers, whole, whole, profile))
-    return variants
+def test_variants_never_measured_are_predicted_with_their_uncertainty(resnet, resnet20_network):
+    device, table, _ = resnet
+    layers = [resnet20_network.with_channels(p).layers for p in mixed(resnet20_network, 60, 3)]
+    truth = np.array([device.truth_ms(one) for one in layers])
+    error = np.array([table.predict(one) for one in layers]) - truth
+    assert np.abs(error / truth).mean() < 0.03
+    sigma = np.array([table.uncertainty(one) for one in layers])
+    assert (np.abs(error) < 2 * sigma).mean() > 0.8
+    assert sigma.mean() < 0.15 * truth.mean()
 
 
-def test_a_device_that_adds_up_is_predicted_exactly(small):
-    _, found, _ = small
-    rng = np.random.default_rng(0)
-    policies = [found.network.dense, *training_policies(found, 24, 8, rng)]
-    table = table_of(fake_variants(found, policies, 0.004), 0.004, SOURCE)
-    for policy in random_policies(found.network, 20, 8, rng):
-        layers = found.network.with_channels(policy).layers
-        true = 0.004 + sum(layer_ms(layer) or 0.0 for layer in layers)
-        assert table.constant + sum(map(table.layer_cost, layers)) == pytest.approx(true, rel=0.02)
-    calibration = table.info["calibration"]
-    assert calibration["scale"] == pytest.approx(1 / 1.2, rel=1e-3)
-    assert calibration["node_ms"] == pytest.approx(-0.002 / 1.2, rel=1e-2)
+def test_the_table_says_how_it_was_made_and_how_well_it_predicts(resnet, resnet20_network):
+    _, table, held_out = resnet
+    entry = table.networks["resnet"]
+    assert entry["fingerprint"] == fingerprint(resnet20_network)
+    assert entry["weights_mib"] == pytest.approx(1.04, abs=0.05)
+    assert entry["calibration"]["variants"] == 60
+    assert entry["accuracy"] == table.accuracy == prediction_errors(table, held_out)
+    assert entry["accuracy"]["variants"] == 24
+    assert entry["accuracy"]["mape"] < 0.04
+    assert entry["accuracy"]["noise_mape"] > 0.0
+    assert entry["channel_multiple"] in {1, 2, 4, 8, 16}
+    assert entry["residency"]
 
 
-def test_training_variants_hold_the_extremes_and_widths_off_the_grid(small):
-    _, found, _ = small
-    policies = training_policies(found, 24, 8, np.random.default_rng(0))
-    assert len(policies) == 23  # the dense network is the 24th
-    assert all(n == 8 for n in policies[0].values())
-    assert any(n % 8 for policy in policies for n in policy.values())
+def test_pickling_keeps_the_predictions(resnet, resnet20_network):
+    _, table, _ = resnet
+    copy: LatencyTable = pickle.loads(pickle.dumps(table))
+    assert copy.predict(resnet20_network.layers) == table.predict(resnet20_network.layers)
 
 
-def test_held_out_variants_are_on_the_grid_and_are_not_those_that_built_the_table(small):
-    _, found, _ = small
-    held_out = held_out_policies(found, 60, 8, np.random.default_rng(1))
-    assert len(held_out) == 20
-    assert all(n % 8 == 0 for policy in held_out for n in policy.values())
+def test_graphs_without_times_still_teach_the_lowering(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    on_grid = device.measured(resnet20_network, random_policies(resnet20_network, 4, 16, rng), rng)
+    odd = resnet20_network.policy(np.array([max(g.unit, g.channels - g.unit) for g in resnet20_network.groups]))
+    (seen,) = device.measured(resnet20_network, [odd], rng)
+    graph = MeasuredVariant(seen.policy, seen.layers, (), seen.kernels)
+    layer = next(x for x in seen.layers if x.in_size == x.out_size == (8, 8) and x.kernel == (3, 3))
+    tables = [
+        table_of("net", resnet20_network, variants, [], device.overhead_ms, simulated.PROVENANCE)
+        for variants in (on_grid, [*on_grid, graph])
+    ]
+    before, after = ({time.kernel for time in table.kernel_times(layer)} for table in tables)
+    assert before == {"nchwc.Conv+Relu"}
+    assert after == set(device.kernels(layer)) == {"ReorderOutput", "ms.FusedConv+Relu"}
+    assert set(tables[1].rows["source"]) == {"graph", "profile"}
 
 
-def test_too_few_variants_are_refused(small):
-    model, found, x = small
-    with pytest.raises(BadInputError, match=r"variants = 3 \(at least 4\)"):
-        build_table(model, found, x, variants=3)
+def test_too_few_profiled_variants_are_refused(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    policies = random_policies(resnet20_network, 6, 16, rng)
+    variants = [
+        *device.measured(resnet20_network, policies[:3], rng),
+        *device.measured(resnet20_network, policies[3:], rng, profiled=False),
+    ]
+    with pytest.raises(BadInputError, match="'net': 3 profiled variants, a table needs at least 4"):
+        table_of("net", resnet20_network, variants, [], device.overhead_ms, simulated.PROVENANCE)
 
 
-def test_an_example_is_repeated_to_the_batch():
-    assert batched(torch.arange(3).reshape(1, 3), 2).tolist() == [[0, 1, 2], [0, 1, 2]]
+def test_merging_keeps_each_networks_predictions(resnet, mobilenet, resnet20_network, mobilenetv2_network):
+    both = merged([resnet[1], mobilenet[1]])
+    assert list(both.networks) == ["resnet", "mobilenet"]
+    for network, (_, alone, _) in ((resnet20_network, resnet), (mobilenetv2_network, mobilenet)):
+        bound = both.for_network(network)
+        for policy in mixed(network, 6, 5):
+            layers = network.with_channels(policy).layers
+            assert bound.predict(layers) == pytest.approx(alone.predict(layers), rel=1e-12)
+        assert bound.channel_multiple == alone.channel_multiple
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(measuring, "ROUNDS", 1)
-    monkeypatch.setattr(measuring, "SAMPLE_MS", 0.01)
-    monkeypatch.setattr(measuring, "PROFILE_ROUNDS", 1)
-    monkeypatch.setattr(channel_grid, "PAIRS", 1)
+def test_of_a_network_in_two_tables_the_last_counts(resnet, simulated, resnet20_network):
+    faster, rng = simulated.SimulatedDevice(speed=2.0), np.random.default_rng(0)
+    again = faster.measured(resnet20_network, mixed(resnet20_network, 12, 1), rng)
+    other = table_of("resnet", resnet20_network, again, [], faster.overhead_ms, simulated.PROVENANCE)
+    both = merged([resnet[1], other])
+    assert len(both.rows) == len(other.rows)
+    assert both.predict(resnet20_network.layers) == pytest.approx(other.predict(resnet20_network.layers), rel=1e-12)
 
 
-def test_small_chunks_give_every_variant_once_and_in_order(small, quick, monkeypatch):
-    model, found, x = small
-    monkeypatch.setattr(measuring, "CHUNK_BYTES", 1)
-    policies = random_policies(found.network, 3, 8, np.random.default_rng(0))
-    seen = []
-    result = measure_variants(
-        model, found, x, policies, threads=1, rng=np.random.default_rng(0), progress=lambda s, _: seen.append(s)
-    )
-    assert [v.policy for v in result] == [found.network.dense, *policies]
-    assert all(v.latency_ms > 0 and v.profile for v in result)
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+def test_tables_of_two_devices_are_not_merged(resnet, mobilenet):
+    _, table, _ = mobilenet
+    elsewhere = LatencyTable(table.rows, {**table.info, "provenance": {**table.provenance, "threads": 4}})
+    with pytest.raises(BadInputError, match=r"two devices or settings cannot be merged: threads: .* 1, this run has 4"):
+        merged([resnet[1], elsewhere])
+    with pytest.raises(BadInputError, match="no latency tables to merge"):
+        merged([])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(MODELS))
-def test_a_table_of_a_real_network_prices_every_policy_and_can_be_pickled(name, quick):
-    model = MODELS[name]().eval()
-    x = torch.zeros(1, 64, dtype=torch.int64) if name == "language_model" else torch.zeros(1, 1, 32, 32)
-    found = trace(model, x, verify=False)
-    table = build_table(model, found, x, batch=2, variants=4)
-    again: LatencyTable = pickle.loads(pickle.dumps(table))
-    for policy in random_policies(found.network, 5, 8, np.random.default_rng(5)):
-        layers = found.network.with_channels(policy).layers
-        assert sum(map(again.layer_cost, layers)) > 0
-    assert table.info["provenance"]["batch"] == 2
-    assert table.info["accuracy"]["variants"] == 12
-    assert table.channel_multiple in {1, 2, 4, 8, 16}
+def test_accuracy_by_hand():
+    passes = [(1.0, 1.0, 1.02), (2.0, 2.0, 2.0), (4.0, 5.0, 3.0), (8.2, 8.0, 8.0)]  # truth 1, 2, 4, 8
+    found = accuracy([1.0, 2.06, 3.68, 9.6], passes)  # errors 0, 3 %, -8 %, 20 %
+    assert found["variants"] == 4
+    assert found["mape"] == pytest.approx(0.31 / 4)
+    assert found["median"] == pytest.approx(0.055)
+    assert found["worst"] == pytest.approx(0.2)
+    assert found["bias"] == pytest.approx(0.15 / 4)
+    assert (found["within_5"], found["within_10"], found["spearman"]) == (0.5, 0.75, pytest.approx(1.0))
+    assert found["noise_mape"] == pytest.approx((0.02 / 1.02 + 1 / 3 + 0.2 / 8.0) / 4)  # first against last pass
+    assert accuracy([1.0, 2.0], [(1.0,), (2.0,)])["spearman"] is None
 
 
-def test_a_table_of_a_small_network_is_complete_and_can_be_pickled(small, quick):
-    model, found, x = small
-    table: LatencyTable = pickle.loads(pickle.dumps(build_table(model, found, x, variants=4, batch=2)))
-    assert table.info["provenance"]["batch"] == 2
-    assert {"constant_ms", "scale", "node_ms"} <= set(table.info["calibration"])
-    assert {"mape", "median", "within_5", "within_10", "spearman", "noise_mape"} <= set(table.info["accuracy"])
-    assert table.channel_multiple == table.info["channel_multiple"]
-    assert all(table.layer_cost(layer) >= 0 for layer in found.network.layers)
+def test_accuracy_can_be_written_later(resnet, simulated, resnet20_network):
+    device, table, _ = resnet
+    rng = np.random.default_rng(7)
+    fresh = device.measured(resnet20_network, mixed(resnet20_network, 6, 7), rng, profiled=False)
+    checked = with_accuracy(table, "resnet", fresh)
+    assert checked.accuracy["variants"] == 6
+    assert checked.networks["resnet"] == {**table.networks["resnet"], "accuracy": checked.accuracy}
+    assert prediction_errors(table, []) is None
 
 
-def test_a_network_without_groups_still_gets_its_rows(quick):
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 4)
-    table = build_table(model, trace(model, x), x)
-    assert table.info["accuracy"] is None
-    assert len(table.rows) == 1
+def test_a_network_without_groups_still_gets_its_rows(simulated, resnet20_network):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    network = NetworkSpec(resnet20_network.layers, ())
+    variants = device.measured(network, [PruningPolicy({})] * 4, rng)
+    table = table_of("net", network, variants, [], device.overhead_ms, simulated.PROVENANCE)
+    assert table.predict(network.layers) == pytest.approx(device.truth_ms(network.layers), rel=0.02)
+    assert table.networks["net"]["channel_grid"]["tried"] == []
+    assert table.accuracy is None

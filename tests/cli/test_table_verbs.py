@@ -1,0 +1,175 @@
+"""``amcsearch table``: bad input in one line, and (slow) every verb on a job of seconds."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amcsearch.cli import main
+from amcsearch.config import write_latency_table
+from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.costs import LatencyTable
+from amcsearch.costs.latency_table import COLUMNS, make_rows, row_key
+from amcsearch.runtime.session import provenance
+
+WriteConfig = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(arguments: list[str], capsys: Capture) -> str:
+    """What the verb says at its end: one line."""
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("amcsearch: ")] == said[-1:]
+    return said[-1]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of this machine that holds one linear layer."""
+    layer = LayerSpec("fc", LayerKind.LINEAR, 16, 4, has_bias=True)
+    row = dict(zip(COLUMNS, ("one", *row_key(layer), "Gemm", 1.0, 0.5, 0.0, 1, "profile"), strict=True))
+    info = {"provenance": provenance(1, 1), "networks": {"one": {"constant_ms": 0.01, "fingerprint": "none"}}}
+    write_latency_table(LatencyTable(make_rows([row]), info), tmp_path / "table")
+    return tmp_path / "table"
+
+
+def of_another_device(table: Path) -> None:
+    header = table / "device.yaml"
+    header.write_text(header.read_text().replace(provenance(1, 1)["ort_version"], "1.0.0"))
+
+
+@pytest.mark.parametrize("verb", ["kit", "build", "measure", "check", "show"])
+def test_every_verb_helps_with_an_example(verb: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["table", verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: amcsearch table {verb}" in capsys.readouterr().out
+
+
+def test_show_prints_what_a_table_says_of_itself(table: Path, capsys: Capture) -> None:
+    assert main(["table", "show", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert provenance(1, 1)["cpu"] in shown
+    assert "not checked" in shown
+    assert main(["table", "show", str(table), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 1
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    out = ["-o", str(tmp_path / "new")]
+    assert "cannot read" in fails(["table", "build", str(tmp_path / "none.jsonl"), *out], capsys)
+    (tmp_path / "diary.jsonl").write_text("dear diary\n")
+    assert "diary.jsonl" in fails(["table", "build", str(tmp_path / "diary.jsonl"), *out], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_table(tmp_path: Path, write_config: WriteConfig, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    line = fails(["table", "measure", str(write_config()), "-o", str(tmp_path / "file")], capsys)
+    assert "is a file; a latency table is a folder" in line
+    assert "does not exist" in fails(["table", "show", str(tmp_path / "none")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kit", "CONFIG", "-o", "KIT", "--variants", "3"], "variants = 3 (0, or at least 12)"),
+        (["kit", "CONFIG", "-o", "KIT", "--anchors", "-1"], "anchors = -1"),
+        (["kit", "CONFIG", "CONFIG", "-o", "KIT", "--variants", "12"], "must have different names"),
+        (["kit", "CONFIG", "-o", "NOWHERE/kit.pyz", "--variants", "12"], "cannot write"),
+        (["kit", "nothing.yaml", "-o", "KIT"], "nothing.yaml"),
+        (["kit", "CONFIG", "-o", "KIT", "--table", "NOWHERE"], "does not exist"),
+        (["measure", "CONFIG", "-o", "NEW", "--variants", "3"], "variants = 3"),
+        (["measure", "CONFIG", "-o", "NEW", "--variants", "12", "--minutes", "0"], "minutes"),
+        (["build", "RESULT", "-o", "NEW", "--from", "NOWHERE"], "does not exist"),
+        (["check", "TABLE", "CONFIG", "--fresh", "2"], "2 fresh variants, at least 3"),
+        (["check", "NOWHERE", "CONFIG"], "does not exist"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str], words: str, table: Path, tmp_path: Path, write_config: WriteConfig, capsys: Capture
+) -> None:
+    places = {"CONFIG": write_config(), "TABLE": table, "KIT": tmp_path / "kit.pyz", "NEW": tmp_path / "new"}
+    places |= {"NOWHERE": tmp_path / "nowhere", "RESULT": tmp_path / "r.jsonl"}
+    given = ["table"]
+    for argument in arguments:
+        name = argument.partition("/")[0]
+        given.append(argument.replace(name, str(places[name])) if name in places else argument)
+    assert words in fails(given, capsys)
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "kit.pyz").exists()
+
+
+def test_a_table_of_another_device_is_neither_extended_nor_checked_here(
+    table: Path, write_config: WriteConfig, capsys: Capture
+) -> None:
+    of_another_device(table)
+    config = str(write_config())
+    for arguments in (["measure", config, "-o", str(table)], ["check", str(table), config]):
+        line = fails(["table", *arguments], capsys)
+        assert "cannot extend or check the table: ONNX Runtime" in line
+        assert "1.0.0" in line
+
+
+def test_a_table_that_cannot_predict_the_network_says_which_layer_it_lacks(
+    table: Path, write_config: WriteConfig, capsys: Capture
+) -> None:
+    plan = ["search", str(write_config()), "--set", f"device.table={table}", "--dry-run"]
+    line = fails([*plan, "--set", "budget={latency_ms: 0.5x}"], capsys)
+    assert "no row for conv" in line
+    assert "table measure" in line
+
+
+def run(capsys: Capture, *arguments: object) -> dict[str, Any]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.slow
+def test_a_kit_becomes_a_table_and_a_search_is_planned_with_it(
+    tmp_path: Path, write_config: WriteConfig, capsys: Capture
+) -> None:
+    config, kit, folder = write_config(), tmp_path / "kit.pyz", tmp_path / "table"
+    made = run(capsys, "table", "kit", config, "-o", kit, "--variants", 12)
+    assert made["models"] >= 1 + 12
+    assert made["networks"] == ["tiny"]
+    command = [sys.executable, kit, "-o", tmp_path / "r.jsonl", "--minutes", "1"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    built = run(capsys, "table", "build", tmp_path / "r.jsonl", "-o", folder)
+    assert built["networks"]["tiny"]["calibration"]["variants"] >= 12
+    plan = ["search", config, "--set", f"device.table={folder}", "--set", "budget={latency_ms: 0.8x}", "--dry-run"]
+    assert main([*map(str, plan)]) == 0
+    assert "latency" in capsys.readouterr().out
+    of_another_device(folder)
+    assert main([*map(str, plan)]) == 0
+    assert "1.0.0" in capsys.readouterr().out
+    assert "1.0.0" in fails([*map(str, plan), "--strict"], capsys)
+
+
+@pytest.mark.slow
+def test_a_measured_table_is_checked_brought_up_to_date_and_extended(
+    tmp_path: Path, write_config: WriteConfig, capsys: Capture
+) -> None:
+    config, folder = write_config(), tmp_path / "table"
+    first = run(capsys, "table", "measure", config, "-o", folder, "--variants", 12, "--minutes", 0.5)
+    assert first["networks"]["tiny"]["accuracy"]["variants"] >= 1
+    found = run(capsys, "table", "check", folder, config, "--fresh", 6, "--anchors", 5, "--write")
+    assert found["before"]["variants"] == found["after"]["variants"] == 6
+    checked = run(capsys, "table", "show", folder)["networks"]["tiny"]
+    assert checked["accuracy"] == pytest.approx(found["after"])
+    assert checked["anchors"]["count"] >= 5
+    smaller = write_config().with_name("smaller.yaml")
+    smaller.write_text(
+        write_config().read_text().replace("name: tiny", "name: smaller").replace(":network", ":broader")
+    )
+    both = run(capsys, "table", "measure", smaller, "-o", folder, "--variants", 12, "--minutes", 0.5)
+    assert set(both["networks"]) == {"tiny", "smaller"}
+    assert both["networks"]["tiny"] == checked
+    assert both["rows"] > first["rows"]
+    assert main(["table", "show", str(folder), "-o", str(tmp_path / "curves")]) == 0

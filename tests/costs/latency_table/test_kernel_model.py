@@ -1,0 +1,93 @@
+"""Kernels of layers: measured ones, ones borrowed from another map size, and what each borrowing adds of doubt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.costs.latency_table import KernelModel, KernelTime, Observation
+from amcsearch.costs.latency_table.signature import keeps_signature, positions, sibling, signature
+
+CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
+SMALL = replace(CONV, in_size=(4, 4), out_size=(4, 4))
+DEPTHWISE = replace(CONV, conv_groups=32)
+ATTENTION = LayerSpec("a", LayerKind.ATTENTION, 64, 64, conv_groups=4, in_size=(16, 1), out_size=(16, 1))
+
+
+def test_signatures_ignore_widths_and_names_alone() -> None:
+    assert signature(CONV) == signature(replace(CONV.resized(48, 7), name="other"))
+    assert signature(DEPTHWISE) == signature(DEPTHWISE.resized(24, 24))
+    assert signature(CONV) != signature(DEPTHWISE)
+    assert signature(CONV) != signature(replace(CONV, stride=(2, 2)))
+    assert signature(ATTENTION) == signature(ATTENTION.resized(32, 32))
+    assert signature(ATTENTION) != signature(replace(ATTENTION, conv_groups=8))
+
+
+@pytest.mark.parametrize("layer", [CONV, DEPTHWISE, ATTENTION, replace(CONV, conv_groups=4)])
+def test_widths_keep_the_signature_exactly_where_resizing_does(layer: LayerSpec) -> None:
+    widths = np.array([(i, o) for i in range(65) for o in (i, 1, 4, 16)])
+    for (i, o), kept in zip(widths.tolist(), keeps_signature(layer, widths).tolist(), strict=True):
+        try:
+            same = signature(layer.resized(i, o)) == signature(layer)
+        except ValueError:
+            same = False
+        assert kept == (same and (i, o) != (1, 1)), (i, o)  # one channel may be a depthwise layer's last
+
+
+def test_attention_works_on_pairs_of_positions() -> None:
+    assert (positions(CONV), positions(ATTENTION)) == (64, 256)
+
+
+def test_the_sibling_is_nearest_in_positions_and_alike_in_all_else() -> None:
+    large = replace(CONV, in_size=(64, 64), out_size=(64, 64))
+    known = [signature(x) for x in (SMALL, large, replace(CONV, stride=(2, 2)), DEPTHWISE)]
+    assert sibling(signature(CONV), known) == signature(SMALL)
+    assert sibling(signature(replace(CONV, has_bias=True)), known) == signature(SMALL)
+    assert sibling(signature(replace(CONV, kernel=(5, 5))), known) is None
+
+
+def test_a_measured_layer_gives_back_its_kernels() -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "ReorderOutput": (0.5, 0.02)})], 16)
+    assert model.times(CONV) == (
+        KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),
+        KernelTime("ReorderOutput", pytest.approx(0.01), 0.0),
+    )
+
+
+def test_another_map_size_is_borrowed_in_proportion_to_positions() -> None:
+    model = KernelModel([Observation(SMALL, {"nchwc.Conv": (1.0, 0.1)})], 16)
+    assert not model.knows(CONV)
+    assert model.knows(SMALL)
+    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 2.0),)
+
+
+def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
+    seen = [
+        Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "Conv": (0.0, None)}),
+        Observation(CONV.resized(31, 31), {"Conv": (1.0, None)}),
+        Observation(SMALL, {"Conv": (1.0, 0.2)}),
+    ]
+    model = KernelModel(seen, 16)
+    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),)
+    (found,) = model.times(CONV.resized(31, 31))
+    assert (found.kernel, found.ms) == ("Conv", pytest.approx(0.8 * 31**2 / 32**2))
+    assert found.octaves == pytest.approx(2.0 + np.sqrt(2) * np.log2(32 / 31))
+
+
+def test_a_kernel_timed_nowhere_costs_nothing_and_is_doubtful() -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "Reorder": (1.0, None)})], 16)
+    assert model.times(CONV)[1] == KernelTime("Reorder", 0.0, 4.0)
+
+
+def test_a_depthwise_layer_pruned_to_one_channel_is_still_one() -> None:
+    model = KernelModel([Observation(DEPTHWISE, {"nchwc.Conv": (1.0, 0.4)})], 16)
+    last = DEPTHWISE.resized(1, 1)
+    assert model.knows(last)
+    assert model.times(last) == (KernelTime("nchwc.Conv", pytest.approx(0.2), 1.4142135623730951),)
+
+
+def test_nothing_like_it_is_none() -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4)})], 16)
+    assert model.times(replace(CONV, stride=(2, 2))) is None
+    assert model.times_at(replace(CONV, stride=(2, 2)), np.array([[4, 4]])) is None
