@@ -26,6 +26,9 @@ CLIFF: Final = 1.02  # times the latency of a wider layer
 _COLUMNS: Final = 4
 _PANELS: Final = 16  # the costliest layers; the CSV has all
 _PANEL: Final = (2.4, 1.6)  # inches
+_CAPTION: Final = (
+    "Output channels kept (all inputs). Line: the channel grid. Orange: slower than some wider layer. Bar: measured"
+)
 _HEAD: Final = ("network", "layer", "in_channels", "out_channels", "ms", "wider", "wider_ms", "slower")
 
 
@@ -67,6 +70,8 @@ def layer_curves(table: LatencyTable) -> list[LayerCurve]:
             by_signature.setdefault(signature(layer), []).append(layer)
     curves = []
     for layers in by_signature.values():
+        if len({layer.out_channels for layer in layers}) == 1:
+            continue
         widest = max(layers, key=lambda layer: (layer.in_channels, layer.out_channels))
         outs = sorted({x.out_channels for x in layers if widest.is_depthwise or x.in_channels == widest.in_channels})
         widths = np.arange(1, widest.out_channels + 1)
@@ -121,9 +126,7 @@ def _picture(name: str, multiple: int | None, curves: list[LayerCurve]) -> str:
             axes.remove()
         more = f", the {_PANELS} costliest of {len(curves)} layers" if len(curves) > _PANELS else ""
         figure.suptitle(f"{name}: multiples of {multiple or 1} are rewarded{more}", fontsize=10, color=INK)
-        figure.supxlabel(
-            "Output channels kept (all inputs); orange: slower than some wider layer", fontsize=9, color=MUTED
-        )
+        figure.supxlabel(_CAPTION, fontsize=9, color=MUTED)
         figure.supylabel("Predicted latency (ms)", fontsize=9, color=MUTED)
         return standalone_svg(figure, name)
 
@@ -133,9 +136,10 @@ def _fill(axes: Axes, curve: LayerCurve, multiple: int) -> None:
     for width in range(step, len(curve.widths) + 1, step):
         axes.axvline(width, color=LINE, linewidth=0.7, zorder=0)
     axes.grid(visible=False, axis="x")
-    axes.plot(curve.widths, curve.ms, color=ACCENT, linewidth=1.3)
-    cliffs = curve.cliffs
+    cliffs, on_grid = curve.cliffs, curve.widths % multiple == 0
+    axes.plot(curve.widths, curve.ms, color=MUTED, linestyle="", marker=".", markersize=1.5)
     axes.plot(curve.widths[cliffs], curve.ms[cliffs], color=SECOND, linestyle="", marker=".", markersize=2.5)
+    axes.plot(curve.widths[on_grid], curve.ms[on_grid], color=ACCENT, linewidth=1.6)
     axes.plot(curve.measured, curve.ms[curve.measured - 1], color=INK, linestyle="", marker="|", markersize=4)
     axes.set_title(curve.title, fontsize=7.5, color=INK, loc="left")
     axes.set_ylim(bottom=0)
