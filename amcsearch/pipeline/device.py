@@ -1,9 +1,11 @@
 """From a configuration to the target: what a policy costs there, and which policies its budget allows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from amcsearch.config import Config, check_priced, read_device, read_latency_table
-from amcsearch.core import BadInputError, Cost, PolicySpace
+from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
 from amcsearch.costs.base import CostModel
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.device import DeviceProfile
@@ -13,16 +15,22 @@ from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.pipeline.network import Network
 from amcsearch.runtime.session import provenance
 from amcsearch.search.budget import FeasibleSet, resolve_budget
-from amcsearch.search.widths import without_dominated
+from amcsearch.search.dominance import without_dominated
 
 __all__ = ["Device", "load_device"]
+
+POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
+GOOD_SHARE = 0.90  # of predictions within 10 %
 
 POOR_MAPE, POOR_WITHIN_10 = 0.05, 0.9
 
 
 @dataclass(frozen=True)
 class Device:
-    """The target: what a policy costs there, and which policies its budget allows."""
+    """The target: what a policy costs there, and which policies its budget allows.
+
+    ``widths_left_out`` counts the choices that the space lacks because a wider one is no slower.
+    """
 
     profile: DeviceProfile | None
     table: LatencyTable | None
@@ -32,6 +40,7 @@ class Device:
     feasible: FeasibleSet
     dense: Cost
     warnings: tuple[str, ...]
+    widths_left_out: int = 0
 
 
 def load_device(config: Config, network: Network, *, strict: bool = False) -> Device:
@@ -55,16 +64,20 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     grid = CostGrid(spec, models)
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
-    space = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
-    if config.device.channel_multiple == "auto":
-        space = without_dominated(space, grid)
-    feasible = FeasibleSet(
-        space, grid, resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
-    )
-    warnings = _table_warnings(config, table)
-    if strict and warnings:
-        raise BadInputError(f"--strict: {warnings[0]}")
-    return Device(profile, table, multiple, space, grid, feasible, dense, tuple(warnings))
+    foreign, warnings = _foreign(config, table), _table_warnings(config, table)
+    if strict and foreign:
+        raise BadInputError(f"--strict: {foreign[0]}")
+    whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
+    limits = resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
+    feasible = None
+    if table is not None and config.device.channel_multiple == "auto":
+        try:
+            feasible = FeasibleSet(without_dominated(whole, grid), grid, limits)
+        except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
+            warnings.append(f"only widths that are slower than wider ones meet the budget {dict(config.budget)}")
+    feasible = feasible or FeasibleSet(whole, grid, limits)
+    left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
+    return Device(profile, table, multiple, feasible.space, grid, feasible, dense, (*foreign, *warnings), left_out)
 
 
 def _channel_multiple(config: Config, table: LatencyTable | None, profile: DeviceProfile | None) -> int:
@@ -76,27 +89,36 @@ def _channel_multiple(config: Config, table: LatencyTable | None, profile: Devic
     return 1
 
 
-def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
+def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
+    """How the table's device and setting differ from this machine's."""
     if table is None:
         return []
     cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
     found = table.mismatches(provenance(config.device.threads, config.device.batch))
-    warnings = [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
-    doubt = _doubt(table)
-    return warnings + ([f"latency table {config.device.table}: {doubt}"] if doubt else [])
+    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
 
 
-def _doubt(table: LatencyTable) -> str:
-    """Why predictions for the bound network should not be trusted, "" where they may be."""
-    check = "hold it to measurements: amcsearch table check TABLE CONFIG --write"
+def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
+    """Why the table's predictions of this network may be wrong, whatever the machine."""
+    if table is None:
+        return []
+    name, cure = f"latency table {config.device.table}", f"amcsearch table measure CONFIG -o {config.device.table}"
     if table.network is None:
-        return "it never saw this network, whose latency is borrowed from others; extend it: amcsearch table measure"
-    errors = table.accuracy
-    if errors is None:
-        return f"its predictions were never checked on this network; {check}"
-    if errors["mape"] > POOR_MAPE or errors["within_10"] < POOR_WITHIN_10:
-        return (
-            f"its predictions of this network err by {errors['mape']:.1%} on average, {errors['within_10']:.0%} are "
-            f"within 10 % (measuring twice differs by {errors['noise_mape']:.1%}); measure it again"
-        )
-    return ""
+        known = ", ".join(table.networks)
+        return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
+    accuracy = table.accuracy or {}
+    error, share = _share(accuracy, "mape"), _share(accuracy, "within_10")
+    if error is None or share is None:
+        check = f"amcsearch table check {config.device.table} CONFIG --write"
+        return [f"{name} was never checked on this network; run {check}"]
+    if error <= POOR_ERROR and share >= GOOD_SHARE:
+        return []
+    noise = _share(accuracy, "noise_mape")
+    beside = "" if noise is None else f", where measuring twice differs by {noise:.1%}"
+    said = f"mean error {error:.1%}, {share:.0%} within 10 %, on networks it had not seen{beside}"
+    return [f"{name} is poor on this network: {said}; trust the measured latency, or measure more: {cure}"]
+
+
+def _share(accuracy: Mapping[str, Any], key: str) -> float | None:
+    value = accuracy.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
