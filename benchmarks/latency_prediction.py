@@ -1,108 +1,141 @@
-"""Does the latency table predict pruned networks nobody measured? Fresh variants, in one run, beside two baselines.
+"""Does a latency table predict pruned networks nobody measured? Fresh variants in one run, beside two other ways.
 
-    python benchmarks/latency_prediction.py resnet20 latency_tables/x86_epyc_avx512_resnet20
-    python benchmarks/latency_prediction.py resnet20 NEW_FOLDER --build     # measures the table first
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py resnet20 mobilenetv2 resnet18 vgg16 vit language_model
 
-The table is frozen before the fresh variants (another seed) are drawn. Each is timed in two passes; the error of one
-pass against the other is the noise floor. ``anchored`` multiplies the predictions by one factor from 10 further
-variants measured now, for tables made earlier; ``MACs-linear`` is a line through 20 further variants, MACs its only
-input.
-
-Printed by the second command (AMD EPYC with AVX-512, 2 cores, ONNX Runtime 1.32.0, one thread, batch 1, other programs
-running beside it on 2026-11-23; table of 48 variants built in 46 s):
-
-    on the channel grid, 40 variants   MAPE    median  worst   ±5 %   Spearman
-    noise floor (measured again)       0.80 %  0.48 %   3.2 %  100 %  0.998
-    latency table                      0.43 %  0.31 %   1.5 %  100 %  0.999
-    MACs-linear                        5.25 %  4.74 %  14.7 %   52 %  0.965
-    any widths, 20 variants
-    noise floor (measured again)       0.84 %  0.51 %   3.2 %  100 %  0.997
-    latency table                      5.48 %  4.86 %   9.7 %   55 %  0.976
-    MACs-linear                       28.87 %  22.8 %   111 %    0 %  0.986
+For each network: variants that build the table (a quarter on multiples of 16 channels, a quarter of 8, half of any
+width), and 60 fresh ones on the same grids that take no part, all timed in interleaved passes over one run, as a kit on
+a device would. "noise floor" is the first pass as prediction of the last. "MACs-linear" is a line through the building
+variants. "isolated layers" sums one-layer models timed alone on a grid of widths, less the overhead of a call: the
+table most tools ship (its rows: every layer of the dense network and of half its widths, scaled by MACs in between).
+Results: ``latency_prediction.md``.
 """
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from amcsearch.config import read_latency_table, write_latency_table
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.trace import trace
-from amcsearch.runtime.calibration import accuracy, fit_line
-from amcsearch.runtime.measuring import measure_variants
-from amcsearch.runtime.session import provenance
-from amcsearch.runtime.table_builder import build_table
-from amcsearch.runtime.variants import random_policies
+from amcsearch.runtime.kit import measure_here
+from amcsearch.runtime.kit_results import read_results
+from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.session import make_session
+from amcsearch.runtime.table_builder import accuracy
+from amcsearch.runtime.table_results import measured_variants, table_from_results
+from amcsearch.runtime.timing import time_interleaved
 from amcsearch.training.models import MODELS
 
-LINE, ANCHORS = 20, 10
+KWARGS = {"vgg16": {"width": 64, "hidden": 512}}
+FACTORY = {"vgg16": "vgg"}
+HEAD = (
+    "| network | predictor | variants | mean error | median | worst | ±5 % | ±10 % | rank corr. |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
-HEAD = "| predictor | variants | MAPE | median | worst | ±5 % | ±10 % | Spearman |\n|---|---|---|---|---|---|---|---|"
-
-
-def _row(name, predicted, first, second):
-    a = accuracy(predicted, first, second)
+def _row(network, name, predicted, passes):
+    a = accuracy(np.asarray(predicted), passes)
     print(
-        f"| {name} | {a['variants']} | {a['mape']:.2%} | {a['median']:.2%} | {a['worst']:.1%} | {a['within_5']:.0%} "
-        f"| {a['within_10']:.0%} | {a['spearman']:.3f} |"
+        f"| {network} | {name} | {a['variants']} | {a['mape']:.2%} | {a['median']:.2%} | {a['worst']:.0%} "
+        f"| {a['within_5']:.0%} | {a['within_10']:.0%} | {a['spearman']:.4f} |",
+        flush=True,
     )
 
 
-def _sums(model, variants):
-    return getattr(model, "constant", 0.0) + np.array([sum(map(model.layer_cost, v.layers)) for v in variants])
+def _macs_line(building, layers):
+    model = Macs()
+    macs = [np.array([sum(map(model.layer_cost, v)) for v in group]) for group in (building[0], layers)]
+    design = np.stack([macs[0], np.ones(len(macs[0]))], axis=1) / building[1][:, None]
+    slope, constant = np.linalg.lstsq(design, np.ones(len(macs[0])), rcond=None)[0]
+    return slope * macs[1] + constant
 
 
-def _report(title, table, variants, line, anchors):
-    first, second = (np.array([getattr(v, key) for v in variants]) for key in ("first_ms", "second_ms"))
-    print(f"\n{title}\n\n{HEAD}")
-    _row("noise floor (measured again)", first, second, second)
-    _row("latency table", _sums(table, variants), first, second)
-    factor = np.median([v.latency_ms for v in anchors] / _sums(table, anchors))
-    _row(f"latency table, anchored ({factor:.3f})", factor * _sums(table, variants), first, second)
-    scale, constant = fit_line(_sums(Macs(), line), np.array([v.latency_ms for v in line]))
-    _row("MACs-linear", scale * _sums(Macs(), variants) + constant, first, second)
+def _module(layer):
+    if layer.kind == "conv":
+        module = torch.nn.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, layer.dilation,
+            layer.conv_groups,
+        )  # fmt: skip
+        return module, torch.randn(1, layer.in_channels, *layer.in_size)
+    return torch.nn.Linear(layer.in_channels, layer.out_channels), torch.randn(1, layer.in_size[0], layer.in_channels)
+
+
+def _isolated(networks, overhead_ms, variants):
+    """Time every distinct convolution and linear layer of ``networks`` alone; sum the nearest by MACs."""
+    model, rows = Macs(), {}
+
+    def key(layer):
+        return layer.kind, layer.kernel, layer.stride, layer.in_size, layer.is_depthwise
+
+    layers = {x.resized(x.in_channels, x.out_channels) for n in networks for x in n if x.kind in ("conv", "linear")}
+    for layer in layers:
+        module, x = _module(layer)
+        session = make_session(exported(module.eval(), x), 1)
+        ms = float(np.median(time_interleaved([session], x.numpy(), 8, 1.5, np.random.default_rng(0))))
+        rows.setdefault(key(layer), []).append((model.layer_cost(layer), max(ms - overhead_ms, 1e-5)))
+
+    def predict(layer):
+        macs = model.layer_cost(layer)
+        known, ms = min(rows[key(layer)], key=lambda row: abs(np.log(row[0] / macs)))
+        return ms * macs / known
+
+    chosen = ("conv", "linear")
+    depthwise = [[x for x in v if x.kind in chosen and key(x) in rows] for v in variants]
+    return [overhead_ms + sum(map(predict, layers)) for layers in depthwise]
+
+
+def benchmark(name, variants, fresh, passes, seed):
+    """Measure one network and print its rows; return a line on time and weather."""
+    torch.manual_seed(0)
+    model = MODELS[FACTORY.get(name, name)](**KWARGS.get(name, {})).eval()
+    x = torch.randint(0, 64, (1, 64)) if name == "language_model" else torch.randn(1, 1, 32, 32)
+    found = trace(model, x)
+    subject = MeasuredSubject(name, model, found, x, None if x.is_floating_point() else 64)
+    start = time.perf_counter()
+    plan = measurement_plan([subject], variants=variants, held_out=fresh, passes=passes, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.jsonl"
+        measure_here(plan, out)
+        result = read_results([out])[0]
+    table = table_from_results([result])
+    seconds = time.perf_counter() - start
+    network, building, held_out = measured_variants(result, name)
+    passes_ms = [v.passes_ms for v in held_out]
+    layers = [v.layers for v in held_out]
+    _row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
+    _row(name, "latency table", [table.predict(one) for one in layers], passes_ms)
+    timed = [v for v in building if v.passes_ms]
+    whole = np.array([v.latency_ms for v in timed])
+    _row(name, "MACs-linear", _macs_line(([v.layers for v in timed], whole), layers), passes_ms)
+    half = network.with_channels(network.policy(np.array([g.choices(g.unit)[(g.channels // g.unit - 1) // 2]
+                                                          for g in network.groups])))  # fmt: skip
+    isolated = _isolated([network.layers, half.layers], result.overhead_ms, layers)
+    _row(name, "isolated layers", isolated, passes_ms)
+    drift = result.drift
+    return (
+        f"{name}: table and fresh variants in {seconds:.0f} s; disturbed rounds {drift['disturbed_share']:.0%}, "
+        f"largest drift {drift['largest']:.3f}"
+    )
 
 
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=list(MODELS))
-    parser.add_argument("table", type=Path)
-    parser.add_argument("--build", action="store_true", help="measure the table first and write it there")
-    parser.add_argument(
-        "--variants", type=int, default=40, help="fresh variants on the channel grid; half as many off it"
-    )
+    parser.add_argument("networks", nargs="+", choices=[*MODELS, "vgg16"])
+    parser.add_argument("--variants", type=int, default=72)
+    parser.add_argument("--fresh", type=int, default=60)
+    parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=2026)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = MODELS[args.network]().eval()
-    x = torch.randint(0, 256, (1, 64)) if args.network == "language_model" else torch.randn(1, 1, 32, 32)
-    found = trace(model, x)
-    if args.build:
-        start = time.perf_counter()
-        write_latency_table(build_table(model, found, x), args.table)
-        print(f"table built in {time.perf_counter() - start:.0f} s")
-    table = read_latency_table(args.table)
-    multiple = table.channel_multiple or 1
-    rng = np.random.default_rng(args.seed)
-    counts = [(args.variants, multiple), (args.variants // 2, 1), (LINE, multiple), (ANCHORS, multiple)]
-    policies = [p for n, grid in counts for p in random_policies(found.network, n, grid, rng)]
-    measured = measure_variants(model, found, x, policies, threads=1, rng=rng, profile=False)[1:]
-    on, off, line, anchors = (
-        measured[sum(n for n, _ in counts[:i]) : sum(n for n, _ in counts[: i + 1])] for i in range(len(counts))
-    )
-    here = provenance(1, 1)
-    print(
-        f"{args.network}: {here['cpu']}, {here['cores']} cores, ONNX Runtime {here['ort_version']}, one thread, batch 1"
-    )
-    print(f"{len(table.rows)} rows; {'; '.join(table.mismatches(here)) or 'table made on this kind of machine'}")
-    _report(f"On the device's channel grid (multiples of {multiple})", table, on, line, anchors)
-    _report("Any widths", table, off, line, anchors)
+    print(HEAD)
+    said = [benchmark(name, args.variants, args.fresh, args.passes, args.seed) for name in args.networks]
+    print("\n" + "\n".join(said))
 
 
 if __name__ == "__main__":

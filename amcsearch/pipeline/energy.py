@@ -15,9 +15,9 @@ from amcsearch.pipeline.network import Network, load_network
 from amcsearch.pipeline.observer import Observer
 from amcsearch.reporting.energy import write_energy
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.on_device.session import bound_call
 from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.session import make_session
-from amcsearch.runtime.timing import bound_call
 from amcsearch.runtime.variants import random_kept
 
 __all__ = ["energy_report"]

@@ -59,7 +59,7 @@ def test_measuring_here_is_the_same_program(tmp_path, small_plan):
     assert all(0 <= share <= 1 for share, _ in told)
     (result,) = read_results([tmp_path / "r.jsonl"])
     ours = provenance(1, 1)
-    assert set(ours) < set(result.provenance)
+    assert set(ours) == set(result.provenance)
     same = set(ours) - {"timestamp"}
     assert {key: result.provenance[key] for key in same} == {key: ours[key] for key in same}
     assert result.provenance["nchwc_block"] == detect_nchwc_block()
