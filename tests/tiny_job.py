@@ -13,15 +13,20 @@ def network(num_classes: int = 4) -> nn.Module:
     return Tiny(num_classes)
 
 
+def broader(num_classes: int = 4) -> nn.Module:
+    """The same with more hidden channels."""
+    return Tiny(num_classes, hidden=40)
+
+
 class Tiny(nn.Module):
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, hidden: int = 24) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.body = nn.Sequential(
-            nn.Conv2d(16, 24, 3, padding=1, bias=False),
-            nn.BatchNorm2d(24),
+            nn.Conv2d(16, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            nn.Conv2d(24, 16, 3, padding=1, bias=False),
+            nn.Conv2d(hidden, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
         )
         self.head = nn.Linear(16, num_classes)

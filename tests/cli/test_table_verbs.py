@@ -164,12 +164,11 @@ def test_a_measured_table_is_checked_brought_up_to_date_and_extended(
     checked = run(capsys, "table", "show", folder)["networks"]["tiny"]
     assert checked["accuracy"] == pytest.approx(found["after"])
     assert checked["anchors"]["count"] >= 5
-    smaller = write_config().with_name("smaller.yaml")
-    smaller.write_text(
-        write_config().read_text().replace("name: tiny", "name: smaller").replace(":network", ":broader")
-    )
-    both = run(capsys, "table", "measure", smaller, "-o", folder, "--variants", 12, "--minutes", 0.5)
-    assert set(both["networks"]) == {"tiny", "smaller"}
+    other = config.with_name("other.yaml")
+    other.write_text(config.read_text().replace("name: tiny", "name: broader").replace(":network", ":broader"))
+    both = run(capsys, "table", "measure", other, "-o", folder, "--variants", 12, "--minutes", 0.5)
+    assert set(both["networks"]) == {"tiny", "broader"}
     assert both["networks"]["tiny"] == checked
     assert both["rows"] > first["rows"]
-    assert main(["table", "show", str(folder), "-o", str(tmp_path / "curves")]) == 0
+    run(capsys, "table", "show", folder, "-o", tmp_path / "curves")
+    assert list((tmp_path / "curves").iterdir())
