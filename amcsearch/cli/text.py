@@ -19,7 +19,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
                 f"{100 * block['accuracy']:.2f} %",
                 _count(block["macs"]),
                 _count(block["params"]),
-                _number(block["latency_ms_predicted"]),
+                _predicted(block),
                 f"{measured['median']:.3f} ({measured['low']:.3f}–{measured['high']:.3f})",
                 _number(block["energy_mj"]),
             ]
@@ -30,11 +30,36 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         "",
         f"latency: {ratio['median']:.3f}x of dense, measured in pairs ({ratio['low']:.3f}–{ratio['high']:.3f})",
         f"{summary['agent']}: {summary['evaluations']} evaluations; {summary['seconds']['total']:.0f} s in all",
+        *_table_lines(summary),
         *(f"WARNING: {text}" for text in summary["warnings"]),
         f"model: {folder / 'pruned.onnx'}",
         f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _predicted(block: Mapping[str, Any]) -> str:
+    value, sigma = block["latency_ms_predicted"], block.get("latency_ms_predicted_sigma")
+    return _number(value) if value is None or sigma is None else f"{value:.3f} ± {sigma:.3f}"
+
+
+def _table_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How good the latency table is on networks it had not seen, and what it took from the search."""
+    table = summary.get("table")
+    if not table:
+        return []
+    found = table.get("accuracy")
+    errors = "not checked on this network"
+    if found:
+        errors = (
+            f"mean error {found['mape']:.2%}, {found['within_5']:.0%} within 5 %, {found['within_10']:.0%} within 10 % "
+            f"on networks it had not seen; measuring twice differs by {found['noise_mape']:.2%}"
+        )
+    return [f"latency table {table['name']}: {errors}" + _left_out(summary.get("widths_left_out", 0))]
+
+
+def _left_out(count: int) -> str:
+    return f"; {count} widths left out, no faster than wider ones" if count else ""
 
 
 def sparsify_text(summary: Mapping[str, Any], folder: Path) -> str:
@@ -80,7 +105,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         f"{plan['name']}: {network['factory']}, {network['layers']} layers, {network['groups']} channel groups",
         *(f"  not pruned: {text}" for text in network["skipped"]),
         "samples: " + ", ".join(f"{name} {count}" for name, count in samples.items()),
-        f"channel multiple {plan['channel_multiple']}, {float(plan['policies']):.3g} policies",
+        f"channel multiple {plan['channel_multiple']}, {float(plan['policies']):.3g} policies"
+        + _left_out(plan["widths_left_out"]),
         *columns(rows),
         f"{plan['agent']}: {plan['trials']} evaluations" + (f", then {plan['baseline']}" if plan["baseline"] else ""),
         *(f"WARNING: {text}" for text in plan["warnings"]),

@@ -22,8 +22,6 @@ __all__ = ["Device", "load_device"]
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
 
-POOR_MAPE, POOR_WITHIN_10 = 0.05, 0.9
-
 
 @dataclass(frozen=True)
 class Device:
@@ -74,7 +72,10 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
         try:
             feasible = FeasibleSet(without_dominated(whole, grid), grid, limits)
         except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
-            warnings.append(f"only widths that are slower than wider ones meet the budget {dict(config.budget)}")
+            warnings.append(
+                f"budget {dict(config.budget)} is met by no policy without widths that are no faster than wider ones; "
+                "the search may propose them"
+            )
     feasible = feasible or FeasibleSet(whole, grid, limits)
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     return Device(profile, table, multiple, feasible.space, grid, feasible, dense, (*foreign, *warnings), left_out)

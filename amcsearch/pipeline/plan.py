@@ -44,6 +44,7 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
         "budget": dict(device.feasible.budget.limits),
         "largest_uniform": dict(device.grid.cost(uniform)),
         "channel_multiple": device.channel_multiple,
+        "widths_left_out": device.widths_left_out,
         "policies": device.space.size,
         "agent": config.search.agent,
         "baseline": config.search.baseline,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from amcsearch.core import COST_NAMES, Cost
+from amcsearch.core import COST_NAMES, Cost, PruningPolicy
 from amcsearch.pipeline.delivery import Outcome
 from amcsearch.pipeline.finalists import Finalist
 from amcsearch.pipeline.job import Job
@@ -38,12 +38,13 @@ def summarise(
     ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations`` and ``notes``.
     """
     trial, latency = outcome.chosen.trial, outcome.latency
+    dense_sigma, sigma = _sigma_ms(job, job.network.trace.network.dense), _sigma_ms(job, trial.policy)
     dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
     pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
     return {
-        "dense": _block(outcome.accuracy["dense"], job.device.dense, dense_ms),
-        "pruned": _block(outcome.accuracy["pruned"], trial.cost, pruned_ms),
-        "finetuned": _block(outcome.accuracy["finetuned"], trial.cost, pruned_ms),
+        "dense": _block(outcome.accuracy["dense"], job.device.dense, dense_sigma, dense_ms),
+        "pruned": _block(outcome.accuracy["pruned"], trial.cost, sigma, pruned_ms),
+        "finetuned": _block(outcome.accuracy["finetuned"], trial.cost, sigma, pruned_ms),
         "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
         "budget": {
             name: {"asked": asked, "limit": job.device.feasible.budget.limits[name], "predicted": trial.cost[name]}
@@ -65,6 +66,7 @@ def summarise(
         ],
         "skipped": [asdict(skipped) for skipped in job.network.trace.skipped],
         "channel_multiple": job.device.channel_multiple,
+        "widths_left_out": job.device.widths_left_out,
         "warnings": [*job.device.warnings, *_missed(outcome, job), *origin["notes"]],
     }
 
@@ -72,7 +74,15 @@ def summarise(
 def _table(job: Job) -> dict[str, Any] | None:
     if job.device.table is None or job.config.device.table is None:
         return None
-    return {"name": Path(job.config.device.table).name, "accuracy": job.device.table.info.get("accuracy")}
+    table = job.device.table
+    return {"name": Path(job.config.device.table).name, "network": table.network, "accuracy": table.accuracy}
+
+
+def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
+    """Standard deviation of a policy's predicted latency in ms, None without a table."""
+    if job.device.table is None:
+        return None
+    return job.device.table.uncertainty(job.network.trace.network.with_channels(policy).layers)
 
 
 def _versions() -> dict[str, str]:
@@ -84,11 +94,12 @@ def _interval(median: float, low: float, high: float) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def _block(accuracy: float, cost: Cost, latency_ms: dict[str, float]) -> dict[str, Any]:
+def _block(accuracy: float, cost: Cost, sigma_ms: float | None, latency_ms: dict[str, float]) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
         **{name: cost.get(name) for name in COST_NAMES if name != "latency_ms"},
         "latency_ms_predicted": cost.latency_ms,
+        "latency_ms_predicted_sigma": sigma_ms,
         "latency_ms_measured": latency_ms,
     }
 

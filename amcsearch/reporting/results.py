@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import LABELS, cost, escape, interval, milliseconds, number, percent, points, size
+from amcsearch.reporting.words import (
+    LABELS,
+    cost,
+    deviation,
+    escape,
+    interval,
+    milliseconds,
+    number,
+    percent,
+    points,
+    size,
+)
 
 __all__ = ["before_and_after", "budget", "finalists", "headline", "table"]
 
@@ -89,7 +100,9 @@ def before_and_after(record: Record) -> str:
                 title,
                 _with(percent(block.get("accuracy"), 2), "" if key == "dense" else _change(dense, block)),
                 *(_with(cost(name, block.get(name)), _share(dense, block, name)) for name, _ in columns),
-                milliseconds(block.get("latency_ms_predicted")),
+                _with(
+                    milliseconds(block.get("latency_ms_predicted")), deviation(block.get("latency_ms_predicted_sigma"))
+                ),
                 _with(
                     _median(block.get("latency_ms_measured")), interval(block.get("latency_ms_measured"), "\u00a0ms")
                 ),
@@ -100,6 +113,8 @@ def before_and_after(record: Record) -> str:
         "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
         "measurement serves both."
     )
+    if any(number(record.block(block).get("latency_ms_predicted_sigma")) is not None for block, _ in _BLOCKS):
+        note += " Predicted latency is given with its standard deviation."
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
         f"{budget(record)}</section>"

@@ -33,35 +33,23 @@ def warnings(record: Record) -> str:
     """What weakens the evidence, or nothing."""
     found = record.summary.get("warnings")
     texts = [str(text) for text in found] if isinstance(found, list) else []
-    texts += _table_warnings(record)
+    texts += _finalist_warnings(record)
     if not texts:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
     return f"<section class='warnings' id='warnings'><h2>Warnings</h2><ul>{items}</ul></section>"
 
 
-def _table_warnings(record: Record) -> list[str]:
-    texts = []
-    if number(record.block("finetuned").get("latency_ms_predicted")) is not None:
-        accuracy = _mapping(_mapping(record.summary.get("table")).get("accuracy"))
-        error = number(accuracy.get("mape"))
-        if error is None:
-            texts.append(
-                "The latency table states no held-out accuracy: trust the measured latency, not the predicted."
-            )
-        elif error > _POOR_ERROR:
-            texts.append(f"The latency table is poor: {percent(error)} mean error on networks it had not seen.")
+def _finalist_warnings(record: Record) -> list[str]:
     ratios = [
         abs(predicted / measured - 1)
         for entry in record.entries("finalists")
         if (predicted := number(entry.get("latency_ms_predicted")))
         and (measured := number(_mapping(entry.get("latency_ms_measured")).get("median")))
     ]
-    if ratios and max(ratios) > _POOR_ERROR:
-        texts.append(
-            f"Predicted latency is up to {percent(max(ratios), 0)} off for the finalists; the measured figures decide."
-        )
-    return texts
+    if not ratios or max(ratios) <= _POOR_ERROR:
+        return []
+    return [f"Predicted latency is up to {percent(max(ratios), 0)} off for the finalists; the measured figures decide."]
 
 
 def pictures(record: Record) -> str:
@@ -126,8 +114,9 @@ def provenance(record: Record) -> str:
         "Evaluations": ", ".join(f"{agent} {count}" for agent, count in agents.items()) or summary.get("evaluations"),
         "Seed": summary.get("seed"),
         "Channel multiple": summary.get("channel_multiple"),
+        "Widths left out": _left_out(summary.get("widths_left_out")),
         "Torch against ONNX Runtime": _difference(summary.get("onnx_max_abs_diff")),
-        "Latency table": _plain(summary.get("table")),
+        "Latency table": _table(_mapping(summary.get("table"))),
         "Device profile": _plain(summary.get("device")),
         "Versions": _plain(summary.get("versions")),
         "Time": _times(summary.get("seconds")),
@@ -161,6 +150,21 @@ def reproduce(record: Record) -> str:
     note = "Latency is measured anew each time and moves a little; policies, accuracies and predicted costs do not."
     text = f"<pre>{escape(commands)}</pre><p class='note'>{note}</p>"
     return f"<section id='reproduce'><h2>How to reproduce</h2>{text}</section>"
+
+
+def _left_out(value: Any) -> str:
+    count = number(value)
+    return f"{count:.0f}, no faster than wider ones of the same group" if count else ""
+
+
+def _table(table: Mapping[str, Any]) -> str:
+    """Name of the table, and its errors on variants of this network that it had not seen."""
+    accuracy = _mapping(table.get("accuracy"))
+    shares = (("mape", "mean error {}"), ("within_5", "{} within 5 %"), ("within_10", "{} within 10 %"))
+    said = [text.format(percent(accuracy[key])) for key, text in shares if number(accuracy.get(key)) is not None]
+    noise = number(accuracy.get("noise_mape"))
+    said += [f"measuring twice differs by {percent(noise)}"] if said and noise is not None else []
+    return ": ".join(text for text in (str(table.get("name") or ""), ", ".join(said)) if text)
 
 
 def _difference(value: Any) -> str:

@@ -3,7 +3,19 @@
 import html
 from typing import Any, Final
 
-__all__ = ["AXES", "LABELS", "cost", "escape", "interval", "milliseconds", "percent", "points", "seconds", "size"]
+__all__ = [
+    "AXES",
+    "LABELS",
+    "cost",
+    "deviation",
+    "escape",
+    "interval",
+    "milliseconds",
+    "percent",
+    "points",
+    "seconds",
+    "size",
+]
 
 LABELS: Final = {
     "accuracy": "Accuracy",
@@ -48,6 +60,12 @@ def milliseconds(value: Any) -> str:
     """Write a time, such as 0.512 ms."""
     found = number(value)
     return _NONE if found is None else f"{_digits(found)}{_SPACE}ms"
+
+
+def deviation(value: Any) -> str:
+    """Write the standard deviation of a time, such as ±0.012 ms, or nothing."""
+    found = number(value)
+    return "" if found is None else f"±{milliseconds(found)}"
 
 
 def interval(measured: Any, unit: str = "") -> str:

@@ -118,10 +118,28 @@ def test_an_absolute_budget_is_compared_in_its_own_unit(finished):
     assert "at most 0.200 ms: predicted 0.255 ms, measured 0.250 ms: missed" in text
 
 
-def test_a_table_without_or_with_poor_accuracy_is_a_warning(finished):
-    assert "no held-out accuracy" not in words(render(finished))
-    assert "states no held-out accuracy" in change(finished, lambda s: s["table"].update(accuracy=None))
-    assert "is poor: 31.0 % mean error" in change(finished, lambda s: s["table"].update(accuracy={"mape": 0.31}))
+def test_a_table_is_shown_with_its_own_errors(finished):
+    accuracy = {"mape": 0.021, "within_5": 0.93, "within_10": 0.98, "noise_mape": 0.008}
+    text = change(finished, lambda s: s["table"].update(accuracy=accuracy))
+    errors = "mean error 2.1 %, 93.0 % within 5 %, 98.0 % within 10 %, measuring twice differs by 0.8 %"
+    assert f"x86_epyc_avx512: {errors}" in text
+    bare = change(finished, lambda s: s["table"].update(accuracy=None))
+    assert "Latency table x86_epyc_avx512" in bare
+    assert "within 10 %" not in bare
+
+
+def test_a_prediction_is_shown_with_its_standard_deviation(finished):
+    def doubt(summary):
+        summary["pruned"].update(latency_ms_predicted=0.2547, latency_ms_predicted_sigma=0.0061)
+
+    assert "±" not in words(render(finished)).replace("±10", "")
+    assert "0.255 ms ±0.00610 ms" in change(finished, doubt)
+
+
+def test_widths_left_out_are_counted(finished):
+    assert "Widths left out" not in change(finished, lambda s: s.update(widths_left_out=0))
+    text = change(finished, lambda s: s.update(widths_left_out=12))
+    assert "Widths left out 12, no faster than wider ones of the same group" in text
 
 
 def test_a_prediction_far_off_is_a_warning(finished):
@@ -174,7 +192,7 @@ def test_a_run_without_latency_and_energy_shows_what_it_has(finished):
     assert "Energy" not in text
     assert "MACs at most 20.0 M (0.5x of dense)" in text
     assert "Accuracy against MACs" in text
-    assert "held-out" not in text
+    assert "standard deviation" not in text
 
 
 def test_names_cannot_inject_markup(finished):
