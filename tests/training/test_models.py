@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 from amcsearch.core import BadInputError
-from amcsearch.training.models import MODELS, language_model, mobilenetv2, resnet20, vgg, vit
+from amcsearch.training.models import MODELS, language_model, mobilenetv2, resnet18, resnet20, vgg, vit
 
 KWARGS = {
     "resnet20": {"width": 4},
+    "resnet18": {"width": 4},
     "mobilenetv2": {"width_multiplier": 0.5},
     "vgg": {"width": 4, "hidden": 16},
     "vit": {"dim": 16, "depth": 2, "num_heads": 2, "mlp_width": 24},
@@ -57,6 +58,12 @@ def test_resnet20_has_the_paper_s_parameters():
     # 269,722 for CIFAR with zero-padded shortcuts (He et al. 2016: 0.27 M); two 1x1 projections with their
     # normalisation add 16·32 + 64 + 32·64 + 128
     assert parameters(resnet20(in_channels=3)) == 269_722 + 576 + 2176
+
+
+def test_resnet18_has_the_paper_s_parameters():
+    # 11,689,512 for ImageNet (torchvision's count): less the 7x7 stem's 9,408 and the head's 513,000, with a 3x3 stem's
+    # 1,728 and ten classes' 5,130
+    assert parameters(resnet18(in_channels=3)) == 11_689_512 - 9_408 - 513_000 + 1_728 + 5_130
 
 
 def test_vgg_at_width_64_has_vgg16_s_convolutions():
