@@ -47,8 +47,9 @@ def energy_report(
     observer.phase("Tracing the network")
     network = load_network(config, train=False)
     spec = network.trace.network
-    needs_latency = profile.static_power_mw > 0.0 and config.device.table is not None
-    latency = read_latency_table(config.device.table) if needs_latency and config.device.table else None
+    needs_latency = profile.static_power_mw > 0.0
+    table = config.device.table if needs_latency else None
+    latency = read_latency_table(table).for_network(spec) if table else None
     model = EnergyModel(profile, config.device.batch, latency)
     policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
     layers = {name: spec.with_channels(chosen).layers for name, chosen in policies.items()}

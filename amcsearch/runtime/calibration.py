@@ -8,8 +8,8 @@
    a kernel.
 3. Kernel models are built with a sixth of the variants left out in turn, and predict these. On such predictions alone
    are fitted: one factor a kernel family, the constant of a call, the slopes of residency (all bounded, the factors
-   drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias: a
-   surface goes through its own points.
+   drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias:
+   a surface goes through its own points.
 4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
 """
 
