@@ -75,7 +75,8 @@ class LatencyTable:
         self.rows = checked_rows(rows)
         self.info = dict(info)
         self.networks: Mapping[str, Mapping[str, Any]] = self._networks()
-        self.network = network or (next(iter(self.networks)) if len(self.networks) == 1 else None)
+        alone = len(self.networks) == 1 and settings is None
+        self.network = network or (next(iter(self.networks)) if alone else None)
         self.entry = self.networks[self.network or settings or next(iter(self.networks))]
         self.constant = _number(self.entry, "constant_ms", None)
         self._residency = Residency.from_mapping(self.entry.get("residency"))

@@ -82,6 +82,13 @@ def test_the_only_network_is_bound_from_the_start() -> None:
     assert (alone.network, alone.layer_cost(CONV)) == ("one", pytest.approx(0.4))
 
 
+def test_the_only_network_is_not_taken_for_another() -> None:
+    alone = LatencyTable(frame(ROWS[:2]), info(one=INFO["networks"]["one"]))
+    other = alone.for_network(NetworkSpec((CONV.resized(16, 16),), ()))
+    assert (other.network, other.accuracy) == (None, None)
+    assert other.constant == alone.constant
+
+
 def test_fingerprints_tell_shapes_apart_and_names_not() -> None:
     renamed = NetworkSpec((replace(CONV, name="x"), FC), ())
     assert fingerprint(ONE) == fingerprint(renamed)
