@@ -58,6 +58,11 @@ READERS = {
 def test_a_constant_channel_leaves_without_a_trace(readers: tuple[nn.Module, ...]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), *copy.deepcopy(readers))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.uniform_(module.weight, 0.1, 1.0)  # no activation between dies, whatever was drawn at import
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, 0.0, 0.1)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
         norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
