@@ -53,13 +53,17 @@ def _config(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _run_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
+    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+
+
 def _search(commands: "Commands") -> None:
     example = "amcsearch search configs/searches/digits.yaml --set search.trials=100"
     text = "find a pruning policy, prove it, and export a smaller ONNX model"
     command = _verb(commands, "search", verbs.search, text, example)
     _config(command)
-    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
-    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    _run_folder(command)
     command.add_argument("--workers", type=int, default=1, help="evaluations side by side, in processes")
     command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
@@ -107,8 +111,7 @@ def _sparsify(commands: "Commands") -> None:
     text = "prune while training, by gates or mask schedules, and keep the learned densities as a policy"
     command = _verb(commands, "sparsify", verbs.sparsify, text, example)
     _config(command)
-    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
-    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    _run_folder(command)
 
 
 def _report(commands: "Commands") -> None:

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from amcsearch.core import BadInputError
 from amcsearch.costs.energy import LayerEnergy
 from amcsearch.reporting.drawing import ACCENT, INK, MUTED, drawing, standalone_svg
-from amcsearch.runs import replacing
+from amcsearch.runs import make_folder, replacing
 
 if TYPE_CHECKING:
     from _csv import Writer as CsvWriter
@@ -40,10 +40,7 @@ def write_energy(networks: Mapping[str, Sequence[LayerEnergy]], folder: Path) ->
     """
     if not any(layer.total_mj for layers in networks.values() for layer in layers):
         raise BadInputError("no layer of this network costs energy; look at the device's constants")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+    make_folder(folder)
     paths = {"csv": folder / "energy.csv", "svg": folder / "energy.svg"}
     with replacing(paths["csv"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         _write_rows(csv.writer(stream), networks)

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table import LatencyTable, measured_layers, signature
 from amcsearch.costs.latency_table.signature import keeps_signature
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
-from amcsearch.runs import replacing
+from amcsearch.runs import make_folder, replacing
 
 __all__ = ["LayerCurve", "layer_curves", "write_latency_curves"]
 
@@ -95,10 +95,7 @@ def write_latency_curves(table: LatencyTable, folder: Path) -> dict[str, Path]:
     Raises:
         BadInputError: a folder that cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+    make_folder(folder)
     rows, pictures, cliffs = folder / "cliffs.csv", {}, []
     for name in table.networks:
         bound = LatencyTable(table.rows, table.info, name)

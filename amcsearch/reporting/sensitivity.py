@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from amcsearch.core import BadInputError
 from amcsearch.reporting.drawing import ACCENT, INK, MUTED, drawing, standalone_svg
-from amcsearch.runs import replacing
+from amcsearch.runs import make_folder, replacing
 
 __all__ = ["write_curves"]
 
@@ -30,10 +30,7 @@ def write_curves(rows: Iterable[tuple[str, int, float, float]], folder: Path) ->
     found = list(rows)
     if not found:
         raise BadInputError("sensitivity found no channel group to prune; look at the layers named as skipped")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+    make_folder(folder)
     paths = {"csv": folder / "sensitivity.csv", "svg": folder / "sensitivity.svg"}
     with replacing(paths["csv"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -12,7 +12,7 @@ import numpy as np
 
 from amcsearch.core import BadInputError
 
-__all__ = ["append_line", "plain", "read_text", "replacing", "writing"]
+__all__ = ["append_line", "make_folder", "plain", "read_text", "replacing", "writing"]
 
 
 @contextmanager
@@ -27,6 +27,18 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise BadInputError(f"cannot write {path}: {reason}; free the disk, or name another --out") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, with those above it, unless it is there.
+
+    Raises:
+        BadInputError: the operating system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
 
 
 def read_text(path: Path) -> str:

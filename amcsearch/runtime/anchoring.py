@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from amcsearch.core import BadInputError, NetworkSpec
-from amcsearch.costs.latency_table import LatencyTable, fingerprint, weight_mib
+from amcsearch.costs.latency_table import LatencyTable, bytes_a_weight, fingerprint, weight_mib
 from amcsearch.runtime.measured import MeasuredVariant
 
 __all__ = ["anchored"]
@@ -52,7 +52,7 @@ def anchored(
     bound = table.for_network(network)
     factors, constant_ms, joint = _fit(bound, timed)
     slopes = {knot: joint * slope for knot, slope in dict(bound.entry.get("residency") or {}).items()}
-    mib = sum(weight_mib(layer, 4) for layer in network.layers)
+    mib = sum(weight_mib(layer, bytes_a_weight(table.provenance)) for layer in network.layers)
     entry = {**bound.entry, "fingerprint": fingerprint(network), "weights_mib": mib, "accuracy": None}
     entry |= {"constant_ms": constant_ms, "residency": slopes}
     entry["anchors"] = {

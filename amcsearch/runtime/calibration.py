@@ -23,10 +23,10 @@ from scipy.optimize import lsq_linear
 
 from amcsearch.costs.latency_table import (
     KNOTS_MIB,
-    PLAIN_CONVOLUTIONS,
     KernelModel,
     Observation,
     Residency,
+    is_plain,
     row_key,
     weight_mib,
 )
@@ -104,7 +104,7 @@ def observe(
     stretch = _inside(variant, overhead_ms) / sum(raw)
     by_layer = variant.kernels_by_layer()
     mib = {layer.name: weight_mib(layer, weight_bytes) for layer in variant.layers}
-    streamed = {name: mib[name] for name in mib if not _is_plain(by_layer.get(name, ()))}
+    streamed = {name: mib[name] for name in mib if not any(map(is_plain, by_layer.get(name, ())))}
     total = np.array([sum(mib.values())])
     extra = float(residency.extra_ms(total, np.array([sum(streamed.values())]))[0])
     a_mib = extra / sum(streamed.values()) if extra else 0.0
@@ -120,10 +120,6 @@ def observe(
             kernels[kernel] = (float(len(at)), ms / len(at))
         found.append(Observation(layer, kernels))
     return found
-
-
-def _is_plain(kernels: Sequence[str] | Mapping[str, object]) -> bool:
-    return any(kernel.split("+")[0] in PLAIN_CONVOLUTIONS for kernel in kernels)
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ def _left_out(
                     sums[v, families[time.kernel]] += time.ms
                     far[v] += (time.ms * time.octaves) ** 2
                 mib = weight_mib(layer, weight_bytes)
-                weights[v] += (mib, 0.0 if _is_plain([time.kernel for time in known[key]]) else mib)
+                weights[v] += (mib, 0.0 if any(is_plain(time.kernel) for time in known[key]) else mib)
     return _LeftOut(sums, np.sqrt(far), weights)
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
 from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
 from amcsearch.runtime.on_device.session import CPU, open_session, optimised_model
 
@@ -72,12 +73,7 @@ def detect_nchwc_block() -> int:
 
     Read from the runtime's own optimised graph: the weight of a convolution with 4 outputs is padded to one block.
     """
-    graph = optimised_graph(_one_conv(64, 4))
-    conv = next(node for node in graph.node if node.op_type == "Conv")
-    if conv.domain != "com.microsoft.nchwc":
-        return 0
-    weight = next(tensor for tensor in graph.initializer if tensor.name == conv.input[1])
-    return int(weight.dims[0])
+    return nchwc_block(optimised_model(_one_conv(64, 4)))
 
 
 def provenance(threads: int, batch: int, dtype: str = "float32") -> dict[str, Any]:

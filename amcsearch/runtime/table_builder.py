@@ -21,6 +21,7 @@ from amcsearch.costs.latency_table import (
     LatencyTable,
     Observation,
     RowKey,
+    bytes_a_weight,
     fingerprint,
     joined_rows,
     make_rows,
@@ -31,9 +32,8 @@ from amcsearch.runtime.calibration import Calibration, calibrate, observe
 from amcsearch.runtime.channel_grid import grid_info
 from amcsearch.runtime.measured import MeasuredVariant
 
-__all__ = ["accuracy", "merged", "prediction_errors", "table_of", "with_accuracy"]
+__all__ = ["accuracy", "merged", "prediction_errors", "table_of", "with_accuracy", "with_entry"]
 
-WEIGHT_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 LEAST_VARIANTS = 4
 
 
@@ -140,7 +140,7 @@ def table_of(
             f"network {name!r}: {len(profiled)} profiled variants, a table needs at least {LEAST_VARIANTS}; "
             f"give the measurement more minutes or variants"
         )
-    weight_bytes = WEIGHT_BYTES.get(str(provenance.get("dtype", "float32")), 4)
+    weight_bytes = bytes_a_weight(provenance)
     calibration = calibrate(profiled, overhead_ms, int(provenance.get("nchwc_block") or 0), weight_bytes=weight_bytes)
     seen = [
         one
@@ -160,7 +160,12 @@ def table_of(
 def with_accuracy(table: LatencyTable, name: str, held_out: Sequence[MeasuredVariant]) -> LatencyTable:
     """The table with its errors on variants of a network written into it."""
     bound = LatencyTable(table.rows, table.info, name)
-    networks = {**table.networks, name: {**table.networks[name], "accuracy": prediction_errors(bound, held_out)}}
+    return with_entry(table, name, {"accuracy": prediction_errors(bound, held_out)})
+
+
+def with_entry(table: LatencyTable, name: str, more: Mapping[str, Any]) -> LatencyTable:
+    """The table with more said of a network."""
+    networks = {**table.networks, name: {**table.networks[name], **more}}
     return LatencyTable(table.rows, {**table.info, "networks": networks})
 
 

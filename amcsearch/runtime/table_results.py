@@ -7,7 +7,7 @@ equally well, and read some percent too low.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +15,13 @@ from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
 from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.runtime.attribution import kernel_runs
 from amcsearch.runtime.kit_results import KitResult, ModelResult, TimedPass
-from amcsearch.runtime.measured import MeasuredVariant
+from amcsearch.runtime.measured import KernelRun, MeasuredVariant
 from amcsearch.runtime.measurement_plan import HELD_OUT, described_networks
 from amcsearch.runtime.network_record import network_from_record
-from amcsearch.runtime.table_builder import merged, table_of
-from amcsearch.runtime.verify import DISTURBED
+from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
+from amcsearch.runtime.table_builder import merged, table_of, with_entry
 
 __all__ = ["measured_variants", "table_from_results"]
-
-QUIET_QUANTILE: Final = 0.1
 
 
 def _pass_ms(one: TimedPass, quiet_ms: float) -> float:
@@ -40,9 +38,10 @@ def _quiet_level(models: Iterable[ModelResult]) -> float:
 def _variant(model: ModelResult, network: NetworkSpec, owners: Mapping[str, str], quiet_ms: float) -> MeasuredVariant:
     policy = network.dense if model.policy is None else PruningPolicy(model.policy)
     passes = tuple(_pass_ms(one, quiet_ms) for one in model.passes)
-    wanted = model.graph is not None and (model.nodes or not passes)
-    runs = tuple(kernel_runs(model.graph, owners, model.nodes)) if wanted and model.graph is not None else ()
-    return MeasuredVariant(policy, network.with_channels(policy).layers, passes, runs)
+    runs: Sequence[KernelRun] = ()
+    if model.graph is not None and (model.nodes or not passes):
+        runs = kernel_runs(model.graph, owners, model.nodes)
+    return MeasuredVariant(policy, network.with_channels(policy).layers, passes, tuple(runs))
 
 
 def measured_variants(result: KitResult, name: str) -> tuple[NetworkSpec, list[MeasuredVariant], list[MeasuredVariant]]:
@@ -82,7 +81,7 @@ def table_from_results(results: Iterable[KitResult], known: Sequence[LatencyTabl
         building = [_slower(v, speeds[0] / s) for (_, _, own, _), s in zip(measured, speeds, strict=True) for v in own]
         held_out = [_slower(v, speeds[0] / s) for (*_, own), s in zip(measured, speeds, strict=True) for v in own]
         table = table_of(name, network, building, held_out, result.overhead_ms, result.provenance)
-        tables.append(_with(table, name, {"drift": _drift(result), "notes": list(result.notes)}))
+        tables.append(with_entry(table, name, {"drift": _drift(result), "notes": list(result.notes)}))
     return merged(tables)
 
 
@@ -96,8 +95,3 @@ def _slower(variant: MeasuredVariant, factor: float) -> MeasuredVariant:
 
 def _drift(result: KitResult) -> dict[str, Any]:
     return {key: result.drift[key] for key in ("disturbed_share", "largest") if key in result.drift}
-
-
-def _with(table: LatencyTable, name: str, more: Mapping[str, Any]) -> LatencyTable:
-    networks = {**table.networks, name: {**table.networks[name], **more}}
-    return LatencyTable(table.rows, {**table.info, "networks": networks})

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError
+from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
 from amcsearch.runtime.session import make_session
 from amcsearch.runtime.timing import time_interleaved
 
@@ -25,7 +26,6 @@ __all__ = ["PairedLatency", "measure_many", "measure_paired", "median_interval",
 
 RESAMPLES = 2000
 LEVEL = 0.95
-DISTURBED = 1.05  # times the fastest tenth of rounds
 ROUNDS = 300
 BLOCK = 20  # rounds in a row …
 PAUSE_S = 0.6  # … and then a pause, so that all of them together outlast a disturbance of seconds
@@ -73,7 +73,7 @@ def median_interval(
 
 def quiet_rounds(dense_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Rounds in which the dense model, (rounds,), was near its fastest tenth: (rounds,); at least a tenth of them."""
-    return np.asarray(dense_ms <= DISTURBED * float(np.quantile(dense_ms, 0.1)))
+    return np.asarray(dense_ms <= DISTURBED * float(np.quantile(dense_ms, QUIET_QUANTILE)))
 
 
 def paired_latency(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from amcsearch.core import LayerKind
-from amcsearch.costs.latency_table import PLAIN_CONVOLUTIONS, Residency, weight_mib
+from amcsearch.costs.latency_table import Residency, is_plain, weight_mib
 from amcsearch.runtime.measured import KernelRun, MeasuredVariant
 
 PROVENANCE = {"cpu": "made up", "ort_version": "1.0", "threads": 1, "batch": 1, "nchwc_block": 16, "dtype": "float32"}
@@ -42,7 +42,7 @@ class SimulatedDevice:
     def truth_ms(self, layers):
         """Latency of a whole network."""
         total = sum(weight_mib(layer, 4) for layer in layers)
-        plain = [any(k.split("+")[0] in PLAIN_CONVOLUTIONS for k in self.kernels(layer)) for layer in layers]
+        plain = [any(map(is_plain, self.kernels(layer))) for layer in layers]
         streamed = sum(weight_mib(layer, 4) for layer, is_plain in zip(layers, plain, strict=True) if not is_plain)
         extra = float(self.residency.extra_ms(np.array([total]), np.array([streamed]))[0])
         return self.overhead_ms + sum(sum(self.kernels(layer).values()) for layer in layers) + extra

@@ -1,7 +1,7 @@
 """Latency tables: rows measured on a device, and the model between them."""
 
 from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime, Observation
-from amcsearch.costs.latency_table.residency import KNOTS_MIB, PLAIN_CONVOLUTIONS, Residency, weight_mib
+from amcsearch.costs.latency_table.residency import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
 from amcsearch.costs.latency_table.rows import (
     COLUMNS,
     GRAPH,
@@ -27,7 +27,6 @@ __all__ = [
     "KNOTS_MIB",
     "LAYER_COLUMNS",
     "NO_KERNEL",
-    "PLAIN_CONVOLUTIONS",
     "KernelModel",
     "KernelTime",
     "LatencyTable",
@@ -35,7 +34,9 @@ __all__ = [
     "Residency",
     "RowKey",
     "Signature",
+    "bytes_a_weight",
     "fingerprint",
+    "is_plain",
     "joined_rows",
     "make_rows",
     "measured_layers",

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
 from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
-from amcsearch.costs.latency_table.residency import PLAIN_CONVOLUTIONS, weight_mib, weight_mib_at
+from amcsearch.costs.latency_table.residency import is_plain, weight_mib, weight_mib_at
 from amcsearch.costs.latency_table.rows import ADD
 from amcsearch.costs.latency_table.signature import keeps_signature
 
@@ -55,7 +55,7 @@ class LayerTimes:
             BadInputError: as ``times``.
         """
         mib = weight_mib(layer, self._bytes)
-        return mib, 0.0 if any(_is_plain(time.kernel) for time in self.times(layer)) else mib
+        return mib, 0.0 if any(is_plain(time.kernel) for time in self.times(layer)) else mib
 
     def priced(
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
@@ -89,16 +89,12 @@ class LayerTimes:
         ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=bool)
         for kernel, (own_ms, count) in (times or {}).items():
             ms += own_ms
-            plain |= _is_plain(kernel) & (count > 0)
+            plain |= is_plain(kernel) & (count > 0)
         mib = weight_mib_at(layer, self._bytes, widths)
         return np.stack([ms, mib, np.where(plain, 0.0, mib)], axis=1)
 
     def _knowing(self, layer: LayerSpec) -> Sequence[KernelModel]:
         return [model for model in self._models if model.knows(layer)] or self._models
-
-
-def _is_plain(kernel: str) -> bool:
-    return kernel.split("+")[0] in PLAIN_CONVOLUTIONS
 
 
 def _check_folded(layer: LayerSpec) -> None:

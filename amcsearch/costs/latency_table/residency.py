@@ -20,11 +20,22 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
 
-__all__ = ["KNOTS_MIB", "PLAIN_CONVOLUTIONS", "Residency", "weight_mib", "weight_mib_at"]
+__all__ = ["KNOTS_MIB", "Residency", "bytes_a_weight", "is_plain", "weight_mib", "weight_mib_at"]
 
 KNOTS_MIB: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0)
-PLAIN_CONVOLUTIONS: Final = ("Conv", "ms.FusedConv")
+_PLAIN_CONVOLUTIONS: Final = ("Conv", "ms.FusedConv")
+_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 _MIB: Final = 2.0**20
+
+
+def is_plain(kernel: str) -> bool:
+    """Whether a kernel is a convolution outside the blocked layout, whatever is fused to it."""
+    return kernel.split("+")[0] in _PLAIN_CONVOLUTIONS
+
+
+def bytes_a_weight(provenance: Mapping[str, Any]) -> int:
+    """Size of one weight in the data type a table was measured with, float32 where it does not say."""
+    return _BYTES.get(str(provenance.get("dtype", "float32")), 4)
 
 
 def weight_mib(layer: LayerSpec, bytes_each: int) -> float:

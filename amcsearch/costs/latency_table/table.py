@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec
 from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
 from amcsearch.costs.latency_table.layer_times import LayerTimes
-from amcsearch.costs.latency_table.residency import Residency, weight_mib
+from amcsearch.costs.latency_table.residency import Residency, bytes_a_weight, weight_mib
 from amcsearch.costs.latency_table.rows import checked_rows, observations, row_key
 
 __all__ = ["COMPARED", "LatencyTable", "fingerprint"]
@@ -43,7 +43,6 @@ COMPARED: Final = {
     "batch": "batch size",
     "dtype": "data type",
 }
-_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 
 
 def fingerprint(network: NetworkSpec) -> str:
@@ -80,7 +79,7 @@ class LatencyTable:
         self.entry = self.networks[self.network or settings or next(iter(self.networks))]
         self.constant = _number(self.entry, "constant_ms", None)
         self._residency = Residency.from_mapping(self.entry.get("residency"))
-        self._bytes = _BYTES.get(str(self.provenance.get("dtype", "float32")), 4)
+        self._bytes = bytes_a_weight(self.provenance)
         self._layers = LayerTimes(self._make_models(), self._bytes)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["DISTURBED", "Drift"]
+__all__ = ["DISTURBED", "QUIET_QUANTILE", "Drift"]
 
 DISTURBED = 1.05
 QUIET_QUANTILE = 0.1
