@@ -45,7 +45,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("config.*",),
     "pynvml": ("runtime.energy_counters",),
     "safetensors": ("training.checkpoint", "pipeline.delivery"),
-    "scipy": ("runtime.calibration", "runtime.anchoring", "runtime.table_builder"),
+    "scipy": ("evaluation.additivity", "runtime.calibration", "runtime.anchoring", "runtime.table_builder"),
     "sklearn": ("training.data*",),
     "sqlalchemy": ("search.study*",),
     "stable_baselines3": ("search.ddpg*",),

@@ -78,11 +78,12 @@ def _table(commands: "Commands") -> None:
 
 def _sensitivity(commands: "Commands") -> None:
     example = "amcsearch sensitivity configs/searches/digits.yaml -o sensitivity"
-    text = "loss and accuracy when one group alone is pruned: CSV and plot"
+    text = "loss and accuracy when one group alone is pruned, and whether losses add up: CSVs and plots"
     command = _verb(commands, "sensitivity", verbs.sensitivity, text, example)
     _config(command)
-    command.add_argument("-o", "--out", type=Path, default=Path("sensitivity"), help="folder for the CSV and the plot")
+    command.add_argument("-o", "--out", type=Path, default=Path("sensitivity"), help="folder for CSVs and plots")
     command.add_argument("--points", type=int, default=5, help="widths tried for each group")
+    command.add_argument("--joint", type=int, default=50, help="random policies held against the sum of groups (50)")
 
 
 def _energy(commands: "Commands") -> None:

@@ -69,9 +69,9 @@ def sensitivity(args: argparse.Namespace, console: "Console") -> None:
     """Write per-group curves as CSV and picture."""
     from amcsearch.pipeline.sensitivity import write_sensitivity
 
-    found = write_sensitivity(load_config(args), args.out, args.points, console)
+    found = write_sensitivity(load_config(args), args.out, args.points, console, joint=args.joint)
     console.close()
-    show(args, found, "\n".join(f"{name}: {path}" for name, path in found.items()))
+    show(args, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
 def energy(args: argparse.Namespace, console: "Console") -> None:

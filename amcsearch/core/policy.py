@@ -120,6 +120,19 @@ class PolicySpace:
             total *= len(choice)
         return total
 
+    def random(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw kept counts, shape (count, G), from the smallest policy to nearly dense ones.
+
+        Each policy draws a ceiling from U(0, 1) and then each group a ratio from U(0, ceiling), as a share of the most
+        that may be removed. Without the ceiling, the sum over many groups concentrates every draw around one middle
+        cost.
+        """
+        sizes = np.array([len(choices) for choices in self.choices])
+        ceiling = rng.random((count, 1))
+        removed = rng.random((count, len(sizes))) * ceiling  # share of the choices given up
+        index = np.rint((1.0 - removed) * (sizes - 1)).astype(np.int64)
+        return np.stack([choices[index[:, g]] for g, choices in enumerate(self.choices)], axis=1)
+
     def nearest(self, pruning_ratios: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
         """Round one pruning ratio a group, shape (G,), to kept counts, shape (G,); ties keep more channels."""
         kept = [self.nearest_choice(g, float(r)) for g, r in enumerate(pruning_ratios)]

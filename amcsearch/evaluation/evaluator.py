@@ -64,6 +64,12 @@ class Evaluator:
         self.inputs = _images_last(search[0].detach().to(torch_device))
         self.targets = search[1].detach().to(torch_device)
 
+    def bare(self) -> "Evaluator":
+        """The same evaluator of networks that are cut and nothing else: not refitted, not recalibrated."""
+        found = copy.copy(self)
+        found.bn_recalibration, found.reconstruction, found.means = False, None, None
+        return found
+
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
         """Return loss and accuracy of the policy on the search split; a loss that is not finite is returned as it is.
 

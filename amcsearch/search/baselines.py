@@ -48,17 +48,11 @@ def climb(study: Study, rng: np.random.Generator) -> None:
 def random_policies(study: Study, rng: np.random.Generator) -> NDArray[np.int64] | None:
     """Return random feasible policies (P, G), or None where rejection finds none.
 
-    Each policy draws a ceiling from U(0, 1) and then each group a ratio from U(0, ceiling), as a share of the most
-    that may be removed, and is rejected if infeasible. Without the ceiling, the sum over many groups concentrates every
-    draw around one middle cost and the edge of the budget, where the best policies lie, is never seen.
+    They are drawn over the whole range of costs (``PolicySpace.random``), for the best policies lie at the edge of the
+    budget, and rejected if infeasible.
     """
-    space = study.space
-    sizes = np.array([len(choices) for choices in space.choices])
     for _ in range(_ROUNDS):
-        ceiling = rng.random((_BATCH, 1))
-        removed = rng.random((_BATCH, len(sizes))) * ceiling  # share of the choices given up
-        index = np.rint((1.0 - removed) * (sizes - 1)).astype(np.int64)
-        kept = np.stack([choices[index[:, g]] for g, choices in enumerate(space.choices)], axis=1)
+        kept = study.space.random(_BATCH, rng)
         feasible = kept[study.feasible.contains(kept)]
         if len(feasible):
             return feasible

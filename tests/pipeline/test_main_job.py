@@ -94,9 +94,15 @@ def test_prune_applies_a_policy(write_config: WriteConfig, tmp_path: Path) -> No
 
 
 def test_sensitivity_writes_curves(write_config: WriteConfig, tmp_path: Path) -> None:
-    assert main(["sensitivity", str(write_config()), "-o", str(tmp_path / "curves"), "--points", "3"]) == 0
+    assert (
+        main(["sensitivity", str(write_config()), "-o", str(tmp_path / "curves"), "--points", "3", "--joint", "4"]) == 0
+    )
     curves = pd.read_csv(tmp_path / "curves" / "sensitivity.csv")
-    assert curves.groupby("group").size().to_dict() == {"stem.0": 3, "body.0": 3}
+    assert curves.groupby(["group", "recovery"]).size().unique().tolist() == [3]
+    assert set(curves["group"]) == {"stem.0", "body.0"}
+    dense = curves[curves["kept"] == curves.groupby("group")["kept"].transform("max")]
+    assert dense.groupby("recovery")["loss"].nunique().to_dict() == {"bare": 1, "recovered": 1}
+    assert len(pd.read_csv(tmp_path / "curves" / "additivity.csv")) == 4
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
