@@ -1,0 +1,82 @@
+"""In which order to decide the variables of a sum of small functions, so that few must be remembered at a time.
+
+A function that names variables ties them together: each must be known until the last function that names it is
+counted. Variables are introduced one by one; one leaves the table as soon as all it is tied to has been introduced.
+The work of a step is the product of the sizes of everything in the table and the variable introduced. A chain keeps one
+variable in the table, a residual stage the width of the stage and one width inside a block, whatever their number.
+
+One table at a time, where variable elimination in general keeps one for each branch and joins them: ours carry a budget
+along, and to join two would take a min-plus convolution over it, quadratic in its resolution. The order is greedy (the
+next variable leaves the smallest table), once from each variable as the first, and the cheapest of these is kept.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+__all__ = ["Step", "elimination_steps", "largest_table", "work"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """``group`` joins a table over ``before``; a table over ``after`` is left, the others are decided."""
+
+    group: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def joint(self) -> tuple[int, ...]:
+        """All variables that meet in this step."""
+        return (*self.before, self.group)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The variables of ``before`` that stay in the table."""
+        return tuple(g for g in self.before if g in self.after)
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """The variables of ``before`` that are decided here (``group`` is too, where ``after`` lacks it)."""
+        return tuple(g for g in self.before if g not in self.after)
+
+
+def work(steps: Sequence[Step], sizes: Sequence[int]) -> int:
+    """How many combinations of values all steps look at together."""
+    return sum(prod(sizes[g] for g in step.joint) for step in steps)
+
+
+def largest_table(steps: Sequence[Step], sizes: Sequence[int]) -> int:
+    """Combinations of values all tables hold together (they are kept to read the solution off them)."""
+    return sum(prod(sizes[g] for g in step.before) for step in steps)
+
+
+def elimination_steps(sizes: Sequence[int], scopes: Iterable[Collection[int]]) -> tuple[Step, ...]:
+    """Return one step for each variable, given how many values each has and which ones each function names."""
+    neighbours: list[set[int]] = [set() for _ in sizes]
+    for scope in scopes:
+        for g in scope:
+            neighbours[g] |= set(scope) - {g}
+    orders = [_greedy(first, sizes, neighbours) for first in range(len(sizes))]
+    return min(orders, key=lambda steps: work(steps, sizes), default=())
+
+
+def _greedy(first: int, sizes: Sequence[int], neighbours: Sequence[set[int]]) -> tuple[Step, ...]:
+    steps = [_step(first, (), set(), neighbours)]
+    seen = {first}
+    while len(seen) < len(sizes):
+        table = steps[-1].after
+        near = set().union(*(neighbours[g] for g in table)) - seen
+        candidates = [_step(g, table, seen, neighbours) for g in sorted(near or set(range(len(sizes))) - seen)]
+        steps.append(min(candidates, key=lambda step: _greed(step, sizes)))
+        seen.add(steps[-1].group)
+    return tuple(steps)
+
+
+def _greed(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
+    return prod(sizes[g] for g in step.after), prod(sizes[g] for g in step.joint)
+
+
+def _step(group: int, table: tuple[int, ...], seen: set[int], neighbours: Sequence[set[int]]) -> Step:
+    known = seen | {group}
+    return Step(group, table, tuple(g for g in (*table, group) if not neighbours[g] <= known))
