@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial
 
-__all__ = ["Curve", "Curves", "curves", "policies"]
+__all__ = ["Curve", "Curves", "curves", "policies", "spread"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def policies(space: PolicySpace, points: int) -> list[PruningPolicy]:
     dense = {group.name: group.channels for group in space.groups}
     found = [PruningPolicy(dense)]
     for group, choices in zip(space.groups, space.choices, strict=True):
-        found += [PruningPolicy({**dense, group.name: int(n)}) for n in _spread(choices, points)[:-1]]
+        found += [PruningPolicy({**dense, group.name: int(n)}) for n in spread(choices, points)[:-1]]
     return found
 
 
@@ -78,13 +78,13 @@ def curves(
     dense = {group.name: group.channels for group in space.groups}
     by_group = {}
     for group, choices in zip(space.groups, space.choices, strict=True):
-        kept = _spread(choices, points)
+        kept = spread(choices, points)
         points_of = [evaluations[PruningPolicy({**dense, group.name: int(n)})] for n in kept]
         loss, accuracy = [e.loss for e in points_of], [e.accuracy for e in points_of]
         by_group[group.name] = Curve(kept, np.array(loss), np.array(accuracy))
     return Curves(by_group)
 
 
-def _spread(choices: NDArray[np.int64], points: int) -> NDArray[np.int64]:
-    """At most ``points`` of the choices, evenly spaced, with the first and the last."""
+def spread(choices: NDArray[np.int64], points: int) -> NDArray[np.int64]:
+    """Return at most ``points`` of ascending choices, evenly spaced, with the first and the last."""
     return choices[np.unique(np.linspace(0, len(choices) - 1, points).round().astype(np.int64))]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
-from amcsearch.search.baselines import RandomSearch, SensitivitySearch, UniformSearch
+from amcsearch.search.baselines import ErkSearch, RandomSearch, SensitivitySearch, UniformSearch
 from amcsearch.search.ddpg import DDPG
+from amcsearch.search.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
 from amcsearch.search.optuna_search import cmaes, gp, nsga2, tpe
 from amcsearch.search.reward import REWARDS
@@ -19,8 +20,10 @@ SEARCHERS: Final[Mapping[str, SearcherFactory]] = {
     "tpe": tpe,
     "gp": gp,
     "cmaes": cmaes,
+    "dynamic_programming": DynamicProgramming,
     "grid": GridSearch,
     "random": RandomSearch,
     "uniform": UniformSearch,
+    "erk": ErkSearch,
     "sensitivity": SensitivitySearch,
 }

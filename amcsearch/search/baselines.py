@@ -1,4 +1,4 @@
-"""Searches to beat: uniform, random, and guided by per-layer sensitivity."""
+"""Searches to beat: uniform, random, Erdos-Renyi-Kernel, and guided by per-layer sensitivity."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +7,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, PolicySpace, PruningPolicy
-from amcsearch.evaluation.sensitivity import Curves, curves
+from amcsearch.core import BadInputError, LayerKind, PolicySpace, PruningPolicy
+from amcsearch.evaluation.sensitivity import Curves
+from amcsearch.methods.density_policy import policy_from_densities
+from amcsearch.methods.schedules.rigl import erk_densities
+from amcsearch.search.harm import harms, probed_curves
 from amcsearch.search.neighbours import unseen
 from amcsearch.search.study import Study
 
 __all__ = [
+    "ErkSearch",
     "RandomSearch",
     "SensitivitySearch",
     "UniformSearch",
@@ -136,24 +140,60 @@ class UniformSearch:
         return np.array(list(dict.fromkeys(map(tuple, rows.tolist())))[: 1 + self.heavier], dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class ErkSearch:
+    """Erdos-Renyi-Kernel allocation: small layers stay denser; the least sparsity within the budget, then near it.
+
+    ERK gives a layer of shape (kH, kW, C_in, C_out) a density in proportion to the sum of these over their product
+    (Evci 2020, 1911.11134); channels follow by ``policy_from_densities``. A baseline of shapes alone, without data.
+
+    Raises:
+        BadInputError: ``halvings`` below 1.
+    """
+
+    halvings: int = 12
+
+    def __post_init__(self) -> None:
+        if self.halvings < 1:
+            raise BadInputError(f"erk: halvings = {self.halvings}, must be at least 1")
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``."""
+        rng = np.random.default_rng([seed, 1])
+        first = self._first(study)
+        evaluate_one(study, first)
+        while study.remaining and _evaluate_near(study, first, rng):
+            continue
+
+    def _first(self, study: Study) -> NDArray[np.int64]:
+        """The policy (G,) of the least sparsity within the budget, by bisection."""
+        low, high, kept = 0.0, 1.0, self._policy(study, 0.0)
+        found = kept if study.feasible.contains(kept[None, :])[0] else None
+        for _ in range(self.halvings if found is None else 0):
+            middle = (low + high) / 2
+            kept = self._policy(study, middle)
+            if study.feasible.contains(kept[None, :])[0]:
+                high, found = middle, kept
+            else:
+                low = middle
+        return study.feasible.repair(kept) if found is None else found
+
+    def _policy(self, study: Study, sparsity: float) -> NDArray[np.int64]:
+        weighted = [layer for layer in study.network.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
+        shapes = {x.name: (*x.kernel, x.in_channels // x.conv_groups, x.out_channels) for x in weighted}
+        densities = erk_densities(shapes, sparsity)
+        return study.network.kept_array(policy_from_densities(study.network, study.space, densities))
+
+
 def allocations(space: PolicySpace, measured: Curves) -> NDArray[np.int64]:
     """Return policies (T, G) for every loss tolerance the curves tell apart, from strict to lenient.
 
-    For a tolerance each group keeps the fewest channels whose loss, with all other groups dense, rises by no more.
-    Between measured points the rise is interpolated; it is made monotone (a narrower group is never called less
-    harmful), and a loss that is not finite counts as infinite.
+    For a tolerance each group keeps the fewest channels whose harm (``harms``) is no more.
     """
-    harms = []
-    for group, choices in zip(space.groups, space.choices, strict=True):
-        curve = measured[group.name]
-        rise = np.maximum(np.where(np.isfinite(curve.loss), curve.loss - curve.loss[-1], np.inf), 0.0)
-        rise = np.maximum.accumulate(rise[::-1])[::-1]
-        with np.errstate(invalid="ignore"):  # between a finite and an infinite point: inf, or NaN at its very end
-            harm = np.interp(choices, curve.kept, rise)
-        harms.append(np.where(np.isnan(harm), np.inf, harm))
-    tolerances = np.unique(np.concatenate(harms))
+    rises = harms(space, measured)
+    tolerances = np.unique(np.concatenate(rises))
     columns = [
-        c[np.argmax(h[None, :] <= tolerances[:, None], axis=1)] for c, h in zip(space.choices, harms, strict=True)
+        c[np.argmax(h[None, :] <= tolerances[:, None], axis=1)] for c, h in zip(space.choices, rises, strict=True)
     ]
     return np.stack(columns, axis=1)
 
@@ -179,25 +219,14 @@ class SensitivitySearch:
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Searcher.run``."""
-        points = self._points_that_fit(study)
-        if points < 2:
+        measured = probed_curves(study, self.points)
+        if measured is None:
             study.note(f"sensitivity: {study.remaining} evaluations are too few to probe every group; climbing only")
-            _evaluate_one(study, study.feasible.largest_uniform())
+            evaluate_one(study, study.feasible.largest_uniform())
         else:
-            before = study.remaining
-            measured = curves(lambda batch: study.evaluate(batch, probe=True), study.space, points)
-            study.note(f"sensitivity: {before - study.remaining} probes, up to {points} kept counts a group")
             for kept in self._candidates(study, measured):
-                _evaluate_one(study, kept)
+                evaluate_one(study, kept)
         climb(study, np.random.default_rng([seed, 1]))
-
-    def _points_that_fit(self, study: Study) -> int:
-        """Kept counts a group for which the probes take at most half, or else all but two, of the evaluations."""
-        free = sum(len(choices) > 1 for choices in study.space.choices)
-        fitting = (study.remaining // 2 - 1) // max(1, free) + 1
-        if fitting < 2 and study.remaining >= free + 3:
-            return 2
-        return min(self.points, fitting)
 
     def _candidates(self, study: Study, measured: Curves) -> list[NDArray[np.int64]]:
         rows = allocations(study.space, measured)
@@ -208,7 +237,7 @@ class SensitivitySearch:
         return [rows[first], study.feasible.repair(rows[max(0, first - 1)])]
 
 
-def _evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
+def evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
     """Evaluate one feasible policy (G,) if an evaluation is left or it was served before."""
     policy = study.network.policy(kept)
     if study.remaining or study.seen(policy):

@@ -42,7 +42,7 @@ def cost_factors(space: PolicySpace, grid: CostGrid) -> list[Factor]:
         BadInputError: a layer a model cannot price.
     """
     scopes = layer_scopes(grid.network)
-    factors = [Factor((), {model.name: np.float64(model.constant) for model in grid.models})]
+    factors = [Factor((), {model.name: np.array(model.constant, dtype=np.float64) for model in grid.models})]
     for scope, layers in scopes.items():
         shape = tuple(len(space.choices[g]) for g in scope)
         index = np.indices(shape).reshape(len(scope), -1)  # (scope, combinations)

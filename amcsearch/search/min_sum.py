@@ -115,7 +115,7 @@ class BudgetedSum:
         if self.base > self.limit + _SLACK * abs(self.limit):
             return np.full(costs.shape, self.buckets + 1)
         excess = (costs - costs.min() - _SLACK * abs(self.limit)) / self.bucket
-        return np.ceil(np.clip(excess, 0.0, self.buckets + 1)).astype(np.int64)
+        return np.asarray(np.ceil(np.clip(excess, 0.0, self.buckets + 1)), dtype=np.int64)
 
 
 @dataclass(frozen=True)

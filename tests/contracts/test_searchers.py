@@ -136,5 +136,8 @@ class TestSearcher:
             holds(study)
 
 
-def test_the_registry_holds_the_nine_agents():
-    assert set(SEARCHERS) == {"ddpg", "nsga2", "tpe", "gp", "cmaes", "grid", "random", "uniform", "sensitivity"}
+def test_the_registry_holds_the_eleven_agents():
+    assert set(SEARCHERS) == {
+        *("ddpg", "nsga2", "tpe", "gp", "cmaes", "dynamic_programming"),
+        *("grid", "random", "uniform", "erk", "sensitivity"),
+    }

@@ -6,6 +6,7 @@ import pytest
 from amcsearch.core import BadInputError, TrialState
 from amcsearch.evaluation.sensitivity import Curve, Curves
 from amcsearch.search.baselines import (
+    ErkSearch,
     RandomSearch,
     SensitivitySearch,
     UniformSearch,
@@ -94,7 +95,25 @@ def test_sensitivity_with_too_few_evaluations_says_so_and_climbs(synthetic):
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
 
 
+def test_erk_starts_with_its_least_sparsity_within_the_budget_and_keeps_small_layers_denser(synthetic):
+    study = synthetic.make_study("erk", widths=(8, 8, 32, 32), trials=4)
+    ErkSearch().run(study, 0)
+    kept = kept_of(study, study.trials)
+    shares = kept[0] / study.space.dense
+    assert shares[:2].min() > shares[2:].max()
+    assert 0.9 < study.feasible.overshoot(kept[:1])[0] <= 1.0
+    assert np.abs(kept[1:] - kept[0]).max() <= 2
+
+
+def test_erk_without_a_budget_starts_dense(synthetic):
+    study = synthetic.make_study("erk", budget={}, trials=1)
+    ErkSearch().run(study, 0)
+    assert study.trials[0].policy == study.network.dense
+
+
 def test_bad_parameters_are_named():
+    with pytest.raises(BadInputError, match="halvings = 0"):
+        ErkSearch(halvings=0)
     with pytest.raises(BadInputError, match="points = 1"):
         SensitivitySearch(points=1)
     with pytest.raises(BadInputError, match="heavier = -1"):

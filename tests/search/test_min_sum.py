@@ -139,7 +139,7 @@ def test_another_cost_weighs_as_error():
 
 def test_nothing_fits_says_the_limit():
     problem = BudgetedSum([2], [Factor((0,), {"t": np.array([3.0, 4.0])})], "t", 2.0, 10)
-    with pytest.raises(InfeasibleBudgetError, match="within t ≤ 2 .*less than 3 together"):
+    with pytest.raises(InfeasibleBudgetError, match=r"within t ≤ 2 .*less than 3 together"):
         problem.solve([np.zeros(2)]).choice(-1)
 
 
