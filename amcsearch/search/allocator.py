@@ -35,6 +35,7 @@ Errors = Sequence[NDArray[np.float64]]
 
 _WIDER: Final = 12  # wider choices of one group tried when what is left over is spent
 _TABLE_BYTES: Final = 1 << 29
+_CALL: Final = 4000  # what one shift-and-add of a row costs beside its additions, in additions
 
 
 class Allocator:
@@ -55,6 +56,11 @@ class Allocator:
         self.feasible, self.buckets, self.rounds = feasible, buckets, rounds
         self._sums = sums
         self.axis = axis or self._binding()
+
+    @property
+    def offered(self) -> int:
+        """Most choices of one group that the programme looks at."""
+        return max(map(len, self._offered), default=0)
 
     def best(self, errors: Errors) -> NDArray[np.int64]:
         """Return the policy (G,) of least error found within every limit."""
@@ -91,7 +97,7 @@ class Allocator:
         def fits(most: int) -> bool:
             fewer = [min(most, size) for size in sizes]
             bytes_ = 4 * (self.buckets + 1) * largest_table(steps, fewer)
-            return work(steps, fewer) * self.buckets <= self._sums and bytes_ <= _TABLE_BYTES
+            return work(steps, fewer) * (self.buckets + _CALL) <= self._sums and bytes_ <= _TABLE_BYTES
 
         most = next((n for n in range(max(sizes, default=1), 1, -1) if fits(n)), None)
         if most is None and max(sizes, default=1) > 1:

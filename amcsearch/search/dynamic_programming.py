@@ -53,8 +53,8 @@ class DynamicProgramming:
 
     points: int = 6
     prior: float = 0.1
-    buckets: int = 10_000
-    sums: float = 1e9
+    buckets: int = 4_000
+    sums: float = 3e8
     rounds: int = 8
     resample: float = 0.1
     spread: float = 8.0
@@ -89,6 +89,9 @@ class DynamicProgramming:
         costs = [name for name in study.objectives or () if name in study.grid.names]
         several = len(study.objectives or ()) > 1 and bool(costs)
         allocator = Allocator(study.feasible, self.buckets, self.sums, self.rounds, costs[0] if several else None)
+        most = max(map(len, study.space.choices), default=0)
+        if allocator.offered < most:
+            study.note(f"dynamic_programming: {allocator.offered} of up to {most} kept counts a group fit `sums`")
         starts = 0 if measured else self.starts
         (_FrontSearch if several else _Search)(self, study, allocator, errors, starts, seed).run()
 
@@ -101,7 +104,7 @@ class _Search:
     ) -> None:
         self.settings, self.study, self.allocator, self.errors, self.starts = settings, study, allocator, errors, starts
         self.rng = np.random.default_rng([seed, 1])
-        self.coefficients, self.worth = np.ones(len(errors)), -math.inf
+        self.coefficients, self.worth = np.ones(len(errors)), (-math.inf, -math.inf)
         self.ones = self.first_draws()
         self._total = max(1, study.remaining)
         self._free = np.flatnonzero([len(choices) > 1 for choices in study.space.choices])
@@ -127,12 +130,12 @@ class _Search:
             return np.ones(len(self.errors))
         drawn = self.coefficients.copy()
         left = self.study.remaining / self._total
-        count = math.ceil(self.settings.resample * len(self._free) * left) * 2**attempt
-        if self._total - self.study.remaining < self.starts or count > len(self._free):
+        count = min(len(self._free), math.ceil(self.settings.resample * len(self._free) * left) * 2**attempt)
+        if self._total - self.study.remaining < self.starts:
             count = len(self._free)
-        octaves = math.log(self.settings.spread)
+        reach = math.log(self.settings.spread)
         chosen = self.rng.choice(self._free, count, replace=False)
-        drawn[chosen] = np.exp(self.rng.uniform(-octaves, octaves, count))
+        drawn[chosen] = np.exp(self.rng.uniform(-reach, reach, count))
         return drawn
 
     def solve(self, errors: Errors) -> NDArray[np.int64]:
@@ -140,9 +143,10 @@ class _Search:
         return self.allocator.best(errors)
 
     def learn(self, coefficients: NDArray[np.float64], trial: Trial) -> None:
-        """Keep coefficients whose policy was worth more."""
-        if trial.reward > self.worth:
-            self.coefficients, self.worth = coefficients, trial.reward
+        """Keep coefficients whose policy was worth more, of equal ones that of the lower loss."""
+        worth = (trial.reward, -trial.evaluation.loss)
+        if worth > self.worth:
+            self.coefficients, self.worth = coefficients, worth
 
     def _propose(self, count: int) -> dict[PruningPolicy, NDArray[np.float64] | None]:
         """Up to ``count`` new policies with their coefficients (None for a neighbour)."""
