@@ -29,6 +29,9 @@ def run(arguments: Sequence[object], **environment: str) -> subprocess.Completed
 
 
 METHODS = [*((name, None) for name in (*GATES, *SCHEDULES)), *((name, "channels") for name in SCHEDULES)]
+# 15 steps of 0.1 cannot raise the noise from e^-10 to the size of the weights: the multiplier winds up instead, and the
+# penalty drowns the data (accuracy by chance, and by the processor's order of sums). From e^-6 on it learns: 0.8 and up.
+SHORT_PARAMS = {"variational_dropout": "{log_variance: -6.0}"}
 
 
 @pytest.mark.parametrize(("method", "granularity"), METHODS)
@@ -38,6 +41,7 @@ def test_every_method_meets_its_target(
     folder = tmp_path / "run"
     asked = ["--set", f"sparsify.method={method}", "--set", "sparsify.target={sparsity: 0.4}"]
     asked += ["--set", f"sparsify.granularity={granularity}"] if granularity else []
+    asked += ["--set", f"sparsify.params={SHORT_PARAMS[method]}"] if method in SHORT_PARAMS else []
     multiple = ["--set", "device.channel_multiple=1"]
     assert main(["sparsify", str(write_config()), *asked, *multiple, *SHORT, "--out", str(folder), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -57,7 +61,7 @@ def test_every_method_meets_its_target(
     policy = json.loads((folder / "policy.json").read_text())
     assert policy == summary["policy"]
     assert any(kept < {"stem.0": 16, "body.0": 24}[group] for group, kept in policy.items())
-    assert summary["finetuned"]["accuracy"] > 0.3  # a quarter by chance; variational dropout needs longer trainings
+    assert summary["finetuned"]["accuracy"] > 0.3  # a quarter by chance
 
 
 @pytest.mark.parametrize(
