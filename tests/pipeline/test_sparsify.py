@@ -29,8 +29,8 @@ def run(arguments: Sequence[object], **environment: str) -> subprocess.Completed
 
 
 METHODS = [*((name, None) for name in (*GATES, *SCHEDULES)), *((name, "channels") for name in SCHEDULES)]
-# 15 steps of 0.1 cannot raise the noise from e^-10 to the size of the weights: the multiplier winds up instead, and the
-# penalty drowns the data (accuracy by chance, and by the processor's order of sums). From e^-6 on it learns: 0.8 and up.
+# 15 steps of 0.1 cannot raise the noise from e^-10 to the size of the weights: the multiplier winds up instead, and
+# the penalty drowns the data (accuracy by chance, and by the order of sums). From e^-6 on it learns: 0.8 and up.
 SHORT_PARAMS = {"variational_dropout": "{log_variance: -6.0}"}
 
 
