@@ -54,7 +54,7 @@ def _config(command: argparse.ArgumentParser) -> None:
 
 
 def _run_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
+    command.add_argument("-o", "--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
     command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
 
 
@@ -100,11 +100,23 @@ def _energy(commands: "Commands") -> None:
 
 
 def _prune(commands: "Commands") -> None:
-    example = "amcsearch prune configs/searches/digits.yaml --policy runs/…/policy.json -o pruned"
-    command = _verb(commands, "prune", verbs.prune, "apply a policy, fine-tune, export and measure it", example)
+    example = "amcsearch prune configs/searches/digits.yaml --target macs=0.5, or --keep-accuracy 0.5"
+    text = "prune by a known policy, to a cost, or as far as accuracy stays; fine-tune, export and measure"
+    command = _verb(commands, "prune", verbs.prune, text, example)
     _config(command)
-    command.add_argument("--policy", type=Path, required=True, help="policy.json of a run")
-    command.add_argument("-o", "--out", type=Path, required=True, help="run folder to write")
+    goal = command.add_mutually_exclusive_group()
+    goal.add_argument("--policy", type=Path, help="policy.json of a run")
+    goal.add_argument(
+        "--target",
+        metavar="COST=LIMIT",
+        help="macs, params, bytes, latency_ms or energy_mj: 0.5x is half of dense, a number is absolute; for macs, "
+        "params and bytes a number up to 1 is a share too",
+    )
+    goal.add_argument("--keep-accuracy", metavar="POINTS", help="percentage points that accuracy may lose, such as 0.5")
+    command.add_argument(
+        "--allocation", choices=("global", "uniform", "per_cost"), help="how groups share the pruning (default: global)"
+    )
+    _run_folder(command)
 
 
 def _sparsify(commands: "Commands") -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amcsearch.reporting.goals import goal_lines
+
 __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 
 
@@ -31,6 +33,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         f"latency: {ratio['median']:.3f}x of dense, measured in pairs ({ratio['low']:.3f}–{ratio['high']:.3f})",
         f"{summary['agent']}: {summary['evaluations']} evaluations; {summary['seconds']['total']:.0f} s in all",
         *_table_lines(summary),
+        *goal_lines(summary.get("goal") or {}),
         *(f"WARNING: {text}" for text in summary["warnings"]),
         f"model: {folder / 'pruned.onnx'}",
         f"report: {folder / 'report.html'}",

@@ -87,19 +87,34 @@ def energy(args: argparse.Namespace, console: "Console") -> None:
 
 
 def prune(args: argparse.Namespace, console: "Console") -> None:
-    """Apply a given policy: the end of a search without its beginning."""
+    """Prune by a known policy, to a cost, or as far as accuracy stays."""
     from amcsearch.cli.text import summary_text
     from amcsearch.config import config_hash, dump
-    from amcsearch.core import PruningPolicy
     from amcsearch.pipeline.story import prune as run_prune
     from amcsearch.runs import RunFolder
 
+    args.overrides += _goal(args)
     config = load_config(args)
-    policy = PruningPolicy.read(args.policy)
-    with RunFolder.create(args.out, dump(config), config_hash(config), resume=False) as run:
-        summary = run_prune(config, policy, run, console)
+    digest = config_hash(config)
+    folder = args.out or Path("runs") / f"{config.name}-{digest}"
+    with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
+        summary = run_prune(config, run, console)
         console.close()
         show(args, summary, summary_text(summary, run.path))
+
+
+def _goal(args: argparse.Namespace) -> list[str]:
+    """The goal as overrides of the configuration, in which the run folder keeps it."""
+    given = {"policy": args.policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
+    found = [] if args.allocation is None else [f"prune.allocation={args.allocation}"]
+    if all(value is None for value in given.values()):
+        return found
+    if args.target is not None:
+        cost, equals, limit = args.target.partition("=")
+        if not equals:
+            raise BadInputError(f"--target {args.target}: expected COST=LIMIT, such as macs=0.5x")
+        given["target"] = f"{{{cost}: {limit}}}"
+    return found + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
 
 
 def sparsify(args: argparse.Namespace, console: "Console") -> None:

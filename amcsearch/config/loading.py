@@ -25,6 +25,7 @@ _PATHS: Final = (
     ("device", "profile"),
     ("device", "table"),
     ("search", "start"),
+    ("prune", "policy"),
 )
 
 

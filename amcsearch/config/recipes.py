@@ -1,4 +1,4 @@
-"""How to train: the sections of a configuration that are recipes."""
+"""How to train, and what the verbs besides ``search`` do: sections of a configuration."""
 
 from typing import Annotated, Literal
 
@@ -11,11 +11,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
-from amcsearch.config.values import Target
+from amcsearch.config.values import PruneTarget, Target
 
-__all__ = ["Distillation", "FinetuneConfig", "RecipeConfig", "SparsifyConfig"]
+__all__ = ["Distillation", "FinetuneConfig", "PruneConfig", "RecipeConfig", "SparsifyConfig"]
 
 
 class _Section(BaseModel):
@@ -73,3 +74,31 @@ class SparsifyConfig(_Section):
     """What a schedule ranks by; gates learn their own order."""
     criterion_params: dict[str, JsonValue] = {"p": 1.0}
     training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
+
+
+class PruneConfig(_Section):
+    """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
+
+    policy: str | None = None
+    """A ``policy.json``."""
+    target: PruneTarget | None = None
+    """One cost and its limit, as in the budget; of macs, params and bytes a number up to 1 is a share of dense."""
+    keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
+    """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
+    allocation: Literal["global", "uniform", "per_cost"] = "global"
+    """How groups share the pruning: by scores of all groups together, by one ratio, or by score per cost saved."""
+    normaliser: str = "mean"
+    """What makes scores of different groups comparable."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    """One-sided, of the bound that ``keep_accuracy`` goes by."""
+    verification: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the search split that ``keep_accuracy`` sets aside to verify what it found on the rest."""
+    scan: NonNegativeInt = 4
+    """Bolder policies that ``keep_accuracy`` tries beyond the first that fails."""
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "PruneConfig":
+        given = [name for name in ("policy", "target", "keep_accuracy") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are set; keep one of them")
+        return self

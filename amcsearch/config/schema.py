@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig, SparsifyConfig
+from amcsearch.config.recipes import Distillation, FinetuneConfig, PruneConfig, RecipeConfig, SparsifyConfig
 from amcsearch.config.values import ChannelMultiple, CostName, ImportSpec, Limit, Objective
 from amcsearch.core import COST_NAMES, BadInputError
 
@@ -25,6 +25,7 @@ __all__ = [
     "EvaluationConfig",
     "FinetuneConfig",
     "ModelConfig",
+    "PruneConfig",
     "RecipeConfig",
     "RecoveryConfig",
     "RewardConfig",
@@ -171,6 +172,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     sparsify: SparsifyConfig = SparsifyConfig()
+    prune: PruneConfig = PruneConfig()
 
     @model_validator(mode="after")
     def _has_a_goal(self) -> "Config":

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-__all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective", "Target"]
+__all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective", "PruneTarget", "Target"]
 
 CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
 TargetName = Literal["sparsity", "macs", "params", "latency_ms", "energy_mj"]
+PruneTargetName = Literal["macs", "params", "bytes", "latency_ms", "energy_mj"]
 Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
@@ -44,6 +45,15 @@ def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
     return {name: float(asked)}
 
 
+def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
+    """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of macs, params, bytes, latency_ms, energy_mj; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
+    return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
+
+
 def _import_spec(value: str) -> str:
     """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
     module, _, name = value.rpartition(":")
@@ -63,4 +73,5 @@ ChannelMultiple = Annotated[
     BeforeValidator(_channel_multiple),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
 ]
+PruneTarget = Annotated[dict[PruneTargetName, Any], AfterValidator(_prune_target)]
 Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]

@@ -13,12 +13,14 @@ __all__ = ["Evaluation", "Trial", "TrialState"]
 class Evaluation:
     """What the accuracy proxy measured on the search split.
 
-    ``accuracy`` is a share in [0, 1], ``loss`` the mean cross-entropy in nats, ``seconds`` the wall time spent.
+    ``accuracy`` is a share in [0, 1], ``loss`` the mean cross-entropy in nats, ``seconds`` the wall time spent;
+    ``change_low``, where it was asked for, the lower confidence bound of accuracy minus the dense network's.
     """
 
     accuracy: float
     loss: float
     seconds: float
+    change_low: float | None = None
 
 
 class TrialState(StrEnum):

@@ -24,7 +24,7 @@ from amcsearch.graph.slices import Trace
 from amcsearch.methods.first_order import readers
 from amcsearch.methods.ranking import UnitScores
 
-__all__ = ["NORMALISERS", "comparable", "global_policy", "normalised", "unit_savings"]
+__all__ = ["NORMALISERS", "comparable", "global_policy", "normalised", "removal_steps", "unit_savings"]
 
 
 def _lamp(scores: Tensor) -> Tensor:
@@ -105,9 +105,8 @@ def unit_savings(network: NetworkSpec, layer_cost: Callable[[LayerSpec], float])
 def global_policy(scores: UnitScores, space: PolicySpace, n_remove: int) -> PruningPolicy:
     """Remove ``n_remove`` channels, those of the lowest scores over all groups, on the space's grid.
 
-    A group loses steps of its grid, lowest units first; a step scores the mean of its units, so that steps of one group
-    come in order. Exact where every step is one channel, else the most that fits without removing more. What the
-    space's floors keep is never removed.
+    A group loses steps of its grid, in the order of ``removal_steps``. Exact where every step is one channel, else the
+    most that fits without removing more. What the space's floors keep is never removed.
 
     Raises:
         BadInputError: more channels than the floors leave to remove.
@@ -115,20 +114,27 @@ def global_policy(scores: UnitScores, space: PolicySpace, n_remove: int) -> Prun
     free = int((space.dense - space.floor).sum())
     if not 0 <= n_remove <= free:
         raise BadInputError(f"n_remove = {n_remove} channels, must be from 0 to {free}: what the floors leave")
-    steps: list[tuple[float, int, int]] = []  # (score, group, kept after it)
-    for g, (group, choices) in enumerate(zip(space.groups, space.choices, strict=True)):
-        units, score = np.sort(scores[group.name]), -np.inf
-        for high, low in zip(choices[:0:-1], choices[-2::-1], strict=True):
-            lost = units[(group.channels - high) // group.unit : (group.channels - low) // group.unit]
-            score = max(score, float(lost.mean()))  # equal scores have means that differ by a rounding error
-            steps.append((score, g, int(low)))
     kept = {g: group.channels for g, group in enumerate(space.groups)}
     left, closed = n_remove, set[int]()
-    for i in np.argsort([score for score, _, _ in steps], kind="stable"):
-        _, g, low = steps[i]
+    for _, g, low in removal_steps(scores, space):
         if g in closed or kept[g] - low > left:
             closed.add(g)
             continue
         left -= kept[g] - low
         kept[g] = low
     return PruningPolicy({group.name: kept[g] for g, group in enumerate(space.groups)})
+
+
+def removal_steps(scores: UnitScores, space: PolicySpace) -> list[tuple[float, int, int]]:
+    """Return every grid step as (score, group index, kept channels after it), lowest score first.
+
+    A step removes a group's lowest units and scores their mean, so that steps of one group come in order.
+    """
+    steps: list[tuple[float, int, int]] = []
+    for g, (group, choices) in enumerate(zip(space.groups, space.choices, strict=True)):
+        units, score = np.sort(scores[group.name]), -np.inf
+        for high, low in zip(choices[:0:-1], choices[-2::-1], strict=True):
+            lost = units[(group.channels - high) // group.unit : (group.channels - low) // group.unit]
+            score = max(score, float(lost.mean()))  # equal scores have means that differ by a rounding error
+            steps.append((score, g, int(low)))
+    return sorted(steps, key=lambda step: step[0])

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
+from amcsearch.methods.ranking import UnitScores
 from amcsearch.pipeline.device import Device, load_device
 from amcsearch.pipeline.network import Network, load_network
 from amcsearch.pipeline.observer import Phases
-from amcsearch.pipeline.selection import choose_channels, name_of_choice
+from amcsearch.pipeline.selection import Choice, choose_channels, name_of_choice
 from amcsearch.training.data import stacked
 
 __all__ = ["Job", "assemble", "make_evaluator"]
@@ -17,13 +18,17 @@ __all__ = ["Job", "assemble", "make_evaluator"]
 
 @dataclass(frozen=True)
 class Job:
-    """All that a search needs: ``dense`` is what the proxy measures of the dense network."""
+    """All that a search needs: ``dense`` is what the proxy measures of the dense network.
+
+    ``scores`` of the units are None where a selector chooses channels.
+    """
 
     config: Config
     network: Network
     device: Device
     evaluator: Evaluator
     dense: Evaluation
+    scores: UnitScores | None = None
 
 
 def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
@@ -40,14 +45,15 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
         for text in device.warnings:
             phases.observer.warn(text)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
-        evaluator = make_evaluator(config, network)
+        choice = _choice(config, network)
+        evaluator = _evaluator(config, network, choice)
         dense = evaluator.evaluate(network.trace.network.dense)
     if not math.isfinite(dense.loss):
         raise BadInputError(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    return Job(config, network, device, evaluator, dense)
+    return Job(config, network, device, evaluator, dense, choice.scores)
 
 
 def make_evaluator(config: Config, network: Network) -> Evaluator:
@@ -56,20 +62,25 @@ def make_evaluator(config: Config, network: Network) -> Evaluator:
     Raises:
         BadInputError: as ``choose_channels``.
     """
-    evaluation = config.evaluation
+    return _evaluator(config, network, _choice(config, network))
+
+
+def _choice(config: Config, network: Network) -> Choice:
     inputs, targets = stacked(network.splits.calibration)
-    search = stacked(network.splits.search)
-    batch_size = evaluation.batch_size or default_batch_size(inputs)
-    choice = choose_channels(config, network, inputs, targets, batch_size)
+    return choose_channels(config, network, inputs, targets, config.evaluation.batch_size or default_batch_size(inputs))
+
+
+def _evaluator(config: Config, network: Network, choice: Choice) -> Evaluator:
+    inputs, _ = stacked(network.splits.calibration)
     return Evaluator(
         network.model,
         network.trace,
         choice.ranking,
         inputs,
-        search,
-        batch_size=batch_size,
+        stacked(network.splits.search),
+        batch_size=config.evaluation.batch_size or default_batch_size(inputs),
         bn_recalibration=config.recovery.bn_recalibration,
         reconstruction=choice.reconstruction,
-        torch_device=evaluation.torch_device,
+        torch_device=config.evaluation.torch_device,
         means=choice.means,
     )

@@ -11,7 +11,7 @@ from amcsearch.evaluation.sequential import SequentialReconstruction
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.folding import Means, means_for
 from amcsearch.methods.layer_inputs import LayerInputs, gather_inputs
-from amcsearch.methods.ranking import Ranking, rank_units
+from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
 from amcsearch.methods.selector import Calibration, problem_of, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.pipeline.network import Network
@@ -22,11 +22,15 @@ __all__ = ["Choice", "choose_channels", "name_of_choice"]
 
 @dataclass(frozen=True)
 class Choice:
-    """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means."""
+    """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means.
+
+    ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none.
+    """
 
     ranking: Ranking
     reconstruction: Reconstruction | SequentialReconstruction | None
     means: Means | None
+    scores: UnitScores | None = None
 
 
 def name_of_choice(config: Config) -> str:
@@ -45,11 +49,13 @@ def choose_channels(config: Config, network: Network, inputs: Tensor, targets: T
     if selection.selector is not None:
         return _by_selector(config, calibration)
     criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
-    ranking = rank_units(model, trace, criterion, inputs, targets, task_loss, batch_size)
+    scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
+    ranking = rank(scores)
     if config.recovery.reconstruction in ("auto", "none"):
-        return Choice(ranking, None, means_for(criterion, model, trace, inputs, targets, task_loss, batch_size))
+        means = means_for(criterion, model, trace, inputs, targets, task_loss, batch_size)
+        return Choice(ranking, None, means, scores)
     seen = gather_inputs(model, trace, inputs, batch_size)
-    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, seen), None)
+    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, seen), None, scores)
 
 
 def _by_selector(config: Config, calibration: Calibration) -> Choice:

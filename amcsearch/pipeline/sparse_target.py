@@ -19,6 +19,7 @@ from amcsearch.graph.slices import Trace
 from amcsearch.methods.weight_choice import keep_overall, keep_top, n_kept
 from amcsearch.methods.weights import layer_of
 from amcsearch.pipeline.device import Device
+from amcsearch.search.ladder import global_ladder
 
 __all__ = ["UnitTarget", "WeightTarget"]
 
@@ -56,7 +57,8 @@ class UnitTarget:
         Raises:
             BadInputError: the goal lies beyond ``search.max_pruning_ratio``.
         """
-        rows = self._ladder(scores)
+        by_group = {name: value.double().cpu().numpy() for name, value in scores.items()}
+        rows = global_ladder(self.device.space, by_group)
         within = self._shares(rows) <= self.goal + 1e-9
         if within.any():
             row = rows[int(np.argmax(within))]
@@ -72,21 +74,6 @@ class UnitTarget:
             best = keep_top(scores[group.name], int(n_keep) // group.unit).cpu().numpy()
             kept[group.name] = np.sort(self.trace.units[group.name][best].ravel())
         return self.trace.network.policy(row), kept
-
-    def _ladder(self, scores: Mapping[str, Tensor]) -> NDArray[np.int64]:
-        """Kept counts (blocks + 1, G) from dense, one block fewer a row."""
-        space, steps = self.device.space, []
-        for g, (group, choices) in enumerate(zip(space.groups, space.choices, strict=True)):
-            ordered = np.sort(scores[group.name].double().cpu().numpy())  # lowest first
-            for lower, upper in zip(choices[-2::-1], choices[:0:-1], strict=True):
-                gone = slice((group.channels - upper) // group.unit, (group.channels - lower) // group.unit)
-                steps.append((float(ordered[gone].mean()), g, int(lower)))
-        rows = [space.dense]
-        for _, g, lower in sorted(steps, key=lambda step: step[0]):  # stable: within a group from wide to narrow
-            row = rows[-1].copy()
-            row[g] = lower
-            rows.append(row)
-        return np.stack(rows)
 
     def _shares(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.cost is not None:

@@ -3,13 +3,14 @@
 from typing import Any
 
 from amcsearch.config import Config
-from amcsearch.core import PruningPolicy, Trial, TrialState
+from amcsearch.core import Trial, TrialState
 from amcsearch.pipeline.agents import run_agents
 from amcsearch.pipeline.delivery import finetune, measurer, verify
 from amcsearch.pipeline.finalists import Finalist, choose, measure_finalists
+from amcsearch.pipeline.goals import goal_of, propose, without_search_budget
 from amcsearch.pipeline.job import Job, assemble
 from amcsearch.pipeline.observer import Observer, Phases
-from amcsearch.pipeline.summary import describe_search, summarise
+from amcsearch.pipeline.summary import describe_proposal, describe_search, summarise
 from amcsearch.reporting.page import render
 from amcsearch.runs import RunFolder
 
@@ -46,19 +47,23 @@ def search(
     return _deliver(job, run, phases, finalists, describe_search(study, baseline))
 
 
-def prune(config: Config, policy: PruningPolicy, run: RunFolder, observer: Observer) -> dict[str, Any]:
-    """Apply a policy that is already known: the end of a search without its beginning.
+def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
 
     Raises:
-        BadInputError: as ``search``, or a policy that does not fit the network.
+        BadInputError: as ``search``, no goal, or a policy that does not fit the network.
+        InfeasibleBudgetError: no policy meets the target.
     """
     phases = Phases(observer, run.append_log)
-    job = assemble(config, phases)
+    goal = goal_of(config)
+    job = assemble(without_search_budget(config), phases)
+    with phases("goal", goal):
+        found = propose(job, run, observer)
     with phases("finalists", "Evaluating and measuring the policy"):
-        cost, evaluation = job.device.grid.cost(policy), job.evaluator.evaluate(policy)
-        trial = Trial(0, "given", config.seed, TrialState.COMPLETE, policy, evaluation, cost, evaluation.accuracy)
-        finalists = measure_finalists([trial], 1, config.budget.get("latency_ms"), None, measurer(job))
-    return _deliver(job, run, phases, finalists, {"agent": "given", "baseline": None, "evaluations": 1, "notes": []})
+        cost, evaluation = job.device.grid.cost(found.policy), job.evaluator.evaluate(found.policy)
+        trial = Trial(0, found.agent, config.seed, TrialState.COMPLETE, found.policy, evaluation, cost, 0.0)
+        finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, measurer(job))
+    return _deliver(job, run, phases, finalists, describe_proposal(found))
 
 
 def _deliver(

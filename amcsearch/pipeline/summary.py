@@ -11,9 +11,10 @@ from amcsearch.core import COST_NAMES, Cost, PruningPolicy
 from amcsearch.pipeline.delivery import Outcome
 from amcsearch.pipeline.finalists import Finalist
 from amcsearch.pipeline.job import Job
+from amcsearch.pipeline.proposal import Proposal
 from amcsearch.search.study import Study
 
-__all__ = ["describe_search", "summarise"]
+__all__ = ["describe_proposal", "describe_search", "summarise"]
 
 
 def describe_search(study: Study, baseline: Study | None) -> dict[str, Any]:
@@ -26,6 +27,17 @@ def describe_search(study: Study, baseline: Study | None) -> dict[str, Any]:
     }
 
 
+def describe_proposal(found: Proposal) -> dict[str, Any]:
+    """Return how ``prune`` came to its policy, and what was asked and achieved."""
+    return {
+        "agent": found.agent,
+        "baseline": None,
+        "evaluations": found.evaluations,
+        "notes": list(found.notes),
+        "goal": dict(found.goal),
+    }
+
+
 def summarise(
     job: Job,
     origin: dict[str, Any],
@@ -35,7 +47,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the model blocks of dense, pruned and fine-tuned, and how they came about.
 
-    ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations`` and ``notes``.
+    ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations``, ``notes`` and, if it was
+    ``prune``, the ``goal``.
     """
     trial, latency = outcome.chosen.trial, outcome.latency
     dense_sigma, sigma = _sigma_ms(job, job.network.trace.network.dense), _sigma_ms(job, trial.policy)
@@ -56,6 +69,7 @@ def summarise(
         "onnx_max_abs_diff": outcome.onnx_max_abs_diff,
         "agent": origin["agent"],
         "baseline": origin["baseline"],
+        "goal": origin.get("goal"),
         "seed": job.config.seed,
         "evaluations": origin["evaluations"],
         "seconds": {**seconds, "total": sum(seconds.values())},

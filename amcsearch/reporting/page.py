@@ -7,6 +7,7 @@ run folder, and says plainly what is not there.
 from typing import Final
 
 from amcsearch import __version__
+from amcsearch.reporting.goals import goal
 from amcsearch.reporting.record import Record, read_record
 from amcsearch.reporting.results import before_and_after, finalists, headline
 from amcsearch.reporting.sections import pictures, provenance, reproduce, state, warnings
@@ -27,6 +28,7 @@ def render(run: RunFolder) -> str:
     body = [
         state(record),
         results,
+        goal(record),
         warnings(record),
         pictures(record),
         finalists(record),

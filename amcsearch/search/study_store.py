@@ -148,6 +148,7 @@ def _encode(trial: Trial) -> dict[str, Any]:
         "loss": _number(trial.evaluation.loss),
         "seconds": _number(trial.evaluation.seconds),
         "cost": dict(trial.cost),
+        "change_low": trial.evaluation.change_low,
     }
 
 
@@ -160,7 +161,9 @@ def _decode(stored: FrozenTrial) -> Trial:
             seed=attrs["seed"],
             state=TrialState(attrs["state"]),
             policy=PruningPolicy.from_json(attrs["policy"]),
-            evaluation=Evaluation(float(attrs["accuracy"]), float(attrs["loss"]), float(attrs["seconds"])),
+            evaluation=Evaluation(
+                float(attrs["accuracy"]), float(attrs["loss"]), float(attrs["seconds"]), attrs.get("change_low")
+            ),
             cost=Cost(**attrs["cost"]),
             reward=float(attrs["reward"]),
         )

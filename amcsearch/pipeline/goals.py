@@ -1,0 +1,54 @@
+"""What ``prune`` aims at: a known policy, a cost, or the accuracy of the dense network."""
+
+from pathlib import Path
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.pipeline.job import Job
+from amcsearch.pipeline.kept_accuracy import keep_accuracy
+from amcsearch.pipeline.observer import Observer
+from amcsearch.pipeline.proposal import Proposal
+from amcsearch.pipeline.target_cost import priced_target, reach_target
+from amcsearch.runs import RunFolder
+
+__all__ = ["goal_of", "propose", "without_search_budget"]
+
+
+def goal_of(config: Config) -> str:
+    """Say in a sentence what is about to be done.
+
+    Raises:
+        BadInputError: there is no goal.
+    """
+    prune = config.prune
+    if prune.policy is not None:
+        return f"Reading {prune.policy}"
+    if prune.target is not None:
+        (name, asked), *_ = prune.target.items()
+        return f"Pruning to {name} = {asked}, {prune.allocation} allocation"
+    if prune.keep_accuracy is not None:
+        return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
+    raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")
+
+
+def without_search_budget(config: Config) -> Config:
+    """Return the configuration with ``prune.target`` in place of the search's budget, where ``prune`` has a target.
+
+    A known policy is still shown beside the search's budget, and the accuracy to keep is its own limit.
+    """
+    if config.prune.target is not None:
+        name, asked = priced_target(config)
+        return config.model_copy(update={"budget": {name: asked}})
+    return config if config.prune.policy is not None else config.model_copy(update={"budget": {}})
+
+
+def propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:
+    """Find the policy of the configured goal.
+
+    Raises:
+        BadInputError: a policy file that cannot be read, or as ``reach_target`` and ``keep_accuracy``.
+    """
+    prune = job.config.prune
+    if prune.policy is not None:
+        return Proposal(PruningPolicy.read(Path(prune.policy)), "given", 1, {"kind": "policy"})
+    return reach_target(job) if prune.target is not None else keep_accuracy(job, run, observer)

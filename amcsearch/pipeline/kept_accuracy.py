@@ -1,0 +1,139 @@
+"""Prune as far as accuracy demonstrably stays within a tolerance of the dense network's.
+
+The search split is cut in two by seed, every class in its share: rungs of the ladder are accepted on one part, and what
+was accepted is verified on the other. The test split stays for the end, as in a search.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.config import config_hash
+from amcsearch.core import Cost, Evaluation
+from amcsearch.evaluation.executors import SerialExecutor
+from amcsearch.evaluation.paired import PairedEvaluator, tango_low
+from amcsearch.pipeline.job import Job
+from amcsearch.pipeline.observer import Observer
+from amcsearch.pipeline.proposal import Proposal, cost_of, ladder_of
+from amcsearch.runs import RunFolder
+from amcsearch.search.keep_accuracy import accepted_rungs, calls_at_most, last_verified
+from amcsearch.search.study import Study
+from amcsearch.training.splits import stratified
+
+__all__ = ["keep_accuracy"]
+
+
+def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
+    """Find the boldest verified policy; the dense one where nothing bolder is.
+
+    Every evaluation of the search goes through a ``Study`` and is stored before the next, so a killed run goes on.
+
+    Raises:
+        BadInputError: as ``ladder_of``, a search split too small to be cut, or storage that cannot be used.
+    """
+    prune, network = job.config.prune, job.network.trace.network
+    assert prune.keep_accuracy is not None
+    tolerance = prune.keep_accuracy / 100.0
+    cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
+    ladder = ladder_of(job, cost)
+    rungs = [network.policy(kept) for kept in ladder]
+    searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
+    study = _study(job, searched, tolerance, calls_at_most(len(rungs), prune.scan) or 1, run.storage_url, observer)
+
+    def accept(rung: int) -> bool:
+        return _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance)
+
+    candidates = accepted_rungs(len(rungs), accept, prune.scan)
+    run.write_trials(study.trials)
+    run.write_pareto(study.front)
+    verified: dict[int, Evaluation] = {}
+
+    def verify(rung: int) -> bool:
+        verified[rung] = held_out.evaluate(rungs[rung])
+        observer.progress(len(verified) / max(1, len(candidates) - 1), "of the accepted policies verified")
+        return _keeps(verified[rung], tolerance)
+
+    last = last_verified(candidates, verify)
+    seen = {trial.policy: trial.evaluation for trial in study.trials}
+    goal = {
+        "kind": "keep_accuracy",
+        "points": prune.keep_accuracy,
+        "confidence": prune.confidence,
+        "allocation": prune.allocation,
+        "evaluated": _how_evaluated(job),
+        "rungs": len(rungs),
+        "rung": last,
+        "accepted": len(candidates) - 1,
+        "search": _bounds(seen.get(rungs[last]), searched),
+        "verification": _bounds(verified.get(last), held_out),
+        "failed": {r: e.change_low for r, e in verified.items() if not _keeps(e, tolerance)},
+    }
+    return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
+
+
+def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the search split, (n,) each: those to search on, and those set aside to verify."""
+    targets = job.evaluator.targets.cpu().numpy()
+    rows, aside = np.arange(len(targets), dtype=np.int64), job.config.prune.verification
+    labels = targets if targets.ndim == 1 else None
+    held_out = stratified(rows, labels, round(aside * len(rows)), np.random.default_rng([job.config.seed, 23]))
+    return np.setdiff1d(rows, held_out), held_out
+
+
+def _study(
+    job: Job, evaluator: PairedEvaluator, tolerance: float, trials: int, storage: str, observer: Observer
+) -> Study:
+    dense_macs = job.device.dense["macs"]
+
+    def reward(evaluation: Evaluation, cost: Cost) -> float:
+        """Share of MACs saved where accuracy is kept, else how far it is from kept (below 0)."""
+        return 1.0 - cost["macs"] / dense_macs if _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
+
+    return Study(
+        job.network.trace.network,
+        job.device.space,
+        job.device.grid,
+        job.device.feasible,
+        SerialExecutor(evaluator),
+        reward,
+        agent="keep_accuracy",
+        seed=job.config.seed,
+        trials=trials,
+        storage=storage,
+        name=job.config.name,
+        progress=observer.trial,
+        fingerprint=config_hash(job.config),
+    )
+
+
+def _keeps(evaluation: Evaluation, tolerance: float) -> bool:
+    return evaluation.change_low is not None and evaluation.change_low > -tolerance
+
+
+def _bounds(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> dict[str, Any]:
+    """Samples, change of accuracy and its lower bound, as shares; no change at all for the dense network itself."""
+    change = 0.0 if evaluation is None else evaluation.accuracy - evaluator.dense_accuracy
+    low = 0.0 if evaluation is None else evaluation.change_low
+    return {"samples": evaluator.samples, "change": change, "change_low": low}
+
+
+def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
+    """Warn where even answers that are all the same would not be proof enough."""
+    prune, found = job.config.prune, []
+    assert prune.keep_accuracy is not None
+    for samples in sorted({evaluator.samples for evaluator in evaluators}):
+        least = -100.0 * tango_low(0, 0, samples, prune.confidence)
+        if least >= prune.keep_accuracy:
+            found.append(
+                f"prune.keep_accuracy = {prune.keep_accuracy:g} points: {samples} samples cannot show a loss below "
+                f"{least:.2f} points even if no answer changes; raise data.splits.search or the tolerance"
+            )
+    return tuple(found)
+
+
+def _how_evaluated(job: Job) -> str:
+    done = ["batch-norm recalibration"] if job.evaluator.bn_recalibration else []
+    refit = job.evaluator.reconstruction
+    done += [f"reconstruction ({refit.refit})"] if refit is not None else []
+    return f"after {' and '.join(done)}, before fine-tuning" if done else "as pruned, before fine-tuning"
