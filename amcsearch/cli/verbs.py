@@ -105,7 +105,8 @@ def prune(args: argparse.Namespace, console: "Console") -> None:
 
 def _goal(args: argparse.Namespace) -> list[str]:
     """The goal as overrides of the configuration, in which the run folder keeps it."""
-    given = {"policy": args.policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
+    policy = None if args.policy is None else json.dumps(str(args.policy))  # as YAML: a path may hold anything
+    given = {"policy": policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
     found = [] if args.allocation is None else [f"prune.allocation={args.allocation}"]
     if all(value is None for value in given.values()):
         return found

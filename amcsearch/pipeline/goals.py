@@ -1,5 +1,7 @@
 """What ``prune`` aims at: a known policy, a cost, or the accuracy of the dense network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from amcsearch.config import Config
@@ -11,7 +13,7 @@ from amcsearch.pipeline.proposal import Proposal
 from amcsearch.pipeline.target_cost import priced_target, reach_target
 from amcsearch.runs import RunFolder
 
-__all__ = ["goal_of", "propose", "without_search_budget"]
+__all__ = ["goal_of", "naming_the_target", "propose", "without_search_budget"]
 
 
 def goal_of(config: Config) -> str:
@@ -40,6 +42,17 @@ def without_search_budget(config: Config) -> Config:
         name, asked = priced_target(config)
         return config.model_copy(update={"budget": {name: asked}})
     return config if config.prune.policy is not None else config.model_copy(update={"budget": {}})
+
+
+@contextmanager
+def naming_the_target(config: Config) -> Iterator[None]:
+    """Let errors about the budget name ``prune.target``, which stands in its place."""
+    try:
+        yield
+    except BadInputError as error:
+        if config.prune.target is None:
+            raise
+        raise BadInputError(str(error).replace("budget.", "prune.target.")) from error
 
 
 def propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:

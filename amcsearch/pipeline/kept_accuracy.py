@@ -17,7 +17,7 @@ from amcsearch.pipeline.job import Job
 from amcsearch.pipeline.observer import Observer
 from amcsearch.pipeline.proposal import Proposal, cost_of, ladder_of
 from amcsearch.runs import RunFolder
-from amcsearch.search.keep_accuracy import accepted_rungs, calls_at_most, last_verified
+from amcsearch.search.keep_accuracy import accepted_rungs, calls_at_most, last_verified, safest_first
 from amcsearch.search.study import Study
 from amcsearch.training.splits import stratified
 
@@ -39,22 +39,21 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     ladder = ladder_of(job, cost)
     rungs = [network.policy(kept) for kept in ladder]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
-    study = _study(job, searched, tolerance, calls_at_most(len(rungs), prune.scan) or 1, run.storage_url, observer)
-
-    def accept(rung: int) -> bool:
-        return _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance)
-
-    candidates = accepted_rungs(len(rungs), accept, prune.scan)
+    study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.storage_url, observer)
+    study.evaluate(rungs[:1])
+    accepted = accepted_rungs(
+        len(rungs), lambda rung: _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance), prune.scan
+    )
     run.write_trials(study.trials)
     run.write_pareto(study.front)
-    verified: dict[int, Evaluation] = {}
+    sequence, verified = safest_first(accepted), dict[int, Evaluation]()
 
     def verify(rung: int) -> bool:
         verified[rung] = held_out.evaluate(rungs[rung])
-        observer.progress(len(verified) / max(1, len(candidates) - 1), "of the accepted policies verified")
+        observer.progress(len(verified) / (len(sequence) - 1), "of the candidates verified")
         return _keeps(verified[rung], tolerance)
 
-    last = last_verified(candidates, verify)
+    last = last_verified(sequence, verify)
     seen = {trial.policy: trial.evaluation for trial in study.trials}
     goal = {
         "kind": "keep_accuracy",
@@ -64,10 +63,14 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         "evaluated": _how_evaluated(job),
         "rungs": len(rungs),
         "rung": last,
-        "accepted": len(candidates) - 1,
+        "accepted": accepted,
         "search": _bounds(seen.get(rungs[last]), searched),
         "verification": _bounds(verified.get(last), held_out),
-        "failed": {r: e.change_low for r, e in verified.items() if not _keeps(e, tolerance)},
+        "failed": [
+            {"rung": rung, **_bounds(evaluation, held_out)}
+            for rung, evaluation in verified.items()
+            if not _keeps(evaluation, tolerance)
+        ],
     }
     return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
@@ -87,8 +90,9 @@ def _study(
     dense_macs = job.device.dense["macs"]
 
     def reward(evaluation: Evaluation, cost: Cost) -> float:
-        """Share of MACs saved where accuracy is kept, else how far it is from kept (below 0)."""
-        return 1.0 - cost["macs"] / dense_macs if _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
+        """Share of MACs saved where accuracy is kept (the dense network keeps its own), else the bound, below 0."""
+        saved = 1.0 - cost["macs"] / dense_macs
+        return saved if saved == 0.0 or _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
 
     return Study(
         job.network.trace.network,
@@ -112,10 +116,11 @@ def _keeps(evaluation: Evaluation, tolerance: float) -> bool:
 
 
 def _bounds(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> dict[str, Any]:
-    """Samples, change of accuracy and its lower bound, as shares; no change at all for the dense network itself."""
-    change = 0.0 if evaluation is None else evaluation.accuracy - evaluator.dense_accuracy
-    low = 0.0 if evaluation is None else evaluation.change_low
-    return {"samples": evaluator.samples, "change": change, "change_low": low}
+    """Samples, and where the policy was evaluated on them its change of accuracy and the lower bound, as shares."""
+    if evaluation is None:
+        return {"samples": evaluator.samples, "change": None, "change_low": None}
+    change = evaluation.accuracy - evaluator.dense_accuracy
+    return {"samples": evaluator.samples, "change": change, "change_low": evaluation.change_low}
 
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:

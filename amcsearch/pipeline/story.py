@@ -7,7 +7,7 @@ from amcsearch.core import Trial, TrialState
 from amcsearch.pipeline.agents import run_agents
 from amcsearch.pipeline.delivery import finetune, measurer, verify
 from amcsearch.pipeline.finalists import Finalist, choose, measure_finalists
-from amcsearch.pipeline.goals import goal_of, propose, without_search_budget
+from amcsearch.pipeline.goals import goal_of, naming_the_target, propose, without_search_budget
 from amcsearch.pipeline.job import Job, assemble
 from amcsearch.pipeline.observer import Observer, Phases
 from amcsearch.pipeline.summary import describe_proposal, describe_search, summarise
@@ -56,7 +56,8 @@ def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
     """
     phases = Phases(observer, run.append_log)
     goal = goal_of(config)
-    job = assemble(without_search_budget(config), phases)
+    with naming_the_target(config):
+        job = assemble(without_search_budget(config), phases)
     with phases("goal", goal):
         found = propose(job, run, observer)
     with phases("finalists", "Evaluating and measuring the policy"):

@@ -52,18 +52,13 @@ def _keep_accuracy(found: Mapping[str, Any]) -> list[str]:
         f"Achieved: rung {found['rung']} of {found['rungs'] - 1} of the {found['allocation']} ladder"
         + ("." if found["rung"] else ", the dense network: nothing bolder could be shown to keep its accuracy."),
     ]
-    if found["rung"]:
-        lines += [
-            f"{where}: {points(0.0, part['change'])} on {part['samples']} samples, lower bound "
-            f"{points(0.0, part['change_low'])}."
-            for where, part in (
-                ("On the part of the search split that the search saw", found["search"]),
-                ("Verified on the part that it did not see", found["verification"]),
-            )
-        ]
+    parts = (
+        ("On the part of the search split that the search saw", found["search"]),
+        ("Verified on the part that it did not see", found["verification"]),
+    )
+    lines += [f"{where}: {_change(part)}." for where, part in parts if found["rung"] and part["change"] is not None]
     lines += [
-        f"Rung {rung} was accepted by the search and not verified: lower bound {points(0.0, low)}."
-        for rung, low in found["failed"].items()
+        f"Bolder rung {part['rung']} did not stand the verification: {_change(part)}." for part in found["failed"]
     ]
     return lines
 
@@ -72,6 +67,11 @@ _LINES: Final[Mapping[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "target": _target,
     "keep_accuracy": _keep_accuracy,
 }
+
+
+def _change(part: Mapping[str, Any]) -> str:
+    change, low = points(0.0, part["change"]), points(0.0, part["change_low"])
+    return f"{change} on {part['samples']} samples, lower bound {low}"
 
 
 def _number(value: float) -> str:

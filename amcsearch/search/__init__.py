@@ -6,7 +6,9 @@ from typing import Final
 from amcsearch.search.baselines import ErkSearch, RandomSearch, SensitivitySearch, UniformSearch
 from amcsearch.search.ddpg import DDPG
 from amcsearch.search.dynamic_programming import DynamicProgramming
+from amcsearch.search.energy_aware import EnergyAware
 from amcsearch.search.grid import GridSearch
+from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.optuna_search import cmaes, gp, nsga2, tpe
 from amcsearch.search.reward import REWARDS
 from amcsearch.search.searcher import Searcher, SearcherFactory
@@ -26,4 +28,6 @@ SEARCHERS: Final[Mapping[str, SearcherFactory]] = {
     "uniform": UniformSearch,
     "erk": ErkSearch,
     "sensitivity": SensitivitySearch,
+    "netadapt": NetAdapt,
+    "energy_aware": EnergyAware,
 }

@@ -2,15 +2,16 @@
 
 1. Bisect the rungs for the last one that is accepted; a few rungs beyond the first rejected one are tried as well, for
    accuracy is not exactly monotone.
-2. The accepted rungs are tested again, on other samples, from the safest to the boldest; the first that fails ends it.
-   Such a fixed sequence keeps the chance of ending on any rung that breaks the promise at the level of ONE test
-   (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052); trying from the boldest down would not.
+2. The accepted rungs, and a few below the lowest of them, are tested on other samples, from the safest to the boldest;
+   the first that fails ends it. Such a fixed sequence keeps the chance of ending on any rung that breaks the promise
+   at the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052); trying from the boldest down
+   would not.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["accepted_rungs", "calls_at_most", "last_verified"]
+__all__ = ["accepted_rungs", "calls_at_most", "last_verified", "safest_first"]
 
 
 def accepted_rungs(rungs: int, accept: Callable[[int], bool], scan: int = 0) -> list[int]:
@@ -34,6 +35,15 @@ def accepted_rungs(rungs: int, accept: Callable[[int], bool], scan: int = 0) -> 
 def calls_at_most(rungs: int, scan: int) -> int:
     """Most rungs that ``accepted_rungs`` asks for."""
     return math.ceil(math.log2(max(rungs, 1))) + scan
+
+
+def safest_first(accepted: Sequence[int]) -> list[int]:
+    """Return the rungs to verify, ascending: the accepted ones, and a half, a quarter, … of the lowest above rung 0."""
+    below, lowest = [], next((rung for rung in accepted if rung), 0)
+    while lowest > 1:
+        lowest //= 2
+        below.append(lowest)
+    return sorted({0, *below, *accepted})
 
 
 def last_verified(candidates: Sequence[int], verify: Callable[[int], bool]) -> int:

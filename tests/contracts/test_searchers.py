@@ -136,8 +136,8 @@ class TestSearcher:
             holds(study)
 
 
-def test_the_registry_holds_the_eleven_agents():
+def test_the_registry_holds_the_thirteen_agents():
     assert set(SEARCHERS) == {
-        *("ddpg", "nsga2", "tpe", "gp", "cmaes", "dynamic_programming"),
+        *("ddpg", "nsga2", "tpe", "gp", "cmaes", "dynamic_programming", "netadapt", "energy_aware"),
         *("grid", "random", "uniform", "erk", "sensitivity"),
     }

@@ -169,6 +169,44 @@ def test_narrower_words_move_less_and_multiply_for_less() -> None:
     assert narrow.registers_mj == pytest.approx(wide.registers_mj * (8 + 3 * 16) / (4 * 32))
 
 
+def test_energy_is_linear_in_what_an_access_costs() -> None:
+    """Each memory's part grows with its own energy alone, as many times as words pass it."""
+    prices = (1.0, 10.0, 100.0)
+
+    def priced(pj_per_byte: tuple[float, ...]) -> float:
+        levels = zip((256, BIG, None), pj_per_byte, strict=True)
+        memories = tuple(MemoryLevel(f"m{n}", size, pj, "toy") for n, (size, pj) in enumerate(levels))
+        return EnergyModel(DeviceProfile("toy", 16, {16: 1.0}, memories, sources={"mac_pj": "toy"})).layer_cost(CONV)
+
+    base = priced(prices)
+    for level in range(3):
+        raised, raised_twice = (
+            priced(tuple(pj + more * (i == level) for i, pj in enumerate(prices))) for more in (5.0, 10.0)
+        )
+        assert raised > base
+        assert raised_twice - base == pytest.approx(2.0 * (raised - base))
+
+
+def test_without_memories_to_pay_for_energy_ranks_layers_as_macs_do() -> None:
+    free = tuple(MemoryLevel(f"m{n}", size, 0.0, "toy") for n, size in enumerate((256, BIG, None)))
+    model = EnergyModel(DeviceProfile("toy", 16, {16: 1.0}, free, sources={"mac_pj": "toy"}))
+    layers = [
+        CONV,
+        LayerSpec("d", LayerKind.CONV, 8, 8, (3, 3), conv_groups=8, in_size=(6, 6), out_size=(4, 4)),
+        LayerSpec("l", LayerKind.LINEAR, 64, 40),
+        LayerSpec("a", LayerKind.ATTENTION, 8, 8, conv_groups=2, in_size=(6, 1), out_size=(5, 1)),
+    ]
+    assert sorted(layers, key=model.layer_cost) == sorted(layers, key=macs)
+
+
+def test_half_the_bits_halve_the_energy_of_data() -> None:
+    whole, half = (EnergyModel(device(BIG, bits=32), weight_bits=b, activation_bits=b).estimate(CONV) for b in (32, 16))
+    assert half.dram.weights_bytes + half.dram.inputs_bytes + half.dram.outputs_bytes == pytest.approx(
+        (whole.dram.weights_bytes + whole.dram.inputs_bytes + whole.dram.outputs_bytes) / 2
+    )
+    assert half.registers_mj == pytest.approx(whole.registers_mj / 2)
+
+
 def test_sparse_weights_are_small_in_dram_alone() -> None:
     half = Sparsity(weights=0.5, weight_format=StorageFormat.BITMAP)
     profile = device(256, BIG)

@@ -36,6 +36,15 @@ def test_a_format_never_exceeds_dense_and_shrinks_with_density(form: StorageForm
     assert all(less <= more for less, more in pairwise(sizes))
 
 
+@pytest.mark.parametrize(("form", "density"), [(StorageFormat.CSR, 2 / 3), (StorageFormat.BITMAP, 31 / 32)])
+def test_where_a_format_begins_to_pay(form: StorageFormat, density: float) -> None:
+    """32-bit values: CSR with 16-bit columns below a density of 2/3, a bitmap below 31/32."""
+    rows, columns = 4096, 1 << 16  # row pointers are one number in 65,536
+    dense = rows * columns * 32
+    assert bits(form, density - 1e-4, rows, columns, 32) < dense
+    assert bits(form, density + 1e-4, rows, columns, 32) == dense
+
+
 @pytest.mark.parametrize("density", [0.02, 0.2, 0.6])
 def test_sizes_match_codes_written_out(density: float) -> None:
     rng = np.random.default_rng(0)

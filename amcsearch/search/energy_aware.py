@@ -1,0 +1,98 @@
+"""Energy-aware pruning: the groups that use most energy are pruned first, each as far as a loss tolerance lets it.
+
+Yang, Chen and Sze 2017, Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR (arXiv 1611.05128): early
+layers are pruned hardest, since what comes later has to make up for what went before; so the layers that use most
+energy come first. Of their steps inside a layer, small magnitudes go by ``selection.criterion: magnitude`` and what
+reads them is refitted by ``recovery.reconstruction: least_squares``. Departures: channels in place of single weights;
+the order is taken anew whenever a group is done, since narrowing one group saves energy in its neighbours; passes over
+all groups repeat with twice the tolerance until the budget is met; what evaluations are left go into hill climbing.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, NetworkSpec
+from amcsearch.costs.grid import CostGrid
+from amcsearch.search.baselines import climb
+from amcsearch.search.study import Study
+
+__all__ = ["EnergyAware", "energy_of_groups"]
+
+_PASSES: Final = 24
+_ENERGY: Final = "energy_mj"
+
+
+@dataclass(frozen=True)
+class EnergyAware:
+    """Groups in the order of their energy, highest first, each as far as a loss tolerance lets it (Yang 2017).
+
+    ``tolerance`` is the rise of the loss in nats that narrowing one group may cost in the first pass.
+
+    Raises:
+        BadInputError: a tolerance that is not above 0.
+    """
+
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0.0:
+            raise BadInputError(f"energy_aware: tolerance = {self.tolerance} nats, must be above 0")
+
+    def run(self, study: Study, seed: int) -> None:
+        """As ``Searcher.run``."""
+        if _ENERGY not in study.grid.names:
+            study.note("energy_aware: nothing here predicts energy; groups go in the order of their MACs")
+        policy = study.network.policy(study.feasible.repair(self._pruned(study)))
+        if study.remaining or study.seen(policy):
+            study.evaluate([policy])
+        climb(study, np.random.default_rng([seed, 1]))
+
+    def _pruned(self, study: Study) -> NDArray[np.int64]:
+        """Kept counts (G,), within the budget unless the evaluations ran out; one of these is left over."""
+        kept = study.space.dense
+        for doublings in range(_PASSES):
+            waiting = set(range(len(kept)))
+            while waiting:
+                if study.feasible.contains(kept[None, :])[0] or study.remaining < 2:
+                    return kept
+                energy = energy_of_groups(study.network, study.grid, kept)
+                g = max(sorted(waiting), key=lambda group: energy[group])
+                waiting.remove(g)
+                kept = self._narrowed(study, kept, g, self.tolerance * 2.0**doublings)
+        return kept
+
+    def _narrowed(self, study: Study, kept: NDArray[np.int64], g: int, tolerance: float) -> NDArray[np.int64]:
+        """Narrow group ``g``, by bisection, as far as the loss rises by at most ``tolerance``, and not below the
+        widest choice that meets the budget."""
+        rows = np.array([_with(kept, g, n) for n in study.space.choices[g] if n <= kept[g]], dtype=np.int64)
+        within = np.flatnonzero(study.feasible.contains(rows))
+        rows = rows[within[-1] if len(within) else 0 :]
+        limit = _loss(study, kept) + tolerance if len(rows) > 1 and study.remaining > 1 else np.nan
+        low, high = -1, len(rows) - 1  # too narrow, narrow enough
+        while high - low > 1 and study.remaining > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _loss(study, rows[middle]) <= limit else (middle, high)
+        return rows[high]
+
+
+def energy_of_groups(network: NetworkSpec, grid: CostGrid, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Energy in mJ, (G,), of all layers whose width each group moves, at kept counts (G,); MACs where energy has no
+    model."""
+    name = _ENERGY if _ENERGY in grid.names else "macs"
+    layers = grid.price_layers(kept[None, :])[name][0]
+    coupled = [{network.layer_index[c.layer] for c in group.couplings} for group in network.groups]
+    return np.array([layers[sorted(indices)].sum() for indices in coupled], dtype=np.float64)
+
+
+def _with(kept: NDArray[np.int64], g: int, n_keep: int) -> NDArray[np.int64]:
+    row = kept.copy()
+    row[g] = n_keep
+    return row
+
+
+def _loss(study: Study, kept: NDArray[np.int64]) -> float:
+    loss = study.evaluate([study.network.policy(kept)], probe=True)[0].evaluation.loss
+    return loss if np.isfinite(loss) else np.inf

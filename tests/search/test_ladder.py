@@ -1,0 +1,80 @@
+"""Ladders by hand, and what every ladder promises: nested rungs from dense, and costs that fall with them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amcsearch.core import ChannelGroup, PolicySpace
+from amcsearch.methods.global_ranking import global_policy
+from amcsearch.search.ladder import LADDERS, global_ladder, per_cost_ladder, uniform_ladder
+
+
+def space(*channels: int, multiple: int = 1) -> PolicySpace:
+    return PolicySpace.on_grid([ChannelGroup(f"g{i}", n, ()) for i, n in enumerate(channels)], multiple)
+
+
+def scores_of(*values: list[float]) -> dict[str, np.ndarray]:
+    return {f"g{i}": np.array(scores) for i, scores in enumerate(values)}
+
+
+def test_the_global_ladder_takes_the_lowest_score_of_all_groups() -> None:
+    rows = global_ladder(space(3, 2), scores_of([5.0, 1.0, 4.0], [0.1, 3.0]))
+    assert rows.tolist() == [[3, 2], [3, 1], [2, 1], [1, 1]]
+
+
+def test_global_rungs_are_the_global_policies() -> None:
+    scores = scores_of([5.0, 1.0, 4.0, 2.0], [0.1, 3.0, 3.5])
+    for removed, row in enumerate(global_ladder(space(4, 3), scores)):
+        assert list(global_policy(scores, space(4, 3), removed).values()) == row.tolist()
+
+
+def test_the_uniform_ladder_holds_every_ratio_and_no_other_policy() -> None:
+    own = space(8, 6, multiple=2)
+    rows = uniform_ladder(own)
+    every = {tuple(own.nearest(np.full(2, ratio)).tolist()) for ratio in np.linspace(0.0, 1.0, 4001)}
+    assert {tuple(row) for row in rows.tolist()} == every
+    assert rows[0].tolist() == [8, 6]
+    assert rows[-1].tolist() == [2, 2]
+
+
+def test_per_cost_takes_what_gives_up_least_for_what_it_saves() -> None:
+    """Group 0 has the lower scores, but a channel of group 1 saves ten times as much."""
+    rows = per_cost_ladder(space(2, 2), scores_of([1.0, 9.0], [2.0, 9.0]), lambda kept: kept @ np.array([1.0, 10.0]))
+    assert rows.tolist() == [[2, 2], [2, 1], [1, 1]]
+
+
+def test_per_cost_steps_over_widths_that_save_nothing() -> None:
+    """A staircase: only multiples of 4 are faster. Its steps are the stairs, and it ends where nothing is saved."""
+    rows = per_cost_ladder(space(8), scores_of([1.0] * 8), lambda kept: np.ceil(kept[:, 0] / 4.0))
+    assert rows.tolist() == [[8], [4]]
+
+
+@pytest.mark.parametrize("name", LADDERS)
+@given(data=st.data())
+def test_rungs_are_nested_and_their_costs_fall(name: str, data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    own = space(*sizes, multiple=data.draw(st.sampled_from([1, 2, 4])))
+    values = st.floats(0.0, 1.0)
+    scores = scores_of(*(data.draw(st.lists(values, min_size=n, max_size=n)) for n in sizes))
+
+    def cost(kept: np.ndarray) -> np.ndarray:
+        return np.prod(kept, axis=1).astype(np.float64)  # multiplicative in coupled widths
+
+    rows = LADDERS[name](own, scores, cost)
+    assert rows[0].tolist() == own.dense.tolist()
+    assert rows[-1].tolist() == own.floor.tolist()
+    for wide, narrow in pairwise(rows):
+        assert (narrow <= wide).all()
+        assert (narrow < wide).any()
+        assert all(n in choices for n, choices in zip(narrow, own.choices, strict=True))
+    prices = cost(rows)
+    assert (np.diff(prices) < 0.0).all()
+    limit = data.draw(st.floats(float(prices[-1]), float(prices[0])))
+    low, high = -1, len(rows) - 1  # bisection on the number of the rung finds the first within the limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if prices[middle] <= limit else (middle, high)
+    assert high == int(np.argmax(prices <= limit))
