@@ -48,7 +48,7 @@ def render(run: RunFolder) -> str:
 
 
 def _lead(record: Record) -> str:
-    agent = record.agent or "search"
-    return f"Pruning policy search: {agent}, {record.evaluations} evaluations" + (
+    agent, what = record.agent or "search", "Pruning" if record.summary.get("goal") else "Pruning policy search"
+    return f"{what}: {agent}, {record.evaluations} evaluations" + (
         "" if record.finished else ", not finished"
     )

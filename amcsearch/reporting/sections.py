@@ -140,9 +140,10 @@ def provenance(record: Record) -> str:
 def reproduce(record: Record) -> str:
     """The commands that do it again."""
     run = shlex.quote(record.name)
+    verb = "prune" if record.summary.get("goal") else "search"
     commands = (
         f"# in the folder that holds {record.name}: the same configuration and seed give the same trials\n"
-        f"amcsearch search {run}/config.yaml --out again\n\n"
+        f"amcsearch {verb} {run}/config.yaml --out again\n\n"
         "# the chosen policy alone: prune, fine-tune, export, measure\n"
         f"amcsearch prune {run}/config.yaml --policy {run}/policy.json -o pruned\n\n"
         f"# this page\namcsearch report {run}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs.grid import CostGrid
-from amcsearch.search.baselines import climb
+from amcsearch.search.baselines import climb, evaluate_one
 from amcsearch.search.study import Study
 
 __all__ = ["EnergyAware", "energy_of_groups"]
@@ -45,9 +45,7 @@ class EnergyAware:
         """As ``Searcher.run``."""
         if _ENERGY not in study.grid.names:
             study.note("energy_aware: nothing here predicts energy; groups go in the order of their MACs")
-        policy = study.network.policy(study.feasible.repair(self._pruned(study)))
-        if study.remaining or study.seen(policy):
-            study.evaluate([policy])
+        evaluate_one(study, study.feasible.repair(self._pruned(study)))
         climb(study, np.random.default_rng([seed, 1]))
 
     def _pruned(self, study: Study) -> NDArray[np.int64]:
@@ -75,7 +73,7 @@ class EnergyAware:
         while high - low > 1 and study.remaining > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if _loss(study, rows[middle]) <= limit else (middle, high)
-        return rows[high]
+        return np.asarray(rows[high])
 
 
 def energy_of_groups(network: NetworkSpec, grid: CostGrid, kept: NDArray[np.int64]) -> NDArray[np.float64]:

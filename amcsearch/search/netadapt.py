@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, Trial
-from amcsearch.search.baselines import climb
+from amcsearch.search.baselines import climb, evaluate_one
 from amcsearch.search.study import Study
 
 __all__ = ["NetAdapt", "proposals", "resources"]
@@ -42,10 +42,7 @@ class NetAdapt:
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Searcher.run``."""
-        kept = self._adapted(study)
-        policy = study.network.policy(study.feasible.repair(kept))
-        if study.remaining or study.seen(policy):
-            study.evaluate([policy])
+        evaluate_one(study, study.feasible.repair(self._adapted(study)))
         climb(study, np.random.default_rng([seed, 1]))
 
     def _adapted(self, study: Study) -> NDArray[np.int64]:
