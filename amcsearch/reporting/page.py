@@ -49,6 +49,4 @@ def render(run: RunFolder) -> str:
 
 def _lead(record: Record) -> str:
     agent, what = record.agent or "search", "Pruning" if record.summary.get("goal") else "Pruning policy search"
-    return f"{what}: {agent}, {record.evaluations} evaluations" + (
-        "" if record.finished else ", not finished"
-    )
+    return f"{what}: {agent}, {record.evaluations} evaluations" + ("" if record.finished else ", not finished")
