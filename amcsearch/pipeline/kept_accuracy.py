@@ -66,11 +66,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         "accepted": accepted,
         "search": _bounds(seen.get(rungs[last]), searched),
         "verification": _bounds(verified.get(last), held_out),
-        "failed": [
-            {"rung": rung, **_bounds(evaluation, held_out)}
-            for rung, evaluation in verified.items()
-            if not _keeps(evaluation, tolerance)
-        ],
+        "failed": _failed(verified, held_out, tolerance),
     }
     return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
@@ -121,6 +117,12 @@ def _bounds(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> dict[s
         return {"samples": evaluator.samples, "change": None, "change_low": None}
     change = evaluation.accuracy - evaluator.dense_accuracy
     return {"samples": evaluator.samples, "change": change, "change_low": evaluation.change_low}
+
+
+def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float) -> list[dict[str, Any]]:
+    """Rungs that the verification did not accept, with their bounds."""
+    rungs = [(rung, evaluation) for rung, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
+    return [{"rung": rung, **_bounds(evaluation, held_out)} for rung, evaluation in rungs]
 
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
