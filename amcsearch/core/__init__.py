@@ -3,7 +3,7 @@
 from amcsearch.core.cost import COST_NAMES, Cost
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
-from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
@@ -18,6 +18,8 @@ __all__ = [
     "InfeasibleBudgetError",
     "LayerKind",
     "LayerSpec",
+    "MapOp",
+    "MapStep",
     "NetworkSpec",
     "PolicySpace",
     "PruningPolicy",

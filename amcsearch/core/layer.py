@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from amcsearch.core.errors import BadInputError
 
-__all__ = ["LayerKind", "LayerSpec"]
+__all__ = ["LayerKind", "LayerSpec", "MapOp", "MapStep"]
 
 
 class LayerKind(StrEnum):
@@ -19,6 +19,28 @@ class LayerKind(StrEnum):
     EMBEDDING = "embedding"
     ATTENTION = "attention"
     PARAMETER = "parameter"
+
+
+class MapOp(StrEnum):
+    """What an operation without weights does, as far as runtimes fuse it differently."""
+
+    ADD = "add"
+    ACTIVATION = "activation"
+    POOL = "pool"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class MapStep:
+    """An operation without weights on what a layer wrote; sizes are positions a channel of that layer.
+
+    ``reads``: the map that the layer, or the step before, wrote, then what is read beside it (a shortcut's map);
+    ``writes``: the result.
+    """
+
+    op: MapOp
+    reads: tuple[int, ...]
+    writes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +59,8 @@ class LayerSpec:
     ``has_weight`` is false where the weight is absent or already counted under another name
     (tied embeddings, a module called twice).
 
+    ``steps`` are the operations without weights that follow the layer, in order; only energy counts them.
+
     Raises:
         BadInputError: a count below one, or ``conv_groups`` that does not divide the channels.
     """
@@ -54,6 +78,7 @@ class LayerSpec:
     out_size: tuple[int, int] = (1, 1)
     has_weight: bool = True
     has_bias: bool = False
+    steps: tuple[MapStep, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("in_channels", "out_channels", "conv_groups"):

@@ -44,6 +44,11 @@ class JointCost(Protocol):
     A function of sums over layers: still priced from per-layer tables, though it belongs to no single layer.
     """
 
+    @property
+    def has_joint(self) -> bool:
+        """False where ``joint`` is 0 whatever the sums, so that nobody need gather them."""
+        ...
+
     def layer_amounts(
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
     ) -> NDArray[np.float64]:

@@ -66,7 +66,7 @@ class CostGrid:
         self._lay_out()
         # 0 in `_slots` means "not asked yet": fresh zero pages cost no memory until an entry is used
         self._slots = np.zeros(self._ends[-1] if self._ends else 0, dtype=np.int32)
-        self._joint = {i: model for i, model in enumerate(self.models) if isinstance(model, JointCost)}
+        self._joint = {i: m for i, m in enumerate(self.models) if isinstance(m, JointCost) and m.has_joint}
         # one row a model, then two for each joint cost
         self._values = np.zeros((len(self.models) + 2 * len(self._joint), 1024), dtype=np.float64)
         self._used = 1

@@ -28,11 +28,14 @@ def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         result = next(output_tensors(output), None)
         if result is None or not operands:
             return
+        before = len(recorder.seen.layers)
         if isinstance(module, nn.MultiheadAttention):
             keys = operands if len(operands) > 1 else operands * 2
             recorder.packed_attention(module, tuple(keys))
         elif layer_type(module) is not None:
             recorder.called(module, operands[0].shape, result.shape)
+        if len(recorder.seen.layers) > before:
+            recorder.maps.wrote(result, operands[0])
 
     with ExitStack() as stack:
         for module in model.modules():

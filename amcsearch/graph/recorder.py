@@ -9,11 +9,10 @@ from torch.overrides import TorchFunctionMode
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.graph.layer_types import layer_type, plane
+from amcsearch.graph.map_steps import PRODUCTS, MapFollower
 from amcsearch.graph.slices import Skipped
 
 __all__ = ["AttentionCall", "Observation", "Recorder", "is_unknown", "loose_dim", "tensors_in"]
-
-_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.seen = Observation()
+        self.maps = MapFollower(self.seen.layers)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.owned: set[int] = set()  # parameters already counted
@@ -80,12 +80,17 @@ class Recorder(TorchFunctionMode):
         if not self.stack or layer_type(self.stack[-1]) is None:
             name = getattr(func, "__name__", "")
             operands = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
+            before = len(self.seen.layers)
             if name == "linear" and id(operands[1]) in self.parameters:
                 self._functional_linear(operands, result)
             for tensor in operands:
                 if id(tensor) in self.loose and self.own(tensor):
                     self._parameter(self.loose[id(tensor)], tensor)
             self._product(name, operands, result)
+            if any(layer.kind is not LayerKind.PARAMETER for layer in self.seen.layers[before:]):
+                self.maps.wrote(result)
+            else:
+                self.maps.saw(name, operands, result)
         return result
 
     def _functional_linear(self, operands: list[Tensor], result: Tensor) -> None:
@@ -111,7 +116,7 @@ class Recorder(TorchFunctionMode):
             self._attention(operands[0].shape, operands[1].shape[-2], operands[2].shape)
         elif name == "softmax" and isinstance(result, Tensor):
             self.scores = [(m, s, done or s == tuple(result.shape)) for m, s, done in self.scores]
-        elif name in _PRODUCTS and all(t.ndim > 2 and id(t) not in self.parameters for t in operands[:2]):
+        elif name in PRODUCTS and all(t.ndim > 2 and id(t) not in self.parameters for t in operands[:2]):
             left, right = operands[0].shape, operands[1].shape
             for entry in self.scores:
                 if entry == (self.here, tuple(left), True):

@@ -57,7 +57,10 @@ def energy_report(
     report: dict[str, Any] = {
         "device": profile.name,
         "batch": config.device.batch,
-        "networks": {name: _network(layers[name], found, model.constant) for name, found in estimates.items()},
+        "networks": {
+            name: _network(layers[name], found, model.static.shared_mj(layers[name]))
+            for name, found in estimates.items()
+        },
         "without_static": profile.static_power_mw > 0.0 and latency is None,
         "files": write_energy(estimates, folder),
     }
@@ -77,11 +80,11 @@ def _profile(config: Config, device: str | None) -> DeviceProfile:
     return read_device(_DEVICES / f"{chosen}.yaml" if path.suffix == "" and path.parent == Path() else path)
 
 
-def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], constant_mj: float) -> dict[str, Any]:
+def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], shared_mj: float) -> dict[str, Any]:
     """Sums, the layers, and which of them costs most and why."""
     costly = max(found, key=lambda energy: energy.total_mj)
     parts = {part: sum(energy.parts_mj[part] for energy in found) for part in found[0].parts_mj}
-    parts["static"] += constant_mj
+    parts["static"] += shared_mj
     total = sum(parts.values())
     share = 100 * costly.total_mj / total if total else 0.0
     return {

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from amcsearch.core import BadInputError, ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side
+from amcsearch.core import (
+    BadInputError,
+    ChannelGroup,
+    Coupling,
+    LayerKind,
+    LayerSpec,
+    MapOp,
+    MapStep,
+    NetworkSpec,
+    Side,
+)
 
 __all__ = ["network_from_record", "network_record"]
 
@@ -17,6 +27,7 @@ def network_record(network: NetworkSpec) -> dict[str, Any]:
         {"kind": layer.kind.value}
         | {key: getattr(layer, key) for key in _PLAIN}
         | {key: list(getattr(layer, key)) for key in _PAIRS}
+        | {"steps": [[step.op.value, list(step.reads), step.writes] for step in layer.steps]}
         for layer in network.layers
     ]
     groups = [
@@ -34,7 +45,9 @@ def network_record(network: NetworkSpec) -> dict[str, Any]:
 def _layer(one: Mapping[str, Any]) -> LayerSpec:
     pairs = {key: (int(one[key][0]), int(one[key][1])) for key in _PAIRS}
     values: dict[str, Any] = {key: one[key] for key in _PLAIN} | pairs
-    return LayerSpec(kind=LayerKind(one["kind"]), **values)
+    # a kit of an earlier release knows of no steps
+    steps = tuple(MapStep(MapOp(op), tuple(reads), writes) for op, reads, writes in one.get("steps", ()))
+    return LayerSpec(kind=LayerKind(one["kind"]), steps=steps, **values)
 
 
 def network_from_record(record: Mapping[str, Any]) -> NetworkSpec:

@@ -4,14 +4,13 @@
 
 MACs of the whole batch; e_0 the innermost memory's energy a byte, reached four times a MAC (two operands, the partial
 sum read and written; the published ratio for AlexNet on Eyeriss is 3.98 to 4.01); Q_l the bytes over the inner edge
-of memory l (``traffic``, ``work``), e_l its energy a byte; T from the latency model; s a scale calibrated by
-measurement, else 1. After Chen, Emer and Sze, Eyeriss (ISCA 2016), and Yang, Chen and Sze (CVPR 2017, arXiv
-1611.05128).
+of memory l (``traffic``, ``work``), e_l its energy a byte; T the whole predicted latency (``static``); s a scale
+calibrated by measurement, else 1. After Chen, Emer and Sze, Eyeriss (ISCA 2016), and Yang, Chen and Sze (CVPR 2017,
+arXiv 1611.05128).
 
-Each memory's tiling is chosen by itself, as if the inner ones followed suit. A map no larger than a memory's
-``map_share`` stays there between the layer that writes it and the one that reads it, and neither moves it further
-out; this is decided by its size alone, so that writer and reader agree. Weights are fetched in every call. Compressed
-tensors are small in DRAM and whole inside the chip.
+Each memory's tiling is chosen by itself, as if the inner ones followed suit. Weights are fetched in every call.
+Operations without weights that the runtime does not fuse into the layer (``steps``) move their maps and compute nothing
+that counts.
 """
 
 from dataclasses import dataclass
@@ -22,20 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerSpec
-from amcsearch.costs.base import CostModel, layer_costs
+from amcsearch.costs.base import CostModel
 from amcsearch.costs.device import WORD_BITS, DeviceProfile
 from amcsearch.costs.energy.bounds import least_bytes
 from amcsearch.costs.energy.breakdown import LayerEnergy, MemoryTraffic
-from amcsearch.costs.energy.storage import DENSE, Sparsity, stored_bits
-from amcsearch.costs.energy.traffic import INPUTS, OUTPUTS, WEIGHTS, Edge, weigh
-from amcsearch.costs.energy.work import Widths, least_words, map_words, moved_words, products
+from amcsearch.costs.energy.edges import BITS_PER_BYTE, edges_of, step_bytes
+from amcsearch.costs.energy.static import StaticEnergy
+from amcsearch.costs.energy.steps import step_words
+from amcsearch.costs.energy.storage import DENSE, Sparsity
+from amcsearch.costs.energy.traffic import weigh
+from amcsearch.costs.energy.work import Widths, least_words, moved_words, products
 
 __all__ = ["EnergyModel"]
 
 Array = NDArray[np.float64]
 _MJ_PER_PJ: Final = 1e-9
-_MJ_PER_MW_MS: Final = 1e-3
-_BITS_PER_BYTE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,25 @@ class EnergyModel:
     @property
     def constant(self) -> float:
         """Static energy of the call overhead, in mJ."""
-        return 0.0 if self.latency is None else self.profile.static_power_mw * self.latency.constant * _MJ_PER_MW_MS
+        return self.static.constant_mj
+
+    @cached_property
+    def static(self) -> StaticEnergy:
+        """What the device draws while it computes."""
+        return StaticEnergy(self.profile.static_power_mw, self.latency)
+
+    @property
+    def has_joint(self) -> bool:
+        """Whether static power counts, and the latency model has a joint part."""
+        return self.static.joint_latency is not None
+
+    def layer_amounts(self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]) -> Array:
+        """What one layer adds to the sums of the latency model's joint part, (L, 2)."""
+        return self.static.amounts(layer, in_channels, out_channels)
+
+    def joint(self, amounts: Array) -> Array:
+        """Static energy in mJ of the latency model's joint part, from summed amounts (P, 2): (P,)."""
+        return self.static.joint_mj(amounts)
 
     @cached_property
     def _bits(self) -> tuple[int, int]:
@@ -103,9 +121,11 @@ class EnergyModel:
         widths = self._widths(layer, in_channels, out_channels)
         mac_pj, register_pj = self._work_pj(widths, self.sparsity)
         total = mac_pj + register_pj
-        for memory, edge in zip(self.profile.memories[1:], self._edges(widths, self.sparsity), strict=True):
-            total += weigh(moved_words(widths, edge), edge.moved) * memory.pj_per_byte
-        return self.scale * total * _MJ_PER_PJ + self._static_mjs(layer, in_channels, out_channels)
+        setting = self.profile.memories, self._bits, widths, self.sparsity
+        outer = self.profile.memories[1:]
+        for memory, edge, steps in zip(outer, edges_of(*setting), step_bytes(*setting), strict=True):
+            total += (weigh(moved_words(widths, edge), edge.moved) + steps.sum(axis=0)) * memory.pj_per_byte
+        return self.scale * total * _MJ_PER_PJ + self.static.layers_mj(layer, in_channels, out_channels)
 
     def estimate(self, layer: LayerSpec, sparsity: Sparsity | None = None) -> LayerEnergy:
         """Return where the energy of one layer goes, with its lower bounds; ``sparsity`` overrules the model's.
@@ -118,19 +138,23 @@ class EnergyModel:
         widths = self._widths(layer, in_channels, out_channels)
         mac_pj, register_pj = self._work_pj(widths, sparsity)
         inside, traffic = 0.0, []
+        setting = self.profile.memories, self._bits, widths, sparsity
         pairs = zip(self.profile.memories, self.profile.memories[1:], strict=False)
-        for (inner, outer), edge in zip(pairs, self._edges(widths, sparsity), strict=True):
+        for (inner, outer), edge, steps in zip(pairs, edges_of(*setting), step_bytes(*setting), strict=True):
             inside += inner.capacity_bytes or 0
             weights, inputs, outputs = (moved_words(widths, edge) * edge.moved)[:, 0].tolist()
-            least = float(least_bytes(widths, edge, np.array([inside]))[0])
-            traffic.append(MemoryTraffic(outer.name, outer.pj_per_byte, weights, inputs, outputs, least))
+            read, written = steps[:, 0].tolist()
+            least = float(least_bytes(widths, edge, np.array([inside]))[0]) + read + written
+            traffic.append(
+                MemoryTraffic(outer.name, outer.pj_per_byte, weights, inputs + read, outputs + written, least)
+            )
         return LayerEnergy(
             layer.name,
             float(products(widths)[0]),
             self.scale * float(mac_pj[0]) * _MJ_PER_PJ,
             self.scale * float(register_pj[0]) * _MJ_PER_PJ,
             tuple(traffic),
-            float(self._static_mjs(layer, in_channels, out_channels)[0]),
+            float(self.static.layers_mj(layer, in_channels, out_channels)[0]),
             self.scale,
         )
 
@@ -141,47 +165,11 @@ class EnergyModel:
         """Energy of MACs and of the innermost memory, in pJ; without MACs each word passes that memory once."""
         weight_bits, map_bits = self._bits
         macs = products(widths) * (sparsity.weights if self.profile.skips_zero_weights else 1.0)
-        bytes_a_word = np.array([weight_bits, map_bits, map_bits])[:, None] / _BITS_PER_BYTE
+        bytes_a_word = np.array([weight_bits, map_bits, map_bits])[:, None] / BITS_PER_BYTE
         passed = np.where(
             macs > 0.0,
-            macs * (weight_bits + 3 * map_bits) / _BITS_PER_BYTE,
+            macs * (weight_bits + 3 * map_bits) / BITS_PER_BYTE,
             (least_words(widths) * bytes_a_word).sum(axis=0),
         )
+        passed += step_words(widths).sum(axis=0) * map_bits / BITS_PER_BYTE
         return macs * self.profile.mac_energy_pj(weight_bits, map_bits), passed * self.profile.memories[0].pj_per_byte
-
-    def _edges(self, widths: Widths, sparsity: Sparsity) -> list[Edge]:
-        """Edges of every memory but DRAM, innermost first."""
-        words = np.array(self._bits)[[0, 1, 1], None] / _BITS_PER_BYTE  # bytes of a weight, an input, an output
-        maps = np.stack(map_words(widths)) * words[INPUTS]  # (2, L) bytes
-        edges = []
-        for memory in self.profile.memories[:-1]:
-            capacity = float(memory.capacity_bytes or 0)
-            leaves = maps > memory.map_share * capacity
-            free = capacity - np.where(leaves, 0.0, maps).sum(axis=0)
-            held = np.concatenate([np.broadcast_to(words[:1], free[None].shape), words[INPUTS:] * leaves])
-            edges.append(Edge(free, held, held))
-        outermost = edges[-1]
-        edges[-1] = Edge(outermost.capacity, outermost.held, outermost.held * self._stored(widths, sparsity))
-        return edges
-
-    def _stored(self, widths: Widths, sparsity: Sparsity) -> Array:
-        """Share of its dense size that each tensor takes in DRAM, (3, L)."""
-        least = least_words(widths)
-        rows = widths.out_channels, least[INPUTS] / widths.layer.in_size[1], least[OUTPUTS] / widths.layer.out_size[1]
-        densities = sparsity.weights, sparsity.inputs, sparsity.outputs
-        formats = sparsity.weight_format, sparsity.map_format, sparsity.map_format
-        shares = []
-        for tensor in (WEIGHTS, INPUTS, OUTPUTS):
-            bits = self._bits[min(tensor, 1)]
-            numbers = np.maximum(least[tensor], 1.0)
-            lines = np.clip(rows[tensor], 1.0, numbers)
-            stored = stored_bits(formats[tensor], densities[tensor], lines, numbers / lines, bits)
-            shares.append(stored / (numbers * bits))
-        return np.stack(shares)
-
-    def _static_mjs(self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]) -> Array:
-        if self.latency is None or self.profile.static_power_mw == 0.0:
-            return np.zeros(len(in_channels))
-        return (
-            self.profile.static_power_mw * _MJ_PER_MW_MS * layer_costs(self.latency, layer, in_channels, out_channels)
-        )

@@ -4,11 +4,10 @@
 - least: words that must move whatever the memory: every weight, every input looked at and every output, once.
 - moved: words over the edge of a memory of a given size, under the best order and tiling known here.
 
-Fused as the runtime fuses: batch norms, activations and additions run with the layer before them and move nothing (a
-shortcut's map, read once more by the addition, is not counted: layers do not know of additions). Layer and group norms
-read and write their map, and read it twice where the part that shares a mean does not fit. Attention keeps a block of
-queries (or of keys and values) and streams the rest, so that the scores never leave; with blocks of Bq queries, or Bk
-keys, of head width d it moves
+Batch norms are folded into the layer before them and move nothing (one that follows an addition is not, and is not
+counted); what operations without weights move is in ``steps``. Layer and group norms read and write their map, and read
+it twice where the part that shares a mean does not fit. Attention keeps a block of queries (or of keys and values) and
+streams the rest, so that the scores never leave; with blocks of Bq queries, or Bk keys, of head width d it moves
 
     queries stay    Tq·d + ⌈Tq/Bq⌉·2·Tk·d + Tq·d,                 2·Bq·d + 2·d + Bq words held
     keys stay       ⌈Tk/Bk⌉·Tq·d + 2·Tk·d + (2·⌈Tk/Bk⌉ − 1)·Tq·d,  2·Bk·d + 2·d + Bk words held

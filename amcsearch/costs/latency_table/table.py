@@ -176,6 +176,11 @@ class LatencyTable:
         """
         return self._layers.priced(layer, in_channels, out_channels)[:, 1:]
 
+    @property
+    def has_joint(self) -> bool:
+        """Whether the size of all weights together matters."""
+        return any(self._residency.slopes.values())
+
     def joint(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Latency in ms that no single layer has: summed ``amounts`` (P, 2) → (P,)."""
         return self._residency.extra_ms(amounts[:, 0], amounts[:, 1])
