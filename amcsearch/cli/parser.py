@@ -92,6 +92,9 @@ def _energy(commands: "Commands") -> None:
     command = _verb(commands, "energy", verbs.energy, text, example)
     _config(command)
     command.add_argument("--policy", type=Path, help="policy.json of a run, shown beside dense")
+    command.add_argument("--densities", type=Path, help="densities.csv of a sparsify run, shown beside dense as sparse")
+    formats = ("dense", "bitmap", "csr", "run_length")
+    command.add_argument("--storage", choices=formats, default="bitmap", help="how sparse weights lie in DRAM")
     command.add_argument(
         "--device", help="profile: a YAML file, or a name of configs/devices (default: device.profile)"
     )

@@ -119,17 +119,22 @@ def plan_text(plan: Mapping[str, Any]) -> str:
 
 
 def energy_text(report: Mapping[str, Any]) -> str:
-    """Energy of every layer by what it is spent on, dense beside pruned, and which layer costs most."""
+    """Energy of every layer by what it is spent on, dense beside pruned and sparse, and which layer costs most."""
     networks = report["networks"]
-    pruned = networks.get("pruned")
+    others = {
+        name: {layer["name"]: layer for layer in networks[name]["layers"]} for name in networks if name != "dense"
+    }
     parts = list(networks["dense"]["parts_mj"])
-    rows = [["layer", "channels", "mJ", *parts, *(["pruned to", "mJ"] if pruned else [])]]
-    smaller = {layer["name"]: layer for layer in pruned["layers"]} if pruned else {}
+    beside = {"pruned": "pruned to", "sparse": f"density, {report['storage']}"}
+    rows = [["layer", "channels", "mJ", *parts, *(cell for name in others for cell in (beside[name], "mJ"))]]
     for layer in networks["dense"]["layers"]:
         row = [layer["name"], _channels(layer), _number(layer["energy_mj"])]
         row += [_number(layer["parts_mj"][part]) for part in parts]
-        after = smaller.get(layer["name"])
-        rows.append(row + ([_channels(after), _number(after["energy_mj"])] if after else []))
+        for name, layers in others.items():
+            after = layers[layer["name"]]
+            density = report["densities"].get(layer["name"])
+            row += [_channels(after) if name == "pruned" else _number(density), _number(after["energy_mj"])]
+        rows.append(row)
     for name, found in networks.items():
         rows.append([f"{name}, all", "", _number(found["energy_mj"]), *map(_number, found["parts_mj"].values())])
     width = max(map(len, rows))

@@ -81,7 +81,10 @@ def energy(args: argparse.Namespace, console: "Console") -> None:
     from amcsearch.pipeline.energy import energy_report
 
     policy = PruningPolicy.read(args.policy) if args.policy else None
-    found = energy_report(load_config(args), args.out, console, policy=policy, device=args.device, measure=args.measure)
+    found = energy_report(
+        load_config(args), args.out, console, policy=policy, densities=args.densities, storage=args.storage,
+        device=args.device, measure=args.measure,
+    )  # fmt: skip
     console.close()
     show(args, found, energy_text(found))
 

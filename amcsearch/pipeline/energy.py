@@ -1,5 +1,6 @@
-"""Where a network's energy goes on a device, layer by layer: dense beside pruned, predicted and measured."""
+"""Where a network's energy goes on a device, layer by layer: dense beside pruned and sparse, predicted and measured."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -7,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 
 from amcsearch.config import Config, read_device, read_latency_table
-from amcsearch.core import BadInputError, LayerSpec, PruningPolicy
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs.device import DeviceProfile
-from amcsearch.costs.energy import EnergyModel, LayerEnergy
+from amcsearch.costs.energy import EnergyModel, LayerEnergy, Sparsity, StorageFormat
 from amcsearch.graph.removal import remove
+from amcsearch.methods.weights import layer_of
 from amcsearch.pipeline.network import Network, load_network
 from amcsearch.pipeline.observer import Observer
 from amcsearch.reporting.energy import write_energy
@@ -31,29 +33,34 @@ def energy_report(
     observer: Observer,
     *,
     policy: PruningPolicy | None = None,
+    densities: Path | None = None,
+    storage: str = StorageFormat.BITMAP,
     device: str | None = None,
     measure: bool = False,
 ) -> dict[str, Any]:
     """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
 
-    ``device`` overrules the configuration's profile: a file, or the name of one in ``configs/devices``. ``measure``
-    adds the energy that this machine's counter sees, and the scale from predictions to it.
+    ``densities`` is a table of a training-time method's run, shown as ``sparse`` with its weights in the ``storage``
+    format. ``device`` overrules the configuration's profile: a file, or the name of one in ``configs/devices``.
+    ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
 
     Raises:
-        BadInputError: as ``load_network``, no profile, a policy that does not fit, no counter to measure with, or a
-            folder that cannot be written.
+        BadInputError: as ``load_network``, no profile, a policy or densities that do not fit, no counter to measure
+            with, or a folder that cannot be written.
     """
     profile = _profile(config, device)
     observer.phase("Tracing the network")
     network = load_network(config, train=False)
     spec = network.trace.network
-    needs_latency = profile.static_power_mw > 0.0
-    table = config.device.table if needs_latency else None
-    latency = read_latency_table(table).for_network(spec) if table else None
-    model = EnergyModel(profile, config.device.batch, latency)
+    model = _model(config, profile, spec)
     policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
-    layers = {name: spec.with_channels(chosen).layers for name, chosen in policies.items()}
+    shares = {} if densities is None else _densities(densities, spec)
+    layers: dict[str, Sequence[LayerSpec]] = {name: spec.with_channels(p).layers for name, p in policies.items()}
     estimates = {name: [model.estimate(layer) for layer in chosen] for name, chosen in layers.items()}
+    if densities is not None:
+        layers["sparse"], form = spec.layers, StorageFormat(storage)
+        sparsities = [Sparsity(shares.get(layer.name, 1.0), weight_format=form) for layer in spec.layers]
+        estimates["sparse"] = list(map(model.estimate, spec.layers, sparsities))
     report: dict[str, Any] = {
         "device": profile.name,
         "batch": config.device.batch,
@@ -61,23 +68,51 @@ def energy_report(
             name: _network(layers[name], found, model.static.shared_mj(layers[name]))
             for name, found in estimates.items()
         },
-        "without_static": profile.static_power_mw > 0.0 and latency is None,
-        "files": write_energy(estimates, folder),
+        "densities": shares,
+        "storage": None if densities is None else storage,
+        "without_static": profile.static_power_mw > 0.0 and model.latency is None,
+        "files": write_energy(estimates, profile.name, folder),
     }
     if measure:
         observer.phase("Measuring energy on this machine")
-        dynamic = {name: sum(e.total_mj - e.static_mj for e in found) for name, found in estimates.items()}
+        dynamic = {name: sum(e.total_mj - e.static_mj for e in estimates[name]) for name in policies}
         report["measured"] = _measured(config, network, policies, dynamic)
     return report
 
 
 def _profile(config: Config, device: str | None) -> DeviceProfile:
-    chosen = device or config.device.profile
+    chosen, known = device or config.device.profile, [path.stem for path in sorted(_DEVICES.glob("*.yaml"))]
     if chosen is None:
-        known = ", ".join(path.stem for path in sorted(_DEVICES.glob("*.yaml")))
-        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {known}")
+        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {', '.join(known)}")
     path = Path(chosen)
-    return read_device(_DEVICES / f"{chosen}.yaml" if path.suffix == "" and path.parent == Path() else path)
+    if path.suffix or path.parent != Path():
+        return read_device(path)
+    if chosen not in known:
+        raise BadInputError(f"--device {chosen}: no such profile; give a file or one of {', '.join(known)}")
+    return read_device(_DEVICES / f"{chosen}.yaml")
+
+
+def _model(config: Config, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
+    """The energy model, with a latency table where static power needs one."""
+    table = config.device.table if profile.static_power_mw > 0.0 else None
+    latency = read_latency_table(table).for_network(spec) if table else None
+    return EnergyModel(profile, config.device.batch, latency)
+
+
+def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
+    """Share of its weights that each layer keeps, from a run's ``densities.csv``."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [(str(row["name"]), int(row["kept"]), int(row["total"])) for row in csv.DictReader(stream)]
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"cannot read densities {path} ({error!r}); give those of a sparsify run") from error
+    unknown = sorted(name for name, _, _ in rows if layer_of(name) not in spec.layer_index)
+    if unknown or not rows:
+        raise BadInputError(
+            f"densities {path} name {unknown[:3]}, not weights of this network; give those of a sparsify run of this "
+            "configuration with granularity weights (one of channels leaves a policy.json for --policy)"
+        )
+    return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
 
 
 def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], shared_mj: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/energy/pricing_resnet50.py
 
-Policies are drawn at random on channel grids of 16 and 8. "first" includes searching order and tiling for every
+Policies are drawn at random on channel grids of 16 and 8, and of 1: any width. "first" includes searching order and tiling for every
 shape and memory that occurs; "next" is another batch of the same network.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
         f"{POLICIES:,} policies, {len(network.layers)} layers, {len(network.groups)} groups; MACs, parameters, energy"
     )
     for device in ("eyeriss_relative", "x86_server"):
-        for multiple in (16, 8):
+        for multiple in (16, 8, 1):
             grid = CostGrid(network, [Macs(), Params(), EnergyModel(read_device(DEVICES / f"{device}.yaml"))])
             seconds = []
             for _ in range(2):

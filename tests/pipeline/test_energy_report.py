@@ -61,6 +61,41 @@ def test_the_text_names_the_costliest_layer(
     assert "times the lower bound" in text
 
 
+def test_a_sparse_network_stands_beside_the_dense_one(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quarter of the stem's 16 filters of 3x3 weights: a bit for each of 144, and 16 bits for 36."""
+    (tmp_path / "densities.csv").write_text("name,kept,total,density\nstem.0.weight,36,144,0.25\n")
+    arguments = [str(write_config()), *DEVICE, "--densities", str(tmp_path / "densities.csv"), "-o", str(tmp_path)]
+    found = run(arguments, capsys)
+    assert (found["densities"], found["storage"]) == ({"stem.0": 0.25}, "bitmap")
+    dense, sparse = (found["networks"][name]["layers"] for name in ("dense", "sparse"))
+    saved = dense[0]["bytes"]["DRAM"] - sparse[0]["bytes"]["DRAM"]
+    assert saved == pytest.approx(2 * 144 - (144 + 36 * 16) / 8)
+    assert [layer["energy_mj"] for layer in dense[1:]] == [layer["energy_mj"] for layer in sparse[1:]]
+    assert "dense (faded) above sparse" in Path(found["files"]["svg"]).read_text()
+    assert main(["energy", *arguments, "--storage", "csr"]) == 0
+    assert "density, csr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot read densities"),
+        ("name,kept\nstem.0.weight,1\n", "cannot read densities"),
+        ("name,kept,total,density\nstem.0,8,16,0.5\n", "not weights of this network"),
+    ],
+)
+def test_densities_that_do_not_fit_are_one_line(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
+) -> None:
+    path = tmp_path / "densities.csv"
+    if text is not None:
+        path.write_text(text)
+    assert main(["energy", str(write_config()), *DEVICE, "--densities", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +103,7 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(ROOT)
     for arguments, words in (
         (config, "--device a file or one of edge_cpu"),
-        ([*config, "--device", "toaster"], "toaster.yaml"),
+        ([*config, "--device", "toaster"], "--device toaster: no such profile; give a file or one of edge_cpu"),
         ([*config, *DEVICE, "--policy", str(tmp_path / "none.json")], "none.json"),
     ):
         assert main(["energy", *arguments]) == 2

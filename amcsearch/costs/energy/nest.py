@@ -9,7 +9,7 @@ columns become one axis; linear layers are the same.
 Strided and dilated reads count the positions touched, not the memory lines around them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod
 from typing import Final
@@ -42,6 +42,17 @@ class SpatialTiles:
     fetched: Array
     streamed: Array
     count: Array
+
+    def unbeaten(self, *criteria: Array) -> "SpatialTiles":
+        """Return the cuts that no other equals or beats in every one of the criteria, each (K,), less is better."""
+        table, first = np.unique(np.stack(criteria), axis=1, return_index=True)
+        no_worse = np.all(table[:, :, None] <= table[:, None, :], axis=0)  # [a, b]: a is nowhere worse than b
+        chosen = np.sort(first[~np.any(no_worse & ~np.eye(len(first), dtype=np.bool_), axis=0)])
+        return self.at(chosen)
+
+    def at(self, chosen: NDArray[np.generic]) -> "SpatialTiles":
+        """Return some of the cuts."""
+        return SpatialTiles(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,8 @@ def _tiles(nest: LoopNest) -> SpatialTiles:
     )
     cuts = [(1, height, width) for height in heights for width in widths]
     cuts += [(images, full[0], full[1]) for images in _sizes(nest.batch, _STEPS_AN_OCTAVE) if images > 1]
-    return _undominated(_grid(nest, cuts))
+    found = _grid(nest, cuts)
+    return found.unbeaten(found.reads, found.positions, found.fetched, found.streamed, found.count)
 
 
 def _grid(nest: LoopNest, cuts: list[tuple[int, _Axis, _Axis]]) -> SpatialTiles:
@@ -158,14 +170,6 @@ def _grid(nest: LoopNest, cuts: list[tuple[int, _Axis, _Axis]]) -> SpatialTiles:
         for images, height, width in cuts
     ]
     return SpatialTiles(*np.array(found, dtype=np.float64).T)
-
-
-def _undominated(tiles: SpatialTiles) -> SpatialTiles:
-    table = np.stack([tiles.reads, tiles.positions, tiles.fetched, tiles.streamed, tiles.count])  # (5, K)
-    table = np.unique(table, axis=1)
-    no_worse = np.all(table[:, :, None] <= table[:, None, :], axis=0)  # [a, b]: a is nowhere worse than b
-    beaten = np.any(no_worse & ~np.eye(table.shape[1], dtype=np.bool_), axis=0)
-    return SpatialTiles(*table[:, ~beaten])
 
 
 def _sizes(length: int, steps_an_octave: int) -> list[int]:

@@ -86,13 +86,79 @@ def input_stationary(ns: Array, nc: Array, inputs: Array, weights: Array, output
 
 def least_traffic(nest: LoopNest, c: Array, m: Array, edge: Edge) -> Array:
     """Words of one group over the edge, best order and tiling: (3, L) for widths ``c`` and ``m``, each (L,)."""
-    tiles = nest.tiles()
+    cuts = _Cuts.of(nest, c, m, edge)
     found = np.empty((3, len(c)))
-    step = max(1, _CHUNK // len(tiles.count))
+    step = max(1, _CHUNK // len(cuts.largest.count))
     for start in range(0, len(c), step):
         part = slice(start, start + step)
-        found[:, part] = _search(_Widths(nest, tiles, c[part], m[part], edge.at(part)))
+        found[:, part] = _search(_Widths(nest, cuts, c[part], m[part], edge.at(part)))
     return found
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Channels of a tile that fit into a memory, by what stays; capacity and held bytes broadcast against (K,) cuts."""
+
+    window: int
+    capacity: Array
+    weights: Array
+    inputs: Array
+    outputs: Array
+
+    def outputs_stay(self, tiles: SpatialTiles) -> Array:
+        """Filters, when one input channel at a time passes."""
+        return self._fit(tiles.reads * self.inputs, self.window * self.weights + tiles.positions * self.outputs)
+
+    def outputs_stay_alone(self, tiles: SpatialTiles) -> Array:
+        """Filters, when one weight of the window at a time passes."""
+        return self._fit(tiles.positions * self.inputs, self.weights + tiles.positions * self.outputs)
+
+    def inputs_stay(self, tiles: SpatialTiles) -> Array:
+        """Input channels, when one filter at a time passes."""
+        return self._fit(tiles.positions * self.outputs, self.window * self.weights + tiles.reads * self.inputs)
+
+    def weights_stay(self, tiles: SpatialTiles, tc: Array) -> Array:
+        """Filters of ``tc`` input channels."""
+        per_filter = tc * self.window * self.weights + tiles.positions * self.outputs
+        return self._fit(tc * tiles.reads * self.inputs, per_filter)
+
+    def _fit(self, fixed: Array, per_channel: Array) -> Array:
+        return np.floor(np.maximum(self.capacity - fixed, 0.0) / per_channel)
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """The spatial cuts worth trying under each order: those that another beats at every width are left out."""
+
+    outputs_stay: SpatialTiles
+    outputs_stay_alone: SpatialTiles
+    inputs_stay: SpatialTiles
+    weights_stay: SpatialTiles
+
+    @classmethod
+    def of(cls, nest: LoopNest, c: Array, m: Array, edge: Edge) -> "_Cuts":
+        """Where all widths see the same memory, a cut counts by the channels that fit beside it, at most all."""
+        tiles = nest.tiles()
+        memory = np.concatenate([edge.capacity[None], edge.held])  # (4, L)
+        rooms: tuple[tuple[Array, ...], ...] = ((tiles.reads, tiles.positions),) * 3  # a small tile leaves room
+        if len(c) and np.all(memory == memory[:, :1]):
+            room = _Room(nest.window, *memory[:, 0])
+            fitting = room.outputs_stay(tiles), room.outputs_stay_alone(tiles), room.inputs_stay(tiles)
+            rooms = tuple(
+                (-np.minimum(fits, most),) for fits, most in zip(fitting, (m.max(), m.max(), c.max()), strict=True)
+            )
+        return cls(
+            tiles.unbeaten(tiles.fetched, tiles.count, *rooms[0]),
+            tiles.unbeaten(tiles.count, *rooms[1]),
+            tiles.unbeaten(tiles.fetched, tiles.count, *rooms[2]),
+            tiles.unbeaten(tiles.streamed, tiles.reads, tiles.positions),
+        )
+
+    @property
+    def largest(self) -> SpatialTiles:
+        """The longest of the lists."""
+        lists = self.outputs_stay, self.outputs_stay_alone, self.inputs_stay, self.weights_stay
+        return max(lists, key=lambda tiles: len(tiles.count))
 
 
 _Candidate = tuple[tuple[Array, ...], NDArray[np.bool_]]  # words by tensor, and whether the tile fits, each (L, K)
@@ -101,13 +167,14 @@ _Candidate = tuple[tuple[Array, ...], NDArray[np.bool_]]  # words by tensor, and
 class _Widths:
     """One chunk of widths, arrays (L, 1), against K spatial cuts."""
 
-    def __init__(self, nest: LoopNest, tiles: SpatialTiles, c: Array, m: Array, edge: Edge) -> None:
-        self.nest, self.tiles, self.edge = nest, tiles, edge
+    def __init__(self, nest: LoopNest, cuts: _Cuts, c: Array, m: Array, edge: Edge) -> None:
+        self.nest, self.cuts, self.edge = nest, cuts, edge
         self.c, self.m = c[:, None], m[:, None]
         self.weights, self.outputs = self.c * self.m * nest.window, self.m * nest.positions
+        self.room = _Room(nest.window, edge.capacity[:, None], *edge.held[:, :, None])
 
     def at(self, chosen: NDArray[np.bool_]) -> "_Widths":
-        return _Widths(self.nest, self.tiles, self.c[chosen, 0], self.m[chosen, 0], self.edge.at(chosen))
+        return _Widths(self.nest, self.cuts, self.c[chosen, 0], self.m[chosen, 0], self.edge.at(chosen))
 
     def walked(self) -> Array:
         """Words without any reuse but of the partial sum: what three words of memory can do."""
@@ -115,62 +182,56 @@ class _Widths:
         return np.stack([products[:, 0], products[:, 0], self.outputs[:, 0]])
 
     def outputs_stay(self) -> _Candidate:
-        w, i, o = self.edge.held[:, :, None]
-        tm = self._room(self.tiles.reads * i, self.nest.window * w + self.tiles.positions * o)
+        tiles = self.cuts.outputs_stay
+        tm = self.room.outputs_stay(tiles)
         nm = np.ceil(self.m / np.clip(tm, 1, self.m))
-        inputs = self.c * self.tiles.fetched
-        return output_stationary(nm, self.tiles.count, inputs, self.weights, self.outputs), tm >= 1
-
-    def inputs_stay(self) -> _Candidate:
-        w, i, o = self.edge.held[:, :, None]
-        tc = self._room(self.tiles.positions * o, self.nest.window * w + self.tiles.reads * i)
-        nc = np.ceil(self.c / np.clip(tc, 1, self.c))
-        inputs = self.c * self.tiles.fetched
-        return input_stationary(self.tiles.count, nc, inputs, self.weights, self.outputs), tc >= 1
-
-    def weights_stay(self, cuts: int) -> _Candidate:
-        """With the input channels in ``cuts`` parts."""
-        w, i, o = self.edge.held[:, :, None]
-        tc = np.ceil(self.c / cuts)
-        tm = self._room(tc * self.tiles.reads * i, tc * self.nest.window * w + self.tiles.positions * o)
-        nm, nc = np.ceil(self.m / np.clip(tm, 1, self.m)), np.ceil(self.c / tc)
-        inputs = self.c * self.tiles.streamed
-        return weight_stationary(nm, nc, inputs, self.weights, self.outputs), tm >= 1
+        return output_stationary(nm, tiles.count, self.c * tiles.fetched, self.weights, self.outputs), tm >= 1
 
     def outputs_stay_alone(self) -> _Candidate:
         """Partial sums stay, and one weight of the window after another passes: each product reads its input anew."""
-        w, i, o = self.edge.held[:, :, None]
-        tm = self._room(self.tiles.positions * i, w + self.tiles.positions * o)
+        tiles = self.cuts.outputs_stay_alone
+        tm = self.room.outputs_stay_alone(tiles)
         nm = np.ceil(self.m / np.clip(tm, 1, self.m))
         inputs = self.c * float(self.nest.products)
-        return output_stationary(nm, self.tiles.count, inputs, self.weights, self.outputs), tm >= 1
+        return output_stationary(nm, tiles.count, inputs, self.weights, self.outputs), tm >= 1
+
+    def inputs_stay(self) -> _Candidate:
+        tiles = self.cuts.inputs_stay
+        tc = self.room.inputs_stay(tiles)
+        nc = np.ceil(self.c / np.clip(tc, 1, self.c))
+        return input_stationary(tiles.count, nc, self.c * tiles.fetched, self.weights, self.outputs), tc >= 1
+
+    def weights_stay(self, parts: int) -> _Candidate:
+        """With the input channels in so many parts."""
+        tiles, tc = self.cuts.weights_stay, np.ceil(self.c / parts)
+        tm = self.room.weights_stay(tiles, tc)
+        nm, nc = np.ceil(self.m / np.clip(tm, 1, self.m)), np.ceil(self.c / tc)
+        return weight_stationary(nm, nc, self.c * tiles.streamed, self.weights, self.outputs), tm >= 1
 
     def at_least(self, inputs: float, outputs: float) -> Array:
         """Bytes, (L,), when a channel's inputs and all outputs move so many words or times, and weights once."""
         words = np.stack([self.weights[:, 0], self.c[:, 0] * inputs, outputs * self.outputs[:, 0]])
         return weigh(words, self.edge.moved)
 
-    def _room(self, fixed: Array, per_channel: Array) -> Array:
-        """Channels of a tile that fit beside what is fixed: (L, K)."""
-        return np.floor(np.maximum(self.edge.capacity[:, None] - fixed, 0.0) / per_channel)
-
 
 def _search(widths: _Widths) -> Array:
     words = widths.walked()
     cost = weigh(words, widths.edge.moved)
+    streamed = float(widths.cuts.weights_stay.streamed.min())
 
     def offer(candidate: Callable[[_Widths], _Candidate], where: NDArray[np.bool_]) -> None:
         if where.any():
-            some = widths.at(where)
+            some = widths if where.all() else widths.at(where)
             words[:, where], cost[where] = _better(some.edge.moved, words[:, where], cost[where], candidate(some))
 
-    for candidate in (_Widths.outputs_stay, _Widths.inputs_stay, partial(_Widths.weights_stay, cuts=1)):
-        offer(candidate, np.ones_like(cost, dtype=np.bool_))
-    # the rest is tried only where it could gain
+    # each is tried only where it could gain
+    once = widths.at_least(streamed, 1)
+    for candidate in (partial(_Widths.weights_stay, parts=1), _Widths.outputs_stay, _Widths.inputs_stay):
+        offer(candidate, once < cost)
     offer(_Widths.outputs_stay_alone, widths.at_least(float(widths.nest.products), 1) < cost)
-    for cuts in _CHANNEL_CUTS:
-        least = widths.at_least(float(widths.tiles.streamed.min()), 2 * cuts - 1)
-        offer(partial(_Widths.weights_stay, cuts=cuts), (least < cost) & (widths.c[:, 0] > cuts / 2))
+    for parts in _CHANNEL_CUTS:
+        least = widths.at_least(streamed, 2 * parts - 1)
+        offer(partial(_Widths.weights_stay, parts=parts), (least < cost) & (widths.c[:, 0] > parts / 2))
     return words
 
 
