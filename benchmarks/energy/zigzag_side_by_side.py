@@ -7,6 +7,7 @@ ZigZag (Mei et al., IEEE Transactions on Computers 2021) searches spatial and te
 counts accesses; networks, device and mapping are those its package ships (`eyeriss_like.yaml`, `default.yaml`),
 searched for least energy. Our profile holds the same memories: ZigZag's separate register files and first-level
 memories of one processing element and of the array are added up, and what passes between elements is free, as there.
+Where the two differ is said by level: ranks without the register files, and the ratio at DRAM.
 """
 
 import argparse
@@ -84,8 +85,8 @@ def layers_of(path: Path) -> list[LayerSpec]:
     return found
 
 
-def by_zigzag(path: Path) -> tuple[dict[str, float], float]:
-    """ZigZag's energy of each layer in pJ, and the CPU seconds it took."""
+def by_zigzag(path: Path) -> tuple[dict[str, tuple[float, float, float]], float]:
+    """ZigZag's energy of each layer in pJ: all, register files, DRAM; and the CPU seconds it took."""
     logging.disable(logging.CRITICAL)
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +99,12 @@ def by_zigzag(path: Path) -> tuple[dict[str, float], float]:
             loma_show_progress_bar=False,
         )
     seconds = time.process_time() - start
-    return {found[0].layer.name: float(found[0].energy_total) for found in answer[2][0][1]}, seconds
+    found = {}
+    for evaluation, *_ in answer[2][0][1]:
+        levels = evaluation.mem_energy_breakdown.values()  # of each operand, innermost first
+        inner, outer = (float(sum(energies[level] for energies in levels)) for level in (0, -1))
+        found[evaluation.layer.name] = (float(evaluation.energy_total), inner, outer)
+    return found, seconds
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -122,11 +128,13 @@ def main() -> None:
         layers = layers_of(path)
         theirs, their_seconds = by_zigzag(path)
         start = time.process_time()
-        ours = np.array([EnergyModel(DEVICE).layer_cost(layer) for layer in layers]) * 1e9
+        estimates = [EnergyModel(DEVICE).estimate(layer) for layer in layers]
         our_seconds = time.process_time() - start
         if len(theirs) != len(layers):
             raise SystemExit(f"{name}: {len(layers)} layers here, {len(theirs)} in ZigZag")
-        reference = np.array([theirs[layer.name] for layer in layers])
+        parts = [(e.total_mj, e.registers_mj, e.dram.energy_mj(e.dram.total_bytes)) for e in estimates]
+        ours, our_registers, our_dram = 1e9 * np.array(parts).T
+        reference, their_registers, their_dram = np.array([theirs[layer.name] for layer in layers]).T
         print(f"\n{name}, µJ a layer")
         for layer, ours_pj, theirs_pj in zip(layers, ours, reference, strict=True):
             print(f"{layer.name:45} {ours_pj / 1e6:10.1f} {theirs_pj / 1e6:10.1f} {ours_pj / theirs_pj:6.2f}")
@@ -134,6 +142,13 @@ def main() -> None:
         print(f"{'all':45} {whole[0] / 1e6:10.1f} {whole[1] / 1e6:10.1f} {whole[0] / whole[1]:6.2f}")
         times = f"seconds: ours {our_seconds:.3f}, ZigZag {their_seconds:.1f}"
         print(f"rank correlation {spearman(ours, reference):.3f}; {times}")
+        inside = spearman(ours - our_registers, reference - their_registers)
+        dram, macs = our_dram / their_dram, np.array([e.macs for e in estimates])
+        a_mac = [registers / macs for registers in (our_registers, their_registers)]
+        print(f"without the register files {inside:.3f}; DRAM, ours / ZigZag {dram.min():.3f} to {dram.max():.3f}")
+        print("register files, pJ a MAC: ours {:.2f} to {:.2f}, ZigZag {:.2f} to {:.2f}".format(
+            *(value for each in a_mac for value in (each.min(), each.max()))
+        ))  # fmt: skip
 
 
 if __name__ == "__main__":

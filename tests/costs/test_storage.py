@@ -24,6 +24,17 @@ def test_sizes_by_hand() -> None:
     assert bits(StorageFormat.RUN_LENGTH, 0.25, 8, 16) == pytest.approx(32 * 64 / 3, rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("form", "break_even"),
+    [(StorageFormat.BITMAP, 31 / 32), (StorageFormat.CSR, 32 / (32 + 16)), (StorageFormat.RUN_LENGTH, 1 / 2)],
+)
+def test_a_format_beats_dense_below_its_break_even(form: StorageFormat, break_even: float) -> None:
+    """32-bit numbers: a bit each; 16 bits of column for each that is not zero; 64 bits for each that is not zero."""
+    columns = 1 << 16
+    assert bits(form, break_even - 0.001, 1, columns, 32) < columns * 32
+    assert bits(form, break_even + 0.001, 1, columns, 32) == columns * 32
+
+
 @pytest.mark.parametrize(("word", "entries"), [(8, 4), (16, 3), (32, 1)])
 def test_a_run_length_word_holds_whole_entries(word: int, entries: int) -> None:
     assert bits(StorageFormat.RUN_LENGTH, 0.1, 1000, 1000, word) == pytest.approx(1e5 * 64 / entries, rel=0.04)
