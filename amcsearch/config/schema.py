@@ -80,6 +80,11 @@ class DataConfig(_Section):
 
     factory: ImportSpec
     kwargs: dict[str, JsonValue] = {}
+    targets: Literal["given", "dense"] = "given"
+    """``dense``: no labels; the dense network's own outputs are to be kept, and accuracy is the mean cosine to them.
+
+    The factory's targets are read by ``model.pretrain`` alone; -100 stands for none.
+    """
     splits: SplitsConfig = SplitsConfig()
 
 

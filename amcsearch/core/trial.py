@@ -13,8 +13,9 @@ __all__ = ["Evaluation", "Trial", "TrialState"]
 class Evaluation:
     """What the accuracy proxy measured on the search split.
 
-    ``accuracy`` is a share in [0, 1], ``loss`` the mean cross-entropy in nats, ``seconds`` the wall time spent;
-    ``change_low``, where it was asked for, the lower confidence bound of accuracy minus the dense network's.
+    ``accuracy`` is a share in [0, 1], ``loss`` the mean cross-entropy in nats, ``seconds`` the wall time spent. Where
+    outputs are matched with vectors, ``accuracy`` is the mean cosine, in [-1, 1], and ``loss`` 1 minus it.
+    ``change_low``, where it was asked for, is the lower confidence bound of accuracy minus the dense network's.
     """
 
     accuracy: float

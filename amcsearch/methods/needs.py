@@ -10,7 +10,17 @@ from typing import ClassVar, Literal
 
 from amcsearch.core import BadInputError
 
-__all__ = ["Curvature", "Draw", "Labels", "Need", "SampleGates", "ShortTraining", "SquaredGradients", "Statistic"]
+__all__ = [
+    "Curvature",
+    "Draw",
+    "Labels",
+    "Need",
+    "SampleGates",
+    "ShortTraining",
+    "SquaredGradients",
+    "Statistic",
+    "vanishes",
+]
 
 Labels = Literal["data", "model"]
 """Whose labels the loss looks at: the data's, or labels drawn from what the model itself predicts."""
@@ -104,3 +114,15 @@ class ShortTraining:
 
 
 Need = Statistic | SampleGates | SquaredGradients | Curvature | ShortTraining
+
+
+def vanishes(need: Need) -> bool:
+    """Whether a need is 0 where every sample's loss is at its least: gradients at the data's own labels.
+
+    So it is where a network is to keep its own outputs. A short training that masks nothing never leaves that place.
+    """
+    if isinstance(need, SampleGates | SquaredGradients):
+        return need.labels == "data"
+    if isinstance(need, ShortTraining):
+        return need.keep == 1.0
+    return need in (Statistic.SET_GRADIENT, Statistic.MINIBATCH_GRADIENT)

@@ -14,6 +14,7 @@ from amcsearch.core import BadInputError
 from amcsearch.graph.trace import Trace, trace
 from amcsearch.training.checkpoint import load_checkpoint, pretrained
 from amcsearch.training.data import DataSplits, check_samples, check_splits, make_splits, stacked
+from amcsearch.training.dense_targets import with_dense_targets
 from amcsearch.training.loop import Progress, TrainingRecipe
 from amcsearch.training.losses import logits
 
@@ -70,6 +71,8 @@ def load_network(config: Config, *, train: bool = True, progress: Progress | Non
     elif config.model.pretrain is not None and train:
         _pretrain(config, model, splits, progress)
     model.eval()
+    if config.data.targets == "dense":
+        splits = with_dense_targets(splits, model)
     found = trace(model, sample)
     for skipped in found.skipped:
         _log.info("not pruned: %s: %s", skipped.name, skipped.reason)

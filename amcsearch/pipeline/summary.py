@@ -81,7 +81,7 @@ def summarise(
         "skipped": [asdict(skipped) for skipped in job.network.trace.skipped],
         "channel_multiple": job.device.channel_multiple,
         "widths_left_out": job.device.widths_left_out,
-        "warnings": [*job.device.warnings, *_missed(outcome, job), *origin["notes"]],
+        "warnings": [*job.device.warnings, *_missed(outcome, job), *_similarity(job), *origin["notes"]],
     }
 
 
@@ -130,6 +130,12 @@ def _finalist(finalist: Finalist, chosen: bool) -> dict[str, Any]:
         "latency_ms_measured": _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high),
         "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
     }
+
+
+def _similarity(job: Job) -> list[str]:
+    if job.config.data.targets == "given":
+        return []
+    return ["accuracy is the mean cosine to the dense network's outputs (data.targets: dense)"]
 
 
 def _missed(outcome: Outcome, job: Job) -> list[str]:

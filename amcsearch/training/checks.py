@@ -18,7 +18,7 @@ def check_samples(
     """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
 
     ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
-    position without one.
+    position without one. Targets (N, …, num_classes) of floating point are vectors to match, and must be finite.
 
     Raises:
         BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
@@ -34,10 +34,13 @@ def check_samples(
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         first = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
         raise BadInputError(f"{where} holds NaN or infinity (first in sample {first}), expected finite inputs")
+    if targets.is_floating_point() and targets.ndim > 1:
+        _check_vectors(targets, where, num_classes)
+        return
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
         raise BadInputError(
             f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids: one integer, or one a position"
+            "expected class ids (one integer, or one a position), or vectors to match"
         )
     known = targets[targets != IGNORED_TARGET]
     if num_classes is not None and known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
@@ -45,6 +48,16 @@ def check_samples(
             f"{where} has targets from {int(known.min())} to {int(known.max())}, expected 0 to {num_classes - 1}: "
             f"the network gives {num_classes} classes"
         )
+
+
+def _check_vectors(targets: Tensor, where: str, width: int | None) -> None:
+    if width is not None and targets.shape[-1] != width:
+        raise BadInputError(
+            f"{where} gives vectors of {targets.shape[-1]} numbers to match, the network gives {width} a sample"
+        )
+    if not bool(torch.isfinite(targets).all()):
+        first = int((~torch.isfinite(targets)).flatten(1).any(1).nonzero()[0])
+        raise BadInputError(f"{where} has targets with NaN or infinity (first in sample {first}), expected finite ones")
 
 
 def check_splits(

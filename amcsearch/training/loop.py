@@ -95,10 +95,12 @@ def fit(
 def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int = 256) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (share) of a model in eval mode, on the device it is on.
 
+    Of vectors, 1 minus the mean cosine and the mean cosine.
+
     Args:
         model: left in the modes it was in.
         inputs: (N, …).
-        targets: (N,) or (N, T) of class ids.
+        targets: (N,) or (N, T) of class ids, or (N, …, D) of vectors to match.
         batch_size: samples at a time.
 
     Raises:
@@ -106,7 +108,7 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int 
     """
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
-    loss, right, count = 0.0, 0, 0
+    loss, right, count = 0.0, 0.0, 0
     with evaluating(model), torch.inference_mode():
         for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
             output, target = logits(model(x.to(torch_device))), y.to(torch_device)

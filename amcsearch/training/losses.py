@@ -1,12 +1,14 @@
 """Losses and accuracy, as pure functions of a model's output and its targets.
 
 Outputs are logits (N, C) with targets (N,), or (B, T, V) with targets (B, T); a target of -100 marks a position
-without one (cross-entropy's own convention) and counts nowhere.
+without one (cross-entropy's own convention) and counts nowhere. Targets of the outputs' own shape (…, D), floating
+point, are vectors to match: the loss is 1 - cos, and the cosine stands for the share of right predictions.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,22 +34,32 @@ def logits(output: Output) -> Tensor:
 def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats, a scalar; (N, C) against (N,), or (B, T, V) against (B, T).
 
+    Against vectors, (…, D) both, 1 minus the mean cosine; labels to smooth there are none.
+
     Raises:
         BadInputError: shapes that do not fit.
     """
+    if target.is_floating_point():
+        return 1.0 - _cosines(output, target).mean()
     scores, flat = _flat(logits(output), target)
     return F.cross_entropy(scores, flat, label_smoothing=label_smoothing, ignore_index=IGNORED_TARGET)
 
 
-def correct(output: Output, target: Tensor) -> tuple[int, int]:
-    """Count right predictions and targets; several logits sharing the maximum count as the first."""
+def correct(output: Output, target: Tensor) -> tuple[float, int]:
+    """Count right predictions and targets; several logits sharing the maximum count as the first.
+
+    Of vectors the cosines are added up, and the vectors counted.
+    """
+    if target.is_floating_point():
+        cosines = _cosines(output, target)
+        return float(cosines.sum(dtype=torch.float64)), cosines.numel()
     scores, flat = _flat(logits(output), target)
     known = flat != IGNORED_TARGET
     return int(((scores.argmax(-1) == flat) & known).sum()), int(known.sum())
 
 
 def accuracy(output: Output, target: Tensor) -> float:
-    """Share of right predictions, in [0, 1].
+    """Share of right predictions, in [0, 1]; of vectors the mean cosine, in [-1, 1].
 
     Raises:
         BadInputError: shapes that do not fit, or no target at all.
@@ -63,12 +75,14 @@ def distillation(student: Output, teacher: Output, target: Tensor, temperature: 
 
     (1 - a)·CE(y, z_s) + a·T²·KL(softmax(z_t / T) ‖ softmax(z_s / T)), the divergence summed over classes and averaged
     over samples (positions of a sequence are samples). T² keeps the gradient's size independent of T. Hinton, Vinyals &
-    Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Departure: positions without a target
-    are left out of both terms.
+    Dean 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Departures: positions without a target
+    are left out of both terms; where vectors are to be matched both terms are 1 - cos, and T has no part.
 
     Raises:
         BadInputError: shapes that do not fit.
     """
+    if target.is_floating_point():
+        return (1.0 - alpha) * task_loss(student, target) + alpha * task_loss(student, logits(teacher))
     scores, flat = _flat(logits(student), target)
     guide, _ = _flat(logits(teacher), target)
     if scores.shape != guide.shape:
@@ -79,6 +93,17 @@ def distillation(student: Output, teacher: Output, target: Tensor, temperature: 
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     soft = alpha * temperature**2 * divergence
     return soft if alpha == 1.0 else (1.0 - alpha) * F.cross_entropy(scores[known], flat[known]) + soft
+
+
+def _cosines(output: Output, target: Tensor) -> Tensor:
+    """(…, D) and (…, D) → (…,)."""
+    vectors = logits(output)
+    if vectors.ndim < 2 or vectors.shape != target.shape:
+        raise BadInputError(
+            f"outputs of shape {tuple(vectors.shape)} do not fit targets of shape {tuple(target.shape)}; "
+            "vectors are matched with vectors of the same shape"
+        )
+    return F.cosine_similarity(vectors, target, dim=-1)
 
 
 def _flat(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ def check(x, y, **bounds):
         (torch.zeros(2, 1), torch.tensor([-1, 0]), {"num_classes": 5}, "from -1 to 0, expected 0 to 4"),
         (torch.zeros(2, 1), torch.zeros(2), {}, "expected class ids"),
         (torch.zeros(2, 1), torch.zeros(2, 3, 3, dtype=torch.int64), {}, "expected class ids"),
+        (torch.zeros(2, 1), torch.zeros(2, 3), {"num_classes": 4}, "vectors of 3 numbers to match, the network gives 4"),
+        (torch.zeros(2, 1), torch.tensor([[0.0], [torch.inf]]), {"num_classes": 1}, "targets with NaN or infinity"),
     ],
 )
 def test_unusable_samples_are_named(x, y, bounds, message):
@@ -29,3 +31,4 @@ def test_unusable_samples_are_named(x, y, bounds, message):
 def test_usable_samples_pass():
     check(torch.zeros(2, 1), torch.tensor([0, 4]), input_shape=(1,), num_classes=5)
     check(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[0, -100, 2]]), num_classes=3)
+    check(torch.zeros(2, 1), torch.randn(2, 3), num_classes=3)

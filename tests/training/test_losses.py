@@ -105,3 +105,23 @@ def test_distillation_is_a_mean_over_samples_and_positions():
 def test_distillation_names_differing_classes():
     with pytest.raises(BadInputError, match="student logits"):
         distillation(torch.zeros(1, 2), torch.zeros(1, 3), torch.tensor([0]), 2.0, 0.5)
+
+
+def test_vectors_are_matched_by_their_cosine():
+    found = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
+    wanted = torch.tensor([[1.0, 0.0], [0.0, 5.0], [0.0, 1.0]])
+    total = 1.0 + math.sqrt(0.5) - 1.0
+    assert correct(found, wanted) == (pytest.approx(total, abs=1e-6), 3)
+    assert task_loss(found, wanted).item() == pytest.approx(1.0 - total / 3, abs=1e-6)
+    assert accuracy({"embedding": found}, wanted) == pytest.approx(total / 3, abs=1e-6)
+    by_token = found.view(1, 3, 2), wanted.view(1, 3, 2)
+    assert correct(*by_token) == correct(found, wanted)
+    teacher = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, -1.0]])  # cosines 0, 1, 1
+    expected = 0.25 * (1.0 - total / 3) + 0.75 * (1.0 - 2 / 3)
+    assert distillation(found, teacher, wanted, 4.0, 0.75).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [torch.zeros(4), torch.zeros(4, 2), torch.zeros(4, 1, 3)])
+def test_vectors_of_another_shape_are_named(target):
+    with pytest.raises(BadInputError, match=r"\(4, 3\) do not fit targets"):
+        task_loss(torch.zeros(4, 3), target)

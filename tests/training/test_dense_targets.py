@@ -1,0 +1,82 @@
+"""The dense network's outputs as targets: what they are, and which criteria still say something there."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from amcsearch.graph.trace import Trace, trace
+from amcsearch.methods import CRITERIA, Criterion, score_units
+from amcsearch.methods.needs import vanishes
+from amcsearch.training.dense_targets import dense_outputs, with_dense_targets
+from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import DataSplits, stacked
+
+EVERY = {
+    **{name: make() for name, make in CRITERIA.items()},
+    "obd exact": CRITERIA["obd"](method="exact"),
+    "obd gauss_newton": CRITERIA["obd"](method="gauss_newton"),
+    "obd first_order": CRITERIA["obd"](first_order=True),
+    "fisher per_weight": CRITERIA["fisher"](per_weight=True),
+    "movement masked": CRITERIA["movement"](keep=0.5),
+}
+SILENT = {"taylor", "taylor_bn", "taylor_joint", "taylor_parameterwise", "taylor_per_sample", "taylor_act2017"}
+
+
+def linear(columns: list[list[float]]) -> tuple[nn.Module, Trace]:
+    """Three inputs pass a layer that does nothing, and a layer of these columns reads them: y = sum of x_c W_c."""
+    weight = torch.tensor(columns).double().T
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, len(weight), bias=False)).double()
+    model[0].weight.data, model[1].weight.data = torch.eye(3).double(), weight.clone()
+    return model, trace(model, torch.zeros(1, 3).double())
+
+
+def scores_at(criterion: Criterion, model: nn.Module, found: Trace, x: Tensor) -> Tensor:
+    targets = dense_outputs(model, x)
+    scores = score_units(model, found, {"": criterion}, x, targets, task_loss, 4)[""]
+    return torch.cat([torch.from_numpy(value) for value in scores.values()])
+
+
+def test_second_derivatives_by_hand():
+    # f = (1.5, 0) + (0, 2) + (1.5, 2) = (3, 4): the third lies along f, the others lie 1.2 across it, |f| = 5
+    model, found = linear([[1.0, 0.0], [0.0, 2.0], [1.5, 2.0]])
+    x = torch.tensor([[1.5, 1.0, 1.0]]).double()
+    expected = torch.tensor([0.5 * 1.44 / 25, 0.5 * 1.44 / 25, 0.0]).double()
+    torch.testing.assert_close(scores_at(CRITERIA["obd"](method="exact"), model, found, x), expected)
+    drawn = scores_at(CRITERIA["true_fisher"](), model, found, x)
+    assert drawn[0] > 1e-3
+    torch.testing.assert_close(drawn / drawn[0], torch.tensor([1.0, 1.0, 0.0]).double())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_needs_that_vanish_are_those_whose_scores_are_zero(name: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3))
+    model = model.double().eval()
+    criterion = EVERY[name]
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double()
+    scores = scores_at(criterion, model, trace(model, x[:1]), x)
+    is_silent = bool(criterion.needs) and all(map(vanishes, criterion.needs))
+    assert is_silent == bool(scores.abs().max() < 1e-12)
+    assert is_silent == (name in SILENT or name in {"fisher", "fisher per_weight", "movement"})
+
+
+def test_every_split_gets_the_outputs_of_the_dense_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
+    whole = TensorDataset(torch.randn(12, 2), torch.full((12,), -100))
+    parts = DataSplits(*(Subset(whole, range(start, start + 3)) for start in (0, 3, 6, 9)))
+    found = with_dense_targets(parts, model)
+    assert model.training
+    for start, split in zip((0, 3, 6, 9), (found.train, found.calibration, found.search, found.test), strict=True):
+        inputs, targets = stacked(split)
+        assert torch.equal(inputs, whole.tensors[0][start : start + 3])
+        torch.testing.assert_close(targets, model.eval()(inputs).detach())
+        assert task_loss(model(inputs), targets).item() == pytest.approx(0.0, abs=1e-6)
+        model.train()
+
+
+def test_outputs_are_the_same_in_any_batches():
+    model, _ = linear([[1.0, 0.0], [0.0, 2.0], [1.5, 2.0]])
+    x = torch.randn(7, 3).double()
+    torch.testing.assert_close(dense_outputs(model, x, 2), dense_outputs(model, x, 100))
