@@ -1,4 +1,4 @@
-"""A sentence encoder of seconds, without labels: transformers' BERT with random weights, mean-pooled, padding masked."""
+"""A sentence encoder of seconds, without labels: transformers' BERT with random weights, mean-pooled, with padding."""
 
 import torch
 import transformers

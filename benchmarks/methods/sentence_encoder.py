@@ -1,0 +1,234 @@
+"""Prune a real trained sentence encoder without labels: how much of its embeddings does each way of choosing keep?
+
+    pip install -c constraints.txt '.[benchmarks]'
+    python benchmarks/methods/sentence_encoder.py channels [--seeds 0 1 2] [--ratios 0.1 0.3 0.5] [--out FOLDER]
+    python benchmarks/methods/sentence_encoder.py weights [--seeds 0 1 2]
+    python benchmarks/methods/sentence_encoder.py latency [--ratio 0.3]
+
+channels: every layer loses the same share of its heads and of its feed-forward width (``ratios``, share REMOVED, to the
+nearest whole head), chosen by each criterion or selector, then refitted or not; no training. weights: half of all
+single weights of the 36 matrices are zeroed, compared within a row, a layer or runs of four (2:4). A seed draws other
+calibration sentences (and random choices); the held-out sentences stay. Measured on those: the mean cosine between the
+pruned and the dense embedding, and Spearman's rank correlation between the cosine similarities of all pairs of
+sentences before and after. Writes sentence_encoder_channels.csv and .png, and sentence_encoder_weights.csv.
+latency: exports dense and pruned to ONNX, compares outputs with torch, and measures them in turns.
+"""
+
+import argparse
+import csv
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amcsearch.config import load
+from amcsearch.core import PolicySpace, PruningPolicy
+from amcsearch.costs.compute import macs
+from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.evaluation.reconstruction import Reconstruction
+from amcsearch.methods import CRITERIA, Criterion, Ranking, rank_units
+from amcsearch.methods.criteria.random_order import RandomOrder
+from amcsearch.methods.folding import means_for
+from amcsearch.methods.selector import Calibration, problem_of, select
+from amcsearch.methods.selectors import SELECTORS
+from amcsearch.methods.unstructured import keep_n_of_m, masks
+from amcsearch.methods.weights import sparse_weights, weight_scores
+from amcsearch.pipeline.network import Network, load_network
+from amcsearch.runtime.onnx_export import exported, max_abs_difference
+from amcsearch.runtime.verify import measure_paired
+from amcsearch.training.data import stacked
+from amcsearch.training.dense_targets import dense_outputs
+from amcsearch.training.losses import task_loss
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CONFIG = "configs/searches/sentence-encoder.yaml"
+BATCH = 32
+SAMPLES = 128  # calibration sentences
+REFITTED = ("random", "magnitude", "activation_variance", "wanda_channels", "true_fisher")  # also with least squares
+Agreement = tuple[float, float]  # mean cosine, Spearman's correlation of pairwise similarities
+
+
+def agreement(model: nn.Module, inputs: Tensor, dense: Tensor) -> Agreement:
+    """Compare a model's embeddings of ``inputs`` with the dense ones, (N, D)."""
+    found = dense_outputs(model, inputs, BATCH)
+    cosine = F.cosine_similarity(found, dense, dim=-1).mean()
+    return float(cosine), float(spearmanr(_similarities(found), _similarities(dense)).statistic)
+
+
+def _similarities(embeddings: Tensor) -> NDArray[np.float32]:
+    unit = F.normalize(embeddings, dim=-1)
+    first, second = torch.triu_indices(len(unit), len(unit), offset=1)
+    return (unit @ unit.T)[first, second].numpy()
+
+
+def criteria(seed: int) -> dict[str, Criterion]:
+    """Those that say something where the gradient of the loss is 0."""
+    return {
+        "random": RandomOrder(seed),
+        "magnitude": CRITERIA["magnitude"](),
+        "activation_magnitude": CRITERIA["activation_magnitude"](),
+        "activation_variance": CRITERIA["activation_variance"](),
+        "wanda_channels": CRITERIA["wanda_channels"](),
+        "true_fisher": CRITERIA["true_fisher"](seed=seed),
+        "obd": CRITERIA["obd"](probes=1, seed=seed),
+    }
+
+
+def drawn(network: Network, seed: int) -> tuple[Tensor, Tensor]:
+    """Calibration sentences of the train split, with their dense embeddings."""
+    inputs, targets = stacked(network.splits.train)
+    rows = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
+    return inputs[rows], targets[rows]
+
+
+def ways(network: Network, seed: int) -> Iterator[tuple[str, str, float, Evaluator]]:
+    """Yield (chosen by, refit, seconds to choose, evaluator)."""
+    model, trace, test = network.model, network.trace, stacked(network.splits.test)
+    inputs, targets = drawn(network, seed)
+    orders: dict[str, tuple[Ranking, float]] = {}
+    for name, criterion in criteria(seed).items():
+        start = time.perf_counter()
+        ranking = rank_units(model, trace, criterion, inputs, targets, task_loss, BATCH)
+        orders[name] = ranking, time.perf_counter() - start
+        means = means_for(criterion, model, trace, inputs, targets, task_loss, BATCH)
+        evaluator = Evaluator(model, trace, ranking, inputs, test, means=means)
+        yield name, "none" if means is None else "means folded", orders[name][1], evaluator
+    start = time.perf_counter()
+    problem = problem_of(Calibration(model, trace, inputs, targets, task_loss, BATCH))
+    ranking, seen = select(problem, SELECTORS["thinet"]())
+    orders["thinet"] = ranking, time.perf_counter() - start
+    refit = Reconstruction(model, trace, seen.values(), "least_squares")
+    for name in (*REFITTED, "thinet"):
+        ranking, seconds = orders[name]
+        evaluator = Evaluator(model, trace, ranking, inputs, test, reconstruction=refit)
+        yield name, "least squares", seconds, evaluator
+
+
+def uniform(network: Network, ratio: float) -> tuple[PruningPolicy, float]:
+    """The policy that removes ``ratio`` of every group, to whole heads, and the share of MACs that it saves."""
+    spec = network.trace.network
+    space = PolicySpace.on_grid(spec.groups)
+    policy = spec.policy(space.nearest([ratio] * len(space.groups)))
+    before, after = (sum(map(macs, network_.layers)) for network_ in (spec, spec.with_channels(policy)))
+    return policy, 1.0 - after / before
+
+
+def channels(seeds: list[int], ratios: list[float], out: Path) -> None:
+    """Measure, write the table, draw it."""
+    found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (out / "sentence_encoder_channels.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["chosen_by", "refit", "ratio", "macs_saved", "seed", "cosine", "spearman", "seconds_to_choose"]
+        )
+        network = load_network(load(CONFIG))
+        inputs, dense = stacked(network.splits.test)
+        for seed in seeds:
+            for name, refit, seconds, evaluator in ways(network, seed):
+                for ratio in ratios:
+                    policy, saved = uniform(network, ratio)
+                    cosine, spearman = agreement(evaluator.pruned(policy), inputs, dense)
+                    numbers = f"{saved:.4f}", seed, f"{cosine:.5f}", f"{spearman:.5f}", f"{seconds:.2f}"
+                    writer.writerow([name, refit, ratio, *numbers])
+                    found[name, refit][saved].append(cosine)
+                file.flush()
+                print(f"seed {seed} {name}, {refit}: {cosine:.4f} at {ratio:g}, chosen in {seconds:.1f} s", flush=True)
+    draw(found, out / "sentence_encoder_channels.png")
+
+
+def draw(found: Mapping[tuple[str, str], Mapping[float, list[float]]], path: Path) -> None:
+    """Cosine over MACs saved, one line a way: means over seeds with their range."""
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    colours = dict(zip(dict.fromkeys(name for name, _ in found), plt.get_cmap("tab10").colors, strict=False))
+    for (name, refit), rows in found.items():
+        colour = colours[name]
+        x = [100 * saved for saved in rows]
+        mean = [float(np.mean(values)) for values in rows.values()]
+        style = {"none": "-", "means folded": "-."}.get(refit, "--")
+        axis.plot(x, mean, style, marker="o", markersize=3, color=colour, label=f"{name}, {refit}")
+        axis.fill_between(x, *zip(*((min(v), max(v)) for v in rows.values()), strict=True), color=colour, alpha=0.15)
+    axis.set(xlabel="MACs saved (%)", ylabel="Mean cosine to the dense embedding, held-out sentences")
+    axis.set_title("all-MiniLM-L6-v2: heads and feed-forward widths removed, no training")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=110)
+
+
+def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
+    """Zero half of the single weights by magnitude, Wanda and chance, within rows, layers and runs of four."""
+    with (out / "sentence_encoder_weights.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["criterion", "within", "sparsity", "seed", "cosine", "spearman"])
+        network = load_network(load(CONFIG))
+        model, (inputs, dense) = network.model, stacked(network.splits.test)
+        own = sparse_weights(model, network.trace)
+        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        for seed in seeds:
+            calibration = drawn(network, seed)
+            chosen = {"random": RandomOrder(seed), "magnitude": CRITERIA["magnitude"](), "wanda": CRITERIA["wanda"]()}
+            for name, criterion in chosen.items():
+                scores = weight_scores(model, network.trace, criterion, before, *calibration, task_loss, BATCH)
+                kept = {
+                    "row": masks(scores, sparsity, "row"),
+                    "layer": masks(scores, sparsity, "layer"),
+                    "2:4": {key: keep_n_of_m(value, 2, 4) for key, value in scores.items()},
+                }
+                for within, mask in kept.items():
+                    with torch.no_grad():
+                        for key, parameter in own.items():
+                            parameter.copy_(before[key] * mask[key])
+                        cosine, spearman = agreement(model, inputs, dense)
+                        for key, parameter in own.items():
+                            parameter.copy_(before[key])
+                    writer.writerow([name, within, sparsity, seed, f"{cosine:.5f}", f"{spearman:.5f}"])
+                    print(f"seed {seed} {name} within {within}: {cosine:.4f}, {spearman:.4f}", flush=True)
+
+
+def latency(ratio: float) -> None:
+    """Measure one policy in ONNX Runtime on one thread beside the dense network."""
+    network = load_network(load(CONFIG))
+    inputs, dense = stacked(network.splits.test)
+    evaluator = next(
+        e for name, refit, _, e in ways(network, 0) if (name, refit) == ("activation_variance", "least squares")
+    )
+    policy, saved = uniform(network, ratio)
+    pruned = evaluator.pruned(policy).to(memory_format=torch.contiguous_format)
+    models = [exported(model, network.example) for model in (network.model, pruned)]
+    for name, model, content in zip(("dense", "pruned"), (network.model, pruned), models, strict=True):
+        print(f"{name}: largest |torch - ONNX Runtime| {max_abs_difference(model, content, inputs[:32]):.2g}")
+    found = measure_paired(*models, network.example.numpy())
+    cosine, spearman = agreement(pruned, inputs, dense)
+    print(f"{saved:.1%} of MACs saved, cosine {cosine:.4f}, Spearman {spearman:.4f}; dense {found.dense_ms:.2f} ms")
+    print(f"pruned {found.pruned_ms:.2f} ms, ratio {found.ratio:.3f} ({found.ratio_low:.3f}–{found.ratio_high:.3f})")
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("channels", "weights", "latency"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/methods"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.part == "channels":
+        channels(args.seeds, args.ratios, args.out)
+    elif args.part == "weights":
+        weights(args.seeds, args.out)
+    else:
+        latency(args.ratio)
+
+
+if __name__ == "__main__":
+    main()
