@@ -3,7 +3,6 @@
     pip install -c constraints.txt '.[benchmarks]'
     python benchmarks/methods/sentence_encoder.py channels [--seeds 0 1 2] [--ratios 0.1 0.3 0.5] [--out FOLDER]
     python benchmarks/methods/sentence_encoder.py weights [--seeds 0 1 2]
-    python benchmarks/methods/sentence_encoder.py latency [--ratio 0.3]
 
 channels: every layer loses the same share of its heads and of its feed-forward width (``ratios``, share REMOVED, to the
 nearest whole head), chosen by each criterion or selector, then refitted or not; no training. weights: half of all
@@ -11,7 +10,6 @@ single weights of the 36 matrices are zeroed, compared within a row, a layer or 
 calibration sentences (and random choices); the held-out sentences stay. Measured on those: the mean cosine between the
 pruned and the dense embedding, and Spearman's rank correlation between the cosine similarities of all pairs of
 sentences before and after. Writes sentence_encoder_channels.csv and .png, and sentence_encoder_weights.csv.
-latency: exports dense and pruned to ONNX, compares outputs with torch, and measures them in turns.
 """
 
 import argparse
@@ -42,8 +40,6 @@ from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.unstructured import keep_n_of_m, masks
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.pipeline.network import Network, load_network
-from amcsearch.runtime.onnx_export import exported, max_abs_difference
-from amcsearch.runtime.verify import measure_paired
 from amcsearch.training.data import stacked
 from amcsearch.training.dense_targets import dense_outputs
 from amcsearch.training.losses import task_loss
@@ -194,40 +190,19 @@ def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
                     print(f"seed {seed} {name} within {within}: {cosine:.4f}, {spearman:.4f}", flush=True)
 
 
-def latency(ratio: float) -> None:
-    """Measure one policy in ONNX Runtime on one thread beside the dense network."""
-    network = load_network(load(CONFIG))
-    inputs, dense = stacked(network.splits.test)
-    evaluator = next(
-        e for name, refit, _, e in ways(network, 0) if (name, refit) == ("activation_variance", "least squares")
-    )
-    policy, saved = uniform(network, ratio)
-    pruned = evaluator.pruned(policy).to(memory_format=torch.contiguous_format)
-    models = [exported(model, network.example) for model in (network.model, pruned)]
-    for name, model, content in zip(("dense", "pruned"), (network.model, pruned), models, strict=True):
-        print(f"{name}: largest |torch - ONNX Runtime| {max_abs_difference(model, content, inputs[:32]):.2g}")
-    found = measure_paired(*models, network.example.numpy())
-    cosine, spearman = agreement(pruned, inputs, dense)
-    print(f"{saved:.1%} of MACs saved, cosine {cosine:.4f}, Spearman {spearman:.4f}; dense {found.dense_ms:.2f} ms")
-    print(f"pruned {found.pruned_ms:.2f} ms, ratio {found.ratio:.3f} ({found.ratio_low:.3f}–{found.ratio_high:.3f})")
-
-
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("channels", "weights", "latency"))
+    parser.add_argument("part", choices=("channels", "weights"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.3, 0.5])
-    parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/methods"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.part == "channels":
         channels(args.seeds, args.ratios, args.out)
-    elif args.part == "weights":
-        weights(args.seeds, args.out)
     else:
-        latency(args.ratio)
+        weights(args.seeds, args.out)
 
 
 if __name__ == "__main__":
