@@ -6,6 +6,8 @@ NCHWc layout exists only there) and a fixed number of threads. Denormals are lef
 processor's state for the whole process, and a model that is slow by them is slow for its user too.
 """
 
+import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
@@ -23,7 +26,15 @@ from amcsearch.runtime.on_device.session import CPU, open_session, optimised_mod
 
 ort.disable_telemetry_events()  # a tool that measures other people's networks reports to nobody
 
-__all__ = ["PROVIDER", "detect_nchwc_block", "make_session", "optimised_graph", "provenance"]
+__all__ = [
+    "PROVIDER",
+    "detect_nchwc_block",
+    "make_session",
+    "optimised_graph",
+    "outputs_of_calls",
+    "provenance",
+    "simplified_model",
+]
 
 PROVIDER: Final = CPU
 
@@ -38,6 +49,37 @@ def make_session(model: Path | str | bytes, threads: int = 1, optimised: Path | 
         return open_session(model, threads, optimised=optimised)
     except DeviceError as error:
         raise BadInputError(str(error)) from error
+
+
+def outputs_of_calls(session: ort.InferenceSession, inputs: NDArray[np.generic]) -> Iterator[list[NDArray[np.generic]]]:
+    """All outputs of each call for inputs (N, …), N any number, in calls of the model's own batch.
+
+    The last call is filled up with inputs from the beginning; a model of any batch takes all inputs in one call.
+    """
+    port = session.get_inputs()[0]
+    batch = port.shape[0] if isinstance(port.shape[0], int) else len(inputs)
+    for start in range(0, len(inputs), batch):
+        rows = np.arange(start, start + batch) % len(inputs)
+        yield session.run(None, {port.name: inputs[rows]})
+
+
+def simplified_model(model: bytes) -> bytes:
+    """The model after ONNX Runtime's basic optimisations, which fold and fuse alike for every machine.
+
+    Raises:
+        BadInputError: a model that ONNX Runtime cannot read.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3  # errors only: the optimiser warns about every file it writes
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "simplified.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(model, options, [PROVIDER])
+            return path.read_bytes()
+        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+            raise BadInputError(f"ONNX Runtime cannot simplify the model: {str(error).splitlines()[0]}") from error
 
 
 def optimised_graph(model: Path | str | bytes, threads: int = 1) -> onnx.GraphProto:
