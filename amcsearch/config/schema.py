@@ -99,6 +99,9 @@ class DeviceConfig(_Section):
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: PositiveInt = 1
     batch: PositiveInt = 1
+    dtype: Literal["float32", "int8"] = "float32"
+    """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
+    on the calibration split; the search itself judges accuracy in float32."""
     rounds: PositiveInt = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 

@@ -21,6 +21,7 @@ __all__ = ["Device", "load_device"]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
+INT8_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     profile = read_device(config.device.profile) if config.device.profile else None
     spec = network.trace.network
     table = read_latency_table(config.device.table).for_network(spec) if config.device.table else None
+    _check_dtype(config, table)
     models: list[CostModel] = [Macs(), Params()]
     if table is not None:
         models.append(table)
@@ -62,7 +64,7 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     grid = CostGrid(spec, models)
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
-    foreign, warnings = _foreign(config, table), _table_warnings(config, table)
+    foreign, warnings = _foreign(config, table), [*_table_warnings(config, table), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
     whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
@@ -90,12 +92,24 @@ def _channel_multiple(config: Config, table: LatencyTable | None, profile: Devic
     return 1
 
 
+def _check_dtype(config: Config, table: LatencyTable | None) -> None:
+    """Refuse a table of another data type: unlike another machine's, it says nothing of what will be delivered."""
+    wanted = config.device.dtype
+    measured = wanted if table is None else str(table.provenance.get("dtype", "float32"))
+    if measured != wanted:
+        raise BadInputError(
+            f"device.dtype is {wanted}, latency table {config.device.table} was measured in {measured}; set "
+            f"device.dtype={measured}, or measure another one: amcsearch table measure CONFIG -o latency_tables/NAME"
+        )
+
+
 def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
     """How the table's device and setting differ from this machine's."""
     if table is None:
         return []
     cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
-    found = table.mismatches(provenance(config.device.threads, config.device.batch))
+    device = config.device
+    found = table.mismatches(provenance(device.threads, device.batch, device.dtype))
     return [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
 
 
@@ -118,6 +132,16 @@ def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
     beside = "" if noise is None else f", where measuring twice differs by {noise:.1%}"
     said = f"mean error {error:.1%}, {share:.0%} within 10 %, on networks it had not seen{beside}"
     return [f"{name} is poor on this network: {said}; trust the measured latency, or measure more: {cure}"]
+
+
+def _word_warnings(config: Config, profile: DeviceProfile | None) -> list[str]:
+    """Say where latency is of integers and energy of wider words."""
+    if profile is None or config.device.dtype != "int8" or profile.word_bits == INT8_BITS:
+        return []
+    return [
+        f"device.dtype is int8, but {config.device.profile} counts words of {profile.word_bits} bits: energy is "
+        f"predicted for those; set word_bits: {INT8_BITS} in a copy of the profile"
+    ]
 
 
 def _share(accuracy: Mapping[str, Any], key: str) -> float | None:

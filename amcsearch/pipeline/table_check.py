@@ -62,6 +62,7 @@ def check_table(
         held_out=fresh,
         anchors=anchors,
         batch=config.device.batch,
+        dtype=config.device.dtype,
         seed=secrets.randbelow(2**31) if seed is None else seed,
         progress=observer.progress,
     )

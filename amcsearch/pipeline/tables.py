@@ -66,7 +66,7 @@ def needed_variants(table: LatencyTable | None, network: NetworkSpec, variants: 
 
 def _same_setting(configs: Sequence[Config]) -> Config:
     for config in configs[1:]:
-        for key in ("batch", "threads"):
+        for key in ("batch", "threads", "dtype"):
             ours, theirs = getattr(configs[0].device, key), getattr(config.device, key)
             if ours != theirs:
                 raise BadInputError(
@@ -99,6 +99,7 @@ def make_kit(
         variants=variants,
         anchors=anchors,
         batch=first.device.batch,
+        dtype=first.device.dtype,
         seed=first.seed,
         table=table,
         progress=observer.progress,
@@ -144,10 +145,12 @@ def measured_here(plan: KitPlan, config: Config, observer: Observer, minutes: fl
     Raises:
         BadInputError: as ``measure_here``.
     """
-    observer.phase(f"Measuring on this machine, {config.device.threads} thread(s), batch {config.device.batch}")
+    device = config.device
+    setting = f"{device.threads} thread(s), batch {device.batch}, {device.dtype}"
+    observer.phase(f"Measuring on this machine, {setting}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.jsonl"
-        measure_here(plan, out, config.device.threads, minutes=minutes, progress=observer.progress)
+        measure_here(plan, out, device.threads, minutes=minutes, progress=observer.progress)
         return read_results([out])[0]
 
 
@@ -192,6 +195,7 @@ def measure_table(
             [subject],
             variants=count,
             batch=config.device.batch,
+            dtype=config.device.dtype,
             seed=config.seed + 1000 * stage,
             table=table,
             progress=observer.progress,
@@ -210,6 +214,10 @@ def check_setting(table: LatencyTable, config: Config) -> None:
     Raises:
         BadInputError: names the first difference.
     """
-    differences = table.mismatches(provenance(config.device.threads, config.device.batch))
+    device = config.device
+    differences = table.mismatches(provenance(device.threads, device.batch, device.dtype))
     if differences:
-        raise BadInputError(f"this machine cannot extend or check the table: {differences[0]}; use its device")
+        raise BadInputError(
+            f"this machine cannot extend or check the table: {differences[0]}; use its device, and its setting in the "
+            "configuration's section device"
+        )

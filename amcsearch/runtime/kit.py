@@ -82,7 +82,8 @@ class KitPlan:
 
     Args:
         models: in order of priority, best coverage first: when time is short the last are left out.
-        batch, dtype: of the inputs, for the record.
+        batch: of the inputs, for the record.
+        dtype: that the models compute in, for the record.
         inputs: each network's one input; shapes include the batch.
         passes: times every model is measured, spread over the run.
         rounds: samples of a pass; disturbed ones are repeated, up to as many again.

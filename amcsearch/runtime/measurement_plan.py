@@ -23,6 +23,7 @@ from amcsearch.runtime.attribution import original_owners
 from amcsearch.runtime.kit import REFERENCE, InputSpec, KitModel, KitPlan
 from amcsearch.runtime.network_record import network_record
 from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.quantisation import converted
 from amcsearch.runtime.variants import random_kept, random_policies, smallest
 
 __all__ = [
@@ -113,14 +114,32 @@ def _batched(example: Tensor, batch: int) -> Tensor:
     return example.expand(batch, *example.shape[1:]).contiguous()
 
 
+def _reference(subject: MeasuredSubject, x: Tensor, dtype: str) -> tuple[KitModel, dict[str, Any]]:
+    """The dense model, and what the plan says of the network; names are those of the model before it was converted."""
+    network = subject.trace.network
+    dense = exported(subject.model, x)
+    owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
+    model = converted(dense, dtype, x.numpy())
+    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, dict(network.dense))
+    return reference, {"network": network_record(network), "owners": owners}
+
+
 def _models(
-    subject: MeasuredSubject, chosen: Sequence[tuple[str, PruningPolicy]], x: Tensor, rng: np.random.Generator
+    subject: MeasuredSubject,
+    chosen: Sequence[tuple[str, PruningPolicy]],
+    x: Tensor,
+    dtype: str,
+    rng: np.random.Generator,
 ) -> Iterator[KitModel]:
-    """Remove random channels as each policy says (latency depends on how many alone), and export."""
+    """Remove random channels as each policy says (latency depends on how many alone), and export.
+
+    One input calibrates an int8 model well enough to be timed: integers take as long whatever they are.
+    """
     for number, (role, policy) in enumerate(chosen):
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
+        model = converted(exported(pruned, x), dtype, x.numpy())
         name = f"{subject.name}/{number:03d}"
-        yield KitModel(name, exported(pruned, x), subject.name, role, dict(policy), profiled=role == BUILDING)
+        yield KitModel(name, model, subject.name, role, dict(policy), profiled=role == BUILDING)
 
 
 def measurement_plan(
@@ -130,6 +149,7 @@ def measurement_plan(
     held_out: int | None = None,
     anchors: int = 0,
     batch: int = 1,
+    dtype: str = "float32",
     passes: int = 3,
     seed: int = 0,
     table: LatencyTable | None = None,
@@ -143,13 +163,15 @@ def measurement_plan(
         held_out: of each that check it; a third as many if None.
         anchors: of each that are only timed as a whole.
         batch: inputs a call.
+        dtype: that the models compute in, float32 or int8; their inputs stay what they are.
         passes: independent measurements of each model, spread over the run.
         seed: of all choices.
         table: of this device: variants are then chosen where it is least sure.
         progress: called with the share done and what is being done.
 
     Raises:
-        BadInputError: counts out of range, two networks of one name, or a module that cannot be exported.
+        BadInputError: counts out of range, two networks of one name, or a module that cannot be exported or computed
+            in the data type.
     """
     if 0 < variants < LEAST_VARIANTS or min(variants, anchors, held_out or 0) < 0 or batch < 1:
         raise BadInputError(
@@ -165,20 +187,18 @@ def measurement_plan(
         rng = np.random.default_rng([seed, number])
         network = subject.trace.network
         x = _batched(subject.example, batch)
-        dense = exported(subject.model, x)
-        owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
-        info[subject.name] = {"network": network_record(network), "owners": owners}
+        reference, info[subject.name] = _reference(subject, x, dtype)
         bound = _predicting(table, network)
         kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
         chosen = _chosen(network, variants, kept_out, anchors, rng, bound)
-        models.append((-1.0, KitModel(f"{subject.name}/dense", dense, subject.name, REFERENCE, dict(network.dense))))
-        for i, model in enumerate(_models(subject, chosen, x, rng)):
+        models.append((-1.0, reference))
+        for i, model in enumerate(_models(subject, chosen, x, dtype, rng)):
             models.append((i / len(chosen), model))
             if progress is not None:
                 progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
     inputs = {s.name: _input_of(s, batch) for s in subjects}
-    return KitPlan(ordered, batch, "float32", inputs, passes=passes, info={"networks": info}, seed=seed)
+    return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
 
 
 def _chosen(

@@ -1,4 +1,4 @@
-"""Torch module → ONNX file: weights as initializers, evaluation mode, the batch of the example.
+"""Torch module → ONNX model: weights as initializers, evaluation mode, the batch of the example.
 
 The tracing exporter (``dynamo=False``) comes first: ten times faster, and its node names carry the module path, which
 ``attribution`` reads. Where it cannot follow a module (or a future torch has dropped it) the dynamo exporter takes
@@ -24,7 +24,7 @@ from amcsearch.graph.modes import evaluating
 from amcsearch.graph.outputs import first_tensor
 from amcsearch.runtime.session import make_session
 
-__all__ = ["WRAPPER", "export", "exported", "max_abs_difference"]
+__all__ = ["WRAPPER", "exported", "max_abs_difference"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
@@ -121,19 +121,6 @@ def exported(model: nn.Module, example: Tensor) -> bytes:
                 first_line = next(iter(str(error).strip().splitlines()), "no reason given")
                 reasons.append(f"{name}: {type(error).__name__}: {first_line}")
     raise BadInputError(f"cannot export {type(model).__name__} to ONNX ({reasons[0]}); make its forward traceable")
-
-
-def export(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write ``model`` as an ONNX file; see ``exported``.
-
-    Raises:
-        BadInputError: as ``exported``, or the file cannot be written.
-    """
-    content = exported(model, example)
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise BadInputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def max_abs_difference(model: nn.Module, path: Path | bytes, inputs: Tensor) -> float:

@@ -89,6 +89,11 @@ def test_a_file_is_no_table(tmp_path: Path, write_config: WriteConfig, capsys: C
         (["build", "RESULT", "-o", "NEW", "--from", "NOWHERE"], "does not exist"),
         (["check", "TABLE", "CONFIG", "--fresh", "2"], "2 fresh variants, at least 3"),
         (["check", "NOWHERE", "CONFIG"], "does not exist"),
+        (
+            ["check", "TABLE", "CONFIG", "--set", "device.dtype=int8"],
+            "data type: the table was measured with 'float32'",
+        ),
+        (["measure", "CONFIG", "-o", "NEW", "--set", "device.dtype=int4"], "device.dtype"),
     ],
 )
 def test_bad_arguments_are_one_line(

@@ -10,7 +10,7 @@ import pytest
 
 from amcsearch.cli import main
 from amcsearch.config import Config, load, write_latency_table
-from amcsearch.core import LayerKind, NetworkSpec
+from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyTable
 from amcsearch.costs.latency_table import COLUMNS, fingerprint, make_rows, row_key
 from amcsearch.pipeline.device import Device, load_device
@@ -106,6 +106,12 @@ def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
     (text,) = load_device(config, load_network(config, train=False), strict=True).warnings
     assert words in text
     assert text.startswith(f"latency table {config.device.table} ")
+
+
+def test_a_table_of_another_data_type_is_refused(configured: Callable[..., Config]) -> None:
+    config = configured({"accuracy": GOOD}, "device.dtype=int8")
+    with pytest.raises(BadInputError, match=r"device\.dtype is int8, .* was measured in float32; set device\.dtype="):
+        device_of(config)
 
 
 def test_plan_and_summary_say_how_sure_the_table_is(

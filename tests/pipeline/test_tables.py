@@ -66,9 +66,16 @@ def test_borrowed_layers_do_not_count_as_known(subject: MeasuredSubject) -> None
     assert 0.0 < share < 0.1  # the head alone
 
 
-def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig) -> None:
-    one, other = load(write_config()), load(write_config(), ["device.threads=2", "name=other"])
-    with pytest.raises(BadInputError, match=r"device\.threads is 1 in tiny and 2 in other"):
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("device.threads=2", r"device\.threads is 1 in tiny and 2 in other"),
+        ("device.dtype=int8", r"device\.dtype is float32 in tiny and int8 in other"),
+    ],
+)
+def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig, setting: str, words: str) -> None:
+    one, other = load(write_config()), load(write_config(), [setting, "name=other"])
+    with pytest.raises(BadInputError, match=words):
         make_kit([one, other], tmp_path / "kit.pyz", Silent())
 
 

@@ -108,7 +108,8 @@ def provenance(
 
     Args:
         threads: threads inside an operator.
-        batch, dtype: of the inputs.
+        batch: of the inputs.
+        dtype: that the models compute in.
         provider: full name of the execution provider.
         nchwc_block: channels in a block of the runtime's layout, 0 without it.
         options: the provider's options.
