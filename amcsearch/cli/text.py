@@ -11,14 +11,17 @@ __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
-    rows = [["", "accuracy", "MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ"]]
+    delivered = f"accuracy_{summary.get('dtype')}"
+    accuracies = ["accuracy", *([delivered] if delivered in summary["finetuned"] else [])]
+    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ"]
+    rows = [["", *(key.replace("_", " ") for key in accuracies), *costs]]
     for name in ("dense", "pruned", "finetuned"):
         block = summary[name]
         measured = block["latency_ms_measured"]
         rows.append(
             [
                 name,
-                f"{100 * block['accuracy']:.2f} %",
+                *(f"{100 * block[key]:.2f} %" if key in block else "" for key in accuracies),
                 _count(block["macs"]),
                 _count(block["params"]),
                 _predicted(block),

@@ -13,7 +13,9 @@ from amcsearch.pipeline.job import Job
 from amcsearch.pipeline.observer import Observer
 from amcsearch.pipeline.recovery import fine_tune
 from amcsearch.runs import RunFolder
-from amcsearch.runtime.onnx_export import export, exported, max_abs_difference
+from amcsearch.runtime.onnx_export import exported, max_abs_difference
+from amcsearch.runtime.onnx_module import OnnxModule
+from amcsearch.runtime.quantisation import converted
 from amcsearch.runtime.verify import PairedLatency, measure_many, measure_paired
 from amcsearch.training.checkpoint import save_state
 from amcsearch.training.data import stacked
@@ -26,21 +28,35 @@ PARITY_BATCHES: Final = 64
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verified result: test accuracy by network, parity with ONNX Runtime, latency beside the dense network."""
+    """The verified result: test accuracy by network, parity with ONNX Runtime, latency beside the dense network.
+
+    ``accuracy`` is torch's, in float32; ``delivered`` that of the ONNX models in the device's data type, empty where
+    that is float32 too; parity is that of the float32 export, before anything is quantised.
+    """
 
     chosen: Finalist
     accuracy: dict[str, float]
+    delivered: dict[str, float]
     onnx_max_abs_diff: float
     latency: PairedLatency
 
 
+def _delivered(job: Job, onnx: bytes) -> bytes:
+    """An exported model in the data type the device computes in, calibrated on the calibration split."""
+    inputs, _ = stacked(job.network.splits.calibration)
+    return converted(onnx, job.config.device.dtype, inputs.numpy())
+
+
 def measurer(job: Job) -> Measure:
-    """Return a function that measures policies beside the dense network, all in the same interleaved rounds."""
+    """Return a function that measures policies beside the dense network, all in the same interleaved rounds.
+
+    All of them as they would be delivered: in the device's data type.
+    """
     network = job.network
 
     def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
-        dense = exported(network.model, network.example)
-        pruned = [exported(job.evaluator.pruned(policy), network.example) for policy in policies]
+        modules = [network.model, *map(job.evaluator.pruned, policies)]
+        dense, *pruned = (_delivered(job, exported(module, network.example)) for module in modules)
         device, seed = job.config.device, job.config.seed
         inputs = network.example.numpy()
         return measure_many(dense, pruned, inputs, threads=device.threads, rounds=device.rounds, seed=seed)
@@ -63,21 +79,25 @@ def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen
     Raises:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
-    network, config = job.network, job.config
+    network, device = job.network, job.config.device
     save_state(tuned, run.pruned_safetensors)
+    exports = {name: exported(m, network.example) for name, m in (("dense", network.model), ("finetuned", tuned))}
+    onnx = {name: _delivered(job, model) for name, model in exports.items()}
     with run.replacing(run.pruned_onnx) as path:
-        export(tuned, network.example, path)
+        path.write_bytes(onnx["finetuned"])
     inputs, targets = stacked(network.splits.test)
-    batches = min(PARITY_BATCHES, len(inputs) // config.device.batch)
-    compared = inputs[: batches * config.device.batch] if batches else network.example
+    batches = min(PARITY_BATCHES, len(inputs) // device.batch)
+    compared = inputs[: batches * device.batch] if batches else network.example
     latency = measure_paired(
-        exported(network.model, network.example),
+        onnx["dense"],
         run.pruned_onnx,
         network.example.numpy(),
-        threads=config.device.threads,
-        rounds=config.device.rounds,
-        seed=config.seed,
+        threads=device.threads,
+        rounds=device.rounds,
+        seed=job.config.seed,
     )
     modules = {"dense": network.model, "pruned": pruned, "finetuned": tuned}
     accuracy = {name: evaluate(module, inputs, targets)[1] for name, module in modules.items()}
-    return Outcome(chosen, accuracy, max_abs_difference(tuned, run.pruned_onnx, compared), latency)
+    judged = {} if device.dtype == "float32" else onnx  # a float32 model is held to torch by parity
+    delivered = {name: evaluate(OnnxModule(model), inputs, targets)[1] for name, model in judged.items()}
+    return Outcome(chosen, accuracy, delivered, max_abs_difference(tuned, exports["finetuned"], compared), latency)

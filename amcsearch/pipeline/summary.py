@@ -51,13 +51,9 @@ def summarise(
     ``prune``, the ``goal``.
     """
     trial, latency = outcome.chosen.trial, outcome.latency
-    dense_sigma, sigma = _sigma_ms(job, job.network.trace.network.dense), _sigma_ms(job, trial.policy)
-    dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
-    pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
     return {
-        "dense": _block(outcome.accuracy["dense"], job.device.dense, dense_sigma, dense_ms),
-        "pruned": _block(outcome.accuracy["pruned"], trial.cost, sigma, pruned_ms),
-        "finetuned": _block(outcome.accuracy["finetuned"], trial.cost, sigma, pruned_ms),
+        **_blocks(job, outcome),
+        "dtype": job.config.device.dtype,
         "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
         "budget": {
             name: {"asked": asked, "limit": job.device.feasible.budget.limits[name], "predicted": trial.cost[name]}
@@ -106,6 +102,23 @@ def _versions() -> dict[str, str]:
 
 def _interval(median: float, low: float, high: float) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
+
+
+def _blocks(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Dense, pruned and fine-tuned; ``accuracy_int8`` is that of the ONNX models where they compute in int8."""
+    trial, latency = outcome.chosen.trial, outcome.latency
+    dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
+    pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
+    dense = (job.device.dense, _sigma_ms(job, job.network.trace.network.dense), dense_ms)
+    pruned = (trial.cost, _sigma_ms(job, trial.policy), pruned_ms)
+    found = {
+        "dense": _block(outcome.accuracy["dense"], *dense),
+        "pruned": _block(outcome.accuracy["pruned"], *pruned),
+        "finetuned": _block(outcome.accuracy["finetuned"], *pruned),
+    }
+    for name, accuracy in outcome.delivered.items():
+        found[name][f"accuracy_{job.config.device.dtype}"] = accuracy
+    return found
 
 
 def _block(accuracy: float, cost: Cost, sigma_ms: float | None, latency_ms: dict[str, float]) -> dict[str, Any]:

@@ -34,18 +34,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None
 def headline(record: Record) -> str:
     """One card a figure: how much faster, how accurate, how small."""
     dense, tuned = record.block("dense"), record.block("finetuned")
+    key = _delivered(record)
     cards = [
         _speed_card(record, dense, tuned),
         _card(
             "Accuracy",
-            percent(tuned.get("accuracy"), 2),
-            f"dense {percent(dense.get('accuracy'), 2)}",
-            f"{points(dense.get('accuracy'), tuned.get('accuracy'))}, test split",
+            percent(tuned.get(key), 2),
+            f"dense {percent(dense.get(key), 2)}",
+            f"{points(dense.get(key), tuned.get(key))}, test split" + ("" if key == "accuracy" else ", as delivered"),
         ),
         _size_card(record, dense, tuned),
         *(_cost_card(name, dense, tuned) for name in ("macs", "energy_mj") if number(tuned.get(name)) is not None),
     ]
     return "<section class='bare cards'>" + "".join(cards) + "</section>"
+
+
+def _delivered(record: Record) -> str:
+    """Where a block holds the accuracy of the model that is delivered: apart where it computes in another data type."""
+    key = f"accuracy_{record.summary.get('dtype')}"
+    return key if number(record.block("finetuned").get(key)) is not None else "accuracy"
 
 
 def _card(what: str, value: str, *lines: str) -> str:
@@ -87,9 +94,12 @@ def _median(measured: Any) -> str:
 def before_and_after(record: Record) -> str:
     """Dense, pruned and fine-tuned, side by side."""
     dense = record.block("dense")
+    delivered = _delivered(record)
+    keys = list(dict.fromkeys(("accuracy", delivered)))
+    names = [key.replace("accuracy", "Accuracy").replace("_", ", ") for key in keys]
     columns: list[tuple[str, str]] = [("macs", "MACs"), ("params", "Parameters"), ("energy_mj", "Energy, predicted")]
     columns = [(name, text) for name, text in columns if any(record.block(b).get(name) is not None for b, _ in _BLOCKS)]
-    head = ["", "Accuracy", *(text for _, text in columns), "Latency, predicted", "Latency, measured"]
+    head = ["", *map(escape, names), *(text for _, text in columns), "Latency, predicted", "Latency, measured"]
     rows = []
     for key, title in _BLOCKS:
         block = record.block(key)
@@ -98,7 +108,7 @@ def before_and_after(record: Record) -> str:
         rows.append(
             [
                 title,
-                _with(percent(block.get("accuracy"), 2), "" if key == "dense" else _change(dense, block)),
+                *(_with(percent(block.get(k), 2), "" if key == "dense" else _change(dense, block, k)) for k in keys),
                 *(_with(cost(name, block.get(name)), _share(dense, block, name)) for name, _ in columns),
                 _with(
                     milliseconds(block.get("latency_ms_predicted")), deviation(block.get("latency_ms_predicted_sigma"))
@@ -108,6 +118,13 @@ def before_and_after(record: Record) -> str:
                 ),
             ]
         )
+    return (
+        f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}"
+        f"<p class='note'>{_note(record, delivered)}</p>{budget(record)}</section>"
+    )
+
+
+def _note(record: Record, delivered: str) -> str:
     note = (
         "Accuracy is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
         "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
@@ -115,10 +132,12 @@ def before_and_after(record: Record) -> str:
     )
     if any(number(record.block(block).get("latency_ms_predicted_sigma")) is not None for block, _ in _BLOCKS):
         note += " Predicted latency is given with its standard deviation."
-    return (
-        f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
-        f"{budget(record)}</section>"
-    )
+    if delivered != "accuracy":
+        note += (
+            f" The ONNX file and the latencies are of {escape(record.summary['dtype'])}; accuracy without this suffix "
+            "is that of the network in float32, before it was quantised."
+        )
+    return note
 
 
 def budget(record: Record) -> str:
@@ -158,8 +177,8 @@ def _with(text: str, small: str) -> str:
     return f"{escape(text)}<small>{escape(small)}</small>" if small else escape(text)
 
 
-def _change(dense: dict[str, Any], block: dict[str, Any]) -> str:
-    return points(dense.get("accuracy"), block.get("accuracy"))
+def _change(dense: dict[str, Any], block: dict[str, Any], key: str) -> str:
+    return "" if number(block.get(key)) is None else points(dense.get(key), block.get(key))
 
 
 def _share(dense: dict[str, Any], block: dict[str, Any], name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import pandas as pd
 import pytest
@@ -91,6 +92,26 @@ def test_prune_applies_a_policy(write_config: WriteConfig, tmp_path: Path) -> No
     assert main(["prune", str(write_config()), "--policy", str(policy), "-o", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {entry["group"]: entry["kept"] for entry in summary["network"]} == {"stem.0": 8, "body.0": 12}
+
+
+def test_an_int8_device_gets_an_int8_model_with_its_own_accuracy(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, folder = tmp_path / "policy.json", tmp_path / "run"
+    policy.write_text(json.dumps({"stem.0": 8, "body.0": 12}))
+    arguments = ["prune", str(write_config()), "--policy", str(policy), "-o", str(folder), "--set", "device.dtype=int8"]
+    assert main(arguments) == 0
+    assert "accuracy int8" in capsys.readouterr().out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dtype"] == "int8"
+    assert summary["onnx_max_abs_diff"] < 1e-4  # of the float32 export: quantising changes more
+    for name in ("dense", "finetuned"):
+        assert abs(summary[name]["accuracy_int8"] - summary[name]["accuracy"]) < 0.1
+    assert "accuracy_int8" not in summary["pruned"]
+    graph = onnx.load(str(folder / "pruned.onnx")).graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    assert "energy is predicted for those" in summary["warnings"][0]
+    assert "Accuracy, int8" in (folder / "report.html").read_text()
 
 
 def test_sensitivity_writes_curves(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_a_prediction_is_shown_with_its_standard_deviation(finished):
     assert "0.255 ms ±0.00610 ms" in change(finished, doubt)
 
 
+def test_accuracy_of_an_int8_model_is_shown_as_delivered(finished):
+    assert "int8" not in words(render(finished))
+
+    def quantise(summary):
+        summary["dtype"] = "int8"
+        summary["dense"]["accuracy_int8"], summary["finetuned"]["accuracy_int8"] = 0.9871, 0.9812
+
+    text = change(finished, quantise)
+    assert "Accuracy, int8" in text
+    assert "98.12 % dense 98.71 % −0.59 points, test split, as delivered" in text
+    assert "98.61 %" in text  # of the network in float32
+
+
 def test_widths_left_out_are_counted(finished):
     assert "Widths left out" not in change(finished, lambda s: s.update(widths_left_out=0))
     text = change(finished, lambda s: s.update(widths_left_out=12))
