@@ -7,6 +7,7 @@ width), and 60 fresh ones on the same grids that take no part, all timed in inte
 a device would. "noise floor" is the first pass as prediction of the last. "MACs-linear" is a line through the building
 variants. "isolated layers" sums one-layer models timed alone on a grid of widths, less the overhead of a call: the
 table most tools ship (its rows: every layer of the dense network and of half its widths, scaled by MACs in between).
+``--dtype int8``, ``--threads`` and ``--batch`` give the setting of all of them.
 Results: ``latency_prediction.md``.
 """
 
@@ -24,6 +25,7 @@ from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.kit_results import read_results
 from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.quantisation import CONVERTERS, converted
 from amcsearch.runtime.session import make_session
 from amcsearch.runtime.table_builder import accuracy
 from amcsearch.runtime.table_results import measured_variants, table_from_results
@@ -65,7 +67,7 @@ def _module(layer):
     return torch.nn.Linear(layer.in_channels, layer.out_channels), torch.randn(1, layer.in_size[0], layer.in_channels)
 
 
-def _isolated(networks, overhead_ms, variants):
+def _isolated(networks, overhead_ms, variants, setting):
     """Time every distinct convolution and linear layer of ``networks`` alone; sum the nearest by MACs."""
     model, rows = Macs(), {}
 
@@ -75,7 +77,8 @@ def _isolated(networks, overhead_ms, variants):
     layers = {x.resized(x.in_channels, x.out_channels) for n in networks for x in n if x.kind in ("conv", "linear")}
     for layer in layers:
         module, x = _module(layer)
-        session = make_session(exported(module.eval(), x), 1)
+        x = x.repeat(setting.batch, *[1] * (x.ndim - 1))
+        session = make_session(converted(exported(module.eval(), x), setting.dtype, x.numpy()), setting.threads)
         ms = float(np.median(time_interleaved([session], x.numpy(), 8, 1.5, np.random.default_rng(0))))
         rows.setdefault(key(layer), []).append((model.layer_cost(layer), max(ms - overhead_ms, 1e-5)))
 
@@ -89,7 +92,7 @@ def _isolated(networks, overhead_ms, variants):
     return [overhead_ms + sum(map(predict, layers)) for layers in depthwise]
 
 
-def benchmark(name, variants, fresh, passes, seed):
+def benchmark(name, variants, fresh, passes, seed, setting):
     """Measure one network and print its rows; return a line on time and weather."""
     torch.manual_seed(0)
     model = MODELS[FACTORY.get(name, name)](**KWARGS.get(name, {})).eval()
@@ -97,10 +100,11 @@ def benchmark(name, variants, fresh, passes, seed):
     found = trace(model, x)
     subject = MeasuredSubject(name, model, found, x, None if x.is_floating_point() else 64)
     start = time.perf_counter()
-    plan = measurement_plan([subject], variants=variants, held_out=fresh, passes=passes, seed=seed)
+    plan = measurement_plan([subject], variants=variants, held_out=fresh, batch=setting.batch, dtype=setting.dtype,
+                            passes=passes, seed=seed)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.jsonl"
-        measure_here(plan, out)
+        measure_here(plan, out, setting.threads)
         result = read_results([out])[0]
     table = table_from_results([result])
     seconds = time.perf_counter() - start
@@ -114,7 +118,7 @@ def benchmark(name, variants, fresh, passes, seed):
     _row(name, "MACs-linear", _macs_line(([v.layers for v in timed], whole), layers), passes_ms)
     half = network.with_channels(network.policy(np.array([g.choices(g.unit)[(g.channels // g.unit - 1) // 2]
                                                           for g in network.groups])))  # fmt: skip
-    isolated = _isolated([network.layers, half.layers], result.overhead_ms, layers)
+    isolated = _isolated([network.layers, half.layers], result.overhead_ms, layers, setting)
     _row(name, "isolated layers", isolated, passes_ms)
     drift = result.drift
     return (
@@ -131,10 +135,13 @@ def main():
     parser.add_argument("--fresh", type=int, default=60)
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--dtype", choices=list(CONVERTERS), default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(HEAD)
-    said = [benchmark(name, args.variants, args.fresh, args.passes, args.seed) for name in args.networks]
+    said = [benchmark(name, args.variants, args.fresh, args.passes, args.seed, args) for name in args.networks]
     print("\n" + "\n".join(said))
 
 
