@@ -58,16 +58,15 @@ def energy_report(
     layers: dict[str, Sequence[LayerSpec]] = {name: spec.with_channels(p).layers for name, p in policies.items()}
     estimates = {name: [model.estimate(layer) for layer in chosen] for name, chosen in layers.items()}
     if densities is not None:
-        layers["sparse"], form = spec.layers, StorageFormat(storage)
-        sparsities = [Sparsity(shares.get(layer.name, 1.0), weight_format=form) for layer in spec.layers]
-        estimates["sparse"] = list(map(model.estimate, spec.layers, sparsities))
+        layers["sparse"] = spec.layers
+        estimates["sparse"] = [
+            model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=StorageFormat(storage)))
+            for layer in spec.layers
+        ]
     report: dict[str, Any] = {
         "device": profile.name,
         "batch": config.device.batch,
-        "networks": {
-            name: _network(layers[name], found, model.static.shared_mj(layers[name]))
-            for name, found in estimates.items()
-        },
+        "networks": {name: _network(layers[name], found, model) for name, found in estimates.items()},
         "densities": shares,
         "storage": None if densities is None else storage,
         "without_static": profile.static_power_mw > 0.0 and model.latency is None,
@@ -115,11 +114,11 @@ def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
     return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
 
 
-def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], shared_mj: float) -> dict[str, Any]:
+def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], model: EnergyModel) -> dict[str, Any]:
     """Sums, the layers, and which of them costs most and why."""
     costly = max(found, key=lambda energy: energy.total_mj)
     parts = {part: sum(energy.parts_mj[part] for energy in found) for part in found[0].parts_mj}
-    parts["static"] += shared_mj
+    parts["static"] += model.static.shared_mj(layers)
     total = sum(parts.values())
     share = 100 * costly.total_mj / total if total else 0.0
     return {

@@ -31,6 +31,7 @@ class WithResidency(Macs):
     """MACs in "ms", and a joint cost that grows with the square of all of them: no sum over layers."""
 
     name = "latency_ms"
+    has_joint = True
 
     def layer_amounts(self, layer, in_channels, out_channels):
         macs = self.layer_costs(layer, in_channels, out_channels)
