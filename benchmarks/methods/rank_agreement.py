@@ -19,9 +19,9 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scenes import seeded
 from scipy.stats import spearmanr
 
-from amcsearch.config import load
 from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
@@ -128,7 +128,7 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["criterion", "group", "seed", *WAYS])
         for seed in args.seeds:
-            config = load(args.config, [f"seed={seed}", f"data.kwargs.seed={seed}"])
+            config = seeded(args.config, seed)
             for row in agreement(load_network(config), criteria()):
                 writer.writerow([row[0], row[1], seed, f"{row[2]:.4f}", f"{row[3]:.4f}"])
                 rows.append(row)

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from scenes import seeded
 from torch import nn
 
-from amcsearch.config import load
 from amcsearch.core import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.evaluation.reconstruction import Reconstruction
@@ -126,7 +126,7 @@ def main() -> None:
     for path in args.configs:
         rows: dict[Key, list[float]] = defaultdict(list)
         for seed in args.seeds:
-            config = load(path, [f"seed={seed}", f"data.kwargs.seed={seed}"])
+            config = seeded(path, seed)
             for key, value in accuracies(load_network(config), args.refits, args.ratios):
                 rows[key].append(value)
         print(f"\n## {Path(path).stem}\n")

@@ -1,0 +1,104 @@
+"""Why may a criterion that ranks single channels well choose badly among many? Rankings by measurement beside them.
+
+    python benchmarks/methods/removal_oracle.py [--network resnet20] [--seeds 0 1 2] [--ratios 0.3 0.5 0.7]
+
+Every group of the trained network loses the same share of its channels, batch norms are recalibrated, nothing is
+fine-tuned, and the test split is read. The orders come from criteria as they are, from Taylor's on smaller minibatches
+or on samples that the network was not trained on, and from the loss itself: measured with each channel closed alone,
+without recalibration and with it. Then each group alone loses half of its channels, by magnitude and by Taylor. Prints
+means and deviations over seeds.
+"""
+
+import argparse
+import copy
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from rank_agreement import increases
+from scenes import SCENES, loaded
+
+from amcsearch.core import PolicySpace
+from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.evaluation.proxy import recalibrate_batch_norm
+from amcsearch.graph.removal import remove
+from amcsearch.methods import CRITERIA, Criterion, Ranking, UnitScores, rank, score_units
+from amcsearch.pipeline.network import Network
+from amcsearch.training.data import stacked
+from amcsearch.training.loop import evaluate
+from amcsearch.training.losses import task_loss
+
+BATCH = 128
+ALONE = ("magnitude", "taylor", "taylor_per_sample", "measured, recalibrated")
+
+
+def recalibrated_increases(network: Network) -> UnitScores:
+    """Loss on the calibration split with each channel really gone and batch norms recalibrated, nats."""
+    inputs, targets = stacked(network.splits.calibration)
+    found = {}
+    for group in network.trace.network.groups:
+        values = []
+        for unit in network.trace.units[group.name]:
+            kept = {group.name: np.setdiff1d(np.arange(group.channels), unit)}
+            smaller = remove(network.model, network.trace, kept).eval()
+            recalibrate_batch_norm(smaller, inputs, BATCH)
+            values.append(evaluate(smaller, inputs, targets, BATCH)[0])
+        found[group.name] = np.array(values)
+    return found
+
+
+def rankings(network: Network) -> dict[str, Ranking]:
+    """Orders by name."""
+    calibration, held_out = stacked(network.splits.calibration), stacked(network.splits.search)
+
+    def scored(criterion: Criterion, data: tuple[torch.Tensor, torch.Tensor], batch_size: int) -> Ranking:
+        return rank(score_units(network.model, network.trace, {"": criterion}, *data, task_loss, batch_size)[""])
+
+    names = ("random", "magnitude", "taylor", "taylor_joint", "taylor_per_sample", "taylor_act2017", "true_fisher")
+    found = {name: scored(CRITERIA[name](), calibration, BATCH) for name in (*names, "wanda_channels")}
+    found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration, 8)
+    found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out, BATCH)
+    found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor_per_sample"](), held_out, BATCH)
+    found["measured, closed"] = rank({group: both[0] for group, both in increases(network, BATCH).items()})
+    found["measured, recalibrated"] = rank(recalibrated_increases(network))
+    return found
+
+
+def table(title: str, columns: Sequence[object], rows: dict[tuple[str, object], list[float]]) -> None:
+    """Print means and deviations."""
+    print(f"\n| {title} | {' | '.join(map(str, columns))} |\n|---|{'---|' * len(columns)}")
+    for name in dict.fromkeys(key[0] for key in rows):
+        cells = [rows[name, column] for column in columns]
+        print(f"| {name} | {' | '.join(f'{statistics.mean(c):.1f} ± {statistics.pstdev(c):.1f}' for c in cells)} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20", choices=list(SCENES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    together: dict[tuple[str, object], list[float]] = defaultdict(list)
+    alone: dict[tuple[str, object], list[float]] = defaultdict(list)
+    for seed in args.seeds:
+        network = loaded(SCENES[args.network], seed)
+        spec, space = network.trace.network, PolicySpace.on_grid(network.trace.network.groups)
+        inputs, test = stacked(network.splits.calibration)[0], stacked(network.splits.test)
+        for name, ranking in rankings(network).items():
+            evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, inputs, test, batch_size=BATCH)
+            for ratio in args.ratios:
+                policy = spec.policy(space.nearest([ratio] * len(space.groups)))
+                together[name, ratio].append(100 * evaluator.evaluate(policy).accuracy)
+            for i, group in enumerate(spec.groups if name in ALONE else ()):
+                policy = spec.policy(space.nearest([0.5 if i == j else 0.0 for j in range(len(space.groups))]))
+                alone[name, group.name].append(100 * evaluator.evaluate(policy).accuracy)
+    table("order by", args.ratios, together)
+    table("one group halved, order by", [group.name for group in spec.groups], alone)
+
+
+if __name__ == "__main__":
+    main()
