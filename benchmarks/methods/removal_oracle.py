@@ -1,11 +1,11 @@
 """Why may a criterion that ranks single channels well choose badly among many? Rankings by measurement beside them.
 
-    python benchmarks/methods/removal_oracle.py [--network resnet20] [--seeds 0 1 2] [--ratios 0.3 0.5 0.7]
+    python benchmarks/methods/removal_oracle.py [--network resnet20] [--seeds 0 1 2] [--samples 128]
 
 Every group of the trained network loses the same share of its channels, batch norms are recalibrated, nothing is
 fine-tuned, and the test split is read. The orders come from criteria as they are, from Taylor's on smaller minibatches
-or on samples that the network was not trained on, and from the loss itself: measured with each channel closed alone,
-without recalibration and with it. Then each group alone loses half of its channels, by magnitude and by Taylor. Prints
+or on samples that the network was not trained on, and from the loss itself on some calibration samples: measured with
+each channel closed alone, without recalibration and with it. Then each group alone loses half of its channels. Prints
 means and deviations over seeds.
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rank_agreement import increases
 from scenes import SCENES, loaded
 
 from amcsearch.core import PolicySpace
@@ -31,25 +30,26 @@ from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
 
 BATCH = 128
-ALONE = ("magnitude", "taylor", "taylor_per_sample", "measured, recalibrated")
+ALONE = ("magnitude", "taylor", "measured, closed")
 
 
-def recalibrated_increases(network: Network) -> UnitScores:
-    """Loss on the calibration split with each channel really gone and batch norms recalibrated, nats."""
-    inputs, targets = stacked(network.splits.calibration)
+def increases(network: Network, samples: int, *, recalibrated: bool) -> UnitScores:
+    """Loss on calibration samples with each channel gone, nats; batch norms recalibrated on them or as they are."""
+    inputs, targets = (tensor[:samples] for tensor in stacked(network.splits.calibration))
     found = {}
     for group in network.trace.network.groups:
         values = []
         for unit in network.trace.units[group.name]:
             kept = {group.name: np.setdiff1d(np.arange(group.channels), unit)}
             smaller = remove(network.model, network.trace, kept).eval()
-            recalibrate_batch_norm(smaller, inputs, BATCH)
+            if recalibrated:
+                recalibrate_batch_norm(smaller, inputs, BATCH)
             values.append(evaluate(smaller, inputs, targets, BATCH)[0])
         found[group.name] = np.array(values)
     return found
 
 
-def rankings(network: Network) -> dict[str, Ranking]:
+def rankings(network: Network, samples: int) -> dict[str, Ranking]:
     """Orders by name."""
     calibration, held_out = stacked(network.splits.calibration), stacked(network.splits.search)
 
@@ -61,8 +61,8 @@ def rankings(network: Network) -> dict[str, Ranking]:
     found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration, 8)
     found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out, BATCH)
     found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor_per_sample"](), held_out, BATCH)
-    found["measured, closed"] = rank({group: both[0] for group, both in increases(network, BATCH).items()})
-    found["measured, recalibrated"] = rank(recalibrated_increases(network))
+    found["measured, closed"] = rank(increases(network, samples, recalibrated=False))
+    found["measured, recalibrated"] = rank(increases(network, samples, recalibrated=True))
     return found
 
 
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20", choices=list(SCENES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7])
+    parser.add_argument("--samples", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(1)
     together: dict[tuple[str, object], list[float]] = defaultdict(list)
@@ -88,7 +89,7 @@ def main() -> None:
         network = loaded(SCENES[args.network], seed)
         spec, space = network.trace.network, PolicySpace.on_grid(network.trace.network.groups)
         inputs, test = stacked(network.splits.calibration)[0], stacked(network.splits.test)
-        for name, ranking in rankings(network).items():
+        for name, ranking in rankings(network, args.samples).items():
             evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, inputs, test, batch_size=BATCH)
             for ratio in args.ratios:
                 policy = spec.policy(space.nearest([ratio] * len(space.groups)))

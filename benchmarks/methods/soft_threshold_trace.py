@@ -4,20 +4,27 @@
 
 Trains with the gate as the table does and prints, every few steps, the share of weights that is left beside the share
 asked for, the factor on the decay, and the thresholds' range over layers; then test accuracy of the thresholded network
-as it is, cut to the target, and after the last epoch of training on.
+as it is, cut to the target, and after the last epoch of training on at several learning rates. Beside it stands a
+network of the same mask whose weights are W where STR's are W minus the threshold: under batch norm the smaller weights
+turn by a larger angle at the same learning rate.
 """
 
 import argparse
 import copy
 import math
+from dataclasses import replace
 
 import torch
 from scenes import SCENES, configured, loaded
+from torch import nn
 
+from amcsearch.config import Config
 from amcsearch.methods.gates.soft_threshold import SoftThreshold
+from amcsearch.methods.mask_schedule import Masks
 from amcsearch.methods.weight_choice import keep_overall, n_kept
-from amcsearch.pipeline.network import training_recipe
+from amcsearch.pipeline.network import Network, training_recipe
 from amcsearch.pipeline.recovery import recalibrate
+from amcsearch.pipeline.sparse_training import fixed
 from amcsearch.training.data import stacked
 from amcsearch.training.gated import GatedTraining
 from amcsearch.training.loop import evaluate, fit
@@ -64,15 +71,28 @@ def main() -> None:
     print("| step | left | asked | factor on the decay | thresholds |\n|---|---|---|---|---|")
     fit(model, network.splits.train, recipe, seed=args.seed, hook=hook)
     scores = gate.scores()
+    kept = keep_overall(scores, n_kept(count, scene.weights))
+    unshrunk = copy.deepcopy(model)
     with torch.no_grad():
         for name, tensor in gate.final().items():
             model.get_parameter(name).copy_(tensor)
     recalibrate(config, network, model)
-    print(f"\nas trained: accuracy {evaluate(model, *test)[1]:.3f}", end="")
-    bake(model, keep_overall(scores, n_kept(count, scene.weights)))
-    recalibrate(config, network, model)
-    zeros = sum(int((t == 0).sum()) for t in (model.get_parameter(name) for name in scores)) / count
-    print(f"; cut to the target: {evaluate(model, *test)[1]:.3f}, {zeros:.3f} of the weights are zero")
+    print(f"\nas trained: accuracy {evaluate(model, *test)[1]:.3f}\n")
+    print("| weights | norm | cut | learning rate x 1 | x 0.3 | x 0.1 | x 0.03 |\n|---|---|---|---|---|---|---|")
+    for title, one in (("W - threshold", model), ("W", unshrunk)):
+        bake(one, kept)
+        recalibrate(config, network, one)
+        norm = math.sqrt(sum(float(one.get_parameter(name).detach().square().sum()) for name in kept))
+        tuned = (f"{_tuned(config, network, one, kept, factor):.3f}" for factor in (1.0, 0.3, 0.1, 0.03))
+        print(f"| {title} | {norm:.1f} | {evaluate(one, *test)[1]:.3f} | {' | '.join(tuned)} |", flush=True)
+
+
+def _tuned(config: Config, network: Network, model: nn.Module, kept: Masks, factor: float) -> float:
+    """Return test accuracy after one epoch at ``factor`` times the configured learning rate."""
+    recipe, twin = training_recipe(config.sparsify.training), copy.deepcopy(model)
+    recipe = replace(recipe, epochs=1, learning_rate=factor * recipe.learning_rate)
+    fit(twin, network.splits.train, recipe, seed=config.seed, hook=fixed(twin, kept))
+    return evaluate(twin, *stacked(network.splits.test))[1]
 
 
 if __name__ == "__main__":
