@@ -84,6 +84,8 @@ SCHEDULE_PARAMS: Final[dict[str, tuple[str, str]]] = {  # trainings of some hund
 
 def _cells() -> list[Cell]:
     found = [Cell("criterion", "channels", name, (f"selection.criterion={name}",)) for name in CRITERIA]
+    signs = "selection.criterion=obd", "selection.params={method: gates}"
+    found.append(Cell("criterion", "channels", "obd, 8 random signs", signs))
     found += [Cell("selector", "channels", name, (f"selection.selector={name}",)) for name in SELECTORS]
     for name, criterion in WEIGHT_CRITERIA.items():
         within: Within = "row" if name == "wanda" else "layer"

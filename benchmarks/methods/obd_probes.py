@@ -26,13 +26,13 @@ from amcsearch.training.losses import task_loss
 
 def ways() -> dict[str, Criterion]:
     """The exact block first."""
-    obd, fisher = CRITERIA["obd"], CRITERIA["true_fisher"]
+    obd = CRITERIA["obd"]
     return {
         "exact": obd(method="exact"),
         **{f"gates, {k} probes": obd(method="gates", probes=k) for k in (8, 64, 256)},
         "weights, 8 probes": obd(method="weights"),
-        "weights, Gauss-Newton": obd(method="gauss_newton"),
-        "gates, Gauss-Newton": fisher(),
+        "weights, Gauss-Newton": obd(method="weights_gauss_newton"),
+        "gates, Gauss-Newton": obd(method="gauss_newton"),
         "gates, empirical Fisher": CRITERIA["fisher"](),
     }
 

@@ -42,9 +42,10 @@ WAYS = ("closed", "folded")
 def criteria() -> dict[str, Criterion]:
     """Every row of the registry, and the variants whose formula differs."""
     variants: dict[str, Criterion] = {
-        "obd, first order too": CRITERIA["obd"](first_order=True),
+        "obd, gates": CRITERIA["obd"](method="gates"),
+        "obd, gates, first order too": CRITERIA["obd"](method="gates", first_order=True),
         "obd, weights": CRITERIA["obd"](method="weights"),
-        "obd, gauss_newton": CRITERIA["obd"](method="gauss_newton"),
+        "obd, weights_gauss_newton": CRITERIA["obd"](method="weights_gauss_newton"),
         "fisher, per weight": CRITERIA["fisher"](per_weight=True),
         "activation_variance, bare": CRITERIA["activation_variance"](weighted=False),
         "movement, half masked": CRITERIA["movement"](keep=0.5),

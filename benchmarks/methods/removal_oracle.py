@@ -6,7 +6,8 @@ Every group of the trained network loses the same share of its channels, batch n
 fine-tuned, and the test split is read. The orders come from criteria as they are, from Taylor's on smaller minibatches
 or on samples that the network was not trained on, and from the loss itself on some calibration samples: measured with
 each channel closed alone, without recalibration and with it. Then each group alone loses half of its channels. Prints
-means and deviations over seeds.
+means and deviations over seeds; and how many samples hold half of all squared derivatives, under the data's labels and
+under the model's.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.evaluation.proxy import recalibrate_batch_norm
 from amcsearch.graph.removal import remove
 from amcsearch.methods import CRITERIA, Criterion, Ranking, UnitScores, rank, score_units
+from amcsearch.methods.needs import Draw, Labels, SampleGates
+from amcsearch.methods.statistics import gather
 from amcsearch.pipeline.network import Network
 from amcsearch.training.data import stacked
 from amcsearch.training.loop import evaluate
@@ -66,6 +69,16 @@ def rankings(network: Network, samples: int) -> dict[str, Ranking]:
     return found
 
 
+def carriers(network: Network, labels: Labels) -> int:
+    """How many calibration samples hold half of all squared derivatives by gates."""
+    need, data, found = SampleGates(labels), stacked(network.splits.calibration), []
+    for draw in gather(network.model, network.trace, *data, task_loss, {need}, BATCH):
+        if draw.draw is Draw.SAMPLE:
+            found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.found[need].values()]).sum(0))
+    ordered = torch.cat(found).sort(descending=True).values
+    return int((ordered.cumsum(0) < 0.5 * ordered.sum()).sum()) + 1
+
+
 def table(title: str, columns: Sequence[object], rows: dict[tuple[str, object], list[float]]) -> None:
     """Print means and deviations."""
     print(f"\n| {title} | {' | '.join(map(str, columns))} |\n|---|{'---|' * len(columns)}")
@@ -89,6 +102,8 @@ def main() -> None:
         network = loaded(SCENES[args.network], seed)
         spec, space = network.trace.network, PolicySpace.on_grid(network.trace.network.groups)
         inputs, test = stacked(network.splits.calibration)[0], stacked(network.splits.test)
+        half = {labels: carriers(network, labels) for labels in ("data", "model")}
+        print(f"seed {seed}: half of all squared derivatives come from so many of {len(inputs)} samples: {half}")
         for name, ranking in rankings(network, args.samples).items():
             evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, inputs, test, batch_size=BATCH)
             for ratio in args.ratios:

@@ -1,8 +1,9 @@
 """What the benchmarks of methods share: trained reference networks by seed, cheap enough for every method to have a go.
 
 Networks, data and recipes are the configurations', with these changes. Digits are 8x8 images: the residual network sees
-them so, the others as 16x16, in place of 32x32. Training after pruning (``recovery.finetune``) takes 4 epochs of 512
-samples, without the teacher, which training-time methods do not have.
+them so, the others as 16x16, in place of 32x32. The language model is trained for one epoch, not four. Training after
+pruning (``recovery.finetune``) takes 4 epochs of 512 samples, without the teacher, which training-time methods do not
+have.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,11 @@ SCENES: Final = {
     "mobilenetv2": Scene("configs/searches/digits-mobilenetv2.yaml", ("data.kwargs.size=16",)),
     "vgg": Scene("configs/searches/digits-vgg.yaml", ("data.kwargs.size=16", "model.kwargs.input_size=16")),
     "vit": Scene("configs/searches/digits-vit.yaml", ("data.kwargs.size=16", "model.kwargs.image_size=16")),
-    "language_model": Scene("configs/searches/topics-language-model.yaml", (), weights=0.7),
+    "language_model": Scene(
+        "configs/searches/topics-language-model.yaml",
+        ("model.pretrain.epochs=1", "model.pretrain.warmup_epochs=0"),
+        weights=0.7,
+    ),
 }
 
 

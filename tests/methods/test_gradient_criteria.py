@@ -1,6 +1,7 @@
 """Optimal Brain Damage, Fisher and movement against true loss changes, second differences and loops over samples."""
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -86,10 +87,10 @@ def changes(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, group: s
 
 @pytest.mark.parametrize("method", ["exact", "gates"])
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_at_a_minimum_the_score_is_the_true_increase(outputs: int, method: str) -> None:
+def test_at_a_minimum_the_score_is_the_true_increase(outputs: int, method: Literal["exact", "gates"]) -> None:
     x, y, weight = regression(outputs)
     model = Features(weight)
-    criterion = OptimalBrainDamage(method="exact") if method == "exact" else OptimalBrainDamage(probes=20000)
+    criterion = OptimalBrainDamage(method=method, probes=20000)
     score = scores(model, criterion, half_squares, x, y)["copy"]
     hessian = x.T @ x / len(x)
     by_hand = 0.5 * hessian.diagonal() * weight.square().sum(0)
@@ -155,7 +156,7 @@ def test_the_exact_block_is_the_second_difference_by_a_gate(group: str) -> None:
 def test_probes_on_gates_converge_to_the_exact_blocks() -> None:
     model = small()
     exact = scores(model, OptimalBrainDamage(method="exact"), F.cross_entropy, X, Y)
-    many = scores(model, OptimalBrainDamage(probes=2000), F.cross_entropy, X, Y)
+    many = scores(model, OptimalBrainDamage(method="gates", probes=2000), F.cross_entropy, X, Y)
     for group, values in exact.items():
         np.testing.assert_allclose(many[group], values, atol=0.15 * max(np.abs(v).max() for v in exact.values()))
 
@@ -174,7 +175,7 @@ def test_hutchinson_has_the_mean_and_the_variance_of_its_formula() -> None:
 
 def test_a_loss_linear_in_the_gates_has_no_curvature() -> None:
     x, y, weight = regression()
-    score = scores(Features(weight), OptimalBrainDamage(), lambda out, _: out.mean(), x, y)["copy"]
+    score = scores(Features(weight), OptimalBrainDamage(method="gates"), lambda out, _: out.mean(), x, y)["copy"]
     assert score.tolist() == [0.0] * 4
 
 
@@ -207,6 +208,11 @@ def test_bad_probes_are_refused() -> None:
         Curvature("weights", 0)
 
 
+def test_samples_one_by_one_have_no_first_order_term() -> None:
+    with pytest.raises(BadInputError, match="first_order = true with method = 'gauss_newton'"):
+        OptimalBrainDamage(first_order=True)
+
+
 # Fisher
 
 
@@ -228,8 +234,10 @@ def test_fisher_equals_a_loop_over_single_samples_and_is_half_of_taylor() -> Non
 def test_with_unit_noise_the_true_fisher_is_the_hessian() -> None:
     x, y, weight = regression(n=4000)
     by_hand = 0.5 * x.square().mean(0) * weight[0].square()
-    for criterion in (TrueFisher(), TrueFisher(per_weight=True, seed=1), OptimalBrainDamage(method="gauss_newton")):
-        rows = slice(None) if criterion == TrueFisher() else slice(1500)  # a backward pass a sample
+    by_weights = OptimalBrainDamage(method="weights_gauss_newton")
+    for criterion in (TrueFisher(), OptimalBrainDamage(), TrueFisher(per_weight=True, seed=1), by_weights):
+        is_slow = criterion == by_weights or criterion == TrueFisher(per_weight=True, seed=1)
+        rows = slice(1500) if is_slow else slice(None)  # a backward pass a sample
         score = scores(Features(weight), criterion, half_squares, x[rows], y[rows])["copy"]
         np.testing.assert_allclose(score, by_hand, rtol=0.15)
 
@@ -259,7 +267,10 @@ def test_a_set_twice_over_scores_the_same_also_with_a_short_last_batch(criterion
         np.testing.assert_allclose(twice[group], once[group], rtol=1e-10)
 
 
-@pytest.mark.parametrize("criterion", [Fisher(), TrueFisher(), Fisher(per_weight=True), OptimalBrainDamage()])
+@pytest.mark.parametrize(
+    "criterion",
+    [Fisher(), TrueFisher(), Fisher(per_weight=True), OptimalBrainDamage(), OptimalBrainDamage(method="gates")],
+)
 def test_a_dead_channel_scores_exactly_zero(criterion: Criterion) -> None:
     model = small()
     model[1].weight.data[2] = model[1].bias.data[2] = 0.0  # type: ignore[index, operator, union-attr]
