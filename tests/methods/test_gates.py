@@ -205,6 +205,16 @@ def test_with_all_noise_only_the_bias_is_left() -> None:
     assert all(float(d) == 0.0 for d in gate.density().values())
 
 
+def test_the_penalty_moves_the_noise_and_leaves_the_weights() -> None:
+    model = mlp()
+    gate = VariationalDropout(log_variance=-2.0).attach(model, trace(model, torch.zeros(1, 3)), 10)
+    gate.begin_step(1.0)
+    gate.penalty().backward()
+    assert all(weight.grad is None for weight in model.parameters())
+    slopes = [noise.grad for noise in gate.log_variance]  # type: ignore[union-attr]
+    assert all((slope <= 0).all() and (slope < 0).any() for slope in slopes)  # 0 where log_a is clipped
+
+
 def test_log_alpha_is_the_noise_to_signal_ratio() -> None:
     found = log_alpha(torch.tensor([1.0, 0.1, 100.0]), torch.tensor([0.0, 0.0, -9.0]))
     assert found.tolist() == pytest.approx([0.0, math.log(100.0), -8.0], abs=1e-5)

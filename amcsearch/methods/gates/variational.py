@@ -6,7 +6,9 @@
 
 Molchanov et al., Variational Dropout Sparsifies Deep Neural Networks, 2017 (arXiv 1701.05369). The noise is added to
 the outputs (local reparametrisation), with 1e-8 inside the square root. w(t) is 0 at first and rises linearly to 1, by
-shares of the training. Gates sit on single weights; what is worth keeping is -log_a.
+shares of the training. Gates sit on single weights; what is worth keeping is -log_a. Departure: the penalty moves the
+noise alone. Its slope by mu is about 1/mu, which the authors' Adam tames; under the network's plain descent, and times
+a multiplier, it throws small weights about and the network is lost (benchmarks/methods/all_methods.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -100,7 +102,8 @@ class _VariationalGate(Gate):
             yield
 
     def penalty(self) -> Tensor:
-        divergence = torch.stack([-negative_kl(a).sum() for a in self._log_alpha().values()]).sum()
+        pairs = zip(self._weights.values(), self.log_variance, strict=True)
+        divergence = torch.stack([-negative_kl(log_alpha(w.detach(), v)).sum() for w, v in pairs]).sum()
         return self._kl_weight * divergence / self._samples
 
     def density(self) -> dict[str, Tensor]:
