@@ -13,6 +13,7 @@
 4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from amcsearch.core import LayerSpec
 from amcsearch.costs.latency_table import (
     KNOTS_MIB,
     KernelModel,
     Observation,
     Residency,
+    Signature,
     is_plain,
-    row_key,
+    signature,
     weight_mib,
 )
 from amcsearch.runtime.measured import MeasuredVariant
@@ -36,7 +39,7 @@ __all__ = ["Calibration", "NodeCalibration", "calibrate", "fit_nodes", "observe"
 
 LEAST_NODE_MS: Final = 2e-4  # no kernel starts in less
 FOLDS: Final = 6
-SMOOTHINGS: Final = (0.0, 0.01, 0.1)
+SMOOTHINGS: Final = (0.1, 1.0, 10.0)
 ROUNDS: Final = 3
 FACTOR_BOUNDS: Final = (0.5, 2.0)
 PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
@@ -96,6 +99,13 @@ def fit_nodes(variants: Sequence[MeasuredVariant], overhead_ms: float) -> NodeCa
     return NodeCalibration(float(scale), float(node_ms))
 
 
+def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, float]:
+    """Weights of the layers whose kernels stream them, by layer, in MiB."""
+    by_layer = variant.kernels_by_layer()
+    streaming = [layer for layer in variant.layers if not any(map(is_plain, by_layer.get(layer.name, ())))]
+    return {layer.name: weight_mib(layer, weight_bytes) for layer in streaming}
+
+
 def observe(
     variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
 ) -> list[Observation]:
@@ -103,10 +113,9 @@ def observe(
     raw = [nodes.ms(run.profiled_ms) for run in variant.kernels]
     stretch = _inside(variant, overhead_ms) / sum(raw)
     by_layer = variant.kernels_by_layer()
-    mib = {layer.name: weight_mib(layer, weight_bytes) for layer in variant.layers}
-    streamed = {name: mib[name] for name in mib if not any(map(is_plain, by_layer.get(name, ())))}
-    total = np.array([sum(mib.values())])
-    extra = float(residency.extra_ms(total, np.array([sum(streamed.values())]))[0])
+    streamed = _streamed_mib(variant, weight_bytes)
+    total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
+    extra = float(residency.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
     a_mib = extra / sum(streamed.values()) if extra else 0.0
     found = []
     for layer in variant.layers:
@@ -128,7 +137,6 @@ class _LeftOut:
 
     sums: Array  # (V, families), ms
     far: Array  # (V,), root of the sum of (ms · octaves)²
-    weights: Array  # (V, 2): MiB, all and streamed
 
 
 def _left_out(
@@ -137,29 +145,33 @@ def _left_out(
     folds: NDArray[np.int64],
     block: int,
     smoothing: float,
-    weight_bytes: int,
 ) -> _LeftOut:
-    sums, far = np.zeros((len(observed), len(families))), np.zeros(len(observed))
-    weights = np.zeros((len(observed), 2))
+    sums, squares = np.zeros((len(observed), len(families))), np.zeros(len(observed))
     for fold in range(int(folds.max()) + 1):
         rest = [one for v, variant in enumerate(observed) if folds[v] != fold for one in variant]
-        model, known = KernelModel(rest, block, smoothing), {}
+        model = KernelModel(rest, block, smoothing)
+        alike: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
         for v in np.flatnonzero(folds == fold).tolist():
-            for layer in (one.layer for one in observed[v]):
-                key = row_key(layer)
-                if key not in known:
-                    known[key] = model.times(layer) or ()
-                for time in known[key]:
-                    sums[v, families[time.kernel]] += time.ms
-                    far[v] += (time.ms * time.octaves) ** 2
-                mib = weight_mib(layer, weight_bytes)
-                weights[v] += (mib, 0.0 if any(is_plain(time.kernel) for time in known[key]) else mib)
-    return _LeftOut(sums, np.sqrt(far), weights)
+            for one in observed[v]:
+                alike[signature(one.layer)].append((v, one.layer))
+        for group in alike.values():
+            at, layer = np.array([v for v, _ in group]), group[0][1]
+            widths = np.array([(one.in_channels, one.out_channels) for _, one in group])
+            octaves = model.octaves_at(layer, widths)
+            for kernel, (ms, _) in (model.times_at(layer, widths) or {}).items():
+                np.add.at(sums[:, families[kernel]], at, ms)
+                np.add.at(squares, at, (ms * octaves[kernel]) ** 2)
+    return _LeftOut(sums, np.sqrt(squares))
 
 
-def _fit_whole(left: _LeftOut, whole: Array, overhead_ms: float) -> tuple[Array, float, Residency, Array]:
-    """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants."""
-    total, streamed = left.weights.T
+def _fit_whole(
+    left: _LeftOut, weights_mib: Array, whole: Array, overhead_ms: float
+) -> tuple[Array, float, Residency, Array]:
+    """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants.
+
+    ``weights_mib`` are (V, 2), all and streamed.
+    """
+    total, streamed = weights_mib.T
     knots = [knot for knot in KNOTS_MIB if total.max() - knot > 0.02 * total.max()]
     beyond = [Residency({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
     n = left.sums.shape[1]
@@ -203,14 +215,20 @@ def calibrate(
     folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
     names = sorted({run.kernel for variant in variants for run in variant.kernels})
     families = {name: i for i, name in enumerate(names)}
+    weights_mib = np.array(
+        [
+            (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
+            for v in variants
+        ]
+    )
     best: Calibration | None = None
     for smoothing in SMOOTHINGS:
         residency = Residency({})
         for _ in range(ROUNDS):
             observed = [observe(v, nodes, overhead_ms, residency, weight_bytes) for v in variants]
-            left = _left_out(observed, families, folds, block, smoothing, weight_bytes)
+            left = _left_out(observed, families, folds, block, smoothing)
             before = residency
-            factors, constant_ms, residency, residuals = _fit_whole(left, whole, overhead_ms)
+            factors, constant_ms, residency, residuals = _fit_whole(left, weights_mib, whole, overhead_ms)
             if not residency.slopes and not before.slopes:
                 break
         if best is None or np.abs(residuals).mean() < np.abs(best.residuals).mean():

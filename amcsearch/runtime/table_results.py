@@ -2,7 +2,8 @@
 
 A pass's latency is the median of its samples in the rounds in which the network's reference was within 5 % of its quiet
 level, as for finalists (``verify``): what the user will see when nobody else uses the machine. Fastest samples predict
-equally well, and read some percent too low.
+equally well, and read some percent too low. A pass with less than half as many quiet rounds as the variant's quietest
+one does not count: the few it has were hardly quiet throughout. Without any, the fastest sample of each pass stands in.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,12 @@ from amcsearch.runtime.table_builder import merged, table_of, with_entry
 __all__ = ["measured_variants", "table_from_results"]
 
 
-def _pass_ms(one: TimedPass, quiet_ms: float) -> float:
-    quiet = one.reference_ms <= DISTURBED * quiet_ms
-    return float(np.median(one.samples_ms[quiet])) if quiet.any() else float(one.samples_ms.min())
+def _passes_ms(passes: Iterable[TimedPass], quiet_ms: float) -> tuple[float, ...]:
+    quiet = [(one.samples_ms, one.reference_ms <= DISTURBED * quiet_ms) for one in passes]
+    most = max((int(rounds.sum()) for _, rounds in quiet), default=0)
+    if not most:
+        return tuple(float(samples.min()) for samples, _ in quiet)
+    return tuple(float(np.median(samples[rounds])) for samples, rounds in quiet if 2 * rounds.sum() >= most)
 
 
 def _quiet_level(models: Iterable[ModelResult]) -> float:
@@ -37,7 +41,7 @@ def _quiet_level(models: Iterable[ModelResult]) -> float:
 
 def _variant(model: ModelResult, network: NetworkSpec, owners: Mapping[str, str], quiet_ms: float) -> MeasuredVariant:
     policy = network.dense if model.policy is None else PruningPolicy(model.policy)
-    passes = tuple(_pass_ms(one, quiet_ms) for one in model.passes)
+    passes = _passes_ms(model.passes, quiet_ms)
     runs: Sequence[KernelRun] = ()
     if model.graph is not None and (model.nodes or not passes):
         runs = kernel_runs(model.graph, owners, model.nodes)

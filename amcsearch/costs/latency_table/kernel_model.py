@@ -1,13 +1,14 @@
 """From what was measured of layers to the time of any layer: its kernels, and a surface for each.
 
-A layer is looked up by its signature. One whose map size was never measured borrows the nearest size of the same
-operator, in proportion to the positions it computes. One whose kernels were seen in a graph but never timed borrows the
-same kernel of the nearest signature likewise.
+Which kernels a layer becomes is looked up by its signature, or by that of the nearest map size of the same operator.
+What one of them takes is the surface of that kernel in layers of the same signature; where it was never timed in any,
+the surface of ever more distant relatives, with more doubt at each step (``families``).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -15,14 +16,18 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table.lowering import Lowering
-from amcsearch.costs.latency_table.signature import Signature, positions, sibling, signature
+from amcsearch.costs.latency_table.signature import Signature, sibling, signature
 from amcsearch.costs.latency_table.surface import Surface
+from amcsearch.costs.latency_table.terms import Fit, Point
+from amcsearch.costs.latency_table.tiling import Tiling, refined_tiling
 
-__all__ = ["BLOCKED", "KernelModel", "KernelTime", "Observation"]
+__all__ = ["BLOCKED", "KernelModel", "KernelTime", "Observation", "families"]
 
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
 Array = NDArray[np.float64]
-_BORROWED: Final = 2.0  # octaves of doubt added to a latency taken from another map size
+_STRANGER: Final = 1.0  # octaves of doubt added with each step to a more distant family
+_TILING_POINTS: Final = 8  # a surface of fewer says nothing about sets of blocks
+_TILING_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,26 @@ class KernelTime:
     octaves: float
 
 
+def _operator(kernel: str) -> str:
+    """``ms.FusedConv+Relu`` → ``Conv``: what a kernel computes, wherever and whatever is fused to it."""
+    return kernel.split("+")[0].rpartition(".")[2].removeprefix("Fused")
+
+
+def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
+    """Ever larger sets of measurements that a kernel of a layer belongs to, the nearest relatives first.
+
+    The kernel in layers of this signature; in layers of this kind; any kernel of its operator in these, and in all
+    layers; any kernel of layers of this kind; and all there are.
+    """
+    kind = (layer.kind, layer.is_depthwise)
+    yield signature(layer), kernel
+    yield kind, kernel
+    yield kind, _operator(kernel), "any variety"
+    yield _operator(kernel)
+    yield kind
+    yield None
+
+
 def _alike(layer: LayerSpec) -> list[LayerSpec]:
     """A depthwise convolution pruned to one channel looks like an ordinary one: also try it with two channels."""
     one = layer.kind is LayerKind.CONV and (layer.in_channels, layer.out_channels) == (1, 1)
@@ -58,24 +83,23 @@ class KernelModel:
     Args:
         observations: what was seen, at least one.
         block: channels in a block of the runtime's layout, 0 if it has none.
-        smoothing: see ``Surface``.
+        noise: see ``Surface``.
     """
 
-    def __init__(self, observations: Iterable[Observation], block: int, smoothing: float = 0.0) -> None:
+    def __init__(self, observations: Iterable[Observation], block: int, noise: float = 0.0) -> None:
         seen: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
-        timed: dict[tuple[Signature, str], list[tuple[LayerSpec, float, float]]] = defaultdict(list)
+        self._timed: dict[tuple[Signature, str], list[Point]] = defaultdict(list)
         for one in observations:
             key = signature(one.layer)
             counts = {kernel: count for kernel, (count, _) in one.kernels.items()}
             seen[key].append((one.layer, counts, one.places))
             for kernel, (count, ms) in one.kernels.items():
                 if ms is not None:
-                    timed[key, kernel].append((one.layer, ms, one.places * count))
+                    self._timed[key, kernel].append((one.layer, ms, one.places * count))
         self._lowerings = {key: Lowering(layers, block) for key, layers in seen.items()}
-        self._surfaces = {
-            (key, kernel): Surface(points, block if kernel.startswith(BLOCKED) else 0, smoothing)
-            for (key, kernel), points in timed.items()
-        }
+        self._noise = noise
+        self._tiling = self._fitted(Tiling(max(block, 1)))
+        self._surfaces: dict[tuple[Hashable, Tiling], Surface] = {}
 
     def times(self, layer: LayerSpec) -> tuple[KernelTime, ...] | None:
         """Kernels of a layer with their times; None if nothing like it was ever seen."""
@@ -83,7 +107,7 @@ class KernelModel:
             known = self._known(signature(like))
             if known is not None:
                 kernels = self._lowerings[known].kernels(like)
-                return tuple(self._time(known, like, kernel, count) for kernel, count in kernels.items() if count)
+                return tuple(self._time(like, kernel, count) for kernel, count in kernels.items() if count)
         return None
 
     def times_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, tuple[Array, Array]] | None:
@@ -97,10 +121,19 @@ class KernelModel:
         found = {}
         for kernel, count in self._lowerings[known].counts(widths).items():
             at, ms = np.flatnonzero(count), np.zeros(len(widths))
-            source, scale, _ = self._source(known, signature(layer), kernel)
-            if source is not None:
-                ms[at] = self._surfaces[source, kernel].predict_widths(layer, widths[at])[0] * count[at] * scale
+            surface, _ = self._surface(layer, kernel)
+            if surface is not None:
+                ms[at] = surface.predict_widths(layer, widths[at]) * count[at]
             found[kernel] = (ms, count)
+        return found
+
+    def octaves_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, Array]:
+        """Distances from what was measured, (L,), of every kernel of ``times_at``."""
+        known = self._known(signature(layer))
+        found = {}
+        for kernel in self._lowerings[known].counts(widths) if known is not None else ():
+            surface, doubt = self._surface(layer, kernel)
+            found[kernel] = doubt + (np.zeros(len(widths)) if surface is None else surface.octaves(layer, widths))
         return found
 
     def knows(self, layer: LayerSpec) -> bool:
@@ -110,20 +143,42 @@ class KernelModel:
     def _known(self, wanted: Signature) -> Signature | None:
         return wanted if wanted in self._lowerings else sibling(wanted, list(self._lowerings))
 
-    def _source(self, known: Signature, wanted: Signature, kernel: str) -> tuple[Signature | None, float, float]:
-        """Where a kernel was timed, by what its time is to be multiplied, and the octaves of doubt this adds."""
-        source: Signature | None = known
-        if (known, kernel) not in self._surfaces:
-            source = sibling(known, [key for key, name in self._surfaces if name == kernel])
-        if source is None:
-            return None, 0.0, 2.0 * _BORROWED
-        if source == wanted:
-            return source, 1.0, 0.0
-        return source, positions(wanted) / positions(source), _BORROWED
+    def _fitted(self, tiling: Tiling) -> Tiling:
+        """The tiling that the blocked convolutions among the points agree on."""
+        convolutions = [
+            points
+            for (_, kernel), points in self._timed.items()
+            if kernel.startswith(f"{BLOCKED}Conv") and len(points) >= _TILING_POINTS and not points[0][0].is_depthwise
+        ]
+        for _ in range(_TILING_ROUNDS if tiling.block > 1 else 0):
+            works = [Fit(points, tiling).set_work() for points in convolutions]
+            tiling = refined_tiling(tiling, [work for work in works if work is not None])
+        return tiling
 
-    def _time(self, known: Signature, layer: LayerSpec, kernel: str, count: float) -> KernelTime:
-        source, scale, doubt = self._source(known, signature(layer), kernel)
-        if source is None:
+    def _surface(self, layer: LayerSpec, kernel: str) -> tuple[Surface | None, float]:
+        """The surface of a kernel's nearest relatives, and the octaves of doubt for their distance."""
+        tiling = self._tiling if kernel.startswith(BLOCKED) else Tiling()
+        for steps, family in enumerate(families(layer, kernel)):
+            points = self._relatives[family] if steps else self._timed.get((signature(layer), kernel), [])
+            if points:
+                if (family, tiling) not in self._surfaces:
+                    self._surfaces[family, tiling] = Surface(points, tiling, self._noise)
+                return self._surfaces[family, tiling], steps * _STRANGER
+        return None, 0.0
+
+    @cached_property
+    def _relatives(self) -> Mapping[Hashable, list[Point]]:
+        """Everything that was timed, by family."""
+        found: dict[Hashable, list[Point]] = defaultdict(list)
+        for (_, kernel), points in self._timed.items():
+            for family in families(points[0][0], kernel):
+                found[family] += points
+        return found
+
+    def _time(self, layer: LayerSpec, kernel: str, count: float) -> KernelTime:
+        surface, doubt = self._surface(layer, kernel)
+        if surface is None:
             return KernelTime(kernel, 0.0, doubt)
-        ms, octaves = self._surfaces[source, kernel].predict(layer)
-        return KernelTime(kernel, count * ms * scale, octaves + doubt)
+        widths = np.array([[layer.in_channels, layer.out_channels]])
+        ms, octaves = surface.predict_widths(layer, widths), surface.octaves(layer, widths)
+        return KernelTime(kernel, count * float(ms[0]), doubt + float(octaves[0]))

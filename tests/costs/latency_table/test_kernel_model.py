@@ -1,4 +1,4 @@
-"""Kernels of layers: measured ones, ones borrowed from another map size, and what each borrowing adds of doubt."""
+"""Kernels of layers: measured ones, ones borrowed from relatives, and what each borrowing adds of doubt."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table import KernelModel, KernelTime, Observation
+from amcsearch.costs.latency_table.kernel_model import families
 from amcsearch.costs.latency_table.signature import keeps_signature, positions, sibling, signature
 
 CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
@@ -55,11 +56,11 @@ def test_a_measured_layer_gives_back_its_kernels() -> None:
     )
 
 
-def test_another_map_size_is_borrowed_in_proportion_to_positions() -> None:
+def test_another_map_size_is_borrowed_in_proportion_to_work() -> None:
     model = KernelModel([Observation(SMALL, {"nchwc.Conv": (1.0, 0.1)})], 16)
     assert not model.knows(CONV)
     assert model.knows(SMALL)
-    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 2.0),)
+    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 1.0 + 2.0),)  # four times the positions
 
 
 def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
@@ -72,12 +73,28 @@ def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
     assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),)
     (found,) = model.times(CONV.resized(31, 31))
     assert (found.kernel, found.ms) == ("Conv", pytest.approx(0.8 * 31**2 / 32**2))
-    assert found.octaves == pytest.approx(2.0 + np.sqrt(2) * np.log2(32 / 31))
+    assert found.octaves == pytest.approx(1.0 + np.sqrt(4.0 + 2 * np.log2(32 / 31) ** 2))
 
 
-def test_a_kernel_timed_nowhere_costs_nothing_and_is_doubtful() -> None:
-    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "Reorder": (1.0, None)})], 16)
-    assert model.times(CONV)[1] == KernelTime("Reorder", 0.0, 4.0)
+def test_relatives_are_asked_from_near_to_far() -> None:
+    linear = LayerSpec("l", LayerKind.LINEAR, 32, 32)
+    asked = list(families(CONV, "ms.FusedConv+Relu"))
+    assert asked[0] == (signature(CONV), "ms.FusedConv+Relu")
+    assert [sum(a == b for a, b in zip(asked, families(*other), strict=True)) for other in (
+        (SMALL, "ms.FusedConv+Relu"), (SMALL, "nchwc.Conv"), (DEPTHWISE, "Conv"), (CONV, "Relu"), (linear, "Gemm"),
+    )] == [5, 4, 2, 2, 1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kernel", "steps"), [("nchwc.Conv", 0), ("nchwc.Conv+Relu", 2), ("ms.FusedConv+Relu", 2), ("Reorder", 4)]
+)
+def test_a_kernel_timed_nowhere_is_priced_by_its_relatives_with_doubt(kernel: str, steps: int) -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), kernel: (1.0, 0.4 if not steps else None)})], 16)
+    found = {time.kernel: time for time in model.times(CONV)}[kernel]
+    assert (found.ms, found.octaves) == (pytest.approx(0.4), float(steps))
+    ms, _ = model.times_at(CONV, np.array([[32, 32]]))[kernel]
+    assert ms.tolist() == pytest.approx([0.4])
+    assert model.octaves_at(CONV, np.array([[32, 32]]))[kernel].tolist() == [float(steps)]
 
 
 def test_a_depthwise_layer_pruned_to_one_channel_is_still_one() -> None:
