@@ -23,7 +23,7 @@ from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.graph.modes import evaluating
 from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import IGNORED_TARGET, logits
+from amcsearch.training.losses import rightness
 
 __all__ = ["PairedEvaluator", "change_low", "sample_accuracy", "tango_low"]
 
@@ -74,12 +74,11 @@ class PairedEvaluator:
 
 
 def sample_accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int) -> Array:
-    """Share of right predictions of every sample that has a target, (n,): 0 or 1 where each has one."""
+    """How right the predictions of every sample that has a target are, (n,): 0 or 1 where each has one label."""
     found = []
     with evaluating(model), torch.inference_mode():
         for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
-            known = (y != IGNORED_TARGET).flatten(1) if y.ndim > 1 else (y != IGNORED_TARGET)[:, None]
-            right = (logits(model(x)).argmax(-1) == y).reshape(known.shape) & known
+            right, known = (part.reshape(len(y), -1) for part in rightness(model(x), y))
             share = right.sum(1).double() / known.sum(1)
             found.append(share[known.any(1)].cpu())
     return np.asarray(torch.cat(found))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError
 from amcsearch.graph.outputs import first_tensor
 
-__all__ = ["IGNORED_TARGET", "accuracy", "correct", "distillation", "logits", "task_loss"]
+__all__ = ["IGNORED_TARGET", "accuracy", "correct", "distillation", "logits", "rightness", "task_loss"]
 
 IGNORED_TARGET: Final = -100
 
@@ -45,17 +45,31 @@ def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> T
     return F.cross_entropy(scores, flat, label_smoothing=label_smoothing, ignore_index=IGNORED_TARGET)
 
 
-def correct(output: Output, target: Tensor) -> tuple[float, int]:
-    """Count right predictions and targets; several logits sharing the maximum count as the first.
+def rightness(output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
+    """How right each prediction is, and whether it has a target: two tensors, (…,) as labels are, or vectors without D.
 
-    Of vectors the cosines are added up, and the vectors counted.
+    1 or 0 of a label, several logits sharing the maximum counting as the first; the cosine of a vector.
+
+    Raises:
+        BadInputError: shapes that do not fit.
     """
     if target.is_floating_point():
         cosines = _cosines(output, target)
-        return float(cosines.sum(dtype=torch.float64)), cosines.numel()
+        return cosines, torch.ones_like(cosines, dtype=torch.bool)
     scores, flat = _flat(logits(output), target)
     known = flat != IGNORED_TARGET
-    return int(((scores.argmax(-1) == flat) & known).sum()), int(known.sum())
+    right = (scores.argmax(-1) == flat) & known
+    return right.reshape(target.shape).double(), known.reshape(target.shape)
+
+
+def correct(output: Output, target: Tensor) -> tuple[float, int]:
+    """Add up how right predictions are, and count the targets.
+
+    Raises:
+        BadInputError: as ``rightness``.
+    """
+    right, known = rightness(output, target)
+    return float(right.sum(dtype=torch.float64)), int(known.sum())
 
 
 def accuracy(output: Output, target: Tensor) -> float:

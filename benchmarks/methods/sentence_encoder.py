@@ -76,7 +76,7 @@ def criteria(seed: int) -> dict[str, Criterion]:
         "activation_variance": CRITERIA["activation_variance"](),
         "wanda_channels": CRITERIA["wanda_channels"](),
         "true_fisher": CRITERIA["true_fisher"](seed=seed),
-        "obd": CRITERIA["obd"](probes=1, seed=seed),
+        "obd": CRITERIA["obd"](method="gates", probes=1, seed=seed),
     }
 
 

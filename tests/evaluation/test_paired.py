@@ -101,3 +101,9 @@ def test_an_evaluation_is_paired_with_dense_on_its_rows() -> None:
     assert found.change_low == tango_low(0, 1, 2, 0.95)
     with pytest.raises(BadInputError, match="0 samples"):
         PairedEvaluator(Pruned(), np.array([], dtype=np.int64), 0.95)
+
+
+def test_vectors_are_paired_by_their_cosines() -> None:
+    """(3, 4) against (1, 0) has cosine 0.6, against itself 1."""
+    inputs, targets = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    assert sample_accuracy(nn.Identity(), inputs, targets, 1) == pytest.approx([0.6, 1.0])

@@ -16,7 +16,7 @@ EVERY = {
     **{name: make() for name, make in CRITERIA.items()},
     "obd exact": CRITERIA["obd"](method="exact"),
     "obd gauss_newton": CRITERIA["obd"](method="gauss_newton"),
-    "obd first_order": CRITERIA["obd"](first_order=True),
+    "obd first_order": CRITERIA["obd"](method="exact", first_order=True),
     "fisher per_weight": CRITERIA["fisher"](per_weight=True),
     "movement masked": CRITERIA["movement"](keep=0.5),
 }
