@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/dynamic_programming.py solve
     OMP_NUM_THREADS=1 python benchmarks/dynamic_programming.py surrogate [--evaluations 200] [--seeds 0 1 2]
-    OMP_NUM_THREADS=1 python benchmarks/dynamic_programming.py search CONFIG [--evaluations 200] [--seeds 0 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/dynamic_programming.py search CONFIG [--set a.b=v]… [--evaluations 200]
 
 ``solve`` times one solution in CPU seconds, half of the MACs, with errors c_g · r² of random c. ``surrogate`` runs
 agents whose loss is exactly that sum (a made-up evaluation, through the study as always) and compares their best loss
@@ -70,7 +70,7 @@ def solve(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name, multiple in CASES:
         feasible = half_macs(traced(name), multiple)
-        for buckets in (1_000, 10_000):
+        for buckets in (4_000, 10_000):
             allocator = Allocator(feasible, buckets, 1e9, 8)
             seconds = []
             for seed in (0, 1):
@@ -129,7 +129,7 @@ def surrogate(options: argparse.Namespace) -> None:
     print("|---|---|---|---|")
     for name, multiple in (("resnet20", 4), ("mobilenetv2", 8)):
         feasible = half_macs(traced(name), multiple)
-        for agent in AGENTS:
+        for agent in options.agents:
             ratios = []
             for seed in options.seeds:
                 problem = Surrogate(feasible.space, squares(feasible.space, seed))
@@ -144,9 +144,9 @@ class Silent(Observer):
     """Watches nothing."""
 
 
-def job_of(config: Path, seed: int) -> Job:
+def job_of(config: Path, seed: int, overrides: Sequence[str]) -> Job:
     """The configuration's network, trained with a seed, on its device."""
-    loaded = load(config, [f"seed={seed}", f"data.kwargs.seed={seed}"])
+    loaded = load(config, [f"seed={seed}", f"data.kwargs.seed={seed}", *overrides])
     return assemble(loaded, Phases(Silent(), lambda _: None))
 
 
@@ -157,7 +157,7 @@ def search(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     final: dict[str, list[tuple[float, float]]] = {agent: [] for agent in options.agents}
     for seed in options.seeds:
-        job = job_of(options.config, seed)
+        job = job_of(options.config, seed, options.set)
         for agent in options.agents:
             start = time.perf_counter()
             executor = SerialExecutor(job.evaluator)
@@ -186,6 +186,7 @@ def main() -> None:
     parts: dict[str, Any] = {"solve": solve, "surrogate": surrogate, "search": search}
     parser.add_argument("part", choices=parts)
     parser.add_argument("config", type=Path, nargs="?", default=Path("configs/searches/digits.yaml"))
+    parser.add_argument("--set", action="append", default=[], help="override a key of the configuration")
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(SEARCHERS))
