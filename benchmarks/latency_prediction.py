@@ -92,20 +92,24 @@ def _isolated(networks, overhead_ms, variants, setting):
     return [overhead_ms + sum(map(predict, layers)) for layers in depthwise]
 
 
-def benchmark(name, variants, fresh, passes, seed, setting):
-    """Measure one network and print its rows; return a line on time and weather."""
+def _measured(name, out, setting):
+    """Measure a network's variants into ``out``."""
     torch.manual_seed(0)
     model = MODELS[FACTORY.get(name, name)](**KWARGS.get(name, {})).eval()
     x = torch.randint(0, 64, (1, 64)) if name == "language_model" else torch.randn(1, 1, 32, 32)
-    found = trace(model, x)
-    subject = MeasuredSubject(name, model, found, x, None if x.is_floating_point() else 64)
-    start = time.perf_counter()
-    plan = measurement_plan([subject], variants=variants, held_out=fresh, batch=setting.batch, dtype=setting.dtype,
-                            passes=passes, seed=seed)  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.jsonl"
-        measure_here(plan, out, setting.threads)
-        result = read_results([out])[0]
+    subject = MeasuredSubject(name, model, trace(model, x), x, None if x.is_floating_point() else 64)
+    plan = measurement_plan([subject], variants=setting.variants, held_out=setting.fresh, batch=setting.batch,
+                            dtype=setting.dtype, passes=setting.passes, seed=setting.seed)  # fmt: skip
+    measure_here(plan, out, setting.threads)
+
+
+def benchmark(name, folder, setting):
+    """Print the rows of one network, measured now or taken from ``folder``; return a line on time and weather."""
+    out, start = folder / f"{name}.jsonl", time.perf_counter()
+    now = not out.exists()
+    if now:
+        _measured(name, out, setting)
+    result = read_results([out])[0]
     table = table_from_results([result])
     seconds = time.perf_counter() - start
     network, building, held_out = measured_variants(result, name)
@@ -116,15 +120,20 @@ def benchmark(name, variants, fresh, passes, seed, setting):
     timed = [v for v in building if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
     _row(name, "MACs-linear", _macs_line(([v.layers for v in timed], whole), layers), passes_ms)
-    half = network.with_channels(network.policy(np.array([g.choices(g.unit)[(g.channels // g.unit - 1) // 2]
-                                                          for g in network.groups])))  # fmt: skip
-    isolated = _isolated([network.layers, half.layers], result.overhead_ms, layers, setting)
-    _row(name, "isolated layers", isolated, passes_ms)
+    if now:  # layers alone are timed beside the networks or not at all
+        _print_isolated(name, network, layers, passes_ms, result.overhead_ms, setting)
     drift = result.drift
     return (
-        f"{name}: table and fresh variants in {seconds:.0f} s; disturbed rounds {drift['disturbed_share']:.0%}, "
-        f"largest drift {drift['largest']:.3f}"
+        f"{name}: {'table and fresh variants' if now else 'table of variants measured before'} in {seconds:.0f} s; "
+        f"disturbed rounds {drift['disturbed_share']:.0%}, largest drift {drift['largest']:.3f}"
     )
+
+
+def _print_isolated(name, network, layers, passes_ms, overhead_ms, setting):
+    half = network.with_channels(network.policy(np.array([g.choices(g.unit)[(g.channels // g.unit - 1) // 2]
+                                                          for g in network.groups])))  # fmt: skip
+    isolated = _isolated([network.layers, half.layers], overhead_ms, layers, setting)
+    _row(name, "isolated layers", isolated, passes_ms)
 
 
 def main():
@@ -138,10 +147,14 @@ def main():
     parser.add_argument("--dtype", choices=list(CONVERTERS), default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--results", type=Path, help="folder of measurements to keep, or to take up again")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(HEAD)
-    said = [benchmark(name, args.variants, args.fresh, args.passes, args.seed, args) for name in args.networks]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.results or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        said = [benchmark(name, folder, args) for name in args.networks]
     print("\n" + "\n".join(said))
 
 
