@@ -44,8 +44,10 @@ def anchored(
         provenance: of the anchors, if the table is carried to their device; other networks are then left out.
 
     Raises:
-        BadInputError: fewer than three anchors, or layers that nothing in the table is like.
+        BadInputError: fewer than three anchors, layers that nothing in the table is like, or a device whose runtime
+            works in other blocks of channels.
     """
+    _check_block(table.provenance, provenance or {})
     timed = [variant for variant in anchors if variant.passes_ms]
     if len(timed) < LEAST_ANCHORS:
         raise BadInputError(f"network {name!r}: {len(timed)} anchors were timed, at least {LEAST_ANCHORS} are needed")
@@ -69,6 +71,16 @@ def anchored(
         rows = rows.drop_duplicates([column for column in rows.columns if column not in _MEASURED])
     found = {"provenance": dict(provenance or table.provenance), "networks": {name: entry}}
     return LatencyTable(rows, found)
+
+
+def _check_block(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse to carry kernels to where the runtime cuts channels differently: their steps lie at other widths."""
+    blocks = (own.get("nchwc_block"), theirs.get("nchwc_block"))
+    if None not in blocks and blocks[0] != blocks[1]:
+        raise BadInputError(
+            f"the table is of a runtime that works in blocks of {blocks[0]} channels, the anchors' device in blocks of "
+            f"{blocks[1]}: factors cannot carry it over; measure variants there with a kit and build a table of them"
+        )
 
 
 _MEASURED: Final = ("count", "latency_ms", "mad_ms", "samples", "source")

@@ -52,6 +52,13 @@ def test_a_table_carried_to_another_device_says_so(simulated, resnet20_network, 
     assert found.accuracy is None  # what held for the other device need not hold here
 
 
+def test_kernels_are_not_carried_to_other_blocks_of_channels(simulated, resnet20_network, table):
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(1)
+    whole = device.measured(resnet20_network, fresh(resnet20_network, 5, 1), rng, profiled=False)
+    with pytest.raises(BadInputError, match="blocks of 16 channels, the anchors' device in blocks of 8"):
+        anchored(table, "resnet", resnet20_network, whole, {**simulated.PROVENANCE, "nchwc_block": 8})
+
+
 def test_a_network_never_measured_gets_a_table_from_anchors(simulated, table, mobilenetv2_network, resnet20_network):
     """Depthwise kernels are in no row of it, so a network of other layers is refused; one of known layers is not."""
     device, rng = simulated.SimulatedDevice(), np.random.default_rng(1)
