@@ -63,6 +63,9 @@ def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
     with phases("finalists", "Evaluating and measuring the policy"):
         cost, evaluation = job.device.grid.cost(found.policy), job.evaluator.evaluate(found.policy)
         trial = Trial(0, found.agent, config.seed, TrialState.COMPLETE, found.policy, evaluation, cost, 0.0)
+        if config.prune.keep_accuracy is None:  # which lists the trials of its own study
+            run.write_trials([trial])
+            run.write_pareto([trial])
         finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, measurer(job))
     return _deliver(job, run, phases, finalists, describe_proposal(found))
 

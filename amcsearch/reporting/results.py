@@ -66,7 +66,7 @@ def _speed_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) ->
     middle = number(ratio.get("median")) if isinstance(ratio, dict) else None
     ends = f"{_median(before)} → {_median(after)}"
     share = f"{middle:.3f}x of dense, 95 % interval {interval(ratio)}" if middle else ""
-    return _card("Measured latency", f"{1 / middle:.2f}x faster" if middle else _median(after), ends, share)
+    return _card("Measured latency", _speed(middle) if middle else _median(after), ends, share)
 
 
 def _size_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
@@ -85,6 +85,11 @@ def _cost_card(name: str, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
 def _left(before: Any, after: Any) -> str:
     a, b = number(before), number(after)
     return "–" if not a or b is None else f"{100 * (b / a - 1):+.0f}\u00a0%".replace("-", "−")
+
+
+def _speed(share: float) -> str:
+    """Latency as a share of dense, in words."""
+    return f"{1 / share:.2f}x faster" if share <= 1.0 else f"{share:.2f}x slower"
 
 
 def _median(measured: Any) -> str:

@@ -92,6 +92,9 @@ def test_prune_applies_a_policy(write_config: WriteConfig, tmp_path: Path) -> No
     assert main(["prune", str(write_config()), "--policy", str(policy), "-o", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {entry["group"]: entry["kept"] for entry in summary["network"]} == {"stem.0": 8, "body.0": 12}
+    (trial,) = pd.read_csv(tmp_path / "run" / "trials.csv").to_dict("records")
+    assert json.loads(trial["policy"]) == {"stem.0": 8, "body.0": 12}
+    assert "Some files are missing" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_an_int8_device_gets_an_int8_model_with_its_own_accuracy(

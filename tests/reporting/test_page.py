@@ -80,6 +80,13 @@ def test_every_reference_inside_a_picture_has_its_target(finished):
     assert {a or b for a, b in used} <= set(outline(page).ids)
 
 
+def test_a_slower_network_is_called_slower(finished):
+    path = finished.path / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "latency_ratio": {"median": 1.25, "low": 1.2, "high": 1.3}}))
+    assert "1.25x slower" in words(render(finished))
+
+
 def test_the_figures_are_those_of_the_summary(finished):
     text = words(render(finished))
     for part in (
