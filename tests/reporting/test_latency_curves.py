@@ -36,12 +36,12 @@ def convolutions(times: Mapping[int, float], layer: LayerSpec = CONV) -> dict[La
 
 def test_the_curve_goes_through_measurements_and_knows_its_cliffs() -> None:
     (curve,) = layer_curves(table_of(convolutions(STAIRS, GROUPED)))
-    assert curve.ms == pytest.approx([1.0, 3.0, 2.0, 2.02])
+    assert curve.ms == pytest.approx([1.0, 3.0, 2.0, 2.02], rel=1e-5)  # the process has a noise, however small
     assert curve.cliffs.tolist() == [1]
     (curve,) = layer_curves(table_of(convolutions(STAIRS)))
     assert curve.widths.tolist() == list(range(1, 17))
     assert curve.widths[curve.measured].tolist() == [4, 8, 12, 16]
-    assert curve.ms[curve.measured] == pytest.approx([1.0, 3.0, 2.0, 2.02])
+    assert curve.ms[curve.measured] == pytest.approx([1.0, 3.0, 2.0, 2.02], rel=1e-5)
     assert 7 in curve.cliffs
     assert curve.title == "3x3 conv 8→ on 4x4"
 
@@ -86,9 +86,10 @@ def test_a_picture_a_network_and_every_cliff_as_a_row(tmp_path: Path) -> None:
     assert "3x3 conv 8→ on 4x4" in text
     with files["cliffs"].open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert [list(row.values()) for row in rows] == [
-        ["net", "3x3 conv 8→ on 4x4", "8", "8", "3.000000", "12", "2.000000", "0.500"]
-    ]
+    (row,) = rows
+    assert float(row.pop("ms")) == pytest.approx(3.0, rel=1e-5)
+    assert float(row.pop("wider_ms")) == pytest.approx(2.0, rel=1e-5)
+    assert list(row.values()) == ["net", "3x3 conv 8→ on 4x4", "8", "8", "12", "0.500"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
