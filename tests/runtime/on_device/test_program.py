@@ -103,8 +103,8 @@ def test_kill_9_in_the_middle_of_a_write(tmp_path, small_plan, whole):
         killed = subprocess.run([sys.executable, "-c", KILLED, str(kit), str(out), str(writes)], check=False)
         assert killed.returncode == -signal.SIGKILL
     assert subprocess.run([sys.executable, str(kit), "-o", str(out)], capture_output=True, check=False).returncode == 0
-    # real time passes here: a block that a busy neighbour slowed is noted as drift and timed again; that nothing else is
-    # measured twice is held above, by a clock that nothing disturbs
+    # real time passes here: a block that a busy neighbour slowed is noted as drift and timed again; that nothing is
+    # measured twice otherwise is held above, by a clock that nothing disturbs
     assert sorted({one for one in measured(out) if one[0] != "drift"}) == measured(whole[1])
 
 
