@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
@@ -100,7 +101,7 @@ def _fill(figure: Figure, panels: list[Axes], groups: dict[str, dict[str, list[t
 
 
 def _scatter(rows: list[Joint], rank_correlation: float | None) -> str:
-    with drawing(4.2, 3.6) as (figure, axes):
+    with drawing(4.6, 3.8) as (figure, axes):
         nats = np.array([row[:2] for row in rows])
         expected, measured = nats[np.isfinite(nats).all(axis=1)].clip(min=_LEAST_NATS).T
         axes.loglog(expected, measured, "o", color=ACCENT, markersize=4)
@@ -108,6 +109,9 @@ def _scatter(rows: list[Joint], rank_correlation: float | None) -> str:
         axes.loglog(ends, ends, "-", color=LINE, linewidth=1.4, zorder=1)
         words = "" if rank_correlation is None else f", rank correlation {rank_correlation:.2f}"
         axes.set_title(f"{len(rows)} random policies{words}", fontsize=9, color=INK, loc="left")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("Sum of single groups' loss increases (nats)")
         axes.set_ylabel("Measured loss increase (nats)")
         return standalone_svg(figure, "additivity")

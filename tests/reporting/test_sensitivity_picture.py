@@ -40,6 +40,8 @@ def test_sums_and_joint_losses_are_written(tmp_path):
     assert lines[1:3] == [["3.0", "inf", '{"a": 1}'], ["2.0", "2.5", '{"a": 2}']]
     text = "".join(ElementTree.parse(paths["additivity_svg"]).getroot().itertext())
     assert "3 random policies, rank correlation 1.00" in text
+    assert "0.001" in text
+    assert "mathdefault" not in text
 
 
 def test_nothing_to_draw_and_nowhere_to_write(tmp_path):
