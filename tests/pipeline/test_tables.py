@@ -15,7 +15,7 @@ from amcsearch.pipeline.observer import Observer
 from amcsearch.pipeline.tables import VARIANTS, build_table, known_share, make_kit, needed_variants, subject_of
 from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.session import provenance
+from amcsearch.runtime.session import detect_nchwc_block, provenance
 
 WriteConfig = Callable[..., Path]
 
@@ -38,7 +38,7 @@ def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> Latency
             if layer.kind is not LayerKind.BATCH_NORM:
                 values = (name, *row_key(layer), f"{layer.kind}", 1.0, 1e-3 + macs(layer) / 1e6, 0.0, 1, "profile")
                 rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
-    info = {"cpu": "another", "nchwc_block": 16}
+    info = {"cpu": "another", "nchwc_block": detect_nchwc_block()}
     entry = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "accuracy": {"mape": 0.5}}
     return LatencyTable(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
 
