@@ -41,10 +41,10 @@ class Outcome:
     latency: PairedLatency
 
 
-def _delivered(job: Job, onnx: bytes) -> bytes:
-    """An exported model in the data type the device computes in, calibrated on the calibration split."""
-    inputs, _ = stacked(job.network.splits.calibration)
-    return converted(onnx, job.config.device.dtype, inputs.numpy())
+def _delivered(job: Job, models: Sequence[bytes]) -> list[bytes]:
+    """Exported models in the data type the device computes in, calibrated on the calibration split."""
+    inputs = stacked(job.network.splits.calibration)[0].numpy()
+    return [converted(model, job.config.device.dtype, inputs) for model in models]
 
 
 def measurer(job: Job) -> Measure:
@@ -56,7 +56,7 @@ def measurer(job: Job) -> Measure:
 
     def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
         modules = [network.model, *map(job.evaluator.pruned, policies)]
-        dense, *pruned = (_delivered(job, exported(module, network.example)) for module in modules)
+        dense, *pruned = _delivered(job, [exported(module, network.example) for module in modules])
         device, seed = job.config.device, job.config.seed
         inputs = network.example.numpy()
         return measure_many(dense, pruned, inputs, threads=device.threads, rounds=device.rounds, seed=seed)
@@ -82,7 +82,7 @@ def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen
     network, device = job.network, job.config.device
     save_state(tuned, run.pruned_safetensors)
     exports = {name: exported(m, network.example) for name, m in (("dense", network.model), ("finetuned", tuned))}
-    onnx = {name: _delivered(job, model) for name, model in exports.items()}
+    onnx = dict(zip(exports, _delivered(job, list(exports.values())), strict=True))
     with run.replacing(run.pruned_onnx) as path:
         path.write_bytes(onnx["finetuned"])
     inputs, targets = stacked(network.splits.test)
