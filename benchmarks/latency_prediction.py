@@ -34,6 +34,7 @@ from amcsearch.training.models import MODELS
 
 KWARGS = {"vgg16": {"width": 64, "hidden": 512}}
 FACTORY = {"vgg16": "vgg"}
+RESNET50 = "resnet50"  # transformers', with random weights
 HEAD = (
     "| network | predictor | variants | mean error | median | worst | ±5 % | ±10 % | rank corr. |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -92,11 +93,20 @@ def _isolated(networks, overhead_ms, variants, setting):
     return [overhead_ms + sum(map(predict, layers)) for layers in depthwise]
 
 
+def _network(name):
+    """A network at its usual size, and one example input."""
+    torch.manual_seed(0)
+    if name == RESNET50:
+        from transformers import ResNetConfig, ResNetForImageClassification
+
+        return ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval(), torch.randn(1, 3, 224, 224)
+    x = torch.randint(0, 64, (1, 64)) if name == "language_model" else torch.randn(1, 1, 32, 32)
+    return MODELS[FACTORY.get(name, name)](**KWARGS.get(name, {})).eval(), x
+
+
 def _measured(name, out, setting):
     """Measure a network's variants into ``out``."""
-    torch.manual_seed(0)
-    model = MODELS[FACTORY.get(name, name)](**KWARGS.get(name, {})).eval()
-    x = torch.randint(0, 64, (1, 64)) if name == "language_model" else torch.randn(1, 1, 32, 32)
+    model, x = _network(name)
     subject = MeasuredSubject(name, model, trace(model, x), x, None if x.is_floating_point() else 64)
     plan = measurement_plan([subject], variants=setting.variants, held_out=setting.fresh, batch=setting.batch,
                             dtype=setting.dtype, passes=setting.passes, seed=setting.seed)  # fmt: skip
@@ -139,7 +149,7 @@ def _print_isolated(name, network, layers, passes_ms, overhead_ms, setting):
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", choices=[*MODELS, "vgg16"])
+    parser.add_argument("networks", nargs="+", choices=[*MODELS, *FACTORY, RESNET50])
     parser.add_argument("--variants", type=int, default=72)
     parser.add_argument("--fresh", type=int, default=60)
     parser.add_argument("--passes", type=int, default=4)

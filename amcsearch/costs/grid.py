@@ -22,6 +22,8 @@ from amcsearch.costs.base import CostModel, JointCost, layer_costs
 __all__ = ["CostGrid"]
 
 _CHUNK: Final = 8192  # policies a pass: addresses of 50 layers then stay within the cache
+_CHUNKS_A_BLOCK: Final = 16  # models are asked once for all that a block of chunks lacks: they like many widths at once
+_CLAIMED: Final = -1  # a slot that is about to be filled
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,24 @@ class CostGrid:
     def _slot_chunks(self, kept: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int32]]]:
         """Columns of ``_values`` for a batch, in pieces: (first policy, slots (p, L)). Missing entries are filled."""
         self._check(kept)
-        for start in range(0, len(kept), _CHUNK):
-            removed_units = (self._channels - kept[start : start + _CHUNK]) // self._units
-            addresses = (self._bases + removed_units.astype(np.float64) @ self._strides).astype(np.int64)
-            slots = self._slots.take(addresses)
-            if not slots.all():
-                self._fill(np.unique(addresses[slots == 0]))
-                slots = self._slots.take(addresses)
-            yield start, slots
+        starts = range(0, len(kept), _CHUNK)
+        for block in range(0, len(starts), _CHUNKS_A_BLOCK):
+            own = starts[block : block + _CHUNKS_A_BLOCK]
+            addresses = [self._addresses(kept[start : start + _CHUNK]) for start in own]
+            self._fill(np.concatenate([self._claimed(chunk) for chunk in addresses]))
+            for start, chunk in zip(own, addresses, strict=True):
+                yield start, self._slots.take(chunk)
+
+    def _addresses(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of kept counts (p, G) in ``_slots``, (p, L)."""
+        removed_units = (self._channels - kept) // self._units
+        return (self._bases + removed_units.astype(np.float64) @ self._strides).astype(np.int64)
+
+    def _claimed(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those among addresses that no model was asked for yet, each once, and from now on not again."""
+        lacking = np.unique(addresses[self._slots.take(addresses) == 0])
+        self._slots[lacking] = _CLAIMED
+        return lacking
 
     def _check(self, kept: NDArray[np.int64]) -> None:
         if kept.ndim != 2 or kept.shape[1] != len(self._channels):
@@ -168,7 +180,13 @@ class CostGrid:
             )
 
     def _fill(self, addresses: NDArray[np.int64]) -> None:
-        """Ask every model for the entries at ``addresses`` and remember them."""
+        """Ask every model for the claimed entries at ``addresses`` and remember them, or give up the claim."""
+        try:
+            self._ask(addresses)
+        finally:
+            self._slots[addresses[self._slots[addresses] == _CLAIMED]] = 0
+
+    def _ask(self, addresses: NDArray[np.int64]) -> None:
         needed = self._used + len(addresses)
         if needed > self._values.shape[1]:
             grown = np.zeros((len(self._values), max(needed, 2 * self._values.shape[1])), dtype=np.float64)

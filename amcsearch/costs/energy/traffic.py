@@ -230,8 +230,10 @@ def _search(widths: _Widths) -> Array:
         offer(candidate, once < cost)
     offer(_Widths.outputs_stay_alone, widths.at_least(float(widths.nest.products), 1) < cost)
     for parts in _CHANNEL_CUTS:
-        least = widths.at_least(streamed, 2 * parts - 1)
-        offer(partial(_Widths.weights_stay, parts=parts), (least < cost) & (widths.c[:, 0] > parts / 2))
+        could_gain = widths.at_least(streamed, 2 * parts - 1) < cost
+        if not could_gain.any():  # nor could more parts, which move more
+            break
+        offer(partial(_Widths.weights_stay, parts=parts), could_gain & (widths.c[:, 0] > parts / 2))
     return words
 
 
