@@ -56,6 +56,15 @@ def test_the_table_says_how_it_was_made_and_how_well_it_predicts(resnet, resnet2
     assert entry["residency"]
 
 
+def test_half_of_its_own_variants_are_slower_than_a_table_says(simulated, resnet, resnet20_network):
+    _, table, _ = resnet
+    device, rng = simulated.SimulatedDevice(slopes={0.5: 1.5}, noise=0.01), np.random.default_rng(0)
+    own = device.measured(resnet20_network, mixed(resnet20_network, 60, 1), rng)  # as the fixture's
+    ratio = [variant.latency_ms / table.predict(variant.layers) for variant in own]
+    assert np.median(ratio) == pytest.approx(1.0, abs=1e-9)
+    assert table.networks["resnet"]["calibration"]["common_factor"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_pickling_keeps_the_predictions(resnet, resnet20_network):
     _, table, _ = resnet
     copy: LatencyTable = pickle.loads(pickle.dumps(table))

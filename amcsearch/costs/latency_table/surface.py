@@ -47,8 +47,8 @@ class Surface:
     """
 
     def __init__(self, points: Sequence[Point], tiling: Tiling | None = None, noise: float = 0.0) -> None:
-        self._tiling = tiling or Tiling()
-        fit = Fit(points, self._tiling)
+        fit = Fit(points, tiling or Tiling())
+        self._tiling = fit.tiling
         self._coefficients = fit.coefficients
         self._measured = np.log2(fit.places)
         chosen = np.unique(np.linspace(0, len(fit.places) - 1, min(len(fit.places), _MOST_POINTS)).astype(np.int64))

@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SET_BLOCKS", "SetWork", "Tiling", "refined_tiling"]
+__all__ = ["LANES", "SET_BLOCKS", "SetWork", "Tiling", "refined_tiling"]
 
 SET_BLOCKS: Final = 4
+LANES: Final = (4, 8, 16, 32, 64)
 _PROPORTIONAL: Final = (1.0, 2.0, 3.0)
 _PRIOR: Final = 0.5  # measurements of nothing but work that would say: proportional
 
@@ -24,10 +25,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """``block`` is 1 for a kernel that computes what it is given; ``last_set`` what one, two and three blocks cost."""
+    """``block`` is 1 for a kernel that computes what it is given; ``last_set`` what one, two and three blocks cost.
+
+    ``lanes`` are the input and output channels that a kernel without blocks takes at a time, one of ``LANES``, or 1.
+    """
 
     block: int = 1
     last_set: tuple[float, ...] = _PROPORTIONAL
+    lanes: tuple[int, int] = (1, 1)
 
     def computed(self, widths: NDArray[np.int64], depthwise: NDArray[np.bool_]) -> Array:
         """Widths (in, out), (L, 2), as the kernel computes them; those of a depthwise layer, (L,), move together."""

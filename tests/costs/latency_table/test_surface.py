@@ -69,6 +69,30 @@ def test_several_map_sizes_are_one_fit() -> None:
     assert ms_of(surface, other.resized(48, 40)) == pytest.approx(2e-3 + (device_ms(48, 40) - 2e-3) / 4, rel=1e-6)
 
 
+def test_channels_left_over_are_learnt_where_a_kernel_takes_several_at_a_time() -> None:
+    """Sixteen channels take 16 ns, each one left over 5 ns: 1 µs + 16 · ⌊c / 16⌋ + 5 · (c mod 16)."""
+
+    def measured(c: int) -> float:
+        return 1e-3 + 16e-6 * (c // 16) + 5e-6 * (c % 16)
+
+    widths = [*range(16, 129, 16), *range(5, 128, 7)]
+    surface = Surface([(DEPTHWISE.resized(c, c), measured(c), 1.0) for c in widths])
+    for c in (47, 48, 49, 63, 64, 160, 175):
+        assert ms_of(surface, DEPTHWISE.resized(c, c)) == pytest.approx(measured(c), rel=1e-3)
+
+
+def test_filters_left_over_cost_their_inputs_too() -> None:
+    """Eight filters at a time and a last step for what is left, over inputs four at a time: steps of 1 ns a pair."""
+
+    def measured(c_in: int, c_out: int) -> float:
+        return 1e-3 + 1e-6 * (-(-c_in // 4) * 4) * (-(-c_out // 8) * 8)
+
+    widths = [(i, o) for i in (3, 8, 13, 32, 49, 64) for o in (5, 8, 12, 31, 40, 64)]
+    surface = Surface([(CONV.resized(i, o), measured(i, o), 1.0) for i, o in widths])
+    for i, o in [(8, 57), (32, 64), (64, 25), (16, 33)]:
+        assert ms_of(surface, CONV.resized(i, o)) == pytest.approx(measured(i, o), rel=0.03)
+
+
 def test_widths_climb_in_blocks_and_narrow_inputs_do_not() -> None:
     surface = Surface(points([(i, o) for i in (4, 16, 64) for o in (16, 32, 48, 64)]), Tiling(16))
     climbing = [ms_of(surface, CONV.resized(64, o)) for o in (17, 20, 32, 33)]
