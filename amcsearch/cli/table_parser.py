@@ -32,7 +32,9 @@ def _kit(parts: object, verb: "Verb") -> None:
     )
     command.add_argument("-o", "--out", type=Path, required=True, help="kit to write, such as kit.pyz")
     command.add_argument("--variants", type=int, help="pruned variants of each network that build the table (72)")
-    command.add_argument("--anchors", type=int, default=0, help="variants of each that are only timed as a whole (0)")
+    command.add_argument(
+        "--anchors", type=int, default=0, help="further variants of each that place a table which is there already (0)"
+    )
     command.add_argument("--table", type=Path, help="table of the device: measure where it is least sure")
 
 
@@ -63,7 +65,12 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
     command.add_argument("table", type=Path, help="folder of the table")
     config(command)
     command.add_argument("--fresh", type=int, default=24, help="fresh variants to measure (24)")
-    command.add_argument("--anchors", type=int, default=0, help="further variants that bring the table up to date (0)")
+    command.add_argument(
+        "--anchors",
+        type=int,
+        default=0,
+        help="further variants that bring the table up to date, or add the network (0)",
+    )
     command.add_argument("--write", action="store_true", help="write what was learnt into the table")
 
 

@@ -14,9 +14,9 @@ __all__ = ["check_text", "table_text"]
 _HEAD = ["", "variants", "mean error", "median", "worst", "within 5 %", "within 10 %", "rank corr.", "measured twice"]
 
 
-def _errors(name: str, found: Mapping[str, Any] | None) -> list[str]:
+def _errors(name: str, found: Mapping[str, Any] | None, otherwise: str = "not checked") -> list[str]:
     if not found:
-        return [name, "not checked", *[""] * (len(_HEAD) - 2)]
+        return [name, otherwise, *[""] * (len(_HEAD) - 2)]
     spearman = found.get("spearman")
     return [
         name,
@@ -28,9 +28,9 @@ def _errors(name: str, found: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def check_text(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> str:
+def check_text(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     """Errors of a table on networks measured now, as it was and after anchors, beside the noise of measuring twice."""
-    rows = [_HEAD, _errors("table", before)] + ([_errors("after anchors", after)] if after else [])
+    rows = [_HEAD, _errors("table", before, "cannot predict it")] + ([_errors("after anchors", after)] if after else [])
     return "\n".join(columns(rows))
 
 

@@ -1,6 +1,11 @@
-"""A latency table against networks measured now, and brought up to date by a few whole runs."""
+"""A latency table against networks measured now, and brought up to date by a few whole runs.
+
+A network that the table holds is brought up to date by factors (``anchoring``). One that it does not hold is added with
+the profiles of its few runs: they correct what other networks' rows say of layers like its own.
+"""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,8 +15,9 @@ from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.pipeline.observer import Observer
 from amcsearch.pipeline.tables import check_setting, measured_here, subject_of
 from amcsearch.runtime.anchoring import anchored
+from amcsearch.runtime.measured import MeasuredVariant
 from amcsearch.runtime.measurement_plan import measurement_plan
-from amcsearch.runtime.table_builder import merged, prediction_errors, with_accuracy
+from amcsearch.runtime.table_builder import merged, prediction_errors, table_of, with_accuracy
 from amcsearch.runtime.table_results import measured_variants
 
 __all__ = ["TableCheck", "check_table"]
@@ -21,9 +27,12 @@ FRESH: Final = 24  # variants measured against predictions
 
 @dataclass(frozen=True)
 class TableCheck:
-    """Errors of a table as it is, and after anchors (None without), and the table with what was learnt."""
+    """Errors of a table as it is, and after anchors, and the table with what was learnt.
 
-    before: dict[str, Any]
+    ``before`` is None where the table cannot predict the network, ``after`` without anchors.
+    """
+
+    before: dict[str, Any] | None
     after: dict[str, Any] | None
     table: LatencyTable
 
@@ -44,7 +53,8 @@ def check_table(
         config: names the network.
         observer: sees phases and progress.
         fresh: variants to measure.
-        anchors: further variants by which the table is brought up to date before it is held to the fresh ones again.
+        anchors: further variants by which the table is brought up to date, or learns the network, before it is held to
+            the fresh ones again.
         seed: of the variants; another one each time if None, so that none of the build's returns.
 
     Raises:
@@ -66,13 +76,25 @@ def check_table(
         seed=secrets.randbelow(2**31) if seed is None else seed,
         progress=observer.progress,
     )
-    network, whole, held_out = measured_variants(measured_here(plan, config, observer), subject.name)
+    result = measured_here(plan, config, observer)
+    network, whole, held_out = measured_variants(result, subject.name)
     bound = table.for_network(network)
-    before = prediction_errors(bound, held_out)
-    assert before is not None
+    before = _errors(bound, held_out, needed=not anchors)
     if not anchors:
-        known = bound.network is not None
-        return TableCheck(before, None, with_accuracy(table, str(bound.network), held_out) if known else table)
-    own = anchored(table, bound.network or subject.name, network, whole)
-    after = prediction_errors(own, held_out)
-    return TableCheck(before, after, merged([table, with_accuracy(own, str(own.network), held_out)]))
+        return TableCheck(before, None, with_accuracy(table, bound.network, held_out) if bound.network else table)
+    if bound.network:
+        own = anchored(table, bound.network, network, whole)
+    else:
+        own = table_of(subject.name, network, whole, [], result.overhead_ms, table.provenance, table)
+    found = with_accuracy(merged([table, own]), str(own.network), held_out)
+    return TableCheck(before, found.for_network(network).entry["accuracy"], found)
+
+
+def _errors(table: LatencyTable, held_out: Sequence[MeasuredVariant], *, needed: bool) -> dict[str, Any] | None:
+    """Errors of a table, None where it cannot predict the network and that is not ``needed``."""
+    try:
+        return prediction_errors(table, held_out)
+    except BadInputError:
+        if needed:
+            raise
+        return None

@@ -197,7 +197,13 @@ def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
 
 
 def calibrate(
-    variants: Sequence[MeasuredVariant], overhead_ms: float, block: int, *, weight_bytes: int = 4, seed: int = 0
+    variants: Sequence[MeasuredVariant],
+    overhead_ms: float,
+    block: int,
+    *,
+    weight_bytes: int = 4,
+    like: Residency | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Fit everything on profiled variants of one network.
 
@@ -206,11 +212,13 @@ def calibrate(
         overhead_ms: latency of an empty call.
         block: channels in a block of the runtime's layout, 0 if it has none.
         weight_bytes: of one weight.
+        like: residency of a network of about this size, taken where there are fewer than twelve; None for none.
         seed: of the folds.
     """
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
-        return Calibration(nodes, constant_ms=overhead_ms, sigma_floor=0.05, sigma_octave=0.1)
+        residency = like or Residency({})
+        return Calibration(nodes, SMOOTHINGS[0], overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
     whole = np.array([variant.latency_ms for variant in variants])
     folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
     names = sorted({run.kernel for variant in variants for run in variant.kernels})

@@ -4,7 +4,8 @@ Half the variants that build a table lie on the channel grids of a block of the 
 half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
 a table of the device exists, variants are chosen among many by where it is least sure. Held-out variants come from the
 same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
-carried to another network or device. Order is priority: a run that is cut short has seen some of all.
+carried to another network or device: the extremes first, then the same mixture. Order is priority: a run that is cut
+short has seen some of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +25,14 @@ from amcsearch.runtime.kit import REFERENCE, InputSpec, KitModel, KitPlan
 from amcsearch.runtime.network_record import network_record
 from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.quantisation import converted
-from amcsearch.runtime.variants import random_kept, random_policies, smallest
+from amcsearch.runtime.variants import narrow_policy, random_kept, random_policies, smallest
 
 __all__ = [
     "ANCHOR",
     "BUILDING",
     "HELD_OUT",
     "MeasuredSubject",
+    "anchor_policies",
     "described_networks",
     "held_out_policies",
     "measurement_plan",
@@ -90,6 +92,16 @@ def training_policies(
     return list(dict.fromkeys(policy for policy in drawn if policy != network.dense))[:n]
 
 
+def anchor_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
+) -> list[PruningPolicy]:
+    """Distinct policies from the smallest on the blocks' grid and one of narrow widths on; fewer than n at most."""
+    if not network.groups:
+        return []
+    drawn = [smallest(network, BLOCK), narrow_policy(network, rng), *_mixed(network, 2 * n, rng)]
+    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
+
+
 def held_out_policies(
     network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
 ) -> list[PruningPolicy]:
@@ -139,7 +151,7 @@ def _models(
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
         model = converted(exported(pruned, x), dtype, x.numpy())
         name = f"{subject.name}/{number:03d}"
-        yield KitModel(name, model, subject.name, role, dict(policy), profiled=role == BUILDING)
+        yield KitModel(name, model, subject.name, role, dict(policy), profiled=role != HELD_OUT)
 
 
 def measurement_plan(
@@ -161,7 +173,7 @@ def measurement_plan(
         subjects: the networks.
         variants: of each that build the table, 0 for none.
         held_out: of each that check it; a third as many if None.
-        anchors: of each that are only timed as a whole.
+        anchors: of each, whole runs that place a table which is there already.
         batch: inputs a call.
         dtype: that the models compute in, float32 or int8; their inputs stay what they are.
         passes: independent measurements of each model, spread over the run.
@@ -211,8 +223,12 @@ def _chosen(
 ) -> list[tuple[str, PruningPolicy]]:
     """Variants with their roles, the roles mixed evenly."""
     building = training_policies(network, variants, rng, table) if variants else []
-    rest = held_out_policies(network, held_out + anchors, rng, building)
-    roles = {BUILDING: building, HELD_OUT: rest[:held_out], ANCHOR: rest[held_out:]}
+    kept_out = held_out_policies(network, held_out, rng, building)
+    roles = {
+        BUILDING: building,
+        HELD_OUT: kept_out,
+        ANCHOR: anchor_policies(network, anchors, rng, [*building, *kept_out]),
+    }
     places = [((i + 0.5) / len(own), role, policy) for role, own in roles.items() for i, policy in enumerate(own)]
     return [(role, policy) for _, role, policy in sorted(places, key=lambda place: place[0])]
 

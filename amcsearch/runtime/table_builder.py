@@ -20,6 +20,7 @@ from amcsearch.costs.latency_table import (
     NO_KERNEL,
     LatencyTable,
     Observation,
+    Residency,
     RowKey,
     bytes_a_weight,
     fingerprint,
@@ -120,6 +121,7 @@ def table_of(
     held_out: Sequence[MeasuredVariant],
     overhead_ms: float,
     provenance: Mapping[str, Any],
+    known: LatencyTable | None = None,
 ) -> LatencyTable:
     """Make the table of one network.
 
@@ -130,6 +132,7 @@ def table_of(
         held_out: variants that took no part, for the table's own accuracy.
         overhead_ms: latency of an empty call.
         provenance: where and how all of it was measured.
+        known: a table of the device, which lends what few variants cannot tell.
 
     Raises:
         BadInputError: fewer than four profiled variants.
@@ -141,7 +144,9 @@ def table_of(
             f"give the measurement more minutes or variants"
         )
     weight_bytes = bytes_a_weight(provenance)
-    calibration = calibrate(profiled, overhead_ms, int(provenance.get("nchwc_block") or 0), weight_bytes=weight_bytes)
+    block = int(provenance.get("nchwc_block") or 0)
+    like = None if known is None else Residency.from_mapping(known.for_network(network).entry.get("residency"))
+    calibration = calibrate(profiled, overhead_ms, block, weight_bytes=weight_bytes, like=like)
     seen = [
         one
         for variant in profiled

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amcsearch.core import ChannelGroup, NetworkSpec, PruningPolicy
 from amcsearch.graph.slices import Kept, Trace
 
-__all__ = ["neighbour_pairs", "random_kept", "random_policies", "smallest"]
+__all__ = ["narrow_policy", "neighbour_pairs", "random_kept", "random_policies", "smallest"]
 
 LEVEL_NOISE = 0.2
 
@@ -31,6 +31,15 @@ def _pick(group: ChannelGroup, multiple: int, quantile: float) -> int:
 def smallest(network: NetworkSpec, multiple: int) -> PruningPolicy:
     """The policy that keeps the least of every group on the channel grid."""
     return PruningPolicy({group.name: group.choices(multiple)[0] for group in network.groups})
+
+
+def narrow_policy(network: NetworkSpec, rng: np.random.Generator) -> PruningPolicy:
+    """Draw widths of which every octave is equally likely, off all grids: mostly narrow ones."""
+    found = {}
+    for group in network.groups:
+        choices = group.choices(1)
+        found[group.name] = choices[min(int(len(choices) ** rng.random()) - 1, len(choices) - 1)]
+    return PruningPolicy(found)
 
 
 def random_policies(network: NetworkSpec, n: int, multiple: int, rng: np.random.Generator) -> list[PruningPolicy]:

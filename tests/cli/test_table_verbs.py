@@ -171,6 +171,10 @@ def test_a_measured_table_is_checked_brought_up_to_date_and_extended(
     assert checked["anchors"]["count"] >= 5
     other = config.with_name("other.yaml")
     other.write_text(config.read_text().replace("name: tiny", "name: broader").replace(":network", ":broader"))
+    few = run(capsys, "table", "check", folder, other, "--fresh", 6, "--anchors", 5)  # a network it does not hold
+    assert few["after"]["variants"] == 6
+    assert 0.0 < few["after"]["mape"] < 1.0
+    assert set(run(capsys, "table", "show", folder)["networks"]) == {"tiny"}  # nothing was written
     both = run(capsys, "table", "measure", other, "-o", folder, "--variants", 12, "--minutes", 0.5)
     assert set(both["networks"]) == {"tiny", "broader"}
     assert both["networks"]["tiny"] == checked

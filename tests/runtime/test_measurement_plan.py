@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph.trace import trace
 from amcsearch.runtime.kit import InputSpec
 from amcsearch.runtime.measurement_plan import (
@@ -20,7 +20,7 @@ from amcsearch.runtime.measurement_plan import (
 )
 from amcsearch.runtime.network_record import network_from_record
 from amcsearch.runtime.table_builder import table_of
-from amcsearch.runtime.variants import random_policies
+from amcsearch.runtime.variants import random_policies, smallest
 from amcsearch.training.models import language_model
 
 
@@ -83,8 +83,8 @@ def test_every_beginning_of_the_order_has_seen_some_of_all(plan):
         assert roles[ANCHOR] > 0
 
 
-def test_only_what_builds_is_profiled(plan):
-    assert all(model.profiled == (model.role == BUILDING) for model in plan.models if model.role != "reference")
+def test_what_is_held_out_is_not_profiled(plan):
+    assert all(model.profiled == (model.role != HELD_OUT) for model in plan.models if model.role != "reference")
     assert all(model.timed for model in plan.models)
 
 
@@ -146,7 +146,15 @@ def test_a_network_that_is_exhausted_gives_fewer():
 def test_without_variants_all_is_fresh():
     plan = measurement_plan([subject()], variants=0, held_out=3, anchors=2)
     assert Counter(model.role for model in plan.models) == {"reference": 1, HELD_OUT: 3, ANCHOR: 2}
-    assert not any(model.profiled for model in plan.models[1:])
+    assert {model.role for model in plan.models[1:] if model.profiled} == {ANCHOR}
+
+
+def test_anchors_begin_with_the_extremes():
+    network = subject().trace.network
+    own = measurement_plan([subject()], variants=0, held_out=3, anchors=2, seed=3)
+    first, second = (PruningPolicy(model.policy) for model in own.models if model.role == ANCHOR)
+    assert first == smallest(network, 16)
+    assert sum(second.values()) < sum(network.dense.values())
 
 
 def test_tokens_stay_tokens():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch.core import ChannelGroup, NetworkSpec, PruningPolicy
-from amcsearch.runtime.variants import neighbour_pairs, random_kept, random_policies, smallest
+from amcsearch.runtime.variants import narrow_policy, neighbour_pairs, random_kept, random_policies, smallest
 
 
 def network(*widths, unit=1):
@@ -38,6 +38,21 @@ def test_sizes_spread_from_tiny_to_dense():
     totals = [sum(p.values()) for p in policies]
     assert min(totals) < 0.3 * 640
     assert max(totals) > 0.8 * 640
+
+
+def test_narrow_widths_visit_every_octave_alike():
+    rng = np.random.default_rng(0)
+    widths = np.array([narrow_policy(network(64), rng)["g0"] for _ in range(600)])
+    assert widths.min() == 1
+    assert widths.max() <= 64
+    octaves = np.bincount(np.log2(widths).astype(int), minlength=6)[:6] / 600  # [1, 2), [2, 4), …, [32, 64)
+    assert octaves == pytest.approx([1 / 6] * 6, abs=0.05)
+
+
+def test_narrow_widths_are_whole_units():
+    policy = narrow_policy(network(12, 3, unit=3), np.random.default_rng(0))
+    assert policy["g0"] in (3, 6, 9, 12)
+    assert policy["g1"] == 3
 
 
 def test_pairs_are_off_and_on_the_coarser_grid():

@@ -1,8 +1,9 @@
 """From what was measured of layers to the time of any layer: its kernels, and a surface for each.
 
 Which kernels a layer becomes is looked up by its signature, or by that of the nearest map size of the same operator.
-What one of them takes is the surface of that kernel in layers of the same signature; where it was never timed in any,
-the surface of ever more distant relatives, with more doubt at each step (``families``).
+What one of them takes is the surface of that kernel in layers of the same signature. Where it was timed in few of them
+the surface of its relatives is corrected by these, and where it was timed in none the relatives speak alone, with more
+doubt the more distant they are (``families``). Relatives are all that was measured on the device, other networks too.
 """
 
 from collections import defaultdict
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table.lowering import Lowering
 from amcsearch.costs.latency_table.signature import Signature, sibling, signature
-from amcsearch.costs.latency_table.surface import Surface
+from amcsearch.costs.latency_table.surface import AnySurface, CorrectedSurface, Surface
 from amcsearch.costs.latency_table.terms import Fit, Point
 from amcsearch.costs.latency_table.tiling import Tiling, refined_tiling
 
@@ -26,6 +27,7 @@ __all__ = ["BLOCKED", "KernelModel", "KernelTime", "Observation", "families"]
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
 Array = NDArray[np.float64]
 _STRANGER: Final = 1.0  # octaves of doubt added with each step to a more distant family
+_ENOUGH_POINTS: Final = 12  # a layer of fewer asks its relatives too
 _TILING_POINTS: Final = 8  # a surface of fewer says nothing about sets of blocks
 _TILING_ROUNDS: Final = 4
 
@@ -84,9 +86,17 @@ class KernelModel:
         observations: what was seen, at least one.
         block: channels in a block of the runtime's layout, 0 if it has none.
         noise: see ``Surface``.
+        everything: a model of all networks, which knows more relatives.
     """
 
-    def __init__(self, observations: Iterable[Observation], block: int, noise: float = 0.0) -> None:
+    def __init__(
+        self,
+        observations: Iterable[Observation],
+        block: int,
+        noise: float = 0.0,
+        everything: "KernelModel | None" = None,
+    ) -> None:
+        self._everything = everything
         seen: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
         self._timed: dict[tuple[Signature, str], list[Point]] = defaultdict(list)
         for one in observations:
@@ -96,10 +106,14 @@ class KernelModel:
             for kernel, (count, ms) in one.kernels.items():
                 if ms is not None:
                     self._timed[key, kernel].append((one.layer, ms, one.places * count))
-        self._lowerings = {key: Lowering(layers, block) for key, layers in seen.items()}
+        known: dict[Signature, Lowering] = {} if everything is None else everything._lowerings
+        self._lowerings: dict[Signature, Lowering] = known | {
+            key: Lowering(layers, block, known.get(key)) for key, layers in seen.items()
+        }
         self._noise = noise
         self._tiling = self._fitted(Tiling(max(block, 1)))
         self._surfaces: dict[tuple[Hashable, Tiling], Surface] = {}
+        self._asked: dict[tuple[Signature, str], tuple[AnySurface | None, float]] = {}
 
     def times(self, layer: LayerSpec) -> tuple[KernelTime, ...] | None:
         """Kernels of a layer with their times; None if nothing like it was ever seen."""
@@ -137,7 +151,7 @@ class KernelModel:
         return found
 
     def knows(self, layer: LayerSpec) -> bool:
-        """Whether the layer's signature itself was measured."""
+        """Whether the layer's signature itself was measured, in whatever network."""
         return any(signature(like) in self._lowerings for like in _alike(layer))
 
     def _known(self, wanted: Signature) -> Signature | None:
@@ -155,16 +169,39 @@ class KernelModel:
             tiling = refined_tiling(tiling, [work for work in works if work is not None])
         return tiling
 
-    def _surface(self, layer: LayerSpec, kernel: str) -> tuple[Surface | None, float]:
-        """The surface of a kernel's nearest relatives, and the octaves of doubt for their distance."""
-        tiling = self._tiling if kernel.startswith(BLOCKED) else Tiling()
+    def _surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
+        """The surface of a kernel, and the octaves of doubt where it is that of relatives."""
+        key = (signature(layer), kernel)
+        if key not in self._asked:
+            self._asked[key] = self._made_surface(layer, kernel)
+        return self._asked[key]
+
+    def _made_surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
+        own = self._timed.get((signature(layer), kernel), [])
+        tiling = self._tiling_of(kernel)
+        if len(own) >= _ENOUGH_POINTS:
+            return Surface(own, tiling, self._noise), 0.0
+        everything = self._everything
+        related, doubt = everything._surface(layer, kernel) if everything else self._related(layer, kernel, len(own))
+        if not own:
+            return related, doubt
+        if related is None:
+            return Surface(own, tiling, self._noise), 0.0
+        return CorrectedSurface(own, related, tiling, self._noise), 0.0
+
+    def _related(self, layer: LayerSpec, kernel: str, own: int) -> tuple[AnySurface | None, float]:
+        """The surface of the nearest relatives with more than ``own`` points, and the doubt for their distance."""
+        tiling = self._tiling_of(kernel)
         for steps, family in enumerate(families(layer, kernel)):
-            points = self._relatives[family] if steps else self._timed.get((signature(layer), kernel), [])
-            if points:
+            points = self._relatives.get(family, [])
+            if len(points) > own:
                 if (family, tiling) not in self._surfaces:
                     self._surfaces[family, tiling] = Surface(points, tiling, self._noise)
                 return self._surfaces[family, tiling], steps * _STRANGER
         return None, 0.0
+
+    def _tiling_of(self, kernel: str) -> Tiling:
+        return self._tiling if kernel.startswith(BLOCKED) else Tiling()
 
     @cached_property
     def _relatives(self) -> Mapping[Hashable, list[Point]]:

@@ -1,6 +1,5 @@
 """Times of layers from the kernel models of a table: one layer at a time, or one layer at many widths at once."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -21,18 +20,18 @@ class LayerTimes:
     """What layers cost.
 
     Args:
-        models: asked in order; the first that knows a layer answers, else the first that holds something like it.
+        model: what is asked.
         weight_bytes: of one weight.
     """
 
-    def __init__(self, models: Sequence[KernelModel], weight_bytes: int) -> None:
-        self._models, self._bytes = tuple(models), weight_bytes
+    def __init__(self, model: KernelModel, weight_bytes: int) -> None:
+        self._model, self._bytes = model, weight_bytes
         self._times: dict[LayerSpec, tuple[KernelTime, ...]] = {}
         self._last: tuple[tuple[LayerSpec, bytes] | None, NDArray[np.float64]] = (None, np.empty((0, 3)))
 
     def knows(self, layer: LayerSpec) -> bool:
         """Whether layers that differ from this one in widths alone were measured."""
-        return any(model.knows(layer) for model in self._models)
+        return self._model.knows(layer)
 
     def times(self, layer: LayerSpec) -> tuple[KernelTime, ...]:
         """Kernels of a layer with their times, () where it is folded away.
@@ -41,8 +40,7 @@ class LayerTimes:
             BadInputError: nothing like this layer was measured; names the layer and how to add it.
         """
         if layer not in self._times:
-            found = (model.times(layer) for model in self._knowing(layer))
-            times = next((times for times in found if times is not None), None)
+            times = self._model.times(layer)
             if times is None:
                 _check_folded(layer)
             self._times[layer] = times or ()
@@ -82,8 +80,7 @@ class LayerTimes:
 
     def _priced_alike(self, layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.float64]:
         """As ``priced`` for widths (L, 2) that keep the layer's signature."""
-        found = (model.times_at(layer, widths) for model in self._knowing(layer))
-        times = next((times for times in found if times is not None), None)
+        times = self._model.times_at(layer, widths)
         if times is None:
             _check_folded(layer)
         ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=bool)
@@ -92,9 +89,6 @@ class LayerTimes:
             plain |= is_plain(kernel) & (count > 0)
         mib = weight_mib_at(layer, self._bytes, widths)
         return np.stack([ms, mib, np.where(plain, 0.0, mib)], axis=1)
-
-    def _knowing(self, layer: LayerSpec) -> Sequence[KernelModel]:
-        return [model for model in self._models if model.knows(layer)] or self._models
 
 
 def _check_folded(layer: LayerSpec) -> None:

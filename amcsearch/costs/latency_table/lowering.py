@@ -3,7 +3,8 @@
 Whether ONNX Runtime keeps a layer in its blocked layout, and where it reorders between layouts, depends on how widths
 divide: by powers of two up to a block, and on whether a width fills one. These properties of both widths are the
 features; the kernels of a layer never seen are those of the seen layers with the most properties in common, averaged
-where several are equally near (a residual block's two convolutions differ only in what is fused to them).
+where several are equally near (a residual block's two convolutions differ only in what is fused to them). Layers of
+other networks are asked where they have clearly more in common.
 """
 
 from collections import defaultdict
@@ -16,6 +17,7 @@ from amcsearch.core import LayerSpec
 
 __all__ = ["Lowering"]
 
+_STRANGER = 1  # properties in common that being of this network is worth
 _NO_BLOCK = 16  # widths are told apart up to this divisor where the runtime has no blocked layout
 
 
@@ -26,9 +28,16 @@ class Lowering:
         seen: layers, their kernels (how many of each one layer becomes, {} if it was folded away), and how many such
             layers were seen.
         block: channels in a block of the runtime's layout, 0 if it has none.
+        others: kernels of layers of the signature in other networks too.
     """
 
-    def __init__(self, seen: Sequence[tuple[LayerSpec, Mapping[str, float], int]], block: int) -> None:
+    def __init__(
+        self,
+        seen: Sequence[tuple[LayerSpec, Mapping[str, float], int]],
+        block: int,
+        others: "Lowering | None" = None,
+    ) -> None:
+        self._others = others
         steps = [2]
         while steps[-1] < (block or _NO_BLOCK):
             steps.append(2 * steps[-1])
@@ -66,9 +75,15 @@ class Lowering:
         names = dict.fromkeys(name for kernels in found for name in kernels)
         return {name: np.array([kernels.get(name, 0.0) for kernels in found])[place] for name in names}
 
+    def _distance(self, features: tuple[bool, ...]) -> NDArray[np.int64]:
+        """Properties in which every row differs."""
+        return np.asarray(np.abs(self._table - np.array(features, dtype=np.int64)).sum(axis=1), dtype=np.int64)
+
     def _nearest(self, features: tuple[bool, ...]) -> Mapping[str, float]:
         if features not in self._known:
-            distance = np.abs(self._table - np.array(features, dtype=np.int64)).sum(axis=1)
+            distance = self._distance(features)
+            if self._others is not None and self._others._distance(features).min() + _STRANGER < distance.min():
+                return self._others._nearest(features)
             nearest = np.flatnonzero(distance == distance.min())
             times = sum(self._times[i] for i in nearest)
             counts: dict[str, float] = defaultdict(float)

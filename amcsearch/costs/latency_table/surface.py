@@ -10,22 +10,27 @@ residuals (Rasmussen & Williams 2006, chapter 2) with the covariance
 over both widths, and over map and kernel size where points have several. Near measurements the surface follows them as
 closely as their noise allows; far from all it is the fit alone, without waves. The covariance is a product of one
 factor for each width, so a million pairs of widths are priced by a product of two matrices.
+
+Where a layer has few points of its own, its relatives' surface takes the place of the fit (``CorrectedSurface``).
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec
-from amcsearch.costs.latency_table.terms import Fit, Point, places, terms
+from amcsearch.costs.latency_table.terms import Fit, Point, averaged, places, terms
 from amcsearch.costs.latency_table.tiling import Tiling
 
-__all__ = ["Surface"]
+__all__ = ["AnySurface", "CorrectedSurface", "Surface"]
 
 _OCTAVES: Final = (0.7, 0.7, 2.8, 2.8)  # l: over which widths, widths, positions and taps resemble each other
 _LEAST_NOISE: Final = 1e-6
+_SHARED: Final = 1.0  # variance of what a layer's points have in common beside its relatives
+_TINY_MS: Final = 1e-9
+_WIDEST: Final = 100.0  # a correction stays within this factor
 _MOST_POINTS: Final = 800  # of a process, evenly chosen: its cost grows with their cube; all take part in the fit
 _CHUNK: Final = 2**17  # numbers a pass, which then stay within the cache
 
@@ -35,6 +40,62 @@ Array = NDArray[np.float64]
 def _likeness(one: Array, other: Array, coordinate: int) -> Array:
     """Factor of the covariance of one coordinate, in octaves: (N,), (M,) → (N, M)."""
     return np.asarray(np.exp(-0.5 * ((one[:, None] - other) / _OCTAVES[coordinate]) ** 2), dtype=np.float64)
+
+
+class AnySurface(Protocol):
+    """What a kernel's time is asked of."""
+
+    def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """Distances (L,) of the layer at many widths (in, out), (L, 2), from the nearest measured one, in octaves."""
+        ...
+
+    def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """Latencies in ms (L,) of the layer at many widths (in, out), (L, 2)."""
+        ...
+
+
+class _Process:
+    """Mean of a Gaussian process through values at places.
+
+    Args:
+        measured: where, (N, 4), log₂ of ``places``.
+        values: (N,).
+        times: how many measurements each stands for, (N,).
+        noise: variance of one measurement as a share of the variance of the process.
+        shared: variance of what all values have in common, as such a share.
+    """
+
+    def __init__(self, measured: Array, values: Array, times: Array, noise: float, shared: float = 0.0) -> None:
+        self._measured, self._shared = measured, shared
+        chosen = np.unique(np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(np.int64))
+        self._known = measured[chosen].T  # (4, K)
+        likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(times[chosen], 1.0)) + shared
+        likeness += np.prod([_likeness(values, values, j) for j, values in enumerate(self._known)], axis=0)
+        self._weights = np.linalg.solve(likeness, values[chosen])
+
+    def octaves(self, at: Array) -> Array:
+        """Distances (L,) of places (L, 4) from the nearest measured one."""
+        squares = ((np.log2(at)[:, None] - self._measured) ** 2).sum(axis=2)
+        return np.asarray(np.sqrt(squares.min(axis=1)), dtype=np.float64)
+
+    def at(self, at: Array) -> Array:
+        """The mean (L,) at places (L, 4) of one layer."""
+        weights = self._weights
+        for j in (2, 3):
+            weights = weights * _likeness(np.log2(at[:1, j]), self._known[j], j)[0]
+        # widths repeat: the covariance is taken once a width, not once a pair
+        (c_in, at_in), (c_out, at_out) = (np.unique(at[:, j], return_inverse=True) for j in (0, 1))
+        of_in = _likeness(np.log2(c_in), self._known[0], 0) * weights
+        of_out = _likeness(np.log2(c_out), self._known[1], 1)
+        shared = self._shared * float(self._weights.sum())
+        if len(c_in) * len(c_out) <= 8 * len(at):
+            return np.asarray((of_in @ of_out.T)[at_in, at_out] + shared, dtype=np.float64)
+        mean = np.full(len(at), shared)
+        step = max(1, _CHUNK // len(weights))
+        for start in range(0, len(at), step):
+            own = slice(start, start + step)
+            mean[own] += np.einsum("nk,nk->n", of_in[at_in[own]], of_out[at_out[own]])
+        return mean
 
 
 class Surface:
@@ -50,39 +111,46 @@ class Surface:
         fit = Fit(points, tiling or Tiling())
         self._tiling = fit.tiling
         self._coefficients = fit.coefficients
-        self._measured = np.log2(fit.places)
-        chosen = np.unique(np.linspace(0, len(fit.places) - 1, min(len(fit.places), _MOST_POINTS)).astype(np.int64))
-        self._known = self._measured[chosen].T  # (4, K)
-        likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(fit.times[chosen], 1.0))
-        likeness += np.prod([_likeness(values, values, j) for j, values in enumerate(self._known)], axis=0)
-        self._weights = np.linalg.solve(likeness, fit.residual[chosen])
+        self._residual = _Process(np.log2(fit.places), fit.residual, fit.times, noise)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
-        """Distances (L,) of the layer at many widths (in, out), (L, 2), from the nearest measured one, in octaves."""
-        at = np.log2(places([layer], widths, self._tiling))
-        squares = ((at[:, None] - self._measured) ** 2).sum(axis=2)
-        return np.asarray(np.sqrt(squares.min(axis=1)), dtype=np.float64)
+        """See ``AnySurface``."""
+        return self._residual.octaves(places([layer], widths, self._tiling))
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
-        """Latencies in ms (L,) of the layer at many widths (in, out), (L, 2)."""
+        """See ``AnySurface``."""
         at = places([layer], widths, self._tiling)
         ms = terms([layer], at, self._tiling) @ self._coefficients
-        return np.asarray(ms * np.maximum(1.0 + self._correction(at), 0.0), dtype=np.float64)
+        return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
 
-    def _correction(self, at: Array) -> Array:
-        """r (L,) at places (L, 4) of one layer."""
-        weights = self._weights
-        for j in (2, 3):
-            weights = weights * _likeness(np.log2(at[:1, j]), self._known[j], j)[0]
-        # widths repeat: the covariance is taken once a width, not once a pair
-        (c_in, at_in), (c_out, at_out) = (np.unique(at[:, j], return_inverse=True) for j in (0, 1))
-        of_in = _likeness(np.log2(c_in), self._known[0], 0) * weights
-        of_out = _likeness(np.log2(c_out), self._known[1], 1)
-        if len(c_in) * len(c_out) <= 8 * len(at):
-            return np.asarray((of_in @ of_out.T)[at_in, at_out], dtype=np.float64)
-        correction = np.empty(len(at))
-        step = max(1, _CHUNK // len(weights))
-        for start in range(0, len(at), step):
-            own = slice(start, start + step)
-            correction[own] = np.einsum("nk,nk->n", of_in[at_in[own]], of_out[at_out[own]])
-        return correction
+
+class CorrectedSurface:
+    """Latency in ms of one kernel in layers of few points: that of their relatives, times a correction.
+
+    The logarithm of the correction is a Gaussian process through the logarithms of measured by related, in which all
+    points share something: one point says most of how far a layer is from its relatives. It never leaves their range.
+
+    Args:
+        points, tiling, noise: as of ``Surface``.
+        related: surface of the relatives.
+    """
+
+    def __init__(self, points: Sequence[Point], related: AnySurface, tiling: Tiling, noise: float = 0.0) -> None:
+        self._related, self._tiling = related, tiling
+        layers, at, ms, times = averaged(points, tiling)
+        widths = [np.array([[layer.in_channels, layer.out_channels]]) for layer in layers]
+        expected = [float(related.predict_widths(layer, own)[0]) for layer, own in zip(layers, widths, strict=True)]
+        ratio = np.maximum(ms, _TINY_MS) / np.maximum(expected, _TINY_MS)
+        values = np.log(np.clip(ratio, 1.0 / _WIDEST, _WIDEST))
+        self._range = min(0.0, float(values.min())), max(0.0, float(values.max()))
+        self._correction = _Process(np.log2(at), values, times, noise, _SHARED)
+
+    def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """See ``AnySurface``."""
+        return self._correction.octaves(places([layer], widths, self._tiling))
+
+    def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """See ``AnySurface``."""
+        correction = np.clip(self._correction.at(places([layer], widths, self._tiling)), *self._range)
+        ms = self._related.predict_widths(layer, widths) * np.exp(correction)
+        return np.asarray(ms, dtype=np.float64)

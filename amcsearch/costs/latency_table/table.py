@@ -7,8 +7,8 @@ predicts in milliseconds a call
 
 ``count`` comes from the runtime's optimised graphs (``lowering``), ``latency`` from rows (``surface``), ``joint`` from
 the size of all weights together (``residency``). Calibration on whole runs is folded into the rows already. A bound
-table answers from its network's own rows first; a layer whose signature they lack is answered from the other networks'
-rows. A network that was never measured is answered from all rows, with the settings of the network nearest in weights;
+table answers from its network's own rows first; where they are few or none it asks the other networks' rows too. A
+network that was never measured is answered from all rows, with the settings of the network nearest in weights;
 one that was calibrated by whole runs alone (``anchoring``) has settings of its own and no rows.
 
 Batch norms and bare parameters that were never seen cost 0: the runtime folds them into their neighbours. Any other
@@ -80,7 +80,7 @@ class LatencyTable:
         self.constant = _number(self.entry, "constant_ms", None)
         self._residency = Residency.from_mapping(self.entry.get("residency"))
         self._bytes = bytes_a_weight(self.provenance)
-        self._layers = LayerTimes(self._make_models(), self._bytes)
+        self._layers = LayerTimes(self._make_model(), self._bytes)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -103,12 +103,14 @@ class LatencyTable:
             )
         return found
 
-    def _make_models(self) -> list[KernelModel]:
+    def _make_model(self) -> KernelModel:
         block = int(self.provenance.get("nchwc_block", 16))
-        mine = (self.rows["network"] == self.network).to_numpy() | (self.network is None)
-        own, others = self.rows[mine], self.rows[~mine]
         smoothing = _number(self.entry, "smoothing", 0.0)
-        return [KernelModel(observations(rows), block, smoothing) for rows in (own, others) if len(rows)]
+        own = self.rows[self.rows["network"] == self.network]
+        if len(own) in (0, len(self.rows)):
+            return KernelModel(observations(self.rows), block, smoothing)
+        everything = KernelModel(observations(self.rows), block, smoothing)
+        return KernelModel(observations(own), block, smoothing, everything)
 
     def for_network(self, network: NetworkSpec) -> "LatencyTable":
         """The table bound to a network by its dense shapes; to none where it was not measured."""

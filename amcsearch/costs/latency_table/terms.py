@@ -23,7 +23,7 @@ from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table.signature import positions
 from amcsearch.costs.latency_table.tiling import LANES, SetWork, Tiling
 
-__all__ = ["Fit", "Point", "places", "terms"]
+__all__ = ["Fit", "Point", "averaged", "places", "terms"]
 
 _FULL_FIT_POINTS: Final = 6  # below this only work and a constant are fitted
 _LANES_FIT_POINTS: Final = 16  # below this lanes are not looked for
@@ -66,6 +66,19 @@ def terms(layers: Sequence[LayerSpec], at: Array, tiling: Tiling) -> Array:
     return np.stack(columns, axis=1)
 
 
+def averaged(points: Sequence[Point], tiling: Tiling) -> tuple[list[LayerSpec], Array, Array, Array]:
+    """Points that a kernel cannot tell apart as one: layers, places (N, 4), ms and how many measurements, (N,) each."""
+    given = [layer for layer, _, _ in points]
+    widths = np.array([(layer.in_channels, layer.out_channels) for layer in given])
+    at: dict[tuple[float, ...], list[int]] = defaultdict(list)
+    for i, place in enumerate(places(given, widths, tiling).tolist()):
+        at[tuple(place)].append(i)
+    ms, times = np.array([(ms, n) for _, ms, n in points]).T
+    together = np.array([times[own].sum() for own in at.values()])
+    mean_ms = np.array([ms[own] @ times[own] for own in at.values()]) / together
+    return [given[own[0]] for own in at.values()], np.array(list(at)), mean_ms, together
+
+
 def _non_negative(design: Array, target: Array) -> Array:
     """Least squares with coefficients of at least 0: the most negative column is dropped until none is."""
     coefficients = np.zeros(design.shape[1])
@@ -91,16 +104,7 @@ class Fit:
     """
 
     def __init__(self, points: Sequence[Point], tiling: Tiling) -> None:
-        given = [layer for layer, _, _ in points]
-        widths = np.array([(layer.in_channels, layer.out_channels) for layer in given])
-        at: dict[tuple[float, ...], list[int]] = defaultdict(list)
-        for i, place in enumerate(places(given, widths, tiling).tolist()):
-            at[tuple(place)].append(i)
-        ms, times = np.array([(ms, n) for _, ms, n in points]).T
-        self.places = np.array(list(at))
-        self.times = np.array([times[own].sum() for own in at.values()])
-        self.latency_ms = np.array([ms[own] @ times[own] for own in at.values()]) / self.times
-        layers = [given[own[0]] for own in at.values()]
+        layers, self.places, self.latency_ms, self.times = averaged(points, tiling)
         self.tiling = self._with_lanes(layers, tiling)
         self._terms = terms(layers, self.places, self.tiling)
         self.coefficients = self._fitted(self._terms)

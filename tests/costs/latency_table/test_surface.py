@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs.latency_table.surface import Surface
+from amcsearch.costs.latency_table.surface import CorrectedSurface, Surface
 from amcsearch.costs.latency_table.tiling import Tiling
 
 CONV = LayerSpec("c", LayerKind.CONV, 64, 64, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
@@ -169,3 +169,25 @@ def test_many_widths_at_once_are_each_alone(
     together = surface.predict_widths(CONV, np.array(asked))
     alone = [ms_of(surface, CONV.resized(*at)) for at in asked]
     np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-12)
+
+
+def test_one_point_says_most_of_how_far_a_layer_is_from_its_relatives() -> None:
+    """Three times as slow at one width: exactly so there, nearly so four octaves away, and never more anywhere."""
+    related = Surface(points([(i, o) for i in (16, 32, 64) for o in (16, 32, 64)]))
+    own = CorrectedSurface([(CONV, 3 * device_ms(64, 64), 1.0)], related, Tiling())
+    assert ms_of(own, CONV) == pytest.approx(3 * device_ms(64, 64), rel=1e-4)
+    assert octaves_of(own, CONV.resized(32, 64)) == 1.0
+    # covariance with the point is 1 of 1 + 1, so half of log 3 is left far away
+    far = ms_of(own, CONV.resized(4, 4)) / device_ms(4, 4)
+    assert far == pytest.approx(np.sqrt(3.0), rel=0.01)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64), st.floats(0.1, 10.0)), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_a_correction_stays_within_what_was_measured(found: list[tuple[int, int, float]]) -> None:
+    related = Surface(points([(i, o) for i in (16, 32, 64) for o in (16, 32, 64)]))
+    own = CorrectedSurface([(CONV.resized(i, o), k * device_ms(i, o), 1.0) for i, o, k in found], related, Tiling())
+    factors = [k for *_, k in found]
+    for i, o in [(1, 1), (5, 60), (33, 2), (64, 64), (200, 200)]:
+        ratio = ms_of(own, CONV.resized(i, o)) / ms_of(related, CONV.resized(i, o))
+        assert min(1.0, *factors) * 0.999 <= ratio <= max(1.0, *factors) * 1.001
