@@ -1,12 +1,20 @@
 """Does a latency table predict pruned networks nobody measured? Fresh variants in one run, beside two other ways.
 
     OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py resnet20 mobilenetv2 resnet18 vgg16 vit language_model
+        [--results FOLDER] [--earlier FOLDER]
 
 For each network: variants that build the table (a quarter on multiples of 16 channels, a quarter of 8, half of any
-width), and 60 fresh ones on the same grids that take no part, all timed in interleaved passes over one run, as a kit on
-a device would. "noise floor" is the first pass as prediction of the last. "MACs-linear" is a line through the building
-variants. "isolated layers" sums one-layer models timed alone on a grid of widths, less the overhead of a call: the
-table most tools ship (its rows: every layer of the dense network and of half its widths, scaled by MACs in between).
+width; ten are anchors), and 60 fresh ones on the same grids that take no part, all timed in interleaved passes over one
+run, as a kit on a device would.
+
+- noise floor: the first pass as prediction of the last.
+- MACs-linear: a line through the building variants.
+- isolated layers: one-layer models timed alone on a grid of widths, less the overhead of a call, summed: the table most
+  tools ship (every layer of the dense network and of half its widths, scaled by MACs in between).
+- five runs: the table of the other networks, and the profiles of the dense network and five anchors.
+- earlier table, ten anchors: with ``--earlier``, the results of an earlier run, what their table predicts, and the same
+  brought up to date.
+
 ``--dtype int8``, ``--threads`` and ``--batch`` give the setting of all of them.
 Results: ``latency_prediction.md``.
 """
@@ -21,13 +29,14 @@ import torch
 
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.trace import trace
+from amcsearch.runtime.anchoring import anchored
 from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.kit_results import read_results
-from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.runtime.measurement_plan import ANCHOR, MeasuredSubject, measurement_plan
 from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.quantisation import CONVERTERS, converted
 from amcsearch.runtime.session import make_session
-from amcsearch.runtime.table_builder import accuracy
+from amcsearch.runtime.table_builder import accuracy, merged, table_of
 from amcsearch.runtime.table_results import measured_variants, table_from_results
 from amcsearch.runtime.timing import time_interleaved
 from amcsearch.training.models import MODELS
@@ -35,6 +44,7 @@ from amcsearch.training.models import MODELS
 KWARGS = {"vgg16": {"width": 64, "hidden": 512}}
 FACTORY = {"vgg16": "vgg"}
 RESNET50 = "resnet50"  # transformers', with random weights
+ANCHORS, FEW = 10, 5
 HEAD = (
     "| network | predictor | variants | mean error | median | worst | ±5 % | ±10 % | rank corr. |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -108,8 +118,16 @@ def _measured(name, out, setting):
     """Measure a network's variants into ``out``."""
     model, x = _network(name)
     subject = MeasuredSubject(name, model, trace(model, x), x, None if x.is_floating_point() else 64)
-    plan = measurement_plan([subject], variants=setting.variants, held_out=setting.fresh, batch=setting.batch,
-                            dtype=setting.dtype, passes=setting.passes, seed=setting.seed)  # fmt: skip
+    plan = measurement_plan(
+        [subject],
+        variants=setting.variants - ANCHORS,
+        held_out=setting.fresh,
+        anchors=ANCHORS,
+        batch=setting.batch,
+        dtype=setting.dtype,
+        passes=setting.passes,
+        seed=setting.seed,
+    )
     measure_here(plan, out, setting.threads)
 
 
@@ -146,6 +164,45 @@ def _print_isolated(name, network, layers, passes_ms, overhead_ms, setting):
     _row(name, "isolated layers", isolated, passes_ms)
 
 
+def _anchors(result, name):
+    """The dense network and the anchors of a result."""
+    network, building, _ = measured_variants(result, name)
+    roles = {tuple(sorted(model.policy.items())) for model in result.models if model.role == ANCHOR}
+    return [v for v in building if v.policy == network.dense or tuple(sorted(v.policy.items())) in roles]
+
+
+def _print_few(names, folder):
+    """Rows of every network as if it were new to a table of the others."""
+    results = {name: read_results([folder / f"{name}.jsonl"])[0] for name in names}
+    tables = {name: table_from_results([result]) for name, result in results.items()}
+    for name, result in results.items():
+        others = merged([table for other, table in tables.items() if other != name])
+        network, _, held_out = measured_variants(result, name)
+        own = table_of(
+            name, network, _anchors(result, name)[: 1 + FEW], [], result.overhead_ms, result.provenance, others
+        )
+        bound = merged([others, own]).for_network(network)
+        _row(name, "five runs", [bound.predict(v.layers) for v in held_out], [v.passes_ms for v in held_out])
+
+
+def _print_later(names, folder, earlier):
+    """Rows of tables of an earlier run, as they are and brought up to date, and of all networks together."""
+    pooled = {"earlier table": ([], []), "ten anchors": ([], [])}
+    for name in names:
+        result = read_results([folder / f"{name}.jsonl"])[0]
+        table = table_from_results(read_results([earlier / f"{name}.jsonl"]))
+        network, _, held_out = measured_variants(result, name)
+        updated = anchored(table, name, network, _anchors(result, name))
+        passes_ms = [v.passes_ms for v in held_out]
+        for title, one in (("earlier table", table), ("ten anchors", updated)):
+            predicted = [one.predict(v.layers) for v in held_out]
+            _row(name, title, predicted, passes_ms)
+            pooled[title][0].extend(predicted)
+            pooled[title][1].extend(passes_ms)
+    for title, (predicted, passes_ms) in pooled.items():
+        _row("all", title, predicted, passes_ms)
+
+
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,6 +215,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--results", type=Path, help="folder of measurements to keep, or to take up again")
+    parser.add_argument("--earlier", type=Path, help="folder of the measurements of an earlier run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(HEAD)
@@ -165,6 +223,10 @@ def main():
         folder = args.results or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         said = [benchmark(name, folder, args) for name in args.networks]
+        if len(args.networks) > 1:
+            _print_few(args.networks, folder)
+        if args.earlier:
+            _print_later(args.networks, folder, args.earlier)
     print("\n" + "\n".join(said))
 
 

@@ -24,7 +24,7 @@ def _errors(name: str, found: Mapping[str, Any] | None, otherwise: str = "not ch
         *(f"{found[key]:.2%}" for key in ("mape", "median")),
         *(f"{found[key]:.0%}" for key in ("worst", "within_5", "within_10")),
         "" if spearman is None else f"{spearman:.4f}",
-        f"{found['noise_mape']:.2%}",
+        "once" if found["noise_mape"] is None else f"{found['noise_mape']:.2%}",
     ]
 
 

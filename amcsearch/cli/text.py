@@ -59,8 +59,10 @@ def _table_lines(summary: Mapping[str, Any]) -> list[str]:
     if found:
         errors = (
             f"mean error {found['mape']:.2%}, {found['within_5']:.0%} within 5 %, {found['within_10']:.0%} within 10 % "
-            f"on networks it had not seen; measuring twice differs by {found['noise_mape']:.2%}"
+            "on networks it had not seen"
         )
+        if found.get("noise_mape") is not None:
+            errors += f"; measuring twice differs by {found['noise_mape']:.2%}"
     return [f"latency table {table['name']}: {errors}" + _left_out(summary.get("widths_left_out", 0))]
 
 

@@ -94,11 +94,11 @@ def accuracy(predicted: NDArray[np.float64], passes_ms: Sequence[Sequence[float]
     """Errors of predictions (V,) against measurements, one or more passes for each, as shares.
 
     ``mape`` is the mean, ``median`` the median absolute relative error, ``within_5`` and ``within_10`` the shares of
-    variants within 5 and 10 %; ``noise_mape`` is the error of the first pass taken as prediction of the last: no table
-    can be expected to do better. The truth is the median of the passes.
+    variants within 5 and 10 %; ``noise_mape`` is the error of the first pass taken as prediction of the last, where
+    there are two: no table can be expected to do better. The truth is the median of the passes.
     """
     truth = np.array([np.median(passes) for passes in passes_ms])
-    first, last = (np.array([passes[i] for passes in passes_ms]) for i in (0, -1))
+    twice = [passes[0] / passes[-1] - 1.0 for passes in passes_ms if len(passes) > 1]
     signed = predicted / truth - 1.0
     error = np.abs(signed)
     return {
@@ -110,7 +110,7 @@ def accuracy(predicted: NDArray[np.float64], passes_ms: Sequence[Sequence[float]
         "within_10": float((error <= 0.10).mean()),
         "bias": float(signed.mean()),
         "spearman": float(spearmanr(predicted, truth)[0]) if len(truth) > 2 else None,
-        "noise_mape": float(np.abs(first / last - 1.0).mean()),
+        "noise_mape": float(np.abs(twice).mean()) if twice else None,
     }
 
 
