@@ -1,11 +1,12 @@
 """From profiles and whole runs to kernel times that add up to whole runs.
 
-1. The profiler's inflation is a factor and a constant a node, fitted on whole runs by least squares of the RELATIVE
-   error: T − overhead = scale · Σ profiled + node_ms · nodes. ``node_ms`` is negative (about −2 µs: the profiler's own
-   work); forcing it to be positive tripled the error of predictions.
-2. Each variant's kernel times are stretched to its own whole run: the profile says who, the whole run says how much.
-   What the weights cost beyond the caches (``Residency``) is taken off again, for it belongs to the network and not to
-   a kernel.
+1. The profiler itself takes some time a node, which least squares of the RELATIVE error tell from whole runs: T −
+   overhead = scale · Σ profiled + node_ms · nodes. ``node_ms`` is negative (about −2 µs; forcing it to be positive
+   tripled the error of predictions). It is a first guess: the multiple of it is taken that predicts left-out variants
+   best, on one machine half as much again.
+2. Each variant's profile gets the scale at which its kernels add up to its own whole run: the profile says who, the
+   whole run says how much, and a machine that was slow meanwhile does no harm. What the weights cost beyond the caches
+   (``Residency``) is taken off again, for it belongs to the network and not to a kernel.
 3. Kernel models are built with a sixth of the variants left out in turn, and predict these. On such predictions alone
    are fitted: one factor a kernel family, the constant of a call, the slopes of residency (all bounded, the factors
    drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias:
@@ -38,6 +39,7 @@ from amcsearch.runtime.measured import MeasuredVariant
 __all__ = ["Calibration", "NodeCalibration", "calibrate", "fit_nodes", "observe"]
 
 LEAST_NODE_MS: Final = 2e-4  # no kernel starts in less
+NODE_MULTIPLES: Final = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)  # of the profiler's own time, tried while they gain
 FOLDS: Final = 6
 SMOOTHINGS: Final = (0.1, 1.0, 10.0)
 ROUNDS: Final = 3
@@ -50,14 +52,19 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class NodeCalibration:
-    """What a profiled node costs without the profiler: ``scale`` · profiled + ``node_ms``."""
+    """What profiled nodes cost without the profiler: ``scale`` · profiled + ``node_ms`` each, on a quiet machine."""
 
     scale: float
     node_ms: float
 
-    def ms(self, profiled_ms: float) -> float:
-        """Time of a node profiled at ``profiled_ms``; never below what a kernel takes to start."""
-        return max(self.scale * profiled_ms + self.node_ms, LEAST_NODE_MS)
+    def times_ms(self, profiled_ms: Array, whole_ms: float) -> Array:
+        """Times (n,) of the nodes of a run of ``whole_ms``, profiled at (n,), at the scale that it was profiled at.
+
+        None is below what a kernel takes to start.
+        """
+        scale = (whole_ms - self.node_ms * len(profiled_ms)) / profiled_ms.sum()
+        raw = np.maximum(scale * profiled_ms + self.node_ms, LEAST_NODE_MS)
+        return np.asarray(raw * (whole_ms / raw.sum()), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,7 @@ def observe(
     variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
 ) -> list[Observation]:
     """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
-    raw = [nodes.ms(run.profiled_ms) for run in variant.kernels]
-    stretch = _inside(variant, overhead_ms) / sum(raw)
+    times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), _inside(variant, overhead_ms))
     by_layer = variant.kernels_by_layer()
     streamed = _streamed_mib(variant, weight_bytes)
     total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
@@ -121,9 +127,9 @@ def observe(
     for layer in variant.layers:
         kernels: dict[str, tuple[float, float | None]] = {}
         places = by_layer.get(layer.name, {})
-        main = max(places, key=lambda kernel: sum(raw[i] for i in places[kernel]), default="")
+        main = max(places, key=lambda kernel: sum(times[i] for i in places[kernel]), default="")
         for kernel, at in places.items():
-            ms = stretch * sum(raw[i] for i in at)
+            ms = float(sum(times[i] for i in at))
             if kernel == main:
                 ms = max(ms - a_mib * streamed.get(layer.name, 0.0), LEAST_STREAMED * ms)
             kernels[kernel] = (float(len(at)), ms / len(at))
@@ -202,7 +208,7 @@ def calibrate(
     block: int,
     *,
     weight_bytes: int = 4,
-    like: Residency | None = None,
+    like: Calibration | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Fit everything on profiled variants of one network.
@@ -212,38 +218,61 @@ def calibrate(
         overhead_ms: latency of an empty call.
         block: channels in a block of the runtime's layout, 0 if it has none.
         weight_bytes: of one weight.
-        like: residency of a network of about this size, taken where there are fewer than twelve; None for none.
+        like: of a network of about this size on the same device: what the profiler takes, and residency, are taken from
+            it where there are fewer than twelve variants. None where none is known.
         seed: of the folds.
     """
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
-        residency = like or Residency({})
+        residency = Residency({}) if like is None else like.residency
+        nodes = nodes if like is None else like.nodes
         return Calibration(nodes, SMOOTHINGS[0], overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
-    whole = np.array([variant.latency_ms for variant in variants])
-    folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
-    names = sorted({run.kernel for variant in variants for run in variant.kernels})
-    families = {name: i for i, name in enumerate(names)}
-    weights_mib = np.array(
-        [
-            (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
-            for v in variants
-        ]
-    )
-    best: Calibration | None = None
-    for smoothing in SMOOTHINGS:
+    fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
+    best = fit.fitted(nodes, SMOOTHINGS[0], rounds=1)
+    for multiple in NODE_MULTIPLES[1:]:
+        found = fit.fitted(NodeCalibration(nodes.scale, multiple * nodes.node_ms), SMOOTHINGS[0], rounds=1)
+        if _error(found) >= _error(best):
+            break
+        best = found
+    return min((fit.fitted(best.nodes, smoothing, ROUNDS) for smoothing in SMOOTHINGS), key=_error)
+
+
+def _error(found: Calibration) -> float:
+    """Mean relative error of predictions of left-out variants."""
+    return float(np.abs(found.residuals).mean())
+
+
+class _Fit:
+    """Steps 2 to 4 for variants of one network."""
+
+    def __init__(
+        self, variants: Sequence[MeasuredVariant], overhead_ms: float, block: int, weight_bytes: int, seed: int
+    ) -> None:
+        self._variants, self._overhead_ms, self._block, self._bytes = variants, overhead_ms, block, weight_bytes
+        self._whole = np.array([variant.latency_ms for variant in variants])
+        self._folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
+        self._names = sorted({run.kernel for variant in variants for run in variant.kernels})
+        self._weights_mib = np.array(
+            [
+                (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
+                for v in variants
+            ]
+        )
+
+    def fitted(self, nodes: NodeCalibration, smoothing: float, rounds: int) -> Calibration:
+        """Fit with what the profiler takes and a smoothing given, residency refined in so many rounds."""
+        families = {name: i for i, name in enumerate(self._names)}
         residency = Residency({})
-        for _ in range(ROUNDS):
-            observed = [observe(v, nodes, overhead_ms, residency, weight_bytes) for v in variants]
-            left = _left_out(observed, families, folds, block, smoothing)
+        for _ in range(rounds):
+            observed = [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
+            left = _left_out(observed, families, self._folds, self._block, smoothing)
             before = residency
-            factors, constant_ms, residency, residuals = _fit_whole(left, weights_mib, whole, overhead_ms)
+            factors, constant_ms, residency, residuals = _fit_whole(
+                left, self._weights_mib, self._whole, self._overhead_ms
+            )
             if not residency.slopes and not before.slopes:
                 break
-        if best is None or np.abs(residuals).mean() < np.abs(best.residuals).mean():
-            floor, octave = _fit_sigma(residuals, left.far / whole)
-            by_name = {name: float(factor) for name, factor in zip(names, factors, strict=True)}
-            best = Calibration(
-                nodes, smoothing, constant_ms, by_name, residency, floor, octave, tuple(map(float, residuals))
-            )
-    assert best is not None
-    return best
+        floor, octave = _fit_sigma(residuals, left.far / self._whole)
+        by_name = {name: float(factor) for name, factor in zip(self._names, factors, strict=True)}
+        errors = tuple(map(float, residuals))
+        return Calibration(nodes, smoothing, constant_ms, by_name, residency, floor, octave, errors)

@@ -29,7 +29,7 @@ from amcsearch.costs.latency_table import (
     row_key,
     weight_mib,
 )
-from amcsearch.runtime.calibration import Calibration, calibrate, observe
+from amcsearch.runtime.calibration import Calibration, NodeCalibration, calibrate, observe
 from amcsearch.runtime.channel_grid import grid_info
 from amcsearch.runtime.measured import MeasuredVariant
 
@@ -145,7 +145,7 @@ def table_of(
         )
     weight_bytes = bytes_a_weight(provenance)
     block = int(provenance.get("nchwc_block") or 0)
-    like = None if known is None else Residency.from_mapping(known.for_network(network).entry.get("residency"))
+    like = None if known is None else _calibration_of(known.for_network(network))
     calibration = calibrate(profiled, overhead_ms, block, weight_bytes=weight_bytes, like=like)
     seen = [
         one
@@ -160,6 +160,13 @@ def table_of(
     table = _centred(LatencyTable(rows, {"provenance": dict(provenance), "networks": {name: entry}}), name, profiled)
     more = grid_info(table, network) | {"accuracy": prediction_errors(table, held_out)}
     return with_entry(table, name, more)
+
+
+def _calibration_of(table: LatencyTable) -> Calibration:
+    """What a table's own calibration can lend to another of its device."""
+    found = table.entry.get("calibration") or {}
+    nodes = NodeCalibration(float(found.get("profile_scale", 1.0)), float(found.get("profile_node_ms", 0.0)))
+    return Calibration(nodes, residency=Residency.from_mapping(table.entry.get("residency")))
 
 
 def _centred(table: LatencyTable, name: str, variants: Sequence[MeasuredVariant]) -> LatencyTable:

@@ -74,9 +74,9 @@ def configured(scene: Scene, seed: int, overrides: Sequence[str] = ()) -> Config
 
 
 @lru_cache(maxsize=1)
-def loaded(scene: Scene, seed: int) -> Network:
+def loaded(scene: Scene, seed: int, overrides: tuple[str, ...] = ()) -> Network:
     """Return the trained network, from the cache (AMCSEARCH_CACHE) where it is there, and few samples to train on."""
-    network = load_network(configured(scene, seed))
+    network = load_network(configured(scene, seed, overrides))
     train = network.splits.train
     few = Subset(train, range(min(SAMPLES, length(train, "train"))))
     return replace(network, splits=replace(network.splits, train=few))

@@ -37,9 +37,15 @@ def test_two_variants_fit_a_factor_alone():
     assert fit_nodes(profiled(node_ms=0.0)[:2], OVERHEAD) == NodeCalibration(pytest.approx(0.5), 0.0)
 
 
+def test_nodes_add_up_to_the_whole_run_at_the_scale_they_were_profiled_at():
+    """0.198 + 0.098 ms, profiled at half speed with 2 µs a node: 0.4 and 0.2."""
+    times = NodeCalibration(1.0, -0.002).times_ms(np.array([0.4, 0.2]), 0.296)
+    assert times.tolist() == pytest.approx([0.198, 0.098])
+
+
 def test_no_kernel_is_free():
-    assert NodeCalibration(1.0, -0.002).ms(0.0005) == 2e-4
-    assert NodeCalibration(2.0, -0.002).ms(0.1) == pytest.approx(0.198)
+    times = NodeCalibration(1.0, -0.002).times_ms(np.array([0.0005, 0.2015]), 0.198)  # below 0 by the fit
+    assert times.tolist() == pytest.approx([2e-4, 0.198 - 2e-4], rel=0.02)
 
 
 def test_kernel_times_are_stretched_to_the_whole_run():
