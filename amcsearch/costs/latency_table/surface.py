@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec
-from amcsearch.costs.latency_table.terms import Fit, Point, averaged, places, terms
+from amcsearch.costs.latency_table.terms import Fit, Point, averaged, places, sizes, terms
 from amcsearch.costs.latency_table.tiling import Tiling
 
 __all__ = ["AnySurface", "CorrectedSurface", "Surface"]
@@ -120,7 +120,7 @@ class Surface:
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
         at = places([layer], widths, self._tiling)
-        ms = terms([layer], at, self._tiling) @ self._coefficients
+        ms = terms(sizes([layer]), at, self._tiling) @ self._coefficients
         return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
 
 

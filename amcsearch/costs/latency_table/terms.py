@@ -23,7 +23,7 @@ from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table.signature import positions
 from amcsearch.costs.latency_table.tiling import LANES, SetWork, Tiling
 
-__all__ = ["Fit", "Point", "averaged", "places", "terms"]
+__all__ = ["Fit", "Point", "averaged", "places", "sizes", "terms"]
 
 _FULL_FIT_POINTS: Final = 6  # below this only work and a constant are fitted
 _LANES_FIT_POINTS: Final = 16  # below this lanes are not looked for
@@ -34,6 +34,11 @@ _TINY: Final = 1e-300
 
 Array = NDArray[np.float64]
 Point = tuple[LayerSpec, float, float]  # layer, ms, how many measurements it stands for
+
+
+def sizes(layers: Sequence[LayerSpec]) -> Array:
+    """What matters of layers besides their widths, (L, 4): see ``_sizes``."""
+    return np.array([_sizes(layer) for layer in layers], dtype=np.float64)
 
 
 def _sizes(layer: LayerSpec) -> tuple[float, float, float, bool]:
@@ -51,13 +56,13 @@ def places(layers: Sequence[LayerSpec], widths: NDArray[np.int64], tiling: Tilin
     return np.concatenate([computed, np.broadcast_to(sizes, (len(widths), 2))], axis=1)
 
 
-def terms(layers: Sequence[LayerSpec], at: Array, tiling: Tiling) -> Array:
-    """Terms (L, 8) of layers at ``places`` (L, 4): work, 1, outputs, inputs, and the remainders."""
+def terms(own: Array, at: Array, tiling: Tiling) -> Array:
+    """Terms (L, 8) of layers of ``sizes`` (L, 4) at ``places`` (L, 4): work, 1, outputs, inputs, and the remainders."""
     c_in, c_out, outputs, taps = at.T
-    _, _, inputs, mixes = np.array([_sizes(layer) for layer in layers]).T
+    _, _, inputs, mixes = own.T
     lanes_in, lanes_out = tiling.lanes
     left_in, left_out = c_in % lanes_in * mixes, c_out % lanes_out
-    a_filter, a_channel = outputs * taps * np.where(mixes, c_in, 1.0), outputs * taps * c_out
+    a_filter, a_channel = outputs * taps * np.where(mixes > 0.0, c_in, 1.0), outputs * taps * c_out
     columns = (
         *(a_filter * (tiling.effective(c_out) - left_out), np.ones(len(at)), outputs * c_out * mixes),
         *(inputs * c_in * mixes, a_filter * left_out, a_filter * (left_out > 0)),
@@ -105,30 +110,31 @@ class Fit:
 
     def __init__(self, points: Sequence[Point], tiling: Tiling) -> None:
         layers, self.places, self.latency_ms, self.times = averaged(points, tiling)
-        self.tiling = self._with_lanes(layers, tiling)
-        self._terms = terms(layers, self.places, self.tiling)
+        self._sizes = sizes(layers)
+        self.tiling = self._with_lanes(tiling)
+        self._terms = terms(self._sizes, self.places, self.tiling)
         self.coefficients = self._fitted(self._terms)
         fitted = self._terms @ self.coefficients
         self.residual = np.divide(self.latency_ms, fitted, out=np.ones_like(fitted), where=fitted > 0.0) - 1.0
 
-    def _with_lanes(self, layers: Sequence[LayerSpec], tiling: Tiling) -> Tiling:
+    def _with_lanes(self, tiling: Tiling) -> Tiling:
         """The tiling with the lanes of inputs and outputs that fit best; whole blocks leave no channels over."""
         if tiling.block > 1 or len(self.places) < _LANES_FIT_POINTS:
             return tiling
-        error = self._error(layers, tiling)
+        error = self._error(tiling)
         if error < _LANES_ERROR:
             return tiling
         best, bound = tiling, (1.0 - _LANES_GAIN) * error
         for out_lanes, in_lanes in product((1, *LANES), repeat=2):
             tried = replace(tiling, lanes=(in_lanes, out_lanes))
-            error = self._error(layers, tried)
+            error = self._error(tried)
             if error < bound:  # more lanes must be clearly better than fewer
                 best, bound = tried, (1.0 - _MORE_LANES_GAIN) * error
         return best
 
-    def _error(self, layers: Sequence[LayerSpec], tiling: Tiling) -> float:
+    def _error(self, tiling: Tiling) -> float:
         """Mean relative error of a fit."""
-        own = terms(layers, self.places, tiling)
+        own = terms(self._sizes, self.places, tiling)
         return float(np.abs((own @ self._fitted(own) - self.latency_ms) * self._weight()).mean())
 
     def _weight(self) -> Array:
