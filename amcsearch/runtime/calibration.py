@@ -1,9 +1,7 @@
 """From profiles and whole runs to kernel times that add up to whole runs.
 
-1. The profiler itself takes some time a node, which least squares of the RELATIVE error tell from whole runs: T −
-   overhead = scale · Σ profiled + node_ms · nodes. ``node_ms`` is negative (about −2 µs; forcing it to be positive
-   tripled the error of predictions). It is a first guess: the multiple of it is taken that predicts left-out variants
-   best, on one machine half as much again.
+1. What the profiler itself takes a node (``node_calibration``) is a first guess from whole runs; the multiple of it is
+   taken that predicts left-out variants best, on one machine half as much again.
 2. Each variant's profile gets the scale at which its kernels add up to its own whole run: the profile says who, the
    whole run says how much, and a machine that was slow meanwhile does no harm. What the weights cost beyond the caches
    (``Residency``) is taken off again, for it belongs to the network and not to a kernel.
@@ -35,10 +33,10 @@ from amcsearch.costs.latency_table import (
     weight_mib,
 )
 from amcsearch.runtime.measured import MeasuredVariant
+from amcsearch.runtime.node_calibration import NodeCalibration, fit_nodes, inside_ms
 
-__all__ = ["Calibration", "NodeCalibration", "calibrate", "fit_nodes", "observe"]
+__all__ = ["Calibration", "calibrate", "observe"]
 
-LEAST_NODE_MS: Final = 2e-4  # no kernel starts in less
 NODE_MULTIPLES: Final = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)  # of the profiler's own time, tried while they gain
 FOLDS: Final = 6
 SMOOTHINGS: Final = (0.1, 1.0, 10.0)
@@ -48,23 +46,6 @@ PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredic
 LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much residency would take
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeCalibration:
-    """What profiled nodes cost without the profiler: ``scale`` · profiled + ``node_ms`` each, on a quiet machine."""
-
-    scale: float
-    node_ms: float
-
-    def times_ms(self, profiled_ms: Array, whole_ms: float) -> Array:
-        """Times (n,) of the nodes of a run of ``whole_ms``, profiled at (n,), at the scale that it was profiled at.
-
-        None is below what a kernel takes to start.
-        """
-        scale = (whole_ms - self.node_ms * len(profiled_ms)) / profiled_ms.sum()
-        raw = np.maximum(scale * profiled_ms + self.node_ms, LEAST_NODE_MS)
-        return np.asarray(raw * (whole_ms / raw.sum()), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -86,26 +67,6 @@ class Calibration:
     residuals: tuple[float, ...] = ()
 
 
-def _relative_fit(terms: Sequence[Array], target: Array) -> Array:
-    design = np.stack(terms, axis=1) / target[:, None]
-    return np.asarray(np.linalg.lstsq(design, np.ones(len(target)), rcond=None)[0], dtype=np.float64)
-
-
-def _inside(variant: MeasuredVariant, overhead_ms: float) -> float:
-    return max(variant.latency_ms - overhead_ms, 0.1 * variant.latency_ms)
-
-
-def fit_nodes(variants: Sequence[MeasuredVariant], overhead_ms: float) -> NodeCalibration:
-    """Fit step 1; with too few or too similar variants to tell the two apart, a factor alone."""
-    profiled = np.array([sum(run.profiled_ms for run in v.kernels) for v in variants])
-    nodes = np.array([float(len(v.kernels)) for v in variants])
-    whole = np.array([_inside(v, overhead_ms) for v in variants])
-    scale, node_ms = _relative_fit([profiled, nodes], whole) if len(variants) > 2 else (0.0, 0.0)
-    if scale <= 0:
-        return NodeCalibration(float(_relative_fit([profiled], whole)[0]), 0.0)
-    return NodeCalibration(float(scale), float(node_ms))
-
-
 def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, float]:
     """Weights of the layers whose kernels stream them, by layer, in MiB."""
     by_layer = variant.kernels_by_layer()
@@ -117,7 +78,7 @@ def observe(
     variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
 ) -> list[Observation]:
     """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
-    times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), _inside(variant, overhead_ms))
+    times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), inside_ms(variant, overhead_ms))
     by_layer = variant.kernels_by_layer()
     streamed = _streamed_mib(variant, weight_bytes)
     total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)

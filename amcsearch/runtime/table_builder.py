@@ -29,9 +29,10 @@ from amcsearch.costs.latency_table import (
     row_key,
     weight_mib,
 )
-from amcsearch.runtime.calibration import Calibration, NodeCalibration, calibrate, observe
+from amcsearch.runtime.calibration import Calibration, calibrate, observe
 from amcsearch.runtime.channel_grid import grid_info
 from amcsearch.runtime.measured import MeasuredVariant
+from amcsearch.runtime.node_calibration import NodeCalibration
 
 __all__ = ["accuracy", "merged", "prediction_errors", "table_of", "with_accuracy", "with_entry"]
 

