@@ -169,7 +169,7 @@ def calibrate(
     block: int,
     *,
     weight_bytes: int = 4,
-    like: Calibration | None = None,
+    like: Residency | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Fit everything on profiled variants of one network.
@@ -179,14 +179,13 @@ def calibrate(
         overhead_ms: latency of an empty call.
         block: channels in a block of the runtime's layout, 0 if it has none.
         weight_bytes: of one weight.
-        like: of a network of about this size on the same device: what the profiler takes, and residency, are taken from
-            it where there are fewer than twelve variants. None where none is known.
+        like: residency of a network of about this size on the same device, taken where there are fewer than twelve
+            variants. None where none is known.
         seed: of the folds.
     """
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
-        residency = Residency({}) if like is None else like.residency
-        nodes = nodes if like is None else like.nodes
+        residency = like or Residency({})
         return Calibration(nodes, SMOOTHINGS[0], overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
     fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
     best = fit.fitted(nodes, SMOOTHINGS[0], rounds=1)

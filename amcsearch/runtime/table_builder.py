@@ -32,7 +32,6 @@ from amcsearch.costs.latency_table import (
 from amcsearch.runtime.calibration import Calibration, calibrate, observe
 from amcsearch.runtime.channel_grid import grid_info
 from amcsearch.runtime.measured import MeasuredVariant
-from amcsearch.runtime.node_calibration import NodeCalibration
 
 __all__ = ["accuracy", "merged", "prediction_errors", "table_of", "with_accuracy", "with_entry"]
 
@@ -133,7 +132,7 @@ def table_of(
         held_out: variants that took no part, for the table's own accuracy.
         overhead_ms: latency of an empty call.
         provenance: where and how all of it was measured.
-        known: a table of the device, which lends what few variants cannot tell.
+        known: a table of the device, which lends the residency that few variants cannot tell.
 
     Raises:
         BadInputError: fewer than four profiled variants.
@@ -146,7 +145,7 @@ def table_of(
         )
     weight_bytes = bytes_a_weight(provenance)
     block = int(provenance.get("nchwc_block") or 0)
-    like = None if known is None else _calibration_of(known.for_network(network))
+    like = None if known is None else Residency.from_mapping(known.for_network(network).entry.get("residency"))
     calibration = calibrate(profiled, overhead_ms, block, weight_bytes=weight_bytes, like=like)
     seen = [
         one
@@ -161,13 +160,6 @@ def table_of(
     table = _centred(LatencyTable(rows, {"provenance": dict(provenance), "networks": {name: entry}}), name, profiled)
     more = grid_info(table, network) | {"accuracy": prediction_errors(table, held_out)}
     return with_entry(table, name, more)
-
-
-def _calibration_of(table: LatencyTable) -> Calibration:
-    """What a table's own calibration can lend to another of its device."""
-    found = table.entry.get("calibration") or {}
-    nodes = NodeCalibration(float(found.get("profile_scale", 1.0)), float(found.get("profile_node_ms", 0.0)))
-    return Calibration(nodes, residency=Residency.from_mapping(table.entry.get("residency")))
 
 
 def _centred(table: LatencyTable, name: str, variants: Sequence[MeasuredVariant]) -> LatencyTable:
