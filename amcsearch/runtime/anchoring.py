@@ -6,7 +6,8 @@ constant and the residency,
 
     T_v ≈ Σ_f factor_f · sum_vf + b + r · joint_v,     relative error, bounded, all drawn towards ONE common factor
 
-which is the median of measured by predicted. Few anchors move little but that factor.
+which is the median of measured by predicted. Few anchors move little but that factor, least of all where the table is
+of this device and network: its kernels drift together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = ["anchored"]
 
 LEAST_ANCHORS: Final = 3
 PULL: Final = 0.7  # a factor twice the common one costs as much as one anchor wrong by this share
+PULL_AT_HOME: Final = 3.0  # the same on the device and for the network that were measured
 WIDEST: Final = 4.0  # a factor stays within this of the common one
 
 
@@ -52,7 +54,8 @@ def anchored(
     if len(timed) < LEAST_ANCHORS:
         raise BadInputError(f"network {name!r}: {len(timed)} anchors were timed, at least {LEAST_ANCHORS} are needed")
     bound = table.for_network(network)
-    factors, constant_ms, joint = _fit(bound, timed)
+    at_home = bound.network is not None and provenance is None
+    factors, constant_ms, joint = _fit(bound, timed, PULL_AT_HOME if at_home else PULL)
     slopes = {knot: joint * slope for knot, slope in dict(bound.entry.get("residency") or {}).items()}
     mib = sum(weight_mib(layer, bytes_a_weight(table.provenance)) for layer in network.layers)
     entry = {**bound.entry, "fingerprint": fingerprint(network), "weights_mib": mib, "accuracy": None}
@@ -86,7 +89,9 @@ def _check_block(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 _MEASURED: Final = ("count", "latency_ms", "mad_ms", "samples", "source")
 
 
-def _fit(table: LatencyTable, anchors: Sequence[MeasuredVariant]) -> tuple[dict[str, float], float, float]:
+def _fit(
+    table: LatencyTable, anchors: Sequence[MeasuredVariant], strength: float
+) -> tuple[dict[str, float], float, float]:
     """Factors by kernel family, constant in ms, and factor of residency."""
     times = [[time for layer in v.layers for time in table.kernel_times(layer)] for v in anchors]
     families = sorted({time.kernel for own in times for time in own})
@@ -97,10 +102,10 @@ def _fit(table: LatencyTable, anchors: Sequence[MeasuredVariant]) -> tuple[dict[
     common = float(np.median(whole / (sums.sum(axis=1) + joint + table.constant)))
     design = np.column_stack([sums, np.full(len(whole), table.constant), joint]) / whole[:, None]
     used = design.any(axis=0)
-    pull = PULL / common * np.eye(design.shape[1])
+    pull = strength / common * np.eye(design.shape[1])
     found = lsq_linear(
         np.concatenate([design, pull]),
-        np.concatenate([np.ones(len(whole)), np.full(len(pull), PULL)]),
+        np.concatenate([np.ones(len(whole)), np.full(len(pull), strength)]),
         bounds=(common / WIDEST, common * WIDEST),
     ).x
     found[~used] = common
