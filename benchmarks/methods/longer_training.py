@@ -1,6 +1,6 @@
-"""Orderings that need more than a few dozen steps: schedules of single weights in ten times the training.
+"""Orderings that need more than a few dozen steps: schedules of single weights in six times the training.
 
-    python benchmarks/methods/longer_training.py [--epochs 40] [--sparsity 0.9] [--seeds 0 1 2]
+    python benchmarks/methods/longer_training.py [--epochs 24] [--sparsity 0.9] [--seeds 0 1 2]
 
 - fine-tuned: the trained ResNet-20, pruned while it trains on: all at once, gradually, in rounds, by movement.
 - from scratch: ResNet-20 as it is initialised, trained and pruned by lottery tickets that go back to the first step of
@@ -42,7 +42,7 @@ def rows() -> list[dict[str, str]]:
 def main() -> None:
     """Measure what is missing, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
@@ -65,13 +65,15 @@ def main() -> None:
                     if not file.tell():
                         writer.writerow(HEAD)
                     writer.writerow([*key, f"{100 * found.before[1]:.2f}", f"{100 * found.after[1]:.2f}"])
-    found_by: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    stages: dict[tuple[str, ...], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for row in rows():
-        found_by[tuple(row[name] for name in HEAD[:4])].append(float(row["after"]))
-    print("| task | method | epochs | sparsity | after |\n|---|---|---|---|---|")
-    for key, after in found_by.items():
-        spread = f" ± {statistics.stdev(after):.1f}" if len(after) > 1 else ""
-        print(f"| {' | '.join(key)} | {statistics.mean(after):.1f}{spread} |")
+        for name, values in zip(("before", "after"), stages[tuple(row[name] for name in HEAD[:4])], strict=True):
+            values.append(float(row[name]))
+    print("| task | method | epochs | sparsity | before the last epoch | after |\n|---|---|---|---|---|---|")
+    for key, found in stages.items():
+        spread = [f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "" for values in found]
+        cells = [f"{statistics.mean(values):.1f}{more}" for values, more in zip(found, spread, strict=True)]
+        print(f"| {' | '.join((*key, *cells))} |")
 
 
 if __name__ == "__main__":
