@@ -22,6 +22,7 @@ Results: ``latency_prediction.md``.
 import argparse
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,7 @@ def benchmark(name, folder, setting):
     now = not out.exists()
     if now:
         _measured(name, out, setting)
-    result = read_results([out])[0]
-    table = table_from_results([result])
+    result, table = _result(out), _table(out)
     seconds = time.perf_counter() - start
     network, building, held_out = measured_variants(result, name)
     passes_ms = [v.passes_ms for v in held_out]
@@ -164,6 +164,16 @@ def _print_isolated(name, network, layers, passes_ms, overhead_ms, setting):
     _row(name, "isolated layers", isolated, passes_ms)
 
 
+@lru_cache
+def _result(path):
+    return read_results([path])[0]
+
+
+@lru_cache
+def _table(path):
+    return table_from_results([_result(path)])
+
+
 def _anchors(result, name):
     """The dense network and the anchors of a result."""
     network, building, _ = measured_variants(result, name)
@@ -173,8 +183,8 @@ def _anchors(result, name):
 
 def _print_few(names, folder):
     """Rows of every network as if it were new to a table of the others."""
-    results = {name: read_results([folder / f"{name}.jsonl"])[0] for name in names}
-    tables = {name: table_from_results([result]) for name, result in results.items()}
+    results = {name: _result(folder / f"{name}.jsonl") for name in names}
+    tables = {name: _table(folder / f"{name}.jsonl") for name in names}
     for name, result in results.items():
         others = merged([table for other, table in tables.items() if other != name])
         network, _, held_out = measured_variants(result, name)
@@ -190,8 +200,7 @@ def _print_later(names, folder, earlier):
     """Rows of tables of an earlier run, as they are and brought up to date, and of all networks together."""
     pooled = {"earlier table": ([], []), "ten anchors": ([], [])}
     for name in names:
-        result = read_results([folder / f"{name}.jsonl"])[0]
-        table = table_from_results(read_results([earlier / f"{name}.jsonl"]))
+        result, table = _result(folder / f"{name}.jsonl"), _table(earlier / f"{name}.jsonl")
         network, _, held_out = measured_variants(result, name)
         updated = anchored(table, name, network, _anchors(result, name))
         passes_ms = [v.passes_ms for v in held_out]

@@ -211,7 +211,8 @@ class _Fit:
         self._variants, self._overhead_ms, self._block, self._bytes = variants, overhead_ms, block, weight_bytes
         self._whole = np.array([variant.latency_ms for variant in variants])
         self._folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
-        self._names = sorted({run.kernel for variant in variants for run in variant.kernels})
+        names = sorted({run.kernel for variant in variants for run in variant.kernels})
+        self._families = {name: i for i, name in enumerate(names)}
         self._weights_mib = np.array(
             [
                 (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
@@ -221,11 +222,10 @@ class _Fit:
 
     def fitted(self, nodes: NodeCalibration, smoothing: float, rounds: int) -> Calibration:
         """Fit with what the profiler takes and a smoothing given, residency refined in so many rounds."""
-        families = {name: i for i, name in enumerate(self._names)}
         residency = Residency({})
         for _ in range(rounds):
             observed = [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
-            left = _left_out(observed, families, self._folds, self._block, smoothing)
+            left = _left_out(observed, self._families, self._folds, self._block, smoothing)
             before = residency
             factors, constant_ms, residency, residuals = _fit_whole(
                 left, self._weights_mib, self._whole, self._overhead_ms
@@ -233,6 +233,6 @@ class _Fit:
             if not residency.slopes and not before.slopes:
                 break
         floor, octave = _fit_sigma(residuals, left.far / self._whole)
-        by_name = {name: float(factor) for name, factor in zip(self._names, factors, strict=True)}
+        by_name = {name: float(factor) for name, factor in zip(self._families, factors, strict=True)}
         errors = tuple(map(float, residuals))
         return Calibration(nodes, smoothing, constant_ms, by_name, residency, floor, octave, errors)

@@ -66,7 +66,7 @@ def test_half_of_its_own_variants_are_slower_than_a_table_says(simulated, resnet
 
 
 def test_few_variants_of_a_network_go_far_beside_another_that_is_known(simulated, resnet, resnet20_network):
-    """Five variants of half the network: its layers' shapes are new, their kernels are not."""
+    """Six variants of half the network: its layers' shapes are new, their kernels are not."""
     half = resnet20_network.policy(np.array([max(g.unit, g.channels // 2) for g in resnet20_network.groups]))
     narrow = resnet20_network.with_channels(half)
     device, rng = simulated.SimulatedDevice(slopes={0.5: 1.5}, noise=0.01), np.random.default_rng(7)

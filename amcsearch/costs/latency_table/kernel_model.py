@@ -178,16 +178,16 @@ class KernelModel:
 
     def _made_surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
         own = self._timed.get((signature(layer), kernel), [])
-        tiling = self._tiling_of(kernel)
-        if len(own) >= _ENOUGH_POINTS:
-            return Surface(own, tiling, self._noise), 0.0
-        everything = self._everything
-        related, doubt = everything._surface(layer, kernel) if everything else self._related(layer, kernel, len(own))
-        if not own:
-            return related, doubt
-        if related is None:
-            return Surface(own, tiling, self._noise), 0.0
-        return CorrectedSurface(own, related, tiling, self._noise), 0.0
+        tiling, everything = self._tiling_of(kernel), self._everything
+        if len(own) < _ENOUGH_POINTS:
+            related, doubt = (
+                everything._surface(layer, kernel) if everything else self._related(layer, kernel, len(own))
+            )
+            if not own:
+                return related, doubt
+            if related is not None:
+                return CorrectedSurface(own, related, tiling, self._noise), 0.0
+        return Surface(own, tiling, self._noise), 0.0
 
     def _related(self, layer: LayerSpec, kernel: str, own: int) -> tuple[AnySurface | None, float]:
         """The surface of the nearest relatives with more than ``own`` points, and the doubt for their distance."""

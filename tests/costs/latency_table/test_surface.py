@@ -172,7 +172,7 @@ def test_many_widths_at_once_are_each_alone(
 
 
 def test_one_point_says_most_of_how_far_a_layer_is_from_its_relatives() -> None:
-    """Three times as slow at one width: exactly so there, nearly so four octaves away, and never more anywhere."""
+    """Three times as slow at one width: so there, and by the root of three four octaves away."""
     related = Surface(points([(i, o) for i in (16, 32, 64) for o in (16, 32, 64)]))
     own = CorrectedSurface([(CONV, 3 * device_ms(64, 64), 1.0)], related, Tiling())
     assert ms_of(own, CONV) == pytest.approx(3 * device_ms(64, 64), rel=1e-4)
