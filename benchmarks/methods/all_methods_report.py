@@ -116,7 +116,8 @@ def draw(table: Table, networks: list[str], path: Path) -> None:
         axis.set_xticks(range(len(networks)), [TITLES[n].replace(", ", ",\n") for n in networks], fontsize=8)
         axis.set_yticks(range(len(keys)), [f"{keys[i][2]}  ({keys[i][1]})" for i in order], fontsize=8)
         for (i, key), (j, network) in product(enumerate(order), enumerate(networks)):
-            axis.text(j, i, _cell(table[keys[key]][network]), ha="center", va="center", fontsize=7)
+            ink = "white" if abs(places[key, j] - 0.5) > 0.4 else "black"  # both ends of the colours are dark
+            axis.text(j, i, _cell(table[keys[key]][network]), ha="center", va="center", fontsize=7, color=ink)
         axis.set_title(f"{granularity}: before → after training on", fontsize=10)
     bar = figure.colorbar(picture, ax=axes, shrink=0.5, ticks=[0, 1])
     bar.ax.set_yticklabels(["best", "worst"])
