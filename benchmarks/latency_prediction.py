@@ -11,7 +11,8 @@ run, as a kit on a device would.
 - MACs-linear: a line through the building variants.
 - isolated layers: one-layer models timed alone on a grid of widths, less the overhead of a call, summed: the table most
   tools ship (every layer of the dense network and of half its widths, scaled by MACs in between).
-- five runs: the table of the other networks, and the profiles of the dense network and five anchors.
+- five runs: the table of the other networks, the profiles of the dense network and five anchors, and the optimised
+  graphs of the other building variants, whose times are left out.
 - earlier table, ten anchors: with ``--earlier``, the results of an earlier run, what their table predicts, and the same
   brought up to date.
 
@@ -22,6 +23,7 @@ Results: ``latency_prediction.md``.
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,12 +32,14 @@ import torch
 
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.trace import trace
+from amcsearch.pipeline.table_check import READ
 from amcsearch.runtime.anchoring import anchored
 from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.kit_results import read_results
-from amcsearch.runtime.measurement_plan import ANCHOR, MeasuredSubject, measurement_plan
+from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.quantisation import CONVERTERS, converted
+from amcsearch.runtime.roles import ANCHOR
 from amcsearch.runtime.session import make_session
 from amcsearch.runtime.table_builder import accuracy, merged, table_of
 from amcsearch.runtime.table_results import measured_variants, table_from_results
@@ -52,7 +56,8 @@ HEAD = (
 )
 
 
-def _row(network, name, predicted, passes):
+def print_row(network, name, predicted, passes):
+    """Print one row of ``HEAD``: errors of predictions (V,) in ms against the passes of V variants."""
     a = accuracy(np.asarray(predicted), passes)
     print(
         f"| {network} | {name} | {a['variants']} | {a['mape']:.2%} | {a['median']:.2%} | {a['worst']:.0%} "
@@ -61,7 +66,8 @@ def _row(network, name, predicted, passes):
     )
 
 
-def _macs_line(building, layers):
+def macs_line(building, layers):
+    """Predict (V,) ms by a line through MACs of ``building``: layers of each variant, and their ms."""
     model = Macs()
     macs = [np.array([sum(map(model.layer_cost, v)) for v in group]) for group in (building[0], layers)]
     design = np.stack([macs[0], np.ones(len(macs[0]))], axis=1) / building[1][:, None]
@@ -143,11 +149,11 @@ def benchmark(name, folder, setting):
     network, building, held_out = measured_variants(result, name)
     passes_ms = [v.passes_ms for v in held_out]
     layers = [v.layers for v in held_out]
-    _row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
-    _row(name, "latency table", [table.predict(one) for one in layers], passes_ms)
+    print_row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
+    print_row(name, "latency table", [table.predict(one) for one in layers], passes_ms)
     timed = [v for v in building if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
-    _row(name, "MACs-linear", _macs_line(([v.layers for v in timed], whole), layers), passes_ms)
+    print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)
     if now:  # layers alone are timed beside the networks or not at all
         _print_isolated(name, network, layers, passes_ms, result.overhead_ms, setting)
     drift = result.drift
@@ -161,7 +167,7 @@ def _print_isolated(name, network, layers, passes_ms, overhead_ms, setting):
     half = network.with_channels(network.policy(np.array([g.choices(g.unit)[(g.channels // g.unit - 1) // 2]
                                                           for g in network.groups])))  # fmt: skip
     isolated = _isolated([network.layers, half.layers], overhead_ms, layers, setting)
-    _row(name, "isolated layers", isolated, passes_ms)
+    print_row(name, "isolated layers", isolated, passes_ms)
 
 
 @lru_cache
@@ -187,13 +193,14 @@ def _print_few(names, folder):
     tables = {name: _table(folder / f"{name}.jsonl") for name in names}
     for name, result in results.items():
         others = merged([table for other, table in tables.items() if other != name])
-        network, _, held_out = measured_variants(result, name)
+        network, building, held_out = measured_variants(result, name)
         few = _anchors(result, name)[: 1 + FEW]
         if len(few) <= FEW:  # measurements of an earlier day may lack them
             continue
-        own = table_of(name, network, few, [], result.overhead_ms, result.provenance, others)
+        read = [replace(v, passes_ms=()) for v in building if v.policy not in {one.policy for one in few}]
+        own = table_of(name, network, [*few, *read[:READ]], [], result.overhead_ms, result.provenance, others)
         bound = merged([others, own]).for_network(network)
-        _row(name, "five runs", [bound.predict(v.layers) for v in held_out], [v.passes_ms for v in held_out])
+        print_row(name, "five runs", [bound.predict(v.layers) for v in held_out], [v.passes_ms for v in held_out])
 
 
 def _print_later(names, folder, earlier):
@@ -206,11 +213,11 @@ def _print_later(names, folder, earlier):
         passes_ms = [v.passes_ms for v in held_out]
         for title, one in (("earlier table", table), ("ten anchors", updated)):
             predicted = [one.predict(v.layers) for v in held_out]
-            _row(name, title, predicted, passes_ms)
+            print_row(name, title, predicted, passes_ms)
             pooled[title][0].extend(predicted)
             pooled[title][1].extend(passes_ms)
     for title, (predicted, passes_ms) in pooled.items():
-        _row("all", title, predicted, passes_ms)
+        print_row("all", title, predicted, passes_ms)
 
 
 def main():

@@ -1,11 +1,6 @@
-"""What to measure of networks to make a table: which pruned variants, for what, and in which order.
+"""What to measure of networks to make a table: which pruned variants, for what (``roles``), and in which order.
 
-Half the variants that build a table lie on the channel grids of a block of the runtime's layout and of half a block,
-half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
-a table of the device exists, variants are chosen among many by where it is least sure. Held-out variants come from the
-same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
-carried to another network or device: the extremes first, then the same mixture. Order is priority: a run that is cut
-short has seen some of all.
+Order is priority: a run that is cut short has seen some of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,28 +20,13 @@ from amcsearch.runtime.kit import REFERENCE, InputSpec, KitModel, KitPlan
 from amcsearch.runtime.network_record import network_record
 from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.quantisation import converted
-from amcsearch.runtime.variants import narrow_policy, random_kept, random_policies, smallest
+from amcsearch.runtime.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, cast
+from amcsearch.runtime.variants import random_kept
 
-__all__ = [
-    "ANCHOR",
-    "BUILDING",
-    "HELD_OUT",
-    "MeasuredSubject",
-    "anchor_policies",
-    "described_networks",
-    "held_out_policies",
-    "measurement_plan",
-    "training_policies",
-]
+__all__ = ["MeasuredSubject", "described_networks", "measurement_plan"]
 
-BUILDING: Final = "building"
-HELD_OUT: Final = "held_out"
-ANCHOR: Final = "anchor"
-BLOCK: Final = 16  # channels of the widest blocked layout; narrower ones divide it
-SHARES: Final = ((BLOCK, 0.25), (BLOCK // 2, 0.25), (1, 0.5))  # of variants on each channel grid
 LEAST_VARIANTS: Final = 12
 HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
-POOL: Final = 8  # candidates for each variant chosen by uncertainty
 
 Progress = Callable[[float, str], None]
 
@@ -60,54 +40,6 @@ class MeasuredSubject:
     trace: Trace
     example: Tensor
     high: int | None = None  # of integer inputs: drawn from [0, high)
-
-
-def _mixed(network: NetworkSpec, n: int, rng: np.random.Generator) -> list[PruningPolicy]:
-    """n policies on the three grids, interleaved so that every beginning of the list is mixed too."""
-    counts = [round(n * share) for _, share in SHARES[:-1]]
-    drawn = [
-        random_policies(network, count, multiple, rng)
-        for (multiple, _), count in zip(SHARES, [*counts, n - sum(counts)], strict=True)
-    ]
-    places = [(i / max(len(own), 1), policy) for own in drawn for i, policy in enumerate(own)]
-    return [policy for _, policy in sorted(places, key=lambda place: place[0])]
-
-
-def training_policies(
-    network: NetworkSpec, n: int, rng: np.random.Generator, table: LatencyTable | None = None
-) -> list[PruningPolicy]:
-    """Distinct policies that build a table, the smallest first; chosen by ``table``'s uncertainty if one is given.
-
-    Fewer than n where a network has no more.
-    """
-    if not network.groups:
-        return []
-    if table is None:
-        drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng), *_mixed(network, n, rng)]
-    else:
-        pool = _mixed(network, POOL * n, rng)
-        layers = [network.with_channels(policy).layers for policy in pool]
-        doubt = [table.uncertainty(one) / table.predict(one) for one in layers]
-        drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
-    return list(dict.fromkeys(policy for policy in drawn if policy != network.dense))[:n]
-
-
-def anchor_policies(
-    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
-) -> list[PruningPolicy]:
-    """Distinct policies from the smallest on the blocks' grid and one of narrow widths on; fewer than n at most."""
-    if not network.groups:
-        return []
-    drawn = [smallest(network, BLOCK), narrow_policy(network, rng), *_mixed(network, 2 * n, rng)]
-    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
-
-
-def held_out_policies(
-    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
-) -> list[PruningPolicy]:
-    """Policies from all grids that are not among ``taken``; fewer than n where a network has no more."""
-    drawn = _mixed(network, 2 * n, rng) if network.groups else []
-    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
 
 
 def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyTable | None:
@@ -150,8 +82,8 @@ def _models(
     for number, (role, policy) in enumerate(chosen):
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
         model = converted(exported(pruned, x), dtype, x.numpy())
-        name = f"{subject.name}/{number:03d}"
-        yield KitModel(name, model, subject.name, role, dict(policy), profiled=role != HELD_OUT)
+        name, runs = f"{subject.name}/{number:03d}", role != LOWERED
+        yield KitModel(name, model, subject.name, role, dict(policy), timed=runs, profiled=runs and role != HELD_OUT)
 
 
 def measurement_plan(
@@ -160,6 +92,7 @@ def measurement_plan(
     variants: int = 72,
     held_out: int | None = None,
     anchors: int = 0,
+    lowered: int = 0,
     batch: int = 1,
     dtype: str = "float32",
     passes: int = 3,
@@ -174,6 +107,7 @@ def measurement_plan(
         variants: of each that build the table, 0 for none.
         held_out: of each that check it; a third as many if None.
         anchors: of each, whole runs that place a table which is there already.
+        lowered: of each, variants whose optimised graph alone is read.
         batch: inputs a call.
         dtype: that the models compute in, float32 or int8; their inputs stay what they are.
         passes: independent measurements of each model, spread over the run.
@@ -185,10 +119,10 @@ def measurement_plan(
         BadInputError: counts out of range, two networks of one name, or a module that cannot be exported or computed
             in the data type.
     """
-    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, held_out or 0) < 0 or batch < 1:
+    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, lowered, held_out or 0) < 0 or batch < 1:
         raise BadInputError(
             f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
-            f"held out = {held_out} (at least 0), batch = {batch} (at least 1)"
+            f"lowered = {lowered}, held out = {held_out} (at least 0), batch = {batch} (at least 1)"
         )
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
@@ -200,9 +134,9 @@ def measurement_plan(
         network = subject.trace.network
         x = _batched(subject.example, batch)
         reference, info[subject.name] = _reference(subject, x, dtype)
-        bound = _predicting(table, network)
         kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
-        chosen = _chosen(network, variants, kept_out, anchors, rng, bound)
+        wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
+        chosen = cast(network, wanted, rng, _predicting(table, network))
         models.append((-1.0, reference))
         for i, model in enumerate(_models(subject, chosen, x, dtype, rng)):
             models.append((i / len(chosen), model))
@@ -211,26 +145,6 @@ def measurement_plan(
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
     inputs = {s.name: _input_of(s, batch) for s in subjects}
     return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
-
-
-def _chosen(
-    network: NetworkSpec,
-    variants: int,
-    held_out: int,
-    anchors: int,
-    rng: np.random.Generator,
-    table: LatencyTable | None,
-) -> list[tuple[str, PruningPolicy]]:
-    """Variants with their roles, the roles mixed evenly."""
-    building = training_policies(network, variants, rng, table) if variants else []
-    kept_out = held_out_policies(network, held_out, rng, building)
-    roles = {
-        BUILDING: building,
-        HELD_OUT: kept_out,
-        ANCHOR: anchor_policies(network, anchors, rng, [*building, *kept_out]),
-    }
-    places = [((i + 0.5) / len(own), role, policy) for role, own in roles.items() for i, policy in enumerate(own)]
-    return [(role, policy) for _, role, policy in sorted(places, key=lambda place: place[0])]
 
 
 def _input_of(subject: MeasuredSubject, batch: int) -> InputSpec:

@@ -17,9 +17,10 @@ from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.runtime.attribution import kernel_runs
 from amcsearch.runtime.kit_results import KitResult, ModelResult, TimedPass
 from amcsearch.runtime.measured import KernelRun, MeasuredVariant
-from amcsearch.runtime.measurement_plan import HELD_OUT, described_networks
+from amcsearch.runtime.measurement_plan import described_networks
 from amcsearch.runtime.network_record import network_from_record
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
+from amcsearch.runtime.roles import HELD_OUT
 from amcsearch.runtime.table_builder import merged, table_of, with_entry
 
 __all__ = ["measured_variants", "table_from_results"]

@@ -8,17 +8,9 @@ from torch import nn
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph.trace import trace
 from amcsearch.runtime.kit import InputSpec
-from amcsearch.runtime.measurement_plan import (
-    ANCHOR,
-    BUILDING,
-    HELD_OUT,
-    MeasuredSubject,
-    described_networks,
-    held_out_policies,
-    measurement_plan,
-    training_policies,
-)
+from amcsearch.runtime.measurement_plan import MeasuredSubject, described_networks, measurement_plan
 from amcsearch.runtime.network_record import network_from_record
+from amcsearch.runtime.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, held_out_policies, training_policies
 from amcsearch.runtime.table_builder import table_of
 from amcsearch.runtime.variants import random_policies, smallest
 from amcsearch.training.models import language_model
@@ -49,6 +41,7 @@ def plan():
         variants=16,
         held_out=8,
         anchors=4,
+        lowered=6,
         batch=2,
         progress=lambda share, text: told.append(share),
     )
@@ -64,7 +57,7 @@ def of(plan, network):
 def test_each_network_has_its_dense_reference_and_every_role(plan):
     for network in ("small", "other"):
         roles = Counter(model.role for model in of(plan, network))
-        assert roles == {"reference": 1, BUILDING: 16, HELD_OUT: 8, ANCHOR: 4}
+        assert roles == {"reference": 1, BUILDING: 16, HELD_OUT: 8, ANCHOR: 4, LOWERED: 6}
     assert [model.role for model in plan.models[:2]] == ["reference"] * 2
 
 
@@ -83,9 +76,10 @@ def test_every_beginning_of_the_order_has_seen_some_of_all(plan):
         assert roles[ANCHOR] > 0
 
 
-def test_what_is_held_out_is_not_profiled(plan):
-    assert all(model.profiled == (model.role != HELD_OUT) for model in plan.models if model.role != "reference")
-    assert all(model.timed for model in plan.models)
+def test_what_is_held_out_is_not_profiled_and_what_is_lowered_is_not_run(plan):
+    assert {model.role for model in plan.models if model.profiled} == {"reference", BUILDING, ANCHOR}
+    assert {model.role for model in plan.models if not model.timed} == {LOWERED}
+    assert all(model.timed for model in plan.models if model.role != LOWERED)
 
 
 def test_the_plan_describes_its_networks_and_inputs(plan):
@@ -172,6 +166,7 @@ def test_tokens_stay_tokens():
         ({"variants": 3}, r"variants = 3 \(0, or at least 12\)"),
         ({"variants": -1}, "variants = -1"),
         ({"anchors": -1}, "anchors = -1"),
+        ({"lowered": -1}, "lowered = -1"),
         ({"held_out": -1}, "held out = -1"),
         ({"batch": 0}, r"batch = 0 \(at least 1\)"),
     ],

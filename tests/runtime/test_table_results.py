@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amcsearch.core import BadInputError
-from amcsearch.costs.latency_table import fingerprint
+from amcsearch.costs.latency_table import GRAPH, fingerprint
 from amcsearch.graph.trace import trace
 from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.kit_results import TimedPass, read_results
@@ -32,8 +32,8 @@ def subject(width, name):
 QUICK = {"passes": 2, "rounds": 2, "sample_ms": 0.05, "profile_rounds": 1}
 
 
-def measured(path, *subjects, variants=12, held_out=4, seed=0):
-    plan = measurement_plan(subjects, variants=variants, held_out=held_out, seed=seed)
+def measured(path, *subjects, variants=12, held_out=4, seed=0, **counts):
+    plan = measurement_plan(subjects, variants=variants, held_out=held_out, seed=seed, **counts)
     measure_here(replace(plan, **QUICK), path)
     return read_results([path])[0]
 
@@ -82,6 +82,21 @@ def test_a_result_becomes_a_table(first):
     assert table.accuracy["variants"] == 4
     assert table.predict(network.layers) > 0
     assert {"drift", "notes"} <= set(table.networks["small"])
+
+
+def test_graphs_that_were_never_run_say_what_layers_become(first, tmp_path):
+    network = subject(64, "small").trace.network
+    result = measured(tmp_path / "r.jsonl", subject(64, "small"), variants=0, anchors=4, lowered=6)
+    _, building, _ = measured_variants(result, "small")
+    read = [variant for variant in building if not variant.passes_ms]
+    assert len(read) == 6
+    table = table_from_results([result], [table_from_results([first])]).for_network(network)
+    assert table.networks["small"]["calibration"]["variants"] == 5
+    for variant in read:
+        for layer in variant.layers:
+            kernels = {run.kernel for run in variant.kernels if run.layer == layer.name}
+            assert kernels <= {time.kernel for time in table.kernel_times(layer)}
+    assert GRAPH in set(table.rows["source"])
 
 
 def test_a_second_result_extends_the_table_and_more_variants_of_a_network_count_together(first, tmp_path):
