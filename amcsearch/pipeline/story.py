@@ -60,7 +60,7 @@ def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
     """
     phases = Phases(observer, run.append_log)
     goal = goal_of(config)
-    shares_of_training(config)
+    shares_of_training(config)  # too few epochs are refused before anything is trained
     with naming_the_target(config):
         job = assemble(without_search_budget(config), phases)
     job, rounds = earlier_rounds(job, run, phases)
