@@ -119,6 +119,12 @@ def _prune(commands: "Commands") -> None:
     command.add_argument(
         "--allocation", choices=("global", "uniform", "per_cost"), help="how groups share the pruning (default: global)"
     )
+    command.add_argument("--rounds", metavar="N", help="reach the target in N rounds of pruning and training (1)")
+    command.add_argument(
+        "--round-shape",
+        choices=("geometric", "linear", "cubic"),
+        help="what each round prunes: an equal share of what remains (default), an equal amount, or most at first",
+    )
     _run_folder(command)
 
 

@@ -110,7 +110,8 @@ def _goal(args: argparse.Namespace) -> list[str]:
     """The goal as overrides of the configuration, in which the run folder keeps it."""
     policy = None if args.policy is None else json.dumps(str(args.policy))  # as YAML: a path may hold anything
     given = {"policy": policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
-    found = [] if args.allocation is None else [f"prune.allocation={args.allocation}"]
+    how = {"allocation": args.allocation, "rounds": args.rounds, "round_shape": args.round_shape}
+    found = [f"prune.{name}={value}" for name, value in how.items() if value is not None]
     if all(value is None for value in given.values()):
         return found
     if args.target is not None:

@@ -87,6 +87,10 @@ class PruneConfig(_Section):
     """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
     allocation: Literal["global", "uniform", "per_cost"] = "global"
     """How groups share the pruning: by scores of all groups together, by one ratio, or by score per cost saved."""
+    rounds: PositiveInt = 1
+    """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
+    round_shape: Literal["geometric", "linear", "cubic"] = "geometric"
+    """The cost after each round: the same share of what remains goes, the same amount, or most at first."""
     normaliser: str = "mean"
     """What makes scores of different groups comparable."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
@@ -101,4 +105,9 @@ class PruneConfig(_Section):
         given = [name for name in ("policy", "target", "keep_accuracy") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are set; keep one of them")
+        if self.rounds > 1 and given in (["policy"], ["keep_accuracy"]):
+            raise ValueError(
+                f"rounds = {self.rounds} lead to a target, and {given[0]} is set; give --target COST=LIMIT in its "
+                "place, or --rounds 1"
+            )
         return self

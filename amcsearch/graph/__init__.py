@@ -3,7 +3,8 @@
 from amcsearch.graph.masks import masked
 from amcsearch.graph.outputs import first_tensor
 from amcsearch.graph.removal import remove
+from amcsearch.graph.renumbering import renumbered
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace
 from amcsearch.graph.trace import trace
 
-__all__ = ["Kept", "Skipped", "TensorSlice", "Trace", "first_tensor", "masked", "remove", "trace"]
+__all__ = ["Kept", "Skipped", "TensorSlice", "Trace", "first_tensor", "masked", "remove", "renumbered", "trace"]

@@ -27,7 +27,8 @@ def goal_of(config: Config) -> str:
         return f"Reading {prune.policy}"
     if prune.target is not None:
         (name, asked), *_ = prune.target.items()
-        return f"Pruning to {name} = {asked}, {prune.allocation} allocation"
+        begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
+        return f"{begin} to {name} = {asked}, {prune.allocation} allocation"
     if prune.keep_accuracy is not None:
         return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
     raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")

@@ -1,7 +1,7 @@
 """Everything a search needs, assembled from its configuration."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation
@@ -13,14 +13,16 @@ from amcsearch.pipeline.observer import Phases
 from amcsearch.pipeline.selection import Choice, choose_channels, name_of_choice
 from amcsearch.training.data import stacked
 
-__all__ = ["Job", "assemble", "make_evaluator"]
+__all__ = ["Job", "assemble", "make_evaluator", "reranked"]
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a search needs: ``dense`` is what the proxy measures of the dense network.
 
-    ``scores`` of the units are None where a selector chooses channels.
+    ``network`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
+    and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
+    channels.
     """
 
     config: Config
@@ -54,6 +56,16 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
             "look at model.checkpoint, model.pretrain and the data"
         )
     return Job(config, network, device, evaluator, dense, choice.scores)
+
+
+def reranked(job: Job, network: Network) -> Job:
+    """Return the job with the channels of another network ranked and evaluated in place of the dense one's.
+
+    Raises:
+        BadInputError: as ``make_evaluator``.
+    """
+    choice = _choice(job.config, network)
+    return replace(job, evaluator=_evaluator(job.config, network, choice), scores=choice.scores)
 
 
 def make_evaluator(config: Config, network: Network) -> Evaluator:

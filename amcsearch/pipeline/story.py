@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from amcsearch.config import Config
 from amcsearch.core import Trial, TrialState
 from amcsearch.pipeline.agents import run_agents
@@ -10,6 +12,7 @@ from amcsearch.pipeline.finalists import Finalist, choose, measure_finalists
 from amcsearch.pipeline.goals import goal_of, naming_the_target, propose, without_search_budget
 from amcsearch.pipeline.job import Job, assemble
 from amcsearch.pipeline.observer import Observer, Phases
+from amcsearch.pipeline.rounds import earlier_rounds, shares_of_training, with_rounds
 from amcsearch.pipeline.summary import describe_proposal, describe_search, summarise
 from amcsearch.reporting.page import render
 from amcsearch.runs import RunFolder
@@ -44,20 +47,23 @@ def search(
         finalists = measure_finalists(
             trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, measurer(job)
         )
-    return _deliver(job, run, phases, finalists, describe_search(study, baseline))
+    networks = _finetuned(job, phases, finalists)
+    return _deliver(job, run, phases, finalists, networks, describe_search(study, baseline))
 
 
 def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
     """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
 
     Raises:
-        BadInputError: as ``search``, no goal, or a policy that does not fit the network.
+        BadInputError: as ``search``, no goal, a policy that does not fit the network, or too few epochs for the rounds.
         InfeasibleBudgetError: no policy meets the target.
     """
     phases = Phases(observer, run.append_log)
     goal = goal_of(config)
+    shares_of_training(config)  # too few epochs are refused before anything is trained
     with naming_the_target(config):
         job = assemble(without_search_budget(config), phases)
+    job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         found = propose(job, run, observer)
     with phases("finalists", "Evaluating and measuring the policy"):
@@ -67,18 +73,29 @@ def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
             run.write_trials([trial])
             run.write_pareto([trial])
         finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, measurer(job))
-    return _deliver(job, run, phases, finalists, describe_proposal(found))
+    networks = _finetuned(job, phases, finalists)
+    found = with_rounds(found, rounds, job, networks)
+    return _deliver(job, run, phases, finalists, networks, describe_proposal(found))
+
+
+def _finetuned(job: Job, phases: Phases, finalists: list[Finalist]) -> tuple[nn.Module, nn.Module]:
+    """The network of the chosen policy as pruned, and fine-tuned."""
+    with phases("finetune", "Fine-tuning the chosen policy"):
+        pruned = job.evaluator.pruned(choose(finalists).trial.policy)
+        return pruned, finetune(job, pruned, phases.observer)
 
 
 def _deliver(
-    job: Job, run: RunFolder, phases: Phases, finalists: list[Finalist], origin: dict[str, Any]
+    job: Job,
+    run: RunFolder,
+    phases: Phases,
+    finalists: list[Finalist],
+    networks: tuple[nn.Module, nn.Module],
+    origin: dict[str, Any],
 ) -> dict[str, Any]:
     chosen = choose(finalists)
-    with phases("finetune", "Fine-tuning the chosen policy"):
-        pruned = job.evaluator.pruned(chosen.trial.policy)
-        tuned = finetune(job, pruned, phases.observer)
     with phases("verify", "Exporting, measuring and reading the test split"):
-        outcome = verify(job, run, pruned, tuned, chosen)
+        outcome = verify(job, run, *networks, chosen)
     summary = summarise(job, origin, finalists, outcome, phases.seconds)
     run.write_policy(chosen.trial.policy)
     run.write_summary(summary)

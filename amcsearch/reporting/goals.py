@@ -35,13 +35,25 @@ def goal_lines(found: Mapping[str, Any]) -> list[str]:
 def _target(found: Mapping[str, Any]) -> list[str]:
     unit, dense = _UNITS[found["cost"]], found["dense"]
     step = found["smallest_step"]
-    left = "every group is whole" if step is None else f"one more step of any group would add at least {_number(step)}"
+    left = (
+        "no group has a step left" if step is None else f"one more step of any group would add at least {_number(step)}"
+    )
+    rounds = found.get("rounds", [])
+    ladder = f"{found['allocation']} ladder" + (" of the last round" if rounds else "")
     return [
         f"Target: {found['cost']} = {found['asked']}, at most {_number(found['limit'])} {unit}; achieved "
         f"{_number(found['achieved'])} {unit} ({found['achieved'] / dense:.4f}x of dense); {left}.",
-        f"Rung {found['rung']} of {found['rungs'] - 1} of the {found['allocation']} ladder came to "
+        *(_round(i, part, unit) for i, part in enumerate(rounds, 1)),
+        f"Rung {found['rung']} of {found['rungs'] - 1} of the {ladder} came to "
         f"{_number(found['rung_value'])} {unit}; {found['moves']} steps of single groups filled the rest.",
     ]
+
+
+def _round(number: int, part: Mapping[str, Any], unit: str) -> str:
+    return (
+        f"Round {number}: {_number(part['achieved'])} {unit} of at most {_number(part['limit'])}; on the search split "
+        f"{percent(part['accuracy_pruned'])} as pruned, {percent(part['accuracy_finetuned'])} fine-tuned."
+    )
 
 
 def _keep_accuracy(found: Mapping[str, Any]) -> list[str]:

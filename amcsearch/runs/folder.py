@@ -130,6 +130,10 @@ class RunFolder:
         """Optuna's address of ``study_db``."""
         return f"sqlite:///{self.study_db.absolute()}"
 
+    def round_state(self, number: int) -> Path:
+        """The training of one round of pruning, counted from 1, with the cut that it began from."""
+        return self.path / f".round-{number}.pt"
+
     def replacing(self, path: Path) -> AbstractContextManager[Path]:
         """Give a temporary path to write a file of the run to: see ``files.replacing``."""
         return replacing(path)

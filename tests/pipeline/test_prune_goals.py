@@ -13,6 +13,7 @@ from amcsearch.evaluation.executors import SerialExecutor
 
 WriteConfig = Callable[..., Path]
 UNTUNED = ["--set", "recovery.finetune.epochs=0"]
+REWOUND = ["--set", "recovery.finetune.epochs=3", "--set", "recovery.finetune.schedule=rewound"]
 MORE_DATA = ["--set", "data.kwargs.samples=900", "--set", "data.splits={calibration: 64, search: 300, test: 60}"]
 
 
@@ -98,6 +99,14 @@ def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path
         (["--policy", "nowhere.json"], 2, "nowhere.json"),
         (["--target", "macs=0.5", "--set", "prune.normaliser=median"], 2, "normaliser = 'median' is unknown"),
         (["--target", "macs=0.5", "--set", "selection.selector=thinet"], 2, "choose uniform, or a criterion"),
+        (["--target", "macs=0.5", "--rounds", "0"], 2, "prune.rounds = 0"),
+        (["--target", "macs=0.5", "--rounds", "some"], 2, "prune.rounds = 'some'"),
+        (["--keep-accuracy", "1", "--rounds", "2"], 2, "rounds = 2 lead to a target, and keep_accuracy is set"),
+        (["--policy", __file__, "--rounds", "2"], 2, "give --target COST=LIMIT in its place, or --rounds 1"),
+        (["--target", "macs=0.5", "--rounds", "2"], 2, "finetune.epochs = 1, must be at least prune.rounds = 2"),
+        (["--target", "macs=0.5", "--rounds", "2", *UNTUNED], 2, "finetune.epochs = 0, must be at least"),
+        (["--target", "macs=0.5", "--rounds", "2", "--set", "recovery.finetune=null"], 2, "raise the epochs"),
+        (["--target", "macs=0.5", "--rounds", "2", *REWOUND], 2, "the last 2 epochs of model.pretrain, which is null"),
     ],
 )
 def test_bad_input_is_one_line(

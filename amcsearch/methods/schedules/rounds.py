@@ -23,7 +23,7 @@ from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
 from amcsearch.methods.schedules.gradual import cubic_sparsity
 from amcsearch.methods.weight_choice import keep_overall, n_kept
 
-__all__ = ["Iterative", "OneShot", "nested", "round_sparsities"]
+__all__ = ["Iterative", "OneShot", "Shape", "nested", "round_sparsities"]
 
 Shape = Literal["geometric", "linear", "cubic"]
 _SHAPES: Final[Mapping[Shape, Callable[[float, float], float]]] = {
