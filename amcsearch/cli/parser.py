@@ -123,7 +123,7 @@ def _prune(commands: "Commands") -> None:
     command.add_argument(
         "--round-shape",
         choices=("geometric", "linear", "cubic"),
-        help="what each round prunes: an equal share of what remains (default), an equal amount, or most at first",
+        help="an equal share of what remains goes each round, an equal amount, or most at first (default: cubic)",
     )
     _run_folder(command)
 

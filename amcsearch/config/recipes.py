@@ -89,8 +89,10 @@ class PruneConfig(_Section):
     """How groups share the pruning: by scores of all groups together, by one ratio, or by score per cost saved."""
     rounds: PositiveInt = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
-    round_shape: Literal["geometric", "linear", "cubic"] = "geometric"
-    """The cost after each round: the same share of what remains goes, the same amount, or most at first."""
+    round_shape: Literal["geometric", "linear", "cubic"] = "cubic"
+    """The cost after each round: the same share of what remains goes, the same amount, or most at first.
+
+    Most at first leaves the last cut least to mend, and did best (benchmarks/methods/rounds.md)."""
     normaliser: str = "mean"
     """What makes scores of different groups comparable."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
