@@ -7,9 +7,11 @@ from torch import nn
 
 from amcsearch.core import BadInputError, PolicySpace
 from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.energy import StorageFormat
 from amcsearch.costs.grid import CostGrid
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.trace import trace
+from amcsearch.methods.weight_choice import keep_overall
 from amcsearch.pipeline.device import Device
 from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
 from amcsearch.search.budget import FeasibleSet, resolve_budget
@@ -103,6 +105,75 @@ def test_weights_and_their_macs_by_hand() -> None:
     plain = WeightTarget(found, device(found).space, shapes, None, 0.5)
     assert sum(int(mask.sum()) for mask in plain.cut(scores).values()) == 9
     assert plain.count == 18
-    with pytest.raises(BadInputError, match="sparsity or macs"):
+    with pytest.raises(BadInputError, match="sparsity, macs or bytes"):
         WeightTarget(found, device(found).space, shapes, "latency_ms", 0.5)
     assert np.isclose(float(plain.share({n: torch.tensor(0.25) for n in shapes})), 0.25)
+
+
+SHAPES = {"0.weight": (8, 2), "2.weight": (2, 8)}  # and 10 biases: 42 words
+
+
+def stored(storage: StorageFormat, goal: float) -> WeightTarget:
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    found = trace(model, torch.zeros(1, 2))
+    return WeightTarget(found, device(found).space, SHAPES, "bytes", goal, storage, 32)
+
+
+@pytest.mark.parametrize(
+    ("storage", "kept"),
+    [
+        # 10 words are biases, 11 are left, half a word of bits a tensor: 10 weights
+        (StorageFormat.BITMAP, (4, 6)),
+        # 4 * (32 + 1) + 9 * 3 bits = 159, 5 * (32 + 3) + 3 * 3 = 184: 343 of 352; the sixth would be 35 more
+        (StorageFormat.CSR, (4, 5)),
+        # two words a weight, and a few for runs above 31
+        (StorageFormat.RUN_LENGTH, (4, 1)),
+    ],
+)
+def test_bytes_with_their_overhead_by_hand(storage: StorageFormat, kept: tuple[int, int]) -> None:
+    scores = {"0.weight": torch.zeros(16), "2.weight": torch.arange(2.0, 18.0).view(2, 8)}
+    scores["0.weight"][:4] = 100.0
+    scores["0.weight"] = scores["0.weight"].view(8, 2)
+    target = stored(storage, 0.5)
+    masks = target.cut(scores)
+    assert tuple(int(mask.sum()) for mask in masks.values()) == kept
+    assert target.measured(masks) <= 0.5
+    if storage is StorageFormat.CSR:
+        assert target.measured(masks) == pytest.approx((320 + 343) / (42 * 32))
+
+
+def test_what_is_left_whole_is_stored_dense() -> None:
+    dense = {name: torch.tensor(1.0) for name in SHAPES}
+    for storage in (StorageFormat.BITMAP, StorageFormat.CSR, StorageFormat.RUN_LENGTH):
+        assert float(stored(storage, 0.9).share(dense)) == 1.0
+    half = {"0.weight": torch.tensor(1.0), "2.weight": torch.tensor(0.5)}
+    assert float(stored(StorageFormat.BITMAP, 0.9).share(half)) == pytest.approx((10 + 16 + 8.5) / 42)
+    # 8 weights of two words each are as large as 16 of one
+    assert float(stored(StorageFormat.RUN_LENGTH, 0.9).share(half)) == 1.0
+
+
+@pytest.mark.parametrize(("density", "slope"), [(0.5, 16 / 42), (1.0, 16 / 42 * 14.5 / 15)])
+def test_gates_feel_the_bytes_of_a_weight_also_where_dense_is_smaller(density: float, slope: float) -> None:
+    opened = {name: torch.tensor(density, requires_grad=True) for name in SHAPES}
+    torch.autograd.backward(stored(StorageFormat.BITMAP, 0.5).share(opened))
+    for value in opened.values():
+        assert value.grad is not None
+        assert float(value.grad) == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("storage", [StorageFormat.BITMAP, StorageFormat.CSR, StorageFormat.RUN_LENGTH])
+@pytest.mark.parametrize("goal", [0.45, 0.6, 0.83, 1.0])
+def test_one_more_weight_would_exceed_the_bytes(storage: StorageFormat, goal: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = stored(storage, goal)
+    for _ in range(8):
+        scores = {name: torch.rand(shape, generator=generator) for name, shape in SHAPES.items()}
+        masks = target.cut(scores)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        assert target.measured(masks) <= goal * (1.0 + 1e-9)
+        assert kept == target.count or target.measured(keep_overall(scores, kept + 1)) > goal
+
+
+def test_a_goal_below_the_overhead_names_it() -> None:
+    with pytest.raises(BadInputError, match=r"bytes = 0\.3x of dense: .* take 0\.309524x in bitmap storage; raise"):
+        stored(StorageFormat.BITMAP, 0.3)
