@@ -27,17 +27,29 @@ from amcsearch.search.ladder import global_ladder
 
 __all__ = ["UnitTarget", "WeightTarget"]
 
-_TOLERANCE: Final = 1e-9  # relative, as in the budget
+_TOLERANCE: Final = 1e-9  # the same share summed in another order is still the same share
 
 
 @dataclass(frozen=True)
 class UnitTarget:
-    """Keep the share ``goal`` of the units, or of the dense network's ``cost``."""
+    """Keep the share ``goal`` of the units, or of the dense network's ``cost``; masks are (n_units,) a group.
+
+    Raises:
+        BadInputError: the goal lies beyond ``search.max_pruning_ratio``.
+    """
 
     trace: Trace
     device: Device
     cost: str | None
     goal: float
+
+    def __post_init__(self) -> None:
+        least = float(self._shares(self.device.space.floor[None, :])[0])
+        if self.cost is None and not self._within(np.array([least])).any():
+            raise BadInputError(
+                f"sparsify.target.sparsity = {1.0 - self.goal:.6g}: every group at search.max_pruning_ratio still "
+                f"keeps {least:.4f} of the units; raise the ratio"
+            )
 
     def share(self, densities: Mapping[str, Tensor]) -> Tensor:
         """Share expected to stay, a scalar, of open probabilities (n_units,) a group."""
@@ -50,36 +62,38 @@ class UnitTarget:
         offset = kept - torch.from_numpy(base).to(kept.device)
         return value + (torch.from_numpy(slopes).to(kept.device) * offset).sum()
 
-    def measured(self, policy: PruningPolicy) -> float:
-        """Share that a policy really keeps."""
-        kept = self.trace.network.kept_array(policy)[None, :]
+    def measured(self, masks: Mapping[str, Tensor]) -> float:
+        """Share that masks really keep."""
+        kept = self.trace.network.kept_array(self.policy(masks))[None, :]
         return float(self._shares(kept)[0])
 
-    def cut(self, scores: Mapping[str, Tensor]) -> tuple[PruningPolicy, dict[str, NDArray[np.int64]]]:
-        """Remove blocks of units on the device's grid, lowest mean score first, until the goal is met.
+    def policy(self, masks: Mapping[str, Tensor]) -> PruningPolicy:
+        """Channels that each group keeps under masks."""
+        return PruningPolicy({g.name: int(masks[g.name].sum()) * g.unit for g in self.trace.network.groups})
 
-        Returns the policy, and the channels that each group keeps. The last block removed is the one that was needed.
+    def cut(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Close blocks of units on the device's grid, lowest mean score first, until the goal is met.
 
-        Raises:
-            BadInputError: the goal lies beyond ``search.max_pruning_ratio``.
+        The last block closed is the one that was needed.
         """
         by_group = {name: value.double().cpu().numpy() for name, value in scores.items()}
         rows = global_ladder(self.device.space, by_group)
-        within = self._shares(rows) <= self.goal + 1e-9
-        if within.any():
-            row = rows[int(np.argmax(within))]
-        elif self.cost is not None:
-            row = self.device.feasible.repair(rows[-1])
-        else:
-            raise BadInputError(
-                f"sparsify.target.sparsity = {1.0 - self.goal:.6g}: every group at search.max_pruning_ratio still "
-                f"keeps {self._shares(rows[-1:])[0]:.4f} of the units; raise the ratio"
-            )
-        kept = {}
-        for group, n_keep in zip(self.trace.network.groups, row, strict=True):
-            best = keep_top(scores[group.name], int(n_keep) // group.unit).cpu().numpy()
-            kept[group.name] = np.sort(self.trace.units[group.name][best].ravel())
-        return self.trace.network.policy(row), kept
+        within = self._within(self._shares(rows))
+        row = rows[int(np.argmax(within))] if within.any() else self.device.feasible.repair(rows[-1])
+        groups = zip(self.trace.network.groups, row, strict=True)
+        return {group.name: keep_top(scores[group.name], int(n_keep) // group.unit) for group, n_keep in groups}
+
+    def finish(self, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut so that what ``masks`` close goes before anything that they leave open, by scores among both.
+
+        Open units go where ``masks`` miss the goal, and closed ones return where they exceed it.
+        """
+        every = torch.cat([value.double() for value in scores.values()])
+        below = 2.0 * float(every.max() - every.min()) or 1.0
+        return self.cut({name: value.double() - below * ~masks[name] for name, value in scores.items()})
+
+    def _within(self, shares: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return shares <= self.goal + _TOLERANCE
 
     def _shares(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         if self.cost is not None:
@@ -163,7 +177,7 @@ class WeightTarget:
         return float(self.share(shares))
 
     def _within(self, share: float) -> bool:
-        return share <= self.goal * (1.0 + _TOLERANCE)
+        return share <= self.goal + _TOLERANCE
 
     def _share_of(self, name: str, density: Tensor) -> Tensor:
         """Share of a dense tensor's cost that a density, a scalar, leaves.

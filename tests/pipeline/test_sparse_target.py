@@ -71,25 +71,53 @@ def test_the_cut_removes_the_lowest_until_the_goal() -> None:
     _, found = chain()
     first, second = (group.name for group in found.network.groups)
     scores = {first: torch.tensor([4.0, 1.0, 3.0, 9.0]), second: torch.tensor([2.0, 8.0, 7.0, 6.0, 5.0, 10.0])}
-    policy, kept = UnitTarget(found, device(found), None, 0.7).cut(scores)  # 7 of 10 units: 1, 2 and 3 go
-    assert policy == {first: 2, second: 5}
-    assert kept[first].tolist() == [0, 3]
-    assert kept[second].tolist() == [1, 2, 3, 4, 5]
+    masks = UnitTarget(found, device(found), None, 0.7).cut(scores)  # 7 of 10 units: 1, 2 and 3 go
+    assert masks[first].nonzero().flatten().tolist() == [0, 3]
+    assert masks[second].nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
     target = UnitTarget(found, device(found), "macs", 0.6)
-    policy, _ = target.cut(scores)
-    assert target.measured(policy) <= 0.6
+    masks = target.cut(scores)
+    assert target.measured(masks) <= 0.6
     # without 1, 2, 3 there are 2 * 2 + 2 * 5 + 5 * 3 = 29 MACs, with the 3 there were 36
-    assert policy == {first: 2, second: 5}
+    assert target.policy(masks) == {first: 2, second: 5}
+
+
+@pytest.mark.parametrize(
+    ("closed", "kept"),
+    [
+        # the masks keep 36 MACs, 30 are asked for: of what is open the 3 goes, not the first by index
+        (((1,), (0,)), ((0, 3), (1, 2, 3, 4, 5))),
+        # they keep 2 * 2 + 2 * 2 + 2 * 3 = 14: of what is closed 8, 7 and 6 return, which makes 29; the 3 would be 36
+        (((1, 2), (0, 1, 2, 3)), ((0, 3), (1, 2, 3, 4, 5))),
+        # 36: the highest scores of all do not save what is closed, and of what is open the 1 goes
+        (((3,), (5,)), ((0, 2), (0, 1, 2, 3, 4))),
+    ],
+)
+def test_masks_are_finished_by_the_scores_among_open_and_among_closed(
+    closed: tuple[tuple[int, ...], ...], kept: tuple[tuple[int, ...], ...]
+) -> None:
+    _, found = chain()
+    names = [group.name for group in found.network.groups]
+    values = torch.tensor([4.0, 1.0, 3.0, 9.0]), torch.tensor([2.0, 8.0, 7.0, 6.0, 5.0, 10.0])
+    scores = dict(zip(names, values, strict=True))
+    masks = {name: torch.ones_like(value, dtype=torch.bool) for name, value in scores.items()}
+    for name, places in zip(names, closed, strict=True):
+        masks[name][list(places)] = False
+    target = UnitTarget(found, device(found), "macs", 0.6)
+    ended = target.finish(masks, scores)
+    assert tuple(tuple(ended[name].nonzero().flatten().tolist()) for name in names) == kept
+    assert target.measured(ended) <= 0.6
+    again = target.finish(ended, scores)
+    assert all(torch.equal(again[name], ended[name]) for name in names)
 
 
 def test_the_cut_keeps_to_the_grid_and_to_the_ratio() -> None:
     _, found = chain()
     first, second = (group.name for group in found.network.groups)
     scores = {first: torch.arange(4.0), second: torch.arange(6.0) + 0.1}
-    policy, _ = UnitTarget(found, device(found, multiple=2), None, 0.75).cut(scores)
-    assert all(n % 2 == 0 for n in policy.values())
+    target = UnitTarget(found, device(found, multiple=2), None, 0.75)
+    assert all(n % 2 == 0 for n in target.policy(target.cut(scores)).values())
     with pytest.raises(BadInputError, match="max_pruning_ratio"):
-        UnitTarget(found, device(found, ratio=0.5), None, 0.2).cut(scores)
+        UnitTarget(found, device(found, ratio=0.5), None, 0.2)
 
 
 def test_weights_and_their_macs_by_hand() -> None:

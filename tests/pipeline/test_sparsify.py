@@ -98,6 +98,31 @@ def test_costs_are_met_to_one_step(
         assert summary["sparse"][cost] == pytest.approx(summary["target"]["kept"] * summary["dense"][cost])
 
 
+@pytest.mark.parametrize(
+    ("method", "cost"),
+    [*((name, "macs") for name in SCHEDULES), ("gradual", "bytes"), ("iterative", "params"), ("one_shot", "energy_mj")],
+)
+def test_schedules_on_channels_meet_a_cost_to_one_block(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, cost: str
+) -> None:
+    asked = [f"sparsify.method={method}", f"sparsify.target={{{cost}: 0.5x}}", "sparsify.granularity=channels"]
+    arguments = [part for text in [*asked, "device.channel_multiple=2"] for part in ("--set", text)]
+    folder = tmp_path / "run"
+    assert main(["sparsify", str(write_config()), *arguments, *SHORT, "--out", str(folder), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    target, policy = summary["target"], summary["policy"]
+    assert 0.5 - 0.12 < target["kept"] <= 0.5  # two channels of 16 or 24 are at most an eighth of their layers
+    assert target["achieved"] <= target["limit"] == pytest.approx(0.5 * target["dense"])
+    priced = 4 * summary["sparse"]["params"] if cost == "bytes" else summary["sparse"][cost]
+    assert target["achieved"] == pytest.approx(priced)
+    assert all(kept % 2 == 0 for kept in policy.values())
+    masks = safetensors.torch.load_file(folder / "masks.safetensors")
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == policy
+    tuned = safetensors.torch.load_file(folder / "pruned.safetensors")
+    assert tuned["body.0.weight"].shape[:2] == (policy["body.0"], policy["stem.0"])
+    assert summary["finetuned"]["accuracy"] > 0.3  # a quarter by chance
+
+
 @pytest.mark.parametrize("method", ["hard_concrete", pytest.param("lottery", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_path: Path, method: str) -> None:
     command = ["sparsify", write_config("fatal"), "--set", f"sparsify.method={method}", *SHORT, "--out"]
