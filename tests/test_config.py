@@ -208,6 +208,7 @@ def test_the_hash_follows_content_not_place(write, tmp_path):
         ("{method: rigl, target: {sparsity: 0.8}}", {"sparsity": 0.8}),
         ("{target: {latency_ms: 0.5x}}", {"latency_ms": "0.5x"}),
         ("{target: {macs: 1000}}", {"macs": 1000.0}),
+        ("{target: {bytes: 0.3x}, storage: csr}", {"bytes": "0.3x"}),
     ],
 )
 def test_sparsify_targets(write, text, wanted):
@@ -226,6 +227,8 @@ def test_sparsify_targets(write, text, wanted):
         ("{target: {macs: 0.5x, sparsity: 0.5}}", "got 2 entries"),
         ("{target: {accuracy: 0.9}}", "sparsify.target"),
         ("{methods: rigl}", "did you mean 'method'"),
+        ("{target: {bytes: 2x}}", "0x to 1x"),
+        ("{storage: zip}", "'bitmap', 'csr' or 'run_length'"),
     ],
 )
 def test_bad_sparsify_sections_are_one_line(write, text, wanted):

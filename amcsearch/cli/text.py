@@ -87,11 +87,12 @@ def sparsify_text(summary: Mapping[str, Any], folder: Path) -> str:
         )
     target = summary["target"]
     what = "weights" if summary["granularity"] == "weights" else "channels and heads"
+    achieved = f": {target['achieved']:,.6g} {target['cost']} of {target['dense']:,.6g}" if "cost" in target else ""
     lines = [
         *columns(rows),
         "",
         f"{summary['method']}: {summary['kept']:,} of {summary['total']:,} {what} are left; "
-        f"the target's share is {target['kept']:.4f}, {target['kept_asked']:.4f} was asked for",
+        f"the target's share is {target['kept']:.4f}, {target['kept_asked']:.4f} was asked for{achieved}",
         *(f"WARNING: {text}" for text in summary["warnings"]),
         f"densities: {folder / 'densities.csv'}",
         f"policy to start a search from: {folder / 'policy.json'}",

@@ -67,7 +67,9 @@ class SparsifyConfig(_Section):
     params: dict[str, JsonValue] = {}
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
-    """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or a cost, as in the budget."""
+    """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or ``bytes``, or a cost as in the budget."""
+    storage: Literal["bitmap", "csr", "run_length"] = "bitmap"
+    """How ``bytes`` counts a tensor with single weights gone, wherever that is smaller than dense."""
     granularity: Literal["weights", "channels"] | None = None
     """What a schedule masks (null: weights); a gate knows for itself."""
     criterion: str = "magnitude"

@@ -1,14 +1,14 @@
 """Values of a configuration that are more than a number or a word."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 __all__ = ["ChannelMultiple", "CostName", "ImportSpec", "Limit", "Objective", "PruneTarget", "Target"]
 
 CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
-TargetName = Literal["sparsity", "macs", "params", "latency_ms", "energy_mj"]
+TargetName = Literal["sparsity", "macs", "params", "bytes", "latency_ms", "energy_mj"]
 PruneTargetName = Literal["macs", "params", "bytes", "latency_ms", "energy_mj"]
 Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
@@ -36,7 +36,7 @@ def _limit(value: Any) -> str | float:
 def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
     """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
     if len(value) != 1:
-        raise ValueError(f"expected one of sparsity, macs, params, latency_ms, energy_mj; got {len(value)} entries")
+        raise ValueError(f"expected one of {', '.join(get_args(TargetName))}; got {len(value)} entries")
     name, asked = next(iter(value.items()))
     if name != "sparsity":
         return {name: _limit(asked)}
@@ -48,7 +48,7 @@ def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
 def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
     """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
     if len(value) != 1:
-        raise ValueError(f"expected one of macs, params, bytes, latency_ms, energy_mj; got {len(value)} entries")
+        raise ValueError(f"expected one of {', '.join(get_args(PruneTargetName))}; got {len(value)} entries")
     name, asked = next(iter(value.items()))
     counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
     return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}

@@ -79,6 +79,10 @@ class MaskSchedule(ABC):
     def masks(self, moment: Moment) -> Masks | None:
         """Return the masks from this moment on; None leaves them as they are."""
 
+    def ranks(self, moment: Moment) -> Mapping[str, Tensor]:
+        """Return what the schedule keeps by, largest first, shapes of the weights: the criterion's scores."""
+        return moment.scores()
+
     def skips(self, step: int, plan: Plan) -> bool:
         """Whether the optimiser leaves out this step."""
         del step, plan

@@ -3,14 +3,14 @@
 A threshold at a sorted score keeps too many or too few where scores tie; a stable order cut at a count does not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from amcsearch.core import BadInputError
 
-__all__ = ["apportion", "keep_by_count", "keep_overall", "keep_top", "n_kept"]
+__all__ = ["apportion", "keep_by_count", "keep_most", "keep_overall", "keep_top", "n_kept"]
 
 
 def n_kept(count: int, sparsity: float) -> int:
@@ -20,10 +20,7 @@ def n_kept(count: int, sparsity: float) -> int:
 
 def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     """Return the mask, shape of ``scores``, of the ``n_keep`` largest; equal scores keep the lower index."""
-    order = torch.argsort(scores.flatten(), descending=True, stable=True)
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[order[:n_keep]] = True
-    return mask.view(scores.shape)
+    return _first(torch.argsort(scores.flatten(), descending=True, stable=True), n_keep).view(scores.shape)
 
 
 def keep_overall(scores: Mapping[str, Tensor], n_keep: int) -> dict[str, Tensor]:
@@ -36,12 +33,41 @@ def keep_overall(scores: Mapping[str, Tensor], n_keep: int) -> dict[str, Tensor]
         raise BadInputError(
             f"{n_keep} weights kept of {len(scores)} tensors, each must keep at least 1; lower the target sparsity"
         )
+    return _split(scores, _first(_order(scores), n_keep))
+
+
+def keep_most(scores: Mapping[str, Tensor], fits: Callable[[Mapping[str, int]], bool]) -> dict[str, Tensor]:
+    """Return masks of as many of the largest scores of all tensors together as fit; every tensor keeps its largest.
+
+    ``fits`` takes kept weights by tensor; what fits must fit with fewer, and one weight a tensor must.
+    """
+    order = _order(scores)
+    owners = torch.cat([torch.full((v.numel(),), i) for i, v in enumerate(scores.values())])[order.cpu()]
+    low, high = len(scores), len(order) + 1  # fits, does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        counts = torch.bincount(owners[:middle], minlength=len(scores)).tolist()
+        low, high = (middle, high) if fits(dict(zip(scores, counts, strict=True))) else (low, middle)
+    return _split(scores, _first(order, low))
+
+
+def _order(scores: Mapping[str, Tensor]) -> Tensor:
+    """Places in all tensors one after another, best first; each tensor's largest comes before all others."""
     flat = []
     for values in scores.values():
         line = values.flatten().double()
         best = keep_top(line, 1)
         flat.append(torch.where(best, torch.full_like(line, torch.inf), line))
-    mask = keep_top(torch.cat(flat), n_keep)
+    return torch.cat(flat).argsort(descending=True, stable=True)
+
+
+def _first(order: Tensor, n_keep: int) -> Tensor:
+    mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    mask[order[:n_keep]] = True
+    return mask
+
+
+def _split(scores: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     parts = torch.split(mask, [values.numel() for values in scores.values()])
     return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
 

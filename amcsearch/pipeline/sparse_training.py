@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,17 +77,13 @@ def sparse_training(
     train = network.splits.train
     fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
     if isinstance(hook, MaskedTraining):
-        if isinstance(target, WeightTarget):
-            return _weights_cut(network, target, model, hook.masks)
-        return _channels_cut(network, target, model, {name: mask.cpu().float() for name, mask in hook.masks.items()})
+        return _sparse(network, target, model, hook.masks)
     assert gate is not None
     scores = {name: score.cpu() for name, score in gate.scores().items()}
     with torch.no_grad():
         for name, tensor in gate.final().items():
             model.get_parameter(name).copy_(tensor)
-    if isinstance(target, WeightTarget):
-        return _weights_cut(network, target, model, target.cut(scores))
-    return _channels_cut(network, target, model, scores)
+    return _sparse(network, target, model, target.cut(scores))
 
 
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
@@ -100,10 +97,11 @@ def _masked(
     config: Config, network: Network, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
 ) -> MaskedTraining:
     section = config.sparsify
-    if target.cost is not None:
+    if target.cost is not None and isinstance(target, WeightTarget):
         raise BadInputError(
-            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts weights or channels; give "
-            f"sparsify.target {{sparsity: 0.8}}, or a gate as sparsify.method ({', '.join(GATES)})"
+            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts single weights; give "
+            f"sparsify.target {{sparsity: 0.8}}, sparsify.granularity channels, or a gate as sparsify.method "
+            f"({', '.join(GATES)})"
         )
     schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
     maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
@@ -118,8 +116,8 @@ def _masked(
             found = comparable(score_units(model, network.trace, {"": criterion}, *data)[""], network.trace)
             return {name: torch.from_numpy(values).to(slices.device) for name, values in found.items()}
 
-        count = sum(slices.counts.values())
-        return MaskedUnits(slices, schedule, Plan(steps, count, 1.0 - target.goal), unit_scores)
+        plan = _plan(target, steps, sum(slices.counts.values()), unit_scores)
+        return MaskedUnits(slices, schedule, plan, unit_scores, target.finish)
     weights = sparse_weights(model, network.trace)
 
     def scores() -> dict[str, Tensor]:
@@ -128,23 +126,25 @@ def _masked(
     return MaskedTraining(weights, schedule, Plan(steps, target.count, 1.0 - target.goal), scores)
 
 
-def _weights_cut(
+def _plan(target: UnitTarget, steps: int, count: int, scores: Callable[[], Mapping[str, Tensor]]) -> Plan:
+    """Count the units that the target leaves; for a cost, those that a cut would leave by the scores at the start."""
+    if target.cost is None:
+        return Plan(steps, count, 1.0 - target.goal)
+    n_keep = sum(int(mask.sum()) for mask in target.cut(scores()).values())
+    return Plan(steps, count, 1.0 - n_keep / count)
+
+
+def _sparse(
     network: Network, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
 ) -> Sparse:
-    assert isinstance(target, WeightTarget)
-    model.cpu()
+    """Prune a trained network by masks that meet the target."""
     found = {name: mask.cpu() for name, mask in masks.items()}
-    bake(model, found)
-    densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
-    policy = policy_from_densities(network.trace.network, target.space, densities)
-    return Sparse(model.eval(), policy, found, target.measured(found), "weights")
-
-
-def _channels_cut(network: Network, target: UnitTarget, model: nn.Module, scores: Mapping[str, Tensor]) -> Sparse:
-    policy, kept = target.cut(scores)
+    if isinstance(target, WeightTarget):
+        bake(model.cpu(), found)
+        densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
+        policy = policy_from_densities(network.trace.network, target.space, densities)
+        return Sparse(model.eval(), policy, found, target.measured(found), "weights")
     units = network.trace.units
-    masks = {name: torch.zeros(len(units[name]), dtype=torch.bool) for name in scores}
-    for name, channels in kept.items():
-        for i, unit in enumerate(units[name]):
-            masks[name][i] = bool((channels == unit[0]).any())
-    return Sparse(remove(model.cpu(), network.trace, kept), policy, masks, target.measured(policy), "channels")
+    kept = {name: np.sort(units[name][mask.numpy()].ravel()) for name, mask in found.items()}
+    smaller = remove(model.cpu(), network.trace, kept)
+    return Sparse(smaller, target.policy(found), found, target.measured(found), "channels")

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from amcsearch.config import Config, pick
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, Cost
+from amcsearch.costs.energy import StorageFormat
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.schedules import SCHEDULES
 from amcsearch.methods.weights import sparse_weights
@@ -19,8 +20,9 @@ from amcsearch.pipeline.observer import Observer, Phases
 from amcsearch.pipeline.recovery import fine_tune, finetuning_recipe, recalibrate
 from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
 from amcsearch.pipeline.sparse_training import Sparse, fixed, sparse_training
+from amcsearch.pipeline.target_cost import priced_as, weight_bits
 from amcsearch.runs import RunFolder
-from amcsearch.search.budget import FeasibleSet, resolve_budget
+from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget
 from amcsearch.training.checkpoint import save_state, save_tensors
 from amcsearch.training.data import stacked
 from amcsearch.training.loop import evaluate
@@ -74,22 +76,31 @@ def _device(config: Config, network: Network) -> Device:
 
 
 def _target(config: Config, network: Network, device: Device) -> UnitTarget | WeightTarget:
-    (name, asked), *_ = config.sparsify.target.items()
-    closes_channels = _closes_channels(config)
-    cost, goal = None, 1.0 - asked if name == "sparsity" else 0.0
-    if name != "sparsity":
-        cost = str(name)
-        try:
-            budget = resolve_budget({cost: asked}, device.dense)
-        except BadInputError as error:
-            raise BadInputError(str(error).replace("budget.", "sparsify.target.")) from error
-        goal = budget.limits[cost] / device.dense[cost]
-        if closes_channels:
+    goal, (asked, *_) = _goal(config, device), config.sparsify.target
+    cost = None if asked == "sparsity" else str(asked)
+    if _closes_channels(config):
+        if cost is not None:
+            cost, _ = priced_as(config, cost)
+            budget = Budget({cost: goal * device.dense[cost]})
             device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
-    if closes_channels:
         return UnitTarget(network.trace, device, cost, goal)
     shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(network.model, network.trace).items()}
-    return WeightTarget(network.trace, device.space, shapes, cost, goal)
+    storage = StorageFormat(config.sparsify.storage)
+    return WeightTarget(network.trace, device.space, shapes, cost, goal, storage, weight_bits(config))
+
+
+def _goal(config: Config, device: Device) -> float:
+    """Share that the target leaves, of units or weights, or of the dense network's cost."""
+    (name, asked), *_ = config.sparsify.target.items()
+    if name == "sparsity":
+        return 1.0 - float(asked)
+    priced, unit = priced_as(config, str(name))
+    dense = Cost(**{cost: value * unit for cost, value in device.dense.items()})
+    try:
+        return resolve_budget({priced: asked}, dense).limits[priced] / dense[priced]
+    except BadInputError as error:
+        told = str(error).replace(f"budget.{priced}", f"sparsify.target.{name}")
+        raise BadInputError(told.replace(f"network's {priced}", f"network's {name}")) from error
 
 
 def _closes_channels(config: Config) -> bool:
@@ -121,6 +132,18 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> dict[str, Any]:
+    """What was asked for and achieved: as shares of dense, and of a cost also in its own unit."""
+    (name, asked), *_ = config.sparsify.target.items()
+    found: dict[str, Any] = {name: asked, "kept_asked": target.goal, "kept": sparse.kept}
+    if target.cost is None:
+        return found
+    priced, unit = priced_as(config, str(name))
+    dense = device.dense[priced] * unit
+    found |= {"cost": name, "limit": target.goal * dense, "dense": dense, "achieved": sparse.kept * dense}
+    return found | ({"storage": target.storage} if isinstance(target, WeightTarget) and name == "bytes" else {})
+
+
 def _summary(
     config: Config,
     network: Network,
@@ -146,7 +169,7 @@ def _summary(
         **blocks,
         "method": config.sparsify.method,
         "granularity": sparse.granularity,
-        "target": {**config.sparsify.target, "kept_asked": target.goal, "kept": sparse.kept},
+        "target": _reached(config, device, target, sparse),
         "sparsity": 1.0 - kept / total,
         "kept": kept,
         "total": total,

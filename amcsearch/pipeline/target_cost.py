@@ -5,8 +5,9 @@ from amcsearch.pipeline.job import Job
 from amcsearch.pipeline.proposal import Proposal, cost_of, ladder_of
 from amcsearch.search.targeting import reach
 
-__all__ = ["priced_target", "reach_target"]
+__all__ = ["priced_as", "priced_target", "reach_target", "weight_bits"]
 
+BITS_PER_BYTE = 8.0
 FLOAT_BITS = 32  # of a weight where no device profile says otherwise
 
 
@@ -20,7 +21,7 @@ def reach_target(job: Job) -> Proposal:
     assert prune.target is not None
     (name, asked), *_ = prune.target.items()
     (priced, limit), *_ = feasible.budget.limits.items()
-    unit = weight_bits(job.config) / 8.0 if name == "bytes" else 1.0
+    _, unit = priced_as(job.config, str(name))
     cost = cost_of(job, priced)
     ladder = ladder_of(job, cost)
     found = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
@@ -42,15 +43,20 @@ def reach_target(job: Job) -> Proposal:
 
 
 def priced_target(config: Config) -> tuple[str, str | float]:
-    """Name and limit of the target's cost as a grid prices it: stored bytes are parameters of so many bits."""
+    """Name and limit of the cost of ``prune.target`` as a grid prices it."""
     assert config.prune.target is not None
     (name, asked), *_ = config.prune.target.items()
-    if name != "bytes":
-        return str(name), asked
-    return "params", asked if isinstance(asked, str) else asked * 8.0 / weight_bits(config)
+    priced, unit = priced_as(config, str(name))
+    return priced, asked if isinstance(asked, str) else asked / unit
+
+
+def priced_as(config: Config, name: str) -> tuple[str, float]:
+    """Return the cost that a grid prices, and how much of ``name`` one of it is: bytes are parameters of some bits."""
+    return ("params", weight_bits(config) / BITS_PER_BYTE) if name == "bytes" else (name, 1.0)
 
 
 def weight_bits(config: Config) -> int:
+    """Return the bits of a stored weight on the configured device."""
     if config.device.profile is None:
         return FLOAT_BITS
     profile = read_device(config.device.profile)

@@ -2,12 +2,18 @@
 
 Yang, Chen and Sze 2017, Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR (arXiv 1611.05128): early
 layers are pruned hardest, since what comes later has to make up for what went before; so the layers that use most
-energy come first. Of their steps inside a layer, small magnitudes go by ``selection.criterion: magnitude`` and what
-reads them is refitted by ``recovery.reconstruction: least_squares``. Departures: channels in place of single weights;
-the order is taken anew whenever a group is done, since narrowing one group saves energy in its neighbours; passes over
-all groups repeat with twice the tolerance until the budget is met; what evaluations are left go into hill climbing.
+energy come first. Their steps inside a layer are not done here: small magnitudes go by ``selection.criterion:
+magnitude``, weights whose removal hurts the layer's output most are spared by a selector such as ``obc``, and what
+reads them is refitted by ``recovery.reconstruction: least_squares``. What is restored here is among groups, which the
+paper does not do: once the budget is met, the groups whose narrowing cost most loss per energy are widened step by
+step, paid for by the group that it cost least, wherever an evaluation shows a lower loss.
+
+Departures: channels in place of single weights; the order is taken anew whenever a group is done, since narrowing one
+group saves energy in its neighbours; passes over all groups repeat with twice the tolerance until the budget is met;
+what evaluations are left go into hill climbing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,10 +25,11 @@ from amcsearch.costs.grid import CostGrid
 from amcsearch.search.baselines import climb, evaluate_one
 from amcsearch.search.study import Study
 
-__all__ = ["EnergyAware", "energy_of_groups"]
+__all__ = ["EnergyAware", "energy_of_groups", "exchange", "restore"]
 
 _PASSES: Final = 24
 _ENERGY: Final = "energy_mj"
+_LEAST: Final = 1e-12  # mJ, or MACs
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,17 @@ class EnergyAware:
         """As ``Searcher.run``."""
         if _ENERGY not in study.grid.names:
             study.note("energy_aware: nothing here predicts energy; groups go in the order of their MACs")
-        evaluate_one(study, study.feasible.repair(self._pruned(study)))
+        hurts: dict[int, float] = {}
+        kept = study.feasible.repair(self._pruned(study, hurts))
+        evaluate_one(study, kept)
+        restore(study, kept, hurts)
         climb(study, np.random.default_rng([seed, 1]))
 
-    def _pruned(self, study: Study) -> NDArray[np.int64]:
-        """Kept counts (G,), within the budget unless the evaluations ran out; one of these is left over."""
+    def _pruned(self, study: Study, hurts: dict[int, float]) -> NDArray[np.int64]:
+        """Kept counts (G,), within the budget unless the evaluations ran out; one of these is left over.
+
+        ``hurts`` takes what narrowing each group was last seen to cost, nats per mJ.
+        """
         kept = study.space.dense
         for doublings in range(_PASSES):
             waiting = set(range(len(kept)))
@@ -59,10 +72,12 @@ class EnergyAware:
                 energy = energy_of_groups(study.network, study.grid, kept)
                 g = max(sorted(waiting), key=lambda group: energy[group])
                 waiting.remove(g)
-                kept = self._narrowed(study, kept, g, self.tolerance * 2.0**doublings)
+                kept = self._narrowed(study, kept, g, self.tolerance * 2.0**doublings, hurts)
         return kept
 
-    def _narrowed(self, study: Study, kept: NDArray[np.int64], g: int, tolerance: float) -> NDArray[np.int64]:
+    def _narrowed(
+        self, study: Study, kept: NDArray[np.int64], g: int, tolerance: float, hurts: dict[int, float]
+    ) -> NDArray[np.int64]:
         """Narrow group ``g``, by bisection, as far as the loss rises by at most ``tolerance``, and not below the
         widest choice that meets the budget."""
         rows = np.array([_with(kept, g, n) for n in study.space.choices[g] if n <= kept[g]], dtype=np.int64)
@@ -73,7 +88,59 @@ class EnergyAware:
         while high - low > 1 and study.remaining > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if _loss(study, rows[middle]) <= limit else (middle, high)
+        tried = high if high < len(rows) - 1 else low
+        if tried >= 0 and study.seen(study.network.policy(rows[tried])):
+            rise = _loss(study, rows[tried]) - _loss(study, kept)
+            hurts[g] = float(np.nan_to_num(rise / max(_saved(study, kept, rows[tried]), _LEAST)))
         return np.asarray(rows[high])
+
+
+def restore(study: Study, kept: NDArray[np.int64], hurts: Mapping[int, float]) -> None:
+    """Widen groups of kept counts (G,) step by step, those that hurt most per energy first, while the loss falls.
+
+    Every step is evaluated within the budget (``exchange``); it ends when no group's next one lowers the loss.
+    """
+    if not study.feasible.contains(kept[None, :])[0] or not study.seen(study.network.policy(kept)):
+        return
+    now, falling = _loss(study, kept), True
+    while falling:
+        falling = False
+        for g in sorted(range(len(kept)), key=lambda group: -hurts.get(group, 0.0)):
+            row = exchange(study, kept, g, hurts)
+            if row is None or study.seen(study.network.policy(row)):
+                continue
+            if not study.remaining:
+                return
+            loss = _loss(study, row)
+            if loss < now:
+                now, kept, falling = loss, row, True
+
+
+def exchange(study: Study, kept: NDArray[np.int64], g: int, hurts: Mapping[int, float]) -> NDArray[np.int64] | None:
+    """Return ``kept`` (G,) with group ``g`` a step wider, and where the budget asks for it one other group narrowed.
+
+    That one is the group whose narrowing, as far as the budget needs, is to hurt least; None where none alone pays.
+    """
+    wider = study.space.choices[g][study.space.choices[g] > kept[g]]
+    if not len(wider):
+        return None
+    row = _with(kept, g, wider[0])
+    if study.feasible.contains(row[None, :])[0]:
+        return row
+    paid = []
+    for other, choices in enumerate(study.space.choices):
+        rows = np.array([_with(row, other, n) for n in choices[choices < kept[other]]], dtype=np.int64)
+        if other != g and len(rows):
+            paid += [(other, rows[i]) for i in np.flatnonzero(study.feasible.contains(rows))[-1:]]
+    costs = [hurts.get(other, 0.0) * _saved(study, row, narrower) for other, narrower in paid]
+    return paid[int(np.argmin(costs))][1] if paid else None
+
+
+def _saved(study: Study, wide: NDArray[np.int64], narrow: NDArray[np.int64]) -> float:
+    """Energy in mJ (MACs where it has no model) that ``narrow`` saves of ``wide``, kept counts (G,)."""
+    name = _ENERGY if _ENERGY in study.grid.names else "macs"
+    before, after = study.grid.price(np.stack([wide, narrow]))[name]
+    return float(before - after)
 
 
 def energy_of_groups(network: NetworkSpec, grid: CostGrid, kept: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ the optimiser (unless the schedule lets weights out of use live on).
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class MaskedTraining:
         if not self.masks:
             ones = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()}
             self.masks = dict(ones)
-            found = self._schedule.begin(self._moment(step, {}))
+            moment = self._moment(step, {})
+            found = self._finished(self._schedule.begin(moment), moment)
             self._take(found if found is not None else ones)
         return self._run(model, inputs)
 
@@ -83,7 +85,8 @@ class MaskedTraining:
         gradients = {name: used.grad if used.grad is not None else zeros[name] for name, used in self._used.items()}
         if self._schedule.remembers(step, self._plan) and self._model is not None:
             self._early = copy.deepcopy(self._model.state_dict())
-        found = self._schedule.masks(self._moment(step, gradients))
+        moment = self._moment(step, gradients)
+        found = self._finished(self._schedule.masks(moment), moment)
         if found is not None:
             self._take(found, optimizer)
         if self._schedule.rewinds(step, self._plan):
@@ -111,7 +114,12 @@ class MaskedTraining:
 
     def _moment(self, step: int, gradients: Mapping[str, Tensor]) -> Moment:
         weights = {name: weight.detach() for name, weight in self._weights.items()}
-        return Moment(step, self._plan, weights, self.masks, gradients, self._scores, self._memory)
+        return Moment(step, self._plan, weights, self.masks, gradients, cache(self._scores), self._memory)
+
+    def _finished(self, found: Masks | None, moment: Moment) -> Masks | None:
+        """Return the masks to be used in place of those that the schedule found."""
+        del moment
+        return found
 
     def _take(self, masks: Masks, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Use new masks; weights that come into use start without the optimiser's memory of them."""

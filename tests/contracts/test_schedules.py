@@ -1,5 +1,6 @@
 """What every mask schedule promises, with several criteria, on a CNN, a transformer for images and a language model."""
 
+from collections.abc import Mapping
 from functools import cache
 
 import pytest
@@ -111,3 +112,27 @@ def test_units_open_and_close_by_the_same_schedules(network: str, schedule_name:
     assert {name: len(mask) for name, mask in hook.masks.items()} == slices.counts
     assert sum(int(mask.sum()) for mask in hook.masks.values()) == plan.n_keep
     assert all(mask.any() for mask in hook.masks.values())
+
+
+@pytest.mark.parametrize("schedule_name", SCHEDULES)
+def test_the_training_ends_on_masks_that_were_finished(schedule_name: str) -> None:
+    """One unit fewer than the schedule counts: the one that it ranks lowest, in the group with most open."""
+    model, found = made("resnet20")
+    inputs, targets = data("resnet20")
+    slices = UnitSlices(model, found)
+    plan = Plan(STEPS, sum(slices.counts.values()), 0.4)
+
+    def scores() -> dict[str, Tensor]:
+        values = score_units(model, found, {"": CRITERIA["magnitude"]()}, inputs, targets, task_loss, 8)[""]
+        return {name: torch.from_numpy(value) for name, value in values.items()}
+
+    def finish(masks: Mapping[str, Tensor], ranks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert {name: rank.shape for name, rank in ranks.items()} == {name: mask.shape for name, mask in masks.items()}
+        largest = max(masks, key=lambda name: int(masks[name].sum()))
+        closed = masks[largest].clone()
+        closed[torch.where(closed, ranks[largest].double(), torch.inf).argmin()] = False
+        return {**masks, largest: closed}
+
+    hook = MaskedUnits(slices, SCHEDULES[schedule_name](), plan, scores, finish)
+    fit(model, TensorDataset(inputs, targets), RECIPE, seed=0, hook=hook)
+    assert sum(int(mask.sum()) for mask in hook.masks.values()) == plan.n_keep - 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch.core import BadInputError
-from amcsearch.methods.weight_choice import apportion, keep_by_count, keep_overall, keep_top, n_kept
+from amcsearch.methods.weight_choice import apportion, keep_by_count, keep_most, keep_overall, keep_top, n_kept
 
 
 def test_ties_keep_the_lower_index() -> None:
@@ -24,6 +24,15 @@ def test_overall_ranks_tensors_together_but_empties_none() -> None:
     assert masks["b"].tolist() == [False, True]
     with pytest.raises(BadInputError, match="lower the target"):
         keep_overall(scores, 1)
+
+
+def test_the_most_that_fits_by_hand() -> None:
+    """A weight of ``a`` costs 3, one of ``b`` 1; 5 and 0.2 are kept anyhow, then 4, then 3 would be 10 of 7."""
+    scores = {"a": torch.tensor([[5.0, 4.0], [3.0, 2.0]]), "b": torch.tensor([0.1, 0.2])}
+    masks = keep_most(scores, lambda kept: 3 * kept["a"] + kept["b"] <= 7)
+    assert masks["a"].tolist() == [[True, True], [False, False]]
+    assert masks["b"].tolist() == [False, True]
+    assert all(mask.all() for mask in keep_most(scores, lambda kept: kept["a"] < 9).values())
 
 
 def test_apportion_by_hand() -> None:

@@ -7,9 +7,11 @@ from torch import nn
 
 from amcsearch.core import BadInputError, PolicySpace
 from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.energy import StorageFormat
 from amcsearch.costs.grid import CostGrid
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.trace import trace
+from amcsearch.methods.weight_choice import keep_overall
 from amcsearch.pipeline.device import Device
 from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
 from amcsearch.search.budget import FeasibleSet, resolve_budget
@@ -69,25 +71,53 @@ def test_the_cut_removes_the_lowest_until_the_goal() -> None:
     _, found = chain()
     first, second = (group.name for group in found.network.groups)
     scores = {first: torch.tensor([4.0, 1.0, 3.0, 9.0]), second: torch.tensor([2.0, 8.0, 7.0, 6.0, 5.0, 10.0])}
-    policy, kept = UnitTarget(found, device(found), None, 0.7).cut(scores)  # 7 of 10 units: 1, 2 and 3 go
-    assert policy == {first: 2, second: 5}
-    assert kept[first].tolist() == [0, 3]
-    assert kept[second].tolist() == [1, 2, 3, 4, 5]
+    masks = UnitTarget(found, device(found), None, 0.7).cut(scores)  # 7 of 10 units: 1, 2 and 3 go
+    assert masks[first].nonzero().flatten().tolist() == [0, 3]
+    assert masks[second].nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
     target = UnitTarget(found, device(found), "macs", 0.6)
-    policy, _ = target.cut(scores)
-    assert target.measured(policy) <= 0.6
+    masks = target.cut(scores)
+    assert target.measured(masks) <= 0.6
     # without 1, 2, 3 there are 2 * 2 + 2 * 5 + 5 * 3 = 29 MACs, with the 3 there were 36
-    assert policy == {first: 2, second: 5}
+    assert target.policy(masks) == {first: 2, second: 5}
+
+
+@pytest.mark.parametrize(
+    ("closed", "kept"),
+    [
+        # the masks keep 36 MACs, 30 are asked for: of what is open the 3 goes, not the first by index
+        (((1,), (0,)), ((0, 3), (1, 2, 3, 4, 5))),
+        # they keep 2 * 2 + 2 * 2 + 2 * 3 = 14: of what is closed 8, 7 and 6 return, which makes 29; the 3 would be 36
+        (((1, 2), (0, 1, 2, 3)), ((0, 3), (1, 2, 3, 4, 5))),
+        # 36: the highest scores of all do not save what is closed, and of what is open the 1 goes
+        (((3,), (5,)), ((0, 2), (0, 1, 2, 3, 4))),
+    ],
+)
+def test_masks_are_finished_by_the_scores_among_open_and_among_closed(
+    closed: tuple[tuple[int, ...], ...], kept: tuple[tuple[int, ...], ...]
+) -> None:
+    _, found = chain()
+    names = [group.name for group in found.network.groups]
+    values = torch.tensor([4.0, 1.0, 3.0, 9.0]), torch.tensor([2.0, 8.0, 7.0, 6.0, 5.0, 10.0])
+    scores = dict(zip(names, values, strict=True))
+    masks = {name: torch.ones_like(value, dtype=torch.bool) for name, value in scores.items()}
+    for name, places in zip(names, closed, strict=True):
+        masks[name][list(places)] = False
+    target = UnitTarget(found, device(found), "macs", 0.6)
+    ended = target.finish(masks, scores)
+    assert tuple(tuple(ended[name].nonzero().flatten().tolist()) for name in names) == kept
+    assert target.measured(ended) <= 0.6
+    again = target.finish(ended, scores)
+    assert all(torch.equal(again[name], ended[name]) for name in names)
 
 
 def test_the_cut_keeps_to_the_grid_and_to_the_ratio() -> None:
     _, found = chain()
     first, second = (group.name for group in found.network.groups)
     scores = {first: torch.arange(4.0), second: torch.arange(6.0) + 0.1}
-    policy, _ = UnitTarget(found, device(found, multiple=2), None, 0.75).cut(scores)
-    assert all(n % 2 == 0 for n in policy.values())
+    target = UnitTarget(found, device(found, multiple=2), None, 0.75)
+    assert all(n % 2 == 0 for n in target.policy(target.cut(scores)).values())
     with pytest.raises(BadInputError, match="max_pruning_ratio"):
-        UnitTarget(found, device(found, ratio=0.5), None, 0.2).cut(scores)
+        UnitTarget(found, device(found, ratio=0.5), None, 0.2)
 
 
 def test_weights_and_their_macs_by_hand() -> None:
@@ -103,6 +133,75 @@ def test_weights_and_their_macs_by_hand() -> None:
     plain = WeightTarget(found, device(found).space, shapes, None, 0.5)
     assert sum(int(mask.sum()) for mask in plain.cut(scores).values()) == 9
     assert plain.count == 18
-    with pytest.raises(BadInputError, match="sparsity or macs"):
+    with pytest.raises(BadInputError, match="sparsity, macs or bytes"):
         WeightTarget(found, device(found).space, shapes, "latency_ms", 0.5)
     assert np.isclose(float(plain.share({n: torch.tensor(0.25) for n in shapes})), 0.25)
+
+
+SHAPES = {"0.weight": (8, 2), "2.weight": (2, 8)}  # and 10 biases: 42 words
+
+
+def stored(storage: StorageFormat, goal: float) -> WeightTarget:
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    found = trace(model, torch.zeros(1, 2))
+    return WeightTarget(found, device(found).space, SHAPES, "bytes", goal, storage, 32)
+
+
+@pytest.mark.parametrize(
+    ("storage", "kept"),
+    [
+        # 10 words are biases, 11 are left, half a word of bits a tensor: 10 weights
+        (StorageFormat.BITMAP, (4, 6)),
+        # 4 * (32 + 1) + 9 * 3 bits = 159, 5 * (32 + 3) + 3 * 3 = 184: 343 of 352; the sixth would be 35 more
+        (StorageFormat.CSR, (4, 5)),
+        # two words a weight, and a few for runs above 31
+        (StorageFormat.RUN_LENGTH, (4, 1)),
+    ],
+)
+def test_bytes_with_their_overhead_by_hand(storage: StorageFormat, kept: tuple[int, int]) -> None:
+    scores = {"0.weight": torch.zeros(16), "2.weight": torch.arange(2.0, 18.0).view(2, 8)}
+    scores["0.weight"][:4] = 100.0
+    scores["0.weight"] = scores["0.weight"].view(8, 2)
+    target = stored(storage, 0.5)
+    masks = target.cut(scores)
+    assert tuple(int(mask.sum()) for mask in masks.values()) == kept
+    assert target.measured(masks) <= 0.5
+    if storage is StorageFormat.CSR:
+        assert target.measured(masks) == pytest.approx((320 + 343) / (42 * 32))
+
+
+def test_what_is_left_whole_is_stored_dense() -> None:
+    dense = {name: torch.tensor(1.0) for name in SHAPES}
+    for storage in (StorageFormat.BITMAP, StorageFormat.CSR, StorageFormat.RUN_LENGTH):
+        assert float(stored(storage, 0.9).share(dense)) == 1.0
+    half = {"0.weight": torch.tensor(1.0), "2.weight": torch.tensor(0.5)}
+    assert float(stored(StorageFormat.BITMAP, 0.9).share(half)) == pytest.approx((10 + 16 + 8.5) / 42)
+    # 8 weights of two words each are as large as 16 of one
+    assert float(stored(StorageFormat.RUN_LENGTH, 0.9).share(half)) == 1.0
+
+
+@pytest.mark.parametrize(("density", "slope"), [(0.5, 16 / 42), (1.0, 16 / 42 * 14.5 / 15)])
+def test_gates_feel_the_bytes_of_a_weight_also_where_dense_is_smaller(density: float, slope: float) -> None:
+    opened = {name: torch.tensor(density, requires_grad=True) for name in SHAPES}
+    torch.autograd.backward(stored(StorageFormat.BITMAP, 0.5).share(opened))
+    for value in opened.values():
+        assert value.grad is not None
+        assert float(value.grad) == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("storage", [StorageFormat.BITMAP, StorageFormat.CSR, StorageFormat.RUN_LENGTH])
+@pytest.mark.parametrize("goal", [0.45, 0.6, 0.83, 1.0])
+def test_one_more_weight_would_exceed_the_bytes(storage: StorageFormat, goal: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = stored(storage, goal)
+    for _ in range(8):
+        scores = {name: torch.rand(shape, generator=generator) for name, shape in SHAPES.items()}
+        masks = target.cut(scores)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        assert target.measured(masks) <= goal * (1.0 + 1e-9)
+        assert kept == target.count or target.measured(keep_overall(scores, kept + 1)) > goal
+
+
+def test_a_goal_below_the_overhead_names_it() -> None:
+    with pytest.raises(BadInputError, match=r"bytes = 0\.3x of dense: .* take 0\.309524x in bitmap storage; raise"):
+        stored(StorageFormat.BITMAP, 0.3)

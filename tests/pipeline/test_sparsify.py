@@ -65,7 +65,14 @@ def test_every_method_meets_its_target(
 
 
 @pytest.mark.parametrize(
-    ("method", "cost"), [("hard_concrete", "macs"), ("slimming", "params"), ("soft_threshold", "macs")]
+    ("method", "cost"),
+    [
+        ("hard_concrete", "macs"),
+        ("slimming", "params"),
+        ("gumbel_softmax", "bytes"),
+        ("soft_threshold", "macs"),
+        ("soft_threshold", "bytes"),
+    ],
 )
 def test_costs_are_met_to_one_step(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, cost: str
@@ -77,8 +84,43 @@ def test_costs_are_met_to_one_step(
     summary = json.loads(capsys.readouterr().out)
     step = 0.0001 if summary["granularity"] == "weights" else 0.06  # a channel of 24 is a twenty-fourth of its layers
     assert 0.5 - step < summary["target"]["kept"] <= 0.5
-    if summary["granularity"] == "channels":
+    if cost == "bytes":
+        assert summary["target"]["dense"] == 4 * summary["dense"]["params"]  # the profile's words are 32 bits
+        assert summary["target"]["achieved"] <= summary["target"]["limit"] == 0.5 * summary["target"]["dense"]
+    if cost == "bytes" and summary["granularity"] == "channels":
+        assert summary["target"]["achieved"] == 4 * summary["sparse"]["params"]
+    elif cost == "bytes":
+        bitmaps = sum(row["total"] / 8 + 4 * row["kept"] for row in summary["densities"])
+        rest = summary["dense"]["params"] - summary["total"]
+        assert summary["target"]["achieved"] == pytest.approx(bitmaps + 4 * rest)
+        assert summary["target"]["storage"] == "bitmap"
+    elif summary["granularity"] == "channels":
         assert summary["sparse"][cost] == pytest.approx(summary["target"]["kept"] * summary["dense"][cost])
+
+
+@pytest.mark.parametrize(
+    ("method", "cost"),
+    [*((name, "macs") for name in SCHEDULES), ("gradual", "bytes"), ("iterative", "params"), ("one_shot", "energy_mj")],
+)
+def test_schedules_on_channels_meet_a_cost_to_one_block(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, cost: str
+) -> None:
+    asked = [f"sparsify.method={method}", f"sparsify.target={{{cost}: 0.5x}}", "sparsify.granularity=channels"]
+    arguments = [part for text in [*asked, "device.channel_multiple=2"] for part in ("--set", text)]
+    folder = tmp_path / "run"
+    assert main(["sparsify", str(write_config()), *arguments, *SHORT, "--out", str(folder), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    target, policy = summary["target"], summary["policy"]
+    assert 0.5 - 0.12 < target["kept"] <= 0.5  # two channels of 16 or 24 are at most an eighth of their layers
+    assert target["achieved"] <= target["limit"] == pytest.approx(0.5 * target["dense"])
+    priced = 4 * summary["sparse"]["params"] if cost == "bytes" else summary["sparse"][cost]
+    assert target["achieved"] == pytest.approx(priced)
+    assert all(kept % 2 == 0 for kept in policy.values())
+    masks = safetensors.torch.load_file(folder / "masks.safetensors")
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == policy
+    tuned = safetensors.torch.load_file(folder / "pruned.safetensors")
+    assert tuned["body.0.weight"].shape[:2] == (policy["body.0"], policy["stem.0"])
+    assert summary["finetuned"]["accuracy"] > 0.3  # a quarter by chance
 
 
 @pytest.mark.parametrize("method", ["hard_concrete", pytest.param("lottery", marks=pytest.mark.slow)])
@@ -120,7 +162,9 @@ def test_a_search_starts_from_the_learned_policy(write_config: WriteConfig, tmp_
     [
         (["sparsify.method=rigel"], "rigl"),
         (["sparsify.method=gradual", "sparsify.target={macs: 0.5x}"], "hard_concrete"),
-        (["sparsify.method=soft_threshold", "sparsify.target={params: 0.5x}"], "sparsity or macs"),
+        (["sparsify.method=soft_threshold", "sparsify.target={params: 0.5x}"], "sparsity, macs or bytes"),
+        (["sparsify.method=soft_threshold", "sparsify.target={bytes: 0.04x}"], "in bitmap storage"),
+        (["sparsify.method=soft_threshold", "sparsify.target={bytes: 30000}"], "(0, 28944]"),
         (["sparsify.method=hard_concrete", "sparsify.target={latency_ms: 0.5x}"], "sparsify.target.latency_ms"),
         (["sparsify.method=hard_concrete", "sparsify.target={sparsity: 0.95}"], "max_pruning_ratio"),
         (["sparsify.granularity=weights", "sparsify.method=slimming"], "a gate on channels"),

@@ -19,7 +19,7 @@ from amcsearch.costs.device import DeviceProfile, MemoryLevel
 from amcsearch.costs.energy import EnergyModel
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.budget import FeasibleSet, resolve_budget
-from amcsearch.search.energy_aware import EnergyAware, energy_of_groups
+from amcsearch.search.energy_aware import EnergyAware, energy_of_groups, exchange, restore
 from amcsearch.search.reward import RewardContext, bind
 from amcsearch.search.study import Study
 
@@ -116,8 +116,43 @@ def test_the_group_of_most_energy_goes_first_and_no_farther_than_the_budget_need
 def test_a_group_is_narrowed_as_far_as_the_tolerance_lets_it() -> None:
     """Each channel of ``late`` costs 0.01 nats: a tolerance of 0.055 lets five go."""
     study = study_of(40, "0.3x")
-    found = EnergyAware()._narrowed(study, study.space.dense, 1, 0.055)
+    hurts: dict[int, float] = {}
+    found = EnergyAware()._narrowed(study, study.space.dense, 1, 0.055, hurts)
     assert found.tolist() == [8, 195]
+    saved = study.grid.price(np.array([[8, 200], [8, 195]]))["energy_mj"]
+    assert hurts == {1: pytest.approx(0.05 / (saved[0] - saved[1]))}
+
+
+class Known:
+    """Loss by a table of what each removed channel costs."""
+
+    def __init__(self, **costs: float) -> None:
+        self.costs = costs
+
+    def map(self, policies):
+        for policy in policies:
+            loss = self.costs["early"] * (8 - policy["early"]) + self.costs["late"] * (200 - policy["late"])
+            yield Evaluation(float(np.exp(-loss)), loss, 0.0)
+
+
+def test_what_hurts_most_is_restored_and_what_hurts_least_pays() -> None:
+    """One early channel is a tenth of the energy, 162 late ones a twentieth: 0.162 nats are less than 1."""
+    study = study_of(8, "0.95x")
+    study._executor = Known(early=1.0, late=0.001)
+    kept = np.array([7, 200])
+    study.evaluate([study.network.policy(kept)])
+    row = exchange(study, kept, 0, {0: 1.0, 1: 0.001})
+    assert row is not None
+    assert row[0] == 8
+    assert study.feasible.contains(row[None, :])[0]
+    row[1] += 1
+    assert not study.feasible.contains(row[None, :])[0]  # no farther than the energy of the channel needs
+    assert exchange(study, kept, 1, {}) is None  # it is whole
+    restore(study, kept, {0: 1.0, 1: 0.001})
+    assert study.best is not None
+    assert dict(study.best.policy) == {"early": 8, "late": row[1] - 1}
+    assert len(study.trials) == 3  # the start, the exchange, and back, which does not pay
+    assert all(study.feasible.contains(_row(study, trial))[0] for trial in study.trials)
 
 
 def test_energy_that_nothing_predicts_is_said(synthetic) -> None:

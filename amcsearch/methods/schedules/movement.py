@@ -56,12 +56,16 @@ class MovementTopV(MaskSchedule):
         start, end = self.warmup * (plan.steps - 1), (1.0 - self.cooldown) * (plan.steps - 1)
         return 1.0 - cubic_sparsity(progress_between(step, start, end), 0.0, plan.sparsity)
 
+    def ranks(self, moment: Moment) -> dict[str, Tensor]:
+        """As ``MaskSchedule.ranks``: the movement so far, 0 before the first step."""
+        return {name: moment.memory.get(name, torch.zeros_like(weight)) for name, weight in moment.weights.items()}
+
     def masks(self, moment: Moment) -> Masks:
         """As ``MaskSchedule.masks``."""
+        before = self.ranks(moment)
         for name, weight in moment.weights.items():
-            before = moment.memory.get(name, torch.zeros_like(weight))
-            moment.memory[name] = accumulated(before, weight, moment.gradients[name], self.learning_rate)
-        scores = {name: moment.memory[name] for name in moment.weights}
+            moment.memory[name] = accumulated(before[name], weight, moment.gradients[name], self.learning_rate)
+        scores = self.ranks(moment)
         v = self.kept_at(moment.step, moment.plan)
         if v > 1.0 - moment.plan.sparsity:
             return {name: top_v(value, v) for name, value in scores.items()}
