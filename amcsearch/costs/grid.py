@@ -4,9 +4,10 @@ A layer's cost depends on a policy only through its two widths. Those move in fi
 one table over (steps off in_channels, steps off out_channels). All tables lie behind one another in one flat array:
 the address of layer l under policy p is
 
-    address[p, l] = base[l] + Σ_g removed_units[p, g] · stride[g, l]
+    address[l, p] = base[l] + Σ_g stride[l, g] · removed_units[g, p]
 
-which is one matrix product for the whole batch. Entries are asked of the cost models when first needed, once.
+A batch is priced table by table, so that the table at hand stays within the cache however many policies look it up.
+Entries are asked of the cost models when first needed, once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,11 @@ from numpy.typing import NDArray
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs.base import CostModel, JointCost, layer_costs
+from amcsearch.costs.distinct import distinct
 
 __all__ = ["CostGrid"]
 
-_CHUNK: Final = 8192  # policies a pass: addresses of 50 layers then stay within the cache
-_CHUNKS_A_BLOCK: Final = 16  # models are asked once for all that a block of chunks lacks: they like many widths at once
-_CLAIMED: Final = -1  # a slot that is about to be filled
+_BLOCK: Final = 2**17  # policies a pass: models are asked once for all that a pass lacks, and like many widths at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CostGrid:
         self._channels = np.array([group.channels for group in network.groups], dtype=np.int64)
         self._lay_out()
         # 0 in `_slots` means "not asked yet": fresh zero pages cost no memory until an entry is used
-        self._slots = np.zeros(self._ends[-1] if self._ends else 0, dtype=np.int32)
+        self._slots = np.zeros(self._bases[-1], dtype=np.int32)
         self._joint = {i: m for i, m in enumerate(self.models) if isinstance(m, JointCost) and m.has_joint}
         # one row a model, then two for each joint cost
         self._values = np.zeros((len(self.models) + 2 * len(self._joint), 1024), dtype=np.float64)
@@ -78,22 +78,19 @@ class CostGrid:
 
     def _lay_out(self) -> None:
         """Place one table for each distinct layer; identical layers with identical steps share it."""
-        places: dict[_WidthTable, int] = {}
+        numbers: dict[_WidthTable, int] = {}
         self._tables: list[_WidthTable] = []
-        self._ends: list[int] = []
-        bases, strides = [], []
+        self._layers: list[list[int]] = []  # of each table
+        self._strides: list[list[tuple[int, int]]] = []  # of each layer: groups, and addresses a removed unit of them
         for index, layer in enumerate(self.network.layers):
             table, stride = self._table_of(index, layer)
-            if table not in places:
-                places[table] = self._ends[-1] if self._ends else 0
+            if table not in numbers:
+                numbers[table] = len(self._tables)
                 self._tables.append(table)
-                self._ends.append(places[table] + table.size)
-            bases.append(places[table])
-            strides.append(stride)
-        shape = (len(self.network.layers), len(self.network.groups))
-        # float64 for the fast matrix product; whole numbers below 2⁵³ stay exact
-        self._bases = np.array(bases, dtype=np.float64)
-        self._strides = np.array(strides, dtype=np.float64).reshape(shape).T
+                self._layers.append([])
+            self._layers[numbers[table]].append(index)
+            self._strides.append([(g, int(stride[g])) for g in np.flatnonzero(stride).tolist()])
+        self._bases = np.cumsum([0, *(table.size for table in self._tables)]).tolist()
 
     def _table_of(self, index: int, layer: LayerSpec) -> tuple[_WidthTable, NDArray[np.int64]]:
         """Table of one layer, and what one removed unit of each group adds to the address, shape (G,)."""
@@ -113,14 +110,14 @@ class CostGrid:
             BadInputError: a count out of range or splitting a unit, or a layer a model cannot price.
         """
         prices = {model.name: np.full(len(kept), model.constant, dtype=np.float64) for model in self.models}
-        for start, slots in self._slot_chunks(kept):
-            stop = start + len(slots)
-            for values, price in zip(self._values, prices.values(), strict=False):
-                price[start:stop] += values.take(slots).sum(axis=1)
-            rows = iter(self._values[len(self.models) :])
-            for i, model in self._joint.items():
-                amounts = np.stack([next(rows).take(slots).sum(axis=1) for _ in range(2)], axis=1)
-                prices[self.names[i]][start:stop] += model.joint(amounts)
+        amounts = {i: np.zeros((2, len(kept))) for i in self._joint}
+        sums = [*prices.values(), *(row for pair in amounts.values() for row in pair)]
+        for policies, _, slots in self._looked_up(kept):
+            for values, total in zip(self._values, sums, strict=True):
+                for own in slots:
+                    total[policies] += values.take(own)
+        for i, model in self._joint.items():
+            prices[self.names[i]] += model.joint(amounts[i].T)
         return prices
 
     def price_layers(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -131,9 +128,9 @@ class CostGrid:
         """
         shape = (len(kept), len(self.network.layers))
         prices = {name: np.empty(shape, dtype=np.float64) for name in self.names}
-        for start, slots in self._slot_chunks(kept):
+        for policies, layers, slots in self._looked_up(kept):
             for values, price in zip(self._values, prices.values(), strict=False):
-                price[start : start + len(slots)] = values.take(slots)
+                price[policies, layers] = values.take(slots).T
         return prices
 
     def cost(self, policy: PruningPolicy) -> Cost:
@@ -145,27 +142,32 @@ class CostGrid:
         prices = self.price(self.network.kept_array(policy)[None, :])
         return Cost(**{name: float(price[0]) for name, price in prices.items()})
 
-    def _slot_chunks(self, kept: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int32]]]:
-        """Columns of ``_values`` for a batch, in pieces: (first policy, slots (p, L)). Missing entries are filled."""
+    def _looked_up(self, kept: NDArray[np.int64]) -> Iterator[tuple[slice, list[int], NDArray[np.int32]]]:
+        """Columns of ``_values`` for a batch, table by table: policies, layers, slots (layers, policies).
+
+        Missing entries are filled.
+        """
         self._check(kept)
-        starts = range(0, len(kept), _CHUNK)
-        for block in range(0, len(starts), _CHUNKS_A_BLOCK):
-            own = starts[block : block + _CHUNKS_A_BLOCK]
-            addresses = [self._addresses(kept[start : start + _CHUNK]) for start in own]
-            self._fill(np.concatenate([self._claimed(chunk) for chunk in addresses]))
-            for start, chunk in zip(own, addresses, strict=True):
-                yield start, self._slots.take(chunk)
+        for start in range(0, len(kept), _BLOCK):
+            policies = slice(start, start + _BLOCK)
+            removed_units = np.ascontiguousarray(((self._channels - kept[policies]) // self._units).T)
+            for t, layers in enumerate(self._layers):
+                entries = np.zeros((len(layers), removed_units.shape[1]), dtype=np.int64)
+                for own, layer in zip(entries, layers, strict=True):
+                    for group, stride in self._strides[layer]:
+                        own += stride * removed_units[group]
+                yield policies, layers, self._slots_of(t, entries)
 
-    def _addresses(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places of kept counts (p, G) in ``_slots``, (p, L)."""
-        removed_units = (self._channels - kept) // self._units
-        return (self._bases + removed_units.astype(np.float64) @ self._strides).astype(np.int64)
-
-    def _claimed(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those among addresses that no model was asked for yet, each once, and from now on not again."""
-        lacking = np.unique(addresses[self._slots.take(addresses) == 0])
-        self._slots[lacking] = _CLAIMED
-        return lacking
+    def _slots_of(self, t: int, entries: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Slots of entries of a table, of any shape, those that no model was asked for yet filled first."""
+        own = self._slots[self._bases[t] : self._bases[t + 1]]
+        slots = own.take(entries)
+        missing = slots == 0
+        if not missing.any():
+            return slots
+        lacking = distinct(entries[missing], len(own))
+        own[lacking] = self._asked(self._tables[t], lacking)
+        return own.take(entries)
 
     def _check(self, kept: NDArray[np.int64]) -> None:
         if kept.ndim != 2 or kept.shape[1] != len(self._channels):
@@ -179,28 +181,17 @@ class CostGrid:
                 f"from {group.unit} to {group.channels}"
             )
 
-    def _fill(self, addresses: NDArray[np.int64]) -> None:
-        """Ask every model for the claimed entries at ``addresses`` and remember them, or give up the claim."""
-        try:
-            self._ask(addresses)
-        finally:
-            self._slots[addresses[self._slots[addresses] == _CLAIMED]] = 0
-
-    def _ask(self, addresses: NDArray[np.int64]) -> None:
-        needed = self._used + len(addresses)
-        if needed > self._values.shape[1]:
-            grown = np.zeros((len(self._values), max(needed, 2 * self._values.shape[1])), dtype=np.float64)
-            grown[:, : self._used] = self._values[:, : self._used]
+    def _asked(self, table: _WidthTable, entries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ask every model for entries (E,) of a table: their slots (E,)."""
+        first, end = self._used, self._used + len(entries)
+        if end > self._values.shape[1]:
+            grown = np.zeros((len(self._values), max(end, 2 * self._values.shape[1])), dtype=np.float64)
+            grown[:, :first] = self._values[:, :first]
             self._values = grown
-        of_table = np.searchsorted(self._ends, addresses, side="right")
-        for t in np.unique(of_table).tolist():
-            chosen = addresses[of_table == t]
-            table = self._tables[t]
-            widths = table.widths(chosen - (self._ends[t] - table.size))
-            first, end = self._used, self._used + len(chosen)
-            for values, model in zip(self._values, self.models, strict=False):
-                values[first:end] = layer_costs(model, table.layer, *widths)
-            for row, joint in zip(range(len(self.models), len(self._values), 2), self._joint.values(), strict=True):
-                self._values[row : row + 2, first:end] = joint.layer_amounts(table.layer, *widths).T
-            self._slots[chosen] = np.arange(first, end)
-            self._used = end
+        widths = table.widths(entries)
+        for values, model in zip(self._values, self.models, strict=False):
+            values[first:end] = layer_costs(model, table.layer, *widths)
+        for row, joint in zip(range(len(self.models), len(self._values), 2), self._joint.values(), strict=True):
+            self._values[row : row + 2, first:end] = joint.layer_amounts(table.layer, *widths).T
+        self._used = end
+        return np.arange(first, end)

@@ -12,7 +12,6 @@
 4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,24 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from amcsearch.core import LayerSpec
 from amcsearch.costs.latency_table import (
     KNOTS_MIB,
     KernelModel,
     Observation,
     Residency,
-    Signature,
     is_plain,
-    signature,
     weight_mib,
 )
+from amcsearch.runtime.left_out import FOLDS, Folds, LeftOut
 from amcsearch.runtime.measured import MeasuredVariant
 from amcsearch.runtime.node_calibration import NodeCalibration, fit_nodes, inside_ms
 
 __all__ = ["Calibration", "calibrate", "observe"]
 
 NODE_MULTIPLES: Final = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)  # of the profiler's own time, tried while they gain
-FOLDS: Final = 6
 SMOOTHINGS: Final = (0.1, 1.0, 10.0)
 ROUNDS: Final = 3
 FACTOR_BOUNDS: Final = (0.5, 2.0)
@@ -69,7 +65,7 @@ class Calibration:
 
 def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, float]:
     """Weights of the layers whose kernels stream them, by layer, in MiB."""
-    by_layer = variant.kernels_by_layer()
+    by_layer = variant.kernels_by_layer
     streaming = [layer for layer in variant.layers if not any(map(is_plain, by_layer.get(layer.name, ())))]
     return {layer.name: weight_mib(layer, weight_bytes) for layer in streaming}
 
@@ -79,7 +75,7 @@ def observe(
 ) -> list[Observation]:
     """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
     times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), inside_ms(variant, overhead_ms))
-    by_layer = variant.kernels_by_layer()
+    by_layer = variant.kernels_by_layer
     streamed = _streamed_mib(variant, weight_bytes)
     total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
     extra = float(residency.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
@@ -98,41 +94,8 @@ def observe(
     return found
 
 
-@dataclass(frozen=True)
-class _LeftOut:
-    """Predictions of variants by models that never saw them, before calibration."""
-
-    sums: Array  # (V, families), ms
-    far: Array  # (V,), root of the sum of (ms · octaves)²
-
-
-def _left_out(
-    observed: Sequence[Sequence[Observation]],
-    families: Mapping[str, int],
-    folds: NDArray[np.int64],
-    block: int,
-    smoothing: float,
-) -> _LeftOut:
-    sums, squares = np.zeros((len(observed), len(families))), np.zeros(len(observed))
-    for fold in range(int(folds.max()) + 1):
-        rest = [one for v, variant in enumerate(observed) if folds[v] != fold for one in variant]
-        model = KernelModel(rest, block, smoothing)
-        alike: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
-        for v in np.flatnonzero(folds == fold).tolist():
-            for one in observed[v]:
-                alike[signature(one.layer)].append((v, one.layer))
-        for group in alike.values():
-            at, layer = np.array([v for v, _ in group]), group[0][1]
-            widths = np.array([(one.in_channels, one.out_channels) for _, one in group])
-            octaves = model.octaves_at(layer, widths)
-            for kernel, (ms, _) in (model.times_at(layer, widths) or {}).items():
-                np.add.at(sums[:, families[kernel]], at, ms)
-                np.add.at(squares, at, (ms * octaves[kernel]) ** 2)
-    return _LeftOut(sums, np.sqrt(squares))
-
-
 def _fit_whole(
-    left: _LeftOut, weights_mib: Array, whole: Array, overhead_ms: float
+    left: LeftOut, weights_mib: Array, whole: Array, overhead_ms: float
 ) -> tuple[Array, float, Residency, Array]:
     """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants.
 
@@ -188,13 +151,13 @@ def calibrate(
         residency = like or Residency({})
         return Calibration(nodes, SMOOTHINGS[0], overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
     fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
-    best = fit.fitted(nodes, SMOOTHINGS[0], rounds=1)
+    best, models = fit.first(nodes)
     for multiple in NODE_MULTIPLES[1:]:
-        found = fit.fitted(NodeCalibration(nodes.scale, multiple * nodes.node_ms), SMOOTHINGS[0], rounds=1)
+        found, others = fit.first(NodeCalibration(nodes.scale, multiple * nodes.node_ms))
         if _error(found) >= _error(best):
             break
-        best = found
-    return min((fit.fitted(best.nodes, smoothing, ROUNDS) for smoothing in SMOOTHINGS), key=_error)
+        best, models = found, others
+    return min((fit.fitted(best.nodes, smoothing, models) for smoothing in SMOOTHINGS), key=_error)
 
 
 def _error(found: Calibration) -> float:
@@ -208,11 +171,10 @@ class _Fit:
     def __init__(
         self, variants: Sequence[MeasuredVariant], overhead_ms: float, block: int, weight_bytes: int, seed: int
     ) -> None:
-        self._variants, self._overhead_ms, self._block, self._bytes = variants, overhead_ms, block, weight_bytes
+        self._variants, self._overhead_ms, self._bytes = variants, overhead_ms, weight_bytes
         self._whole = np.array([variant.latency_ms for variant in variants])
-        self._folds = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
-        names = sorted({run.kernel for variant in variants for run in variant.kernels})
-        self._families = {name: i for i, name in enumerate(names)}
+        self._kernels = sorted({run.kernel for variant in variants for run in variant.kernels})
+        self._folds = Folds(variants, self._kernels, block, seed)
         self._weights_mib = np.array(
             [
                 (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
@@ -220,19 +182,30 @@ class _Fit:
             ]
         )
 
-    def fitted(self, nodes: NodeCalibration, smoothing: float, rounds: int) -> Calibration:
-        """Fit with what the profiler takes and a smoothing given, residency refined in so many rounds."""
-        residency = Residency({})
-        for _ in range(rounds):
-            observed = [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
-            left = _left_out(observed, self._families, self._folds, self._block, smoothing)
-            before = residency
-            factors, constant_ms, residency, residuals = _fit_whole(
-                left, self._weights_mib, self._whole, self._overhead_ms
-            )
-            if not residency.slopes and not before.slopes:
+    def first(self, nodes: NodeCalibration) -> tuple[Calibration, list[KernelModel]]:
+        """One round of the least smoothing with what the profiler takes given, and the models of its folds."""
+        models = self._models(nodes, Residency({}))
+        return self._round(nodes, SMOOTHINGS[0], models), models
+
+    def fitted(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
+        """Fit with a smoothing given, residency refined in ``ROUNDS``; ``models`` are those of the first."""
+        before, found = Residency({}), self._round(nodes, smoothing, models)
+        for _ in range(ROUNDS - 1):
+            if not found.residency.slopes and not before.slopes:
                 break
+            before = found.residency
+            found = self._round(nodes, smoothing, self._models(nodes, before))
+        return found
+
+    def _models(self, nodes: NodeCalibration, residency: Residency) -> list[KernelModel]:
+        return self._folds.models(
+            [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
+        )
+
+    def _round(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
+        left = self._folds.left_out([model.smoothed(smoothing) for model in models])
+        factors, constant_ms, residency, residuals = _fit_whole(left, self._weights_mib, self._whole, self._overhead_ms)
         floor, octave = _fit_sigma(residuals, left.far / self._whole)
-        by_name = {name: float(factor) for name, factor in zip(self._families, factors, strict=True)}
+        by_name = {name: float(factor) for name, factor in zip(self._kernels, factors, strict=True)}
         errors = tuple(map(float, residuals))
         return Calibration(nodes, smoothing, constant_ms, by_name, residency, floor, octave, errors)

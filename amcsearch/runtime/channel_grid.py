@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from amcsearch.core import NetworkSpec, PruningPolicy
+from amcsearch.core import NetworkSpec
 from amcsearch.costs.compute import Macs
 from amcsearch.costs.latency_table import LatencyTable
 from amcsearch.runtime.variants import neighbour_pairs
@@ -50,11 +50,6 @@ def accepted_multiple(coarsest: int, steps: list[GridStep]) -> int:
     return multiple
 
 
-def _macs(network: NetworkSpec, policy: PruningPolicy) -> float:
-    model = Macs()
-    return sum(model.layer_cost(layer) for layer in network.with_channels(policy).layers)
-
-
 def grid_steps(table: LatencyTable, network: NetworkSpec, coarsest: int, seed: int = 0) -> list[GridStep]:
     """Price every step from ``coarsest`` down to 1; steps that the network's groups cannot tell apart are left out."""
     rng = np.random.default_rng(seed)
@@ -63,8 +58,9 @@ def grid_steps(table: LatencyTable, network: NetworkSpec, coarsest: int, seed: i
     while multiple >= 1:
         policies = [policy for pair in neighbour_pairs(network, PAIRS, multiple, rng) for policy in pair]
         if policies:
-            ms = np.array([table.predict(network.with_channels(policy).layers) for policy in policies]).reshape(-1, 2)
-            macs = np.array([_macs(network, policy) for policy in policies]).reshape(-1, 2)
+            layers = [network.with_channels(policy).layers for policy in policies]
+            ms = table.predict_all(layers).reshape(-1, 2)
+            macs = np.array([sum(map(Macs().layer_cost, one)) for one in layers]).reshape(-1, 2)
             saved = 1.0 - np.stack([macs[:, 0] / macs[:, 1], ms[:, 0] / ms[:, 1]])
             steps.append(GridStep(multiple, *(float(np.median(row)) for row in saved)))
         multiple //= 2

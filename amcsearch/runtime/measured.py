@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class MeasuredVariant:
         """Median of the passes: one that was disturbed throughout does not count."""
         return float(np.median(self.passes_ms))
 
+    @cached_property
     def kernels_by_layer(self) -> Mapping[str, Mapping[str, Sequence[int]]]:
         """Layer name → kernel → positions in ``kernels``."""
         found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

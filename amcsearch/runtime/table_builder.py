@@ -86,7 +86,7 @@ def prediction_errors(table: LatencyTable, variants: Sequence[MeasuredVariant]) 
     timed = [variant for variant in variants if variant.passes_ms]
     if not timed:
         return None
-    predicted = np.array([table.predict(variant.layers) for variant in timed])
+    predicted = table.predict_all([variant.layers for variant in timed])
     return accuracy(predicted, [variant.passes_ms for variant in timed])
 
 
@@ -168,7 +168,8 @@ def _centred(table: LatencyTable, name: str, variants: Sequence[MeasuredVariant]
     Calibration saw predictions of variants that were left out. Those lie further from measurements, err upwards more
     than downwards where a network is small, and so leave the whole some percent too fast.
     """
-    factor = float(np.median([v.latency_ms / table.predict(v.layers) for v in variants]))
+    predicted = table.predict_all([variant.layers for variant in variants])
+    factor = float(np.median([variant.latency_ms for variant in variants] / predicted))
     entry = dict(table.networks[name])
     entry["constant_ms"] *= factor
     entry["residency"] = {knot: factor * slope for knot, slope in entry["residency"].items()}
@@ -191,7 +192,7 @@ def with_entry(table: LatencyTable, name: str, more: Mapping[str, Any]) -> Laten
 
 def _lowered(variant: MeasuredVariant) -> list[Observation]:
     """Kernels of a variant that was optimised but never timed."""
-    by_layer = variant.kernels_by_layer()
+    by_layer = variant.kernels_by_layer
 
     def kernels(layer: LayerSpec) -> dict[str, tuple[float, float | None]]:
         return {kernel: (float(len(at)), None) for kernel, at in by_layer.get(layer.name, {}).items()}

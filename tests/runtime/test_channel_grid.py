@@ -23,10 +23,10 @@ def test_the_descent_ends_at_the_first_refusal():
 def device_that_pads_to(width, block):
     """Latency in proportion to the hidden width rounded up."""
 
-    def predict(layers):
-        return float(-(-layers[0].out_channels // width) * width)
+    def predict_all(variants):
+        return np.array([float(-(-layers[0].out_channels // width) * width) for layers in variants])
 
-    return SimpleNamespace(provenance={"nchwc_block": block}, predict=predict)
+    return SimpleNamespace(provenance={"nchwc_block": block}, predict_all=predict_all)
 
 
 @pytest.mark.parametrize(("block", "width"), [(16, 4), (8, 4), (0, 4), (16, 16), (16, 1)])

@@ -179,7 +179,7 @@ def test_integer_kernels_are_families_of_their_own_and_belong_to_their_layers(me
     _, building, held_out = measured_variants(measured, "small")
     assert len(held_out) == 3
     for variant in building:
-        kernels = variant.kernels_by_layer()
+        kernels = variant.kernels_by_layer
         assert set(kernels) == {"stem", "up", "down", "head"}
         for layer in ("stem", "up", "down"):
             assert sum(len(at) for kernel, at in kernels[layer].items() if "QLinearConv" in kernel) == 1

@@ -1,6 +1,7 @@
 """Latency tables: rows measured on a device, and the model between them."""
 
-from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime, Observation
+from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
+from amcsearch.costs.latency_table.observation import Observation
 from amcsearch.costs.latency_table.residency import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
 from amcsearch.costs.latency_table.rows import (
     COLUMNS,
@@ -16,7 +17,7 @@ from amcsearch.costs.latency_table.rows import (
     row_key,
     write_rows,
 )
-from amcsearch.costs.latency_table.signature import Signature, signature
+from amcsearch.costs.latency_table.signature import Signature, by_signature, signature
 from amcsearch.costs.latency_table.table import COMPARED, LatencyTable, fingerprint
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Residency",
     "RowKey",
     "Signature",
+    "by_signature",
     "bytes_a_weight",
     "fingerprint",
     "is_plain",

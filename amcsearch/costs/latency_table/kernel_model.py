@@ -7,22 +7,26 @@ doubt the more distant they are (``families``). Relatives are all that was measu
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.costs.latency_table.fit import Fit
 from amcsearch.costs.latency_table.lowering import Lowering
+from amcsearch.costs.latency_table.observation import Observation, families, points_of
+from amcsearch.costs.latency_table.points import Groups, Points
+from amcsearch.costs.latency_table.residency import is_plain
 from amcsearch.costs.latency_table.signature import Signature, sibling, signature
 from amcsearch.costs.latency_table.surface import AnySurface, CorrectedSurface, Surface
-from amcsearch.costs.latency_table.terms import Fit, Point
 from amcsearch.costs.latency_table.tiling import Tiling, refined_tiling
+from amcsearch.costs.latency_table.width_grid import WidthGrid
 
-__all__ = ["BLOCKED", "KernelModel", "KernelTime", "Observation", "families"]
+__all__ = ["BLOCKED", "KernelModel", "KernelTime"]
 
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
 Array = NDArray[np.float64]
@@ -33,44 +37,12 @@ _TILING_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """A layer as the runtime ran it: kernel → (how many a layer, ms each); ms is None where nothing was timed.
-
-    Both are means over ``places``, the layers of these shapes that were seen.
-    """
-
-    layer: LayerSpec
-    kernels: Mapping[str, tuple[float, float | None]]
-    places: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class KernelTime:
     """Predicted time of one kernel of a layer, all its copies together, and how far from a measurement it lies."""
 
     kernel: str
     ms: float
     octaves: float
-
-
-def _operator(kernel: str) -> str:
-    """``ms.FusedConv+Relu`` → ``Conv``: what a kernel computes, wherever and whatever is fused to it."""
-    return kernel.split("+")[0].rpartition(".")[2].removeprefix("Fused")
-
-
-def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
-    """Ever larger sets of measurements that a kernel of a layer belongs to, the nearest relatives first.
-
-    The kernel in layers of this signature; in layers of this kind; any kernel of its operator in these, and in all
-    layers; any kernel of layers of this kind; and all there are.
-    """
-    kind = (layer.kind, layer.is_depthwise)
-    yield signature(layer), kernel
-    yield kind, kernel
-    yield kind, _operator(kernel), "any variety"
-    yield _operator(kernel)
-    yield kind
-    yield None
 
 
 def _alike(layer: LayerSpec) -> list[LayerSpec]:
@@ -91,29 +63,51 @@ class KernelModel:
 
     def __init__(
         self,
-        observations: Iterable[Observation],
+        observations: Sequence[Observation],
         block: int,
         noise: float = 0.0,
         everything: "KernelModel | None" = None,
     ) -> None:
-        self._everything = everything
+        self._block, self._noise, self._everything = block, noise, everything
+        self._keys = [signature(one.layer) for one in observations]
         seen: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
-        self._timed: dict[tuple[Signature, str], list[Point]] = defaultdict(list)
-        for one in observations:
-            key = signature(one.layer)
+        for key, one in zip(self._keys, observations, strict=True):
             counts = {kernel: count for kernel, (count, _) in one.kernels.items()}
             seen[key].append((one.layer, counts, one.places))
-            for kernel, (count, ms) in one.kernels.items():
-                if ms is not None:
-                    self._timed[key, kernel].append((one.layer, ms, one.places * count))
         known: dict[Signature, Lowering] = {} if everything is None else everything._lowerings
         self._lowerings: dict[Signature, Lowering] = known | {
             key: Lowering(layers, block, known.get(key)) for key, layers in seen.items()
         }
-        self._noise = noise
-        self._tiling = self._fitted(Tiling(max(block, 1)))
-        self._surfaces: dict[tuple[Hashable, Tiling], Surface] = {}
+        self._groups: dict[Hashable, Groups] = {}  # of points, which depend on shapes alone
+        self._learn(observations)
+
+    def _learn(self, observations: Sequence[Observation]) -> None:
+        """Take the times of observations in place of those before."""
+        self._timed = points_of(observations, self._keys)
+        self._relatives: dict[Hashable, list[Points]] = defaultdict(list)
+        for (_, kernel), (layer, points) in self._timed.items():
+            for family in families(layer, kernel):
+                self._relatives[family].append(points)
+        self._tiling = self._fitted(Tiling(max(self._block, 1)))
+        self._fits: dict[Hashable, Fit] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._surfaces: dict[tuple[Hashable, int], Surface] = {}
         self._asked: dict[tuple[Signature, str], tuple[AnySurface | None, float]] = {}
+
+    def retimed(self, observations: Sequence[Observation]) -> "KernelModel":
+        """A model of the same layers and kernels at other times, for which their kernels are not learnt again."""
+        other = copy(self)
+        other._learn(observations)
+        return other
+
+    def smoothed(self, noise: float) -> "KernelModel":
+        """This model with another noise, for which nothing is fitted again."""
+        other = copy(self)
+        other._noise = noise
+        other._forget()
+        return other
 
     def times(self, layer: LayerSpec) -> tuple[KernelTime, ...] | None:
         """Kernels of a layer with their times; None if nothing like it was ever seen."""
@@ -141,6 +135,21 @@ class KernelModel:
             found[kernel] = (ms, count)
         return found
 
+    def summed_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]] | None:
+        """``times_at`` of all kernels together, and whether one of them is plain: (ms (L,), (L,))."""
+        known = self._known(signature(layer))
+        if known is None:
+            return None
+        if not layer.is_depthwise:
+            grid = WidthGrid(layer, widths, self._lowerings[known])
+            if grid.is_dense:
+                return grid.summed(lambda layer, kernel: self._surface(layer, kernel)[0])
+        ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=np.bool_)
+        for kernel, (own_ms, count) in (self.times_at(layer, widths) or {}).items():
+            ms += own_ms
+            plain |= is_plain(kernel) & (count > 0)
+        return ms, plain
+
     def octaves_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, Array]:
         """Distances from what was measured, (L,), of every kernel of ``times_at``."""
         known = self._known(signature(layer))
@@ -160,12 +169,12 @@ class KernelModel:
     def _fitted(self, tiling: Tiling) -> Tiling:
         """The tiling that the blocked convolutions among the points agree on."""
         convolutions = [
-            points
-            for (_, kernel), points in self._timed.items()
-            if kernel.startswith(f"{BLOCKED}Conv") and len(points) >= _TILING_POINTS and not points[0][0].is_depthwise
+            (points, self._grouped(key, points, tiling))
+            for key, (layer, points) in self._timed.items()
+            if key[1].startswith(f"{BLOCKED}Conv") and len(points) >= _TILING_POINTS and not layer.is_depthwise
         ]
         for _ in range(_TILING_ROUNDS if tiling.block > 1 else 0):
-            works = [Fit(points, tiling).set_work() for points in convolutions]
+            works = [Fit(points, tiling, groups).set_work() for points, groups in convolutions]
             tiling = refined_tiling(tiling, [work for work in works if work is not None])
         return tiling
 
@@ -177,40 +186,41 @@ class KernelModel:
         return self._asked[key]
 
     def _made_surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
-        own = self._timed.get((signature(layer), kernel), [])
-        tiling, everything = self._tiling_of(kernel), self._everything
-        if len(own) < _ENOUGH_POINTS:
-            related, doubt = (
-                everything._surface(layer, kernel) if everything else self._related(layer, kernel, len(own))
-            )
-            if not own:
+        _, own = self._timed.get((signature(layer), kernel), (layer, None))
+        tiling, everything, points = self._tiling_of(kernel), self._everything, 0 if own is None else len(own)
+        if points < _ENOUGH_POINTS:
+            related, doubt = everything._surface(layer, kernel) if everything else self._related(layer, kernel, points)
+            if own is None:
                 return related, doubt
             if related is not None:
-                return CorrectedSurface(own, related, tiling, self._noise), 0.0
-        return Surface(own, tiling, self._noise), 0.0
+                return CorrectedSurface(layer, own, related, tiling, self._noise), 0.0
+        assert own is not None
+        return Surface(self._fit((signature(layer), kernel), own, tiling), self._noise), 0.0
+
+    def _fit(self, key: Hashable, points: Points, tiling: Tiling) -> Fit:
+        if key not in self._fits:
+            self._fits[key] = Fit(points, tiling, self._grouped(key, points, tiling))
+        return self._fits[key]
+
+    def _grouped(self, key: Hashable, points: Points, tiling: Tiling) -> Groups:
+        if key not in self._groups:
+            self._groups[key] = points.groups(tiling)
+        return self._groups[key]
 
     def _related(self, layer: LayerSpec, kernel: str, own: int) -> tuple[AnySurface | None, float]:
         """The surface of the nearest relatives with more than ``own`` points, and the doubt for their distance."""
         tiling = self._tiling_of(kernel)
         for steps, family in enumerate(families(layer, kernel)):
-            points = self._relatives.get(family, [])
-            if len(points) > own:
-                if (family, tiling) not in self._surfaces:
-                    self._surfaces[family, tiling] = Surface(points, tiling, self._noise)
-                return self._surfaces[family, tiling], steps * _STRANGER
+            parts = self._relatives.get(family, [])
+            if sum(map(len, parts)) > own:
+                key = (family, tiling.block)
+                if key not in self._surfaces:
+                    self._surfaces[key] = Surface(self._fit(key, Points.joined(parts), tiling), self._noise)
+                return self._surfaces[key], steps * _STRANGER
         return None, 0.0
 
     def _tiling_of(self, kernel: str) -> Tiling:
         return self._tiling if kernel.startswith(BLOCKED) else Tiling()
-
-    @cached_property
-    def _relatives(self) -> Mapping[Hashable, list[Point]]:
-        """Everything that was timed, by family."""
-        found: dict[Hashable, list[Point]] = defaultdict(list)
-        for (_, kernel), points in self._timed.items():
-            for family in families(points[0][0], kernel):
-                found[family] += points
-        return found
 
     def _time(self, layer: LayerSpec, kernel: str, count: float) -> KernelTime:
         surface, doubt = self._surface(layer, kernel)

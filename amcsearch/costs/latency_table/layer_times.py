@@ -13,6 +13,7 @@ from amcsearch.costs.latency_table.signature import keeps_signature
 
 __all__ = ["LayerTimes"]
 
+_NOTHING: Final = np.empty((3, 0))
 _FOLDED: Final = frozenset({LayerKind.BATCH_NORM, LayerKind.PARAMETER})
 
 
@@ -27,7 +28,11 @@ class LayerTimes:
     def __init__(self, model: KernelModel, weight_bytes: int) -> None:
         self._model, self._bytes = model, weight_bytes
         self._times: dict[LayerSpec, tuple[KernelTime, ...]] = {}
-        self._last: tuple[tuple[LayerSpec, bytes] | None, NDArray[np.float64]] = (None, np.empty((0, 3)))
+        self._last: tuple[LayerSpec | None, NDArray[np.int64], NDArray[np.float64]] = (
+            None,
+            np.empty((0, 2), dtype=np.int64),
+            _NOTHING,
+        )
 
     def knows(self, layer: LayerSpec) -> bool:
         """Whether layers that differ from this one in widths alone were measured."""
@@ -58,7 +63,7 @@ class LayerTimes:
     def priced(
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Milliseconds and amounts, (L, 3), of a layer at many widths (L,).
+        """Milliseconds and both amounts, (3, L), of a layer at many widths (L,).
 
         The last answer is remembered, for times and amounts are asked for in turn.
 
@@ -66,29 +71,27 @@ class LayerTimes:
             BadInputError: as ``times``.
         """
         widths = np.stack([in_channels, out_channels], axis=1)
-        key = (layer, widths.tobytes())
-        if self._last[0] != key:
-            found = np.empty((len(widths), 3))
+        if self._last[0] != layer or not np.array_equal(self._last[1], widths):
+            found = np.empty((3, len(widths)))
             alike = keeps_signature(layer, widths)
             for at in np.flatnonzero(~alike).tolist():
                 one = layer.resized(*widths[at].tolist())
-                found[at] = (sum(time.ms for time in self.times(one)), *self.amounts(one))
-            if alike.any():
-                found[alike] = self._priced_alike(layer.resized(*widths[alike][0].tolist()), widths[alike])
-            self._last = (key, found)
-        return self._last[1]
+                found[:, at] = (sum(time.ms for time in self.times(one)), *self.amounts(one))
+            if alike.all() and len(widths):
+                found = self._priced_alike(layer, widths)
+            elif alike.any():
+                found[:, alike] = self._priced_alike(layer.resized(*widths[alike][0].tolist()), widths[alike])
+            self._last = (layer, widths, found)
+        return self._last[2]
 
     def _priced_alike(self, layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.float64]:
         """As ``priced`` for widths (L, 2) that keep the layer's signature."""
-        times = self._model.times_at(layer, widths)
-        if times is None:
+        found = self._model.summed_at(layer, widths)
+        if found is None:
             _check_folded(layer)
-        ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=bool)
-        for kernel, (own_ms, count) in (times or {}).items():
-            ms += own_ms
-            plain |= is_plain(kernel) & (count > 0)
+        ms, plain = found or (np.zeros(len(widths)), np.zeros(len(widths), dtype=np.bool_))
         mib = weight_mib_at(layer, self._bytes, widths)
-        return np.stack([ms, mib, np.where(plain, 0.0, mib)], axis=1)
+        return np.stack([ms, mib, np.where(plain, 0.0, mib)])
 
 
 def _check_folded(layer: LayerSpec) -> None:

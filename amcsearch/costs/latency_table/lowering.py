@@ -9,11 +9,13 @@ other networks are asked where they have clearly more in common.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec
+from amcsearch.costs.distinct import distinct_places
 
 __all__ = ["Lowering"]
 
@@ -44,8 +46,11 @@ class Lowering:
         self._steps = tuple(steps)
         totals: dict[tuple[bool, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         times: dict[tuple[bool, ...], int] = defaultdict(int)
-        for layer, kernels, places in seen:
-            features = self._features(layer)
+        widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in seen], dtype=np.int64)
+        classes = self.classes(widths).tolist()
+        properties = {number: self._properties(number) for pair in classes for number in pair}
+        for (c_in, c_out), (_, kernels, places) in zip(classes, seen, strict=True):
+            features = properties[c_in] + properties[c_out]
             times[features] += places
             for kernel, count in kernels.items():
                 totals[features][kernel] += places * count
@@ -55,10 +60,8 @@ class Lowering:
         self._known: dict[tuple[bool, ...], Mapping[str, float]] = {}
 
     def _features(self, layer: LayerSpec) -> tuple[bool, ...]:
-        found: list[bool] = []
-        for width in (layer.in_channels, layer.out_channels):
-            found += [width < self._steps[-1], *(width % step == 0 for step in self._steps)]
-        return tuple(found)
+        c_in, c_out = self.classes(np.array([layer.in_channels, layer.out_channels])).tolist()
+        return self._properties(c_in) + self._properties(c_out)
 
     def kernels(self, layer: LayerSpec) -> Mapping[str, float]:
         """How many of each kernel a layer of this signature becomes, on average."""
@@ -66,14 +69,32 @@ class Lowering:
 
     def counts(self, widths: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """As ``kernels`` for many widths (in, out), (L, 2): how many of each kernel at each of them, (L,)."""
-        steps = np.array(self._steps)
-        at = [np.column_stack([width < steps[-1], width[:, None] % steps == 0]) for width in widths.T]
-        features = np.concatenate(at, axis=1)
-        codes = features @ (1 << np.arange(features.shape[1], dtype=np.int64))
-        _, first, place = np.unique(codes, return_index=True, return_inverse=True)
-        found = [self._nearest(tuple(row)) for row in features[first].tolist()]
+        (rows, at_in), (columns, at_out) = (distinct_places(self.classes(width)) for width in widths.T)
+        both, place = distinct_places(at_in * len(columns) + at_out)
+        pairs = [(int(rows[one // len(columns)]), int(columns[one % len(columns)])) for one in both.tolist()]
+        return {name: count[place] for name, count in self._by_class(pairs).items()}
+
+    def classes(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Properties of widths of any shape, a number each: twice how many steps divide it, 1 more below a block."""
+        found = (widths < self._steps[-1]).astype(np.int64)
+        for step in self._steps:
+            found += 2 * (widths % step == 0)
+        return found
+
+    def counts_by_class(self, c_in: NDArray[np.int64], c_out: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """How many of each kernel at every pair of ``classes`` (A,), (B,): (A, B)."""
+        pairs = list(product(c_in.tolist(), c_out.tolist()))
+        shape = (len(c_in), len(c_out))
+        return {name: count.reshape(shape) for name, count in self._by_class(pairs).items()}
+
+    def _by_class(self, pairs: Sequence[tuple[int, int]]) -> dict[str, NDArray[np.float64]]:
+        """How many of each kernel at pairs of classes (in, out): (C,) each."""
+        found = [self._nearest(self._properties(c_in) + self._properties(c_out)) for c_in, c_out in pairs]
         names = dict.fromkeys(name for kernels in found for name in kernels)
-        return {name: np.array([kernels.get(name, 0.0) for kernels in found])[place] for name in names}
+        return {name: np.array([kernels.get(name, 0.0) for kernels in found]) for name in names}
+
+    def _properties(self, number: int) -> tuple[bool, ...]:
+        return number % 2 == 1, *(step < number // 2 for step in range(len(self._steps)))
 
     def _distance(self, features: tuple[bool, ...]) -> NDArray[np.int64]:
         """Properties in which every row differs."""

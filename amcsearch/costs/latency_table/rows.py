@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
-from amcsearch.costs.latency_table.kernel_model import Observation
+from amcsearch.costs.latency_table.observation import Observation
 
 __all__ = [
     "ADD",

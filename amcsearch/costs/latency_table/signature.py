@@ -1,6 +1,7 @@
 """What a layer's latency depends on besides its widths."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 
-__all__ = ["Signature", "keeps_signature", "positions", "sibling", "signature"]
+__all__ = ["Signature", "by_signature", "keeps_signature", "positions", "sibling", "signature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,21 @@ def signature(layer: LayerSpec) -> Signature:
         0 if follows else layer.conv_groups,
         layer.in_channels // layer.conv_groups if follows else 0,
     )
+
+
+def by_signature(layers: Iterable[LayerSpec]) -> list[tuple[LayerSpec, NDArray[np.int64], NDArray[np.int64]]]:
+    """Layers of equal signatures together: the first of them, which of all they are, (L,), and their widths (L, 2)."""
+    found: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
+    for place, layer in enumerate(layers):
+        found[signature(layer)].append((place, layer))
+    return [
+        (
+            group[0][1],
+            np.array([place for place, _ in group], dtype=np.int64),
+            np.array([(layer.in_channels, layer.out_channels) for _, layer in group], dtype=np.int64),
+        )
+        for group in found.values()
+    ]
 
 
 def keeps_signature(layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,19 +9,22 @@ residuals (Rasmussen & Williams 2006, chapter 2) with the covariance
 
 over both widths, and over map and kernel size where points have several. Near measurements the surface follows them as
 closely as their noise allows; far from all it is the fit alone, without waves. The covariance is a product of one
-factor for each width, so a million pairs of widths are priced by a product of two matrices.
+factor for each width, and so is every term of the fit: at every pair of some widths a surface is two matrix products.
 
 Where a layer has few points of its own, its relatives' surface takes the place of the fit (``CorrectedSurface``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec
-from amcsearch.costs.latency_table.terms import Fit, Point, averaged, places, sizes, terms
+from amcsearch.costs.distinct import distinct_places
+from amcsearch.costs.latency_table.fit import Fit
+from amcsearch.costs.latency_table.points import Points, places, sizes
+from amcsearch.costs.latency_table.terms import factors, terms
 from amcsearch.costs.latency_table.tiling import Tiling
 
 __all__ = ["AnySurface", "CorrectedSurface", "Surface"]
@@ -35,6 +38,7 @@ _MOST_POINTS: Final = 800  # of a process, evenly chosen: its cost grows with th
 _CHUNK: Final = 2**17  # numbers a pass, which then stay within the cache
 
 Array = NDArray[np.float64]
+Block = tuple[slice, slice]  # rows and columns of a grid of widths
 
 
 def _likeness(one: Array, other: Array, coordinate: int) -> Array:
@@ -53,6 +57,12 @@ class AnySurface(Protocol):
         """Latencies in ms (L,) of the layer at many widths (in, out), (L, 2)."""
         ...
 
+    def predict_blocks(
+        self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
+    ) -> Iterator[Array]:
+        """Latencies in ms (I', O') of a layer, not a depthwise one, at all pairs in blocks of widths (I,), (O,)."""
+        ...
+
 
 class _Process:
     """Mean of a Gaussian process through values at places.
@@ -66,12 +76,16 @@ class _Process:
     """
 
     def __init__(self, measured: Array, values: Array, times: Array, noise: float, shared: float = 0.0) -> None:
-        self._measured, self._shared = measured, shared
-        chosen = np.unique(np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(np.int64))
+        self._measured = measured
+        chosen = np.arange(len(measured))
+        if len(measured) > _MOST_POINTS:
+            chosen = np.unique(np.linspace(0, len(measured) - 1, _MOST_POINTS).astype(np.int64))
         self._known = measured[chosen].T  # (4, K)
         likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(times[chosen], 1.0)) + shared
-        likeness += np.prod([_likeness(values, values, j) for j, values in enumerate(self._known)], axis=0)
+        scaled = self._known / np.array(_OCTAVES)[:, None]
+        likeness += np.exp(-0.5 * ((scaled[:, :, None] - scaled[:, None, :]) ** 2).sum(axis=0))
         self._weights = np.linalg.solve(likeness, values[chosen])
+        self._common = shared * float(self._weights.sum())
 
     def octaves(self, at: Array) -> Array:
         """Distances (L,) of places (L, 4) from the nearest measured one."""
@@ -80,48 +94,72 @@ class _Process:
 
     def at(self, at: Array) -> Array:
         """The mean (L,) at places (L, 4) of one layer."""
-        weights = self._weights
-        for j in (2, 3):
-            weights = weights * _likeness(np.log2(at[:1, j]), self._known[j], j)[0]
+        weights = self._weights_of(at[0, 2:])
         # widths repeat: the covariance is taken once a width, not once a pair
-        (c_in, at_in), (c_out, at_out) = (np.unique(at[:, j], return_inverse=True) for j in (0, 1))
+        (c_in, at_in), (c_out, at_out) = (distinct_places(at[:, j].astype(np.int64)) for j in (0, 1))
         of_in = _likeness(np.log2(c_in), self._known[0], 0) * weights
         of_out = _likeness(np.log2(c_out), self._known[1], 1)
-        shared = self._shared * float(self._weights.sum())
-        if len(c_in) * len(c_out) <= 8 * len(at):
-            return np.asarray((of_in @ of_out.T)[at_in, at_out] + shared, dtype=np.float64)
-        mean = np.full(len(at), shared)
+        mean = np.full(len(at), self._common)
         step = max(1, _CHUNK // len(weights))
         for start in range(0, len(at), step):
             own = slice(start, start + step)
             mean[own] += np.einsum("nk,nk->n", of_in[at_in[own]], of_out[at_out[own]])
         return mean
 
+    def in_blocks(self, c_in: Array, c_out: Array, size: Array, blocks: Sequence[Block]) -> Iterator[Array]:
+        """The mean (I', O') at all pairs in blocks of computed widths (I,), (O,) of a layer of (positions, taps)."""
+        of_in = _likeness(np.log2(c_in), self._known[0], 0) * self._weights_of(size)
+        of_out = _likeness(np.log2(c_out), self._known[1], 1)
+        for rows, columns in blocks:
+            mean = of_in[rows] @ of_out[columns].T
+            mean += self._common
+            yield mean
+
+    def _weights_of(self, size: Array) -> Array:
+        """Weights of the known places for a layer of (positions, taps): (K,)."""
+        weights = self._weights
+        for j, value in enumerate(size.tolist(), start=2):
+            weights = weights * _likeness(np.log2(np.array([value])), self._known[j], j)[0]
+        return np.asarray(weights, dtype=np.float64)
+
 
 class Surface:
     """Latency in ms of one kernel, from at least one measured layer.
 
     Args:
-        points: layers, their latencies in ms, and how many measurements each stands for.
-        tiling: how the kernel computes widths.
+        fit: what its times are a sum of, as far as that can be said.
         noise: variance of a measurement as a share of the variance of true residuals; 0 hits every point.
     """
 
-    def __init__(self, points: Sequence[Point], tiling: Tiling | None = None, noise: float = 0.0) -> None:
-        fit = Fit(points, tiling or Tiling())
+    def __init__(self, fit: Fit, noise: float = 0.0) -> None:
         self._tiling = fit.tiling
         self._coefficients = fit.coefficients
         self._residual = _Process(np.log2(fit.places), fit.residual, fit.times, noise)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        return self._residual.octaves(places([layer], widths, self._tiling))
+        return self._residual.octaves(places(sizes(layer), widths, self._tiling))
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        at = places([layer], widths, self._tiling)
-        ms = terms(sizes([layer]), at, self._tiling) @ self._coefficients
+        own = sizes(layer)
+        at = places(own, widths, self._tiling)
+        ms = terms(own, at, self._tiling) @ self._coefficients
         return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
+
+    def predict_blocks(
+        self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
+    ) -> Iterator[Array]:
+        """See ``AnySurface``."""
+        own, computed = sizes(layer), (self._tiling.inputs(c_in), self._tiling.outputs(c_out))
+        of_in, of_out = factors(own, *computed, self._tiling)
+        of_in *= self._coefficients
+        residuals = self._residual.in_blocks(*computed, own[0, :2], blocks)
+        for (rows, columns), ms in zip(blocks, residuals, strict=True):
+            ms += 1.0
+            np.maximum(ms, 0.0, out=ms)
+            ms *= of_in[rows] @ of_out[columns].T
+            yield ms
 
 
 class CorrectedSurface:
@@ -131,26 +169,40 @@ class CorrectedSurface:
     points share something: one point says most of how far a layer is from its relatives. It never leaves their range.
 
     Args:
-        points, tiling, noise: as of ``Surface``.
+        layer: one of them.
+        points: what was measured of it.
+        tiling: how the kernel computes widths.
+        noise: as of ``Surface``.
         related: surface of the relatives.
     """
 
-    def __init__(self, points: Sequence[Point], related: AnySurface, tiling: Tiling, noise: float = 0.0) -> None:
+    def __init__(
+        self, layer: LayerSpec, points: Points, related: AnySurface, tiling: Tiling, noise: float = 0.0
+    ) -> None:
         self._related, self._tiling = related, tiling
-        layers, at, ms, times = averaged(points, tiling)
-        widths = [np.array([[layer.in_channels, layer.out_channels]]) for layer in layers]
-        expected = [float(related.predict_widths(layer, own)[0]) for layer, own in zip(layers, widths, strict=True)]
-        ratio = np.maximum(ms, _TINY_MS) / np.maximum(expected, _TINY_MS)
+        groups = points.groups(tiling)
+        own = points.averaged(groups)
+        ratio = np.maximum(own.ms, _TINY_MS) / np.maximum(related.predict_widths(layer, own.widths), _TINY_MS)
         values = np.log(np.clip(ratio, 1.0 / _WIDEST, _WIDEST))
         self._range = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        self._correction = _Process(np.log2(at), values, times, noise, _SHARED)
+        self._correction = _Process(np.log2(groups.places), values, own.times, noise, _SHARED)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        return self._correction.octaves(places([layer], widths, self._tiling))
+        return self._correction.octaves(places(sizes(layer), widths, self._tiling))
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        correction = np.clip(self._correction.at(places([layer], widths, self._tiling)), *self._range)
+        correction = np.clip(self._correction.at(places(sizes(layer), widths, self._tiling)), *self._range)
         ms = self._related.predict_widths(layer, widths) * np.exp(correction)
         return np.asarray(ms, dtype=np.float64)
+
+    def predict_blocks(
+        self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
+    ) -> Iterator[Array]:
+        """See ``AnySurface``."""
+        computed = self._tiling.inputs(c_in), self._tiling.outputs(c_out)
+        corrections = self._correction.in_blocks(*computed, sizes(layer)[0, :2], blocks)
+        related = self._related.predict_blocks(layer, c_in, c_out, blocks)
+        for ms, correction in zip(related, corrections, strict=True):
+            yield ms * np.exp(np.clip(correction, *self._range))

@@ -29,6 +29,7 @@ from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
 from amcsearch.costs.latency_table.layer_times import LayerTimes
 from amcsearch.costs.latency_table.residency import Residency, bytes_a_weight, weight_mib
 from amcsearch.costs.latency_table.rows import checked_rows, observations, row_key
+from amcsearch.costs.latency_table.signature import by_signature
 
 __all__ = ["COMPARED", "LatencyTable", "fingerprint"]
 
@@ -108,9 +109,9 @@ class LatencyTable:
         smoothing = _number(self.entry, "smoothing", 0.0)
         own = self.rows[self.rows["network"] == self.network]
         if len(own) in (0, len(self.rows)):
-            return KernelModel(observations(self.rows), block, smoothing)
-        everything = KernelModel(observations(self.rows), block, smoothing)
-        return KernelModel(observations(own), block, smoothing, everything)
+            return KernelModel(list(observations(self.rows)), block, smoothing)
+        everything = KernelModel(list(observations(self.rows)), block, smoothing)
+        return KernelModel(list(observations(own)), block, smoothing, everything)
 
     def for_network(self, network: NetworkSpec) -> "LatencyTable":
         """The table bound to a network by its dense shapes; to none where it was not measured."""
@@ -162,7 +163,7 @@ class LatencyTable:
         Raises:
             BadInputError: as ``kernel_times``.
         """
-        return self._layers.priced(layer, in_channels, out_channels)[:, 0]
+        return np.asarray(self._layers.priced(layer, in_channels, out_channels)[0], dtype=np.float64)
 
     def amounts(self, layer: LayerSpec) -> tuple[float, float]:
         """Weights of a layer in MiB, all and streamed: what ``joint`` is a function of, once summed over layers."""
@@ -176,7 +177,7 @@ class LatencyTable:
         Raises:
             BadInputError: as ``kernel_times``.
         """
-        return self._layers.priced(layer, in_channels, out_channels)[:, 1:]
+        return self._layers.priced(layer, in_channels, out_channels)[1:].T
 
     @property
     def has_joint(self) -> bool:
@@ -195,6 +196,19 @@ class LatencyTable:
         """
         amounts = np.sum([self.amounts(layer) for layer in layers], axis=0).reshape(1, 2)
         return self.constant + sum(map(self.layer_cost, layers)) + float(self.joint(amounts)[0])
+
+    def predict_all(self, networks: Sequence[Sequence[LayerSpec]]) -> NDArray[np.float64]:
+        """``predict`` of networks (P,), faster than one after another.
+
+        Raises:
+            BadInputError: as ``kernel_times``.
+        """
+        of_network = np.repeat(np.arange(len(networks)), [len(layers) for layers in networks])
+        parts = np.zeros((3, len(networks)))
+        for layer, at, widths in by_signature(layer for layers in networks for layer in layers):
+            for part, own in zip(parts, self._layers.priced(layer, *widths.T), strict=True):
+                part += np.bincount(of_network[at], own, len(networks))
+        return np.asarray(self.constant + parts[0] + self.joint(parts[1:].T), dtype=np.float64)
 
     def uncertainty(self, layers: Sequence[LayerSpec]) -> float:
         """Standard deviation of ``predict`` in ms.

@@ -36,9 +36,16 @@ class Tiling:
 
     def computed(self, widths: NDArray[np.int64], depthwise: NDArray[np.bool_]) -> Array:
         """Widths (in, out), (L, 2), as the kernel computes them; those of a depthwise layer, (L,), move together."""
-        blocks = -(-widths // self.block) * self.block
-        c_in = np.where(widths[:, 0] < self.block, widths[:, 0], blocks[:, 0])
-        return np.stack([np.where(depthwise & (self.block > 1), blocks[:, 1], c_in), blocks[:, 1]], axis=1) * 1.0
+        c_in, c_out = self.inputs(widths[:, 0]), self.outputs(widths[:, 1])
+        return np.stack([np.where(depthwise & (self.block > 1), c_out, c_in), c_out], axis=1)
+
+    def inputs(self, c_in: NDArray[np.int64]) -> Array:
+        """Input widths (I,) as the kernel computes them, but for those of a depthwise layer."""
+        return np.where(c_in < self.block, c_in * 1.0, self.outputs(c_in))
+
+    def outputs(self, c_out: NDArray[np.int64]) -> Array:
+        """Output widths (O,) as the kernel computes them."""
+        return np.asarray(-(-c_out // self.block) * self.block, dtype=np.float64)
 
     def sets(self, c_out: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Full sets, and blocks in the last one if it is not full, of computed output channels: (L,) each."""
@@ -47,6 +54,8 @@ class Tiling:
 
     def effective(self, c_out: Array) -> Array:
         """Output channels that would cost as much in full sets, (L,)."""
+        if self.last_set == _PROPORTIONAL:
+            return c_out
         sets, left = self.sets(c_out)
         blocks = SET_BLOCKS * sets + np.array([0.0, *self.last_set])[left]
         return np.asarray(blocks * self.block, dtype=np.float64)

@@ -1,14 +1,19 @@
 """Kernels of layers: measured ones, ones borrowed from relatives, and what each borrowing adds of doubt."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table import KernelModel, KernelTime, Observation
-from amcsearch.costs.latency_table.kernel_model import families
-from amcsearch.costs.latency_table.signature import keeps_signature, positions, sibling, signature
+from amcsearch.costs.latency_table.observation import families
+from amcsearch.costs.latency_table.residency import is_plain
+from amcsearch.costs.latency_table.signature import by_signature, keeps_signature, positions, sibling, signature
 
 CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
 SMALL = replace(CONV, in_size=(4, 4), out_size=(4, 4))
@@ -102,6 +107,67 @@ def test_a_depthwise_layer_pruned_to_one_channel_is_still_one() -> None:
     last = DEPTHWISE.resized(1, 1)
     assert model.knows(last)
     assert model.times(last) == (KernelTime("nchwc.Conv", pytest.approx(0.2), 1.4142135623730951),)
+
+
+KERNELS = ("nchwc.Conv", "Conv", "ms.FusedConv+Relu", "ReorderInput")
+WIDTHS = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@st.composite
+def seen(draw: st.DrawFn) -> list[Observation]:
+    """Layers of two map sizes at any widths, some of them many, as one to three kernels, some never timed."""
+    found = []
+    for layer in (CONV, SMALL, replace(CONV, conv_groups=4)):
+        for i, o in draw(st.lists(WIDTHS, min_size=1, max_size=20, unique=True)):
+            kernels = draw(st.sets(st.sampled_from(KERNELS), min_size=1, max_size=3))
+            times = {k: (draw(st.sampled_from([0.5, 1.0])), draw(st.none() | st.floats(0.01, 1.0))) for k in kernels}
+            found.append(Observation(layer.resized(i * layer.conv_groups, o * layer.conv_groups), times))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(seen(), st.sampled_from([CONV, SMALL, replace(CONV, conv_groups=4)]), st.data())
+def test_a_grid_of_widths_costs_what_its_pairs_cost(
+    observed: list[Observation], layer: LayerSpec, data: st.DataObject
+) -> None:
+    model = KernelModel(observed, 16, 0.1)
+    sides = [data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True)) for _ in range(2)]
+    pairs = data.draw(st.permutations(list(product(*sides))))
+    widths = layer.conv_groups * np.array(pairs)
+    ms, plain = model.summed_at(layer, widths)
+    kernels = model.times_at(layer, widths)
+    np.testing.assert_allclose(ms, sum(own for own, _ in kernels.values()), rtol=1e-9, atol=1e-15)
+    assert plain.tolist() == np.any([is_plain(k) & (count > 0) for k, (_, count) in kernels.items()], axis=0).tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seen(), st.floats(0.5, 2.0), st.lists(WIDTHS, min_size=1, max_size=6).map(np.array))
+def test_a_model_at_other_times_or_with_other_noise_is_one_made_anew(
+    observed: list[Observation], factor: float, widths: NDArray[np.int64]
+) -> None:
+    later = [
+        replace(one, kernels={k: (n, ms and factor * ms) for k, (n, ms) in one.kernels.items()}) for one in observed
+    ]
+    first = KernelModel(observed, 16)
+    first.times_at(CONV, widths)
+    for made, anew in (
+        (first.retimed(later), KernelModel(later, 16)),
+        (first.smoothed(1.0), KernelModel(observed, 16, 1.0)),
+        (first.retimed(later).smoothed(1.0), KernelModel(later, 16, 1.0)),
+        (first, KernelModel(observed, 16)),
+    ):
+        found, expected = made.times_at(CONV, widths), anew.times_at(CONV, widths)
+        assert list(found) == list(expected)
+        for kernel, (ms, count) in found.items():
+            assert (ms.tolist(), count.tolist()) == tuple(own.tolist() for own in expected[kernel])
+            assert made.octaves_at(CONV, widths)[kernel].tolist() == anew.octaves_at(CONV, widths)[kernel].tolist()
+
+
+def test_layers_of_one_signature_come_together() -> None:
+    layers = [CONV, DEPTHWISE, CONV.resized(5, 7), replace(DEPTHWISE, name="other")]
+    (conv, at, widths), (depthwise, others, _) = by_signature(layers)
+    assert (conv, at.tolist(), widths.tolist()) == (CONV, [0, 2], [[32, 32], [5, 7]])
+    assert (depthwise, others.tolist()) == (DEPTHWISE, [1, 3])
 
 
 def test_nothing_like_it_is_none() -> None:

@@ -207,6 +207,16 @@ def test_many_widths_at_once_cost_what_each_costs_alone(made: LatencyTable, data
     np.testing.assert_allclose(amounts, [made.amounts(one) for one in resized], rtol=1e-12)
 
 
+@settings(max_examples=30, deadline=None)
+@given(tables(), st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5), max_size=4))
+def test_many_networks_at_once_take_what_each_takes_alone(
+    made: LatencyTable, networks: list[list[tuple[int, int]]]
+) -> None:
+    layers = [[LAYERS[i].resized(8 * c, 10 if LAYERS[i] is FC else 8 * c) for i, c in network] for network in networks]
+    alone = [made.predict(one) if one else made.constant for one in layers]
+    np.testing.assert_allclose(made.predict_all(layers), alone, rtol=1e-12)
+
+
 def network() -> NetworkSpec:
     """A residual stem and depthwise tower, a hidden width, a head; two groups."""
     layers = (
