@@ -112,8 +112,9 @@ def benchmark(name, folder, known, setting):
     own = table_of(name, network, few, [], result.overhead_ms, result.provenance, known)
     bound = merged([known, own]).for_network(network)
     print_row(name, "five runs", [bound.predict(one) for one in layers], passes_ms)
-    whole = np.array([v.latency_ms for v in few])
-    print_row(name, "MACs-linear", macs_line(([v.layers for v in few], whole), layers), passes_ms)
+    timed = [v for v in few if v.passes_ms]
+    whole = np.array([v.latency_ms for v in timed])
+    print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)
     return f"{name}: disturbed rounds {result.drift['disturbed_share']:.0%}"
 
 

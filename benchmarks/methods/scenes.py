@@ -22,7 +22,7 @@ from amcsearch.training.splits import length
 __all__ = ["SCENES", "Scene", "configured", "loaded", "seeded"]
 
 CHANGES: Final = (
-    *("device.profile=null", "device.table=null", "device.channel_multiple=1", "search.max_pruning_ratio=0.97"),
+    *("device.profile=null", "device.table=null", "device.channel_multiple=1"),
     *("budget={macs: 1x}", "recovery.finetune.distillation=null", "recovery.finetune.epochs=4"),
 )
 SAMPLES: Final = 512
