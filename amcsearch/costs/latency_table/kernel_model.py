@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency_table.fit import Fit
 from amcsearch.costs.latency_table.lowering import Lowering
-from amcsearch.costs.latency_table.observation import Observation, families, points_of
+from amcsearch.costs.latency_table.observation import Observation, Timed, families, points_of, retimed
 from amcsearch.costs.latency_table.points import Groups, Points
 from amcsearch.costs.latency_table.residency import is_plain
 from amcsearch.costs.latency_table.signature import Signature, sibling, signature
@@ -79,11 +79,11 @@ class KernelModel:
             key: Lowering(layers, block, known.get(key)) for key, layers in seen.items()
         }
         self._groups: dict[Hashable, Groups] = {}  # of points, which depend on shapes alone
-        self._learn(observations)
+        self._learn(points_of(observations, self._keys))
 
-    def _learn(self, observations: Sequence[Observation]) -> None:
-        """Take the times of observations in place of those before."""
-        self._timed = points_of(observations, self._keys)
+    def _learn(self, timed: Timed) -> None:
+        """Take these times in place of those before."""
+        self._timed = timed
         self._relatives: dict[Hashable, list[Points]] = defaultdict(list)
         for (_, kernel), (layer, points) in self._timed.items():
             for family in families(layer, kernel):
@@ -99,7 +99,7 @@ class KernelModel:
     def retimed(self, observations: Sequence[Observation]) -> "KernelModel":
         """A model of the same layers and kernels at other times, for which their kernels are not learnt again."""
         other = copy(self)
-        other._learn(observations)
+        other._learn(retimed(self._timed, observations, self._keys))
         return other
 
     def smoothed(self, noise: float) -> "KernelModel":

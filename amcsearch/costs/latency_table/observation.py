@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from amcsearch.core import LayerSpec
 from amcsearch.costs.latency_table.points import Points
 from amcsearch.costs.latency_table.signature import Signature, signature
 
-__all__ = ["Observation", "families", "points_of"]
+__all__ = ["Observation", "Timed", "families", "points_of", "retimed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,24 @@ def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
     yield None
 
 
-def points_of(
-    observations: Iterable[Observation], keys: Iterable[Signature]
-) -> dict[tuple[Signature, str], tuple[LayerSpec, Points]]:
-    """What was timed of each kernel in layers of each signature, and one of these layers."""
+Timed = Mapping[tuple[Signature, str], tuple[LayerSpec, Points]]  # of each kernel; one of the layers
+
+
+def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
+    """What was timed of each kernel in layers of each signature, which is given for every observation."""
     timed: dict[tuple[Signature, str], list[tuple[LayerSpec, float, float]]] = defaultdict(list)
     for key, one in zip(keys, observations, strict=True):
         for kernel, (count, ms) in one.kernels.items():
             if ms is not None:
                 timed[key, kernel].append((one.layer, ms, one.places * count))
     return {key: (found[0][0], Points.of(found)) for key, found in timed.items()}
+
+
+def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
+    """``points_of`` observations that differ from those before in their times alone."""
+    found: dict[tuple[Signature, str], list[float]] = defaultdict(list)
+    for key, one in zip(keys, observations, strict=True):
+        for kernel, (_, ms) in one.kernels.items():
+            if ms is not None:
+                found[key, kernel].append(ms)
+    return {key: (layer, replace(points, ms=np.array(found[key]))) for key, (layer, points) in timed.items()}
