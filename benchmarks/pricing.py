@@ -8,14 +8,18 @@ not depend on its numbers): kernels in blocks of 16 and plain ones off the grid,
 a third of them on each of the grids of 16, 8 and 1. "first batch" includes asking the cost models for every shape;
 "next batch" is other policies of the same network.
 
-Seconds for 100,000 policies of ResNet-50 (107 layers, 38 groups, 4485 rows; AMD EPYC, one core of a shared machine,
-other work on the second, Python 3.11, numpy 2.4, 2026-11-26):
+Seconds of processor time for 100,000 policies of ResNet-50, medians of three (107 layers, 38 groups, 4485 rows; AMD
+EPYC Zen 4 virtual machine, 2 cores, one thread, pinned to core 1 which other work shared, while another measurement ran
+on core 0; Python 3.11, numpy 2.4, 2026-11-26):
 
     channel grid                    latency alone           MACs, parameters, latency, energy
                                 first batch  next batch     first batch  next batch
-    multiples of 16                    0.46        0.22            0.65        0.29
-    multiples of 8                     0.48        0.28            1.17        0.40
-    any widths                         3.1         1.4            10.5         5.4
+    multiples of 16                    0.26        0.10            0.57        0.14
+    multiples of 8                     0.27        0.12            1.19        0.27
+    any widths                         0.82        0.49            9.6         4.7
+
+With the table measured of ResNet-50 a first batch of latencies at any widths takes 1.2 s, in which its surfaces
+are fitted too, a next one 0.7 s.
 """
 
 import argparse

@@ -36,6 +36,7 @@ __all__ = ["Calibration", "calibrate", "observe"]
 
 NODE_MULTIPLES: Final = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)  # of the profiler's own time, tried while they gain
 SMOOTHINGS: Final = (0.1, 1.0, 10.0)
+FEW_SMOOTHING: Final = 1.0  # where too few variants are there to choose by
 ROUNDS: Final = 3
 FACTOR_BOUNDS: Final = (0.5, 2.0)
 PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
@@ -149,7 +150,7 @@ def calibrate(
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
         residency = like or Residency({})
-        return Calibration(nodes, SMOOTHINGS[0], overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
+        return Calibration(nodes, FEW_SMOOTHING, overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
     fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
     best, models = fit.first(nodes)
     for multiple in NODE_MULTIPLES[1:]:

@@ -23,8 +23,8 @@ def test_the_descent_ends_at_the_first_refusal():
 def device_that_pads_to(width, block):
     """Latency in proportion to the hidden width rounded up."""
 
-    def predict_all(variants):
-        return np.array([float(-(-layers[0].out_channels // width) * width) for layers in variants])
+    def predict_all(networks):
+        return np.array([float(-(-layers[0].out_channels // width) * width) for layers in networks])
 
     return SimpleNamespace(provenance={"nchwc_block": block}, predict_all=predict_all)
 

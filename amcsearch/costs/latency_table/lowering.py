@@ -1,10 +1,11 @@
 """Which kernels a layer becomes, learnt from the runtime's own optimised graphs.
 
 Whether ONNX Runtime keeps a layer in its blocked layout, and where it reorders between layouts, depends on how widths
-divide: by powers of two up to a block, and on whether a width fills one. These properties of both widths are the
-features; the kernels of a layer never seen are those of the seen layers with the most properties in common, averaged
-where several are equally near (a residual block's two convolutions differ only in what is fused to them). Layers of
-other networks are asked where they have clearly more in common.
+divide: by powers of two up to a block, and on whether a width fills one. A width of 1 is a case of its own (a bias of
+one number is not fused to its product). These properties of both widths are the features; the kernels of a layer never
+seen are those of the seen layers with the most properties in common, averaged where several are equally near (a
+residual block's two convolutions differ only in what is fused to them). Layers of other networks are asked where they
+have clearly more in common.
 """
 
 from collections import defaultdict
@@ -75,11 +76,9 @@ class Lowering:
         return {name: count[place] for name, count in self._by_class(pairs).items()}
 
     def classes(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Properties of widths of any shape, a number each: twice how many steps divide it, 1 more below a block."""
-        found = (widths < self._steps[-1]).astype(np.int64)
-        for step in self._steps:
-            found += 2 * (widths % step == 0)
-        return found
+        """Properties of widths of any shape, a number each: of one channel, how many steps divide it, below a block."""
+        divided = sum((widths % step == 0).astype(np.int64) for step in self._steps)
+        return np.asarray(2 * (divided + (len(self._steps) + 1) * (widths == 1)) + (widths < self._steps[-1]))
 
     def counts_by_class(self, c_in: NDArray[np.int64], c_out: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """How many of each kernel at every pair of ``classes`` (A,), (B,): (A, B)."""
@@ -94,7 +93,8 @@ class Lowering:
         return {name: np.array([kernels.get(name, 0.0) for kernels in found]) for name in names}
 
     def _properties(self, number: int) -> tuple[bool, ...]:
-        return number % 2 == 1, *(step < number // 2 for step in range(len(self._steps)))
+        one, divided = divmod(number // 2, len(self._steps) + 1)
+        return one == 1, number % 2 == 1, *(step < divided for step in range(len(self._steps)))
 
     def _distance(self, features: tuple[bool, ...]) -> NDArray[np.int64]:
         """Properties in which every row differs."""

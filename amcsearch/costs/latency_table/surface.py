@@ -82,8 +82,11 @@ class _Process:
             chosen = np.unique(np.linspace(0, len(measured) - 1, _MOST_POINTS).astype(np.int64))
         self._known = measured[chosen].T  # (4, K)
         likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(times[chosen], 1.0)) + shared
-        scaled = self._known / np.array(_OCTAVES)[:, None]
-        likeness += np.exp(-0.5 * ((scaled[:, :, None] - scaled[:, None, :]) ** 2).sum(axis=0))
+        squares = np.zeros_like(likeness)
+        for own, octaves in zip(self._known, _OCTAVES, strict=True):
+            if np.ptp(own):  # layers of one signature differ in widths alone
+                squares += ((own[:, None] - own) / octaves) ** 2
+        likeness += np.exp(-0.5 * squares)
         self._weights = np.linalg.solve(likeness, values[chosen])
         self._common = shared * float(self._weights.sum())
 

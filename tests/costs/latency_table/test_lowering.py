@@ -37,6 +37,12 @@ def test_a_width_below_a_block_is_a_property() -> None:
     assert lowering.kernels(CONV.resized(64, 24)) == {"nchwc.Conv": 0.5, "Conv": 0.5}
 
 
+def test_a_width_of_one_is_a_property() -> None:
+    lowering = seen((64, 1, PLAIN, 1), (64, 3, BLOCKED, 1))
+    assert lowering.kernels(CONV.resized(64, 1)) == PLAIN
+    assert lowering.kernels(CONV.resized(64, 5)) == BLOCKED
+
+
 def test_layers_of_equal_properties_are_averaged_by_their_places() -> None:
     lowering = seen((64, 64, {"nchwc.Conv": 1.0, "ReorderOutput": 1.0}, 1), (32, 32, BLOCKED, 3))
     assert lowering.kernels(CONV.resized(16, 16)) == {"nchwc.Conv": 1.0, "ReorderOutput": 0.25}
