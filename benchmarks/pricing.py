@@ -18,8 +18,8 @@ on core 0; Python 3.11, numpy 2.4, 2026-11-26):
     multiples of 8                     0.27        0.12            1.19        0.27
     any widths                         0.82        0.49            9.6         4.7
 
-With the table measured of ResNet-50 a first batch of latencies at any widths takes 1.2 s, in which its surfaces
-are fitted too, a next one 0.7 s.
+With the table measured of ResNet-50 a first batch of latencies, in which its surfaces are fitted too, takes 0.23, 0.26
+and 0.97 s on these grids (medians of three, any widths 0.86 to 1.10), a next one 0.10, 0.12 and 0.61 s; the core quiet.
 """
 
 import argparse
