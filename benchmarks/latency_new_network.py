@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from latency_prediction import FEW, HEAD, macs_line, print_row
+from latency_prediction import FEW, HEAD, macs_line, print_five_runs, print_row
 
 from amcsearch.core import BadInputError
 from amcsearch.graph.trace import trace
@@ -32,7 +32,7 @@ from amcsearch.pipeline.table_check import READ
 from amcsearch.runtime.kit import measure_here
 from amcsearch.runtime.kit_results import read_results
 from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.table_builder import merged, table_of
+from amcsearch.runtime.table_builder import merged
 from amcsearch.runtime.table_results import measured_variants, table_from_results
 
 VOCABULARY = 64
@@ -106,12 +106,10 @@ def benchmark(name, folder, known, setting):
     print_row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
     try:
         alone = known.for_network(network)
-        print_row(name, "table alone", [alone.predict(one) for one in layers], passes_ms)
+        print_row(name, "table alone", alone.predict_all(layers), passes_ms)
     except BadInputError as error:
         print(f"| {name} | table alone | {error} |")
-    own = table_of(name, network, few, [], result.overhead_ms, result.provenance, known)
-    bound = merged([known, own]).for_network(network)
-    print_row(name, "five runs", [bound.predict(one) for one in layers], passes_ms)
+    print_five_runs(name, result, known, network, few, held_out)
     timed = [v for v in few if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
     print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)

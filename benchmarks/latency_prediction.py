@@ -150,7 +150,7 @@ def benchmark(name, folder, setting):
     passes_ms = [v.passes_ms for v in held_out]
     layers = [v.layers for v in held_out]
     print_row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
-    print_row(name, "latency table", [table.predict(one) for one in layers], passes_ms)
+    print_row(name, "latency table", table.predict_all(layers), passes_ms)
     timed = [v for v in building if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
     print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)
@@ -198,9 +198,14 @@ def _print_few(names, folder):
         if len(few) <= FEW:  # measurements of an earlier day may lack them
             continue
         read = [replace(v, passes_ms=()) for v in building if v.policy not in {one.policy for one in few}]
-        own = table_of(name, network, [*few, *read[:READ]], [], result.overhead_ms, result.provenance, others)
-        bound = merged([others, own]).for_network(network)
-        print_row(name, "five runs", [bound.predict(v.layers) for v in held_out], [v.passes_ms for v in held_out])
+        print_five_runs(name, result, others, network, [*few, *read[:READ]], held_out)
+
+
+def print_five_runs(name, result, others, network, variants, held_out):
+    """Print the row of a network that a table of ``others`` does not hold, placed in it by a few variants."""
+    own = table_of(name, network, variants, [], result.overhead_ms, result.provenance, others)
+    bound = merged([others, own]).for_network(network)
+    print_row(name, "five runs", bound.predict_all([v.layers for v in held_out]), [v.passes_ms for v in held_out])
 
 
 def _print_later(names, folder, earlier):
@@ -212,7 +217,7 @@ def _print_later(names, folder, earlier):
         updated = anchored(table, name, network, _anchors(result, name))
         passes_ms = [v.passes_ms for v in held_out]
         for title, one in (("earlier table", table), ("ten anchors", updated)):
-            predicted = [one.predict(v.layers) for v in held_out]
+            predicted = one.predict_all([v.layers for v in held_out])
             print_row(name, title, predicted, passes_ms)
             pooled[title][0].extend(predicted)
             pooled[title][1].extend(passes_ms)

@@ -5,7 +5,8 @@ that are cut are never copied whole, and the two modules share nothing.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,20 +14,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.graph.duplicate import duplicate
-from amcsearch.graph.slices import Kept, Trace, check_kept
+from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
 
-__all__ = ["remove", "removed_positions", "tensors_of"]
+__all__ = ["leaving", "remove", "removed_positions", "tensors_of"]
+
+Place = TypeVar("Place")
+Slice = TypeVar("Slice", TensorSlice, NormSlice)
 
 
 def removed_positions(
     trace: Trace, removed: Mapping[str, NDArray[np.int64]]
 ) -> dict[tuple[str, int], NDArray[np.int64]]:
     """Return for each (tensor name, dim) the sorted positions that leave."""
-    positions: dict[tuple[str, int], list[NDArray[np.int64]]] = defaultdict(list)
+    return leaving(trace.slices, removed, lambda part: (part.tensor, part.dim))
+
+
+def leaving(
+    slices: Mapping[str, Sequence[Slice]], removed: Mapping[str, NDArray[np.int64]], place_of: Callable[[Slice], Place]
+) -> dict[Place, NDArray[np.int64]]:
+    """Return the sorted positions that leave each place, of slices by group; ``place_of`` says where a slice is."""
+    positions: dict[Place, list[NDArray[np.int64]]] = defaultdict(list)
     for group, channels in removed.items():
-        for part in trace.slices[group]:
-            positions[part.tensor, part.dim].append(part.positions[channels].ravel())
-    return {key: np.unique(np.concatenate(parts)) for key, parts in positions.items()}
+        for part in slices.get(group, ()):
+            positions[place_of(part)].append(part.positions[channels].ravel())
+    return {place: np.unique(np.concatenate(parts)) for place, parts in positions.items()}
 
 
 def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:

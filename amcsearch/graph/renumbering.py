@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import PruningPolicy
-from amcsearch.graph.removal import removed_positions
+from amcsearch.graph.removal import leaving, removed_positions
 from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
 
 __all__ = ["renumbered"]
@@ -27,7 +27,7 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
     removed = defaultdict(_nothing, check_kept(trace, kept))
     left = {name: np.setdiff1d(units, removed[name]) for name, units in trace.units.items()}
     in_tensors = defaultdict(_nothing, removed_positions(trace, removed))
-    in_norms = defaultdict(_nothing, _removed_from_norms(trace, removed))
+    in_norms = defaultdict(_nothing, leaving(trace.norms, removed, lambda part: part.module))
 
     def in_tensor(part: TensorSlice, group: str) -> TensorSlice:
         positions = _closed_up(part.positions[left[group]], in_tensors[part.tensor, part.dim])
@@ -52,15 +52,6 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
 
 def _nothing() -> Indices:
     return np.zeros(0, dtype=np.int64)
-
-
-def _removed_from_norms(trace: Trace, removed: Kept) -> dict[str, Indices]:
-    """Sorted channels that leave each norm that mixes channels."""
-    found: dict[str, list[Indices]] = defaultdict(list)
-    for group, channels in removed.items():
-        for part in trace.norms.get(group, ()):
-            found[part.module].append(part.positions[channels].ravel())
-    return {module: np.unique(np.concatenate(parts)) for module, parts in found.items()}
 
 
 def _closed_up(positions: Indices, gone: Indices) -> Indices:

@@ -44,11 +44,11 @@ class UnitTarget:
     goal: float
 
     def __post_init__(self) -> None:
-        least = float(self._shares(self.device.space.floor[None, :])[0])
-        if self.cost is None and not self._within(np.array([least])).any():
+        least = self._shares(self.device.space.floor[None, :])
+        if self.cost is None and not self._within(least).all():
             raise BadInputError(
                 f"sparsify.target.sparsity = {1.0 - self.goal:.6g}: every group at search.max_pruning_ratio still "
-                f"keeps {least:.4f} of the units; raise the ratio"
+                f"keeps {least[0]:.4f} of the units; raise the ratio"
             )
 
     def share(self, densities: Mapping[str, Tensor]) -> Tensor:

@@ -67,14 +67,14 @@ def check_table(
     check_setting(table, config)
     observer.phase("Tracing the network")
     subject = subject_of(config)
-    is_known = table.for_network(subject.trace.network).network is not None
+    bound = table.for_network(subject.trace.network)
     observer.phase("Preparing pruned variants")
     plan = measurement_plan(
         [subject],
         variants=0,
         held_out=fresh,
         anchors=anchors,
-        lowered=0 if is_known or not anchors else READ,
+        lowered=READ if anchors and not bound.network else 0,
         batch=config.device.batch,
         dtype=config.device.dtype,
         seed=secrets.randbelow(2**31) if seed is None else seed,
@@ -82,7 +82,6 @@ def check_table(
     )
     result = measured_here(plan, config, observer)
     network, whole, held_out = measured_variants(result, subject.name)
-    bound = table.for_network(network)
     before = _errors(bound, held_out, needed=not anchors)
     if not anchors:
         return TableCheck(before, None, with_accuracy(table, bound.network, held_out) if bound.network else table)

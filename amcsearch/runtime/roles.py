@@ -8,7 +8,7 @@ carried to another network or device: the extremes first, then the same mixture.
 runtime's optimised graph alone is read, which tells what kernels the layers of a new network become.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -64,7 +64,7 @@ def training_policies(
         layers = [network.with_channels(policy).layers for policy in pool]
         doubt = [table.uncertainty(one) / table.predict(one) for one in layers]
         drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
-    return list(dict.fromkeys(policy for policy in drawn if policy != network.dense))[:n]
+    return _first_new(drawn, n, [network.dense])
 
 
 def anchor_policies(
@@ -74,7 +74,7 @@ def anchor_policies(
     if not network.groups:
         return []
     drawn = [smallest(network, BLOCK), narrow_policy(network, rng), *_mixed(network, 2 * n, rng)]
-    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
+    return _first_new(drawn, n, [network.dense, *taken])
 
 
 def held_out_policies(
@@ -82,7 +82,13 @@ def held_out_policies(
 ) -> list[PruningPolicy]:
     """Policies from all grids that are not among ``taken``; fewer than n where a network has no more."""
     drawn = _mixed(network, 2 * n, rng) if network.groups else []
-    return list(dict.fromkeys(p for p in drawn if p not in set(taken) and p != network.dense))[:n]
+    return _first_new(drawn, n, [network.dense, *taken])
+
+
+def _first_new(drawn: Sequence[PruningPolicy], n: int, taken: Iterable[PruningPolicy]) -> list[PruningPolicy]:
+    """The first n distinct policies that are not among ``taken``, fewer where there are no more."""
+    known = set(taken)
+    return [policy for policy in dict.fromkeys(drawn) if policy not in known][:n]
 
 
 def cast(

@@ -138,18 +138,20 @@ def exchange(study: Study, kept: NDArray[np.int64], g: int, hurts: Mapping[int, 
 
 def _saved(study: Study, wide: NDArray[np.int64], narrow: NDArray[np.int64]) -> float:
     """Energy in mJ (MACs where it has no model) that ``narrow`` saves of ``wide``, kept counts (G,)."""
-    name = _ENERGY if _ENERGY in study.grid.names else "macs"
-    before, after = study.grid.price(np.stack([wide, narrow]))[name]
+    before, after = study.grid.price(np.stack([wide, narrow]))[_priced(study.grid)]
     return float(before - after)
 
 
 def energy_of_groups(network: NetworkSpec, grid: CostGrid, kept: NDArray[np.int64]) -> NDArray[np.float64]:
     """Energy in mJ, (G,), of all layers whose width each group moves, at kept counts (G,); MACs where energy has no
     model."""
-    name = _ENERGY if _ENERGY in grid.names else "macs"
-    layers = grid.price_layers(kept[None, :])[name][0]
+    layers = grid.price_layers(kept[None, :])[_priced(grid)][0]
     coupled = [{network.layer_index[c.layer] for c in group.couplings} for group in network.groups]
     return np.array([layers[sorted(indices)].sum() for indices in coupled], dtype=np.float64)
+
+
+def _priced(grid: CostGrid) -> str:
+    return _ENERGY if _ENERGY in grid.names else "macs"
 
 
 def _with(kept: NDArray[np.int64], g: int, n_keep: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ that was folded into its neighbours has one row with the kernel ``none``; a kern
 timed has no latency. ``samples`` is how many layers of these shapes were seen.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,7 +105,7 @@ def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def observations(rows: pd.DataFrame) -> Iterator[Observation]:
+def observations(rows: pd.DataFrame) -> list[Observation]:
     """Rows back as observations of layers, one a network and layer shape.
 
     Raises:
@@ -123,12 +123,14 @@ def observations(rows: pd.DataFrame) -> Iterator[Observation]:
         places[place] = max(int(samples), 1)
         if kernel != NO_KERNEL:
             kernels[str(kernel)] = (float(count), None if np.isnan(ms) else float(ms))
+    seen = []
     for place, kernels in found.items():
         try:
             layer = _layer(place[1])
         except BadInputError as error:
             raise BadInputError(f"latency row {first_row[place] + 1}: {error}") from error
-        yield Observation(layer, kernels, places[place])
+        seen.append(Observation(layer, kernels, places[place]))
+    return seen
 
 
 def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:

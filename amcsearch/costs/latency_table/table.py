@@ -109,9 +109,9 @@ class LatencyTable:
         smoothing = _number(self.entry, "smoothing", 0.0)
         own = self.rows[self.rows["network"] == self.network]
         if len(own) in (0, len(self.rows)):
-            return KernelModel(list(observations(self.rows)), block, smoothing)
-        everything = KernelModel(list(observations(self.rows)), block, smoothing)
-        return KernelModel(list(observations(own)), block, smoothing, everything)
+            return KernelModel(observations(self.rows), block, smoothing)
+        everything = KernelModel(observations(self.rows), block, smoothing)
+        return KernelModel(observations(own), block, smoothing, everything)
 
     def for_network(self, network: NetworkSpec) -> "LatencyTable":
         """The table bound to a network by its dense shapes; to none where it was not measured."""
