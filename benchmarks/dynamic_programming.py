@@ -23,18 +23,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amcsearch.config import load
-from amcsearch.core import Evaluation, NetworkSpec, PolicySpace, PruningPolicy, Trial
-from amcsearch.costs import CostGrid, Macs
+from amcsearch.config.loading import load
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Evaluation, Trial
+from amcsearch.costs.compute import Macs
+from amcsearch.costs.grid import CostGrid
 from amcsearch.evaluation.executors import Executor, SerialExecutor
-from amcsearch.graph import trace
-from amcsearch.pipeline.job import Job, assemble
-from amcsearch.pipeline.observer import Observer, Phases
-from amcsearch.search import SEARCHERS, Study
-from amcsearch.search.allocator import Allocator
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.setup import Job, assemble
+from amcsearch.search import SEARCHERS
 from amcsearch.search.budget import Budget, FeasibleSet
+from amcsearch.search.exact.allocator import Allocator
 from amcsearch.search.reward import RewardContext, bind
-from amcsearch.training.models import mobilenetv2, resnet20
+from amcsearch.search.study import Study
+from amcsearch.training.models.inverted_residual import mobilenetv2
+from amcsearch.training.models.residual import resnet20
 
 CASES = (("resnet20", 1), ("resnet20", 8), ("mobilenetv2", 1), ("mobilenetv2", 8), ("resnet50", 16), ("resnet50", 32))
 AGENTS = ("dynamic_programming", "ddpg", "nsga2", "sensitivity", "random")

@@ -27,11 +27,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from amcsearch.core import PolicySpace, PruningPolicy
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
 from amcsearch.graph.slices import Kept, Trace
-from amcsearch.graph.trace import trace
-from amcsearch.methods import CRITERIA, keep, rank_units
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.ranking import keep, rank_units
 from amcsearch.training.losses import task_loss
 from amcsearch.training.models import MODELS
 

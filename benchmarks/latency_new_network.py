@@ -26,14 +26,13 @@ import torch
 import transformers
 from latency_prediction import FEW, HEAD, macs_line, print_five_runs, print_row
 
-from amcsearch.core import BadInputError
-from amcsearch.graph.trace import trace
-from amcsearch.pipeline.table_check import READ
-from amcsearch.runtime.kit import measure_here
-from amcsearch.runtime.kit_results import read_results
-from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.table_builder import merged
-from amcsearch.runtime.table_results import measured_variants, table_from_results
+from amcsearch.core.errors import BadInputError
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.jobs.tables import READ
+from amcsearch.measure.build.table_builder import measured_variants, merged, table_from_results
+from amcsearch.measure.kit.kit import measure_here
+from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 
 VOCABULARY = 64
 

@@ -29,21 +29,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS, converted
 
 from amcsearch.costs.compute import Macs
-from amcsearch.graph.trace import trace
-from amcsearch.pipeline.table_check import READ
-from amcsearch.runtime.anchoring import anchored
-from amcsearch.runtime.kit import measure_here
-from amcsearch.runtime.kit_results import read_results
-from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.jobs.tables import READ
+from amcsearch.measure.build.anchoring import anchored
+from amcsearch.measure.build.table_builder import accuracy, measured_variants, merged, table_from_results, table_of
+from amcsearch.measure.kit.kit import measure_here
+from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.measure.plan.roles import ANCHOR
 from amcsearch.runtime.onnx_export import exported
-from amcsearch.runtime.quantisation import CONVERTERS, converted
-from amcsearch.runtime.roles import ANCHOR
+from amcsearch.runtime.paired_latency import time_interleaved
 from amcsearch.runtime.session import make_session
-from amcsearch.runtime.table_builder import accuracy, merged, table_of
-from amcsearch.runtime.table_results import measured_variants, table_from_results
-from amcsearch.runtime.timing import time_interleaved
 from amcsearch.training.models import MODELS
 
 KWARGS = {"vgg16": {"width": 64, "hidden": 512}}

@@ -32,11 +32,17 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from amcsearch.core import LayerKind, LayerSpec, NetworkSpec
-from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params, macs
-from amcsearch.costs.latency_table import COLUMNS, make_rows, row_key
-from amcsearch.graph import trace
-from amcsearch.training.models import resnet20
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.costs.base import CostModel
+from amcsearch.costs.compute import Macs, Params, macs
+from amcsearch.costs.device import DeviceProfile
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.grid import CostGrid
+from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.training.models.residual import resnet20
 
 PROFILE = Path(__file__).parents[1] / "configs" / "devices" / "x86_server.yaml"
 VARIANTS = 72

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from amcsearch import config as cfg
 from amcsearch.config.yaml_text import parse_yaml, to_yaml
-from amcsearch.core import BadInputError, LayerKind, LayerSpec
-from amcsearch.costs.latency_table import KEY_COLUMNS, LatencyTable, row_key
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.rows import KEY_COLUMNS, row_key
+from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.training.loop import Distillation, TrainingRecipe
 
 SMALLEST = 'model: {factory: "a.b:net"}\ndata: {factory: "a.b:data"}\n'

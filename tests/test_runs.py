@@ -11,8 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
-from amcsearch.runs import TRIAL_COLUMNS, RunFolder, replacing
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.core.trial import Evaluation, Trial, TrialState
+from amcsearch.runs.files import replacing
+from amcsearch.runs.folder import RunFolder
+from amcsearch.runs.rows import TRIAL_COLUMNS
 
 CONFIG = "name: x\nseed: 0\n"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amcsearch.reporting.goals import goal_lines
+from amcsearch.reporting import goal_lines
 
 __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 

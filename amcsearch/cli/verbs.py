@@ -1,8 +1,12 @@
-"""One function a verb: arguments to a room, its result to text."""
+"""One function a verb: arguments to a room, its result to text.
+
+What a configuration can name: every registry as name → one line.
+"""
 
 import argparse
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "energy",
+    "entries",
     "list_registry",
     "load_config",
     "prune",
@@ -25,19 +30,104 @@ __all__ = [
     "sparsify",
 ]
 
-KINDS: Final = (
-    "agents",
-    "costs",
-    "criteria",
-    "datasets",
-    "devices",
-    "gates",
-    "models",
-    "rewards",
-    "schedules",
-    "selectors",
-    "tables",
-)
+
+def entries(kind: str) -> dict[str, str]:
+    """Return the names of one registry, each with the first line of its docstring."""
+    return KINDS[kind]()
+
+
+def _first_lines(registry: Mapping[str, Any]) -> dict[str, str]:
+    return {name: (inspect.getdoc(entry) or "").split("\n", 1)[0] for name, entry in registry.items()}
+
+
+def _agents() -> dict[str, str]:
+    from amcsearch.search import SEARCHERS
+
+    return _first_lines(SEARCHERS)
+
+
+def _costs() -> dict[str, str]:
+    return {
+        "macs": "multiply-accumulates of one inference",
+        "params": "parameters",
+        "latency_ms": "measured ONNX Runtime latency, from device.table",
+        "energy_mj": "memory accesses and MACs at the energies of device.profile",
+    }
+
+
+def _criteria() -> dict[str, str]:
+    from amcsearch.methods import CRITERIA
+
+    return _first_lines(CRITERIA)
+
+
+def _datasets() -> dict[str, str]:
+    from amcsearch.training import DATASETS
+
+    return _factories(DATASETS)
+
+
+def _gates() -> dict[str, str]:
+    from amcsearch.methods import GATES
+
+    return _first_lines(GATES)
+
+
+def _models() -> dict[str, str]:
+    from amcsearch.training import MODELS
+
+    return _factories(MODELS)
+
+
+def _factories(registry: Mapping[str, Any]) -> dict[str, str]:
+    lines = _first_lines(registry)
+    return {f"{entry.__module__}:{entry.__name__}": lines[name] for name, entry in registry.items()}
+
+
+def _rewards() -> dict[str, str]:
+    from amcsearch.search import REWARDS
+
+    return _first_lines(REWARDS)
+
+
+def _schedules() -> dict[str, str]:
+    from amcsearch.methods import SCHEDULES
+
+    return _first_lines(SCHEDULES)
+
+
+def _selectors() -> dict[str, str]:
+    from amcsearch.methods import SELECTORS
+
+    return _first_lines(SELECTORS)
+
+
+def _devices() -> dict[str, str]:
+    from amcsearch.config import read_device
+
+    return {str(path): read_device(path).name for path in sorted(Path("configs/devices").glob("*.yaml"))}
+
+
+def _tables() -> dict[str, str]:
+    from amcsearch.config import read_latency_table
+
+    folders = sorted(path.parent for path in Path("latency_tables").glob("*/device.yaml"))
+    return {str(folder): str(read_latency_table(folder).info["provenance"]["cpu"]) for folder in folders}
+
+
+KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
+    "agents": _agents,
+    "costs": _costs,
+    "criteria": _criteria,
+    "datasets": _datasets,
+    "devices": _devices,
+    "gates": _gates,
+    "models": _models,
+    "rewards": _rewards,
+    "schedules": _schedules,
+    "selectors": _selectors,
+    "tables": _tables,
+}
 
 
 def search(args: argparse.Namespace, console: "Console") -> None:
@@ -50,12 +140,12 @@ def search(args: argparse.Namespace, console: "Console") -> None:
         raise BadInputError(f"--workers {args.workers}, must be at least 1")
     config = load_config(args)
     if args.dry_run:
-        from amcsearch.pipeline.plan import plan
+        from amcsearch.jobs import plan
 
         found = plan(config, strict=args.strict)
         show(args, found, plan_text(found))
         return
-    from amcsearch.pipeline.story import search as run_search
+    from amcsearch.jobs import search as run_search
 
     digest = config_hash(config)
     folder = args.out or Path("runs") / f"{config.name}-{digest}"
@@ -67,7 +157,7 @@ def search(args: argparse.Namespace, console: "Console") -> None:
 
 def sensitivity(args: argparse.Namespace, console: "Console") -> None:
     """Write per-group curves as CSV and picture."""
-    from amcsearch.pipeline.sensitivity import write_sensitivity
+    from amcsearch.jobs import write_sensitivity
 
     found = write_sensitivity(load_config(args), args.out, args.points, console, joint=args.joint)
     console.close()
@@ -78,7 +168,7 @@ def energy(args: argparse.Namespace, console: "Console") -> None:
     """Print where the energy goes, and write it as CSV and picture."""
     from amcsearch.cli.text import energy_text
     from amcsearch.core import PruningPolicy
-    from amcsearch.pipeline.energy import energy_report
+    from amcsearch.jobs import energy_report
 
     policy = PruningPolicy.read(args.policy) if args.policy else None
     found = energy_report(
@@ -93,7 +183,7 @@ def prune(args: argparse.Namespace, console: "Console") -> None:
     """Prune by a known policy, to a cost, or as far as accuracy stays."""
     from amcsearch.cli.text import summary_text
     from amcsearch.config import config_hash, dump
-    from amcsearch.pipeline.story import prune as run_prune
+    from amcsearch.jobs import prune as run_prune
     from amcsearch.runs import RunFolder
 
     args.overrides += _goal(args)
@@ -126,7 +216,7 @@ def sparsify(args: argparse.Namespace, console: "Console") -> None:
     """Prune while training, by gates or mask schedules."""
     from amcsearch.cli.text import sparsify_text
     from amcsearch.config import config_hash, dump
-    from amcsearch.pipeline.sparsify import sparsify as run_sparsify
+    from amcsearch.jobs import sparsify as run_sparsify
     from amcsearch.runs import RunFolder
 
     config = load_config(args)
@@ -141,7 +231,7 @@ def sparsify(args: argparse.Namespace, console: "Console") -> None:
 def report(args: argparse.Namespace, console: "Console") -> None:
     """Write a run's page again."""
     del console
-    from amcsearch.reporting.page import render
+    from amcsearch.reporting import render
     from amcsearch.runs import RunFolder
 
     with RunFolder.open(args.run_folder) as run:
@@ -152,7 +242,6 @@ def report(args: argparse.Namespace, console: "Console") -> None:
 def list_registry(args: argparse.Namespace, console: "Console") -> None:
     """Print the names of a registry, each with its one-line description."""
     del console
-    from amcsearch.cli.registries import entries
 
     found = entries(args.kind)
     width = max((len(name) for name in found), default=0)

@@ -9,8 +9,7 @@ import numpy as np
 from amcsearch.config.messages import hint
 from amcsearch.config.yaml_text import read_yaml, to_yaml
 from amcsearch.core import BadInputError
-from amcsearch.costs.device import DeviceProfile
-from amcsearch.costs.latency_table import LatencyTable, read_rows, write_rows
+from amcsearch.costs import DeviceProfile, LatencyTable, read_rows, write_rows
 
 __all__ = ["DEVICE_FILE", "ROWS_FILE", "read_device", "read_latency_table", "write_latency_table"]
 

@@ -1,31 +1,46 @@
-"""The configuration of a search: every key with its default, its bound and its meaning."""
+"""The configuration of a search: every key with its default, its bound and its meaning.
 
+How to train, and what the verbs besides ``search`` do: sections of a configuration.
+
+Values of a configuration that are more than a number or a word.
+"""
+
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
+    WithJsonSchema,
     model_validator,
 )
 
-from amcsearch.config.recipes import Distillation, FinetuneConfig, PruneConfig, RecipeConfig, SparsifyConfig
-from amcsearch.config.values import ChannelMultiple, CostName, ImportSpec, Limit, Objective
 from amcsearch.core import COST_NAMES, BadInputError
 
 __all__ = [
+    "ChannelMultiple",
     "Config",
+    "CostName",
     "DataConfig",
     "DeviceConfig",
     "Distillation",
     "EvaluationConfig",
     "FinetuneConfig",
+    "ImportSpec",
+    "Limit",
     "ModelConfig",
+    "Objective",
     "PruneConfig",
+    "PruneTarget",
     "RecipeConfig",
     "RecoveryConfig",
     "RewardConfig",
@@ -33,14 +48,176 @@ __all__ = [
     "SelectionConfig",
     "SparsifyConfig",
     "SplitsConfig",
+    "Target",
     "check_priced",
 ]
+
+CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
+TargetName = Literal["sparsity", "macs", "params", "bytes", "latency_ms", "energy_mj"]
+PruneTargetName = Literal["macs", "params", "bytes", "latency_ms", "energy_mj"]
+Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
+_SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
+
+
+def _channel_multiple(value: Any) -> int | str:
+    """Accept ``auto`` or a whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "auto" and not whole:
+        raise ValueError("expected auto or a whole number of at least 1")
+    return value  # type: ignore[no-any-return]
+
+
+def _limit(value: Any) -> str | float:
+    """Accept a share of dense such as ``0.5x``, or an absolute limit above zero."""
+    if isinstance(value, str):
+        match = _SHARE_OF_DENSE.fullmatch(value)
+        if match and 0.0 < float(match[1]) <= 1.0:
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < float("inf"):
+        return float(value)
+    raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
+
+
+def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
+    """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of {', '.join(get_args(TargetName))}; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    if name != "sparsity":
+        return {name: _limit(asked)}
+    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
+        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
+    return {name: float(asked)}
+
+
+def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
+    """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of {', '.join(get_args(PruneTargetName))}; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
+    return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
+
+
+def _import_spec(value: str) -> str:
+    """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
+    module, _, name = value.rpartition(":")
+    if not module or not name.isidentifier():
+        raise ValueError("expected package.module:callable or path/to/file.py:callable")
+    return value
+
+
+ImportSpec = Annotated[str, AfterValidator(_import_spec)]
+Limit = Annotated[
+    Any,
+    BeforeValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_SHARE_OF_DENSE.pattern}$"}, {"type": "number"}]}),
+]
+ChannelMultiple = Annotated[
+    Any,
+    BeforeValidator(_channel_multiple),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+]
+PruneTarget = Annotated[dict[PruneTargetName, Any], AfterValidator(_prune_target)]
+Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class RecipeConfig(_Section):
+    """How to train: the fields of ``training.loop.TrainingRecipe``."""
+
+    epochs: NonNegativeInt = 10
+    learning_rate: PositiveFloat = 0.1
+    batch_size: PositiveInt = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegativeInt = 1
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    max_shift: NonNegativeInt = 0
+    """Images move at random by up to so many pixels."""
+
+
+class Distillation(_Section):
+    """Learn from the dense network: softened by ``temperature``, weighted by ``alpha`` against the true targets."""
+
+    temperature: PositiveFloat = 4.0
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+
+
+class FinetuneConfig(RecipeConfig):
+    """The short training after removal."""
+
+    epochs: NonNegativeInt = 5
+    learning_rate: PositiveFloat = 0.02
+    schedule: Literal["cosine", "constant", "rewound"] = "cosine"  # type: ignore[assignment]
+    """``rewound`` replays the last ``epochs`` of ``model.pretrain``, with its recipe (learning-rate rewinding)."""
+    warmup_epochs: NonNegativeInt = 0
+    distillation: Distillation | None = Distillation()
+
+
+class SparsifyConfig(_Section):
+    """What ``amcsearch sparsify`` does: gates or masks that are decided while the network trains."""
+
+    method: str = "gradual"
+    """A gate or a schedule."""
+    params: dict[str, JsonValue] = {}
+    """Fields of the method's dataclass."""
+    target: Target = {"sparsity": 0.5}
+    """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or ``bytes``, or a cost as in the budget."""
+    storage: Literal["bitmap", "csr", "run_length"] = "bitmap"
+    """How ``bytes`` counts a tensor with single weights gone, wherever that is smaller than dense."""
+    granularity: Literal["weights", "channels"] | None = None
+    """What a schedule masks (null: weights); a gate knows for itself."""
+    criterion: str = "magnitude"
+    """What a schedule ranks by; gates learn their own order."""
+    criterion_params: dict[str, JsonValue] = {"p": 1.0}
+    training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
+
+
+class PruneConfig(_Section):
+    """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
+
+    policy: str | None = None
+    """A ``policy.json``."""
+    target: PruneTarget | None = None
+    """One cost and its limit, as in the budget; of macs, params and bytes a number up to 1 is a share of dense."""
+    keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
+    """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
+    allocation: Literal["global", "uniform", "per_cost"] = "global"
+    """How groups share the pruning: by scores of all groups together, by one ratio, or by score per cost saved."""
+    rounds: PositiveInt = 1
+    """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
+    round_shape: Literal["geometric", "linear", "cubic"] = "cubic"
+    """The cost after each round: the same share of what remains goes, the same amount, or most at first.
+
+    Most at first leaves the last cut least to mend, and did best (benchmarks/methods/rounds.md)."""
+    normaliser: str = "mean"
+    """What makes scores of different groups comparable."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    """One-sided, of the bound that ``keep_accuracy`` goes by."""
+    verification: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the search split that ``keep_accuracy`` sets aside to verify what it found on the rest."""
+    scan: NonNegativeInt = 4
+    """Bolder policies that ``keep_accuracy`` tries beyond the first that fails."""
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "PruneConfig":
+        given = [name for name in ("policy", "target", "keep_accuracy") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are set; keep one of them")
+        if self.rounds > 1 and given in (["policy"], ["keep_accuracy"]):
+            raise ValueError(
+                f"rounds = {self.rounds} lead to a target, and {given[0]} is set; give --target COST=LIMIT in its "
+                "place, or --rounds 1"
+            )
+        return self
 
 
 class ModelConfig(_Section):

@@ -6,21 +6,65 @@ A network costs its model's ``constant`` plus the sum over its layers. ``CostGri
 from amcsearch.costs.base import BatchedCostModel, CostModel, JointCost
 from amcsearch.costs.compute import Macs, Params, macs, params
 from amcsearch.costs.device import DeviceProfile, MemoryLevel
-from amcsearch.costs.energy import EnergyModel
+from amcsearch.costs.energy.breakdown import LayerEnergy
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.energy.storage import Sparsity, StorageFormat, stored_bits
 from amcsearch.costs.grid import CostGrid
-from amcsearch.costs.latency_table import LatencyTable
+from amcsearch.costs.latency.cache import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
+from amcsearch.costs.latency.kernels.kernel_model import KernelModel
+from amcsearch.costs.latency.kernels.points import Observation
+from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, signature
+from amcsearch.costs.latency.rows import (
+    COLUMNS,
+    GRAPH,
+    NO_KERNEL,
+    RowKey,
+    joined_rows,
+    make_rows,
+    measured_layers,
+    read_rows,
+    row_key,
+    write_rows,
+)
+from amcsearch.costs.latency.table import COMPARED, LatencyTable, fingerprint
 
 __all__ = [
+    "COLUMNS",
+    "COMPARED",
+    "GRAPH",
+    "KNOTS_MIB",
+    "NO_KERNEL",
     "BatchedCostModel",
     "CostGrid",
     "CostModel",
     "DeviceProfile",
     "EnergyModel",
     "JointCost",
+    "KernelModel",
     "LatencyTable",
+    "LayerEnergy",
     "Macs",
     "MemoryLevel",
+    "Observation",
     "Params",
+    "Residency",
+    "RowKey",
+    "Sparsity",
+    "StorageFormat",
+    "by_signature",
+    "bytes_a_weight",
+    "fingerprint",
+    "is_plain",
+    "joined_rows",
+    "keeps_signature",
     "macs",
+    "make_rows",
+    "measured_layers",
     "params",
+    "read_rows",
+    "row_key",
+    "signature",
+    "stored_bits",
+    "weight_mib",
+    "write_rows",
 ]

@@ -1,6 +1,13 @@
 """Sensitivity curves: what the network loses when ONE group shrinks and all others stay whole.
 
 Single-group effects do not add up at high ratios; a curve ranks groups and caps them, it does not price a policy.
+
+Do the losses of single groups add up? Joint losses of policies beside the sums that sensitivity curves give.
+
+    expected(policy) = sum over groups of loss_g(n_keep_g) - dense loss, between a curve's points on a line
+
+They need not, least of all where much is removed. Their rank correlation says how far the curves may be trusted to
+order whole policies, as whatever searches on per-group losses does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial
 
-__all__ = ["Curve", "Curves", "curves", "policies", "spread"]
+__all__ = ["Curve", "Curves", "curves", "expected_increase", "policies", "rank_correlation", "spread"]
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,17 @@ def curves(
 def spread(choices: NDArray[np.int64], points: int) -> NDArray[np.int64]:
     """Return at most ``points`` of ascending choices, evenly spaced, with the first and the last."""
     return choices[np.unique(np.linspace(0, len(choices) - 1, points).round().astype(np.int64))]
+
+
+def expected_increase(curves: Curves, policy: PruningPolicy) -> float:
+    """Increase of the loss over the dense network's, nats, if groups did not matter to each other."""
+    return sum(
+        float(np.interp(policy[name], curve.kept, curve.loss)) - float(curve.loss[-1]) for name, curve in curves.items()
+    )
+
+
+def rank_correlation(expected: Sequence[float], measured: Sequence[float]) -> float | None:
+    """Spearman's correlation of increases over policies, (P,) each; None where fewer than three differ."""
+    if min(len(set(expected)), len(set(measured))) < 3:
+        return None
+    return float(spearmanr(expected, measured)[0])

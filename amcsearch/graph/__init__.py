@@ -1,10 +1,28 @@
 """Torch structure: tracing, masking and removal of channel groups. The only floor that knows torch_pruning."""
 
+from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
+from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
-from amcsearch.graph.removal import remove
-from amcsearch.graph.renumbering import renumbered
-from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace
-from amcsearch.graph.trace import trace
+from amcsearch.graph.removal import remove, removed_positions, renumbered, tensors_of
+from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
+from amcsearch.graph.tracing.trace import trace
 
-__all__ = ["Kept", "Skipped", "TensorSlice", "Trace", "first_tensor", "masked", "remove", "renumbered", "trace"]
+__all__ = [
+    "Kept",
+    "Skipped",
+    "TensorSlice",
+    "Trace",
+    "channels_first",
+    "check_kept",
+    "evaluating",
+    "first_tensor",
+    "make_channels_first",
+    "masked",
+    "modes_kept",
+    "remove",
+    "removed_positions",
+    "renumbered",
+    "tensors_of",
+    "trace",
+]

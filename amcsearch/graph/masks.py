@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.graph.layer_types import layer_type, norm_dim
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
+from amcsearch.graph.tracing.layer_types import layer_type, norm_dim
 
 __all__ = ["masked"]
 

@@ -2,21 +2,98 @@
 
 The dense module is deep-copied with a memo that already maps every sliced tensor to its slice, so dense weights
 that are cut are never copied whole, and the two modules share nothing.
+
+Deep copies of modules, several times faster than ``copy.deepcopy``: the search makes one for every evaluation.
+
+Most of what a module holds is plain values, empty hook tables and tensors; those are copied directly. Whatever
+else it holds, and modules that define their own copying, go through ``copy.deepcopy`` with the same memo.
+
+The trace of what removal left: the same groups, with channels and positions counted anew.
+
+Tracing the smaller module would find the same, but for one exception: channels that can only leave all together are no
+group, so a group cut to its last unit would be lost, and with it the place that policies have for it.
 """
 
-from collections import Counter, defaultdict
+import copy
+import types
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.graph.duplicate import duplicate
+from amcsearch.core import PruningPolicy
 from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
 
-__all__ = ["leaving", "remove", "removed_positions", "tensors_of"]
+__all__ = ["duplicate", "leaving", "remove", "removed_positions", "renumbered", "tensors_of"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_ATOMIC = {int, float, str, bool, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size, torch.layout}
+_ATOMIC |= {types.FunctionType, types.BuiltinFunctionType}
+_OWN_COPYING = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+
+
+def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
+    """Return a deep copy of ``module``; ``memo`` maps ids of objects already copied (or replaced) to their copies."""
+    copied: _Module = _copy(module, memo)
+    return copied
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMIC:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        return _copy_mapping(value, memo)
+    if kind is nn.Parameter or kind is Tensor:
+        return _copy_tensor(value, memo)
+    if (kind is tuple or kind is set) and all(type(item) in _ATOMIC for item in value):
+        return value if kind is tuple else set(value)
+    if isinstance(value, nn.Module) and _is_plain(kind):
+        return _copy_module(value, memo)
+    return copy.deepcopy(value, memo)
+
+
+def _copy_mapping(value: Any, memo: dict[int, Any]) -> Any:
+    memo[id(value)] = copied = type(value)()
+    for key, item in value.items():
+        copied[_copy(key, memo)] = _copy(item, memo)
+    return copied
+
+
+def _copy_tensor(value: Tensor, memo: dict[int, Any]) -> Tensor:
+    if not value.is_leaf or value.__dict__:
+        return copy.deepcopy(value, memo)
+    data = value.detach().clone(memory_format=torch.preserve_format)
+    is_parameter = type(value) is nn.Parameter
+    copied = nn.Parameter(data, value.requires_grad) if is_parameter else data.requires_grad_(value.requires_grad)
+    memo[id(value)] = copied
+    return copied
+
+
+def _copy_module(value: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    memo[id(value)] = copied = type(value).__new__(type(value))
+    state = copied.__dict__
+    for name, item in value.__dict__.items():
+        state[name] = _copy(item, memo)
+    return copied
+
+
+_PLAIN: dict[type, bool] = {}
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether the class copies as ``nn.Module`` itself does (a convolution only fills in what old pickles lack)."""
+    if kind not in _PLAIN:
+        base = nn.modules.conv._ConvNd if issubclass(kind, nn.modules.conv._ConvNd) else nn.Module
+        _PLAIN[kind] = all(getattr(kind, name, None) is getattr(base, name, None) for name in _OWN_COPYING)
+    return _PLAIN[kind]
+
 
 Place = TypeVar("Place")
 Slice = TypeVar("Slice", TensorSlice, NormSlice)
@@ -91,3 +168,47 @@ def _shrink(module: nn.Module, attribute: str, lost: int) -> None:
     """Lower an integer width, or a 1-tuple of one (``normalized_shape``)."""
     value = getattr(module, attribute)
     setattr(module, attribute, (value[0] - lost,) if isinstance(value, tuple) else value - lost)
+
+
+Indices = NDArray[np.int64]
+
+
+def renumbered(trace: Trace, kept: Kept) -> Trace:
+    """Return the trace of ``remove(model, trace, kept)``, its groups named and ordered as in ``trace``.
+
+    Raises:
+        BadInputError: kept channels that do not fit the trace.
+    """
+    removed = defaultdict(_nothing, check_kept(trace, kept))
+    left = {name: np.setdiff1d(units, removed[name]) for name, units in trace.units.items()}
+    in_tensors = defaultdict(_nothing, removed_positions(trace, removed))
+    in_norms = defaultdict(_nothing, leaving(trace.norms, removed, lambda part: part.module))
+
+    def in_tensor(part: TensorSlice, group: str) -> TensorSlice:
+        positions = _closed_up(part.positions[left[group]], in_tensors[part.tensor, part.dim])
+        return TensorSlice(part.tensor, part.dim, positions, part.side, part.layer)
+
+    def in_norm(part: NormSlice, group: str) -> NormSlice:
+        gone = in_norms[part.module]
+        return NormSlice(part.module, part.width - len(gone), _closed_up(part.positions[left[group]], gone))
+
+    def unit_rows(units: Indices, group: str) -> Indices:
+        return _closed_up(units[np.isin(units[:, 0], left[group])], removed[group])
+
+    return Trace(
+        trace.network.with_channels(PruningPolicy({name: len(channels) for name, channels in left.items()})),
+        {name: tuple(in_tensor(part, name) for part in parts) for name, parts in trace.slices.items()},
+        {name: unit_rows(units, name) for name, units in trace.units.items()},
+        trace.skipped,
+        {name: tuple(in_norm(part, name) for part in parts) for name, parts in trace.norms.items()},
+        trace.attributes,
+    )
+
+
+def _nothing() -> Indices:
+    return np.zeros(0, dtype=np.int64)
+
+
+def _closed_up(positions: Indices, gone: Indices) -> Indices:
+    """Positions, any shape, after those of ``gone`` (sorted, none of them among ``positions``) have left."""
+    return positions - np.searchsorted(gone, positions)

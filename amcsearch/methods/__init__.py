@@ -1,6 +1,78 @@
 """How to choose what to remove: saliency per weight, ranked over coupled slices."""
 
-from amcsearch.methods.criteria import CRITERIA, Criterion
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.density_policy import policy_from_densities
+from amcsearch.methods.first_order import LossFunction, readers
+from amcsearch.methods.gate import Gate, GateMethod
+from amcsearch.methods.gates import GATES
+from amcsearch.methods.global_ranking import comparable, removal_steps
+from amcsearch.methods.layer_inputs import MEMORY_BYTES, POSITIONS, LayerInputs, calls_of, gather_inputs
+from amcsearch.methods.least_squares import DAMPING, REFITS, refit_drifted
+from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
+from amcsearch.methods.needs import Statistic, vanishes
+from amcsearch.methods.patches import patches, weight_matrix
 from amcsearch.methods.ranking import Ranking, UnitScores, keep, rank, rank_units, score_units
+from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.schedules.rigl import erk_densities
+from amcsearch.methods.schedules.rounds import Shape, round_sparsities
+from amcsearch.methods.selector import Calibration, Refitted, problem_of, refitted, select
+from amcsearch.methods.selectors import SELECTORS
+from amcsearch.methods.statistics import gather
+from amcsearch.methods.unit_slices import UnitSlices
+from amcsearch.methods.weight_choice import keep_most, keep_overall, keep_top, n_kept
+from amcsearch.methods.weights import layer_of, sparse_weights, weight_scores
 
-__all__ = ["CRITERIA", "Criterion", "Ranking", "UnitScores", "keep", "rank", "rank_units", "score_units"]
+__all__ = [
+    "CRITERIA",
+    "DAMPING",
+    "GATES",
+    "MEMORY_BYTES",
+    "POSITIONS",
+    "REFITS",
+    "SCHEDULES",
+    "SELECTORS",
+    "Calibration",
+    "Criterion",
+    "Gate",
+    "GateMethod",
+    "LayerInputs",
+    "LossFunction",
+    "MaskSchedule",
+    "Masks",
+    "Moment",
+    "Plan",
+    "Ranking",
+    "Refitted",
+    "Shape",
+    "Statistic",
+    "UnitScores",
+    "UnitSlices",
+    "calls_of",
+    "comparable",
+    "erk_densities",
+    "gather",
+    "gather_inputs",
+    "keep",
+    "keep_most",
+    "keep_overall",
+    "keep_top",
+    "layer_of",
+    "n_kept",
+    "patches",
+    "policy_from_densities",
+    "problem_of",
+    "rank",
+    "rank_units",
+    "readers",
+    "refit_drifted",
+    "refitted",
+    "removal_steps",
+    "round_sparsities",
+    "score_units",
+    "select",
+    "sparse_weights",
+    "vanishes",
+    "weight_matrix",
+    "weight_scores",
+]

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from amcsearch.methods.statistics import Need, Statistics
+from amcsearch.methods.needs import Need
+from amcsearch.methods.statistics import Statistics
 
 __all__ = ["Criterion"]
 

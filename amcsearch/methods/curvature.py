@@ -22,9 +22,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amcsearch.core import Side
-from amcsearch.graph.layout import channels_first
-from amcsearch.graph.modes import evaluating
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace, channels_first, evaluating
 from amcsearch.methods.first_order import LossFunction, readers, replaced
 from amcsearch.methods.needs import Curvature
 

@@ -18,10 +18,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph.layout import channels_first
-from amcsearch.graph.modes import evaluating
-from amcsearch.graph.outputs import first_tensor
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace, channels_first, evaluating, first_tensor
 from amcsearch.methods.moments import Moments, Patches, aligned, moments_of, patches_of
 
 __all__ = ["Batch", "LossFunction", "Taps", "drawn_labels", "mean_gradients", "readers", "replaced", "sample_gates"]

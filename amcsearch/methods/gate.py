@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 
 __all__ = ["Gate", "GateMethod"]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PolicySpace, PruningPolicy, Side
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.first_order import readers
 from amcsearch.methods.ranking import UnitScores
 

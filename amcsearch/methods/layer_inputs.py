@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph.modes import evaluating
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace, evaluating
 from amcsearch.methods.patches import READERS, patches
 
 __all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "gather_inputs"]

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.graph.slices import Kept, Trace
+from amcsearch.graph import Kept, Trace
 from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.first_order import LossFunction
+from amcsearch.methods.needs import Draw, Need
 from amcsearch.methods.reduction import REDUCTIONS, Member
-from amcsearch.methods.statistics import Draw, LossFunction, Need, Statistics, gather
+from amcsearch.methods.statistics import Statistics, gather
 
 __all__ = ["Ranking", "UnitScores", "keep", "rank", "rank_units", "score_draw", "score_units"]
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
+from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.layer_inputs import POSITIONS, LayerInputs, gather_inputs
 from amcsearch.methods.least_squares import DAMPING, REFITS, channel_gram
 from amcsearch.methods.patches import weight_matrix
 from amcsearch.methods.ranking import Ranking
-from amcsearch.methods.statistics import LossFunction
 
 __all__ = [
     "Calibration",

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.layout import channels_first
-from amcsearch.graph.modes import evaluating
+from amcsearch.graph import channels_first, evaluating
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import ShortTraining
 from amcsearch.methods.weight_choice import keep_top

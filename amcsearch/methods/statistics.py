@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.curvature import GateTable, curvature
 from amcsearch.methods.first_order import Batch, LossFunction, Taps, drawn_labels, mean_gradients, sample_gates
 from amcsearch.methods.moments import Moments, Patches

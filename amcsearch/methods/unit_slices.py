@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.reduction import Member, consumers
 
 __all__ = ["UnitSlices"]

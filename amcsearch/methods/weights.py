@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, LayerKind
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.first_order import LossFunction
+from amcsearch.methods.needs import Draw
 from amcsearch.methods.reduction import REDUCTIONS
-from amcsearch.methods.statistics import Draw, LossFunction, gather, sliced_parameters
+from amcsearch.methods.statistics import gather, sliced_parameters
 
 __all__ = ["layer_of", "sparse_weights", "weight_scores"]
 

@@ -1,1 +1,8 @@
 """Pictures and the page that show what a run found and why to trust it."""
+
+from amcsearch.reporting.goals import goal_lines
+from amcsearch.reporting.latency_curves import write_latency_curves
+from amcsearch.reporting.layer_charts import write_additivity, write_curves, write_energy
+from amcsearch.reporting.page import render
+
+__all__ = ["goal_lines", "render", "write_additivity", "write_curves", "write_energy", "write_latency_curves"]

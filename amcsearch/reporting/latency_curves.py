@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs.latency_table import LatencyTable, measured_layers, signature
-from amcsearch.costs.latency_table.signature import keeps_signature
+from amcsearch.costs import LatencyTable, keeps_signature, measured_layers, signature
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
 from amcsearch.runs import make_folder, replacing
 

@@ -17,8 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial
-from amcsearch.runs.files import append_line, plain, read_text, replacing, writing
-from amcsearch.runs.lock import take_lock
+from amcsearch.runs.files import append_line, plain, read_text, replacing, take_lock, writing
 from amcsearch.runs.rows import trial_rows
 
 __all__ = ["RunFolder"]

@@ -1,1 +1,50 @@
 """Measuring with ONNX Runtime: export, sessions, interleaved timing, attribution, tables, verification."""
+
+from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.part import Settings
+from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical
+from amcsearch.runtime.on_device.program import run
+from amcsearch.runtime.on_device.provenance import COMPARED
+from amcsearch.runtime.on_device.records import SUM, parsed_lines
+from amcsearch.runtime.on_device.session import CPU, bound_call
+from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
+from amcsearch.runtime.onnx_export import WRAPPER, exported, max_abs_difference
+from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measure_paired
+from amcsearch.runtime.quantisation.quantisation import converted
+from amcsearch.runtime.session import OnnxModule, make_session, provenance
+
+__all__ = [
+    "COMPARED",
+    "CPU",
+    "DATA_TYPES",
+    "DISTURBED",
+    "KIT_VERSION",
+    "PLAN_FILE",
+    "QUIET_QUANTILE",
+    "SUM",
+    "WRAPPER",
+    "DeviceError",
+    "DevicePlan",
+    "Drift",
+    "InputSpec",
+    "OnnxModule",
+    "PairedLatency",
+    "Settings",
+    "WeightSpec",
+    "bound_call",
+    "calibrated_scale",
+    "canonical",
+    "converted",
+    "exported",
+    "find_counter",
+    "make_session",
+    "max_abs_difference",
+    "measure_energy",
+    "measure_many",
+    "measure_paired",
+    "parsed_lines",
+    "provenance",
+    "run",
+]

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.modes import evaluating
-from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph import evaluating, first_tensor
 from amcsearch.runtime.session import make_session
 
 __all__ = ["WRAPPER", "exported", "max_abs_difference"]

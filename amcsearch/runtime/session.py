@@ -4,6 +4,8 @@ Every latency in this project comes from sessions made by ``on_device.session``,
 prediction and a re-measured finalist mean the same thing: sequential execution, all graph optimisations (the blocked
 NCHWc layout exists only there) and a fixed number of threads. Denormals are left alone: flushing them sets the
 processor's state for the whole process, and a model that is slow by them is slow for its user too.
+
+An ONNX model as a torch module, so that what is delivered is judged by the code that judges the network.
 """
 
 import tempfile
@@ -15,14 +17,18 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
 from amcsearch.runtime.on_device.session import CPU, open_session, optimised_model
+
+__all__ = ["OnnxModule"]
 
 ort.disable_telemetry_events()  # a tool that measures other people's networks reports to nobody
 
@@ -121,3 +127,20 @@ def detect_nchwc_block() -> int:
 def provenance(threads: int, batch: int, dtype: str = "float32") -> dict[str, Any]:
     """Where, with what and how latencies are being measured here: plain values, ready for a YAML header."""
     return device_provenance(threads, batch, dtype, PROVIDER, detect_nchwc_block())
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX model of one input on any number of samples; its first output is the result.
+
+    Raises:
+        BadInputError: as ``make_session``.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+        super().__init__()
+        self._session = make_session(model, threads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, …) → (N, …), in calls of the model's own batch."""
+        calls = outputs_of_calls(self._session, x.numpy())
+        return torch.from_numpy(np.concatenate([first for first, *_ in calls])[: len(x)])

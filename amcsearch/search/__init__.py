@@ -4,17 +4,47 @@ from collections.abc import Mapping
 from typing import Final
 
 from amcsearch.search.baselines import ErkSearch, RandomSearch, SensitivitySearch, UniformSearch
-from amcsearch.search.ddpg import DDPG
-from amcsearch.search.dynamic_programming import DynamicProgramming
+from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget, without_dominated
 from amcsearch.search.energy_aware import EnergyAware
+from amcsearch.search.exact.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
 from amcsearch.search.netadapt import NetAdapt
-from amcsearch.search.optuna_search import cmaes, gp, nsga2, tpe
-from amcsearch.search.reward import REWARDS
-from amcsearch.search.searcher import Searcher, SearcherFactory
-from amcsearch.search.study import Study
+from amcsearch.search.reinforcement.ddpg import DDPG
+from amcsearch.search.reward import REWARDS, RewardContext, bind
+from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
+from amcsearch.search.study import Searcher, SearcherFactory, Study
+from amcsearch.search.targets.ladder import (
+    LADDERS,
+    CostOf,
+    accepted_rungs,
+    calls_at_most,
+    global_ladder,
+    last_verified,
+    reach,
+    safest_first,
+)
 
-__all__ = ["REWARDS", "SEARCHERS", "Searcher", "SearcherFactory", "Study"]
+__all__ = [
+    "LADDERS",
+    "REWARDS",
+    "SEARCHERS",
+    "Budget",
+    "CostOf",
+    "FeasibleSet",
+    "RewardContext",
+    "Searcher",
+    "SearcherFactory",
+    "Study",
+    "accepted_rungs",
+    "bind",
+    "calls_at_most",
+    "global_ladder",
+    "last_verified",
+    "reach",
+    "resolve_budget",
+    "safest_first",
+    "without_dominated",
+]
 
 SEARCHERS: Final[Mapping[str, SearcherFactory]] = {
     "ddpg": DDPG,

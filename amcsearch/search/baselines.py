@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerKind, PolicySpace, PruningPolicy
-from amcsearch.evaluation.sensitivity import Curves
-from amcsearch.methods.density_policy import policy_from_densities
-from amcsearch.methods.schedules.rigl import erk_densities
-from amcsearch.search.harm import harms, probed_curves
+from amcsearch.evaluation import Curves
+from amcsearch.methods import erk_densities, policy_from_densities
+from amcsearch.search.exact.harm import harms, probed_curves
 from amcsearch.search.neighbours import unseen
 from amcsearch.search.study import Study
 

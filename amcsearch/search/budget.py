@@ -7,10 +7,26 @@ layers at their smallest ratio. Three departures:
 - costs are checked after rounding to the device's channel grid, not before;
 - costs may fall when a width grows (latency staircases), so the range of a layer is a set, not an interval, and
   "smallest" is not "cheapest": later layers are completed from several known cheap policies (``completions.py``).
+
+The cheapest policies known: what an unfinished policy may still be completed with.
+
+Costs need not grow with width (latency is a staircase: 12 channels can cost more than 16), so the smallest policy is
+not always the cheapest. Starting points are the smallest choices, the smallest choices on coarser channel grids and
+policies of one ratio everywhere; from the best of them coordinate descent goes on, for every cost alone and for the
+worst overshoot of all limits together. The search is a heuristic: it finds cheap policies, it proves no lower bound.
+
+Widths that no search should propose: on the device they are no faster than a wider choice of the same group.
+
+Latency is a staircase, and an off-grid width may fall back to a slower kernel: there more channels take less time.
+Choice w of group g is dominated by a wider choice w' of g if, with the other groups held at each of three contexts,
+
+    latency(w', context) <= latency(w, context)        context: all channels, half of them, the fewest
+
+for one and the same w' in all three. Three contexts, for a layer's latency depends on the width of its neighbour.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +34,121 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, InfeasibleBudgetError, PolicySpace
-from amcsearch.costs.grid import CostGrid
-from amcsearch.search.completions import cheapest_policies, overshoot
+from amcsearch.costs import CostGrid
 
-__all__ = ["Budget", "FeasibleSet", "resolve_budget"]
+__all__ = ["Budget", "FeasibleSet", "Price", "cheapest_policies", "overshoot", "resolve_budget", "without_dominated"]
+
+LATENCY = "latency_ms"
+
+
+def without_dominated(space: PolicySpace, grid: CostGrid) -> PolicySpace:
+    """Return the space without choices that a wider choice of the same group dominates; all channels always stay.
+
+    Every choice left out is dominated by one that stays. A space whose latency nothing predicts comes back as it is.
+
+    Raises:
+        BadInputError: a layer the latency model cannot price.
+    """
+    if LATENCY not in grid.names or not space.groups:
+        return space
+    contexts = np.stack([space.dense, space.nearest(np.full(len(space.groups), 0.5)), space.floor])  # (3, G)
+    kept = (choices[_stays(_latencies(g, contexts, space, grid))] for g, choices in enumerate(space.choices))
+    return PolicySpace(space.groups, tuple(kept))
+
+
+def _latencies(g: int, contexts: NDArray[np.int64], space: PolicySpace, grid: CostGrid) -> NDArray[np.float64]:
+    """Latency in ms of every choice of group ``g`` in every context: (choices, contexts)."""
+    choices = space.choices[g]
+    rows = np.tile(contexts, (len(choices), 1))
+    rows[:, g] = np.repeat(choices, len(contexts))
+    return grid.price(rows)[LATENCY].reshape(len(choices), len(contexts))
+
+
+def _stays(latency_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows (N, contexts) no later row dominates: (N,). Dominance is transitive, so kept rows suffice to ask."""
+    stays = np.zeros(len(latency_ms), dtype=np.bool_)
+    for i in range(len(latency_ms) - 1, -1, -1):
+        stays[i] = not (latency_ms[stays] <= latency_ms[i]).all(axis=1).any()
+    return stays
+
+
+Price = Callable[[NDArray[np.int64]], Mapping[str, NDArray[np.float64]]]
+Score = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+_GRIDS: Final = (2, 4, 8, 16, 32)
+_UNIFORM: Final = 17  # policies of one ratio tried as starts
+_MAX_SWEEPS: Final = 20
+_SMALLEST, _COARSE = 16, 48  # choices of one group that descent tries: the smallest, and those on a coarse grid
+_MEAN_WEIGHT: Final = 1e-3  # breaks ties of the worst overshoot, so that descent moves on a plateau
+
+
+def overshoot(prices: Mapping[str, NDArray[np.float64]], limits: Mapping[str, float]) -> NDArray[np.float64]:
+    """Worst cost as a share of its limit, (P,) from prices (P,); at most 1 is within every limit."""
+    return np.asarray(np.max([prices[name] / limit for name, limit in limits.items()], axis=0))
+
+
+def cheapest_policies(space: PolicySpace, price: Price, limits: Mapping[str, float]) -> NDArray[np.int64]:
+    """Return distinct policies (A, G), the smallest choices first, then the cheapest found by every measure."""
+    found = [space.floor]
+    starts = _starts(space)
+    for score in _scores(price, limits):
+        best_start = starts[int(np.argmin(score(starts)))]
+        found += [_descend(start, space, score) for start in np.unique([space.floor, best_start], axis=0)]
+    rows, first = np.unique(np.array(found), axis=0, return_index=True)
+    return rows[np.argsort(first)]
+
+
+def _scores(price: Price, limits: Mapping[str, float]) -> list[Score]:
+    """Every cost alone, then the worst overshoot."""
+
+    def alone(name: str) -> Score:
+        return lambda kept: price(kept)[name]
+
+    def joint(kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        prices = price(kept)
+        mean = np.mean([prices[name] / limit for name, limit in limits.items()], axis=0)
+        return np.asarray(overshoot(prices, limits) + _MEAN_WEIGHT * mean)
+
+    return [*map(alone, limits), joint] if len(limits) > 1 else [alone(name) for name in limits]
+
+
+def _starts(space: PolicySpace) -> NDArray[np.int64]:
+    """Starting policies (S, G); the first is the smallest."""
+    aligned = [[_first_multiple(choices, grid) for choices in space.choices] for grid in _GRIDS]
+    uniform = [space.nearest(np.full(len(space.groups), r)) for r in np.linspace(0.0, 1.0, _UNIFORM)]
+    return np.array([space.floor, *aligned, *uniform], dtype=np.int64)
+
+
+def _first_multiple(choices: NDArray[np.int64], grid: int) -> int:
+    on_grid = choices[choices % grid == 0]
+    return int(on_grid[0] if len(on_grid) else choices[0])
+
+
+def _thinned(choices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A few dozen of the choices: the smallest, and those on the finest power-of-two grid that is coarse enough."""
+    step = 1
+    while np.count_nonzero(choices % step == 0) > _COARSE:
+        step *= 2
+    return np.union1d(choices[:_SMALLEST], choices[choices % step == 0])
+
+
+def _descend(start: NDArray[np.int64], space: PolicySpace, score: Score) -> NDArray[np.int64]:
+    """Move one group at a time to its cheapest choice until a whole sweep changes nothing; returns (G,)."""
+    kept, best = start.copy(), float(score(start[None, :])[0])
+    for _ in range(_MAX_SWEEPS):
+        before = best
+        for g, choices in enumerate(space.choices):
+            thinned = _thinned(choices)
+            rows = np.repeat(kept[None, :], len(thinned), axis=0)  # (C, G)
+            rows[:, g] = thinned
+            scores = score(rows)
+            i = int(np.argmin(scores))
+            if scores[i] < best * (1.0 - 1e-12):
+                kept, best = rows[i], float(scores[i])
+        if best == before:
+            break
+    return kept
+
 
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _LINE_POINTS: Final = 129

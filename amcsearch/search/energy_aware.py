@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec
-from amcsearch.costs.grid import CostGrid
+from amcsearch.costs import CostGrid
 from amcsearch.search.baselines import climb, evaluate_one
 from amcsearch.search.study import Study
 

@@ -2,33 +2,52 @@
 
 A run killed at any moment loses at most what was being evaluated. Resuming is replay: a searcher is a function of its
 seed and of the results it is served, so it runs again from the start and is served the stored results at once.
+
+Which of several trade-offs are worth keeping: the non-dominated set.
+
+A point dominates another when it is nowhere worse and somewhere better (all objectives minimised here).
+
+What every agent promises.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from amcsearch.core import (
-    BadInputError,
-    Cost,
-    Evaluation,
-    NetworkSpec,
-    PolicySpace,
-    PruningPolicy,
-    Trial,
-    TrialState,
-)
-from amcsearch.search.pareto import non_dominated
+from amcsearch.core import BadInputError, Cost, Evaluation, NetworkSpec, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
 
 if TYPE_CHECKING:
-    from amcsearch.costs.grid import CostGrid
-    from amcsearch.evaluation.executors import Executor
+    from amcsearch.costs import CostGrid
+    from amcsearch.evaluation import Executor
     from amcsearch.search.budget import FeasibleSet
 
-__all__ = ["Progress", "Study"]
+
+__all__ = ["Progress", "Searcher", "SearcherFactory", "Study", "non_dominated"]
+
+
+def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which of ``points`` (N, M), every column to be minimised, no other point dominates: shape (N,).
+
+    Equal points do not dominate each other, so copies of a front point all stay. O(N² M) time, O(N M) memory.
+
+    Raises:
+        ValueError: not a matrix, or a value is NaN (it could neither win nor lose).
+    """
+    if points.ndim != 2:
+        raise ValueError(f"points have shape {points.shape}, must be (points, objectives)")
+    if np.isnan(points).any():
+        raise ValueError("a point holds NaN; drop failed trials first")
+    front = np.ones(len(points), dtype=np.bool_)
+    for i, point in enumerate(points):
+        nowhere_worse = (points <= point).all(axis=1)
+        somewhere_better = (points < point).any(axis=1)
+        front[i] = not (nowhere_worse & somewhere_better).any()
+    return front
+
 
 Progress = Callable[[Trial, Trial | None, int, int], None]
 """Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
@@ -175,3 +194,26 @@ class Study:
         )
         if text not in self.notes:
             self.note(text)
+
+
+class Searcher(Protocol):
+    """Proposes policies until the study's evaluations are spent.
+
+    The promise, held by the contract tests over ``SEARCHERS``:
+
+    - it evaluates through ``study.evaluate`` alone, and only policies within the budget (probes excepted);
+    - it spends every evaluation, and returns early, without an error, only when no new policy is left;
+    - it is a function of the seed and of the results it is served, and keeps no file of its own: resuming a
+      killed run means running it again from the start, and the study serves what storage already holds.
+    """
+
+    def run(self, study: Study, seed: int) -> None:
+        """Search until ``study.remaining`` is zero or nothing new can be proposed.
+
+        Raises:
+            BadInputError: the study asks for something this agent cannot do (several objectives, say).
+        """
+
+
+SearcherFactory = Callable[..., Searcher]
+"""Makes an agent; every parameter has a default (``search.agent_params`` in the configuration)."""

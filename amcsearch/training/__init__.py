@@ -1,1 +1,45 @@
 """Data splits, losses, one training loop, checkpoints and the reference networks."""
+
+from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state, save_tensors
+from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
+from amcsearch.training.hook import StateStore, TrainingHook
+from amcsearch.training.loop import Distillation, Progress, TrainingRecipe, evaluate, fit
+from amcsearch.training.losses import logits, rightness, task_loss
+from amcsearch.training.models import MODELS
+from amcsearch.training.resume import StateFile
+from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
+from amcsearch.training.splits import DataSplits, fetch, length, make_splits, stacked, stratified
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "DataSplits",
+    "Distillation",
+    "FixedMasks",
+    "GatedTraining",
+    "MaskedTraining",
+    "MaskedUnits",
+    "Progress",
+    "StateFile",
+    "StateStore",
+    "TrainingHook",
+    "TrainingRecipe",
+    "bake",
+    "check_samples",
+    "check_splits",
+    "evaluate",
+    "fetch",
+    "fit",
+    "length",
+    "load_checkpoint",
+    "logits",
+    "make_splits",
+    "pretrained",
+    "rightness",
+    "save_state",
+    "save_tensors",
+    "stacked",
+    "stratified",
+    "task_loss",
+    "with_dense_targets",
+]

@@ -1,36 +1,127 @@
-"""Data factories that need no download, and the splits cut from any factory's result."""
+"""Data factories that need no download, and the splits cut from any factory's result.
+
+Checks that stop unusable data before any training or search begins.
+
+No labels: the dense network's own outputs become the targets, and a smaller network is asked to keep them.
+
+    loss = 1 - mean cos(f(x), f_dense(x)),  accuracy = mean cos(f(x), f_dense(x))
+
+The targets of knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531), taken once; the direction of an
+embedding is what it is used for, so that its length is left free. At the dense network the loss and its gradient are
+exactly 0 for every sample: what is made of that gradient (Taylor, the empirical Fisher) orders nothing. The second
+derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projection across f: positive, and found by
+``obd`` as well as by ``true_fisher``, whose drawn labels are outputs with noise.
+"""
 
 import re
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import BadInputError
-from amcsearch.training.checks import check_samples, check_splits
-from amcsearch.training.splits import (
-    DataSplits,
-    Samples,
-    fetch,
-    make_splits,
-    stacked,
-    stratified,
-)
+from amcsearch.graph import evaluating, first_tensor
+from amcsearch.training.losses import IGNORED_TARGET
+from amcsearch.training.splits import SPLITS, DataSplits, Samples, fetch, make_splits, stacked, stratified
 
 __all__ = [
     "DATASETS",
     "DataSplits",
     "check_samples",
     "check_splits",
+    "dense_outputs",
     "digits",
     "fetch",
     "make_splits",
     "stacked",
     "text",
+    "with_dense_targets",
 ]
+
+
+def dense_outputs(model: nn.Module, inputs: Tensor, batch_size: int = 128) -> Tensor:
+    """Return the model's outputs (N, …, D) for inputs (N, …), on the CPU; it runs in eval mode where it is."""
+    torch_device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        found = [first_tensor(model(batch.to(torch_device))).cpu() for batch in torch.split(inputs, batch_size)]
+    return torch.cat(found)
+
+
+def with_dense_targets(splits: DataSplits, model: nn.Module) -> DataSplits:
+    """Return the splits, in memory, with the outputs of ``model`` in place of their targets.
+
+    Raises:
+        BadInputError: as ``stacked``.
+    """
+    inputs = {name: stacked(getattr(splits, name))[0] for name in SPLITS}
+    return DataSplits(**{name: TensorDataset(x, dense_outputs(model, x)) for name, x in inputs.items()})
+
+
+def check_samples(
+    inputs: Tensor, targets: Tensor, *, name: str, input_shape: Sequence[int] | None, num_classes: int | None
+) -> None:
+    """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
+
+    ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
+    position without one. Targets (N, …, num_classes) of floating point are vectors to match, and must be finite.
+
+    Raises:
+        BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
+    """
+    where = f"data: the {name} split"
+    if len(inputs) == 0:
+        raise BadInputError(f"{where} has no samples, expected at least 1")
+    if input_shape is not None and tuple(inputs.shape[1:]) != tuple(input_shape):
+        raise BadInputError(
+            f"{where} gives inputs of shape {tuple(inputs.shape[1:])}, expected {tuple(input_shape)}; "
+            "set model.input_shape or change the data factory"
+        )
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        first = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
+        raise BadInputError(f"{where} holds NaN or infinity (first in sample {first}), expected finite inputs")
+    if targets.is_floating_point() and targets.ndim > 1:
+        _check_vectors(targets, where, num_classes)
+        return
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
+        raise BadInputError(
+            f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
+            "expected class ids (one integer, or one a position), or vectors to match"
+        )
+    known = targets[targets != IGNORED_TARGET]
+    if num_classes is not None and known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+        raise BadInputError(
+            f"{where} has targets from {int(known.min())} to {int(known.max())}, expected 0 to {num_classes - 1}: "
+            f"the network gives {num_classes} classes"
+        )
+
+
+def _check_vectors(targets: Tensor, where: str, width: int | None) -> None:
+    if width is not None and targets.shape[-1] != width:
+        raise BadInputError(
+            f"{where} gives vectors of {targets.shape[-1]} numbers to match, the network gives {width} a sample"
+        )
+    if not bool(torch.isfinite(targets).all()):
+        first = int((~torch.isfinite(targets)).flatten(1).any(1).nonzero()[0])
+        raise BadInputError(f"{where} has targets with NaN or infinity (first in sample {first}), expected finite ones")
+
+
+def check_splits(
+    splits: DataSplits, *, input_shape: Sequence[int] | None, num_classes: int | None, limit: int | None = 1024
+) -> None:
+    """Run ``check_samples`` on the first ``limit`` samples of every split; None checks all.
+
+    Raises:
+        BadInputError: as ``fetch`` and ``check_samples``.
+    """
+    for name in SPLITS:
+        inputs, targets = stacked(getattr(splits, name), limit)
+        check_samples(inputs, targets, name=name, input_shape=input_shape, num_classes=num_classes)
+
 
 BYTES: Final = 256
 

@@ -1,34 +1,123 @@
 """One training loop for pre-training and fine-tuning, and the evaluation beside it.
 
 The same seed, data and recipe give the same weights on a CPU with the same number of threads.
+
+Light augmentation of image batches, drawn from a given generator.
+
+What a training is asked to do: its recipe, its teacher, and the learning rate of every step.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.layout import channels_first, make_channels_first
-from amcsearch.graph.modes import evaluating
-from amcsearch.training.augmentation import random_shift
+from amcsearch.graph import channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.losses import correct, distillation, logits, task_loss
-from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.splits import Samples, fetch, length
 
-__all__ = [
-    "Distillation",
-    "Progress",
-    "TrainingRecipe",
-    "evaluate",
-    "fit",
-    "learning_rate_at",
-]
+__all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at", "random_shift"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """How to train.
+
+    ``learning_rate`` is the peak: a linear warm-up over ``warmup_epochs`` reaches it, then it stays (``constant``) or
+    falls to zero along half a cosine (Loshchilov & Hutter 2017, SGDR, arXiv 1608.03983). ``sgd`` has Nesterov momentum;
+    ``adamw`` takes ``momentum`` as its first beta. ``weight_decay`` applies to tensors of two or more axes, so not to
+    biases and normalisation. ``label_smoothing`` is for training without a teacher. ``max_shift`` moves images at
+    random by up to so many pixels.
+
+    Raises:
+        BadInputError: a value out of its bound.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    max_shift: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            "momentum": (0.0 <= self.momentum < 1.0, "in [0, 1)"),
+            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0"),
+            "schedule": (self.schedule in ("cosine", "constant"), "cosine or constant"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
+            "label_smoothing": (0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
+            "max_shift": (self.max_shift >= 0, "at least 0"),
+        }
+        for field, (holds, bound) in bounds.items():
+            if not holds:
+                raise BadInputError(f"{field} = {getattr(self, field)!r}, must be {bound}")
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """Learn from a teacher: see ``losses.distillation``.
+
+    Raises:
+        BadInputError: a temperature that is not positive, or an alpha outside [0, 1].
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf or not 0.0 <= self.alpha <= 1.0:
+            raise BadInputError(
+                f"distillation: temperature = {self.temperature} must be above 0, alpha = {self.alpha} in [0, 1]"
+            )
+
+
+def learning_rate_at(step: int, steps_per_epoch: int, recipe: TrainingRecipe) -> float:
+    """Learning rate of one optimiser step, counted from 0 over the whole training."""
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Move each image of (B, C, H, W) by up to ``max_shift`` pixels along both axes; edge pixels fill the gap.
+
+    Raises:
+        BadInputError: the inputs are no images.
+    """
+    if max_shift == 0:
+        return images
+    if images.ndim != 4:
+        raise BadInputError(
+            f"max_shift = {max_shift} needs images (B, C, H, W), inputs are {tuple(images.shape)}; set it to 0"
+        )
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (max_shift,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * max_shift + 1, (2, batch, 1), generator=generator).to(images.device)
+    rows = offset[0] + torch.arange(height, device=images.device)  # (B, H)
+    columns = offset[1] + torch.arange(width, device=images.device)  # (B, W)
+    sample = torch.arange(batch, device=images.device)[:, None, None]
+    # advanced indices around the channel axis put it last: (B, H, W, C)
+    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
 
 Progress = Callable[[int, float], None]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph import first_tensor
 
 __all__ = ["IGNORED_TARGET", "accuracy", "correct", "distillation", "logits", "rightness", "task_loss"]
 

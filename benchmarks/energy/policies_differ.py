@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.config import load
-from amcsearch.core import PolicySpace
-from amcsearch.costs import CostGrid
-from amcsearch.pipeline.device import load_device
-from amcsearch.pipeline.network import load_network
+from amcsearch.config.loading import load
+from amcsearch.core.policy import PolicySpace
+from amcsearch.costs.grid import CostGrid
+from amcsearch.jobs.device import load_device
+from amcsearch.jobs.network import load_network
 
 POPULATION, GENERATIONS, RESTARTS = 256, 150, 4
 TOLERANCE = 0.01

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import read_device
-from amcsearch.costs import CostGrid, EnergyModel, Macs, Params
-from amcsearch.graph import trace
+from amcsearch.config.devices import read_device
+from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.grid import CostGrid
+from amcsearch.graph.tracing.trace import trace
 
 DEVICES = Path(__file__).parents[2] / "configs" / "devices"
 POLICIES = 100_000

@@ -16,12 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amcsearch.config import read_device
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, PruningPolicy, Side
-from amcsearch.costs import DeviceProfile, EnergyModel, params
-from amcsearch.costs.energy import DENSE, Sparsity, StorageFormat
-from amcsearch.graph import trace
-from amcsearch.training.models import mobilenetv2, resnet20
+from amcsearch.config.devices import read_device
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.costs.compute import params
+from amcsearch.costs.device import DeviceProfile
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.energy.storage import DENSE, Sparsity, StorageFormat
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.training.models.inverted_residual import mobilenetv2
+from amcsearch.training.models.residual import resnet20
 
 DEVICES = Path(__file__).parents[2] / "configs" / "devices"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

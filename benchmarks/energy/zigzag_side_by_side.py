@@ -24,8 +24,9 @@ import zigzag
 from onnx import shape_inference
 from zigzag.api import get_hardware_performance_zigzag
 
-from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import DeviceProfile, EnergyModel, MemoryLevel
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
 
 INPUTS = Path(zigzag.__file__).parent / "inputs"
 ELEMENTS = 14 * 12

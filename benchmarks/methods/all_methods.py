@@ -18,7 +18,7 @@ import torch
 from cells import CELLS, Cell, measure
 from scenes import SCENES, configured, loaded
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 
 KEY: Final = ("network", "granularity", "family", "method", "seed")
 NUMBERS: Final = (

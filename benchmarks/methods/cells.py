@@ -15,26 +15,28 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from amcsearch.config import Config
-from amcsearch.core import PolicySpace, Trial
+from amcsearch.config.schema import Config
+from amcsearch.core.policy import PolicySpace
+from amcsearch.core.trial import Trial
 from amcsearch.evaluation.evaluator import default_batch_size
-from amcsearch.methods import CRITERIA, Criterion
+from amcsearch.jobs.device import load_device
+from amcsearch.jobs.finetuning import fine_tune, recalibrate
+from amcsearch.jobs.network import Network
+from amcsearch.jobs.setup import make_evaluator
+from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
+from amcsearch.jobs.sparsify.sparse_training import fixed, sparse_training
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.schedules import SCHEDULES
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.unstructured import Within, masks
 from amcsearch.methods.weights import sparse_weights, weight_scores
-from amcsearch.pipeline.device import load_device
-from amcsearch.pipeline.job import make_evaluator
-from amcsearch.pipeline.network import Network
-from amcsearch.pipeline.recovery import fine_tune, recalibrate
-from amcsearch.pipeline.sparse_target import UnitTarget, WeightTarget
-from amcsearch.pipeline.sparse_training import fixed, sparse_training
-from amcsearch.training.data import stacked
 from amcsearch.training.hook import TrainingHook
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
-from amcsearch.training.masked import bake
+from amcsearch.training.sparsification import bake
+from amcsearch.training.splits import stacked
 
 __all__ = ["CELLS", "Cell", "Measured", "measure"]
 

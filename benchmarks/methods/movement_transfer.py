@@ -17,8 +17,8 @@ from cells import CELLS, measure
 from scenes import SCENES, configured, loaded
 from torch.utils.data import TensorDataset
 
-from amcsearch.pipeline.network import Network
-from amcsearch.training.data import DataSplits, stacked
+from amcsearch.jobs.network import Network
+from amcsearch.training.splits import DataSplits, stacked
 
 NAMES = ("one_shot", "gradual", "movement")
 

@@ -19,9 +19,11 @@ from scenes import SCENES, loaded
 from scipy.stats import spearmanr
 from torch.utils.data import Subset
 
-from amcsearch.methods import CRITERIA, Criterion, UnitScores, score_units
-from amcsearch.training.data import stacked
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.ranking import UnitScores, score_units
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 
 def ways() -> dict[str, Criterion]:

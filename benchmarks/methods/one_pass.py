@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amcsearch.config import load
+from amcsearch.config.loading import load
 from amcsearch.evaluation.evaluator import default_batch_size
-from amcsearch.methods import CRITERIA, score_units
-from amcsearch.pipeline.network import load_network
-from amcsearch.training.data import stacked
+from amcsearch.jobs.network import load_network
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.ranking import score_units
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 TOGETHER, SUM = "all together", "sum of all alone"
 

@@ -25,12 +25,14 @@ from scipy.stats import spearmanr
 from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
-from amcsearch.methods import CRITERIA, Criterion, score_units
-from amcsearch.methods.folding import fold_means, input_means
-from amcsearch.pipeline.network import Network, load_network
-from amcsearch.training.data import stacked
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.ranking import score_units
+from amcsearch.recovery.bias import fold_means, input_means
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -20,19 +20,20 @@ import torch
 from scenes import seeded
 from torch import nn
 
-from amcsearch.core import PolicySpace
+from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.evaluation.reconstruction import Reconstruction
-from amcsearch.evaluation.sequential import SequentialReconstruction
-from amcsearch.methods import CRITERIA, Ranking, rank_units
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.layer_inputs import LayerInputs
 from amcsearch.methods.least_squares import REFITS
+from amcsearch.methods.ranking import Ranking, rank_units
 from amcsearch.methods.selector import Calibration, problem_of, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.selectors.thinet import ThiNet
-from amcsearch.pipeline.network import Network, load_network
-from amcsearch.training.data import stacked
+from amcsearch.recovery.refit import Reconstruction
+from amcsearch.recovery.sequential import SequentialReconstruction
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 CONFIGS = tuple(f"configs/searches/{name}.yaml" for name in ("digits", "digits-mobilenetv2", "digits-vit"))
 Key = tuple[str, str, bool, float]  # chosen by, refit, batch norms recalibrated, pruning ratio

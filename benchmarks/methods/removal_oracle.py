@@ -20,17 +20,19 @@ import numpy as np
 import torch
 from scenes import SCENES, loaded
 
-from amcsearch.core import PolicySpace
+from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.evaluation.proxy import recalibrate_batch_norm
 from amcsearch.graph.removal import remove
-from amcsearch.methods import CRITERIA, Criterion, Ranking, UnitScores, rank, score_units
+from amcsearch.jobs.network import Network
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import Draw, Labels, SampleGates
+from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
 from amcsearch.methods.statistics import gather
-from amcsearch.pipeline.network import Network
-from amcsearch.training.data import stacked
+from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 BATCH = 128
 ALONE = ("magnitude", "taylor", "measured, closed")

@@ -22,9 +22,9 @@ import torch
 from scenes import SCENES, configured
 
 from amcsearch.cli.console import Console
-from amcsearch.config import config_hash, dump
-from amcsearch.pipeline.story import prune
-from amcsearch.runs import RunFolder
+from amcsearch.config.loading import config_hash, dump
+from amcsearch.jobs.search import prune
+from amcsearch.runs.folder import RunFolder
 
 OUT: Final = Path(__file__).with_suffix(".csv")
 KEY: Final = ("network", "allocation", "target", "epochs", "rounds", "shape", "seed")

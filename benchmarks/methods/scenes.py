@@ -13,9 +13,10 @@ from typing import Final
 
 from torch.utils.data import Subset
 
-from amcsearch.config import Config, RecipeConfig, load
-from amcsearch.core import BadInputError
-from amcsearch.pipeline.network import Network, load_network
+from amcsearch.config.loading import load
+from amcsearch.config.schema import Config, RecipeConfig
+from amcsearch.core.errors import BadInputError
+from amcsearch.jobs.network import Network, load_network
 from amcsearch.training.loop import TrainingRecipe
 from amcsearch.training.splits import length
 

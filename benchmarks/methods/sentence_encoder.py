@@ -27,22 +27,24 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.config import load
-from amcsearch.core import PolicySpace, PruningPolicy
+from amcsearch.config.loading import load
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.costs.compute import macs
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.evaluation.reconstruction import Reconstruction
-from amcsearch.methods import CRITERIA, Criterion, Ranking, rank_units
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.random_order import RandomOrder
-from amcsearch.methods.folding import means_for
+from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.ranking import Ranking, rank_units
 from amcsearch.methods.selector import Calibration, problem_of, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.unstructured import keep_n_of_m, masks
 from amcsearch.methods.weights import sparse_weights, weight_scores
-from amcsearch.pipeline.network import Network, load_network
-from amcsearch.training.data import stacked
-from amcsearch.training.dense_targets import dense_outputs
+from amcsearch.recovery.bias import means_for
+from amcsearch.recovery.refit import Reconstruction
+from amcsearch.training.data import dense_outputs
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

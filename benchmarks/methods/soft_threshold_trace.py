@@ -18,18 +18,16 @@ import torch
 from scenes import SCENES, configured, loaded
 from torch import nn
 
-from amcsearch.config import Config
+from amcsearch.config.schema import Config
+from amcsearch.jobs.finetuning import recalibrate
+from amcsearch.jobs.network import Network, training_recipe
+from amcsearch.jobs.sparsify.sparse_training import fixed
 from amcsearch.methods.gates.soft_threshold import SoftThreshold
 from amcsearch.methods.mask_schedule import Masks
 from amcsearch.methods.weight_choice import keep_overall, n_kept
-from amcsearch.pipeline.network import Network, training_recipe
-from amcsearch.pipeline.recovery import recalibrate
-from amcsearch.pipeline.sparse_training import fixed
-from amcsearch.training.data import stacked
-from amcsearch.training.gated import GatedTraining
 from amcsearch.training.loop import evaluate, fit
-from amcsearch.training.masked import bake
-from amcsearch.training.splits import length
+from amcsearch.training.sparsification import GatedTraining, bake
+from amcsearch.training.splits import length, stacked
 
 EVERY = 4
 

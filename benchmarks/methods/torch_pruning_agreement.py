@@ -24,14 +24,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from amcsearch.config import load
-from amcsearch.core import Side
+from amcsearch.config.loading import load
+from amcsearch.core.group import Side
 from amcsearch.evaluation.evaluator import default_batch_size
-from amcsearch.methods import CRITERIA, UnitScores, score_units
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.global_ranking import normalised
-from amcsearch.pipeline.network import Network, load_network
-from amcsearch.training.data import stacked
+from amcsearch.methods.ranking import UnitScores, score_units
 from amcsearch.training.losses import task_loss
+from amcsearch.training.splits import stacked
 
 Data = tuple[Tensor, Tensor]
 

@@ -21,16 +21,17 @@ import torch
 from scenes import SCENES, loaded
 from torch import Tensor
 
-from amcsearch.methods import CRITERIA
-from amcsearch.methods.statistics import Statistic, gather
+from amcsearch.jobs.network import Network
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.needs import Statistic
+from amcsearch.methods.statistics import gather
 from amcsearch.methods.unstructured import keep_n_of_m, masks
 from amcsearch.methods.weights import sparse_weights, weight_scores
-from amcsearch.pipeline.network import Network
-from amcsearch.training.data import stacked
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
-from amcsearch.training.masked import bake
 from amcsearch.training.models.transformer import LanguageModel
+from amcsearch.training.sparsification import bake
+from amcsearch.training.splits import stacked
 
 BATCH = 64
 WINDOWS = 256  # of the test split

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from amcsearch.cli import main
-from amcsearch.cli.registries import KINDS
+from amcsearch.cli.main import main
+from amcsearch.cli.verbs import KINDS
 from amcsearch.cli.verbs import KINDS as NAMES
 
 WriteConfig = Callable[..., Path]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from amcsearch.cli import main
-from amcsearch.config import write_latency_table
-from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import LatencyTable
-from amcsearch.costs.latency_table import COLUMNS, make_rows, row_key
+from amcsearch.cli.main import main
+from amcsearch.config.devices import write_latency_table
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.runtime.session import provenance
 
 WriteConfig = Callable[..., Path]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amcsearch.core import PolicySpace
+from amcsearch.core.policy import PolicySpace
 from amcsearch.graph.slices import Trace
-from amcsearch.graph.trace import trace
-from amcsearch.methods import CRITERIA, keep, rank, rank_units, score_units
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.ranking import keep, rank, rank_units, score_units
 from amcsearch.methods.reduction import REDUCTIONS
 from amcsearch.training.losses import task_loss
 from amcsearch.training.models import MODELS

@@ -10,14 +10,14 @@ from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
 from amcsearch.graph.slices import Trace
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.gates import GATES
-from amcsearch.training.gated import GatedTraining
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.losses import logits
 from amcsearch.training.models import MODELS
 from amcsearch.training.resume import StateFile
+from amcsearch.training.sparsification import GatedTraining
 
 NETWORKS = {
     "resnet20": {"width": 4, "depth": 8},

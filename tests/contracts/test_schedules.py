@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amcsearch.graph.slices import Trace
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.mask_schedule import Plan
 from amcsearch.methods.ranking import score_units
@@ -18,9 +18,8 @@ from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.losses import task_loss
-from amcsearch.training.masked import MaskedTraining, bake
-from amcsearch.training.masked_units import MaskedUnits
 from amcsearch.training.models import MODELS
+from amcsearch.training.sparsification import MaskedTraining, MaskedUnits, bake
 
 NETWORKS = {
     "resnet20": {"width": 4, "depth": 8},

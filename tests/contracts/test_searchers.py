@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError, TrialState
-from amcsearch.runs import trial_rows
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.trial import TrialState
+from amcsearch.runs.rows import trial_rows
 from amcsearch.search import SEARCHERS
 
 SINGLE_OBJECTIVE = {"ddpg", "cmaes"}

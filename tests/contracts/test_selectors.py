@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.least_squares import REFITS, output_error
 from amcsearch.methods.selector import Calibration, Problem, problem_of, refitted, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.training.losses import task_loss
-from amcsearch.training.models import MODELS, language_model, mobilenetv2, resnet20, vgg, vit
+from amcsearch.training.models import MODELS
+from amcsearch.training.models.inverted_residual import mobilenetv2
+from amcsearch.training.models.plain import vgg
+from amcsearch.training.models.residual import resnet20
+from amcsearch.training.models.transformer import language_model, vit
 
 # One of each kind, small: the promises do not depend on the width.
 NETWORKS = {

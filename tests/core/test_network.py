@@ -5,16 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PruningPolicy,
-    Side,
-)
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PruningPolicy
 
 
 def chain() -> NetworkSpec:

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import BadInputError, ChannelGroup, Cost, PolicySpace, PruningPolicy
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 
 
 def group(channels: int, unit: int = 1) -> ChannelGroup:

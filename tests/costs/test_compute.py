@@ -2,8 +2,8 @@
 
 import pytest
 
-from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import Macs, Params, macs, params
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.compute import Macs, Params, macs, params
 
 CONV = LayerSpec("c", LayerKind.CONV, 3, 8, (3, 3), padding=(1, 1), in_size=(4, 4), out_size=(4, 4), has_bias=True)
 

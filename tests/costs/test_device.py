@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from amcsearch.core import BadInputError
-from amcsearch.costs import DeviceProfile
+from amcsearch.core.errors import BadInputError
+from amcsearch.costs.device import DeviceProfile
 
 FOLDER = Path(__file__).parents[2] / "configs" / "devices"
 GOOD: dict[str, Any] = {

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcsearch.core import BadInputError, LayerKind, LayerSpec
-from amcsearch.costs import DeviceProfile, EnergyModel, MemoryLevel, macs
-from amcsearch.costs.energy import Sparsity, StorageFormat
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.compute import macs
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
 from amcsearch.costs.energy.nest import LoopNest
+from amcsearch.costs.energy.storage import Sparsity, StorageFormat
 from amcsearch.costs.energy.traffic import Edge, least_traffic
 from amcsearch.costs.energy.work import Widths, products
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amcsearch.config import read_device
-from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import DeviceProfile, EnergyModel, MemoryLevel
-from amcsearch.costs.energy import StorageFormat, stored_bits
-from amcsearch.costs.energy.bounds import communication_bytes, output_stationary_bytes
+from amcsearch.config.devices import read_device
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel, communication_bytes, output_stationary_bytes
 from amcsearch.costs.energy.nest import LoopNest
+from amcsearch.costs.energy.storage import StorageFormat, stored_bits
 from amcsearch.costs.energy.traffic import Edge, output_stationary
 from amcsearch.costs.energy.work import Widths, least_words
 

@@ -5,9 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, MapOp, MapStep, NetworkSpec, Side
-from amcsearch.costs import CostGrid, DeviceProfile, EnergyModel, MemoryLevel
-from amcsearch.costs.energy import Sparsity, StorageFormat
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
+from amcsearch.core.network import NetworkSpec
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.energy.storage import Sparsity, StorageFormat
+from amcsearch.costs.grid import CostGrid
 
 CONV = LayerSpec("c", LayerKind.CONV, 3, 8, (3, 3), in_size=(6, 6), out_size=(4, 4))
 LINEAR = LayerSpec("l", LayerKind.LINEAR, 8, 8, in_size=(16, 1), out_size=(16, 1))

@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PruningPolicy,
-    Side,
-)
-from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, Macs, MemoryLevel, Params
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.costs.base import CostModel
+from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.grid import CostGrid
 
 
 class WildLatency:

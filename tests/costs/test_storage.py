@@ -6,8 +6,8 @@ from math import ceil, log2
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError
-from amcsearch.costs.energy import Sparsity, StorageFormat, stored_bits
+from amcsearch.core.errors import BadInputError
+from amcsearch.costs.energy.storage import Sparsity, StorageFormat, stored_bits
 
 
 def bits(form: StorageFormat, density: float, rows: int, columns: int, word: int = 16) -> float:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import DeviceProfile, EnergyModel, MemoryLevel
-from amcsearch.costs.energy import Sparsity, StorageFormat
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.energy.storage import Sparsity, StorageFormat
 
 # 4096 weights, 64 inputs and 64 outputs of 16 bits; half of the filters are 2048 weights and 32 outputs
 LAYER = LayerSpec("l", LayerKind.LINEAR, 64, 64)

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.costs import CostGrid, DeviceProfile, EnergyModel, Macs, MemoryLevel, Params
-from amcsearch.graph import trace
-from amcsearch.training.models import mobilenetv2, resnet20
+from amcsearch.costs.compute import Macs, Params
+from amcsearch.costs.device import DeviceProfile, MemoryLevel
+from amcsearch.costs.energy.model import EnergyModel
+from amcsearch.costs.grid import CostGrid
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.training.models.inverted_residual import mobilenetv2
+from amcsearch.training.models.residual import resnet20
 
 MEMORIES = (MemoryLevel("buffer", 32768, 1.0, "toy", map_share=0.2), MemoryLevel("DRAM", None, 10.0, "toy"))
 PROFILE = DeviceProfile("toy", 32, {32: 1.0}, MEMORIES, sources={"mac_pj": "toy"})

@@ -5,7 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from amcsearch.core import Evaluation, PruningPolicy
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.core.trial import Evaluation
 
 
 class Echo:

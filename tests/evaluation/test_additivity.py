@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from amcsearch.core import PruningPolicy
-from amcsearch.evaluation.additivity import expected_increase, rank_correlation
-from amcsearch.evaluation.sensitivity import Curve, Curves
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.evaluation.sensitivity import Curve, Curves, expected_increase, rank_correlation
 
 KEPT = np.array([1, 3, 4])
 CURVES = Curves(

@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, PolicySpace, PruningPolicy
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
-from amcsearch.evaluation.proxy import recalibrate_batch_norm
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
-from amcsearch.graph.trace import trace
-from amcsearch.methods import CRITERIA, Ranking, keep, rank_units
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.ranking import Ranking, keep, rank_units
+from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
-from amcsearch.training.models import language_model, resnet20
+from amcsearch.training.models.residual import resnet20
+from amcsearch.training.models.transformer import language_model
 
 Job = tuple[nn.Module, Trace, Ranking, Tensor, tuple[Tensor, Tensor]]
 

@@ -10,14 +10,15 @@ from types import ModuleType
 import pytest
 import torch
 
-from amcsearch.core import BadInputError, PolicySpace, PruningPolicy
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.evaluation.executors import ProcessExecutor, SerialExecutor
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import rank_units
 from amcsearch.training.losses import task_loss
-from amcsearch.training.models import resnet20
+from amcsearch.training.models.residual import resnet20
 
 HERE = Path(__file__).parent
 

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amcsearch.core import PolicySpace
+from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.activation_variance import ActivationVariance
-from amcsearch.methods.folding import means_for
 from amcsearch.methods.ranking import rank_units
+from amcsearch.recovery.bias import means_for
 
 X = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from amcsearch.core import BadInputError
-from amcsearch.evaluation.paired import PairedEvaluator, change_low, sample_accuracy, tango_low
+from amcsearch.core.errors import BadInputError
+from amcsearch.evaluation.evaluator import PairedEvaluator, change_low, sample_accuracy, tango_low
 
 Z = 1.6448536269514722  # of 95 %
 

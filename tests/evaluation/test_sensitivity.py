@@ -6,16 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Cost,
-    Evaluation,
-    PolicySpace,
-    PruningPolicy,
-    Trial,
-    TrialState,
-)
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.evaluation.sensitivity import curves, policies
 
 SPACE = PolicySpace.on_grid([ChannelGroup("a", 4, ()), ChannelGroup("b", 8, (), unit=2)])

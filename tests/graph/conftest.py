@@ -9,7 +9,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.graph import Trace, trace
+from amcsearch.graph.slices import Trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.training.models import MODELS
 
 IMAGE, SEQUENCE, TOKENS = (1, 3, 8, 8), (1, 5, 6), (1, 7)

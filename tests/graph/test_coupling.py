@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from amcsearch.core import BadInputError, Side
-from amcsearch.graph.coupling import SlotTable
-from amcsearch.graph.walk import Index, walk
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import Side
+from amcsearch.graph.tracing.coupling import SlotTable
+from amcsearch.graph.tracing.trace import Index, walk
 
 
 def joined(pairs, widths, passes=()):

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from amcsearch.graph.duplicate import duplicate
+from amcsearch.graph.removal import duplicate
 
 
 class Odd(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import MapOp, MapStep
-from amcsearch.graph import trace
+from amcsearch.core.layer import MapOp, MapStep
+from amcsearch.graph.tracing.trace import trace
 
 ADD, ACTIVATION, POOL, OTHER = MapOp.ADD, MapOp.ACTIVATION, MapOp.POOL, MapOp.OTHER
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.graph import masked, trace
+from amcsearch.graph.masks import masked
+from amcsearch.graph.tracing.trace import trace
 
 
 def half(traced):

@@ -9,9 +9,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
 from amcsearch.costs.compute import macs, params
-from amcsearch.graph import first_tensor, masked, remove, trace
+from amcsearch.graph.masks import masked
+from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph.removal import remove
+from amcsearch.graph.tracing.trace import trace
 
 EXAMPLES = settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

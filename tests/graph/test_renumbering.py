@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from amcsearch.graph import first_tensor, masked, remove, renumbered, trace
+from amcsearch.graph.masks import masked
+from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph.removal import remove, renumbered
+from amcsearch.graph.tracing.trace import trace
 
 
 def some_kept(found, seed, least=1):

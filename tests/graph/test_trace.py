@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.core import BadInputError, LayerKind, Side
-from amcsearch.graph import first_tensor, trace
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import Side
+from amcsearch.core.layer import LayerKind
+from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph.tracing.trace import trace
 
 
 def test_slices_of_a_small_network_by_hand():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.graph.masks import masked
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.activation import ActivationMagnitude
 from amcsearch.methods.criteria.activation_variance import ActivationVariance
 from amcsearch.methods.criteria.bn_scale import BnScale

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from amcsearch.core import BadInputError, PolicySpace
-from amcsearch.graph.trace import trace
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PolicySpace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.density_policy import kept_shares, policy_from_densities
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
-from amcsearch.graph.trace import trace
-from amcsearch.methods.auxiliary_heads import head_loss, train_heads
+from amcsearch.core.errors import BadInputError
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.least_squares import output_error, refit_least_squares
 from amcsearch.methods.selector import Calibration, Problem, problem_of
-from amcsearch.methods.selectors.discrimination_aware import DiscriminationAware
+from amcsearch.methods.selectors.discrimination_aware import DiscriminationAware, head_loss, train_heads
 
 
 def network() -> nn.Module:

@@ -12,9 +12,9 @@ from scipy.special import digamma
 from torch import nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.graph.masks import masked
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.gates.gumbel import GumbelSoftmax, binary_concrete, straight_through, temperature_at
 from amcsearch.methods.gates.hard_concrete import HardConcrete, hard_concrete, open_probability
@@ -22,9 +22,9 @@ from amcsearch.methods.gates.hard_concrete import evaluated_gate as evaluated
 from amcsearch.methods.gates.slimming import NetworkSlimming, l1
 from amcsearch.methods.gates.soft_threshold import SoftThreshold, soft_threshold
 from amcsearch.methods.gates.variational import VariationalDropout, log_alpha, negative_kl, output_noise
-from amcsearch.methods.lagrangian import DAMPING, LIMIT, Lagrangian, target_at
 from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.training.models import MODELS
+from amcsearch.training.sparsification import DAMPING, LIMIT, Lagrangian, target_at
 
 
 def mlp() -> nn.Sequential:

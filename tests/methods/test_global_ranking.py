@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from amcsearch.core import BadInputError, ChannelGroup, PolicySpace
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace
 from amcsearch.costs.compute import macs
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.global_ranking import NORMALISERS, comparable, global_policy, normalised, unit_savings
-from amcsearch.training.models import resnet20
+from amcsearch.training.models.residual import resnet20
 
 ONE = torch.tensor([1.0, 3.0, 2.0, 2.0])
 

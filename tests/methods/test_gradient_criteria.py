@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.graph.masks import masked
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.fisher import Fisher, TrueFisher
 from amcsearch.methods.criteria.movement import Movement
 from amcsearch.methods.criteria.obd import OptimalBrainDamage
 from amcsearch.methods.criteria.taylor import TaylorActivation, TaylorPerSample
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.curvature import diagonal
+from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Curvature, ShortTraining
 from amcsearch.methods.ranking import UnitScores, score_units
 from amcsearch.methods.short_training import accumulated, keep_share, movement_scores, top_mask
-from amcsearch.methods.statistics import LossFunction, sliced_parameters
+from amcsearch.methods.statistics import sliced_parameters
 
 X = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
-from amcsearch.graph.trace import trace
+from amcsearch.core.errors import BadInputError
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods import layer_inputs
 from amcsearch.methods.layer_inputs import gather_inputs
 from amcsearch.methods.patches import patches, weight_matrix

@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.methods.least_squares import (
     REFITS,
     channel_gram,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.methods.least_squares import damped, output_error, refit_least_squares
 from amcsearch.methods.selector import Problem
 from amcsearch.methods.selectors.amc import Amc

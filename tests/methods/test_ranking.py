@@ -10,21 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PruningPolicy,
-    Side,
-)
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PruningPolicy
 from amcsearch.graph.slices import TensorSlice, Trace
 from amcsearch.methods.criteria.magnitude import Magnitude
 from amcsearch.methods.criteria.random_order import RandomOrder
+from amcsearch.methods.needs import Draw, Statistic
 from amcsearch.methods.ranking import keep, rank, score_draw
-from amcsearch.methods.statistics import Draw, Statistic, Statistics
+from amcsearch.methods.statistics import Statistics
 
 
 def positions(*rows: list[int]) -> np.ndarray:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from amcsearch.core import LayerKind, LayerSpec, Side
+from amcsearch.core.group import Side
+from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.methods.reduction import REDUCTIONS, Member
 
 CONV = LayerSpec("conv", LayerKind.CONV, 3, 2)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.methods.mask_schedule import Masks, Moment, Plan
 from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery, hysteresis, update_probability
 from amcsearch.methods.schedules.gradual import Gradual, cubic_sparsity

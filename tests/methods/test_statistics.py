@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.graph.modes import modes_kept
-from amcsearch.graph.trace import trace
-from amcsearch.methods.needs import Curvature, Need, SampleGates, ShortTraining, SquaredGradients
-from amcsearch.methods.statistics import Draw, Statistic, Statistics, gather
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.methods.needs import Curvature, Draw, Need, SampleGates, ShortTraining, SquaredGradients, Statistic
+from amcsearch.methods.statistics import Statistics, gather
 
 GATES = SampleGates()
 ALL: frozenset[Need] = frozenset(

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from amcsearch.graph.masks import masked
 from amcsearch.graph.slices import Trace
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.taylor import Taylor, TaylorBn, TaylorJoint, TaylorParameterwise, TaylorPerSample
+from amcsearch.methods.first_order import LossFunction
+from amcsearch.methods.needs import Statistic
 from amcsearch.methods.ranking import UnitScores, score_units
-from amcsearch.methods.statistics import LossFunction, Statistic, gather
+from amcsearch.methods.statistics import gather
 
 
 class Block(nn.Module):

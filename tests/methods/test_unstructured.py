@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
-from amcsearch.graph.trace import trace
+from amcsearch.core.errors import BadInputError
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.fisher import Fisher
 from amcsearch.methods.criteria.movement import Movement

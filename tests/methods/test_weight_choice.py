@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.methods.weight_choice import apportion, keep_by_count, keep_most, keep_overall, keep_top, n_kept
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amcsearch.runs import TRIAL_COLUMNS, RunFolder
+from amcsearch.runs.folder import RunFolder
+from amcsearch.runs.rows import TRIAL_COLUMNS
 
 CONFIG = """name: digits-resnet20
 seed: 0

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError, LayerKind, LayerSpec
-from amcsearch.costs import LatencyTable
-from amcsearch.costs.latency_table import COLUMNS, GRAPH, make_rows, row_key
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.rows import COLUMNS, GRAPH, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.reporting.latency_curves import layer_curves, write_latency_curves
 
 CONV = LayerSpec("c", LayerKind.CONV, 8, 16, (3, 3), padding=(1, 1), in_size=(4, 4), out_size=(4, 4))

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.reporting.sensitivity import write_additivity, write_curves
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.reporting.layer_charts import write_additivity, write_curves
 
 ROWS = [
     ("conv1", 8, 0.9, 0.7, "recovered"),

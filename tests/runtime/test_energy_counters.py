@@ -7,14 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from amcsearch.core import BadInputError
-from amcsearch.runtime.energy_counters import (
-    NvmlCounter,
-    RaplCounter,
-    calibrated_scale,
-    find_counter,
-    measure_energy,
-)
+from amcsearch.core.errors import BadInputError
+from amcsearch.runtime.energy_counters import NvmlCounter, RaplCounter, calibrated_scale, find_counter, measure_energy
 
 WRAP = 262_143_328_850
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.runtime import onnx_export
 from amcsearch.runtime.onnx_export import EXPORTERS, exported, max_abs_difference
 

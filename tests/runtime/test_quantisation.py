@@ -6,25 +6,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS, converted, quantised
+from amcsearch.runtime.quantisation.quantisation.quantise_graph import Affine, weight_scales
 from onnx import numpy_helper
 from torch import nn
 
-from amcsearch.core import BadInputError, LayerKind
-from amcsearch.costs import LatencyTable
-from amcsearch.graph.trace import trace
-from amcsearch.runtime.attribution import kernel_runs, original_owners
-from amcsearch.runtime.kit import KitModel, measure_here
-from amcsearch.runtime.kit_results import read_results
-from amcsearch.runtime.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind
+from amcsearch.costs.latency.table import LatencyTable
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.measure.build.attribution import kernel_runs, original_owners
+from amcsearch.measure.build.table_builder import measured_variants, merged, table_from_results
+from amcsearch.measure.kit.kit import KitModel, measure_here
+from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.on_device.weights import weight_bytes
 from amcsearch.runtime.onnx_export import exported
-from amcsearch.runtime.onnx_module import OnnxModule
-from amcsearch.runtime.quantisation import CONVERTERS, converted, quantised
-from amcsearch.runtime.quantise_graph import Affine, weight_scales
-from amcsearch.runtime.session import optimised_graph
-from amcsearch.runtime.table_builder import merged
-from amcsearch.runtime.table_results import measured_variants, table_from_results
-from amcsearch.training.models import language_model, vit
+from amcsearch.runtime.session import OnnxModule, optimised_graph
+from amcsearch.training.models.transformer import language_model, vit
 
 
 class Small(nn.Module):

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.runtime.session import PROVIDER, _one_conv, detect_nchwc_block, make_session, optimised_graph, provenance
 
 

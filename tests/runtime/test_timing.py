@@ -3,8 +3,8 @@ import gc
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError
-from amcsearch.runtime import timing
+from amcsearch.core.errors import BadInputError
+from amcsearch.runtime import paired_latency as timing
 from amcsearch.runtime.session import _one_conv, make_session
 
 X = np.ones((1, 4, 8, 8), dtype=np.float32)

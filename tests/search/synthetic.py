@@ -16,17 +16,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from amcsearch.core import (
-    ChannelGroup,
-    Coupling,
-    Evaluation,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    PruningPolicy,
-    Side,
-)
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Evaluation
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.budget import FeasibleSet, resolve_budget

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError, TrialState
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.trial import TrialState
 from amcsearch.evaluation.sensitivity import Curve, Curves
 from amcsearch.search.baselines import (
     ErkSearch,

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, ChannelGroup, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace
 from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget
 
 Prices = Mapping[str, NDArray[np.float64]]

@@ -9,27 +9,19 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Cost,
-    Coupling,
-    Evaluation,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    PruningPolicy,
-    Side,
-    Trial,
-    TrialState,
-)
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.costs.compute import Macs
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.baselines import RandomSearch
 from amcsearch.search.budget import FeasibleSet, resolve_budget
-from amcsearch.search.ddpg import DDPG, _Run
-from amcsearch.search.ddpg_learner import EpisodeReplay, one_thread, truncated_normal
+from amcsearch.search.reinforcement.ddpg import DDPG, _Run
+from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, one_thread, truncated_normal
 
 
 def chain(*widths: int) -> NetworkSpec:
@@ -221,7 +213,7 @@ def test_the_warm_up_is_random_searchs_and_does_not_squeeze_the_last_groups():
 
 
 def test_the_warm_up_goes_on_where_rejection_finds_no_feasible_policy(monkeypatch):
-    monkeypatch.setattr("amcsearch.search.ddpg.random_policies", lambda study, rng: None)
+    monkeypatch.setattr("amcsearch.search.reinforcement.ddpg.random_policies", lambda study, rng: None)
     study = FakeStudy(additive, trials=12)
     DDPG(warm_up_share=1.0, hidden=(8, 8)).run(study, 0)
     assert len(study.trials) == 12

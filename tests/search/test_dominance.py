@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from amcsearch.core import ChannelGroup, PolicySpace
-from amcsearch.search.dominance import without_dominated
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace
+from amcsearch.search.budget import without_dominated
 
 Latency = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 

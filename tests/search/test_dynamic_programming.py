@@ -5,26 +5,21 @@ import itertools
 import numpy as np
 import pytest
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    Side,
-    TrialState,
-)
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace
+from amcsearch.core.trial import TrialState
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.grid import CostGrid
 from amcsearch.evaluation.sensitivity import Curve, Curves
-from amcsearch.search.allocator import Allocator
 from amcsearch.search.baselines import RandomSearch
 from amcsearch.search.budget import Budget, FeasibleSet
-from amcsearch.search.dynamic_programming import DynamicProgramming
-from amcsearch.search.factors import cost_factors
-from amcsearch.search.harm import errors_of, harms
+from amcsearch.search.exact.allocator import Allocator
+from amcsearch.search.exact.dynamic_programming import DynamicProgramming
+from amcsearch.search.exact.factors import cost_factors
+from amcsearch.search.exact.harm import errors_of, harms
 
 
 class WithResidency(Macs):

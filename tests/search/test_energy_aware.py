@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    Evaluation,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    Side,
-)
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace
+from amcsearch.core.trial import Evaluation
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.device import DeviceProfile, MemoryLevel
-from amcsearch.costs.energy import EnergyModel
+from amcsearch.costs.energy.model import EnergyModel
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.budget import FeasibleSet, resolve_budget
 from amcsearch.search.energy_aware import EnergyAware, energy_of_groups, exchange, restore

@@ -9,22 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_of_stable_baselines3
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Coupling,
-    InfeasibleBudgetError,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    PruningPolicy,
-    Side,
-)
+from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.budget import FeasibleSet, resolve_budget
-from amcsearch.search.environment import LayerwiseEnv
+from amcsearch.search.reinforcement.environment import LayerwiseEnv
 
 
 class Staircase:

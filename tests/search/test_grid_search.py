@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.search.grid import GridSearch, grid_points, stages
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import ChannelGroup, PolicySpace
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace
 from amcsearch.methods.global_ranking import global_policy
-from amcsearch.search.ladder import LADDERS, global_ladder, per_cost_ladder, uniform_ladder
+from amcsearch.search.targets.ladder import LADDERS, global_ladder, per_cost_ladder, uniform_ladder
 
 
 def space(*channels: int, multiple: int = 1) -> PolicySpace:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcsearch.core import InfeasibleBudgetError
-from amcsearch.search.elimination import elimination_steps, largest_table, work
-from amcsearch.search.factors import Factor
-from amcsearch.search.min_sum import BudgetedSum
+from amcsearch.core.errors import InfeasibleBudgetError
+from amcsearch.search.exact.elimination import elimination_steps, largest_table, work
+from amcsearch.search.exact.factors import Factor
+from amcsearch.search.exact.min_sum import BudgetedSum
 
 SHAPES = {
     "alone": [(0,), (1,), (2,), (3,)],

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, PolicySpace, Side
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
+from amcsearch.core.policy import PolicySpace
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.grid import CostGrid
 from amcsearch.search.budget import Budget, FeasibleSet
-from amcsearch.search.observation import FEATURES, Observer
+from amcsearch.search.reinforcement.observation import FEATURES, Observer
 
 NOTHING = np.zeros(0, dtype=np.int64)
 

@@ -4,9 +4,9 @@ import numpy as np
 import optuna
 import pytest
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.search import SEARCHERS
-from amcsearch.search.optuna_search import OptunaSearcher, Told, _Session, cmaes, gp, nsga2, tpe
+from amcsearch.search.samplers import OptunaSearcher, Told, _Session, cmaes, gp, nsga2, tpe
 
 
 class Scripted(optuna.samplers.BaseSampler):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amcsearch.runs import trial_rows
+from amcsearch.runs.rows import trial_rows
 from amcsearch.search import SEARCHERS
 
 TRIALS, KILL_AT = 12, 8

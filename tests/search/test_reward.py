@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import BadInputError, Cost, Evaluation
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.trial import Evaluation
 from amcsearch.search.budget import Budget
 from amcsearch.search.reward import REWARDS, RewardContext, bind, hard_constraint
 

@@ -7,8 +7,10 @@ import numpy as np
 import optuna
 import pytest
 
-from amcsearch.core import BadInputError, PruningPolicy, TrialState
-from amcsearch.runs import trial_rows
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.core.trial import TrialState
+from amcsearch.runs.rows import trial_rows
 from amcsearch.search import study_store
 
 

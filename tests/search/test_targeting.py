@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.core import ChannelGroup, PolicySpace
+from amcsearch.core.group import ChannelGroup
+from amcsearch.core.policy import PolicySpace
 from amcsearch.costs.compute import Macs, Params
 from amcsearch.costs.grid import CostGrid
 from amcsearch.graph.removal import remove
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.ranking import keep
-from amcsearch.search.ladder import uniform_ladder
-from amcsearch.search.targeting import reach, wider_by_one
+from amcsearch.search.targets.ladder import reach, uniform_ladder, wider_by_one
 from amcsearch.training.models.residual import resnet20
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state
 from amcsearch.training.loop import TrainingRecipe
-from amcsearch.training.models import language_model
+from amcsearch.training.models.transformer import language_model
 
 
 def network(seed=0, width=3):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from amcsearch.core import BadInputError
-from amcsearch.training.checks import check_samples
+from amcsearch.core.errors import BadInputError
+from amcsearch.training.data import check_samples
 
 
 def check(x, y, **bounds):

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from amcsearch.core import BadInputError
-from amcsearch.training.data import DATASETS, check_splits, digits, make_splits, stacked, text
+from amcsearch.core.errors import BadInputError
+from amcsearch.training.data import DATASETS, check_splits, digits, text
+from amcsearch.training.splits import make_splits, stacked
 
 
 def test_digits_are_standardised_images():

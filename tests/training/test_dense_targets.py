@@ -5,10 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from amcsearch.graph.trace import Trace, trace
-from amcsearch.methods import CRITERIA, Criterion, score_units
+from amcsearch.graph.slices import Trace
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import vanishes
-from amcsearch.training.dense_targets import dense_outputs, with_dense_targets
+from amcsearch.methods.ranking import score_units
+from amcsearch.training.data import dense_outputs, with_dense_targets
 from amcsearch.training.losses import task_loss
 from amcsearch.training.splits import DataSplits, stacked
 

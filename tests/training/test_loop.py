@@ -9,10 +9,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
-from amcsearch.core import BadInputError
-from amcsearch.training.augmentation import random_shift
+from amcsearch.core.errors import BadInputError
 from amcsearch.training.hook import PlainTraining
-from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at
+from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at, random_shift
 from amcsearch.training.models import MODELS
 from amcsearch.training.resume import StateFile
 from amcsearch.training.splits import stacked

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
+from amcsearch.core.errors import BadInputError
 from amcsearch.training.losses import accuracy, correct, distillation, logits, task_loss
 
 

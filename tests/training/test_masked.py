@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from amcsearch.graph.removal import remove, removed_positions
 from amcsearch.graph.slices import check_kept
-from amcsearch.graph.trace import trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.mask_schedule import MaskSchedule, Plan
 from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery
 from amcsearch.methods.schedules.lottery import Lottery, round_lengths
@@ -19,9 +19,8 @@ from amcsearch.methods.schedules.rigl import RigL
 from amcsearch.methods.schedules.rounds import OneShot
 from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.training.loop import TrainingRecipe, fit
-from amcsearch.training.masked import FixedMasks, MaskedTraining, bake
-from amcsearch.training.masked_units import MaskedUnits
 from amcsearch.training.resume import StateFile
+from amcsearch.training.sparsification import FixedMasks, MaskedTraining, MaskedUnits, bake
 
 
 def blobs(count=64, seed=0):

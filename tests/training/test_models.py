@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from amcsearch.core import BadInputError
-from amcsearch.training.models import MODELS, language_model, mobilenetv2, resnet18, resnet20, vgg, vit
+from amcsearch.core.errors import BadInputError
+from amcsearch.training.models import MODELS
+from amcsearch.training.models.inverted_residual import mobilenetv2
+from amcsearch.training.models.plain import vgg
+from amcsearch.training.models.residual import resnet18, resnet20
+from amcsearch.training.models.transformer import language_model, vit
 
 KWARGS = {
     "resnet20": {"width": 4},

@@ -11,8 +11,34 @@ arXiv 1611.05128).
 Each memory's tiling is chosen by itself, as if the inner ones followed suit. Weights are fetched in every call.
 Operations without weights that the runtime does not fuse into the layer (``steps``) move their maps and compute nothing
 that counts.
+
+Lower bounds of the bytes that cross the edge of a memory: what must move, and what a memory of its size forces.
+
+    compulsory       |W|·c_w + |I|·c_i + |O|·c_o            every word once
+    communication    2·MACs·√(min(c_w·c_i·f_o, c_i·c_o·f_w, c_w·c_o·f_i) / (ρ·B))
+
+for B bytes inside the edge, inner memories included, ρ uses of an input word by one filter, and a word's bytes c in
+crossing and f inside; 2·MACs·√(c/(ρ·B/c)) when all are alike: Hong and Kung (1981) with the window reuse of Chen, Han
+and Wang (HPCA 2020, arXiv 1911.05662). It holds for every order and tiling of ``traffic``: each order keeps one
+tensor's tile within B, so that the product of the other two tensors' traffic is at least MACs²·c·c·f/(ρ·B), and a sum
+is at least twice the root of its product. Adding the outputs, as theirs does, is right only while partial sums stay;
+weights that stay can go below it, so it is a bound of its own, to hold beside published output-stationary designs.
+
+The edges of a device's memories for one layer: what is free inside, which maps stay there, what a word weighs.
+
+A map no larger than a memory's ``map_share`` stays there between the layer that writes it and the one that reads it,
+and neither moves it further out; this is decided by its size alone, so that writer and reader agree. Compressed tensors
+are small in DRAM and whole inside the chip.
+
+Energy that a device draws whatever it computes: its static power times the whole latency of the call.
+
+    E = P · (constant + Σ layer + joint)
+
+The three parts are those of the latency model: the overhead of a call, each layer, and what all layers cost together
+(weights beyond the caches).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -20,21 +46,161 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, LayerSpec
-from amcsearch.costs.base import CostModel
-from amcsearch.costs.device import WORD_BITS, DeviceProfile
-from amcsearch.costs.energy.bounds import least_bytes
+from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.costs.base import CostModel, JointCost, layer_costs
+from amcsearch.costs.device import WORD_BITS, DeviceProfile, MemoryLevel
 from amcsearch.costs.energy.breakdown import LayerEnergy, MemoryTraffic
-from amcsearch.costs.energy.edges import BITS_PER_BYTE, edges_of, step_bytes
-from amcsearch.costs.energy.static import StaticEnergy
-from amcsearch.costs.energy.steps import step_words
-from amcsearch.costs.energy.storage import DENSE, Sparsity
-from amcsearch.costs.energy.traffic import weigh
-from amcsearch.costs.energy.work import Widths, least_words, moved_words, products
+from amcsearch.costs.energy.storage import DENSE, Sparsity, stored_bits
+from amcsearch.costs.energy.traffic import INPUTS, OUTPUTS, WEIGHTS, Edge, weigh
+from amcsearch.costs.energy.work import Widths, least_words, map_words, moved_words, products, step_words
 
-__all__ = ["EnergyModel"]
+__all__ = [
+    "BITS_PER_BYTE",
+    "EnergyModel",
+    "StaticEnergy",
+    "communication_bytes",
+    "compulsory_bytes",
+    "edges_of",
+    "least_bytes",
+    "output_stationary_bytes",
+    "step_bytes",
+]
 
 Array = NDArray[np.float64]
+
+
+_MJ_PER_MW_MS: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class StaticEnergy:
+    """Static energy in mJ; 0 without power or without a latency model."""
+
+    power_mw: float
+    latency: CostModel | None
+
+    @property
+    def joint_latency(self) -> JointCost | None:
+        """The latency model where it has a joint part that counts."""
+        counts = self.power_mw > 0.0 and isinstance(self.latency, JointCost) and self.latency.has_joint
+        return self.latency if counts else None  # type: ignore[return-value]
+
+    @property
+    def constant_mj(self) -> float:
+        """Of the overhead of a call."""
+        return 0.0 if self.latency is None else self.power_mw * self.latency.constant * _MJ_PER_MW_MS
+
+    def layers_mj(self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]) -> Array:
+        """Of one layer at many widths (L,)."""
+        if self.latency is None or self.power_mw == 0.0:
+            return np.zeros(len(in_channels))
+        return self.power_mw * _MJ_PER_MW_MS * layer_costs(self.latency, layer, in_channels, out_channels)
+
+    def amounts(self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]) -> Array:
+        """What one layer adds to the sums of the joint part, (L, 2)."""
+        joint = self.joint_latency
+        return (
+            np.zeros((len(in_channels), 2)) if joint is None else joint.layer_amounts(layer, in_channels, out_channels)
+        )
+
+    def joint_mj(self, amounts: Array) -> Array:
+        """Of the joint part, from summed amounts (P, 2): (P,)."""
+        joint = self.joint_latency
+        return np.zeros(len(amounts)) if joint is None else self.power_mw * _MJ_PER_MW_MS * joint.joint(amounts)
+
+    def shared_mj(self, layers: Sequence[LayerSpec]) -> float:
+        """Of what no single layer of a network has: the constant and the joint part."""
+        widths = [(np.array([layer.in_channels]), np.array([layer.out_channels])) for layer in layers]
+        amounts = np.sum([self.amounts(layer, *w) for layer, w in zip(layers, widths, strict=True)], axis=0)
+        return self.constant_mj + float(self.joint_mj(amounts)[0])
+
+
+BITS_PER_BYTE: Final = 8
+
+
+def edges_of(
+    memories: Sequence[MemoryLevel], bits: tuple[int, int], widths: Widths, sparsity: Sparsity = DENSE
+) -> list[Edge]:
+    """Edges of every memory but DRAM, innermost first; ``bits`` of a weight and of an activation."""
+    words = np.array(bits)[[0, 1, 1], None] / BITS_PER_BYTE  # bytes of a weight, an input, an output
+    maps = np.stack(map_words(widths)) * words[INPUTS]  # (2, L) bytes
+    edges = []
+    for memory in memories[:-1]:
+        capacity = float(memory.capacity_bytes or 0)
+        leaves = maps > memory.map_share * capacity
+        free = capacity - np.where(leaves, 0.0, maps).sum(axis=0)
+        held = np.concatenate([np.broadcast_to(words[:1], free[None].shape), words[INPUTS:] * leaves])
+        edges.append(Edge(free, held, held))
+    outermost = edges[-1]
+    edges[-1] = Edge(outermost.capacity, outermost.held, outermost.held * _stored(bits, widths, sparsity))
+    return edges
+
+
+def step_bytes(
+    memories: Sequence[MemoryLevel], bits: tuple[int, int], widths: Widths, sparsity: Sparsity = DENSE
+) -> list[Array]:
+    """Bytes that the layer's steps read and write over each of these edges, (2, L); in DRAM coded as its outputs."""
+    map_bytes = bits[1] / BITS_PER_BYTE
+    limits = [memory.map_share * (memory.capacity_bytes or 0) / map_bytes for memory in memories[:-1]]
+    found = [step_words(widths, limit) * map_bytes for limit in limits]
+    found[-1] *= _stored(bits, widths, sparsity)[OUTPUTS]
+    return found
+
+
+def _stored(bits: tuple[int, int], widths: Widths, sparsity: Sparsity) -> Array:
+    """Share of its dense size that each tensor takes in DRAM, (3, L)."""
+    if sparsity == DENSE:
+        return np.ones((3, len(widths.in_channels)))
+    least = least_words(widths)
+    rows = widths.out_channels, least[INPUTS] / widths.layer.in_size[1], least[OUTPUTS] / widths.layer.out_size[1]
+    densities = sparsity.weights, sparsity.inputs, sparsity.outputs
+    formats = sparsity.weight_format, sparsity.map_format, sparsity.map_format
+    shares = []
+    for tensor in (WEIGHTS, INPUTS, OUTPUTS):
+        word = bits[min(tensor, 1)]
+        numbers = np.maximum(least[tensor], 1.0)
+        lines = np.clip(rows[tensor], 1.0, numbers)
+        stored = stored_bits(formats[tensor], densities[tensor], lines, numbers / lines, word)
+        shares.append(stored / (numbers * word))
+    return np.stack(shares)
+
+
+_NESTS = (LayerKind.CONV, LayerKind.LINEAR)
+
+
+def compulsory_bytes(widths: Widths, edge: Edge) -> Array:
+    """Bytes of every word that must cross once: (L,)."""
+    return weigh(least_words(widths), edge.moved)
+
+
+def communication_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
+    """Bytes forced by ``total`` bytes of memory inside the edge: (L,); 0 for layers that are no loop nest."""
+    (held_w, held_i, held_o), (w, i, o) = edge.held, edge.moved
+    return _forced(widths, np.minimum(np.minimum(w * i * held_o, i * o * held_w), w * o * held_i), total)
+
+
+def output_stationary_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
+    """Bytes forced while partial sums stay inside, the outputs included: (L,)."""
+    moved = edge.moved
+    forced = _forced(widths, moved[WEIGHTS] * moved[INPUTS] * edge.held[OUTPUTS], total)
+    total_bytes: Array = forced + least_words(widths)[OUTPUTS] * moved[OUTPUTS]
+    return total_bytes
+
+
+def least_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
+    """Return the larger of the bounds that hold for every order: (L,)."""
+    least: Array = np.maximum(compulsory_bytes(widths, edge), communication_bytes(widths, edge, total))
+    return least
+
+
+def _forced(widths: Widths, bytes_cubed: Array, total: Array) -> Array:
+    if widths.layer.kind not in _NESTS:
+        return np.zeros_like(widths.in_channels)
+    reuse = widths.nest.products / widths.nest.touched
+    forced: Array = 2 * products(widths) * np.sqrt(bytes_cubed / (reuse * total))
+    return forced
+
+
 _MJ_PER_PJ: Final = 1e-9
 
 

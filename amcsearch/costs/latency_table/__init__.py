@@ -1,9 +1,10 @@
 """Latency tables: rows measured on a device, and the model between them."""
 
-from amcsearch.costs.latency_table.kernel_model import KernelModel, KernelTime
-from amcsearch.costs.latency_table.observation import Observation
-from amcsearch.costs.latency_table.residency import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
-from amcsearch.costs.latency_table.rows import (
+from amcsearch.costs.latency.cache import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
+from amcsearch.costs.latency.kernels.kernel_model import KernelModel, KernelTime
+from amcsearch.costs.latency.kernels.points import Observation
+from amcsearch.costs.latency.kernels.signature import Signature, by_signature, signature
+from amcsearch.costs.latency.rows import (
     COLUMNS,
     GRAPH,
     KEY_COLUMNS,
@@ -17,8 +18,7 @@ from amcsearch.costs.latency_table.rows import (
     row_key,
     write_rows,
 )
-from amcsearch.costs.latency_table.signature import Signature, by_signature, signature
-from amcsearch.costs.latency_table.table import COMPARED, LatencyTable, fingerprint
+from amcsearch.costs.latency.table import COMPARED, LatencyTable, fingerprint
 
 __all__ = [
     "COLUMNS",

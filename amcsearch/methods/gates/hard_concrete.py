@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.unit_slices import UnitSlices
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from amcsearch.core import BadInputError
-from amcsearch.graph.slices import Trace
+from amcsearch.graph import Trace
 from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.weights import layer_of, sparse_weights
 

@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from amcsearch.runtime.kit import InputSpec, KitModel, KitPlan, device_plan, write_kit
+from amcsearch.measure.kit.kit import KitModel, KitPlan, device_plan, write_kit
 from amcsearch.runtime.on_device import __main__ as command
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
+from amcsearch.runtime.on_device.plan import InputSpec
 from amcsearch.runtime.on_device.program import run
 from amcsearch.runtime.on_device.records import Journal, encoded
 from amcsearch.runtime.on_device.timing import Clock

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import amcsearch.runtime.on_device as package
-from amcsearch.runtime.kit import MAIN
+from amcsearch.measure.kit.kit import MAIN
 
 FILES = sorted(Path(package.__file__).parent.glob("*.py"))
 ALLOWED = {"numpy", "onnxruntime", "amcsearch"}

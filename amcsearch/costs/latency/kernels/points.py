@@ -1,0 +1,142 @@
+"""Measurements of one kernel as arrays, and where they lie as the kernel computes them.
+
+What was seen of layers on a device, and whose relatives they are.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.costs.latency.kernels.signature import Signature, positions, signature
+from amcsearch.costs.latency.kernels.tiling import Tiling
+
+__all__ = ["Groups", "Observation", "Points", "Timed", "families", "places", "points_of", "retimed", "sizes"]
+
+Array = NDArray[np.float64]
+
+
+def sizes(layer: LayerSpec) -> Array:
+    """What matters of a layer besides its widths, (1, 5); layers of one signature share it.
+
+    Output positions, taps an output reads of each channel, input positions, whether channels are mixed, and whether
+    both widths move together.
+    """
+    mixes = layer.kind in (LayerKind.CONV, LayerKind.LINEAR) and not layer.is_depthwise
+    taps = layer.kernel[0] * layer.kernel[1] / (layer.conv_groups if mixes else 1)
+    inputs = layer.in_size[0] * layer.in_size[1]
+    return np.array([[positions(layer), taps, inputs, mixes, layer.is_depthwise]], dtype=np.float64)
+
+
+def places(own: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
+    """Where layers lie, (L, 4): both widths as computed, output positions, taps.
+
+    ``own`` are ``sizes``, of L layers or of one at L widths (in, out), (L, 2).
+    """
+    computed = tiling.computed(widths, np.broadcast_to(own[:, 4] > 0.0, len(widths)))
+    return np.concatenate([computed, np.broadcast_to(own[:, :2], (len(widths), 2))], axis=1)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Points that a kernel cannot tell apart: the group of each, (N,), the first of each, (D,), its place, (D, 4)."""
+
+    own: NDArray[np.int64]
+    first: NDArray[np.int64]
+    places: Array
+
+
+@dataclass(frozen=True)
+class Points:
+    """N measurements: ``sizes`` (N, 5), widths (in, out), (N, 2), ms, and how many each stands for, (N,)."""
+
+    sizes: Array
+    widths: NDArray[np.int64]
+    ms: Array
+    times: Array
+
+    @classmethod
+    def of(cls, measured: Sequence[tuple[LayerSpec, float, float]]) -> "Points":
+        """Of layers of one signature, at least one, with ms and how many measurements each stands for."""
+        widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in measured], dtype=np.int64)
+        ms, times = np.array([(ms, n) for _, ms, n in measured], dtype=np.float64).T
+        return cls(np.repeat(sizes(measured[0][0]), len(widths), axis=0), widths, ms, times)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Points"]) -> "Points":
+        """All of several."""
+        arrays = zip(*((part.sizes, part.widths, part.ms, part.times) for part in parts), strict=True)
+        return cls(*map(np.concatenate, arrays))
+
+    def __len__(self) -> int:
+        return len(self.ms)
+
+    def groups(self, tiling: Tiling) -> Groups:
+        """Which points a kernel cannot tell apart."""
+        index: dict[tuple[float, ...], int] = {}
+        own = [index.setdefault(tuple(place), len(index)) for place in places(self.sizes, self.widths, tiling).tolist()]
+        return Groups(np.array(own), np.unique(own, return_index=True)[1], np.array(list(index)))
+
+    def averaged(self, groups: Groups) -> "Points":
+        """One point for each of D groups."""
+        times = np.bincount(groups.own, self.times).astype(np.float64)
+        ms = np.bincount(groups.own, self.times * self.ms) / times
+        return Points(self.sizes[groups.first], self.widths[groups.first], ms, times)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A layer as the runtime ran it: kernel → (how many a layer, ms each); ms is None where nothing was timed.
+
+    Both are means over ``places``, the layers of these shapes that were seen.
+    """
+
+    layer: LayerSpec
+    kernels: Mapping[str, tuple[float, float | None]]
+    places: int = 1
+
+
+def _operator(kernel: str) -> str:
+    """``ms.FusedConv+Relu`` → ``Conv``: what a kernel computes, wherever and whatever is fused to it."""
+    return kernel.split("+")[0].rpartition(".")[2].removeprefix("Fused")
+
+
+def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
+    """Ever larger sets of measurements that a kernel of a layer belongs to, the nearest relatives first.
+
+    The kernel in layers of this signature; in layers of this kind; any kernel of its operator in these, and in all
+    layers; any kernel of layers of this kind; and all there are.
+    """
+    kind = (layer.kind, layer.is_depthwise)
+    yield signature(layer), kernel
+    yield kind, kernel
+    yield kind, _operator(kernel), "any variety"
+    yield _operator(kernel)
+    yield kind
+    yield None
+
+
+Timed = Mapping[tuple[Signature, str], tuple[LayerSpec, Points]]  # of each kernel; one of the layers
+
+
+def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
+    """What was timed of each kernel in layers of each signature, which is given for every observation."""
+    timed: dict[tuple[Signature, str], list[tuple[LayerSpec, float, float]]] = defaultdict(list)
+    for key, one in zip(keys, observations, strict=True):
+        for kernel, (count, ms) in one.kernels.items():
+            if ms is not None:
+                timed[key, kernel].append((one.layer, ms, one.places * count))
+    return {key: (found[0][0], Points.of(found)) for key, found in timed.items()}
+
+
+def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
+    """``points_of`` observations that differ from those before in their times alone."""
+    found: dict[tuple[Signature, str], list[float]] = defaultdict(list)
+    for key, one in zip(keys, observations, strict=True):
+        for kernel, (_, ms) in one.kernels.items():
+            if ms is not None:
+                found[key, kernel].append(ms)
+    return {key: (layer, replace(points, ms=np.array(found[key]))) for key, (layer, points) in timed.items()}

@@ -1,0 +1,174 @@
+"""Rows of a latency table: one a network, layer shape and kernel.
+
+``count`` is how many of the kernel one such layer becomes on average, ``latency_ms`` what one of them takes. A layer
+that was folded into its neighbours has one row with the kernel ``none``; a kernel seen in an optimised graph but never
+timed has no latency. ``samples`` is how many layers of these shapes were seen.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.costs.latency.kernels.points import Observation
+
+__all__ = [
+    "ADD",
+    "COLUMNS",
+    "GRAPH",
+    "KEY_COLUMNS",
+    "LAYER_COLUMNS",
+    "NO_KERNEL",
+    "RowKey",
+    "checked_rows",
+    "joined_rows",
+    "make_rows",
+    "measured_layers",
+    "observations",
+    "read_rows",
+    "row_key",
+    "write_rows",
+]
+
+LAYER_COLUMNS: Final = (
+    "kind", "in_channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w",
+    "dilation_h", "dilation_w", "conv_groups", "in_h", "in_w", "out_h", "out_w", "has_bias",
+)  # fmt: skip
+KEY_COLUMNS: Final = ("network", *LAYER_COLUMNS, "kernel")
+COLUMNS: Final = (*KEY_COLUMNS, "count", "latency_ms", "mad_ms", "samples", "source")
+NO_KERNEL: Final = "none"
+GRAPH: Final = "graph"  # source of a row that was never timed
+ADD: Final = "add it with `amcsearch table measure CONFIG -o latency_tables/NAME`"
+_AMOUNTS: Final = ("count", "latency_ms", "mad_ms")
+
+RowKey = tuple[str | int, ...]
+
+
+def row_key(layer: LayerSpec) -> RowKey:
+    """Values of ``LAYER_COLUMNS`` for a layer: all that its latency may depend on.
+
+    Left out: the name, and ``has_weight``, since a module called twice works as hard the second time.
+    """
+    return (
+        layer.kind.value, layer.in_channels, layer.out_channels, *layer.kernel, *layer.stride, *layer.padding,
+        *layer.dilation, layer.conv_groups, *layer.in_size, *layer.out_size, int(layer.has_bias),
+    )  # fmt: skip
+
+
+def _layer(key: RowKey) -> LayerSpec:
+    """Inverse of ``row_key``, without a name."""
+    kind, *numbers = key
+    c_in, c_out, kh, kw, sh, sw, ph, pw, dh, dw, groups, in_h, in_w, out_h, out_w, has_bias = map(int, numbers)
+    return LayerSpec(
+        "row", LayerKind(str(kind)), c_in, c_out, (kh, kw), (sh, sw), (ph, pw), (dh, dw), groups,
+        (in_h, in_w), (out_h, out_w), has_bias=bool(has_bias),
+    )  # fmt: skip
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[Any]":
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64)
+    unknown = np.isnan(values) & rows[column].isna().to_numpy()
+    unknown &= (column in ("latency_ms", "mad_ms")) & (rows["source"] == GRAPH).to_numpy()
+    whole = column not in _AMOUNTS
+    wrong = ~unknown & (~np.isfinite(values) | (values < 0) | (whole & (values != np.round(values))))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        want = "a whole number of at least 0" if whole else "a finite number of at least 0"
+        raise BadInputError(f"latency row {at + 1}: {column} = {rows[column].tolist()[at]!r}, must be {want}")
+    return pd.Series(values.astype(np.int64) if whole else values, index=rows.index)
+
+
+def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with numbers as numbers.
+
+    Raises:
+        BadInputError: columns missing, no row, an unknown kind, a value out of range, or a row twice; names the row.
+    """
+    missing = [column for column in COLUMNS if column not in rows.columns]
+    if missing:
+        raise BadInputError(f"latency rows lack the columns {missing}; measure the table again")
+    if rows.empty:
+        raise BadInputError(f"latency table has no rows; {ADD}")
+    rows = rows.reset_index(drop=True)
+    unknown = sorted(set(rows["kind"]) - set(LayerKind))
+    if unknown:
+        raise BadInputError(f"latency rows name unknown layer kinds {unknown}; known: {[k.value for k in LayerKind]}")
+    for column in (*LAYER_COLUMNS[1:], *_AMOUNTS, "samples"):
+        rows[column] = _numbers(rows, column)
+    repeated = rows.duplicated(list(KEY_COLUMNS))
+    if repeated.any():
+        at = int(np.argmax(repeated.to_numpy()))
+        raise BadInputError(f"latency row {at + 1} repeats the shapes of an earlier row; keep one of them")
+    return rows
+
+
+def observations(rows: pd.DataFrame) -> list[Observation]:
+    """Rows back as observations of layers, one a network and layer shape.
+
+    Raises:
+        BadInputError: a layer that cannot exist; names the row.
+    """
+    columns = [*LAYER_COLUMNS, "kernel", "count", "latency_ms", "samples"]
+    found: dict[tuple[str, RowKey], dict[str, tuple[float, float | None]]] = {}
+    first_row: dict[tuple[str, RowKey], int] = {}
+    places: dict[tuple[str, RowKey], int] = {}
+    values = rows[["network", *columns]].itertuples(index=False, name=None)
+    for number, (network, *key, kernel, count, ms, samples) in enumerate(values):
+        place = (str(network), tuple(key))
+        kernels = found.setdefault(place, {})
+        first_row.setdefault(place, number)
+        places[place] = max(int(samples), 1)
+        if kernel != NO_KERNEL:
+            kernels[str(kernel)] = (float(count), None if np.isnan(ms) else float(ms))
+    seen = []
+    for place, kernels in found.items():
+        try:
+            layer = _layer(place[1])
+        except BadInputError as error:
+            raise BadInputError(f"latency row {first_row[place] + 1}: {error}") from error
+        seen.append(Observation(layer, kernels, places[place]))
+    return seen
+
+
+def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:
+    """The distinct layer shapes of rows, of one network or of all; their names say nothing.
+
+    Raises:
+        BadInputError: as ``observations``.
+    """
+    chosen = rows if network is None else rows[rows["network"] == network]
+    return list(dict.fromkeys(one.layer for one in observations(chosen)))
+
+
+def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+    """Rows of a table from one mapping of ``COLUMNS`` to values a row, as a measurement produces them."""
+    return pd.DataFrame(list(records), columns=list(COLUMNS))
+
+
+def joined_rows(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several tables as those of one."""
+    return pd.concat(list(parts), ignore_index=True)
+
+
+def read_rows(path: Path | str) -> pd.DataFrame:
+    """Read the CSV rows of a table; they are checked when the table is made of them.
+
+    Raises:
+        BadInputError: the file cannot be read or is not CSV.
+    """
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' parser and encoding errors are ValueErrors
+        raise BadInputError(
+            f"cannot read latency rows {path}: {str(error).strip()}; measure the table again"
+        ) from error
+
+
+def write_rows(rows: pd.DataFrame, path: Path | str) -> None:
+    """Write rows as CSV in a fixed order and with six digits, so that two tables can be compared line by line."""
+    ordered = rows.sort_values(list(KEY_COLUMNS), kind="stable")
+    extra = [column for column in rows.columns if column not in COLUMNS]
+    ordered[[*COLUMNS, *extra]].to_csv(path, index=False, float_format="%.6g")

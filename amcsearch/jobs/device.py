@@ -1,0 +1,143 @@
+"""From a configuration to the target: what a policy costs there, and which policies its budget allows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amcsearch.config import Config, check_priced, read_device, read_latency_table
+from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
+from amcsearch.jobs.network import Network
+from amcsearch.runtime import provenance
+from amcsearch.search import FeasibleSet, resolve_budget, without_dominated
+
+__all__ = ["Device", "load_device"]
+
+POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
+GOOD_SHARE = 0.90  # of predictions within 10 %
+INT8_BITS = 8
+
+
+@dataclass(frozen=True)
+class Device:
+    """The target: what a policy costs there, and which policies its budget allows.
+
+    ``widths_left_out`` counts the choices that the space lacks because a wider one is no slower.
+    """
+
+    profile: DeviceProfile | None
+    table: LatencyTable | None
+    channel_multiple: int
+    space: PolicySpace
+    grid: CostGrid
+    feasible: FeasibleSet
+    dense: Cost
+    warnings: tuple[str, ...]
+    widths_left_out: int = 0
+
+
+def load_device(config: Config, network: Network, *, strict: bool = False) -> Device:
+    """Price the network on the target and find the policies within the budget.
+
+    ``strict`` turns a latency table made elsewhere from a warning into an error.
+
+    Raises:
+        BadInputError: a missing or unfit profile or table, or a budget out of range.
+        InfeasibleBudgetError: no policy meets the budget; gives the smallest feasible value.
+    """
+    check_priced(config)
+    profile = read_device(config.device.profile) if config.device.profile else None
+    spec = network.trace.network
+    table = read_latency_table(config.device.table).for_network(spec) if config.device.table else None
+    _check_dtype(config, table)
+    models: list[CostModel] = [Macs(), Params()]
+    if table is not None:
+        models.append(table)
+    if profile is not None:
+        models.append(EnergyModel(profile, config.device.batch, table))
+    grid = CostGrid(spec, models)
+    dense = grid.cost(spec.dense)
+    multiple = _channel_multiple(config, table, profile)
+    foreign, warnings = _foreign(config, table), [*_table_warnings(config, table), *_word_warnings(config, profile)]
+    if strict and foreign:
+        raise BadInputError(f"--strict: {foreign[0]}")
+    whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
+    limits = resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
+    feasible = None
+    if table is not None and config.device.channel_multiple == "auto":
+        try:
+            feasible = FeasibleSet(without_dominated(whole, grid), grid, limits)
+        except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
+            warnings.append(
+                f"budget {dict(config.budget)} is met by no policy without widths that are no faster than wider ones; "
+                "the search may propose them"
+            )
+    feasible = feasible or FeasibleSet(whole, grid, limits)
+    left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
+    return Device(profile, table, multiple, feasible.space, grid, feasible, dense, (*foreign, *warnings), left_out)
+
+
+def _channel_multiple(config: Config, table: LatencyTable | None, profile: DeviceProfile | None) -> int:
+    if config.device.channel_multiple != "auto":
+        return int(config.device.channel_multiple)
+    for source in (table, profile):
+        if source is not None and source.channel_multiple:
+            return source.channel_multiple
+    return 1
+
+
+def _check_dtype(config: Config, table: LatencyTable | None) -> None:
+    """Refuse a table of another data type: unlike another machine's, it says nothing of what will be delivered."""
+    wanted = config.device.dtype
+    measured = wanted if table is None else str(table.provenance.get("dtype", "float32"))
+    if measured != wanted:
+        raise BadInputError(
+            f"device.dtype is {wanted}, latency table {config.device.table} was measured in {measured}; set "
+            f"device.dtype={measured}, or measure another one: amcsearch table measure CONFIG -o latency_tables/NAME"
+        )
+
+
+def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
+    """How the table's device and setting differ from this machine's."""
+    if table is None:
+        return []
+    cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
+    device = config.device
+    found = table.mismatches(provenance(device.threads, device.batch, device.dtype))
+    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
+
+
+def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
+    """Why the table's predictions of this network may be wrong, whatever the machine."""
+    if table is None:
+        return []
+    name, cure = f"latency table {config.device.table}", f"amcsearch table measure CONFIG -o {config.device.table}"
+    if table.network is None:
+        known = ", ".join(table.networks)
+        return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
+    accuracy = table.accuracy or {}
+    error, share = _share(accuracy, "mape"), _share(accuracy, "within_10")
+    if error is None or share is None:
+        check = f"amcsearch table check {config.device.table} CONFIG --write"
+        return [f"{name} was never checked on this network; run {check}"]
+    if error <= POOR_ERROR and share >= GOOD_SHARE:
+        return []
+    noise = _share(accuracy, "noise_mape")
+    beside = "" if noise is None else f", where measuring twice differs by {noise:.1%}"
+    said = f"mean error {error:.1%}, {share:.0%} within 10 %, on networks it had not seen{beside}"
+    return [f"{name} is poor on this network: {said}; trust the measured latency, or measure more: {cure}"]
+
+
+def _word_warnings(config: Config, profile: DeviceProfile | None) -> list[str]:
+    """Say where latency is of integers and energy of wider words."""
+    if profile is None or config.device.dtype != "int8" or profile.word_bits == INT8_BITS:
+        return []
+    return [
+        f"device.dtype is int8, but {config.device.profile} counts words of {profile.word_bits} bits: energy is "
+        f"predicted for those; set word_bits: {INT8_BITS} in a copy of the profile"
+    ]
+
+
+def _share(accuracy: Mapping[str, Any], key: str) -> float | None:
+    value = accuracy.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,161 @@
+"""Where a network's energy goes on a device, layer by layer: dense beside pruned and sparse, predicted and measured."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from amcsearch.config import Config, read_device, read_latency_table
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
+from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, StorageFormat
+from amcsearch.graph import remove
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.observer import Observer
+from amcsearch.measure import random_kept
+from amcsearch.methods import layer_of
+from amcsearch.reporting import write_energy
+from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
+
+__all__ = ["energy_report"]
+
+_DEVICES: Final = Path("configs/devices")
+
+
+def energy_report(
+    config: Config,
+    folder: Path,
+    observer: Observer,
+    *,
+    policy: PruningPolicy | None = None,
+    densities: Path | None = None,
+    storage: str = StorageFormat.BITMAP,
+    device: str | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
+
+    ``densities`` is a table of a training-time method's run, shown as ``sparse`` with its weights in the ``storage``
+    format. ``device`` overrules the configuration's profile: a file, or the name of one in ``configs/devices``.
+    ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
+
+    Raises:
+        BadInputError: as ``load_network``, no profile, a policy or densities that do not fit, no counter to measure
+            with, or a folder that cannot be written.
+    """
+    profile = _profile(config, device)
+    observer.phase("Tracing the network")
+    network = load_network(config, train=False)
+    spec = network.trace.network
+    model = _model(config, profile, spec)
+    policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
+    shares = {} if densities is None else _densities(densities, spec)
+    layers: dict[str, Sequence[LayerSpec]] = {name: spec.with_channels(p).layers for name, p in policies.items()}
+    estimates = {name: [model.estimate(layer) for layer in chosen] for name, chosen in layers.items()}
+    if densities is not None:
+        layers["sparse"] = spec.layers
+        estimates["sparse"] = [
+            model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=StorageFormat(storage)))
+            for layer in spec.layers
+        ]
+    report: dict[str, Any] = {
+        "device": profile.name,
+        "batch": config.device.batch,
+        "networks": {name: _network(layers[name], found, model) for name, found in estimates.items()},
+        "densities": shares,
+        "storage": None if densities is None else storage,
+        "without_static": profile.static_power_mw > 0.0 and model.latency is None,
+        "files": write_energy(estimates, profile.name, folder),
+    }
+    if measure:
+        observer.phase("Measuring energy on this machine")
+        dynamic = {name: sum(e.total_mj - e.static_mj for e in estimates[name]) for name in policies}
+        report["measured"] = _measured(config, network, policies, dynamic)
+    return report
+
+
+def _profile(config: Config, device: str | None) -> DeviceProfile:
+    chosen, known = device or config.device.profile, [path.stem for path in sorted(_DEVICES.glob("*.yaml"))]
+    if chosen is None:
+        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {', '.join(known)}")
+    path = Path(chosen)
+    if path.suffix or path.parent != Path():
+        return read_device(path)
+    if chosen not in known:
+        raise BadInputError(f"--device {chosen}: no such profile; give a file or one of {', '.join(known)}")
+    return read_device(_DEVICES / f"{chosen}.yaml")
+
+
+def _model(config: Config, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
+    """The energy model, with a latency table where static power needs one."""
+    table = config.device.table if profile.static_power_mw > 0.0 else None
+    latency = read_latency_table(table).for_network(spec) if table else None
+    return EnergyModel(profile, config.device.batch, latency)
+
+
+def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
+    """Share of its weights that each layer keeps, from a run's ``densities.csv``."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [(str(row["name"]), int(row["kept"]), int(row["total"])) for row in csv.DictReader(stream)]
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"cannot read densities {path} ({error!r}); give those of a sparsify run") from error
+    unknown = sorted(name for name, _, _ in rows if layer_of(name) not in spec.layer_index)
+    if unknown or not rows:
+        raise BadInputError(
+            f"densities {path} name {unknown[:3]}, not weights of this network; give those of a sparsify run of this "
+            "configuration with granularity weights (one of channels leaves a policy.json for --policy)"
+        )
+    return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
+
+
+def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], model: EnergyModel) -> dict[str, Any]:
+    """Sums, the layers, and which of them costs most and why."""
+    costly = max(found, key=lambda energy: energy.total_mj)
+    parts = {part: sum(energy.parts_mj[part] for energy in found) for part in found[0].parts_mj}
+    parts["static"] += model.static.shared_mj(layers)
+    total = sum(parts.values())
+    share = 100 * costly.total_mj / total if total else 0.0
+    return {
+        "energy_mj": total,
+        "parts_mj": parts,
+        "dram_bytes": sum(energy.dram.total_bytes for energy in found),
+        "dram_least_bytes": sum(energy.dram.least_bytes for energy in found),
+        "costliest": f"{costly.name} costs most, {share:.0f} % of all: {costly.why()}",
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind.value,
+                "in_channels": layer.in_channels,
+                "out_channels": layer.out_channels,
+                "macs": energy.macs,
+                "energy_mj": energy.total_mj,
+                "parts_mj": energy.parts_mj,
+                "bytes": {memory.memory: memory.total_bytes for memory in energy.traffic},
+                "least_bytes": {memory.memory: memory.least_bytes for memory in energy.traffic},
+                "why": energy.why(),
+            }
+            for layer, energy in zip(layers, found, strict=True)
+            if energy.total_mj
+        ],
+    }
+
+
+def _measured(
+    config: Config, network: Network, policies: dict[str, PruningPolicy], predicted_mj: dict[str, float]
+) -> dict[str, Any]:
+    """Energy of a call of each network above idling; which channels stay does not matter, only how many."""
+    counter = find_counter()
+    rng = np.random.default_rng(config.seed)
+    found = {}
+    for name, policy in policies.items():
+        smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
+        session = make_session(exported(smaller, network.example), config.device.threads)
+        found[name] = measure_energy(bound_call(session, network.example.numpy()), counter)
+    return {
+        "counter": counter.name,
+        "call_mj": {name: energy.call_mj for name, energy in found.items()},
+        "idle_mw": {name: energy.idle_mw for name, energy in found.items()},
+        "scale": calibrated_scale([predicted_mj[n] for n in found], [e.call_mj for e in found.values()]),
+    }

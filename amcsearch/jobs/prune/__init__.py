@@ -1,0 +1,1 @@
+"""Prune to a known policy, to a cost, or as far as accuracy is kept."""

@@ -1,0 +1,144 @@
+"""Prune as far as accuracy demonstrably stays within a tolerance of the dense network's.
+
+The search split is cut in two by seed, every class in its share: rungs of the ladder are accepted on one part, and what
+was accepted is verified on the other. The test split stays for the end, as in a search.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.config import config_hash
+from amcsearch.core import Cost, Evaluation
+from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
+from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.prune.target_cost import Proposal, cost_of, ladder_of
+from amcsearch.jobs.setup import Job
+from amcsearch.runs import RunFolder
+from amcsearch.search import Study, accepted_rungs, calls_at_most, last_verified, safest_first
+from amcsearch.training import stratified
+
+__all__ = ["keep_accuracy"]
+
+
+def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
+    """Find the boldest verified policy; the dense one where nothing bolder is.
+
+    Every evaluation of the search goes through a ``Study`` and is stored before the next, so a killed run goes on.
+
+    Raises:
+        BadInputError: as ``ladder_of``, a search split too small to be cut, or storage that cannot be used.
+    """
+    prune, network = job.config.prune, job.network.trace.network
+    assert prune.keep_accuracy is not None
+    tolerance = prune.keep_accuracy / 100.0
+    cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
+    ladder = ladder_of(job, cost)
+    rungs = [network.policy(kept) for kept in ladder]
+    searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
+    study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.storage_url, observer)
+    study.evaluate(rungs[:1])
+    accepted = accepted_rungs(
+        len(rungs), lambda rung: _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance), prune.scan
+    )
+    run.write_trials(study.trials)
+    run.write_pareto(study.front)
+    sequence, verified = safest_first(accepted), dict[int, Evaluation]()
+
+    def verify(rung: int) -> bool:
+        verified[rung] = held_out.evaluate(rungs[rung])
+        observer.progress(len(verified) / (len(sequence) - 1), "of the candidates verified")
+        return _keeps(verified[rung], tolerance)
+
+    last = last_verified(sequence, verify)
+    seen = {trial.policy: trial.evaluation for trial in study.trials}
+    goal = {
+        "kind": "keep_accuracy",
+        "points": prune.keep_accuracy,
+        "confidence": prune.confidence,
+        "allocation": prune.allocation,
+        "evaluated": _how_evaluated(job),
+        "rungs": len(rungs),
+        "rung": last,
+        "accepted": accepted,
+        "search": _bounds(seen.get(rungs[last]), searched),
+        "verification": _bounds(verified.get(last), held_out),
+        "failed": _failed(verified, held_out, tolerance),
+    }
+    return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
+
+
+def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the search split, (n,) each: those to search on, and those set aside to verify."""
+    targets = job.evaluator.targets.cpu().numpy()
+    rows, aside = np.arange(len(targets), dtype=np.int64), job.config.prune.verification
+    labels = targets if targets.ndim == 1 else None
+    held_out = stratified(rows, labels, round(aside * len(rows)), np.random.default_rng([job.config.seed, 23]))
+    return np.setdiff1d(rows, held_out), held_out
+
+
+def _study(
+    job: Job, evaluator: PairedEvaluator, tolerance: float, trials: int, storage: str, observer: Observer
+) -> Study:
+    dense_macs = job.device.dense["macs"]
+
+    def reward(evaluation: Evaluation, cost: Cost) -> float:
+        """Share of MACs saved where accuracy is kept (the dense network keeps its own), else the bound, below 0."""
+        saved = 1.0 - cost["macs"] / dense_macs
+        return saved if saved == 0.0 or _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
+
+    return Study(
+        job.network.trace.network,
+        job.device.space,
+        job.device.grid,
+        job.device.feasible,
+        SerialExecutor(evaluator),
+        reward,
+        agent="keep_accuracy",
+        seed=job.config.seed,
+        trials=trials,
+        storage=storage,
+        name=job.config.name,
+        progress=observer.trial,
+        fingerprint=config_hash(job.config),
+    )
+
+
+def _keeps(evaluation: Evaluation, tolerance: float) -> bool:
+    return evaluation.change_low is not None and evaluation.change_low > -tolerance
+
+
+def _bounds(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> dict[str, Any]:
+    """Samples, and where the policy was evaluated on them its change of accuracy and the lower bound, as shares."""
+    if evaluation is None:
+        return {"samples": evaluator.samples, "change": None, "change_low": None}
+    change = evaluation.accuracy - evaluator.dense_accuracy
+    return {"samples": evaluator.samples, "change": change, "change_low": evaluation.change_low}
+
+
+def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float) -> list[dict[str, Any]]:
+    """Rungs that the verification did not accept, with their bounds."""
+    rungs = [(rung, evaluation) for rung, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
+    return [{"rung": rung, **_bounds(evaluation, held_out)} for rung, evaluation in rungs]
+
+
+def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
+    """Warn where even answers that are all the same would not be proof enough."""
+    prune, found = job.config.prune, []
+    assert prune.keep_accuracy is not None
+    for samples in sorted({evaluator.samples for evaluator in evaluators}):
+        least = -100.0 * tango_low(0, 0, samples, prune.confidence)
+        if least >= prune.keep_accuracy:
+            found.append(
+                f"prune.keep_accuracy = {prune.keep_accuracy:g} points: {samples} samples cannot show a loss below "
+                f"{least:.2f} points even if no answer changes; raise data.splits.search or the tolerance"
+            )
+    return tuple(found)
+
+
+def _how_evaluated(job: Job) -> str:
+    done = ["batch-norm recalibration"] if job.evaluator.bn_recalibration else []
+    refit = job.evaluator.reconstruction
+    done += [f"reconstruction ({refit.refit})"] if refit is not None else []
+    return f"after {' and '.join(done)}, before fine-tuning" if done else "as pruned, before fine-tuning"

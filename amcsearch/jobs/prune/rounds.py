@@ -1,0 +1,162 @@
+"""Rounds: prune part of the way, train what is left, rank its channels anew, prune on; the last round meets the target.
+
+After round i of r the cost is what ``round_sparsities`` leaves of the dense network's, s being the share that the limit
+takes away; the last round is one-shot pruning of the network as trained by then. Kept counts are nested, for a round
+chooses among what the one before left. The rounds share the epochs of one-shot pruning and each replays its learning
+rates; the teacher, where there is one, stays the dense network.
+
+Han et al., Learning both Weights and Connections, 2015 (arXiv 1506.02626); Torch-Pruning's ``iterative_steps`` are the
+linear shape in channels. Here every round is a cost, and is reached as exactly as the last.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, NetworkSpec, PolicySpace
+from amcsearch.graph import Kept, remove, renumbered
+from amcsearch.jobs.device import Device
+from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.prune.target_cost import Proposal, reach_target
+from amcsearch.jobs.setup import Job, reranked
+from amcsearch.methods import Shape, keep, round_sparsities
+from amcsearch.runs import RunFolder
+from amcsearch.search import Budget, FeasibleSet
+from amcsearch.training import StateFile, evaluate
+
+__all__ = ["earlier_rounds", "round_limits", "shares_of_training", "with_rounds"]
+
+
+def shares_of_training(config: Config) -> list[Config]:
+    """Return the configuration of each round: equal shares of ``recovery.finetune.epochs``, the rest to the last.
+
+    Raises:
+        BadInputError: fewer epochs than rounds, or as ``finetuning_recipe`` of a round.
+    """
+    rounds, recovery, recipe = config.prune.rounds, config.recovery, config.recovery.finetune
+    if rounds == 1:
+        return [config]
+    if recipe is None or recipe.epochs < rounds:
+        raise BadInputError(
+            f"recovery.finetune.epochs = {recipe.epochs if recipe else 0}, must be at least prune.rounds = {rounds}, "
+            "for every round trains; raise the epochs, or lower --rounds"
+        )
+    share, rest = divmod(recipe.epochs, rounds)
+    tunings = [recipe.model_copy(update={"epochs": share + rest * (i == rounds - 1)}) for i in range(rounds)]
+    found = [
+        config.model_copy(update={"recovery": recovery.model_copy(update={"finetune": tuning})}) for tuning in tunings
+    ]
+    finetuning_recipe(found[-1])  # of the longest
+    return found
+
+
+def round_limits(dense: float, limit: float, rounds: int, shape: Shape) -> list[float]:
+    """Return the most that each round may cost, in the unit of ``dense`` and ``limit``; the last is ``limit``."""
+    sparsities = round_sparsities(1.0 - limit / dense, rounds, shape)
+    return [*(dense * (1.0 - sparsity) for sparsity in sparsities[:-1]), limit]
+
+
+def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[dict[str, float]]]:
+    """Do every round but the last; return the job of the last, and a description of each of those done.
+
+    What the run folder already holds of a round is taken up again, so a killed run resumes.
+
+    Raises:
+        BadInputError: as ``shares_of_training`` and ``reach_target``, or a training that diverges.
+        InfeasibleBudgetError: what a round left cannot meet the target (possible on a latency staircase).
+    """
+    *earlier, last = shares_of_training(job.config)
+    if not earlier:
+        return job, []
+    prune, ((priced, limit), *_) = job.config.prune, job.device.feasible.budget.limits.items()
+    dense = job.device.dense[priced]
+    limits = round_limits(dense, limit, prune.rounds, prune.round_shape)
+    done = []
+    for i, config in enumerate(earlier):
+        text = f"Round {i + 1} of {prune.rounds}: pruning to {limits[i] / dense:.3f}x of dense {priced}, and training"
+        with phases(f"round_{i + 1}", text):
+            file = StateFile(run.round_state(i + 1))
+            job, found = _round(replace(job, config=config), Budget({priced: limits[i]}), file, phases.observer)
+        done.append(found)
+    return replace(job, config=last), done
+
+
+def with_rounds(
+    found: Proposal, earlier: Sequence[Mapping[str, float]], job: Job, networks: tuple[nn.Module, nn.Module]
+) -> Proposal:
+    """Add ``rounds`` to the goal where there were earlier ones: those, and the last.
+
+    ``networks`` are the last round's, as pruned and fine-tuned. Costs are in the unit of the target; accuracies are
+    shares of the search split.
+    """
+    if not earlier:
+        return found
+    pruned, tuned = networks
+    last = {**_described(job, found, pruned), "accuracy_finetuned": _accuracy(job, tuned)}
+    return replace(found, goal={**found.goal, "rounds": [*earlier, last]})
+
+
+def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tuple[Job, dict[str, float]]:
+    """Cut and train, and return the job of what is left with a description of the round."""
+    stored = file.load()
+    if stored is None:
+        model, cut = _cut(job, budget)
+    else:  # the weights are among the training's state
+        cut = stored["cut"]
+        model = remove(job.evaluator.model, job.evaluator.trace, _kept(cut))
+    fine_tune(job.config, job.network, model, observer, store=_TrainingOfCut(file, cut))
+    network = replace(job.network, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
+    found = {**cut["described"], "accuracy_finetuned": _accuracy(job, model)}
+    return reranked(replace(job, device=_narrowed(job.device, network.trace.network)), network), found
+
+
+def _cut(job: Job, budget: Budget) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what the budget leaves of the network, and as tensors and plain values which channels those are."""
+    device, evaluator = job.device, job.evaluator
+    feasible = FeasibleSet(device.space, device.grid, budget)
+    found = reach_target(replace(job, device=replace(device, feasible=feasible)))
+    model = evaluator.pruned(found.policy)
+    kept = keep(evaluator.trace, evaluator.ranking, found.policy)
+    tensors = {name: torch.from_numpy(channels) for name, channels in kept.items()}
+    return model, {"kept": tensors, "described": _described(job, found, model)}
+
+
+def _kept(cut: Mapping[str, Any]) -> Kept:
+    return {name: channels.numpy() for name, channels in cut["kept"].items()}
+
+
+def _described(job: Job, found: Proposal, pruned: nn.Module) -> dict[str, float]:
+    limit, achieved = found.goal["limit"], found.goal["achieved"]
+    return {"limit": limit, "achieved": achieved, "accuracy_pruned": _accuracy(job, pruned)}
+
+
+def _accuracy(job: Job, model: nn.Module) -> float:
+    """Accuracy of a network on the search split, as it is: neither refitted nor recalibrated here."""
+    evaluator = job.evaluator
+    return evaluate(model, evaluator.inputs, evaluator.targets, evaluator.batch_size)[1]
+
+
+def _narrowed(device: Device, network: NetworkSpec) -> Device:
+    """The device with the choices that a smaller network has left; the budget is as it was."""
+    choices = zip(network.groups, device.space.choices, strict=True)
+    space = PolicySpace(network.groups, tuple(counts[counts <= group.channels] for group, counts in choices))
+    return replace(device, space=space, feasible=FeasibleSet(space, device.grid, device.feasible.budget))
+
+
+class _TrainingOfCut:
+    """A ``StateStore`` that keeps beside the training's state the cut it began from."""
+
+    def __init__(self, file: StateFile, cut: dict[str, Any]) -> None:
+        self.file, self.cut = file, cut
+
+    def load(self) -> dict[str, Any] | None:
+        found = self.file.load()
+        return None if found is None else found["training"]
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.file.save({"cut": self.cut, "training": state})

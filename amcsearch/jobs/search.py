@@ -1,0 +1,243 @@
+"""The story of a search: network → device → ranking → search → finalists → fine-tuning → verification → report.
+
+The configured agent and its baseline, run through one door at equal evaluations.
+
+What a search would do, how large it is and how long it would take, without doing it.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amcsearch.config import Config, RecipeConfig, build, config_hash, pick
+from amcsearch.core import PruningPolicy, Trial, TrialState
+from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
+from amcsearch.jobs.delivery import Finalist, choose, finetune, measure_finalists, measurer, verify
+from amcsearch.jobs.device import load_device
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.prune.goals import goal_of, naming_the_target, propose, without_search_budget
+from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
+from amcsearch.jobs.setup import Job, assemble, make_evaluator
+from amcsearch.jobs.summary import describe_proposal, describe_search, summarise
+from amcsearch.reporting import render
+from amcsearch.runs import RunFolder
+from amcsearch.search import SEARCHERS, RewardContext, Study, bind
+from amcsearch.training import fetch, length, task_loss
+
+__all__ = ["plan", "prune", "run_agents", "search"]
+
+
+def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
+    """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
+
+    Times are extrapolated from one training step and one evaluation of the largest uniform policy within the budget.
+
+    Raises:
+        BadInputError, InfeasibleBudgetError: as the search itself would.
+    """
+    network = load_network(config, train=False)
+    device = load_device(config, network, strict=strict)
+    spec = network.trace.network
+    uniform = spec.policy(device.feasible.largest_uniform())
+    return {
+        "name": config.name,
+        "network": {
+            "factory": config.model.factory,
+            "layers": len(spec.layers),
+            "groups": len(spec.groups),
+            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in network.trace.skipped],
+        },
+        "samples": {
+            name: length(getattr(network.splits, name), name) for name in ("train", "calibration", "search", "test")
+        },
+        "dense": dict(device.dense),
+        "budget": dict(device.feasible.budget.limits),
+        "largest_uniform": dict(device.grid.cost(uniform)),
+        "channel_multiple": device.channel_multiple,
+        "widths_left_out": device.widths_left_out,
+        "policies": device.space.size,
+        "agent": config.search.agent,
+        "baseline": config.search.baseline,
+        "trials": config.search.trials,
+        "warnings": list(device.warnings),
+        "expected_seconds": _expected_seconds(config, network, uniform),
+    }
+
+
+def _expected_seconds(config: Config, network: Network, uniform: PruningPolicy) -> dict[str, float]:
+    evaluator = make_evaluator(config, network)
+    evaluator.evaluate(uniform)
+    evaluation = evaluator.evaluate(uniform).seconds
+    searches = 1 + (config.search.baseline not in (None, config.search.agent))
+    seconds = {"search": evaluation * config.search.trials * searches}
+    if config.model.pretrain is not None:
+        seconds["network"] = _training_seconds(network, config.model.pretrain)
+    if config.recovery.finetune is not None:
+        seconds["finetune"] = _training_seconds(network, config.recovery.finetune)
+    return {**seconds, "total": sum(seconds.values())}
+
+
+def _training_seconds(network: Network, recipe: RecipeConfig) -> float:
+    """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
+    count = length(network.splits.train, "train")
+    inputs, targets = fetch(network.splits.train, range(min(recipe.batch_size, count)))
+    step = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        parameters = [p for p in network.model.parameters() if p.requires_grad]
+        torch.autograd.grad(task_loss(network.model(inputs), targets), parameters, allow_unused=True)
+        step = time.perf_counter() - start
+    return step * -(-count // recipe.batch_size) * recipe.epochs
+
+
+def run_agents(
+    job: Job, run: RunFolder, observer: Observer, workers: int, storage: str | None
+) -> tuple[Study, Study | None]:
+    """Run the agent, then the baseline; every trial is stored before the next begins.
+
+    Raises:
+        BadInputError: an unknown agent, reward or parameter, or storage that cannot be used.
+    """
+    executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
+    studies: list[Study] = []
+    try:
+        for agent, params in _agents(job.config):
+            searcher = build(pick(SEARCHERS, agent, "search.agent"), params, "search.agent_params")
+            study = _study(job, executor, agent, storage or run.storage_url, observer)
+            studies.append(study)
+            _start(job, study)
+            searcher.run(study, job.config.seed)
+    finally:
+        executor.close()
+        if studies:
+            run.write_trials(trial for study in studies for trial in study.trials)
+            run.write_pareto(studies[0].front)
+    return studies[0], studies[1] if len(studies) > 1 else None
+
+
+def _start(job: Job, study: Study) -> None:
+    """Evaluate the configured policy first, within the budget."""
+    if job.config.search.start is None:
+        return
+    network = job.network.trace.network
+    asked = PruningPolicy.read(Path(job.config.search.start))
+    policy = network.policy(study.feasible.repair(network.kept_array(asked)))
+    if policy != asked:
+        study.note(f"search.start was moved into the budget and onto the device's channel grid: {policy.to_json()}")
+    study.evaluate([policy])
+
+
+def _agents(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    agents: list[tuple[str, dict[str, Any]]] = [(config.search.agent, dict(config.search.agent_params))]
+    if config.search.baseline is not None and config.search.baseline != config.search.agent:
+        agents.append((config.search.baseline, {}))
+    return agents
+
+
+def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Observer) -> Study:
+    config, device = job.config, job.device
+    context = RewardContext(device.dense, job.dense.accuracy, device.feasible.budget)
+    return Study(
+        job.network.trace.network,
+        device.space,
+        device.grid,
+        device.feasible,
+        executor,
+        bind(config.search.reward.name, config.search.reward.params, context),
+        agent=agent,
+        seed=config.seed,
+        trials=config.search.trials,
+        storage=storage,
+        name=config.name,
+        progress=observer.trial,
+        objectives=config.search.objectives,
+        batch=config.search.batch,
+        fingerprint=config_hash(config),
+    )
+
+
+def search(
+    config: Config,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    workers: int = 1,
+    storage: str | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Do the main job and return what ``summary.json`` holds.
+
+    What the run folder already stores is taken up again, so a killed run resumes.
+
+    Raises:
+        BadInputError: as the rooms it passes through.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    phases = Phases(observer, run.append_log)
+    job = assemble(config, phases, strict=strict)
+    with phases("search", f"Searching with {config.search.agent}"):
+        study, baseline = run_agents(job, run, observer, workers, storage)
+    with phases("finalists", "Measuring the best policies beside the dense network"):
+        trials = study.front if config.search.objectives else study.trials
+        limit_ms = job.device.feasible.budget.limits.get("latency_ms")
+        finalists = measure_finalists(
+            trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, measurer(job)
+        )
+    networks = _finetuned(job, phases, finalists)
+    return _deliver(job, run, phases, finalists, networks, describe_search(study, baseline))
+
+
+def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
+
+    Raises:
+        BadInputError: as ``search``, no goal, a policy that does not fit the network, or too few epochs for the rounds.
+        InfeasibleBudgetError: no policy meets the target.
+    """
+    phases = Phases(observer, run.append_log)
+    goal = goal_of(config)
+    shares_of_training(config)  # too few epochs are refused before anything is trained
+    with naming_the_target(config):
+        job = assemble(without_search_budget(config), phases)
+    job, rounds = earlier_rounds(job, run, phases)
+    with phases("goal", goal):
+        found = propose(job, run, observer)
+    with phases("finalists", "Evaluating and measuring the policy"):
+        cost, evaluation = job.device.grid.cost(found.policy), job.evaluator.evaluate(found.policy)
+        trial = Trial(0, found.agent, config.seed, TrialState.COMPLETE, found.policy, evaluation, cost, 0.0)
+        if config.prune.keep_accuracy is None:  # which lists the trials of its own study
+            run.write_trials([trial])
+            run.write_pareto([trial])
+        finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, measurer(job))
+    networks = _finetuned(job, phases, finalists)
+    found = with_rounds(found, rounds, job, networks)
+    return _deliver(job, run, phases, finalists, networks, describe_proposal(found))
+
+
+def _finetuned(job: Job, phases: Phases, finalists: list[Finalist]) -> tuple[nn.Module, nn.Module]:
+    """The network of the chosen policy as pruned, and fine-tuned."""
+    with phases("finetune", "Fine-tuning the chosen policy"):
+        pruned = job.evaluator.pruned(choose(finalists).trial.policy)
+        return pruned, finetune(job, pruned, phases.observer)
+
+
+def _deliver(
+    job: Job,
+    run: RunFolder,
+    phases: Phases,
+    finalists: list[Finalist],
+    networks: tuple[nn.Module, nn.Module],
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    chosen = choose(finalists)
+    with phases("verify", "Exporting, measuring and reading the test split"):
+        outcome = verify(job, run, *networks, chosen)
+    summary = summarise(job, origin, finalists, outcome, phases.seconds)
+    run.write_policy(chosen.trial.policy)
+    run.write_summary(summary)
+    run.write_report(render(run))
+    return summary

@@ -1,0 +1,91 @@
+"""Sensitivity of a trained network, group by group, with and without recovery; and whether losses of groups add up."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amcsearch.config import Config
+from amcsearch.core import Cost, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
+from amcsearch.jobs.network import load_network
+from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.setup import make_evaluator
+from amcsearch.reporting import write_additivity, write_curves
+
+__all__ = ["write_sensitivity"]
+
+Evaluate = Callable[[Sequence[PruningPolicy]], list[Trial]]
+
+
+def write_sensitivity(
+    config: Config, folder: Path, points: int, observer: Observer, *, joint: int = 50
+) -> dict[str, Any]:
+    """Prune one group at a time, then ``joint`` random policies whole; returns paths and the rank correlation.
+
+    Writes ``sensitivity.csv`` and ``.svg``: every width as the configuration recovers it (``recovered``), and as it is
+    cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
+
+    Raises:
+        BadInputError: as ``load_network``, fewer than two points, or a folder that cannot be written.
+    """
+    observer.phase("Loading or training the network")
+    network = load_network(config, progress=observer.epoch)
+    recovered = make_evaluator(config, network)
+    multiple = config.device.channel_multiple
+    space = PolicySpace.on_grid(
+        network.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
+    )
+    drawn = space.random(joint, np.random.default_rng(config.seed)) if space.groups else np.empty((0, 0), dtype=int)
+    together = [network.trace.network.policy(row) for row in drawn]
+    total = 2 * len(policies(space, points)) + len(together)
+    observer.phase(f"Evaluating {total} policies")
+    evaluate = _counting(config.seed, total, observer)
+    found = {
+        name: curves(evaluate(evaluator), space, points)
+        for name, evaluator in (("recovered", recovered), ("bare", recovered.bare()))
+    }
+    rows = [(*row, name) for name, own in found.items() for row in own.rows()]
+    paths: dict[str, Any] = dict(write_curves(rows, folder))
+    if together:
+        joint_rows = _joint(found["recovered"], together, evaluate(recovered))
+        expected, measured, _ = zip(*joint_rows, strict=True)
+        correlation = rank_correlation(expected, measured)
+        paths |= {**write_additivity(joint_rows, correlation, folder), "rank_correlation": correlation}
+    return paths
+
+
+def _counting(seed: int, total: int, observer: Observer) -> Callable[[Evaluator], Evaluate]:
+    """Make doors to evaluators that share one progress bar of ``total`` policies."""
+    done = 0
+
+    def through(evaluator: Evaluator) -> Evaluate:
+        def evaluate(batch: Sequence[PruningPolicy]) -> list[Trial]:
+            nonlocal done
+            trials = []
+            for number, policy in enumerate(batch):
+                evaluation = evaluator.evaluate(policy)
+                trials.append(Trial(number, "sensitivity", seed, TrialState.PROBE, policy, evaluation, Cost(), 0.0))
+                done += 1
+                observer.progress(done / total, "policies evaluated")
+            return trials
+
+        return evaluate
+
+    return through
+
+
+def _joint(
+    found: Curves, together: Sequence[PruningPolicy], evaluate: Evaluate
+) -> list[tuple[float, float, PruningPolicy]]:
+    """Loss increase of each policy: (expected, measured, policy); one that is not a number counts as infinite."""
+    dense = float(next(iter(found.values())).loss[-1])
+    rows = []
+    for trial in evaluate(together):
+        measured = trial.evaluation.loss - dense
+        rows.append(
+            (expected_increase(found, trial.policy), math.inf if math.isnan(measured) else measured, trial.policy)
+        )
+    return rows

@@ -1,0 +1,186 @@
+"""Everything a search needs, assembled from its configuration.
+
+Which channels go, and how what reads them is refitted: the configured criterion or selector, and reconstruction.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from amcsearch.config import Config, build, pick
+from amcsearch.core import BadInputError, Evaluation
+from amcsearch.evaluation import Evaluator, default_batch_size
+from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.observer import Phases
+from amcsearch.methods import (
+    CRITERIA,
+    SELECTORS,
+    Calibration,
+    Criterion,
+    LayerInputs,
+    Ranking,
+    UnitScores,
+    gather_inputs,
+    problem_of,
+    rank,
+    score_units,
+    select,
+    vanishes,
+)
+from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
+from amcsearch.training import stacked, task_loss
+
+__all__ = ["Choice", "Job", "assemble", "choose_channels", "make_evaluator", "name_of_choice", "reranked"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means.
+
+    ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none.
+    """
+
+    ranking: Ranking
+    reconstruction: Reconstruction | SequentialReconstruction | None
+    means: Means | None
+    scores: UnitScores | None = None
+
+
+def name_of_choice(config: Config) -> str:
+    """Name what chooses channels: the selector, or the criterion where there is none."""
+    return config.selection.selector or config.selection.criterion
+
+
+def choose_channels(config: Config, network: Network, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
+    """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
+
+    Raises:
+        BadInputError: an unknown criterion, selector or parameter, a network that the selector cannot judge, or a
+            criterion of gradients that are 0.
+    """
+    selection, model, trace = config.selection, network.model, network.trace
+    calibration = Calibration(model, trace, inputs, targets, task_loss, batch_size)
+    if selection.selector is not None:
+        return _by_selector(config, calibration)
+    criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
+    _check_says_something(config, criterion)
+    scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
+    ranking = rank(scores)
+    if config.recovery.reconstruction in ("auto", "none"):
+        means = means_for(criterion, model, trace, inputs, targets, task_loss, batch_size)
+        return Choice(ranking, None, means, scores)
+    seen = gather_inputs(model, trace, inputs, batch_size)
+    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, seen), None, scores)
+
+
+def _check_says_something(config: Config, criterion: Criterion) -> None:
+    if config.data.targets == "dense" and criterion.needs and all(map(vanishes, criterion.needs)):
+        raise BadInputError(
+            f"selection.criterion = {config.selection.criterion!r} looks at the gradient of the loss, which is 0 where "
+            "the targets are the dense network's own outputs (data.targets: dense); choose obd or true_fisher (second "
+            "derivatives), wanda_channels or activation_variance (what is read), or a selector such as obc"
+        )
+
+
+def _by_selector(config: Config, calibration: Calibration) -> Choice:
+    maker = pick(SELECTORS, config.selection.selector or "", "selection.selector")
+    selector = build(maker, config.selection.params, "selection.params")
+    ranking, seen = select(problem_of(calibration, labels=selector.labels), selector)
+    refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
+    if refit == "none":
+        return Choice(ranking, None, None)
+    return Choice(ranking, _reconstruction(refit, calibration, seen), None)
+
+
+def _reconstruction(
+    refit: str, calibration: Calibration, seen: Mapping[str, LayerInputs]
+) -> Reconstruction | SequentialReconstruction:
+    model, trace = calibration.model, calibration.trace
+    if refit == "sequential":
+        return SequentialReconstruction(model, trace, seen, calibration.inputs, calibration.batch_size)
+    return Reconstruction(model, trace, seen.values(), refit)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a search needs: ``dense`` is what the proxy measures of the dense network.
+
+    ``network`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
+    and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
+    channels.
+    """
+
+    config: Config
+    network: Network
+    device: Device
+    evaluator: Evaluator
+    dense: Evaluation
+    scores: UnitScores | None = None
+
+
+def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
+    """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
+
+    Raises:
+        BadInputError: as ``load_network``, ``load_device`` and ``make_evaluator``, or a dense loss that is not finite.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    with phases("network", "Loading or training the network"):
+        network = load_network(config, progress=phases.observer.epoch)
+    with phases("costs", "Pricing it on the device"):
+        device = load_device(config, network, strict=strict)
+        for text in device.warnings:
+            phases.observer.warn(text)
+    with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
+        choice = _choice(config, network)
+        evaluator = _evaluator(config, network, choice)
+        dense = evaluator.evaluate(network.trace.network.dense)
+    if not math.isfinite(dense.loss):
+        raise BadInputError(
+            f"the dense network's loss on the search split is {dense.loss}, must be finite; "
+            "look at model.checkpoint, model.pretrain and the data"
+        )
+    return Job(config, network, device, evaluator, dense, choice.scores)
+
+
+def reranked(job: Job, network: Network) -> Job:
+    """Return the job with the channels of another network ranked and evaluated in place of the dense one's.
+
+    Raises:
+        BadInputError: as ``make_evaluator``.
+    """
+    choice = _choice(job.config, network)
+    return replace(job, evaluator=_evaluator(job.config, network, choice), scores=choice.scores)
+
+
+def make_evaluator(config: Config, network: Network) -> Evaluator:
+    """Rank the channels by the configured criterion or selector and return the accuracy proxy.
+
+    Raises:
+        BadInputError: as ``choose_channels``.
+    """
+    return _evaluator(config, network, _choice(config, network))
+
+
+def _choice(config: Config, network: Network) -> Choice:
+    inputs, targets = stacked(network.splits.calibration)
+    return choose_channels(config, network, inputs, targets, config.evaluation.batch_size or default_batch_size(inputs))
+
+
+def _evaluator(config: Config, network: Network, choice: Choice) -> Evaluator:
+    inputs, _ = stacked(network.splits.calibration)
+    return Evaluator(
+        network.model,
+        network.trace,
+        choice.ranking,
+        inputs,
+        stacked(network.splits.search),
+        batch_size=config.evaluation.batch_size or default_batch_size(inputs),
+        bn_recalibration=config.recovery.bn_recalibration,
+        reconstruction=choice.reconstruction,
+        torch_device=config.evaluation.torch_device,
+        means=choice.means,
+    )

@@ -1,0 +1,1 @@
+"""Prune while training, by gates or mask schedules."""

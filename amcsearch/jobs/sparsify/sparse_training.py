@@ -1,0 +1,160 @@
+"""Train with gates or with a mask schedule, then meet the target exactly."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amcsearch.config import Config, build, pick
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.evaluation import default_batch_size
+from amcsearch.graph import remove
+from amcsearch.jobs.network import Network, training_recipe
+from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
+from amcsearch.methods import (
+    CRITERIA,
+    GATES,
+    SCHEDULES,
+    Gate,
+    Plan,
+    UnitSlices,
+    comparable,
+    layer_of,
+    policy_from_densities,
+    score_units,
+    sparse_weights,
+    weight_scores,
+)
+from amcsearch.training import (
+    FixedMasks,
+    GatedTraining,
+    MaskedTraining,
+    MaskedUnits,
+    Progress,
+    StateStore,
+    TrainingHook,
+    bake,
+    fit,
+    length,
+    stacked,
+    task_loss,
+)
+
+__all__ = ["Sparse", "fixed", "sparse_training"]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The pruned network: really smaller where channels went, zeros in place where weights went.
+
+    ``masks`` say what is in use, by group (n_units,) or by tensor (its shape); ``kept`` the share of the target's cost.
+    """
+
+    model: nn.Module
+    policy: PruningPolicy
+    masks: Mapping[str, Tensor]
+    kept: float
+    granularity: str
+
+
+def sparse_training(
+    config: Config, network: Network, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
+) -> Sparse:
+    """Train a copy of the network by the configured method and meet the target.
+
+    Raises:
+        BadInputError: an unknown parameter, a diverging training, or a target out of reach.
+    """
+    model = copy.deepcopy(network.model).to(config.evaluation.torch_device)
+    recipe, section = training_recipe(config.sparsify.training), config.sparsify
+    samples = length(network.splits.train, "train")
+    steps = math.ceil(samples / recipe.batch_size) * recipe.epochs
+    gate: Gate | None = None
+    hook: GatedTraining | MaskedTraining
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if section.method in GATES:
+            method = build(pick(GATES, section.method, "sparsify.method"), section.params, "sparsify.params")
+            gate = method.attach(model, network.trace, samples)
+            hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
+        else:
+            hook = _masked(config, network, model, target, steps)
+    device = config.evaluation.torch_device
+    train = network.splits.train
+    fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
+    if isinstance(hook, MaskedTraining):
+        return _sparse(network, target, model, hook.masks)
+    assert gate is not None
+    scores = {name: score.cpu() for name, score in gate.scores().items()}
+    with torch.no_grad():
+        for name, tensor in gate.final().items():
+            model.get_parameter(name).copy_(tensor)
+    return _sparse(network, target, model, target.cut(scores))
+
+
+def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
+    """Return the hook that trains on under known masks of weights."""
+    weights = {name: model.get_parameter(name) for name in masks}
+    places = {name: mask.to(weights[name].device) for name, mask in masks.items()}
+    return MaskedTraining(weights, FixedMasks(places), Plan(1, sum(map(torch.numel, masks.values())), 0.0), dict)
+
+
+def _masked(
+    config: Config, network: Network, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
+) -> MaskedTraining:
+    section = config.sparsify
+    if target.cost is not None and isinstance(target, WeightTarget):
+        raise BadInputError(
+            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts single weights; give "
+            f"sparsify.target {{sparsity: 0.8}}, sparsify.granularity channels, or a gate as sparsify.method "
+            f"({', '.join(GATES)})"
+        )
+    schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
+    maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
+    criterion = build(maker, section.criterion_params, "sparsify.criterion_params")
+    inputs, targets = stacked(network.splits.calibration)
+    batch_size = config.evaluation.batch_size or default_batch_size(inputs)
+    data = inputs, targets, task_loss, batch_size
+    if isinstance(target, UnitTarget):
+        slices = UnitSlices(model, network.trace)
+
+        def unit_scores() -> dict[str, Tensor]:
+            found = comparable(score_units(model, network.trace, {"": criterion}, *data)[""], network.trace)
+            return {name: torch.from_numpy(values).to(slices.device) for name, values in found.items()}
+
+        plan = _plan(target, steps, sum(slices.counts.values()), unit_scores)
+        return MaskedUnits(slices, schedule, plan, unit_scores, target.finish)
+    weights = sparse_weights(model, network.trace)
+
+    def scores() -> dict[str, Tensor]:
+        return weight_scores(model, network.trace, criterion, weights, *data)
+
+    return MaskedTraining(weights, schedule, Plan(steps, target.count, 1.0 - target.goal), scores)
+
+
+def _plan(target: UnitTarget, steps: int, count: int, scores: Callable[[], Mapping[str, Tensor]]) -> Plan:
+    """Count the units that the target leaves; for a cost, those that a cut would leave by the scores at the start."""
+    if target.cost is None:
+        return Plan(steps, count, 1.0 - target.goal)
+    n_keep = sum(int(mask.sum()) for mask in target.cut(scores()).values())
+    return Plan(steps, count, 1.0 - n_keep / count)
+
+
+def _sparse(
+    network: Network, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
+) -> Sparse:
+    """Prune a trained network by masks that meet the target."""
+    found = {name: mask.cpu() for name, mask in masks.items()}
+    if isinstance(target, WeightTarget):
+        bake(model.cpu(), found)
+        densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
+        policy = policy_from_densities(network.trace.network, target.space, densities)
+        return Sparse(model.eval(), policy, found, target.measured(found), "weights")
+    units = network.trace.units
+    kept = {name: np.sort(units[name][mask.numpy()].ravel()) for name, mask in found.items()}
+    smaller = remove(model.cpu(), network.trace, kept)
+    return Sparse(smaller, target.policy(found), found, target.measured(found), "channels")

@@ -1,0 +1,177 @@
+"""The story of training-time pruning: network → target → gates or masks while training → exact cut → fine-tuning."""
+
+import copy
+import csv
+import io
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from amcsearch.config import Config, pick
+from amcsearch.core import BadInputError, Cost
+from amcsearch.costs import StorageFormat
+from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
+from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.prune.target_cost import priced_as, weight_bits
+from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
+from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, sparse_training
+from amcsearch.methods import GATES, SCHEDULES, sparse_weights
+from amcsearch.runs import RunFolder
+from amcsearch.search import Budget, FeasibleSet, resolve_budget
+from amcsearch.training import StateFile, evaluate, save_state, save_tensors, stacked
+
+__all__ = ["sparsify"]
+
+
+def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Do the job and return what ``summary.json`` holds; both trainings go on where a killed run left them.
+
+    Raises:
+        BadInputError: an unknown method or parameter, or as the rooms it passes through.
+        InfeasibleBudgetError: no network of the device's grid meets the target.
+    """
+    phases = Phases(observer, run.append_log)
+    section = config.sparsify
+    pick({**GATES, **SCHEDULES}, section.method, "sparsify.method")
+    finetuning_recipe(config)
+    with phases("network", "Loading or training the network"):
+        network = load_network(config, progress=observer.epoch)
+    with phases("target", "Pricing the target"):
+        device = _device(config, network)
+        target = _target(config, network, device)
+    with phases("sparsify", f"Training with {section.method}"):
+        epochs = max(1, section.training.epochs)
+
+        def progress(epoch: int, loss: float) -> None:
+            observer.progress(epoch / epochs, f"of {section.method}, epoch {epoch}: loss {loss:.4f}")
+
+        sparse = sparse_training(config, network, target, StateFile(run.training_state), progress)
+        recalibrate(config, network, sparse.model)
+    with phases("finetune", "Fine-tuning what is left"):
+        tuned = copy.deepcopy(sparse.model)
+        hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
+        fine_tune(config, network, tuned, observer, hook, StateFile(run.finetuning_state))
+    with phases("verify", "Reading the test split"):
+        models = {"dense": network.model, "sparse": sparse.model, "finetuned": tuned}
+        summary = _summary(config, network, device, target, sparse, models, phases.seconds)
+    save_state(tuned, run.pruned_safetensors)
+    save_tensors(sparse.masks, run.masks_safetensors)
+    run.write_text(run.densities_csv, _csv(_densities(sparse)))
+    run.write_policy(sparse.policy)
+    run.write_summary(summary)
+    return summary
+
+
+def _device(config: Config, network: Network) -> Device:
+    """Price on the configured device; the budget of a search is not this verb's."""
+    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), network)
+
+
+def _target(config: Config, network: Network, device: Device) -> UnitTarget | WeightTarget:
+    goal, (asked, *_) = _goal(config, device), config.sparsify.target
+    cost = None if asked == "sparsity" else str(asked)
+    if _closes_channels(config):
+        if cost is not None:
+            cost, _ = priced_as(config, cost)
+            budget = Budget({cost: goal * device.dense[cost]})
+            device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
+        return UnitTarget(network.trace, device, cost, goal)
+    shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(network.model, network.trace).items()}
+    storage = StorageFormat(config.sparsify.storage)
+    return WeightTarget(network.trace, device.space, shapes, cost, goal, storage, weight_bits(config))
+
+
+def _goal(config: Config, device: Device) -> float:
+    """Share that the target leaves, of units or weights, or of the dense network's cost."""
+    (name, asked), *_ = config.sparsify.target.items()
+    if name == "sparsity":
+        return 1.0 - float(asked)
+    priced, unit = priced_as(config, str(name))
+    dense = Cost(**{cost: value * unit for cost, value in device.dense.items()})
+    try:
+        return resolve_budget({priced: asked}, dense).limits[priced] / dense[priced]
+    except BadInputError as error:
+        told = str(error).replace(f"budget.{priced}", f"sparsify.target.{name}")
+        raise BadInputError(told.replace(f"network's {priced}", f"network's {name}")) from error
+
+
+def _closes_channels(config: Config) -> bool:
+    method, granularity = config.sparsify.method, config.sparsify.granularity
+    if method not in GATES:
+        return granularity == "channels"
+    own = "channels" if GATES[method].granularity == "units" else "weights"
+    if granularity not in (None, own):
+        raise BadInputError(
+            f"sparsify.granularity = {granularity!r}, but {method!r} is a gate on {own}; leave it out, or name another "
+            "method"
+        )
+    return own == "channels"
+
+
+def _densities(sparse: Sparse) -> list[dict[str, Any]]:
+    """One row a tensor or group: how much of it is in use."""
+    return [
+        {"name": name, "kept": int(mask.sum()), "total": mask.numel(), "density": float(mask.double().mean())}
+        for name, mask in sparse.masks.items()
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> dict[str, Any]:
+    """What was asked for and achieved: as shares of dense, and of a cost also in its own unit."""
+    (name, asked), *_ = config.sparsify.target.items()
+    found: dict[str, Any] = {name: asked, "kept_asked": target.goal, "kept": sparse.kept}
+    if target.cost is None:
+        return found
+    priced, unit = priced_as(config, str(name))
+    dense = device.dense[priced] * unit
+    found |= {"cost": name, "limit": target.goal * dense, "dense": dense, "achieved": sparse.kept * dense}
+    return found | ({"storage": target.storage} if isinstance(target, WeightTarget) and name == "bytes" else {})
+
+
+def _summary(
+    config: Config,
+    network: Network,
+    device: Device,
+    target: UnitTarget | WeightTarget,
+    sparse: Sparse,
+    models: dict[str, nn.Module],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    inputs, targets = stacked(network.splits.test)
+    blocks: dict[str, Any] = {}
+    for name, model in models.items():
+        loss, accuracy = evaluate(model, inputs, targets)
+        params = sum(int((p != 0).sum()) for p in model.parameters())
+        blocks[name] = {"accuracy": accuracy, "loss": loss, "nonzero_params": params}
+    if sparse.granularity == "channels":
+        for name in ("sparse", "finetuned"):
+            blocks[name].update(device.grid.cost(sparse.policy))
+    blocks["dense"].update(device.dense)
+    kept = sum(int(mask.sum()) for mask in sparse.masks.values())
+    total = sum(mask.numel() for mask in sparse.masks.values())
+    return {
+        **blocks,
+        "method": config.sparsify.method,
+        "granularity": sparse.granularity,
+        "target": _reached(config, device, target, sparse),
+        "sparsity": 1.0 - kept / total,
+        "kept": kept,
+        "total": total,
+        "densities": _densities(sparse),
+        "policy": dict(sparse.policy),
+        "channel_multiple": device.channel_multiple,
+        "warnings": list(device.warnings),
+        "seed": config.seed,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+    }

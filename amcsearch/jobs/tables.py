@@ -1,0 +1,322 @@
+"""Latency tables for configurations' networks: plan, measure, build, check.
+
+A latency table against networks measured now, and brought up to date by a few whole runs.
+
+A network that the table holds is brought up to date by factors (``anchoring``). One that it does not hold is added with
+the profiles of its few runs: they correct what other networks' rows say of layers like its own. What kernels its layers
+become need not be guessed from those: the runtime's optimised graphs of more variants are read, which takes no run.
+"""
+
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, LayerKind, NetworkSpec
+from amcsearch.costs import LatencyTable
+from amcsearch.jobs.network import load_network
+from amcsearch.jobs.observer import Observer
+from amcsearch.measure import (
+    LEAST_VARIANTS,
+    KitPlan,
+    KitResult,
+    MeasuredSubject,
+    MeasuredVariant,
+    anchored,
+    described_networks,
+    measure_here,
+    measured_variants,
+    measurement_plan,
+    merged,
+    prediction_errors,
+    read_results,
+    table_from_results,
+    table_of,
+    with_accuracy,
+    write_kit,
+)
+from amcsearch.runtime import provenance
+
+__all__ = [
+    "TableCheck",
+    "build_table",
+    "check_setting",
+    "check_table",
+    "known_share",
+    "make_kit",
+    "measure_table",
+    "measured_here",
+    "needed_variants",
+    "subject_of",
+]
+
+VARIANTS: Final = 72
+STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then where the table is least sure
+
+
+def subject_of(config: Config) -> MeasuredSubject:
+    """The network as its factory makes it: its time does not depend on training."""
+    network = load_network(config, train=False)
+    rows = [layer.in_channels for layer in network.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
+    tokens = min(rows, default=int(network.example.max()) + 1)  # every embedding must have a row for every token
+    high = None if network.example.is_floating_point() else tokens
+    return MeasuredSubject(config.name, network.model, network.trace, network.example[:1], high)
+
+
+def known_share(table: LatencyTable, network: NetworkSpec) -> float:
+    """Share of a dense network's predicted time in layers whose like the table holds; 0 where it cannot tell."""
+    bound = table.for_network(network)
+    try:
+        cost = {layer.name: bound.layer_cost(layer) for layer in network.layers}
+    except BadInputError:
+        return 0.0
+    known = sum(cost[layer.name] for layer in network.layers if bound.knows(layer))
+    return known / max(sum(cost.values()), 1e-12)
+
+
+def needed_variants(table: LatencyTable | None, network: NetworkSpec, variants: int = VARIANTS) -> int:
+    """Variants a network needs beside a table that is there: a third where all its layers are known in it."""
+    share = known_share(table, network) if table is not None else 0.0
+    return max(LEAST_VARIANTS, round(variants * (1.0 - 2.0 / 3.0 * share)))
+
+
+def _same_setting(configs: Sequence[Config]) -> Config:
+    for config in configs[1:]:
+        for key in ("batch", "threads", "dtype"):
+            ours, theirs = getattr(configs[0].device, key), getattr(config.device, key)
+            if ours != theirs:
+                raise BadInputError(
+                    f"device.{key} is {ours} in {configs[0].name} and {theirs} in {config.name}; "
+                    f"a table has one setting: make one table for each"
+                )
+    return configs[0]
+
+
+def make_kit(
+    configs: Sequence[Config],
+    out: Path,
+    observer: Observer,
+    *,
+    variants: int = VARIANTS,
+    anchors: int = 0,
+    table: LatencyTable | None = None,
+) -> dict[str, Any]:
+    """Write the device kit of configurations' networks; returns its path, size, and what it measures.
+
+    Raises:
+        BadInputError: networks that cannot be exported, settings that differ, or a file that cannot be written.
+    """
+    first = _same_setting(configs)
+    observer.phase("Tracing the networks")
+    subjects = [subject_of(config) for config in configs]
+    observer.phase("Preparing pruned variants")
+    plan = measurement_plan(
+        subjects,
+        variants=variants,
+        anchors=anchors,
+        batch=first.device.batch,
+        dtype=first.device.dtype,
+        seed=first.seed,
+        table=table,
+        progress=observer.progress,
+    )
+    write_kit(plan, out)
+    return {
+        "kit": str(out),
+        "bytes": out.stat().st_size,
+        "networks": [subject.name for subject in subjects],
+        "models": len(plan.models),
+        "run": f"python3 {out.name} -o result.jsonl --threads {first.device.threads}",
+    }
+
+
+def build_table(
+    paths: Sequence[Path], known: LatencyTable | None = None, source: LatencyTable | None = None
+) -> LatencyTable:
+    """Make a table of kits' results.
+
+    Args:
+        paths: result files of one device.
+        known: the table they extend.
+        source: a table of another device; the results' anchors carry it to theirs.
+
+    Raises:
+        BadInputError: results or tables that do not fit together.
+    """
+    results = read_results(paths)
+    if source is None:
+        return table_from_results(results, [known] if known is not None else [])
+    tables = [_carried(source, result, name) for result in results for name in described_networks(result.plan["info"])]
+    return merged([*([known] if known is not None else []), *tables])
+
+
+def _carried(source: LatencyTable, result: KitResult, name: str) -> LatencyTable:
+    network, whole, held_out = measured_variants(result, name)
+    return with_accuracy(anchored(source, name, network, whole, result.provenance), name, held_out)
+
+
+def measured_here(plan: KitPlan, config: Config, observer: Observer, minutes: float | None = None) -> KitResult:
+    """Run a plan on this machine as the kit would on a device.
+
+    Raises:
+        BadInputError: as ``measure_here``.
+    """
+    device = config.device
+    setting = f"{device.threads} thread(s), batch {device.batch}, {device.dtype}"
+    observer.phase(f"Measuring on this machine, {setting}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.jsonl"
+        measure_here(plan, out, device.threads, minutes=minutes, progress=observer.progress)
+        return read_results([out])[0]
+
+
+def measure_table(
+    config: Config,
+    observer: Observer,
+    *,
+    variants: int | None = None,
+    known: LatencyTable | None = None,
+    minutes: float | None = None,
+) -> LatencyTable:
+    """Measure a configuration's network on this machine, first at random, then where the table is least sure.
+
+    Args:
+        config: names the network and the setting.
+        observer: sees phases and progress.
+        variants: that build the table; as many as ``needed_variants`` says if None.
+        known: the device's table that is there already; it is extended.
+        minutes: bound of the measuring, None for none.
+
+    Raises:
+        BadInputError: as ``load_network``, a network that cannot be exported, ``known`` of another device, minutes
+            that are not more than 0.
+    """
+    if minutes is not None and not minutes > 0:
+        raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
+    observer.phase("Tracing the network")
+    subject = subject_of(config)
+    network = subject.trace.network
+    wanted = needed_variants(known, network) if variants is None else variants
+    if known is not None:
+        check_setting(known, config)
+        observer.phase(
+            f"{wanted} variants instead of {VARIANTS}: {known_share(known, network):.0%} of the network's time is in "
+            f"layers that the table knows"
+        )
+    counts = [round(share * wanted) for share in STAGES]
+    table, results = known, []
+    for stage, count in enumerate(counts if min(counts) >= LEAST_VARIANTS else [wanted]):
+        observer.phase("Preparing pruned variants")
+        plan = measurement_plan(
+            [subject],
+            variants=count,
+            batch=config.device.batch,
+            dtype=config.device.dtype,
+            seed=config.seed + 1000 * stage,
+            table=table,
+            progress=observer.progress,
+        )
+        share = None if minutes is None else minutes * count / wanted
+        results.append(measured_here(plan, config, observer, share))
+        observer.phase("Building the table")
+        table = table_from_results(results, [known] if known is not None else [])
+    assert table is not None
+    return table
+
+
+def check_setting(table: LatencyTable, config: Config) -> None:
+    """Refuse to measure here for a table of another device or setting.
+
+    Raises:
+        BadInputError: names the first difference.
+    """
+    device = config.device
+    differences = table.mismatches(provenance(device.threads, device.batch, device.dtype))
+    if differences:
+        raise BadInputError(
+            f"this machine cannot extend or check the table: {differences[0]}; use its device, and its setting in the "
+            "configuration's section device"
+        )
+
+
+FRESH: Final = 24  # variants measured against predictions
+READ: Final = 40  # variants of a new network whose optimised graphs are read
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """Errors of a table as it is, and after anchors, and the table with what was learnt.
+
+    ``before`` is None where the table cannot predict the network, ``after`` without anchors.
+    """
+
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    table: LatencyTable
+
+
+def check_table(
+    table: LatencyTable,
+    config: Config,
+    observer: Observer,
+    *,
+    fresh: int = FRESH,
+    anchors: int = 0,
+    seed: int | None = None,
+) -> TableCheck:
+    """Measure fresh variants of a network on this machine against a table's predictions.
+
+    Args:
+        table: of this device and setting.
+        config: names the network.
+        observer: sees phases and progress.
+        fresh: variants to measure.
+        anchors: further variants by which the table is brought up to date, or learns the network, before it is held to
+            the fresh ones again.
+        seed: of the variants; another one each time if None, so that none of the build's returns.
+
+    Raises:
+        BadInputError: a table of another device or setting, a network it cannot predict, or fewer than 3 variants.
+    """
+    if fresh < 3:
+        raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
+    check_setting(table, config)
+    observer.phase("Tracing the network")
+    subject = subject_of(config)
+    bound = table.for_network(subject.trace.network)
+    observer.phase("Preparing pruned variants")
+    plan = measurement_plan(
+        [subject],
+        variants=0,
+        held_out=fresh,
+        anchors=anchors,
+        lowered=READ if anchors and not bound.network else 0,
+        batch=config.device.batch,
+        dtype=config.device.dtype,
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        progress=observer.progress,
+    )
+    result = measured_here(plan, config, observer)
+    network, whole, held_out = measured_variants(result, subject.name)
+    before = _errors(bound, held_out, needed=not anchors)
+    if not anchors:
+        return TableCheck(before, None, with_accuracy(table, bound.network, held_out) if bound.network else table)
+    if bound.network:
+        own = anchored(table, bound.network, network, whole)
+    else:
+        own = table_of(subject.name, network, whole, [], result.overhead_ms, table.provenance, table)
+    found = with_accuracy(merged([table, own]), str(own.network), held_out)
+    return TableCheck(before, found.for_network(network).entry["accuracy"], found)
+
+
+def _errors(table: LatencyTable, held_out: Sequence[MeasuredVariant], *, needed: bool) -> dict[str, Any] | None:
+    """Errors of a table, None where it cannot predict the network and that is not ``needed``."""
+    try:
+        return prediction_errors(table, held_out)
+    except BadInputError:
+        if needed:
+            raise
+        return None

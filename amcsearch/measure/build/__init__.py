@@ -1,0 +1,1 @@
+"""From measurements to a latency table: attribution, calibration, anchors."""

@@ -1,0 +1,321 @@
+"""From profiles and whole runs to kernel times that add up to whole runs.
+
+1. What the profiler itself takes a node (``node_calibration``) is a first guess from whole runs; the multiple of it is
+   taken that predicts left-out variants best, on one machine half as much again.
+2. Each variant's profile gets the scale at which its kernels add up to its own whole run: the profile says who, the
+   whole run says how much, and a machine that was slow meanwhile does no harm. What the weights cost beyond the caches
+   (``Residency``) is taken off again, for it belongs to the network and not to a kernel.
+3. Kernel models are built with a sixth of the variants left out in turn, and predict these. On such predictions alone
+   are fitted: one factor a kernel family, the constant of a call, the slopes of residency (all bounded, the factors
+   drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias:
+   a surface goes through its own points.
+4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
+
+What the profiler itself takes: from profiled nodes to what they take without it.
+
+Fitted on whole runs by least squares of the RELATIVE error:
+
+    T − overhead = scale · Σ profiled + node_ms · nodes
+
+``node_ms`` is negative (about −2 µs); forcing it to be positive tripled the error of predictions.
+
+Variants left out in turn, and predicted by kernel models of all others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
+
+from amcsearch.costs import KNOTS_MIB, KernelModel, Observation, Residency, by_signature, is_plain, weight_mib
+from amcsearch.measure.build.measured import MeasuredVariant
+
+__all__ = [
+    "FOLDS",
+    "Calibration",
+    "Folds",
+    "LeftOut",
+    "NodeCalibration",
+    "calibrate",
+    "fit_nodes",
+    "inside_ms",
+    "observe",
+]
+
+Array = NDArray[np.float64]
+
+
+FOLDS: Final = 6
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Predictions of variants by models that never saw them, before calibration."""
+
+    sums: Array  # (V, families), ms
+    far: Array  # (V,), root of the sum of (ms · octaves)²
+
+
+class Folds:
+    """Variants left out in turn: what the others' models predict of them.
+
+    Which kernels layers become, and how far from measured ones they lie, does not depend on times and is found once.
+    """
+
+    def __init__(self, variants: Sequence[MeasuredVariant], kernels: Sequence[str], block: int, seed: int) -> None:
+        self._of_variant = np.random.default_rng(seed).permutation(len(variants)) % FOLDS
+        self._families = {name: i for i, name in enumerate(kernels)}
+        self._layers = [
+            [(v, layer) for v in np.flatnonzero(self._of_variant == fold).tolist() for layer in variants[v].layers]
+            for fold in range(FOLDS)
+        ]
+        self._alike = [by_signature(layer for _, layer in own) for own in self._layers]
+        self._block = block
+        self._first: list[KernelModel] = []
+        self._octaves: list[list[dict[str, Array]]] = []
+
+    def models(self, observed: Sequence[Sequence[Observation]]) -> list[KernelModel]:
+        """Of each fold a model of the variants in all others."""
+        rest = [
+            [one for v, variant in enumerate(observed) if self._of_variant[v] != fold for one in variant]
+            for fold in range(FOLDS)
+        ]
+        if self._first:
+            return [model.retimed(own) for model, own in zip(self._first, rest, strict=True)]
+        self._first = [KernelModel(own, self._block) for own in rest]
+        self._octaves = [
+            [model.octaves_at(layer, widths) for layer, _, widths in alike]
+            for model, alike in zip(self._first, self._alike, strict=True)
+        ]
+        return self._first
+
+    def left_out(self, models: Sequence[KernelModel]) -> LeftOut:
+        """Predictions of variants (V,), each by the model of those in other folds."""
+        sums, squares = np.zeros((len(self._of_variant), len(self._families))), np.zeros(len(self._of_variant))
+        for model, own, alike, far in zip(models, self._layers, self._alike, self._octaves, strict=True):
+            for (layer, places, widths), octaves in zip(alike, far, strict=True):
+                at = np.array([own[place][0] for place in places])
+                for kernel, (ms, _) in (model.times_at(layer, widths) or {}).items():
+                    np.add.at(sums[:, self._families[kernel]], at, ms)
+                    np.add.at(squares, at, (ms * octaves[kernel]) ** 2)
+        return LeftOut(sums, np.sqrt(squares))
+
+
+LEAST_NODE_MS: Final = 2e-4  # no kernel starts in less
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCalibration:
+    """What profiled nodes cost without the profiler: ``scale`` · profiled + ``node_ms`` each, on a quiet machine."""
+
+    scale: float
+    node_ms: float
+
+    def times_ms(self, profiled_ms: Array, whole_ms: float) -> Array:
+        """Times (n,) of the nodes of a run of ``whole_ms``, profiled at (n,), at the scale that it was profiled at.
+
+        None is below what a kernel takes to start.
+        """
+        scale = (whole_ms - self.node_ms * len(profiled_ms)) / profiled_ms.sum()
+        raw = np.maximum(scale * profiled_ms + self.node_ms, LEAST_NODE_MS)
+        return np.asarray(raw * (whole_ms / raw.sum()), dtype=np.float64)
+
+
+def _relative_fit(terms: Sequence[Array], target: Array) -> Array:
+    design = np.stack(terms, axis=1) / target[:, None]
+    return np.asarray(np.linalg.lstsq(design, np.ones(len(target)), rcond=None)[0], dtype=np.float64)
+
+
+def inside_ms(variant: MeasuredVariant, overhead_ms: float) -> float:
+    """Latency of a variant without the overhead of a call."""
+    return max(variant.latency_ms - overhead_ms, 0.1 * variant.latency_ms)
+
+
+def fit_nodes(variants: Sequence[MeasuredVariant], overhead_ms: float) -> NodeCalibration:
+    """Fit both; with too few or too similar variants to tell the two apart, a factor alone."""
+    profiled = np.array([sum(run.profiled_ms for run in v.kernels) for v in variants])
+    nodes = np.array([float(len(v.kernels)) for v in variants])
+    whole = np.array([inside_ms(v, overhead_ms) for v in variants])
+    scale, node_ms = _relative_fit([profiled, nodes], whole) if len(variants) > 2 else (0.0, 0.0)
+    if scale <= 0:
+        return NodeCalibration(float(_relative_fit([profiled], whole)[0]), 0.0)
+    return NodeCalibration(float(scale), float(node_ms))
+
+
+NODE_MULTIPLES: Final = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)  # of the profiler's own time, tried while they gain
+SMOOTHINGS: Final = (0.1, 1.0, 10.0)
+FEW_SMOOTHING: Final = 1.0  # where too few variants are there to choose by
+ROUNDS: Final = 3
+FACTOR_BOUNDS: Final = (0.5, 2.0)
+PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
+LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much residency would take
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything fitted on the variants of one network.
+
+    ``factors`` multiply kernel times by family; ``residuals`` are the relative errors of variants that were left out
+    when they were predicted, (V,); the relative standard deviation of a prediction is ``sigma_floor``, and
+    ``sigma_octave`` for each octave of width between a kernel and its nearest measurement.
+    """
+
+    nodes: NodeCalibration
+    smoothing: float = 0.0
+    constant_ms: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict)
+    residency: Residency = field(default_factory=lambda: Residency({}))
+    sigma_floor: float = 0.0
+    sigma_octave: float = 0.0
+    residuals: tuple[float, ...] = ()
+
+
+def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, float]:
+    """Weights of the layers whose kernels stream them, by layer, in MiB."""
+    by_layer = variant.kernels_by_layer
+    streaming = [layer for layer in variant.layers if not any(map(is_plain, by_layer.get(layer.name, ())))]
+    return {layer.name: weight_mib(layer, weight_bytes) for layer in streaming}
+
+
+def observe(
+    variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
+) -> list[Observation]:
+    """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
+    times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), inside_ms(variant, overhead_ms))
+    by_layer = variant.kernels_by_layer
+    streamed = _streamed_mib(variant, weight_bytes)
+    total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
+    extra = float(residency.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
+    a_mib = extra / sum(streamed.values()) if extra else 0.0
+    found = []
+    for layer in variant.layers:
+        kernels: dict[str, tuple[float, float | None]] = {}
+        places = by_layer.get(layer.name, {})
+        main = max(places, key=lambda kernel: sum(times[i] for i in places[kernel]), default="")
+        for kernel, at in places.items():
+            ms = float(sum(times[i] for i in at))
+            if kernel == main:
+                ms = max(ms - a_mib * streamed.get(layer.name, 0.0), LEAST_STREAMED * ms)
+            kernels[kernel] = (float(len(at)), ms / len(at))
+        found.append(Observation(layer, kernels))
+    return found
+
+
+def _fit_whole(
+    left: LeftOut, weights_mib: Array, whole: Array, overhead_ms: float
+) -> tuple[Array, float, Residency, Array]:
+    """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants.
+
+    ``weights_mib`` are (V, 2), all and streamed.
+    """
+    total, streamed = weights_mib.T
+    knots = [knot for knot in KNOTS_MIB if total.max() - knot > 0.02 * total.max()]
+    beyond = [Residency({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
+    n = left.sums.shape[1]
+    design = np.column_stack([left.sums, np.ones(len(whole)), *beyond]) / whole[:, None]
+    start = np.concatenate([np.ones(n), [overhead_ms], np.zeros(len(knots))])
+    pull = np.concatenate([np.full(n, PRIOR), [PRIOR / whole.mean()], np.full(len(knots), 1e-3)])
+    low = np.concatenate([np.full(n, FACTOR_BOUNDS[0]), np.zeros(1 + len(knots))])
+    high = np.concatenate([np.full(n, FACTOR_BOUNDS[1]), np.full(1 + len(knots), np.inf)])
+    found = lsq_linear(
+        np.concatenate([design, np.diag(pull)]),
+        np.concatenate([np.ones(len(whole)), pull * start]),
+        bounds=(low, high),
+    ).x
+    slopes = {knot: float(slope) for knot, slope in zip(knots, found[n + 1 :], strict=True) if slope > 1e-9}
+    return found[:n], float(found[n]), Residency(slopes), design @ found - 1.0
+
+
+def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
+    """Variance of relative residuals as floor² + octave² · far²: (floor, octave)."""
+    design = np.column_stack([np.ones(len(far)), far**2])
+    floor, octave = lsq_linear(design, residuals**2, bounds=(0.0, np.inf)).x
+    return float(np.sqrt(floor)), float(np.sqrt(octave))
+
+
+def calibrate(
+    variants: Sequence[MeasuredVariant],
+    overhead_ms: float,
+    block: int,
+    *,
+    weight_bytes: int = 4,
+    like: Residency | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Fit everything on profiled variants of one network.
+
+    Args:
+        variants: V profiled and timed variants; below twelve nothing is left out and only step 1 is fitted.
+        overhead_ms: latency of an empty call.
+        block: channels in a block of the runtime's layout, 0 if it has none.
+        weight_bytes: of one weight.
+        like: residency of a network of about this size on the same device, taken where there are fewer than twelve
+            variants. None where none is known.
+        seed: of the folds.
+    """
+    nodes = fit_nodes(variants, overhead_ms)
+    if len(variants) < 2 * FOLDS:
+        residency = like or Residency({})
+        return Calibration(nodes, FEW_SMOOTHING, overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
+    fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
+    best, models = fit.first(nodes)
+    for multiple in NODE_MULTIPLES[1:]:
+        found, others = fit.first(NodeCalibration(nodes.scale, multiple * nodes.node_ms))
+        if _error(found) >= _error(best):
+            break
+        best, models = found, others
+    return min((fit.fitted(best.nodes, smoothing, models) for smoothing in SMOOTHINGS), key=_error)
+
+
+def _error(found: Calibration) -> float:
+    """Mean relative error of predictions of left-out variants."""
+    return float(np.abs(found.residuals).mean())
+
+
+class _Fit:
+    """Steps 2 to 4 for variants of one network."""
+
+    def __init__(
+        self, variants: Sequence[MeasuredVariant], overhead_ms: float, block: int, weight_bytes: int, seed: int
+    ) -> None:
+        self._variants, self._overhead_ms, self._bytes = variants, overhead_ms, weight_bytes
+        self._whole = np.array([variant.latency_ms for variant in variants])
+        self._kernels = sorted({run.kernel for variant in variants for run in variant.kernels})
+        self._folds = Folds(variants, self._kernels, block, seed)
+        self._weights_mib = np.array(
+            [
+                (sum(weight_mib(x, weight_bytes) for x in v.layers), sum(_streamed_mib(v, weight_bytes).values()))
+                for v in variants
+            ]
+        )
+
+    def first(self, nodes: NodeCalibration) -> tuple[Calibration, list[KernelModel]]:
+        """One round of the least smoothing with what the profiler takes given, and the models of its folds."""
+        models = self._models(nodes, Residency({}))
+        return self._round(nodes, SMOOTHINGS[0], models), models
+
+    def fitted(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
+        """Fit with a smoothing given, residency refined in ``ROUNDS``; ``models`` are those of the first."""
+        before, found = Residency({}), self._round(nodes, smoothing, models)
+        for _ in range(ROUNDS - 1):
+            if not found.residency.slopes and not before.slopes:
+                break
+            before = found.residency
+            found = self._round(nodes, smoothing, self._models(nodes, before))
+        return found
+
+    def _models(self, nodes: NodeCalibration, residency: Residency) -> list[KernelModel]:
+        return self._folds.models(
+            [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
+        )
+
+    def _round(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
+        left = self._folds.left_out([model.smoothed(smoothing) for model in models])
+        factors, constant_ms, residency, residuals = _fit_whole(left, self._weights_mib, self._whole, self._overhead_ms)
+        floor, octave = _fit_sigma(residuals, left.far / self._whole)
+        by_name = {name: float(factor) for name, factor in zip(self._kernels, factors, strict=True)}
+        errors = tuple(map(float, residuals))
+        return Calibration(nodes, smoothing, constant_ms, by_name, residency, floor, octave, errors)

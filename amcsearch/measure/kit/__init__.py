@@ -1,0 +1,1 @@
+"""The file that runs on a device, and the results that it writes."""

@@ -1,0 +1,349 @@
+"""Results of device kits, read and checked on the host.
+
+What can be repaired is, with a note: torn last lines, records that occur twice, samples that no clock gives. What
+cannot is refused: edited lines, two devices in one table, other programs' results, two results where one is meant.
+
+The lines of result files and what can be wrong with them: torn, edited, doubled, of another plan or device.
+"""
+
+import base64
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError
+from amcsearch.runtime import COMPARED, KIT_VERSION, SUM, DeviceError, Drift, parsed_lines
+
+__all__ = [
+    "KitResult",
+    "Line",
+    "ModelResult",
+    "NodeTime",
+    "TimedPass",
+    "check_one_device",
+    "headers_of",
+    "lines_of",
+    "once",
+    "read_results",
+]
+
+ONE_EACH: Final = ("graph", "timing", "profile", "overhead", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A record and where it was read."""
+
+    record: Mapping[str, Any]
+    place: str
+
+
+def lines_of(path: Path) -> tuple[list[Line], list[str]]:
+    """Records of a file, and what was repaired.
+
+    Raises:
+        BadInputError: the file cannot be read, is empty, or a line was edited.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
+    if not content.strip():
+        raise BadInputError(f"{path} is empty; run the kit with -o {path.name} and bring the file it writes")
+    try:
+        found = parsed_lines(content, str(path))
+    except DeviceError as error:
+        raise BadInputError(f"{error}; bring the file as the kit wrote it") from error
+    pairs = zip(found.records, found.numbers, strict=True)
+    return [Line(record, f"{path}, line {number}") for record, number in pairs], found.notes
+
+
+def headers_of(lines: Sequence[Line], path: Path) -> list[Line]:
+    """The file's headers in the order of its parts.
+
+    Raises:
+        BadInputError: there is none, or they are of two plans or of another version of the kit.
+    """
+    headers = sorted((line for line in lines if line.record["kind"] == "header"), key=lambda h: int(h.record["part"]))
+    if not headers:
+        raise BadInputError(f"{path} holds no header; bring the file as the kit wrote it")
+    for header in headers:
+        if header.record["kit_version"] != KIT_VERSION:
+            version = header.record["kit_version"]
+            raise BadInputError(f"{header.place}: kit version {version}, this program reads {KIT_VERSION}; build a kit")
+        if header.record["plan_hash"] != headers[0].record["plan_hash"]:
+            raise BadInputError(f"{header.place}: another plan than {headers[0].place}; give the files one by one")
+    return headers
+
+
+def check_one_device(headers: Sequence[Line]) -> None:
+    """Refuse headers that differ in what decides a latency.
+
+    Raises:
+        BadInputError: naming both values and both places.
+    """
+    first = headers[0]
+    for other in headers[1:]:
+        for key in COMPARED:
+            ours, theirs = first.record["provenance"].get(key), other.record["provenance"].get(key)
+            if ours != theirs:
+                values = f"{key} is {ours} in {first.place}, {theirs} in {other.place}"
+                raise BadInputError(f"results of two devices: {values}; give those of one")
+
+
+def _content(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != SUM}
+
+
+def once(lines: Iterable[Line]) -> tuple[dict[tuple[str, str, int], Mapping[str, Any]], list[str]]:
+    """One record for each kind, model and pass, and notes on those that occur twice.
+
+    Raises:
+        BadInputError: two of them differ.
+    """
+    found: dict[tuple[str, str, int], Line] = {}
+    twice = 0
+    for line in lines:
+        if line.record["kind"] not in ONE_EACH:
+            continue
+        key = (line.record["kind"], line.record.get("model", ""), line.record.get("pass", 0))
+        before = found.setdefault(key, line)
+        if before is line:
+            continue
+        if repr(_content(before.record)) != repr(_content(line.record)):  # repr, because nan is not equal to itself
+            what = " ".join([key[0], *filter(None, [key[1], f"pass {key[2]}" if key[2] else ""])])
+            raise BadInputError(f"{before.place} and {line.place} hold different results of {what}; give one of them")
+        twice += 1
+    notes = [f"{twice} records occur twice and were counted once"] if twice else []
+    return {key: line.record for key, line in found.items()}, notes
+
+
+US_PER_MS: Final = 1e3
+ABSURD: Final = 100.0  # times a model's median sample, either way: no load explains it
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPass:
+    """Samples of one pass, ms a call, and its reference's samples of the same rounds: (rounds,) each."""
+
+    number: int
+    samples_ms: NDArray[np.float64]
+    reference_ms: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """A node as it was executed: mean profiled ms over the fastest quarter of runs, shapes of inputs and outputs."""
+
+    name: str
+    op_type: str
+    ms: float
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What was measured of one model: ``passes`` and ``nodes`` are empty where time was short or none was asked for."""
+
+    id: str
+    network: str
+    role: str
+    policy: Mapping[str, int] | None
+    timed: bool
+    profiled: bool
+    meta: Mapping[str, Any]
+    passes: tuple[TimedPass, ...]
+    nodes: tuple[NodeTime, ...]
+    packed_graph: str | None = field(repr=False)
+
+    @cached_property
+    def graph(self) -> onnx.GraphProto | None:
+        """The graph the device's runtime executed, weights without data; None if it was not recorded."""
+        if self.packed_graph is None:
+            return None
+        return onnx.load_from_string(zlib.decompress(base64.b64decode(self.packed_graph))).graph
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Fastest sample of all passes, None if it was not timed."""
+        return min((float(one.samples_ms.min()) for one in self.passes), default=None)
+
+
+@dataclass(frozen=True)
+class KitResult:
+    """One plan's measurement on one device.
+
+    Attributes:
+        plan: as measured: ``info``, ``batch``, ``dtype``, ``inputs``, counts.
+        provenance: of the first part; those of all parts are equal in what decides a latency.
+        overhead_ms: fastest call that computes next to nothing.
+        models: in the plan's order, those that were not measured included.
+        drift: ``rounds``, ``disturbed_share``, ``largest`` and the throttled blocks, ``events``.
+        coverage: ``models``, ``graphs``, ``timed`` by pass, ``profiled``, ``failed`` with reasons, ``left_out``.
+        notes: repairs, and what else should be known.
+    """
+
+    plan_hash: str
+    plan: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    overhead_ms: float
+    models: tuple[ModelResult, ...]
+    drift: Mapping[str, Any]
+    coverage: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def of(self, role: str, network: str | None = None) -> tuple[ModelResult, ...]:
+        """The models of a role, of one network or of all."""
+        return tuple(m for m in self.models if m.role == role and network in (None, m.network))
+
+
+def _timed(record: Mapping[str, Any], median: float) -> tuple[TimedPass | None, int]:
+    """The pass without impossible samples, None if none is left; and how many were dropped."""
+    samples, reference = (np.array(record[key], dtype=np.float64) for key in ("samples_ms", "reference_ms"))
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(samples) & (samples > median / ABSURD) & (samples < median * ABSURD)
+        good &= np.isfinite(reference) & (reference > 0)
+    timed = TimedPass(int(record["pass"]), samples[good], reference[good]) if good.any() else None
+    return timed, int((~good).sum())
+
+
+def _passes(name: str, records: Sequence[Mapping[str, Any]], notes: list[str]) -> tuple[TimedPass, ...]:
+    samples = np.array([ms for record in records for ms in record["samples_ms"]], dtype=np.float64)
+    plausible = samples[np.isfinite(samples) & (samples > 0)]
+    median = float(np.median(plausible)) if len(plausible) else 0.0
+    read = [_timed(record, median) for record in sorted(records, key=lambda record: int(record["pass"]))]
+    passes = tuple(timed for timed, _ in read if timed is not None)
+    dropped = sum(count for _, count in read)
+    if records and not passes:
+        raise BadInputError(f"model {name}: none of its {dropped} times is a possible one; measure again")
+    if dropped:
+        notes.append(f"model {name}: {dropped} of {len(samples)} times are impossible and were left out")
+    return passes
+
+
+def _nodes(name: str, record: Mapping[str, Any] | None, notes: list[str]) -> tuple[NodeTime, ...]:
+    if record is None:
+        return ()
+    nodes = tuple(
+        NodeTime(node, op_type, us / US_PER_MS, tuple(map(tuple, inputs)), tuple(map(tuple, outputs)))
+        for node, op_type, us, inputs, outputs in record["nodes"]
+    )
+    if all(np.isfinite(node.ms) and node.ms >= 0 for node in nodes):
+        return nodes
+    notes.append(f"model {name}: its profile holds impossible times and was left out")
+    return ()
+
+
+Found = Mapping[tuple[str, str, int], Mapping[str, Any]]
+
+
+def _model(one: Mapping[str, Any], found: Found, notes: list[str]) -> ModelResult:
+    name = str(one["id"])
+    timings = [record for (kind, model, _), record in found.items() if (kind, model) == ("timing", name)]
+    graph = found.get(("graph", name, 0))
+    return ModelResult(
+        id=name,
+        network=one["network"],
+        role=one["role"],
+        policy=one["policy"],
+        timed=one["timed"],
+        profiled=one["profiled"],
+        meta=one["meta"],
+        passes=_passes(name, timings, notes),
+        nodes=_nodes(name, found.get(("profile", name, 0)), notes),
+        packed_graph=None if graph is None else graph["graph"],
+    )
+
+
+def _coverage(models: Sequence[ModelResult], passes: int, found: Found) -> dict[str, Any]:
+    timed = [sum(one.number == number for m in models for one in m.passes) for number in range(1, passes + 1)]
+    return {
+        "models": len(models),
+        "graphs": sum(m.packed_graph is not None for m in models),
+        "timed": timed,
+        "profiled": sum(bool(m.nodes) for m in models),
+        "failed": {model: record["reason"] for (kind, model, _), record in found.items() if kind == "failed"},
+        "left_out": [m.id for m in models if m.timed and not m.passes and ("failed", m.id, 0) not in found],
+    }
+
+
+def _state(lines: Sequence[Line], coverage: Mapping[str, Any]) -> list[str]:
+    """What should be known besides repairs."""
+    ends = [line.record for line in lines if line.record["kind"] == "end"]
+    notes = [] if ends else ["there is no end record: the run was broken off"]
+    if coverage["left_out"]:
+        notes.append(f"{len(coverage['left_out'])} of {coverage['models']} models were left out for lack of time")
+    return notes + [f"model {name} could not be run: {reason}" for name, reason in coverage["failed"].items()]
+
+
+def _possible_reference(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record, "reference_ms": [ms for ms in record["reference_ms"] if np.isfinite(ms) and ms > 0]}
+
+
+def _result(headers: Sequence[Line], lines: Sequence[Line], notes: Sequence[str]) -> KitResult:
+    """One plan's result from all lines that belong to it."""
+    header = headers[0].record
+    found, doubled = once(lines)
+    said = [*notes, *doubled]
+    unknown = {model for _, model, _ in found} - {one["id"] for one in header["plan"]["models"]} - {""}
+    if unknown:
+        raise BadInputError(f"{headers[0].place}: model {min(unknown)!r} is not in the plan of this result")
+    models = tuple(_model(one, found, said) for one in header["plan"]["models"])
+    overheads = [ms for (kind, _, _), record in found.items() if kind == "overhead" for ms in record["samples_ms"]]
+    overheads = [ms for ms in overheads if np.isfinite(ms) and ms > 0]
+    if not overheads or not any(model.passes for model in models):
+        raise BadInputError(f"{headers[0].place}: the result holds no time; run the kit again, it goes on")
+    drift = Drift()
+    drift.replay(_possible_reference(record) for (kind, _, _), record in found.items() if kind == "timing")
+    events = [dict(line.record) for line in lines if line.record["kind"] == "drift"]
+    coverage = _coverage(models, int(header["plan"]["passes"]), found)
+    return KitResult(
+        plan_hash=header["plan_hash"],
+        plan=header["plan"],
+        provenance=header["provenance"],
+        overhead_ms=float(min(overheads)),
+        models=models,
+        drift={**drift.summary(), "events": events},
+        coverage=coverage,
+        notes=(*said, *_state(lines, coverage)),
+    )
+
+
+def read_results(paths: Sequence[Path], plan_hash: str | None = None) -> tuple[KitResult, ...]:
+    """Read what kits measured on one device.
+
+    Args:
+        paths: result files; parts of one plan's run are put together.
+        plan_hash: the only plan to accept, if given.
+
+    Returns:
+        One result a plan, in the order of the files.
+
+    Raises:
+        BadInputError: no file, a file that cannot be used (see the module), two devices, or another plan.
+    """
+    if not paths:
+        raise BadInputError("no result file is given; name at least one")
+    headers: dict[str, list[Line]] = defaultdict(list)
+    lines: dict[str, list[Line]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        read, repairs = lines_of(path)
+        own = headers_of(read, path)
+        plan = str(own[0].record["plan_hash"])
+        if plan_hash not in (None, plan):
+            raise BadInputError(f"{path} is a result of plan {plan[:12]}, not of {str(plan_hash)[:12]}; bring its own")
+        headers[plan] += own
+        lines[plan] += read
+        notes[plan] += repairs
+    check_one_device([header for own in headers.values() for header in own])
+    return tuple(_result(headers[plan], lines[plan], notes[plan]) for plan in headers)

@@ -1,0 +1,1 @@
+"""What to measure: variants of networks, and the role of each."""

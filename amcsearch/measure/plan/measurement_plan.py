@@ -1,0 +1,162 @@
+"""What to measure of networks to make a table: which pruned variants, for what (``roles``), and in which order.
+
+Order is priority: a run that is cut short has seen some of all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
+from amcsearch.costs import LatencyTable
+from amcsearch.graph import Trace, remove
+from amcsearch.measure.build.attribution import original_owners
+from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
+from amcsearch.measure.plan.network_record import network_record
+from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, cast
+from amcsearch.measure.plan.variants import random_kept
+from amcsearch.runtime import InputSpec, converted, exported
+
+__all__ = ["MeasuredSubject", "described_networks", "measurement_plan"]
+
+LEAST_VARIANTS: Final = 12
+HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class MeasuredSubject:
+    """A network to be measured: its name in the table, the dense module, its groups, and one example input (1, …)."""
+
+    name: str
+    model: nn.Module
+    trace: Trace
+    example: Tensor
+    high: int | None = None  # of integer inputs: drawn from [0, high)
+
+
+def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyTable | None:
+    """The table bound to the network, None where it cannot predict it."""
+    if table is None:
+        return None
+    bound = table.for_network(network)
+    try:
+        bound.predict(network.layers)
+    except BadInputError:
+        return None
+    return bound
+
+
+def _batched(example: Tensor, batch: int) -> Tensor:
+    return example.expand(batch, *example.shape[1:]).contiguous()
+
+
+def _reference(subject: MeasuredSubject, x: Tensor, dtype: str) -> tuple[KitModel, dict[str, Any]]:
+    """The dense model, and what the plan says of the network; names are those of the model before it was converted."""
+    network = subject.trace.network
+    dense = exported(subject.model, x)
+    owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
+    model = converted(dense, dtype, x.numpy())
+    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, dict(network.dense))
+    return reference, {"network": network_record(network), "owners": owners}
+
+
+def _models(
+    subject: MeasuredSubject,
+    chosen: Sequence[tuple[str, PruningPolicy]],
+    x: Tensor,
+    dtype: str,
+    rng: np.random.Generator,
+) -> Iterator[KitModel]:
+    """Remove random channels as each policy says (latency depends on how many alone), and export.
+
+    One input calibrates an int8 model well enough to be timed: integers take as long whatever they are.
+    """
+    for number, (role, policy) in enumerate(chosen):
+        pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
+        model = converted(exported(pruned, x), dtype, x.numpy())
+        name, runs = f"{subject.name}/{number:03d}", role != LOWERED
+        yield KitModel(name, model, subject.name, role, dict(policy), timed=runs, profiled=runs and role != HELD_OUT)
+
+
+def measurement_plan(
+    subjects: Sequence[MeasuredSubject],
+    *,
+    variants: int = 72,
+    held_out: int | None = None,
+    anchors: int = 0,
+    lowered: int = 0,
+    batch: int = 1,
+    dtype: str = "float32",
+    passes: int = 3,
+    seed: int = 0,
+    table: LatencyTable | None = None,
+    progress: Progress | None = None,
+) -> KitPlan:
+    """Choose variants of networks, prune and export them.
+
+    Args:
+        subjects: the networks.
+        variants: of each that build the table, 0 for none.
+        held_out: of each that check it; a third as many if None.
+        anchors: of each, whole runs that place a table which is there already.
+        lowered: of each, variants whose optimised graph alone is read.
+        batch: inputs a call.
+        dtype: that the models compute in, float32 or int8; their inputs stay what they are.
+        passes: independent measurements of each model, spread over the run.
+        seed: of all choices.
+        table: of this device: variants are then chosen where it is least sure.
+        progress: called with the share done and what is being done.
+
+    Raises:
+        BadInputError: counts out of range, two networks of one name, or a module that cannot be exported or computed
+            in the data type.
+    """
+    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, lowered, held_out or 0) < 0 or batch < 1:
+        raise BadInputError(
+            f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
+            f"lowered = {lowered}, held out = {held_out} (at least 0), batch = {batch} (at least 1)"
+        )
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise BadInputError(f"latency table: the networks {sorted(names)} must have different names")
+    models: list[tuple[float, KitModel]] = []
+    info: dict[str, Any] = {}
+    for number, subject in enumerate(subjects):
+        rng = np.random.default_rng([seed, number])
+        network = subject.trace.network
+        x = _batched(subject.example, batch)
+        reference, info[subject.name] = _reference(subject, x, dtype)
+        kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
+        wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
+        chosen = cast(network, wanted, rng, _predicting(table, network))
+        models.append((-1.0, reference))
+        for i, model in enumerate(_models(subject, chosen, x, dtype, rng)):
+            models.append((i / len(chosen), model))
+            if progress is not None:
+                progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
+    ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
+    inputs = {s.name: _input_of(s, batch) for s in subjects}
+    return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
+
+
+def _input_of(subject: MeasuredSubject, batch: int) -> InputSpec:
+    dtype = str(subject.example.dtype).removeprefix("torch.")
+    return InputSpec((batch, *subject.example.shape[1:]), dtype, subject.high)
+
+
+def described_networks(info: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What a plan says of its networks: name → ``network`` (shapes) and ``owners`` (node and tensor names → layers).
+
+    Raises:
+        BadInputError: the plan was not made by ``measurement_plan``.
+    """
+    networks = info.get("networks")
+    if not isinstance(networks, Mapping) or not networks:
+        raise BadInputError("the result's plan names no networks; build the kit with `amcsearch table kit`")
+    return networks

@@ -1,0 +1,107 @@
+"""What variants of a network are measured for, and which of its policies take each role.
+
+Half the variants that build a table lie on the channel grids of a block of the runtime's layout and of half a block,
+half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
+a table of the device exists, variants are chosen among many by where it is least sure. Held-out variants come from the
+same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
+carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
+runtime's optimised graph alone is read, which tells what kernels the layers of a new network become.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from amcsearch.core import NetworkSpec, PruningPolicy
+from amcsearch.costs import LatencyTable
+from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest
+
+__all__ = [
+    "ANCHOR",
+    "BUILDING",
+    "HELD_OUT",
+    "LOWERED",
+    "anchor_policies",
+    "cast",
+    "held_out_policies",
+    "training_policies",
+]
+
+BUILDING: Final = "building"
+HELD_OUT: Final = "held_out"
+ANCHOR: Final = "anchor"
+LOWERED: Final = "lowered"
+BLOCK: Final = 16  # channels of the widest blocked layout; narrower ones divide it
+SHARES: Final = ((BLOCK, 0.25), (BLOCK // 2, 0.25), (1, 0.5))  # of variants on each channel grid
+POOL: Final = 8  # candidates for each variant chosen by uncertainty
+
+
+def _mixed(network: NetworkSpec, n: int, rng: np.random.Generator) -> list[PruningPolicy]:
+    """n policies on the three grids, interleaved so that every beginning of the list is mixed too."""
+    counts = [round(n * share) for _, share in SHARES[:-1]]
+    drawn = [
+        random_policies(network, count, multiple, rng)
+        for (multiple, _), count in zip(SHARES, [*counts, n - sum(counts)], strict=True)
+    ]
+    places = [(i / max(len(own), 1), policy) for own in drawn for i, policy in enumerate(own)]
+    return [policy for _, policy in sorted(places, key=lambda place: place[0])]
+
+
+def training_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, table: LatencyTable | None = None
+) -> list[PruningPolicy]:
+    """Distinct policies that build a table, the smallest first; chosen by ``table``'s uncertainty if one is given.
+
+    Fewer than n where a network has no more.
+    """
+    if not network.groups:
+        return []
+    if table is None:
+        drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng), *_mixed(network, n, rng)]
+    else:
+        pool = _mixed(network, POOL * n, rng)
+        layers = [network.with_channels(policy).layers for policy in pool]
+        doubt = [table.uncertainty(one) / table.predict(one) for one in layers]
+        drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
+    return _first_new(drawn, n, [network.dense])
+
+
+def anchor_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
+) -> list[PruningPolicy]:
+    """Distinct policies from the smallest on the blocks' grid and one of narrow widths on; fewer than n at most."""
+    if not network.groups:
+        return []
+    drawn = [smallest(network, BLOCK), narrow_policy(network, rng), *_mixed(network, 2 * n, rng)]
+    return _first_new(drawn, n, [network.dense, *taken])
+
+
+def held_out_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
+) -> list[PruningPolicy]:
+    """Policies from all grids that are not among ``taken``; fewer than n where a network has no more."""
+    drawn = _mixed(network, 2 * n, rng) if network.groups else []
+    return _first_new(drawn, n, [network.dense, *taken])
+
+
+def _first_new(drawn: Sequence[PruningPolicy], n: int, taken: Iterable[PruningPolicy]) -> list[PruningPolicy]:
+    """The first n distinct policies that are not among ``taken``, fewer where there are no more."""
+    known = set(taken)
+    return [policy for policy in dict.fromkeys(drawn) if policy not in known][:n]
+
+
+def cast(
+    network: NetworkSpec, wanted: Mapping[str, int], rng: np.random.Generator, table: LatencyTable | None
+) -> list[tuple[str, PruningPolicy]]:
+    """Distinct variants with their roles, as many of each as ``wanted``, the roles mixed evenly.
+
+    Fewer where a network has no more. Those that build are chosen by ``table``'s uncertainty if one is given.
+    """
+    building = training_policies(network, wanted[BUILDING], rng, table) if wanted[BUILDING] else []
+    kept_out = held_out_policies(network, wanted[HELD_OUT], rng, building)
+    anchors = anchor_policies(network, wanted[ANCHOR], rng, [*building, *kept_out])
+    lowered = held_out_policies(network, wanted[LOWERED], rng, [*building, *kept_out, *anchors])
+    roles = {BUILDING: building, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
+    places = [((i + 0.5) / len(own), role, policy) for role, own in roles.items() for i, policy in enumerate(own)]
+    return [(role, policy) for _, role, policy in sorted(places, key=lambda place: place[0])]

@@ -1,0 +1,8 @@
+"""TODO face."""
+
+from amcsearch.recovery.batch_norm import recalibrate_batch_norm
+from amcsearch.recovery.bias import Means, fold_means, means_for
+from amcsearch.recovery.refit import Reconstruction
+from amcsearch.recovery.sequential import SequentialReconstruction
+
+__all__ = ["Means", "Reconstruction", "SequentialReconstruction", "fold_means", "means_for", "recalibrate_batch_norm"]

@@ -1,0 +1,53 @@
+"""Adaptive batch normalisation: the statistics a pruned network needs, taken anew from calibration data.
+
+Li et al., EagleEye, 2020 (arXiv 2007.02491). Departures: the old statistics are forgotten (theirs decay by 0.9 a
+batch), the average over batches is cumulative and exact, and only batch norms see batches: dropout and all else stay in
+eval mode.
+
+    after the batches b = 1 … B of n_b samples:  mean = sum n_b mean_b / sum n_b,  var = sum n_b var_b / sum n_b
+
+``var_b`` is the unbiased variance of one batch, so the variance between batches is left out: prefer large batches, and
+at least 1000 samples.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amcsearch.core import BadInputError
+from amcsearch.graph import modes_kept
+
+__all__ = ["recalibrate_batch_norm"]
+
+
+def recalibrate_batch_norm(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
+    """Replace, in place, the running statistics of every batch norm by those of ``inputs`` (N, …).
+
+    Batches are ``batch_size`` samples in order; a shorter last one weighs by its samples. Modes and momenta are left as
+    found. Nothing happens, and nothing is computed, where no batch norm keeps running statistics.
+
+    Raises:
+        BadInputError: no samples, or a batch size below 1.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    if batch_size < 1 or len(inputs) == 0:
+        raise BadInputError(f"recalibration: {len(inputs)} samples in batches of {batch_size}, both must be at least 1")
+    torch_device = next(model.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with modes_kept(model), torch.no_grad():
+            model.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+            seen = 0
+            for batch in torch.split(inputs, batch_size):
+                seen += len(batch)
+                for norm in norms:  # weight of the newest batch: 1, 1/2, 1/3, … for equal batches
+                    norm.momentum = len(batch) / seen
+                model(batch.to(torch_device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

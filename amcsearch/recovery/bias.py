@@ -1,0 +1,139 @@
+"""What removed channels gave on average goes into the biases of those who read them.
+
+    b' = b + sum over removed c of (sum over kernel positions of W[:, c]) * mean_c
+
+Nagel et al. 2019 (arXiv 1906.04721) absorb biases so; An et al. 2024 (FLAP, arXiv 2312.11983) compensate pruning. A
+reader without a bias whose output a batch norm takes next has the term taken off that norm's running mean, which a
+recalibration then replaces by what it measures; any other gets a bias. Exact in expectation for what the dense network
+reads; with zero padding in the interior alone, since borders see fewer taps. Transposed convolutions are left as they
+are: each of their outputs sees other taps.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from amcsearch.graph import Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.methods import Criterion, LossFunction, Statistic, gather, readers
+
+__all__ = ["Means", "fold_means", "input_means", "means_for"]
+
+
+@dataclass(frozen=True)
+class Means:
+    """By reader's weight: ``terms[name]`` (C_out, positions along the input axis), what each position adds to the
+    outputs on average; ``norms[name]`` is the batch norm that takes those outputs next, if one does.
+    """
+
+    terms: Mapping[str, Tensor]
+    norms: Mapping[str, str]
+
+
+def means_for(
+    criterion: Criterion,
+    model: nn.Module,
+    trace: Trace,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction,
+    batch_size: int,
+) -> Means | None:
+    """Return the means to fold where the criterion wants it (``fold_means``), else None.
+
+    Raises:
+        BadInputError: as ``gather``.
+    """
+    if not getattr(criterion, "fold_means", False):
+        return None
+    return input_means(model, trace, inputs, targets, loss_fn, batch_size)
+
+
+def input_means(
+    model: nn.Module, trace: Trace, inputs: Tensor, targets: Tensor, loss_fn: LossFunction, batch_size: int
+) -> Means:
+    """Measure what every reader's inputs are on average, inputs (N, …) and targets (N, …).
+
+    Raises:
+        BadInputError: as ``gather``.
+    """
+    *_, whole = gather(model, trace, inputs, targets, loss_fn, {Statistic.INPUT_MOMENTS}, batch_size)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    terms = {}
+    for name in sorted(readers(trace) & set(whole.inputs)):
+        if not isinstance(modules[_layer(name)], _ConvTransposeNd):
+            weight = whole.weights[name]
+            each = weight * whole.inputs[name].mean.to(weight)
+            terms[name] = each.sum(tuple(range(2, each.ndim))) if each.ndim > 2 else each
+    norms = _norms_after(model, inputs[:1])
+    return Means(terms, {name: norms[_layer(name)] for name in terms if _layer(name) in norms})
+
+
+def fold_means(smaller: nn.Module, trace: Trace, kept: Kept, means: Means) -> None:
+    """Put the means of what ``kept`` leaves out into ``smaller``, in place: what ``remove`` made of the same ``kept``.
+
+    Raises:
+        BadInputError: kept channels that do not fit the trace.
+    """
+    removed = check_kept(trace, kept)
+    positions = removed_positions(trace, removed)
+    modules = dict(smaller.named_modules(remove_duplicate=False))
+    for name, terms in means.terms.items():
+        gone = positions.get((name, 1))
+        if gone is None:
+            continue
+        lost = terms[:, torch.from_numpy(gone)].sum(1)
+        rows = np.delete(np.arange(len(terms)), positions.get((name, 0), np.empty(0, dtype=np.int64)))
+        _add(modules, name, means.norms.get(name), lost[torch.from_numpy(rows)])
+
+
+def _add(modules: Mapping[str, nn.Module], name: str, norm: str | None, lost: Tensor) -> None:
+    layer = modules[_layer(name)]
+    assert isinstance(layer, nn.Linear | _ConvNd)
+    with torch.no_grad():
+        lost = lost.to(layer.weight)
+        if layer.bias is not None:
+            layer.bias += lost
+        elif norm is not None:
+            running = modules[norm].running_mean
+            assert isinstance(running, Tensor)
+            running -= lost.to(running)
+        else:
+            layer.bias = nn.Parameter(lost, requires_grad=layer.weight.requires_grad)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
+    """Layer → the batch norm with running statistics whose input IS the layer's output, by names."""
+    written: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept, so that its id is not given again
+    found: dict[str, str] = {}
+
+    def left(name: str) -> Callable[..., None]:
+        def hook(_m: nn.Module, _i: object, output: Tensor) -> None:
+            written[id(output)] = output, name
+
+        return hook
+
+    def entered(name: str) -> Callable[..., None]:
+        def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args and id(args[0]) in written:
+                found[written[id(args[0])][1]] = name
+
+        return hook
+
+    with ExitStack() as stack, evaluating(model):
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | _ConvNd):
+                stack.callback(module.register_forward_hook(left(name)).remove)
+            elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+                stack.callback(module.register_forward_pre_hook(entered(name)).remove)
+        model(sample.to(next(model.parameters()).device))
+    return found

@@ -1,0 +1,110 @@
+"""Refit what reads pruned channels, from moments gathered once: the small solve that every policy gets.
+
+The dense network is seen once (``methods.layer_inputs``); a policy then costs one solve a layer that lost inputs, by a
+row of ``REFITS`` (none, bias, scales, least_squares). Rows of outputs that leave too are dropped afterwards: each
+output is fitted by itself. What the new weights change in the mean goes into the layer's bias, or into the running mean
+of the batch norm behind it (batch-norm recalibration, where it follows, comes to the same mean by itself).
+
+A layer is refitted for the inputs it had in the dense network, also where layers before it have been refitted, and
+where a residual stream passes through a norm that mixes channels, whose statistics move as the stream thins: the target
+stays the dense layer's output, the inputs are taken as undisturbed. The layers that read one stream are refitted each
+by itself.
+
+Refitted weights are kept by layer and lost inputs, least recently used out first, up to ``CACHE_BYTES``.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError
+from amcsearch.graph import Kept, Trace, check_kept, removed_positions, tensors_of
+from amcsearch.methods import DAMPING, REFITS, LayerInputs, Refitted, refitted, weight_matrix
+
+__all__ = ["CACHE_BYTES", "Reconstruction"]
+
+CACHE_BYTES: Final = 256 * 2**20
+
+
+class Reconstruction:
+    """Refits pruned copies of one dense network; can be sent to worker processes.
+
+    Raises:
+        BadInputError: an unknown refit, or damping below 0.
+    """
+
+    def __init__(
+        self, model: nn.Module, trace: Trace, inputs: Iterable[LayerInputs], refit: str, damping: float = DAMPING
+    ) -> None:
+        if refit not in REFITS:
+            raise BadInputError(f"reconstruction = {refit!r} is unknown; known: {', '.join(REFITS)}")
+        if not damping >= 0.0:
+            raise BadInputError(f"reconstruction: damping = {damping}, must be at least 0 ({DAMPING} as a rule)")
+        self.trace = trace
+        self.refit = refit
+        self.damping = damping
+        self._inputs = tuple(inputs)
+        self._weights = {seen.layer: weight_matrix(model.get_submodule(seen.layer)).cpu() for seen in self._inputs}
+        self._dtypes = {seen.layer: model.get_parameter(seen.weight).dtype for seen in self._inputs}
+        self._cache: OrderedDict[tuple[str, bytes], Refitted] = OrderedDict()
+        self._cached_bytes = 0
+
+    def apply(self, smaller: nn.Module, kept: Kept) -> None:
+        """Refit, in place, every layer of ``smaller`` that lost inputs; ``smaller`` is ``remove(model, trace, kept)``.
+
+        Raises:
+            BadInputError: kept channels that do not fit the trace, or a Gram matrix that cannot be solved.
+        """
+        gone = removed_positions(self.trace, check_kept(self.trace, kept))
+        touched = tensors_of(smaller, (name for seen in self._inputs for name in _names(seen)))
+        for seen in self._inputs:
+            if (seen.weight, 1) in gone:
+                self._refit(seen, gone, touched)
+
+    def _refit(
+        self, seen: LayerInputs, gone: Mapping[tuple[str, int], NDArray[np.int64]], touched: Mapping[str, Tensor]
+    ) -> None:
+        new = self._solved(seen, gone[seen.weight, 1])
+        rows = torch.ones(len(new.weight), dtype=torch.bool)
+        rows[torch.from_numpy(gone.get((seen.weight, 0), np.empty(0, np.int64)))] = False
+        own = touched[seen.weight].data
+        own.copy_(new.weight[rows].reshape(own.shape))
+        if seen.bias is not None:
+            touched[seen.bias].data.add_(new.shift[rows].to(own))
+        if seen.norm is not None:
+            mean, variance = (touched[name] for name in _running(seen.norm))
+            variance.mul_(new.spread[rows].to(variance))
+            if seen.bias is None:
+                mean.sub_(new.shift[rows].to(mean))
+
+    def _solved(self, seen: LayerInputs, lost: NDArray[np.int64]) -> Refitted:
+        """Refit a layer without some input channels; its weight comes as (C_out, kept columns)."""
+        key = seen.layer, lost.tobytes()
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        dense = self._weights[seen.layer]
+        removed = torch.zeros(dense.shape[-1] // seen.taps, dtype=torch.bool)
+        removed[torch.from_numpy(lost)] = True
+        new = refitted(seen, dense, removed, self.refit, self.damping)
+        weight = new.weight[:, :, ~removed.repeat_interleave(seen.taps)].flatten(0, 1).to(self._dtypes[seen.layer])
+        self._cache[key] = replace(new, weight=weight)
+        self._cached_bytes += weight.nbytes
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].weight.nbytes
+        return self._cache[key]
+
+
+def _names(seen: LayerInputs) -> list[str]:
+    bias = [seen.bias] if seen.bias is not None else []
+    return [seen.weight, *bias, *(_running(seen.norm) if seen.norm is not None else ())]
+
+
+def _running(norm: str) -> tuple[str, str]:
+    return f"{norm}.running_mean", f"{norm}.running_var"

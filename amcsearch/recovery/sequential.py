@@ -1,0 +1,162 @@
+"""Refit a pruned network layer by layer, each to the inputs it really has by then: slower, and closer to the dense
+network.
+
+    W* = argmin E||y - W x'||^2 + ridge ||W - W_K||^2,   W* = W_K + (G' + ridge)^-1 (P - G' W_K^T), as rows
+    y the dense layer's output, x' what the pruned and so far refitted network gives it, G' = E[x' x'^T], P = E[x' y^T]
+
+In order of execution, the setting of He et al. 2017 (arXiv 1707.06168): what earlier layers lost is made up for by
+later ones, also by layers that lost no inputs themselves. The constant, and the statistics of a batch norm behind,
+follow as in ``reconstruction``. The dense outputs y are gathered once, at drawn positions, in single precision; a
+policy costs one forward pass over the calibration data for every layer that reads pruned channels.
+
+Departure: the last convolution of a residual block aims at the dense convolution's output, not at that plus what the
+shortcut has lost by then, since what is added to what is not part of a trace.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import BadInputError
+from amcsearch.graph import Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.methods import (
+    DAMPING,
+    MEMORY_BYTES,
+    POSITIONS,
+    LayerInputs,
+    calls_of,
+    patches,
+    refit_drifted,
+    weight_matrix,
+)
+
+__all__ = ["SequentialReconstruction"]
+
+
+class SequentialReconstruction:
+    """Refits pruned copies of one dense network on ``calibration`` (N, …); can be sent to worker processes.
+
+    Raises:
+        BadInputError: damping below 0, or dense outputs beyond ``MEMORY_BYTES``.
+    """
+
+    refit = "sequential"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        inputs: Mapping[str, LayerInputs],
+        calibration: Tensor,
+        batch_size: int,
+        *,
+        damping: float = DAMPING,
+        positions: int | None = POSITIONS,
+    ) -> None:
+        if not damping >= 0.0:
+            raise BadInputError(f"reconstruction: damping = {damping}, must be at least 0 ({DAMPING} as a rule)")
+        self.trace = trace
+        self.damping = damping
+        self.positions = positions
+        self._inputs = dict(inputs)
+        self._batches = torch.split(calibration.detach(), batch_size)
+        modules = _modules(model, self._inputs)
+        size = sum(4 * seen.rows * _outputs(modules[layer]) for layer, seen in self._inputs.items())
+        if size > MEMORY_BYTES:
+            raise BadInputError(
+                f"the dense outputs would take {size / 2**30:.1f} GiB, at most {MEMORY_BYTES / 2**30:.0f} GiB; "
+                "give fewer calibration samples, or choose reconstruction: least_squares"
+            )
+        weights = {layer: weight_matrix(module) for layer, module in modules.items()}
+        with evaluating(model), torch.no_grad():
+            found: dict[str, list[Tensor]] = {layer: [] for layer in modules}
+            for layer, rows in self._rows(model, modules):
+                found[layer].append((rows @ weights[layer].mT).float().cpu())
+        self._targets = {layer: torch.cat(parts, 1) for layer, parts in found.items()}  # (conv_groups, rows, O)
+
+    def apply(self, smaller: nn.Module, kept: Kept) -> None:
+        """Refit, in place, every layer that reads groups; ``smaller`` is ``remove(model, trace, kept)``.
+
+        Raises:
+            BadInputError: kept channels that do not fit the trace, or a Gram matrix that cannot be solved.
+        """
+        removed = check_kept(self.trace, kept)
+        if not removed:
+            return
+        gone = removed_positions(self.trace, removed)
+        with evaluating(smaller), torch.no_grad():
+            for layer, seen in self._inputs.items():
+                targets = _kept_outputs(self._targets[layer], gone.get((seen.weight, 0)))
+                self._refit(smaller, seen, targets)
+
+    def _refit(self, smaller: nn.Module, seen: LayerInputs, targets: Tensor) -> None:
+        """Fit one layer to targets (conv_groups, rows, kept outputs); means and sums are gathered batch by batch."""
+        modules: dict[str, Any] = _modules(smaller, [seen.layer])
+        module = modules[seen.layer]
+        centred, start = seen.bias is not None or seen.norm is not None, 0
+        sums: list[Tensor] = []
+        wanted = targets.double().mean(1, keepdim=True) if centred else torch.zeros(1, dtype=torch.float64)
+        offset: Tensor | None = None
+        for _, rows in self._rows(smaller, modules):
+            rows = rows.cpu()
+            offset = (
+                (rows.mean(1, keepdim=True) if centred else torch.zeros_like(rows[:, :1])) if offset is None else offset
+            )
+            x = rows - offset  # about the first batch's mean: near enough to the mean for what is subtracted below
+            y = targets[:, start : start + rows.shape[1]].double() - wanted
+            start += rows.shape[1]
+            more = [x.sum(1), x.mT @ x, x.mT @ y]
+            sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
+        assert offset is not None
+        total, gram, cross = (each / start for each in sums)
+        if centred:
+            gram = gram - total[:, :, None] * total[:, None]
+        mean = offset[:, 0] + total
+        weight = refit_drifted(weight_matrix(module).cpu(), gram, cross, self.damping)
+        module.weight.copy_(weight.reshape(module.weight.shape))
+        if centred:
+            output = (weight @ gram * weight).sum(-1).flatten()
+            shift = wanted[:, 0].flatten() - (weight @ mean[:, :, None]).flatten()
+            _set_constant(smaller, seen, shift, output / targets.double().var(1, correction=0).flatten())
+
+    def _rows(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (layer, rows (conv_groups, n, columns)), batch by batch, at the same positions whatever the network."""
+        torch_device = next(model.parameters()).device
+        generators = {layer: torch.Generator().manual_seed(i) for i, layer in enumerate(self._inputs)}
+        for batch in self._batches:
+            for layer, x in calls_of(model, modules, batch.to(torch_device)):
+                yield layer, patches(modules[layer], x, self.positions, generators[layer]).double()
+
+
+def _modules(model: nn.Module, layers: Mapping[str, LayerInputs] | list[str]) -> dict[str, nn.Module]:
+    return {layer: model.get_submodule(layer) for layer in layers}
+
+
+def _outputs(module: nn.Module) -> int:
+    assert isinstance(module.weight, Tensor)
+    return len(module.weight)
+
+
+def _kept_outputs(targets: Tensor, gone: NDArray[np.int64] | None) -> Tensor:
+    """Targets (conv_groups, rows, O) without the removed outputs; as many leave every conv group."""
+    if gone is None:
+        return targets
+    rows = np.delete(np.arange(targets.shape[0] * targets.shape[2]), gone).reshape(len(targets), -1)
+    places = torch.from_numpy(rows % targets.shape[2])  # (conv_groups, kept)
+    return torch.stack([part[:, place] for part, place in zip(targets, places, strict=True)])
+
+
+def _set_constant(smaller: nn.Module, seen: LayerInputs, shift: Tensor, spread: Tensor) -> None:
+    """Put what the mean lacks into the bias or the norm's running mean, and scale its running variance."""
+    if seen.bias is not None:
+        bias = smaller.get_parameter(seen.bias)
+        bias.add_(shift.to(bias))
+    if seen.norm is not None:
+        mean, variance = (smaller.get_buffer(f"{seen.norm}.running_{name}") for name in ("mean", "var"))
+        variance.mul_(torch.where(torch.isfinite(spread), spread, 1.0).to(variance))
+        if seen.bias is None:
+            mean.sub_(shift.to(mean))

@@ -1,0 +1,203 @@
+"""Finalists beside the dense model: measured in the same rounds, with confidence intervals.
+
+Medians resist the spikes of a shared machine. Their uncertainty is estimated by the percentile bootstrap
+(Efron 1979, Annals of Statistics 7:1) over ROUNDS, so that what the models of one round have in common (clock, load)
+stays paired, and the interval of the ratio is as narrow as the pairing makes it.
+
+A busy neighbour slows models unequally for seconds (seen: a ratio of 0.57 instead of 0.49), so rounds are spread over
+several times that, and those in which the DENSE model was disturbed are left out for all models: the choice never looks
+at the model that is judged.
+
+Timing several sessions against each other in interleaved rounds, by the program that runs on devices too.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError
+from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.session import bound_call
+from amcsearch.runtime.on_device.timing import Clock, time_round, warm_up, without_gc
+from amcsearch.runtime.session import make_session
+
+__all__ = [
+    "PairedLatency",
+    "measure_many",
+    "measure_paired",
+    "median_interval",
+    "paired_latency",
+    "quiet_rounds",
+    "time_interleaved",
+]
+
+
+def time_interleaved(
+    sessions: Sequence[ort.InferenceSession],
+    inputs: NDArray[np.generic],
+    rounds: int,
+    min_ms: float,
+    rng: np.random.Generator,
+    *,
+    warmup_ms: float = 10.0,
+) -> NDArray[np.float64]:
+    """Time every session once a round, in a fresh random order each round.
+
+    Args:
+        sessions: S sessions that take the same input.
+        inputs: the one input array, batch included.
+        rounds: samples of each session.
+        min_ms: a sample repeats the call until about this long, and is the mean over the repeats.
+        rng: source of the orders.
+        warmup_ms: each session runs this long before the first round.
+
+    Returns:
+        (S, rounds) milliseconds a call.
+
+    Raises:
+        BadInputError: no session, no round, or a model that does not take such an input.
+    """
+    if not sessions or rounds < 1:
+        raise BadInputError(f"timing {len(sessions)} models in {rounds} rounds: at least 1 of each is needed")
+    try:
+        calls = [bound_call(session, inputs) for session in sessions]
+    except DeviceError as error:
+        raise BadInputError(str(error)) from error
+    clock = Clock()
+    with without_gc():
+        repeats = [warm_up(call, min_ms, warmup_ms, clock)[0] for call in calls]
+        return np.array([time_round(calls, repeats, rng, clock) for _ in range(rounds)]).T
+
+
+RESAMPLES = 2000
+LEVEL = 0.95
+ROUNDS = 300
+BLOCK = 20  # rounds in a row …
+PAUSE_S = 0.6  # … and then a pause, so that all of them together outlast a disturbance of seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PairedLatency:
+    """Latency of a pruned model beside the dense one: medians over rounds with 95 % intervals, in ms a call.
+
+    ``ratio`` is the median over rounds of pruned / dense: 0.5 means twice as fast. ``rounds`` counts those used,
+    ``disturbed`` those left out.
+    """
+
+    dense_ms: float
+    dense_low: float
+    dense_high: float
+    pruned_ms: float
+    pruned_low: float
+    pruned_high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+    disturbed: int = 0
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the pruned model is: 1 / ratio."""
+        return 1.0 / self.ratio
+
+
+def median_interval(
+    samples: NDArray[np.float64], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Median of each row of (S, rounds) with its 95 % bootstrap interval: three arrays (S,), median, low, high.
+
+    All rows are resampled with the same rounds.
+    """
+    rounds = samples.shape[1]
+    picks = rng.integers(0, rounds, size=(resamples, rounds))
+    medians = np.stack([np.median(row[picks], axis=1) for row in samples])  # (S, resamples)
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return np.median(samples, axis=1), low, high
+
+
+def quiet_rounds(dense_ms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rounds in which the dense model, (rounds,), was near its fastest tenth: (rounds,); at least a tenth of them."""
+    return np.asarray(dense_ms <= DISTURBED * float(np.quantile(dense_ms, QUIET_QUANTILE)))
+
+
+def paired_latency(
+    dense_ms: NDArray[np.float64], pruned_ms: NDArray[np.float64], rng: np.random.Generator
+) -> PairedLatency:
+    """Statistics of samples (rounds,) of both models, taken in the same rounds.
+
+    Raises:
+        BadInputError: different numbers of rounds, none, or a sample that is not a positive number.
+    """
+    if dense_ms.shape != pruned_ms.shape or dense_ms.ndim != 1 or not dense_ms.size:
+        raise BadInputError(f"paired samples of shapes {dense_ms.shape} and {pruned_ms.shape}: equal rounds are needed")
+    if not (np.isfinite(dense_ms).all() and np.isfinite(pruned_ms).all() and min(dense_ms.min(), pruned_ms.min()) > 0):
+        raise BadInputError("paired samples must be positive, finite milliseconds")
+    median, low, high = median_interval(np.stack([dense_ms, pruned_ms, pruned_ms / dense_ms]), rng)
+    return PairedLatency(
+        dense_ms=float(median[0]),
+        dense_low=float(low[0]),
+        dense_high=float(high[0]),
+        pruned_ms=float(median[1]),
+        pruned_low=float(low[1]),
+        pruned_high=float(high[1]),
+        ratio=float(median[2]),
+        ratio_low=float(low[2]),
+        ratio_high=float(high[2]),
+        rounds=dense_ms.size,
+    )
+
+
+def measure_many(
+    dense: Path | bytes,
+    pruned: Sequence[Path | bytes],
+    inputs: NDArray[np.generic],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    min_ms: float = 5.0,
+    seed: int = 0,
+) -> list[PairedLatency]:
+    """Measure several pruned models beside the dense one, all in the same interleaved rounds.
+
+    Args:
+        dense, pruned: ONNX files or serialised models that take the same input.
+        inputs: the input array, batch included.
+        threads: threads inside an operator.
+        rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
+        min_ms: least duration of a sample.
+        seed: of the orders and the bootstrap.
+
+    Raises:
+        BadInputError: as ``make_session`` and ``time_interleaved``.
+    """
+    rng = np.random.default_rng(seed)
+    sessions = [make_session(model, threads) for model in (dense, *pruned)]
+    blocks = []
+    for done in range(0, rounds, BLOCK):
+        time.sleep(PAUSE_S if done else 0.0)
+        blocks.append(time_interleaved(sessions, inputs, min(BLOCK, rounds - done), min_ms, rng))
+    samples = np.concatenate(blocks, axis=1)  # (1 + pruned, rounds)
+    quiet = quiet_rounds(samples[0])
+    paired = [paired_latency(samples[0, quiet], row[quiet], rng) for row in samples[1:]]
+    return [replace(latency, disturbed=int((~quiet).sum())) for latency in paired]
+
+
+def measure_paired(
+    dense: Path | bytes,
+    pruned: Path | bytes,
+    inputs: NDArray[np.generic],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    min_ms: float = 5.0,
+    seed: int = 0,
+) -> PairedLatency:
+    """Measure one pruned model beside the dense one; see ``measure_many``."""
+    return measure_many(dense, [pruned], inputs, threads=threads, rounds=rounds, min_ms=min_ms, seed=seed)[0]

@@ -1,0 +1,183 @@
+"""Policies of least error within a budget: the exact dynamic programme, and what of a budget it cannot see.
+
+One limit is the programme's own axis, the sum of layers within it is exact up to rounding (``min_sum``). The rest is
+made true afterwards, by the price of the policy itself:
+
+- what a cost adds for all layers together (``JointCost``: weights beyond the caches) is no sum over layers. It is left
+  out of the axis and never negative, so the programme's optimum is a lower bound; where the true price of its policy
+  exceeds the limit, the axis is bisected for the largest budget whose policy does not;
+- further limits are weighed: minimise error + w · Σ cost/limit over those exceeded, w doubled until they hold, then
+  bisected. This finds the lower convex hull only: a better policy may lie between two weights.
+
+A last step spends what rounding and weighing left over, one group at a time on the wider choice that lowers the error
+most. Where the choices are too many for the work allowed, every group offers fewer, evenly spaced, to the programme.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import inf
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, PolicySpace
+from amcsearch.evaluation import spread
+from amcsearch.search.budget import FeasibleSet
+from amcsearch.search.exact.elimination import elimination_steps, largest_table, work
+from amcsearch.search.exact.factors import cost_factors, layer_scopes
+from amcsearch.search.exact.min_sum import BudgetedSum, Solution
+
+__all__ = ["Allocator", "Errors"]
+
+Errors = Sequence[NDArray[np.float64]]
+"""Error of every choice of every group: (choices,) for each, finite, never rising with the width."""
+
+_WIDER: Final = 12  # wider choices of one group tried when what is left over is spent
+_TABLE_BYTES: Final = 1 << 29
+_CALL: Final = 4000  # what one shift-and-add of a row costs beside its additions, in additions
+
+
+class Allocator:
+    """Finds policies of least error within a feasible set, for any errors.
+
+    Args:
+        feasible: the budget, and the true price of everything.
+        buckets: resolution of the budget axis.
+        sums: most additions a solution may take; at about 10⁹ a second.
+        rounds: most solutions tried for further limits.
+        axis: the cost on the axis; by default the limited one that binds the largest uniform policy.
+
+    Raises:
+        BadInputError: a layer depends on so many groups that even two choices for each are too many.
+    """
+
+    def __init__(self, feasible: FeasibleSet, buckets: int, sums: float, rounds: int, axis: str | None = None) -> None:
+        self.feasible, self.buckets, self.rounds = feasible, buckets, rounds
+        self._sums = sums
+        self.axis = axis or self._binding()
+
+    @property
+    def offered(self) -> int:
+        """Most choices of one group that the programme looks at."""
+        return max(map(len, self._offered), default=0)
+
+    def best(self, errors: Errors) -> NDArray[np.int64]:
+        """Return the policy (G,) of least error found within every limit."""
+        dense = self.feasible.space.dense
+        if self.axis is None or self.feasible.contains(dense[None, :])[0]:
+            return dense
+        found = self._weighed(errors)
+        return self._improved(self.feasible.repair(dense) if found is None else found, errors)
+
+    def solve(self, errors: Errors, weights: Mapping[str, float] | None = None) -> Solution:
+        """Return the least errors for every budget of the axis."""
+        return self._problem.solve([e[i] for e, i in zip(errors, self._offered, strict=True)], weights)
+
+    def policy(self, solution: Solution, bucket: int) -> NDArray[np.int64]:
+        """Return the kept counts (G,) of a solution for one budget, whether or not its true price is within it.
+
+        Raises:
+            InfeasibleBudgetError: nothing fits.
+        """
+        chosen = zip(self._thinned.choices, solution.choice(bucket), strict=True)
+        return np.array([choices[i] for choices, i in chosen], dtype=np.int64)
+
+    def _binding(self) -> str | None:
+        limits = self.feasible.budget.limits
+        prices = self.feasible.grid.price(self.feasible.largest_uniform()[None, :])
+        return max(limits, key=lambda name: float(prices[name][0]) / limits[name], default=None)
+
+    @cached_property
+    def _offered(self) -> list[NDArray[np.int64]]:
+        """Positions of the choices each group offers to the programme, as many as the work allows."""
+        sizes = [len(choices) for choices in self.feasible.space.choices]
+        steps = elimination_steps(sizes, layer_scopes(self.feasible.grid.network))
+
+        def fits(most: int) -> bool:
+            fewer = [min(most, size) for size in sizes]
+            bytes_ = 4 * (self.buckets + 1) * largest_table(steps, fewer)
+            return work(steps, fewer) * (self.buckets + _CALL) <= self._sums and bytes_ <= _TABLE_BYTES
+
+        most = next((n for n in range(max(sizes, default=1), 1, -1) if fits(n)), None)
+        if most is None and max(sizes, default=1) > 1:
+            widest = max(len(scope) for scope in layer_scopes(self.feasible.grid.network))
+            raise BadInputError(
+                f"dynamic_programming: sums = {self._sums:.3g} are too few for layers that depend on up to {widest} "
+                "groups; raise search.agent_params.sums, or choose nsga2"
+            )
+        return [spread(np.arange(size), most or 1) for size in sizes]
+
+    @cached_property
+    def _thinned(self) -> PolicySpace:
+        space = self.feasible.space
+        return PolicySpace(space.groups, tuple(c[i] for c, i in zip(space.choices, self._offered, strict=True)))
+
+    @cached_property
+    def _problem(self) -> BudgetedSum:
+        assert self.axis is not None
+        grid, dense = self.feasible.grid, self.feasible.space.dense
+        limit = self.feasible.budget.limits.get(self.axis, float(grid.price(dense[None, :])[self.axis][0]))
+        sizes = [len(choices) for choices in self._thinned.choices]
+        return BudgetedSum(sizes, cost_factors(self._thinned, grid), self.axis, limit, self.buckets)
+
+    def _weighed(self, errors: Errors) -> NDArray[np.int64] | None:
+        """The best of a few weights of the further limits; None where no budget of the axis is within every limit."""
+        others = {name: limit for name, limit in self.feasible.budget.limits.items() if name != self.axis}
+        found: NDArray[np.int64] | None = None
+        low, high, weight = 0.0, inf, 0.0
+        for _ in range(self.rounds):
+            solution = self.solve(errors, {name: weight / limit for name, limit in others.items()} if weight else None)
+            kept = self._largest_within(solution)
+            if kept is not None and (found is None or self._error(errors, kept) < self._error(errors, found)):
+                found = kept
+            if not np.isfinite(solution.least[-1]):
+                break
+            unbounded = self.policy(solution, -1)
+            prices = self.feasible.grid.price(unbounded[None, :])
+            if all(prices[name][0] <= limit for name, limit in others.items()):
+                high = weight
+            else:
+                low = weight
+            if high == 0.0:
+                break
+            first = max(self._error(errors, unbounded), 1e-6)
+            weight = (low + high) / 2 if high < inf else max(2 * low, first)
+        return found
+
+    def _largest_within(self, solution: Solution) -> NDArray[np.int64] | None:
+        """The policy (G,) of the largest budget of the axis, by bisection, whose true price is within all limits."""
+        front, found = solution.front, None
+        low, high = 0, len(front)  # buckets before low are within the limits, those from high on are not
+        middle = high - 1  # the whole budget first: without joint costs and further limits it is within
+        while low < high:
+            kept = self.policy(solution, int(front[middle]))
+            if self.feasible.contains(kept[None, :])[0]:
+                found, low = kept, middle + 1
+            else:
+                high = middle
+            middle = (low + high) // 2
+        return found
+
+    def _improved(self, kept: NDArray[np.int64], errors: Errors) -> NDArray[np.int64]:
+        """Widen one group at a time, by the choice within the limits that lowers the error most, until none does."""
+        space = self.feasible.space
+        while True:
+            rows, gains = [], []
+            for g, choices in enumerate(space.choices):
+                at = int(np.searchsorted(choices, kept[g]))
+                wider = np.arange(at + 1, len(choices))
+                for i in spread(wider, _WIDER).tolist() if len(wider) else []:
+                    rows.append(np.where(np.arange(len(kept)) == g, choices[i], kept))
+                    gains.append(errors[g][at] - errors[g][i])
+            if not rows:
+                return kept
+            within = self.feasible.contains(np.array(rows))
+            gain = np.where(within, gains, 0.0)
+            if gain.max() <= 0.0:
+                return kept
+            kept = rows[int(np.argmax(gain))]
+
+    def _error(self, errors: Errors, kept: NDArray[np.int64]) -> float:
+        at = (np.searchsorted(c, n) for c, n in zip(self.feasible.space.choices, kept, strict=True))
+        return float(sum(e[i] for e, i in zip(errors, at, strict=True)))

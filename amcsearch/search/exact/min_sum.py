@@ -1,0 +1,215 @@
+"""The least sum of errors within a budget, over functions of few variables each: exact dynamic programming.
+
+    minimise Σ_g e_g(k_g) + Σ_f w · c_f(k)   such that   Σ_f t_f(k) <= T,    f: functions of the widths k of few groups
+
+Variable elimination (``elimination.py``) with the budget as one more axis, cut into B buckets of δ = (T - base) / B:
+
+    D'[kept, b] = min over decided of  D[table, b - ticks(joint)] + e(joint),   ticks = ceil((t - min t) / δ)
+
+All that a step completes is rounded once, and up: no solution exceeds T, and none is worse than the optimum for the
+budget T - G·δ (G groups; SPDY rounds to nearest and may exceed it). ``base`` sums the least of every step. Chains,
+residual stages and branches are the same to it. Hot loop: one shift-and-add of a row for each joint choice of a step.
+
+Multiple-choice knapsack for pruning: HALP (Shen et al. 2022), SPDY (Frantar & Alistarh 2022), both for separable
+costs; a layer's cost here depends on its input width as well. float32: sums that differ by less than 1e-6 of their
+size count as equal.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import InfeasibleBudgetError
+from amcsearch.search.exact.elimination import Step, elimination_steps
+from amcsearch.search.exact.factors import Factor
+
+__all__ = ["BudgetedSum", "Solution"]
+
+_SLACK: Final = 1e-11  # relative to the limit: the same cost summed in another order is still the same cost
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One step with its tables, all over (kept R, decided F, introduced V) combinations."""
+
+    step: Step
+    shape: tuple[int, int, int]
+    ticks: NDArray[np.int64]
+    costs: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def stays(self) -> bool:
+        """Whether the introduced group is still open after the step."""
+        return self.step.group in self.step.after
+
+
+class BudgetedSum:
+    """A sum of costs and its limit, to be solved for any errors.
+
+    Args:
+        sizes: number of choices of each group, (G,).
+        factors: their sum is the cost.
+        axis: name of the cost that is limited; the other costs may be weighed against errors.
+        limit: T, in the unit of ``axis``.
+        buckets: B, at least 1; where all costs are multiples of δ nothing is lost to rounding.
+    """
+
+    def __init__(self, sizes: Sequence[int], factors: Sequence[Factor], axis: str, limit: float, buckets: int) -> None:
+        self.sizes, self.axis, self.limit, self.buckets = tuple(sizes), axis, limit, buckets
+        self._names = tuple(factors[0].costs) if factors else (axis,)
+        steps = elimination_steps(sizes, [factor.scope for factor in factors])
+        tables = [self._tables(step, closed) for step, closed in zip(steps, _closed(steps, factors), strict=True)]
+        constant = sum(float(factor.costs[axis]) for factor in factors if not factor.scope)
+        self.base = constant + sum(float(costs[axis].min()) for costs in tables)
+        self.bucket = max((limit - self.base) / buckets, _SLACK * abs(limit))
+        self._stages = [
+            _Stage(step, costs[axis].shape, self._ticks(costs[axis]), costs)
+            for step, costs in zip(steps, tables, strict=True)
+        ]
+
+    def solve(self, errors: Sequence[NDArray[np.float64]], weights: Mapping[str, float] | None = None) -> "Solution":
+        """Return the least sums for every budget up to the limit.
+
+        Args:
+            errors: of each choice of each group, (choices,), finite.
+            weights: what one unit of another cost counts as error; costs not named do not count.
+        """
+        tables = [np.zeros((1, 1, self.buckets + 1), dtype=np.float32)]
+        values = []
+        for stage in self._stages:
+            value = np.broadcast_to(np.asarray(errors[stage.step.group]), stage.shape).astype(np.float64)
+            for name, weight in (weights or {}).items():
+                value = value + weight * stage.costs[name]
+            values.append(value.astype(np.float32))
+            old = self.seen_from(stage.step, tables[-1])
+            tables.append(_advance(stage, old, values[-1]))
+        return Solution(self, self._stages, tables, values)
+
+    def seen_from(self, step: Step, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The table over ``step.before`` as (kept R, decided F, B + 1)."""
+        order = [*_positions(step.before, step.kept), *_positions(step.before, step.gone)]
+        shaped = table.reshape(*self._shape(step.before), self.buckets + 1)
+        rows, decided = prod(self._shape(step.kept)), prod(self._shape(step.gone))
+        return shaped.transpose(*order, len(order)).reshape(rows, decided, self.buckets + 1)
+
+    def _shape(self, groups: Sequence[int]) -> list[int]:
+        return [self.sizes[g] for g in groups]
+
+    def _tables(self, step: Step, closed: Sequence[Factor]) -> dict[str, NDArray[np.float64]]:
+        """Costs by name that a step completes, summed: (R, F, V)."""
+        parts = (step.kept, step.gone, (step.group,))
+        axes = [g for part in parts for g in part]
+        total: dict[str, NDArray[np.float64]] = {}
+        for name in self._names:
+            summed = np.zeros(self._shape(axes))
+            for factor in closed:
+                summed += _along(factor.costs[name], factor.scope, axes)
+            total[name] = summed.reshape([prod(self._shape(part)) for part in parts])
+        return total
+
+    def _ticks(self, costs: NDArray[np.float64]) -> NDArray[np.int64]:
+        if self.base > self.limit + _SLACK * abs(self.limit):
+            return np.full(costs.shape, self.buckets + 1)
+        excess = (costs - costs.min() - _SLACK * abs(self.limit)) / self.bucket
+        return np.asarray(np.ceil(np.clip(excess, 0.0, self.buckets + 1)), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The least sums for every budget, and the choices that reach them."""
+
+    problem: BudgetedSum
+    _stages: Sequence[_Stage]
+    _tables: Sequence[NDArray[np.float32]]
+    _values: Sequence[NDArray[np.float32]]
+
+    @property
+    def least(self) -> NDArray[np.float32]:
+        """Least sum within base + b · δ, never rising, for b = 0 … B: (B + 1,); inf where nothing fits."""
+        return self._tables[-1].reshape(-1)
+
+    @property
+    def front(self) -> NDArray[np.int64]:
+        """The buckets b where the least sum falls, ascending: the Pareto front of error against cost."""
+        before = np.concatenate([[np.inf], self.least[:-1]])
+        return np.flatnonzero(self.least < before)
+
+    def choice(self, bucket: int) -> NDArray[np.int64]:
+        """Position of each group's choice (G,) that gives ``least[bucket]``.
+
+        Raises:
+            InfeasibleBudgetError: nothing fits.
+        """
+        problem, bucket = self.problem, range(self.problem.buckets + 1)[bucket]
+        if not np.isfinite(self.least[bucket]):
+            limit = min(problem.limit, problem.base + bucket * problem.bucket)
+            raise InfeasibleBudgetError(
+                f"no policy within {problem.axis} ≤ {limit:.6g} was found; no layer by itself allows less than "
+                f"{problem.base:.6g} together; raise the limit or allow more pruning"
+            )
+        found = np.zeros(len(problem.sizes), dtype=np.int64)
+        for stage, before, value in zip(self._stages[::-1], self._tables[-2::-1], self._values[::-1], strict=True):
+            bucket -= self._decide(stage, problem.seen_from(stage.step, before), value, found, bucket)
+        return found
+
+    def _decide(
+        self,
+        stage: _Stage,
+        before: NDArray[np.float32],
+        value: NDArray[np.float32],
+        found: NDArray[np.int64],
+        bucket: int,
+    ) -> int:
+        """Fill in what the step decided, given what later steps did; return the ticks it spent."""
+        step, sizes = stage.step, self.problem.sizes
+        kept, gone = list(step.kept), list(step.gone)
+        r = int(np.ravel_multi_index(found[kept].tolist(), [sizes[g] for g in kept])) if kept else 0
+        introduced = slice(int(found[step.group]), int(found[step.group]) + 1) if stage.stays else slice(None)
+        ticks = stage.ticks[r, :, introduced]  # (F, V)
+        left = bucket - ticks
+        sums = np.take_along_axis(before[r], np.maximum(left, 0), axis=1) + value[r, :, introduced]
+        f, v = np.unravel_index(int(np.argmin(np.where(left >= 0, sums, np.inf))), sums.shape)
+        if gone:
+            found[gone] = np.unravel_index(f, [sizes[g] for g in gone])
+        if not stage.stays:
+            found[step.group] = v
+        return int(ticks[f, v])
+
+
+def _advance(stage: _Stage, old: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The table after a step, (R, V or 1, B + 1), from the one before, (R, F, B + 1)."""
+    rows, _, introduced = stage.shape
+    width = old.shape[2]
+    new = np.full((rows, introduced if stage.stays else 1, width), np.inf, dtype=np.float32)
+    shifted = np.empty(width, dtype=np.float32)
+    for r, f, v in np.argwhere(stage.ticks < width).tolist():
+        ticks = stage.ticks[r, f, v]
+        target, moved = new[r, v if stage.stays else 0, ticks:], shifted[: width - ticks]
+        np.add(old[r, f, : width - ticks], value[r, f, v], out=moved)
+        np.minimum(target, moved, out=target)
+    return new
+
+
+def _positions(of: Sequence[int], groups: Sequence[int]) -> list[int]:
+    return [of.index(g) for g in groups]
+
+
+def _closed(steps: Sequence[Step], factors: Sequence[Factor]) -> list[list[Factor]]:
+    """The factors each step completes: those whose last group it introduces."""
+    when = {step.group: i for i, step in enumerate(steps)}
+    closed: list[list[Factor]] = [[] for _ in steps]
+    for factor in factors:
+        if factor.scope:
+            closed[max(when[g] for g in factor.scope)].append(factor)
+    return closed
+
+
+def _along(table: NDArray[np.float64], scope: Sequence[int], axes: Sequence[int]) -> NDArray[np.float64]:
+    """A table over ``scope`` with its axes in the order of ``axes`` and length 1 along those it lacks."""
+    order = [scope.index(g) for g in axes if g in scope]
+    sizes = iter(table.transpose(order).shape)
+    return table.transpose(order).reshape([next(sizes) if g in scope else 1 for g in axes])

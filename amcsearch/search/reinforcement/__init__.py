@@ -1,0 +1,1 @@
+"""DDPG as in AMC: the layer-wise environment, its observation, and the agent."""

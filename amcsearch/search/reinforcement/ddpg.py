@@ -1,0 +1,199 @@
+"""AMC's agent: deep deterministic policy gradient over the groups of one network, one episode a policy.
+
+He et al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", 2018, arXiv 1802.03494, with the
+details of its published code. An episode decides every group in turn; its policy is evaluated once, at the end.
+
+    warm-up:     uniform, among policies within the budget
+    afterwards:  a ~ N(μ(s), σ²) cut to [0, 1],  σ = 0.5 · 0.95^k,  k = episodes since the warm-up
+    then:        one gradient step for each of the episode's transitions, γ = 1
+
+The replay stores the action the budget allowed (``info["action"]``), not the one proposed. Where we depart:
+
+- The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes), and draws whole feasible policies as random
+  search does (``baselines.random_policies``). AMC bounds uniform actions group by group: the first groups then keep
+  what they like and the last are squeezed to the floor, so the replay is filled with the worst policies of all. Where
+  rejection finds no feasible policy, AMC's way is taken.
+- For the same reason the episode's actions are all proposed first, without the bound, and then brought within the
+  budget together (``FeasibleSet.repair``); the repaired actions are executed.
+- AMC's episodes all explore around the actor. Here every second one (``best_share``) explores around the best policy so
+  far, μ(s) being its pruning ratio, with the same noise, and all train the one actor: one gradient step a transition
+  moves it little within a few hundred episodes. Alone it finds nearly as good policies, a little less reliably. An
+  evolving population that feeds the replay: Khadka and Tumer, 2018, arXiv 1805.07917.
+- A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
+  that settles while evaluations remain widens its search again instead of spending nothing.
+- After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
+  neighbours of the best policy (``baselines.climb``).
+- An evaluation that failed (no finite loss) is learnt as the worst reward so far.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.search.baselines import climb, random_policies
+from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
+from amcsearch.search.reinforcement.environment import LayerwiseEnv
+from amcsearch.search.reinforcement.observation import Observer
+from amcsearch.search.study import Study
+
+__all__ = ["DDPG"]
+
+
+@dataclass(frozen=True)
+class DDPG:
+    """The agent's settings; the defaults are AMC's, but for ``warm_up_share`` and ``best_share``.
+
+    Raises:
+        BadInputError: a setting out of its range.
+    """
+
+    warm_up_share: float = 0.25  # of the trials, uniform
+    best_share: float = 0.5  # of the later episodes, around the best policy so far instead of the actor's
+    sigma: float = 0.5
+    sigma_decay: float = 0.95  # an episode
+    discount: float = 1.0
+    baseline_decay: float = 0.5
+    hidden: tuple[int, ...] = (300, 300)  # actor and critic alike
+    actor_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    batch_size: int = 64
+    tau: float = 0.01
+    replay_episodes: int = 100
+    updates_per_transition: int = 1
+    max_free_episodes: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("warm_up_share", "best_share", "sigma_decay", "discount", "baseline_decay", "tau"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be in [0, 1]")
+        for name in ("sigma", "actor_learning_rate", "critic_learning_rate"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be a positive number")
+        for name in ("batch_size", "replay_episodes", "updates_per_transition", "max_free_episodes"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"ddpg: {name} = {getattr(self, name)}, must be at least 1")
+
+    def run(self, study: Study, seed: int) -> None:
+        """Search until no evaluation remains or no new policy is left.
+
+        Raises:
+            BadInputError: the network has no channel groups, or the study has several objectives.
+        """
+        if study.objectives and len(study.objectives) > 1:
+            raise BadInputError(
+                f"agent ddpg optimises one reward, not {', '.join(study.objectives)}; "
+                "set search.objectives to null, or choose nsga2, tpe or gp"
+            )
+        _Run(self, study, seed).until_settled()
+        climb(study, np.random.default_rng([seed, 2]))
+
+
+class _Run:
+    """One search: the environment, what was learnt, and the counters of the exploration."""
+
+    def __init__(self, settings: DDPG, study: Study, seed: int) -> None:
+        self.settings, self.study = settings, study
+        self.explore, draws = (np.random.default_rng([seed, stream]) for stream in range(2))
+        self.env = LayerwiseEnv(study.network, study.feasible, self._evaluate)
+        self.observer = Observer(study.network, study.feasible)
+        self.feasible_draws = self._feasible_draws()
+        self.replay = EpisodeReplay(
+            settings.replay_episodes * len(study.network.groups),
+            self.env.observation_space,
+            self.env.action_space,
+            rng=draws,
+            baseline_decay=settings.baseline_decay,
+        )
+        with one_thread(seed):
+            self.learner = Learner(
+                self.env,
+                self.replay,
+                hidden=settings.hidden,
+                actor_learning_rate=settings.actor_learning_rate,
+                critic_learning_rate=settings.critic_learning_rate,
+                tau=settings.tau,
+                discount=settings.discount,
+            )
+        self.warm_up = max(1, round(settings.warm_up_share * study.remaining))  # new policies to try at random
+        self.guided = 0  # episodes since the warm-up
+        self.decays = 0  # episodes whose noise counts as spent
+        self.free = 0  # episodes in a row that brought nothing new
+        self.worst = math.inf  # lowest finite reward so far
+
+    def until_settled(self) -> None:
+        """Episodes until nothing remains or nothing new comes up."""
+        evaluated = 0
+        while self.study.remaining and self.free < self.settings.max_free_episodes:
+            warming = evaluated < self.warm_up
+            sigma = None if warming else self.settings.sigma * self.settings.sigma_decay**self.decays
+            before = self.study.remaining
+            self._learn(*self._episode(sigma), train=not warming)
+            new = self.study.remaining < before
+            evaluated += new
+            self.free = 0 if new else self.free + 1
+            if not warming:
+                self.decays = self.decays + 1 if new else max(0, self.decays - 1)
+
+    def _evaluate(self, policy: PruningPolicy) -> float:
+        """Reward of a finished episode, through the only door."""
+        (trial,) = self.study.evaluate([policy])
+        if math.isfinite(trial.reward):
+            self.worst = min(self.worst, trial.reward)
+            return trial.reward
+        return self.worst
+
+    def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
+        """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
+        ratios = self._uniform() if sigma is None else self._explored(sigma)
+        observation, _ = self.env.reset()
+        observations, actions, reward = [observation], [], 0.0
+        for ratio in ratios:
+            observation, reward, _, _, info = self.env.step(np.array([ratio], dtype=np.float32))
+            observations.append(observation)
+            actions.append(self.learner.policy.scale_action(info["action"]))  # [0, 1] -> [-1, 1]
+        return observations, actions, reward
+
+    def _uniform(self) -> NDArray[np.float64]:
+        """Pruning ratios (G,) of a random feasible policy; unbounded ones where none can be drawn."""
+        kept = next(self.feasible_draws, None)
+        if kept is None:
+            return self.explore.random(len(self.study.network.groups))
+        return np.asarray(1.0 - kept / self.study.space.dense)
+
+    def _feasible_draws(self) -> Iterator[NDArray[np.int64]]:
+        """Random feasible policies (G,), until rejection finds none."""
+        while (rows := random_policies(self.study, self.explore)) is not None:
+            yield from rows
+
+    def _explored(self, sigma: float) -> NDArray[np.float64]:
+        """Pruning ratios (G,) around the actor's or the best policy's, repaired into the budget."""
+        share = self.settings.best_share
+        around_best = math.floor((self.guided + 1) * share) > math.floor(self.guided * share)
+        self.guided += 1
+        space, kept, executed = self.study.space, np.zeros(0, dtype=np.int64), 0.0
+        best = self.study.best if around_best else None
+        centre = None if best is None else 1.0 - self.study.network.kept_array(best.policy) / space.dense
+        with one_thread():
+            for g in range(len(space.choices)):
+                if centre is None:
+                    mean = self.learner.pruning_ratio(self.observer.observe(kept, executed))
+                else:
+                    mean = float(centre[g])
+                ratio = truncated_normal(mean, sigma, self.explore)
+                n_keep = space.nearest_choice(g, ratio)
+                kept, executed = np.append(kept, n_keep), 1.0 - n_keep / space.dense[g]
+        return np.asarray(1.0 - self.study.feasible.repair(kept) / space.dense)
+
+    def _learn(self, observations: list[Features], actions: list[Features], reward: float, *, train: bool) -> None:
+        """Store the episode, then one gradient step a transition."""
+        if not math.isfinite(reward):
+            return  # failed before anything succeeded: nothing to compare with
+        self.replay.add_episode(observations, actions, reward)
+        if train:
+            with one_thread():
+                steps = self.settings.updates_per_transition * len(actions)
+                self.learner.train(gradient_steps=steps, batch_size=self.settings.batch_size)

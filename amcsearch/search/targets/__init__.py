@@ -1,0 +1,1 @@
+"""Policies that meet a cost, or keep the accuracy."""

@@ -1,0 +1,176 @@
+"""Kernels of layers: measured ones, ones borrowed from relatives, and what each borrowing adds of doubt."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.cache import is_plain
+from amcsearch.costs.latency.kernels.kernel_model import KernelModel, KernelTime
+from amcsearch.costs.latency.kernels.points import Observation, families
+from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, positions, sibling, signature
+
+CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
+SMALL = replace(CONV, in_size=(4, 4), out_size=(4, 4))
+DEPTHWISE = replace(CONV, conv_groups=32)
+ATTENTION = LayerSpec("a", LayerKind.ATTENTION, 64, 64, conv_groups=4, in_size=(16, 1), out_size=(16, 1))
+
+
+def test_signatures_ignore_widths_and_names_alone() -> None:
+    assert signature(CONV) == signature(replace(CONV.resized(48, 7), name="other"))
+    assert signature(DEPTHWISE) == signature(DEPTHWISE.resized(24, 24))
+    assert signature(CONV) != signature(DEPTHWISE)
+    assert signature(CONV) != signature(replace(CONV, stride=(2, 2)))
+    assert signature(ATTENTION) == signature(ATTENTION.resized(32, 32))
+    assert signature(ATTENTION) != signature(replace(ATTENTION, conv_groups=8))
+
+
+@pytest.mark.parametrize("layer", [CONV, DEPTHWISE, ATTENTION, replace(CONV, conv_groups=4)])
+def test_widths_keep_the_signature_exactly_where_resizing_does(layer: LayerSpec) -> None:
+    widths = np.array([(i, o) for i in range(65) for o in (i, 1, 4, 16)])
+    for (i, o), kept in zip(widths.tolist(), keeps_signature(layer, widths).tolist(), strict=True):
+        try:
+            same = signature(layer.resized(i, o)) == signature(layer)
+        except ValueError:
+            same = False
+        assert kept == (same and (i, o) != (1, 1)), (i, o)  # one channel may be a depthwise layer's last
+
+
+def test_attention_works_on_pairs_of_positions() -> None:
+    assert (positions(CONV), positions(ATTENTION)) == (64, 256)
+
+
+def test_the_sibling_is_nearest_in_positions_and_alike_in_all_else() -> None:
+    large = replace(CONV, in_size=(64, 64), out_size=(64, 64))
+    known = [signature(x) for x in (SMALL, large, replace(CONV, stride=(2, 2)), DEPTHWISE)]
+    assert sibling(signature(CONV), known) == signature(SMALL)
+    assert sibling(signature(replace(CONV, has_bias=True)), known) == signature(SMALL)
+    assert sibling(signature(replace(CONV, kernel=(5, 5))), known) is None
+
+
+def test_a_measured_layer_gives_back_its_kernels() -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "ReorderOutput": (0.5, 0.02)})], 16)
+    assert model.times(CONV) == (
+        KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),
+        KernelTime("ReorderOutput", pytest.approx(0.01, rel=1e-5), 0.0),
+    )
+
+
+def test_another_map_size_is_borrowed_in_proportion_to_work() -> None:
+    model = KernelModel([Observation(SMALL, {"nchwc.Conv": (1.0, 0.1)})], 16)
+    assert not model.knows(CONV)
+    assert model.knows(SMALL)
+    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 1.0 + 2.0),)  # four times the positions
+
+
+def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
+    seen = [
+        Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "Conv": (0.0, None)}),
+        Observation(CONV.resized(31, 31), {"Conv": (1.0, None)}),
+        Observation(SMALL, {"Conv": (1.0, 0.2)}),
+    ]
+    model = KernelModel(seen, 16)
+    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),)
+    (found,) = model.times(CONV.resized(31, 31))
+    assert (found.kernel, found.ms) == ("Conv", pytest.approx(0.8 * 31**2 / 32**2))
+    assert found.octaves == pytest.approx(1.0 + np.sqrt(4.0 + 2 * np.log2(32 / 31) ** 2))
+
+
+def test_relatives_are_asked_from_near_to_far() -> None:
+    linear = LayerSpec("l", LayerKind.LINEAR, 32, 32)
+    asked = list(families(CONV, "ms.FusedConv+Relu"))
+    assert asked[0] == (signature(CONV), "ms.FusedConv+Relu")
+    assert [sum(a == b for a, b in zip(asked, families(*other), strict=True)) for other in (
+        (SMALL, "ms.FusedConv+Relu"), (SMALL, "nchwc.Conv"), (DEPTHWISE, "Conv"), (CONV, "Relu"), (linear, "Gemm"),
+    )] == [5, 4, 2, 2, 1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kernel", "steps"), [("nchwc.Conv", 0), ("nchwc.Conv+Relu", 2), ("ms.FusedConv+Relu", 2), ("Reorder", 4)]
+)
+def test_a_kernel_timed_nowhere_is_priced_by_its_relatives_with_doubt(kernel: str, steps: int) -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), kernel: (1.0, 0.4 if not steps else None)})], 16)
+    found = {time.kernel: time for time in model.times(CONV)}[kernel]
+    assert (found.ms, found.octaves) == (pytest.approx(0.4), float(steps))
+    ms, _ = model.times_at(CONV, np.array([[32, 32]]))[kernel]
+    assert ms.tolist() == pytest.approx([0.4])
+    assert model.octaves_at(CONV, np.array([[32, 32]]))[kernel].tolist() == [float(steps)]
+
+
+def test_a_depthwise_layer_pruned_to_one_channel_is_still_one() -> None:
+    model = KernelModel([Observation(DEPTHWISE, {"nchwc.Conv": (1.0, 0.4)})], 16)
+    last = DEPTHWISE.resized(1, 1)
+    assert model.knows(last)
+    assert model.times(last) == (KernelTime("nchwc.Conv", pytest.approx(0.2), 1.4142135623730951),)
+
+
+KERNELS = ("nchwc.Conv", "Conv", "ms.FusedConv+Relu", "ReorderInput")
+WIDTHS = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@st.composite
+def seen(draw: st.DrawFn) -> list[Observation]:
+    """Layers of two map sizes at any widths, some of them many, as one to three kernels, some never timed."""
+    found = []
+    for layer in (CONV, SMALL, replace(CONV, conv_groups=4)):
+        for i, o in draw(st.lists(WIDTHS, min_size=1, max_size=20, unique=True)):
+            kernels = draw(st.sets(st.sampled_from(KERNELS), min_size=1, max_size=3))
+            times = {k: (draw(st.sampled_from([0.5, 1.0])), draw(st.none() | st.floats(0.01, 1.0))) for k in kernels}
+            found.append(Observation(layer.resized(i * layer.conv_groups, o * layer.conv_groups), times))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(seen(), st.sampled_from([CONV, SMALL, replace(CONV, conv_groups=4)]), st.data())
+def test_a_grid_of_widths_costs_what_its_pairs_cost(
+    observed: list[Observation], layer: LayerSpec, data: st.DataObject
+) -> None:
+    model = KernelModel(observed, 16, 0.1)
+    sides = [data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True)) for _ in range(2)]
+    pairs = data.draw(st.permutations(list(product(*sides))))
+    widths = layer.conv_groups * np.array(pairs)
+    ms, plain = model.summed_at(layer, widths)
+    kernels = model.times_at(layer, widths)
+    np.testing.assert_allclose(ms, sum(own for own, _ in kernels.values()), rtol=1e-9, atol=1e-15)
+    assert plain.tolist() == np.any([is_plain(k) & (count > 0) for k, (_, count) in kernels.items()], axis=0).tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seen(), st.floats(0.5, 2.0), st.lists(WIDTHS, min_size=1, max_size=6).map(np.array))
+def test_a_model_at_other_times_or_with_other_noise_is_one_made_anew(
+    observed: list[Observation], factor: float, widths: NDArray[np.int64]
+) -> None:
+    later = [
+        replace(one, kernels={k: (n, ms and factor * ms) for k, (n, ms) in one.kernels.items()}) for one in observed
+    ]
+    first = KernelModel(observed, 16)
+    first.times_at(CONV, widths)
+    for made, anew in (
+        (first.retimed(later), KernelModel(later, 16)),
+        (first.smoothed(1.0), KernelModel(observed, 16, 1.0)),
+        (first.retimed(later).smoothed(1.0), KernelModel(later, 16, 1.0)),
+        (first, KernelModel(observed, 16)),
+    ):
+        found, expected = made.times_at(CONV, widths), anew.times_at(CONV, widths)
+        assert list(found) == list(expected)
+        for kernel, (ms, count) in found.items():
+            assert (ms.tolist(), count.tolist()) == tuple(own.tolist() for own in expected[kernel])
+            assert made.octaves_at(CONV, widths)[kernel].tolist() == anew.octaves_at(CONV, widths)[kernel].tolist()
+
+
+def test_layers_of_one_signature_come_together() -> None:
+    layers = [CONV, DEPTHWISE, CONV.resized(5, 7), replace(DEPTHWISE, name="other")]
+    (conv, at, widths), (depthwise, others, _) = by_signature(layers)
+    assert (conv, at.tolist(), widths.tolist()) == (CONV, [0, 2], [[32, 32], [5, 7]])
+    assert (depthwise, others.tolist()) == (DEPTHWISE, [1, 3])
+
+
+def test_nothing_like_it_is_none() -> None:
+    model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4)})], 16)
+    assert model.times(replace(CONV, stride=(2, 2))) is None
+    assert model.times_at(replace(CONV, stride=(2, 2)), np.array([[4, 4]])) is None

@@ -1,0 +1,141 @@
+"""A device priced by a latency table: widths that are left out of the search, and what is said of the table."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amcsearch.cli.main import main
+from amcsearch.config.devices import write_latency_table
+from amcsearch.config.loading import load
+from amcsearch.config.schema import Config
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind
+from amcsearch.core.network import NetworkSpec
+from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable, fingerprint
+from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.network import load_network
+from amcsearch.runtime.session import provenance
+
+WriteConfig = Callable[..., Path]
+GOOD = {"variants": 20, "mape": 0.02, "within_5": 0.95, "within_10": 1.0, "noise_mape": 0.018}
+SHARES = {1.0: 1.0, 0.5: 2.0, 0.25: 0.4}  # ms a layer: half of the channels take twice the time
+
+
+def table_of(network: NetworkSpec, entry: Mapping[str, Any]) -> LatencyTable:
+    """Every layer of a network at three widths."""
+    rows = {}
+    for share, ms in SHARES.items():
+        kept = np.array([int(share * group.channels) for group in network.groups])
+        for layer in network.with_channels(network.policy(kept)).layers:
+            if layer.kind is not LayerKind.BATCH_NORM:
+                values = ("tiny", *row_key(layer), f"{layer.kind}", 1.0, ms, 0.0, 1, "profile")
+                rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
+    known = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "channel_multiple": 4, **entry}
+    other = {**known, "fingerprint": "other"}
+    info = {"provenance": provenance(1, 1), "networks": {"tiny": known, "other": other}}
+    return LatencyTable(make_rows(rows.values()), info)
+
+
+@pytest.fixture
+def configured(write_config: WriteConfig, tmp_path: Path) -> Callable[..., Config]:
+    """A configuration whose table has this entry for its network; further settings overrule it."""
+
+    def configure(entry: Mapping[str, Any], *overrides: str) -> Config:
+        path, folder = write_config(), tmp_path / "table"
+        write_latency_table(table_of(load_network(load(path), train=False).trace.network, entry), folder)
+        return load(path, [f"device.table={folder}", "device.channel_multiple=auto", *overrides])
+
+    return configure
+
+
+def device_of(config: Config) -> Device:
+    return load_device(config, load_network(config, train=False))
+
+
+def test_slow_narrow_widths_are_left_out_and_counted(configured: Callable[..., Config]) -> None:
+    device = device_of(configured({"accuracy": GOOD}))
+    whole = device_of(configured({"accuracy": GOOD}, "device.channel_multiple=4"))
+    assert (whole.widths_left_out, device.warnings) == (0, ())
+    assert [c.tolist() for c in whole.space.choices] == [[4, 8, 12, 16], [8, 12, 16, 20, 24]]
+    assert device.widths_left_out == sum(map(len, whole.space.choices)) - sum(map(len, device.space.choices)) > 0
+    assert all(set(few) <= set(every) for few, every in zip(device.space.choices, whole.space.choices, strict=True))
+    assert (device.space.dense == whole.space.dense).all()
+    assert device.feasible.space is device.space
+
+
+def test_without_a_table_no_width_is_left_out(write_config: WriteConfig) -> None:
+    device = device_of(load(write_config(), ["device.channel_multiple=auto", "budget={macs: 1x}"]))
+    assert (device.widths_left_out, device.warnings) == (0, ())
+
+
+def test_slow_widths_stay_where_another_budget_needs_them(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHARES, 0.25, 4.0)  # the narrowest are the slowest
+    config = configured({"accuracy": GOOD})
+    whole = device_of(configured({"accuracy": GOOD}, "device.channel_multiple=4"))
+    least = float(whole.grid.price(whole.space.floor[None, :])["params"][0])
+    small = config.model_copy(update={"budget": {"params": least}})
+    device = device_of(small)
+    assert device.widths_left_out == 0
+    assert [text for text in device.warnings if "no policy without widths that are no faster" in text]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({}, "was never checked on this network; run amcsearch table check"),
+        ({"accuracy": None}, "was never checked on this network"),
+        ({"accuracy": {"mape": "small"}}, "was never checked on this network"),
+        (
+            {"accuracy": {**GOOD, "mape": 0.071}},
+            "mean error 7.1%, 100% within 10 %, on networks it had not seen, where measuring twice differs by 1.8%",
+        ),
+        ({"accuracy": {**GOOD, "within_10": 0.85}}, "is poor on this network: mean error 2.0%, 85% within 10 %"),
+        (
+            {"fingerprint": "another", "accuracy": GOOD},
+            "no measurement of this network: predictions borrow from tiny, other",
+        ),
+    ],
+)
+def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
+    configured: Callable[..., Config], entry: Mapping[str, Any], words: str
+) -> None:
+    config = configured(entry)
+    (text,) = load_device(config, load_network(config, train=False), strict=True).warnings
+    assert words in text
+    assert text.startswith(f"latency table {config.device.table} ")
+
+
+def test_a_table_of_another_data_type_is_refused(configured: Callable[..., Config]) -> None:
+    config = configured({"accuracy": GOOD}, "device.dtype=int8")
+    with pytest.raises(BadInputError, match=r"device\.dtype is int8, .* was measured in float32; set device\.dtype="):
+        device_of(config)
+
+
+def test_plan_and_summary_say_how_sure_the_table_is(
+    configured: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Path(str(configured({"accuracy": GOOD}).device.table))
+    settings = [f"device.table={table}", "device.channel_multiple=auto", "search.trials=2", "search.agent=random"]
+    arguments = ["search", str(tmp_path / "tiny.yaml"), *(part for text in settings for part in ("--set", text))]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "widths left out, no faster than wider ones" in capsys.readouterr().out
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "mean error 2.00%, 95% within 5 %, 100% within 10 % on networks it had not seen" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["table"] == {"name": "table", "network": "tiny", "accuracy": GOOD}
+    assert summary["widths_left_out"] > 0
+    for name in ("dense", "pruned", "finetuned"):
+        block = summary[name]
+        assert f"{block['latency_ms_predicted']:.3f} ± {block['latency_ms_predicted_sigma']:.3f}" in said
+        assert block["latency_ms_predicted_sigma"] > 0.0
+    dense = summary["dense"]  # every kernel was measured: the default's share of 3 % alone
+    assert dense["latency_ms_predicted_sigma"] == pytest.approx(0.03 * dense["latency_ms_predicted"])
+    assert "within 10 %" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,130 @@
+"""``prune --target`` and ``--keep-accuracy`` through the command line, on a job of seconds."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from amcsearch.cli.main import main
+from amcsearch.evaluation.executors import SerialExecutor
+
+WriteConfig = Callable[..., Path]
+UNTUNED = ["--set", "recovery.finetune.epochs=0"]
+REWOUND = ["--set", "recovery.finetune.epochs=3", "--set", "recovery.finetune.schedule=rewound"]
+MORE_DATA = ["--set", "data.kwargs.samples=900", "--set", "data.splits={calibration: 64, search: 300, test: 60}"]
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("target", "allocation"), [("macs=0.5", "global"), ("bytes=0.3", "uniform"), ("energy_mj=0.6x", "per_cost")]
+)
+def test_a_target_is_met_to_one_step_of_a_group(
+    write_config: WriteConfig, tmp_path: Path, target: str, allocation: str
+) -> None:
+    folder = tmp_path / "run"
+    options = ["--target", target, "--allocation", allocation, *UNTUNED]
+    assert main(["prune", str(write_config()), *options, "-o", str(folder)]) == 0
+    summary = summary_of(folder)
+    goal = summary["goal"]
+    assert (goal["kind"], goal["cost"], goal["allocation"]) == ("target", target.partition("=")[0], allocation)
+    assert goal["limit"] == pytest.approx(float(target.partition("=")[2].rstrip("x")) * goal["dense"])
+    assert 0.0 <= goal["limit"] - goal["achieved"] < goal["smallest_step"]
+    if goal["cost"] == "bytes":
+        assert goal["achieved"] == 4 * summary["finetuned"]["params"]  # the profile's words are 32 bits
+    else:
+        assert goal["achieved"] == pytest.approx(summary["finetuned"][goal["cost"]])
+    assert "Asked and achieved" in (folder / "report.html").read_text()
+
+
+def test_accuracy_is_kept_said_with_its_bound_and_not_evaluated_again(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["prune", str(write_config()), "--keep-accuracy", "8", *MORE_DATA, *UNTUNED, "-o", str(folder)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    goal = summary_of(folder)["goal"]
+    assert goal["rung"] > 0
+    assert goal["verification"]["samples"] == goal["search"]["samples"] == 150
+    assert goal["verification"]["change_low"] > -0.08
+    assert goal["verification"]["change"] > goal["verification"]["change_low"]
+    assert goal["evaluated"] == "after batch-norm recalibration, before fine-tuning"
+    assert "Verified on the part that it did not see" in said
+    assert "Verified on the part that it did not see" in (folder / "report.html").read_text()
+    trials = pd.read_csv(folder / "trials.csv")
+    assert len(trials) == trials["policy"].nunique() <= 1 + math.ceil(math.log2(goal["rungs"])) + 4
+    assert main(arguments) == 2  # holds a run already
+    monkeypatch.setattr(SerialExecutor, "map", lambda self, policies: iter(policies and pytest.fail("again")))
+    assert main([*arguments, "--resume"]) == 0
+    assert summary_of(folder)["goal"] == goal
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "trials.csv"), trials)
+
+
+def test_a_tolerance_that_nothing_meets_gives_the_dense_network(write_config: WriteConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["prune", str(write_config()), "--keep-accuracy", "0.01", *MORE_DATA, *UNTUNED, "-o", str(folder)]) == 0
+    summary = summary_of(folder)
+    assert summary["goal"]["rung"] == 0
+    assert all(entry["kept"] == entry["channels"] for entry in summary["network"])
+    assert "150 samples cannot show a loss below 1.77 points" in " ".join(summary["warnings"])
+
+
+def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path) -> None:
+    """The written configuration does it again without any option."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main(["prune", str(write_config()), "--target", "params=0.5", *UNTUNED, "-o", str(first)]) == 0
+    assert main(["prune", str(first / "config.yaml"), "-o", str(again)]) == 0
+    assert (first / "policy.json").read_text() == (again / "policy.json").read_text()
+    assert summary_of(first)["goal"] == summary_of(again)["goal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "give one of --policy, --target and --keep-accuracy"),
+        (["--target", "macs"], 2, "--target macs: expected COST=LIMIT"),
+        (["--target", "flops=0.5"], 2, "flops"),
+        (["--target", "macs=1.5x"], 2, "1.5x"),
+        (["--target", "macs=1e12"], 2, "prune.target.macs = 1000000000000.0"),
+        (["--target", "latency_ms=0.5x"], 2, "prune.target.latency_ms needs a latency table"),
+        (["--target", "macs=0.0001"], 3, "smallest found"),
+        (["--keep-accuracy", "0"], 2, "prune.keep_accuracy"),
+        (["--keep-accuracy", "much"], 2, "prune.keep_accuracy"),
+        (["--policy", "nowhere.json"], 2, "nowhere.json"),
+        (["--target", "macs=0.5", "--set", "prune.normaliser=median"], 2, "normaliser = 'median' is unknown"),
+        (["--target", "macs=0.5", "--set", "selection.selector=thinet"], 2, "choose uniform, or a criterion"),
+        (["--target", "macs=0.5", "--rounds", "0"], 2, "prune.rounds = 0"),
+        (["--target", "macs=0.5", "--rounds", "some"], 2, "prune.rounds = 'some'"),
+        (["--keep-accuracy", "1", "--rounds", "2"], 2, "rounds = 2 lead to a target, and keep_accuracy is set"),
+        (["--policy", __file__, "--rounds", "2"], 2, "give --target COST=LIMIT in its place, or --rounds 1"),
+        (["--target", "macs=0.5", "--rounds", "2"], 2, "finetune.epochs = 1, must be at least prune.rounds = 2"),
+        (["--target", "macs=0.5", "--rounds", "2", *UNTUNED], 2, "finetune.epochs = 0, must be at least"),
+        (["--target", "macs=0.5", "--rounds", "2", "--set", "recovery.finetune=null"], 2, "raise the epochs"),
+        (["--target", "macs=0.5", "--rounds", "2", *REWOUND], 2, "the last 2 epochs of model.pretrain, which is null"),
+    ],
+)
+def test_bad_input_is_one_line(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    config = str(write_config())
+    assert main(["prune", config, "-o", str(tmp_path / "run"), "--set", "model.pretrain=null", *arguments]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
+    assert words in line
+
+
+def test_two_goals_are_one_too_many(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prune", str(write_config()), "--target", "macs=0.5", "--keep-accuracy", "1"])
+    assert stop.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err

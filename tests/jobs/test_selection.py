@@ -1,0 +1,84 @@
+"""Selectors and reconstruction from a configuration: what is chosen, what is refitted, and that a search uses it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from amcsearch.cli.main import main
+from amcsearch.config.loading import load
+from amcsearch.jobs.network import load_network
+from amcsearch.jobs.setup import make_evaluator
+from amcsearch.methods.selectors import SELECTORS
+
+WriteConfig = Callable[..., Path]
+
+
+def refit_of(path: Path, *overrides: str) -> str | None:
+    config = load(path, overrides)
+    reconstruction = make_evaluator(config, load_network(config)).reconstruction
+    return None if reconstruction is None else reconstruction.refit
+
+
+def test_auto_is_what_the_selector_says_and_an_explicit_rule_wins(write_config: WriteConfig) -> None:
+    path = write_config()
+    assert refit_of(path) is None
+    assert refit_of(path, "recovery.reconstruction=least_squares") == "least_squares"
+    for name, make in SELECTORS.items():
+        assert refit_of(path, f"selection.selector={name}") == make().refit
+    assert refit_of(path, "selection.selector=thinet", "recovery.reconstruction=none") is None
+    assert refit_of(path, "selection.selector=thinet", "recovery.reconstruction=sequential") == "sequential"
+    assert refit_of(path, "recovery.reconstruction=sequential") == "sequential"
+    assert refit_of(path, "selection.selector=obc", "recovery.reconstruction=bias") == "bias"
+
+
+def test_params_are_the_selectors(write_config: WriteConfig) -> None:
+    path = write_config()
+    orders = [
+        make_evaluator(config, load_network(config)).ranking
+        for grow in ("discard", "keep")
+        for config in [load(path, ["selection.selector=thinet", f"selection.params={{grow: {grow}}}"])]
+    ]
+    assert any((orders[0][name] != orders[1][name]).any() for name in orders[0])
+
+
+def test_a_refit_changes_the_evaluation_but_not_that_of_the_dense_network(write_config: WriteConfig) -> None:
+    path = write_config()
+    losses = {}
+    for rule in ("none", "least_squares"):
+        config = load(path, ["selection.criterion=magnitude", f"recovery.reconstruction={rule}"])
+        network = load_network(config)
+        evaluator, spec = make_evaluator(config, network), network.trace.network
+        half = spec.policy(spec.kept_array(spec.dense) // 2)
+        losses[rule] = evaluator.evaluate(spec.dense).loss, evaluator.evaluate(half).loss
+    assert losses["none"][0] == losses["least_squares"][0]
+    assert losses["none"][1] != losses["least_squares"][1]
+
+
+def test_a_search_by_a_selector_is_the_same_with_workers(write_config: WriteConfig, tmp_path: Path) -> None:
+    options = ["--set", "selection.selector=obc", "--set", "search.agent=random", "--set", "search.trials=4"]
+    options += ["--set", "search.baseline=null", "--set", "search.batch=2"]
+    tables = []
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        assert main(["search", str(write_config()), "--out", str(folder), *options, "--workers", workers]) == 0
+        tables.append(pd.read_csv(folder / "trials.csv").drop(columns="seconds"))
+        assert json.loads((folder / "summary.json").read_text())["onnx_max_abs_diff"] < 1e-4
+    pd.testing.assert_frame_equal(*tables, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("selection.selector=thinnet", ["selection.selector = 'thinnet'", "did you mean 'thinet'"]),
+        ("recovery.reconstruction=obc", ["recovery.reconstruction", "least_squares"]),
+    ],
+)
+def test_a_bad_name_is_one_line(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
+) -> None:
+    assert main(["search", str(write_config()), "--out", str(tmp_path / "run"), "--set", override]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words)

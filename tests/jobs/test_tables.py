@@ -1,0 +1,105 @@
+"""What a table already knows, kits of several configurations, and a table carried from another device."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amcsearch.config.loading import load
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.layer import LayerKind
+from amcsearch.core.network import NetworkSpec
+from amcsearch.costs.compute import macs
+from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable, fingerprint
+from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.tables import VARIANTS, build_table, known_share, make_kit, needed_variants, subject_of
+from amcsearch.measure.kit.kit import measure_here
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.runtime.session import detect_nchwc_block, provenance
+
+WriteConfig = Callable[..., Path]
+
+
+class Silent(Observer):
+    """Shows nothing."""
+
+
+@pytest.fixture
+def subject(write_config: WriteConfig) -> MeasuredSubject:
+    return subject_of(load(write_config()))
+
+
+def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> LatencyTable:
+    """Every layer of a network at three widths, 1 GMAC/s."""
+    rows = {}
+    for share in (1.0, 0.5, 0.25):
+        kept = np.array([max(g.unit, int(share * g.channels) // g.unit * g.unit) for g in network.groups])
+        for layer in network.with_channels(network.policy(kept)).layers:
+            if layer.kind is not LayerKind.BATCH_NORM:
+                values = (name, *row_key(layer), f"{layer.kind}", 1.0, 1e-3 + macs(layer) / 1e6, 0.0, 1, "profile")
+                rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
+    info = {"cpu": "another", "nchwc_block": detect_nchwc_block()}
+    entry = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "accuracy": {"mape": 0.5}}
+    return LatencyTable(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
+
+
+def test_a_network_the_table_knows_needs_a_third_of_the_variants(subject: MeasuredSubject) -> None:
+    network = subject.trace.network
+    table = table_of_another_device(network)
+    assert known_share(table, network) == pytest.approx(1.0)
+    assert needed_variants(None, network) == VARIANTS
+    assert needed_variants(table, network) == VARIANTS / 3
+    assert needed_variants(table, network, variants=15) == 12  # a table is not built of fewer
+
+
+def test_layers_of_which_nothing_is_known_need_all(subject: MeasuredSubject) -> None:
+    network = subject.trace.network
+    linear = NetworkSpec(tuple(x for x in network.layers if x.kind is LayerKind.LINEAR), ())
+    assert known_share(table_of_another_device(linear), network) == 0.0
+    assert needed_variants(table_of_another_device(linear), network) == VARIANTS
+
+
+def test_borrowed_layers_do_not_count_as_known(subject: MeasuredSubject) -> None:
+    network = subject.trace.network
+    larger = [replace(x, in_size=(16, 16), out_size=(16, 16)) if x.in_size == (8, 8) else x for x in network.layers]
+    share = known_share(table_of_another_device(network), NetworkSpec(tuple(larger), ()))
+    assert 0.0 < share < 0.1  # the head alone
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("device.threads=2", r"device\.threads is 1 in tiny and 2 in other"),
+        ("device.dtype=int8", r"device\.dtype is float32 in tiny and int8 in other"),
+    ],
+)
+def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig, setting: str, words: str) -> None:
+    one, other = load(write_config()), load(write_config(), [setting, "name=other"])
+    with pytest.raises(BadInputError, match=words):
+        make_kit([one, other], tmp_path / "kit.pyz", Silent())
+
+
+def test_anchors_carry_another_devices_table_here(tmp_path: Path, subject: MeasuredSubject) -> None:
+    plan = measurement_plan([subject], variants=0, held_out=6, anchors=5)
+    quick = replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1)
+    measure_here(quick, tmp_path / "r.jsonl")
+    network = subject.trace.network
+    source = table_of_another_device(network)
+    table = build_table([tmp_path / "r.jsonl"], source=source)
+    assert table.mismatches(provenance(1, 1)) == []
+    assert table.networks["tiny"]["anchors"]["from_cpu"] == "another"
+    assert table.accuracy is not None
+    assert table.accuracy["variants"] == 6
+    assert 0 < table.predict(network.layers) < source.predict(network.layers)
+    with pytest.raises(BadInputError, match="two devices or settings"):
+        build_table([tmp_path / "r.jsonl"], known=source, source=source)
+
+
+def test_without_profiles_there_is_no_table(tmp_path: Path, subject: MeasuredSubject) -> None:
+    plan = measurement_plan([subject], variants=0, held_out=3)
+    measure_here(replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1), tmp_path / "r.jsonl")
+    with pytest.raises(BadInputError, match="1 profiled variants, a table needs at least 4"):
+        build_table([tmp_path / "r.jsonl"])

@@ -1,0 +1,187 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.measure.build.table_builder import table_of
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, described_networks, measurement_plan
+from amcsearch.measure.plan.network_record import network_from_record
+from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, held_out_policies, training_policies
+from amcsearch.measure.plan.variants import random_policies, smallest
+from amcsearch.runtime.on_device.plan import InputSpec
+from amcsearch.training.models.transformer import language_model
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x))))).mean((2, 3)))
+
+
+def subject(name="small", model=None):
+    model, x = (Small() if model is None else model).eval(), torch.zeros(1, 1, 8, 8)
+    return MeasuredSubject(name, model, trace(model, x, verify=False), x)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    told = []
+    made = measurement_plan(
+        [subject(), subject("other")],
+        variants=16,
+        held_out=8,
+        anchors=4,
+        lowered=6,
+        batch=2,
+        progress=lambda share, text: told.append(share),
+    )
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    return made
+
+
+def of(plan, network):
+    return [model for model in plan.models if model.network == network]
+
+
+def test_each_network_has_its_dense_reference_and_every_role(plan):
+    for network in ("small", "other"):
+        roles = Counter(model.role for model in of(plan, network))
+        assert roles == {"reference": 1, BUILDING: 16, HELD_OUT: 8, ANCHOR: 4, LOWERED: 6}
+    assert [model.role for model in plan.models[:2]] == ["reference"] * 2
+
+
+def test_policies_are_distinct_so_that_what_is_held_out_builds_nothing(plan):
+    for network in ("small", "other"):
+        policies = [tuple(sorted(model.policy.items())) for model in of(plan, network)]
+        assert len(set(policies)) == len(policies)
+
+
+def test_every_beginning_of_the_order_has_seen_some_of_all(plan):
+    first = plan.models[2 : 2 + 16]
+    assert Counter(model.network for model in first) == {"small": 8, "other": 8}
+    for network in ("small", "other"):
+        roles = Counter(model.role for model in first if model.network == network)
+        assert roles[BUILDING] > roles[HELD_OUT] > 0
+        assert roles[ANCHOR] > 0
+
+
+def test_what_is_held_out_is_not_profiled_and_what_is_lowered_is_not_run(plan):
+    assert {model.role for model in plan.models if model.profiled} == {"reference", BUILDING, ANCHOR}
+    assert {model.role for model in plan.models if not model.timed} == {LOWERED}
+    assert all(model.timed for model in plan.models if model.role != LOWERED)
+
+
+def test_the_plan_describes_its_networks_and_inputs(plan):
+    networks = described_networks(plan.info)
+    assert list(networks) == ["small", "other"]
+    assert network_from_record(networks["small"]["network"]) == subject().trace.network
+    assert set(networks["small"]["owners"].values()) == {"conv1", "conv2", "fc"}
+    assert plan.inputs["small"] == InputSpec((2, 1, 8, 8), "float32", None)
+    assert plan.batch == 2
+
+
+def test_half_of_what_builds_lies_on_the_channel_grids(resnet20_network):
+    policies = training_policies(resnet20_network, 72, np.random.default_rng(0))
+    assert len(set(policies)) == len(policies) == 72
+
+    def on(multiple):
+        wide = [g.name for g in resnet20_network.groups if g.channels >= 16]
+        return sum(all(policy[name] % multiple == 0 for name in wide) for policy in policies)
+
+    assert on(16) >= 17
+    assert 33 <= on(8) <= 40
+    assert policies[0] == {g.name: g.choices(16)[0] for g in resnet20_network.groups}
+    assert resnet20_network.dense not in policies
+
+
+def test_held_out_policies_come_from_all_grids_and_were_not_taken(resnet20_network):
+    taken = training_policies(resnet20_network, 40, np.random.default_rng(0))
+    found = held_out_policies(resnet20_network, 24, np.random.default_rng(0), taken)  # the same draws to begin with
+    assert len(set(found)) == 24
+    assert not set(found) & set(taken)
+    names = [g.name for g in resnet20_network.groups if g.channels >= 16]
+    odd = [any(policy[name] % 8 for name in names) for policy in found]
+    assert 4 <= sum(odd) < 24
+
+
+def test_a_table_asks_for_what_it_knows_least(simulated, resnet20_network):
+    """It has seen the channel grid alone: odd widths are what it doubts, and what is chosen."""
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    building = device.measured(resnet20_network, random_policies(resnet20_network, 16, 16, rng), rng)
+    table = table_of("resnet", resnet20_network, building, [], device.overhead_ms, simulated.PROVENANCE)
+
+    def doubt(policies):
+        layers = [resnet20_network.with_channels(policy).layers for policy in policies]
+        return np.mean([table.uncertainty(one) / table.predict(one) for one in layers])
+
+    chosen = training_policies(resnet20_network, 12, np.random.default_rng(1), table)
+    assert len(set(chosen)) == len(chosen) == 12
+    assert doubt(chosen) > 1.2 * doubt(training_policies(resnet20_network, 12, np.random.default_rng(1)))
+
+
+def test_a_network_that_is_exhausted_gives_fewer():
+    narrow = subject(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 2)))
+    plan = measurement_plan([narrow], variants=12)
+    policies = [tuple(model.policy.items()) for model in plan.models]
+    assert len(set(policies)) == len(policies) <= 6
+
+
+def test_without_variants_all_is_fresh():
+    plan = measurement_plan([subject()], variants=0, held_out=3, anchors=2)
+    assert Counter(model.role for model in plan.models) == {"reference": 1, HELD_OUT: 3, ANCHOR: 2}
+    assert {model.role for model in plan.models[1:] if model.profiled} == {ANCHOR}
+
+
+def test_anchors_begin_with_the_extremes():
+    network = subject().trace.network
+    own = measurement_plan([subject()], variants=0, held_out=3, anchors=2, seed=3)
+    first, second = (PruningPolicy(model.policy) for model in own.models if model.role == ANCHOR)
+    assert first == smallest(network, 16)
+    assert sum(second.values()) < sum(network.dense.values())
+
+
+def test_tokens_stay_tokens():
+    torch.manual_seed(0)
+    model, x = language_model().eval(), torch.zeros(1, 16, dtype=torch.int64)
+    text = MeasuredSubject("text", model, trace(model, x, verify=False), x, high=100)
+    plan = measurement_plan([text], variants=0, held_out=1, batch=3)
+    assert plan.inputs["text"] == InputSpec((3, 16), "int64", 100)
+    assert len(plan.models) == 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"variants": 3}, r"variants = 3 \(0, or at least 12\)"),
+        ({"variants": -1}, "variants = -1"),
+        ({"anchors": -1}, "anchors = -1"),
+        ({"lowered": -1}, "lowered = -1"),
+        ({"held_out": -1}, "held out = -1"),
+        ({"batch": 0}, r"batch = 0 \(at least 1\)"),
+    ],
+)
+def test_impossible_counts_are_refused(counts, words):
+    with pytest.raises(BadInputError, match=words):
+        measurement_plan([subject()], **counts)
+
+
+def test_two_networks_of_one_name_are_refused():
+    with pytest.raises(BadInputError, match=r"\['small', 'small'\] must have different names"):
+        measurement_plan([subject(), subject()], variants=12)
+
+
+def test_a_plan_made_elsewhere_names_no_networks():
+    with pytest.raises(BadInputError, match="names no networks; build the kit with `amcsearch table kit`"):
+        described_networks({})

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.runtime.paired_latency import measure_many, measure_paired, median_interval, paired_latency, quiet_rounds
+from amcsearch.runtime.session import _one_conv
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_constant_samples_have_intervals_without_width():
+    result = paired_latency(np.full(10, 4.0), np.full(10, 2.0), rng())
+    assert (result.dense_low, result.dense_ms, result.dense_high) == (4.0, 4.0, 4.0)
+    assert (result.pruned_low, result.pruned_ms, result.pruned_high) == (2.0, 2.0, 2.0)
+    assert (result.ratio_low, result.ratio, result.ratio_high) == (0.5, 0.5, 0.5)
+    assert result.speedup == 2.0
+    assert result.rounds == 10
+
+
+def test_drift_that_hits_both_models_alike_leaves_the_ratio_exact():
+    drift = np.linspace(1.0, 3.0, 41)
+    result = paired_latency(8.0 * drift, 2.0 * drift, rng())
+    assert result.dense_high - result.dense_low > 1.0
+    assert result.ratio_low == pytest.approx(0.25)
+    assert result.ratio_high == pytest.approx(0.25)
+
+
+def test_one_spike_does_not_move_the_median():
+    pruned = np.full(21, 2.0)
+    pruned[7] = 500.0
+    assert paired_latency(np.full(21, 4.0), pruned, rng()).ratio_high == 0.5
+
+
+def test_a_model_beside_itself_has_a_ratio_interval_around_one():
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(10, 0.2, size=(2, 200))
+    result = paired_latency(a, b, rng())
+    assert result.ratio_low < 1.0 < result.ratio_high
+    assert result.ratio_high - result.ratio_low < 0.02
+
+
+def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    samples = generator.exponential(1.0, size=(300, 40))
+    _, low, high = median_interval(samples, rng(), resamples=400)
+    covered = np.mean((low <= np.log(2)) & (np.log(2) <= high))
+    assert 0.90 <= covered <= 0.99
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30))
+def test_the_median_lies_in_its_interval(values):
+    median, low, high = median_interval(np.array([values]), rng(), resamples=200)
+    assert low[0] <= median[0] + 1e-12
+    assert median[0] <= high[0] + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "words"),
+    [
+        ([1.0], [1.0, 2.0], "equal rounds"),
+        ([], [], "equal rounds"),
+        ([1.0], [0.0], "positive"),
+        ([np.nan], [1.0], "positive"),
+    ],
+)
+def test_samples_that_cannot_be_paired_are_refused(dense, pruned, words):
+    with pytest.raises(BadInputError, match=words):
+        paired_latency(np.array(dense), np.array(pruned), rng())
+
+
+def test_real_models_are_measured_beside_the_dense_one():
+    x = np.ones((1, 4, 8, 8), dtype=np.float32)
+    several = measure_many(_one_conv(4, 16), [_one_conv(4, 8), _one_conv(4, 4)], x, rounds=3, min_ms=0.05)
+    assert len(several) == 2
+    assert several[0].dense_ms == several[1].dense_ms
+    one = measure_paired(_one_conv(4, 16), _one_conv(4, 8), x, rounds=3, min_ms=0.05)
+    assert one.ratio_low <= one.ratio <= one.ratio_high
+
+
+def test_rounds_with_a_disturbed_dense_model_are_left_out():
+    dense = np.array([1.0, 1.02, 1.3, 1.01, 1.04, 2.0])
+    assert quiet_rounds(dense).tolist() == [True, True, False, True, True, False]
+    mostly_disturbed = np.array([1.3] * 8 + [1.0, 1.01])
+    assert quiet_rounds(mostly_disturbed).tolist() == [False] * 8 + [True, True]
