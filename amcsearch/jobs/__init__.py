@@ -1,7 +1,8 @@
-"""TODO face."""
+"""What a user asks for: one function a verb, a typed request in and a typed result out."""
 
 from amcsearch.jobs.energy import energy_report
-from amcsearch.jobs.search import plan, prune, search
+from amcsearch.jobs.prune.prune import prune
+from amcsearch.jobs.search import plan, search
 from amcsearch.jobs.sensitivity import write_sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table

@@ -1,11 +1,11 @@
-"""From a chosen policy to a proven model: fine-tuning, export, parity, measured latency, the test split.
+"""Finalists and the delivered model: export, measured latency, parity with torch, accuracy on the test split.
 
 Prediction is never the last word: the best policies are measured on the device, and one of them is chosen.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
-from amcsearch.jobs.finetuning import fine_tune
-from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import RunFolder
 from amcsearch.runtime import (
@@ -29,14 +27,13 @@ from amcsearch.runtime import (
 from amcsearch.training import evaluate, save_state, stacked
 
 __all__ = [
+    "Exports",
     "Finalist",
     "Measure",
     "Outcome",
     "choose",
-    "finetune",
     "latency_overshoot",
     "measure_finalists",
-    "measurer",
     "verify",
 ]
 
@@ -138,63 +135,76 @@ class Outcome:
     latency: PairedLatency
 
 
-def _delivered(job: Job, models: Sequence[bytes]) -> list[bytes]:
-    """Exported models in the data type the device computes in, calibrated on the calibration split."""
-    inputs = stacked(job.network.splits.calibration)[0].numpy()
-    return [converted(model, job.config.device.dtype, inputs) for model in models]
+class Exports:
+    """Networks of one job as ONNX files, each cut, refitted and exported once; the dense one among them.
 
-
-def measurer(job: Job) -> Measure:
-    """Return a function that measures policies beside the dense network, all in the same interleaved rounds.
-
-    All of them as they would be delivered: in the device's data type.
+    A finalist that is chosen is not cut again for delivery: ``pruned`` gives the network that was measured.
     """
-    network = job.network
 
-    def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
-        modules = [network.model, *map(job.evaluator.pruned, policies)]
-        dense, *pruned = _delivered(job, [exported(module, network.example) for module in modules])
-        device, seed = job.config.device, job.config.seed
-        inputs = network.example.numpy()
-        return measure_many(dense, pruned, inputs, threads=device.threads, rounds=device.rounds, seed=seed)
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._pruned: dict[PruningPolicy, nn.Module] = {}
 
-    return measure
+    @cached_property
+    def dense(self) -> bytes:
+        """The dense network in float32."""
+        return exported(self.job.workload.model, self.job.workload.example)
+
+    @cached_property
+    def dense_delivered(self) -> bytes:
+        """The dense network in the data type that the device computes in."""
+        return self.in_device_type(self.dense)
+
+    def pruned(self, policy: PruningPolicy) -> nn.Module:
+        """Return the network of a policy as the job's evaluator cuts and refits it; not to be changed."""
+        if policy not in self._pruned:
+            self._pruned[policy] = self.job.evaluator.pruned(policy)
+        return self._pruned[policy]
+
+    def in_device_type(self, model: bytes) -> bytes:
+        """Return a model in the data type that the device computes in, calibrated on the calibration split."""
+        inputs = stacked(self.job.workload.splits.calibration)[0].numpy()
+        return converted(model, self.job.config.device.dtype, inputs)
+
+    def measure(self, policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
+        """Measure policies beside the dense network, all in the same interleaved rounds, as they would be delivered."""
+        example, device = self.job.workload.example, self.job.config.device
+        pruned = [self.in_device_type(exported(self.pruned(policy), example)) for policy in policies]
+        return measure_many(
+            self.dense_delivered,
+            pruned,
+            example.numpy(),
+            threads=device.threads,
+            rounds=device.rounds,
+            seed=self.job.config.seed,
+        )
 
 
-def finetune(job: Job, pruned: nn.Module, observer: Observer) -> nn.Module:
-    """Return a copy of the pruned network, trained by the configured recipe with the dense network as its teacher.
-
-    Raises:
-        BadInputError: the training diverges.
-    """
-    return fine_tune(job.config, job.network, copy.deepcopy(pruned), observer)
-
-
-def verify(job: Job, run: RunFolder, pruned: nn.Module, tuned: nn.Module, chosen: Finalist) -> Outcome:
+def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:
     """Export, compare with torch, measure beside dense, and read the test split for the first and only time.
 
     Raises:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
-    network, device = job.network, job.config.device
+    workload, device = job.workload, job.config.device
     save_state(tuned, run.pruned_safetensors)
-    exports = {name: exported(m, network.example) for name, m in (("dense", network.model), ("finetuned", tuned))}
-    onnx = dict(zip(exports, _delivered(job, list(exports.values())), strict=True))
+    in_float32 = exported(tuned, workload.example)
+    onnx = {"dense": exports.dense_delivered, "finetuned": exports.in_device_type(in_float32)}
     with run.replacing(run.pruned_onnx) as path:
         path.write_bytes(onnx["finetuned"])
-    inputs, targets = stacked(network.splits.test)
+    inputs, targets = stacked(workload.splits.test)
     batches = min(PARITY_BATCHES, len(inputs) // device.batch)
-    compared = inputs[: batches * device.batch] if batches else network.example
+    compared = inputs[: batches * device.batch] if batches else workload.example
     latency = measure_paired(
         onnx["dense"],
         run.pruned_onnx,
-        network.example.numpy(),
+        workload.example.numpy(),
         threads=device.threads,
         rounds=device.rounds,
         seed=job.config.seed,
     )
-    modules = {"dense": network.model, "pruned": pruned, "finetuned": tuned}
+    modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     accuracy = {name: evaluate(module, inputs, targets)[1] for name, module in modules.items()}
     judged = {} if device.dtype == "float32" else onnx  # a float32 model is held to torch by parity
     delivered = {name: evaluate(OnnxModule(model), inputs, targets)[1] for name, model in judged.items()}
-    return Outcome(chosen, accuracy, delivered, max_abs_difference(tuned, exports["finetuned"], compared), latency)
+    return Outcome(chosen, accuracy, delivered, max_abs_difference(tuned, in_float32, compared), latency)

@@ -7,7 +7,7 @@ from typing import Any
 from amcsearch.config import Config, check_priced, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
 from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
-from amcsearch.jobs.network import Network
+from amcsearch.jobs.workload import Workload
 from amcsearch.runtime import provenance
 from amcsearch.search import FeasibleSet, resolve_budget, without_dominated
 
@@ -36,7 +36,7 @@ class Device:
     widths_left_out: int = 0
 
 
-def load_device(config: Config, network: Network, *, strict: bool = False) -> Device:
+def load_device(config: Config, workload: Workload, *, strict: bool = False) -> Device:
     """Price the network on the target and find the policies within the budget.
 
     ``strict`` turns a latency table made elsewhere from a warning into an error.
@@ -47,7 +47,7 @@ def load_device(config: Config, network: Network, *, strict: bool = False) -> De
     """
     check_priced(config)
     profile = read_device(config.device.profile) if config.device.profile else None
-    spec = network.trace.network
+    spec = workload.trace.network
     table = read_latency_table(config.device.table).for_network(spec) if config.device.table else None
     _check_dtype(config, table)
     models: list[CostModel] = [Macs(), Params()]

@@ -11,8 +11,8 @@ from amcsearch.config import Config, read_device, read_latency_table
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, StorageFormat
 from amcsearch.graph import remove
-from amcsearch.jobs.network import Network, load_network
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
 from amcsearch.reporting import write_energy
@@ -41,13 +41,13 @@ def energy_report(
     ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
 
     Raises:
-        BadInputError: as ``load_network``, no profile, a policy or densities that do not fit, no counter to measure
+        BadInputError: as ``load_workload``, no profile, a policy or densities that do not fit, no counter to measure
             with, or a folder that cannot be written.
     """
     profile = _profile(config, device)
     observer.phase("Tracing the network")
-    network = load_network(config, train=False)
-    spec = network.trace.network
+    workload = load_workload(config, train=False)
+    spec = workload.trace.network
     model = _model(config, profile, spec)
     policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
     shares = {} if densities is None else _densities(densities, spec)
@@ -71,7 +71,7 @@ def energy_report(
     if measure:
         observer.phase("Measuring energy on this machine")
         dynamic = {name: sum(e.total_mj - e.static_mj for e in estimates[name]) for name in policies}
-        report["measured"] = _measured(config, network, policies, dynamic)
+        report["measured"] = _measured(config, workload, policies, dynamic)
     return report
 
 
@@ -143,16 +143,16 @@ def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], model: E
 
 
 def _measured(
-    config: Config, network: Network, policies: dict[str, PruningPolicy], predicted_mj: dict[str, float]
+    config: Config, workload: Workload, policies: dict[str, PruningPolicy], predicted_mj: dict[str, float]
 ) -> dict[str, Any]:
     """Energy of a call of each network above idling; which channels stay does not matter, only how many."""
     counter = find_counter()
     rng = np.random.default_rng(config.seed)
     found = {}
     for name, policy in policies.items():
-        smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
-        session = make_session(exported(smaller, network.example), config.device.threads)
-        found[name] = measure_energy(bound_call(session, network.example.numpy()), counter)
+        smaller = remove(workload.model, workload.trace, random_kept(workload.trace, policy, rng))
+        session = make_session(exported(smaller, workload.example), config.device.threads)
+        found[name] = measure_energy(bound_call(session, workload.example.numpy()), counter)
     return {
         "counter": counter.name,
         "call_mj": {name: energy.call_mj for name, energy in found.items()},

@@ -5,8 +5,8 @@ from torch import nn
 from amcsearch.config import Config
 from amcsearch.core import BadInputError
 from amcsearch.evaluation import default_batch_size
-from amcsearch.jobs.network import Network, training_recipe
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.workload import Workload, training_recipe
 from amcsearch.recovery import recalibrate_batch_norm
 from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, fit, stacked
 
@@ -35,7 +35,7 @@ def finetuning_recipe(config: Config) -> tuple[TrainingRecipe, int]:
 
 def fine_tune(
     config: Config,
-    network: Network,
+    workload: Workload,
     model: nn.Module,
     observer: Observer,
     hook: TrainingHook | None = None,
@@ -51,10 +51,10 @@ def fine_tune(
         learned = config.recovery.finetune.distillation if config.recovery.finetune else None
         fit(
             model,
-            network.splits.train,
+            workload.splits.train,
             recipe,
             seed=config.seed,
-            teacher=network.model if learned else None,
+            teacher=workload.model if learned else None,
             distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
             torch_device=config.evaluation.torch_device,
             progress=observer.epoch,
@@ -65,8 +65,8 @@ def fine_tune(
     return model.cpu().eval()
 
 
-def recalibrate(config: Config, network: Network, model: nn.Module) -> None:
+def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:
     """Take the statistics of batch norms anew from the calibration split, where the configuration asks for it."""
     if config.recovery.bn_recalibration:
-        inputs, _ = stacked(network.splits.calibration)
+        inputs, _ = stacked(workload.splits.calibration)
         recalibrate_batch_norm(model, inputs, config.evaluation.batch_size or default_batch_size(inputs))

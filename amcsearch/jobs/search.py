@@ -1,8 +1,7 @@
-"""The story of a search: network → device → ranking → search → finalists → fine-tuning → verification → report.
+"""The main job: search a pruning policy within the budget, and deliver the smaller network.
 
-The configured agent and its baseline, run through one door at equal evaluations.
-
-What a search would do, how large it is and how long it would take, without doing it.
+workload → device → ranking → search → finalists → fine-tuning → verification → report. The configured agent and its
+baseline go through one door, at equal evaluations. ``plan`` says what a search would do without doing it.
 """
 
 import time
@@ -10,25 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from amcsearch.config import Config, RecipeConfig, build, config_hash, pick
-from amcsearch.core import PruningPolicy, Trial, TrialState
+from amcsearch.core import PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
-from amcsearch.jobs.delivery import Finalist, choose, finetune, measure_finalists, measurer, verify
+from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
-from amcsearch.jobs.network import Network, load_network
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.prune.goals import goal_of, naming_the_target, propose, without_search_budget
-from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
+from amcsearch.jobs.result import deliver
 from amcsearch.jobs.setup import Job, assemble, make_evaluator
-from amcsearch.jobs.summary import describe_proposal, describe_search, summarise
-from amcsearch.reporting import render
+from amcsearch.jobs.summary import describe_search
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.runs import RunFolder
 from amcsearch.search import SEARCHERS, RewardContext, Study, bind
 from amcsearch.training import fetch, length, task_loss
 
-__all__ = ["plan", "prune", "run_agents", "search"]
+__all__ = ["plan", "search"]
 
 
 def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
@@ -39,9 +35,9 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
     Raises:
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
-    network = load_network(config, train=False)
-    device = load_device(config, network, strict=strict)
-    spec = network.trace.network
+    workload = load_workload(config, train=False)
+    device = load_device(config, workload, strict=strict)
+    spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     return {
         "name": config.name,
@@ -49,10 +45,10 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
             "factory": config.model.factory,
             "layers": len(spec.layers),
             "groups": len(spec.groups),
-            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in network.trace.skipped],
+            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in workload.trace.skipped],
         },
         "samples": {
-            name: length(getattr(network.splits, name), name) for name in ("train", "calibration", "search", "test")
+            name: length(getattr(workload.splits, name), name) for name in ("train", "calibration", "search", "test")
         },
         "dense": dict(device.dense),
         "budget": dict(device.feasible.budget.limits),
@@ -64,37 +60,37 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
         "baseline": config.search.baseline,
         "trials": config.search.trials,
         "warnings": list(device.warnings),
-        "expected_seconds": _expected_seconds(config, network, uniform),
+        "expected_seconds": _expected_seconds(config, workload, uniform),
     }
 
 
-def _expected_seconds(config: Config, network: Network, uniform: PruningPolicy) -> dict[str, float]:
-    evaluator = make_evaluator(config, network)
+def _expected_seconds(config: Config, workload: Workload, uniform: PruningPolicy) -> dict[str, float]:
+    evaluator = make_evaluator(config, workload)
     evaluator.evaluate(uniform)
     evaluation = evaluator.evaluate(uniform).seconds
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     seconds = {"search": evaluation * config.search.trials * searches}
     if config.model.pretrain is not None:
-        seconds["network"] = _training_seconds(network, config.model.pretrain)
+        seconds["network"] = _training_seconds(workload, config.model.pretrain)
     if config.recovery.finetune is not None:
-        seconds["finetune"] = _training_seconds(network, config.recovery.finetune)
+        seconds["finetune"] = _training_seconds(workload, config.recovery.finetune)
     return {**seconds, "total": sum(seconds.values())}
 
 
-def _training_seconds(network: Network, recipe: RecipeConfig) -> float:
+def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
     """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
-    count = length(network.splits.train, "train")
-    inputs, targets = fetch(network.splits.train, range(min(recipe.batch_size, count)))
+    count = length(workload.splits.train, "train")
+    inputs, targets = fetch(workload.splits.train, range(min(recipe.batch_size, count)))
     step = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        parameters = [p for p in network.model.parameters() if p.requires_grad]
-        torch.autograd.grad(task_loss(network.model(inputs), targets), parameters, allow_unused=True)
+        parameters = [p for p in workload.model.parameters() if p.requires_grad]
+        torch.autograd.grad(task_loss(workload.model(inputs), targets), parameters, allow_unused=True)
         step = time.perf_counter() - start
     return step * -(-count // recipe.batch_size) * recipe.epochs
 
 
-def run_agents(
+def _run_agents(
     job: Job, run: RunFolder, observer: Observer, workers: int, storage: str | None
 ) -> tuple[Study, Study | None]:
     """Run the agent, then the baseline; every trial is stored before the next begins.
@@ -123,7 +119,7 @@ def _start(job: Job, study: Study) -> None:
     """Evaluate the configured policy first, within the budget."""
     if job.config.search.start is None:
         return
-    network = job.network.trace.network
+    network = job.workload.trace.network
     asked = PruningPolicy.read(Path(job.config.search.start))
     policy = network.policy(study.feasible.repair(network.kept_array(asked)))
     if policy != asked:
@@ -142,7 +138,7 @@ def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Obs
     config, device = job.config, job.device
     context = RewardContext(device.dense, job.dense.accuracy, device.feasible.budget)
     return Study(
-        job.network.trace.network,
+        job.workload.trace.network,
         device.space,
         device.grid,
         device.feasible,
@@ -180,64 +176,12 @@ def search(
     phases = Phases(observer, run.append_log)
     job = assemble(config, phases, strict=strict)
     with phases("search", f"Searching with {config.search.agent}"):
-        study, baseline = run_agents(job, run, observer, workers, storage)
+        study, baseline = _run_agents(job, run, observer, workers, storage)
+    exports = Exports(job)
     with phases("finalists", "Measuring the best policies beside the dense network"):
         trials = study.front if config.search.objectives else study.trials
         limit_ms = job.device.feasible.budget.limits.get("latency_ms")
         finalists = measure_finalists(
-            trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, measurer(job)
+            trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, exports.measure
         )
-    networks = _finetuned(job, phases, finalists)
-    return _deliver(job, run, phases, finalists, networks, describe_search(study, baseline))
-
-
-def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
-    """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
-
-    Raises:
-        BadInputError: as ``search``, no goal, a policy that does not fit the network, or too few epochs for the rounds.
-        InfeasibleBudgetError: no policy meets the target.
-    """
-    phases = Phases(observer, run.append_log)
-    goal = goal_of(config)
-    shares_of_training(config)  # too few epochs are refused before anything is trained
-    with naming_the_target(config):
-        job = assemble(without_search_budget(config), phases)
-    job, rounds = earlier_rounds(job, run, phases)
-    with phases("goal", goal):
-        found = propose(job, run, observer)
-    with phases("finalists", "Evaluating and measuring the policy"):
-        cost, evaluation = job.device.grid.cost(found.policy), job.evaluator.evaluate(found.policy)
-        trial = Trial(0, found.agent, config.seed, TrialState.COMPLETE, found.policy, evaluation, cost, 0.0)
-        if config.prune.keep_accuracy is None:  # which lists the trials of its own study
-            run.write_trials([trial])
-            run.write_pareto([trial])
-        finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, measurer(job))
-    networks = _finetuned(job, phases, finalists)
-    found = with_rounds(found, rounds, job, networks)
-    return _deliver(job, run, phases, finalists, networks, describe_proposal(found))
-
-
-def _finetuned(job: Job, phases: Phases, finalists: list[Finalist]) -> tuple[nn.Module, nn.Module]:
-    """The network of the chosen policy as pruned, and fine-tuned."""
-    with phases("finetune", "Fine-tuning the chosen policy"):
-        pruned = job.evaluator.pruned(choose(finalists).trial.policy)
-        return pruned, finetune(job, pruned, phases.observer)
-
-
-def _deliver(
-    job: Job,
-    run: RunFolder,
-    phases: Phases,
-    finalists: list[Finalist],
-    networks: tuple[nn.Module, nn.Module],
-    origin: dict[str, Any],
-) -> dict[str, Any]:
-    chosen = choose(finalists)
-    with phases("verify", "Exporting, measuring and reading the test split"):
-        outcome = verify(job, run, *networks, chosen)
-    summary = summarise(job, origin, finalists, outcome, phases.seconds)
-    run.write_policy(chosen.trial.policy)
-    run.write_summary(summary)
-    run.write_report(render(run))
-    return summary
+    return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))

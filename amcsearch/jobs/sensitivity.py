@@ -10,9 +10,9 @@ import numpy as np
 from amcsearch.config import Config
 from amcsearch.core import Cost, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
-from amcsearch.jobs.network import load_network
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import make_evaluator
+from amcsearch.jobs.workload import load_workload
 from amcsearch.reporting import write_additivity, write_curves
 
 __all__ = ["write_sensitivity"]
@@ -29,17 +29,17 @@ def write_sensitivity(
     cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
 
     Raises:
-        BadInputError: as ``load_network``, fewer than two points, or a folder that cannot be written.
+        BadInputError: as ``load_workload``, fewer than two points, or a folder that cannot be written.
     """
     observer.phase("Loading or training the network")
-    network = load_network(config, progress=observer.epoch)
-    recovered = make_evaluator(config, network)
+    workload = load_workload(config, progress=observer.epoch)
+    recovered = make_evaluator(config, workload)
     multiple = config.device.channel_multiple
     space = PolicySpace.on_grid(
-        network.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
+        workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
     )
     drawn = space.random(joint, np.random.default_rng(config.seed)) if space.groups else np.empty((0, 0), dtype=int)
-    together = [network.trace.network.policy(row) for row in drawn]
+    together = [workload.trace.network.policy(row) for row in drawn]
     total = 2 * len(policies(space, points)) + len(together)
     observer.phase(f"Evaluating {total} policies")
     evaluate = _counting(config.seed, total, observer)

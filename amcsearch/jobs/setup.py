@@ -13,8 +13,8 @@ from amcsearch.config import Config, build, pick
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, load_device
-from amcsearch.jobs.network import Network, load_network
 from amcsearch.jobs.observer import Phases
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods import (
     CRITERIA,
     SELECTORS,
@@ -54,14 +54,14 @@ def name_of_choice(config: Config) -> str:
     return config.selection.selector or config.selection.criterion
 
 
-def choose_channels(config: Config, network: Network, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
+def choose_channels(config: Config, workload: Workload, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
     """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
 
     Raises:
         BadInputError: an unknown criterion, selector or parameter, a network that the selector cannot judge, or a
             criterion of gradients that are 0.
     """
-    selection, model, trace = config.selection, network.model, network.trace
+    selection, model, trace = config.selection, workload.model, workload.trace
     calibration = Calibration(model, trace, inputs, targets, task_loss, batch_size)
     if selection.selector is not None:
         return _by_selector(config, calibration)
@@ -114,7 +114,7 @@ class Job:
     """
 
     config: Config
-    network: Network
+    workload: Workload
     device: Device
     evaluator: Evaluator
     dense: Evaluation
@@ -125,59 +125,61 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
     """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
 
     Raises:
-        BadInputError: as ``load_network``, ``load_device`` and ``make_evaluator``, or a dense loss that is not finite.
+        BadInputError: as ``load_workload``, ``load_device`` and ``make_evaluator``, or a dense loss that is not finite.
         InfeasibleBudgetError: no policy meets the budget.
     """
     with phases("network", "Loading or training the network"):
-        network = load_network(config, progress=phases.observer.epoch)
+        workload = load_workload(config, progress=phases.observer.epoch)
     with phases("costs", "Pricing it on the device"):
-        device = load_device(config, network, strict=strict)
+        device = load_device(config, workload, strict=strict)
         for text in device.warnings:
             phases.observer.warn(text)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
-        choice = _choice(config, network)
-        evaluator = _evaluator(config, network, choice)
-        dense = evaluator.evaluate(network.trace.network.dense)
+        choice = _choice(config, workload)
+        evaluator = _evaluator(config, workload, choice)
+        dense = evaluator.evaluate(workload.trace.network.dense)
     if not math.isfinite(dense.loss):
         raise BadInputError(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    return Job(config, network, device, evaluator, dense, choice.scores)
+    return Job(config, workload, device, evaluator, dense, choice.scores)
 
 
-def reranked(job: Job, network: Network) -> Job:
+def reranked(job: Job, workload: Workload) -> Job:
     """Return the job with the channels of another network ranked and evaluated in place of the dense one's.
 
     Raises:
         BadInputError: as ``make_evaluator``.
     """
-    choice = _choice(job.config, network)
-    return replace(job, evaluator=_evaluator(job.config, network, choice), scores=choice.scores)
+    choice = _choice(job.config, workload)
+    return replace(job, evaluator=_evaluator(job.config, workload, choice), scores=choice.scores)
 
 
-def make_evaluator(config: Config, network: Network) -> Evaluator:
+def make_evaluator(config: Config, workload: Workload) -> Evaluator:
     """Rank the channels by the configured criterion or selector and return the accuracy proxy.
 
     Raises:
         BadInputError: as ``choose_channels``.
     """
-    return _evaluator(config, network, _choice(config, network))
+    return _evaluator(config, workload, _choice(config, workload))
 
 
-def _choice(config: Config, network: Network) -> Choice:
-    inputs, targets = stacked(network.splits.calibration)
-    return choose_channels(config, network, inputs, targets, config.evaluation.batch_size or default_batch_size(inputs))
+def _choice(config: Config, workload: Workload) -> Choice:
+    inputs, targets = stacked(workload.splits.calibration)
+    return choose_channels(
+        config, workload, inputs, targets, config.evaluation.batch_size or default_batch_size(inputs)
+    )
 
 
-def _evaluator(config: Config, network: Network, choice: Choice) -> Evaluator:
-    inputs, _ = stacked(network.splits.calibration)
+def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:
+    inputs, _ = stacked(workload.splits.calibration)
     return Evaluator(
-        network.model,
-        network.trace,
+        workload.model,
+        workload.trace,
         choice.ranking,
         inputs,
-        stacked(network.splits.search),
+        stacked(workload.splits.search),
         batch_size=config.evaluation.batch_size or default_batch_size(inputs),
         bn_recalibration=config.recovery.bn_recalibration,
         reconstruction=choice.reconstruction,

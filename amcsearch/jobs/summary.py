@@ -71,9 +71,9 @@ def summarise(
         "finalists": [_finalist(finalist, finalist is outcome.chosen) for finalist in finalists],
         "network": [
             {"group": group.name, "channels": group.channels, "kept": trial.policy[group.name]}
-            for group in job.network.trace.network.groups
+            for group in job.workload.trace.network.groups
         ],
-        "skipped": [asdict(skipped) for skipped in job.network.trace.skipped],
+        "skipped": [asdict(skipped) for skipped in job.workload.trace.skipped],
         "channel_multiple": job.device.channel_multiple,
         "widths_left_out": job.device.widths_left_out,
         "warnings": [*job.device.warnings, *_missed(outcome, job), *_similarity(job), *origin["notes"]],
@@ -91,7 +91,7 @@ def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
     """Standard deviation of a policy's predicted latency in ms, None without a table."""
     if job.device.table is None:
         return None
-    return job.device.table.uncertainty(job.network.trace.network.with_channels(policy).layers)
+    return job.device.table.uncertainty(job.workload.trace.network.with_channels(policy).layers)
 
 
 def _versions() -> dict[str, str]:
@@ -108,7 +108,7 @@ def _blocks(job: Job, outcome: Outcome) -> dict[str, Any]:
     trial, latency = outcome.chosen.trial, outcome.latency
     dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
     pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
-    dense = (job.device.dense, _sigma_ms(job, job.network.trace.network.dense), dense_ms)
+    dense = (job.device.dense, _sigma_ms(job, job.workload.trace.network.dense), dense_ms)
     pruned = (trial.cost, _sigma_ms(job, trial.policy), pruned_ms)
     found = {
         "dense": _block(outcome.accuracy["dense"], *dense),

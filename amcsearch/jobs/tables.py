@@ -17,8 +17,8 @@ from typing import Any, Final
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyTable
-from amcsearch.jobs.network import load_network
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.workload import load_workload
 from amcsearch.measure import (
     LEAST_VARIANTS,
     KitPlan,
@@ -59,11 +59,11 @@ STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then w
 
 def subject_of(config: Config) -> MeasuredSubject:
     """The network as its factory makes it: its time does not depend on training."""
-    network = load_network(config, train=False)
-    rows = [layer.in_channels for layer in network.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
-    tokens = min(rows, default=int(network.example.max()) + 1)  # every embedding must have a row for every token
-    high = None if network.example.is_floating_point() else tokens
-    return MeasuredSubject(config.name, network.model, network.trace, network.example[:1], high)
+    workload = load_workload(config, train=False)
+    rows = [layer.in_channels for layer in workload.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
+    tokens = min(rows, default=int(workload.example.max()) + 1)  # every embedding must have a row for every token
+    high = None if workload.example.is_floating_point() else tokens
+    return MeasuredSubject(config.name, workload.model, workload.trace, workload.example[:1], high)
 
 
 def known_share(table: LatencyTable, network: NetworkSpec) -> float:
@@ -191,7 +191,7 @@ def measure_table(
         minutes: bound of the measuring, None for none.
 
     Raises:
-        BadInputError: as ``load_network``, a network that cannot be exported, ``known`` of another device, minutes
+        BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, minutes
             that are not more than 0.
     """
     if minutes is not None and not minutes > 0:

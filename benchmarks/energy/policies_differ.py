@@ -18,7 +18,7 @@ from amcsearch.config.loading import load
 from amcsearch.core.policy import PolicySpace
 from amcsearch.costs.grid import CostGrid
 from amcsearch.jobs.device import load_device
-from amcsearch.jobs.network import load_network
+from amcsearch.jobs.workload import load_workload
 
 POPULATION, GENERATIONS, RESTARTS = 256, 150, 4
 TOLERANCE = 0.01
@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     options = parser.parse_args()
     config = load(options.config, [])
-    network = load_network(config, train=False)
-    device = load_device(config, network)
-    spec, grid = network.trace.network, device.grid
+    workload = load_workload(config, train=False)
+    device = load_device(config, workload)
+    spec, grid = workload.trace.network, device.grid
     start = time.perf_counter()
     target = 0.5 * grid.cost(spec.dense)["macs"]
     policies = {name: best(grid, device.space, name, target, config.seed) for name in ("energy_mj", "latency_ms")}

@@ -21,10 +21,10 @@ from amcsearch.core.trial import Trial
 from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finetuning import fine_tune, recalibrate
-from amcsearch.jobs.network import Network
 from amcsearch.jobs.setup import make_evaluator
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import fixed, sparse_training
+from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.gates import GATES
@@ -105,60 +105,60 @@ def _cells() -> list[Cell]:
 CELLS: Final = _cells()
 
 
-def measure(cell: Cell, config: Config, network: Network, sparsity: float) -> Measured:
+def measure(cell: Cell, config: Config, workload: Workload, sparsity: float) -> Measured:
     """Prune, read the test split, train on, read it again.
 
     Raises:
         BadInputError: the method does not fit the network, or its training diverges.
     """
-    test = stacked(network.splits.test)
+    test = stacked(workload.splits.test)
     start = time.process_time()
-    pruned, hook = _pruned(cell, config, network, sparsity)
+    pruned, hook = _pruned(cell, config, workload, sparsity)
     middle = time.process_time()
     before = evaluate(pruned, *test)
     begun = time.process_time()
     epochs = 1 if cell.family in ("gate", "schedule") else None
-    fine_tune(_tuning_for(config, epochs), network, pruned, _Silent(), hook)
+    fine_tune(_tuning_for(config, epochs), workload, pruned, _Silent(), hook)
     after = time.process_time()
-    return Measured(evaluate(network.model, *test), before, evaluate(pruned, *test), middle - start, after - begun)
+    return Measured(evaluate(workload.model, *test), before, evaluate(pruned, *test), middle - start, after - begun)
 
 
-def _pruned(cell: Cell, config: Config, network: Network, sparsity: float) -> tuple[nn.Module, TrainingHook | None]:
+def _pruned(cell: Cell, config: Config, workload: Workload, sparsity: float) -> tuple[nn.Module, TrainingHook | None]:
     """Return the pruned network with new statistics, and what keeps its zeros while it trains on."""
     if cell.family in ("gate", "schedule"):
-        return _trained_sparse(cell, config, network, sparsity)
+        return _trained_sparse(cell, config, workload, sparsity)
     if cell.criterion is not None:
-        return _weights_cut(cell, cell.criterion(), config, network, sparsity)
-    space = PolicySpace.on_grid(network.trace.network.groups)
-    policy = network.trace.network.policy(space.nearest([sparsity] * len(space.groups)))
-    return copy.deepcopy(make_evaluator(config, network).pruned(policy)), None
+        return _weights_cut(cell, cell.criterion(), config, workload, sparsity)
+    space = PolicySpace.on_grid(workload.trace.network.groups)
+    policy = workload.trace.network.policy(space.nearest([sparsity] * len(space.groups)))
+    return copy.deepcopy(make_evaluator(config, workload).pruned(policy)), None
 
 
 def _weights_cut(
-    cell: Cell, criterion: Criterion, config: Config, network: Network, sparsity: float
+    cell: Cell, criterion: Criterion, config: Config, workload: Workload, sparsity: float
 ) -> tuple[nn.Module, TrainingHook]:
-    model = copy.deepcopy(network.model)
-    inputs, targets = stacked(network.splits.calibration)
-    weights, batch_size = sparse_weights(model, network.trace), default_batch_size(inputs)
-    scores = weight_scores(model, network.trace, criterion, weights, inputs, targets, task_loss, batch_size)
+    model = copy.deepcopy(workload.model)
+    inputs, targets = stacked(workload.splits.calibration)
+    weights, batch_size = sparse_weights(model, workload.trace), default_batch_size(inputs)
+    scores = weight_scores(model, workload.trace, criterion, weights, inputs, targets, task_loss, batch_size)
     kept = masks(scores, sparsity, cell.within)
     bake(model, kept)
-    recalibrate(config, network, model)
+    recalibrate(config, workload, model)
     return model, fixed(model, kept)
 
 
 def _trained_sparse(
-    cell: Cell, config: Config, network: Network, sparsity: float
+    cell: Cell, config: Config, workload: Workload, sparsity: float
 ) -> tuple[nn.Module, TrainingHook | None]:
-    device = load_device(config, network)
+    device = load_device(config, workload)
     target: UnitTarget | WeightTarget
     if cell.granularity == "channels":
-        target = UnitTarget(network.trace, device, None, 1.0 - sparsity)
+        target = UnitTarget(workload.trace, device, None, 1.0 - sparsity)
     else:
-        shapes = {name: tuple(w.shape) for name, w in sparse_weights(network.model, network.trace).items()}
-        target = WeightTarget(network.trace, device.space, shapes, None, 1.0 - sparsity)
-    sparse = sparse_training(config, network, target, _Nowhere(), lambda _epoch, _loss: None)
-    recalibrate(config, network, sparse.model)
+        shapes = {name: tuple(w.shape) for name, w in sparse_weights(workload.model, workload.trace).items()}
+        target = WeightTarget(workload.trace, device.space, shapes, None, 1.0 - sparsity)
+    sparse = sparse_training(config, workload, target, _Nowhere(), lambda _epoch, _loss: None)
+    recalibrate(config, workload, sparse.model)
     return sparse.model, fixed(sparse.model, sparse.masks) if sparse.granularity == "weights" else None
 
 

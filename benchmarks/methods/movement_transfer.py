@@ -17,19 +17,19 @@ from cells import CELLS, measure
 from scenes import SCENES, configured, loaded
 from torch.utils.data import TensorDataset
 
-from amcsearch.jobs.network import Network
+from amcsearch.jobs.workload import Workload
 from amcsearch.training.splits import DataSplits, stacked
 
 NAMES = ("one_shot", "gradual", "movement")
 
 
-def turned(network: Network) -> Network:
+def turned(workload: Workload) -> Workload:
     """Return the network with every split turned by a quarter."""
     found = {}
     for name in ("train", "calibration", "search", "test"):
-        inputs, targets = stacked(getattr(network.splits, name))
+        inputs, targets = stacked(getattr(workload.splits, name))
         found[name] = TensorDataset(torch.rot90(inputs, 1, (2, 3)).contiguous(), targets)
-    return replace(network, splits=DataSplits(**found))
+    return replace(workload, splits=DataSplits(**found))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from amcsearch.config.loading import load
 from amcsearch.evaluation.evaluator import default_batch_size
-from amcsearch.jobs.network import load_network
+from amcsearch.jobs.workload import load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import score_units
 from amcsearch.training.losses import task_loss
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/methods"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    network = load_network(load(args.config))
-    inputs, targets = stacked(network.splits.calibration)
+    workload = load_workload(load(args.config))
+    inputs, targets = stacked(workload.splits.calibration)
     batch_size = default_batch_size(inputs)
     every = {name: make() for name, make in CRITERIA.items()}
     ways = {**{name: {name: criterion} for name, criterion in every.items()}, TOGETHER: every}
@@ -45,7 +45,7 @@ def main() -> None:
     for round_number in range(args.repeats + 1):  # the first is warm-up
         for name in rng.permutation(list(ways)):
             start = time.perf_counter()
-            score_units(network.model, network.trace, ways[str(name)], inputs, targets, task_loss, batch_size)
+            score_units(workload.model, workload.trace, ways[str(name)], inputs, targets, task_loss, batch_size)
             if round_number:
                 seconds[str(name)].append(time.perf_counter() - start)
     median = {name: statistics.median(taken) for name, taken in seconds.items()}

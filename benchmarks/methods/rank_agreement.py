@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
-from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import score_units
@@ -55,10 +55,10 @@ def criteria() -> dict[str, Criterion]:
     return {**{name: make() for name, make in CRITERIA.items()}, **variants}
 
 
-def increases(network: Network, batch_size: int) -> Increases:
+def increases(workload: Workload, batch_size: int) -> Increases:
     """Measure the loss without each unit, minus the dense loss, in nats."""
-    model, trace = network.model, network.trace
-    inputs, targets = stacked(network.splits.calibration)
+    model, trace = workload.model, workload.trace
+    inputs, targets = stacked(workload.splits.calibration)
     means = input_means(model, trace, inputs, targets, task_loss, batch_size)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # a CPU's forward passes like it better
     inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -78,12 +78,12 @@ def increases(network: Network, batch_size: int) -> Increases:
     return found
 
 
-def agreement(network: Network, names: dict[str, Criterion]) -> list[tuple[str, str, float, float]]:
+def agreement(workload: Workload, names: dict[str, Criterion]) -> list[tuple[str, str, float, float]]:
     """Return (criterion, group, correlation with closed, with folded)."""
-    inputs, targets = stacked(network.splits.calibration)
+    inputs, targets = stacked(workload.splits.calibration)
     batch_size = default_batch_size(inputs)
-    true = increases(network, batch_size)
-    scores = score_units(network.model, network.trace, names, inputs, targets, task_loss, batch_size)
+    true = increases(workload, batch_size)
+    scores = score_units(workload.model, workload.trace, names, inputs, targets, task_loss, batch_size)
     return [
         (name, group, *(float(spearmanr(scores[name][group], measured).statistic) for measured in both))
         for name in names
@@ -132,7 +132,7 @@ def main() -> None:
         writer.writerow(["criterion", "group", "seed", *WAYS])
         for seed in args.seeds:
             config = seeded(args.config, seed)
-            for row in agreement(load_network(config), criteria()):
+            for row in agreement(load_workload(config), criteria()):
                 writer.writerow([row[0], row[1], seed, f"{row[2]:.4f}", f"{row[3]:.4f}"])
                 rows.append(row)
             file.flush()

@@ -22,7 +22,7 @@ from torch import nn
 
 from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.layer_inputs import LayerInputs
 from amcsearch.methods.least_squares import REFITS
@@ -67,19 +67,19 @@ def orders(calibration: Calibration) -> tuple[dict[str, tuple[Ranking, float]], 
     return found, inputs, gathering
 
 
-def accuracies(network: Network, refits: list[str], ratios: list[float]) -> Iterator[tuple[Key, float]]:
+def accuracies(workload: Workload, refits: list[str], ratios: list[float]) -> Iterator[tuple[Key, float]]:
     """Yield test accuracy by (way, refit, recalibrated, ratio); seconds to choose come under refit ``seconds``."""
-    model, spec = network.model, network.trace.network
-    inputs, targets = stacked(network.splits.calibration)
-    test = stacked(network.splits.test)
-    ways, seen, gathering = orders(Calibration(model, network.trace, inputs, targets, task_loss, 128))
+    model, spec = workload.model, workload.trace.network
+    inputs, targets = stacked(workload.splits.calibration)
+    test = stacked(workload.splits.test)
+    ways, seen, gathering = orders(Calibration(model, workload.trace, inputs, targets, task_loss, 128))
     yield ("gathering", "seconds", True, 0.0), gathering
     space = PolicySpace.on_grid(spec.groups)
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    makers = {refit: partial(Reconstruction, model, network.trace, seen.values(), refit) for refit in REFITS}
+    makers = {refit: partial(Reconstruction, model, workload.trace, seen.values(), refit) for refit in REFITS}
     made = {name: make() for name, make in makers.items() if name in refits}
     if "sequential" in refits:
-        made["sequential"] = SequentialReconstruction(model, network.trace, seen, inputs, 128, positions=32)
+        made["sequential"] = SequentialReconstruction(model, workload.trace, seen, inputs, 128, positions=32)
     for way, (ranking, seconds) in ways.items():
         yield (way, "seconds", True, 0.0), seconds
         for refit, reconstruction in made.items():
@@ -87,7 +87,7 @@ def accuracies(network: Network, refits: list[str], ratios: list[float]) -> Iter
                 continue
             for recalibrated in (True, False) if has_norms else (True,):
                 evaluator = Evaluator(
-                    model, network.trace, ranking, inputs, test,
+                    model, workload.trace, ranking, inputs, test,
                     bn_recalibration=recalibrated, reconstruction=reconstruction,
                 )  # fmt: skip
                 for ratio in ratios:
@@ -128,7 +128,7 @@ def main() -> None:
         rows: dict[Key, list[float]] = defaultdict(list)
         for seed in args.seeds:
             config = seeded(path, seed)
-            for key, value in accuracies(load_network(config), args.refits, args.ratios):
+            for key, value in accuracies(load_workload(config), args.refits, args.ratios):
                 rows[key].append(value)
         print(f"\n## {Path(path).stem}\n")
         table(rows)

@@ -23,7 +23,7 @@ from scenes import SCENES, loaded
 from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.graph.removal import remove
-from amcsearch.jobs.network import Network
+from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import Draw, Labels, SampleGates
@@ -38,15 +38,15 @@ BATCH = 128
 ALONE = ("magnitude", "taylor", "measured, closed")
 
 
-def increases(network: Network, samples: int, *, recalibrated: bool) -> UnitScores:
+def increases(workload: Workload, samples: int, *, recalibrated: bool) -> UnitScores:
     """Loss on calibration samples with each channel gone, nats; batch norms recalibrated on them or as they are."""
-    inputs, targets = (tensor[:samples] for tensor in stacked(network.splits.calibration))
+    inputs, targets = (tensor[:samples] for tensor in stacked(workload.splits.calibration))
     found = {}
-    for group in network.trace.network.groups:
+    for group in workload.trace.network.groups:
         values = []
-        for unit in network.trace.units[group.name]:
+        for unit in workload.trace.units[group.name]:
             kept = {group.name: np.setdiff1d(np.arange(group.channels), unit)}
-            smaller = remove(network.model, network.trace, kept).eval()
+            smaller = remove(workload.model, workload.trace, kept).eval()
             if recalibrated:
                 recalibrate_batch_norm(smaller, inputs, BATCH)
             values.append(evaluate(smaller, inputs, targets, BATCH)[0])
@@ -54,27 +54,27 @@ def increases(network: Network, samples: int, *, recalibrated: bool) -> UnitScor
     return found
 
 
-def rankings(network: Network, samples: int) -> dict[str, Ranking]:
+def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
     """Orders by name."""
-    calibration, held_out = stacked(network.splits.calibration), stacked(network.splits.search)
+    calibration, held_out = stacked(workload.splits.calibration), stacked(workload.splits.search)
 
     def scored(criterion: Criterion, data: tuple[torch.Tensor, torch.Tensor], batch_size: int) -> Ranking:
-        return rank(score_units(network.model, network.trace, {"": criterion}, *data, task_loss, batch_size)[""])
+        return rank(score_units(workload.model, workload.trace, {"": criterion}, *data, task_loss, batch_size)[""])
 
     names = ("random", "magnitude", "taylor", "taylor_joint", "taylor_per_sample", "taylor_act2017", "true_fisher")
     found = {name: scored(CRITERIA[name](), calibration, BATCH) for name in (*names, "wanda_channels")}
     found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration, 8)
     found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out, BATCH)
     found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor_per_sample"](), held_out, BATCH)
-    found["measured, closed"] = rank(increases(network, samples, recalibrated=False))
-    found["measured, recalibrated"] = rank(increases(network, samples, recalibrated=True))
+    found["measured, closed"] = rank(increases(workload, samples, recalibrated=False))
+    found["measured, recalibrated"] = rank(increases(workload, samples, recalibrated=True))
     return found
 
 
-def carriers(network: Network, labels: Labels) -> int:
+def carriers(workload: Workload, labels: Labels) -> int:
     """How many calibration samples hold half of all squared derivatives by gates."""
-    need, data, found = SampleGates(labels), stacked(network.splits.calibration), []
-    for draw in gather(network.model, network.trace, *data, task_loss, {need}, BATCH):
+    need, data, found = SampleGates(labels), stacked(workload.splits.calibration), []
+    for draw in gather(workload.model, workload.trace, *data, task_loss, {need}, BATCH):
         if draw.draw is Draw.SAMPLE:
             found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.found[need].values()]).sum(0))
     ordered = torch.cat(found).sort(descending=True).values

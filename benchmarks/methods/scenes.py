@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from amcsearch.config.loading import load
 from amcsearch.config.schema import Config, RecipeConfig
 from amcsearch.core.errors import BadInputError
-from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.training.loop import TrainingRecipe
 from amcsearch.training.splits import length
 
@@ -75,9 +75,9 @@ def configured(scene: Scene, seed: int, overrides: Sequence[str] = ()) -> Config
 
 
 @lru_cache(maxsize=1)
-def loaded(scene: Scene, seed: int, overrides: tuple[str, ...] = ()) -> Network:
+def loaded(scene: Scene, seed: int, overrides: tuple[str, ...] = ()) -> Workload:
     """Return the trained network, from the cache (AMCSEARCH_CACHE) where it is there, and few samples to train on."""
-    network = load_network(configured(scene, seed, overrides))
-    train = network.splits.train
+    workload = load_workload(configured(scene, seed, overrides))
+    train = workload.splits.train
     few = Subset(train, range(min(SAMPLES, length(train, "train"))))
-    return replace(network, splits=replace(network.splits, train=few))
+    return replace(workload, splits=replace(workload.splits, train=few))

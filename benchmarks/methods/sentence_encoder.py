@@ -31,7 +31,7 @@ from amcsearch.config.loading import load
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.costs.compute import macs
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.random_order import RandomOrder
 from amcsearch.methods.criterion import Criterion
@@ -82,17 +82,17 @@ def criteria(seed: int) -> dict[str, Criterion]:
     }
 
 
-def drawn(network: Network, seed: int) -> tuple[Tensor, Tensor]:
+def drawn(workload: Workload, seed: int) -> tuple[Tensor, Tensor]:
     """Calibration sentences of the train split, with their dense embeddings."""
-    inputs, targets = stacked(network.splits.train)
+    inputs, targets = stacked(workload.splits.train)
     rows = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
     return inputs[rows], targets[rows]
 
 
-def ways(network: Network, seed: int) -> Iterator[tuple[str, str, float, Evaluator]]:
+def ways(workload: Workload, seed: int) -> Iterator[tuple[str, str, float, Evaluator]]:
     """Yield (chosen by, refit, seconds to choose, evaluator)."""
-    model, trace, test = network.model, network.trace, stacked(network.splits.test)
-    inputs, targets = drawn(network, seed)
+    model, trace, test = workload.model, workload.trace, stacked(workload.splits.test)
+    inputs, targets = drawn(workload, seed)
     orders: dict[str, tuple[Ranking, float]] = {}
     for name, criterion in criteria(seed).items():
         start = time.perf_counter()
@@ -112,9 +112,9 @@ def ways(network: Network, seed: int) -> Iterator[tuple[str, str, float, Evaluat
         yield name, "least squares", seconds, evaluator
 
 
-def uniform(network: Network, ratio: float) -> tuple[PruningPolicy, float]:
+def uniform(workload: Workload, ratio: float) -> tuple[PruningPolicy, float]:
     """The policy that removes ``ratio`` of every group, to whole heads, and the share of MACs that it saves."""
-    spec = network.trace.network
+    spec = workload.trace.network
     space = PolicySpace.on_grid(spec.groups)
     policy = spec.policy(space.nearest([ratio] * len(space.groups)))
     before, after = (sum(map(macs, network_.layers)) for network_ in (spec, spec.with_channels(policy)))
@@ -129,12 +129,12 @@ def channels(seeds: list[int], ratios: list[float], out: Path) -> None:
         writer.writerow(
             ["chosen_by", "refit", "ratio", "macs_saved", "seed", "cosine", "spearman", "seconds_to_choose"]
         )
-        network = load_network(load(CONFIG))
-        inputs, dense = stacked(network.splits.test)
+        workload = load_workload(load(CONFIG))
+        inputs, dense = stacked(workload.splits.test)
         for seed in seeds:
-            for name, refit, seconds, evaluator in ways(network, seed):
+            for name, refit, seconds, evaluator in ways(workload, seed):
                 for ratio in ratios:
-                    policy, saved = uniform(network, ratio)
+                    policy, saved = uniform(workload, ratio)
                     cosine, spearman = agreement(evaluator.pruned(policy), inputs, dense)
                     numbers = f"{saved:.4f}", seed, f"{cosine:.5f}", f"{spearman:.5f}", f"{seconds:.2f}"
                     writer.writerow([name, refit, ratio, *numbers])
@@ -167,15 +167,15 @@ def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
     with (out / "sentence_encoder_weights.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["criterion", "within", "sparsity", "seed", "cosine", "spearman"])
-        network = load_network(load(CONFIG))
-        model, (inputs, dense) = network.model, stacked(network.splits.test)
-        own = sparse_weights(model, network.trace)
+        workload = load_workload(load(CONFIG))
+        model, (inputs, dense) = workload.model, stacked(workload.splits.test)
+        own = sparse_weights(model, workload.trace)
         before = {name: parameter.detach().clone() for name, parameter in own.items()}
         for seed in seeds:
-            calibration = drawn(network, seed)
+            calibration = drawn(workload, seed)
             chosen = {"random": RandomOrder(seed), "magnitude": CRITERIA["magnitude"](), "wanda": CRITERIA["wanda"]()}
             for name, criterion in chosen.items():
-                scores = weight_scores(model, network.trace, criterion, before, *calibration, task_loss, BATCH)
+                scores = weight_scores(model, workload.trace, criterion, before, *calibration, task_loss, BATCH)
                 kept = {
                     "row": masks(scores, sparsity, "row"),
                     "layer": masks(scores, sparsity, "layer"),

@@ -20,8 +20,8 @@ from torch import nn
 
 from amcsearch.config.schema import Config
 from amcsearch.jobs.finetuning import recalibrate
-from amcsearch.jobs.network import Network, training_recipe
 from amcsearch.jobs.sparsify.sparse_training import fixed
+from amcsearch.jobs.workload import Workload, training_recipe
 from amcsearch.methods.gates.soft_threshold import SoftThreshold
 from amcsearch.methods.mask_schedule import Masks
 from amcsearch.methods.weight_choice import keep_overall, n_kept
@@ -85,12 +85,12 @@ def main() -> None:
         print(f"| {title} | {norm:.1f} | {evaluate(one, *test)[1]:.3f} | {' | '.join(tuned)} |", flush=True)
 
 
-def _tuned(config: Config, network: Network, model: nn.Module, kept: Masks, factor: float) -> float:
+def _tuned(config: Config, workload: Workload, model: nn.Module, kept: Masks, factor: float) -> float:
     """Return test accuracy after one epoch at ``factor`` times the configured learning rate."""
     recipe, twin = training_recipe(config.sparsify.training), copy.deepcopy(model)
     recipe = replace(recipe, epochs=1, learning_rate=factor * recipe.learning_rate)
-    fit(twin, network.splits.train, recipe, seed=config.seed, hook=fixed(twin, kept))
-    return evaluate(twin, *stacked(network.splits.test))[1]
+    fit(twin, workload.splits.train, recipe, seed=config.seed, hook=fixed(twin, kept))
+    return evaluate(twin, *stacked(workload.splits.test))[1]
 
 
 if __name__ == "__main__":

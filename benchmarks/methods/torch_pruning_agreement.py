@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from amcsearch.config.loading import load
 from amcsearch.core.group import Side
 from amcsearch.evaluation.evaluator import default_batch_size
-from amcsearch.jobs.network import Network, load_network
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.global_ranking import normalised
 from amcsearch.methods.ranking import UnitScores, score_units
@@ -40,13 +40,13 @@ Data = tuple[Tensor, Tensor]
 class Theirs:
     """Torch-Pruning's groups of the network, one for each of ours, in our order of channels."""
 
-    def __init__(self, network: Network) -> None:
-        self.model = network.model.eval()
-        graph = tp.DependencyGraph().build_dependency(self.model, network.example[:1])
+    def __init__(self, workload: Workload) -> None:
+        self.model = workload.model.eval()
+        graph = tp.DependencyGraph().build_dependency(self.model, workload.example[:1])
         modules = dict(self.model.named_modules())
         self.groups: dict[str, tuple[Any, NDArray[np.int64]]] = {}
-        for group in network.trace.network.groups:
-            parts = network.trace.slices[group.name]
+        for group in workload.trace.network.groups:
+            parts = workload.trace.slices[group.name]
             root = next(p for p in parts if p.side is Side.OUT and p.tensor.endswith("weight"))
             module = modules[root.layer]
             prune = graph.get_pruner_of_module(module).prune_out_channels
@@ -154,15 +154,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/methods"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    network = load_network(load(args.config))
-    data = stacked(network.splits.calibration)
+    workload = load_workload(load(args.config))
+    data = stacked(workload.splits.calibration)
     batch_size = default_batch_size(data[0])
-    theirs = Theirs(network)
-    true = {name: both[0] for name, both in increases(network, batch_size).items()}
+    theirs = Theirs(workload)
+    true = {name: both[0] for name, both in increases(workload, batch_size).items()}
 
     def ours(name: str, **params: Any) -> UnitScores:
         criterion = CRITERIA[name](**params)
-        return score_units(network.model, network.trace, {name: criterion}, *data, task_loss, batch_size)[name]
+        return score_units(workload.model, workload.trace, {name: criterion}, *data, task_loss, batch_size)[name]
 
     def our_lamp() -> UnitScores:
         return {name: normalised(torch.from_numpy(s), "lamp").numpy() for name, s in ours("magnitude").items()}

@@ -21,7 +21,7 @@ import torch
 from scenes import SCENES, loaded
 from torch import Tensor
 
-from amcsearch.jobs.network import Network
+from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.needs import Statistic
 from amcsearch.methods.statistics import gather
@@ -38,10 +38,10 @@ WINDOWS = 256  # of the test split
 WAYS = (("random", "row"), ("magnitude", "row"), ("magnitude", "layer"), ("magnitude", "network"), ("wanda", "row"))
 
 
-def outliers(network: Network, model: LanguageModel) -> float:
+def outliers(workload: Workload, model: LanguageModel) -> float:
     """Largest over median norm of a feature, of the layer where that is largest."""
-    data = stacked(network.splits.calibration)
-    *_, whole = gather(model, network.trace, *data, task_loss, {Statistic.PATCH_PRODUCTS}, BATCH)
+    data = stacked(workload.splits.calibration)
+    *_, whole = gather(model, workload.trace, *data, task_loss, {Statistic.PATCH_PRODUCTS}, BATCH)
     norms = [patches.products.flatten().sqrt() for patches in whole.patches.values()]
     return max(float(norm.max() / norm.median()) for norm in norms)
 
@@ -62,12 +62,12 @@ def rescaled(model: LanguageModel, share: float, factor: float, seed: int) -> La
     return twin
 
 
-def perplexities(network: Network, model: LanguageModel, sparsities: list[float]) -> dict[tuple[str, str], float]:
+def perplexities(workload: Workload, model: LanguageModel, sparsities: list[float]) -> dict[tuple[str, str], float]:
     """Test perplexity by way and sparsity."""
-    data, test = stacked(network.splits.calibration), stacked(network.splits.test, limit=WINDOWS)
-    weights = sparse_weights(model, network.trace)
+    data, test = stacked(workload.splits.calibration), stacked(workload.splits.test, limit=WINDOWS)
+    weights = sparse_weights(model, workload.trace)
     scores = {
-        name: weight_scores(model, network.trace, CRITERIA[name](), weights, *data, task_loss, BATCH)
+        name: weight_scores(model, workload.trace, CRITERIA[name](), weights, *data, task_loss, BATCH)
         for name in dict.fromkeys(name for name, _ in WAYS)
     }
 

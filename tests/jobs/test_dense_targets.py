@@ -12,7 +12,7 @@ from amcsearch.cli.main import main
 from amcsearch.config.loading import load
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
-from amcsearch.jobs.network import load_network
+from amcsearch.jobs.workload import load_workload
 from amcsearch.training.splits import stacked
 
 ENCODER = Path(__file__).parents[1] / "tiny_encoder.py"
@@ -35,10 +35,10 @@ search: {{agent: random, baseline: null, trials: 4, finalists: 1}}
 
 
 def test_heads_and_feed_forward_widths_of_a_masked_encoder_leave_as_if_masked(config: Path) -> None:
-    network = load_network(load(config))
-    model, trace = network.model, network.trace
+    workload = load_workload(load(config))
+    model, trace = workload.model, workload.trace
     assert [(g.channels, g.unit) for g in trace.network.groups] == [(32, 8), (48, 1)]
-    inputs, targets = stacked(network.splits.test)
+    inputs, targets = stacked(workload.splits.test)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), targets)
         rng = np.random.default_rng(0)

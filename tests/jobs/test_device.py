@@ -18,7 +18,7 @@ from amcsearch.core.network import NetworkSpec
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.jobs.device import Device, load_device
-from amcsearch.jobs.network import load_network
+from amcsearch.jobs.workload import load_workload
 from amcsearch.runtime.session import provenance
 
 WriteConfig = Callable[..., Path]
@@ -47,14 +47,14 @@ def configured(write_config: WriteConfig, tmp_path: Path) -> Callable[..., Confi
 
     def configure(entry: Mapping[str, Any], *overrides: str) -> Config:
         path, folder = write_config(), tmp_path / "table"
-        write_latency_table(table_of(load_network(load(path), train=False).trace.network, entry), folder)
+        write_latency_table(table_of(load_workload(load(path), train=False).trace.network, entry), folder)
         return load(path, [f"device.table={folder}", "device.channel_multiple=auto", *overrides])
 
     return configure
 
 
 def device_of(config: Config) -> Device:
-    return load_device(config, load_network(config, train=False))
+    return load_device(config, load_workload(config, train=False))
 
 
 def test_slow_narrow_widths_are_left_out_and_counted(configured: Callable[..., Config]) -> None:
@@ -107,7 +107,7 @@ def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
     configured: Callable[..., Config], entry: Mapping[str, Any], words: str
 ) -> None:
     config = configured(entry)
-    (text,) = load_device(config, load_network(config, train=False), strict=True).warnings
+    (text,) = load_device(config, load_workload(config, train=False), strict=True).warnings
     assert words in text
     assert text.startswith(f"latency table {config.device.table} ")
 

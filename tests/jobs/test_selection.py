@@ -9,8 +9,8 @@ import pytest
 
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
-from amcsearch.jobs.network import load_network
 from amcsearch.jobs.setup import make_evaluator
+from amcsearch.jobs.workload import load_workload
 from amcsearch.methods.selectors import SELECTORS
 
 WriteConfig = Callable[..., Path]
@@ -18,7 +18,7 @@ WriteConfig = Callable[..., Path]
 
 def refit_of(path: Path, *overrides: str) -> str | None:
     config = load(path, overrides)
-    reconstruction = make_evaluator(config, load_network(config)).reconstruction
+    reconstruction = make_evaluator(config, load_workload(config)).reconstruction
     return None if reconstruction is None else reconstruction.refit
 
 
@@ -37,7 +37,7 @@ def test_auto_is_what_the_selector_says_and_an_explicit_rule_wins(write_config: 
 def test_params_are_the_selectors(write_config: WriteConfig) -> None:
     path = write_config()
     orders = [
-        make_evaluator(config, load_network(config)).ranking
+        make_evaluator(config, load_workload(config)).ranking
         for grow in ("discard", "keep")
         for config in [load(path, ["selection.selector=thinet", f"selection.params={{grow: {grow}}}"])]
     ]
@@ -49,8 +49,8 @@ def test_a_refit_changes_the_evaluation_but_not_that_of_the_dense_network(write_
     losses = {}
     for rule in ("none", "least_squares"):
         config = load(path, ["selection.criterion=magnitude", f"recovery.reconstruction={rule}"])
-        network = load_network(config)
-        evaluator, spec = make_evaluator(config, network), network.trace.network
+        workload = load_workload(config)
+        evaluator, spec = make_evaluator(config, workload), workload.trace.network
         half = spec.policy(spec.kept_array(spec.dense) // 2)
         losses[rule] = evaluator.evaluate(spec.dense).loss, evaluator.evaluate(half).loss
     assert losses["none"][0] == losses["least_squares"][0]

@@ -30,7 +30,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     Raises:
         BadInputError: as ``ladder_of``, a search split too small to be cut, or storage that cannot be used.
     """
-    prune, network = job.config.prune, job.network.trace.network
+    prune, network = job.config.prune, job.workload.trace.network
     assert prune.keep_accuracy is not None
     tolerance = prune.keep_accuracy / 100.0
     cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
@@ -89,7 +89,7 @@ def _study(
         return saved if saved == 0.0 or _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
 
     return Study(
-        job.network.trace.network,
+        job.workload.trace.network,
         job.device.space,
         job.device.grid,
         job.device.feasible,

@@ -109,10 +109,10 @@ def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tup
     else:  # the weights are among the training's state
         cut = stored["cut"]
         model = remove(job.evaluator.model, job.evaluator.trace, _kept(cut))
-    fine_tune(job.config, job.network, model, observer, store=_TrainingOfCut(file, cut))
-    network = replace(job.network, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
+    fine_tune(job.config, job.workload, model, observer, store=_TrainingOfCut(file, cut))
+    workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     found = {**cut["described"], "accuracy_finetuned": _accuracy(job, model)}
-    return reranked(replace(job, device=_narrowed(job.device, network.trace.network)), network), found
+    return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), found
 
 
 def _cut(job: Job, budget: Budget) -> tuple[nn.Module, dict[str, Any]]:

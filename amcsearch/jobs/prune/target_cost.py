@@ -42,7 +42,7 @@ def ladder_of(job: Job, cost: CostOf) -> NDArray[int64]:
             f"prune.allocation = {prune.allocation!r} compares scores between groups, and selection.selector = "
             f"{job.config.selection.selector!r} has none; choose uniform, or a criterion in place of the selector"
         )
-    scores = {} if job.scores is None else comparable(job.scores, job.network.trace, prune.normaliser)
+    scores = {} if job.scores is None else comparable(job.scores, job.workload.trace, prune.normaliser)
     return LADDERS[prune.allocation](job.device.space, scores, cost)
 
 
@@ -83,7 +83,7 @@ def reach_target(job: Job) -> Proposal:
         "rung_value": found.rung_value * unit,
         "moves": found.moves,
     }
-    return Proposal(job.network.trace.network.policy(found.kept), "target", 1, goal)
+    return Proposal(job.workload.trace.network.policy(found.kept), "target", 1, goal)
 
 
 def priced_target(config: Config) -> tuple[str, str | float]:

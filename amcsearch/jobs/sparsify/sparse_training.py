@@ -13,8 +13,8 @@ from amcsearch.config import Config, build, pick
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import remove
-from amcsearch.jobs.network import Network, training_recipe
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
+from amcsearch.jobs.workload import Workload, training_recipe
 from amcsearch.methods import (
     CRITERIA,
     GATES,
@@ -62,16 +62,16 @@ class Sparse:
 
 
 def sparse_training(
-    config: Config, network: Network, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
+    config: Config, workload: Workload, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
 ) -> Sparse:
     """Train a copy of the network by the configured method and meet the target.
 
     Raises:
         BadInputError: an unknown parameter, a diverging training, or a target out of reach.
     """
-    model = copy.deepcopy(network.model).to(config.evaluation.torch_device)
+    model = copy.deepcopy(workload.model).to(config.evaluation.torch_device)
     recipe, section = training_recipe(config.sparsify.training), config.sparsify
-    samples = length(network.splits.train, "train")
+    samples = length(workload.splits.train, "train")
     steps = math.ceil(samples / recipe.batch_size) * recipe.epochs
     gate: Gate | None = None
     hook: GatedTraining | MaskedTraining
@@ -79,21 +79,21 @@ def sparse_training(
         torch.manual_seed(config.seed)
         if section.method in GATES:
             method = build(pick(GATES, section.method, "sparsify.method"), section.params, "sparsify.params")
-            gate = method.attach(model, network.trace, samples)
+            gate = method.attach(model, workload.trace, samples)
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
-            hook = _masked(config, network, model, target, steps)
+            hook = _masked(config, workload, model, target, steps)
     device = config.evaluation.torch_device
-    train = network.splits.train
+    train = workload.splits.train
     fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
     if isinstance(hook, MaskedTraining):
-        return _sparse(network, target, model, hook.masks)
+        return _sparse(workload, target, model, hook.masks)
     assert gate is not None
     scores = {name: score.cpu() for name, score in gate.scores().items()}
     with torch.no_grad():
         for name, tensor in gate.final().items():
             model.get_parameter(name).copy_(tensor)
-    return _sparse(network, target, model, target.cut(scores))
+    return _sparse(workload, target, model, target.cut(scores))
 
 
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
@@ -104,7 +104,7 @@ def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
 
 
 def _masked(
-    config: Config, network: Network, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
+    config: Config, workload: Workload, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
 ) -> MaskedTraining:
     section = config.sparsify
     if target.cost is not None and isinstance(target, WeightTarget):
@@ -116,22 +116,22 @@ def _masked(
     schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
     maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
     criterion = build(maker, section.criterion_params, "sparsify.criterion_params")
-    inputs, targets = stacked(network.splits.calibration)
+    inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
     data = inputs, targets, task_loss, batch_size
     if isinstance(target, UnitTarget):
-        slices = UnitSlices(model, network.trace)
+        slices = UnitSlices(model, workload.trace)
 
         def unit_scores() -> dict[str, Tensor]:
-            found = comparable(score_units(model, network.trace, {"": criterion}, *data)[""], network.trace)
+            found = comparable(score_units(model, workload.trace, {"": criterion}, *data)[""], workload.trace)
             return {name: torch.from_numpy(values).to(slices.device) for name, values in found.items()}
 
         plan = _plan(target, steps, sum(slices.counts.values()), unit_scores)
         return MaskedUnits(slices, schedule, plan, unit_scores, target.finish)
-    weights = sparse_weights(model, network.trace)
+    weights = sparse_weights(model, workload.trace)
 
     def scores() -> dict[str, Tensor]:
-        return weight_scores(model, network.trace, criterion, weights, *data)
+        return weight_scores(model, workload.trace, criterion, weights, *data)
 
     return MaskedTraining(weights, schedule, Plan(steps, target.count, 1.0 - target.goal), scores)
 
@@ -145,16 +145,16 @@ def _plan(target: UnitTarget, steps: int, count: int, scores: Callable[[], Mappi
 
 
 def _sparse(
-    network: Network, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
+    workload: Workload, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
 ) -> Sparse:
     """Prune a trained network by masks that meet the target."""
     found = {name: mask.cpu() for name, mask in masks.items()}
     if isinstance(target, WeightTarget):
         bake(model.cpu(), found)
         densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
-        policy = policy_from_densities(network.trace.network, target.space, densities)
+        policy = policy_from_densities(workload.trace.network, target.space, densities)
         return Sparse(model.eval(), policy, found, target.measured(found), "weights")
-    units = network.trace.units
+    units = workload.trace.units
     kept = {name: np.sort(units[name][mask.numpy()].ravel()) for name, mask in found.items()}
-    smaller = remove(model.cpu(), network.trace, kept)
+    smaller = remove(model.cpu(), workload.trace, kept)
     return Sparse(smaller, target.policy(found), found, target.measured(found), "channels")

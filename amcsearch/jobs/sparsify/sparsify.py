@@ -13,11 +13,11 @@ from amcsearch.core import BadInputError, Cost
 from amcsearch.costs import StorageFormat
 from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
-from amcsearch.jobs.network import Network, load_network
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import priced_as, weight_bits
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, sparse_training
+from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods import GATES, SCHEDULES, sparse_weights
 from amcsearch.runs import RunFolder
 from amcsearch.search import Budget, FeasibleSet, resolve_budget
@@ -38,25 +38,25 @@ def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, An
     pick({**GATES, **SCHEDULES}, section.method, "sparsify.method")
     finetuning_recipe(config)
     with phases("network", "Loading or training the network"):
-        network = load_network(config, progress=observer.epoch)
+        workload = load_workload(config, progress=observer.epoch)
     with phases("target", "Pricing the target"):
-        device = _device(config, network)
-        target = _target(config, network, device)
+        device = _device(config, workload)
+        target = _target(config, workload, device)
     with phases("sparsify", f"Training with {section.method}"):
         epochs = max(1, section.training.epochs)
 
         def progress(epoch: int, loss: float) -> None:
             observer.progress(epoch / epochs, f"of {section.method}, epoch {epoch}: loss {loss:.4f}")
 
-        sparse = sparse_training(config, network, target, StateFile(run.training_state), progress)
-        recalibrate(config, network, sparse.model)
+        sparse = sparse_training(config, workload, target, StateFile(run.training_state), progress)
+        recalibrate(config, workload, sparse.model)
     with phases("finetune", "Fine-tuning what is left"):
         tuned = copy.deepcopy(sparse.model)
         hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
-        fine_tune(config, network, tuned, observer, hook, StateFile(run.finetuning_state))
+        fine_tune(config, workload, tuned, observer, hook, StateFile(run.finetuning_state))
     with phases("verify", "Reading the test split"):
-        models = {"dense": network.model, "sparse": sparse.model, "finetuned": tuned}
-        summary = _summary(config, network, device, target, sparse, models, phases.seconds)
+        models = {"dense": workload.model, "sparse": sparse.model, "finetuned": tuned}
+        summary = _summary(config, workload, device, target, sparse, models, phases.seconds)
     save_state(tuned, run.pruned_safetensors)
     save_tensors(sparse.masks, run.masks_safetensors)
     run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -65,12 +65,12 @@ def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, An
     return summary
 
 
-def _device(config: Config, network: Network) -> Device:
+def _device(config: Config, workload: Workload) -> Device:
     """Price on the configured device; the budget of a search is not this verb's."""
-    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), network)
+    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), workload)
 
 
-def _target(config: Config, network: Network, device: Device) -> UnitTarget | WeightTarget:
+def _target(config: Config, workload: Workload, device: Device) -> UnitTarget | WeightTarget:
     goal, (asked, *_) = _goal(config, device), config.sparsify.target
     cost = None if asked == "sparsity" else str(asked)
     if _closes_channels(config):
@@ -78,10 +78,10 @@ def _target(config: Config, network: Network, device: Device) -> UnitTarget | We
             cost, _ = priced_as(config, cost)
             budget = Budget({cost: goal * device.dense[cost]})
             device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
-        return UnitTarget(network.trace, device, cost, goal)
-    shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(network.model, network.trace).items()}
+        return UnitTarget(workload.trace, device, cost, goal)
+    shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(workload.model, workload.trace).items()}
     storage = StorageFormat(config.sparsify.storage)
-    return WeightTarget(network.trace, device.space, shapes, cost, goal, storage, weight_bits(config))
+    return WeightTarget(workload.trace, device.space, shapes, cost, goal, storage, weight_bits(config))
 
 
 def _goal(config: Config, device: Device) -> float:
@@ -141,14 +141,14 @@ def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, 
 
 def _summary(
     config: Config,
-    network: Network,
+    workload: Workload,
     device: Device,
     target: UnitTarget | WeightTarget,
     sparse: Sparse,
     models: dict[str, nn.Module],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    inputs, targets = stacked(network.splits.test)
+    inputs, targets = stacked(workload.splits.test)
     blocks: dict[str, Any] = {}
     for name, model in models.items():
         loss, accuracy = evaluate(model, inputs, targets)

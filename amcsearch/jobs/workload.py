@@ -26,13 +26,13 @@ from amcsearch.training import (
     with_dense_targets,
 )
 
-__all__ = ["Network", "cache_folder", "load_network", "training_recipe"]
+__all__ = ["Workload", "cache_folder", "load_workload", "training_recipe"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Network:
+class Workload:
     """A trained network with its data and its channel groups; ``example`` is one batch of the device's size."""
 
     model: nn.Module
@@ -54,7 +54,7 @@ def training_recipe(config: RecipeConfig) -> TrainingRecipe:
     return TrainingRecipe(**{field.name: getattr(config, field.name) for field in fields(TrainingRecipe)})
 
 
-def load_network(config: Config, *, train: bool = True, progress: Progress | None = None) -> Network:
+def load_workload(config: Config, *, train: bool = True, progress: Progress | None = None) -> Workload:
     """Make the network, load or train it, cut the data splits, and trace its channel groups.
 
     ``train`` false leaves the weights as the factory made them: enough to plan, not to search.
@@ -87,7 +87,7 @@ def load_network(config: Config, *, train: bool = True, progress: Progress | Non
     if not found.network.groups:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:3])
         raise BadInputError(f"model.factory: nothing in {type(model).__name__} can be pruned ({reasons})")
-    return Network(model, splits, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), found)
+    return Workload(model, splits, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), found)
 
 
 def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Tensor:

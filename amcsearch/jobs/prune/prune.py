@@ -1,0 +1,104 @@
+"""Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.jobs.delivery import Exports, measure_finalists
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.prune.kept_accuracy import keep_accuracy
+from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
+from amcsearch.jobs.prune.target_cost import Proposal, priced_target, reach_target
+from amcsearch.jobs.result import deliver
+from amcsearch.jobs.setup import Job, assemble
+from amcsearch.jobs.summary import describe_proposal
+from amcsearch.runs import RunFolder
+
+__all__ = ["prune"]
+
+
+def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+    """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
+
+    Raises:
+        BadInputError: as ``search``, no goal, a policy that does not fit the network, or too few epochs for the rounds.
+        InfeasibleBudgetError: no policy meets the target.
+    """
+    phases = Phases(observer, run.append_log)
+    goal = _goal_of(config)
+    shares_of_training(config)  # too few epochs are refused before anything is trained
+    with _naming_the_target(config):
+        job = assemble(_without_search_budget(config), phases)
+    job, rounds = earlier_rounds(job, run, phases)
+    with phases("goal", goal):
+        proposal = _propose(job, run, observer)
+    exports = Exports(job)
+    with phases("finalists", "Evaluating and measuring the policy"):
+        cost, evaluation = job.device.grid.cost(proposal.policy), job.evaluator.evaluate(proposal.policy)
+        trial = Trial(0, proposal.agent, config.seed, TrialState.COMPLETE, proposal.policy, evaluation, cost, 0.0)
+        if config.prune.keep_accuracy is None:  # which lists the trials of its own study
+            run.write_trials([trial])
+            run.write_pareto([trial])
+        finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, exports.measure)
+
+    def origin(pruned: nn.Module, tuned: nn.Module) -> dict[str, Any]:
+        return describe_proposal(with_rounds(proposal, rounds, job, (pruned, tuned)))
+
+    return deliver(job, run, phases, finalists, exports, origin)
+
+
+def _goal_of(config: Config) -> str:
+    """Say in a sentence what is about to be done.
+
+    Raises:
+        BadInputError: there is no goal.
+    """
+    prune = config.prune
+    if prune.policy is not None:
+        return f"Reading {prune.policy}"
+    if prune.target is not None:
+        (name, asked), *_ = prune.target.items()
+        begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
+        return f"{begin} to {name} = {asked}, {prune.allocation} allocation"
+    if prune.keep_accuracy is not None:
+        return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
+    raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")
+
+
+def _without_search_budget(config: Config) -> Config:
+    """Return the configuration with ``prune.target`` in place of the search's budget, where ``prune`` has a target.
+
+    A known policy is still shown beside the search's budget, and the accuracy to keep is its own limit.
+    """
+    if config.prune.target is not None:
+        name, asked = priced_target(config)
+        return config.model_copy(update={"budget": {name: asked}})
+    return config if config.prune.policy is not None else config.model_copy(update={"budget": {}})
+
+
+@contextmanager
+def _naming_the_target(config: Config) -> Iterator[None]:
+    """Let errors about the budget name ``prune.target``, which stands in its place."""
+    try:
+        yield
+    except BadInputError as error:
+        if config.prune.target is None:
+            raise
+        raise BadInputError(str(error).replace("budget.", "prune.target.")) from error
+
+
+def _propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:
+    """Find the policy of the configured goal.
+
+    Raises:
+        BadInputError: a policy file that cannot be read, or as ``reach_target`` and ``keep_accuracy``.
+    """
+    prune = job.config.prune
+    if prune.policy is not None:
+        return Proposal(PruningPolicy.read(Path(prune.policy)), "given", 1, {"kind": "policy"})
+    return reach_target(job) if prune.target is not None else keep_accuracy(job, run, observer)
