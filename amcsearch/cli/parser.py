@@ -73,7 +73,7 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
 def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:
     example = "amcsearch table check latency_tables/my_machine configs/searches/digits.yaml --anchors 10 --write"
     command = verb(parts, "check", table_verbs.table_check, "hold a table to networks measured now", example)
-    command.add_argument("table", type=Path, help="folder of the table")
+    command.add_argument("table", type=Path, help="folder of the table, or a name of `amcsearch list tables`")
     config(command)
     command.add_argument("--fresh", type=int, default=24, help="fresh variants to measure (24)")
     command.add_argument(
@@ -88,7 +88,7 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
 def _show(parts: object, verb: "Verb") -> None:
     example = "amcsearch table show latency_tables/x86_epyc_avx512 -o curves"
     command = verb(parts, "show", table_verbs.table_show, "print a table's provenance, accuracy and grid", example)
-    command.add_argument("table", type=Path, help="folder of the table")
+    command.add_argument("table", type=Path, help="folder of the table, or a name of `amcsearch list tables`")
     command.add_argument("-o", "--out", type=Path, help="folder for pictures of latency against width")
 
 
@@ -120,7 +120,7 @@ def _verb(commands: "Commands", name: str, run: "Run", text: str, example: str) 
 
 
 def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, help="configuration file, such as configs/searches/digits.yaml")
+    command.add_argument("config", type=Path, help="configuration file, or the name of a shipped one, such as digits")
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key, repeatable"
     )
@@ -169,7 +169,7 @@ def _energy(commands: "Commands") -> None:
     formats = ("dense", "bitmap", "csr", "run_length")
     command.add_argument("--storage", choices=formats, default="bitmap", help="how sparse weights lie in DRAM")
     command.add_argument(
-        "--device", help="profile: a YAML file, or a name of configs/devices (default: device.profile)"
+        "--device", help="profile: a YAML file, or a name of `amcsearch list devices` (default: device.profile)"
     )
     command.add_argument("--measure", action="store_true", help="also measure on this machine, if it has a counter")
     command.add_argument("-o", "--out", type=Path, default=Path("energy"), help="folder for the CSV and the picture")

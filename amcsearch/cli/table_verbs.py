@@ -109,16 +109,20 @@ def table_measure(args: argparse.Namespace, console: "Console") -> None:
 
 def table_check(args: argparse.Namespace, console: "Console") -> None:
     """Hold a table to networks measured now; with anchors, bring it up to date first."""
-    from amcsearch.config import read_latency_table, write_latency_table
+    from amcsearch.config import TABLES, read_latency_table, writable, write_latency_table
     from amcsearch.jobs import check_table
 
+    folder = writable(TABLES, args.table) if args.write else None
     found = check_table(
         read_latency_table(args.table), load_config(args), console, fresh=args.fresh, anchors=args.anchors
     )
-    if args.write:
-        write_latency_table(found.table, args.table)
+    said: dict[str, Any] = {"before": found.before, "after": found.after}
+    text = check_text(found.before, found.after)
+    if folder is not None:
+        write_latency_table(found.table, folder)
+        said["written"], text = str(folder), f"{text}\nwritten to {folder}"
     console.close()
-    show(args, {"before": found.before, "after": found.after}, check_text(found.before, found.after))
+    show(args, said, text)
 
 
 def table_show(args: argparse.Namespace, console: "Console") -> None:

@@ -6,7 +6,7 @@ What a configuration can name: every registry as name → one line.
 import argparse
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,16 +103,27 @@ def _selectors() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    from amcsearch.config import read_device
+    from amcsearch.config import DEVICES, listed, read_device
 
-    return {str(path): read_device(path).name for path in sorted(Path("configs/devices").glob("*.yaml"))}
+    return {
+        name: f"words of {read_device(paths[0]).word_bits} bits, {_where(paths)}"
+        for name, paths in listed(DEVICES).items()
+    }
 
 
 def _tables() -> dict[str, str]:
-    from amcsearch.config import read_latency_table
+    from amcsearch.config import TABLES, listed, read_latency_table
 
-    folders = sorted(path.parent for path in Path("latency_tables").glob("*/device.yaml"))
-    return {str(folder): str(read_latency_table(folder).info["provenance"]["cpu"]) for folder in folders}
+    return {
+        name: f"{read_latency_table(paths[0]).info['provenance']['cpu']}, {_where(paths)}"
+        for name, paths in listed(TABLES).items()
+    }
+
+
+def _where(paths: Sequence[Path]) -> str:
+    """The path that a name means, and those that it therefore hides."""
+    hidden = " and ".join(map(str, paths[1:]))
+    return f"{paths[0]}, instead of {hidden}" if hidden else str(paths[0])
 
 
 KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {

@@ -3,6 +3,7 @@
 from amcsearch.config.devices import read_device, read_latency_table, write_latency_table
 from amcsearch.config.factories import build, call_factory, import_factory, pick
 from amcsearch.config.loading import config_hash, dump, from_mapping, json_schema, load
+from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.schema import (
     Config,
     DataConfig,
@@ -23,6 +24,8 @@ from amcsearch.config.schema import (
 )
 
 __all__ = [
+    "DEVICES",
+    "TABLES",
     "Config",
     "DataConfig",
     "DeviceConfig",
@@ -43,12 +46,15 @@ __all__ = [
     "check_priced",
     "config_hash",
     "dump",
+    "find",
     "from_mapping",
     "import_factory",
     "json_schema",
+    "listed",
     "load",
     "pick",
     "read_device",
     "read_latency_table",
+    "writable",
     "write_latency_table",
 ]

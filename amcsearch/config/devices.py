@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from amcsearch.config.lookup import DEVICES, TABLES, find
 from amcsearch.config.messages import hint
 from amcsearch.config.yaml_text import read_yaml, to_yaml
 from amcsearch.core import BadInputError
@@ -18,12 +19,13 @@ ROWS_FILE: Final = "rows.csv"
 
 
 def read_device(path: Path | str) -> DeviceProfile:
-    """Read a device profile, such as ``configs/devices/x86_server.yaml``.
+    """Read a device profile, a file or a name such as ``x86_server``.
 
     Raises:
-        BadInputError: the file cannot be read, is not YAML, or holds keys or values a profile does not take.
+        BadInputError: nothing has that name, or the file cannot be read, is not YAML, or holds keys or values a
+            profile does not take.
     """
-    path = Path(path)
+    path = Path(path) if Path(path).is_absolute() else find(DEVICES, path)
     data, _ = read_yaml(path)
     try:
         return DeviceProfile.from_mapping(data)
@@ -32,12 +34,12 @@ def read_device(path: Path | str) -> DeviceProfile:
 
 
 def read_latency_table(folder: Path | str) -> LatencyTable:
-    """Read a latency table: ``rows.csv`` and ``device.yaml`` (provenance, calibration, held-out accuracy).
+    """Read a latency table, a folder or a name: ``rows.csv``, ``device.yaml`` (provenance, calibration, accuracy).
 
     Raises:
         BadInputError: no such table (says how to measure one), or a file of it is missing or damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder) if Path(folder).is_absolute() else find(TABLES, folder)
     if not folder.is_dir():
         others = sorted(p.parent.name for p in folder.parent.glob(f"*/{DEVICE_FILE}"))
         raise BadInputError(

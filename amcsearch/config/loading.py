@@ -1,6 +1,6 @@
 """A configuration file and its overrides → a valid ``Config``, and back to text.
 
-Files named in a configuration: where they are looked for, and what they hold.
+Files named in a configuration become absolute paths, and count in its hash by what they hold.
 """
 
 import hashlib
@@ -13,43 +13,23 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError
 
-__all__ = ["config_hash", "digest", "dump", "from_mapping", "json_schema", "load", "resolve", "resolve_spec"]
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def resolve(value: str, folder: Path, where: str, *, may_be_missing: bool = False) -> str:
-    """Return the absolute path of a named file or folder.
-
-    Looked for from the current folder, then ``folder`` (the configuration's), then inside the package, then beside it
-    (a checkout).
-
-    Raises:
-        BadInputError: nowhere; names ``where`` it was asked, and the file.
-    """
-    path = Path(value).expanduser()
-    roots = (Path.cwd(), folder.absolute(), _PACKAGE, _PACKAGE.parent)
-    candidates = [root / path for root in roots]
-    found = next((candidate for candidate in candidates if candidate.exists()), None)
-    if found is None and not may_be_missing:
-        looked = "" if path.is_absolute() else f" in {roots[0]}" + (f" or {roots[1]}" if roots[0] != roots[1] else "")
-        raise BadInputError(f"{where}: file {value} does not exist{looked}")
-    return os.path.abspath(found or candidates[0])
+__all__ = ["config_hash", "digest", "dump", "from_mapping", "json_schema", "load", "resolve_spec"]
 
 
 def resolve_spec(spec: str, folder: Path, where: str) -> str:
     """Return an import spec with the file of a ``file.py:callable`` absolute; any other comes back as it is.
 
     Raises:
-        BadInputError: as ``resolve``.
+        BadInputError: as ``find_file``.
     """
     path, colon, name = spec.rpartition(":")
-    return resolve(path, folder, where) + colon + name if path.endswith(".py") else spec
+    return find_file(path, folder, where) + colon + name if path.endswith(".py") else spec
 
 
 def digest(value: str | None) -> str | None:
@@ -75,29 +55,31 @@ def digest(value: str | None) -> str | None:
     return total.hexdigest() + (":" + name if is_factory else "")
 
 
-# Keys that name files. A missing latency table is no error yet: the same configuration is used to make it.
-_PATHS: Final = (
-    ("model", "factory"),
-    ("model", "checkpoint"),
-    ("data", "factory"),
-    ("device", "profile"),
-    ("device", "table"),
-    ("search", "start"),
-    ("prune", "policy"),
-)
+# Keys that name files, and what kind of things they name where those have names.
+_PATHS: Final[dict[tuple[str, str], Kind | None]] = {
+    ("model", "factory"): None,
+    ("model", "checkpoint"): None,
+    ("data", "factory"): None,
+    ("device", "profile"): DEVICES,
+    ("device", "table"): TABLES,
+    ("search", "start"): None,
+    ("prune", "policy"): None,
+}
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration; ``overrides`` such as ``search.trials=50`` replace or add keys.
+    """Read a configuration, a file or the name of one; ``overrides`` such as ``search.trials=50`` replace or add keys.
 
-    Files named in it are looked for from the current folder, then from the configuration's folder, then beside the
-    package, and become absolute.
+    Files named in it are looked for from the current folder, then from the configuration's folder; devices and tables
+    also by name. They become absolute.
 
     Raises:
         BadInputError: one line naming the file and line, the key, its value and what is expected: file missing,
             YAML syntax, repeated or unknown key, wrong type, value out of bounds, a named file that does not exist.
     """
     path = Path(path)
+    if not (path.is_absolute() or CONFIGURATIONS.fits(path)):
+        path = find(CONFIGURATIONS, path)
     data, lines = read_yaml(path)
     where = {keys: f"{path}:{line}" for keys, line in lines.items()}
     for text in overrides:
@@ -159,15 +141,25 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
         inner = data.get(section)
         if isinstance(inner, dict) and isinstance(inner.get(key), str):
             at = f"{where.get((section, key), source)}: {section}.{key}"
-            if key == "factory":
-                inner[key] = resolve_spec(inner[key], folder, at)
-            else:
-                inner[key] = resolve(inner[key], folder, at, may_be_missing=key == "table")
+            inner[key] = _located(section, key, inner[key], folder, at)
     try:
         # Through JSON: strict about types, and lists become tuples.
         return Config.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), where, source)) from error
+
+
+def _located(section: str, key: str, value: str, folder: Path, at: str) -> str:
+    """The absolute path of the file that a key names."""
+    kind = _PATHS[section, key]
+    if key == "factory":
+        return resolve_spec(value, folder, at)
+    if kind is None:
+        return find_file(value, folder, at)
+    if kind is TABLES and lookup(kind, value, folder) is None:
+        # no error yet: the same configuration is used to make the table; a bare name stays one
+        return value if Path(value).name == value else os.path.abspath(os.path.expanduser(value))
+    return str(find(kind, value, folder, at))
 
 
 def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str) -> str:

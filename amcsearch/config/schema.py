@@ -383,5 +383,6 @@ def check_priced(config: Config) -> None:
         )
     if "energy_mj" in wanted and config.device.profile is None:
         raise BadInputError(
-            f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file of configs/devices"
+            f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
+            "`amcsearch list devices`"
         )

@@ -3,11 +3,11 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from amcsearch.config import Config, read_device, read_latency_table
+from amcsearch.config import DEVICES, Config, find, listed, read_device, read_latency_table
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, StorageFormat
 from amcsearch.graph import remove
@@ -19,8 +19,6 @@ from amcsearch.reporting import write_energy
 from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
 
 __all__ = ["energy_report"]
-
-_DEVICES: Final = Path("configs/devices")
 
 
 def energy_report(
@@ -37,7 +35,7 @@ def energy_report(
     """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
 
     ``densities`` is a table of a training-time method's run, shown as ``sparse`` with its weights in the ``storage``
-    format. ``device`` overrules the configuration's profile: a file, or the name of one in ``configs/devices``.
+    format. ``device`` overrules the configuration's profile: a file, or the name of one.
     ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
 
     Raises:
@@ -76,15 +74,12 @@ def energy_report(
 
 
 def _profile(config: Config, device: str | None) -> DeviceProfile:
-    chosen, known = device or config.device.profile, [path.stem for path in sorted(_DEVICES.glob("*.yaml"))]
-    if chosen is None:
-        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {', '.join(known)}")
-    path = Path(chosen)
-    if path.suffix or path.parent != Path():
-        return read_device(path)
-    if chosen not in known:
-        raise BadInputError(f"--device {chosen}: no such profile; give a file or one of {', '.join(known)}")
-    return read_device(_DEVICES / f"{chosen}.yaml")
+    if device is not None:
+        return read_device(find(DEVICES, device, where="--device"))
+    if config.device.profile is None:
+        names = ", ".join(listed(DEVICES))
+        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {names}")
+    return read_device(config.device.profile)
 
 
 def _model(config: Config, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
