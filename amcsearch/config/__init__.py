@@ -2,7 +2,7 @@
 
 from amcsearch.config.devices import read_device, read_latency_table, write_latency_table
 from amcsearch.config.factories import build, call_factory, import_factory, pick
-from amcsearch.config.loading import config_hash, dump, from_mapping, json_schema, load
+from amcsearch.config.loading import check_priced, config_hash, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.schema import (
     Config,
@@ -20,7 +20,6 @@ from amcsearch.config.schema import (
     SelectionConfig,
     SparsifyConfig,
     SplitsConfig,
-    check_priced,
 )
 
 __all__ = [

@@ -19,7 +19,16 @@ from amcsearch.config.schema import Config
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError
 
-__all__ = ["config_hash", "digest", "dump", "from_mapping", "json_schema", "load", "resolve_spec"]
+__all__ = [
+    "check_priced",
+    "config_hash",
+    "digest",
+    "dump",
+    "from_mapping",
+    "json_schema",
+    "load",
+    "resolve_spec",
+]
 
 
 def resolve_spec(spec: str, folder: Path, where: str) -> str:
@@ -99,6 +108,28 @@ def from_mapping(data: Mapping[str, Any], source: str = "configuration") -> Conf
 def dump(config: Config) -> str:
     """Every key with its value as YAML; ``load`` reads it back to an equal configuration."""
     return to_yaml(config.model_dump(mode="json"))
+
+
+def check_priced(config: Config) -> None:
+    """Check that every cost in the budget and the objectives can be priced on the device.
+
+    Raises:
+        BadInputError: latency without a table, or energy without a profile; names the key and the cure.
+    """
+    wanted: Mapping[str, str] = {
+        **dict.fromkeys(config.search.objectives or (), "search.objectives"),
+        **{name: f"budget.{name}" for name in config.budget},
+    }
+    if "latency_ms" in wanted and config.device.table is None:
+        raise BadInputError(
+            f"{wanted['latency_ms']} needs a latency table, device.table is null; make one with "
+            "`amcsearch table measure CONFIG -o latency_tables/NAME` and set device.table to it"
+        )
+    if "energy_mj" in wanted and config.device.profile is None:
+        raise BadInputError(
+            f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
+            "`amcsearch list devices`"
+        )
 
 
 def config_hash(config: Config) -> str:

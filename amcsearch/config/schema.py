@@ -1,12 +1,6 @@
-"""The configuration of a search: every key with its default, its bound and its meaning.
-
-How to train, and what the verbs besides ``search`` do: sections of a configuration.
-
-Values of a configuration that are more than a number or a word.
-"""
+"""The configuration: every key with its default, its bound and its meaning."""
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -24,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from amcsearch.core import COST_NAMES, BadInputError
+from amcsearch.core import COST_NAMES
 
 __all__ = [
     "ChannelMultiple",
@@ -49,7 +43,6 @@ __all__ = [
     "SparsifyConfig",
     "SplitsConfig",
     "Target",
-    "check_priced",
 ]
 
 CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
@@ -129,17 +122,26 @@ class _Section(BaseModel):
 
 
 class RecipeConfig(_Section):
-    """How to train: the fields of ``training.loop.TrainingRecipe``."""
+    """How to train."""
 
     epochs: NonNegativeInt = 10
+    """Passes over the training split."""
     learning_rate: PositiveFloat = 0.1
+    """The highest; the warm-up ends there."""
     batch_size: PositiveInt = 64
+    """Samples in one step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """``sgd`` has Nesterov momentum."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Of ``sgd``; the first beta of ``adamw``."""
     weight_decay: NonNegativeFloat = 5e-4
+    """On tensors of two or more axes, so not on biases and normalisation."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: along half a cosine to zero, or constant."""
     warmup_epochs: NonNegativeInt = 1
+    """Epochs of the linear rise to ``learning_rate``."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of a target that all classes divide; not with a teacher."""
     max_shift: NonNegativeInt = 0
     """Images move at random by up to so many pixels."""
 
@@ -148,17 +150,22 @@ class Distillation(_Section):
     """Learn from the dense network: softened by ``temperature``, weighted by ``alpha`` against the true targets."""
 
     temperature: PositiveFloat = 4.0
+    """Divides the logits of both networks."""
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+    """Weight of the dense network's outputs; the true targets have the remainder."""
 
 
 class FinetuneConfig(RecipeConfig):
     """The short training after removal."""
 
     epochs: NonNegativeInt = 5
+    """Passes over the training split; 0 for none."""
     learning_rate: PositiveFloat = 0.02
+    """The highest; ``rewound`` takes those of ``model.pretrain`` in its place."""
     schedule: Literal["cosine", "constant", "rewound"] = "cosine"  # type: ignore[assignment]
     """``rewound`` replays the last ``epochs`` of ``model.pretrain``, with its recipe (learning-rate rewinding)."""
     warmup_epochs: NonNegativeInt = 0
+    """Epochs of the linear rise to ``learning_rate``."""
     distillation: Distillation | None = Distillation()
 
 
@@ -178,6 +185,7 @@ class SparsifyConfig(_Section):
     criterion: str = "magnitude"
     """What a schedule ranks by; gates learn their own order."""
     criterion_params: dict[str, JsonValue] = {"p": 1.0}
+    """Fields of the criterion's dataclass."""
     training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
 
 
@@ -226,6 +234,7 @@ class ModelConfig(_Section):
     factory: ImportSpec
     """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives an ``nn.Module``."""
     kwargs: dict[str, JsonValue] = {}
+    """Arguments of the factory."""
     checkpoint: str | None = None
     """A state dict: ``.safetensors``, or ``.pt`` read with ``weights_only``."""
     input_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
@@ -244,8 +253,11 @@ class SplitsConfig(_Section):
     """Samples of each split that the data factory does not give itself."""
 
     calibration: PositiveInt = 512
+    """For saliency, recalibration and refitting."""
     search: PositiveInt = 512
+    """For the accuracy that an agent sees."""
     test: PositiveInt | None = None
+    """For the accuracy in the report; null takes a fifth of ``train``."""
 
     def sizes(self) -> dict[str, int]:
         """Split name → samples, without the splits left to their default."""
@@ -256,7 +268,9 @@ class DataConfig(_Section):
     """The data: a factory that returns the datasets ``train``, ``calibration``, ``search``, ``test``, or fewer."""
 
     factory: ImportSpec
+    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives the datasets."""
     kwargs: dict[str, JsonValue] = {}
+    """Arguments of the factory."""
     targets: Literal["given", "dense"] = "given"
     """``dense``: no labels; the dense network's own outputs are to be kept, and accuracy is the mean cosine to them.
 
@@ -275,7 +289,9 @@ class DeviceConfig(_Section):
     channel_multiple: ChannelMultiple = "auto"
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: PositiveInt = 1
+    """Of ONNX Runtime."""
     batch: PositiveInt = 1
+    """Samples in one call."""
     dtype: Literal["float32", "int8"] = "float32"
     """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
     on the calibration split; the search itself judges accuracy in float32."""
@@ -287,6 +303,7 @@ class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
+    """Ranks channels by a saliency of their weights."""
     selector: str | None = None
     """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
     params: dict[str, JsonValue] = {}
@@ -297,6 +314,7 @@ class RecoveryConfig(_Section):
     """How accuracy is regained."""
 
     bn_recalibration: bool = True
+    """Batch norms take their statistics anew on the calibration split."""
     reconstruction: Literal["auto", "none", "bias", "scales", "least_squares", "sequential"] = "auto"
     """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none.
 
@@ -311,21 +329,27 @@ class EvaluationConfig(_Section):
     batch_size: PositiveInt | None = None
     """Samples in a forward pass; null takes what a CPU likes for the size of the inputs."""
     torch_device: str = "cpu"
+    """Where torch computes: training, saliency and evaluation."""
 
 
 class RewardConfig(_Section):
     """What the agent maximises."""
 
     name: str = "accuracy"
+    """A reward."""
     params: dict[str, JsonValue] = {}
+    """Parameters of the reward."""
 
 
 class SearchConfig(_Section):
     """How the policies are searched."""
 
     agent: str = "ddpg"
+    """Proposes the policies."""
     agent_params: dict[str, JsonValue] = {}
+    """Fields of the agent's dataclass."""
     trials: PositiveInt = 200
+    """Policies to evaluate."""
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more objectives give a Pareto front instead of one best policy."""
@@ -347,6 +371,7 @@ class Config(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = "search"
     """Also the beginning of the run folder's name."""
     seed: NonNegativeInt = 0
+    """Decides splits, training, search and fine-tuning."""
     model: ModelConfig
     data: DataConfig
     device: DeviceConfig = DeviceConfig()
@@ -364,25 +389,3 @@ class Config(_Section):
         if not self.budget and self.search.objectives is None:
             raise ValueError(f"budget is empty; name a cost ({', '.join(COST_NAMES)}) or set search.objectives")
         return self
-
-
-def check_priced(config: Config) -> None:
-    """Check that every cost in the budget and the objectives can be priced on the device.
-
-    Raises:
-        BadInputError: latency without a table, or energy without a profile; names the key and the cure.
-    """
-    wanted: Mapping[str, str] = {
-        **dict.fromkeys(config.search.objectives or (), "search.objectives"),
-        **{name: f"budget.{name}" for name in config.budget},
-    }
-    if "latency_ms" in wanted and config.device.table is None:
-        raise BadInputError(
-            f"{wanted['latency_ms']} needs a latency table, device.table is null; make one with "
-            "`amcsearch table measure CONFIG -o latency_tables/NAME` and set device.table to it"
-        )
-    if "energy_mj" in wanted and config.device.profile is None:
-        raise BadInputError(
-            f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
-            "`amcsearch list devices`"
-        )
