@@ -6,8 +6,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
+import multiprocessing.process
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +25,39 @@ from amcsearch.runtime.on_device.timing import Clock
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
 
-TINY_JOB = Path(__file__).parent / "tiny_job.py"
+TESTS = Path(__file__).parent
+TINY_JOB = TESTS / "tiny_job.py"
+# `pytest -m fast`: the tests of files that need no training and no process, but for NOT_FAST, which take over half a
+# second of processor time each
+FAST = (
+    *("core", "test_architecture.py", "test_config.py", "test_docs.py", "reporting/test_words.py"),
+    *("costs/test_compute.py", "costs/test_device.py", "costs/test_distinct.py", "costs/test_energy.py"),
+    *("costs/test_energy_published.py", "costs/test_energy_steps.py", "costs/test_storage.py"),
+    *("costs/test_structured_saving.py", "costs/latency/test_lanes.py", "costs/latency/test_lowering.py"),
+    *("costs/latency/test_rows.py", "costs/latency/test_surface.py", "costs/latency/test_tiling.py"),
+    *("graph/test_layout.py", "methods/test_density_policy.py", "methods/test_fisher_ratio.py"),
+    *("methods/test_global_ranking.py", "methods/test_lasso.py", "methods/test_layer_inputs.py"),
+    *("methods/test_least_squares.py", "methods/test_ranking.py", "methods/test_reduction.py"),
+    *("methods/test_statistics.py", "methods/test_weight_choice.py"),
+    *("search/test_dominance.py", "search/test_keep_accuracy.py", "search/test_min_sum.py"),
+    *("search/test_observation.py", "search/test_pareto.py", "search/test_reward.py", "search/test_targeting.py"),
+)
+NOT_FAST = {
+    "test_a_correction_stays_within_what_was_measured",
+    "test_any_mapping_is_valid_or_refused_in_one_line",
+    "test_any_rows_come_back",
+    "test_apportion_adds_up_within_bounds",
+    "test_batched_widths_agree_with_single_networks",
+    "test_equals_brute_force_where_buckets_lose_nothing",
+    "test_errors_of_all_lanes_are_those_of_each",
+    "test_it_does_not_change_under_affine_maps_of_a_channel",
+    "test_many_widths_at_once_are_each_alone",
+    "test_many_widths_at_once_cost_as_one_after_another",
+    "test_measured_widths_come_back_and_all_others_are_possible",
+    "test_more_memory_never_costs_more",
+    "test_no_estimate_falls_below_its_lower_bound",
+    "test_yaml_written_is_yaml_read",
+}
 CONFIG = """
 name: tiny
 model: {factory: "FACTORY", pretrain: {epochs: 2, learning_rate: 0.05, batch_size: 32}}
@@ -35,6 +69,46 @@ search: {agent: ddpg, trials: 12, finalists: 2}
 """
 
 WriteConfig = Callable[..., Path]
+
+
+def _is_fast(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in FAST)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a list of fast tests that names what is gone."""
+    lost = [name for name in FAST if not (TESTS / name).exists()]
+    if lost:
+        raise pytest.UsageError(f"FAST in tests/conftest.py names {', '.join(lost)}, which does not exist; correct it")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no other file for ``-m fast``: imports take longer than the tests."""
+    wanted = config.option.markexpr != "fast" or collection_path.is_dir() or _is_fast(collection_path)
+    return None if wanted else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is fast."""
+    for item in items:
+        name = item.name.partition("[")[0]
+        if _is_fast(item.path) and name not in NOT_FAST and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+
+
+def _refuse_process(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a fast test starts a process; take its file out of FAST in tests/conftest.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Let no fast test start a process."""
+    if item.get_closest_marker("fast") is None:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _refuse_process)
+        patch.setattr(multiprocessing.process.BaseProcess, "start", _refuse_process)
+        return (yield)
 
 
 @pytest.fixture

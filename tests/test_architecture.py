@@ -72,6 +72,11 @@ ROWS = (
 )
 
 
+@cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 @dataclass(frozen=True)
 class Module:
     """``name`` is dotted, without the package: ``costs.grid``; a room's face is the room's name."""
@@ -86,7 +91,7 @@ class Module:
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.source)
+        return _parsed(self.source)
 
     @property
     def imports(self) -> list[str]:
