@@ -33,7 +33,7 @@ from amcsearch.evaluation.executors import Executor, SerialExecutor
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job, assemble
-from amcsearch.search import SEARCHERS
+from amcsearch.search import AGENTS
 from amcsearch.search.budget import Budget, FeasibleSet
 from amcsearch.search.exact.allocator import Allocator
 from amcsearch.search.reward import RewardContext, bind
@@ -42,7 +42,7 @@ from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
 
 CASES = (("resnet20", 1), ("resnet20", 8), ("mobilenetv2", 1), ("mobilenetv2", 8), ("resnet50", 16), ("resnet50", 32))
-AGENTS = ("dynamic_programming", "ddpg", "nsga2", "sensitivity", "random")
+COMPARED = ("dynamic_programming", "ddpg", "nsga2", "sensitivity", "random")
 
 
 def traced(name: str) -> NetworkSpec:
@@ -118,7 +118,7 @@ def run(agent: str, feasible: FeasibleSet, executor: Executor, accuracy: float, 
     reward = bind("accuracy", {}, context)
     where = {"agent": agent, "seed": seed, "trials": trials, "storage": "sqlite:///:memory:", "name": "benchmark"}
     study = Study(feasible.grid.network, feasible.space, feasible.grid, feasible, executor, reward, **where)
-    SEARCHERS[agent]().run(study, seed)
+    AGENTS[agent]().run(study, seed)
     assert study.remaining == 0
     return study.trials
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override a key of the configuration")
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(SEARCHERS))
+    parser.add_argument("--agents", nargs="+", default=list(COMPARED), choices=list(AGENTS))
     options = parser.parse_args()
     parts[options.part](options)
 

@@ -41,9 +41,9 @@ def _first_lines(registry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _agents() -> dict[str, str]:
-    from amcsearch.search import SEARCHERS
+    from amcsearch.search import AGENTS
 
-    return _first_lines(SEARCHERS)
+    return _first_lines(AGENTS)
 
 
 def _costs() -> dict[str, str]:

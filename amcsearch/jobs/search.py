@@ -21,7 +21,7 @@ from amcsearch.jobs.setup import Job, assemble, make_evaluator
 from amcsearch.jobs.summary import describe_search
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.runs import RunFolder
-from amcsearch.search import SEARCHERS, RewardContext, Study, bind
+from amcsearch.search import AGENTS, RewardContext, Study, bind
 from amcsearch.training import fetch, length, task_loss
 
 __all__ = ["plan", "search"]
@@ -101,12 +101,12 @@ def _run_agents(
     executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
     studies: list[Study] = []
     try:
-        for agent, params in _agents(job.config):
-            searcher = build(pick(SEARCHERS, agent, "search.agent"), params, "search.agent_params")
-            study = _study(job, executor, agent, storage or run.storage_url, observer)
+        for name, params in _agents(job.config):
+            agent = build(pick(AGENTS, name, "search.agent"), params, "search.agent_params")
+            study = _study(job, executor, name, storage or run.storage_url, observer)
             studies.append(study)
             _start(job, study)
-            searcher.run(study, job.config.seed)
+            agent.run(study, job.config.seed)
     finally:
         executor.close()
         if studies:

@@ -12,7 +12,7 @@ from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
 from amcsearch.search.reward import REWARDS, RewardContext, bind
 from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
-from amcsearch.search.study import Searcher, SearcherFactory, Study
+from amcsearch.search.study import Agent, AgentFactory, Study
 from amcsearch.search.targets.ladder import (
     LADDERS,
     CostOf,
@@ -25,15 +25,15 @@ from amcsearch.search.targets.ladder import (
 )
 
 __all__ = [
+    "AGENTS",
     "LADDERS",
     "REWARDS",
-    "SEARCHERS",
+    "Agent",
+    "AgentFactory",
     "Budget",
     "CostOf",
     "FeasibleSet",
     "RewardContext",
-    "Searcher",
-    "SearcherFactory",
     "Study",
     "accepted_rungs",
     "bind",
@@ -46,7 +46,7 @@ __all__ = [
     "without_dominated",
 ]
 
-SEARCHERS: Final[Mapping[str, SearcherFactory]] = {
+AGENTS: Final[Mapping[str, AgentFactory]] = {
     "ddpg": DDPG,
     "nsga2": nsga2,
     "tpe": tpe,

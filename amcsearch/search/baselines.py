@@ -71,7 +71,7 @@ class RandomSearch:
     """
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
         draws = self._draws(study, rng)
         while study.remaining:
@@ -122,7 +122,7 @@ class UniformSearch:
             raise BadInputError(f"uniform: heavier = {self.heavier}, must be at least 0")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
         for kept in self._ladder(study):
             if study.remaining:
@@ -157,7 +157,7 @@ class ErkSearch:
             raise BadInputError(f"erk: halvings = {self.halvings}, must be at least 1")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
         first = self._first(study)
         evaluate_one(study, first)
@@ -217,7 +217,7 @@ class SensitivitySearch:
             raise BadInputError(f"sensitivity: points = {self.points}, must be at least 2")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         measured = probed_curves(study, self.points)
         if measured is None:
             study.note(f"sensitivity: {study.remaining} evaluations are too few to probe every group; climbing only")

@@ -49,7 +49,7 @@ class EnergyAware:
             raise BadInputError(f"energy_aware: tolerance = {self.tolerance} nats, must be above 0")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         if _ENERGY not in study.grid.names:
             study.note("energy_aware: nothing here predicts energy; groups go in the order of their MACs")
         hurts: dict[int, float] = {}

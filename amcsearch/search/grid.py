@@ -73,7 +73,7 @@ class GridSearch:
             raise BadInputError(f"grid: max_points = {self.max_points}, must be at least 2")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         tying, label = self._tying(study)
         for levels, points in self._grids(study, tying):
             fresh = self._unseen(study, points)

@@ -1,6 +1,6 @@
 """Policies not yet evaluated: near a given one, or anywhere in the feasible set.
 
-Searchers must never spend an evaluation on an infeasible or repeated policy, and must go on while any other is left.
+Agents must never spend an evaluation on an infeasible or repeated policy, and must go on while any other is left.
 Policies are rows of kept counts on the space's grid; ``index`` rows hold positions in ``space.choices`` instead.
 """
 

@@ -41,7 +41,7 @@ class NetAdapt:
             )
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``."""
+        """As ``Agent.run``."""
         evaluate_one(study, study.feasible.repair(self._adapted(study)))
         climb(study, np.random.default_rng([seed, 1]))
 

@@ -1,4 +1,4 @@
-"""Optuna's samplers as searchers: NSGA-II, TPE, Gaussian process, CMA-ES.
+"""Optuna's samplers as agents: NSGA-II, TPE, Gaussian process, CMA-ES.
 
 The sampler sees one integer per group, a position in ``space.choices`` (the Gaussian process a real number that is
 rounded to one: its acquisition function is then climbed by gradient, about five times faster). What it asks for may be
@@ -36,7 +36,7 @@ from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
 from amcsearch.search.neighbours import positions, unseen
 from amcsearch.search.study import Study
 
-__all__ = ["OptunaSearcher", "Told", "cmaes", "gp", "nsga2", "tpe"]
+__all__ = ["OptunaAgent", "Told", "cmaes", "gp", "nsga2", "tpe"]
 
 
 class Told(StrEnum):
@@ -57,8 +57,8 @@ class Start:
 
 
 @dataclass(frozen=True)
-class OptunaSearcher:
-    """One sampler as a ``Searcher``.
+class OptunaAgent:
+    """One sampler as an ``Agent``.
 
     ``asks`` bounds the proposals made for one new policy; ``rounded`` lets the sampler propose real numbers.
     """
@@ -71,7 +71,7 @@ class OptunaSearcher:
     rounded: bool = False
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``.
+        """As ``Agent.run``.
 
         Raises:
             BadInputError: several objectives for a sampler of one.
@@ -105,10 +105,10 @@ class _Proposal:
 class _Session:
     """One run of a sampler in an Optuna study held in memory."""
 
-    def __init__(self, searcher: OptunaSearcher, study: Study, seed: int) -> None:
-        self._searcher, self._study = searcher, study
+    def __init__(self, agent: OptunaAgent, study: Study, seed: int) -> None:
+        self._agent, self._study = agent, study
         self._rng = np.random.default_rng([seed, 1])
-        distribution = FloatDistribution if searcher.rounded else IntDistribution
+        distribution = FloatDistribution if agent.rounded else IntDistribution
         self._distributions: dict[str, BaseDistribution] = {
             group.name: distribution(0, len(choices) - 1)
             for group, choices in zip(study.network.groups, study.space.choices, strict=True)
@@ -117,7 +117,7 @@ class _Session:
         self._told: set[tuple[int, ...]] = set()
         start = Start(seed, study.remaining, study.batch)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna = optuna.create_study(sampler=searcher.make_sampler(start), directions=study.directions)
+        self._optuna = optuna.create_study(sampler=agent.make_sampler(start), directions=study.directions)
         self._optuna.enqueue_trial(self._point(study.feasible.largest_uniform()))
 
     def propose(self, count: int) -> list[_Proposal]:
@@ -135,7 +135,7 @@ class _Session:
     def learn(self, proposal: _Proposal, trial: Trial) -> None:
         """Tell the sampler what a proposal was worth."""
         point = self._point(self._study.network.kept_array(trial.policy))
-        if self._searcher.told is Told.REPAIRED:
+        if self._agent.told is Told.REPAIRED:
             attributes = dict(self._optuna.get_trials(deepcopy=False)[proposal.asked.number].system_attrs)
             self._drop(proposal.asked)
             self._add(point, trial, attributes)
@@ -144,13 +144,13 @@ class _Session:
             self._drop(proposal.asked)
         else:
             self._tell(proposal.asked, trial)
-        if self._searcher.told is Told.BOTH:
+        if self._agent.told is Told.BOTH:
             self._add(point, trial, {})
 
     def _ask(self, pending: set[PruningPolicy]) -> _Proposal | None:
         """One new policy: the sampler's, repaired, or after ``asks`` repeats a neighbour of the last."""
         study = self._study
-        for attempt in range(1, self._searcher.asks + 1):
+        for attempt in range(1, self._agent.asks + 1):
             asked = self._optuna.ask(self._distributions)
             _ = asked.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
             kept = study.feasible.repair(self._kept(asked.params))
@@ -158,9 +158,9 @@ class _Session:
             repeated = study.seen(policy)
             if not repeated and policy not in pending:
                 return _Proposal(policy, asked, moved=False)
-            if attempt == self._searcher.asks:
+            if attempt == self._agent.asks:
                 break
-            if repeated and self._searcher.told is not Told.REPAIRED:
+            if repeated and self._agent.told is not Told.REPAIRED:
                 self._tell(asked, study.evaluate([policy])[0])
             else:
                 self._drop(asked)
@@ -172,7 +172,7 @@ class _Session:
 
     def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
         key = self._key(asked.params)
-        if trial.state is not TrialState.COMPLETE or (self._searcher.told is Told.BOTH and key in self._told):
+        if trial.state is not TrialState.COMPLETE or (self._agent.told is Told.BOTH and key in self._told):
             self._drop(asked)
             return
         self._told.add(key)
@@ -213,7 +213,7 @@ MIN_POPULATION: Final = 8
 MAX_POPULATION: Final = 50
 
 
-def nsga2(population: int | None = None) -> OptunaSearcher:
+def nsga2(population: int | None = None) -> OptunaAgent:
     """NSGA-II; by default the population is an eighth of the evaluations, from 8 to 50, so that short searches evolve.
 
     Raises:
@@ -226,23 +226,23 @@ def nsga2(population: int | None = None) -> OptunaSearcher:
         size = population or min(MAX_POPULATION, max(MIN_POPULATION, start.evaluations // 8))
         return NSGAIISampler(seed=start.seed, population_size=size)
 
-    return OptunaSearcher("nsga2", sampler, Told.REPAIRED)
+    return OptunaAgent("nsga2", sampler, Told.REPAIRED)
 
 
-def tpe() -> OptunaSearcher:
+def tpe() -> OptunaAgent:
     """Tree-structured Parzen estimator; proposals made at once keep apart by the constant liar."""
-    return OptunaSearcher("tpe", lambda start: TPESampler(seed=start.seed, constant_liar=start.batch > 1), Told.BOTH)
+    return OptunaAgent("tpe", lambda start: TPESampler(seed=start.seed, constant_liar=start.batch > 1), Told.BOTH)
 
 
-def gp() -> OptunaSearcher:
+def gp() -> OptunaAgent:
     """Gaussian process with expected improvement (hypervolume improvement for several objectives)."""
-    return OptunaSearcher("gp", lambda start: GPSampler(seed=start.seed), Told.BOTH, asks=2, rounded=True)
+    return OptunaAgent("gp", lambda start: GPSampler(seed=start.seed), Told.BOTH, asks=2, rounded=True)
 
 
-def cmaes() -> OptunaSearcher:
+def cmaes() -> OptunaAgent:
     """CMA-ES with margin, so that no width of the grid becomes unreachable; one objective."""
 
     def sampler(start: Start) -> BaseSampler:
         return CmaEsSampler(seed=start.seed, with_margin=True, warn_independent_sampling=False)
 
-    return OptunaSearcher("cmaes", sampler, Told.ASKED, several_objectives=False)
+    return OptunaAgent("cmaes", sampler, Told.ASKED, several_objectives=False)

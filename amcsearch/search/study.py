@@ -1,6 +1,6 @@
 """The only door to evaluation: every evaluation is priced, executed, rewarded and stored before the next begins.
 
-A run killed at any moment loses at most what was being evaluated. Resuming is replay: a searcher is a function of its
+A run killed at any moment loses at most what was being evaluated. Resuming is replay: an agent is a function of its
 seed and of the results it is served, so it runs again from the start and is served the stored results at once.
 
 Which of several trade-offs are worth keeping: the non-dominated set.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amcsearch.search.budget import FeasibleSet
 
 
-__all__ = ["Progress", "Searcher", "SearcherFactory", "Study", "non_dominated"]
+__all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -119,7 +119,7 @@ class Study:
         return [trial for trial, keep in zip(complete, non_dominated(points * signs), strict=True) if keep]
 
     def seen(self, policy: PruningPolicy) -> bool:
-        """Whether this searcher has been served the policy: asking again costs nothing."""
+        """Whether this agent has been served the policy: asking again costs nothing."""
         return policy in self._served
 
     def values(self, trial: Trial) -> list[float]:
@@ -132,7 +132,7 @@ class Study:
         return [direction(name) for name in self.objectives or REWARD]
 
     def note(self, text: str) -> None:
-        """Record, in a sentence, something the searcher decided; the report shows ``notes``."""
+        """Record, in a sentence, something the agent decided; the report shows ``notes``."""
         self.notes.append(text)
 
     def evaluate(self, policies: Sequence[PruningPolicy], *, probe: bool = False) -> list[Trial]:
@@ -196,10 +196,10 @@ class Study:
             self.note(text)
 
 
-class Searcher(Protocol):
+class Agent(Protocol):
     """Proposes policies until the study's evaluations are spent.
 
-    The promise, held by the contract tests over ``SEARCHERS``:
+    The promise, held by the contract tests over ``AGENTS``:
 
     - it evaluates through ``study.evaluate`` alone, and only policies within the budget (probes excepted);
     - it spends every evaluation, and returns early, without an error, only when no new policy is left;
@@ -215,5 +215,5 @@ class Searcher(Protocol):
         """
 
 
-SearcherFactory = Callable[..., Searcher]
+AgentFactory = Callable[..., Agent]
 """Makes an agent; every parameter has a default (``search.agent_params`` in the configuration)."""

@@ -1,6 +1,6 @@
-"""A small made-up problem that every searcher can be run on in milliseconds.
+"""A small made-up problem that every agent can be run on in milliseconds.
 
-As a script it starts each named searcher in a process of its own that kills itself with SIGKILL at the k-th evaluation.
+As a script it starts each named agent in a process of its own that kills itself with SIGKILL at the k-th evaluation.
 """
 
 import json
@@ -114,14 +114,14 @@ def make_study(
 
 def run_and_die(agents: Sequence[str], folder: str, kill_at: int, trials: int) -> dict[str, int]:
     """Run each agent in a forked process that dies at its ``kill_at``-th evaluation; return the signals."""
-    from amcsearch.search import SEARCHERS
+    from amcsearch.search import AGENTS
 
     died = {}
     for agent in agents:
         child = os.fork()
         if child == 0:
             study = make_study(agent, trials=trials, storage=f"sqlite:///{folder}/{agent}.db", kill_at=kill_at)
-            SEARCHERS[agent]().run(study, 0)
+            AGENTS[agent]().run(study, 0)
             os._exit(0)
         died[agent] = os.WTERMSIG(os.waitpid(child, 0)[1])
     return died

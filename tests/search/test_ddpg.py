@@ -1,4 +1,4 @@
-"""AMC's agent: exploration and replay against exact numbers, then learning, seeds and the promises of a searcher."""
+"""AMC's agent: exploration and replay against exact numbers, then learning, seeds and the promises of an agent."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -200,9 +200,9 @@ def test_replay_stores_the_executed_action_in_the_learners_scale():
     assert len(observations) == len(actions) + 1
 
 
-def squeezed(study: FakeStudy, searcher: DDPG | RandomSearch) -> float:
+def squeezed(study: FakeStudy, agent: DDPG | RandomSearch) -> float:
     """Mean kept share of the last group over a search's policies."""
-    searcher.run(study, 0)
+    agent.run(study, 0)
     return float(np.mean([study.network.kept_array(policy)[-1] / 32 for policy in policies(study)]))
 
 
@@ -270,10 +270,10 @@ def test_one_gradient_step_a_transition_after_the_warm_up():
 def test_it_beats_random_search_at_equal_evaluations():
     """Mean regret over seeds on an additive reward whose optimum is found by trying all 4^8 policies."""
     regret = {}
-    for name, searcher in (("ddpg", DDPG()), ("uniform episodes", DDPG(warm_up_share=1.0)), ("random", RandomSearch())):
+    for name, agent in (("ddpg", DDPG()), ("uniform episodes", DDPG(warm_up_share=1.0)), ("random", RandomSearch())):
         studies = [FakeStudy(additive, widths=(32,) * 8, multiple=8, trials=100) for _ in range(3)]
         for seed, study in enumerate(studies):
-            searcher.run(study, seed)
+            agent.run(study, seed)
             assert study.remaining == 0
         regret[name] = optimum_of(studies[0]) - np.mean([study.best.reward for study in studies])
     assert 0.0 <= regret["ddpg"] < 0.75 * min(regret["random"], regret["uniform episodes"])

@@ -5,8 +5,8 @@ import optuna
 import pytest
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.search import SEARCHERS
-from amcsearch.search.samplers import OptunaSearcher, Told, _Session, cmaes, gp, nsga2, tpe
+from amcsearch.search import AGENTS
+from amcsearch.search.samplers import OptunaAgent, Told, _Session, cmaes, gp, nsga2, tpe
 
 
 class Scripted(optuna.samplers.BaseSampler):
@@ -28,8 +28,8 @@ class Scripted(optuna.samplers.BaseSampler):
 
 def session_of(synthetic, told, points, **settings):
     study = synthetic.make_study(**settings)
-    searcher = OptunaSearcher("scripted", lambda start: Scripted(points), told, asks=4)
-    return study, _Session(searcher, study, seed=0)
+    agent = OptunaAgent("scripted", lambda start: Scripted(points), told, asks=4)
+    return study, _Session(agent, study, seed=0)
 
 
 def step(study, session):
@@ -116,7 +116,7 @@ def test_nsga2_breeds_from_repaired_policies(synthetic):
 @pytest.mark.parametrize("agent", ["nsga2", "tpe", "gp", "cmaes"])
 def test_beats_its_own_start(synthetic, agent):
     study = synthetic.make_study(trials=18)
-    SEARCHERS[agent]().run(study, 0)
+    AGENTS[agent]().run(study, 0)
     assert study.best.reward > study.trials[0].reward
 
 

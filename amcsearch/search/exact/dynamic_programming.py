@@ -76,7 +76,7 @@ class DynamicProgramming:
             raise BadInputError(f"dynamic_programming: spread = {self.spread}, must be a number above 1")
 
     def run(self, study: Study, seed: int) -> None:
-        """As ``Searcher.run``.
+        """As ``Agent.run``.
 
         Raises:
             BadInputError: a layer depends on too many groups to be solved exactly.
