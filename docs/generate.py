@@ -15,7 +15,7 @@ import amcsearch
 from amcsearch.cli.parser import make_parser
 from amcsearch.config import json_schema
 from amcsearch.methods import CRITERIA, GATES, SCHEDULES, SELECTORS
-from amcsearch.search import REWARDS, SEARCHERS
+from amcsearch.search import AGENTS, REWARDS
 
 __all__ = ["GENERATORS", "api", "command_line", "configuration", "methods"]
 
@@ -137,7 +137,7 @@ _METHODS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "selectors": ("Name one as `selection.selector`, its parameters under `selection.params`.", SELECTORS),
     "gates": ("Name one as `sparsify.method`, its parameters under `sparsify.params`.", GATES),
     "schedules": ("Name one as `sparsify.method`, its parameters under `sparsify.params`.", SCHEDULES),
-    "agents": ("Name one as `search.agent`, its parameters under `search.agent_params`.", SEARCHERS),
+    "agents": ("Name one as `search.agent`, its parameters under `search.agent_params`.", AGENTS),
     "rewards": ("Name one as `search.reward.name`, its parameters under `search.reward.params`.", REWARDS),
 }
 

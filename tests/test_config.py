@@ -92,7 +92,7 @@ search:  {agent: ddpg, trials: 200, reward: {name: accuracy}, objectives: null}
         ("search: {max_pruning_ratio: 1.0}", ["search.max_pruning_ratio = 1.0", "below 1"]),
         ("search: {objectives: [accuracy]}", ["search.objectives", "at least 2"]),
         ("search: {objectives: [accuracy, speed]}", ["search.objectives.1 = 'speed'", "'latency_ms'"]),
-        ("search: {baseline: tpe}", ["search.baseline = 'tpe'", "'random'"]),
+        ("search: {baseline: 3}", ["search.baseline = 3", "text"]),
         ("seed: -1", ["seed = -1", "at least 0"]),
         ("seed: null", ["seed = null", "a whole number"]),
         ("name: a/b", ["name = 'a/b'", "letters, digits"]),

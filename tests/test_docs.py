@@ -12,7 +12,7 @@ from amcsearch.cli.parser import make_parser
 from amcsearch.config import json_schema
 from amcsearch.core import PolicySpace
 from amcsearch.methods import CRITERIA, GATES, SCHEDULES, SELECTORS
-from amcsearch.search import REWARDS, SEARCHERS
+from amcsearch.search import AGENTS, REWARDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 REGISTRIES = {
@@ -20,7 +20,7 @@ REGISTRIES = {
     "selectors": SELECTORS,
     "gates": GATES,
     "schedules": SCHEDULES,
-    "agents": SEARCHERS,
+    "agents": AGENTS,
     "rewards": REWARDS,
 }
 

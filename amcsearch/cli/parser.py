@@ -218,6 +218,10 @@ def _report(commands: "Commands") -> None:
 
 def _list(commands: "Commands") -> None:
     command = _verb(
-        commands, "list", verbs.list_registry, "what can be named in a configuration", "amcsearch list agents"
+        commands,
+        "list",
+        verbs.list_registry,
+        "what can be named in a configuration; module:Class or file.py:Class names one of your own",
+        "amcsearch list agents",
     )
     command.add_argument("kind", choices=verbs.KINDS, help="registry to print")

@@ -2,18 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from amcsearch.reporting import goal_lines
 
 __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
+
+_BLOCK: Final = (
+    *("macs", "params", "energy_mj"),
+    *("latency_ms_predicted", "latency_ms_predicted_sigma", "latency_ms_measured"),
+)
+"""Keys of a network's block in the summary that are no accuracy and no cost of the user's own."""
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
     delivered = f"accuracy_{summary.get('dtype')}"
     accuracies = ["accuracy", *([delivered] if delivered in summary["finetuned"] else [])]
-    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ"]
+    further = [key for key in summary["finetuned"] if key not in (*_BLOCK, *accuracies)]
+    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ", *further]
     rows = [["", *(key.replace("_", " ") for key in accuracies), *costs]]
     for name in ("dense", "pruned", "finetuned"):
         block = summary[name]
@@ -27,6 +34,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
                 _predicted(block),
                 f"{measured['median']:.3f} ({measured['low']:.3f}–{measured['high']:.3f})",
                 _number(block["energy_mj"]),
+                *(_number(block[name]) for name in further),
             ]
         )
     ratio = summary["latency_ratio"]

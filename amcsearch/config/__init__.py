@@ -1,11 +1,12 @@
 """The only room that knows YAML and pydantic: from a file of words to valid values."""
 
 from amcsearch.config.devices import read_device, read_latency_table, write_latency_table
-from amcsearch.config.factories import build, call_factory, import_factory, pick
+from amcsearch.config.factories import build, call_factory, import_factory, label, make, pick
 from amcsearch.config.loading import check_priced, config_hash, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.schema import (
     Config,
+    CostConfig,
     DataConfig,
     DeviceConfig,
     Distillation,
@@ -26,6 +27,7 @@ __all__ = [
     "DEVICES",
     "TABLES",
     "Config",
+    "CostConfig",
     "DataConfig",
     "DeviceConfig",
     "Distillation",
@@ -49,8 +51,10 @@ __all__ = [
     "from_mapping",
     "import_factory",
     "json_schema",
+    "label",
     "listed",
     "load",
+    "make",
     "pick",
     "read_device",
     "read_latency_table",

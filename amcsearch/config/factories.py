@@ -1,4 +1,4 @@
-"""Callables named in a configuration: the user's factories and our own registries."""
+"""What a configuration names: rows of registries, and classes and functions of the user's own."""
 
 import importlib
 import importlib.util
@@ -9,14 +9,14 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.core import BadInputError
 
-__all__ = ["build", "call_factory", "import_factory", "one_line", "pick"]
+__all__ = ["build", "call_factory", "import_factory", "label", "make", "one_line", "pick"]
 
 T = TypeVar("T")
 
@@ -104,15 +104,89 @@ def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
 
 
 def pick(registry: Mapping[str, T], name: str, key: str) -> T:
-    """Return the entry ``name`` of a registry; ``key`` is the configuration key it was asked by.
+    """Return the entry ``name`` of a registry, or what ``module:Class`` or ``path/to/file.py:Class`` names.
+
+    ``key`` is the configuration key it was asked by.
 
     Raises:
-        BadInputError: unknown name; says the nearest and all known ones.
+        BadInputError: unknown name; says the nearest and all known ones. Or as ``import_factory``.
     """
-    if name not in registry:
+    if name in registry:
+        return registry[name]
+    if ":" not in name:
         known = ", ".join(sorted(registry))
-        raise BadInputError(f"{key} = {name!r} is unknown{hint(name, registry)}; known: {known}")
-    return registry[name]
+        raise BadInputError(
+            f"{key} = {name!r} is unknown{hint(name, registry)}; known: {known}; one of your own is named "
+            "module:Class or path/to/file.py:Class"
+        )
+    try:
+        return cast("T", import_factory(name))
+    except BadInputError as error:
+        raise BadInputError(f"{key}: {error}") from error
+
+
+def label(name: str) -> str:
+    """Shorten ``path/to/file.py:Class`` to ``file.py:Class`` for people; any other name comes back as it is."""
+    path, colon, attribute = name.rpartition(":")
+    return Path(path).name + colon + attribute if path.endswith(".py") else name
+
+
+def make(
+    registry: Mapping[str, Callable[..., T]],
+    name: str,
+    params: Mapping[str, Any],
+    keys: tuple[str, str],
+    contract: type[Any] | tuple[type[Any], ...],
+) -> T:
+    """Make what ``name`` names with ``params``; what is not the registry's is held to its ``contract``.
+
+    ``keys`` are the configuration keys of the name and of the parameters. A protocol asks for its members, an abstract
+    class (or one of several) for a subclass.
+
+    Raises:
+        BadInputError: as ``pick`` and ``build``, a construction that raises, or an object without a member of the
+            contract: names the key, the spec and the member.
+    """
+    maker = pick(registry, name, keys[0])
+    if name in registry:
+        return build(maker, params, keys[1])
+    spec = f"{keys[0]} = {name!r}"
+    try:
+        made = build(maker, params, keys[1])
+        lacking = _lacking(made, contract)
+    except BadInputError as error:
+        raise BadInputError(f"{spec}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BadInputError(f"{spec}: making it raised {one_line(error)}; correct {label(name)}") from error
+    if lacking:
+        raise BadInputError(f"{spec}: {lacking}")
+    return made
+
+
+def _lacking(made: object, contract: type[Any] | tuple[type[Any], ...]) -> str:
+    """Say what an object lacks of a contract and how to give it that, or nothing."""
+    kind = made.__name__ if inspect.isclass(made) else type(made).__name__
+    contracts = contract if isinstance(contract, tuple) else (contract,)
+    if not all(getattr(c, "_is_protocol", False) for c in contracts):
+        names = " or ".join(f"{c.__module__.rpartition('.')[0]}.{c.__name__}" for c in contracts)
+        return "" if isinstance(made, contracts) else f"{kind} is no {names}; make it a subclass"
+    if inspect.isclass(made):
+        return f"it gives the class {kind}, expected an object; name the class itself"
+    for owner in contracts:
+        for name, member in _members(owner).items():
+            is_method = inspect.isfunction(member)
+            if not hasattr(made, name) or (is_method and not callable(getattr(made, name))):
+                what = f"{'method' if is_method else 'attribute'} {name!r}"
+                said = (inspect.getdoc(member) or "").partition("\n")[0]
+                return f"{kind} has no {what}, which every {owner.__name__} has; add it ({said})"
+    return ""
+
+
+def _members(protocol: type[Any]) -> dict[str, Any]:
+    """What a protocol asks for by name, its bases' members first."""
+    owners = (owner for owner in reversed(protocol.__mro__) if getattr(owner, "_is_protocol", False))
+    pairs = ((name, member) for owner in owners for name, member in vars(owner).items())
+    return {name: member for name, member in pairs if not name.startswith("_") or name == "__call__"}
 
 
 def build(factory: Callable[..., T], params: Mapping[str, Any], key: str) -> T:

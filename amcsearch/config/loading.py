@@ -6,7 +6,7 @@ Files named in a configuration become absolute paths, and count in its hash by w
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,15 +65,27 @@ def digest(value: str | None) -> str | None:
 
 
 # Keys that name files, and what kind of things they name where those have names.
-_PATHS: Final[dict[tuple[str, str], Kind | None]] = {
-    ("model", "factory"): None,
+_PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
     ("model", "checkpoint"): None,
-    ("data", "factory"): None,
     ("device", "profile"): DEVICES,
     ("device", "table"): TABLES,
     ("search", "start"): None,
     ("prune", "policy"): None,
 }
+# Keys that may name a class or function as file.py:Class; * stands for every key of a mapping.
+_SPECS: Final = (
+    ("model", "factory"),
+    ("data", "factory"),
+    ("device", "costs", "*"),
+    ("device", "costs", "*", "model"),
+    ("selection", "criterion"),
+    ("selection", "selector"),
+    ("search", "agent"),
+    ("search", "baseline"),
+    ("search", "reward", "name"),
+    ("sparsify", "method"),
+    ("sparsify", "criterion"),
+)
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -139,8 +151,9 @@ def config_hash(config: Config) -> str:
     when a latency table is measured again.
     """
     data = config.model_dump(mode="json")
-    for section, key in _PATHS:
-        data[section][key] = digest(data[section][key])
+    for keys in (*_PATHS, *_SPECS):
+        for _, holder, key in _texts(data, keys):
+            holder[key] = digest(holder[key])
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -168,29 +181,40 @@ def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> Non
 
 
 def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, folder: Path) -> Config:
-    for section, key in _PATHS:
-        inner = data.get(section)
-        if isinstance(inner, dict) and isinstance(inner.get(key), str):
-            at = f"{where.get((section, key), source)}: {section}.{key}"
-            inner[key] = _located(section, key, inner[key], folder, at)
+    for keys in (*_PATHS, *_SPECS):
+        for path, holder, key in _texts(data, keys):
+            at = f"{where.get(path, source)}: {'.'.join(path)}"
+            holder[key] = _located(keys, holder[key], folder, at)
+    costs = (data.get("device") or {}).get("costs") if isinstance(data.get("device"), dict) else None
     try:
         # Through JSON: strict about types, and lists become tuples.
-        return Config.model_validate_json(json.dumps(data))
+        return Config.model_validate_json(json.dumps(data), context=tuple(costs) if isinstance(costs, dict) else ())
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), where, source)) from error
 
 
-def _located(section: str, key: str, value: str, folder: Path, at: str) -> str:
-    """The absolute path of the file that a key names."""
-    kind = _PATHS[section, key]
-    if key == "factory":
+def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
+    """The absolute path of the file that a key names, or the spec with its file absolute."""
+    if keys in _SPECS:
         return resolve_spec(value, folder, at)
+    kind = _PATHS[keys]
     if kind is None:
         return find_file(value, folder, at)
     if kind is TABLES and lookup(kind, value, folder) is None:
         # no error yet: the same configuration is used to make the table; a bare name stays one
         return value if Path(value).name == value else os.path.abspath(os.path.expanduser(value))
     return str(find(kind, value, folder, at))
+
+
+def _texts(data: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any], str]]:
+    """Texts at a path of keys, each as its path, the mapping that holds it and its key there."""
+    first, *later = keys
+    for key in list(data) if first == "*" else [first]:
+        inner = data.get(key)
+        if not later and isinstance(inner, str):
+            yield (key,), data, key
+        elif later and isinstance(inner, dict):
+            yield from (((key, *path), holder, last) for path, holder, last in _texts(inner, tuple(later)))
 
 
 def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str) -> str:

@@ -1,7 +1,7 @@
 """The configuration: every key with its default, its bound and its meaning."""
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,15 +14,19 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from amcsearch.core import COST_NAMES
 
 __all__ = [
+    "RESERVED",
     "ChannelMultiple",
     "Config",
+    "CostConfig",
     "CostName",
     "DataConfig",
     "DeviceConfig",
@@ -45,10 +49,38 @@ __all__ = [
     "Target",
 ]
 
-CostName = Literal["macs", "params", "latency_ms", "energy_mj"]
-TargetName = Literal["sparsity", "macs", "params", "bytes", "latency_ms", "energy_mj"]
-PruneTargetName = Literal["macs", "params", "bytes", "latency_ms", "energy_mj"]
-Objective = Literal["accuracy", "macs", "params", "latency_ms", "energy_mj"]
+RESERVED: Final = frozenset(
+    {
+        *COST_NAMES,
+        *("accuracy", "agent", "bytes", "loss", "number", "policy", "reward", "seconds", "seed", "sparsity", "state"),
+        *("latency_ms_measured", "latency_ms_predicted", "latency_ms_predicted_sigma", "nonzero_params"),
+    }
+)
+"""Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""
+
+
+def _cost_among(*further: str) -> AfterValidator:
+    """Accept the name of a cost, of the house or of ``device.costs``, or one of ``further``.
+
+    The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
+    it refuses what it does not know.
+    """
+    built_in = (*further, *COST_NAMES)
+
+    def check(name: str, info: ValidationInfo) -> str:
+        known = (*built_in, *(info.context or ()))
+        if info.context is not None and name not in known:
+            *most, last = map(repr, known)
+            raise ValueError(f"expected {', '.join(most)} or {last}; device.costs adds costs of your own")
+        return name
+
+    return AfterValidator(check)
+
+
+CostName = Annotated[str, _cost_among()]
+TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
+PruneTargetName = Annotated[str, _cost_among("bytes")]
+Objective = Annotated[str, _cost_among("accuracy")]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
 
@@ -74,7 +106,7 @@ def _limit(value: Any) -> str | float:
 def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
     """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
     if len(value) != 1:
-        raise ValueError(f"expected one of {', '.join(get_args(TargetName))}; got {len(value)} entries")
+        raise ValueError(f"expected one of sparsity, bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
     name, asked = next(iter(value.items()))
     if name != "sparsity":
         return {name: _limit(asked)}
@@ -86,7 +118,7 @@ def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
 def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
     """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
     if len(value) != 1:
-        raise ValueError(f"expected one of {', '.join(get_args(PruneTargetName))}; got {len(value)} entries")
+        raise ValueError(f"expected one of bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
     name, asked = next(iter(value.items()))
     counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
     return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
@@ -173,7 +205,7 @@ class SparsifyConfig(_Section):
     """What ``amcsearch sparsify`` does: gates or masks that are decided while the network trains."""
 
     method: str = "gradual"
-    """A gate or a schedule."""
+    """A gate or a schedule, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     params: dict[str, JsonValue] = {}
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
@@ -183,7 +215,7 @@ class SparsifyConfig(_Section):
     granularity: Literal["weights", "channels"] | None = None
     """What a schedule masks (null: weights); a gate knows for itself."""
     criterion: str = "magnitude"
-    """What a schedule ranks by; gates learn their own order."""
+    """What a schedule ranks by, as ``selection.criterion``; gates learn their own order."""
     criterion_params: dict[str, JsonValue] = {"p": 1.0}
     """Fields of the criterion's dataclass."""
     training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
@@ -279,6 +311,14 @@ class DataConfig(_Section):
     splits: SplitsConfig = SplitsConfig()
 
 
+class CostConfig(_Section):
+    """A cost of the user's own: a class that fulfils ``costs.CostModel``, or a function that gives such an object."""
+
+    model: ImportSpec
+    """``package.module:Class`` or ``path/to/file.py:Class``."""
+    params: dict[str, JsonValue] = {}
+
+
 class DeviceConfig(_Section):
     """The target."""
 
@@ -286,6 +326,10 @@ class DeviceConfig(_Section):
     """A device YAML (energy constants, channel multiple); without it energy is not priced."""
     table: str | None = None
     """A folder made by ``amcsearch table measure``; without it latency is not priced."""
+    costs: dict[str, CostConfig] = {}
+    """Further costs by name: ``file.py:Class``, or ``{model: file.py:Class, params: {…}}``.
+
+    A budget, a target and ``search.objectives`` may name them as any other cost."""
     channel_multiple: ChannelMultiple = "auto"
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: PositiveInt = 1
@@ -298,14 +342,30 @@ class DeviceConfig(_Section):
     rounds: PositiveInt = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 
+    @field_validator("costs", mode="before")
+    @classmethod
+    def _named_costs(cls, costs: Any) -> Any:
+        """Take a spec alone for a cost without parameters, and refuse names that mean something else."""
+        if not isinstance(costs, dict):
+            return costs
+        for name in costs:
+            if name in RESERVED or not re.fullmatch("[a-z][a-z0-9_]*", str(name)):
+                raise ValueError(
+                    f"{name!r} cannot name a cost of your own; choose small letters, digits and _ that name nothing "
+                    "else, such as activation_mib"
+                )
+        return {name: {"model": cost} if isinstance(cost, str) else cost for name, cost in costs.items()}
+
 
 class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
-    """Ranks channels by a saliency of their weights."""
+    """A row of ``amcsearch list criteria``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     selector: str | None = None
-    """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
+    """Judges channels by what reads them, in place of the criterion, and says how that is refitted.
+
+    A row of ``amcsearch list selectors``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     params: dict[str, JsonValue] = {}
     """Fields of the criterion's dataclass, or of the selector's where there is one."""
 
@@ -336,7 +396,7 @@ class RewardConfig(_Section):
     """What the agent maximises."""
 
     name: str = "accuracy"
-    """A reward."""
+    """A row of ``amcsearch list rewards``, or ``module:function`` or ``file.py:function`` of one of your own."""
     params: dict[str, JsonValue] = {}
     """Parameters of the reward."""
 
@@ -345,7 +405,7 @@ class SearchConfig(_Section):
     """How the policies are searched."""
 
     agent: str = "ddpg"
-    """Proposes the policies."""
+    """A row of ``amcsearch list agents``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     agent_params: dict[str, JsonValue] = {}
     """Fields of the agent's dataclass."""
     trials: PositiveInt = 200
@@ -357,8 +417,8 @@ class SearchConfig(_Section):
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
-    baseline: Literal["random"] | None = "random"
-    """Also run at equal evaluations, for the convergence picture."""
+    baseline: str | None = "random"
+    """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
     finalists: PositiveInt = 3
     """The best policies that are exported and measured on the device."""
     start: str | None = None

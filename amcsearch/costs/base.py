@@ -13,14 +13,15 @@ __all__ = ["BatchedCostModel", "CostModel", "JointCost", "layer_costs"]
 class CostModel(Protocol):
     """One cost of one inference; a network costs ``constant`` plus the sum of ``layer_cost`` over its layers.
 
-    ``name`` is one of ``COST_NAMES``, which also fixes the unit. ``constant`` is what no layer carries
+    ``name`` is one of ``COST_NAMES``, which also fixes the unit, or any other name with its unit in it, such as
+    ``activation_mib``. ``constant`` is what no layer carries
     (the overhead of a call). A model is a pure function: the same shapes always cost the same, so that
     ``CostGrid`` may ask once and remember.
     """
 
     @property
     def name(self) -> str:
-        """Which cost this is, one of ``COST_NAMES``."""
+        """Which cost this is, such as ``macs`` or ``activation_mib``."""
         ...
 
     @property

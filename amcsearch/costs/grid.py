@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, LayerSpec, NetworkSpec, PruningPolicy
+from amcsearch.core import BadInputError, Cost, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs.base import CostModel, JointCost, layer_costs
 from amcsearch.costs.distinct import distinct
 
@@ -54,15 +54,15 @@ class CostGrid:
     tables, which fill again on use.
 
     Raises:
-        BadInputError: two models of one cost, or a name that is not a cost.
+        BadInputError: two models of one cost.
     """
 
     def __init__(self, network: NetworkSpec, models: Sequence[CostModel]) -> None:
         self.network = network
         self.models = tuple(models)
         self.names: tuple[str, ...] = tuple(model.name for model in models)
-        if len(set(self.names)) < len(self.names) or not set(self.names) <= set(COST_NAMES):
-            raise BadInputError(f"cost models {list(self.names)}: each of {list(COST_NAMES)} may appear once")
+        if len(set(self.names)) < len(self.names):
+            raise BadInputError(f"cost models {list(self.names)}: each name may appear once; drop a model")
         self._units = np.array([group.unit for group in network.groups], dtype=np.int64)
         self._channels = np.array([group.channels for group in network.groups], dtype=np.int64)
         self._lay_out()
@@ -140,7 +140,7 @@ class CostGrid:
             BadInputError: the policy does not fit the network, or a layer a model cannot price.
         """
         prices = self.price(self.network.kept_array(policy)[None, :])
-        return Cost(**{name: float(price[0]) for name, price in prices.items()})
+        return Cost({name: float(price[0]) for name, price in prices.items()})
 
     def _looked_up(self, kept: NDArray[np.int64]) -> Iterator[tuple[slice, list[int], NDArray[np.int32]]]:
         """Columns of ``_values`` for a batch, table by table: policies, layers, slots (layers, policies).

@@ -1,17 +1,17 @@
 """From a configuration to the target: what a policy costs there, and which policies its budget allows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amcsearch.config import Config, check_priced, read_device, read_latency_table
+from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
 from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
 from amcsearch.jobs.workload import Workload
 from amcsearch.runtime import provenance
 from amcsearch.search import FeasibleSet, resolve_budget, without_dominated
 
-__all__ = ["Device", "load_device"]
+__all__ = ["Device", "further_costs", "load_device"]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
@@ -55,7 +55,7 @@ def load_device(config: Config, workload: Workload, *, strict: bool = False) -> 
         models.append(table)
     if profile is not None:
         models.append(EnergyModel(profile, config.device.batch, table))
-    grid = CostGrid(spec, models)
+    grid = CostGrid(spec, [*models, *further_costs(config)])
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
     foreign, warnings = _foreign(config, table), [*_table_warnings(config, table), *_word_warnings(config, profile)]
@@ -75,6 +75,23 @@ def load_device(config: Config, workload: Workload, *, strict: bool = False) -> 
     feasible = feasible or FeasibleSet(whole, grid, limits)
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     return Device(profile, table, multiple, feasible.space, grid, feasible, dense, (*foreign, *warnings), left_out)
+
+
+def further_costs(config: Config) -> list[CostModel]:
+    """Make the costs of the user's own.
+
+    Raises:
+        BadInputError: as ``config.make``, or a model whose name is not its key.
+    """
+    models: list[CostModel] = []
+    for name, cost in config.device.costs.items():
+        key = f"device.costs.{name}"
+        registry: dict[str, Callable[..., CostModel]] = {}
+        model = make(registry, cost.model, cost.params, (key, f"{key}.params"), CostModel)
+        if model.name != name:
+            raise BadInputError(f"{key} = {cost.model!r}: the model's name is {model.name!r}; write that as the key")
+        models.append(model)
+    return models
 
 
 def _channel_multiple(config: Config, table: LatencyTable | None, profile: DeviceProfile | None) -> int:

@@ -4,14 +4,16 @@ workload → device → ranking → search → finalists → fine-tuning → ver
 baseline go through one door, at equal evaluations. ``plan`` says what a search would do without doing it.
 """
 
+import inspect
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from amcsearch.config import Config, RecipeConfig, build, config_hash, pick
-from amcsearch.core import PruningPolicy
+from amcsearch.config import Config, RecipeConfig, config_hash, label, make, pick
+from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
@@ -21,7 +23,7 @@ from amcsearch.jobs.setup import Job, assemble, make_evaluator
 from amcsearch.jobs.summary import describe_search
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.runs import RunFolder
-from amcsearch.search import AGENTS, RewardContext, Study, bind
+from amcsearch.search import AGENTS, REWARDS, Agent, Reward, RewardContext, Study, bind, with_parameters
 from amcsearch.training import fetch, length, task_loss
 
 __all__ = ["plan", "search"]
@@ -35,6 +37,7 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
     Raises:
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
+    make_agents(config), make_reward(config)
     workload = load_workload(config, train=False)
     device = load_device(config, workload, strict=strict)
     spec = workload.trace.network
@@ -56,8 +59,8 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
         "channel_multiple": device.channel_multiple,
         "widths_left_out": device.widths_left_out,
         "policies": device.space.size,
-        "agent": config.search.agent,
-        "baseline": config.search.baseline,
+        "agent": label(config.search.agent),
+        "baseline": config.search.baseline and label(config.search.baseline),
         "trials": config.search.trials,
         "warnings": list(device.warnings),
         "expected_seconds": _expected_seconds(config, workload, uniform),
@@ -101,8 +104,7 @@ def _run_agents(
     executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
     studies: list[Study] = []
     try:
-        for name, params in _agents(job.config):
-            agent = build(pick(AGENTS, name, "search.agent"), params, "search.agent_params")
+        for name, agent in make_agents(job.config):
             study = _study(job, executor, name, storage or run.storage_url, observer)
             studies.append(study)
             _start(job, study)
@@ -127,11 +129,39 @@ def _start(job: Job, study: Study) -> None:
     study.evaluate([policy])
 
 
-def _agents(config: Config) -> list[tuple[str, dict[str, Any]]]:
-    agents: list[tuple[str, dict[str, Any]]] = [(config.search.agent, dict(config.search.agent_params))]
-    if config.search.baseline is not None and config.search.baseline != config.search.agent:
-        agents.append((config.search.baseline, {}))
+def make_agents(config: Config) -> list[tuple[str, Agent]]:
+    """Make the agent and its baseline, each with the name that its trials carry.
+
+    Raises:
+        BadInputError: as ``config.make``.
+    """
+    section = config.search
+    keys = ("search.agent", "search.agent_params")
+    agents = [(label(section.agent), make(AGENTS, section.agent, section.agent_params, keys, Agent))]
+    if section.baseline is not None and section.baseline != section.agent:
+        keys = ("search.baseline", "search.baseline")
+        agents.append((label(section.baseline), make(AGENTS, section.baseline, {}, keys, Agent)))
     return agents
+
+
+def make_reward(config: Config) -> Reward:
+    """Make the configured reward: a function with its parameters, or an object of a class of the user's own.
+
+    Raises:
+        BadInputError: as ``config.make`` and ``with_parameters``.
+    """
+    section = config.search.reward
+    if section.name in REWARDS:
+        return with_parameters(section.name, section.params)
+    key = "search.reward.name"
+    function, params = pick(REWARDS, section.name, key), section.params
+    if inspect.isclass(function):
+        registry: Mapping[str, Callable[..., Reward]] = {}
+        function, params = make(registry, section.name, params, (key, "search.reward.params"), Reward), {}
+    try:
+        return with_parameters(function, params)
+    except BadInputError as error:
+        raise BadInputError(f"{key} = {section.name!r}: {error}") from error
 
 
 def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Observer) -> Study:
@@ -143,7 +173,7 @@ def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Obs
         device.grid,
         device.feasible,
         executor,
-        bind(config.search.reward.name, config.search.reward.params, context),
+        bind(make_reward(config), {}, context),
         agent=agent,
         seed=config.seed,
         trials=config.search.trials,
@@ -174,8 +204,9 @@ def search(
         InfeasibleBudgetError: no policy meets the budget.
     """
     phases = Phases(observer, run.append_log)
+    make_agents(config), make_reward(config)  # what cannot be made is refused before anything is trained
     job = assemble(config, phases, strict=strict)
-    with phases("search", f"Searching with {config.search.agent}"):
+    with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)
     exports = Exports(job)
     with phases("finalists", "Measuring the best policies beside the dense network"):

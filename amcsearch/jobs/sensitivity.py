@@ -11,7 +11,7 @@ from amcsearch.config import Config
 from amcsearch.core import Cost, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.setup import make_evaluator
+from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.workload import load_workload
 from amcsearch.reporting import write_additivity, write_curves
 
@@ -31,6 +31,7 @@ def write_sensitivity(
     Raises:
         BadInputError: as ``load_workload``, fewer than two points, or a folder that cannot be written.
     """
+    check_named(config)
     observer.phase("Loading or training the network")
     workload = load_workload(config, progress=observer.epoch)
     recovered = make_evaluator(config, workload)

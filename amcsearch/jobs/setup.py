@@ -6,22 +6,26 @@ Which channels go, and how what reads them is refitted: the configured criterion
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from amcsearch.config import Config, build, pick
+from amcsearch.config import Config, label, make
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation import Evaluator, default_batch_size
-from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods import (
     CRITERIA,
+    REDUCTIONS,
+    REFITS,
     SELECTORS,
     Calibration,
     Criterion,
     LayerInputs,
     Ranking,
+    Selector,
     UnitScores,
     gather_inputs,
     problem_of,
@@ -33,7 +37,17 @@ from amcsearch.methods import (
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
 from amcsearch.training import stacked, task_loss
 
-__all__ = ["Choice", "Job", "assemble", "choose_channels", "make_evaluator", "name_of_choice", "reranked"]
+__all__ = [
+    "Choice",
+    "Job",
+    "assemble",
+    "check_named",
+    "choose_channels",
+    "make_criterion",
+    "make_evaluator",
+    "name_of_choice",
+    "reranked",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,45 @@ class Choice:
 
 def name_of_choice(config: Config) -> str:
     """Name what chooses channels: the selector, or the criterion where there is none."""
-    return config.selection.selector or config.selection.criterion
+    return label(config.selection.selector or config.selection.criterion)
+
+
+def make_criterion(name: str, params: Mapping[str, Any], keys: tuple[str, str]) -> Criterion:
+    """Make the criterion that the configuration names at ``keys``.
+
+    Raises:
+        BadInputError: as ``config.make``, or a reduction that does not exist.
+    """
+    criterion = make(CRITERIA, name, params, keys, Criterion)
+    if criterion.reduction not in REDUCTIONS:
+        raise BadInputError(
+            f"{keys[0]} = {name!r}: reduction = {criterion.reduction!r}, must be one of {', '.join(REDUCTIONS)}"
+        )
+    return criterion
+
+
+def _criterion(config: Config) -> Criterion:
+    keys = ("selection.criterion", "selection.params")
+    return make_criterion(config.selection.criterion, config.selection.params, keys)
+
+
+def _selector(config: Config, name: str) -> Selector:
+    keys = ("selection.selector", "selection.params")
+    selector = make(SELECTORS, name, config.selection.params, keys, Selector)
+    if selector.refit not in REFITS:
+        raise BadInputError(f"{keys[0]} = {name!r}: refit = {selector.refit!r}, must be one of {', '.join(REFITS)}")
+    return selector
+
+
+def check_named(config: Config) -> None:
+    """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
+
+    Raises:
+        BadInputError: what a key names cannot be imported or made, or lacks something of its contract.
+    """
+    name = config.selection.selector
+    _criterion(config) if name is None else _selector(config, name)
+    further_costs(config)
 
 
 def choose_channels(config: Config, workload: Workload, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
@@ -61,11 +113,11 @@ def choose_channels(config: Config, workload: Workload, inputs: Tensor, targets:
         BadInputError: an unknown criterion, selector or parameter, a network that the selector cannot judge, or a
             criterion of gradients that are 0.
     """
-    selection, model, trace = config.selection, workload.model, workload.trace
+    model, trace = workload.model, workload.trace
     calibration = Calibration(model, trace, inputs, targets, task_loss, batch_size)
-    if selection.selector is not None:
-        return _by_selector(config, calibration)
-    criterion = build(pick(CRITERIA, selection.criterion, "selection.criterion"), selection.params, "selection.params")
+    if config.selection.selector is not None:
+        return _by_selector(config, calibration, _selector(config, config.selection.selector))
+    criterion = _criterion(config)
     _check_says_something(config, criterion)
     scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
     ranking = rank(scores)
@@ -85,9 +137,7 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
         )
 
 
-def _by_selector(config: Config, calibration: Calibration) -> Choice:
-    maker = pick(SELECTORS, config.selection.selector or "", "selection.selector")
-    selector = build(maker, config.selection.params, "selection.params")
+def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
     ranking, seen = select(problem_of(calibration, labels=selector.labels), selector)
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
     if refit == "none":
@@ -125,9 +175,11 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
     """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
 
     Raises:
-        BadInputError: as ``load_workload``, ``load_device`` and ``make_evaluator``, or a dense loss that is not finite.
+        BadInputError: as ``check_named``, ``load_workload``, ``load_device`` and ``make_evaluator``, or a dense loss
+            that is not finite.
         InfeasibleBudgetError: no policy meets the budget.
     """
+    check_named(config)
     with phases("network", "Loading or training the network"):
         workload = load_workload(config, progress=phases.observer.epoch)
     with phases("costs", "Pricing it on the device"):

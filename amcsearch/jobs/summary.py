@@ -124,6 +124,7 @@ def _block(accuracy: float, cost: Cost, sigma_ms: float | None, latency_ms: dict
     return {
         "accuracy": accuracy,
         **{name: cost.get(name) for name in COST_NAMES if name != "latency_ms"},
+        **cost.further,
         "latency_ms_predicted": cost.latency_ms,
         "latency_ms_predicted_sigma": sigma_ms,
         "latency_ms_measured": latency_ms,

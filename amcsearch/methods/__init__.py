@@ -8,15 +8,16 @@ from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.global_ranking import comparable, removal_steps
 from amcsearch.methods.layer_inputs import MEMORY_BYTES, POSITIONS, LayerInputs, calls_of, gather_inputs
-from amcsearch.methods.least_squares import DAMPING, REFITS, refit_drifted
+from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
 from amcsearch.methods.needs import Statistic, vanishes
 from amcsearch.methods.patches import patches, weight_matrix
 from amcsearch.methods.ranking import Ranking, UnitScores, keep, rank, rank_units, score_units
+from amcsearch.methods.reduction import REDUCTIONS
 from amcsearch.methods.schedules import SCHEDULES
 from amcsearch.methods.schedules.rigl import erk_densities
 from amcsearch.methods.schedules.rounds import Shape, round_sparsities
-from amcsearch.methods.selector import Calibration, Refitted, problem_of, refitted, select
+from amcsearch.methods.selector import Calibration, Problem, Refitted, Selector, problem_of, refitted, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.statistics import gather
 from amcsearch.methods.unit_slices import UnitSlices
@@ -29,6 +30,7 @@ __all__ = [
     "GATES",
     "MEMORY_BYTES",
     "POSITIONS",
+    "REDUCTIONS",
     "REFITS",
     "SCHEDULES",
     "SELECTORS",
@@ -42,8 +44,10 @@ __all__ = [
     "Masks",
     "Moment",
     "Plan",
+    "Problem",
     "Ranking",
     "Refitted",
+    "Selector",
     "Shape",
     "Statistic",
     "UnitScores",
@@ -59,6 +63,7 @@ __all__ = [
     "keep_top",
     "layer_of",
     "n_kept",
+    "output_error",
     "patches",
     "policy_from_densities",
     "problem_of",

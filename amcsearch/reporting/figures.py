@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from amcsearch.core import TrialState
 from amcsearch.reporting.drawing import ACCENT, BAND, INK, LINE, MUTED, SECOND, SURFACE, drawing, page_svg
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import AXES, number
+from amcsearch.reporting.words import axis, number
 
 __all__ = ["channels", "convergence", "front", "latency"]
 
@@ -21,7 +21,7 @@ _LABEL_LENGTH: Final = 24
 
 def front(record: Record, cost: str) -> str | None:
     """Accuracy on the search split against one cost: every evaluated policy, the front, the chosen one, dense."""
-    title, scale = AXES[cost]
+    title, scale = axis(cost)
     rows = _complete(record.trials)
     rows = rows[rows[cost].notna() & rows["accuracy"].notna()]
     if rows.empty:

@@ -33,7 +33,7 @@ def goal_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _target(found: Mapping[str, Any]) -> list[str]:
-    unit, dense = _UNITS[found["cost"]], found["dense"]
+    unit, dense = _UNITS.get(found["cost"], found["cost"]), found["dense"]
     step = found["smallest_step"]
     left = (
         "no group has a step left" if step is None else f"one more step of any group would add at least {_number(step)}"

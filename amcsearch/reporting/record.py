@@ -58,6 +58,11 @@ class Record:
                 limits[name] = float(limit)
         return limits
 
+    @property
+    def further_costs(self) -> list[str]:
+        """The user's own costs, each a column of the trials."""
+        return [str(name) for name in self.trials.columns if name not in TRIAL_COLUMNS and str(name).isidentifier()]
+
     def block(self, name: str) -> dict[str, Any]:
         """The figures of one network: ``dense``, ``pruned`` or ``finetuned``."""
         return _mapping(self.summary.get(name))
@@ -122,7 +127,7 @@ def _rows(path: Path, problems: list[str]) -> pd.DataFrame:
     if set(TRIAL_COLUMNS) - set(rows.columns):
         problems.append(f"{path.name} is damaged (columns are missing)")
         return empty
-    numbers = [name for name in TRIAL_COLUMNS if name not in ("agent", "state", "policy")]
+    numbers = [name for name in rows.columns if name not in ("agent", "state", "policy")]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     return rows
 

@@ -103,6 +103,7 @@ def before_and_after(record: Record) -> str:
     keys = list(dict.fromkeys(("accuracy", delivered)))
     names = [key.replace("accuracy", "Accuracy").replace("_", ", ") for key in keys]
     columns: list[tuple[str, str]] = [("macs", "MACs"), ("params", "Parameters"), ("energy_mj", "Energy, predicted")]
+    columns += [(name, escape(name)) for name in record.further_costs]
     columns = [(name, text) for name, text in columns if any(record.block(b).get(name) is not None for b, _ in _BLOCKS)]
     head = ["", *map(escape, names), *(text for _, text in columns), "Latency, predicted", "Latency, measured"]
     rows = []

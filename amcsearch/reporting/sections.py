@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
+from amcsearch.core import COST_NAMES
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import AXES, LABELS, escape, number, percent, seconds
+from amcsearch.reporting.words import LABELS, escape, number, percent, seconds
 
 __all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
 
@@ -54,7 +55,9 @@ def _finalist_warnings(record: Record) -> list[str]:
 
 def pictures(record: Record) -> str:
     """All pictures, each with a sentence on how to read it; a missing one says what it needs."""
-    parts = [_front(record, name) for name in [name for name in record.budget if name in AXES] or ["macs"]]
+    further = record.further_costs
+    limited = [name for name in record.budget if name in (*COST_NAMES, *further)] or ["macs"]
+    parts = [_front(record, name) for name in dict.fromkeys((*limited, *further))]
     parts.append(
         _picture(
             ("convergence", "Convergence"),
@@ -76,7 +79,7 @@ def pictures(record: Record) -> str:
 
 
 def _front(record: Record, name: str) -> str:
-    label = LABELS[name] if name == "macs" else LABELS[name].lower()
+    label = LABELS[name] if name == "macs" else LABELS.get(name, name).lower()
     return _picture(
         (f"front-{name}", f"Accuracy against {label}"),
         figures.front(record, name),

@@ -4,8 +4,8 @@ import html
 from typing import Any, Final
 
 __all__ = [
-    "AXES",
     "LABELS",
+    "axis",
     "cost",
     "deviation",
     "escape",
@@ -24,12 +24,19 @@ LABELS: Final = {
     "latency_ms": "Latency",
     "energy_mj": "Energy",
 }
-AXES: Final = {
+_AXES: Final = {
     "macs": ("MACs (millions)", 1e-6),
     "params": ("Parameters (thousands)", 1e-3),
     "latency_ms": ("Predicted latency (ms)", 1.0),
     "energy_mj": ("Predicted energy (mJ)", 1.0),
 }
+
+
+def axis(name: str) -> tuple[str, float]:
+    """Return the label of an axis of a cost, and what to multiply the cost by; one of the user's own has its name."""
+    return _AXES.get(name, (name, 1.0))
+
+
 _NONE: Final = "–"
 _SPACE: Final = "\u00a0"  # a unit stays on the line of its number
 
@@ -75,13 +82,15 @@ def interval(measured: Any, unit: str = "") -> str:
 
 
 def cost(name: str, value: Any) -> str:
-    """Write a cost with its unit."""
+    """Write a cost with its unit; one of the user's own names its unit itself."""
     found = number(value)
     if found is None:
         return _NONE
     if name == "latency_ms":
         return milliseconds(found)
-    return f"{_digits(found)}{_SPACE}mJ" if name == "energy_mj" else _count(found)
+    if name in ("macs", "params", "bytes"):
+        return _count(found)
+    return _digits(found) + (f"{_SPACE}mJ" if name == "energy_mj" else "")
 
 
 def size(value: Any) -> str:

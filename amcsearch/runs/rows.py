@@ -17,8 +17,15 @@ TRIAL_COLUMNS: Final = (
 
 
 def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Return one row a trial with ``TRIAL_COLUMNS``; a cost without a model is empty."""
-    return pd.DataFrame([_row(trial) for trial in trials], columns=list(TRIAL_COLUMNS))
+    """Return one row a trial with ``TRIAL_COLUMNS`` and a column for every further cost, after the four.
+
+    A cost without a model is empty.
+    """
+    trials = list(trials)
+    further = dict.fromkeys(name for trial in trials for name in trial.cost.further)
+    after = TRIAL_COLUMNS.index(COST_NAMES[-1]) + 1
+    columns = [*TRIAL_COLUMNS[:after], *further, *TRIAL_COLUMNS[after:]]
+    return pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
 
 
 def _row(trial: Trial) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from amcsearch.search.exact.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
 from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
-from amcsearch.search.reward import REWARDS, RewardContext, bind
+from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_parameters
 from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
 from amcsearch.search.study import Agent, AgentFactory, Study
 from amcsearch.search.targets.ladder import (
@@ -33,6 +33,7 @@ __all__ = [
     "Budget",
     "CostOf",
     "FeasibleSet",
+    "Reward",
     "RewardContext",
     "Study",
     "accepted_rungs",
@@ -43,6 +44,7 @@ __all__ = [
     "reach",
     "resolve_budget",
     "safest_first",
+    "with_parameters",
     "without_dominated",
 ]
 

@@ -163,15 +163,13 @@ class Budget:
     """Upper limits by cost name, in the units of the names; no limits at all is a budget that everything meets.
 
     Raises:
-        BadInputError: an unknown cost, or a limit that is not a finite positive number.
+        BadInputError: a limit that is not a finite positive number.
     """
 
     limits: Mapping[str, float]
 
     def __post_init__(self) -> None:
         for name, limit in self.limits.items():
-            if name not in COST_NAMES:
-                raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(COST_NAMES)}")
             if not (math.isfinite(limit) and limit > 0.0):
                 raise BadInputError(f"budget.{name} = {limit}, must be a positive number")
 
@@ -189,8 +187,9 @@ def resolve_budget(spec: Mapping[str, str | float], dense: Cost) -> Budget:
 
 
 def _limit(name: str, value: str | float, dense: Cost) -> float:
-    if name not in COST_NAMES:
-        raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(COST_NAMES)}")
+    if name not in (*COST_NAMES, *dense):
+        known = dict.fromkeys((*COST_NAMES, *dense))
+        raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(known)}")
     if name not in dense:
         cure = _CURE_NO_MODEL.get(name, "add a model for it")
         raise BadInputError(f"budget.{name} = {value}, but nothing here predicts {name}; {cure} or drop the limit")

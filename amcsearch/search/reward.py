@@ -6,9 +6,11 @@ configuration as ``reward: {name: mnasnet, params: {inside: -0.05}}``. error = 1
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from amcsearch.core import BadInputError, Cost, Evaluation
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REWARDS",
+    "Reward",
     "RewardContext",
     "accuracy",
     "accuracy_guaranteed",
@@ -25,6 +28,7 @@ __all__ = [
     "mnasnet",
     "mnasnet_hard",
     "weighted_sum",
+    "with_parameters",
 ]
 
 
@@ -35,6 +39,14 @@ class RewardContext:
     dense: Cost
     dense_accuracy: float
     budget: "Budget"
+
+
+class Reward(Protocol):
+    """What one evaluated policy is worth: a pure function, finite where accuracy and loss are; larger is better."""
+
+    def __call__(self, evaluation: Evaluation, cost: Cost, context: RewardContext, /) -> float:
+        """Return the worth of a policy of that evaluation and cost, beside the dense network and the budget."""
+        ...
 
 
 def accuracy(evaluation: Evaluation, cost: Cost, context: RewardContext) -> float:
@@ -130,15 +142,17 @@ REWARDS: Final[Mapping[str, Callable[..., float]]] = {
 }
 
 
-def bind(name: str, parameters: Mapping[str, object], context: RewardContext) -> Callable[[Evaluation, Cost], float]:
-    """Return the named reward with its parameters and context filled in, tried once on the dense model.
+def with_parameters(reward: str | Callable[..., float], parameters: Mapping[str, object]) -> Reward:
+    """Return the named reward, or a function such as those here, with its keyword-only parameters filled in.
 
     Raises:
-        BadInputError: no such reward or parameter, a value of the wrong type, or as the reward itself.
+        BadInputError: no such reward or parameter, a value of the wrong type, or a function that does not take an
+            evaluation, a cost and a context.
     """
-    if name not in REWARDS:
-        raise BadInputError(f"reward {name!r} does not exist; choose one of {', '.join(REWARDS)}")
-    function = REWARDS[name]
+    if isinstance(reward, str) and reward not in REWARDS:
+        raise BadInputError(f"reward {reward!r} does not exist; choose one of {', '.join(REWARDS)}")
+    function = REWARDS[reward] if isinstance(reward, str) else reward
+    name = reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
     known = {
         parameter.name: parameter.default
         for parameter in inspect.signature(function).parameters.values()
@@ -149,15 +163,33 @@ def bind(name: str, parameters: Mapping[str, object], context: RewardContext) ->
             raise BadInputError(f"reward {name} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
         if not _same_kind(value, known[key]):
             raise BadInputError(f"reward {name}: {key} = {value!r}, must be like {known[key]!r}")
+    try:
+        inspect.signature(function).bind(None, None, None, **parameters)
+    except TypeError as error:
+        raise BadInputError(f"reward {name} must take (evaluation, cost, context): {error}") from error
+    return partial(function, **parameters)
 
-    def reward(evaluation: Evaluation, cost: Cost) -> float:
-        return function(evaluation, cost, context, **parameters)
 
-    reward(Evaluation(context.dense_accuracy, 0.0, 0.0), context.dense)
-    return reward
+def bind(
+    reward: str | Callable[..., float], parameters: Mapping[str, object], context: RewardContext
+) -> Callable[[Evaluation, Cost], float]:
+    """Return a reward with its parameters and context filled in, tried once on the dense model.
+
+    Raises:
+        BadInputError: as ``with_parameters`` or the reward itself, or a reward of the dense model that is no number.
+    """
+    function = with_parameters(reward, parameters)
+
+    def bound(evaluation: Evaluation, cost: Cost) -> float:
+        return function(evaluation, cost, context)
+
+    value = bound(Evaluation(context.dense_accuracy, 0.0, 0.0), context.dense)
+    if not isinstance(value, numbers.Real):
+        raise BadInputError(f"the reward of the dense network is {value!r}, must be a number; return a float")
+    return bound
 
 
-def _same_kind(value: object, default: float | str) -> bool:
+def _same_kind(value: object, default: object) -> bool:
     if isinstance(default, str):
         return isinstance(value, str)
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
 
 __all__ = ["REWARD", "TrialStore", "direction", "objective"]
 
@@ -34,8 +34,8 @@ _OPTUNA_STATE: Final = {
 
 
 def direction(name: str) -> Literal["minimize", "maximize"]:
-    """``minimize`` for a cost, ``maximize`` for accuracy and reward."""
-    return "minimize" if name in COST_NAMES else "maximize"
+    """``maximize`` for accuracy and reward, ``minimize`` for every cost."""
+    return "maximize" if name in ("accuracy", *REWARD) else "minimize"
 
 
 def objective(trial: Trial, name: str) -> float:
@@ -164,7 +164,7 @@ def _decode(stored: FrozenTrial) -> Trial:
             evaluation=Evaluation(
                 float(attrs["accuracy"]), float(attrs["loss"]), float(attrs["seconds"]), attrs.get("change_low")
             ),
-            cost=Cost(**attrs["cost"]),
+            cost=Cost(attrs["cost"]),
             reward=float(attrs["reward"]),
         )
     except (KeyError, TypeError, ValueError) as error:

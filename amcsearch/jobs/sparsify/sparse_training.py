@@ -9,17 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, build, pick
+from amcsearch.config import Config, make
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import remove
+from amcsearch.jobs.setup import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.workload import Workload, training_recipe
 from amcsearch.methods import (
-    CRITERIA,
     GATES,
     SCHEDULES,
+    Criterion,
     Gate,
+    GateMethod,
+    MaskSchedule,
     Plan,
     UnitSlices,
     comparable,
@@ -44,7 +47,7 @@ from amcsearch.training import (
     task_loss,
 )
 
-__all__ = ["Sparse", "fixed", "sparse_training"]
+__all__ = ["Sparse", "fixed", "make_method", "sparse_training"]
 
 
 @dataclass(frozen=True)
@@ -61,28 +64,47 @@ class Sparse:
     granularity: str
 
 
+def make_method(config: Config) -> GateMethod | MaskSchedule:
+    """Make the configured gate, or the schedule with the criterion that it ranks by.
+
+    Raises:
+        BadInputError: as ``config.make`` and ``make_criterion``.
+    """
+    section, keys = config.sparsify, ("sparsify.method", "sparsify.params")
+    registry: Mapping[str, Callable[..., GateMethod | MaskSchedule]] = {**GATES, **SCHEDULES}
+    method = make(registry, section.method, section.params, keys, (GateMethod, MaskSchedule))
+    if isinstance(method, MaskSchedule):
+        _criterion(config)
+    return method
+
+
+def _criterion(config: Config) -> Criterion:
+    section, keys = config.sparsify, ("sparsify.criterion", "sparsify.criterion_params")
+    return make_criterion(section.criterion, section.criterion_params, keys)
+
+
 def sparse_training(
     config: Config, workload: Workload, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
 ) -> Sparse:
     """Train a copy of the network by the configured method and meet the target.
 
     Raises:
-        BadInputError: an unknown parameter, a diverging training, or a target out of reach.
+        BadInputError: as ``make_method``, a diverging training, or a target out of reach.
     """
+    method = make_method(config)
     model = copy.deepcopy(workload.model).to(config.evaluation.torch_device)
-    recipe, section = training_recipe(config.sparsify.training), config.sparsify
+    recipe = training_recipe(config.sparsify.training)
     samples = length(workload.splits.train, "train")
     steps = math.ceil(samples / recipe.batch_size) * recipe.epochs
     gate: Gate | None = None
     hook: GatedTraining | MaskedTraining
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if section.method in GATES:
-            method = build(pick(GATES, section.method, "sparsify.method"), section.params, "sparsify.params")
+        if isinstance(method, GateMethod):
             gate = method.attach(model, workload.trace, samples)
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
-            hook = _masked(config, workload, model, target, steps)
+            hook = _masked(config, workload, model, target, steps, method)
     device = config.evaluation.torch_device
     train = workload.splits.train
     fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
@@ -104,7 +126,12 @@ def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
 
 
 def _masked(
-    config: Config, workload: Workload, model: nn.Module, target: UnitTarget | WeightTarget, steps: int
+    config: Config,
+    workload: Workload,
+    model: nn.Module,
+    target: UnitTarget | WeightTarget,
+    steps: int,
+    schedule: MaskSchedule,
 ) -> MaskedTraining:
     section = config.sparsify
     if target.cost is not None and isinstance(target, WeightTarget):
@@ -113,9 +140,7 @@ def _masked(
             f"sparsify.target {{sparsity: 0.8}}, sparsify.granularity channels, or a gate as sparsify.method "
             f"({', '.join(GATES)})"
         )
-    schedule = build(pick(SCHEDULES, section.method, "sparsify.method"), section.params, "sparsify.params")
-    maker = pick(CRITERIA, section.criterion, "sparsify.criterion")
-    criterion = build(maker, section.criterion_params, "sparsify.criterion_params")
+    criterion = _criterion(config)
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
     data = inputs, targets, task_loss, batch_size

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from amcsearch.config import Config, pick
+from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost
 from amcsearch.costs import StorageFormat
-from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import priced_as, weight_bits
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
-from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, sparse_training
+from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
 from amcsearch.jobs.workload import Workload, load_workload
-from amcsearch.methods import GATES, SCHEDULES, sparse_weights
+from amcsearch.methods import GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import RunFolder
 from amcsearch.search import Budget, FeasibleSet, resolve_budget
 from amcsearch.training import StateFile, evaluate, save_state, save_tensors, stacked
@@ -35,18 +35,19 @@ def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, An
     """
     phases = Phases(observer, run.append_log)
     section = config.sparsify
-    pick({**GATES, **SCHEDULES}, section.method, "sparsify.method")
+    method = make_method(config)  # what cannot be made is refused before anything is trained
+    further_costs(config)
     finetuning_recipe(config)
     with phases("network", "Loading or training the network"):
         workload = load_workload(config, progress=observer.epoch)
     with phases("target", "Pricing the target"):
         device = _device(config, workload)
-        target = _target(config, workload, device)
-    with phases("sparsify", f"Training with {section.method}"):
+        target = _target(config, workload, device, method)
+    with phases("sparsify", f"Training with {label(section.method)}"):
         epochs = max(1, section.training.epochs)
 
         def progress(epoch: int, loss: float) -> None:
-            observer.progress(epoch / epochs, f"of {section.method}, epoch {epoch}: loss {loss:.4f}")
+            observer.progress(epoch / epochs, f"of {label(section.method)}, epoch {epoch}: loss {loss:.4f}")
 
         sparse = sparse_training(config, workload, target, StateFile(run.training_state), progress)
         recalibrate(config, workload, sparse.model)
@@ -70,10 +71,12 @@ def _device(config: Config, workload: Workload) -> Device:
     return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), workload)
 
 
-def _target(config: Config, workload: Workload, device: Device) -> UnitTarget | WeightTarget:
+def _target(
+    config: Config, workload: Workload, device: Device, method: GateMethod | MaskSchedule
+) -> UnitTarget | WeightTarget:
     goal, (asked, *_) = _goal(config, device), config.sparsify.target
     cost = None if asked == "sparsity" else str(asked)
-    if _closes_channels(config):
+    if _closes_channels(config, method):
         if cost is not None:
             cost, _ = priced_as(config, cost)
             budget = Budget({cost: goal * device.dense[cost]})
@@ -90,7 +93,7 @@ def _goal(config: Config, device: Device) -> float:
     if name == "sparsity":
         return 1.0 - float(asked)
     priced, unit = priced_as(config, str(name))
-    dense = Cost(**{cost: value * unit for cost, value in device.dense.items()})
+    dense = Cost({cost: value * unit for cost, value in device.dense.items()})
     try:
         return resolve_budget({priced: asked}, dense).limits[priced] / dense[priced]
     except BadInputError as error:
@@ -98,15 +101,15 @@ def _goal(config: Config, device: Device) -> float:
         raise BadInputError(told.replace(f"network's {priced}", f"network's {name}")) from error
 
 
-def _closes_channels(config: Config) -> bool:
-    method, granularity = config.sparsify.method, config.sparsify.granularity
-    if method not in GATES:
+def _closes_channels(config: Config, method: GateMethod | MaskSchedule) -> bool:
+    granularity = config.sparsify.granularity
+    if isinstance(method, MaskSchedule):
         return granularity == "channels"
-    own = "channels" if GATES[method].granularity == "units" else "weights"
+    own = "channels" if method.granularity == "units" else "weights"
     if granularity not in (None, own):
         raise BadInputError(
-            f"sparsify.granularity = {granularity!r}, but {method!r} is a gate on {own}; leave it out, or name another "
-            "method"
+            f"sparsify.granularity = {granularity!r}, but {config.sparsify.method!r} is a gate on {own}; leave it out, "
+            "or name another method"
         )
     return own == "channels"
 
@@ -162,7 +165,7 @@ def _summary(
     total = sum(mask.numel() for mask in sparse.masks.values())
     return {
         **blocks,
-        "method": config.sparsify.method,
+        "method": label(config.sparsify.method),
         "granularity": sparse.granularity,
         "target": _reached(config, device, target, sparse),
         "sparsity": 1.0 - kept / total,
