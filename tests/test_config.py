@@ -1,6 +1,7 @@
 """Configurations: bad input is one line that names key, value and cure; good input survives a round trip."""
 
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch import config as cfg
+from amcsearch.config.cost_names import RESERVED
 from amcsearch.config.yaml_text import parse_yaml, to_yaml
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.latency.rows import KEY_COLUMNS, row_key
 from amcsearch.costs.latency.table import LatencyTable
+from amcsearch.runs import TRIAL_COLUMNS
 from amcsearch.training.loop import Distillation, TrainingRecipe
 
 SMALLEST = 'model: {factory: "a.b:net"}\ndata: {factory: "a.b:data"}\n'
@@ -447,3 +450,60 @@ def test_device_profiles_name_their_file(tmp_path):
     (tmp_path / "device.yaml").write_text("no_such_key: 1\n")
     with pytest.raises(BadInputError, match=r"device\.yaml: .*no_such_key"):
         cfg.read_device(tmp_path / "device.yaml")
+
+
+# Names of one's own.
+
+
+def test_a_file_beside_the_configuration_becomes_absolute_and_counts_by_content(write, tmp_path):
+    mine = write("class Mine: ...", "mine.py")
+    path = write(SMALLEST + "search: {agent: 'mine.py:Mine'}\ndevice: {costs: {mib: 'mine.py:Mine'}}\n")
+    config = cfg.load(path)
+    assert config.search.agent == f"{mine}:Mine"
+    assert config.device.costs["mib"].model == f"{mine}:Mine"
+    before = cfg.config_hash(config)
+    assert cfg.config_hash(cfg.from_mapping(config.model_dump(mode="json"))) == before
+    mine.write_text("class Mine:\n    changed = True\n")
+    assert cfg.config_hash(config) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("search: {agent: 'nowhere.py:Mine'}", "search.yaml:3: search.agent: file nowhere.py does not exist"),
+        (
+            "budget: {mib: 0.5x}",
+            "unknown key budget.mib; expected 'macs', 'params', 'latency_ms' or 'energy_mj'; ",
+        ),
+        ("device: {costs: {macs: 'math:sqrt'}}", "'macs' cannot name a cost of your own"),
+        ("device: {costs: {Big: 'math:sqrt'}}", "'Big' cannot name a cost of your own"),
+        ("device: {costs: {mib: nocolon}}", "device.costs.mib.model = 'nocolon'; expected package.module:callable"),
+    ],
+)
+def test_bad_names_of_ones_own(write, text, wanted):
+    assert wanted in refusal(write(SMALLEST + text + "\n"))
+
+
+def test_costs_of_ones_own_are_costs_everywhere(write):
+    costs = "device: {costs: {mib: {model: 'math:sqrt', params: {x: 1}}}}\n"
+    everywhere = "budget: {mib: 0.5x}\nsearch: {objectives: [accuracy, mib]}\nprune: {target: {mib: 0.5x}}\n"
+    config = cfg.load(write(SMALLEST + costs + everywhere + "sparsify: {target: {mib: 0.5x}}\n"))
+    assert config.budget == config.prune.target == config.sparsify.target == {"mib": "0.5x"}
+    assert config.search.objectives == ("accuracy", "mib")
+    assert config.device.costs["mib"].params == {"x": 1}
+
+
+def test_no_column_of_the_trials_can_be_the_name_of_a_cost():
+    assert set(TRIAL_COLUMNS) <= RESERVED
+
+
+def test_pick_takes_what_is_not_in_the_registry_by_import():
+    assert cfg.pick({"ddpg": 1}, "math:sqrt", "search.agent") is math.sqrt
+    with pytest.raises(BadInputError, match=r"search.agent: factory 'math:squrt': .*did you mean 'sqrt'"):
+        cfg.pick({"ddpg": 1}, "math:squrt", "search.agent")
+
+
+def test_a_label_is_short_and_the_same_in_every_folder():
+    assert cfg.label("/a/b/mine.py:Mine") == "mine.py:Mine"
+    assert cfg.label("package.module:Mine") == "package.module:Mine"
+    assert cfg.label("ddpg") == "ddpg"

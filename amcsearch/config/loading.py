@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from amcsearch.config.cost_names import added_costs
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
@@ -185,10 +186,9 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
         for path, holder, key in _texts(data, keys):
             at = f"{where.get(path, source)}: {'.'.join(path)}"
             holder[key] = _located(keys, holder[key], folder, at)
-    costs = (data.get("device") or {}).get("costs") if isinstance(data.get("device"), dict) else None
     try:
         # Through JSON: strict about types, and lists become tuples.
-        return Config.model_validate_json(json.dumps(data), context=tuple(costs) if isinstance(costs, dict) else ())
+        return Config.model_validate_json(json.dumps(data), context=added_costs(data))
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), where, source)) from error
 

@@ -1,7 +1,11 @@
-"""The configuration: every key with its default, its bound and its meaning."""
+"""The configuration of a search: every key with its default, its bound and its meaning.
+
+A key that names a criterion, selector, agent, reward, gate or schedule takes a row of ``amcsearch list KIND``, or
+``module:Class`` or ``path/to/file.py:Class`` of one of the user's own.
+"""
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,16 +18,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
 
+from amcsearch.config.cost_names import cost_among, with_models
 from amcsearch.core import COST_NAMES
 
 __all__ = [
-    "RESERVED",
     "ChannelMultiple",
     "Config",
     "CostConfig",
@@ -49,38 +51,10 @@ __all__ = [
     "Target",
 ]
 
-RESERVED: Final = frozenset(
-    {
-        *COST_NAMES,
-        *("accuracy", "agent", "bytes", "loss", "number", "policy", "reward", "seconds", "seed", "sparsity", "state"),
-        *("latency_ms_measured", "latency_ms_predicted", "latency_ms_predicted_sigma", "nonzero_params"),
-    }
-)
-"""Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""
-
-
-def _cost_among(*further: str) -> AfterValidator:
-    """Accept the name of a cost, of the house or of ``device.costs``, or one of ``further``.
-
-    The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
-    it refuses what it does not know.
-    """
-    built_in = (*further, *COST_NAMES)
-
-    def check(name: str, info: ValidationInfo) -> str:
-        known = (*built_in, *(info.context or ()))
-        if info.context is not None and name not in known:
-            *most, last = map(repr, known)
-            raise ValueError(f"expected {', '.join(most)} or {last}; device.costs adds costs of your own")
-        return name
-
-    return AfterValidator(check)
-
-
-CostName = Annotated[str, _cost_among()]
-TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
-PruneTargetName = Annotated[str, _cost_among("bytes")]
-Objective = Annotated[str, _cost_among("accuracy")]
+CostName = Annotated[str, cost_among()]
+TargetName = Annotated[str, cost_among("sparsity", "bytes")]
+PruneTargetName = Annotated[str, cost_among("bytes")]
+Objective = Annotated[str, cost_among("accuracy")]
 _SHARE_OF_DENSE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
 
@@ -205,7 +179,7 @@ class SparsifyConfig(_Section):
     """What ``amcsearch sparsify`` does: gates or masks that are decided while the network trains."""
 
     method: str = "gradual"
-    """A gate or a schedule, or ``module:Class`` or ``file.py:Class`` of one of your own."""
+    """A gate or a schedule."""
     params: dict[str, JsonValue] = {}
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
@@ -315,7 +289,6 @@ class CostConfig(_Section):
     """A cost of the user's own: a class that fulfils ``costs.CostModel``, or a function that gives such an object."""
 
     model: ImportSpec
-    """``package.module:Class`` or ``path/to/file.py:Class``."""
     params: dict[str, JsonValue] = {}
 
 
@@ -326,10 +299,8 @@ class DeviceConfig(_Section):
     """A device YAML (energy constants, channel multiple); without it energy is not priced."""
     table: str | None = None
     """A folder made by ``amcsearch table measure``; without it latency is not priced."""
-    costs: dict[str, CostConfig] = {}
-    """Further costs by name: ``file.py:Class``, or ``{model: file.py:Class, params: {…}}``.
-
-    A budget, a target and ``search.objectives`` may name them as any other cost."""
+    costs: Annotated[dict[str, CostConfig], BeforeValidator(with_models)] = {}
+    """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
     channel_multiple: ChannelMultiple = "auto"
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: PositiveInt = 1
@@ -342,30 +313,13 @@ class DeviceConfig(_Section):
     rounds: PositiveInt = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 
-    @field_validator("costs", mode="before")
-    @classmethod
-    def _named_costs(cls, costs: Any) -> Any:
-        """Take a spec alone for a cost without parameters, and refuse names that mean something else."""
-        if not isinstance(costs, dict):
-            return costs
-        for name in costs:
-            if name in RESERVED or not re.fullmatch("[a-z][a-z0-9_]*", str(name)):
-                raise ValueError(
-                    f"{name!r} cannot name a cost of your own; choose small letters, digits and _ that name nothing "
-                    "else, such as activation_mib"
-                )
-        return {name: {"model": cost} if isinstance(cost, str) else cost for name, cost in costs.items()}
-
 
 class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
-    """A row of ``amcsearch list criteria``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     selector: str | None = None
-    """Judges channels by what reads them, in place of the criterion, and says how that is refitted.
-
-    A row of ``amcsearch list selectors``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
+    """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
     params: dict[str, JsonValue] = {}
     """Fields of the criterion's dataclass, or of the selector's where there is one."""
 
@@ -396,7 +350,6 @@ class RewardConfig(_Section):
     """What the agent maximises."""
 
     name: str = "accuracy"
-    """A row of ``amcsearch list rewards``, or ``module:function`` or ``file.py:function`` of one of your own."""
     params: dict[str, JsonValue] = {}
     """Parameters of the reward."""
 
@@ -405,7 +358,6 @@ class SearchConfig(_Section):
     """How the policies are searched."""
 
     agent: str = "ddpg"
-    """A row of ``amcsearch list agents``, or ``module:Class`` or ``file.py:Class`` of one of your own."""
     agent_params: dict[str, JsonValue] = {}
     """Fields of the agent's dataclass."""
     trials: PositiveInt = 200

@@ -3,7 +3,7 @@
 A network costs its model's ``constant`` plus the sum over its layers. ``CostGrid`` prices policies in batches.
 """
 
-from amcsearch.costs.base import BatchedCostModel, CostModel, JointCost
+from amcsearch.costs.base import BatchedCostModel, CostModel, JointCost, layer_costs
 from amcsearch.costs.compute import Macs, Params, macs, params
 from amcsearch.costs.device import DeviceProfile, MemoryLevel
 from amcsearch.costs.energy.breakdown import LayerEnergy
@@ -57,6 +57,7 @@ __all__ = [
     "is_plain",
     "joined_rows",
     "keeps_signature",
+    "layer_costs",
     "macs",
     "make_rows",
     "measured_layers",

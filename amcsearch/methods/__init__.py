@@ -10,7 +10,7 @@ from amcsearch.methods.global_ranking import comparable, removal_steps
 from amcsearch.methods.layer_inputs import MEMORY_BYTES, POSITIONS, LayerInputs, calls_of, gather_inputs
 from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
-from amcsearch.methods.needs import Statistic, vanishes
+from amcsearch.methods.needs import Need, Statistic, vanishes
 from amcsearch.methods.patches import patches, weight_matrix
 from amcsearch.methods.ranking import Ranking, UnitScores, keep, rank, rank_units, score_units
 from amcsearch.methods.reduction import REDUCTIONS
@@ -19,7 +19,7 @@ from amcsearch.methods.schedules.rigl import erk_densities
 from amcsearch.methods.schedules.rounds import Shape, round_sparsities
 from amcsearch.methods.selector import Calibration, Problem, Refitted, Selector, problem_of, refitted, select
 from amcsearch.methods.selectors import SELECTORS
-from amcsearch.methods.statistics import gather
+from amcsearch.methods.statistics import Statistics, gather
 from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.methods.weight_choice import keep_most, keep_overall, keep_top, n_kept
 from amcsearch.methods.weights import layer_of, sparse_weights, weight_scores
@@ -43,6 +43,7 @@ __all__ = [
     "MaskSchedule",
     "Masks",
     "Moment",
+    "Need",
     "Plan",
     "Problem",
     "Ranking",
@@ -50,6 +51,7 @@ __all__ = [
     "Selector",
     "Shape",
     "Statistic",
+    "Statistics",
     "UnitScores",
     "UnitSlices",
     "calls_of",

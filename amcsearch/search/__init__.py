@@ -8,11 +8,12 @@ from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget, without
 from amcsearch.search.energy_aware import EnergyAware
 from amcsearch.search.exact.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
+from amcsearch.search.neighbours import unseen
 from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
 from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_parameters
 from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
-from amcsearch.search.study import Agent, AgentFactory, Study
+from amcsearch.search.study import Agent, AgentFactory, Progress, Study
 from amcsearch.search.targets.ladder import (
     LADDERS,
     CostOf,
@@ -33,6 +34,7 @@ __all__ = [
     "Budget",
     "CostOf",
     "FeasibleSet",
+    "Progress",
     "Reward",
     "RewardContext",
     "Study",
@@ -44,6 +46,7 @@ __all__ = [
     "reach",
     "resolve_budget",
     "safest_first",
+    "unseen",
     "with_parameters",
     "without_dominated",
 ]

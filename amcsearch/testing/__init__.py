@@ -1,0 +1,46 @@
+"""Contract tests for methods of one's own: a class to inherit for each contract, collected by pytest.
+
+    from amcsearch.testing import CriterionContract
+
+    class TestMine(CriterionContract):
+        def make(self):
+            return MyCriterion()
+
+Each class makes its own small networks and problems. A fixture named ``maker`` gives the tests ``make``.
+"""
+
+import pytest
+
+for _room in ("search", "selection", "sparsification"):
+    pytest.register_assert_rewrite(f"amcsearch.testing.{_room}_contracts")  # before they are imported
+
+from amcsearch.testing.search_contracts import (  # noqa: E402
+    AgentContract,
+    CostContract,
+    MadeUpEvaluator,
+    RewardContract,
+    chain,
+    make_study,
+)
+from amcsearch.testing.selection_contracts import (  # noqa: E402
+    CriterionContract,
+    NetworkExample,
+    SelectorContract,
+    network_example,
+)
+from amcsearch.testing.sparsification_contracts import GateContract, ScheduleContract  # noqa: E402
+
+__all__ = [
+    "AgentContract",
+    "CostContract",
+    "CriterionContract",
+    "GateContract",
+    "MadeUpEvaluator",
+    "NetworkExample",
+    "RewardContract",
+    "ScheduleContract",
+    "SelectorContract",
+    "chain",
+    "make_study",
+    "network_example",
+]

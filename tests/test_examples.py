@@ -1,0 +1,141 @@
+"""The examples, held to their contracts and run through small searches by configuration."""
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from amcsearch import config as cfg
+from amcsearch.cli import main
+from amcsearch.core.errors import BadInputError
+from amcsearch.testing import AgentContract, CostContract, CriterionContract
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = (
+    *("search.trials=6", "search.finalists=1", "search.baseline=null", "model.pretrain.epochs=1"),
+    *("recovery.finetune=null", "device.rounds=5", "device.profile=null"),
+)
+WriteConfig = Callable[..., Path]
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestReadActivation(CriterionContract):
+    def make(self) -> Any:
+        return example("my_criterion").ReadActivation()
+
+
+class TestAnnealing(AgentContract):
+    def make(self) -> Any:
+        return example("my_agent").Annealing()
+
+
+class TestActivationMemory(CostContract):
+    def make(self) -> Any:
+        return example("my_cost").ActivationMemory()
+
+
+def run(path: Path, folder: Path, *overrides: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
+    sets = [part for text in (*SHORT, *overrides) for part in ("--set", text)]
+    assert main(["search", str(path), "--out", str(folder), *options, *sets]) == 0
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def test_a_search_with_a_criterion_and_an_agent_from_files_in_two_workers(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    summary = run(
+        write_config(),
+        tmp_path / "run",
+        f"selection.criterion={EXAMPLES}/my_criterion.py:ReadActivation",
+        "selection.params={power: 0.5}",
+        f"search.agent={EXAMPLES}/my_agent.py:Annealing",
+        options=("--workers", "2"),
+    )
+    assert summary["agent"] == "my_agent.py:Annealing"
+    assert summary["evaluations"] == 6
+
+
+def test_a_cost_from_a_file_is_limited_traded_off_and_shown(write_config: WriteConfig, tmp_path: Path) -> None:
+    cost = f"device.costs={{activation_mib: '{EXAMPLES}/my_cost.py:ActivationMemory'}}"
+    objectives = "search.objectives=[accuracy, activation_mib]"
+    folder = tmp_path / "run"
+    summary = run(write_config(), folder, cost, objectives, "search.agent=random", "budget={activation_mib: 0.7x}")
+    dense, limit = summary["dense"]["activation_mib"], summary["budget"]["activation_mib"]["limit"]
+    assert limit == pytest.approx(0.7 * dense)
+    assert 0.0 < summary["finetuned"]["activation_mib"] <= limit
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert len(rows) == 6
+    assert all(0.0 < float(row["activation_mib"]) <= limit for row in rows)
+    page = (folder / "report.html").read_text()
+    assert "Accuracy against activation_mib" in page
+    assert "Budget: activation_mib at most" in page
+    again = run(write_config(), folder, cost, objectives, "search.agent=random", "budget={activation_mib: 0.7x}",
+                options=("--resume",))  # fmt: skip
+    assert again["finetuned"]["activation_mib"] == summary["finetuned"]["activation_mib"]
+    front = list(csv.DictReader((folder / "pareto.csv").open()))
+    assert 0 < len(front) <= 6
+
+
+MINE = "class Mine:\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "wanted"),
+    [
+        (
+            "selection.criterion",
+            "needs = frozenset()\n    reduction = 'mean'",
+            "no method 'saliency', which every Crit",
+        ),
+        ("selection.selector", "refit = 'none'\n    labels = False", "no method 'orders', which every Selector has"),
+        ("search.agent", "def walk(self, study, seed): pass", "no method 'run', which every Agent has"),
+        ("search.agent", "run = 3", "no method 'run'"),
+        ("search.baseline", "pass", "no method 'run'"),
+        ("search.agent", "def __init__(self): raise KeyError('weights')", "making it raised KeyError: 'weights'"),
+        ("search.agent", "def __init__(self, steps): pass", "missing 1 required positional argument: 'steps'"),
+        ("search.reward.name", "pass", "no method '__call__', which every Reward has"),
+        ("sparsify.method", "pass", "Mine is no amcsearch.methods.GateMethod or amcsearch.methods.MaskSchedule; make"),
+        ("sparsify.criterion", "pass", "no attribute 'needs'"),
+    ],
+)
+def test_what_breaks_its_contract_is_refused_before_anything_is_trained(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, text: str, wanted: str
+) -> None:
+    name = f"mine_{abs(hash((key, text)))}.py"
+    (tmp_path / name).write_text(MINE.format(text))
+    path = write_config(factory="network")
+    verb = "sparsify" if key.startswith("sparsify") else "search"
+    sets = ("--set", f"{key}={name}:Mine", "--set", "device.profile=null")
+    out = tmp_path / "run"
+    assert main([verb, str(path), "--out", str(out), *sets]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{key} = " in said
+    assert wanted in said
+    assert name in said
+    assert not (tmp_path / "cache").exists()  # nothing was trained
+
+
+def test_a_cost_goes_by_the_name_of_its_model(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config()
+    cost = f"device.costs={{memory: '{EXAMPLES}/my_cost.py:ActivationMemory'}}"
+    config = cfg.load(path, [cost, "budget={memory: 0.5x}"])
+    from amcsearch.jobs.device import further_costs
+
+    with pytest.raises(BadInputError, match=r"device.costs.memory = .*the model's name is 'activation_mib'"):
+        further_costs(config)
