@@ -29,8 +29,9 @@ class Annealing:
     def run(self, study: Study, seed: int) -> None:
         """Search until the evaluations are spent or no new policy is left."""
         rng = np.random.default_rng(seed)
-        kept: NDArray[np.int64] | None = study.feasible.largest_uniform()
-        here, reward, start = kept, -np.inf, study.remaining
+        here = study.feasible.largest_uniform()
+        kept: NDArray[np.int64] | None = here
+        reward, start = -np.inf, study.remaining
         while study.remaining and kept is not None:
             [trial] = study.evaluate([study.network.policy(kept)])
             heat = self.temperature * study.remaining / start + 1e-9

@@ -17,7 +17,7 @@ from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.runs.files import replacing
 from amcsearch.runs.folder import RunFolder
-from amcsearch.runs.rows import TRIAL_COLUMNS
+from amcsearch.runs.rows import TRIAL_COLUMNS, trial_rows
 
 CONFIG = "name: x\nseed: 0\n"
 
@@ -192,3 +192,14 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
     (tmp_path / ".hidden").write_text("not ours")
     create(tmp_path, resume=True).close()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", ".lock", "config.yaml"]
+
+
+def test_costs_of_ones_own_are_columns_after_the_four() -> None:
+    evaluation, policy = Evaluation(0.9, 0.1, 0.5), PruningPolicy({"g": 4})
+    costs = Cost(macs=1e6), Cost({"macs": 1e6, "mib": 2.5})
+    trials = [Trial(i, "agent", 0, TrialState.COMPLETE, policy, evaluation, c, 0.9) for i, c in enumerate(costs)]
+    rows = trial_rows(trials)
+    assert list(rows.columns)[6:13] == ["loss", "macs", "params", "latency_ms", "energy_mj", "mib", "seconds"]
+    assert rows["mib"].isna().tolist() == [True, False]
+    assert rows["mib"].iloc[1] == 2.5
+    assert list(trial_rows(trials[:1]).columns) == list(TRIAL_COLUMNS)

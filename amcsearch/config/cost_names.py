@@ -1,4 +1,4 @@
-"""Names of costs in a configuration: those of the house, and those that ``device.costs`` adds."""
+"""Names of costs in a configuration: the built-in ones, and those that ``device.costs`` adds."""
 
 import re
 from typing import Any, Final
@@ -31,7 +31,7 @@ RESERVED: Final = frozenset(
 
 
 def cost_among(*further: str) -> AfterValidator:
-    """Accept the name of a cost, of the house or of ``device.costs``, or one of ``further``.
+    """Accept the name of a cost, a built-in one or one of ``device.costs``, or one of ``further``.
 
     The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
     it refuses what it does not know.

@@ -6,7 +6,7 @@ from typing import Final
 __all__ = ["COST_NAMES", "Cost"]
 
 COST_NAMES: Final = ("macs", "params", "latency_ms", "energy_mj")
-"""Costs whose unit the house knows; a cost of the user's own has any other name."""
+"""The built-in costs, whose units are known; a cost of the user's own has any other name."""
 
 
 class Cost(Mapping[str, float]):

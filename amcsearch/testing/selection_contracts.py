@@ -131,7 +131,7 @@ class CriterionContract:
         assert all((ranking[name] == again[name]).all() for name in ranking)
         untouched.check()
         space = PolicySpace.on_grid(found.network.groups)
-        policies = (found.network.policy(space.nearest(np.full(len(ranking), ratio))) for ratio in (0.7, 0.3))
+        policies = (found.network.policy(space.nearest(np.full(len(ranking), ratio))) for ratio in (0.7, 0.2))
         few, more = (keep(found, ranking, policy) for policy in policies)
         assert all(set(few[name]) < set(more[name]) for name in ranking)
 

@@ -1,5 +1,7 @@
 """Rounding to whole channels, and the policy as a value."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,3 +80,22 @@ def test_a_cost_holds_what_is_known() -> None:
     assert dict(cost) == {"macs": 10.0, "latency_ms": 0.5}
     with pytest.raises(KeyError):
         cost["energy_mj"]
+
+
+def test_a_cost_holds_costs_of_any_name_after_the_four() -> None:
+    cost = Cost({"mib": 2, "params": 3.0, "energy_mj": None})
+    assert list(cost.items()) == [("params", 3.0), ("mib", 2.0)]
+    assert cost.further == {"mib": 2.0}
+    assert (cost.params, cost.energy_mj) == (3.0, None)
+    assert cost == Cost({"params": 3.0, "mib": 2.0}) == Cost({"mib": 2.0}, params=3.0)
+    assert hash(cost) == hash(Cost({"params": 3.0, "mib": 2.0}))
+    assert pickle.loads(pickle.dumps(cost)) == cost
+
+
+def test_a_cost_cannot_be_changed() -> None:
+    cost = Cost(macs=10.0)
+    with pytest.raises(AttributeError, match="immutable"):
+        cost.macs = 3.0
+    with pytest.raises(AttributeError, match="immutable"):
+        del cost._values
+    assert cost.macs == 10.0
