@@ -7,7 +7,7 @@ A key that names a criterion, selector, agent, reward, gate or schedule takes a 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
+from pydantic import (  # fmt: skip
     AfterValidator,
     BaseModel,
     BeforeValidator,
@@ -318,6 +318,7 @@ class SelectionConfig(_Section):
     """Which channels of a group go."""
 
     criterion: str = "taylor"
+    """Ranks channels by a saliency of their weights."""
     selector: str | None = None
     """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
     params: dict[str, JsonValue] = {}
@@ -350,6 +351,7 @@ class RewardConfig(_Section):
     """What the agent maximises."""
 
     name: str = "accuracy"
+    """A reward."""
     params: dict[str, JsonValue] = {}
     """Parameters of the reward."""
 
@@ -358,6 +360,7 @@ class SearchConfig(_Section):
     """How the policies are searched."""
 
     agent: str = "ddpg"
+    """Proposes the policies."""
     agent_params: dict[str, JsonValue] = {}
     """Fields of the agent's dataclass."""
     trials: PositiveInt = 200
