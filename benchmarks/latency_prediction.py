@@ -40,7 +40,7 @@ from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.measure.plan.roles import ANCHOR
-from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.export import exported
 from amcsearch.runtime.paired_latency import time_interleaved
 from amcsearch.runtime.session import make_session
 from amcsearch.training.models import MODELS

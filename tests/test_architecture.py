@@ -43,7 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),
     "optuna": ("search.samplers", "search.study*"),
-    "pandas": ("costs.latency.*", "runs.*", "reporting.*"),
+    "pandas": ("costs.latency.*", "runs.*", "reporting.*", "jobs.result"),
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
@@ -58,7 +58,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         *("search.reinforcement.*", "jobs.*", "testing.*"),
     ),
     "torch_pruning": ("graph.tracing.trace",),
-    "tqdm": ("cli.*",),
+    "tqdm": ("reporting.progress",),
     "yaml": ("config.*",),
     "numpy": ("*",),
 }

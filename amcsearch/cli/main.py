@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
-from amcsearch.cli.console import Console
 from amcsearch.cli.parser import make_parser
 from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.reporting import ProgressBar
 
 __all__ = ["main"]
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors are one line on stderr (``--debug`` shows the traceback)."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
     args = make_parser().parse_args(arguments)
-    console = Console()
+    console = ProgressBar()
     try:
         args.run(args, console)
     except (BadInputError, InfeasibleBudgetError) as error:

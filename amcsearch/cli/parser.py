@@ -13,9 +13,9 @@ from amcsearch.cli import table_verbs, verbs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amcsearch.cli.console import Console
+    from amcsearch.reporting import ProgressBar
 
-    Run = Callable[[argparse.Namespace, Console], None]
+    Run = Callable[[argparse.Namespace, ProgressBar], None]
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     from collections.abc import Callable
 

@@ -13,8 +13,8 @@ from amcsearch.cli.verbs import load_config, show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
-    from amcsearch.cli.console import Console
     from amcsearch.costs import LatencyTable
+    from amcsearch.reporting import ProgressBar
 
 
 __all__ = ["check_text", "table_build", "table_check", "table_kit", "table_measure", "table_show", "table_text"]
@@ -70,7 +70,7 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def table_kit(args: argparse.Namespace, console: "Console") -> None:
+def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write the one file that measures configurations' networks on a device."""
     from amcsearch.config import load
     from amcsearch.jobs import VARIANTS, make_kit
@@ -89,7 +89,7 @@ def table_kit(args: argparse.Namespace, console: "Console") -> None:
     show(args, found, text)
 
 
-def table_build(args: argparse.Namespace, console: "Console") -> None:
+def table_build(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Make a table of what kits measured, or extend one that is there."""
     from amcsearch.jobs import build_table
 
@@ -98,7 +98,7 @@ def table_build(args: argparse.Namespace, console: "Console") -> None:
     _write(args, console, table)
 
 
-def table_measure(args: argparse.Namespace, console: "Console") -> None:
+def table_measure(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Plan, measure and build on this machine; a table that is there is extended."""
     from amcsearch.jobs import measure_table
 
@@ -107,7 +107,7 @@ def table_measure(args: argparse.Namespace, console: "Console") -> None:
     _write(args, console, table)
 
 
-def table_check(args: argparse.Namespace, console: "Console") -> None:
+def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Hold a table to networks measured now; with anchors, bring it up to date first."""
     from amcsearch.config import TABLES, read_latency_table, writable, write_latency_table
     from amcsearch.jobs import check_table
@@ -125,7 +125,7 @@ def table_check(args: argparse.Namespace, console: "Console") -> None:
     show(args, said, text)
 
 
-def table_show(args: argparse.Namespace, console: "Console") -> None:
+def table_show(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Print what a table says of itself, and draw latency against width."""
     del console
     from amcsearch.config import read_latency_table
@@ -153,7 +153,7 @@ def _existing(folder: Path) -> "LatencyTable | None":
     return _read(folder) if folder.exists() else None
 
 
-def _write(args: argparse.Namespace, console: "Console", table: "LatencyTable") -> None:
+def _write(args: argparse.Namespace, console: "ProgressBar", table: "LatencyTable") -> None:
     from amcsearch.config import write_latency_table
 
     write_latency_table(table, args.out)

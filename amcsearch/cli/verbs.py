@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
-    from amcsearch.cli.console import Console
     from amcsearch.config import Config
+    from amcsearch.reporting import ProgressBar
 
 __all__ = [
     "KINDS",
@@ -141,7 +141,7 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
 }
 
 
-def search(args: argparse.Namespace, console: "Console") -> None:
+def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Run the main job, or print its plan."""
     from amcsearch.cli.text import plan_text, summary_text
     from amcsearch.config import config_hash, dump
@@ -166,7 +166,7 @@ def search(args: argparse.Namespace, console: "Console") -> None:
         show(args, summary, summary_text(summary, run.path))
 
 
-def sensitivity(args: argparse.Namespace, console: "Console") -> None:
+def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write per-group curves as CSV and picture."""
     from amcsearch.jobs import write_sensitivity
 
@@ -175,7 +175,7 @@ def sensitivity(args: argparse.Namespace, console: "Console") -> None:
     show(args, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
-def energy(args: argparse.Namespace, console: "Console") -> None:
+def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Print where the energy goes, and write it as CSV and picture."""
     from amcsearch.cli.text import energy_text
     from amcsearch.core import PruningPolicy
@@ -190,7 +190,7 @@ def energy(args: argparse.Namespace, console: "Console") -> None:
     show(args, found, energy_text(found))
 
 
-def prune(args: argparse.Namespace, console: "Console") -> None:
+def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune by a known policy, to a cost, or as far as accuracy stays."""
     from amcsearch.cli.text import summary_text
     from amcsearch.config import config_hash, dump
@@ -223,7 +223,7 @@ def _goal(args: argparse.Namespace) -> list[str]:
     return found + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
 
 
-def sparsify(args: argparse.Namespace, console: "Console") -> None:
+def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune while training, by gates or mask schedules."""
     from amcsearch.cli.text import sparsify_text
     from amcsearch.config import config_hash, dump
@@ -239,7 +239,7 @@ def sparsify(args: argparse.Namespace, console: "Console") -> None:
         show(args, summary, sparsify_text(summary, run.path))
 
 
-def report(args: argparse.Namespace, console: "Console") -> None:
+def report(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write a run's page again."""
     del console
     from amcsearch.reporting import render
@@ -250,7 +250,7 @@ def report(args: argparse.Namespace, console: "Console") -> None:
         show(args, {"report": str(run.report_html)}, str(run.report_html))
 
 
-def list_registry(args: argparse.Namespace, console: "Console") -> None:
+def list_registry(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Print the names of a registry, each with its one-line description."""
     del console
 

@@ -123,8 +123,10 @@ def dump(config: Config) -> str:
     return to_yaml(config.model_dump(mode="json"))
 
 
-def check_priced(config: Config) -> None:
+def check_priced(config: Config, *, table: bool = False, profile: bool = False) -> None:
     """Check that every cost in the budget and the objectives can be priced on the device.
+
+    ``table`` and ``profile`` say that one is at hand already, whatever the configuration names.
 
     Raises:
         BadInputError: latency without a table, or energy without a profile; names the key and the cure.
@@ -133,12 +135,12 @@ def check_priced(config: Config) -> None:
         **dict.fromkeys(config.search.objectives or (), "search.objectives"),
         **{name: f"budget.{name}" for name in config.budget},
     }
-    if "latency_ms" in wanted and config.device.table is None:
+    if "latency_ms" in wanted and config.device.table is None and not table:
         raise BadInputError(
             f"{wanted['latency_ms']} needs a latency table, device.table is null; make one with "
             "`amcsearch table measure CONFIG -o latency_tables/NAME` and set device.table to it"
         )
-    if "energy_mj" in wanted and config.device.profile is None:
+    if "energy_mj" in wanted and config.device.profile is None and not profile:
         raise BadInputError(
             f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
             "`amcsearch list devices`"

@@ -237,8 +237,10 @@ class PruneConfig(_Section):
 class ModelConfig(_Section):
     """The network: made by a factory, then loaded from a checkpoint or trained on the spot."""
 
-    factory: ImportSpec
-    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives an ``nn.Module``."""
+    factory: ImportSpec | None
+    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives an ``nn.Module``.
+
+    null: the network was handed over in Python."""
     kwargs: dict[str, JsonValue] = {}
     """Arguments of the factory."""
     checkpoint: str | None = None
@@ -273,8 +275,10 @@ class SplitsConfig(_Section):
 class DataConfig(_Section):
     """The data: a factory that returns the datasets ``train``, ``calibration``, ``search``, ``test``, or fewer."""
 
-    factory: ImportSpec
-    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives the datasets."""
+    factory: ImportSpec | None
+    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives the datasets.
+
+    null: the data was handed over in Python."""
     kwargs: dict[str, JsonValue] = {}
     """Arguments of the factory."""
     targets: Literal["given", "dense"] = "given"

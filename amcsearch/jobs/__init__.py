@@ -1,17 +1,29 @@
 """What a user asks for: one function a verb, a typed request in and a typed result out."""
 
 from amcsearch.jobs.energy import energy_report
+from amcsearch.jobs.loading import Source
+from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.prune import prune
+from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
 from amcsearch.jobs.search import plan, search
 from amcsearch.jobs.sensitivity import write_sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table
+from amcsearch.jobs.workload import InMemory, identity
 
 __all__ = [
     "VARIANTS",
+    "InMemory",
+    "Observer",
+    "RunResult",
+    "SearchResult",
+    "Source",
+    "SparsifyResult",
     "build_table",
     "check_table",
     "energy_report",
+    "identity",
+    "load_run",
     "make_kit",
     "measure_table",
     "plan",

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.setup import Job
@@ -23,8 +23,9 @@ from amcsearch.runtime import (
     max_abs_difference,
     measure_many,
     measure_paired,
+    torch_program,
 )
-from amcsearch.training import evaluate, save_state, stacked
+from amcsearch.training import evaluate, save_state, save_tensors, stacked
 
 __all__ = [
     "Exports",
@@ -34,6 +35,7 @@ __all__ = [
     "choose",
     "latency_overshoot",
     "measure_finalists",
+    "save_network",
     "verify",
 ]
 
@@ -180,6 +182,25 @@ class Exports:
         )
 
 
+def save_network(model: nn.Module, example: Tensor, run: RunFolder) -> None:
+    """Write weights, one input, and the self-contained program that ``load`` brings the network back from.
+
+    A network that ``torch.export`` cannot follow has no program; the log of the run says why.
+
+    Raises:
+        BadInputError: a folder that cannot be written.
+    """
+    save_state(model, run.pruned_safetensors)
+    save_tensors({"input": example[:1]}, run.example_safetensors)
+    try:
+        program = torch_program(model, example)
+    except BadInputError as error:
+        run.append_log({"program": None, "reason": str(error)})
+        return
+    with run.replacing(run.pruned_pt2) as path:
+        path.write_bytes(program)
+
+
 def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:
     """Export, compare with torch, measure beside dense, and read the test split for the first and only time.
 
@@ -187,7 +208,7 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
     workload, device = job.workload, job.config.device
-    save_state(tuned, run.pruned_safetensors)
+    save_network(tuned, workload.example, run)
     in_float32 = exported(tuned, workload.example)
     onnx = {"dense": exports.dense_delivered, "finetuned": exports.in_device_type(in_float32)}
     with run.replacing(run.pruned_onnx) as path:

@@ -7,11 +7,11 @@ from typing import Any
 from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
 from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
-from amcsearch.jobs.workload import Workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runtime import provenance
 from amcsearch.search import FeasibleSet, resolve_budget, without_dominated
 
-__all__ = ["Device", "further_costs", "load_device"]
+__all__ = ["Device", "further_costs", "given_profile", "given_table", "load_device"]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
@@ -36,7 +36,9 @@ class Device:
     widths_left_out: int = 0
 
 
-def load_device(config: Config, workload: Workload, *, strict: bool = False) -> Device:
+def load_device(
+    config: Config, network: TracedNetwork, given: InMemory = CONFIGURED, *, strict: bool = False
+) -> Device:
     """Price the network on the target and find the policies within the budget.
 
     ``strict`` turns a latency table made elsewhere from a warning into an error.
@@ -45,10 +47,10 @@ def load_device(config: Config, workload: Workload, *, strict: bool = False) -> 
         BadInputError: a missing or unfit profile or table, or a budget out of range.
         InfeasibleBudgetError: no policy meets the budget; gives the smallest feasible value.
     """
-    check_priced(config)
-    profile = read_device(config.device.profile) if config.device.profile else None
-    spec = workload.trace.network
-    table = read_latency_table(config.device.table).for_network(spec) if config.device.table else None
+    check_priced(config, table=given.table is not None, profile=given.profile is not None)
+    profile, spec = given_profile(config, given), network.trace.network
+    document = given_table(config, given)
+    table = None if document is None else document.for_network(spec)
     _check_dtype(config, table)
     models: list[CostModel] = [Macs(), Params()]
     if table is not None:
@@ -92,6 +94,20 @@ def further_costs(config: Config) -> list[CostModel]:
             raise BadInputError(f"{key} = {cost.model!r}: the model's name is {model.name!r}; write that as the key")
         models.append(model)
     return models
+
+
+def given_profile(config: Config, given: InMemory) -> DeviceProfile | None:
+    """Return the target's profile: the one in memory, else the configured one."""
+    if given.profile is not None or not config.device.profile:
+        return given.profile
+    return read_device(config.device.profile)
+
+
+def given_table(config: Config, given: InMemory) -> LatencyTable | None:
+    """Return the target's latency table: the one in memory, else the configured one."""
+    if given.table is not None or not config.device.table:
+        return given.table
+    return read_latency_table(config.device.table)
 
 
 def _channel_multiple(config: Config, table: LatencyTable | None, profile: DeviceProfile | None) -> int:

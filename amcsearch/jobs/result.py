@@ -1,20 +1,129 @@
-"""From measured finalists to the delivered network: fine-tuning, verification, summary and report."""
+"""Results: the smaller network with its policy, trials and report, as a verb returns it and as ``load`` finds it."""
 
 import copy
+import html
+import json
+import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
 
-from torch import nn
+import pandas as pd
+from torch import Tensor, nn
 
+from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
+from amcsearch.jobs.loading import Source, check_finished, smaller_network
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import summarise
 from amcsearch.reporting import render
-from amcsearch.runs import RunFolder
+from amcsearch.runs import RunFolder, read_text, read_trials, writing
+from amcsearch.training import load_tensors
 
-__all__ = ["deliver"]
+__all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
+
+FRAME_HEIGHT: Final = 640  # pixels of the report in a notebook
+
+
+class RunResult:
+    """The pruned network of a finished run, and what its run folder holds.
+
+    Args:
+        run: the folder.
+        model: makes the network when it is first asked for.
+    """
+
+    def __init__(self, run: RunFolder, model: Callable[[], nn.Module]) -> None:
+        self.run, self._make_model = run, model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder; a temporary one where no other was asked for (``save`` keeps it)."""
+        return self.run.path
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The pruned and fine-tuned network in eval mode, on the CPU."""
+        return self._make_model()
+
+    @cached_property
+    def policy(self) -> PruningPolicy:
+        """How many channels every group keeps."""
+        return PruningPolicy.read(self.run.policy_json)
+
+    @cached_property
+    def summary(self) -> Any:
+        """What came of the run."""
+        return json.loads(read_text(self.run.summary_json))
+
+    def save(self, folder: Path | str) -> Path:
+        """Copy the run folder to a new or empty folder, from which ``amcsearch.load`` brings the network back.
+
+        Raises:
+            BadInputError: the folder holds files, or cannot be written.
+        """
+        target = Path(folder).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BadInputError(f"cannot save to {target}: it is there already; name a new or an empty folder")
+        with writing(target):
+            shutil.copytree(self.folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        return target
+
+
+class SearchResult(RunResult):
+    """What ``search`` and ``prune`` return: the smaller network, its policy, and every trial."""
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Every evaluation, one a row, with ``runs.TRIAL_COLUMNS``."""
+        return read_trials(self.run.trials_csv)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The trials that no other is better than in everything; same columns."""
+        return read_trials(self.run.pareto_csv)
+
+    def _repr_html_(self) -> str:
+        page = html.escape(render(self.run), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:{FRAME_HEIGHT}px;border:0"></iframe>'
+
+
+class SparsifyResult(RunResult):
+    """What ``sparsify`` returns: the sparse network, its masks, and the density of every tensor or group."""
+
+    @cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Which weights (the tensor's shape), or which units of a group (n_units,), are in use: true where they are."""
+        return {name: mask.bool() for name, mask in load_tensors(self.run.masks_safetensors).items()}
+
+    @cached_property
+    def densities(self) -> pd.DataFrame:
+        """What is left of every tensor or group: name, kept, total, density."""
+        return pd.read_csv(self.run.densities_csv)
+
+
+def load_run(folder: Path | str, model: nn.Module | None = None, *, source: Source = "auto") -> RunResult:
+    """Open a finished run; its network is made when ``model`` is first read.
+
+    Args:
+        folder: run folder of ``search``, ``prune`` or ``sparsify``.
+        model: as for ``smaller_network``.
+        source: as for ``smaller_network``.
+
+    Raises:
+        BadInputError: no run, one that has not finished, or an unknown source; the network's own problems come when
+            it is read.
+    """
+    run = RunFolder.open(Path(folder).expanduser())
+    check_finished(run, source)
+    kind = SparsifyResult if run.densities_csv.is_file() else SearchResult
+    return kind(run, lambda: smaller_network(run, model, source))
 
 
 def deliver(
@@ -24,8 +133,8 @@ def deliver(
     finalists: Sequence[Finalist],
     exports: Exports,
     origin: dict[str, Any] | Callable[[nn.Module, nn.Module], dict[str, Any]],
-) -> dict[str, Any]:
-    """Fine-tune the chosen finalist, verify it and write what the run folder keeps; return the summary.
+) -> SearchResult:
+    """Fine-tune the chosen finalist, verify it and write what the run folder keeps.
 
     ``origin`` says who proposed the policy, or makes it from the network as pruned and as fine-tuned.
 
@@ -43,4 +152,4 @@ def deliver(
     run.write_policy(chosen.trial.policy)
     run.write_summary(summary)
     run.write_report(render(run))
-    return summary
+    return SearchResult(run, lambda: tuned)

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from amcsearch.config import Config, RecipeConfig, config_hash, label, make, pick
+from amcsearch.config import Config, RecipeConfig, label, make, pick
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.result import deliver
+from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble, make_evaluator
 from amcsearch.jobs.summary import describe_search
-from amcsearch.jobs.workload import Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.runs import RunFolder
 from amcsearch.search import AGENTS, REWARDS, Agent, Reward, RewardContext, Study, bind, with_parameters
 from amcsearch.training import fetch, length, task_loss
@@ -29,7 +29,7 @@ from amcsearch.training import fetch, length, task_loss
 __all__ = ["plan", "search"]
 
 
-def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
+def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> dict[str, Any]:
     """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
 
     Times are extrapolated from one training step and one evaluation of the largest uniform policy within the budget.
@@ -37,9 +37,9 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
     Raises:
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
-    make_agents(config), make_reward(config)
-    workload = load_workload(config, train=False)
-    device = load_device(config, workload, strict=strict)
+    make_agents(config, given), make_reward(config)
+    workload = load_workload(config, given, train=False)
+    device = load_device(config, workload, given, strict=strict)
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     return {
@@ -63,12 +63,12 @@ def plan(config: Config, *, strict: bool = False) -> dict[str, Any]:
         "baseline": config.search.baseline and label(config.search.baseline),
         "trials": config.search.trials,
         "warnings": list(device.warnings),
-        "expected_seconds": _expected_seconds(config, workload, uniform),
+        "expected_seconds": _expected_seconds(config, workload, given, uniform),
     }
 
 
-def _expected_seconds(config: Config, workload: Workload, uniform: PruningPolicy) -> dict[str, float]:
-    evaluator = make_evaluator(config, workload)
+def _expected_seconds(config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy) -> dict[str, float]:
+    evaluator = make_evaluator(config, workload, given)
     evaluator.evaluate(uniform)
     evaluation = evaluator.evaluate(uniform).seconds
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
@@ -104,7 +104,7 @@ def _run_agents(
     executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
     studies: list[Study] = []
     try:
-        for name, agent in make_agents(job.config):
+        for name, agent in make_agents(job.config, job.given):
             study = _study(job, executor, name, storage or run.storage_url, observer)
             studies.append(study)
             _start(job, study)
@@ -129,15 +129,16 @@ def _start(job: Job, study: Study) -> None:
     study.evaluate([policy])
 
 
-def make_agents(config: Config) -> list[tuple[str, Agent]]:
-    """Make the agent and its baseline, each with the name that its trials carry.
+def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
+    """Make the agent, unless it is in memory, and its baseline, each with the name that its trials carry.
 
     Raises:
         BadInputError: as ``config.make``.
     """
     section = config.search
     keys = ("search.agent", "search.agent_params")
-    agents = [(label(section.agent), make(AGENTS, section.agent, section.agent_params, keys, Agent))]
+    agent = given.agent or make(AGENTS, section.agent, section.agent_params, keys, Agent)
+    agents = [(label(section.agent), agent)]
     if section.baseline is not None and section.baseline != section.agent:
         keys = ("search.baseline", "search.baseline")
         agents.append((label(section.baseline), make(AGENTS, section.baseline, {}, keys, Agent)))
@@ -182,7 +183,7 @@ def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Obs
         progress=observer.trial,
         objectives=config.search.objectives,
         batch=config.search.batch,
-        fingerprint=config_hash(config),
+        fingerprint=job.fingerprint,
     )
 
 
@@ -190,12 +191,13 @@ def search(
     config: Config,
     run: RunFolder,
     observer: Observer,
+    given: InMemory = CONFIGURED,
     *,
     workers: int = 1,
     storage: str | None = None,
     strict: bool = False,
-) -> dict[str, Any]:
-    """Do the main job and return what ``summary.json`` holds.
+) -> SearchResult:
+    """Do the main job.
 
     What the run folder already stores is taken up again, so a killed run resumes.
 
@@ -204,8 +206,8 @@ def search(
         InfeasibleBudgetError: no policy meets the budget.
     """
     phases = Phases(observer, run.append_log)
-    make_agents(config), make_reward(config)  # what cannot be made is refused before anything is trained
-    job = assemble(config, phases, strict=strict)
+    make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
+    job = assemble(config, phases, given, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)
     exports = Exports(job)

@@ -12,7 +12,7 @@ from amcsearch.core import Cost, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import check_named, make_evaluator
-from amcsearch.jobs.workload import load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import write_additivity, write_curves
 
 __all__ = ["write_sensitivity"]
@@ -21,7 +21,7 @@ Evaluate = Callable[[Sequence[PruningPolicy]], list[Trial]]
 
 
 def write_sensitivity(
-    config: Config, folder: Path, points: int, observer: Observer, *, joint: int = 50
+    config: Config, folder: Path, points: int, observer: Observer, given: InMemory = CONFIGURED, *, joint: int = 50
 ) -> dict[str, Any]:
     """Prune one group at a time, then ``joint`` random policies whole; returns paths and the rank correlation.
 
@@ -31,10 +31,10 @@ def write_sensitivity(
     Raises:
         BadInputError: as ``load_workload``, fewer than two points, or a folder that cannot be written.
     """
-    check_named(config)
+    check_named(config, given)
     observer.phase("Loading or training the network")
-    workload = load_workload(config, progress=observer.epoch)
-    recovered = make_evaluator(config, workload)
+    workload = load_workload(config, given, progress=observer.epoch)
+    recovered = make_evaluator(config, workload, given)
     multiple = config.device.channel_multiple
     space = PolicySpace.on_grid(
         workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from amcsearch.config import Config, label, make
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, identity, load_workload
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -95,29 +93,32 @@ def _selector(config: Config, name: str) -> Selector:
     return selector
 
 
-def check_named(config: Config) -> None:
+def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
 
     Raises:
         BadInputError: what a key names cannot be imported or made, or lacks something of its contract.
     """
     name = config.selection.selector
-    _criterion(config) if name is None else _selector(config, name)
+    if given.criterion is None and given.selector is None:
+        _criterion(config) if name is None else _selector(config, name)
     further_costs(config)
 
 
-def choose_channels(config: Config, workload: Workload, inputs: Tensor, targets: Tensor, batch_size: int) -> Choice:
+def choose_channels(config: Config, calibration: Calibration, given: InMemory) -> Choice:
     """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
 
     Raises:
         BadInputError: an unknown criterion, selector or parameter, a network that the selector cannot judge, or a
             criterion of gradients that are 0.
     """
-    model, trace = workload.model, workload.trace
-    calibration = Calibration(model, trace, inputs, targets, task_loss, batch_size)
-    if config.selection.selector is not None:
-        return _by_selector(config, calibration, _selector(config, config.selection.selector))
-    criterion = _criterion(config)
+    model, trace, selector = calibration.model, calibration.trace, config.selection.selector
+    inputs, targets, batch_size = calibration.inputs, calibration.targets, calibration.batch_size
+    if given.selector is not None:
+        return _by_selector(config, calibration, given.selector)
+    if selector is not None and given.criterion is None:
+        return _by_selector(config, calibration, _selector(config, selector))
+    criterion = given.criterion or _criterion(config)
     _check_says_something(config, criterion)
     scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
     ranking = rank(scores)
@@ -158,9 +159,9 @@ def _reconstruction(
 class Job:
     """All that a search needs: ``dense`` is what the proxy measures of the dense network.
 
-    ``network`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
+    ``workload`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
     and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
-    channels.
+    channels. ``fingerprint`` identifies all that decides a result.
     """
 
     config: Config
@@ -168,10 +169,12 @@ class Job:
     device: Device
     evaluator: Evaluator
     dense: Evaluation
-    scores: UnitScores | None = None
+    scores: UnitScores | None
+    given: InMemory
+    fingerprint: str
 
 
-def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
+def assemble(config: Config, phases: Phases, given: InMemory = CONFIGURED, *, strict: bool = False) -> Job:
     """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
 
     Raises:
@@ -179,15 +182,15 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
             that is not finite.
         InfeasibleBudgetError: no policy meets the budget.
     """
-    check_named(config)
+    check_named(config, given)
     with phases("network", "Loading or training the network"):
-        workload = load_workload(config, progress=phases.observer.epoch)
+        workload = load_workload(config, given, progress=phases.observer.epoch)
     with phases("costs", "Pricing it on the device"):
-        device = load_device(config, workload, strict=strict)
+        device = load_device(config, workload, given, strict=strict)
         for text in device.warnings:
             phases.observer.warn(text)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
-        choice = _choice(config, workload)
+        choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)
         dense = evaluator.evaluate(workload.trace.network.dense)
     if not math.isfinite(dense.loss):
@@ -195,7 +198,7 @@ def assemble(config: Config, phases: Phases, *, strict: bool = False) -> Job:
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    return Job(config, workload, device, evaluator, dense, choice.scores)
+    return Job(config, workload, device, evaluator, dense, choice.scores, given, identity(config, given))
 
 
 def reranked(job: Job, workload: Workload) -> Job:
@@ -204,24 +207,24 @@ def reranked(job: Job, workload: Workload) -> Job:
     Raises:
         BadInputError: as ``make_evaluator``.
     """
-    choice = _choice(job.config, workload)
+    choice = _choice(job.config, workload, job.given)
     return replace(job, evaluator=_evaluator(job.config, workload, choice), scores=choice.scores)
 
 
-def make_evaluator(config: Config, workload: Workload) -> Evaluator:
+def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGURED) -> Evaluator:
     """Rank the channels by the configured criterion or selector and return the accuracy proxy.
 
     Raises:
         BadInputError: as ``choose_channels``.
     """
-    return _evaluator(config, workload, _choice(config, workload))
+    return _evaluator(config, workload, _choice(config, workload, given))
 
 
-def _choice(config: Config, workload: Workload) -> Choice:
+def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
     inputs, targets = stacked(workload.splits.calibration)
-    return choose_channels(
-        config, workload, inputs, targets, config.evaluation.batch_size or default_batch_size(inputs)
-    )
+    batch_size = config.evaluation.batch_size or default_batch_size(inputs)
+    calibration = Calibration(workload.model, workload.trace, inputs, targets, task_loss, batch_size)
+    return choose_channels(config, calibration, given)
 
 
 def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:

@@ -18,7 +18,7 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyTable
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
     KitPlan,
@@ -57,13 +57,13 @@ VARIANTS: Final = 72
 STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then where the table is least sure
 
 
-def subject_of(config: Config) -> MeasuredSubject:
+def subject_of(config: Config, given: InMemory = CONFIGURED) -> MeasuredSubject:
     """The network as its factory makes it: its time does not depend on training."""
-    workload = load_workload(config, train=False)
-    rows = [layer.in_channels for layer in workload.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
-    tokens = min(rows, default=int(workload.example.max()) + 1)  # every embedding must have a row for every token
-    high = None if workload.example.is_floating_point() else tokens
-    return MeasuredSubject(config.name, workload.model, workload.trace, workload.example[:1], high)
+    network = load_network(config, given)
+    rows = [layer.in_channels for layer in network.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
+    tokens = min(rows, default=int(network.example.max()) + 1)  # every embedding must have a row for every token
+    high = None if network.example.is_floating_point() else tokens
+    return MeasuredSubject(config.name, network.model, network.trace, network.example[:1], high)
 
 
 def known_share(table: LatencyTable, network: NetworkSpec) -> float:
@@ -176,6 +176,7 @@ def measured_here(plan: KitPlan, config: Config, observer: Observer, minutes: fl
 def measure_table(
     config: Config,
     observer: Observer,
+    given: InMemory = CONFIGURED,
     *,
     variants: int | None = None,
     known: LatencyTable | None = None,
@@ -197,7 +198,7 @@ def measure_table(
     if minutes is not None and not minutes > 0:
         raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
     observer.phase("Tracing the network")
-    subject = subject_of(config)
+    subject = subject_of(config, given)
     network = subject.trace.network
     wanted = needed_variants(known, network) if variants is None else variants
     if known is not None:

@@ -1,23 +1,35 @@
-"""From a configuration to a trained network with its data and its channel groups."""
+"""A trained network with its data and its channel groups: from a configuration, or from objects in memory."""
 
+import copy
+import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, RecipeConfig, call_factory
+from amcsearch.config import Config, RecipeConfig, call_factory, config_hash
 from amcsearch.core import BadInputError
+from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.graph import Trace, trace
+from amcsearch.methods import Criterion, Selector
+from amcsearch.search import Agent
 from amcsearch.training import (
     DataSplits,
     Progress,
+    Samples,
     TrainingRecipe,
+    as_datasets,
     check_samples,
     check_splits,
+    fetch,
+    length,
     load_checkpoint,
     logits,
     make_splits,
@@ -26,19 +38,68 @@ from amcsearch.training import (
     with_dense_targets,
 )
 
-__all__ = ["Workload", "cache_folder", "load_workload", "training_recipe"]
+__all__ = [
+    "CONFIGURED",
+    "InMemory",
+    "TracedNetwork",
+    "Workload",
+    "cache_folder",
+    "copied",
+    "identity",
+    "load_network",
+    "load_workload",
+    "made_by_factory",
+    "training_recipe",
+]
+
+SAMPLES: Final = 64  # of a split in memory that count for its identity
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A trained network with its data and its channel groups; ``example`` is one batch of the device's size."""
+class InMemory:
+    """Objects that a caller hands over, in place of what a configuration names; None where the configuration counts.
+
+    Args:
+        model: the trained network; it is copied and stays as it is.
+        data: see ``training.as_datasets``.
+        example: one input with batch dimension (1, …), where no data is needed: to price or to time a network.
+        table: the target's latency table.
+        profile: the target's device profile.
+        agent: proposes policies, in place of ``search.agent``.
+        criterion: ranks channels, in place of ``selection.criterion``.
+        selector: chooses channels, in place of ``selection.selector``.
+    """
+
+    model: nn.Module | None = None
+    data: object = None
+    example: Tensor | None = None
+    table: LatencyTable | None = None
+    profile: DeviceProfile | None = None
+    agent: Agent | None = None
+    criterion: Criterion | None = None
+    selector: Selector | None = None
+
+
+CONFIGURED: Final = InMemory()
+"""All of it as configured."""
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network with its channel groups; ``example`` is one batch of the device's size, (batch, …)."""
 
     model: nn.Module
-    splits: DataSplits
     example: Tensor
     trace: Trace
+
+
+@dataclass(frozen=True)
+class Workload(TracedNetwork):
+    """A trained network with its data and its channel groups."""
+
+    splits: DataSplits
 
 
 def cache_folder() -> Path:
@@ -54,7 +115,9 @@ def training_recipe(config: RecipeConfig) -> TrainingRecipe:
     return TrainingRecipe(**{field.name: getattr(config, field.name) for field in fields(TrainingRecipe)})
 
 
-def load_workload(config: Config, *, train: bool = True, progress: Progress | None = None) -> Workload:
+def load_workload(
+    config: Config, given: InMemory = CONFIGURED, *, train: bool = True, progress: Progress | None = None
+) -> Workload:
     """Make the network, load or train it, cut the data splits, and trace its channel groups.
 
     ``train`` false leaves the weights as the factory made them: enough to plan, not to search.
@@ -63,16 +126,8 @@ def load_workload(config: Config, *, train: bool = True, progress: Progress | No
         BadInputError: a factory that raises or returns something else, data of another shape, a checkpoint that
             does not fit, a diverging training, or a network with nothing to prune.
     """
-    given = call_factory(config.data.factory, config.data.kwargs, "data.factory")
-    splits = make_splits(given, config.data.splits.sizes(), config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = call_factory(config.model.factory, config.model.kwargs, "model.factory")
-    if not isinstance(model, nn.Module):
-        raise BadInputError(
-            f"model.factory: {config.model.factory} returned a {type(model).__name__}, expected a torch.nn.Module"
-        )
-    model.eval()
+    splits = make_splits(_datasets(config, given), config.data.splits.sizes(), config.seed)
+    model = _dense(config, given)
     sample = _checked_sample(config, model, splits)
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
@@ -81,13 +136,105 @@ def load_workload(config: Config, *, train: bool = True, progress: Progress | No
     model.eval()
     if config.data.targets == "dense":
         splits = with_dense_targets(splits, model)
-    found = trace(model, sample)
-    for skipped in found.skipped:
+    network = _traced(config, model, sample)
+    return Workload(network.model, network.example, network.trace, splits)
+
+
+def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
+    """Make the network without training it and trace its channel groups: enough to price and to time it.
+
+    Raises:
+        BadInputError: as ``load_workload``.
+    """
+    if given.example is not None:
+        return _traced(config, _dense(config, given), given.example[:1])
+    return load_workload(config, given, train=False)
+
+
+def identity(config: Config, given: InMemory) -> str:
+    """Twelve hexadecimal digits of everything that decides a result: the configuration, and what is in memory.
+
+    Weights count whole, data by its length and up to 64 samples of each split, other objects by their ``repr``.
+    """
+    text = config_hash(config)
+    if given == CONFIGURED:
+        return text
+    total = hashlib.sha256(text.encode())
+    if given.model is not None:
+        for name, tensor in given.model.state_dict().items():
+            total.update(name.encode() + _bytes(tensor))
+    if given.data is not None:
+        for name, samples in as_datasets(given.data).items():
+            count = length(samples, name)
+            total.update(f"{name} {count}".encode())
+            for tensor in fetch(samples, np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64))):
+                total.update(_bytes(tensor))
+    for value in (given.table, given.profile, given.agent, given.criterion, given.selector):
+        total.update(repr(value).encode())
+    return total.hexdigest()[: len(text)]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _datasets(config: Config, given: InMemory) -> Mapping[str, Samples]:
+    if given.data is not None:
+        return as_datasets(given.data)
+    if config.data.factory is None:
+        raise BadInputError(
+            "data.factory is null: the data was handed over in Python; name a factory, or hand data over again"
+        )
+    return call_factory(config.data.factory, config.data.kwargs, "data.factory")  # type: ignore[no-any-return]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a module on the CPU, in eval mode.
+
+    Raises:
+        BadInputError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).cpu().eval()
+    except Exception as error:
+        raise BadInputError(
+            f"model: {type(model).__name__} cannot be copied ({error}); make it work with copy.deepcopy"
+        ) from error
+
+
+def made_by_factory(config: Config) -> nn.Module:
+    """Return the network of ``model.factory`` in eval mode; its random weights follow from ``seed``.
+
+    Raises:
+        BadInputError: no factory, or one that raises or returns something else.
+    """
+    if config.model.factory is None:
+        raise BadInputError(
+            "model.factory is null: the network was handed over in Python; name a factory, or hand a model over again"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = call_factory(config.model.factory, config.model.kwargs, "model.factory")
+    if not isinstance(model, nn.Module):
+        raise BadInputError(
+            f"model.factory: {config.model.factory} returned a {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model.eval()
+
+
+def _dense(config: Config, given: InMemory) -> nn.Module:
+    return made_by_factory(config) if given.model is None else copied(given.model)
+
+
+def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
+    """Trace a network with one sample (1, …)."""
+    traced = trace(model, sample)
+    for skipped in traced.skipped:
         _log.info("not pruned: %s: %s", skipped.name, skipped.reason)
-    if not found.network.groups:
-        reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:3])
+    if not traced.network.groups:
+        reasons = "; ".join(f"{s.name}: {s.reason}" for s in traced.skipped[:3])
         raise BadInputError(f"model.factory: nothing in {type(model).__name__} can be pruned ({reasons})")
-    return Workload(model, splits, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), found)
+    return TracedNetwork(model, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), traced)
 
 
 def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Tensor:

@@ -4,5 +4,14 @@ from amcsearch.reporting.goals import goal_lines
 from amcsearch.reporting.latency_curves import write_latency_curves
 from amcsearch.reporting.layer_charts import write_additivity, write_curves, write_energy
 from amcsearch.reporting.page import render
+from amcsearch.reporting.progress import ProgressBar
 
-__all__ = ["goal_lines", "render", "write_additivity", "write_curves", "write_energy", "write_latency_curves"]
+__all__ = [
+    "ProgressBar",
+    "goal_lines",
+    "render",
+    "write_additivity",
+    "write_curves",
+    "write_energy",
+    "write_latency_curves",
+]

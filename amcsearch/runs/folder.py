@@ -24,7 +24,8 @@ __all__ = ["RunFolder"]
 
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
-    *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors"),
+    *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
+    "example.safetensors",
 )
 _HASH_LINE: Final = re.compile(r"^# configuration ([0-9a-f]+)$", re.MULTILINE)
 _TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+")
@@ -60,6 +61,10 @@ class RunFolder:
     """The chosen policy."""
     pruned_safetensors = _File("pruned.safetensors")
     """Weights of the pruned and fine-tuned network."""
+    pruned_pt2 = _File("pruned.pt2")
+    """The same network as a program of ``torch.export``, which needs neither its source nor this package."""
+    example_safetensors = _File("example.safetensors")
+    """One input of the network (1, …), to trace or export it again."""
     pruned_onnx = _File("pruned.onnx")
     """The pruned and fine-tuned network for ONNX Runtime."""
     densities_csv = _File("densities.csv")

@@ -1,13 +1,14 @@
 """Trials as rows: the columns of ``trials.csv`` and ``pareto.csv``."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
-from amcsearch.core import COST_NAMES, Trial
+from amcsearch.core import COST_NAMES, BadInputError, Trial
 
-__all__ = ["TRIAL_COLUMNS", "trial_rows"]
+__all__ = ["TRIAL_COLUMNS", "read_trials", "trial_rows"]
 
 TRIAL_COLUMNS: Final = (
     *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
@@ -26,6 +27,22 @@ def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
     after = TRIAL_COLUMNS.index(COST_NAMES[-1]) + 1
     columns = [*TRIAL_COLUMNS[:after], *further, *TRIAL_COLUMNS[after:]]
     return pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """Return the rows of ``trials.csv`` or ``pareto.csv``.
+
+    Raises:
+        BadInputError: the file cannot be read, or lacks columns.
+    """
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' parser and encoding errors are ValueErrors
+        raise BadInputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    missing = sorted(set(TRIAL_COLUMNS) - set(rows.columns))
+    if missing:
+        raise BadInputError(f"cannot read {path}: it lacks the columns {', '.join(missing)}")
+    return rows
 
 
 def _row(trial: Trial) -> dict[str, Any]:

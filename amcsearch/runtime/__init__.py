@@ -1,6 +1,7 @@
 """Measuring with ONNX Runtime: export, sessions, interleaved timing, attribution, tables, verification."""
 
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.export import WRAPPER, exported, max_abs_difference, torch_program
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
@@ -10,7 +11,6 @@ from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.records import SUM, parsed_lines
 from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
-from amcsearch.runtime.onnx_export import WRAPPER, exported, max_abs_difference
 from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measure_paired
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, make_session, provenance
@@ -47,4 +47,5 @@ __all__ = [
     "parsed_lines",
     "provenance",
     "run",
+    "torch_program",
 ]

@@ -1,6 +1,6 @@
 """Data splits, losses, one training loop, checkpoints and the reference networks."""
 
-from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state, save_tensors
+from amcsearch.training.checkpoint import load_checkpoint, load_tensors, pretrained, save_state, save_tensors
 from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
 from amcsearch.training.hook import StateStore, TrainingHook
 from amcsearch.training.loop import Distillation, Progress, TrainingRecipe, evaluate, fit
@@ -8,7 +8,7 @@ from amcsearch.training.losses import logits, rightness, task_loss
 from amcsearch.training.models import MODELS
 from amcsearch.training.resume import StateFile
 from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
-from amcsearch.training.splits import DataSplits, fetch, length, make_splits, stacked, stratified
+from amcsearch.training.splits import DataSplits, Samples, as_datasets, fetch, length, make_splits, stacked, stratified
 
 __all__ = [
     "DATASETS",
@@ -20,10 +20,12 @@ __all__ = [
     "MaskedTraining",
     "MaskedUnits",
     "Progress",
+    "Samples",
     "StateFile",
     "StateStore",
     "TrainingHook",
     "TrainingRecipe",
+    "as_datasets",
     "bake",
     "check_samples",
     "check_splits",
@@ -32,6 +34,7 @@ __all__ = [
     "fit",
     "length",
     "load_checkpoint",
+    "load_tensors",
     "logits",
     "make_splits",
     "pretrained",

@@ -26,7 +26,7 @@ from amcsearch.core import BadInputError
 from amcsearch.training.loop import Progress, TrainingRecipe, fit
 from amcsearch.training.splits import Samples, fetch, length
 
-__all__ = ["load_checkpoint", "pretrained", "save_state", "save_tensors"]
+__all__ = ["load_checkpoint", "load_tensors", "pretrained", "save_state", "save_tensors"]
 
 DIGEST: Final = "amcsearch.digest"
 DIGEST_SAMPLES: Final = 4096
@@ -75,6 +75,15 @@ def save_state(model: nn.Module, path: Path) -> None:
         BadInputError: the file cannot be written.
     """
     save_tensors(_state(model), path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises:
+        BadInputError: a file that cannot be read.
+    """
+    return _read(Path(path))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

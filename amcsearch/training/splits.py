@@ -6,13 +6,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from amcsearch.core import BadInputError
 
@@ -20,6 +20,7 @@ __all__ = [
     "SPLITS",
     "DataSplits",
     "Samples",
+    "as_datasets",
     "fetch",
     "make_splits",
     "stacked",
@@ -41,6 +42,38 @@ class DataSplits:
     calibration: Samples
     search: Samples
     test: Samples
+
+
+def as_datasets(data: object) -> dict[str, Samples]:
+    """Return datasets by split from data in memory.
+
+    Args:
+        data: a dataset of (input, target); a loader, of which the dataset counts; a pair of tensors, inputs (N, …) and
+            targets (N, …); or a mapping of split names (``train``, ``calibration``, ``search``, ``test``) to any of
+            these. What is no mapping is the train split.
+
+    Raises:
+        BadInputError: anything else; names its type.
+    """
+    if isinstance(data, Mapping):
+        return {str(name): _as_dataset(value, str(name)) for name, value in data.items()}
+    return {"train": _as_dataset(data, "train")}
+
+
+def _as_dataset(value: object, name: str) -> Samples:
+    if isinstance(value, DataLoader):
+        return _as_dataset(value.dataset, name)
+    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value):
+        inputs, targets = value
+        if len(inputs) != len(targets):
+            raise BadInputError(f"data: the {name} split has {len(inputs)} inputs and {len(targets)} targets")
+        return TensorDataset(inputs, targets)
+    if not hasattr(value, "__getitem__") or not hasattr(value, "__len__") or isinstance(value, Tensor | str):
+        raise BadInputError(
+            f"data: the {name} split is a {type(value).__name__}, expected a dataset of (input, target) with a length, "
+            "a loader of one, or a pair of tensors (inputs, targets)"
+        )
+    return cast(Samples, value)
 
 
 def make_splits(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> DataSplits:

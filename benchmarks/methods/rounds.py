@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from amcsearch.cli.console import Console
 from scenes import SCENES, configured
 
-from amcsearch.cli.console import Console
 from amcsearch.config.loading import config_hash, dump
 from amcsearch.jobs.search import prune
 from amcsearch.runs.folder import RunFolder

@@ -19,7 +19,7 @@ from amcsearch.measure.build.attribution import (
 from amcsearch.measure.build.measured import KernelRun
 from amcsearch.measure.kit.kit_results import NodeTime
 from amcsearch.measure.plan.variants import random_kept
-from amcsearch.runtime.onnx_export import exported
+from amcsearch.runtime.export import exported
 from amcsearch.runtime.session import detect_nchwc_block, optimised_graph
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from amcsearch.core.errors import BadInputError
 from amcsearch.measure.kit.kit import KitModel, KitPlan, device_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.session import optimised_model
-from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.session import detect_nchwc_block, provenance
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet18, resnet20

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amcsearch.runtime.onnx_export import exported, max_abs_difference
+from amcsearch.runtime.export import exported, max_abs_difference
 from amcsearch.training.models import MODELS
 
 

@@ -20,8 +20,8 @@ from amcsearch.measure.build.table_builder import measured_variants, merged, tab
 from amcsearch.measure.kit.kit import KitModel, measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.weights import weight_bytes
-from amcsearch.runtime.onnx_export import exported
 from amcsearch.runtime.session import OnnxModule, optimised_graph
 from amcsearch.training.models.transformer import language_model, vit
 

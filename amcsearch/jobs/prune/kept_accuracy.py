@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.config import config_hash
 from amcsearch.core import Cost, Evaluation
 from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
 from amcsearch.jobs.observer import Observer
@@ -101,7 +100,7 @@ def _study(
         storage=storage,
         name=job.config.name,
         progress=observer.trial,
-        fingerprint=config_hash(job.config),
+        fingerprint=job.fingerprint,
     )
 
 

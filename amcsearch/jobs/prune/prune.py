@@ -14,15 +14,16 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.kept_accuracy import keep_accuracy
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
 from amcsearch.jobs.prune.target_cost import Proposal, priced_target, reach_target
-from amcsearch.jobs.result import deliver
+from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_proposal
+from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.runs import RunFolder
 
 __all__ = ["prune"]
 
 
-def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
+def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = CONFIGURED) -> SearchResult:
     """Do what ``config.prune`` says: apply a policy, reach a cost, or keep the accuracy; then deliver as a search does.
 
     Raises:
@@ -33,7 +34,7 @@ def prune(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
     goal = _goal_of(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
     with _naming_the_target(config):
-        job = assemble(_without_search_budget(config), phases)
+        job = assemble(_without_search_budget(config), phases, given)
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)

@@ -11,23 +11,25 @@ from torch import nn
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost
 from amcsearch.costs import StorageFormat
+from amcsearch.jobs.delivery import save_network
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import priced_as, weight_bits
+from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
-from amcsearch.jobs.workload import Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.methods import GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import RunFolder
 from amcsearch.search import Budget, FeasibleSet, resolve_budget
-from amcsearch.training import StateFile, evaluate, save_state, save_tensors, stacked
+from amcsearch.training import StateFile, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
 
 
-def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, Any]:
-    """Do the job and return what ``summary.json`` holds; both trainings go on where a killed run left them.
+def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory = CONFIGURED) -> SparsifyResult:
+    """Do the job; both trainings go on where a killed run left them.
 
     Raises:
         BadInputError: an unknown method or parameter, or as the rooms it passes through.
@@ -39,9 +41,9 @@ def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, An
     further_costs(config)
     finetuning_recipe(config)
     with phases("network", "Loading or training the network"):
-        workload = load_workload(config, progress=observer.epoch)
+        workload = load_workload(config, given, progress=observer.epoch)
     with phases("target", "Pricing the target"):
-        device = _device(config, workload)
+        device = _device(config, workload, given)
         target = _target(config, workload, device, method)
     with phases("sparsify", f"Training with {label(section.method)}"):
         epochs = max(1, section.training.epochs)
@@ -58,17 +60,17 @@ def sparsify(config: Config, run: RunFolder, observer: Observer) -> dict[str, An
     with phases("verify", "Reading the test split"):
         models = {"dense": workload.model, "sparse": sparse.model, "finetuned": tuned}
         summary = _summary(config, workload, device, target, sparse, models, phases.seconds)
-    save_state(tuned, run.pruned_safetensors)
+    save_network(tuned, workload.example, run)
     save_tensors(sparse.masks, run.masks_safetensors)
     run.write_text(run.densities_csv, _csv(_densities(sparse)))
     run.write_policy(sparse.policy)
     run.write_summary(summary)
-    return summary
+    return SparsifyResult(run, lambda: tuned)
 
 
-def _device(config: Config, workload: Workload) -> Device:
+def _device(config: Config, workload: Workload, given: InMemory) -> Device:
     """Price on the configured device; the budget of a search is not this verb's."""
-    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), workload)
+    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), workload, given)
 
 
 def _target(

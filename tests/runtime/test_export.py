@@ -7,7 +7,7 @@ from torch import nn
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.runtime import onnx_export
-from amcsearch.runtime.onnx_export import EXPORTERS, exported, max_abs_difference
+from amcsearch.runtime.export import EXPORTERS, exported, max_abs_difference
 
 
 class Tokens(nn.Module):

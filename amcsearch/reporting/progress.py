@@ -1,20 +1,19 @@
-"""What a person sees: progress on stderr, results on stdout."""
+"""Progress of a run on stderr: a bar in a terminal, a line now and then in a log."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from amcsearch.core import Trial
+from amcsearch.core import Trial
 
-__all__ = ["Console"]
+__all__ = ["ProgressBar"]
 
 LINES_PER_SEARCH = 20
 
 
-class Console:
-    """Draws a run: a bar in a terminal, a line now and then in a log."""
+class ProgressBar:
+    """The ``Observer`` of a person: draws phases, epochs, trials with the best so far, and warnings."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
@@ -34,7 +33,7 @@ class Console:
         """End an epoch of training."""
         self._say(f"  epoch {epoch}: loss {loss:.4f}")
 
-    def trial(self, trial: "Trial", best: "Trial | None", done: int, total: int) -> None:
+    def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation, with the best so far."""
         found = "none yet" if best is None else f"{_costs(best)} accuracy {best.evaluation.accuracy:.4f}"
         if not self._terminal:
@@ -65,6 +64,6 @@ class Console:
         sys.stderr.flush()
 
 
-def _costs(trial: "Trial") -> str:
+def _costs(trial: Trial) -> str:
     parts = {"latency_ms": "{:.3f} ms", "macs": "{:.3g} MACs"}
     return next((form.format(trial.cost[name]) for name, form in parts.items() if name in trial.cost), "")

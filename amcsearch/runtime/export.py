@@ -1,10 +1,12 @@
-"""Torch module → ONNX model: weights as initializers, evaluation mode, the batch of the example.
+"""Export of a torch module: to ONNX, and to a program of ``torch.export`` that needs no source code.
 
+In ONNX, weights are initializers, and the batch is that of the example.
 The tracing exporter (``dynamo=False``) comes first: ten times faster, and its node names carry the module path, which
 ``attribution`` reads. Where it cannot follow a module (or a future torch has dropped it) the dynamo exporter takes
 over and its nodes are renamed to the same convention, ``/outer/inner/Op``. Both give models of equal speed.
 """
 
+import io
 import logging
 import tempfile
 import warnings
@@ -23,7 +25,7 @@ from amcsearch.core import BadInputError
 from amcsearch.graph import evaluating, first_tensor
 from amcsearch.runtime.session import make_session
 
-__all__ = ["WRAPPER", "exported", "max_abs_difference"]
+__all__ = ["WRAPPER", "exported", "max_abs_difference", "torch_program"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
@@ -120,6 +122,33 @@ def exported(model: nn.Module, example: Tensor) -> bytes:
                 first_line = next(iter(str(error).strip().splitlines()), "no reason given")
                 reasons.append(f"{name}: {type(error).__name__}: {first_line}")
     raise BadInputError(f"cannot export {type(model).__name__} to ONNX ({reasons[0]}); make its forward traceable")
+
+
+def torch_program(model: nn.Module, example: Tensor) -> bytes:
+    """Return ``model`` as a serialised ``torch.export`` program; the module is unchanged.
+
+    ``torch.export.load`` reads it back where neither the module's source nor this package is installed. Inputs may
+    have any batch size, or that of ``example`` alone where the module depends on it.
+
+    Args:
+        model: any module of one tensor argument.
+        example: input with batch dimension.
+
+    Raises:
+        BadInputError: torch cannot follow the module's forward; the message holds its reason.
+    """
+    pair = torch.cat([example, example])[:2]  # torch.export takes a batch of 1 for a constant
+    free = {0: torch.export.Dim("batch", min=1)}
+    reason = "no reason given"
+    with evaluating(model), _exporting(), torch.no_grad():
+        for inputs, shapes in (((pair,), (free,)), ((example,), None)):
+            try:
+                file = io.BytesIO()
+                torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), file)
+                return file.getvalue()
+            except Exception as error:  # whatever user code and torch may raise while tracing
+                reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), reason)}"
+    raise BadInputError(f"torch.export cannot follow {type(model).__name__} ({reason}); make its forward traceable")
 
 
 def max_abs_difference(model: nn.Module, path: Path | bytes, inputs: Tensor) -> float:

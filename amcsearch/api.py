@@ -1,0 +1,341 @@
+"""The verbs as functions: objects in, typed results out. The command line calls exactly these.
+
+Each verb takes a network and its data in memory, or ``config``: a configuration file, or a ``Config``. What is in
+memory counts more than what the configuration names. ``settings`` sets any key of the configuration by its dotted name,
+such as ``{"search.agent_params": {"sigma": 0.4}}``.
+"""
+
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from amcsearch import jobs
+from amcsearch.config import Config, dump, from_mapping
+from amcsearch.config import load as load_config
+from amcsearch.core import PruningPolicy
+from amcsearch.jobs import InMemory, Observer, RunResult, SearchResult, SparsifyResult, identity, load_run
+from amcsearch.reporting import ProgressBar
+from amcsearch.runs import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from amcsearch.costs import DeviceProfile, LatencyTable
+    from amcsearch.jobs import Source
+    from amcsearch.methods import Criterion, Selector
+    from amcsearch.search import Agent
+
+__all__ = ["load", "measure_latency_table", "prune", "search", "sparsify"]
+
+Settings = Mapping[str, object]
+Limits = Mapping[str, str | float]
+Result = TypeVar("Result", bound=RunResult)
+
+
+def search(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    config: Config | Path | str | None = None,
+    budget: Limits | None = None,
+    table: "LatencyTable | Path | str | None" = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    agent: "Agent | str | None" = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    storage: str | None = None,
+    strict: bool = False,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Search how much to prune in every group within a budget, and return the smaller network.
+
+    Args:
+        model: the trained network; it is copied and stays as it is.
+        data: a dataset of (input, target), a loader of one, a pair of tensors (inputs (N, …), targets (N, …)), or a
+            mapping of ``train``, ``calibration``, ``search`` and ``test`` to these; missing splits are cut from train.
+        config: a configuration file, or a ``Config``.
+        budget: cost name → ``"0.5x"`` (half of the dense network's) or an absolute number; all of them must hold.
+        table: the target's latency table, or its folder or name; needed for ``latency_ms``.
+        profile: the target's device profile, or its file or name; needed for ``energy_mj``.
+        agent: proposes policies: a name of ``amcsearch list agents``, an import spec, or an object.
+        criterion: ranks channels: likewise, of ``amcsearch list criteria``.
+        selector: chooses channels in place of the criterion: likewise, of ``amcsearch list selectors``.
+        trials: evaluations of the agent.
+        seed: of everything that is random.
+        settings: further keys of the configuration, by dotted name.
+        folder: run folder; None works in a temporary one (``result.save`` keeps it).
+        resume: go on with the run in ``folder``.
+        workers: evaluations side by side, in processes.
+        storage: Optuna storage URL; None keeps the study in the run folder.
+        strict: refuse a latency table made on other hardware.
+        observer: sees progress; None draws a progress bar on stderr.
+
+    Raises:
+        BadInputError: an input that cannot be used; names the value, the bound and the cure.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    named = {
+        "budget": budget,
+        "search.agent": agent,
+        "selection.criterion": criterion,
+        "selection.selector": selector,
+        "search.trials": trials,
+        "seed": seed,
+        "device.table": table,
+        "device.profile": profile,
+    }
+    given = InMemory(
+        model=model,
+        data=data,
+        table=_object(table),
+        profile=_object(profile),
+        agent=_object(agent),
+        criterion=_object(criterion),
+        selector=_object(selector),
+    )
+    request = _request(config, given, named, settings)
+    watcher = observer or ProgressBar()
+    return _in_folder(
+        request,
+        given,
+        folder,
+        resume,
+        lambda run: jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict),
+    )
+
+
+def prune(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    config: Config | Path | str | None = None,
+    policy: PruningPolicy | Path | str | None = None,
+    target: Limits | None = None,
+    keep_accuracy: float | None = None,
+    table: "LatencyTable | Path | str | None" = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Prune without a search: by a known policy, to a cost, or as far as accuracy is kept; return the smaller network.
+
+    Args:
+        model: as for ``search``.
+        data: as for ``search``.
+        config: as for ``search``.
+        policy: a policy, or its ``policy.json``.
+        target: one cost and its limit, such as ``{"macs": "0.5x"}``.
+        keep_accuracy: percentage points of accuracy that may be lost.
+        table: as for ``search``.
+        profile: as for ``search``.
+        criterion: as for ``search``.
+        selector: as for ``search``.
+        seed: as for ``search``.
+        settings: as for ``search``; section ``prune`` has the allocation and the rounds.
+        folder: as for ``search``.
+        resume: as for ``search``.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: no goal, or more than one; or as ``search``.
+        InfeasibleBudgetError: no policy meets the target.
+    """
+    with tempfile.TemporaryDirectory(prefix="amcsearch-") as scratch:
+        if isinstance(policy, PruningPolicy):
+            path = Path(scratch) / "policy.json"
+            path.write_text(policy.to_json(), encoding="utf-8")
+            policy = path
+        named = {
+            "prune.policy": policy,
+            "prune.target": target,
+            "prune.keep_accuracy": keep_accuracy,
+            "selection.criterion": criterion,
+            "selection.selector": selector,
+            "seed": seed,
+            "device.table": table,
+            "device.profile": profile,
+        }
+        given = InMemory(
+            model=model,
+            data=data,
+            table=_object(table),
+            profile=_object(profile),
+            criterion=_object(criterion),
+            selector=_object(selector),
+        )
+        request = _request(config, given, named, settings)
+        watcher = observer or ProgressBar()
+        return _in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
+
+
+def sparsify(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    config: Config | Path | str | None = None,
+    method: str | None = None,
+    target: Limits | None = None,
+    table: "LatencyTable | Path | str | None" = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> SparsifyResult:
+    """Prune while the network trains, by a gate or a mask schedule; return the sparse network.
+
+    Args:
+        model: as for ``search``.
+        data: as for ``search``.
+        config: as for ``search``.
+        method: a name of ``amcsearch list gates`` or ``schedules``, or an import spec.
+        target: ``{"sparsity": 0.8}``, or one cost and its limit.
+        table: as for ``search``.
+        profile: as for ``search``.
+        seed: as for ``search``.
+        settings: as for ``search``; section ``sparsify`` has the method's parameters and the training.
+        folder: as for ``search``.
+        resume: as for ``search``.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: as ``search``.
+        InfeasibleBudgetError: no network meets the target.
+    """
+    named = {
+        "sparsify.method": method,
+        "sparsify.target": target,
+        "seed": seed,
+        "device.table": table,
+        "device.profile": profile,
+    }
+    given = InMemory(model=model, data=data, table=_object(table), profile=_object(profile))
+    request = _request(config, given, named, settings)
+    watcher = observer or ProgressBar()
+    return _in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
+
+
+def measure_latency_table(
+    model: "nn.Module | None" = None,
+    example: "Tensor | None" = None,
+    *,
+    config: Config | Path | str | None = None,
+    name: str | None = None,
+    known: "LatencyTable | None" = None,
+    variants: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> "LatencyTable":
+    """Measure a network and pruned variants of it on this machine, and return its latency table.
+
+    Args:
+        model: the network; its weights need no training. It is copied.
+        example: one input with batch dimension, (1, …).
+        config: as for ``search``.
+        name: of the network in the table.
+        known: this machine's table that is there already; it is extended.
+        variants: networks to measure; None measures as many as are needed.
+        minutes: bound of the measuring.
+        seed: of the variants.
+        settings: as for ``search``; section ``device`` has threads, batch and data type.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: a network that cannot be exported, or ``known`` of another device or setting.
+    """
+    given = InMemory(model=model, example=example)
+    request = _request(config, given, {"name": name, "seed": seed}, settings)
+    return jobs.measure_table(
+        request, observer or ProgressBar(), given, variants=variants, known=known, minutes=minutes
+    )
+
+
+def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Source" = "auto") -> RunResult:
+    """Open a finished run in any process; ``.model`` is its pruned network, with the same outputs to the last bit.
+
+    Args:
+        folder: run folder of ``search`` or ``prune`` (gives a ``SearchResult``) or ``sparsify`` (``SparsifyResult``).
+        model: the dense network with any weights, where the run's own factory is not at hand; it is copied.
+        source: without ``model``, ``"factory"`` makes the network by the run's factory, which runs its code;
+            ``"program"`` reads the self-contained ``pruned.pt2``; ``"auto"`` takes the factory where it can be
+            imported, else the program.
+
+    Raises:
+        BadInputError: no run, one that has not finished, or a network that does not fit it.
+    """
+    return load_run(folder, model, source=source)
+
+
+def _object(value: object) -> object:
+    """Return what is handed over as an object; None for a name or a path, which the configuration holds."""
+    return None if isinstance(value, str | Path) else value
+
+
+def _request(config: Config | Path | str | None, given: InMemory, named: Settings, settings: Settings | None) -> Config:
+    """Return the configuration with what was named; the later wins: file, ``settings``, arguments, objects."""
+    keys: dict[str, object] = {**(settings or {}), **{key: value for key, value in named.items() if value is not None}}
+    keys = {key: _as_text(value) for key, value in keys.items()}
+    if given.model is not None:
+        keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
+    if given.data is not None or given.example is not None:
+        keys["data.factory"] = None
+    if isinstance(config, Path | str):
+        return load_config(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
+    tree: dict[str, object] = {} if config is None else config.model_dump(mode="json")
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})  # type: ignore[assignment]
+        inner[last] = value
+    return from_mapping(tree, "amcsearch")
+
+
+def _as_text(value: object) -> object:
+    """Return a value of the configuration: paths as text, objects by the name of their class."""
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool | Mapping | list | tuple):
+        return value
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _in_folder(
+    request: Config,
+    given: InMemory,
+    folder: Path | str | None,
+    resume: bool,
+    work: Callable[[RunFolder], Result],
+) -> Result:
+    """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
+    path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else Path(folder).expanduser()
+    try:
+        with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
+            result = work(run)
+    except BaseException as error:
+        if folder is None and (path / "study.db").exists():
+            error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
+        elif folder is None:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        raise
+    if folder is None:
+        weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
+    return result

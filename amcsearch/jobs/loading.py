@@ -1,0 +1,100 @@
+"""The smaller network of a run, back in any process: from its factory, from a model in memory, or from its program.
+
+A policy fixes the shapes of the smaller network, whichever channels went: the dense network is cut to these shapes and
+takes the run's weights. The program (``torch.export``) needs neither the network's source nor this package.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.config import load
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.graph import remove, trace
+from amcsearch.jobs.workload import copied, made_by_factory
+from amcsearch.runs import RunFolder
+from amcsearch.training import load_checkpoint, load_tensors
+
+__all__ = ["Source", "check_finished", "smaller_network"]
+
+Source = Literal["auto", "factory", "program"]
+
+
+def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> nn.Module:
+    """Return the pruned and fine-tuned network of a finished run, in eval mode on the CPU.
+
+    Args:
+        run: of ``search``, ``prune`` or ``sparsify``.
+        model: the dense network with any weights; it is copied. None takes what ``source`` says.
+        source: ``factory`` makes the dense network as the run's configuration says, ``program`` reads ``pruned.pt2``,
+            ``auto`` takes the factory where it can be imported and the program elsewhere.
+
+    Raises:
+        BadInputError: a run that is not finished, files that are missing, or a model of other shapes.
+    """
+    check_finished(run, source)
+    if model is not None:
+        return _cut(run, copied(model))
+    if source == "program":
+        return _program(run)
+    try:
+        return _cut(run, made_by_factory(load(run.config_yaml)))
+    except BadInputError:
+        if source == "factory" or not run.pruned_pt2.is_file():
+            raise
+        return _program(run)
+
+
+def check_finished(run: RunFolder, source: Source) -> None:
+    """Check that a run has a network to load.
+
+    Raises:
+        BadInputError: it has none, or the source is unknown.
+    """
+    if not run.pruned_safetensors.is_file() or not run.summary_json.is_file():
+        raise BadInputError(f"run {run.path} has not finished: there is no network yet; resume it first")
+    if source not in get_args(Source):
+        raise BadInputError(f"source = {source!r}, must be one of {', '.join(get_args(Source))}")
+
+
+def _cut(run: RunFolder, dense: nn.Module) -> nn.Module:
+    """Cut the dense network to the run's policy and give it the run's weights."""
+    policy = PruningPolicy.read(run.policy_json)
+    kept_everything = run.masks_safetensors.is_file() and not _closes_channels(run)
+    smaller = dense if kept_everything else _resized(run, dense, policy)
+    load_checkpoint(smaller, run.pruned_safetensors)
+    return smaller.eval()
+
+
+def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Module:
+    traced = trace(dense, _example(run), verify=False)
+    missing = sorted(set(policy) - {group.name for group in traced.network.groups})
+    if missing:
+        raise BadInputError(f"run {run.path}: the network has no channel groups {missing[:3]}; hand over the run's own")
+    kept = {}
+    for group in traced.network.groups:
+        if group.name in policy:
+            units = traced.units[group.name][: policy[group.name] // group.unit]
+            kept[group.name] = sorted(int(channel) for channel in units.ravel())
+    return remove(dense, traced, kept)
+
+
+def _closes_channels(run: RunFolder) -> bool:
+    """Whether the masks of a sparsify run are those of groups rather than of weights."""
+    return set(load_tensors(run.masks_safetensors)) == set(PruningPolicy.read(run.policy_json))
+
+
+def _example(run: RunFolder) -> Tensor:
+    if not run.example_safetensors.is_file():
+        raise BadInputError(f"run {run.path} has no {run.example_safetensors.name}; it was made by an older version")
+    return load_tensors(run.example_safetensors)["input"]
+
+
+def _program(run: RunFolder) -> nn.Module:
+    if not run.pruned_pt2.is_file():
+        raise BadInputError(
+            f"run {run.path} has no {run.pruned_pt2.name}: torch.export could not follow the network; load it from its "
+            "factory, or hand over the dense model"
+        )
+    return torch.export.load(run.pruned_pt2).module()
