@@ -175,7 +175,7 @@ def identity(config: Config, given: InMemory) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _datasets(config: Config, given: InMemory) -> Mapping[str, Samples]:

@@ -1,0 +1,280 @@
+"""The public API: objects in, typed results out, and the smaller network back in any process."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import amcsearch
+from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.training import stacked
+
+SETTINGS = {
+    "data.splits": {"calibration": 64, "search": 96, "test": 96},
+    "device.rounds": 10,
+    "recovery.finetune.epochs": 1,
+    "search.baseline": None,
+    "search.finalists": 1,
+}
+SPARSE = {"data.splits": SETTINGS["data.splits"], "sparsify.training.epochs": 1, "recovery.finetune.epochs": 0}
+
+
+class Silent:
+    """An observer that keeps the phases and the number of trials it was told of."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.trials = 0
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def warn(self, text: str) -> None: ...
+
+    def epoch(self, epoch: int, loss: float) -> None: ...
+
+    def trial(self, trial: object, best: object, done: int, total: int) -> None:
+        self.trials = done
+
+    def progress(self, share: float, text: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModuleType:
+    """``tiny_job.py``."""
+    path = Path(__file__).parent / "tiny_job.py"
+    spec = importlib.util.spec_from_file_location("tiny_job", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: ModuleType) -> nn.Module:
+    """The tiny network after two epochs."""
+    torch.manual_seed(0)
+    model = tiny.network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for x, y in DataLoader(tiny.quadrants()["train"], 32, shuffle=True, generator=generator):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.train()
+
+
+@pytest.fixture(scope="module")
+def data(tiny: ModuleType) -> TensorDataset:
+    return tiny.quadrants()["train"]
+
+
+@pytest.fixture(scope="module")
+def images(data: TensorDataset) -> Tensor:
+    """(17, 1, 8, 8): another batch size than any the network was exported with."""
+    return stacked(data, 17)[0]
+
+
+@pytest.fixture(scope="module")
+def result(trained: nn.Module, data: TensorDataset) -> amcsearch.SearchResult:
+    """What a search over the network and data in memory returns."""
+    return amcsearch.search(
+        trained, data, budget={"macs": "0.5x"}, trials=6, agent="random", settings=SETTINGS, observer=Silent()
+    )
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def test_a_search_on_objects_returns_a_smaller_network_and_all_that_was_tried(
+    trained: nn.Module, result: amcsearch.SearchResult
+) -> None:
+    def parameters(model: nn.Module) -> int:
+        return sum(p.numel() for p in model.parameters())
+
+    assert type(result.model) is type(trained)
+    assert parameters(result.model) < parameters(trained)
+    assert isinstance(result.policy, PruningPolicy)
+    assert len(result.trials) == 6
+    assert set(result.front["number"]) <= set(result.trials["number"])
+    assert (result.trials["macs"] <= result.summary["budget"]["macs"]["limit"]).all()
+    assert result._repr_html_().startswith("<iframe")
+
+
+def test_the_callers_network_is_left_as_it_was(trained: nn.Module, data: TensorDataset) -> None:
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    amcsearch.prune(trained, data, target={"macs": "0.6x"}, settings=SETTINGS, observer=Silent())
+    assert trained.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_the_smaller_network_comes_back_to_the_last_bit(
+    tiny: ModuleType, result: amcsearch.SearchResult, images: Tensor, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "kept")
+    wanted = outputs(result.model, images)
+    untrained = tiny.network()
+    for loaded in (amcsearch.load(folder, untrained), amcsearch.load(folder, source="program"), amcsearch.load(folder)):
+        assert torch.equal(outputs(loaded.model, images), wanted)
+    assert amcsearch.load(folder).policy == result.policy
+    with pytest.raises(BadInputError, match=r"model\.factory is null"):
+        _ = amcsearch.load(folder, source="factory").model
+
+
+def test_the_program_needs_neither_the_factory_nor_this_package(
+    result: amcsearch.SearchResult, images: Tensor, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "kept")
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['amcsearch'] = sys.modules['tiny_job'] = None\n"
+        f"images = torch.load({str(tmp_path / 'images.pt')!r})\n"
+        f"model = torch.export.load({str(folder / 'pruned.pt2')!r}).module()\n"
+        f"torch.save(model(images), {str(tmp_path / 'outputs.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert torch.equal(torch.load(tmp_path / "outputs.pt"), outputs(result.model, images))
+
+
+def test_a_configured_run_comes_back_by_its_own_factory(write_config, images: Tensor, tmp_path: Path) -> None:
+    result = amcsearch.search(
+        config=write_config(), trials=3, agent="uniform", settings=SETTINGS, folder=tmp_path / "run", observer=Silent()
+    )
+    again = amcsearch.load(tmp_path / "run", source="factory")
+    assert type(again.model).__name__ == "Tiny"
+    assert torch.equal(outputs(again.model, images), outputs(result.model, images))
+
+
+def test_a_policy_in_memory_is_applied_as_it_is(
+    trained: nn.Module, data: TensorDataset, result: amcsearch.SearchResult
+) -> None:
+    pruned = amcsearch.prune(trained, data, policy=result.policy, settings=SETTINGS, observer=Silent())
+    assert pruned.policy == result.policy
+    assert [p.shape for p in pruned.model.parameters()] == [p.shape for p in result.model.parameters()]
+
+
+@pytest.mark.parametrize("granularity", ["weights", "channels"])
+def test_a_sparse_network_comes_back_to_the_last_bit(
+    tiny: ModuleType, trained: nn.Module, data: TensorDataset, images: Tensor, tmp_path: Path, granularity: str
+) -> None:
+    settings = {**SPARSE, "sparsify.granularity": granularity}
+    result = amcsearch.sparsify(
+        trained, data, target={"sparsity": 0.5}, settings=settings, folder=tmp_path / "run", observer=Silent()
+    )
+    assert result.densities["kept"].sum() / result.densities["total"].sum() == pytest.approx(0.5, abs=0.05)
+    assert set(result.masks) == set(result.densities["name"])
+    loaded = amcsearch.load(tmp_path / "run", tiny.network())
+    assert isinstance(loaded, amcsearch.SparsifyResult)
+    assert torch.equal(outputs(loaded.model, images), outputs(result.model, images))
+
+
+def test_loaders_tensors_and_mappings_are_data_too(trained: nn.Module, data: TensorDataset) -> None:
+    inputs, targets = stacked(data)
+    split = {"train": (inputs[:300], targets[:300]), "test": DataLoader(TensorDataset(inputs[300:], targets[300:]))}
+    settings = {**SETTINGS, "data.splits": {"calibration": 64, "search": 64}, "recovery.finetune": None}
+    del settings["recovery.finetune.epochs"]
+    for given in (DataLoader(data, batch_size=7, shuffle=True), (inputs, targets), split):
+        found = amcsearch.prune(trained, given, target={"macs": "0.6x"}, settings=settings, observer=Silent())
+        assert found.summary["finetuned"]["macs"] <= 0.6 * found.summary["dense"]["macs"]
+
+
+def test_an_agent_and_a_criterion_may_be_objects(trained: nn.Module, data: TensorDataset) -> None:
+    observer = Silent()
+    result = amcsearch.search(
+        trained,
+        data,
+        budget={"macs": "0.5x"},
+        trials=3,
+        agent=amcsearch.AGENTS["uniform"](heavier=1),
+        criterion=amcsearch.CRITERIA["magnitude"](),
+        settings=SETTINGS,
+        observer=observer,
+    )
+    assert observer.trials == 3
+    assert set(result.trials["agent"]) == {"amcsearch.search.baselines:UniformSearch"}
+
+
+def test_a_broken_search_in_a_temporary_folder_is_kept_and_goes_on(trained: nn.Module, data: TensorDataset) -> None:
+    class Stops(Silent):
+        def trial(self, trial: object, best: object, done: int, total: int) -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+    asked = {"budget": {"macs": "0.5x"}, "trials": 4, "agent": "random", "settings": SETTINGS}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        amcsearch.search(trained, data, **asked, observer=Stops())
+    (note,) = stopped.value.__notes__
+    folder = note.partition("folder='")[2].partition("'")[0]
+    whole = amcsearch.search(trained, data, **asked, observer=Silent())
+    resumed = amcsearch.search(trained, data, **asked, folder=folder, resume=True, observer=Silent())
+    assert list(resumed.trials["policy"]) == list(whole.trials["policy"])
+
+
+def test_a_run_of_other_weights_is_not_resumed(
+    tiny: ModuleType, trained: nn.Module, data: TensorDataset, tmp_path: Path
+) -> None:
+    asked = {"target": {"macs": "0.6x"}, "settings": SETTINGS, "folder": tmp_path / "run", "observer": Silent()}
+    amcsearch.prune(trained, data, **asked)
+    with pytest.raises(BadInputError, match="belongs to another"):
+        amcsearch.prune(tiny.network(), data, **asked, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": [1, 2, 3]}, "pair"),
+        ({"data": 3}, "the train split is a int, expected a dataset"),
+        ({"data": (torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.int64))}, "3 inputs and 2 targets"),
+        ({"budget": {"macs": "2x"}}, "0.5x"),
+        ({"agent": "ddgp"}, "did you mean 'ddpg'"),
+        ({"settings": {"search.trails": 3}}, "unknown key search.trails; did you mean 'trials'"),
+    ],
+)
+def test_bad_input_is_one_line(trained: nn.Module, data: TensorDataset, given: dict[str, object], words: str) -> None:
+    asked = {"data": data, "budget": {"macs": "0.5x"}, "settings": SETTINGS} | given
+    with pytest.raises(BadInputError) as error:
+        amcsearch.search(trained, **asked, observer=Silent())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_result_is_not_saved_over_files(result: amcsearch.SearchResult, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(BadInputError, match="new or an empty folder"):
+        result.save(tmp_path)
+
+
+def test_the_public_names_are_these() -> None:
+    assert amcsearch.__all__ == [
+        "__version__",
+        "AGENTS",
+        "Agent",
+    ]
+    for name in amcsearch.__all__:
+        assert getattr(amcsearch, name) is not None
+        assert name in dir(amcsearch)
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = amcsearch.serach
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, amcsearch; print([m for m in ('torch', 'numpy', 'pandas', 'optuna') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_verb_search_survives_the_import_of_its_room() -> None:
+    import amcsearch.search.study as study_room
+
+    assert amcsearch.search.__module__ == "amcsearch.api"
+    assert study_room.Study is amcsearch.Study
