@@ -1,4 +1,4 @@
-"""What one network costs on one device."""
+"""Costs of one network on one device."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final

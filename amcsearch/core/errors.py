@@ -1,4 +1,4 @@
-"""The two ways a user's request can fail; the command line turns each into one line and an exit code."""
+"""Errors that a user's request can cause; the command line prints each as one line with its exit code."""
 
 __all__ = ["BadInputError", "InfeasibleBudgetError"]
 

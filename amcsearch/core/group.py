@@ -1,4 +1,4 @@
-"""Channels that must vanish together: the unit every pruning decision is about."""
+"""Channel groups: channels of several layers that leave together."""
 
 import math
 from dataclasses import dataclass

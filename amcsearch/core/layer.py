@@ -1,4 +1,4 @@
-"""One layer of a network as shapes alone: all that a cost may depend on."""
+"""Layers as shapes: all that a cost may depend on."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum

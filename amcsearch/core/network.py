@@ -1,4 +1,4 @@
-"""A network as shapes: layers in order of execution and the groups that couple their widths."""
+"""Networks as shapes: layers in order of execution, and the groups that couple their widths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

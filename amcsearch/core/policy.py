@@ -1,4 +1,4 @@
-"""The pruning policy, and the only place where ratios become whole channels."""
+"""Pruning policies, and the space of policies: the only place where ratios become whole channels."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

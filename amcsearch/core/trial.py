@@ -1,4 +1,4 @@
-"""One evaluated policy, as it is stored and reported."""
+"""Evaluations and trials, as they are stored and reported."""
 
 from dataclasses import dataclass
 from enum import StrEnum

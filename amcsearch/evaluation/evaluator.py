@@ -1,15 +1,16 @@
-"""Policy in, accuracy out: remove, refit, recalibrate, evaluate on the search split.
+"""Evaluators: from a policy to its accuracy, on the search split.
 
-What pruning does to accuracy, sample by sample beside the dense network, with a lower confidence bound.
+``Evaluator`` removes channels, refits, recalibrates and evaluates. ``PairedEvaluator`` compares a pruned network with
+the dense one sample by sample, and gives a lower confidence bound of the change.
 
 Both networks answer the same samples, so that only answers that change count: w samples won, l lost of n. With one
 target a sample the bound is Tango's (1998, Statistics in Medicine 17:891): the lowest difference d that the score test
 
     z(d) = (w - l - n·d) / sqrt(n·(2q + d - d²)),   q the likeliest share of losses if the difference is d
 
-does not reject. Unlike a bootstrap it stays below zero where no answer changed: then it is -z²/(n + z²), for n samples
-can show no more. Samples of several targets (sequences) give shares instead: there the bound is a bootstrap's, over
-samples, since positions of one sequence are not independent.
+does not reject. Unlike a bootstrap it stays below zero where no answer changed: then it is -z²/(n + z²), because n
+samples can show no more. Samples of several targets (sequences) give shares instead: there the bound is a bootstrap's,
+over samples, since positions of one sequence are not independent.
 """
 
 import copy

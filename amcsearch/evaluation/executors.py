@@ -1,4 +1,4 @@
-"""Where policies are evaluated: here, or in worker processes. A cluster would be one more file with one more class."""
+"""Executors: evaluate policies in this process, or in worker processes."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,13 +1,11 @@
-"""Sensitivity curves: what the network loses when ONE group shrinks and all others stay whole.
+"""Sensitivity curves: loss and accuracy when one group alone is pruned, and whether these losses add up.
 
-Single-group effects do not add up at high ratios; a curve ranks groups and caps them, it does not price a policy.
-
-Do the losses of single groups add up? Joint losses of policies beside the sums that sensitivity curves give.
+Single-group effects do not add up at high ratios: a curve ranks groups and caps them, it does not price a policy.
 
     expected(policy) = sum over groups of loss_g(n_keep_g) - dense loss, between a curve's points on a line
 
-They need not, least of all where much is removed. Their rank correlation says how far the curves may be trusted to
-order whole policies, as whatever searches on per-group losses does.
+The rank correlation of expected and measured losses says how far curves may be trusted to order whole policies, as any
+search on per-group losses does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One worker process: loads the evaluator once, then answers one policy at a time over a pipe.
+"""A worker process: loads the evaluator once, then evaluates one policy at a time over a pipe.
 
 Own processes rather than ``concurrent.futures``: when one of its workers dies, a pool cannot say which policy it was
 working on, and gives up every other one as well.

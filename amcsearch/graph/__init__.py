@@ -1,4 +1,4 @@
-"""Torch structure: tracing, masking and removal of channel groups. The only floor that knows torch_pruning."""
+"""Torch structure: tracing, masking and removal of channel groups. Only this room knows torch_pruning."""
 
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked

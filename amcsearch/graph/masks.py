@@ -1,4 +1,4 @@
-"""Switch channels off for a while: zero their slices, and let channel-mixing norms ignore them."""
+"""Channel masks: switch channels off for a while, also in norms that mix channels."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Find the tensors in whatever a module returns: a tensor, a tuple or list, or a mapping (ModelOutput)."""
+"""Tensors in whatever a module returns: a tensor, a tuple or list, or a mapping (ModelOutput)."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,17 +1,14 @@
-"""Cut channels for good: a new, really smaller module, without the dependency graph.
+"""Removal of channels: a new, smaller module, and its trace, without the dependency graph.
 
-The dense module is deep-copied with a memo that already maps every sliced tensor to its slice, so dense weights
-that are cut are never copied whole, and the two modules share nothing.
+The dense module is deep-copied with a memo that already maps every sliced tensor to its slice. So dense weights that
+are cut are never copied whole, and the two modules share nothing. ``duplicate`` is that copy, several times faster than
+``copy.deepcopy``, because the search makes one for every evaluation: plain values, empty hook tables and tensors are
+copied directly; whatever else a module holds, and modules that define their own copying, go through ``copy.deepcopy``
+with the same memo.
 
-Deep copies of modules, several times faster than ``copy.deepcopy``: the search makes one for every evaluation.
-
-Most of what a module holds is plain values, empty hook tables and tensors; those are copied directly. Whatever
-else it holds, and modules that define their own copying, go through ``copy.deepcopy`` with the same memo.
-
-The trace of what removal left: the same groups, with channels and positions counted anew.
-
-Tracing the smaller module would find the same, but for one exception: channels that can only leave all together are no
-group, so a group cut to its last unit would be lost, and with it the place that policies have for it.
+``renumbered`` gives the trace of the smaller module: the same groups, with channels and positions counted anew. Tracing
+it again would find the same, but for one exception: channels that can only leave all together are no group, so a group
+cut to its last unit would be lost.
 """
 
 import copy

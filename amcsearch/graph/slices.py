@@ -1,4 +1,4 @@
-"""What a trace knows: the shapes of a network, its channel groups, and where each channel lives in its tensors."""
+"""Traces: the shapes of a network, its channel groups, and where each channel lives in its tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""From a configuration to the target: what a policy costs there, and which policies its budget allows."""
+"""The target device of a run: what a policy costs there, and which policies its budget allows."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

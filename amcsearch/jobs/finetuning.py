@@ -1,4 +1,4 @@
-"""Regain accuracy by training on, with the dense network as the teacher; and statistics of batch norms anew."""
+"""Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
 from torch import nn
 

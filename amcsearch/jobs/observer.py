@@ -1,4 +1,4 @@
-"""Who watches a run: phases, epochs and trials as they happen, and how long each phase takes."""
+"""Observers of a run: phases, epochs and trials as they happen, and how long each phase takes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -1,6 +1,6 @@
-"""Everything a search needs, assembled from its configuration.
+"""The job of a run: everything a search needs, assembled from its configuration and what is in memory.
 
-Which channels go, and how what reads them is refitted: the configured criterion or selector, and reconstruction.
+The configured criterion or selector says which channels go, and the reconstruction how what reads them is refitted.
 """
 
 import math

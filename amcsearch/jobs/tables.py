@@ -1,10 +1,9 @@
-"""Latency tables for configurations' networks: plan, measure, build, check.
+"""Latency tables of configured networks: plan, measure, build and check.
 
-A latency table against networks measured now, and brought up to date by a few whole runs.
-
-A network that the table holds is brought up to date by factors (``anchoring``). One that it does not hold is added with
-the profiles of its few runs: they correct what other networks' rows say of layers like its own. What kernels its layers
-become need not be guessed from those: the runtime's optimised graphs of more variants are read, which takes no run.
+``check_table`` measures fresh variants against a table, and a few whole runs bring it up to date. A network that the
+table holds is brought up to date by factors (``anchored``). One that it does not hold is added with the profiles of its
+few runs: they correct what other networks' rows say of layers like its own. Which kernels its layers become is read
+from the runtime's optimised graphs of more variants, which takes no run.
 """
 
 import secrets

@@ -1,6 +1,6 @@
-"""Files that are whole or absent, whatever kills the process; and what the disk refuses, in one line.
+"""Files that are whole or absent after any kill, and a lock for one process at a time.
 
-One process at a time: a lock of the kernel's, which dies with its process.
+The lock is the kernel's: it dies with its process. What the operating system refuses becomes one line.
 """
 
 import fcntl

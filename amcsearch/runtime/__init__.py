@@ -1,4 +1,4 @@
-"""Measuring with ONNX Runtime: export, sessions, interleaved timing, attribution, tables, verification."""
+"""ONNX Runtime: export, sessions, interleaved timing, energy counters, quantisation, the program on devices."""
 
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
 from amcsearch.runtime.export import WRAPPER, exported, max_abs_difference, torch_program

@@ -1,14 +1,12 @@
-"""Finalists beside the dense model: measured in the same rounds, with confidence intervals.
+"""Paired latency: models timed beside the dense one in the same interleaved rounds, with confidence intervals.
 
 Medians resist the spikes of a shared machine. Their uncertainty is estimated by the percentile bootstrap
 (Efron 1979, Annals of Statistics 7:1) over ROUNDS, so that what the models of one round have in common (clock, load)
 stays paired, and the interval of the ratio is as narrow as the pairing makes it.
 
-A busy neighbour slows models unequally for seconds (seen: a ratio of 0.57 instead of 0.49), so rounds are spread over
-several times that, and those in which the DENSE model was disturbed are left out for all models: the choice never looks
-at the model that is judged.
-
-Timing several sessions against each other in interleaved rounds, by the program that runs on devices too.
+A busy neighbour slows models unequally for seconds (measured: a ratio of 0.57 instead of 0.49). So rounds are spread
+over several seconds, and those in which the DENSE model was disturbed are left out for all models: the choice never
+looks at the model that is judged.
 """
 
 import time

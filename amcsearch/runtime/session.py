@@ -1,11 +1,11 @@
-"""Sessions of ONNX Runtime on the host, and where and how they ran.
+"""Sessions of ONNX Runtime on the host, their provenance, and an ONNX model as a torch module.
 
 Every latency in this project comes from sessions made by ``on_device.session``, here as on a device, so that a table, a
 prediction and a re-measured finalist mean the same thing: sequential execution, all graph optimisations (the blocked
 NCHWc layout exists only there) and a fixed number of threads. Denormals are left alone: flushing them sets the
 processor's state for the whole process, and a model that is slow by them is slow for its user too.
 
-An ONNX model as a torch module, so that what is delivered is judged by the code that judges the network.
+``OnnxModule`` lets the code that judges the torch network judge the delivered file too.
 """
 
 import tempfile

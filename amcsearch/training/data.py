@@ -1,15 +1,13 @@
-"""Data factories that need no download, and the splits cut from any factory's result.
+"""Data: factories that need no download, checks of samples, and targets from the dense network.
 
-Checks that stop unusable data before any training or search begins.
-
-No labels: the dense network's own outputs become the targets, and a smaller network is asked to keep them.
+``with_dense_targets`` serves data without labels: the dense network's own outputs become the targets.
 
     loss = 1 - mean cos(f(x), f_dense(x)),  accuracy = mean cos(f(x), f_dense(x))
 
-The targets of knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531), taken once; the direction of an
-embedding is what it is used for, so that its length is left free. At the dense network the loss and its gradient are
-exactly 0 for every sample: what is made of that gradient (Taylor, the empirical Fisher) orders nothing. The second
-derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projection across f: positive, and found by
+These are the targets of knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531), taken once. An
+embedding is used for its direction, so its length is left free. At the dense network the loss and its gradient are
+exactly 0 for every sample: criteria of that gradient (Taylor, the empirical Fisher) order nothing. The second
+derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projection across f: positive, and given by
 ``obd`` as well as by ``true_fisher``, whose drawn labels are outputs with noise.
 """
 

@@ -1,4 +1,4 @@
-"""What may take part in a training: a hook in every step, and a store that keeps its state between epochs."""
+"""Hooks of a training: what takes part in every step, and what keeps its state between epochs."""
 
 from typing import Any, Protocol
 

@@ -1,10 +1,7 @@
-"""One training loop for pre-training and fine-tuning, and the evaluation beside it.
+"""The training loop, its recipe, and the evaluation of a network.
 
-The same seed, data and recipe give the same weights on a CPU with the same number of threads.
-
-Light augmentation of image batches, drawn from a given generator.
-
-What a training is asked to do: its recipe, its teacher, and the learning rate of every step.
+The same seed, data and recipe give the same weights on a CPU with the same number of threads. A recipe holds the
+optimiser, the learning rate of every step, the teacher, and a light augmentation of image batches.
 """
 
 import copy

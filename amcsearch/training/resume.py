@@ -1,4 +1,4 @@
-"""The state of a training in one file, so that a killed training goes on where its last epoch ended."""
+"""The state of a training in one file, from which a killed training goes on after its last whole epoch."""
 
 import contextlib
 import os

@@ -1,22 +1,18 @@
-"""Masked training: the network runs on W * M, and a schedule says what M is from step to step.
+"""Training-time pruning: hooks of the training loop that mask weights or units, or train gates to a target.
 
-What is out of use stays exactly 0 under momentum and weight decay, because masks are applied again after every step of
-the optimiser (unless the schedule lets weights out of use live on).
+``MaskedTraining`` runs the network on W * M, and a schedule says what M is from step to step. What is out of use stays
+exactly 0 under momentum and weight decay, because masks are applied again after every step of the optimiser (unless the
+schedule lets weights out of use live on).
 
-Masked training of whole units: a mask schedule opens and closes channels and heads while the network trains.
+``MaskedUnits`` masks channels and heads. A unit's mask is multiplied into everything that reads it. Its weight is 1 and
+its gradient dL/dM, so that the rules for single weights hold word for word: RigL grows the units of the largest
+|dL/dM|, movement adds up -rate * dL/dM (Sanh et al. 2020, arXiv 2005.07683, one score a block), surgery lets closed
+units train by the gradient they would have open. What reads a unit starts at 0 when the unit is opened again, unless
+the schedule keeps what is closed. A schedule counts units, but what a unit costs depends on the widths of its
+neighbours, and a device has a grid. So as soon as a schedule is down to its count, ``finish`` turns its masks into those
+that meet the target exactly, and the remaining training runs on just the network that will be left.
 
-A unit's mask is multiplied into everything that reads it. Its weight is 1 and its gradient dL/dM, so that the rules for
-single weights hold word for word: RigL grows the units of the largest |dL/dM|, movement adds up -rate * dL/dM (Sanh et
-al. 2020, arXiv 2005.07683, one score a block), surgery lets closed units train by the gradient they would have open.
-What reads a unit starts at 0 when the unit is opened again, unless the schedule keeps what is closed.
-
-A schedule counts units, but what a unit costs depends on the widths of its neighbours, and a device has a grid. So as
-soon as a schedule is down to its count, ``finish`` turns its masks into those that meet the target exactly, and the
-rest of the training runs on just the network that will be left.
-
-Training with gates: the network runs on gated weights, and multipliers push the gates to a target.
-
-Reach a target while training: multipliers that climb as long as the constraint is missed.
+``GatedTraining`` runs the network on gated weights, and multipliers push the gates to a target:
 
     penalty = l1 * (c - t) + l2 * (c - t)^2,   l1 += rate * (c - t),   l2 += rate * (c - t)^2
 

@@ -1,4 +1,4 @@
-"""Turn coupled channels into the values the rest of the program reads: groups, slices, norms, attributes."""
+"""Assembly of a trace: groups, slices, norms and attributes from coupled channels."""
 
 from collections.abc import Sequence
 

@@ -1,10 +1,9 @@
-"""Join coupled channels: from "these two indices move together" to channel groups with their tensor slices.
+"""Coupling of channels: from "these two indices move together" to channel groups.
 
 A slot is one channel index on one side of one layer. Slots tied by the network's data flow form an atom, the
-smallest thing that can be removed; atoms that live in the same layers the same number of times form a group.
-Unit ties (attention heads, conv groups) join atoms that must leave together.
-
-Ties that the layers themselves make: pass-through, conv groups, heads; and what must be left alone.
+smallest thing that can be removed; atoms that live in the same layers equally often form a group. Layers make ties of
+their own: pass-through layers, groups of convolutions, attention heads. Unit ties (heads, conv groups) join atoms that
+must leave together. Some layers are left alone, each with its reason.
 """
 
 from collections import defaultdict

@@ -1,13 +1,10 @@
-"""Listen to a running module: its layers in order of execution, attention, and parameters used by plain code.
+"""Recorder of a running module: its layers in order of execution, attention, and operations without weights.
 
-Run a module once and write down its layers in order of execution.
-
-Follow what layers wrote through the operations without weights: additions, activations, pooling, copies.
-
-An operation belongs to the layer that wrote the map it changes, of two maps to the one that ran last; on a
-concatenation, to each of the layers in its share. What only looks at a map in another shape or order moves nothing:
-views, whose result lies in the same memory, and reshapes, which copy or not as widths and the runtime's layout have it.
-The products of attention belong to its layer.
+``observe`` runs a module once. An operation without weights (an addition, an activation, pooling, a copy) belongs to
+the layer that wrote the map it changes; of two maps to the layer that ran last; on a concatenation to each of the
+layers in its share. What only looks at a map in another shape or order moves nothing: views, whose result lies in the
+same memory, and reshapes, which copy or not as widths and the runtime's layout have it. The products of attention
+belong to its layer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

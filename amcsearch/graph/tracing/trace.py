@@ -1,15 +1,12 @@
-"""From a module and an example to shapes and channel groups, through Torch-Pruning's dependency graph.
+"""Tracing: from a module and an example to shapes and channel groups, through Torch-Pruning's dependency graph.
 
 Torch-Pruning (Fang et al. 2023, DepGraph, arXiv 2301.12900) follows autograd and says which index of which layer
 meets which. We take only those ties from it, and build groups, units and slices ourselves: it treats any unknown
-operation as element-wise, so every group is then checked by comparing masked with removed outputs.
-
-Follow the edges of a dependency graph from one layer's output channels; knows nodes by shape, imports no library.
+operation as element-wise, so every group is then checked by experiment: the removed module must compute what the masked
+module computes.
 
 Torch-Pruning's own walk rebuilds every index map on each call, keeps one origin where an index has two, and may not
-end where slices feed each other (rotary embeddings); this one visits each (index, origin) pair once and is bounded.
-
-Check groups by experiment: the removed module must compute what the masked module computes.
+end where slices feed each other (rotary embeddings). ``walk`` visits each (index, origin) pair once and is bounded.
 """
 
 import copy

@@ -1,6 +1,6 @@
-"""Prune to a cost: the first rung of the ladder within it, grown to within one step of a single group.
+"""Pruning to a cost: the first rung of the ladder within it, grown to within one step of a single group.
 
-What ``prune`` proposes, and the ladder of policies that it looks on.
+A ladder is a sequence of nested policies from dense to the narrowest, as the configured allocation orders the groups.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Train with gates or with a mask schedule, then meet the target exactly."""
+"""Training with a gate or a mask schedule, and the exact cut to the target at its end."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The story of training-time pruning: network → target → gates or masks while training → exact cut → fine-tuning."""
+"""Sparsification: price the target, train with a gate or a mask schedule, cut exactly, fine-tune."""
 
 import copy
 import csv

@@ -1,4 +1,4 @@
-"""What a result file already holds, so that a run that was broken off goes on where it stopped."""
+"""What a result file holds already, so that a broken-off run goes on there."""
 
 from __future__ import annotations
 

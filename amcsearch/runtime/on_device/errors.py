@@ -1,4 +1,4 @@
-"""The one way the device's program refuses; the host turns it into its own bad-input error."""
+"""The error of the device's program; the host turns it into its own bad-input error."""
 
 __all__ = ["DeviceError"]
 

@@ -1,6 +1,6 @@
-"""One part of a measurement, from the start of the program to its end: what is written, and what is said meanwhile.
+"""One part of a measurement: its settings, its open sessions, its records and its progress.
 
-Sessions that stay open between passes as long as they fit into memory.
+Sessions stay open between passes as long as they fit into memory.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""The schedule: first every model once, in order of priority, then profiles, then more passes over all.
+"""The measuring schedule: every model once in order of priority, then profiles, then more passes over all.
 
     pass 1: for each block of models: optimised graphs, then rounds of samples beside the references
     profiles of every model
     pass 2 … K: rounds of samples again
 
-Whatever was measured is on the disk when its block ends; a run that was broken off goes on there.
+Whatever was measured is on the disk when its block ends; a broken-off run goes on there.
 
-Profiles: which nodes ONNX Runtime executed, in order, and how long each took.
-
-The profiler slows a model and counts whole microseconds: its times are shares, brought to true time on the host. A
-node's time is its mean over the fastest quarter of the runs: those nothing else disturbed.
+A profile says which nodes ONNX Runtime executed, in order, and how long each took. The profiler slows a model and
+counts whole microseconds: its durations are shares, brought to true time on the host. A node's duration is its mean
+over the fastest quarter of the runs, which nothing else disturbed.
 """
 
 from __future__ import annotations
