@@ -50,7 +50,8 @@ def tiny() -> ModuleType:
     """``tiny_job.py``."""
     path = Path(__file__).parent / "tiny_job.py"
     spec = importlib.util.spec_from_file_location("tiny_job", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -245,7 +246,8 @@ def test_bad_input_is_one_line(trained: nn.Module, data: TensorDataset, given: d
     asked = {"data": data, "budget": {"macs": "0.5x"}, "settings": SETTINGS} | given
     with pytest.raises(BadInputError) as error:
         amcsearch.search(trained, **asked, observer=Silent())
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_result_is_not_saved_over_files(result: amcsearch.SearchResult, tmp_path: Path) -> None:

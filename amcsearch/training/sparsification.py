@@ -9,7 +9,7 @@ its gradient dL/dM, so that the rules for single weights hold word for word: Rig
 |dL/dM|, movement adds up -rate * dL/dM (Sanh et al. 2020, arXiv 2005.07683, one score a block), surgery lets closed
 units train by the gradient they would have open. What reads a unit starts at 0 when the unit is opened again, unless
 the schedule keeps what is closed. A schedule counts units, but what a unit costs depends on the widths of its
-neighbours, and a device has a grid. So as soon as a schedule is down to its count, ``finish`` turns its masks into those
+neighbours, and a device has a grid. As soon as a schedule is down to its count, ``finish`` turns its masks into those
 that meet the target exactly, and the remaining training runs on just the network that will be left.
 
 ``GatedTraining`` runs the network on gated weights, and multipliers push the gates to a target:
