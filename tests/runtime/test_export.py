@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.runtime import onnx_export
+from amcsearch.runtime import export
 from amcsearch.runtime.export import EXPORTERS, exported, max_abs_difference
 
 
@@ -28,7 +28,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("name", list(EXPORTERS))
 def test_both_exporters_give_the_network_and_its_module_names(name, monkeypatch):
-    monkeypatch.setattr(onnx_export, "EXPORTERS", {name: EXPORTERS[name]})
+    monkeypatch.setattr(export, "EXPORTERS", {name: EXPORTERS[name]})
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     content = exported(model, torch.zeros(2, 1, 8, 8))
     assert max_abs_difference(model, content, torch.randn(4, 1, 8, 8)) < 1e-5
