@@ -297,6 +297,8 @@ def _request(config: Config | Path | str | None, given: InMemory, named: Setting
         keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
     if given.data is not None or given.example is not None:
         keys["data.factory"] = None
+    if isinstance(config, Config) and not keys:
+        return config
     if isinstance(config, Path | str):
         return load_config(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
     tree: dict[str, object] = {} if config is None else config.model_dump(mode="json")

@@ -143,9 +143,8 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
 
 def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Run the main job, or print its plan."""
+    from amcsearch import api
     from amcsearch.cli.text import plan_text, summary_text
-    from amcsearch.config import config_hash, dump
-    from amcsearch.runs import RunFolder
 
     if args.workers < 1:
         raise BadInputError(f"--workers {args.workers}, must be at least 1")
@@ -156,14 +155,24 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         found = plan(config, strict=args.strict)
         show(args, found, plan_text(found))
         return
-    from amcsearch.jobs import search as run_search
+    result = api.search(
+        config=config,
+        folder=_folder(args, config),
+        resume=args.resume,
+        workers=args.workers,
+        storage=args.storage,
+        strict=args.strict,
+        observer=console,
+    )
+    console.close()
+    show(args, result.summary, summary_text(result.summary, result.folder))
 
-    digest = config_hash(config)
-    folder = args.out or Path("runs") / f"{config.name}-{digest}"
-    with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
-        summary = run_search(config, run, console, workers=args.workers, storage=args.storage, strict=args.strict)
-        console.close()
-        show(args, summary, summary_text(summary, run.path))
+
+def _folder(args: argparse.Namespace, config: "Config") -> Path:
+    """The run folder that was asked for, or one named by the configuration."""
+    from amcsearch.config import config_hash
+
+    return args.out or Path("runs") / f"{config.name}-{config_hash(config)}"
 
 
 def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -192,19 +201,14 @@ def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune by a known policy, to a cost, or as far as accuracy stays."""
+    from amcsearch import api
     from amcsearch.cli.text import summary_text
-    from amcsearch.config import config_hash, dump
-    from amcsearch.jobs import prune as run_prune
-    from amcsearch.runs import RunFolder
 
     args.overrides += _goal(args)
     config = load_config(args)
-    digest = config_hash(config)
-    folder = args.out or Path("runs") / f"{config.name}-{digest}"
-    with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
-        summary = run_prune(config, run, console)
-        console.close()
-        show(args, summary, summary_text(summary, run.path))
+    result = api.prune(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
+    console.close()
+    show(args, result.summary, summary_text(result.summary, result.folder))
 
 
 def _goal(args: argparse.Namespace) -> list[str]:
@@ -225,18 +229,13 @@ def _goal(args: argparse.Namespace) -> list[str]:
 
 def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune while training, by gates or mask schedules."""
+    from amcsearch import api
     from amcsearch.cli.text import sparsify_text
-    from amcsearch.config import config_hash, dump
-    from amcsearch.jobs import sparsify as run_sparsify
-    from amcsearch.runs import RunFolder
 
     config = load_config(args)
-    digest = config_hash(config)
-    folder = args.out or Path("runs") / f"{config.name}-{digest}"
-    with RunFolder.create(folder, dump(config), digest, resume=args.resume) as run:
-        summary = run_sparsify(config, run, console)
-        console.close()
-        show(args, summary, sparsify_text(summary, run.path))
+    result = api.sparsify(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
+    console.close()
+    show(args, result.summary, sparsify_text(result.summary, result.folder))
 
 
 def report(args: argparse.Namespace, console: "ProgressBar") -> None:
