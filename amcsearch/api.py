@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from amcsearch import jobs
 from amcsearch.config import Config, dump, from_mapping
@@ -94,24 +94,13 @@ def search(
         "device.table": table,
         "device.profile": profile,
     }
-    given = InMemory(
-        model=model,
-        data=data,
-        table=_object(table),
-        profile=_object(profile),
-        agent=_object(agent),
-        criterion=_object(criterion),
-        selector=_object(selector),
-    )
-    request = _request(config, given, named, settings)
+    request, given = _request(config, settings, named, model, data)
     watcher = observer or ProgressBar()
-    return _in_folder(
-        request,
-        given,
-        folder,
-        resume,
-        lambda run: jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict),
-    )
+
+    def work(run: RunFolder) -> SearchResult:
+        return jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict)
+
+    return _in_folder(request, given, folder, resume, work)
 
 
 def prune(
@@ -156,12 +145,8 @@ def prune(
         InfeasibleBudgetError: no policy meets the target.
     """
     with tempfile.TemporaryDirectory(prefix="amcsearch-") as scratch:
-        if isinstance(policy, PruningPolicy):
-            path = Path(scratch) / "policy.json"
-            path.write_text(policy.to_json(), encoding="utf-8")
-            policy = path
         named = {
-            "prune.policy": policy,
+            "prune.policy": _written(policy, Path(scratch)) if isinstance(policy, PruningPolicy) else policy,
             "prune.target": target,
             "prune.keep_accuracy": keep_accuracy,
             "selection.criterion": criterion,
@@ -170,15 +155,7 @@ def prune(
             "device.table": table,
             "device.profile": profile,
         }
-        given = InMemory(
-            model=model,
-            data=data,
-            table=_object(table),
-            profile=_object(profile),
-            criterion=_object(criterion),
-            selector=_object(selector),
-        )
-        request = _request(config, given, named, settings)
+        request, given = _request(config, settings, named, model, data)
         watcher = observer or ProgressBar()
         return _in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
 
@@ -225,8 +202,7 @@ def sparsify(
         "device.table": table,
         "device.profile": profile,
     }
-    given = InMemory(model=model, data=data, table=_object(table), profile=_object(profile))
-    request = _request(config, given, named, settings)
+    request, given = _request(config, settings, named, model, data)
     watcher = observer or ProgressBar()
     return _in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
 
@@ -261,8 +237,7 @@ def measure_latency_table(
     Raises:
         BadInputError: a network that cannot be exported, or ``known`` of another device or setting.
     """
-    given = InMemory(model=model, example=example)
-    request = _request(config, given, {"name": name, "seed": seed}, settings)
+    request, given = _request(config, settings, {"name": name, "seed": seed}, model, example=example)
     return jobs.measure_table(
         request, observer or ProgressBar(), given, variants=variants, known=known, minutes=minutes
     )
@@ -284,31 +259,62 @@ def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Sourc
     return load_run(folder, model, source=source)
 
 
-def _object(value: object) -> object:
-    """Return what is handed over as an object; None for a name or a path, which the configuration holds."""
-    return None if isinstance(value, str | Path) else value
+_OBJECTS: Final = {
+    "device.table": "table",
+    "device.profile": "profile",
+    "search.agent": "agent",
+    "selection.criterion": "criterion",
+    "selection.selector": "selector",
+}
+"""Keys of the configuration that also take an object → its field of ``InMemory``."""
 
 
-def _request(config: Config | Path | str | None, given: InMemory, named: Settings, settings: Settings | None) -> Config:
-    """Return the configuration with what was named; the later wins: file, ``settings``, arguments, objects."""
-    keys: dict[str, object] = {**(settings or {}), **{key: value for key, value in named.items() if value is not None}}
-    keys = {key: _as_text(value) for key, value in keys.items()}
-    if given.model is not None:
+def _request(
+    config: Config | Path | str | None,
+    settings: Settings | None,
+    named: Settings,
+    model: "nn.Module | None",
+    data: object = None,
+    example: "Tensor | None" = None,
+) -> tuple[Config, InMemory]:
+    """Return the configuration and what is in memory; of values, the later wins: ``config``, ``settings``, ``named``.
+
+    ``named`` maps keys of the configuration to values; None leaves a key as it is.
+    """
+    asked = {key: value for key, value in named.items() if value is not None}
+    objects: dict[str, Any] = {
+        field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
+    }
+    keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
+    keys |= {key: None for key in ("device.table", "device.profile") if _OBJECTS[key] in objects}
+    if model is not None:
         keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
-    if given.data is not None or given.example is not None:
+    if data is not None or example is not None:
         keys["data.factory"] = None
+    return _configured(config, keys), InMemory(model=model, data=data, example=example, **objects)
+
+
+def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
+    """Return a configuration with some of its keys, by dotted name, replaced."""
     if isinstance(config, Config) and not keys:
         return config
     if isinstance(config, Path | str):
         return load_config(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
-    tree: dict[str, object] = {} if config is None else config.model_dump(mode="json")
+    tree: dict[str, Any] = {} if config is None else config.model_dump(mode="json")
     for key, value in keys.items():
         *sections, last = key.split(".")
         inner = tree
         for section in sections:
-            inner = inner.setdefault(section, {})  # type: ignore[assignment]
+            inner = inner.setdefault(section, {})
         inner[last] = value
     return from_mapping(tree, "amcsearch")
+
+
+def _written(policy: PruningPolicy, folder: Path) -> Path:
+    """Write a policy to a file that a configuration can name; return its path."""
+    path = folder / "policy.json"
+    path.write_text(policy.to_json(), encoding="utf-8")
+    return path
 
 
 def _as_text(value: object) -> object:

@@ -55,7 +55,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "stable_baselines3": ("search.reinforcement.*",),
     "torch": (
         *("graph.*", "methods.*", "runtime.*", "measure.*", "training.*", "recovery.*", "evaluation.*"),
-        *("search.reinforcement.*", "jobs.*", "testing.*"),
+        *("search.reinforcement.*", "jobs.*", "api", "testing.*"),
     ),
     "torch_pruning": ("graph.tracing.trace",),
     "tqdm": ("reporting.progress",),

@@ -6,6 +6,7 @@ takes the run's weights. The program (``torch.export``) needs neither the networ
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Modu
     for group in traced.network.groups:
         if group.name in policy:
             units = traced.units[group.name][: policy[group.name] // group.unit]
-            kept[group.name] = sorted(int(channel) for channel in units.ravel())
+            kept[group.name] = np.sort(units.ravel())
     return remove(dense, traced, kept)
 
 
