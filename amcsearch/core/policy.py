@@ -80,7 +80,8 @@ class PruningPolicy(Mapping[str, int]):
 class PolicySpace:
     """The policies on one device's channel grid: for each group the kept counts it may choose from.
 
-    ``choices[g]`` is ascending and ends with all channels of group g.
+    ``choices[g]`` is ascending and ends with all channels of group g. An agent rounds here once (``nearest`` for
+    ratios, ``nearest_counts`` for a policy made elsewhere) and works on with kept counts or their ``indices``.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -130,8 +131,28 @@ class PolicySpace:
         sizes = np.array([len(choices) for choices in self.choices])
         ceiling = rng.random((count, 1))
         removed = rng.random((count, len(sizes))) * ceiling  # share of the choices given up
-        index = np.rint((1.0 - removed) * (sizes - 1)).astype(np.int64)
-        return np.stack([choices[index[:, g]] for g, choices in enumerate(self.choices)], axis=1)
+        return self.counts(np.rint((1.0 - removed) * (sizes - 1)).astype(np.int64))
+
+    def counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the kept counts at ``indices`` (P, G) of ``choices``, shape (P, G)."""
+        columns = [choices[indices[:, g]] for g, choices in enumerate(self.choices)]
+        return np.stack(columns, axis=1) if columns else indices
+
+    def indices(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where each of the kept counts (G,) stands in ``choices``, shape (G,): the inverse of ``counts``.
+
+        Raises:
+            BadInputError: a count that is not a choice of its group.
+        """
+        indices = np.zeros(len(self.choices), dtype=np.int64)
+        for g, (group, choices, n_keep) in enumerate(zip(self.groups, self.choices, kept, strict=True)):
+            indices[g] = np.searchsorted(choices, n_keep)
+            if n_keep > choices[-1] or choices[indices[g]] != n_keep:
+                raise BadInputError(
+                    f"group {group.name!r}: n_keep = {n_keep} is off the channel grid, its nearest choice is "
+                    f"{_nearest(choices, float(n_keep))}; round the policy with PolicySpace.nearest_counts"
+                )
+        return indices
 
     def nearest(self, pruning_ratios: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
         """Round one pruning ratio a group, shape (G,), to kept counts, shape (G,); ties keep more channels."""
@@ -141,5 +162,14 @@ class PolicySpace:
     def nearest_choice(self, g: int, pruning_ratio: float, allowed: NDArray[np.bool_] | None = None) -> int:
         """Kept count of group ``g`` nearest to a pruning ratio, among the ``allowed`` choices (all by default)."""
         choices = self.choices[g] if allowed is None else self.choices[g][allowed]
-        distance = np.abs(choices - self.groups[g].channels * (1.0 - pruning_ratio))
-        return int(choices[::-1][np.argmin(distance[::-1])])
+        return _nearest(choices, self.groups[g].channels * (1.0 - pruning_ratio))
+
+    def nearest_counts(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Round kept counts (G,) of a policy made for another channel grid, shape (G,); ties keep more channels."""
+        counts = [_nearest(choices, float(n)) for choices, n in zip(self.choices, kept, strict=True)]
+        return np.array(counts, dtype=np.int64)
+
+
+def _nearest(choices: NDArray[np.int64], n_keep: float) -> int:
+    """The choice nearest to a number of channels; of two, the wider."""
+    return int(choices[::-1][np.argmin(np.abs(choices - n_keep)[::-1])])

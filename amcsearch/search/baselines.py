@@ -11,55 +11,12 @@ from amcsearch.core import BadInputError, LayerKind, PolicySpace, PruningPolicy
 from amcsearch.evaluation import Curves
 from amcsearch.methods import erk_densities, policy_from_densities
 from amcsearch.search.exact.harm import harms, probed_curves
-from amcsearch.search.neighbours import unseen
+from amcsearch.search.local_search import climb, evaluate_near, evaluate_one, random_policies
 from amcsearch.search.study import Study
 
-__all__ = [
-    "ErkSearch",
-    "RandomSearch",
-    "SensitivitySearch",
-    "UniformSearch",
-    "allocations",
-    "climb",
-    "random_policies",
-]
+__all__ = ["ErkSearch", "RandomSearch", "SensitivitySearch", "UniformSearch", "allocations"]
 
-_ROUNDS: Final = 16
-_BATCH: Final = 1024
-
-
-def _evaluate_near(study: Study, centre: NDArray[np.int64], rng: np.random.Generator) -> bool:
-    """Evaluate up to ``study.batch`` new policies near ``centre`` (G,); false when nothing new is left."""
-    policies: list[PruningPolicy] = []
-    while len(policies) < min(study.batch, study.remaining):
-        kept = unseen(study, centre, rng, policies)
-        if kept is None:
-            break
-        policies.append(study.network.policy(kept))
-    study.evaluate(policies)
-    return bool(policies)
-
-
-def climb(study: Study, rng: np.random.Generator) -> None:
-    """Spend what is left on neighbours of the best policy so far: stochastic hill climbing."""
-    while study.remaining:
-        centre = study.network.kept_array(study.best.policy) if study.best else study.feasible.largest_uniform()
-        if not _evaluate_near(study, centre, rng):
-            return
-
-
-def random_policies(study: Study, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    """Return random feasible policies (P, G), or None where rejection finds none.
-
-    They are drawn over the whole range of costs (``PolicySpace.random``), for the best policies lie at the edge of the
-    budget, and rejected if infeasible.
-    """
-    for _ in range(_ROUNDS):
-        kept = study.space.random(_BATCH, rng)
-        feasible = kept[study.feasible.contains(kept)]
-        if len(feasible):
-            return feasible
-    return None
+_DRAWS: Final = 4096  # random policies tried for one batch of new ones
 
 
 @dataclass(frozen=True)
@@ -77,7 +34,7 @@ class RandomSearch:
         while study.remaining:
             wanted = min(study.batch, study.remaining)
             policies: dict[PruningPolicy, None] = {}
-            for _ in range(4 * _BATCH):
+            for _ in range(_DRAWS):
                 if len(policies) == wanted:
                     break
                 policy = study.network.policy(next(draws))
@@ -87,7 +44,7 @@ class RandomSearch:
                     break  # most of a small space is spent: look for the rest directly
             if policies:
                 study.evaluate(list(policies))
-            elif not _evaluate_near(study, next(draws), rng):
+            elif not evaluate_near(study, next(draws), rng):
                 return
 
     def _draws(self, study: Study, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -127,7 +84,7 @@ class UniformSearch:
         for kept in self._ladder(study):
             if study.remaining:
                 study.evaluate([study.network.policy(kept)])
-        while study.remaining and _evaluate_near(study, study.feasible.largest_uniform(), rng):
+        while study.remaining and evaluate_near(study, study.feasible.largest_uniform(), rng):
             continue
 
     def _ladder(self, study: Study) -> NDArray[np.int64]:
@@ -161,21 +118,21 @@ class ErkSearch:
         rng = np.random.default_rng([seed, 1])
         first = self._first(study)
         evaluate_one(study, first)
-        while study.remaining and _evaluate_near(study, first, rng):
+        while study.remaining and evaluate_near(study, first, rng):
             continue
 
     def _first(self, study: Study) -> NDArray[np.int64]:
         """The policy (G,) of the least sparsity within the budget, by bisection."""
         low, high, kept = 0.0, 1.0, self._policy(study, 0.0)
-        found = kept if study.feasible.contains(kept[None, :])[0] else None
-        for _ in range(self.halvings if found is None else 0):
+        feasible = kept if study.feasible.contains(kept[None, :])[0] else None
+        for _ in range(self.halvings if feasible is None else 0):
             middle = (low + high) / 2
             kept = self._policy(study, middle)
             if study.feasible.contains(kept[None, :])[0]:
-                high, found = middle, kept
+                high, feasible = middle, kept
             else:
                 low = middle
-        return study.feasible.repair(kept) if found is None else found
+        return study.feasible.repair(kept) if feasible is None else feasible
 
     def _policy(self, study: Study, sparsity: float) -> NDArray[np.int64]:
         weighted = [layer for layer in study.network.layers if layer.kind in (LayerKind.CONV, LayerKind.LINEAR)]
@@ -234,10 +191,3 @@ class SensitivitySearch:
             return [study.feasible.repair(rows[-1])]
         first = int(np.argmax(feasible))
         return [rows[first], study.feasible.repair(rows[max(0, first - 1)])]
-
-
-def evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
-    """Evaluate one feasible policy (G,) if an evaluation is left or it was served before."""
-    policy = study.network.policy(kept)
-    if study.remaining or study.seen(policy):
-        study.evaluate([policy])

@@ -1,28 +1,23 @@
-"""Budgets, and the set of policies that meet them: AMC's action bound for every cost at once.
+"""Budgets, the policies that meet them, and the repair of a policy that does not.
 
-AMC (He et al., 2018, arXiv 1802.03494) bounds the action of a layer so that the target stays reachable with all later
-layers at their smallest ratio. Three departures:
+``FeasibleSet`` is the action bound of AMC (He et al., 2018, arXiv 1802.03494), which keeps a limit reachable with all
+later layers at their smallest ratio, for any number of costs. Departures:
 
-- any number of budgeted costs, each of them priced by a model of its own;
-- costs are checked after rounding to the device's channel grid, not before;
-- costs may fall when a width grows (latency staircases), so the range of a layer is a set, not an interval, and
-  "smallest" is not "cheapest": later layers are completed from several known cheap policies (``completions.py``).
+- each limited cost is priced by a model of its own, and after rounding to the device's channel grid, not before;
+- a cost may fall when a width grows: latency is a staircase, and 12 channels can cost more than 16. So the range of a
+  layer is a set and not an interval, and the smallest policy is not always the cheapest. Later layers are completed
+  from several cheap policies (``cheapest_policies``): the smallest choices, the smallest choices on coarser channel
+  grids and policies of one ratio are starting points, and coordinate descent goes on from the best of them, for every
+  cost alone and for the worst overshoot of all limits together. It is a heuristic and proves no lower bound.
 
-The cheapest policies known: what an unfinished policy may still be completed with.
-
-Costs need not grow with width (latency is a staircase: 12 channels can cost more than 16), so the smallest policy is
-not always the cheapest. Starting points are the smallest choices, the smallest choices on coarser channel grids and
-policies of one ratio everywhere; from the best of them coordinate descent goes on, for every cost alone and for the
-worst overshoot of all limits together. The search is a heuristic: it finds cheap policies, it proves no lower bound.
-
-Widths that no search should propose: on the device they are no faster than a wider choice of the same group.
-
-Latency is a staircase, and an off-grid width may fall back to a slower kernel: there more channels take less time.
-Choice w of group g is dominated by a wider choice w' of g if, with the other groups held at each of three contexts,
+``without_dominated`` takes out of a space the widths that no search should propose, because a wider choice of the same
+group is no slower on the device. Choice w of group g is dominated by a wider choice w' of g if, with the other groups
+held at each of three contexts,
 
     latency(w', context) <= latency(w, context)        context: all channels, half of them, the fewest
 
-for one and the same w' in all three. Three contexts, for a layer's latency depends on the width of its neighbour.
+for one and the same w' in all three. Three contexts are tried because the latency of a layer depends on the width of
+its neighbour.
 """
 
 import math
@@ -88,13 +83,13 @@ def overshoot(prices: Mapping[str, NDArray[np.float64]], limits: Mapping[str, fl
 
 
 def cheapest_policies(space: PolicySpace, price: Price, limits: Mapping[str, float]) -> NDArray[np.int64]:
-    """Return distinct policies (A, G), the smallest choices first, then the cheapest found by every measure."""
-    found = [space.floor]
+    """Return distinct policies (A, G), the smallest choices first, then the cheapest by every measure."""
+    cheapest = [space.floor]
     starts = _starts(space)
     for score in _scores(price, limits):
         best_start = starts[int(np.argmin(score(starts)))]
-        found += [_descend(start, space, score) for start in np.unique([space.floor, best_start], axis=0)]
-    rows, first = np.unique(np.array(found), axis=0, return_index=True)
+        cheapest += [_descend(start, space, score) for start in np.unique([space.floor, best_start], axis=0)]
+    rows, first = np.unique(np.array(cheapest), axis=0, return_index=True)
     return rows[np.argsort(first)]
 
 
@@ -276,23 +271,29 @@ class FeasibleSet:
         rows[:, : len(prefix)] = prefix
         return np.asarray(rows[int(np.argmin(self.overshoot(rows)))])
 
+    def nearest_allowed(self, prefix: NDArray[np.int64], pruning_ratio: float) -> int:
+        """Round a pruning ratio of the next group to the nearest kept count that is ``allowed`` after a prefix (g,)."""
+        return self.space.nearest_choice(len(prefix), pruning_ratio, self.allowed(prefix))
+
     def repair(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
         """Project kept counts (G,) into the set, deterministically; a feasible policy comes back unchanged.
 
         All groups move from a cheap feasible policy towards the proposal in proportion, as far as the budget lets
         them; groups that can take one more grid step go on in proportion, until none can. So the result is feasible,
         and no single step of one group towards the proposal is: little budget is wasted.
+
+        Raises:
+            BadInputError: a count off the channel grid; nothing is rounded here.
         """
-        kept = self.space.nearest(np.asarray(1.0 - kept / self.space.dense))
+        target = self.space.indices(kept)
         if self.contains(kept[None, :])[0]:
             return kept
-        target = self._indices(kept)
-        reached = [self._farthest(self._indices(anchor), target) for anchor in self._anchors]
+        reached = [self._farthest(self.space.indices(anchor), target) for anchor in self._anchors]
         gaps = [float((np.abs(target - point) / self._sizes).sum()) for point in reached]
         point: NDArray[np.int64] | None = reached[int(np.argmin(gaps))]
         while point is not None:
             last, point = point, self._closer(point, target)
-        return np.asarray(self._counts(last[None, :])[0])
+        return np.asarray(self.space.counts(last[None, :])[0])
 
     def largest_uniform(self) -> NDArray[np.int64]:
         """Kept counts (G,) of the smallest pruning ratio, one for all groups, in thousandths, within the budget.
@@ -309,7 +310,7 @@ class FeasibleSet:
         groups = np.flatnonzero(point != target)
         single = np.repeat(point[None, :], len(groups), axis=0)  # (groups, G): one grid step of one group each
         single[np.arange(len(groups)), groups] += np.sign(target - point)[groups]
-        feasible = self.contains(self._counts(single)) if len(groups) else np.zeros(0, dtype=np.bool_)
+        feasible = self.contains(self.space.counts(single)) if len(groups) else np.zeros(0, dtype=np.bool_)
         if not feasible.any():
             return None
         goal, movers = point.copy(), groups[feasible]
@@ -327,16 +328,8 @@ class FeasibleSet:
         """
         shares = np.linspace(1.0, 0.0, _LINE_POINTS)[:, None]
         points = start + np.rint(shares * (goal - start)).astype(np.int64)  # (points, G), goal first, start last
-        feasible = self.contains(self._counts(points))
+        feasible = self.contains(self.space.counts(points))
         return np.asarray(points[int(np.argmax(feasible))] if feasible.any() else start)
-
-    def _indices(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array([np.searchsorted(c, n) for c, n in zip(self.space.choices, kept, strict=True)], dtype=np.int64)
-
-    def _counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Kept counts (P, G) of choice indices (P, G)."""
-        columns = [choices[indices[:, g]] for g, choices in enumerate(self.space.choices)]
-        return np.stack(columns, axis=1)
 
     def _why_infeasible(self) -> str:
         prices = self.grid.price(self._completions)

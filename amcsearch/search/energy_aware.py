@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs import CostGrid
-from amcsearch.search.baselines import climb, evaluate_one
+from amcsearch.search.local_search import climb, evaluate_one
 from amcsearch.search.study import Study
 
 __all__ = ["EnergyAware", "energy_of_groups", "exchange", "restore"]

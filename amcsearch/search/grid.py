@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy, Side
-from amcsearch.search.neighbours import unseen
+from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
 __all__ = ["GridSearch", "grid_points", "stages"]

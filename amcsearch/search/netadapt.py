@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, Trial
-from amcsearch.search.baselines import climb, evaluate_one
+from amcsearch.search.local_search import climb, evaluate_one
 from amcsearch.search.study import Study
 
 __all__ = ["NetAdapt", "proposals", "resources"]

@@ -33,7 +33,7 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
-from amcsearch.search.neighbours import positions, unseen
+from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
 __all__ = ["OptunaAgent", "Told", "cmaes", "gp", "nsga2", "tpe"]
@@ -95,10 +95,14 @@ class OptunaAgent:
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A policy to evaluate and the sampler's trial it came from (not its own point when ``moved``)."""
+    """A policy to evaluate, and the sampler's trial that it came from (but is no repair of, where ``moved``).
+
+    ``indices`` (G,) are the choices that the trial asked for, before the repair.
+    """
 
     policy: PruningPolicy
     asked: optuna.Trial
+    indices: NDArray[np.int64]
     moved: bool
 
 
@@ -118,7 +122,7 @@ class _Session:
         start = Start(seed, study.remaining, study.batch)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(sampler=agent.make_sampler(start), directions=study.directions)
-        self._optuna.enqueue_trial(self._point(study.feasible.largest_uniform()))
+        self._optuna.enqueue_trial(self._params(study.space.indices(study.feasible.largest_uniform())))
 
     def propose(self, count: int) -> list[_Proposal]:
         """Return up to ``count`` new feasible policies; none when nothing new is left."""
@@ -134,18 +138,18 @@ class _Session:
 
     def learn(self, proposal: _Proposal, trial: Trial) -> None:
         """Tell the sampler what a proposal was worth."""
-        point = self._point(self._study.network.kept_array(trial.policy))
+        indices = self._study.space.indices(self._study.network.kept_array(trial.policy))
         if self._agent.told is Told.REPAIRED:
             attributes = dict(self._optuna.get_trials(deepcopy=False)[proposal.asked.number].system_attrs)
             self._drop(proposal.asked)
-            self._add(point, trial, attributes)
+            self._add(indices, trial, attributes)
             return
         if proposal.moved:
             self._drop(proposal.asked)
         else:
-            self._tell(proposal.asked, trial)
+            self._tell(proposal.asked, proposal.indices, trial)
         if self._agent.told is Told.BOTH:
-            self._add(point, trial, {})
+            self._add(indices, trial, {})
 
     def _ask(self, pending: set[PruningPolicy]) -> _Proposal | None:
         """One new policy: the sampler's, repaired, or after ``asks`` repeats a neighbour of the last."""
@@ -153,25 +157,26 @@ class _Session:
         for attempt in range(1, self._agent.asks + 1):
             asked = self._optuna.ask(self._distributions)
             _ = asked.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
-            kept = study.feasible.repair(self._kept(asked.params))
+            indices = self._rounded(asked.params)
+            kept = study.feasible.repair(study.space.counts(indices[None, :])[0])
             policy = study.network.policy(kept)
             repeated = study.seen(policy)
             if not repeated and policy not in pending:
-                return _Proposal(policy, asked, moved=False)
+                return _Proposal(policy, asked, indices, moved=False)
             if attempt == self._agent.asks:
                 break
             if repeated and self._agent.told is not Told.REPAIRED:
-                self._tell(asked, study.evaluate([policy])[0])
+                self._tell(asked, indices, study.evaluate([policy])[0])
             else:
                 self._drop(asked)
         neighbour = unseen(study, kept, self._rng, pending)
         if neighbour is None:
             self._drop(asked)
             return None
-        return _Proposal(study.network.policy(neighbour), asked, moved=True)
+        return _Proposal(study.network.policy(neighbour), asked, indices, moved=True)
 
-    def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
-        key = self._key(asked.params)
+    def _tell(self, asked: optuna.Trial, indices: NDArray[np.int64], trial: Trial) -> None:
+        key = tuple(indices.tolist())
         if trial.state is not TrialState.COMPLETE or (self._agent.told is Told.BOTH and key in self._told):
             self._drop(asked)
             return
@@ -181,32 +186,28 @@ class _Session:
     def _drop(self, asked: optuna.Trial) -> None:
         self._optuna.tell(asked, state=OptunaState.FAIL)
 
-    def _add(self, point: dict[str, int], trial: Trial, attributes: dict[str, object]) -> None:
-        key = self._key(point)
+    def _add(self, indices: NDArray[np.int64], trial: Trial, attributes: dict[str, object]) -> None:
+        key = tuple(indices.tolist())
         if trial.state is not TrialState.COMPLETE or key in self._told:
             return
         self._told.add(key)
         self._optuna.add_trial(
             create_trial(
-                params=point,
+                params=self._params(indices),
                 distributions=self._distributions,
                 values=self._study.values(trial),
                 system_attrs=attributes,
             )
         )
 
-    def _key(self, point: Mapping[str, float]) -> tuple[int, ...]:
-        return tuple(round(point[name]) for name in self._distributions)
+    def _rounded(self, params: Mapping[str, float]) -> NDArray[np.int64]:
+        """Choice indices (G,) of the sampler's numbers; a group of one choice has no number."""
+        return np.array([round(params.get(group.name, 0)) for group in self._study.network.groups], dtype=np.int64)
 
-    def _kept(self, point: Mapping[str, float]) -> NDArray[np.int64]:
-        space = self._study.space
-        rows = [choices[round(point.get(g.name, 0))] for g, choices in zip(space.groups, space.choices, strict=True)]
-        return np.array(rows, dtype=np.int64)
-
-    def _point(self, kept: NDArray[np.int64]) -> dict[str, int]:
-        index = positions(self._study.space, kept)
+    def _params(self, indices: NDArray[np.int64]) -> dict[str, int]:
+        """The sampler's numbers for choice indices (G,)."""
         names = [group.name for group in self._study.network.groups]
-        return {name: int(i) for name, i in zip(names, index, strict=True) if name in self._distributions}
+        return {name: int(i) for name, i in zip(names, indices, strict=True) if name in self._distributions}
 
 
 MIN_POPULATION: Final = 8

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, PruningPolicy, Trial
 from amcsearch.search.exact.allocator import Allocator, Errors
 from amcsearch.search.exact.harm import errors_of, harms, probed_curves
-from amcsearch.search.neighbours import unseen
+from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
 __all__ = ["DynamicProgramming"]

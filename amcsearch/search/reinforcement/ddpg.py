@@ -7,14 +7,15 @@ details of its published code. An episode decides every group in turn; its polic
     afterwards:  a ~ N(μ(s), σ²) cut to [0, 1],  σ = 0.5 · 0.95^k,  k = episodes since the warm-up
     then:        one gradient step for each of the episode's transitions, γ = 1
 
-The replay stores the action the budget allowed (``info["action"]``), not the one proposed. Where we depart:
+The replay stores the action the budget allowed, not the one proposed. Where we depart:
 
 - The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes), and draws whole feasible policies as random
-  search does (``baselines.random_policies``). AMC bounds uniform actions group by group: the first groups then keep
+  search does (``local_search.random_policies``). AMC bounds uniform actions group by group: the first groups then keep
   what they like and the last are squeezed to the floor, so the replay is filled with the worst policies of all. Where
   rejection finds no feasible policy, AMC's way is taken.
 - For the same reason the episode's actions are all proposed first, without the bound, and then brought within the
-  budget together (``FeasibleSet.repair``); the repaired actions are executed.
+  budget together (``FeasibleSet.repair``). Each proposed ratio is rounded once, to a kept count. The repaired counts
+  are the policy that is evaluated, and the observations and actions that the replay stores are computed from them.
 - AMC's episodes all explore around the actor. Here every second one (``best_share``) explores around the best policy so
   far, μ(s) being its pruning ratio, with the same noise, and all train the one actor: one gradient step a transition
   moves it little within a few hundred episodes. Alone it finds nearly as good policies, a little less reliably. An
@@ -22,7 +23,7 @@ The replay stores the action the budget allowed (``info["action"]``), not the on
 - A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
   that settles while evaluations remain widens its search again instead of spending nothing.
 - After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
-  neighbours of the best policy (``baselines.climb``).
+  neighbours of the best policy (``local_search.climb``).
 - An evaluation that failed (no finite loss) is learnt as the worst reward so far.
 """
 
@@ -34,10 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.search.baselines import climb, random_policies
+from amcsearch.search.local_search import climb, random_policies
 from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
 from amcsearch.search.reinforcement.environment import LayerwiseEnv
-from amcsearch.search.reinforcement.observation import Observer
 from amcsearch.search.study import Study
 
 __all__ = ["DDPG"]
@@ -99,7 +99,6 @@ class _Run:
         self.settings, self.study = settings, study
         self.explore, draws = (np.random.default_rng([seed, stream]) for stream in range(2))
         self.env = LayerwiseEnv(study.network, study.feasible, self._evaluate)
-        self.observer = Observer(study.network, study.feasible)
         self.feasible_draws = self._feasible_draws()
         self.replay = EpisodeReplay(
             settings.replay_episodes * len(study.network.groups),
@@ -148,29 +147,29 @@ class _Run:
 
     def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
         """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
-        ratios = self._uniform() if sigma is None else self._explored(sigma)
-        observation, _ = self.env.reset()
-        observations, actions, reward = [observation], [], 0.0
-        for ratio in ratios:
-            observation, reward, _, _, info = self.env.step(np.array([ratio], dtype=np.float32))
-            observations.append(observation)
-            actions.append(self.learner.policy.scale_action(info["action"]))  # [0, 1] -> [-1, 1]
-        return observations, actions, reward
+        kept = self._uniform() if sigma is None else self._explored(sigma)
+        observations = list(self.env.observer.episode(kept))
+        ratios = (1.0 - kept / self.study.space.dense).astype(np.float32)
+        actions = [self.learner.policy.scale_action(ratio) for ratio in ratios[:, None]]  # [0, 1] -> [-1, 1]
+        return observations, actions, self._evaluate(self.study.network.policy(kept))
 
-    def _uniform(self) -> NDArray[np.float64]:
-        """Pruning ratios (G,) of a random feasible policy; unbounded ones where none can be drawn."""
-        kept = next(self.feasible_draws, None)
-        if kept is None:
-            return self.explore.random(len(self.study.network.groups))
-        return np.asarray(1.0 - kept / self.study.space.dense)
+    def _uniform(self) -> NDArray[np.int64]:
+        """Kept counts (G,) of a random feasible policy; by AMC's bound of each action where none can be drawn."""
+        drawn = next(self.feasible_draws, None)
+        if drawn is not None:
+            return drawn
+        kept = np.zeros(0, dtype=np.int64)
+        for ratio in self.explore.random(len(self.study.network.groups)):
+            kept = np.append(kept, self.study.feasible.nearest_allowed(kept, ratio))
+        return kept
 
     def _feasible_draws(self) -> Iterator[NDArray[np.int64]]:
         """Random feasible policies (G,), until rejection finds none."""
         while (rows := random_policies(self.study, self.explore)) is not None:
             yield from rows
 
-    def _explored(self, sigma: float) -> NDArray[np.float64]:
-        """Pruning ratios (G,) around the actor's or the best policy's, repaired into the budget."""
+    def _explored(self, sigma: float) -> NDArray[np.int64]:
+        """Kept counts (G,) around the actor's or the best policy's, repaired into the budget."""
         share = self.settings.best_share
         around_best = math.floor((self.guided + 1) * share) > math.floor(self.guided * share)
         self.guided += 1
@@ -180,13 +179,13 @@ class _Run:
         with one_thread():
             for g in range(len(space.choices)):
                 if centre is None:
-                    mean = self.learner.pruning_ratio(self.observer.observe(kept, executed))
+                    mean = self.learner.pruning_ratio(self.env.observer.observe(kept, executed))
                 else:
                     mean = float(centre[g])
                 ratio = truncated_normal(mean, sigma, self.explore)
                 n_keep = space.nearest_choice(g, ratio)
                 kept, executed = np.append(kept, n_keep), 1.0 - n_keep / space.dense[g]
-        return np.asarray(1.0 - self.study.feasible.repair(kept) / space.dense)
+        return self.study.feasible.repair(kept)
 
     def _learn(self, observations: list[Features], actions: list[Features], reward: float, *, train: bool) -> None:
         """Store the episode, then one gradient step a transition."""

@@ -2,10 +2,14 @@
 
 After AMC (He et al., 2018, arXiv 1802.03494), with whole coupled groups in place of layers, pruning ratios in place of
 keep ratios, and the feasible range of ``FeasibleSet`` in place of its one-cost action bound.
+
+Registered with gymnasium when ``amcsearch.search`` is imported:
+
+    gymnasium.make("amcsearch/Layerwise-v0", network=network, feasible=feasible, episode_reward=reward)
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import gymnasium
 import numpy as np
@@ -16,7 +20,9 @@ from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
 from amcsearch.search.budget import FeasibleSet
 from amcsearch.search.reinforcement.observation import FEATURES, Observer
 
-__all__ = ["LayerwiseEnv"]
+__all__ = ["ENVIRONMENT_ID", "LayerwiseEnv"]
+
+ENVIRONMENT_ID: Final = "amcsearch/Layerwise-v0"
 
 Observation = NDArray[np.float32]
 Info = dict[str, Any]  # gymnasium's type
@@ -52,14 +58,14 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.network, self.feasible, self.episode_reward = network, feasible, episode_reward
-        self._observer = Observer(network, feasible)
+        self.observer = Observer(network, feasible)
         self._kept = np.zeros(0, dtype=np.int64)  # (g,), decided so far
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Begin at the first group with nothing decided."""
         super().reset(seed=seed, options=options)
         self._kept = np.zeros(0, dtype=np.int64)
-        return self._observer.observe(self._kept, 0.0), {}
+        return self.observer.observe(self._kept, 0.0), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
         """Decide the next group.
@@ -72,7 +78,7 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             raise ValueError("the episode is over; call reset")
         if not np.isfinite(ratio):
             raise ValueError(f"action = {ratio}, must be a pruning ratio in [0, 1]")
-        n_keep = self.feasible.space.nearest_choice(g, ratio, self.feasible.allowed(self._kept))
+        n_keep = self.feasible.nearest_allowed(self._kept, ratio)
         executed = 1.0 - n_keep / self.network.groups[g].channels
         self._kept = np.append(self._kept, n_keep)
         done = len(self._kept) == len(self.network.groups)
@@ -81,4 +87,8 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if done:
             info["policy"] = self.network.policy(self._kept)
             reward = float(self.episode_reward(info["policy"]))
-        return self._observer.observe(self._kept, executed), reward, done, False, info
+        return self.observer.observe(self._kept, executed), reward, done, False, info
+
+
+if ENVIRONMENT_ID not in gymnasium.registry:
+    gymnasium.register(ENVIRONMENT_ID, entry_point=f"{__name__}:{LayerwiseEnv.__name__}")

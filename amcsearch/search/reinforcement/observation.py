@@ -69,6 +69,11 @@ class Observer:
         features = np.concatenate([self._static[g], dynamic]).clip(0.0, 1.0)
         return np.asarray(features, dtype=np.float32)
 
+    def episode(self, kept: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (G + 1, F) of the whole episode that decides kept counts (G,); the last row follows its end."""
+        executed = [0.0, *(1.0 - kept / self._dense)]
+        return np.stack([self.observe(kept[:g], ratio) for g, ratio in enumerate(executed)])
+
     def _reduced(self, prefix: NDArray[np.int64]) -> float:
         rows = np.stack([self._dense, np.concatenate([prefix, self._dense[len(prefix) :]])])
         macs = self._feasible.grid.price(rows).get("macs")
