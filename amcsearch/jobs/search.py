@@ -118,12 +118,12 @@ def _run_agents(
 
 
 def _start(job: Job, study: Study) -> None:
-    """Evaluate the configured policy first, within the budget."""
+    """Evaluate the configured policy first, rounded to the channel grid and brought within the budget."""
     if job.config.search.start is None:
         return
     network = job.workload.trace.network
     asked = PruningPolicy.read(Path(job.config.search.start))
-    policy = network.policy(study.feasible.repair(network.kept_array(asked)))
+    policy = network.policy(study.feasible.repair(study.space.nearest_counts(network.kept_array(asked))))
     if policy != asked:
         study.note(f"search.start was moved into the budget and onto the device's channel grid: {policy.to_json()}")
     study.evaluate([policy])

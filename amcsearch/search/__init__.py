@@ -8,9 +8,10 @@ from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget, without
 from amcsearch.search.energy_aware import EnergyAware
 from amcsearch.search.exact.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
-from amcsearch.search.neighbours import unseen
+from amcsearch.search.local_search import unseen
 from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
+from amcsearch.search.reinforcement.environment import LayerwiseEnv
 from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_parameters
 from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
 from amcsearch.search.study import Agent, AgentFactory, Progress, Study
@@ -34,6 +35,7 @@ __all__ = [
     "Budget",
     "CostOf",
     "FeasibleSet",
+    "LayerwiseEnv",
     "Progress",
     "Reward",
     "RewardContext",

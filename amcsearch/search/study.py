@@ -1,13 +1,8 @@
-"""The only door to evaluation: every evaluation is priced, executed, rewarded and stored before the next begins.
+"""The study of one agent: the only door to evaluation, the trials served so far, and what every agent promises.
 
-A run killed at any moment loses at most what was being evaluated. Resuming is replay: an agent is a function of its
-seed and of the results it is served, so it runs again from the start and is served the stored results at once.
-
-Which of several trade-offs are worth keeping: the non-dominated set.
-
-A point dominates another when it is nowhere worse and somewhere better (all objectives minimised here).
-
-What every agent promises.
+Every evaluation is priced, executed, rewarded and stored before the next begins, so a run killed at any moment loses at
+most what was being evaluated. Resuming is replay: an agent is a function of its seed and of the results it is served.
+It runs again from the start and is served the stored results at once.
 """
 
 import math
@@ -32,7 +27,8 @@ __all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which of ``points`` (N, M), every column to be minimised, no other point dominates: shape (N,).
 
-    Equal points do not dominate each other, so copies of a front point all stay. O(N² M) time, O(N M) memory.
+    A point dominates another when it is nowhere worse and somewhere better. Equal points do not dominate each other,
+    so copies of a front point all stay. O(N² M) time, O(N M) memory.
 
     Raises:
         ValueError: not a matrix, or a value is NaN (it could neither win nor lose).
@@ -143,14 +139,17 @@ class Study:
 
         Raises:
             ValueError: a new policy is over budget (and no probe), or more are new than ``remaining``.
-            BadInputError: a policy does not fit the network, or storage fails.
+            BadInputError: a policy does not fit the network, is off the channel grid, or storage fails.
         """
         new = [policy for policy in dict.fromkeys(policies) if policy not in self._served]
         if len(new) > self.remaining:
             raise ValueError(f"{len(new)} new policies asked for with {self.remaining} evaluations left")
         if not new:
             return [self._served[policy] for policy in policies]
-        within = self.feasible.contains(np.stack([self.network.kept_array(policy) for policy in new]))
+        kept = np.stack([self.network.kept_array(policy) for policy in new])
+        for row in kept:
+            self.space.indices(row)  # refuses counts off the grid: nothing rounds after the agent
+        within = self.feasible.contains(kept)
         if not probe and not within.all():
             raise ValueError(f"over budget, never to be evaluated: {new[int(np.argmin(within))]}")
         fresh = [policy for policy in new if policy not in self._stored]

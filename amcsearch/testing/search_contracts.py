@@ -127,10 +127,11 @@ def _comparable(study: Study) -> dict[Any, Any]:
 
 
 def _check_trials(study: Study) -> None:
-    """Every trial is distinct, and within the budget unless it is a probe."""
+    """Every trial is distinct, on the channel grid, and within the budget unless it is a probe."""
     policies = [trial.policy for trial in study.trials]
     assert len(set(policies)) == len(policies)
     kept = np.array([study.network.kept_array(policy) for policy in policies])
+    assert all(set(column) <= set(choices) for column, choices in zip(kept.T, study.space.choices, strict=True))
     within = study.feasible.contains(kept)
     assert all(trial.state is TrialState.PROBE or inside for trial, inside in zip(study.trials, within, strict=True))
 
@@ -167,6 +168,13 @@ class AgentContract:
         _check_trials(study)
         assert study.best is not None
         assert study.best.reward == max(t.reward for t in study.trials if t.state is TrialState.COMPLETE)
+
+    def test_stays_on_a_coarse_grid_and_within_the_budget(self, maker: Callable[[], Agent]) -> None:
+        """Multiples of 8, or all channels of a group."""
+        study = make_study(widths=(24, 20, 32), multiple=8, budget=TIGHT, trials=8)
+        maker().run(study, 1)
+        assert study.trials
+        _check_trials(study)
 
     def test_is_a_function_of_the_seed(self, maker: Callable[[], Agent]) -> None:
         """One seed gives one search."""

@@ -34,6 +34,33 @@ def test_nearest_by_hand_and_ties_keep_more() -> None:
     assert space.nearest_choice(0, 0.6, allowed) == 8
 
 
+def test_kept_counts_and_choice_indices_by_hand() -> None:
+    space = PolicySpace.on_grid([group(32), group(20)], multiple=8)
+    assert space.indices(np.array([8, 20])).tolist() == [0, 2]
+    assert space.counts(np.array([[0, 2], [3, 1]])).tolist() == [[8, 20], [32, 16]]
+    assert space.nearest_counts(np.array([12, 19])).tolist() == [16, 20]  # 12 lies between 8 and 16
+    assert space.nearest_counts(np.array([1, 17])).tolist() == [8, 16]
+
+
+@pytest.mark.parametrize("kept", [[12, 20], [8, 18], [4, 20], [8, 24]])
+def test_counts_off_the_grid_are_refused(kept: list[int]) -> None:
+    space = PolicySpace.on_grid([group(32), group(20)], multiple=8)
+    with pytest.raises(BadInputError, match=r"n_keep = \d+ is off the channel grid, its nearest choice is .*nearest_c"):
+        space.indices(np.array(kept))
+
+
+@given(st.data(), st.lists(st.integers(1, 40), max_size=5), st.integers(1, 8), st.floats(0.05, 1.0))
+def test_indices_are_the_inverse_of_counts(
+    data: st.DataObject, channels: list[int], multiple: int, max_ratio: float
+) -> None:
+    space = PolicySpace.on_grid([ChannelGroup(f"g{i}", n, ()) for i, n in enumerate(channels)], multiple, max_ratio)
+    picked = [data.draw(st.integers(0, len(choices) - 1)) for choices in space.choices]
+    kept = space.counts(np.array([picked], dtype=np.int64))[0]
+    assert space.indices(kept).tolist() == picked
+    assert space.nearest_counts(kept).tolist() == kept.tolist()
+    assert space.nearest(1.0 - kept / space.dense).tolist() == kept.tolist()
+
+
 @given(
     st.integers(1, 12).flatmap(lambda unit: st.tuples(st.just(unit), st.integers(1, 40))),
     st.integers(1, 32),

@@ -73,6 +73,8 @@ def test_allowed_by_hand():
     assert feasible.allowed(np.array([3])).tolist() == [True, True, False, False]  # 3 + 2 + 1 = 6
     assert feasible.allowed(np.array([3, 2])).tolist() == [True, False, False, False]
     assert feasible.completion(np.array([3])).tolist() == [3, 1, 1]
+    assert feasible.nearest_allowed(no_groups, 0.5) == 2
+    assert feasible.nearest_allowed(np.array([3]), 0.0) == 2
 
 
 def test_a_valley_of_the_staircase_is_reached_and_a_wider_choice_may_be_the_only_one():
@@ -107,6 +109,12 @@ def test_repair_keeps_what_is_feasible_and_shrinks_in_proportion():
     assert feasible.repair(np.array([30, 70])).tolist() == [30, 70]
     assert feasible.repair(np.array([100, 100])).tolist() == [51, 51]
     assert feasible.repair(np.array([100, 50])).tolist() in ([68, 34], [69, 33])
+
+
+def test_repair_rounds_nothing():
+    feasible = FeasibleSet(space_of(16, 16, multiple=4), FunctionGrid({"macs": total}), Budget({"macs": 24.0}))
+    with pytest.raises(BadInputError, match="'g1': n_keep = 9 is off the channel grid, its nearest choice is 8"):
+        feasible.repair(np.array([8, 9]))
 
 
 def test_repair_does_not_prune_a_group_that_costs_nothing():

@@ -200,6 +200,33 @@ def test_replay_stores_the_executed_action_in_the_learners_scale():
     assert len(observations) == len(actions) + 1
 
 
+def test_an_episode_is_the_environments_under_the_executed_actions():
+    """The environment, stepped with the actions the replay stored, sees the same and ends with the same policy."""
+    run = _Run(DDPG(hidden=(8, 8), best_share=0.3), FakeStudy(additive, widths=(32, 24, 20), multiple=4), seed=0)
+    for sigma in (None, None, 0.5, 0.5, 0.5, 0.1):
+        observations, actions, reward = run._episode(sigma)
+        observation, _ = run.env.reset()
+        for seen_by_agent, action in zip(observations, actions, strict=False):
+            assert np.array_equal(observation, seen_by_agent)
+            ratio = run.learner.policy.unscale_action(action)
+            observation, final, _, _, info = run.env.step(ratio)
+            assert info["action"] == pytest.approx(ratio, abs=1e-6)
+        assert np.array_equal(observation, observations[-1])
+        assert final == reward
+        assert info["policy"] in run.study.served
+
+
+def test_a_feasible_policy_is_evaluated_though_the_bound_would_not_lead_to_it(monkeypatch):
+    """Where no known completion reaches a policy, AMC's bound group by group would evaluate another."""
+    study = FakeStudy(additive, widths=(8, 8), budget="1x")
+    run = _Run(DDPG(hidden=(8, 8)), study, seed=0)
+    monkeypatch.setattr(run, "feasible_draws", iter([np.array([4, 4])]))
+    monkeypatch.setattr(study.feasible, "allowed", lambda prefix: np.arange(1, 9) == 8)
+    _, actions, _ = run._episode(None)
+    assert study.network.kept_array(study.trials[0].policy).tolist() == [4, 4]
+    assert np.concatenate(actions).tolist() == [0.0, 0.0]  # half removed, in [-1, 1]
+
+
 def squeezed(study: FakeStudy, agent: DDPG | RandomSearch) -> float:
     """Mean kept share of the last group over a search's policies."""
     agent.run(study, 0)
@@ -226,9 +253,9 @@ def test_every_second_episode_explores_around_the_best_policy(monkeypatch):
     asked = []
     monkeypatch.setattr(run.learner, "pruning_ratio", lambda seen: asked.append(len(asked)) or 0.0)
     played = []
+    monkeypatch.setattr(run, "_evaluate", lambda policy: played.append(policy) or 0.0)
     for _ in range(4):
         before = len(asked)
-        run.env.episode_reward = lambda policy: played.append(policy) or 0.0
         run._episode(0.0)
         assert len(asked) - before == (4 if len(played) % 2 else 0)  # the actor is asked for each group, or never
     assert played[1] == played[3] == best  # without noise it is the best policy itself

@@ -2,8 +2,10 @@
 
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +82,51 @@ def test_it_passes_the_checkers(check):
         check(make_env())
 
 
+def test_gymnasium_makes_it_by_its_name():
+    known = make_env()
+    kwargs = {"network": known.network, "feasible": known.feasible, "episode_reward": known.episode_reward}
+    made = gymnasium.make("amcsearch/Layerwise-v0", **kwargs)
+    assert isinstance(made.unwrapped, LayerwiseEnv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        check_env(made.unwrapped)
+    made.reset(seed=0)
+    for ratio in (0.0, 0.0):
+        made.step(np.array([ratio], dtype=np.float32))
+    _, reward, done, _, info = made.step(np.array([0.0], dtype=np.float32))
+    assert done
+    assert reward == 8.0 + 8.0 + 1.0
+    assert info["policy"] == PruningPolicy({"g0": 8, "g1": 8, "g2": 1})
+
+
+BATCHES = {
+    stable_baselines3.DDPG: {"learning_starts": 50, "batch_size": 16, "train_freq": 4},
+    stable_baselines3.PPO: {"n_steps": 64, "batch_size": 32, "n_epochs": 2},
+    stable_baselines3.A2C: {},
+}
+
+
+@pytest.mark.parametrize("algorithm", BATCHES, ids=lambda algorithm: algorithm.__name__)
+def test_agents_of_another_library_train_on_it(synthetic, algorithm):
+    study = synthetic.make_study(trials=1000)
+    env = gymnasium.make(
+        "amcsearch/Layerwise-v0",
+        network=study.network,
+        feasible=study.feasible,
+        episode_reward=lambda policy: study.evaluate([policy])[0].reward,
+    )
+    agent = algorithm("MlpPolicy", env, seed=0, policy_kwargs={"net_arch": [16]}, **BATCHES[algorithm])
+    before = {name: value.clone() for name, value in agent.policy.named_parameters()}
+    agent.learn(256)
+    assert agent.num_timesteps >= 256
+    assert any(not value.equal(before[name]) for name, value in agent.policy.named_parameters())
+    assert 1 < len(study.trials) <= agent.num_timesteps / len(study.network.groups)
+    returns = np.array([episode["r"] for episode in agent.ep_info_buffer])[:, None]
+    assert np.abs(returns - [trial.reward for trial in study.trials]).min(axis=1).max() < 2e-6  # it rounds to 1e-6
+    kept = np.array([study.network.kept_array(trial.policy) for trial in study.trials])
+    assert study.feasible.contains(kept).all()
+
+
 def test_previous_action_in_the_observation_is_the_executed_one():
     env = make_env()
     (first, *_) = play(env, (0.3,))
@@ -115,6 +162,19 @@ def environments(draw):
         return make_env(widths, budget, multiple, models, lambda _: 0.0)
     except InfeasibleBudgetError:
         return make_env(widths, dict.fromkeys(sorted(names), "1x"), multiple, models, lambda _: 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(environments(), st.integers(0, 2**32))
+def test_executed_actions_are_exactly_the_counts_of_the_policy(env, seed):
+    """Executed actions round back to the policy's counts, and executed again they give the same policy."""
+    space = env.feasible.space
+    steps = play(env, np.random.default_rng(seed).random(len(space.groups)))
+    kept = env.network.kept_array(steps[-1][4]["policy"])
+    executed = np.concatenate([step[4]["action"] for step in steps])
+    assert np.array_equal(space.nearest(executed), kept)
+    assert np.array_equal(space.counts(space.indices(kept)[None, :])[0], kept)
+    assert play(env, executed)[-1][4]["policy"] == steps[-1][4]["policy"]
 
 
 @settings(max_examples=150, deadline=None)

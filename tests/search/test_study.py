@@ -6,6 +6,8 @@ import sqlite3
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
@@ -47,6 +49,33 @@ def test_trial_carries_what_was_measured_priced_and_rewarded(synthetic):
     macs = 9 * (64 * (1 * 8 + 8 * 8) + 16 * (8 * 16 + 16 * 16) + 4 * 16 * 10)
     assert trial.cost.macs == macs
     assert trial.cost.latency_ms is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4))
+def test_the_counts_of_a_proposal_are_priced_checked_evaluated_and_stored(synthetic, ratios):
+    study = synthetic.make_study(widths=(24, 20, 32, 17), multiple=8, budget={"macs": "0.4x"})
+    kept = study.feasible.repair(study.space.nearest(ratios))
+    assert np.array_equal(study.feasible.repair(kept), kept)
+    checked, priced = [], []
+    contains, price = study.feasible.contains, study.grid.price
+    study.feasible.contains = lambda rows: checked.append(rows) or contains(rows)
+    study.grid.price = lambda rows: priced.append(rows) or price(rows)
+    (trial,) = study.evaluate([study.network.policy(kept)])
+    assert len(checked) == 1
+    assert priced
+    assert all(rows.tolist() == [kept.tolist()] for rows in (*checked, *priced))
+    (evaluated,), (stored,) = study._executor.calls, study._store.load()
+    for policy_of_trial in (evaluated, stored.policy, trial.policy):
+        assert study.network.kept_array(policy_of_trial).tolist() == kept.tolist()
+
+
+def test_counts_off_the_channel_grid_are_refused(synthetic):
+    study = synthetic.make_study(multiple=4)
+    with pytest.raises(BadInputError, match="'g3': n_keep = 6 is off the channel grid, its nearest choice is 8"):
+        study.evaluate([policy(4, 4, 8, 6)], probe=True)
+    assert not study.trials
+    assert not study._executor.calls
 
 
 def test_over_budget_is_refused_except_as_a_probe_which_is_never_best(synthetic):

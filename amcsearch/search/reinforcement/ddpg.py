@@ -38,6 +38,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.search.local_search import climb, random_policies
 from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
 from amcsearch.search.reinforcement.environment import LayerwiseEnv
+from amcsearch.search.reinforcement.observation import Observer
 from amcsearch.search.study import Study
 
 __all__ = ["DDPG"]
@@ -99,6 +100,7 @@ class _Run:
         self.settings, self.study = settings, study
         self.explore, draws = (np.random.default_rng([seed, stream]) for stream in range(2))
         self.env = LayerwiseEnv(study.network, study.feasible, self._evaluate)
+        self.observer = Observer(study.network, study.feasible)
         self.feasible_draws = self._feasible_draws()
         self.replay = EpisodeReplay(
             settings.replay_episodes * len(study.network.groups),
@@ -148,7 +150,7 @@ class _Run:
     def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
         """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
         kept = self._uniform() if sigma is None else self._explored(sigma)
-        observations = list(self.env.observer.episode(kept))
+        observations = list(self.observer.episode(kept))
         ratios = (1.0 - kept / self.study.space.dense).astype(np.float32)
         actions = [self.learner.policy.scale_action(ratio) for ratio in ratios[:, None]]  # [0, 1] -> [-1, 1]
         return observations, actions, self._evaluate(self.study.network.policy(kept))
@@ -179,7 +181,7 @@ class _Run:
         with one_thread():
             for g in range(len(space.choices)):
                 if centre is None:
-                    mean = self.learner.pruning_ratio(self.env.observer.observe(kept, executed))
+                    mean = self.learner.pruning_ratio(self.observer.observe(kept, executed))
                 else:
                     mean = float(centre[g])
                 ratio = truncated_normal(mean, sigma, self.explore)

@@ -58,14 +58,14 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.network, self.feasible, self.episode_reward = network, feasible, episode_reward
-        self.observer = Observer(network, feasible)
+        self._observer = Observer(network, feasible)
         self._kept = np.zeros(0, dtype=np.int64)  # (g,), decided so far
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Begin at the first group with nothing decided."""
         super().reset(seed=seed, options=options)
         self._kept = np.zeros(0, dtype=np.int64)
-        return self.observer.observe(self._kept, 0.0), {}
+        return self._observer.observe(self._kept, 0.0), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
         """Decide the next group.
@@ -87,7 +87,7 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if done:
             info["policy"] = self.network.policy(self._kept)
             reward = float(self.episode_reward(info["policy"]))
-        return self.observer.observe(self._kept, executed), reward, done, False, info
+        return self._observer.observe(self._kept, executed), reward, done, False, info
 
 
 if ENVIRONMENT_ID not in gymnasium.registry:

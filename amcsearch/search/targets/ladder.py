@@ -1,26 +1,27 @@
-"""Ladders: nested policies from dense to the narrowest, so that one number says how much is pruned.
+"""Ladders of nested policies, from dense to the narrowest, and how to choose a rung of one.
+
+A ladder holds kept counts (R, G). Each rung is nowhere wider than the one before and somewhere narrower, so one number,
+the rung, says how much is pruned. ``LADDERS`` makes them:
 
     global    grid steps of all groups in the order of their scores; the number is a threshold
     uniform   one pruning ratio for all groups, rounded to each group's grid
     per_cost  the step that gives up the least importance for what it saves, at the widths reached by then
 
 ``per_cost`` is the greedy form of what HALP solves (Shen et al. 2021, arXiv 2110.10811): the saving of a step depends
-on the neighbours' widths of the moment, and a step may skip widths that save nothing. Rows are kept counts; each row
-is nowhere wider than the one before, and somewhere narrower.
+on the neighbours' widths of the moment, and a step may skip widths that save nothing.
 
-Reach a cost exactly: the first rung of a ladder within the limit, then single groups grow while they fit.
+``reach`` meets a cost: the first rung within the limit, then single groups grow while they fit. Cost is multiplicative
+in coupled widths, so a share of channels is not a share of a cost: the cost of each shrunken network itself is compared
+with the limit. A grid prices all rungs at once, so the rung is looked up, not bisected; that is right also where a
+latency staircase makes a narrower rung cost more.
 
-Cost is multiplicative in coupled widths, so that a share of channels is not a share of any cost: what is compared with
-the limit is the cost of the shrunken network itself. A grid prices every rung at once by indexing, so the rung is
-looked up: what bisection finds where the cost falls rung by rung, and right also where a latency staircase does not.
+``accepted_rungs`` and ``last_verified`` prune as far as accuracy demonstrably stays:
 
-Prune as far as accuracy demonstrably stays: bisection over a ladder, then tests on samples it never saw.
-
-1. Bisect the rungs for the last one that is accepted; a few rungs beyond the first rejected one are tried as well, for
-   accuracy is not exactly monotone.
-2. The accepted rungs, and a few below the lowest of them, are tested on other samples, from the safest to the boldest;
+1. Bisection finds the last accepted rung. A few rungs beyond the first rejected one are tried as well, because accuracy
+   is not exactly monotone.
+2. The accepted rungs, and a few below the lowest of them, are tested on other samples from the safest to the boldest;
    the first that fails ends it. Such a fixed sequence keeps the chance of ending on any rung that breaks the promise
-   at the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052); trying from the boldest down
+   at the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052). Trying from the boldest down
    would not.
 """
 
