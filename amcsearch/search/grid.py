@@ -48,14 +48,14 @@ def grid_points(study: Study, tying: list[int], levels: int) -> NDArray[np.int64
     most = np.zeros(variables)
     np.maximum.at(most, tying, 1.0 - space.floor / space.dense)
     table = np.stack([space.nearest((most * share)[tying]) for share in np.linspace(0.0, 1.0, levels)])  # (L, G)
-    found = []
+    feasible = []
     columns = np.arange(len(tying))
     for start in range(0, levels**variables, _BATCH):
         flat = np.arange(start, min(start + _BATCH, levels**variables))
         level = np.stack(np.unravel_index(flat, (levels,) * variables), axis=1)[:, tying]  # (P, G)
         kept = table[level, columns]
-        found.append(kept[study.feasible.contains(kept)])
-    return np.unique(np.concatenate(found), axis=0)
+        feasible.append(kept[study.feasible.contains(kept)])
+    return np.unique(np.concatenate(feasible), axis=0)
 
 
 @dataclass(frozen=True)

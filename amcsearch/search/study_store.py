@@ -79,7 +79,7 @@ class TrialStore:
     def siblings(self) -> dict[PruningPolicy, Evaluation]:
         """Return what other agents and seeds measured under the same name and fingerprint."""
         shared = {"name": self._context["name"], "fingerprint": self._context["fingerprint"]}
-        found: dict[PruningPolicy, Evaluation] = {}
+        evaluations: dict[PruningPolicy, Evaluation] = {}
         with self._readable_errors():
             for study_name in optuna.get_all_study_names(self._storage):
                 if study_name == self._study.study_name or not study_name.startswith(f"{shared['name']}/"):
@@ -87,8 +87,8 @@ class TrialStore:
                 study = optuna.load_study(study_name=study_name, storage=self._storage)
                 if shared.items() <= study.user_attrs.get("context", {}).items():
                     trials = (_decode(stored) for stored in study.get_trials(deepcopy=False))
-                    found.update((trial.policy, trial.evaluation) for trial in trials)
-        return found
+                    evaluations.update((trial.policy, trial.evaluation) for trial in trials)
+        return evaluations
 
     def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> None:
         """Write one finished trial in one transaction; ``channels`` bounds each group's parameter."""

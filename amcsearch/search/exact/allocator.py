@@ -67,8 +67,8 @@ class Allocator:
         dense = self.feasible.space.dense
         if self.axis is None or self.feasible.contains(dense[None, :])[0]:
             return dense
-        found = self._weighed(errors)
-        return self._improved(self.feasible.repair(dense) if found is None else found, errors)
+        weighed = self._weighed(errors)
+        return self._improved(self.feasible.repair(dense) if weighed is None else weighed, errors)
 
     def solve(self, errors: Errors, weights: Mapping[str, float] | None = None) -> Solution:
         """Return the least errors for every budget of the axis."""
@@ -124,13 +124,13 @@ class Allocator:
     def _weighed(self, errors: Errors) -> NDArray[np.int64] | None:
         """The best of a few weights of the further limits; None where no budget of the axis is within every limit."""
         others = {name: limit for name, limit in self.feasible.budget.limits.items() if name != self.axis}
-        found: NDArray[np.int64] | None = None
+        best: NDArray[np.int64] | None = None
         low, high, weight = 0.0, inf, 0.0
         for _ in range(self.rounds):
             solution = self.solve(errors, {name: weight / limit for name, limit in others.items()} if weight else None)
             kept = self._largest_within(solution)
-            if kept is not None and (found is None or self._error(errors, kept) < self._error(errors, found)):
-                found = kept
+            if kept is not None and (best is None or self._error(errors, kept) < self._error(errors, best)):
+                best = kept
             if not np.isfinite(solution.least[-1]):
                 break
             unbounded = self.policy(solution, -1)
@@ -143,21 +143,21 @@ class Allocator:
                 break
             first = max(self._error(errors, unbounded), 1e-6)
             weight = (low + high) / 2 if high < inf else max(2 * low, first)
-        return found
+        return best
 
     def _largest_within(self, solution: Solution) -> NDArray[np.int64] | None:
         """The policy (G,) of the largest budget of the axis, by bisection, whose true price is within all limits."""
-        front, found = solution.front, None
+        front, largest = solution.front, None
         low, high = 0, len(front)  # buckets before low are within the limits, those from high on are not
         middle = high - 1  # the whole budget first: without joint costs and further limits it is within
         while low < high:
             kept = self.policy(solution, int(front[middle]))
             if self.feasible.contains(kept[None, :])[0]:
-                found, low = kept, middle + 1
+                largest, low = kept, middle + 1
             else:
                 high = middle
             middle = (low + high) // 2
-        return found
+        return largest
 
     def _improved(self, kept: NDArray[np.int64], errors: Errors) -> NDArray[np.int64]:
         """Widen one group at a time, by the choice within the limits that lowers the error most, until none does."""

@@ -195,5 +195,5 @@ class _FrontSearch(_Search):
 
     def learn(self, coefficients: NDArray[np.float64], trial: Trial) -> None:
         """Keep coefficients whose policy nothing dominates."""
-        if any(trial is one for one in self.study.front):
+        if any(trial is member for member in self.study.front):
             self.coefficients = coefficients

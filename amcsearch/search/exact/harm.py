@@ -41,15 +41,15 @@ def harms(space: PolicySpace, measured: Curves) -> list[NDArray[np.float64]]:
     Between measured points the rise is interpolated; it is made monotone (a narrower group is never called less
     harmful), and a loss that is not finite counts as infinite.
     """
-    found = []
+    rises = []
     for group, choices in zip(space.groups, space.choices, strict=True):
         curve = measured[group.name]
         rise = np.maximum(np.where(np.isfinite(curve.loss), curve.loss - curve.loss[-1], np.inf), 0.0)
         rise = np.maximum.accumulate(rise[::-1])[::-1]
         with np.errstate(invalid="ignore"):  # between a finite and an infinite point: inf, or NaN at its very end
             harm = np.interp(choices, curve.kept, rise)
-        found.append(np.where(np.isnan(harm), np.inf, harm))
-    return found
+        rises.append(np.where(np.isnan(harm), np.inf, harm))
+    return rises
 
 
 def errors_of(space: PolicySpace, rises: list[NDArray[np.float64]], prior: float) -> list[NDArray[np.float64]]:
@@ -62,9 +62,9 @@ def errors_of(space: PolicySpace, rises: list[NDArray[np.float64]], prior: float
     worst = float(finite.max(initial=0.0))
     scale = float(np.median(narrowest)) if narrowest else 0.0
     weight = prior * (scale or worst) or 1.0
-    found = []
+    errors = []
     for choices, rise in zip(space.choices, rises, strict=True):
         removed = 1.0 - choices / choices[-1]
         known = np.where(np.isfinite(rise), rise, _FAILED * max(worst, weight))
-        found.append(known + weight * removed**2)
-    return found
+        errors.append(known + weight * removed**2)
+    return errors

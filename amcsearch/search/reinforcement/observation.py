@@ -64,8 +64,8 @@ class Observer:
             previous_action: executed pruning ratio of the last of them, 0 if there is none.
         """
         g = min(len(prefix), len(self._static) - 1)
-        rest = self._rest[g] if len(prefix) < len(self._static) else 0.0
-        dynamic = [self._reduced(prefix), rest, previous_action, *self._remaining(prefix)]
+        undecided = self._rest[g] if len(prefix) < len(self._static) else 0.0
+        dynamic = [self._reduced(prefix), undecided, previous_action, *self._remaining(prefix)]
         features = np.concatenate([self._static[g], dynamic]).clip(0.0, 1.0)
         return np.asarray(features, dtype=np.float32)
 
