@@ -20,9 +20,9 @@ from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
 from amcsearch.search.budget import FeasibleSet
 from amcsearch.search.reinforcement.observation import FEATURES, Observer
 
-__all__ = ["ENVIRONMENT_ID", "LayerwiseEnv"]
+__all__ = ["LayerwiseEnv"]
 
-ENVIRONMENT_ID: Final = "amcsearch/Layerwise-v0"
+_ID: Final = "amcsearch/Layerwise-v0"
 
 Observation = NDArray[np.float32]
 Info = dict[str, Any]  # gymnasium's type
@@ -90,5 +90,5 @@ class LayerwiseEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._observer.observe(self._kept, executed), reward, done, False, info
 
 
-if ENVIRONMENT_ID not in gymnasium.registry:
-    gymnasium.register(ENVIRONMENT_ID, entry_point=f"{__name__}:{LayerwiseEnv.__name__}")
+if _ID not in gymnasium.registry:
+    gymnasium.register(_ID, entry_point=f"{__name__}:{LayerwiseEnv.__name__}")
