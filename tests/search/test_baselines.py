@@ -12,8 +12,8 @@ from amcsearch.search.baselines import (
     SensitivitySearch,
     UniformSearch,
     allocations,
-    random_policies,
 )
+from amcsearch.search.local_search import random_policies
 
 
 def kept_of(study, trials):
