@@ -69,7 +69,7 @@ ROWS = (
     *("methods.criteria.*", "methods.gates.*", "methods.schedules.*", "methods.selectors.*", "training.models.*"),
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
     *("cli.main", "graph.masks", "costs.latency.kernels.lowering", "costs.latency.layer_times"),
-    *("measure.build.anchoring", "methods.unstructured"),
+    *("measure.build.anchoring",),
 )
 
 

@@ -166,8 +166,7 @@ def _energy(commands: "Commands") -> None:
     _config(command)
     command.add_argument("--policy", type=Path, help="policy.json of a run, shown beside dense")
     command.add_argument("--densities", type=Path, help="densities.csv of a sparsify run, shown beside dense as sparse")
-    formats = ("dense", "bitmap", "csr", "run_length")
-    command.add_argument("--storage", choices=formats, default="bitmap", help="how sparse weights lie in DRAM")
+    command.add_argument("--storage", default="bitmap", help="how sparse weights lie in DRAM, such as csr (bitmap)")
     command.add_argument(
         "--device", help="profile: a YAML file, or a name of `amcsearch list devices` (default: device.profile)"
     )
@@ -189,14 +188,12 @@ def _prune(commands: "Commands") -> None:
         "params and bytes a number up to 1 is a share too",
     )
     goal.add_argument("--keep-accuracy", metavar="POINTS", help="percentage points that accuracy may lose, such as 0.5")
-    command.add_argument(
-        "--allocation", choices=("global", "uniform", "per_cost"), help="how groups share the pruning (default: global)"
-    )
+    command.add_argument("--allocation", help="how groups share the pruning, such as uniform (default: global)")
     command.add_argument("--rounds", metavar="N", help="reach the target in N rounds of pruning and training (1)")
     command.add_argument(
         "--round-shape",
-        choices=("geometric", "linear", "cubic"),
-        help="an equal share of what remains goes each round, an equal amount, or most at first (default: cubic)",
+        help="how the cost falls: geometric, an equal share of what remains goes each round; linear, an equal amount; "
+        "cubic, most at first (default)",
     )
     _run_folder(command)
 

@@ -56,9 +56,13 @@ def _costs() -> dict[str, str]:
 
 
 def _criteria() -> dict[str, str]:
-    from amcsearch.methods import CRITERIA
+    from amcsearch.methods import ALIASES, CRITERIA
 
-    return _first_lines(CRITERIA)
+    aliases = {
+        alias: f"Alias of {name} with {', '.join(f'{key}: {value}' for key, value in params.items())}."
+        for alias, (name, params) in ALIASES.items()
+    }
+    return {**_first_lines(CRITERIA), **aliases}
 
 
 def _datasets() -> dict[str, str]:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.core import BadInputError
 
-__all__ = ["build", "call_factory", "import_factory", "label", "make", "one_line", "pick"]
+__all__ = ["build", "call_factory", "choose", "import_factory", "label", "make", "one_line", "pick"]
 
 T = TypeVar("T")
 
@@ -103,6 +103,21 @@ def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
         raise BadInputError(f"{what}: factory {spec!r} raised {one_line(error)}") from error
 
 
+def choose(options: Mapping[str, T], name: str, key: str) -> T:
+    """Return the entry ``name`` of ``options``, which are all that there is; ``key`` as in ``pick``.
+
+    Raises:
+        BadInputError: unknown name; says the nearest and all known ones.
+    """
+    if name not in options:
+        raise BadInputError(_unknown(options, name, key))
+    return options[name]
+
+
+def _unknown(options: Mapping[str, object], name: str, key: str) -> str:
+    return f"{key} = {name!r} is unknown{hint(name, options)}; known: {', '.join(sorted(options))}"
+
+
 def pick(registry: Mapping[str, T], name: str, key: str) -> T:
     """Return the entry ``name`` of a registry, or what ``module:Class`` or ``path/to/file.py:Class`` names.
 
@@ -114,11 +129,8 @@ def pick(registry: Mapping[str, T], name: str, key: str) -> T:
     if name in registry:
         return registry[name]
     if ":" not in name:
-        known = ", ".join(sorted(registry))
-        raise BadInputError(
-            f"{key} = {name!r} is unknown{hint(name, registry)}; known: {known}; one of your own is named "
-            "module:Class or path/to/file.py:Class"
-        )
+        told = _unknown(registry, name, key)
+        raise BadInputError(f"{told}; one of your own is named module:Class or path/to/file.py:Class")
     try:
         return cast("T", import_factory(name))
     except BadInputError as error:

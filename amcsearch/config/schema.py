@@ -24,6 +24,7 @@ from pydantic import (  # fmt: skip
 
 from amcsearch.config.cost_names import cost_among, with_models
 from amcsearch.core import COST_NAMES
+from amcsearch.costs import StorageFormat
 
 __all__ = [
     "ChannelMultiple",
@@ -184,7 +185,7 @@ class SparsifyConfig(_Section):
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
     """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or ``bytes``, or a cost as in the budget."""
-    storage: Literal["bitmap", "csr", "run_length"] = "bitmap"
+    storage: StorageFormat = StorageFormat.BITMAP
     """How ``bytes`` counts a tensor with single weights gone, wherever that is smaller than dense."""
     granularity: Literal["weights", "channels"] | None = None
     """What a schedule masks (null: weights); a gate knows for itself."""
@@ -204,12 +205,14 @@ class PruneConfig(_Section):
     """One cost and its limit, as in the budget; of macs, params and bytes a number up to 1 is a share of dense."""
     keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
     """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
-    allocation: Literal["global", "uniform", "per_cost"] = "global"
-    """How groups share the pruning: by scores of all groups together, by one ratio, or by score per cost saved."""
+    allocation: str = "global"
+    """How groups share the pruning: by scores of all groups together (global), by one ratio (uniform), or by score per
+    cost saved (per_cost)."""
     rounds: PositiveInt = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
-    round_shape: Literal["geometric", "linear", "cubic"] = "cubic"
-    """The cost after each round: the same share of what remains goes, the same amount, or most at first.
+    round_shape: str = "cubic"
+    """The cost after each round: the same share of what remains goes (geometric), the same amount (linear), or most at
+    first (cubic).
 
     Most at first leaves the last cut least to mend, and did best (benchmarks/methods/rounds.md)."""
     normaliser: str = "mean"
@@ -334,8 +337,9 @@ class RecoveryConfig(_Section):
 
     bn_recalibration: bool = True
     """Batch norms take their statistics anew on the calibration split."""
-    reconstruction: Literal["auto", "none", "bias", "scales", "least_squares", "sequential"] = "auto"
-    """How what reads pruned channels is refitted, also within the search; auto: as the selector says, else none.
+    reconstruction: str = "auto"
+    """How what reads pruned channels is refitted, also within the search: none, bias, scales, least_squares or
+    sequential; auto: as the selector says, else none.
 
     ``sequential`` costs a forward pass over the calibration data a layer, the others a small solve.
     """

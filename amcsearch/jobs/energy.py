@@ -3,11 +3,11 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from amcsearch.config import DEVICES, Config, find, listed, read_device, read_latency_table
+from amcsearch.config import DEVICES, Config, choose, find, listed, read_device, read_latency_table
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, StorageFormat
 from amcsearch.graph import remove
@@ -19,6 +19,8 @@ from amcsearch.reporting import write_energy
 from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
 
 __all__ = ["energy_report"]
+
+_FORMATS: Final = {storage_format.value: storage_format for storage_format in StorageFormat}
 
 
 def energy_report(
@@ -39,10 +41,10 @@ def energy_report(
     ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
 
     Raises:
-        BadInputError: as ``load_workload``, no profile, a policy or densities that do not fit, no counter to measure
-            with, or a folder that cannot be written.
+        BadInputError: as ``load_workload``, an unknown storage format, no profile, a policy or densities that do not
+            fit, no counter to measure with, or a folder that cannot be written.
     """
-    profile = _profile(config, device)
+    profile, storage_format = _profile(config, device), choose(_FORMATS, storage, "--storage")
     observer.phase("Tracing the network")
     workload = load_workload(config, train=False)
     spec = workload.trace.network
@@ -54,7 +56,7 @@ def energy_report(
     if densities is not None:
         layers["sparse"] = spec.layers
         estimates["sparse"] = [
-            model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=StorageFormat(storage)))
+            model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=storage_format))
             for layer in spec.layers
         ]
     report: dict[str, Any] = {

@@ -19,7 +19,7 @@ from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
-from amcsearch.jobs.setup import Job, assemble, make_evaluator
+from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
 from amcsearch.jobs.summary import describe_search
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.runs import RunFolder
@@ -38,6 +38,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
     make_agents(config, given), make_reward(config)
+    check_named(config, given)
     workload = load_workload(config, given, train=False)
     device = load_device(config, workload, given, strict=strict)
     spec = workload.trace.network

@@ -29,7 +29,8 @@ def write_sensitivity(
     cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
 
     Raises:
-        BadInputError: as ``load_workload``, fewer than two points, or a folder that cannot be written.
+        BadInputError: as ``check_named`` and ``load_workload``, fewer than two points, or a folder that cannot be
+            written.
     """
     check_named(config, given)
     observer.phase("Loading or training the network")

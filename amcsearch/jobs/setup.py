@@ -6,9 +6,9 @@ The configured criterion or selector says which channels go, and the reconstruct
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from amcsearch.config import Config, label, make
+from amcsearch.config import Config, choose, label, make
 from amcsearch.core import BadInputError, Evaluation
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
@@ -30,6 +30,7 @@ from amcsearch.methods import (
     rank,
     score_units,
     select,
+    unaliased,
     vanishes,
 )
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
@@ -46,6 +47,8 @@ __all__ = [
     "name_of_choice",
     "reranked",
 ]
+
+_RECONSTRUCTIONS: Final = dict.fromkeys(("auto", *REFITS, "sequential"))
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def name_of_choice(config: Config) -> str:
 
 
 def make_criterion(name: str, params: Mapping[str, Any], keys: tuple[str, str]) -> Criterion:
-    """Make the criterion that the configuration names at ``keys``.
+    """Make the criterion that the configuration names at ``keys``, by its own name or an alias.
 
     Raises:
         BadInputError: as ``config.make``, or a reduction that does not exist.
     """
-    criterion = make(CRITERIA, name, params, keys, Criterion)
+    criterion = make(CRITERIA, *unaliased(name, params), keys, Criterion)
     if criterion.reduction not in REDUCTIONS:
         raise BadInputError(
             f"{keys[0]} = {name!r}: reduction = {criterion.reduction!r}, must be one of {', '.join(REDUCTIONS)}"
@@ -97,11 +100,13 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
 
     Raises:
-        BadInputError: what a key names cannot be imported or made, or lacks something of its contract.
+        BadInputError: what a key names cannot be imported or made, or lacks something of its contract; or an unknown
+            reconstruction.
     """
     name = config.selection.selector
     if given.criterion is None and given.selector is None:
         _criterion(config) if name is None else _selector(config, name)
+    choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")
     further_costs(config)
 
 
@@ -133,7 +138,7 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
     if config.data.targets == "dense" and criterion.needs and all(map(vanishes, criterion.needs)):
         raise BadInputError(
             f"selection.criterion = {config.selection.criterion!r} looks at the gradient of the loss, which is 0 where "
-            "the targets are the dense network's own outputs (data.targets: dense); choose obd or true_fisher (second "
+            "the targets are the dense network's own outputs (data.targets: dense); choose true_fisher or obd (second "
             "derivatives), wanda_channels or activation_variance (what is read), or a selector such as obc"
         )
 

@@ -1,12 +1,12 @@
-"""How to choose what to remove: saliency per weight, ranked over coupled slices."""
+"""Methods that choose what to remove: criteria and selectors for channels, gates and schedules while training."""
 
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import ALIASES, CRITERIA, unaliased
 from amcsearch.methods.criterion import Criterion
-from amcsearch.methods.density_policy import policy_from_densities
 from amcsearch.methods.first_order import LossFunction, readers
 from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.gates import GATES
-from amcsearch.methods.global_ranking import comparable, removal_steps
+from amcsearch.methods.global_ranking import NORMALISERS, comparable, removal_steps
+from amcsearch.methods.layer_densities import erk_densities, policy_from_densities
 from amcsearch.methods.layer_inputs import MEMORY_BYTES, POSITIONS, LayerInputs, calls_of, gather_inputs
 from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
@@ -15,8 +15,7 @@ from amcsearch.methods.patches import patches, weight_matrix
 from amcsearch.methods.ranking import Ranking, UnitScores, keep, rank, rank_units, score_units
 from amcsearch.methods.reduction import REDUCTIONS
 from amcsearch.methods.schedules import SCHEDULES
-from amcsearch.methods.schedules.rigl import erk_densities
-from amcsearch.methods.schedules.rounds import Shape, round_sparsities
+from amcsearch.methods.schedules.rounds import ROUND_SHAPES, round_sparsities
 from amcsearch.methods.selector import Calibration, Problem, Refitted, Selector, problem_of, refitted, select
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.statistics import Statistics, gather
@@ -25,13 +24,16 @@ from amcsearch.methods.weight_choice import keep_most, keep_overall, keep_top, n
 from amcsearch.methods.weights import layer_of, sparse_weights, weight_scores
 
 __all__ = [
+    "ALIASES",
     "CRITERIA",
     "DAMPING",
     "GATES",
     "MEMORY_BYTES",
+    "NORMALISERS",
     "POSITIONS",
     "REDUCTIONS",
     "REFITS",
+    "ROUND_SHAPES",
     "SCHEDULES",
     "SELECTORS",
     "Calibration",
@@ -49,7 +51,6 @@ __all__ = [
     "Ranking",
     "Refitted",
     "Selector",
-    "Shape",
     "Statistic",
     "Statistics",
     "UnitScores",
@@ -79,6 +80,7 @@ __all__ = [
     "score_units",
     "select",
     "sparse_weights",
+    "unaliased",
     "vanishes",
     "weight_matrix",
     "weight_scores",

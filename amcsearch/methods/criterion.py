@@ -1,4 +1,4 @@
-"""The contract every criterion keeps."""
+"""The contract of criteria: saliency per weight, and the reduction that makes scores of units from it."""
 
 from collections.abc import Mapping
 from typing import Protocol

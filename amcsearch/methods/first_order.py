@@ -1,4 +1,4 @@
-"""One minibatch, one forward pass: gradients by weights, gates of single samples, moments of what layers read.
+"""Gradients by weights, gates of single samples and moments of inputs, from one pass over one minibatch.
 
 A gate of ones, (N, C), multiplies what a layer reads. The gradient of the SUM of the samples' losses by it is, in one
 backward pass, the derivative of every sample's loss by a gate on every channel: s_nc = sum over positions of

@@ -1,4 +1,4 @@
-"""The contract every gate keeps: a differentiable mask and a penalty in training, densities and an order after it."""
+"""The contract of gates: a differentiable mask and a penalty in training, densities and an order after it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the layers that read pruned channels see: mean and Gram matrix of their inputs, from one pass over the data.
+"""Mean and Gram matrix of the inputs of the layers that read pruned channels, from one pass over the data.
 
     mean = E[x],  G = E[(x - mean)(x - mean)^T]   where the layer's constant can be refitted (a bias, or a batch norm)
                   G = E[x x^T], mean = 0          where it has none

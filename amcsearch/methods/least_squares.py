@@ -1,4 +1,4 @@
-"""How a layer's weight is refitted when input channels leave it: one row a rule, all from the Gram matrix alone.
+"""Rules that refit a layer's weight when input channels leave it, all from the Gram matrix alone.
 
 With Y = X W^T, kept columns K, removed R, G = E[x x^T] (centred where a constant is refitted too, see
 ``layer_inputs``):

@@ -1,17 +1,19 @@
-"""The contract every mask schedule keeps."""
+"""The contract of mask schedules, and what a schedule is told of the training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from amcsearch.core import BadInputError
 from amcsearch.methods.weight_choice import n_kept
 
-__all__ = ["MaskSchedule", "Masks", "Moment", "Plan", "share"]
+__all__ = ["Granularity", "MaskSchedule", "Masks", "Moment", "Plan", "share"]
 
+Granularity = Literal["weights", "channels"]
+"""What is masked: single weights, or whole units (channels, heads)."""
 Masks = Mapping[str, Tensor]
 """Tensor name → bool, shape of the weight: true where the weight is in use."""
 
@@ -62,13 +64,22 @@ class MaskSchedule(ABC):
     """Which weights are in use at a step of a training.
 
     Promise: a schedule is a function of the moment alone (its own fields never change); the masks it leaves at the last
-    step keep exactly ``plan.n_keep`` weights, whatever the criterion.
+    step keep exactly ``plan.n_keep`` weights, whatever the criterion. A schedule that rounds within every row may miss
+    that number by its rounding, and says so in its docstring.
     """
 
     keeps_pruned: ClassVar[bool] = False
     """Whether weights out of use keep their value (else they are 0 until they are used again)."""
     dense_gradient: ClassVar[bool] = False
     """Whether weights out of use are trained, by the gradient they would have in use."""
+
+    def check_target(self, sparsity: float | None, granularity: Granularity) -> None:
+        """Refuse a target that the schedule cannot meet, before anything is trained; ``sparsity`` None: a cost.
+
+        Raises:
+            BadInputError: it cannot; any target can be met unless a schedule says otherwise.
+        """
+        del sparsity, granularity
 
     def begin(self, moment: Moment) -> Masks | None:
         """Return the masks before the first step; None uses everything."""

@@ -1,4 +1,4 @@
-"""Moments of what a layer reads: of each input channel, and of the kernel patches of each channel with themselves.
+"""Moments of a layer's inputs: of each channel, and of the kernel patches of each channel with themselves.
 
 Batches are merged by Chan's rule (Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance"):
 

@@ -1,4 +1,4 @@
-"""What a criterion may ask the calibration pass for, beyond the weights, which are always there.
+"""Statistics that a criterion may ask the calibration pass for, beyond the weights, which are always there.
 
 A need is a value: equal needs of several criteria are gathered once. Each comes with one kind of draw, what its numbers
 were averaged over.

@@ -1,4 +1,4 @@
-"""What a layer multiplies its weight with: the rows of X in Y = X W^T + b, also for convolutions.
+"""Rows that a layer multiplies its weight with: X in Y = X W^T + b, also for convolutions.
 
 A row is one sample at one output position. A convolution's row is its unfolded patch, channel-major: input channel c
 owns the columns [c*taps, (c+1)*taps), taps = kH*kW, as in ``weight.reshape(conv_groups, C_out/conv_groups, -1)``.

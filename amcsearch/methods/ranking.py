@@ -1,4 +1,4 @@
-"""The one walk over coupled slices: from saliency per weight to an order of units, and to the channels kept."""
+"""The walk over coupled slices: from saliency per weight to an order of units, and to the channels kept."""
 
 import math
 from collections.abc import Iterator, Mapping

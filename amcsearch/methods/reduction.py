@@ -1,4 +1,4 @@
-"""How the saliencies of coupled tensors become one score a unit.
+"""Reductions: from the saliencies of coupled tensors to one score for each unit.
 
 A unit (a channel, an attention head, one channel of each conv group) owns a slice of several tensors: its *members*.
 Each member's saliency is first summed over its slice. A reduction then chooses members, combines them and finishes:

@@ -1,4 +1,4 @@
-"""The contract every selector keeps, what it is given, and what comes of it: kept units and refitted weights."""
+"""The contract of selectors, what a selector is given, and the kept units and refitted weights it leads to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What criteria look at: weights, gradients, moments of activations, curvature, over the calibration samples.
+"""Statistics for criteria: weights, gradients, moments of activations and curvature on calibration samples.
 
 One pass over the calibration data serves every criterion. It is streamed: each *draw* (a minibatch, the single samples
 of a minibatch, or the whole set) is handed over as it comes, so that memory does not grow with the number of

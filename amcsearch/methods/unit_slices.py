@@ -1,4 +1,4 @@
-"""One number a unit, multiplied into everything that reads the unit: a gate is the removal itself where it is 0.
+"""One factor for each unit, multiplied into all weights that read it: at 0 the unit is removed.
 
 The gate sits on what consumers read (the producers' last stage where no weight reads them), so it is the removal
 through any activation. Norms that mix channels (layer norm) still see a closed unit's values; the really smaller

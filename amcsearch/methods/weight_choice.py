@@ -1,4 +1,4 @@
-"""Choose exactly so many weights: the largest scores of one tensor, of all together, or by densities per tensor.
+"""Choose exactly so many weights: the best of a row, of a run in it, of a tensor, of all tensors, or by densities.
 
 A threshold at a sorted score keeps too many or too few where scores tie; a stable order cut at a count does not.
 """
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from amcsearch.core import BadInputError
 
-__all__ = ["apportion", "keep_by_count", "keep_most", "keep_overall", "keep_top", "n_kept"]
+__all__ = [
+    "apportion",
+    "keep_by_count",
+    "keep_most",
+    "keep_n_of_m",
+    "keep_overall",
+    "keep_rows",
+    "keep_top",
+    "n_kept",
+]
 
 
 def n_kept(count: int, sparsity: float) -> int:
@@ -21,6 +30,34 @@ def n_kept(count: int, sparsity: float) -> int:
 def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     """Return the mask, shape of ``scores``, of the ``n_keep`` largest; equal scores keep the lower index."""
     return _first(torch.argsort(scores.flatten(), descending=True, stable=True), n_keep).view(scores.shape)
+
+
+def keep_rows(scores: Tensor, sparsity: float) -> Tensor:
+    """Mask, shape of ``scores`` (rows first): every row drops its round(sparsity * n) lowest; ties keep the first."""
+    rows = scores.flatten(1)
+    return _best_of_rows(rows, rows.shape[1] - round(sparsity * rows.shape[1])).view(scores.shape)
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """Mask, shape of ``scores`` (rows first): the ``n`` best of every ``m`` consecutive columns stay.
+
+    Columns left over at the end of a row, fewer than m, all stay.
+
+    Raises:
+        BadInputError: n outside 1 … m.
+    """
+    if not 1 <= n <= m:
+        raise BadInputError(f"n:m = {n}:{m}: n weights are KEPT of every m, so n must be from 1 to m")
+    rows = scores.flatten(1)
+    whole = rows.shape[1] // m * m
+    best = _best_of_rows(rows[:, :whole].reshape(-1, m), n).view(len(rows), whole)
+    left_over = torch.ones(len(rows), rows.shape[1] - whole, dtype=torch.bool, device=scores.device)
+    return torch.cat([best, left_over], 1).view(scores.shape)
+
+
+def _best_of_rows(rows: Tensor, n_keep: int) -> Tensor:
+    order = torch.argsort(rows, dim=1, descending=True, stable=True)
+    return torch.zeros_like(rows, dtype=torch.bool).scatter(1, order[:, :n_keep], True)
 
 
 def keep_overall(scores: Mapping[str, Tensor], n_keep: int) -> dict[str, Tensor]:

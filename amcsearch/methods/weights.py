@@ -1,4 +1,4 @@
-"""Single weights: which of a network's may be zeroed one by one, and what a criterion says of each."""
+"""Single weights: those that may be zeroed one by one, and the scores that a criterion gives them."""
 
 from collections.abc import Mapping
 from contextlib import closing

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from amcsearch.graph import trace
 from amcsearch.methods import (
     CRITERIA,
+    Criterion,
     Gate,
     GateMethod,
     MaskSchedule,
@@ -173,7 +174,7 @@ class ScheduleContract:
         return str(request.param)
 
     def _weights(
-        self, schedule: MaskSchedule, network: str, criterion: str, sparsity: float
+        self, schedule: MaskSchedule, network: str, criterion: Criterion, sparsity: float
     ) -> tuple[nn.Module, Mapping[str, Tensor], int]:
         """Train under masks of weights: the model, the masks and how many weights they have to keep."""
         example = network_example(network)
@@ -182,7 +183,7 @@ class ScheduleContract:
         data = example.inputs, example.targets, task_loss, 8
 
         def scores() -> dict[str, Tensor]:
-            return weight_scores(model, example.trace, CRITERIA[criterion](), weights, *data)
+            return weight_scores(model, example.trace, criterion, weights, *data)
 
         hook = MaskedTraining(weights, schedule, plan, scores)
         fit(model, example.dataset, self._recipe, seed=0, hook=hook)
@@ -207,17 +208,19 @@ class ScheduleContract:
 
     def test_it_ends_exact_and_repeats(self, maker: Callable[[], MaskSchedule], network: str) -> None:
         """The masks keep what the plan says, in every tensor; a second training gives the same network."""
-        model, masks, n_keep = self._weights(maker(), network, "magnitude", 0.6)
+        model, masks, n_keep = self._weights(maker(), network, CRITERIA["magnitude"](), 0.6)
         assert sum(int(mask.sum()) for mask in masks.values()) == n_keep
         assert all(mask.any() for mask in masks.values())
         bake(model, masks)
         assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
-        again, masks, _ = self._weights(maker(), network, "magnitude", 0.6)
+        again, masks, _ = self._weights(maker(), network, CRITERIA["magnitude"](), 0.6)
         bake(again, masks)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
-    @pytest.mark.parametrize("criterion", ["taylor_joint", "random"])
-    def test_any_criterion_serves_it(self, maker: Callable[[], MaskSchedule], criterion: str) -> None:
+    @pytest.mark.parametrize(
+        "criterion", [CRITERIA["taylor"](variant="joint"), CRITERIA["random"]()], ids=["taylor_joint", "random"]
+    )
+    def test_any_criterion_serves_it(self, maker: Callable[[], MaskSchedule], criterion: Criterion) -> None:
         """Gradients and noise rank as well as magnitudes."""
         _, masks, n_keep = self._weights(maker(), "resnet20", criterion, 0.5)
         assert sum(int(mask.sum()) for mask in masks.values()) == n_keep

@@ -25,12 +25,12 @@ from amcsearch.jobs.setup import make_evaluator
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import fixed, sparse_training
 from amcsearch.jobs.workload import Workload
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.schedules import SCHEDULES
+from amcsearch.methods.schedules.one_shot import Within, one_shot_masks
 from amcsearch.methods.selectors import SELECTORS
-from amcsearch.methods.unstructured import Within, masks
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.hook import TrainingHook
 from amcsearch.training.loop import evaluate
@@ -70,9 +70,11 @@ class Measured:
 
 
 WEIGHT_CRITERIA: Final[dict[str, Callable[[], Criterion]]] = {
-    **{name: CRITERIA[name] for name in ("random", "magnitude", "taylor", "taylor_parameterwise", "movement", "wanda")},
+    **{name: CRITERIA[name] for name in ("random", "magnitude", "taylor")},
+    "taylor_parameterwise": lambda: CRITERIA["taylor"](variant="parameterwise"),
+    **{name: CRITERIA[name] for name in ("movement", "wanda")},
     "fisher, per weight": lambda: CRITERIA["fisher"](per_weight=True),
-    "true_fisher, per weight": lambda: CRITERIA["true_fisher"](per_weight=True),
+    "true_fisher, per weight": lambda: CRITERIA["fisher"](labels="model", per_weight=True),
     "obd, weights": lambda: CRITERIA["obd"](method="weights"),
 }
 SCHEDULE_PARAMS: Final[dict[str, tuple[str, str]]] = {  # trainings of some hundred steps need short intervals
@@ -85,9 +87,11 @@ SCHEDULE_PARAMS: Final[dict[str, tuple[str, str]]] = {  # trainings of some hund
 
 
 def _cells() -> list[Cell]:
-    found = [Cell("criterion", "channels", name, (f"selection.criterion={name}",)) for name in CRITERIA]
-    signs = "selection.criterion=obd", "selection.params={method: gates}"
-    found.append(Cell("criterion", "channels", "obd, 8 random signs", signs))
+    names = [name for name in (*CRITERIA, *ALIASES) if name != "obd"]
+    found = [Cell("criterion", "channels", name, (f"selection.criterion={name}",)) for name in names]
+    for name, method in (("obd", "gauss_newton"), ("obd, 8 random signs", "gates")):  # as the rows were measured
+        overrides = "selection.criterion=obd", f"selection.params={{method: {method}}}"
+        found.append(Cell("criterion", "channels", name, overrides))
     found += [Cell("selector", "channels", name, (f"selection.selector={name}",)) for name in SELECTORS]
     for name, criterion in WEIGHT_CRITERIA.items():
         within: Within = "row" if name == "wanda" else "layer"
@@ -141,7 +145,7 @@ def _weights_cut(
     inputs, targets = stacked(workload.splits.calibration)
     weights, batch_size = sparse_weights(model, workload.trace), default_batch_size(inputs)
     scores = weight_scores(model, workload.trace, criterion, weights, inputs, targets, task_loss, batch_size)
-    kept = masks(scores, sparsity, cell.within)
+    kept = one_shot_masks(scores, sparsity, cell.within)
     bake(model, kept)
     recalibrate(config, workload, model)
     return model, fixed(model, kept)

@@ -19,7 +19,7 @@ import torch
 from amcsearch.config.loading import load
 from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.jobs.workload import load_workload
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.ranking import score_units
 from amcsearch.training.losses import task_loss
 from amcsearch.training.splits import stacked
@@ -39,6 +39,7 @@ def main() -> None:
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = default_batch_size(inputs)
     every = {name: make() for name, make in CRITERIA.items()}
+    every |= {alias: CRITERIA[name](**params) for alias, (name, params) in ALIASES.items()}
     ways = {**{name: {name: criterion} for name, criterion in every.items()}, TOGETHER: every}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ from amcsearch.evaluation.evaluator import default_batch_size
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
 from amcsearch.jobs.workload import Workload, load_workload
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import score_units
 from amcsearch.recovery.bias import fold_means, input_means
@@ -42,8 +42,10 @@ WAYS = ("closed", "folded")
 
 
 def criteria() -> dict[str, Criterion]:
-    """Every row of the registry, and the variants whose formula differs."""
+    """Every row of the registry, its aliases, and the variants whose formula differs."""
     variants: dict[str, Criterion] = {
+        **{alias: CRITERIA[name](**params) for alias, (name, params) in ALIASES.items()},
+        "obd": CRITERIA["obd"](method="gauss_newton"),  # as the rows were measured
         "obd, gates": CRITERIA["obd"](method="gates"),
         "obd, gates, first order too": CRITERIA["obd"](method="gates", first_order=True),
         "obd, weights": CRITERIA["obd"](method="weights"),

@@ -24,7 +24,7 @@ from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.graph.removal import remove
 from amcsearch.jobs.workload import Workload
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import CRITERIA, unaliased
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import Draw, Labels, SampleGates
 from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
@@ -62,10 +62,13 @@ def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
         return rank(score_units(workload.model, workload.trace, {"": criterion}, *data, task_loss, batch_size)[""])
 
     names = ("random", "magnitude", "taylor", "taylor_joint", "taylor_per_sample", "taylor_act2017", "true_fisher")
-    found = {name: scored(CRITERIA[name](), calibration, BATCH) for name in (*names, "wanda_channels")}
+    ways = {name: unaliased(name, {}) for name in (*names, "wanda_channels")}
+    found = {
+        name: scored(CRITERIA[registered](**params), calibration, BATCH) for name, (registered, params) in ways.items()
+    }
     found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration, 8)
     found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out, BATCH)
-    found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor_per_sample"](), held_out, BATCH)
+    found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor"](variant="per_sample"), held_out, BATCH)
     found["measured, closed"] = rank(increases(workload, samples, recalibrated=False))
     found["measured, recalibrated"] = rank(increases(workload, samples, recalibrated=True))
     return found

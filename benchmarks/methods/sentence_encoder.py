@@ -36,9 +36,10 @@ from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.random_order import RandomOrder
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import Ranking, rank_units
+from amcsearch.methods.schedules.one_shot import one_shot_masks
 from amcsearch.methods.selector import Calibration, problem_of, select
 from amcsearch.methods.selectors import SELECTORS
-from amcsearch.methods.unstructured import keep_n_of_m, masks
+from amcsearch.methods.weight_choice import keep_n_of_m
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.recovery.bias import means_for
 from amcsearch.recovery.refit import Reconstruction
@@ -77,7 +78,7 @@ def criteria(seed: int) -> dict[str, Criterion]:
         "activation_magnitude": CRITERIA["activation_magnitude"](),
         "activation_variance": CRITERIA["activation_variance"](),
         "wanda_channels": CRITERIA["wanda_channels"](),
-        "true_fisher": CRITERIA["true_fisher"](seed=seed),
+        "true_fisher": CRITERIA["fisher"](labels="model", seed=seed),
         "obd": CRITERIA["obd"](method="gates", probes=1, seed=seed),
     }
 
@@ -177,8 +178,8 @@ def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
             for name, criterion in chosen.items():
                 scores = weight_scores(model, workload.trace, criterion, before, *calibration, task_loss, BATCH)
                 kept = {
-                    "row": masks(scores, sparsity, "row"),
-                    "layer": masks(scores, sparsity, "layer"),
+                    "row": one_shot_masks(scores, sparsity, "row"),
+                    "layer": one_shot_masks(scores, sparsity, "layer"),
                     "2:4": {key: keep_n_of_m(value, 2, 4) for key, value in scores.items()},
                 }
                 for within, mask in kept.items():

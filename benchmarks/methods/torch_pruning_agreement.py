@@ -171,8 +171,13 @@ def main() -> None:
         ("GroupMagnitudeImportance", theirs.magnitude, "magnitude", lambda: ours("magnitude")),
         ("BNScaleImportance", theirs.scale, "bn_scale", lambda: ours("bn_scale")),
         ("LAMPImportance", theirs.lamp, "magnitude, lamp", our_lamp),
-        ("GroupTaylorImportance", theirs.taylor, "taylor_parameterwise", lambda: ours("taylor_parameterwise")),
-        ("GroupTaylorImportance multivariable", theirs.joint, "taylor_joint", lambda: ours("taylor_joint")),
+        (
+            "GroupTaylorImportance",
+            theirs.taylor,
+            "taylor_parameterwise",
+            lambda: ours("taylor", variant="parameterwise"),
+        ),
+        ("GroupTaylorImportance multivariable", theirs.joint, "taylor_joint", lambda: ours("taylor", variant="joint")),
         ("GroupHessianImportance", theirs.hessian, "fisher per_weight", lambda: ours("fisher", per_weight=True)),
         ("ActivationImportance", theirs.activation, "activation_magnitude", lambda: ours("activation_magnitude")),
     ]

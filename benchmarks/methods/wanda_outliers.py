@@ -24,8 +24,9 @@ from torch import Tensor
 from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.needs import Statistic
+from amcsearch.methods.schedules.one_shot import one_shot_masks
 from amcsearch.methods.statistics import gather
-from amcsearch.methods.unstructured import keep_n_of_m, masks
+from amcsearch.methods.weight_choice import keep_n_of_m
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.loop import evaluate
 from amcsearch.training.losses import task_loss
@@ -79,7 +80,7 @@ def perplexities(workload: Workload, model: LanguageModel, sparsities: list[floa
     found = {("dense", f"{sparsities[0]:g}"): math.exp(evaluate(model, *test)[0])}
     for name, within in WAYS:
         for sparsity in sparsities:
-            found[f"{name}, per {within}", f"{sparsity:g}"] = pruned(masks(scores[name], sparsity, within))
+            found[f"{name}, per {within}", f"{sparsity:g}"] = pruned(one_shot_masks(scores[name], sparsity, within))
     for name in ("magnitude", "wanda"):
         kept = {tensor: keep_n_of_m(value, 2, 4) for tensor, value in scores[name].items()}
         found[f"{name}, 2 of 4", "0.5"] = pruned(kept)

@@ -122,6 +122,11 @@ def test_list_names_everything(kind: str, capsys: pytest.CaptureFixture[str]) ->
     assert all(isinstance(text, str) and text for text in found.values())
 
 
+def test_list_shows_aliases_of_criteria(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "criteria", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["true_fisher"] == "Alias of fisher with labels: model."
+
+
 def test_every_listed_kind_has_a_registry() -> None:
     assert tuple(KINDS) == NAMES
 

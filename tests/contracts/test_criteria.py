@@ -1,14 +1,14 @@
 """What every criterion promises, on every reference network."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 from torch import nn
 
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods.criteria import CRITERIA, Criterion
+from amcsearch.methods.criteria import ALIASES, CRITERIA, Criterion, unaliased
 from amcsearch.testing import CriterionContract, NetworkExample
 from amcsearch.training.models import MODELS
 
@@ -29,9 +29,10 @@ def traced(name: str) -> NetworkExample:
 
 
 class TestCriteria(CriterionContract):
-    @pytest.fixture(params=CRITERIA)
+    @pytest.fixture(params=[*CRITERIA, *ALIASES])
     def maker(self, request: pytest.FixtureRequest) -> Callable[[], Criterion]:
-        return CRITERIA[request.param]
+        registered, params = unaliased(request.param, {})
+        return partial(CRITERIA[registered], **params)
 
     @pytest.fixture(params=MODELS)
     def example(self, request: pytest.FixtureRequest) -> NetworkExample:

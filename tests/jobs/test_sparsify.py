@@ -162,6 +162,13 @@ def test_a_search_starts_from_the_learned_policy(write_config: WriteConfig, tmp_
     [
         (["sparsify.method=rigel"], "rigl"),
         (["sparsify.method=gradual", "sparsify.target={macs: 0.5x}"], "hard_concrete"),
+        (["sparsify={method: one_shot, params: {pattern: {n: 1, m: 4}}}"], "give sparsify.target {sparsity: 0.75}"),
+        (["sparsify={method: one_shot, params: {pattern: {n: 5, m: 4}}}"], "n must be from 1 to m"),
+        (["sparsify={method: one_shot, params: {pattern: 2 of 4}}"], "sparsify.params.pattern"),
+        (
+            ["sparsify={method: one_shot, params: {within: row}, granularity: channels}"],
+            "give sparsify.granularity weights",
+        ),
         (["sparsify.method=soft_threshold", "sparsify.target={params: 0.5x}"], "sparsity, macs or bytes"),
         (["sparsify.method=soft_threshold", "sparsify.target={bytes: 0.04x}"], "in bitmap storage"),
         (["sparsify.method=soft_threshold", "sparsify.target={bytes: 30000}"], "(0, 28944]"),
@@ -183,6 +190,33 @@ def test_bad_input_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch:")]
     assert len(lines) == 1
     assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "sparsity"), [("{pattern: {n: 2, m: 4}}", 0.5), ("{within: row}", 0.4), ("{within: layer}", 0.4)]
+)
+def test_one_shot_within_rows_layers_and_patterns(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], params: str, sparsity: float
+) -> None:
+    folder = tmp_path / "run"
+    asked = ["sparsify.method=one_shot", f"sparsify.params={params}", f"sparsify.target={{sparsity: {sparsity}}}"]
+    asked += ["sparsify.criterion=wanda", "sparsify.criterion_params={}"]
+    arguments = [part for text in asked for part in ("--set", text)]
+    assert main(["sparsify", str(write_config()), *arguments, *SHORT, "--out", str(folder), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    masks = safetensors.torch.load_file(folder / "masks.safetensors")
+    tuned = safetensors.torch.load_file(folder / "pruned.safetensors")
+    assert all((tuned[name][~mask] == 0).all() for name, mask in masks.items())
+    assert summary["target"]["kept"] == pytest.approx(summary["kept"] / summary["total"])
+    rows = [mask.flatten(1) for mask in masks.values()]
+    if "pattern" in params:
+        assert all((row[:, : row.shape[1] // 4 * 4].reshape(-1, 4).sum(1) == 2).all() for row in rows)
+        assert summary["kept"] == sum(len(row) * (row.shape[1] // 4 * 2 + row.shape[1] % 4) for row in rows)
+    elif "row" in params:
+        assert all(((~row).sum(1) == round(0.4 * row.shape[1])).all() for row in rows)
+    else:
+        assert summary["kept"] == summary["total"] - round(0.4 * summary["total"])
+        assert all(abs(int(row.sum()) - 0.6 * row.numel()) <= 1 for row in rows)
 
 
 def test_a_target_no_width_meets_is_infeasible(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from amcsearch.methods.criteria.magnitude import Magnitude
 from amcsearch.methods.criteria.wanda import Wanda, WandaChannels
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import UnitScores, score_units
-from amcsearch.methods.unstructured import keep_n_of_m, keep_rows
+from amcsearch.methods.weight_choice import keep_n_of_m, keep_rows
 from amcsearch.methods.weights import weight_scores
 
 X = torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

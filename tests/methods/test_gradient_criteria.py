@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.masks import masked
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods.criteria.fisher import Fisher, TrueFisher
+from amcsearch.methods.criteria.fisher import Fisher
 from amcsearch.methods.criteria.movement import Movement
 from amcsearch.methods.criteria.obd import OptimalBrainDamage
-from amcsearch.methods.criteria.taylor import TaylorActivation, TaylorPerSample
+from amcsearch.methods.criteria.taylor import Taylor
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.curvature import diagonal
 from amcsearch.methods.first_order import LossFunction
@@ -211,7 +211,7 @@ def test_bad_probes_are_refused() -> None:
 
 def test_samples_one_by_one_have_no_first_order_term() -> None:
     with pytest.raises(BadInputError, match="first_order = true with method = 'gauss_newton'"):
-        OptimalBrainDamage(first_order=True)
+        OptimalBrainDamage(method="gauss_newton", first_order=True)
 
 
 # Fisher
@@ -225,9 +225,9 @@ def test_fisher_equals_a_loop_over_single_samples_and_is_half_of_taylor() -> Non
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(X[n : n + 1]), Y[n : n + 1]), [model[3].weight])  # type: ignore[index]
         each.append((gradient * model[3].weight).sum((0, 2, 3)).square())  # type: ignore[index]
     np.testing.assert_allclose(score["0"], 0.5 * torch.stack(each).mean(0).detach(), rtol=1e-10)
-    absolute = scores(model, TaylorActivation(), F.cross_entropy, X, Y, batch=4)
+    absolute = scores(model, Taylor("act2017"), F.cross_entropy, X, Y, batch=4)
     np.testing.assert_allclose(absolute["0"], torch.stack(each).sqrt().mean(0).detach(), rtol=1e-10)
-    twice = scores(model, TaylorPerSample(), F.cross_entropy, X, Y, batch=6)
+    twice = scores(model, Taylor("per_sample"), F.cross_entropy, X, Y, batch=6)
     for group in score:
         np.testing.assert_allclose(2 * score[group], twice[group], rtol=1e-10)
 
@@ -236,8 +236,9 @@ def test_with_unit_noise_the_true_fisher_is_the_hessian() -> None:
     x, y, weight = regression(n=4000)
     by_hand = 0.5 * x.square().mean(0) * weight[0].square()
     by_weights = OptimalBrainDamage(method="weights_gauss_newton")
-    for criterion in (TrueFisher(), OptimalBrainDamage(), TrueFisher(per_weight=True, seed=1), by_weights):
-        is_slow = criterion == by_weights or criterion == TrueFisher(per_weight=True, seed=1)
+    by_gates = OptimalBrainDamage(method="gauss_newton")
+    for criterion in (Fisher("model"), by_gates, Fisher("model", per_weight=True, seed=1), by_weights):
+        is_slow = criterion == by_weights or criterion == Fisher("model", per_weight=True, seed=1)
         rows = slice(1500) if is_slow else slice(None)  # a backward pass a sample
         score = scores(Features(weight), criterion, half_squares, x[rows], y[rows])["copy"]
         np.testing.assert_allclose(score, by_hand, rtol=0.15)
@@ -251,7 +252,7 @@ def test_drawn_labels_average_to_the_gauss_newton_block() -> None:
         for k, p in enumerate(torch.softmax(logits[n], 0).tolist()):
             (g,) = torch.autograd.grad(F.cross_entropy(model(X[n : n + 1]), torch.tensor([k])), [model[3].weight])  # type: ignore[index]
             exact += 0.5 * p * (g * model[3].weight).sum((0, 2, 3)).square().detach() / 6  # type: ignore[index]
-    criteria = {str(seed): TrueFisher(seed=seed) for seed in range(300)}  # all from one forward pass
+    criteria = {str(seed): Fisher("model", seed=seed) for seed in range(300)}  # all from one forward pass
     found = score_units(model, trace(model, X[:1]), criteria, X, Y, F.cross_entropy, 6)
     draws = np.stack([each["0"] for each in found.values()])
     error = draws.std(0) / 300**0.5
@@ -270,7 +271,7 @@ def test_a_set_twice_over_scores_the_same_also_with_a_short_last_batch(criterion
 
 @pytest.mark.parametrize(
     "criterion",
-    [Fisher(), TrueFisher(), Fisher(per_weight=True), OptimalBrainDamage(), OptimalBrainDamage(method="gates")],
+    [Fisher(), Fisher("model"), Fisher(per_weight=True), OptimalBrainDamage(), OptimalBrainDamage(method="gates")],
 )
 def test_a_dead_channel_scores_exactly_zero(criterion: Criterion) -> None:
     model = small()
@@ -294,7 +295,7 @@ def test_members_that_cancel_in_every_sample_score_zero() -> None:
     torch.manual_seed(0)
     model = Twins().double()
     x = torch.randn(6, 2, dtype=torch.float64)
-    for criterion in (Fisher(), TrueFisher()):
+    for criterion in (Fisher(), Fisher("model")):
         score = scores(model, criterion, F.cross_entropy, x, Y)["write"]
         np.testing.assert_allclose(score[:4], 0.0, atol=1e-30)
         assert score[4] > 1e-6

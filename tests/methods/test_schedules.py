@@ -14,10 +14,9 @@ from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery, hysteres
 from amcsearch.methods.schedules.gradual import Gradual, cubic_sparsity
 from amcsearch.methods.schedules.lottery import Lottery, round_lengths, ticket_counts
 from amcsearch.methods.schedules.movement import MovementTopV, top_v
-from amcsearch.methods.schedules.rigl import RigL, drop_share, erk_densities, uniform_densities
-from amcsearch.methods.schedules.rounds import Iterative, OneShot, round_sparsities
-
-LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
+from amcsearch.methods.schedules.one_shot import OneShot
+from amcsearch.methods.schedules.rigl import RigL, drop_share
+from amcsearch.methods.schedules.rounds import Iterative, round_sparsities
 
 
 def moment(
@@ -123,29 +122,6 @@ def test_a_rewound_learning_rate_replays_the_schedule_each_round() -> None:
 
 
 # RigL
-
-
-def test_erk_of_lenet() -> None:
-    for sparsity, expected in ((0.9, (0.07957, 0.23019, 1.0)), (0.98, (0.01539, 0.04453, 0.36740))):
-        found = erk_densities(LENET, sparsity)
-        assert tuple(found.values()) == pytest.approx(expected, abs=1e-5)
-        kept = sum(found[name] * math.prod(shape) for name, shape in LENET.items())
-        assert kept / sum(map(math.prod, LENET.values())) == pytest.approx(1.0 - sparsity)
-
-
-@given(st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=4), min_size=1, max_size=6), st.floats(0.0, 0.99))
-def test_erk_adds_up_and_never_exceeds_dense(shapes: list[list[int]], sparsity: float) -> None:
-    named = {str(i): shape for i, shape in enumerate(shapes)}
-    found = erk_densities(named, sparsity)
-    assert all(0.0 <= d <= 1.0 for d in found.values())
-    sizes = [math.prod(shape) for shape in shapes]
-    assert sum(d * n for d, n in zip(found.values(), sizes, strict=True)) == pytest.approx((1 - sparsity) * sum(sizes))
-
-
-def test_uniform_keeps_the_first_layer_dense_where_it_fits() -> None:
-    shapes = {"a": (1, 10), "b": (10, 9)}
-    assert uniform_densities(shapes, 0.7) == pytest.approx({"a": 1.0, "b": 20 / 90})
-    assert uniform_densities(shapes, 0.95) == pytest.approx({"a": 0.05, "b": 0.05})
 
 
 def test_drop_share_ends() -> None:

@@ -12,7 +12,7 @@ from amcsearch.graph.masks import masked
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
-from amcsearch.methods.criteria.taylor import Taylor, TaylorBn, TaylorJoint, TaylorParameterwise, TaylorPerSample
+from amcsearch.methods.criteria.taylor import Taylor
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Statistic
 from amcsearch.methods.ranking import UnitScores, score_units
@@ -80,7 +80,7 @@ def stream_group(found: Trace) -> str:
     return next(name for name, parts in found.slices.items() if any(p.tensor == "0.weight" for p in parts))
 
 
-@pytest.mark.parametrize("criterion", [Taylor(), TaylorBn()])
+@pytest.mark.parametrize("criterion", [Taylor(), Taylor("bn")])
 def test_gate_equals_the_squared_derivative_by_a_channel_multiplier(criterion: Taylor) -> None:
     model = residual()
     found = trace(model, X[:1])
@@ -101,7 +101,7 @@ def test_minibatch_squares_are_averaged_by_samples() -> None:
 def test_producers_and_consumers_agree_on_every_group_of_a_residual_network() -> None:
     model = residual()
     found = trace(model, X[:1])
-    consumers, producers = scores(model, found, Taylor()), scores(model, found, TaylorBn())
+    consumers, producers = scores(model, found, Taylor()), scores(model, found, Taylor("bn"))
     assert len(consumers) == 3
     for group in consumers:
         np.testing.assert_allclose(consumers[group], producers[group], rtol=1e-6)
@@ -111,7 +111,7 @@ def test_through_gelu_the_two_sides_differ() -> None:
     model = residual(nn.GELU)
     found = trace(model, X[:1])
     group = stream_group(found)
-    consumers, producers = scores(model, found, Taylor())[group], scores(model, found, TaylorBn())[group]
+    consumers, producers = scores(model, found, Taylor())[group], scores(model, found, Taylor("bn"))[group]
     assert np.abs(consumers / producers - 1).max() > 1e-3
 
 
@@ -140,7 +140,7 @@ def test_on_a_loss_linear_in_the_gate_the_score_is_the_true_loss_change() -> Non
         return (output * F.one_hot(target, 3)).sum(1).mean()
 
     (group,) = found.network.groups
-    score = scores(model, found, TaylorJoint(), linear_loss)[group.name]
+    score = scores(model, found, Taylor("joint"), linear_loss)[group.name]
     with torch.no_grad():
         dense = linear_loss(model(X), Y)
         for c in range(4):
@@ -152,7 +152,7 @@ def test_on_a_loss_linear_in_the_gate_the_score_is_the_true_loss_change() -> Non
 def test_joint_never_exceeds_parameterwise() -> None:
     model = residual()
     found = trace(model, X[:1])
-    joint, parameterwise = scores(model, found, TaylorJoint()), scores(model, found, TaylorParameterwise())
+    joint, parameterwise = scores(model, found, Taylor("joint")), scores(model, found, Taylor("parameterwise"))
     assert all((joint[group] <= parameterwise[group]).all() for group in joint)
     assert any((joint[group] < 0.9 * parameterwise[group]).any() for group in joint)
 
@@ -162,7 +162,7 @@ def test_per_sample_is_the_gate_score_of_minibatches_of_one() -> None:
     found = trace(model, X[:1])
     one = scores(model, found, Taylor(), batch=1)
     for batch in (4, 6):
-        each = scores(model, found, TaylorPerSample(), batch=batch)
+        each = scores(model, found, Taylor("per_sample"), batch=batch)
         for group in one:
             np.testing.assert_allclose(each[group], one[group], rtol=1e-12)
 
@@ -172,7 +172,7 @@ def test_a_dead_channel_scores_zero() -> None:
     found = trace(model, X[:1])
     norm = model[3].bn1  # type: ignore[index]
     norm.weight.data[2] = norm.bias.data[2] = 0.0
-    for criterion in (Taylor(), TaylorBn(), TaylorJoint(), TaylorParameterwise(), TaylorPerSample()):
+    for criterion in (Taylor(), Taylor("bn"), Taylor("joint"), Taylor("parameterwise"), Taylor("per_sample")):
         score = scores(model, found, criterion)[inner_group(found)]
         assert score[2] == 0.0
         assert score.max() > 0.0

@@ -7,7 +7,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import vanishes
 from amcsearch.methods.ranking import score_units
@@ -16,7 +16,8 @@ from amcsearch.training.losses import task_loss
 from amcsearch.training.splits import DataSplits, stacked
 
 EVERY = {
-    **{name: make() for name, make in CRITERIA.items()},
+    **{name: CRITERIA[name]() for name in CRITERIA},
+    **{alias: CRITERIA[name](**params) for alias, (name, params) in ALIASES.items()},
     "obd exact": CRITERIA["obd"](method="exact"),
     "obd gauss_newton": CRITERIA["obd"](method="gauss_newton"),
     "obd first_order": CRITERIA["obd"](method="exact", first_order=True),
@@ -46,7 +47,7 @@ def test_second_derivatives_by_hand():
     x = torch.tensor([[1.5, 1.0, 1.0]]).double()
     expected = torch.tensor([0.5 * 1.44 / 25, 0.5 * 1.44 / 25, 0.0]).double()
     torch.testing.assert_close(scores_at(CRITERIA["obd"](method="exact"), model, found, x), expected)
-    drawn = scores_at(CRITERIA["true_fisher"](), model, found, x)
+    drawn = scores_at(CRITERIA["fisher"](labels="model"), model, found, x)
     assert drawn[0] > 1e-3
     torch.testing.assert_close(drawn / drawn[0], torch.tensor([1.0, 1.0, 0.0]).double())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from amcsearch.config import Config
+from amcsearch.config import Config, choose
 from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.observer import Observer, Phases
@@ -18,7 +18,9 @@ from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_proposal
 from amcsearch.jobs.workload import CONFIGURED, InMemory
+from amcsearch.methods import NORMALISERS, ROUND_SHAPES
 from amcsearch.runs import RunFolder
+from amcsearch.search import LADDERS
 
 __all__ = ["prune"]
 
@@ -32,6 +34,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     """
     phases = Phases(observer, run.append_log)
     goal = _goal_of(config)
+    _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
     with _naming_the_target(config):
         job = assemble(_without_search_budget(config), phases, given)
@@ -69,6 +72,13 @@ def _goal_of(config: Config) -> str:
     if prune.keep_accuracy is not None:
         return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
     raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")
+
+
+def _check_rules(config: Config) -> None:
+    """Check the names of allocation, round shape and normaliser, before anything is loaded or trained."""
+    choose(LADDERS, config.prune.allocation, "prune.allocation")
+    choose(ROUND_SHAPES, config.prune.round_shape, "prune.round_shape")
+    choose(NORMALISERS, config.prune.normaliser, "prune.normaliser")
 
 
 def _without_search_budget(config: Config) -> Config:

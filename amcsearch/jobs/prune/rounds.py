@@ -24,7 +24,7 @@ from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.setup import Job, reranked
-from amcsearch.methods import Shape, keep, round_sparsities
+from amcsearch.methods import keep, round_sparsities
 from amcsearch.runs import RunFolder
 from amcsearch.search import Budget, FeasibleSet
 from amcsearch.training import StateFile, evaluate
@@ -55,7 +55,7 @@ def shares_of_training(config: Config) -> list[Config]:
     return found
 
 
-def round_limits(dense: float, limit: float, rounds: int, shape: Shape) -> list[float]:
+def round_limits(dense: float, limit: float, rounds: int, shape: str) -> list[float]:
     """Return the most that each round may cost, in the unit of ``dense`` and ``limit``; the last is ``limit``."""
     sparsities = round_sparsities(1.0 - limit / dense, rounds, shape)
     return [*(dense * (1.0 - sparsity) for sparsity in sparsities[:-1]), limit]

@@ -34,7 +34,8 @@ def ladder_of(job: Job, cost: CostOf) -> NDArray[int64]:
     """Return the nested policies (R, G) of the configured allocation, from dense to the narrowest.
 
     Raises:
-        BadInputError: an unknown normaliser, or an allocation that compares scores where a selector gives none.
+        BadInputError: scores that the normaliser cannot take, or an allocation that compares scores where a selector
+            gives none.
     """
     prune = job.config.prune
     if job.scores is None and prune.allocation != "uniform":

@@ -68,12 +68,13 @@ def make_method(config: Config) -> GateMethod | MaskSchedule:
     """Make the configured gate, or the schedule with the criterion that it ranks by.
 
     Raises:
-        BadInputError: as ``config.make`` and ``make_criterion``.
+        BadInputError: as ``config.make`` and ``make_criterion``, or a target that the schedule cannot meet.
     """
     section, keys = config.sparsify, ("sparsify.method", "sparsify.params")
     registry: Mapping[str, Callable[..., GateMethod | MaskSchedule]] = {**GATES, **SCHEDULES}
     method = make(registry, section.method, section.params, keys, (GateMethod, MaskSchedule))
     if isinstance(method, MaskSchedule):
+        method.check_target(section.target.get("sparsity"), section.granularity or "weights")
         _criterion(config)
     return method
 

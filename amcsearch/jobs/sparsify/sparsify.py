@@ -10,7 +10,6 @@ from torch import nn
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost
-from amcsearch.costs import StorageFormat
 from amcsearch.jobs.delivery import save_network
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
@@ -85,8 +84,7 @@ def _target(
             device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
         return UnitTarget(workload.trace, device, cost, goal)
     shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(workload.model, workload.trace).items()}
-    storage = StorageFormat(config.sparsify.storage)
-    return WeightTarget(workload.trace, device.space, shapes, cost, goal, storage, weight_bits(config))
+    return WeightTarget(workload.trace, device.space, shapes, cost, goal, config.sparsify.storage, weight_bits(config))
 
 
 def _goal(config: Config, device: Device) -> float:

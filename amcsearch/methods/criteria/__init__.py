@@ -1,4 +1,4 @@
-"""Criteria: one formula a file, one row here; a row makes a criterion from its hyper-parameters."""
+"""Registry of criteria: name → what makes a criterion from its parameters, one formula a file; and older names."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -6,35 +6,22 @@ from typing import Final
 from amcsearch.methods.criteria.activation import ActivationMagnitude
 from amcsearch.methods.criteria.activation_variance import ActivationVariance
 from amcsearch.methods.criteria.bn_scale import BnScale
-from amcsearch.methods.criteria.fisher import Fisher, TrueFisher
+from amcsearch.methods.criteria.fisher import Fisher
 from amcsearch.methods.criteria.magnitude import Magnitude
 from amcsearch.methods.criteria.movement import Movement
 from amcsearch.methods.criteria.obd import OptimalBrainDamage
 from amcsearch.methods.criteria.random_order import RandomOrder
-from amcsearch.methods.criteria.taylor import (
-    Taylor,
-    TaylorActivation,
-    TaylorBn,
-    TaylorJoint,
-    TaylorParameterwise,
-    TaylorPerSample,
-)
+from amcsearch.methods.criteria.taylor import Taylor
 from amcsearch.methods.criteria.wanda import Wanda, WandaChannels
 from amcsearch.methods.criterion import Criterion
 
-__all__ = ["CRITERIA", "Criterion"]
+__all__ = ["ALIASES", "CRITERIA", "Criterion", "unaliased"]
 
 CRITERIA: Final[Mapping[str, Callable[..., Criterion]]] = {
     "magnitude": Magnitude,
     "taylor": Taylor,
-    "taylor_bn": TaylorBn,
-    "taylor_joint": TaylorJoint,
-    "taylor_parameterwise": TaylorParameterwise,
-    "taylor_per_sample": TaylorPerSample,
-    "taylor_act2017": TaylorActivation,
     "obd": OptimalBrainDamage,
     "fisher": Fisher,
-    "true_fisher": TrueFisher,
     "movement": Movement,
     "activation_magnitude": ActivationMagnitude,
     "activation_variance": ActivationVariance,
@@ -43,3 +30,21 @@ CRITERIA: Final[Mapping[str, Callable[..., Criterion]]] = {
     "bn_scale": BnScale,
     "random": RandomOrder,
 }
+ALIASES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
+    "taylor_bn": ("taylor", {"variant": "bn"}),
+    "taylor_joint": ("taylor", {"variant": "joint"}),
+    "taylor_parameterwise": ("taylor", {"variant": "parameterwise"}),
+    "taylor_per_sample": ("taylor", {"variant": "per_sample"}),
+    "taylor_act2017": ("taylor", {"variant": "act2017"}),
+    "true_fisher": ("fisher", {"labels": "model"}),
+}
+"""Other name → the criterion it stands for, with the parameters that it sets."""
+
+
+def unaliased(name: str, params: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+    """Return the criterion's name and parameters that ``name`` with ``params`` stands for.
+
+    ``params`` overrule what an alias sets; a name that is no alias comes back as it is.
+    """
+    registered, preset = ALIASES.get(name, (name, {}))
+    return registered, {**preset, **params}

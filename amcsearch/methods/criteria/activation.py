@@ -1,4 +1,4 @@
-"""Activation magnitude: a channel matters as much as it is active.
+"""Activation magnitude: score a channel by how active it is.
 
     mean_absolute  mean over samples and positions of |A_c|
     mean_square    mean of A_c^2

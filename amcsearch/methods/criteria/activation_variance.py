@@ -1,4 +1,4 @@
-"""Activation variance: a channel that hardly varies is a constant, and a constant fits in the readers' biases.
+"""Activation variance: score a channel by how much it varies; a constant fits in the readers' biases.
 
     weighted   Var_c * ||W[:, c]||^2, summed over all that reads channel c (the default)
     bare       Var_c, averaged over the readers

@@ -3,11 +3,11 @@
     channels   (1/2N) sum_n s_nc^2,  s_nc = sum over all that reads channel c of its part of dL_n/da_c
     weights    1/2 F_ii w_i^2,       F_ii = mean_n (dL_n/dw_i)^2     (``per_weight``; a unit sums its weights)
 
-Members are added BEFORE squaring, so that contributions of a sample that cancel do cancel. ``labels`` data: empirical;
-model: labels drawn from the model's own distribution, which is the true Fisher and, for softmax cross-entropy, the
-Gauss-Newton matrix. Theis et al. 2018 (arXiv 1801.05787); Liu et al. 2021 (arXiv 2108.00708). Departure: for sequences
-a sample's loss is its share of the mean over all targets of its minibatch. Dividing by the saved cost, as Liu et al.
-do, compares groups alone: see ``global_ranking``.
+Members are added BEFORE squaring, so that contributions of a sample that cancel do cancel. ``labels`` data: the
+empirical Fisher; model: labels drawn from the model's own distribution (alias ``true_fisher``), which estimates the
+Gauss-Newton matrix of softmax cross-entropy. Theis et al. 2018 (arXiv 1801.05787); Liu et al. 2021 (arXiv 2108.00708).
+Departure: for sequences a sample's loss is its share of the mean over all targets of its minibatch. Dividing by the
+saved cost, as Liu et al. do, compares groups alone: see ``global_ranking``.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from torch import Tensor
 from amcsearch.methods.needs import Labels, Need, SampleGates, SquaredGradients
 from amcsearch.methods.statistics import Statistics
 
-__all__ = ["Fisher", "TrueFisher"]
+__all__ = ["Fisher"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,7 @@ class Fisher:
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
         """Return s_nc spread over its readers, (N, *weight), or 1/2 F w^2, shape of the weight."""
-        found = statistics.found[self._need]
+        derivatives = statistics.found[self._need]
         if not self.per_weight:
-            return found
-        return {name: 0.5 * value * statistics.weights[name].square() for name, value in found.items()}
-
-
-@dataclass(frozen=True)
-class TrueFisher(Fisher):
-    """Fisher with labels drawn from the model itself, which is the Gauss-Newton curvature of cross-entropy."""
-
-    labels: Labels = "model"
+            return derivatives
+        return {name: 0.5 * value * statistics.weights[name].square() for name, value in derivatives.items()}

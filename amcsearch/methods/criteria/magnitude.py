@@ -1,4 +1,4 @@
-"""Magnitude: a weight is as important as it is large.
+"""Magnitude: score a weight by its size.
 
     saliency = |w|^p,  score of a unit = mean over its coupled tensors of ||slice||_p^p
 

@@ -1,4 +1,4 @@
-"""Movement: keep the weights that move away from zero while the network is trained.
+"""Movement: score a weight by how far it moves away from zero while the network is trained.
 
     S = -sum over steps of G * W,  G = dL/dW' at the masked weight;  score of a unit = sum over what reads it
 

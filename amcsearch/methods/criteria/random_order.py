@@ -1,4 +1,4 @@
-"""Random: the baseline every criterion has to beat.
+"""Random: a random order, the baseline of every criterion.
 
 saliency = one standard normal draw a weight, so units of one group (slices of equal size) are exchangeable
 """

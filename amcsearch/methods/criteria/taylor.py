@@ -8,7 +8,8 @@ by about -dL/da. Signs must survive until that sum; only then comes the square o
                    follows, else the producer's own weight and bias
     joint          |sum w*g| with the gradient of the whole calibration set
     parameterwise  sum |w*g| with the same gradient: never below joint, and blind to what cancels
-    per_sample     mean over samples of (sum w*g)^2: does not vanish at a minimum; twice the empirical Fisher score
+    per_sample     mean over samples of (sum w*g)^2: does not vanish at a minimum; twice the score of ``fisher``, hence
+                   the same order
     act2017        mean over samples of |sum w*g|; the 2017 paper divides it by the layer's L2 norm (``global_ranking``)
 
 Molchanov et al. 2017 (arXiv 1611.06440) and 2019 (arXiv 1906.10771). Departures: the gate sits on what consumers read,
@@ -19,68 +20,48 @@ squares depend on the batch size: fix it when comparing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Final, Literal
 
 from torch import Tensor
 
 from amcsearch.methods.needs import Need, SampleGates, Statistic
 from amcsearch.methods.statistics import Statistics
 
-__all__ = ["Taylor", "TaylorActivation", "TaylorBn", "TaylorJoint", "TaylorParameterwise", "TaylorPerSample"]
+__all__ = ["Taylor", "TaylorVariant"]
+
+TaylorVariant = Literal["gate", "bn", "joint", "parameterwise", "per_sample", "act2017"]
+_NEEDS_AND_REDUCTIONS: Final[Mapping[TaylorVariant, tuple[Need, str]]] = {
+    "gate": (Statistic.MINIBATCH_GRADIENT, "consumers_squared"),
+    "bn": (Statistic.MINIBATCH_GRADIENT, "last_stages_squared"),
+    "joint": (Statistic.SET_GRADIENT, "consumers_absolute"),
+    "parameterwise": (Statistic.SET_GRADIENT, "consumers_sum"),
+    "per_sample": (SampleGates(), "consumers_squared"),
+    "act2017": (SampleGates(), "consumers_absolute"),
+}
 
 
 @dataclass(frozen=True)
 class Taylor:
-    """Taylor ``gate``: mean over minibatches of the squared derivative by the gate."""
+    """Taylor: the squared or absolute derivative of the loss by a gate on the unit; ``variant`` says which."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.MINIBATCH_GRADIENT})
-    reduction: ClassVar[str] = "consumers_squared"
+    variant: TaylorVariant = "gate"
 
-    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
-        """Return w * dL/dw with its sign, shape of the weight."""
-        return {name: statistics.weights[name] * gradient for name, gradient in statistics.gradients.items()}
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Gradients of minibatches or of the whole set, or gates of single samples."""
+        return frozenset({_NEEDS_AND_REDUCTIONS[self.variant][0]})
 
-
-@dataclass(frozen=True)
-class TaylorBn(Taylor):
-    """Taylor ``bn``: the gate right after the producers' last stage."""
-
-    reduction: ClassVar[str] = "last_stages_squared"
-
-
-@dataclass(frozen=True)
-class TaylorJoint(Taylor):
-    """Taylor ``joint``: one gradient of the whole set, absolute value of the sum."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
-    reduction: ClassVar[str] = "consumers_absolute"
-
-
-@dataclass(frozen=True)
-class TaylorParameterwise(Taylor):
-    """Taylor ``parameterwise``: one gradient of the whole set, sum of absolute terms."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({Statistic.SET_GRADIENT})
-    reduction: ClassVar[str] = "consumers_sum"
+    @property
+    def reduction(self) -> str:
+        """Members are added with their signs, then squared or made positive; ``parameterwise`` adds absolute terms."""
+        return _NEEDS_AND_REDUCTIONS[self.variant][1]
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
-        """Return |w * dL/dw|, shape of the weight."""
-        return {name: term.abs() for name, term in super().saliency(statistics).items()}
+        """Return w * dL/dw with its sign (its size by ``parameterwise``), shape of the weight.
 
-
-@dataclass(frozen=True)
-class TaylorPerSample(Taylor):
-    """Taylor ``per_sample``: mean over samples of the squared derivative by the gate."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({SampleGates()})
-
-    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
-        """Return each sample's derivative by the gate, spread over the readers, (N, *weight)."""
-        return statistics.found[SampleGates()]
-
-
-@dataclass(frozen=True)
-class TaylorActivation(TaylorPerSample):
-    """Taylor ``act2017``: mean over samples of the absolute derivative by the gate."""
-
-    reduction: ClassVar[str] = "consumers_absolute"
+        By ``per_sample`` and ``act2017`` each sample's derivative by the gate, spread over the readers, (N, *weight).
+        """
+        if self.variant in ("per_sample", "act2017"):
+            return statistics.found[SampleGates()]
+        terms = {name: statistics.weights[name] * gradient for name, gradient in statistics.gradients.items()}
+        return {name: term.abs() for name, term in terms.items()} if self.variant == "parameterwise" else terms

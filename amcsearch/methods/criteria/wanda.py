@@ -7,7 +7,8 @@
               layer or 1x1 convolution
 
 Sun et al. 2023 (arXiv 2306.11695); convolutions are matrices over unfolded patches. Squares are divided by the number
-of positions, which changes no order. Compare weights within an output row or in runs of m (``unstructured.py``).
+of positions, which changes no order. The paper compares weights within an output row or in runs of m: the schedule
+``one_shot`` with ``within: row`` or a ``pattern``.
 Departure: inputs are those of the dense network; the paper's code takes them anew after each block.
 """
 
@@ -34,7 +35,7 @@ class Wanda:
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
         """Return S^2, whose root the reduction takes, shape of the weight."""
         patches, weights = statistics.patches.items(), statistics.weights
-        return {name: weights[name].square() * found.squares(weights[name]) for name, found in patches}
+        return {name: weights[name].square() * inputs.squares(weights[name]) for name, inputs in patches}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class WandaChannels(Wanda):
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
         """Return the channel's squared error spread evenly over its weights, broadcastable to the weight."""
         spread = {}
-        for name, found in statistics.patches.items():
+        for name, inputs in statistics.patches.items():
             weight = statistics.weights[name]
-            errors = found.channel_errors(weight)
+            errors = inputs.channel_errors(weight)
             spread[name] = aligned(errors * (len(errors) / weight.numel()), weight, transposed=False)
         return spread

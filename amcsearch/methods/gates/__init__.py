@@ -1,4 +1,4 @@
-"""Gates: one formula a file, one row here; a row makes a gate's method from its hyper-parameters."""
+"""Registry of gates: name → what makes a gate's method from its parameters, one formula a file."""
 
 from collections.abc import Mapping
 from typing import Final

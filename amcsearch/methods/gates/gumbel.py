@@ -1,4 +1,4 @@
-"""Gumbel-softmax channel gates: a unit is in or out by a coin whose bias is learned.
+"""Gumbel-softmax channel gates: draw each unit in or out, with a probability that is learned.
 
     z = sigmoid((log_a + log u - log(1 - u)) / tau),  forward 1[z > 1/2], backward z (straight-through)
     P(z > 1/2) = sigmoid(log_a) for every tau;   test: 1[log_a > 0]

@@ -1,4 +1,4 @@
-"""Network slimming: an L1 penalty on the scale of every channel makes the dispensable ones small.
+"""Network slimming: an L1 penalty on the scale of every channel, which makes needless channels small.
 
     loss + strength * sum |gamma|      (by subgradient: strength * sign(gamma) joins gamma's gradient)
 

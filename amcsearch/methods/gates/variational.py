@@ -1,4 +1,4 @@
-"""Sparse variational dropout: every weight learns how much noise it can bear; what bears any is not needed.
+"""Sparse variational dropout: learn the noise of every weight, and remove the weights that bear much of it.
 
     q(w) = N(mu, sigma^2),  log_a = log sigma^2 - log mu^2 in [-8, 8],  layer output ~ N(x mu, x^2 sigma^2)
     -KL ~ k1 * sigmoid(k2 + k3 * log_a) - 1/2 * log(1 + 1/a) - k1,   k = 0.63576, 1.87320, 1.48695

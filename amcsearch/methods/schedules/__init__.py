@@ -1,4 +1,4 @@
-"""Mask schedules: one rule a file, one row here; a row makes a schedule from its hyper-parameters."""
+"""Registry of mask schedules: name → what makes a schedule from its parameters, one rule a file."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -8,8 +8,9 @@ from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery
 from amcsearch.methods.schedules.gradual import Gradual
 from amcsearch.methods.schedules.lottery import Lottery
 from amcsearch.methods.schedules.movement import MovementTopV
+from amcsearch.methods.schedules.one_shot import OneShot
 from amcsearch.methods.schedules.rigl import RigL
-from amcsearch.methods.schedules.rounds import Iterative, OneShot
+from amcsearch.methods.schedules.rounds import Iterative
 
 __all__ = ["SCHEDULES", "MaskSchedule"]
 

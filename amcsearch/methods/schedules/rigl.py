@@ -1,58 +1,28 @@
-"""RigL: a sparse network from the first step on, that moves its connections to where the gradient wants them.
+"""RigL: train a sparse network from the first step on, and move connections to where the gradient is largest.
 
 Every ``interval`` steps, in each layer: drop the k lowest scores of the weights in use; grow the k largest |dL/dW'| of
 all entries that are not kept, so that a weight just dropped may return; grown weights start at 0.
 
     k_l = int(f(t) * nnz_l),  f(t) = alpha/2 * (1 + cos(pi * t / T_end)),  no change from T_end on
-    ERK:      d_l = eps * sum(shape_l) / prod(shape_l), layers that would exceed 1 are dense and eps is solved again
-    uniform:  the same density in every layer but the first, which is dense
 
+The densities of layers are ERK's or uniform (``layer_densities``).
 Evci et al., Rigging the Lottery, 2020 (arXiv 1911.11134). The optimiser leaves out the steps that move connections.
 Departures: T_end is a share of the training; the first masks are the criterion's best (its ``random`` is the paper's);
 ties break by index, not by noise.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from amcsearch.core import BadInputError
+from amcsearch.methods.layer_densities import erk_densities, uniform_densities
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan, share
 from amcsearch.methods.weight_choice import apportion, keep_by_count, keep_top
 
-__all__ = ["RigL", "drop_share", "erk_densities", "uniform_densities"]
-
-
-def erk_densities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
-    """Density of each tensor by Erdos-Renyi-Kernel; together they keep 1 - sparsity of all weights."""
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        left = (1.0 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        free = [name for name in shapes if name not in dense]
-        if left <= 0.0 or not free:
-            break
-        scale = left / sum(raw[name] * sizes[name] for name in free)
-        over = {name for name in free if scale * raw[name] > 1.0}
-        if not over:
-            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
-        largest = max(raw[name] for name in over)
-        dense |= {name for name in over if raw[name] == largest}
-    return {name: 1.0 if name in dense else 0.0 for name in shapes}
-
-
-def uniform_densities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
-    """One density for all tensors but the first, which is dense unless it alone exceeds what is kept."""
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    kept, first = (1.0 - sparsity) * sum(sizes.values()), next(iter(sizes))
-    rest = sum(sizes.values()) - sizes[first]
-    if rest == 0 or kept <= sizes[first]:
-        return dict.fromkeys(sizes, 1.0 - sparsity)
-    return {name: 1.0 if name == first else (kept - sizes[first]) / rest for name in sizes}
+__all__ = ["RigL", "drop_share"]
 
 
 def drop_share(step: int, end: int, alpha: float) -> float:

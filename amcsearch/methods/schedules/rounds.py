@@ -1,4 +1,4 @@
-"""Rounds: prune, train, prune again, within one training budget; one round is one-shot pruning.
+"""Iterative pruning: prune, train, prune again, within one training budget; one round is one-shot pruning.
 
 Before part i = 1 … r of the training the sparsity becomes
 
@@ -23,19 +23,19 @@ from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
 from amcsearch.methods.schedules.gradual import cubic_sparsity
 from amcsearch.methods.weight_choice import keep_overall, n_kept
 
-__all__ = ["Iterative", "OneShot", "Shape", "nested", "round_sparsities"]
+__all__ = ["ROUND_SHAPES", "Iterative", "nested", "round_sparsities"]
 
-Shape = Literal["geometric", "linear", "cubic"]
-_SHAPES: Final[Mapping[Shape, Callable[[float, float], float]]] = {
+ROUND_SHAPES: Final[Mapping[str, Callable[[float, float], float]]] = {
     "geometric": lambda x, s: 1.0 - (1.0 - s) ** x,
     "linear": lambda x, s: s * x,
     "cubic": lambda x, s: cubic_sparsity(x, 0.0, s),
 }
+"""Name → sparsity when the share x of the rounds is done, s being the last one's."""
 
 
-def round_sparsities(sparsity: float, rounds: int, shape: Shape) -> list[float]:
-    """Sparsity after each of ``rounds`` prunings; the last is ``sparsity`` itself."""
-    return [*(_SHAPES[shape](i / rounds, sparsity) for i in range(1, rounds)), sparsity]
+def round_sparsities(sparsity: float, rounds: int, shape: str) -> list[float]:
+    """Sparsity after each of ``rounds`` prunings by a row of ``ROUND_SHAPES``; the last is ``sparsity`` itself."""
+    return [*(ROUND_SHAPES[shape](i / rounds, sparsity) for i in range(1, rounds)), sparsity]
 
 
 def nested(moment: Moment, n_keep: int) -> dict[str, Tensor]:
@@ -52,16 +52,18 @@ class Iterative(MaskSchedule):
     ``learning_rate`` either runs on over the whole training, or is rewound: each part replays the whole schedule.
 
     Raises:
-        BadInputError: no round.
+        BadInputError: no round, or an unknown shape.
     """
 
     rounds: int = 4
-    shape: Shape = "geometric"
+    shape: str = "geometric"
     learning_rate: Literal["running", "rewound"] = "rewound"
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise BadInputError(f"iterative: rounds = {self.rounds}, must be at least 1")
+        if self.shape not in ROUND_SHAPES:
+            raise BadInputError(f"iterative: shape = {self.shape!r} is unknown; known: {', '.join(ROUND_SHAPES)}")
 
     def begin(self, moment: Moment) -> Masks:
         """Prune before the first step."""
@@ -90,16 +92,3 @@ class Iterative(MaskSchedule):
     def _prune(self, moment: Moment, i: int) -> Masks:
         sparsity = round_sparsities(moment.plan.sparsity, self.rounds, self.shape)[i]
         return nested(moment, n_kept(moment.plan.count, sparsity))
-
-
-@dataclass(frozen=True)
-class OneShot(MaskSchedule):
-    """Prune everything before the first step, then train."""
-
-    def begin(self, moment: Moment) -> Masks:
-        """Prune."""
-        return nested(moment, moment.plan.n_keep)
-
-    def masks(self, moment: Moment) -> None:
-        """Nothing more."""
-        del moment

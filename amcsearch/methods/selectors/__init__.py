@@ -1,4 +1,4 @@
-"""Selectors: one formula a file, one row here; a row makes a selector from its hyper-parameters."""
+"""Registry of selectors: name → what makes a selector from its parameters, one formula a file."""
 
 from collections.abc import Callable, Mapping
 from typing import Final

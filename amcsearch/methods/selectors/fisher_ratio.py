@@ -1,4 +1,4 @@
-"""Fisher's ratio: how well a channel alone separates the classes.
+"""Fisher's ratio: score a channel by how well it alone separates the classes.
 
     J_c = sum_k n_k (mu_ck - mu_c)^2 / sum_k n_k var_ck
 

@@ -1,4 +1,4 @@
-"""Optimal Brain Compression by channels: remove what costs least after refitting all that stays, again and again.
+"""Optimal Brain Compression by channels: remove the channel that costs least after a refit, one after another.
 
 With B = G^-1 (damped) of a reader's inputs, for the columns S of a unit:
 

@@ -1,7 +1,11 @@
-"""From the densities of single weights to channels: the policy that spends what each layer was left with.
+"""Densities of layers by rule, and the policy of channels nearest to given densities.
 
-A layer that keeps a of its input and b of its output channels keeps a * b of its weights. So, with k_g the share
-that group g keeps, the densities d_l of the layers ask for
+    ERK      d_l = eps * sum(shape_l) / prod(shape_l); layers that would exceed 1 are dense and eps is solved again
+             (Evci et al. 2020, Rigging the Lottery, arXiv 1911.11134)
+    uniform  the same density in every layer but the first, which is dense
+
+From densities to channels: a layer that keeps a of its input and b of its output channels keeps a * b of its weights.
+So, with k_g the share that group g keeps, the densities d_l of the layers ask for
 
     sum_g m_lg * log k_g = log d_l,   log k_g <= 0,   m_lg = the part of the layer's two widths that is group g's
 
@@ -10,7 +14,8 @@ bound kept at each step). What no layer asks for stays whole. Evci et al. 2020 a
 2002.03231) note that learned sparsities carry over to other methods; this form of it is ours.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,10 +23,39 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec, PolicySpace, PruningPolicy
 
-__all__ = ["kept_shares", "policy_from_densities"]
+__all__ = ["erk_densities", "kept_shares", "policy_from_densities", "uniform_densities"]
 
 SWEEPS: Final = 500
 FLOOR: Final = 1e-6
+
+
+def erk_densities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
+    """Density of each tensor by Erdos-Renyi-Kernel; together they keep 1 - sparsity of all weights."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        left = (1.0 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        free = [name for name in shapes if name not in dense]
+        if left <= 0.0 or not free:
+            break
+        scale = left / sum(raw[name] * sizes[name] for name in free)
+        over = {name for name in free if scale * raw[name] > 1.0}
+        if not over:
+            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
+        largest = max(raw[name] for name in over)
+        dense |= {name for name in over if raw[name] == largest}
+    return {name: 1.0 if name in dense else 0.0 for name in shapes}
+
+
+def uniform_densities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
+    """One density for all tensors but the first, which is dense unless it alone exceeds what is kept."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    kept, first = (1.0 - sparsity) * sum(sizes.values()), next(iter(sizes))
+    others = sum(sizes.values()) - sizes[first]
+    if others == 0 or kept <= sizes[first]:
+        return dict.fromkeys(sizes, 1.0 - sparsity)
+    return {name: 1.0 if name == first else (kept - sizes[first]) / others for name in sizes}
 
 
 def kept_shares(

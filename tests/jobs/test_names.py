@@ -1,0 +1,65 @@
+"""Names of registries in a configuration: a wrong one is refused, with the known ones, before any work."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amcsearch.cli.main import main
+from amcsearch.config import load
+from amcsearch.jobs.setup import make_evaluator
+from amcsearch.jobs.workload import load_workload
+
+WriteConfig = Callable[..., Path]
+TARGET = ["--target", "macs=0.5x"]
+CUBIK = ["--set", "sparsify={method: iterative, params: {shape: cubik}}"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        ("search", ["--set", "search.agent=ppo"], "search.agent = 'ppo' is unknown"),
+        ("search", ["--set", "search.reward.name=luck"], "search.reward.name = 'luck' is unknown"),
+        ("search", ["--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
+        ("search", ["--set", "selection.params={variant: gates}"], "selection.params.variant = 'gates'"),
+        ("search", ["--set", "selection.selector=thinnet"], "did you mean 'thinet'"),
+        ("search", ["--set", "recovery.reconstruction=obc"], "auto, bias, least_squares, none, scales, sequential"),
+        ("search", ["--dry-run", "--set", "search.agent=ppo"], "search.agent = 'ppo' is unknown"),
+        ("prune", [*TARGET, "--allocation", "globl"], "prune.allocation = 'globl' is unknown; did you mean 'global'"),
+        ("prune", [*TARGET, "--round-shape", "round"], "known: cubic, geometric, linear"),
+        ("prune", [*TARGET, "--set", "prune.normaliser=median"], "known: l2, lamp, max, mean, none, standardise, sum"),
+        ("prune", [*TARGET, "--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
+        ("sparsify", ["--set", "sparsify.method=rigel"], "did you mean 'rigl'"),
+        ("sparsify", ["--set", "sparsify.criterion=size"], "sparsify.criterion = 'size' is unknown"),
+        ("sparsify", CUBIK, "iterative: shape = 'cubik' is unknown; known: geometric, linear, cubic"),
+        ("sparsify", ["--set", "sparsify.storage=zip"], "'bitmap', 'csr' or 'run_length'"),
+        ("sensitivity", ["--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
+        ("energy", ["--storage", "zip"], "--storage = 'zip' is unknown; known: bitmap, csr, dense, run_length"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_work(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr("amcsearch.jobs.workload.call_factory", _no_work)
+    assert main([verb, str(write_config()), "--out", str(tmp_path / "run"), *options]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
+    assert words in line
+
+
+def _no_work(*_arguments: object, **_options: object) -> None:
+    pytest.fail("the network or the data were made")
+
+
+def test_an_alias_chooses_as_what_it_stands_for(write_config: WriteConfig) -> None:
+    path = write_config()
+    by_alias = load(path, ["selection.criterion=true_fisher"])
+    workload = load_workload(by_alias)
+    by_name = load(path, ["selection.criterion=fisher", "selection.params={labels: model}"])
+    rankings = [make_evaluator(config, workload).ranking for config in (by_alias, by_name)]
+    assert all((rankings[0][group] == rankings[1][group]).all() for group in rankings[0])
