@@ -23,7 +23,7 @@ from amcsearch.cli.console import Console
 from scenes import SCENES, configured
 
 from amcsearch.config.loading import config_hash, dump
-from amcsearch.jobs.search import prune
+from amcsearch.jobs.prune.prune import prune
 from amcsearch.runs.folder import RunFolder
 
 OUT: Final = Path(__file__).with_suffix(".csv")
