@@ -14,7 +14,7 @@ from typing import Any, Final
 import amcsearch
 from amcsearch.cli.parser import make_parser
 from amcsearch.config import json_schema
-from amcsearch.methods import CRITERIA, GATES, SCHEDULES, SELECTORS
+from amcsearch.methods import ALIASES, CRITERIA, GATES, SCHEDULES, SELECTORS
 from amcsearch.search import AGENTS, REWARDS
 
 __all__ = ["GENERATORS", "api", "command_line", "configuration", "methods"]
@@ -155,6 +155,10 @@ def methods(kind: str) -> str:
         for name in names:
             heading = f"### `{name}`\n\n" if len(names) > 1 else ""
             lines.append(f"{heading}{_summary(registry[name])}\n\n{_parameters(registry[name])}")
+    if kind == "criteria":
+        lines.append("## Aliases\n\n| alias | criterion | parameters |\n|---|---|---|")
+        lines += [f"| `{alias}` | `{name}` | `{_yaml(params)}` |" for alias, (name, params) in ALIASES.items()]
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ FAST = (
     *("costs/test_energy_published.py", "costs/test_energy_steps.py", "costs/test_storage.py"),
     *("costs/test_structured_saving.py", "costs/latency/test_lanes.py", "costs/latency/test_lowering.py"),
     *("costs/latency/test_rows.py", "costs/latency/test_surface.py", "costs/latency/test_tiling.py"),
-    *("graph/test_layout.py", "methods/test_density_policy.py", "methods/test_fisher_ratio.py"),
+    *("graph/test_layout.py", "methods/test_layer_densities.py", "methods/test_fisher_ratio.py"),
     *("methods/test_global_ranking.py", "methods/test_lasso.py", "methods/test_layer_inputs.py"),
     *("methods/test_least_squares.py", "methods/test_ranking.py", "methods/test_reduction.py"),
     *("methods/test_statistics.py", "methods/test_weight_choice.py"),

@@ -102,6 +102,10 @@ def test_a_method_shows_formula_and_parameters():
     assert "| `p` | `float` | `2.0` |" in section
 
 
+def test_aliases_are_told_with_what_they_stand_for():
+    assert "| `true_fisher` | `fisher` | `{labels: model}` |" in generate.methods("criteria")
+
+
 def test_the_api_page_renders_the_public_names(monkeypatch):
     monkeypatch.setattr(amcsearch, "__all__", ["__version__", "PolicySpace"], raising=False)
     monkeypatch.setattr(amcsearch, "PolicySpace", PolicySpace, raising=False)

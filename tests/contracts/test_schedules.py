@@ -14,7 +14,7 @@ from amcsearch.testing import ScheduleContract, network_example
 from amcsearch.testing.selection_contracts import NETWORKS
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.losses import task_loss
-from amcsearch.training.masked import MaskedTraining, bake
+from amcsearch.training.sparsification import MaskedTraining, bake
 
 
 class TestSchedules(ScheduleContract):
