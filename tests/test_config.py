@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch import config as cfg
-from amcsearch.config.cost_names import RESERVED
+from amcsearch.config.values import RESERVED
 from amcsearch.config.yaml_text import parse_yaml, to_yaml
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec

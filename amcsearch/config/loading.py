@@ -13,10 +13,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from amcsearch.config.cost_names import added_costs
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
+from amcsearch.config.values import added_costs
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError
 

@@ -1,0 +1,149 @@
+"""Values of a configuration that are more than a number or a word: names of costs, limits and targets, import specs."""
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
+
+from amcsearch.core import COST_NAMES
+
+__all__ = [
+    "RESERVED",
+    "ChannelMultiple",
+    "CostName",
+    "ImportSpec",
+    "Limit",
+    "Objective",
+    "PruneTarget",
+    "Target",
+    "added_costs",
+    "with_models",
+]
+
+RESERVED: Final = frozenset(
+    {
+        *(
+            *COST_NAMES,
+            "accuracy",
+            "bytes",
+            "sparsity",
+            "reward",
+            "loss",
+            "number",
+            "agent",
+            "seed",
+            "state",
+            "seconds",
+        ),
+        *("policy", "nonzero_params", "latency_ms_predicted", "latency_ms_predicted_sigma", "latency_ms_measured"),
+    }
+)
+"""Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""
+
+
+def cost_among(*further: str) -> AfterValidator:
+    """Accept the name of a cost, a built-in one or one of ``device.costs``, or one of ``further``.
+
+    The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
+    it refuses what it does not know.
+    """
+    built_in = (*further, *COST_NAMES)
+
+    def check(name: str, info: ValidationInfo) -> str:
+        known = (*built_in, *(info.context or ()))
+        if info.context is not None and name not in known:
+            *most, last = map(repr, known)
+            raise ValueError(f"expected {', '.join(most)} or {last}; device.costs adds costs of your own")
+        return name
+
+    return AfterValidator(check)
+
+
+def added_costs(data: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names in ``device.costs`` of a configuration that is not validated yet."""
+    device = data.get("device")
+    costs = device.get("costs") if isinstance(device, dict) else None
+    return tuple(map(str, costs)) if isinstance(costs, dict) else ()
+
+
+def with_models(costs: Any) -> Any:
+    """Take a spec alone for a cost without parameters, and refuse names that mean something else."""
+    if not isinstance(costs, dict):
+        return costs
+    for name in costs:
+        if name in RESERVED or not re.fullmatch("[a-z][a-z0-9_]*", str(name)):
+            raise ValueError(
+                f"{name!r} cannot name a cost of your own; choose small letters, digits and _ that name nothing else, "
+                "such as activation_mib"
+            )
+    return {name: {"model": cost} if isinstance(cost, str) else cost for name, cost in costs.items()}
+
+
+CostName = Annotated[str, cost_among()]
+TargetName = Annotated[str, cost_among("sparsity", "bytes")]
+PruneTargetName = Annotated[str, cost_among("bytes")]
+Objective = Annotated[str, cost_among("accuracy")]
+_SHARE_OF_DENSE: Final = re.compile(r"([0-9]*\.?[0-9]+)x")
+
+
+def _channel_multiple(value: Any) -> int | str:
+    """Accept ``auto`` or a whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "auto" and not whole:
+        raise ValueError("expected auto or a whole number of at least 1")
+    return value  # type: ignore[no-any-return]
+
+
+def _limit(value: Any) -> str | float:
+    """Accept a share of dense such as ``0.5x``, or an absolute limit above zero."""
+    if isinstance(value, str):
+        match = _SHARE_OF_DENSE.fullmatch(value)
+        if match and 0.0 < float(match[1]) <= 1.0:
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < float("inf"):
+        return float(value)
+    raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
+
+
+def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
+    """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of sparsity, bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    if name != "sparsity":
+        return {name: _limit(asked)}
+    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
+        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
+    return {name: float(asked)}
+
+
+def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
+    """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
+    return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
+
+
+def _import_spec(value: str) -> str:
+    """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
+    module, _, name = value.rpartition(":")
+    if not module or not name.isidentifier():
+        raise ValueError("expected package.module:callable or path/to/file.py:callable")
+    return value
+
+
+ImportSpec = Annotated[str, AfterValidator(_import_spec)]
+Limit = Annotated[
+    Any,
+    BeforeValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_SHARE_OF_DENSE.pattern}$"}, {"type": "number"}]}),
+]
+ChannelMultiple = Annotated[
+    Any,
+    BeforeValidator(_channel_multiple),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+]
+PruneTarget = Annotated[dict[PruneTargetName, Any], AfterValidator(_prune_target)]
+Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]
