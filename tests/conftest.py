@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,10 @@ from amcsearch.runtime.on_device.plan import InputSpec
 from amcsearch.runtime.on_device.timing import Clock
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
+
+# Speed is not what property tests assert, and the cores are shared: no example has a deadline.
+hypothesis.settings.register_profile("suite", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
 TINY_JOB = TESTS / "tiny_job.py"
