@@ -233,7 +233,8 @@ def test_sparsify_targets(write, text, wanted):
         ("{target: {accuracy: 0.9}}", "sparsify.target"),
         ("{methods: rigl}", "did you mean 'method'"),
         ("{target: {bytes: 2x}}", "0x to 1x"),
-        ("{storage: zip}", "'bitmap', 'csr' or 'run_length'"),
+        ("{storage: zip}", "expected 'bitmap', 'csr' or 'run_length'"),
+        ("{storage: dense}", "expected 'bitmap', 'csr' or 'run_length'"),
     ],
 )
 def test_bad_sparsify_sections_are_one_line(write, text, wanted):

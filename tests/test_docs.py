@@ -62,7 +62,8 @@ def test_a_limit_of_a_number_is_in_its_type():
     text = generate.configuration()
     assert "| `trials` | integer > 0 | `200` |" in text
     assert "| `confidence` | number ≥ 0.5, < 1.0 | `0.95` |" in text
-    assert "| `factory` | text | required |" in text
+    assert "| `factory` | text or `null` | required |" in text
+    assert "| `storage` | `bitmap`, `csr`, `run_length` | `bitmap` |" in text
 
 
 def test_a_section_shows_the_defaults_of_its_place():

@@ -27,7 +27,6 @@ _EXPECTED: Final = {
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
     "literal_error": "{expected}",
-    "enum": "{expected}",
     "too_short": "at least {min_length} entries",
     "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "letters, digits, dot, dash and underscore only",

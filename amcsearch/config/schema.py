@@ -26,6 +26,7 @@ from amcsearch.config.values import (
     Limit,
     Objective,
     PruneTarget,
+    SparseFormat,
     Target,
     with_models,
 )
@@ -115,7 +116,7 @@ class SparsifyConfig(_Section):
     """Fields of the method's dataclass."""
     target: Target = {"sparsity": 0.5}
     """``{sparsity: 0.8}``: the share that goes, of weights or of channels; or ``bytes``, or a cost as in the budget."""
-    storage: StorageFormat = StorageFormat.BITMAP
+    storage: SparseFormat = StorageFormat.BITMAP
     """How ``bytes`` counts a tensor with single weights gone, wherever that is smaller than dense."""
     granularity: Literal["weights", "channels"] | None = None
     """What a schedule masks (null: weights); a gate knows for itself."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
 from amcsearch.core import COST_NAMES
+from amcsearch.costs import StorageFormat
 
 __all__ = [
     "RESERVED",
@@ -15,6 +16,7 @@ __all__ = [
     "Limit",
     "Objective",
     "PruneTarget",
+    "SparseFormat",
     "Target",
     "added_costs",
     "with_models",
@@ -83,6 +85,7 @@ CostName = Annotated[str, cost_among()]
 TargetName = Annotated[str, cost_among("sparsity", "bytes")]
 PruneTargetName = Annotated[str, cost_among("bytes")]
 Objective = Annotated[str, cost_among("accuracy")]
+_SPARSE_FORMATS: Final = [form.value for form in StorageFormat if form is not StorageFormat.DENSE]
 _SHARE_OF_DENSE: Final = re.compile(r"([0-9]*\.?[0-9]+)x")
 
 
@@ -126,6 +129,14 @@ def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, An
     return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
 
 
+def _sparse_format(value: Any) -> StorageFormat:
+    """Accept a format that stores a tensor with zeros in less than its dense size."""
+    if value not in _SPARSE_FORMATS:
+        *most, last = map(repr, _SPARSE_FORMATS)
+        raise ValueError(f"expected {', '.join(most)} or {last}")
+    return StorageFormat(value)
+
+
 def _import_spec(value: str) -> str:
     """Accept ``package.module:callable`` or ``path/to/file.py:callable``."""
     module, _, name = value.rpartition(":")
@@ -147,3 +158,4 @@ ChannelMultiple = Annotated[
 ]
 PruneTarget = Annotated[dict[PruneTargetName, Any], AfterValidator(_prune_target)]
 Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]
+SparseFormat = Annotated[StorageFormat, BeforeValidator(_sparse_format), WithJsonSchema({"enum": _SPARSE_FORMATS})]
