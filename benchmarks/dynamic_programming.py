@@ -152,7 +152,7 @@ class Silent(Observer):
 def job_of(config: Path, seed: int, overrides: Sequence[str]) -> Job:
     """The configuration's network, trained with a seed, on its device."""
     loaded = load(config, [f"seed={seed}", f"data.kwargs.seed={seed}", *overrides])
-    return assemble(loaded, Phases(Silent(), lambda _: None))
+    return assemble(loaded, loaded.limits, Phases(Silent(), lambda _: None))
 
 
 def search(options: argparse.Namespace) -> None:

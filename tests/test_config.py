@@ -16,6 +16,7 @@ from amcsearch.config.values import RESERVED
 from amcsearch.config.yaml_text import parse_yaml, to_yaml
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.limit import Limit
 from amcsearch.costs.latency.rows import KEY_COLUMNS, row_key
 from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.runs import TRIAL_COLUMNS
@@ -109,6 +110,10 @@ search:  {agent: ddpg, trials: 200, reward: {name: accuracy}, objectives: null}
         ("budget: {macs: 0x}", ["budget.macs = '0x'"]),
         ("budget: {macs: -3}", ["budget.macs = -3", "above 0"]),
         ("budget: {macs: true}", ["budget.macs = true"]),
+        ("budget: {macs: 0.5}", ["search.yaml:3: budget.macs = 0.5 is an absolute number", "write 0.5x"]),
+        ("prune: {target: {params: 0.25}}", ["search.yaml:3: prune.target.params = 0.25", "write 0.25x"]),
+        ("prune: {target: {params: 1.5x}}", ["search.yaml:3: prune.target.params = '1.5x'", "0x to 1x"]),
+        ("sparsify: {target: {bytes: 0.5}}", ["search.yaml:3: sparsify.target.bytes = 0.5", "write 0.5x"]),
         ("budget: {}", ["budget is empty", "objectives"]),
         ("device: {channel_multiple: 0}", ["device.channel_multiple = 0", "auto"]),
         ("device: {profile: nowhere.yaml}", ["search.yaml:3: device.profile", "nowhere.yaml does not exist"]),
@@ -178,6 +183,25 @@ def test_overrides_replace_add_and_name_themselves(write):
 def test_numbers_with_exponents_are_numbers(write):
     text = SMALLEST + "recovery: {finetune: {learning_rate: 1e-3, weight_decay: 5E-4}}\n"
     assert cfg.load(write(text)).recovery.finetune.learning_rate == 1e-3
+
+
+def test_limits_carry_the_key_they_were_written_under(write):
+    text = (
+        "budget: {latency_ms: 0.50x, macs: '1e6'}\nprune: {target: {bytes: 3000}}\nsparsify: {target: {params: .4x}}\n"
+    )
+    config = cfg.load(write(SMALLEST + text))
+    assert config.limits == (
+        Limit("latency_ms", 0.5, True, "budget.latency_ms"),
+        Limit("macs", 1e6, False, "budget.macs"),
+    )
+    assert config.prune.limit == Limit("bytes", 3000.0, False, "prune.target.bytes")
+    assert config.sparsify.limit == Limit("params", 0.4, True, "sparsify.target.params")
+    dumped = cfg.dump(config)
+    assert all(
+        f"{{{each}}}" in dumped for each in ("latency_ms: 0.50x, macs: 1000000.0", "bytes: 3000.0", "params: .4x")
+    )
+    plain = cfg.load(write(SMALLEST))
+    assert (plain.limits[0].written, plain.prune.limit, plain.sparsify.limit) == ("0.5x", None, None)
 
 
 def test_files_are_found_beside_the_configuration_and_become_absolute(write, tmp_path, monkeypatch):
@@ -262,7 +286,7 @@ def test_shipped_searches_load_and_round_trip(path, tmp_path):
     config = cfg.load(path)
     (tmp_path / "config.yaml").write_text(cfg.dump(config))
     assert cfg.load(tmp_path / "config.yaml") == config
-    cfg.check_priced(config)
+    cfg.check_priced(config, config.limits)
     assert callable(cfg.import_factory(config.model.factory))
     assert callable(cfg.import_factory(config.data.factory))
 
@@ -316,10 +340,10 @@ def test_the_schema_describes_every_key():
 def test_costs_without_a_model_name_the_key_and_the_cure(write):
     config = cfg.load(write(SMALLEST + "budget: {latency_ms: 0.5x}"))
     with pytest.raises(BadInputError, match=r"budget.latency_ms needs a latency table.*table measure"):
-        cfg.check_priced(config)
+        cfg.check_priced(config, config.limits)
     config = cfg.load(write(SMALLEST + "search: {objectives: [accuracy, energy_mj]}"))
     with pytest.raises(BadInputError, match=r"search.objectives needs device.profile"):
-        cfg.check_priced(config)
+        cfg.check_priced(config, config.limits)
 
 
 # Factories.

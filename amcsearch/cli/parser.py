@@ -175,7 +175,7 @@ def _energy(commands: "Commands") -> None:
 
 
 def _prune(commands: "Commands") -> None:
-    example = "amcsearch prune configs/searches/digits.yaml --target macs=0.5, or --keep-accuracy 0.5"
+    example = "amcsearch prune configs/searches/digits.yaml --target macs=0.5x, or --keep-accuracy 0.5"
     text = "prune by a known policy, to a cost, or as far as accuracy stays; fine-tune, export and measure"
     command = _verb(commands, "prune", verbs.prune, text, example)
     _config(command)
@@ -184,8 +184,7 @@ def _prune(commands: "Commands") -> None:
     goal.add_argument(
         "--target",
         metavar="COST=LIMIT",
-        help="macs, params, bytes, latency_ms or energy_mj: 0.5x is half of dense, a number is absolute; for macs, "
-        "params and bytes a number up to 1 is a share too",
+        help="macs, params, bytes, latency_ms or energy_mj: 0.5x is half of dense, a number is absolute",
     )
     goal.add_argument("--keep-accuracy", metavar="POINTS", help="percentage points that accuracy may lose, such as 0.5")
     command.add_argument("--allocation", help="how groups share the pruning, such as uniform (default: global)")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, Limit
 
 if TYPE_CHECKING:
     from amcsearch.config import Config
@@ -227,7 +227,8 @@ def _goal(args: argparse.Namespace) -> list[str]:
         cost, equals, limit = args.target.partition("=")
         if not equals:
             raise BadInputError(f"--target {args.target}: expected COST=LIMIT, such as macs=0.5x")
-        given["target"] = f"{{{cost}: {limit}}}"
+        written = Limit.parse(cost, limit, f"--target {cost}").written
+        given["target"] = f"{{{json.dumps(cost)}: {written}}}"
     return found + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
 
 

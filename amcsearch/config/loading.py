@@ -18,7 +18,7 @@ from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
 from amcsearch.config.values import added_costs
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, Limit
 
 __all__ = [
     "check_priced",
@@ -123,8 +123,8 @@ def dump(config: Config) -> str:
     return to_yaml(config.model_dump(mode="json"))
 
 
-def check_priced(config: Config, *, table: bool = False, profile: bool = False) -> None:
-    """Check that every cost in the budget and the objectives can be priced on the device.
+def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False, profile: bool = False) -> None:
+    """Check that every limited cost and every objective can be priced on the device.
 
     ``table`` and ``profile`` say that one is at hand already, whatever the configuration names.
 
@@ -133,7 +133,7 @@ def check_priced(config: Config, *, table: bool = False, profile: bool = False) 
     """
     wanted: Mapping[str, str] = {
         **dict.fromkeys(config.search.objectives or (), "search.objectives"),
-        **{name: f"budget.{name}" for name in config.budget},
+        **{limit.cost: limit.key for limit in limits},
     }
     if "latency_ms" in wanted and config.device.table is None and not table:
         raise BadInputError(
@@ -225,6 +225,9 @@ def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str)
     at = next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
     dotted = ".".join(map(str, keys))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    raised = error.get("ctx", {}).get("error")
+    if isinstance(raised, BadInputError):  # which names its key and value itself
+        return f"{at}: {raised}{more}"
     if error["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         return f"{at}: unknown key {dotted}{hint(str(keys[-1]), known) or '; known: ' + ', '.join(known)}{more}"

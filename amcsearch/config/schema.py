@@ -21,16 +21,16 @@ from pydantic import (  # fmt: skip
 
 from amcsearch.config.values import (
     ChannelMultiple,
-    CostName,
     ImportSpec,
-    Limit,
     Objective,
     PruneTarget,
     SparseFormat,
     Target,
+    WrittenBudget,
+    limits_of,
     with_models,
 )
-from amcsearch.core import COST_NAMES
+from amcsearch.core import COST_NAMES, Limit
 from amcsearch.costs import StorageFormat
 
 __all__ = [
@@ -126,6 +126,11 @@ class SparsifyConfig(_Section):
     """Fields of the criterion's dataclass."""
     training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
 
+    @property
+    def limit(self) -> Limit | None:
+        """The target as a limit on a cost; None where it is a sparsity."""
+        return None if "sparsity" in self.target else limits_of(self.target, "sparsify.target")[0]
+
 
 class PruneConfig(_Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
@@ -133,7 +138,7 @@ class PruneConfig(_Section):
     policy: str | None = None
     """A ``policy.json``."""
     target: PruneTarget | None = None
-    """One cost and its limit, as in the budget; of macs, params and bytes a number up to 1 is a share of dense."""
+    """One cost and its limit, as in the budget."""
     keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
     """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
     allocation: str = "global"
@@ -154,6 +159,11 @@ class PruneConfig(_Section):
     """Share of the search split that ``keep_accuracy`` sets aside to verify what it found on the rest."""
     scan: NonNegativeInt = 4
     """Bolder policies that ``keep_accuracy`` tries beyond the first that fails."""
+
+    @property
+    def limit(self) -> Limit | None:
+        """The target as a limit on a cost; None where there is no target."""
+        return None if self.target is None else limits_of(self.target, "prune.target")[0]
 
     @model_validator(mode="after")
     def _one_goal(self) -> "PruneConfig":
@@ -329,7 +339,7 @@ class Config(_Section):
     model: ModelConfig
     data: DataConfig
     device: DeviceConfig = DeviceConfig()
-    budget: dict[CostName, Limit] = {"macs": "0.5x"}
+    budget: WrittenBudget = {"macs": "0.5x"}
     """Cost name → ``0.5x`` (half of dense) or an absolute number; every one of them must hold."""
     selection: SelectionConfig = SelectionConfig()
     recovery: RecoveryConfig = RecoveryConfig()
@@ -337,6 +347,11 @@ class Config(_Section):
     search: SearchConfig = SearchConfig()
     sparsify: SparsifyConfig = SparsifyConfig()
     prune: PruneConfig = PruneConfig()
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The budget as limits on costs."""
+        return limits_of(self.budget, "budget")
 
     @model_validator(mode="after")
     def _has_a_goal(self) -> "Config":

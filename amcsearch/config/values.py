@@ -1,49 +1,39 @@
-"""Values of a configuration that are more than a number or a word: names of costs, limits and targets, import specs."""
+"""Values of a configuration that are more than a number or a word: names of costs, limits, targets, import specs."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
-from amcsearch.core import COST_NAMES
+from amcsearch.core import COST_NAMES, SHARE, Limit, read_limit
 from amcsearch.costs import StorageFormat
 
 __all__ = [
     "RESERVED",
     "ChannelMultiple",
-    "CostName",
     "ImportSpec",
-    "Limit",
     "Objective",
     "PruneTarget",
     "SparseFormat",
     "Target",
+    "WrittenBudget",
     "added_costs",
+    "limits_of",
     "with_models",
 ]
 
 RESERVED: Final = frozenset(
     {
-        *(
-            *COST_NAMES,
-            "accuracy",
-            "bytes",
-            "sparsity",
-            "reward",
-            "loss",
-            "number",
-            "agent",
-            "seed",
-            "state",
-            "seconds",
-        ),
-        *("policy", "nonzero_params", "latency_ms_predicted", "latency_ms_predicted_sigma", "latency_ms_measured"),
+        *COST_NAMES,
+        *("accuracy", "agent", "bytes", "loss", "number", "policy", "reward", "seconds", "seed", "sparsity", "state"),
+        *("latency_ms_measured", "latency_ms_predicted", "latency_ms_predicted_sigma", "nonzero_params"),
     }
 )
 """Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""
 
 
-def cost_among(*further: str) -> AfterValidator:
+def _cost_among(*further: str) -> AfterValidator:
     """Accept the name of a cost, a built-in one or one of ``device.costs``, or one of ``further``.
 
     The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
@@ -81,12 +71,45 @@ def with_models(costs: Any) -> Any:
     return {name: {"model": cost} if isinstance(cost, str) else cost for name, cost in costs.items()}
 
 
-CostName = Annotated[str, cost_among()]
-TargetName = Annotated[str, cost_among("sparsity", "bytes")]
-PruneTargetName = Annotated[str, cost_among("bytes")]
-Objective = Annotated[str, cost_among("accuracy")]
-_SPARSE_FORMATS: Final = [form.value for form in StorageFormat if form is not StorageFormat.DENSE]
-_SHARE_OF_DENSE: Final = re.compile(r"([0-9]*\.?[0-9]+)x")
+def _limit(value: Any) -> str | float:
+    """Accept a share of dense such as ``0.5x``, kept as written, or an absolute limit above zero."""
+    number, of_dense = read_limit(value)
+    return value if of_dense else number
+
+
+def limits_of(written: Mapping[Any, Any], section: str) -> tuple[Limit, ...]:
+    """Limits written as cost name → share or number, each under the key ``section.cost``."""
+    return tuple(Limit.parse(str(cost), asked, f"{section}.{cost}") for cost, asked in written.items())
+
+
+def _as_limits(section: str) -> AfterValidator:
+    """Accept costs that ``Limit`` accepts."""
+
+    def check(written: dict[Any, Any]) -> dict[Any, Any]:
+        limits_of(written, section)
+        return written
+
+    return AfterValidator(check)
+
+
+def _target(value: dict[str, Any]) -> dict[str, Any]:
+    """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of sparsity, bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
+    name, asked = next(iter(value.items()))
+    if name != "sparsity":
+        limits_of(value, "sparsify.target")
+        return {name: _limit(asked)}
+    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
+        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
+    return {name: float(asked)}
+
+
+def _one_cost(value: dict[str, Any]) -> dict[str, Any]:
+    """Accept one cost with its limit."""
+    if len(value) != 1:
+        raise ValueError(f"expected one of bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
+    return value
 
 
 def _channel_multiple(value: Any) -> int | str:
@@ -95,38 +118,6 @@ def _channel_multiple(value: Any) -> int | str:
     if value != "auto" and not whole:
         raise ValueError("expected auto or a whole number of at least 1")
     return value  # type: ignore[no-any-return]
-
-
-def _limit(value: Any) -> str | float:
-    """Accept a share of dense such as ``0.5x``, or an absolute limit above zero."""
-    if isinstance(value, str):
-        match = _SHARE_OF_DENSE.fullmatch(value)
-        if match and 0.0 < float(match[1]) <= 1.0:
-            return value
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < float("inf"):
-        return float(value)
-    raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
-
-
-def _target(value: dict[TargetName, Any]) -> dict[TargetName, Any]:
-    """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
-    if len(value) != 1:
-        raise ValueError(f"expected one of sparsity, bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
-    name, asked = next(iter(value.items()))
-    if name != "sparsity":
-        return {name: _limit(asked)}
-    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
-        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
-    return {name: float(asked)}
-
-
-def _prune_target(value: dict[PruneTargetName, Any]) -> dict[PruneTargetName, Any]:
-    """Accept one cost with its limit; of what is counted (no time, no energy) a number up to 1 is a share of dense."""
-    if len(value) != 1:
-        raise ValueError(f"expected one of bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
-    name, asked = next(iter(value.items()))
-    counted = name in ("macs", "params", "bytes") and isinstance(asked, int | float) and not isinstance(asked, bool)
-    return {name: _limit(f"{asked}x" if counted and 0.0 < asked <= 1.0 else asked)}
 
 
 def _sparse_format(value: Any) -> StorageFormat:
@@ -146,16 +137,22 @@ def _import_spec(value: str) -> str:
 
 
 ImportSpec = Annotated[str, AfterValidator(_import_spec)]
-Limit = Annotated[
-    Any,
-    BeforeValidator(_limit),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_SHARE_OF_DENSE.pattern}$"}, {"type": "number"}]}),
-]
 ChannelMultiple = Annotated[
     Any,
     BeforeValidator(_channel_multiple),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
 ]
-PruneTarget = Annotated[dict[PruneTargetName, Any], AfterValidator(_prune_target)]
-Target = Annotated[dict[TargetName, Any], AfterValidator(_target)]
+_WrittenLimit = Annotated[
+    Any,
+    BeforeValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{SHARE.pattern}$"}, {"type": "number"}]}),
+]
+_CostName = Annotated[str, _cost_among()]
+_TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
+_PruneTargetName = Annotated[str, _cost_among("bytes")]
+Objective = Annotated[str, _cost_among("accuracy")]
+WrittenBudget = Annotated[dict[_CostName, _WrittenLimit], _as_limits("budget")]
+PruneTarget = Annotated[dict[_PruneTargetName, _WrittenLimit], AfterValidator(_one_cost), _as_limits("prune.target")]
+Target = Annotated[dict[_TargetName, Any], AfterValidator(_target)]
+_SPARSE_FORMATS: Final = [form.value for form in StorageFormat if form is not StorageFormat.DENSE]
 SparseFormat = Annotated[StorageFormat, BeforeValidator(_sparse_format), WithJsonSchema({"enum": _SPARSE_FORMATS})]

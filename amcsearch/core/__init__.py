@@ -4,12 +4,14 @@ from amcsearch.core.cost import COST_NAMES, Cost
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
+from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 
 __all__ = [
     "COST_NAMES",
+    "SHARE",
     "BadInputError",
     "ChannelGroup",
     "Cost",
@@ -18,6 +20,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "LayerKind",
     "LayerSpec",
+    "Limit",
     "MapOp",
     "MapStep",
     "NetworkSpec",
@@ -26,4 +29,5 @@ __all__ = [
     "Side",
     "Trial",
     "TrialState",
+    "read_limit",
 ]

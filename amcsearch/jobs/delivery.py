@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import RunFolder
 from amcsearch.runtime import (
@@ -54,20 +54,18 @@ class Finalist:
     overshoot: float
 
 
-def latency_overshoot(limit: str | float | None, latency: PairedLatency) -> float:
-    """Measured latency as a share of the budget's entry: ``"0.5x"`` of dense, or absolute ms; 0 without an entry.
+def latency_overshoot(limit: Limit | None, latency: PairedLatency) -> float:
+    """Measured latency as a share of its limit, which is a share of dense as measured or absolute ms; 0 without one.
 
     The upper end of the 95 % interval counts: what is within the limit here should be so when measured again.
     """
     if limit is None:
         return 0.0
-    if isinstance(limit, str) and limit.endswith("x"):
-        return latency.ratio_high / float(limit[:-1])
-    return latency.pruned_high / float(limit)
+    return (latency.ratio_high if limit.of_dense else latency.pruned_high) / limit.value
 
 
 def measure_finalists(
-    trials: Iterable[Trial], count: int, limit: str | float | None, limit_ms: float | None, measure: Measure
+    trials: Iterable[Trial], count: int, limit: Limit | None, limit_ms: float | None, measure: Measure
 ) -> list[Finalist]:
     """Measure the best trials, and go on to cheaper ones until one is within the latency limit as measured.
 
@@ -78,7 +76,7 @@ def measure_finalists(
     Args:
         trials: of the search; only complete ones count.
         count: finalists of one round.
-        limit: the budget's latency entry as written, None without one.
+        limit: on latency, None without one.
         limit_ms: the same in predicted ms.
         measure: measures policies beside the dense network.
 

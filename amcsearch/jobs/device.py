@@ -1,28 +1,51 @@
 """The target device of a run: what a policy costs there, and which policies its budget allows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
-from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, PolicySpace
 from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runtime import provenance
-from amcsearch.search import FeasibleSet, resolve_budget, without_dominated
+from amcsearch.search import Budget, FeasibleSet, without_dominated
 
-__all__ = ["Device", "further_costs", "given_profile", "given_table", "load_device"]
+__all__ = ["Device", "PricedLimit", "further_costs", "given_profile", "given_table", "load_device", "priced"]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
 INT8_BITS = 8
+FLOAT_BITS = 32  # of a weight where no device profile says otherwise
+BITS_PER_BYTE = 8.0
+
+
+@dataclass(frozen=True)
+class PricedLimit:
+    """A limit, and the cost that a grid prices for it: one of ``cost`` is ``unit`` of what was asked for.
+
+    Bytes are parameters of some bits; any other cost is priced as itself. ``value`` is the limit and ``dense`` what the
+    dense network costs, both in the unit of ``cost``.
+    """
+
+    asked: Limit
+    cost: str
+    unit: float
+    value: float
+    dense: float
+
+    @property
+    def written(self) -> str | float:
+        """The limit as a configuration would say it of ``cost``."""
+        return self.asked.written if self.asked.of_dense else self.value
 
 
 @dataclass(frozen=True)
 class Device:
     """The target: what a policy costs there, and which policies its budget allows.
 
-    ``widths_left_out`` counts the choices that the space lacks because a wider one is no slower.
+    ``limits`` are those that were asked for, ``feasible`` holds their budget. ``widths_left_out`` counts the choices
+    that the space lacks because a wider one is no slower. ``weight_bits`` are those of a stored weight.
     """
 
     profile: DeviceProfile | None
@@ -34,20 +57,32 @@ class Device:
     dense: Cost
     warnings: tuple[str, ...]
     widths_left_out: int = 0
+    limits: tuple[PricedLimit, ...] = ()
+    weight_bits: int = FLOAT_BITS
+
+    def limit(self, cost: str) -> Limit | None:
+        """What was asked of one cost; None where nothing was."""
+        return next((limit.asked for limit in self.limits if limit.cost == cost), None)
 
 
 def load_device(
-    config: Config, network: TracedNetwork, given: InMemory = CONFIGURED, *, strict: bool = False
+    config: Config,
+    network: TracedNetwork,
+    limits: Sequence[Limit],
+    given: InMemory = CONFIGURED,
+    *,
+    strict: bool = False,
 ) -> Device:
-    """Price the network on the target and find the policies within the budget.
+    """Price the network on the target and find the policies within the limits.
 
-    ``strict`` turns a latency table made elsewhere from a warning into an error.
+    Shapes alone matter, so the network need not be trained yet. ``strict`` turns a latency table made elsewhere from a
+    warning into an error.
 
     Raises:
-        BadInputError: a missing or unfit profile or table, or a budget out of range.
-        InfeasibleBudgetError: no policy meets the budget; gives the smallest feasible value.
+        BadInputError: a missing or unfit profile or table, or a limit that is out of range or nothing prices.
+        InfeasibleBudgetError: no policy meets the limits; gives the smallest feasible value.
     """
-    check_priced(config, table=given.table is not None, profile=given.profile is not None)
+    check_priced(config, limits, table=given.table is not None, profile=given.profile is not None)
     profile, spec = given_profile(config, given), network.trace.network
     document = given_table(config, given)
     table = None if document is None else document.for_network(spec)
@@ -64,19 +99,48 @@ def load_device(
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
     whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
-    limits = resolve_budget({str(name): limit for name, limit in config.budget.items()}, dense)
-    feasible = None
-    if table is not None and config.device.channel_multiple == "auto":
-        try:
-            feasible = FeasibleSet(without_dominated(whole, grid), grid, limits)
-        except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
-            warnings.append(
-                f"budget {dict(config.budget)} is met by no policy without widths that are no faster than wider ones; "
-                "the search may propose them"
-            )
-    feasible = feasible or FeasibleSet(whole, grid, limits)
+    bits = _weight_bits(profile)
+    priced_limits = tuple(priced(limit, dense, bits) for limit in limits)
+    thinned = table is not None and config.device.channel_multiple == "auto"
+    feasible, unmet = _feasible(whole, grid, priced_limits, thinned)
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
-    return Device(profile, table, multiple, feasible.space, grid, feasible, dense, (*foreign, *warnings), left_out)
+    told = (*foreign, *warnings, *unmet)
+    return Device(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits)
+
+
+def _feasible(
+    whole: PolicySpace, grid: CostGrid, limits: Sequence[PricedLimit], thinned: bool
+) -> tuple[FeasibleSet, list[str]]:
+    """Return the policies within the limits, and warnings.
+
+    ``thinned`` leaves out widths that are no faster than wider ones, unless only they meet the limits.
+    """
+    budget = Budget({limit.cost: limit.value for limit in limits})
+    if not thinned:
+        return FeasibleSet(whole, grid, budget), []
+    try:
+        return FeasibleSet(without_dominated(whole, grid), grid, budget), []
+    except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
+        told = " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in limits)
+        warning = (
+            f"{told} is met by no policy without widths that are no faster than wider ones; the search may propose them"
+        )
+        return FeasibleSet(whole, grid, budget), [warning]
+
+
+def _weight_bits(profile: DeviceProfile | None) -> int:
+    return FLOAT_BITS if profile is None else profile.weight_bits or profile.word_bits
+
+
+def priced(limit: Limit, dense: Cost, weight_bits: int) -> PricedLimit:
+    """Price a limit by the dense network's costs.
+
+    Raises:
+        BadInputError: nothing prices its cost, or it is above the dense network's.
+    """
+    cost, unit = ("params", weight_bits / BITS_PER_BYTE) if limit.cost == "bytes" else (limit.cost, 1.0)
+    whole = limit.dense_cost({**dense, "bytes": dense["params"] * unit} if limit.cost == "bytes" else dense)
+    return PricedLimit(limit, cost, unit, limit.resolve(whole) / unit, dense[cost])
 
 
 def further_costs(config: Config) -> list[CostModel]:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from amcsearch.config import Config
+from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import BadInputError
 from amcsearch.evaluation import default_batch_size
 from amcsearch.jobs.observer import Observer
@@ -13,13 +13,13 @@ from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingR
 __all__ = ["fine_tune", "finetuning_recipe", "recalibrate"]
 
 
-def finetuning_recipe(config: Config) -> tuple[TrainingRecipe, int]:
-    """Return the recipe of ``recovery.finetune``, and the epoch of it that comes first.
+def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[TrainingRecipe, int]:
+    """Return the training loop's recipe for ``recovery.finetune`` or a share of it, and the epoch that comes first.
 
     Raises:
         BadInputError: a learning rate is to be rewound without a training to rewind, or by more than all of it.
     """
-    recipe, original = config.recovery.finetune, config.model.pretrain
+    original = config.model.pretrain
     if recipe is None:
         return TrainingRecipe(0, 1.0), 0
     if recipe.schedule != "rewound":
@@ -35,20 +35,21 @@ def finetuning_recipe(config: Config) -> tuple[TrainingRecipe, int]:
 
 def fine_tune(
     config: Config,
+    finetune: FinetuneConfig | None,
     workload: Workload,
     model: nn.Module,
     observer: Observer,
     hook: TrainingHook | None = None,
     store: StateStore | None = None,
 ) -> nn.Module:
-    """Train ``model`` in place by the configured recipe and return it, in eval mode on the CPU.
+    """Train ``model`` in place by ``finetune`` and return it, in eval mode on the CPU.
 
     Raises:
         BadInputError: the training diverges, or as ``finetuning_recipe``.
     """
-    recipe, first_epoch = finetuning_recipe(config)
+    recipe, first_epoch = finetuning_recipe(config, finetune)
     if first_epoch < recipe.epochs:
-        learned = config.recovery.finetune.distillation if config.recovery.finetune else None
+        learned = finetune.distillation if finetune else None
         fit(
             model,
             workload.splits.train,

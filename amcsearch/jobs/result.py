@@ -144,7 +144,7 @@ def deliver(
     chosen = choose(finalists)
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = exports.pruned(chosen.trial.policy)
-        tuned = fine_tune(job.config, job.workload, copy.deepcopy(pruned), phases.observer)
+        tuned = fine_tune(job.config, job.finetune, job.workload, copy.deepcopy(pruned), phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
         outcome = verify(job, run, exports, tuned, chosen)

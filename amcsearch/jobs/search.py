@@ -40,7 +40,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     make_agents(config, given), make_reward(config)
     check_named(config, given)
     workload = load_workload(config, given, train=False)
-    device = load_device(config, workload, given, strict=strict)
+    device = load_device(config, workload, config.limits, given, strict=strict)
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     return {
@@ -208,7 +208,7 @@ def search(
     """
     phases = Phases(observer, run.append_log)
     make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
-    job = assemble(config, phases, given, strict=strict)
+    job = assemble(config, config.limits, phases, given, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)
     exports = Exports(job)
@@ -216,6 +216,6 @@ def search(
         trials = study.front if config.search.objectives else study.trials
         limit_ms = job.device.feasible.budget.limits.get("latency_ms")
         finalists = measure_finalists(
-            trials, config.search.finalists, config.budget.get("latency_ms"), limit_ms, exports.measure
+            trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure
         )
     return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))

@@ -4,16 +4,16 @@ The configured criterion or selector says which channels go, and the reconstruct
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from amcsearch.config import Config, choose, label, make
-from amcsearch.core import BadInputError, Evaluation
+from amcsearch.config import Config, FinetuneConfig, choose, label, make
+from amcsearch.core import BadInputError, Evaluation, Limit
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, identity, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, identity, make_workload, trained
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -166,7 +166,8 @@ class Job:
 
     ``workload`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
     and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
-    channels. ``fingerprint`` identifies all that decides a result.
+    channels. ``fingerprint`` identifies all that decides a result. ``finetune`` is the training after removal: the
+    configured one, or a round's share of it.
     """
 
     config: Config
@@ -177,23 +178,29 @@ class Job:
     scores: UnitScores | None
     given: InMemory
     fingerprint: str
+    finetune: FinetuneConfig | None
 
 
-def assemble(config: Config, phases: Phases, given: InMemory = CONFIGURED, *, strict: bool = False) -> Job:
-    """Load or train the network, price it on the device, rank its channels and evaluate it unpruned.
+def assemble(
+    config: Config, limits: Sequence[Limit], phases: Phases, given: InMemory = CONFIGURED, *, strict: bool = False
+) -> Job:
+    """Price the network on the device, load or train it, rank its channels and evaluate it unpruned.
+
+    Limits that cannot be met are refused before anything is trained.
 
     Raises:
-        BadInputError: as ``check_named``, ``load_workload``, ``load_device`` and ``make_evaluator``, or a dense loss
-            that is not finite.
-        InfeasibleBudgetError: no policy meets the budget.
+        BadInputError: as ``check_named``, ``make_workload``, ``load_device``, ``trained`` and ``make_evaluator``, or a
+            dense loss that is not finite.
+        InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
-    with phases("network", "Loading or training the network"):
-        workload = load_workload(config, given, progress=phases.observer.epoch)
-    with phases("costs", "Pricing it on the device"):
-        device = load_device(config, workload, given, strict=strict)
+    with phases("costs", "Pricing the network on the device"):
+        workload = make_workload(config, given)
+        device = load_device(config, workload, limits, given, strict=strict)
         for text in device.warnings:
             phases.observer.warn(text)
+    with phases("network", "Loading or training the network"):
+        workload = trained(config, workload, phases.observer.epoch)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)
@@ -203,7 +210,8 @@ def assemble(config: Config, phases: Phases, given: InMemory = CONFIGURED, *, st
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    return Job(config, workload, device, evaluator, dense, choice.scores, given, identity(config, given))
+    finetune = config.recovery.finetune
+    return Job(config, workload, device, evaluator, dense, choice.scores, given, identity(config, given), finetune)
 
 
 def reranked(job: Job, workload: Workload) -> Job:

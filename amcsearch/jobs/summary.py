@@ -55,8 +55,8 @@ def summarise(
         "dtype": job.config.device.dtype,
         "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
         "budget": {
-            name: {"asked": asked, "limit": job.device.feasible.budget.limits[name], "predicted": trial.cost[name]}
-            for name, asked in job.config.budget.items()
+            limit.cost: {"asked": limit.written, "limit": limit.value, "predicted": trial.cost[limit.cost]}
+            for limit in job.device.limits
         },
         "dense_search_accuracy": job.dense.accuracy,
         "table": _table(job),
@@ -152,9 +152,10 @@ def _similarity(job: Job) -> list[str]:
 
 
 def _missed(outcome: Outcome, job: Job) -> list[str]:
-    if outcome.chosen.overshoot <= 1.0:
+    limit = job.device.limit("latency_ms")
+    if limit is None or outcome.chosen.overshoot <= 1.0:
         return []
     return [
-        f"no finalist met latency_ms = {job.config.budget['latency_ms']} as measured: the closest took "
+        f"no finalist met latency_ms = {limit.written} as measured: the closest took "
         f"{outcome.chosen.overshoot:.3f} of the limit; measure a latency table on this machine and search again"
     ]

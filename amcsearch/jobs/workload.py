@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +49,8 @@ __all__ = [
     "load_network",
     "load_workload",
     "made_by_factory",
+    "make_workload",
+    "trained",
     "training_recipe",
 ]
 
@@ -97,7 +99,7 @@ class TracedNetwork:
 
 @dataclass(frozen=True)
 class Workload(TracedNetwork):
-    """A trained network with its data and its channel groups."""
+    """A network with its data and its channel groups."""
 
     splits: DataSplits
 
@@ -118,24 +120,51 @@ def training_recipe(config: RecipeConfig) -> TrainingRecipe:
 def load_workload(
     config: Config, given: InMemory = CONFIGURED, *, train: bool = True, progress: Progress | None = None
 ) -> Workload:
-    """Make the network, load or train it, cut the data splits, and trace its channel groups.
+    """Make the network with its data, and train it if the configuration says so.
 
     ``train`` false leaves the weights as the factory made them: enough to plan, not to search.
 
     Raises:
+        BadInputError: as ``make_workload`` and ``trained``.
+    """
+    workload = make_workload(config, given)
+    return trained(config, workload, progress) if train else _with_targets(config, workload)
+
+
+def trained(config: Config, workload: Workload, progress: Progress | None = None) -> Workload:
+    """Return a workload of ``make_workload`` as searches need it: its network trained, in place, and its targets set.
+
+    Raises:
+        BadInputError: a diverging training, or a cache that cannot be written.
+    """
+    if config.model.pretrain is not None:
+        _pretrain(config, workload.model, workload.splits, progress)
+        workload.model.eval()
+    return _with_targets(config, workload)
+
+
+def _with_targets(config: Config, workload: Workload) -> Workload:
+    """Put the dense network's outputs in place of the targets where the configuration asks for it."""
+    if config.data.targets == "given":
+        return workload
+    return replace(workload, splits=with_dense_targets(workload.splits, workload.model))
+
+
+def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
+    """Make the network or load its checkpoint, cut the data splits, and trace its channel groups; train nothing.
+
+    Channel groups and costs follow from shapes alone, so they are known, and limits are judged, before any training.
+
+    Raises:
         BadInputError: a factory that raises or returns something else, data of another shape, a checkpoint that
-            does not fit, a diverging training, or a network with nothing to prune.
+            does not fit, or a network with nothing to prune.
     """
     splits = make_splits(_datasets(config, given), config.data.splits.sizes(), config.seed)
     model = _dense(config, given)
     sample = _checked_sample(config, model, splits)
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
-    elif config.model.pretrain is not None and train:
-        _pretrain(config, model, splits, progress)
-    model.eval()
-    if config.data.targets == "dense":
-        splits = with_dense_targets(splits, model)
+        model.eval()
     network = _traced(config, model, sample)
     return Workload(network.model, network.example, network.trace, splits)
 

@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, InfeasibleBudgetError, PolicySpace
+from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, PolicySpace
 from amcsearch.costs import CostGrid
 
 __all__ = ["Budget", "FeasibleSet", "Price", "cheapest_policies", "overshoot", "resolve_budget", "without_dominated"]
@@ -147,10 +147,6 @@ def _descend(start: NDArray[np.int64], space: PolicySpace, score: Score) -> NDAr
 
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _LINE_POINTS: Final = 129
-_CURE_NO_MODEL: Final = {
-    "latency_ms": "give device.table a latency table",
-    "energy_mj": "give device.profile a device profile",
-}
 
 
 @dataclass(frozen=True)
@@ -170,37 +166,16 @@ class Budget:
 
 
 def resolve_budget(spec: Mapping[str, str | float], dense: Cost) -> Budget:
-    """Turn a budget as written by the user into absolute limits.
-
-    ``"0.5x"`` is half of the dense network's cost; a number (or its text) is absolute, in the unit of the name.
+    """Turn a budget as written by the user into absolute limits, each as ``Limit`` reads it.
 
     Raises:
-        BadInputError: an unknown cost, a cost without a model, text that is no number, or a limit outside
-            (0, dense cost].
+        BadInputError: a cost that ``dense`` lacks, or a limit outside (0, dense cost].
     """
-    return Budget({name: _limit(name, value, dense) for name, value in spec.items()})
-
-
-def _limit(name: str, value: str | float, dense: Cost) -> float:
-    if name not in (*COST_NAMES, *dense):
-        known = dict.fromkeys((*COST_NAMES, *dense))
-        raise BadInputError(f"budget: unknown cost {name!r}; choose from {', '.join(known)}")
-    if name not in dense:
-        cure = _CURE_NO_MODEL.get(name, "add a model for it")
-        raise BadInputError(f"budget.{name} = {value}, but nothing here predicts {name}; {cure} or drop the limit")
-    text = str(value).strip()
-    relative = text.endswith("x")
-    try:
-        number = math.nan if isinstance(value, bool) else float(text.removesuffix("x"))
-    except ValueError:
-        number = math.nan
-    bound = 1.0 if relative else dense[name]
-    if not 0.0 < number <= bound * (1.0 + _TOLERANCE):  # false for NaN too
-        raise BadInputError(
-            f"budget.{name} = {value!r}, must be a share such as 0.5x in (0x, 1x] "
-            f"or a number in (0, {dense[name]:.6g}], the dense network's {name}; lower the limit or drop it"
-        )
-    return number * dense[name] if relative else number
+    limits = {}
+    for name, written in spec.items():
+        limit = Limit.parse(name, written, f"budget.{name}", dense.get(name))
+        limits[name] = limit.resolve(limit.dense_cost(dense))
+    return Budget(limits)
 
 
 class FeasibleSet:

@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load(options.config, [])
     workload = load_workload(config, train=False)
-    device = load_device(config, workload)
+    device = load_device(config, workload, config.limits)
     spec, grid = workload.trace.network, device.grid
     start = time.perf_counter()
     target = 0.5 * grid.cost(spec.dense)["macs"]

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from amcsearch.config.schema import Config
+from amcsearch.config.schema import Config, FinetuneConfig
 from amcsearch.core.policy import PolicySpace
 from amcsearch.core.trial import Trial
 from amcsearch.evaluation.evaluator import default_batch_size
@@ -122,7 +122,7 @@ def measure(cell: Cell, config: Config, workload: Workload, sparsity: float) -> 
     before = evaluate(pruned, *test)
     begun = time.process_time()
     epochs = 1 if cell.family in ("gate", "schedule") else None
-    fine_tune(_tuning_for(config, epochs), workload, pruned, _Silent(), hook)
+    fine_tune(config, _tuning(config, epochs), workload, pruned, _Silent(), hook)
     after = time.process_time()
     return Measured(evaluate(workload.model, *test), before, evaluate(pruned, *test), middle - start, after - begun)
 
@@ -154,7 +154,7 @@ def _weights_cut(
 def _trained_sparse(
     cell: Cell, config: Config, workload: Workload, sparsity: float
 ) -> tuple[nn.Module, TrainingHook | None]:
-    device = load_device(config, workload)
+    device = load_device(config, workload, config.limits)
     target: UnitTarget | WeightTarget
     if cell.granularity == "channels":
         target = UnitTarget(workload.trace, device, None, 1.0 - sparsity)
@@ -166,12 +166,11 @@ def _trained_sparse(
     return sparse.model, fixed(sparse.model, sparse.masks) if sparse.granularity == "weights" else None
 
 
-def _tuning_for(config: Config, epochs: int | None) -> Config:
+def _tuning(config: Config, epochs: int | None) -> FinetuneConfig | None:
     tuning = config.recovery.finetune
     if epochs is None or tuning is None:
-        return config
-    shorter = config.recovery.model_copy(update={"finetune": tuning.model_copy(update={"epochs": epochs})})
-    return config.model_copy(update={"recovery": shorter})
+        return tuning
+    return tuning.model_copy(update={"epochs": epochs})
 
 
 class _Nowhere:

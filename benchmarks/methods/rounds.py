@@ -1,9 +1,9 @@
 """Pruning to a cost in one go against rounds of pruning and training, at equal training.
 
-    python benchmarks/methods/rounds.py [--networks resnet20 mobilenetv2] [--allocation global] [--target macs=0.1]
+    python benchmarks/methods/rounds.py [--networks resnet20 mobilenetv2] [--allocation global] [--target macs=0.1x]
         [--epochs 8] [--seeds 0 1 2]
 
-Runs what ``amcsearch prune CONFIG --target macs=0.1 --rounds R --round-shape S`` does, on networks of ``scenes.py``
+Runs what ``amcsearch prune CONFIG --target macs=0.1x --rounds R --round-shape S`` does, on networks of ``scenes.py``
 (8x8 and 16x16 digits, no teacher) with the whole training split. ``before`` is test accuracy in % after the last cut,
 ``after`` that of the network delivered; ``cost`` is its share of the dense network's. Appends to rounds.csv as soon as
 a row is done and leaves out the rows that it has; prints means ± standard deviation over seeds.
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "mobilenetv2"], choices=SCENES)
     parser.add_argument("--allocation", default="global")
-    parser.add_argument("--target", default="macs=0.1")
+    parser.add_argument("--target", default="macs=0.1x")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()

@@ -54,7 +54,7 @@ def configured(write_config: WriteConfig, tmp_path: Path) -> Callable[..., Confi
 
 
 def device_of(config: Config) -> Device:
-    return load_device(config, load_workload(config, train=False))
+    return load_device(config, load_workload(config, train=False), config.limits)
 
 
 def test_slow_narrow_widths_are_left_out_and_counted(configured: Callable[..., Config]) -> None:
@@ -107,7 +107,7 @@ def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
     configured: Callable[..., Config], entry: Mapping[str, Any], words: str
 ) -> None:
     config = configured(entry)
-    (text,) = load_device(config, load_workload(config, train=False), strict=True).warnings
+    (text,) = load_device(config, load_workload(config, train=False), config.limits, strict=True).warnings
     assert words in text
     assert text.startswith(f"latency table {config.device.table} ")
 

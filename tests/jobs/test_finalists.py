@@ -6,10 +6,13 @@ import pytest
 
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
+from amcsearch.core.limit import Limit
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.jobs.delivery import Finalist, choose, latency_overshoot, measure_finalists
 from amcsearch.runtime.paired_latency import PairedLatency
+
+HALF = Limit("latency_ms", 0.5, True, "budget.latency_ms")
 
 
 def trial(number: int, reward: float, latency_ms: float, state: TrialState = TrialState.COMPLETE) -> Trial:
@@ -38,7 +41,7 @@ class Measured:
 def test_the_best_within_the_measured_limit_wins() -> None:
     trials = [trial(0, 0.9, 1.0), trial(1, 0.95, 0.99), trial(2, 0.8, 0.5)]
     measure = Measured(trials, 1.0)
-    finalists = measure_finalists(trials, 2, "0.5x", 1.0, measure)
+    finalists = measure_finalists(trials, 2, HALF, 1.0, measure)
     assert measure.rounds == [[1, 0]]
     assert choose(finalists).trial.number == 1
 
@@ -46,14 +49,14 @@ def test_the_best_within_the_measured_limit_wins() -> None:
 def test_a_predictor_that_flatters_costs_one_more_round() -> None:
     trials = [trial(0, 0.9, 1.0), trial(1, 0.95, 0.99), trial(2, 0.8, 0.85), trial(3, 0.7, 0.4)]
     measure = Measured(trials, 1.15)
-    finalists = measure_finalists(trials, 2, "0.5x", 1.0, measure)
+    finalists = measure_finalists(trials, 2, HALF, 1.0, measure)
     assert measure.rounds == [[1, 0], [2, 3]]
     assert choose(finalists).trial.number == 2
 
 
 def test_where_none_is_within_the_closest_is_chosen() -> None:
     trials = [trial(0, 0.9, 1.0), trial(1, 0.95, 0.99)]
-    finalists = measure_finalists(trials, 3, "0.5x", 1.0, Measured(trials, 2.0))
+    finalists = measure_finalists(trials, 3, HALF, 1.0, Measured(trials, 2.0))
     assert choose(finalists).trial.number == 1
     assert choose(finalists).overshoot == pytest.approx(1.98)
 
@@ -66,8 +69,8 @@ def test_no_latency_limit_means_one_round_and_the_best_reward() -> None:
 
 
 def test_overshoot_by_hand() -> None:
-    assert latency_overshoot("0.5x", latency(1.0, dense_ms=2.0)) == pytest.approx(1.0)
-    assert latency_overshoot(0.8, latency(1.0)) == pytest.approx(1.25)
+    assert latency_overshoot(HALF, latency(1.0, dense_ms=2.0)) == pytest.approx(1.0)
+    assert latency_overshoot(Limit("latency_ms", 0.8, False, "budget.latency_ms"), latency(1.0)) == pytest.approx(1.25)
     assert latency_overshoot(None, latency(1.0)) == 0.0
 
 

@@ -22,7 +22,7 @@ def summary_of(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("target", "allocation"), [("macs=0.5", "global"), ("bytes=0.3", "uniform"), ("energy_mj=0.6x", "per_cost")]
+    ("target", "allocation"), [("macs=0.5x", "global"), ("bytes=0.3x", "uniform"), ("energy_mj=0.6x", "per_cost")]
 )
 def test_a_target_is_met_to_one_step_of_a_group(
     write_config: WriteConfig, tmp_path: Path, target: str, allocation: str
@@ -78,7 +78,7 @@ def test_a_tolerance_that_nothing_meets_gives_the_dense_network(write_config: Wr
 def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path) -> None:
     """The written configuration does it again without any option."""
     first, again = tmp_path / "first", tmp_path / "again"
-    assert main(["prune", str(write_config()), "--target", "params=0.5", *UNTUNED, "-o", str(first)]) == 0
+    assert main(["prune", str(write_config()), "--target", "params=0.5x", *UNTUNED, "-o", str(first)]) == 0
     assert main(["prune", str(first / "config.yaml"), "-o", str(again)]) == 0
     assert (first / "policy.json").read_text() == (again / "policy.json").read_text()
     assert summary_of(first)["goal"] == summary_of(again)["goal"]
@@ -89,24 +89,24 @@ def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path
     [
         ([], 2, "give one of --policy, --target and --keep-accuracy"),
         (["--target", "macs"], 2, "--target macs: expected COST=LIMIT"),
-        (["--target", "flops=0.5"], 2, "flops"),
+        (["--target", "flops=0.5x"], 2, "flops"),
         (["--target", "macs=1.5x"], 2, "1.5x"),
         (["--target", "macs=1e12"], 2, "prune.target.macs = 1000000000000.0"),
         (["--target", "latency_ms=0.5x"], 2, "prune.target.latency_ms needs a latency table"),
-        (["--target", "macs=0.0001"], 3, "smallest found"),
+        (["--target", "macs=0.0001x"], 3, "smallest found"),
         (["--keep-accuracy", "0"], 2, "prune.keep_accuracy"),
         (["--keep-accuracy", "much"], 2, "prune.keep_accuracy"),
         (["--policy", "nowhere.json"], 2, "nowhere.json"),
-        (["--target", "macs=0.5", "--set", "prune.normaliser=median"], 2, "normaliser = 'median' is unknown"),
-        (["--target", "macs=0.5", "--set", "selection.selector=thinet"], 2, "choose uniform, or a criterion"),
-        (["--target", "macs=0.5", "--rounds", "0"], 2, "prune.rounds = 0"),
-        (["--target", "macs=0.5", "--rounds", "some"], 2, "prune.rounds = 'some'"),
+        (["--target", "macs=0.5x", "--set", "prune.normaliser=median"], 2, "normaliser = 'median' is unknown"),
+        (["--target", "macs=0.5x", "--set", "selection.selector=thinet"], 2, "choose uniform, or a criterion"),
+        (["--target", "macs=0.5x", "--rounds", "0"], 2, "prune.rounds = 0"),
+        (["--target", "macs=0.5x", "--rounds", "some"], 2, "prune.rounds = 'some'"),
         (["--keep-accuracy", "1", "--rounds", "2"], 2, "rounds = 2 lead to a target, and keep_accuracy is set"),
         (["--policy", __file__, "--rounds", "2"], 2, "give --target COST=LIMIT in its place, or --rounds 1"),
-        (["--target", "macs=0.5", "--rounds", "2"], 2, "finetune.epochs = 1, must be at least prune.rounds = 2"),
-        (["--target", "macs=0.5", "--rounds", "2", *UNTUNED], 2, "finetune.epochs = 0, must be at least"),
-        (["--target", "macs=0.5", "--rounds", "2", "--set", "recovery.finetune=null"], 2, "raise the epochs"),
-        (["--target", "macs=0.5", "--rounds", "2", *REWOUND], 2, "the last 2 epochs of model.pretrain, which is null"),
+        (["--target", "macs=0.5x", "--rounds", "2"], 2, "finetune.epochs = 1, must be at least prune.rounds = 2"),
+        (["--target", "macs=0.5x", "--rounds", "2", *UNTUNED], 2, "finetune.epochs = 0, must be at least"),
+        (["--target", "macs=0.5x", "--rounds", "2", "--set", "recovery.finetune=null"], 2, "raise the epochs"),
+        (["--target", "macs=0.5x", "--rounds", "2", *REWOUND], 2, "the last 2 epochs of model.pretrain, which is null"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -125,6 +125,6 @@ def test_bad_input_is_one_line(
 
 def test_two_goals_are_one_too_many(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["prune", str(write_config()), "--target", "macs=0.5", "--keep-accuracy", "1"])
+        main(["prune", str(write_config()), "--target", "macs=0.5x", "--keep-accuracy", "1"])
     assert stop.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_limits_by_hand() -> None:
 
 def test_the_epochs_of_one_shot_are_shared(write_config: WriteConfig) -> None:
     def epochs(*overrides: str) -> list[int]:
-        return [share.recovery.finetune.epochs for share in shares_of_training(load(write_config(), overrides))]
+        return [share.epochs for share in shares_of_training(load(write_config(), overrides))]
 
     assert epochs("prune.rounds=3", "recovery.finetune.epochs=8") == [2, 2, 4]
     assert epochs("prune.rounds=1", "recovery.finetune.epochs=0") == [0]
@@ -67,8 +67,8 @@ def test_the_epochs_of_one_shot_are_shared(write_config: WriteConfig) -> None:
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("macs=0.3", ["--round-shape", "geometric"]),
-        ("bytes=0.4", ["--round-shape", "cubic", "--allocation", "uniform", "--set", "selection.selector=thinet"]),
+        ("macs=0.3x", ["--round-shape", "geometric"]),
+        ("bytes=0.4x", ["--round-shape", "cubic", "--allocation", "uniform", "--set", "selection.selector=thinet"]),
         (
             "energy_mj=0.5x",
             ["--round-shape", "linear", "--allocation", "per_cost", "--set", "recovery.reconstruction=least_squares"],
@@ -107,8 +107,8 @@ def _page(folder: Path) -> str:
 
 def test_one_round_is_one_shot(write_config: WriteConfig, tmp_path: Path) -> None:
     config, plain, single = str(write_config()), tmp_path / "plain", tmp_path / "single"
-    assert main(["prune", config, "--target", "macs=0.4", "-o", str(plain)]) == 0
-    assert main(["prune", config, "--target", "macs=0.4", "--rounds", "1", "-o", str(single)]) == 0
+    assert main(["prune", config, "--target", "macs=0.4x", "-o", str(plain)]) == 0
+    assert main(["prune", config, "--target", "macs=0.4x", "--rounds", "1", "-o", str(single)]) == 0
     assert summary_of(plain)["goal"] == summary_of(single)["goal"]
     assert "rounds" not in summary_of(single)["goal"]
     assert not list(single.glob(".round-*"))
@@ -117,7 +117,7 @@ def test_one_round_is_one_shot(write_config: WriteConfig, tmp_path: Path) -> Non
 
 def test_a_group_cut_to_its_last_channel_stays_a_group(write_config: WriteConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = ["--target", "macs=0.004", "--rounds", "6", "--round-shape", "geometric", "--allocation", "uniform"]
+    options = ["--target", "macs=0.004x", "--rounds", "6", "--round-shape", "geometric", "--allocation", "uniform"]
     options += [*FINE, *SIX_EPOCHS, *ALMOST_ALL]
     assert main(["prune", str(write_config()), *options, "-o", str(folder)]) == 0
     assert kept_after(folder, 5) == {"stem.0": 1, "body.0": 3}  # 4 036 MACs of at most 4 535
@@ -127,7 +127,7 @@ def test_a_group_cut_to_its_last_channel_stays_a_group(write_config: WriteConfig
 def test_the_run_folder_keeps_the_rounds(write_config: WriteConfig, tmp_path: Path) -> None:
     """The written configuration does it again without any option."""
     first, again = tmp_path / "first", tmp_path / "again"
-    options = ["--target", "params=0.5", "--rounds", "2", "--round-shape", "linear", *SIX_EPOCHS]
+    options = ["--target", "params=0.5x", "--rounds", "2", "--round-shape", "linear", *SIX_EPOCHS]
     assert main(["prune", str(write_config()), *options, "-o", str(first)]) == 0
     assert main(["prune", str(first / "config.yaml"), "-o", str(again)]) == 0
     assert summary_of(first)["goal"] == summary_of(again)["goal"]
@@ -136,7 +136,7 @@ def test_the_run_folder_keeps_the_rounds(write_config: WriteConfig, tmp_path: Pa
 
 def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    command = ["prune", str(write_config("fatal")), "--target", "macs=0.2", "--rounds", "3", *SEVEN_EPOCHS, "-o"]
+    command = ["prune", str(write_config("fatal")), "--target", "macs=0.2x", "--rounds", "3", *SEVEN_EPOCHS, "-o"]
     assert main([*command, str(whole)]) == 0
     dying = {**os.environ, "TINY_JOB_DIES_AT": "58"}  # in the second epoch of the second round
     process = [sys.executable, "-m", "amcsearch", *command, str(broken)]
@@ -151,7 +151,7 @@ def test_a_finished_round_is_neither_cut_nor_trained_again(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder, whole = str(write_config()), tmp_path / "run", tmp_path / "whole"
-    command = ["prune", config, "--target", "macs=0.3", "--rounds", "2", *SIX_EPOCHS, "-o"]
+    command = ["prune", config, "--target", "macs=0.3x", "--rounds", "2", *SIX_EPOCHS, "-o"]
     assert main([*command, str(whole)]) == 0
     with monkeypatch.context() as patched:
         patched.setattr(rounds, "reranked", _stop)

@@ -1,19 +1,17 @@
 """Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from amcsearch.config import Config, choose
-from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.kept_accuracy import keep_accuracy
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
-from amcsearch.jobs.prune.target_cost import Proposal, priced_target, reach_target
+from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_proposal
@@ -36,8 +34,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     goal = _goal_of(config)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
-    with _naming_the_target(config):
-        job = assemble(_without_search_budget(config), phases, given)
+    job = assemble(config, _limits(config), phases, given)
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)
@@ -48,7 +45,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
         if config.prune.keep_accuracy is None:  # which lists the trials of its own study
             run.write_trials([trial])
             run.write_pareto([trial])
-        finalists = measure_finalists([trial], 1, job.config.budget.get("latency_ms"), None, exports.measure)
+        finalists = measure_finalists([trial], 1, job.device.limit("latency_ms"), None, exports.measure)
 
     def origin(pruned: nn.Module, tuned: nn.Module) -> dict[str, Any]:
         return describe_proposal(with_rounds(proposal, rounds, job, (pruned, tuned)))
@@ -65,10 +62,9 @@ def _goal_of(config: Config) -> str:
     prune = config.prune
     if prune.policy is not None:
         return f"Reading {prune.policy}"
-    if prune.target is not None:
-        (name, asked), *_ = prune.target.items()
+    if prune.limit is not None:
         begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
-        return f"{begin} to {name} = {asked}, {prune.allocation} allocation"
+        return f"{begin} to {prune.limit.cost} = {prune.limit.written}, {prune.allocation} allocation"
     if prune.keep_accuracy is not None:
         return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
     raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")
@@ -81,26 +77,11 @@ def _check_rules(config: Config) -> None:
     choose(NORMALISERS, config.prune.normaliser, "prune.normaliser")
 
 
-def _without_search_budget(config: Config) -> Config:
-    """Return the configuration with ``prune.target`` in place of the search's budget, where ``prune`` has a target.
-
-    A known policy is still shown beside the search's budget, and the accuracy to keep is its own limit.
-    """
-    if config.prune.target is not None:
-        name, asked = priced_target(config)
-        return config.model_copy(update={"budget": {name: asked}})
-    return config if config.prune.policy is not None else config.model_copy(update={"budget": {}})
-
-
-@contextmanager
-def _naming_the_target(config: Config) -> Iterator[None]:
-    """Let errors about the budget name ``prune.target``, which stands in its place."""
-    try:
-        yield
-    except BadInputError as error:
-        if config.prune.target is None:
-            raise
-        raise BadInputError(str(error).replace("budget.", "prune.target.")) from error
+def _limits(config: Config) -> tuple[Limit, ...]:
+    """Return the limits on costs: the target, the search's budget beside a known policy, none to keep accuracy."""
+    if config.prune.policy is not None:
+        return config.limits
+    return () if config.prune.limit is None else (config.prune.limit,)
 
 
 def _propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amcsearch.config import Config
+from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import BadInputError, NetworkSpec, PolicySpace
 from amcsearch.graph import Kept, remove, renumbered
 from amcsearch.jobs.device import Device
@@ -32,27 +32,25 @@ from amcsearch.training import StateFile, evaluate
 __all__ = ["earlier_rounds", "round_limits", "shares_of_training", "with_rounds"]
 
 
-def shares_of_training(config: Config) -> list[Config]:
-    """Return the configuration of each round: equal shares of ``recovery.finetune.epochs``, the rest to the last.
+def shares_of_training(config: Config) -> list[FinetuneConfig | None]:
+    """Return the training of each round: equal shares of ``recovery.finetune.epochs``, the rest to the last.
 
     Raises:
         BadInputError: fewer epochs than rounds, or as ``finetuning_recipe`` of a round.
     """
-    rounds, recovery, recipe = config.prune.rounds, config.recovery, config.recovery.finetune
+    rounds, recipe = config.prune.rounds, config.recovery.finetune
     if rounds == 1:
-        return [config]
+        return [recipe]
     if recipe is None or recipe.epochs < rounds:
         raise BadInputError(
             f"recovery.finetune.epochs = {recipe.epochs if recipe else 0}, must be at least prune.rounds = {rounds}, "
             "for every round trains; raise the epochs, or lower --rounds"
         )
     share, rest = divmod(recipe.epochs, rounds)
-    tunings = [recipe.model_copy(update={"epochs": share + rest * (i == rounds - 1)}) for i in range(rounds)]
-    found = [
-        config.model_copy(update={"recovery": recovery.model_copy(update={"finetune": tuning})}) for tuning in tunings
-    ]
-    finetuning_recipe(found[-1])  # of the longest
-    return found
+    epochs = [*[share] * (rounds - 1), share + rest]
+    shares = [recipe.model_copy(update={"epochs": count}) for count in epochs]
+    finetuning_recipe(config, shares[-1])  # of the longest
+    return list(shares)
 
 
 def round_limits(dense: float, limit: float, rounds: int, shape: str) -> list[float]:
@@ -73,17 +71,18 @@ def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[
     *earlier, last = shares_of_training(job.config)
     if not earlier:
         return job, []
-    prune, ((priced, limit), *_) = job.config.prune, job.device.feasible.budget.limits.items()
-    dense = job.device.dense[priced]
-    limits = round_limits(dense, limit, prune.rounds, prune.round_shape)
+    prune, (target,) = job.config.prune, job.device.limits
+    limits = round_limits(target.dense, target.value, prune.rounds, prune.round_shape)
     done = []
-    for i, config in enumerate(earlier):
-        text = f"Round {i + 1} of {prune.rounds}: pruning to {limits[i] / dense:.3f}x of dense {priced}, and training"
+    for i, finetune in enumerate(earlier):
+        share = f"{limits[i] / target.dense:.3f}x of dense {target.cost}"
+        text = f"Round {i + 1} of {prune.rounds}: pruning to {share}, and training"
         with phases(f"round_{i + 1}", text):
             file = StateFile(run.round_state(i + 1))
-            job, found = _round(replace(job, config=config), Budget({priced: limits[i]}), file, phases.observer)
+            budget = Budget({target.cost: limits[i]})
+            job, found = _round(replace(job, finetune=finetune), budget, file, phases.observer)
         done.append(found)
-    return replace(job, config=last), done
+    return replace(job, finetune=last), done
 
 
 def with_rounds(
@@ -109,7 +108,7 @@ def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tup
     else:  # the weights are among the training's state
         cut = stored["cut"]
         model = remove(job.evaluator.model, job.evaluator.trace, _kept(cut))
-    fine_tune(job.config, job.workload, model, observer, store=_TrainingOfCut(file, cut))
+    fine_tune(job.config, job.finetune, job.workload, model, observer, store=_TrainingOfCut(file, cut))
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     found = {**cut["described"], "accuracy_finetuned": _accuracy(job, model)}
     return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), found

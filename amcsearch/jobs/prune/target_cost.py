@@ -10,13 +10,12 @@ from typing import Any
 from numpy import int64
 from numpy.typing import NDArray
 
-from amcsearch.config import Config, read_device
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.jobs.setup import Job
 from amcsearch.methods import comparable
 from amcsearch.search import LADDERS, CostOf, reach
 
-__all__ = ["Proposal", "cost_of", "ladder_of", "priced_as", "priced_target", "reach_target", "weight_bits"]
+__all__ = ["Proposal", "cost_of", "ladder_of", "reach_target"]
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,24 @@ def cost_of(job: Job, name: str) -> CostOf:
     return lambda kept: job.device.grid.price(kept)[name]
 
 
-BITS_PER_BYTE = 8.0
-FLOAT_BITS = 32  # of a weight where no device profile says otherwise
-
-
 def reach_target(job: Job) -> Proposal:
-    """Find the policy of ``prune.target``, which stands as the only budget of the job.
+    """Find the policy of ``prune.target``, the only limit of the job; what is reached is the budget, all or part of it.
 
     Raises:
         BadInputError: as ``ladder_of``.
     """
-    prune, space, feasible = job.config.prune, job.device.space, job.device.feasible
-    assert prune.target is not None
-    (name, asked), *_ = prune.target.items()
-    (priced, limit), *_ = feasible.budget.limits.items()
-    _, unit = priced_as(job.config, str(name))
-    cost = cost_of(job, priced)
+    (target,), space, feasible = job.device.limits, job.device.space, job.device.feasible
+    limit, unit = feasible.budget.limits[target.cost], target.unit
+    cost = cost_of(job, target.cost)
     ladder = ladder_of(job, cost)
     found = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
     goal = {
         "kind": "target",
-        "cost": name,
-        "asked": asked,
-        "allocation": prune.allocation,
+        "cost": target.asked.cost,
+        "asked": target.asked.written,
+        "allocation": job.config.prune.allocation,
         "limit": limit * unit,
-        "dense": job.device.dense[priced] * unit,
+        "dense": target.dense * unit,
         "achieved": found.value * unit,
         "smallest_step": None if found.smallest_step is None else found.smallest_step * unit,
         "rungs": len(ladder),
@@ -85,24 +77,3 @@ def reach_target(job: Job) -> Proposal:
         "moves": found.moves,
     }
     return Proposal(job.workload.trace.network.policy(found.kept), "target", 1, goal)
-
-
-def priced_target(config: Config) -> tuple[str, str | float]:
-    """Name and limit of the cost of ``prune.target`` as a grid prices it."""
-    assert config.prune.target is not None
-    (name, asked), *_ = config.prune.target.items()
-    priced, unit = priced_as(config, str(name))
-    return priced, asked if isinstance(asked, str) else asked / unit
-
-
-def priced_as(config: Config, name: str) -> tuple[str, float]:
-    """Return the cost that a grid prices, and how much of ``name`` one of it is: bytes are parameters of some bits."""
-    return ("params", weight_bits(config) / BITS_PER_BYTE) if name == "bytes" else (name, 1.0)
-
-
-def weight_bits(config: Config) -> int:
-    """Return the bits of a stored weight on the configured device."""
-    if config.device.profile is None:
-        return FLOAT_BITS
-    profile = read_device(config.device.profile)
-    return profile.weight_bits or profile.word_bits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, make
-from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.core import PruningPolicy
 from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import remove
 from amcsearch.jobs.setup import make_criterion
@@ -134,13 +134,6 @@ def _masked(
     steps: int,
     schedule: MaskSchedule,
 ) -> MaskedTraining:
-    section = config.sparsify
-    if target.cost is not None and isinstance(target, WeightTarget):
-        raise BadInputError(
-            f"sparsify.target.{target.cost}: the schedule {section.method!r} counts single weights; give "
-            f"sparsify.target {{sparsity: 0.8}}, sparsify.granularity channels, or a gate as sparsify.method "
-            f"({', '.join(GATES)})"
-        )
     criterion = _criterion(config)
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)

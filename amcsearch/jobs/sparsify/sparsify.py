@@ -3,25 +3,22 @@
 import copy
 import csv
 import io
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from amcsearch.config import Config, label
-from amcsearch.core import BadInputError, Cost
+from amcsearch.core import BadInputError, Limit
 from amcsearch.jobs.delivery import save_network
-from amcsearch.jobs.device import Device, further_costs, load_device
+from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.prune.target_cost import priced_as, weight_bits
 from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
-from amcsearch.methods import GateMethod, MaskSchedule, sparse_weights
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, make_workload, trained
+from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import RunFolder
-from amcsearch.search import Budget, FeasibleSet, resolve_budget
 from amcsearch.training import StateFile, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
@@ -38,12 +35,13 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     section = config.sparsify
     method = make_method(config)  # what cannot be made is refused before anything is trained
     further_costs(config)
-    finetuning_recipe(config)
-    with phases("network", "Loading or training the network"):
-        workload = load_workload(config, given, progress=observer.epoch)
+    finetuning_recipe(config, config.recovery.finetune)
     with phases("target", "Pricing the target"):
-        device = _device(config, workload, given)
+        workload = make_workload(config, given)
+        device = load_device(config, workload, _limits(config, method), given)
         target = _target(config, workload, device, method)
+    with phases("network", "Loading or training the network"):
+        workload = trained(config, workload, observer.epoch)
     with phases("sparsify", f"Training with {label(section.method)}"):
         epochs = max(1, section.training.epochs)
 
@@ -55,7 +53,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     with phases("finetune", "Fine-tuning what is left"):
         tuned = copy.deepcopy(sparse.model)
         hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
-        fine_tune(config, workload, tuned, observer, hook, StateFile(run.finetuning_state))
+        fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
     with phases("verify", "Reading the test split"):
         models = {"dense": workload.model, "sparse": sparse.model, "finetuned": tuned}
         summary = _summary(config, workload, device, target, sparse, models, phases.seconds)
@@ -67,38 +65,40 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     return SparsifyResult(run, lambda: tuned)
 
 
-def _device(config: Config, workload: Workload, given: InMemory) -> Device:
-    """Price on the configured device; the budget of a search is not this verb's."""
-    return load_device(config.model_copy(update={"budget": {"macs": "1x"}}), workload, given)
+def _limits(config: Config, method: GateMethod | MaskSchedule) -> tuple[Limit, ...]:
+    """Return the limits on networks of fewer channels: the target, where it is a cost and channels are to meet it."""
+    limit = config.sparsify.limit
+    return () if limit is None or not _closes_channels(config, method) else (limit,)
+
+
+def _asked(config: Config, device: Device) -> PricedLimit | None:
+    """Return the cost that is to be met, by channels or by single weights; None where the target is a sparsity."""
+    limit = config.sparsify.limit
+    return None if limit is None else priced(limit, device.dense, device.weight_bits)
 
 
 def _target(
     config: Config, workload: Workload, device: Device, method: GateMethod | MaskSchedule
 ) -> UnitTarget | WeightTarget:
-    goal, (asked, *_) = _goal(config, device), config.sparsify.target
-    cost = None if asked == "sparsity" else str(asked)
+    """Return what the training has to reach.
+
+    Raises:
+        BadInputError: as the targets, or a cost of single weights that a schedule is to meet.
+    """
+    section, limit = config.sparsify, _asked(config, device)
+    goal = 1.0 - float(section.target["sparsity"]) if limit is None else limit.value / limit.dense
     if _closes_channels(config, method):
-        if cost is not None:
-            cost, _ = priced_as(config, cost)
-            budget = Budget({cost: goal * device.dense[cost]})
-            device = replace(device, feasible=FeasibleSet(device.space, device.grid, budget))
-        return UnitTarget(workload.trace, device, cost, goal)
+        return UnitTarget(workload.trace, device, None if limit is None else limit.cost, goal)
     shapes = {name: tuple(weight.shape) for name, weight in sparse_weights(workload.model, workload.trace).items()}
-    return WeightTarget(workload.trace, device.space, shapes, cost, goal, config.sparsify.storage, weight_bits(config))
-
-
-def _goal(config: Config, device: Device) -> float:
-    """Share that the target leaves, of units or weights, or of the dense network's cost."""
-    (name, asked), *_ = config.sparsify.target.items()
-    if name == "sparsity":
-        return 1.0 - float(asked)
-    priced, unit = priced_as(config, str(name))
-    dense = Cost({cost: value * unit for cost, value in device.dense.items()})
-    try:
-        return resolve_budget({priced: asked}, dense).limits[priced] / dense[priced]
-    except BadInputError as error:
-        told = str(error).replace(f"budget.{priced}", f"sparsify.target.{name}")
-        raise BadInputError(told.replace(f"network's {priced}", f"network's {name}")) from error
+    cost, storage = None if limit is None else limit.asked.cost, section.storage
+    target = WeightTarget(workload.trace, device.space, shapes, cost, goal, storage, device.weight_bits)
+    if cost is not None and isinstance(method, MaskSchedule):
+        raise BadInputError(
+            f"sparsify.target.{cost}: the schedule {section.method!r} counts single weights; give "
+            f"sparsify.target {{sparsity: 0.8}}, sparsify.granularity channels, or a gate as sparsify.method "
+            f"({', '.join(GATES)})"
+        )
+    return target
 
 
 def _closes_channels(config: Config, method: GateMethod | MaskSchedule) -> bool:
@@ -132,14 +132,21 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> dict[str, Any]:
     """What was asked for and achieved: as shares of dense, and of a cost also in its own unit."""
-    (name, asked), *_ = config.sparsify.target.items()
-    found: dict[str, Any] = {name: asked, "kept_asked": target.goal, "kept": sparse.kept}
-    if target.cost is None:
-        return found
-    priced, unit = priced_as(config, str(name))
-    dense = device.dense[priced] * unit
-    found |= {"cost": name, "limit": target.goal * dense, "dense": dense, "achieved": sparse.kept * dense}
-    return found | ({"storage": target.storage} if isinstance(target, WeightTarget) and name == "bytes" else {})
+    limit = _asked(config, device)
+    if limit is None:
+        sparsity = config.sparsify.target["sparsity"]
+        return {"sparsity": sparsity, "kept_asked": target.goal, "kept": sparse.kept}
+    name, dense = limit.asked.cost, limit.dense * limit.unit
+    return {
+        name: limit.asked.written,
+        "kept_asked": target.goal,
+        "kept": sparse.kept,
+        "cost": name,
+        "limit": target.goal * dense,
+        "dense": dense,
+        "achieved": sparse.kept * dense,
+        **({"storage": target.storage} if isinstance(target, WeightTarget) and name == "bytes" else {}),
+    }
 
 
 def _summary(

@@ -1,0 +1,131 @@
+"""The most that a network may cost: a share of the dense network's cost, or an absolute number."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from amcsearch.core.errors import BadInputError
+
+__all__ = ["SHARE", "Limit", "read_limit"]
+
+SHARE: Final = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)x")
+"""A share of dense as users write it: ``0.5x``."""
+COUNTED: Final = frozenset({"macs", "params", "bytes"})  # whole numbers: less than 1 of them cannot be meant
+_TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
+_MODEL_OF: Final = {
+    "latency_ms": "give device.table a latency table",
+    "energy_mj": "give device.profile a device profile",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``value`` of a cost: a share of the dense network's if ``of_dense``, else a number in the cost's unit.
+
+    Attributes:
+        cost: name of the cost, which fixes its unit: ``macs``, ``latency_ms``, …
+        value: in (0, 1] as a share, above 0 and finite as a number.
+        of_dense: whether ``value`` is a share.
+        key: where the user wrote it, such as ``budget.macs``; errors name it.
+
+    Raises:
+        BadInputError: a value out of these bounds, or an absolute number below 1 of what is counted one by one.
+    """
+
+    cost: str
+    value: float
+    of_dense: bool
+    key: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.value < math.inf or (self.of_dense and self.value > 1.0):  # true for NaN too
+            raise BadInputError(_out_of_range(self.key, self.written, "above 0"))
+        if not self.of_dense and self.cost in COUNTED and self.value < 1.0:
+            raise BadInputError(
+                f"{self.key} = {self.written} is an absolute number of {self.cost}, must be at least 1; write "
+                f"{_number(self.value)}x for that share of the dense network's"
+            )
+
+    @classmethod
+    def parse(cls, cost: str, written: str | float, key: str, dense: float | None = None) -> "Limit":
+        """Make a limit of what a user writes: ``"0.5x"`` is half of dense; a number, or its text, is absolute.
+
+        ``dense`` is the dense network's cost where it is known already: errors then name it as the bound.
+
+        Raises:
+            BadInputError: as the class, or neither a share nor a number; names key, value, bound and cure.
+        """
+        try:
+            value, of_dense = read_limit(written)
+        except ValueError as error:
+            bound = "above 0" if dense is None else _up_to(dense, cost)
+            raise BadInputError(_out_of_range(key, written, bound)) from error
+        return cls(cost, value, of_dense, key)
+
+    @property
+    def written(self) -> str | float:
+        """What a configuration says: ``"0.5x"``, or a number; ``parse`` makes an equal limit of it."""
+        return f"{_number(self.value)}x" if self.of_dense else self.value
+
+    def resolve(self, dense: float) -> float:
+        """Return the limit in the unit of the cost.
+
+        Raises:
+            BadInputError: more than ``dense``, the dense network's cost.
+        """
+        if self.of_dense:
+            return self.value * dense
+        if not self.value <= dense * (1.0 + _TOLERANCE):
+            raise BadInputError(_out_of_range(self.key, self.written, _up_to(dense, self.cost)))
+        return self.value
+
+    def dense_cost(self, dense: Mapping[str, float]) -> float:
+        """Return what the dense network costs, of its costs by name.
+
+        Raises:
+            BadInputError: nothing prices the limited cost; names the cure, or the costs that are priced.
+        """
+        if self.cost in dense:
+            return dense[self.cost]
+        if self.cost in _MODEL_OF:
+            raise BadInputError(
+                f"{self.key} = {self.written}, but nothing here predicts {self.cost}; {_MODEL_OF[self.cost]} or drop "
+                "the limit"
+            )
+        raise BadInputError(f"{self.key} = {self.written}: unknown cost {self.cost!r}; choose from {', '.join(dense)}")
+
+
+def read_limit(written: object) -> tuple[float, bool]:
+    """Read what a user writes as a limit: its value, and whether that is a share of dense.
+
+    Raises:
+        ValueError: neither a share in (0x, 1x] nor a finite number above 0, nor the text of one of them.
+    """
+    text = written.strip() if isinstance(written, str) else ""
+    share = SHARE.fullmatch(text)
+    number = share[1] if share else text or written
+    try:
+        value = math.nan if isinstance(number, bool) else float(number)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not 0.0 < value < math.inf or (share and value > 1.0):
+        raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
+    return value, share is not None
+
+
+def _number(value: float) -> str:
+    """The shortest text of a number that reads back the same, ``1`` for one."""
+    return repr(value).removesuffix(".0")
+
+
+def _out_of_range(key: str, written: str | float, bound: str) -> str:
+    return (
+        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number {bound}; "
+        "lower the limit or drop it"
+    )
+
+
+def _up_to(dense: float, cost: str) -> str:
+    return f"in (0, {dense:.6g}], the dense network's {cost}"

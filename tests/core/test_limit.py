@@ -1,0 +1,137 @@
+"""Limits: values and refusals by hand, then what holds of every limit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amcsearch.config.yaml_text import parse_yaml, to_yaml
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.limit import Limit, read_limit
+
+DENSE = Cost(macs=200.0, params=50.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "of_dense", "most"),
+    [
+        ("0.5x", 0.5, True, 100.0),
+        (".5x", 0.5, True, 100.0),
+        ("1x", 1.0, True, 200.0),
+        ("5e-1x", 0.5, True, 100.0),
+        (" 0.5x ", 0.5, True, 100.0),
+        (20, 20.0, False, 20.0),
+        (1, 1.0, False, 1.0),
+        ("20", 20.0, False, 20.0),
+        ("1e2", 100.0, False, 100.0),
+        (200.0, 200.0, False, 200.0),
+    ],
+)
+def test_shares_numbers_and_texts_of_numbers(written: str | float, value: float, of_dense: bool, most: float) -> None:
+    limit = Limit.parse("macs", written, "budget.macs")
+    assert limit == Limit("macs", value, of_dense, "budget.macs")
+    assert limit.resolve(limit.dense_cost(DENSE)) == most
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("0x", "-0.5x", "1.5x", "halfx", "x", "", "nanx", "infx", "nan", "inf", "0", "half"),
+        *(0, -3, 10**400, float("nan"), float("inf"), True),
+    ],
+)
+def test_what_is_no_limit_names_key_value_bound_and_cure(written: str | float) -> None:
+    with pytest.raises(BadInputError) as caught:
+        Limit.parse("macs", written, "prune.target.macs")
+    assert str(caught.value) == (
+        f"prune.target.macs = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number above 0; "
+        "lower the limit or drop it"
+    )
+    with pytest.raises(BadInputError, match=r"or a number in \(0, 200\], the dense network's macs; lower the limit"):
+        Limit.parse("macs", written, "prune.target.macs", 200.0)
+
+
+@pytest.mark.parametrize(("value", "of_dense"), [(0.0, False), (-1.0, True), (1.5, True), (float("nan"), False)])
+def test_no_limit_can_be_made_out_of_range(value: float, of_dense: bool) -> None:
+    with pytest.raises(BadInputError, match=r"^key = .*must be a share of dense"):
+        Limit("latency_ms", value, of_dense, "key")
+
+
+@pytest.mark.parametrize("cost", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("written", [0.5, "0.5", 0.999])
+def test_less_than_one_of_what_is_counted_was_meant_as_a_share(cost: str, written: str | float) -> None:
+    number = float(written)
+    with pytest.raises(BadInputError) as caught:
+        Limit.parse(cost, written, f"budget.{cost}")
+    assert str(caught.value) == (
+        f"budget.{cost} = {number} is an absolute number of {cost}, must be at least 1; write {number}x for that share "
+        "of the dense network's"
+    )
+
+
+def test_less_than_one_millisecond_or_millijoule_is_meant() -> None:
+    assert Limit.parse("latency_ms", 0.5, "budget.latency_ms").resolve(2.0) == 0.5
+    assert Limit.parse("energy_mj", 0.001, "budget.energy_mj").resolve(2.0) == 0.001
+
+
+def test_more_than_dense_names_its_cost() -> None:
+    limit = Limit.parse("bytes", 30000, "sparsify.target.bytes")
+    with pytest.raises(BadInputError) as caught:
+        limit.resolve(28944.0)
+    assert str(caught.value) == (
+        "sparsify.target.bytes = 30000.0, must be a share of dense from 0x to 1x such as 0.5x, or a number in "
+        "(0, 28944], the dense network's bytes; lower the limit or drop it"
+    )
+    assert Limit.parse("macs", 200.00000001, "budget.macs").resolve(200.0) == 200.00000001  # summed in another order
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [
+        ("latency_ms", r"^k = 0\.5x, but nothing here predicts latency_ms; give device\.table a latency table or drop"),
+        ("energy_mj", r"^k = 0\.5x, but nothing here predicts energy_mj; give device\.profile a device profile or"),
+        ("flops", r"^k = 0\.5x: unknown cost 'flops'; choose from macs, params$"),
+    ],
+)
+def test_a_cost_that_nothing_prices_names_the_cure(cost: str, words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        Limit.parse(cost, "0.5x", "k").dense_cost(DENSE)
+
+
+shares = st.floats(1e-300, 1.0, exclude_min=True)
+numbers = st.floats(1.0, 1e300)
+limits = st.builds(lambda value: Limit("macs", value, True, "k"), shares) | st.builds(
+    lambda value: Limit("macs", value, False, "k"), numbers
+)
+
+
+@given(limits)
+def test_a_limit_comes_back_from_the_yaml_of_a_configuration(limit: Limit) -> None:
+    written = parse_yaml(to_yaml({"budget": {"macs": limit.written}}), "text")[0]["budget"]["macs"]
+    assert Limit.parse("macs", written, "k") == limit
+    assert Limit.parse("macs", str(limit.written), "k") == limit
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1e7, 1e12))
+def test_a_share_and_its_number_agree(share: float, dense: float) -> None:
+    most = Limit("macs", share, True, "k").resolve(dense)
+    assert 0.0 < most <= dense
+    assert Limit("macs", most, False, "k").resolve(dense) == most
+
+
+@given(shares, shares, st.floats(1.0, 1e12), st.floats(1.0, 1e12))
+def test_resolving_is_monotone_in_share_and_dense(share: float, other: float, dense: float, larger: float) -> None:
+    low, high = sorted((share, other))
+    small, large = sorted((dense, larger))
+    assert Limit("macs", low, True, "k").resolve(small) <= Limit("macs", high, True, "k").resolve(large)
+
+
+@given(st.text(max_size=8) | st.floats() | st.integers() | st.booleans())
+def test_anything_is_read_or_refused(written: str | float | bool) -> None:
+    try:
+        value, of_dense = read_limit(written)
+    except ValueError as error:
+        assert str(error).startswith("expected a share of dense")  # noqa: PT017 - both outcomes are right
+    else:
+        assert 0.0 < value < float("inf")
+        assert not of_dense or value <= 1.0
