@@ -16,7 +16,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.runs.files import replacing
-from amcsearch.runs.folder import RunFolder
+from amcsearch.runs.folder import ConfigFile, RunFolder
 from amcsearch.runs.rows import TRIAL_COLUMNS, trial_rows
 
 CONFIG = "name: x\nseed: 0\n"
@@ -43,6 +43,7 @@ def test_a_new_run_holds_its_configuration(tmp_path):
     with create(tmp_path / "runs" / "one") as run:
         assert run.config_yaml.read_text() == "# configuration abc123\nname: x\nseed: 0\n"
         assert run.storage_url == f"sqlite:///{tmp_path}/runs/one/study.db"
+        assert run.read_config() == ConfigFile("# configuration abc123\nname: x\nseed: 0\n", "abc123", "x")
         assert run.report_html == tmp_path / "runs" / "one" / "report.html"
     assert RunFolder.open(tmp_path / "runs" / "one").path == run.path
 
@@ -121,7 +122,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "fsync", full)
         for write in (
-            lambda: run.write_summary({"a": 2}),
+            lambda: run.write_json(run.summary_json, {"a": 2}),
             lambda: run.append_log({"a": 2}),
             lambda: run.write_report(""),
         ):
@@ -180,7 +181,8 @@ def test_trials_and_front_have_the_columns_of_the_design(tmp_path):
 
 def test_summaries_and_policies_are_plain_json(tmp_path):
     with create(tmp_path) as run:
-        run.write_summary({"a": np.float64(0.5), "b": (np.int64(2), math.nan), "c": np.array([1, 2]), "d": tmp_path})
+        values = {"a": np.float64(0.5), "b": (np.int64(2), math.nan), "c": np.array([1, 2]), "d": tmp_path}
+        run.write_json(run.summary_json, values)
         run.write_policy(trial().policy)
     assert json.loads(run.summary_json.read_text()) == {"a": 0.5, "b": [2, None], "c": [1, 2], "d": str(tmp_path)}
     assert PruningPolicy.read(run.policy_json) == trial().policy

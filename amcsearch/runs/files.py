@@ -5,18 +5,16 @@ The lock is the kernel's: it dies with its process. What the operating system re
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from amcsearch.core import BadInputError
+from amcsearch.runs.documents import plain
 
-__all__ = ["append_line", "make_folder", "plain", "read_text", "replacing", "take_lock", "writing"]
+__all__ = ["append_line", "make_folder", "read_text", "replacing", "take_lock", "writing"]
 
 
 @contextmanager
@@ -91,19 +89,6 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         stream.write(line.encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy numbers, tuples and paths into what JSON holds; infinite and undefined numbers become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sync_folder(folder: Path) -> None:

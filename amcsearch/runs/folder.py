@@ -17,17 +17,21 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial
-from amcsearch.runs.files import append_line, plain, read_text, replacing, take_lock, writing
+from amcsearch.runs.documents import items_of, plain
+from amcsearch.runs.files import append_line, read_text, replacing, take_lock, writing
 from amcsearch.runs.rows import trial_rows
+from amcsearch.runs.sparsify_summary import SparsifySummary
+from amcsearch.runs.summary import Summary
 
-__all__ = ["RunFolder"]
+__all__ = ["ConfigFile", "RunFolder"]
 
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
     "example.safetensors",
 )
-_HASH_LINE: Final = re.compile(r"^# configuration ([0-9a-f]+)$", re.MULTILINE)
+_HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
+_NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
 _TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+")
 _LOCK: Final = ".lock"
 
@@ -40,6 +44,26 @@ class _File:
 
     def __get__(self, run: "RunFolder", owner: type["RunFolder"]) -> Path:
         return run.path / self.name
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """``config.yaml``: its text, and the hash and the name of the configuration, None where its first lines lack them.
+
+    The hash tells configurations apart, with the files that they name.
+    """
+
+    text: str
+    config_hash: str | None
+    name: str | None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read the first two lines."""
+        first, second, *_ = [*text.splitlines()[:2], "", ""]
+        config_hash = first.removeprefix(_HASH) if first.startswith(_HASH) else None
+        name = second.removeprefix(_NAME).strip("'\"") if second.startswith(_NAME) else None
+        return cls(text, config_hash, name)
 
 
 @dataclass
@@ -134,6 +158,14 @@ class RunFolder:
         """Optuna's address of ``study_db``."""
         return f"sqlite:///{self.study_db.absolute()}"
 
+    def read_config(self) -> ConfigFile:
+        """Read ``config.yaml``.
+
+        Raises:
+            BadInputError: it cannot be read.
+        """
+        return ConfigFile.of(read_text(self.config_yaml))
+
     def round_state(self, number: int) -> Path:
         """The training of one round of pruning, counted from 1, with the cut that it began from."""
         return self.path / f".round-{number}.pt"
@@ -163,9 +195,24 @@ class RunFolder:
         """Write ``policy.json``; raises as ``files.replacing``."""
         self.write_text(self.policy_json, policy.to_json() + "\n")
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Summary | SparsifySummary) -> None:
         """Write ``summary.json``; raises as ``files.replacing``."""
         self.write_json(self.summary_json, summary)
+
+    def read_summary(self) -> Summary | SparsifySummary:
+        """Read ``summary.json``: a ``SparsifySummary`` where the run was one of ``sparsify``.
+
+        Raises:
+            BadInputError: the file is not there, is not JSON, or does not hold such a summary.
+        """
+        text, cure = read_text(self.summary_json), "let the command that made the run end with --resume"
+        try:
+            values = items_of(json.loads(text), self.summary_json.name)
+            return SparsifySummary.from_json(values) if "sparse" in values else Summary.from_json(values)
+        except json.JSONDecodeError as error:
+            raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
+        except BadInputError as error:
+            raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
 
     def write_report(self, page: str) -> None:
         """Write ``report.html``; raises as ``files.replacing``."""
@@ -199,17 +246,16 @@ class RunFolder:
         for left in self.path.glob(".*.*.*"):
             if _TEMPORARY.fullmatch(left.name):
                 left.unlink(missing_ok=True)
-        self.write_text(self.config_yaml, f"# configuration {config_hash}\n{config_text}")
+        self.write_text(self.config_yaml, f"{_HASH}{config_hash}\n{config_text}")
 
     def _check_same(self, config_text: str, config_hash: str) -> None:
         if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand
             return
-        before = read_text(self.config_yaml)
-        found = _HASH_LINE.search(before)
-        if found is not None and found[1] == config_hash:
+        before = self.read_config()
+        if before.config_hash == config_hash:
             return
         raise BadInputError(
-            f"run folder {self.path} belongs to another configuration: {_difference(before, config_text)}; "
+            f"run folder {self.path} belongs to another configuration: {_difference(before.text, config_text)}; "
             "restore it, or name another --out"
         )
 

@@ -1,0 +1,158 @@
+"""Frozen dataclasses as the plain values of JSON, and back.
+
+A stored document's keys are its fields, in their order. A key that this version does not know is left out on reading,
+and a key that an older version did not write takes the default of its field, where it has one.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from amcsearch.core import COST_NAMES, BadInputError, Cost, PruningPolicy
+
+__all__ = ["Document", "StoredDocument", "items_of", "plain", "read_cost", "read_number"]
+
+
+def plain(value: object) -> Any:
+    """Turn documents, numpy values, tuples and paths into what JSON holds; numbers that are not finite become None."""
+    if isinstance(value, Document):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Document:
+    """Values with names, which are printed or written as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON; a number that is not finite becomes null."""
+        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class StoredDocument(Document):
+    """A document that is read back from a file of JSON."""
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; null is NaN where a field is a number. ``where`` names the value in errors.
+
+        Raises:
+            BadInputError: a key is missing, or a value is of another type than its field.
+        """
+        values, hints = items_of(value, where), get_type_hints(cls)
+        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        missing = sorted(needed - set(values))
+        if missing:
+            raise BadInputError(f"{where} lacks {', '.join(missing)}")
+        names = [item.name for item in fields(cls) if item.name in values]
+        return cls(**{name: _read(hints[name], values[name], f"{where}: {name}") for name in names})
+
+
+def items_of(value: object, where: str) -> dict[str, Any]:
+    """Return the keys and values of an object of JSON.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise _unfit(where, value, "an object")
+    return {str(key): inner for key, inner in value.items()}
+
+
+def read_cost(values: Mapping[str, Any], where: str) -> Cost:
+    """Read the costs among values by name; null is a cost that is not known."""
+    known = {name: values[name] for name in COST_NAMES if values.get(name) is not None}
+    return Cost(**{name: read_number(value, f"{where}: {name}") for name, value in known.items()})
+
+
+def _unfit(where: str, value: object, expected: str) -> BadInputError:
+    return BadInputError(f"{where} is {value!r:.60}, expected {expected}")
+
+
+def read_number(value: object, where: str) -> float:
+    """Read a number; null is NaN.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unfit(where, value, "a number")
+    return value
+
+
+def _count(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _unfit(where, value, "a whole number")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _unfit(where, value, "a text")
+    return value
+
+
+def _truth(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _unfit(where, value, "true or false")
+    return value
+
+
+def _policy(value: object, where: str) -> PruningPolicy:
+    try:
+        return PruningPolicy(items_of(value, where))
+    except BadInputError as error:
+        raise BadInputError(f"{where}: {error}") from error
+
+
+_READERS: Final[Mapping[object, Callable[[object, str], object]]] = {
+    float: read_number,
+    int: _count,
+    str: _text,
+    bool: _truth,
+    PruningPolicy: _policy,
+}
+
+
+def _read(hint: Any, value: object, where: str) -> object:
+    """Read a value of the type that a field is annotated with."""
+    if hint in _READERS:
+        return _READERS[hint](value, where)
+    if isinstance(hint, type) and issubclass(hint, StoredDocument):
+        return hint.from_json(value, where)
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return _read_either(parts, value, where)
+    if kind is tuple:
+        if not isinstance(value, list | tuple):
+            raise _unfit(where, value, "a list")
+        return tuple(_read(parts[0], inner, f"{where}[{i}]") for i, inner in enumerate(value))
+    if kind is Mapping:
+        return {name: _read(parts[1], inner, f"{where}.{name}") for name, inner in items_of(value, where).items()}
+    raise TypeError(f"{where}: a document cannot have a field of type {hint}")
+
+
+def _read_either(parts: tuple[Any, ...], value: object, where: str) -> object:
+    """Read null, a text, or a value of the one other type."""
+    if value is None and NoneType in parts:
+        return None
+    if isinstance(value, str) and str in parts:
+        return value
+    (other,) = (part for part in parts if part not in (NoneType, str)) if len(parts) > 1 else parts
+    return _read(other, value, where)

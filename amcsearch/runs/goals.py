@@ -1,0 +1,139 @@
+"""What ``prune`` was asked for, and what it achieved."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from amcsearch.core import BadInputError
+from amcsearch.runs.documents import StoredDocument, items_of
+
+__all__ = ["FailedRung", "Goal", "KeepAccuracyGoal", "PairedChange", "PolicyGoal", "RoundSummary", "TargetGoal"]
+
+
+@dataclass(frozen=True)
+class Goal(StoredDocument):
+    """A goal of ``prune``; its ``kind`` in JSON says which of the classes below it is."""
+
+    kind: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, ``kind`` first."""
+        return {"kind": self.kind, **super().to_json()}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read the goal of the kind that the value names.
+
+        Raises:
+            BadInputError: an unknown kind, or as ``StoredDocument.from_json``.
+        """
+        if cls is not Goal:
+            return super().from_json(value, where)
+        kinds = {goal.kind: goal for goal in (PolicyGoal, TargetGoal, KeepAccuracyGoal)}
+        kind = items_of(value, where).get("kind")
+        if kind not in kinds:
+            raise BadInputError(f"{where} is of kind {kind!r}, expected one of {', '.join(kinds)}")
+        goal: Any = kinds[kind].from_json(value, where)
+        return goal  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class PolicyGoal(Goal):
+    """A policy that was known before."""
+
+    kind: ClassVar[str] = "policy"
+
+
+@dataclass(frozen=True)
+class RoundSummary(StoredDocument):
+    """One of several rounds: costs in the unit of the target, accuracies as shares of the search split."""
+
+    limit: float
+    achieved: float
+    accuracy_pruned: float
+    accuracy_finetuned: float
+
+
+@dataclass(frozen=True)
+class TargetGoal(Goal):
+    """A cost that was to be reached, in its own unit.
+
+    ``asked`` is what the user wrote, ``limit`` what it means. ``rung`` of ``rungs`` (counted from the dense network, 0)
+    came to ``rung_value``, and ``moves`` steps of single groups to ``achieved``; ``smallest_step`` is the least that
+    one more step would add, None where no group has one left. ``rounds`` are those of gradual pruning, none where
+    there was one.
+    """
+
+    kind: ClassVar[str] = "target"
+
+    cost: str
+    asked: str | float
+    allocation: str
+    limit: float
+    dense: float
+    achieved: float
+    smallest_step: float | None
+    rungs: int
+    rung: int
+    rung_value: float
+    moves: int
+    rounds: tuple[RoundSummary, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, without ``rounds`` where there was one."""
+        values = super().to_json()
+        if not self.rounds:
+            del values["rounds"]
+        return values
+
+
+@dataclass(frozen=True)
+class PairedChange(StoredDocument):
+    """Change of accuracy against the dense network on the same ``samples``, with its lower bound, as shares.
+
+    Both are None where the policy was not evaluated on these samples.
+    """
+
+    samples: int
+    change: float | None
+    change_low: float | None
+
+
+@dataclass(frozen=True)
+class FailedRung(StoredDocument):
+    """A rung that the verification did not accept."""
+
+    rung: int
+    evidence: PairedChange
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON that holds the evidence beside the rung."""
+        return {"rung": self.rung, **self.evidence.to_json()}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        evidence = PairedChange.from_json(value, where)
+        return super().from_json({**items_of(value, where), "evidence": evidence.to_json()}, where)
+
+
+@dataclass(frozen=True)
+class KeepAccuracyGoal(Goal):
+    """Accuracy that was to be kept.
+
+    ``points`` is the percentage points that may be lost, ``confidence`` one-sided. ``evaluated`` says in words how
+    policies were evaluated. ``rung`` of ``rungs`` was chosen among those ``accepted`` on the ``search`` part of the
+    search split, and stood the ``verification`` on the other part, which ``failed`` did not.
+    """
+
+    kind: ClassVar[str] = "keep_accuracy"
+
+    points: float
+    confidence: float
+    allocation: str
+    evaluated: str
+    rungs: int
+    rung: int
+    accepted: tuple[int, ...]
+    search: PairedChange
+    verification: PairedChange
+    failed: tuple[FailedRung, ...]

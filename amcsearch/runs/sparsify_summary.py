@@ -1,0 +1,123 @@
+"""The result of ``sparsify``: what its ``summary.json`` holds, key by key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from amcsearch.core import Cost, PruningPolicy
+from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost
+from amcsearch.runs.summary import with_total, without_total
+
+__all__ = ["Density", "SparseBlock", "SparsifySummary", "SparsityTarget"]
+
+
+@dataclass(frozen=True)
+class SparseBlock(StoredDocument):
+    """One network on the test split: accuracy as a share, loss in nats, parameters that are not 0.
+
+    ``cost`` is what the device's grid prices: empty for zeros in dense tensors, which it does not see.
+    """
+
+    accuracy: float
+    loss: float
+    nonzero_params: int
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, in which each known cost has its key."""
+        values = super().to_json()
+        cost = values.pop("cost")
+        return {**values, **cost}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        given = items_of(value, where)
+        network = _Network.from_json(given, where)
+        return cls(network.accuracy, network.loss, network.nonzero_params, read_cost(given, where))
+
+
+@dataclass(frozen=True)
+class _Network(StoredDocument):
+    """The keys of a block that are not costs."""
+
+    accuracy: float
+    loss: float
+    nonzero_params: int
+
+
+@dataclass(frozen=True)
+class SparsityTarget(StoredDocument):
+    """What was asked for and achieved, as shares of dense.
+
+    ``name`` is ``sparsity`` or a cost, and ``asked`` what the user wrote. For a cost, ``limit``, ``dense`` and
+    ``achieved`` are in its unit; ``storage`` is the format of sparse weights, where bytes were the target.
+    """
+
+    name: str
+    asked: str | float
+    kept_asked: float
+    kept: float
+    limit: float | None = None
+    dense: float | None = None
+    achieved: float | None = None
+    storage: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON: ``{name: asked, …}``, with the keys of a cost where one was the target."""
+        values: dict[str, object] = {self.name: self.asked, "kept_asked": self.kept_asked, "kept": self.kept}
+        if self.limit is not None:
+            values |= {"cost": self.name, "limit": self.limit, "dense": self.dense, "achieved": self.achieved}
+        return plain(values | ({} if self.storage is None else {"storage": self.storage}))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        given = items_of(value, where)
+        name = given.get("cost", "sparsity")
+        asked = {"asked": given[name]} if name in given else {}
+        return super().from_json({**given, "name": name, **asked}, where)
+
+
+@dataclass(frozen=True)
+class Density(StoredDocument):
+    """How much of a tensor's weights, or of a group's units, is in use: ``kept`` of ``total``, and their share."""
+
+    name: str
+    kept: int
+    total: int
+    density: float
+
+
+@dataclass(frozen=True)
+class SparsifySummary(StoredDocument):
+    """Dense, sparse and fine-tuned, and what is in use of what.
+
+    ``granularity`` is ``weights`` or ``channels``; ``sparsity`` the share of them that is not in use: all but ``kept``
+    of ``total``. ``policy`` holds the channels that a search can start from, ``seconds`` the wall time of each phase.
+    """
+
+    dense: SparseBlock
+    sparse: SparseBlock
+    finetuned: SparseBlock
+    method: str
+    granularity: str
+    target: SparsityTarget
+    sparsity: float
+    kept: int
+    total: int
+    densities: tuple[Density, ...]
+    policy: PruningPolicy
+    channel_multiple: int
+    warnings: tuple[str, ...]
+    seed: int
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, with the ``total`` of the seconds among them."""
+        return {**super().to_json(), "seconds": with_total(self.seconds)}
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "summary.json") -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        return super().from_json(without_total(value, where), where)

@@ -1,0 +1,252 @@
+"""The result of a search or of ``prune``: what ``summary.json`` holds, key by key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
+
+from amcsearch.core import COST_NAMES, Cost, PruningPolicy
+from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost, read_number
+from amcsearch.runs.goals import Goal
+
+__all__ = [
+    "BudgetEntry",
+    "DeliveredAccuracy",
+    "FinalistSummary",
+    "GroupWidth",
+    "Interval",
+    "ModelBlock",
+    "SkippedLayer",
+    "Summary",
+    "TableErrors",
+    "TableSummary",
+    "with_total",
+    "without_total",
+]
+
+_DELIVERED: Final = "accuracy_"  # and the data type
+
+
+@dataclass(frozen=True)
+class Interval(StoredDocument):
+    """A measurement: its median and the ends of its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DeliveredAccuracy:
+    """Accuracy of the ONNX file, which computes in ``dtype``, as a share."""
+
+    dtype: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ModelBlock(StoredDocument):
+    """One network: accuracy on the test split as a share, what it costs as predicted, and its measured latency in ms.
+
+    ``latency_ms_sigma`` is the standard deviation of the predicted latency, None without a latency table.
+    ``delivered`` is there where the file that is delivered computes in another data type than float32.
+    """
+
+    accuracy: float
+    cost: Cost
+    latency_ms_sigma: float | None
+    latency_ms: Interval
+    delivered: DeliveredAccuracy | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, in which each cost has its key."""
+        further = [name for name in self.cost if name not in COST_NAMES]
+        values = {
+            "accuracy": self.accuracy,
+            **{name: self.cost.get(name) for name in (*COST_NAMES, *further) if name != "latency_ms"},
+            "latency_ms_predicted": self.cost.get("latency_ms"),
+            "latency_ms_predicted_sigma": self.latency_ms_sigma,
+            "latency_ms_measured": self.latency_ms,
+        }
+        if self.delivered is not None:
+            values[f"{_DELIVERED}{self.delivered.dtype}"] = self.delivered.accuracy
+        return {name: plain(value) for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        given = items_of(value, where)
+        flat = _FlatBlock.from_json(given, where)
+        delivered = [
+            DeliveredAccuracy(name.removeprefix(_DELIVERED), read_number(accuracy, f"{where}: {name}"))
+            for name, accuracy in given.items()
+            if name.startswith(_DELIVERED)
+        ]
+        return cls(
+            flat.accuracy,
+            read_cost({**given, "latency_ms": flat.latency_ms_predicted}, where),
+            flat.latency_ms_predicted_sigma,
+            flat.latency_ms_measured,
+            delivered[0] if delivered else None,
+        )
+
+
+@dataclass(frozen=True)
+class _FlatBlock(StoredDocument):
+    """The keys of a block that are not costs."""
+
+    accuracy: float
+    latency_ms_measured: Interval
+    latency_ms_predicted: float | None = None
+    latency_ms_predicted_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class FinalistSummary(StoredDocument):
+    """A policy that was measured before fine-tuning.
+
+    ``accuracy`` and ``reward`` are those of its trial; latencies are in ms, ``latency_ratio`` is the share of dense.
+    """
+
+    trial: int
+    chosen: bool
+    policy: PruningPolicy
+    accuracy: float
+    reward: float
+    latency_ms_predicted: float | None
+    latency_ms_measured: Interval
+    latency_ratio: Interval | None = None
+
+
+@dataclass(frozen=True)
+class BudgetEntry(StoredDocument):
+    """A limit as ``asked`` (``"0.5x"`` of dense, or absolute), in the cost's unit, and the predicted cost beside it."""
+
+    asked: str | float
+    limit: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class TableErrors(StoredDocument):
+    """Errors of a latency table on variants of the network that it had not seen, as shares; None is not known.
+
+    ``mape`` is the mean and ``median`` the median absolute relative error; ``within_5`` and ``within_10`` are the
+    shares of variants within 5 and 10 %; ``noise_mape`` is what measuring twice differs by. ``unknown`` names those
+    that the table states to be unknown.
+    """
+
+    variants: int | None = None
+    mape: float | None = None
+    median: float | None = None
+    worst: float | None = None
+    within_5: float | None = None
+    within_10: float | None = None
+    bias: float | None = None
+    spearman: float | None = None
+    noise_mape: float | None = None
+    unknown: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON with what is known, and null for what is stated to be unknown."""
+        values = {name: value for name, value in super().to_json().items() if name != "unknown"}
+        return {name: value for name, value in values.items() if value is not None or name in self.unknown}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        given = items_of(value, where)
+        unknown = [item.name for item in fields(cls) if item.name in given and given[item.name] is None]
+        return super().from_json({**given, "unknown": unknown}, where)
+
+
+@dataclass(frozen=True)
+class TableSummary(StoredDocument):
+    """The latency table: its name, the network in it that predicts, and its errors there, None where unchecked."""
+
+    name: str
+    network: str | None = None
+    accuracy: TableErrors | None = None
+
+
+@dataclass(frozen=True)
+class GroupWidth(StoredDocument):
+    """Channels of a group in the dense network, and how many of them are kept."""
+
+    group: str
+    channels: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class SkippedLayer(StoredDocument):
+    """A layer, operation or group that is never pruned, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(StoredDocument):
+    """Dense, pruned and fine-tuned, and how they came about.
+
+    ``dtype`` is that of the ONNX file; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
+    ``dense_search_accuracy`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
+    between torch's outputs and ONNX Runtime's. ``agent`` proposed the policy, ``baseline`` spent as many
+    ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
+    """
+
+    dense: ModelBlock
+    pruned: ModelBlock
+    finetuned: ModelBlock
+    dtype: str = "float32"
+    latency_ratio: Interval
+    budget: Mapping[str, BudgetEntry]
+    dense_search_accuracy: float
+    table: TableSummary | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    onnx_max_abs_diff: float
+    agent: str
+    baseline: str | None = None
+    goal: Goal | None = None
+    seed: int
+    evaluations: int
+    seconds: Mapping[str, float]
+    finalists: tuple[FinalistSummary, ...]
+    network: tuple[GroupWidth, ...]
+    skipped: tuple[SkippedLayer, ...] = ()
+    channel_multiple: int
+    widths_left_out: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of all phases."""
+        return sum(self.seconds.values())
+
+    @property
+    def chosen(self) -> FinalistSummary | None:
+        """The finalist that was fine-tuned and delivered."""
+        return next((finalist for finalist in self.finalists if finalist.chosen), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, with the ``total`` of the seconds among them."""
+        return {**super().to_json(), "seconds": with_total(self.seconds)}
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "summary.json") -> Self:
+        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
+        return super().from_json(without_total(value, where), where)
+
+
+def with_total(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return seconds by phase with their sum as ``total``, as JSON holds them."""
+    return {**seconds, "total": sum(seconds.values())}
+
+
+def without_total(value: object, where: str) -> dict[str, Any]:
+    """Return a summary of JSON whose seconds lack their ``total``."""
+    given = items_of(value, where)
+    if "seconds" not in given:
+        return given
+    seconds = items_of(given["seconds"], f"{where}: seconds")
+    return {**given, "seconds": {name: spent for name, spent in seconds.items() if name != "total"}}

@@ -1,0 +1,350 @@
+"""Summaries: typed values that write and read the documented keys, and what is said of those that do not fit."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.runs.folder import RunFolder
+from amcsearch.runs.goals import (
+    FailedRung,
+    Goal,
+    KeepAccuracyGoal,
+    PairedChange,
+    PolicyGoal,
+    RoundSummary,
+    TargetGoal,
+)
+from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
+from amcsearch.runs.summary import DeliveredAccuracy, Interval, ModelBlock, Summary, TableErrors
+
+SEARCH = """{
+  "dense": {
+    "accuracy": 0.9910913140311804,
+    "macs": 40518272.0,
+    "params": 272186.0,
+    "energy_mj": 0.8317143464000002,
+    "latency_ms_predicted": 0.727946829881402,
+    "latency_ms_predicted_sigma": 0.014355662733789498,
+    "latency_ms_measured": {
+      "median": 0.754617125,
+      "low": 0.75217925,
+      "high": 0.75662475
+    }
+  },
+  "pruned": {
+    "accuracy": 0.27616926503340755,
+    "macs": 9560224.0,
+    "params": 39842.0,
+    "energy_mj": 0.22037561616,
+    "latency_ms_predicted": 0.2953222423742918,
+    "latency_ms_predicted_sigma": 0.0058239812572904595,
+    "latency_ms_measured": {
+      "median": 0.3848465714285714,
+      "low": 0.3831374285714286,
+      "high": 0.3860499333333334
+    }
+  },
+  "finetuned": {
+    "accuracy": 0.9821826280623608,
+    "macs": 9560224.0,
+    "params": 39842.0,
+    "energy_mj": 0.22037561616,
+    "latency_ms_predicted": 0.2953222423742918,
+    "latency_ms_predicted_sigma": 0.0058239812572904595,
+    "latency_ms_measured": {
+      "median": 0.3848465714285714,
+      "low": 0.3831374285714286,
+      "high": 0.3860499333333334
+    }
+  },
+  "dtype": "float32",
+  "latency_ratio": {
+    "median": 0.5131261102753057,
+    "low": 0.5087163366753633,
+    "high": 0.515398911418662
+  },
+  "budget": {
+    "latency_ms": {
+      "asked": "0.5x",
+      "limit": 0.363973414940701,
+      "predicted": 0.2953222423742918
+    }
+  },
+  "dense_search_accuracy": 0.9869791666666666,
+  "table": {
+    "name": "x86_epyc_avx512",
+    "network": "digits-resnet20",
+    "accuracy": {
+      "variants": 60,
+      "mape": 0.012744967023091032,
+      "median": 0.009724430254909155,
+      "worst": 0.06619774618667995,
+      "within_5": 0.9833333333333333,
+      "within_10": 1.0,
+      "bias": 0.0019197215046525755,
+      "spearman": 0.9980550152820231,
+      "noise_mape": 0.01057495500491825
+    }
+  },
+  "versions": {
+    "python": "3.11.7",
+    "amcsearch": "0.1.0",
+    "torch": "2.13.0+cpu",
+    "onnxruntime": "1.32.0",
+    "optuna": "5.0.0",
+    "stable-baselines3": "2.9.2",
+    "torch-pruning": "1.6.1"
+  },
+  "onnx_max_abs_diff": 5.7220458984375e-06,
+  "agent": "ddpg",
+  "baseline": "random",
+  "goal": null,
+  "seed": 0,
+  "evaluations": 200,
+  "seconds": {
+    "network": 21.654551741000006,
+    "costs": 0.9649306069999852,
+    "ranking": 1.8779215480000175,
+    "search": 202.46330852500003,
+    "finalists": 91.48916700699999,
+    "finetune": 32.37279878600003,
+    "verify": 21.019771788999947,
+    "total": 371.842450003
+  },
+  "finalists": [
+    {
+      "trial": 50,
+      "chosen": true,
+      "policy": {
+        "conv1": 8,
+        "layer3.2.conv1": 24
+      },
+      "accuracy": 0.2578125,
+      "reward": -0.7421875,
+      "latency_ms_predicted": 0.2953222423742918,
+      "latency_ms_measured": {
+        "median": 0.3727531333333334,
+        "low": 0.37059966666666666,
+        "high": 0.37429693333333336
+      },
+      "latency_ratio": {
+        "median": 0.5104300717615946,
+        "low": 0.5090651450118567,
+        "high": 0.512309679963583
+      }
+    }
+  ],
+  "network": [
+    {
+      "group": "conv1",
+      "channels": 16,
+      "kept": 8
+    },
+    {
+      "group": "layer3.2.conv1",
+      "channels": 64,
+      "kept": 24
+    }
+  ],
+  "skipped": [
+    {
+      "name": "head",
+      "reason": "part of the network's output, which is never pruned"
+    }
+  ],
+  "channel_multiple": 8,
+  "widths_left_out": 2,
+  "warnings": [
+    "no finalist met latency_ms = 0.5x as measured: the closest took 1.025 of the limit"
+  ]
+}
+"""
+"""A search of ResNet-20 as it was written before summaries were typed, with fewer finalists and groups."""
+
+TARGET = {
+    "kind": "target",
+    "cost": "bytes",
+    "asked": "0.5x",
+    "allocation": "global",
+    "limit": 544372.0,
+    "dense": 1088744.0,
+    "achieved": 544000.0,
+    "smallest_step": None,
+    "rungs": 24,
+    "rung": 9,
+    "rung_value": 540000.0,
+    "moves": 3,
+}
+ROUNDS = {
+    "rounds": [
+        {"limit": 800000.0, "achieved": 799000.0, "accuracy_pruned": 0.9, "accuracy_finetuned": 0.95},
+        {"limit": 544372.0, "achieved": 544000.0, "accuracy_pruned": 0.8, "accuracy_finetuned": 0.94},
+    ]
+}
+KEEP_ACCURACY = {
+    "kind": "keep_accuracy",
+    "points": 0.5,
+    "confidence": 0.95,
+    "allocation": "uniform",
+    "evaluated": "as pruned, before fine-tuning",
+    "rungs": 24,
+    "rung": 3,
+    "accepted": [1, 3, 5],
+    "search": {"samples": 192, "change": -0.001, "change_low": -0.004},
+    "verification": {"samples": 192, "change": None, "change_low": None},
+    "failed": [{"rung": 5, "samples": 192, "change": -0.02, "change_low": -0.03}],
+}
+SPARSE = {
+    "dense": {"accuracy": 0.98, "loss": 0.1, "nonzero_params": 1000, "macs": 2e6, "params": 1e3},
+    "sparse": {"accuracy": 0.9, "loss": 0.3, "nonzero_params": 260},
+    "finetuned": {"accuracy": 0.97, "loss": 0.12, "nonzero_params": 260},
+    "method": "gradual",
+    "granularity": "weights",
+    "target": {
+        "bytes": "0.5x",
+        "kept_asked": 0.5,
+        "kept": 0.4998,
+        "cost": "bytes",
+        "limit": 2000.0,
+        "dense": 4000.0,
+        "achieved": 1999.0,
+        "storage": "bitmap",
+    },
+    "sparsity": 0.75,
+    "kept": 1,
+    "total": 4,
+    "densities": [{"name": "conv1.weight", "kept": 1, "total": 4, "density": 0.25}],
+    "policy": {"conv1": 4},
+    "channel_multiple": 8,
+    "warnings": [],
+    "seed": 0,
+    "seconds": {"network": 1.5, "sparsify": 2.0, "total": 3.5},
+}
+
+
+def written(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def edited(**changes: Any) -> dict[str, Any]:
+    return {**json.loads(SEARCH), **changes}
+
+
+def test_a_summary_of_an_older_run_is_written_back_key_for_key() -> None:
+    summary = Summary.from_json(json.loads(SEARCH))
+    assert written(summary.to_json()) == SEARCH.strip()
+    assert summary.finetuned.cost == Cost(
+        macs=9560224.0, params=39842.0, latency_ms=0.2953222423742918, energy_mj=0.22037561616
+    )
+    assert summary.dense.latency_ms == Interval(0.754617125, 0.75217925, 0.75662475)
+    assert summary.budget["latency_ms"].asked == "0.5x"
+    assert summary.table is not None
+    assert summary.table.accuracy is not None
+    assert summary.table.accuracy.variants == 60
+    assert summary.chosen is not None
+    assert (summary.chosen.trial, summary.chosen.policy) == (50, PruningPolicy({"conv1": 8, "layer3.2.conv1": 24}))
+    assert "total" not in summary.seconds
+    assert summary.total_seconds == 371.842450003
+
+
+@pytest.mark.parametrize("goal", [{"kind": "policy"}, TARGET, {**TARGET, **ROUNDS}, KEEP_ACCURACY])
+def test_goals_are_written_back_key_for_key(goal: dict[str, Any]) -> None:
+    values = edited(goal=goal)
+    assert written(Summary.from_json(values).to_json()) == written(values)
+
+
+def test_goals_are_read_into_their_types() -> None:
+    assert Goal.from_json({"kind": "policy"}, "goal") == PolicyGoal()
+    target = Goal.from_json({**TARGET, **ROUNDS}, "goal")
+    assert isinstance(target, TargetGoal)
+    assert target.rounds[0] == RoundSummary(800000.0, 799000.0, 0.9, 0.95)
+    kept = Goal.from_json(KEEP_ACCURACY, "goal")
+    assert isinstance(kept, KeepAccuracyGoal)
+    assert kept.verification == PairedChange(192, None, None)
+    assert kept.failed == (FailedRung(5, PairedChange(192, -0.02, -0.03)),)
+
+
+@pytest.mark.parametrize("target", [SPARSE["target"], {"sparsity": 0.75, "kept_asked": 0.25, "kept": 0.25}])
+def test_a_summary_of_sparsify_is_written_back_key_for_key(target: dict[str, Any]) -> None:
+    values = {**SPARSE, "target": target}
+    assert written(SparsifySummary.from_json(values).to_json()) == written(values)
+
+
+def test_a_summary_of_sparsify_is_typed() -> None:
+    summary = SparsifySummary.from_json(SPARSE)
+    assert summary.target == SparsityTarget("bytes", "0.5x", 0.5, 0.4998, 2000.0, 4000.0, 1999.0, "bitmap")
+    assert summary.dense == SparseBlock(0.98, 0.1, 1000, Cost(macs=2e6, params=1e3))
+    assert summary.sparse.cost == Cost()
+    assert summary.densities == (Density("conv1.weight", 1, 4, 0.25),)
+
+
+def test_the_delivered_file_has_its_accuracy_by_data_type() -> None:
+    dense = {**json.loads(SEARCH)["dense"], "accuracy_int8": 0.97}
+    block = ModelBlock.from_json(dense, "dense")
+    assert block.delivered == DeliveredAccuracy("int8", 0.97)
+    assert written(block.to_json()) == written(dense)
+    assert "accuracy_int8" not in replace(block, delivered=None).to_json()
+
+
+def test_unknown_costs_are_null_and_what_is_not_finite_too() -> None:
+    values = ModelBlock(math.nan, Cost(macs=5.0), None, Interval(1.0, 0.5, math.inf)).to_json()
+    assert list(values) == [
+        *("accuracy", "macs", "params", "energy_mj"),
+        *("latency_ms_predicted", "latency_ms_predicted_sigma", "latency_ms_measured"),
+    ]
+    assert values["accuracy"] is values["params"] is values["latency_ms_predicted"] is None
+    block = ModelBlock.from_json(values, "dense")
+    assert math.isnan(block.accuracy)
+    assert math.isnan(block.latency_ms.high)
+    assert block.cost == Cost(macs=5.0)
+
+
+def test_a_table_states_what_it_does_not_know() -> None:
+    few = {"mape": 0.02, "noise_mape": None}
+    assert TableErrors.from_json(few, "table").to_json() == few
+    assert TableErrors.from_json({}, "table") == TableErrors()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dense": None}, "summary.json: dense is None, expected an object"),
+        ({"seed": "0"}, "summary.json: seed is '0', expected a whole number"),
+        ({"seed": True}, "seed is True, expected a whole number"),
+        ({"agent": 3}, "agent is 3, expected a text"),
+        ({"warnings": "none"}, "warnings is 'none', expected a list"),
+        ({"network": [{"group": "a"}]}, "summary.json: network[0] lacks channels, kept"),
+        (
+            {"budget": {"macs": {"asked": 1, "limit": [], "predicted": 1}}},
+            "budget.macs: limit is [], expected a number",
+        ),
+        ({"goal": {"kind": "hope"}}, "goal is of kind 'hope', expected one of policy, target, keep_accuracy"),
+        ({"finalists": [{**json.loads(SEARCH)["finalists"][0], "chosen": 1}]}, "chosen is 1, expected true or false"),
+        ({"finalists": [{**json.loads(SEARCH)["finalists"][0], "policy": {"a": 0}}]}, "n_keep of 'a' is 0"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_error(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        Summary.from_json(edited(**changes))
+    assert words in str(caught.value)
+
+
+def test_the_run_folder_gives_back_what_was_written(tmp_path: Any) -> None:
+    with RunFolder.create(tmp_path / "run", "name: x\n", "abc", resume=False) as run:
+        for summary in (Summary.from_json(json.loads(SEARCH)), SparsifySummary.from_json(SPARSE)):
+            run.write_summary(summary)
+            assert run.read_summary() == summary
+        for damaged, words in (("{", "is damaged"), ("[]", "expected an object"), ("{}", "lacks agent, budget")):
+            run.summary_json.write_text(damaged)
+            with pytest.raises(BadInputError, match=words) as caught:
+                run.read_summary()
+            assert "let the command that made the run end with --resume" in str(caught.value)
+        run.summary_json.unlink()
+        with pytest.raises(BadInputError, match=r"cannot read .*summary\.json"):
+            run.read_summary()
