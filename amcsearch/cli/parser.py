@@ -1,7 +1,4 @@
-"""The verbs and their arguments.
-
-Arguments of ``amcsearch table``.
-"""
+"""The parser of the command line: every verb with its arguments."""
 
 import argparse
 from pathlib import Path
@@ -17,8 +14,6 @@ if TYPE_CHECKING:
 
     Run = Callable[[argparse.Namespace, ProgressBar], None]
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    from collections.abc import Callable
-
     Verb = Callable[..., argparse.ArgumentParser]
 
 

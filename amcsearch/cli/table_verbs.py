@@ -1,7 +1,4 @@
-"""The verbs of ``amcsearch table``: kit, build, measure, check, show.
-
-Latency tables as text for a terminal.
-"""
+"""The verbs of ``amcsearch table`` (kit, build, measure, check, show), and latency tables as text for a terminal."""
 
 import argparse
 from collections.abc import Mapping

@@ -1,178 +1,176 @@
 """Results as text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING
 
-from amcsearch.reporting import goal_lines
+if TYPE_CHECKING:
+    from amcsearch.jobs import EnergyReport, LayerReport, SearchPlan
+    from amcsearch.runs import ModelBlock, SparsifySummary, Summary
 
 __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 
-_BLOCK: Final = (
-    *("macs", "params", "energy_mj"),
-    *("latency_ms_predicted", "latency_ms_predicted_sigma", "latency_ms_measured"),
-)
-"""Keys of a network's block in the summary that are no accuracy and no cost of the user's own."""
 
-
-def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
+def summary_text(summary: "Summary", folder: Path) -> str:
     """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
-    delivered = f"accuracy_{summary.get('dtype')}"
-    accuracies = ["accuracy", *([delivered] if delivered in summary["finetuned"] else [])]
-    further = [key for key in summary["finetuned"] if key not in (*_BLOCK, *accuracies)]
+    from amcsearch.reporting import goal_lines
+
+    delivered = summary.finetuned.delivered
+    accuracies = ["accuracy", *([] if delivered is None else [f"accuracy {delivered.dtype}"])]
+    further = list(summary.finetuned.cost.further)
     costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ", *further]
-    rows = [["", *(key.replace("_", " ") for key in accuracies), *costs]]
-    for name in ("dense", "pruned", "finetuned"):
-        block = summary[name]
-        measured = block["latency_ms_measured"]
+    rows = [["", *accuracies, *costs]]
+    for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
+        measured = block.latency_ms
+        in_file = None if block.delivered is None else block.delivered.accuracy
         rows.append(
             [
                 name,
-                *(f"{100 * block[key]:.2f} %" if key in block else "" for key in accuracies),
-                _count(block["macs"]),
-                _count(block["params"]),
+                f"{100 * block.accuracy:.2f} %",
+                *([] if delivered is None else ["" if in_file is None else f"{100 * in_file:.2f} %"]),
+                _count(block.cost.macs),
+                _count(block.cost.params),
                 _predicted(block),
-                f"{measured['median']:.3f} ({measured['low']:.3f}–{measured['high']:.3f})",
-                _number(block["energy_mj"]),
-                *(_number(block[name]) for name in further),
+                f"{measured.median:.3f} ({measured.low:.3f}–{measured.high:.3f})",
+                _number(block.cost.energy_mj),
+                *(_number(block.cost.get(cost)) for cost in further),
             ]
         )
-    ratio = summary["latency_ratio"]
+    ratio = summary.latency_ratio
     lines = [
         *columns(rows),
         "",
-        f"latency: {ratio['median']:.3f}x of dense, measured in pairs ({ratio['low']:.3f}–{ratio['high']:.3f})",
-        f"{summary['agent']}: {summary['evaluations']} evaluations; {summary['seconds']['total']:.0f} s in all",
+        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})",
+        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
         *_table_lines(summary),
-        *goal_lines(summary.get("goal") or {}),
-        *(f"WARNING: {text}" for text in summary["warnings"]),
+        *goal_lines(summary.goal),
+        *(f"WARNING: {text}" for text in summary.warnings),
         f"model: {folder / 'pruned.onnx'}",
         f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
 
 
-def _predicted(block: Mapping[str, Any]) -> str:
-    value, sigma = block["latency_ms_predicted"], block.get("latency_ms_predicted_sigma")
+def _predicted(block: "ModelBlock") -> str:
+    value, sigma = block.cost.latency_ms, block.latency_ms_sigma
     return _number(value) if value is None or sigma is None else f"{value:.3f} ± {sigma:.3f}"
 
 
-def _table_lines(summary: Mapping[str, Any]) -> list[str]:
+def _table_lines(summary: "Summary") -> list[str]:
     """How good the latency table is on networks it had not seen, and what it took from the search."""
-    table = summary.get("table")
-    if not table:
+    table = summary.table
+    if table is None:
         return []
-    found = table.get("accuracy")
-    errors = "not checked on this network"
-    if found:
-        errors = (
-            f"mean error {found['mape']:.2%}, {found['within_5']:.0%} within 5 %, {found['within_10']:.0%} within 10 % "
+    errors, said = table.accuracy, "not checked on this network"
+    if errors is not None and None not in (errors.mape, errors.within_5, errors.within_10):
+        said = (
+            f"mean error {errors.mape:.2%}, {errors.within_5:.0%} within 5 %, {errors.within_10:.0%} within 10 % "
             "on networks it had not seen"
         )
-        if found.get("noise_mape") is not None:
-            errors += f"; measuring twice differs by {found['noise_mape']:.2%}"
-    return [f"latency table {table['name']}: {errors}" + _left_out(summary.get("widths_left_out", 0))]
+        if errors.noise_mape is not None:
+            said += f"; measuring twice differs by {errors.noise_mape:.2%}"
+    return [f"latency table {table.name}: {said}" + _left_out(summary.widths_left_out)]
 
 
 def _left_out(count: int) -> str:
     return f"; {count} widths left out, no faster than wider ones" if count else ""
 
 
-def sparsify_text(summary: Mapping[str, Any], folder: Path) -> str:
+def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
     """What training-time pruning left, before and after fine-tuning, and where the files are."""
     rows = [["", "accuracy", "loss", "parameters not 0", "MACs", "predicted ms"]]
-    for name in ("dense", "sparse", "finetuned"):
-        block = summary[name]
+    for name, block in (("dense", summary.dense), ("sparse", summary.sparse), ("finetuned", summary.finetuned)):
         rows.append(
             [
                 name,
-                f"{100 * block['accuracy']:.2f} %",
-                f"{block['loss']:.4f}",
-                _count(block["nonzero_params"]),
-                _count(block.get("macs")),
-                _number(block.get("latency_ms")),
+                f"{100 * block.accuracy:.2f} %",
+                f"{block.loss:.4f}",
+                _count(block.nonzero_params),
+                _count(block.cost.macs),
+                _number(block.cost.latency_ms),
             ]
         )
-    target = summary["target"]
-    what = "weights" if summary["granularity"] == "weights" else "channels and heads"
-    achieved = f": {target['achieved']:,.6g} {target['cost']} of {target['dense']:,.6g}" if "cost" in target else ""
+    target = summary.target
+    what = "weights" if summary.granularity == "weights" else "channels and heads"
+    achieved = "" if target.achieved is None else f": {target.achieved:,.6g} {target.name} of {target.dense:,.6g}"
     lines = [
         *columns(rows),
         "",
-        f"{summary['method']}: {summary['kept']:,} of {summary['total']:,} {what} are left; "
-        f"the target's share is {target['kept']:.4f}, {target['kept_asked']:.4f} was asked for{achieved}",
-        *(f"WARNING: {text}" for text in summary["warnings"]),
+        f"{summary.method}: {summary.kept:,} of {summary.total:,} {what} are left; "
+        f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
+        *(f"WARNING: {text}" for text in summary.warnings),
         f"densities: {folder / 'densities.csv'}",
         f"policy to start a search from: {folder / 'policy.json'}",
     ]
     return "\n".join(lines)
 
 
-def plan_text(plan: Mapping[str, Any]) -> str:
+def plan_text(plan: "SearchPlan") -> str:
     """What a search would do."""
-    network, samples, seconds = plan["network"], plan["samples"], plan["expected_seconds"]
+    network = plan.network
     rows = [["cost", "dense", "limit", "largest uniform policy"]]
-    for name, dense in plan["dense"].items():
-        limit = plan["budget"].get(name)
+    for name, dense in plan.dense.items():
+        limit = plan.budget.get(name)
         rows.append(
-            [name, f"{dense:.6g}", "" if limit is None else f"{limit:.6g}", f"{plan['largest_uniform'][name]:.6g}"]
+            [name, f"{dense:.6g}", "" if limit is None else f"{limit:.6g}", f"{plan.largest_uniform[name]:.6g}"]
         )
-    parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if name != "total")
+    parts = ", ".join(f"{name} {value:.0f} s" for name, value in plan.expected_seconds.items())
     lines = [
-        f"{plan['name']}: {network['factory']}, {network['layers']} layers, {network['groups']} channel groups",
-        *(f"  not pruned: {text}" for text in network["skipped"]),
-        "samples: " + ", ".join(f"{name} {count}" for name, count in samples.items()),
-        f"channel multiple {plan['channel_multiple']}, {float(plan['policies']):.3g} policies"
-        + _left_out(plan["widths_left_out"]),
+        f"{plan.name}: {network.factory}, {network.layers} layers, {network.groups} channel groups",
+        *(f"  not pruned: {skipped.name}: {skipped.reason}" for skipped in network.skipped),
+        "samples: " + ", ".join(f"{name} {count}" for name, count in plan.samples.items()),
+        f"channel multiple {plan.channel_multiple}, {float(plan.policies):.3g} policies"
+        + _left_out(plan.widths_left_out),
         *columns(rows),
-        f"{plan['agent']}: {plan['trials']} evaluations" + (f", then {plan['baseline']}" if plan["baseline"] else ""),
-        *(f"WARNING: {text}" for text in plan["warnings"]),
-        f"expected time: about {seconds['total'] / 60:.1f} minutes ({parts})",
+        f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
+        *(f"WARNING: {text}" for text in plan.warnings),
+        f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
     ]
     return "\n".join(lines)
 
 
-def energy_text(report: Mapping[str, Any]) -> str:
+def energy_text(report: "EnergyReport") -> str:
     """Energy of every layer by what it is spent on, dense beside pruned and sparse, and which layer costs most."""
-    networks = report["networks"]
-    others = {
-        name: {layer["name"]: layer for layer in networks[name]["layers"]} for name in networks if name != "dense"
-    }
-    parts = list(networks["dense"]["parts_mj"])
-    beside = {"pruned": "pruned to", "sparse": f"density, {report['storage']}"}
-    rows = [["layer", "channels", "mJ", *parts, *(cell for name in others for cell in (beside[name], "mJ"))]]
-    for layer in networks["dense"]["layers"]:
-        row = [layer["name"], _channels(layer), _number(layer["energy_mj"])]
-        row += [_number(layer["parts_mj"][part]) for part in parts]
-        for name, layers in others.items():
-            after = layers[layer["name"]]
-            density = report["densities"].get(layer["name"])
-            row += [_channels(after) if name == "pruned" else _number(density), _number(after["energy_mj"])]
-        rows.append(row)
-    for name, found in networks.items():
-        rows.append([f"{name}, all", "", _number(found["energy_mj"]), *map(_number, found["parts_mj"].values())])
-    width = max(map(len, rows))
-    lines = [
-        f"{report['device']}, batch {report['batch']}",
-        *columns([row + [""] * (width - len(row)) for row in rows]),
-    ]
-    for name, found in networks.items():
-        surplus = found["dram_bytes"] / max(found["dram_least_bytes"], 1.0)
+    lines = [f"{report.device}, batch {report.batch}", *columns(_energy_rows(report))]
+    for name, network in report.networks.items():
+        surplus = network.dram_bytes / max(network.dram_least_bytes, 1.0)
         lines += [
-            f"{name}: {found['costliest']}",
-            f"{name}: {found['dram_bytes']:,.0f} bytes from and to DRAM, {surplus:.2f} times the lower bound",
+            f"{name}: {network.costliest}",
+            f"{name}: {network.dram_bytes:,.0f} bytes from and to DRAM, {surplus:.2f} times the lower bound",
         ]
-    if report["without_static"]:
+    if report.without_static:
         lines.append("static power is left out: it needs device.table, a latency table of this device")
-    if "measured" in report:
-        measured = report["measured"]
-        calls = ", ".join(f"{name} {value:.4g} mJ" for name, value in measured["call_mj"].items())
-        lines.append(f"measured above idling by {measured['counter']}: {calls}; {measured['scale']:.3g} x predicted")
-    return "\n".join([*lines, *(f"{name}: {path}" for name, path in report["files"].items())])
+    if report.measured is not None:
+        calls = ", ".join(f"{name} {value:.4g} mJ" for name, value in report.measured.call_mj.items())
+        counter, scale = report.measured.counter, report.measured.scale
+        lines.append(f"measured above idling by {counter}: {calls}; {scale:.3g} x predicted")
+    return "\n".join([*lines, *(f"{name}: {path}" for name, path in report.files.items())])
 
 
-def _channels(layer: Mapping[str, Any]) -> str:
-    return f"{layer['in_channels']}→{layer['out_channels']}"
+def _energy_rows(report: "EnergyReport") -> list[list[str]]:
+    """A head, a row a layer, and a row of sums a network, all of one length."""
+    dense = report.networks["dense"]
+    others = {
+        name: {layer.name: layer for layer in network.layers}
+        for name, network in report.networks.items()
+        if name != "dense"
+    }
+    beside = {"pruned": "pruned to", "sparse": f"density, {report.storage}"}
+    rows = [["layer", "channels", "mJ", *dense.parts_mj, *(cell for name in others for cell in (beside[name], "mJ"))]]
+    for layer in dense.layers:
+        row = [layer.name, _channels(layer), *map(_number, (layer.energy_mj, *layer.parts_mj.values()))]
+        for name, layers in others.items():
+            after = layers[layer.name]
+            changed = _channels(after) if name == "pruned" else _number(report.densities.get(layer.name))
+            row += [changed, _number(after.energy_mj)]
+        rows.append(row)
+    for name, network in report.networks.items():
+        rows.append([f"{name}, all", "", *map(_number, (network.energy_mj, *network.parts_mj.values()))])
+    return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+
+
+def _channels(layer: "LayerReport") -> str:
+    return f"{layer.in_channels}→{layer.out_channels}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,7 +1,4 @@
-"""One function a verb: arguments to a room, its result to text.
-
-What a configuration can name: every registry as name → one line.
-"""
+"""One function a verb: parsed arguments in, the result of a job printed; and the registries that ``list`` prints."""
 
 import argparse
 import inspect
@@ -156,8 +153,8 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     if args.dry_run:
         from amcsearch.jobs import plan
 
-        found = plan(config, strict=args.strict)
-        show(args, found, plan_text(found))
+        planned = plan(config, strict=args.strict)
+        show(args, planned.to_json(), plan_text(planned))
         return
     result = api.search(
         config=config,
@@ -169,7 +166,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         observer=console,
     )
     console.close()
-    show(args, result.summary, summary_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), summary_text(result.summary, result.folder))
 
 
 def _folder(args: argparse.Namespace, config: "Config") -> Path:
@@ -183,9 +180,9 @@ def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write per-group curves as CSV and picture."""
     from amcsearch.jobs import write_sensitivity
 
-    found = write_sensitivity(load_config(args), args.out, args.points, console, joint=args.joint)
+    result = write_sensitivity(load_config(args), args.out, args.points, console, joint=args.joint).to_json()
     console.close()
-    show(args, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
+    show(args, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -195,12 +192,12 @@ def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.jobs import energy_report
 
     policy = PruningPolicy.read(args.policy) if args.policy else None
-    found = energy_report(
+    energies = energy_report(
         load_config(args), args.out, console, policy=policy, densities=args.densities, storage=args.storage,
         device=args.device, measure=args.measure,
     )  # fmt: skip
     console.close()
-    show(args, found, energy_text(found))
+    show(args, energies.to_json(), energy_text(energies))
 
 
 def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -212,7 +209,7 @@ def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.prune(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary, summary_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), summary_text(result.summary, result.folder))
 
 
 def _goal(args: argparse.Namespace) -> list[str]:
@@ -240,7 +237,7 @@ def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.sparsify(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary, sparsify_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), sparsify_text(result.summary, result.folder))
 
 
 def report(args: argparse.Namespace, console: "ProgressBar") -> None:

@@ -27,7 +27,14 @@ RESERVED: Final = frozenset(
     {
         *COST_NAMES,
         *("accuracy", "agent", "bytes", "loss", "number", "policy", "reward", "seconds", "seed", "sparsity", "state"),
-        *("latency_ms_measured", "latency_ms_predicted", "latency_ms_predicted_sigma", "nonzero_params"),
+        *(
+            "accuracy_float32",
+            "accuracy_int8",
+            "latency_ms_measured",
+            "latency_ms_predicted",
+            "latency_ms_predicted_sigma",
+            "nonzero_params",
+        ),
     }
 )
 """Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""

@@ -1,22 +1,26 @@
 """What a user asks for: one function a verb, a typed request in and a typed result out."""
 
-from amcsearch.jobs.energy import energy_report
+from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
-from amcsearch.jobs.search import plan, search
-from amcsearch.jobs.sensitivity import write_sensitivity
+from amcsearch.jobs.search import SearchPlan, plan, search
+from amcsearch.jobs.sensitivity import Sensitivity, write_sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table
 from amcsearch.jobs.workload import InMemory, identity
 
 __all__ = [
     "VARIANTS",
+    "EnergyReport",
     "InMemory",
+    "LayerReport",
     "Observer",
     "RunResult",
+    "SearchPlan",
     "SearchResult",
+    "Sensitivity",
     "Source",
     "SparsifyResult",
     "build_table",

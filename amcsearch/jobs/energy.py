@@ -1,7 +1,8 @@
 """Where a network's energy goes on a device, layer by layer: dense beside pruned and sparse, predicted and measured."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +17,77 @@ from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
 from amcsearch.reporting import write_energy
+from amcsearch.runs import Document
 from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
 
-__all__ = ["energy_report"]
+__all__ = ["EnergyReport", "LayerReport", "MeasuredCalls", "NetworkReport", "energy_report"]
+
+
+@dataclass(frozen=True)
+class LayerReport(Document):
+    """Energy of a layer in mJ, as a whole and by what it is spent on.
+
+    ``bytes`` that each memory moves stand beside the ``least_bytes`` that it has to; ``why`` says in words what costs.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    macs: float
+    energy_mj: float
+    parts_mj: Mapping[str, float]
+    bytes: Mapping[str, float]
+    least_bytes: Mapping[str, float]
+    why: str
+
+
+@dataclass(frozen=True)
+class NetworkReport(Document):
+    """Energy of a network in mJ, its layers that cost any, and in words which of them costs most and why."""
+
+    energy_mj: float
+    parts_mj: Mapping[str, float]
+    dram_bytes: float
+    dram_least_bytes: float
+    costliest: str
+    layers: tuple[LayerReport, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredCalls(Document):
+    """Energy of a call of each network above idling, by a counter; ``scale`` is measured over predicted energy."""
+
+    counter: str
+    call_mj: Mapping[str, float]
+    idle_mw: Mapping[str, float]
+    scale: float
+
+
+@dataclass(frozen=True)
+class EnergyReport(Document):
+    """Where the energy goes: ``networks`` are ``dense`` and, where asked for, ``pruned`` and ``sparse``.
+
+    ``densities`` are shares of weights by layer, in the ``storage`` format. ``without_static`` says that static power
+    is left out for want of a latency table. ``files`` are the paths written, by what they are.
+    """
+
+    device: str
+    batch: int
+    networks: Mapping[str, NetworkReport]
+    densities: Mapping[str, float]
+    storage: str | None
+    without_static: bool
+    files: Mapping[str, str]
+    measured: MeasuredCalls | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, without ``measured`` where nothing was."""
+        values = super().to_json()
+        if self.measured is None:
+            del values["measured"]
+        return values
+
 
 _FORMATS: Final = {storage_format.value: storage_format for storage_format in StorageFormat}
 
@@ -33,7 +102,7 @@ def energy_report(
     storage: str = StorageFormat.BITMAP,
     device: str | None = None,
     measure: bool = False,
-) -> dict[str, Any]:
+) -> EnergyReport:
     """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
 
     ``densities`` is a table of a training-time method's run, shown as ``sparse`` with its weights in the ``storage``
@@ -59,20 +128,20 @@ def energy_report(
             model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=storage_format))
             for layer in spec.layers
         ]
-    report: dict[str, Any] = {
-        "device": profile.name,
-        "batch": config.device.batch,
-        "networks": {name: _network(layers[name], found, model) for name, found in estimates.items()},
-        "densities": shares,
-        "storage": None if densities is None else storage,
-        "without_static": profile.static_power_mw > 0.0 and model.latency is None,
-        "files": write_energy(estimates, profile.name, folder),
-    }
+    files, measured = write_energy(estimates, profile.name, folder), None
     if measure:
         observer.phase("Measuring energy on this machine")
-        dynamic = {name: sum(e.total_mj - e.static_mj for e in estimates[name]) for name in policies}
-        report["measured"] = _measured(config, workload, policies, dynamic)
-    return report
+        measured = _measured(config, workload, policies, estimates)
+    return EnergyReport(
+        device=profile.name,
+        batch=config.device.batch,
+        networks={name: _network(layers[name], energies, model) for name, energies in estimates.items()},
+        densities=shares,
+        storage=None if densities is None else str(storage),
+        without_static=profile.static_power_mw > 0.0 and model.latency is None,
+        files=files,
+        measured=measured,
+    )
 
 
 def _profile(config: Config, device: str | None) -> DeviceProfile:
@@ -107,52 +176,56 @@ def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
     return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
 
 
-def _network(layers: Sequence[LayerSpec], found: Sequence[LayerEnergy], model: EnergyModel) -> dict[str, Any]:
+def _network(layers: Sequence[LayerSpec], energies: Sequence[LayerEnergy], model: EnergyModel) -> NetworkReport:
     """Sums, the layers, and which of them costs most and why."""
-    costly = max(found, key=lambda energy: energy.total_mj)
-    parts = {part: sum(energy.parts_mj[part] for energy in found) for part in found[0].parts_mj}
+    costly = max(energies, key=lambda energy: energy.total_mj)
+    parts = {part: sum(energy.parts_mj[part] for energy in energies) for part in energies[0].parts_mj}
     parts["static"] += model.static.shared_mj(layers)
     total = sum(parts.values())
     share = 100 * costly.total_mj / total if total else 0.0
-    return {
-        "energy_mj": total,
-        "parts_mj": parts,
-        "dram_bytes": sum(energy.dram.total_bytes for energy in found),
-        "dram_least_bytes": sum(energy.dram.least_bytes for energy in found),
-        "costliest": f"{costly.name} costs most, {share:.0f} % of all: {costly.why()}",
-        "layers": [
-            {
-                "name": layer.name,
-                "kind": layer.kind.value,
-                "in_channels": layer.in_channels,
-                "out_channels": layer.out_channels,
-                "macs": energy.macs,
-                "energy_mj": energy.total_mj,
-                "parts_mj": energy.parts_mj,
-                "bytes": {memory.memory: memory.total_bytes for memory in energy.traffic},
-                "least_bytes": {memory.memory: memory.least_bytes for memory in energy.traffic},
-                "why": energy.why(),
-            }
-            for layer, energy in zip(layers, found, strict=True)
-            if energy.total_mj
-        ],
-    }
+    return NetworkReport(
+        energy_mj=total,
+        parts_mj=parts,
+        dram_bytes=sum(energy.dram.total_bytes for energy in energies),
+        dram_least_bytes=sum(energy.dram.least_bytes for energy in energies),
+        costliest=f"{costly.name} costs most, {share:.0f} % of all: {costly.why()}",
+        layers=tuple(_layer(layer, energy) for layer, energy in zip(layers, energies, strict=True) if energy.total_mj),
+    )
+
+
+def _layer(layer: LayerSpec, energy: LayerEnergy) -> LayerReport:
+    return LayerReport(
+        name=layer.name,
+        kind=layer.kind.value,
+        in_channels=layer.in_channels,
+        out_channels=layer.out_channels,
+        macs=energy.macs,
+        energy_mj=energy.total_mj,
+        parts_mj=energy.parts_mj,
+        bytes={memory.memory: memory.total_bytes for memory in energy.traffic},
+        least_bytes={memory.memory: memory.least_bytes for memory in energy.traffic},
+        why=energy.why(),
+    )
 
 
 def _measured(
-    config: Config, workload: Workload, policies: dict[str, PruningPolicy], predicted_mj: dict[str, float]
-) -> dict[str, Any]:
+    config: Config,
+    workload: Workload,
+    policies: dict[str, PruningPolicy],
+    estimates: Mapping[str, Sequence[LayerEnergy]],
+) -> MeasuredCalls:
     """Energy of a call of each network above idling; which channels stay does not matter, only how many."""
     counter = find_counter()
     rng = np.random.default_rng(config.seed)
-    found = {}
+    calls = {}
     for name, policy in policies.items():
         smaller = remove(workload.model, workload.trace, random_kept(workload.trace, policy, rng))
         session = make_session(exported(smaller, workload.example), config.device.threads)
-        found[name] = measure_energy(bound_call(session, workload.example.numpy()), counter)
-    return {
-        "counter": counter.name,
-        "call_mj": {name: energy.call_mj for name, energy in found.items()},
-        "idle_mw": {name: energy.idle_mw for name, energy in found.items()},
-        "scale": calibrated_scale([predicted_mj[n] for n in found], [e.call_mj for e in found.values()]),
-    }
+        calls[name] = measure_energy(bound_call(session, workload.example.numpy()), counter)
+    predicted_mj = [sum(energy.total_mj - energy.static_mj for energy in estimates[name]) for name in calls]
+    return MeasuredCalls(
+        counter=counter.name,
+        call_mj={name: energy.call_mj for name, energy in calls.items()},
+        idle_mw={name: energy.idle_mw for name, energy in calls.items()},
+        scale=calibrated_scale(predicted_mj, [e.call_mj for e in calls.values()]),
+    )

@@ -2,12 +2,11 @@
 
 import copy
 import html
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import pandas as pd
 from torch import Tensor, nn
@@ -18,14 +17,16 @@ from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.setup import Job
-from amcsearch.jobs.summary import summarise
+from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.reporting import render
-from amcsearch.runs import RunFolder, read_text, read_trials, writing
+from amcsearch.runs import RunFolder, SparsifySummary, Summary, read_trials, writing
 from amcsearch.training import load_tensors
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
 
 FRAME_HEIGHT: Final = 640  # pixels of the report in a notebook
+
+Kind = TypeVar("Kind", Summary, SparsifySummary)
 
 
 class RunResult:
@@ -58,9 +59,13 @@ class RunResult:
         return PruningPolicy.read(self.run.policy_json)
 
     @cached_property
-    def summary(self) -> Any:
-        """What came of the run."""
-        return json.loads(read_text(self.run.summary_json))
+    def summary(self) -> Summary | SparsifySummary:
+        """What came of the run: accuracy, costs and measured latency of each network.
+
+        Raises:
+            BadInputError: ``summary.json`` is missing or damaged.
+        """
+        return self.run.read_summary()
 
     def save(self, folder: Path | str) -> Path:
         """Copy the run folder to a new or empty folder, from which ``amcsearch.load`` brings the network back.
@@ -78,6 +83,11 @@ class RunResult:
 
 class SearchResult(RunResult):
     """What ``search`` and ``prune`` return: the smaller network, its policy, and every trial."""
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Dense, pruned and fine-tuned, and how they came about; raises as ``RunResult.summary``."""
+        return _summary(self.run, Summary)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -98,6 +108,11 @@ class SparsifyResult(RunResult):
     """What ``sparsify`` returns: the sparse network, its masks, and the density of every tensor or group."""
 
     @cached_property
+    def summary(self) -> SparsifySummary:
+        """Dense, sparse and fine-tuned, and what is in use of what; raises as ``RunResult.summary``."""
+        return _summary(self.run, SparsifySummary)
+
+    @cached_property
     def masks(self) -> dict[str, Tensor]:
         """Which weights (the tensor's shape), or which units of a group (n_units,), are in use: true where they are."""
         return {name: mask.bool() for name, mask in load_tensors(self.run.masks_safetensors).items()}
@@ -106,6 +121,16 @@ class SparsifyResult(RunResult):
     def densities(self) -> pd.DataFrame:
         """What is left of every tensor or group: name, kept, total, density."""
         return pd.read_csv(self.run.densities_csv)
+
+
+def _summary(run: RunFolder, kind: type[Kind]) -> Kind:
+    summary = run.read_summary()
+    if not isinstance(summary, kind):
+        raise BadInputError(
+            f"{run.summary_json} holds a {type(summary).__name__}, but the run's other files go with a "
+            f"{kind.__name__}; restore the file, or make the run again"
+        )
+    return summary
 
 
 def load_run(folder: Path | str, model: nn.Module | None = None, *, source: Source = "auto") -> RunResult:
@@ -132,7 +157,7 @@ def deliver(
     phases: Phases,
     finalists: Sequence[Finalist],
     exports: Exports,
-    origin: dict[str, Any] | Callable[[nn.Module, nn.Module], dict[str, Any]],
+    origin: Origin | Callable[[nn.Module, nn.Module], Origin],
 ) -> SearchResult:
     """Fine-tune the chosen finalist, verify it and write what the run folder keeps.
 

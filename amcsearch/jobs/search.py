@@ -7,13 +7,14 @@ baseline go through one door, at equal evaluations. ``plan`` says what a search 
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amcsearch.config import Config, RecipeConfig, label, make, pick
-from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.core import BadInputError, Cost, PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
@@ -22,14 +23,64 @@ from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
 from amcsearch.jobs.summary import describe_search
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
-from amcsearch.runs import RunFolder
+from amcsearch.runs import Document, RunFolder, SkippedLayer, with_total
 from amcsearch.search import AGENTS, REWARDS, Agent, Reward, RewardContext, Study, bind, with_parameters
 from amcsearch.training import fetch, length, task_loss
 
-__all__ = ["plan", "search"]
+__all__ = ["PlannedNetwork", "SearchPlan", "plan", "search"]
 
 
-def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """The network of a plan: its factory, how many layers and channel groups it has, and what is never pruned."""
+
+    factory: str | None
+    layers: int
+    groups: int
+    skipped: tuple[SkippedLayer, ...]
+
+
+@dataclass(frozen=True)
+class SearchPlan(Document):
+    """What a search would do.
+
+    ``samples`` are those of each split; ``dense`` and ``largest_uniform`` are costs of the dense network and of the
+    largest policy of one ratio within the ``budget`` (limits in the unit of each cost); ``policies`` counts those of
+    the space; ``expected_seconds`` are the wall time of each phase.
+    """
+
+    name: str
+    network: PlannedNetwork
+    samples: Mapping[str, int]
+    dense: Cost
+    budget: Mapping[str, float]
+    largest_uniform: Cost
+    channel_multiple: int
+    widths_left_out: int
+    policies: int
+    agent: str
+    baseline: str | None
+    trials: int
+    warnings: tuple[str, ...]
+    expected_seconds: Mapping[str, float]
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected wall time of all phases."""
+        return sum(self.expected_seconds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON; what is never pruned is in sentences."""
+        network = {
+            "factory": self.network.factory,
+            "layers": self.network.layers,
+            "groups": self.network.groups,
+            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.network.skipped],
+        }
+        return {**super().to_json(), "network": network, "expected_seconds": with_total(self.expected_seconds)}
+
+
+def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> SearchPlan:
     """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
 
     Times are extrapolated from one training step and one evaluation of the largest uniform policy within the budget.
@@ -43,29 +94,24 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     device = load_device(config, workload, config.limits, given, strict=strict)
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
-    return {
-        "name": config.name,
-        "network": {
-            "factory": config.model.factory,
-            "layers": len(spec.layers),
-            "groups": len(spec.groups),
-            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in workload.trace.skipped],
-        },
-        "samples": {
-            name: length(getattr(workload.splits, name), name) for name in ("train", "calibration", "search", "test")
-        },
-        "dense": dict(device.dense),
-        "budget": dict(device.feasible.budget.limits),
-        "largest_uniform": dict(device.grid.cost(uniform)),
-        "channel_multiple": device.channel_multiple,
-        "widths_left_out": device.widths_left_out,
-        "policies": device.space.size,
-        "agent": label(config.search.agent),
-        "baseline": config.search.baseline and label(config.search.baseline),
-        "trials": config.search.trials,
-        "warnings": list(device.warnings),
-        "expected_seconds": _expected_seconds(config, workload, given, uniform),
-    }
+    skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
+    splits = ("train", "calibration", "search", "test")
+    return SearchPlan(
+        name=config.name,
+        network=PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped),
+        samples={name: length(getattr(workload.splits, name), name) for name in splits},
+        dense=device.dense,
+        budget=dict(device.feasible.budget.limits),
+        largest_uniform=device.grid.cost(uniform),
+        channel_multiple=device.channel_multiple,
+        widths_left_out=device.widths_left_out,
+        policies=device.space.size,
+        agent=label(config.search.agent),
+        baseline=config.search.baseline and label(config.search.baseline),
+        trials=config.search.trials,
+        warnings=device.warnings,
+        expected_seconds=_expected_seconds(config, workload, given, uniform),
+    )
 
 
 def _expected_seconds(config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy) -> dict[str, float]:
@@ -78,7 +124,7 @@ def _expected_seconds(config: Config, workload: Workload, given: InMemory, unifo
         seconds["network"] = _training_seconds(workload, config.model.pretrain)
     if config.recovery.finetune is not None:
         seconds["finetune"] = _training_seconds(workload, config.recovery.finetune)
-    return {**seconds, "total": sum(seconds.values())}
+    return seconds
 
 
 def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:

@@ -1,7 +1,8 @@
 """Sensitivity of a trained network, group by group, with and without recovery; and whether losses of groups add up."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,36 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import write_additivity, write_curves
+from amcsearch.runs import Document
 
-__all__ = ["write_sensitivity"]
+__all__ = ["Sensitivity", "write_sensitivity"]
 
 Evaluate = Callable[[Sequence[PruningPolicy]], list[Trial]]
 
 
+@dataclass(frozen=True)
+class Sensitivity(Document):
+    """Loss and accuracy of one group pruned at a time, as the configuration recovers it and as it is cut.
+
+    ``rank_correlation`` is Spearman's between summed and joint losses, None where it is not defined or was not asked
+    for; ``files`` are the paths written, by what they are.
+    """
+
+    recovered: Curves
+    bare: Curves
+    joint: int
+    rank_correlation: float | None
+    files: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the paths, and the rank correlation where policies were pruned jointly."""
+        return {**self.files, **({"rank_correlation": self.rank_correlation} if self.joint else {})}
+
+
 def write_sensitivity(
     config: Config, folder: Path, points: int, observer: Observer, given: InMemory = CONFIGURED, *, joint: int = 50
-) -> dict[str, Any]:
-    """Prune one group at a time, then ``joint`` random policies whole; returns paths and the rank correlation.
+) -> Sensitivity:
+    """Prune one group at a time, then ``joint`` random policies whole; return the curves and how well they add up.
 
     Writes ``sensitivity.csv`` and ``.svg``: every width as the configuration recovers it (``recovered``), and as it is
     cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
@@ -35,7 +56,7 @@ def write_sensitivity(
     check_named(config, given)
     observer.phase("Loading or training the network")
     workload = load_workload(config, given, progress=observer.epoch)
-    recovered = make_evaluator(config, workload, given)
+    evaluator = make_evaluator(config, workload, given)
     multiple = config.device.channel_multiple
     space = PolicySpace.on_grid(
         workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
@@ -45,18 +66,17 @@ def write_sensitivity(
     total = 2 * len(policies(space, points)) + len(together)
     observer.phase(f"Evaluating {total} policies")
     evaluate = _counting(config.seed, total, observer)
-    found = {
-        name: curves(evaluate(evaluator), space, points)
-        for name, evaluator in (("recovered", recovered), ("bare", recovered.bare()))
-    }
-    rows = [(*row, name) for name, own in found.items() for row in own.rows()]
-    paths: dict[str, Any] = dict(write_curves(rows, folder))
+    recovered, bare = (curves(evaluate(each), space, points) for each in (evaluator, evaluator.bare()))
+    files = write_curves(
+        [(*row, name) for name, those in (("recovered", recovered), ("bare", bare)) for row in those.rows()], folder
+    )
+    correlation = None
     if together:
-        joint_rows = _joint(found["recovered"], together, evaluate(recovered))
+        joint_rows = _joint(recovered, together, evaluate(evaluator))
         expected, measured, _ = zip(*joint_rows, strict=True)
         correlation = rank_correlation(expected, measured)
-        paths |= {**write_additivity(joint_rows, correlation, folder), "rank_correlation": correlation}
-    return paths
+        files |= write_additivity(joint_rows, correlation, folder)
+    return Sensitivity(recovered, bare, len(together), correlation, files)
 
 
 def _counting(seed: int, total: int, observer: Observer) -> Callable[[Evaluator], Evaluate]:

@@ -1,90 +1,95 @@
-"""What a run found, as plain values: the content of ``summary.json``."""
+"""Fill the typed summary of a search or of ``prune``."""
 
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from amcsearch.core import COST_NAMES, Cost, PruningPolicy
+from amcsearch.core import Cost, PruningPolicy
 from amcsearch.jobs.delivery import Finalist, Outcome
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
+from amcsearch.runs import (
+    BudgetEntry,
+    DeliveredAccuracy,
+    FinalistSummary,
+    Goal,
+    GroupWidth,
+    Interval,
+    ModelBlock,
+    SkippedLayer,
+    Summary,
+    TableErrors,
+    TableSummary,
+)
+from amcsearch.runtime import PairedLatency
 from amcsearch.search import Study
 
-__all__ = ["describe_proposal", "describe_search", "summarise"]
+__all__ = ["Origin", "describe_proposal", "describe_search", "summarise"]
 
 
-def describe_search(study: Study, baseline: Study | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Origin:
+    """Who proposed a policy after how many evaluations, beside which baseline; the goal, if it was ``prune``'s."""
+
+    agent: str
+    baseline: str | None
+    evaluations: int
+    notes: tuple[str, ...]
+    goal: Goal | None = None
+
+
+def describe_search(study: Study, baseline: Study | None) -> Origin:
     """Return who searched, and how much it spent."""
-    return {
-        "agent": study.agent,
-        "baseline": baseline.agent if baseline else None,
-        "evaluations": len(study.trials),
-        "notes": study.notes,
-    }
+    return Origin(study.agent, baseline.agent if baseline else None, len(study.trials), tuple(study.notes))
 
 
-def describe_proposal(found: Proposal) -> dict[str, Any]:
+def describe_proposal(proposal: Proposal) -> Origin:
     """Return how ``prune`` came to its policy, and what was asked and achieved."""
-    return {
-        "agent": found.agent,
-        "baseline": None,
-        "evaluations": found.evaluations,
-        "notes": list(found.notes),
-        "goal": dict(found.goal),
-    }
+    return Origin(proposal.agent, None, proposal.evaluations, proposal.notes, proposal.goal)
 
 
 def summarise(
-    job: Job,
-    origin: dict[str, Any],
-    finalists: Sequence[Finalist],
-    outcome: Outcome,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """Return the model blocks of dense, pruned and fine-tuned, and how they came about.
-
-    ``origin`` says who proposed the policy: ``agent``, ``baseline``, ``evaluations``, ``notes`` and, if it was
-    ``prune``, the ``goal``.
-    """
-    trial, latency = outcome.chosen.trial, outcome.latency
-    return {
-        **_blocks(job, outcome),
-        "dtype": job.config.device.dtype,
-        "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
-        "budget": {
-            limit.cost: {"asked": limit.written, "limit": limit.value, "predicted": trial.cost[limit.cost]}
-            for limit in job.device.limits
-        },
-        "dense_search_accuracy": job.dense.accuracy,
-        "table": _table(job),
-        "versions": _versions(),
-        "onnx_max_abs_diff": outcome.onnx_max_abs_diff,
-        "agent": origin["agent"],
-        "baseline": origin["baseline"],
-        "goal": origin.get("goal"),
-        "seed": job.config.seed,
-        "evaluations": origin["evaluations"],
-        "seconds": {**seconds, "total": sum(seconds.values())},
-        "finalists": [_finalist(finalist, finalist is outcome.chosen) for finalist in finalists],
-        "network": [
-            {"group": group.name, "channels": group.channels, "kept": trial.policy[group.name]}
-            for group in job.workload.trace.network.groups
-        ],
-        "skipped": [asdict(skipped) for skipped in job.workload.trace.skipped],
-        "channel_multiple": job.device.channel_multiple,
-        "widths_left_out": job.device.widths_left_out,
-        "warnings": [*job.device.warnings, *_missed(outcome, job), *_similarity(job), *origin["notes"]],
-    }
+    job: Job, origin: Origin, finalists: Sequence[Finalist], outcome: Outcome, seconds: Mapping[str, float]
+) -> Summary:
+    """Return the model blocks of dense, pruned and fine-tuned, and how they came about; ``seconds`` by phase."""
+    trial, trace, device = outcome.chosen.trial, job.workload.trace, job.device
+    dense, pruned, finetuned = _blocks(job, outcome)
+    return Summary(
+        dense=dense,
+        pruned=pruned,
+        finetuned=finetuned,
+        dtype=job.config.device.dtype,
+        latency_ratio=_ratio(outcome.latency),
+        budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
+        dense_search_accuracy=job.dense.accuracy,
+        table=_table(job),
+        versions=_versions(),
+        onnx_max_abs_diff=outcome.onnx_max_abs_diff,
+        agent=origin.agent,
+        baseline=origin.baseline,
+        goal=origin.goal,
+        seed=job.config.seed,
+        evaluations=origin.evaluations,
+        seconds=dict(seconds),
+        finalists=tuple(_finalist(finalist, finalist is outcome.chosen) for finalist in finalists),
+        network=tuple(GroupWidth(g.name, g.channels, trial.policy[g.name]) for g in trace.network.groups),
+        skipped=tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in trace.skipped),
+        channel_multiple=device.channel_multiple,
+        widths_left_out=device.widths_left_out,
+        warnings=(*device.warnings, *_missed(outcome, job), *_similarity(job), *origin.notes),
+    )
 
 
-def _table(job: Job) -> dict[str, Any] | None:
-    if job.device.table is None or job.config.device.table is None:
+def _table(job: Job) -> TableSummary | None:
+    table, name = job.device.table, job.config.device.table
+    if table is None or name is None:
         return None
-    table = job.device.table
-    return {"name": Path(job.config.device.table).name, "network": table.network, "accuracy": table.accuracy}
+    if table.accuracy is None:
+        return TableSummary(Path(name).name, table.network)
+    numbers = {key: value for key, value in table.accuracy.items() if value is None or isinstance(value, int | float)}
+    return TableSummary(Path(name).name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
@@ -99,50 +104,43 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _interval(median: float, low: float, high: float) -> dict[str, float]:
-    return {"median": median, "low": low, "high": high}
+def _ratio(latency: PairedLatency) -> Interval:
+    return Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
 
 
-def _blocks(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """Dense, pruned and fine-tuned; ``accuracy_int8`` is that of the ONNX models where they compute in int8."""
+def _pruned_ms(latency: PairedLatency) -> Interval:
+    return Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
+
+
+def _blocks(job: Job, outcome: Outcome) -> tuple[ModelBlock, ModelBlock, ModelBlock]:
+    """Dense, pruned and fine-tuned; the last two have the same shapes, and so the same cost."""
     trial, latency = outcome.chosen.trial, outcome.latency
-    dense_ms = _interval(latency.dense_ms, latency.dense_low, latency.dense_high)
-    pruned_ms = _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
-    dense = (job.device.dense, _sigma_ms(job, job.workload.trace.network.dense), dense_ms)
-    pruned = (trial.cost, _sigma_ms(job, trial.policy), pruned_ms)
-    found = {
-        "dense": _block(outcome.accuracy["dense"], *dense),
-        "pruned": _block(outcome.accuracy["pruned"], *pruned),
-        "finetuned": _block(outcome.accuracy["finetuned"], *pruned),
-    }
-    for name, accuracy in outcome.delivered.items():
-        found[name][f"accuracy_{job.config.device.dtype}"] = accuracy
-    return found
+    dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
+
+    def block(name: str, cost: Cost, policy: PruningPolicy, measured: Interval) -> ModelBlock:
+        delivered = outcome.delivered.get(name)
+        accuracy = None if delivered is None else DeliveredAccuracy(job.config.device.dtype, delivered)
+        return ModelBlock(outcome.accuracy[name], cost, _sigma_ms(job, policy), measured, accuracy)
+
+    return (
+        block("dense", job.device.dense, job.workload.trace.network.dense, dense_ms),
+        block("pruned", trial.cost, trial.policy, _pruned_ms(latency)),
+        block("finetuned", trial.cost, trial.policy, _pruned_ms(latency)),
+    )
 
 
-def _block(accuracy: float, cost: Cost, sigma_ms: float | None, latency_ms: dict[str, float]) -> dict[str, Any]:
-    return {
-        "accuracy": accuracy,
-        **{name: cost.get(name) for name in COST_NAMES if name != "latency_ms"},
-        **cost.further,
-        "latency_ms_predicted": cost.latency_ms,
-        "latency_ms_predicted_sigma": sigma_ms,
-        "latency_ms_measured": latency_ms,
-    }
-
-
-def _finalist(finalist: Finalist, chosen: bool) -> dict[str, Any]:
+def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
     trial, latency = finalist.trial, finalist.latency
-    return {
-        "trial": trial.number,
-        "chosen": chosen,
-        "policy": dict(trial.policy),
-        "accuracy": trial.evaluation.accuracy,
-        "reward": trial.reward,
-        "latency_ms_predicted": trial.cost.latency_ms,
-        "latency_ms_measured": _interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high),
-        "latency_ratio": _interval(latency.ratio, latency.ratio_low, latency.ratio_high),
-    }
+    return FinalistSummary(
+        trial.number,
+        chosen,
+        trial.policy,
+        trial.evaluation.accuracy,
+        trial.reward,
+        trial.cost.latency_ms,
+        _pruned_ms(latency),
+        _ratio(latency),
+    )
 
 
 def _similarity(job: Job) -> list[str]:

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from amcsearch.core import TrialState
 from amcsearch.reporting.drawing import ACCENT, BAND, INK, LINE, MUTED, SECOND, SURFACE, drawing, page_svg
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import axis, number
+from amcsearch.reporting.words import axis, known
+from amcsearch.runs import FinalistSummary
 
 __all__ = ["channels", "convergence", "front", "latency"]
 
@@ -51,43 +52,41 @@ def _front_line(axes: Axes, rows: pd.DataFrame, cost: str, scale: float) -> None
 
 
 def _landmarks(axes: Axes, record: Record, cost: str, scale: float) -> None:
-    limit = record.budget.get(cost)
-    if limit is not None:
-        axes.axvline(limit * scale, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)), label="budget")
-    finalist = next((f for f in record.entries("finalists") if f.get("chosen")), None)
+    summary = record.summary
+    if summary is None:
+        return
+    if cost in summary.budget:
+        limit = summary.budget[cost].limit * scale
+        axes.axvline(limit, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)), label="budget")
     match = _complete(record.trials)
-    match = match[(match["agent"] == record.agent) & (match["number"] == (finalist or {}).get("trial"))]
+    match = match[(match["agent"] == record.agent) & (match["number"] == (summary.chosen and summary.chosen.trial))]
     if len(match):
         x, y = match[cost].iloc[0] * scale, match["accuracy"].iloc[0] * 100
         axes.scatter(
             [x], [y], s=90, marker="*", color=SECOND, edgecolors=SURFACE, linewidths=0.8, zorder=5, label="chosen"
         )
-    dense, accuracy = number(record.block("dense").get(cost)), number(record.summary.get("dense_search_accuracy"))
-    if cost == "latency_ms":
-        dense = number(record.block("dense").get("latency_ms_predicted"))
+    dense, accuracy = summary.dense.cost.get(cost), known(summary.dense_search_accuracy)
     if dense is not None and accuracy is not None:
         axes.scatter([dense * scale], [accuracy * 100], s=34, marker="D", color=INK, zorder=4, label="dense")
 
 
 def channels(record: Record) -> str | None:
     """Channels kept in every group, as bars in front of all channels."""
-    rows = [(str(e.get("group")), number(e.get("channels")), number(e.get("kept"))) for e in record.entries("network")]
-    complete = [(name, every, kept) for name, every, kept in rows if every and kept is not None]
-    if not complete:
+    groups = () if record.summary is None else record.summary.network
+    if not groups:
         return None
-    names = [_short(name) for name, _, _ in complete]
-    places = np.arange(len(complete))
-    with drawing(4.9, max(2.2, 0.9 + 0.235 * len(complete))) as (figure, axes):
-        axes.barh(places, [every for _, every, _ in complete], height=0.72, color=LINE, label="dense")
-        axes.barh(places, [kept for _, _, kept in complete], height=0.72, color=ACCENT, label="kept")
-        for place, (_, every, kept) in enumerate(complete):
+    positions = np.arange(len(groups))
+    with drawing(4.9, max(2.2, 0.9 + 0.235 * len(groups))) as (figure, axes):
+        axes.barh(positions, [group.channels for group in groups], height=0.72, color=LINE, label="dense")
+        axes.barh(positions, [group.kept for group in groups], height=0.72, color=ACCENT, label="kept")
+        for position, group in enumerate(groups):
             axes.annotate(
-                f"{kept:.0f} of {every:.0f}", (every, place), (4, 0), textcoords="offset points", va="center",
-                color=MUTED, fontsize=8,
+                f"{group.kept} of {group.channels}", (group.channels, position), (4, 0), textcoords="offset points",
+                va="center", color=MUTED, fontsize=8,
             )  # fmt: skip
-        axes.set_yticks(places, names)
-        axes.set_ylim(len(complete) - 0.4, -0.6)
-        axes.set_xlim(0, max(every for _, every, _ in complete) * 1.22)
+        axes.set_yticks(positions, [_short(group.group) for group in groups])
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        axes.set_xlim(0, max(group.channels for group in groups) * 1.22)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -121,11 +120,12 @@ def convergence(record: Record) -> str | None:
 
 def latency(record: Record) -> str | None:
     """Predicted against measured latency of the finalists, with y = x and a band of ±10 %."""
-    found = [(f, *_predicted_and_measured(f)) for f in record.entries("finalists")]
-    known = [(f, p, m, low, high) for f, p, m, low, high in found if p and m and low and high]
-    if not known:
+    finalists = () if record.summary is None else record.summary.finalists
+    rows = [(finalist.chosen, _predicted_and_measured(finalist)) for finalist in finalists]
+    rows = [(chosen, values) for chosen, values in rows if np.isfinite(values).all() and all(values)]
+    if not rows:
         return None
-    ends = [value for _, *values in known for value in values]
+    ends = [value for _, values in rows for value in values]
     low_end, high_end = min(ends) * 0.94, max(ends) * 1.06
     line = np.array([low_end, high_end])
     with drawing() as (figure, axes):
@@ -133,7 +133,7 @@ def latency(record: Record) -> str | None:
         band.set_label("±10 %")
         axes.plot(line, line, color=MUTED, linewidth=1, label="measured = predicted")
         for chosen, colour, marker, label in ((False, ACCENT, "o", "finalists"), (True, SECOND, "*", "chosen")):
-            points = [values for f, *values in known if bool(f.get("chosen")) is chosen]
+            points = [values for is_chosen, values in rows if is_chosen is chosen]
             if points:
                 p, m, low, high = np.array(points).T
                 size = 11 if chosen else 5
@@ -149,11 +149,10 @@ def latency(record: Record) -> str | None:
         return page_svg(figure, "latency", "Predicted against measured latency of the finalists")
 
 
-def _predicted_and_measured(entry: dict[str, Any]) -> tuple[float | None, float | None, float | None, float | None]:
-    measured = entry.get("latency_ms_measured")
-    measured = measured if isinstance(measured, dict) else {}
-    ends = (number(measured.get(name)) for name in ("median", "low", "high"))
-    return (number(entry.get("latency_ms_predicted")), *ends)  # type: ignore[return-value]
+def _predicted_and_measured(finalist: FinalistSummary) -> tuple[float, float, float, float]:
+    """Predicted latency, and the median and ends of the measured one, in ms; NaN where there is none."""
+    predicted, measured = finalist.latency_ms_predicted, finalist.latency_ms_measured
+    return math.nan if predicted is None else predicted, measured.median, measured.low, measured.high
 
 
 def _best_so_far(rows: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,6 +1,7 @@
-"""Energy layer by layer as a CSV and one picture: stacked bars of what it is spent on, dense above the others.
+"""Charts of layers and channel groups, each with its numbers as a CSV.
 
-Sensitivity curves as a CSV and one picture of small multiples; summed beside joint losses as another.
+Energy is one picture of stacked bars, dense above the other networks. Sensitivity curves are small multiples, one a
+group; a scatter shows the sum of the groups' losses against the loss of pruning them together.
 """
 
 import csv
@@ -50,9 +51,9 @@ def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
         raise BadInputError("sensitivity found no channel group to prune; look at the layers named as skipped")
     make_folder(folder)
     paths = {"csv": folder / "sensitivity.csv", "svg": folder / "sensitivity.svg"}
-    _sensitivity_write_rows(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), found)
+    _write_table(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), found)
     with replacing(paths["svg"]) as temporary:
-        temporary.write_text(_sensitivity_picture(found), encoding="utf-8")
+        temporary.write_text(_curves_picture(found), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -68,20 +69,20 @@ def write_additivity(rows: Iterable[Joint], rank_correlation: float | None, fold
     make_folder(folder)
     paths = {"additivity_csv": folder / "additivity.csv", "additivity_svg": folder / "additivity.svg"}
     lines = [(expected, measured, policy.to_json()) for expected, measured, policy in found]
-    _sensitivity_write_rows(paths["additivity_csv"], ("expected_increase", "measured_increase", "policy"), lines)
+    _write_table(paths["additivity_csv"], ("expected_increase", "measured_increase", "policy"), lines)
     with replacing(paths["additivity_svg"]) as temporary:
         temporary.write_text(_scatter(found, rank_correlation), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
-def _sensitivity_write_rows(path: Path, head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+def _write_table(path: Path, head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(head)
         writer.writerows(rows)
 
 
-def _sensitivity_picture(rows: list[Row]) -> str:
+def _curves_picture(rows: list[Row]) -> str:
     groups: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for group, kept, _, accuracy, recovery in rows:
         groups.setdefault(group, {}).setdefault(recovery, []).append((kept, accuracy))
@@ -89,11 +90,11 @@ def _sensitivity_picture(rows: list[Row]) -> str:
     with drawing(_PANEL[0] * _COLUMNS, _PANEL[1] * lines + 0.7) as (figure, first):
         first.remove()
         panels = figure.subplots(lines, _COLUMNS, sharex=True, sharey=True, squeeze=False)
-        _fill(figure, [axes for line in panels for axes in line], groups)
+        _fill_panels(figure, [axes for line in panels for axes in line], groups)
         return standalone_svg(figure, "sensitivity")
 
 
-def _fill(figure: Figure, panels: list[Axes], groups: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
+def _fill_panels(figure: Figure, panels: list[Axes], groups: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
     for axes, (name, lines) in zip(panels, groups.items(), strict=False):
         channels = max(kept for points in lines.values() for kept, _ in points)
         for recovery, points in reversed(lines.items()):
@@ -153,13 +154,13 @@ def write_energy(networks: Mapping[str, Sequence[LayerEnergy]], device: str, fol
     make_folder(folder)
     paths = {"csv": folder / "energy.csv", "svg": folder / "energy.svg"}
     with replacing(paths["csv"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        _write_rows(csv.writer(stream), networks)
+        _write_energies(csv.writer(stream), networks)
     with replacing(paths["svg"]) as temporary:
-        temporary.write_text(_picture(networks, device), encoding="utf-8")
+        temporary.write_text(_energy_picture(networks, device), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
-def _write_rows(writer: "CsvWriter", networks: Mapping[str, Sequence[LayerEnergy]]) -> None:
+def _write_energies(writer: "CsvWriter", networks: Mapping[str, Sequence[LayerEnergy]]) -> None:
     parts = [f"{part.replace(' ', '_').lower()}_mj" for part in _COLOURS]
     writer.writerow(["network", "layer", "macs", "energy_mj", *parts, "memory", "bytes", "least_bytes"])
     for network, layers in networks.items():
@@ -170,7 +171,7 @@ def _write_rows(writer: "CsvWriter", networks: Mapping[str, Sequence[LayerEnergy
                 writer.writerow([network, layer.name, f"{layer.macs:.0f}", *energies, *moved])
 
 
-def _picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) -> str:
+def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) -> str:
     shown = [i for i, layers in enumerate(zip(*networks.values(), strict=True)) if any(x.total_mj for x in layers)]
     names = [_short(networks["dense"][i].name) for i in shown]
     height = 0.155 * len(shown) * max(len(networks), 1.4) + 1.3

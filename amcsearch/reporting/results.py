@@ -1,8 +1,9 @@
 """The first part of the page: what the user got, in a headline and a table."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from amcsearch.core import COST_NAMES, Cost
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -10,16 +11,26 @@ from amcsearch.reporting.words import (
     deviation,
     escape,
     interval,
+    known,
     milliseconds,
-    number,
     percent,
     points,
     size,
 )
+from amcsearch.runs import BudgetEntry, DeliveredAccuracy, Interval, ModelBlock, SparsifySummary, Summary
 
-__all__ = ["before_and_after", "budget", "finalists", "headline", "table"]
+__all__ = ["budget", "finalists", "results", "table"]
 
-_BLOCKS: Final = (("dense", "Dense"), ("pruned", "Pruned"), ("finetuned", "Fine-tuned"))
+_COLUMNS: Final = {"macs": "MACs", "params": "Parameters", "energy_mj": "Energy, predicted"}
+
+
+def results(record: Record) -> str:
+    """What the user got, or nothing where the run has not finished."""
+    if record.sparse is not None:
+        return _sparse_networks(record.sparse)
+    if record.summary is None:
+        return ""
+    return _headline(record.summary, record.onnx_bytes) + _before_and_after(record.summary)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
@@ -31,28 +42,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None
     return "".join([*lines, "</tbody></table></div>"])
 
 
-def headline(record: Record) -> str:
+def _headline(summary: Summary, onnx_bytes: int | None) -> str:
     """One card a figure: how much faster, how accurate, how small."""
-    dense, tuned = record.block("dense"), record.block("finetuned")
-    key = _delivered(record)
+    dense, tuned = summary.dense, summary.finetuned
+    delivered = tuned.delivered is not None
+    before, after = (_delivered(block) for block in (dense, tuned))
     cards = [
-        _speed_card(record, dense, tuned),
+        _speed_card(summary),
         _card(
             "Accuracy",
-            percent(tuned.get(key), 2),
-            f"dense {percent(dense.get(key), 2)}",
-            f"{points(dense.get(key), tuned.get(key))}, test split" + ("" if key == "accuracy" else ", as delivered"),
+            percent(after, 2),
+            f"dense {percent(before, 2)}",
+            f"{points(before, after)}, test split" + (", as delivered" if delivered else ""),
         ),
-        _size_card(record, dense, tuned),
-        *(_cost_card(name, dense, tuned) for name in ("macs", "energy_mj") if number(tuned.get(name)) is not None),
+        _size_card(dense.cost, tuned.cost, onnx_bytes),
+        *(_cost_card(name, dense.cost, tuned.cost) for name in ("macs", "energy_mj") if name in tuned.cost),
     ]
     return "<section class='bare cards'>" + "".join(cards) + "</section>"
 
 
-def _delivered(record: Record) -> str:
-    """Where a block holds the accuracy of the model that is delivered: apart where it computes in another data type."""
-    key = f"accuracy_{record.summary.get('dtype')}"
-    return key if number(record.block("finetuned").get(key)) is not None else "accuracy"
+def _delivered(block: ModelBlock) -> float:
+    """Accuracy of the model that is delivered: apart where it computes in another data type."""
+    return block.accuracy if block.delivered is None else block.delivered.accuracy
 
 
 def _card(what: str, value: str, *lines: str) -> str:
@@ -60,31 +71,30 @@ def _card(what: str, value: str, *lines: str) -> str:
     return f"<div class='card'><span class='what'>{escape(what)}</span><b>{escape(value)}</b>{small}</div>"
 
 
-def _speed_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
-    before, after = dense.get("latency_ms_measured"), tuned.get("latency_ms_measured")
-    ratio = record.summary.get("latency_ratio")
-    middle = number(ratio.get("median")) if isinstance(ratio, dict) else None
-    ends = f"{_median(before)} → {_median(after)}"
-    share = f"{middle:.3f}x of dense, 95 % interval {interval(ratio)}" if middle else ""
-    return _card("Measured latency", _speed(middle) if middle else _median(after), ends, share)
+def _speed_card(summary: Summary) -> str:
+    before, after = summary.dense.latency_ms, summary.finetuned.latency_ms
+    middle = known(summary.latency_ratio.median)
+    ends = f"{milliseconds(before.median)} → {milliseconds(after.median)}"
+    share = f"{middle:.3f}x of dense, 95 % interval {interval(summary.latency_ratio)}" if middle else ""
+    return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share)
 
 
-def _size_card(record: Record, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
-    left = _left(dense.get("params"), tuned.get("params"))
-    ends = f"{cost('params', dense.get('params'))} → {cost('params', tuned.get('params'))}"
-    file = f"ONNX file {size(record.onnx_bytes)}" if record.onnx_bytes else ""
-    return _card("Parameters", left, ends, file)
+def _size_card(dense: Cost, tuned: Cost, onnx_bytes: int | None) -> str:
+    ends = f"{cost('params', dense.params)} → {cost('params', tuned.params)}"
+    file = f"ONNX file {size(onnx_bytes)}" if onnx_bytes else ""
+    return _card("Parameters", _left(dense.params, tuned.params), ends, file)
 
 
-def _cost_card(name: str, dense: dict[str, Any], tuned: dict[str, Any]) -> str:
+def _cost_card(name: str, dense: Cost, tuned: Cost) -> str:
     ends = f"{cost(name, dense.get(name))} → {cost(name, tuned.get(name))}"
     predicted = "predicted" if name == "energy_mj" else ""
     return _card(LABELS[name], _left(dense.get(name), tuned.get(name)), ends, predicted)
 
 
-def _left(before: Any, after: Any) -> str:
-    a, b = number(before), number(after)
-    return "–" if not a or b is None else f"{100 * (b / a - 1):+.0f}\u00a0%".replace("-", "−")
+def _left(before: float | None, after: float | None) -> str:
+    if not before or after is None:
+        return "–"
+    return f"{100 * (after / before - 1):+.0f}\u00a0%".replace("-", "−")
 
 
 def _speed(share: float) -> str:
@@ -92,89 +102,98 @@ def _speed(share: float) -> str:
     return f"{1 / share:.2f}x faster" if share <= 1.0 else f"{share:.2f}x slower"
 
 
-def _median(measured: Any) -> str:
-    return milliseconds(measured.get("median")) if isinstance(measured, dict) else "–"
-
-
-def before_and_after(record: Record) -> str:
+def _before_and_after(summary: Summary) -> str:
     """Dense, pruned and fine-tuned, side by side."""
-    dense = record.block("dense")
-    delivered = _delivered(record)
-    keys = list(dict.fromkeys(("accuracy", delivered)))
-    names = [key.replace("accuracy", "Accuracy").replace("_", ", ") for key in keys]
-    columns: list[tuple[str, str]] = [("macs", "MACs"), ("params", "Parameters"), ("energy_mj", "Energy, predicted")]
-    columns += [(name, escape(name)) for name in record.further_costs]
-    columns = [(name, text) for name, text in columns if any(record.block(b).get(name) is not None for b, _ in _BLOCKS)]
-    head = ["", *map(escape, names), *(text for _, text in columns), "Latency, predicted", "Latency, measured"]
-    rows = []
-    for key, title in _BLOCKS:
-        block = record.block(key)
-        if not block:
-            continue
-        rows.append(
-            [
-                title,
-                *(_with(percent(block.get(k), 2), "" if key == "dense" else _change(dense, block, k)) for k in keys),
-                *(_with(cost(name, block.get(name)), _share(dense, block, name)) for name, _ in columns),
-                _with(
-                    milliseconds(block.get("latency_ms_predicted")), deviation(block.get("latency_ms_predicted_sigma"))
-                ),
-                _with(
-                    _median(block.get("latency_ms_measured")), interval(block.get("latency_ms_measured"), "\u00a0ms")
-                ),
-            ]
-        )
+    blocks = {"Dense": summary.dense, "Pruned": summary.pruned, "Fine-tuned": summary.finetuned}
+    delivered = summary.finetuned.delivered
+    accuracies = ["Accuracy", *([] if delivered is None else [f"Accuracy, {delivered.dtype}"])]
+    names = _priced([block.cost for block in blocks.values()])
+    head = ["", *map(escape, accuracies), *map(_column, names), "Latency, predicted", "Latency, measured"]
+    rows = [
+        [
+            title,
+            *_accuracies(summary.dense, block, delivered),
+            *(_with(cost(name, block.cost.get(name)), _share(summary.dense, block, name)) for name in names),
+            _with(milliseconds(block.cost.latency_ms), deviation(block.latency_ms_sigma)),
+            _measured(block.latency_ms),
+        ]
+        for title, block in blocks.items()
+    ]
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}"
-        f"<p class='note'>{_note(record, delivered)}</p>{budget(record)}</section>"
+        f"<p class='note'>{_note(summary)}</p>{budget(summary)}</section>"
     )
 
 
-def _note(record: Record, delivered: str) -> str:
+def _priced(costs: Sequence[Cost]) -> list[str]:
+    """Names of the costs that any network has, without latency, which is also measured."""
+    names = dict.fromkeys(name for priced in costs for name in priced)
+    return [name for name in (*_COLUMNS, *(name for name in names if name not in COST_NAMES)) if name in names]
+
+
+def _column(name: str) -> str:
+    return escape(_COLUMNS.get(name, name))
+
+
+def _accuracies(dense: ModelBlock, block: ModelBlock, delivered: DeliveredAccuracy | None) -> list[str]:
+    """Accuracy in torch and, where the delivered file has another one, that, each with its change."""
+    pairs = [(dense.accuracy, known(block.accuracy))]
+    if delivered is not None:
+        pairs.append((_delivered(dense), None if block.delivered is None else known(block.delivered.accuracy)))
+    return [
+        _with(percent(after, 2), "" if block is dense or after is None else points(before, after))
+        for before, after in pairs
+    ]
+
+
+def _measured(measured: Interval) -> str:
+    return _with(milliseconds(measured.median), interval(measured, "\u00a0ms"))
+
+
+def _note(summary: Summary) -> str:
     note = (
         "Accuracy is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
         "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
         "measurement serves both."
     )
-    if any(number(record.block(block).get("latency_ms_predicted_sigma")) is not None for block, _ in _BLOCKS):
+    if any(block.latency_ms_sigma is not None for block in (summary.dense, summary.pruned, summary.finetuned)):
         note += " Predicted latency is given with its standard deviation."
-    if delivered != "accuracy":
+    if summary.finetuned.delivered is not None:
         note += (
-            f" The ONNX file and the latencies are of {escape(record.summary['dtype'])}; accuracy without this suffix "
+            f" The ONNX file and the latencies are of {escape(summary.dtype)}; accuracy without this suffix "
             "is that of the network in float32, before it was quantised."
         )
     return note
 
 
-def budget(record: Record) -> str:
+def budget(summary: Summary) -> str:
     """Whether each limit holds, by prediction and (for latency) by measurement."""
     lines = []
-    entries = record.summary.get("budget")
-    for name, limit in record.budget.items():
-        entry = entries[name] if isinstance(entries, dict) and isinstance(entries[name], dict) else {}
-        asked = f" ({escape(entry['asked'])} of dense)" if str(entry.get("asked", "")).endswith("x") else ""
-        shape = record.block("finetuned").get("latency_ms_predicted" if name == "latency_ms" else name)
-        text = f"{LABELS.get(name, escape(name))} at most {cost(name, limit)}{asked}: predicted {cost(name, shape)}"
-        lines.append(f"<p>Budget: {text}{_measured_verdict(record, str(entry.get('asked', '')), name, limit)}</p>")
+    for name, entry in summary.budget.items():
+        asked = f" ({escape(entry.asked)} of dense)" if _share_asked(entry) is not None else ""
+        predicted = cost(name, summary.finetuned.cost.get(name))
+        text = f"{LABELS.get(name, escape(name))} at most {cost(name, entry.limit)}{asked}: predicted {predicted}"
+        lines.append(f"<p>Budget: {text}{_measured_verdict(summary, name, entry)}</p>")
     return "".join(lines)
 
 
-def _measured_verdict(record: Record, asked: str, name: str, limit: float) -> str:
-    measured, ratio = record.block("finetuned").get("latency_ms_measured"), record.summary.get("latency_ratio")
-    if name != "latency_ms" or not isinstance(measured, dict) or number(measured.get("median")) is None:
+def _measured_verdict(summary: Summary, name: str, entry: BudgetEntry) -> str:
+    measured, ratio = known(summary.finetuned.latency_ms.median), known(summary.latency_ratio.median)
+    if name != "latency_ms" or measured is None:
         return "."
-    value, bound, text = number(measured.get("median")), limit, f"measured {_median(measured)}"
-    if asked.endswith("x") and isinstance(ratio, dict) and number(ratio.get("median")) is not None:
-        value, bound = number(ratio.get("median")), number(_float(asked[:-1])) or limit
-        text = f"measured {value:.3f}x of dense"
-    met = value is not None and value <= bound
-    verdict = "<span class='good'>met</span>" if met else "<span class='bad'>missed</span>"
+    value, bound, text = measured, entry.limit, f"measured {milliseconds(measured)}"
+    share = _share_asked(entry)
+    if share is not None and ratio is not None:
+        value, bound, text = ratio, share, f"measured {ratio:.3f}x of dense"
+    verdict = "<span class='good'>met</span>" if value <= bound else "<span class='bad'>missed</span>"
     return f", {text}: {verdict}."
 
 
-def _float(text: str) -> float | None:
+def _share_asked(entry: BudgetEntry) -> float | None:
+    """The limit as a share of dense, where it was asked for as one."""
+    asked = str(entry.asked)
     try:
-        return float(text)
+        return float(asked[:-1]) if asked.endswith("x") else None
     except ValueError:
         return None
 
@@ -183,26 +202,46 @@ def _with(text: str, small: str) -> str:
     return f"{escape(text)}<small>{escape(small)}</small>" if small else escape(text)
 
 
-def _change(dense: dict[str, Any], block: dict[str, Any], key: str) -> str:
-    return "" if number(block.get(key)) is None else points(dense.get(key), block.get(key))
+def _share(dense: ModelBlock, block: ModelBlock, name: str) -> str:
+    return "" if block == dense else _left(dense.cost.get(name), block.cost.get(name))
 
 
-def _share(dense: dict[str, Any], block: dict[str, Any], name: str) -> str:
-    return "" if block is dense or block == dense else _left(dense.get(name), block.get(name))
+def _sparse_networks(summary: SparsifySummary) -> str:
+    """Dense, sparse and fine-tuned of pruning while training, side by side."""
+    blocks = {"Dense": summary.dense, "Sparse": summary.sparse, "Fine-tuned": summary.finetuned}
+    dense, names = summary.dense, _priced([block.cost for block in blocks.values()])
+    head = ["", "Accuracy", "Parameters not 0", *map(_column, names)]
+    rows = [
+        [
+            title,
+            _with(percent(block.accuracy, 2), "" if block is dense else points(dense.accuracy, block.accuracy)),
+            _with(
+                cost("params", block.nonzero_params),
+                "" if block is dense else _left(dense.nonzero_params, block.nonzero_params),
+            ),
+            *(cost(name, block.cost.get(name)) for name in names),
+        ]
+        for title, block in blocks.items()
+    ]
+    note = (
+        f"Accuracy is on the test split. {summary.kept:,} of {summary.total:,} {escape(summary.granularity)} are left."
+    )
+    return (
+        f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p></section>"
+    )
 
 
 def finalists(record: Record) -> str:
     """The measured policies, prediction beside measurement; nothing where none was measured."""
-    entries = record.entries("finalists")
+    entries = [] if record.summary is None else record.summary.finalists
     rows, mark = [], None
     for i, entry in enumerate(entries):
-        measured = entry.get("latency_ms_measured")
-        predicted, found = number(entry.get("latency_ms_predicted")), number((measured or {}).get("median"))
-        error = f"{100 * (predicted / found - 1):+.1f}\u00a0%".replace("-", "−") if predicted and found else "–"
-        mark = i if entry.get("chosen") else mark
-        name = f"Trial {escape(entry.get('trial', i))}" + (", chosen" if entry.get("chosen") else "")
-        latency = _with(_median(measured), interval(measured, "\u00a0ms"))
-        rows.append([name, percent(entry.get("accuracy"), 2), milliseconds(predicted), latency, escape(error)])
+        predicted, measured = known(entry.latency_ms_predicted), known(entry.latency_ms_measured.median)
+        error = f"{100 * (predicted / measured - 1):+.1f}\u00a0%".replace("-", "−") if predicted and measured else "–"
+        mark = i if entry.chosen else mark
+        name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
+        latency = _measured(entry.latency_ms_measured)
+        rows.append([name, percent(entry.accuracy, 2), milliseconds(predicted), latency, escape(error)])
     if not rows:
         return ""
     head = ["Policy", "Accuracy, search split", "Latency, predicted", "Latency, measured", "Prediction error"]

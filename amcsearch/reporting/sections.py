@@ -2,12 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from amcsearch.core import COST_NAMES
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import LABELS, escape, number, percent, seconds
+from amcsearch.reporting.words import LABELS, escape, known, percent, seconds
+from amcsearch.runs import Summary, TableErrors, TableSummary, with_total
 
 __all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
 
@@ -16,10 +17,10 @@ _POOR_ERROR: Final = 0.10
 
 def state(record: Record) -> str:
     """Say plainly what is missing, or nothing."""
-    if record.finished and not record.problems:
+    if record.result is not None and not record.problems:
         return ""
     lines = [f"<li>{escape(problem)}</li>" for problem in record.problems]
-    if record.finished:
+    if record.result is not None:
         title, text = "Some files are missing", "The page shows what the others hold."
     else:
         title = "This run has not finished"
@@ -32,9 +33,7 @@ def state(record: Record) -> str:
 
 def warnings(record: Record) -> str:
     """What weakens the evidence, or nothing."""
-    found = record.summary.get("warnings")
-    texts = [str(text) for text in found] if isinstance(found, list) else []
-    texts += _finalist_warnings(record)
+    texts = [] if record.result is None else [*record.result.warnings, *_finalist_warnings(record)]
     if not texts:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
@@ -44,9 +43,9 @@ def warnings(record: Record) -> str:
 def _finalist_warnings(record: Record) -> list[str]:
     ratios = [
         abs(predicted / measured - 1)
-        for entry in record.entries("finalists")
-        if (predicted := number(entry.get("latency_ms_predicted")))
-        and (measured := number(_mapping(entry.get("latency_ms_measured")).get("median")))
+        for finalist in (record.summary.finalists if record.summary else ())
+        if (predicted := known(finalist.latency_ms_predicted))
+        and (measured := known(finalist.latency_ms_measured.median))
     ]
     if not ratios or max(ratios) <= _POOR_ERROR:
         return []
@@ -56,7 +55,8 @@ def _finalist_warnings(record: Record) -> list[str]:
 def pictures(record: Record) -> str:
     """All pictures, each with a sentence on how to read it; a missing one says what it needs."""
     further = record.further_costs
-    limited = [name for name in record.budget if name in (*COST_NAMES, *further)] or ["macs"]
+    budget = {} if record.summary is None else record.summary.budget
+    limited = [name for name in budget if name in (*COST_NAMES, *further)] or ["macs"]
     parts = [_front(record, name) for name in dict.fromkeys((*limited, *further))]
     parts.append(
         _picture(
@@ -108,22 +108,21 @@ def _picture(names: tuple[str, str], svg: str | None, reading: str, needs: str) 
 
 def provenance(record: Record) -> str:
     """Where every figure comes from: agent, seed, table, versions, time by phase, configuration."""
-    summary = record.summary
     agents = record.trials.groupby("agent", sort=False).size()
+    evaluations = ", ".join(f"{agent} {count}" for agent, count in agents.items())
+    if not evaluations and record.summary is not None:
+        evaluations = str(record.summary.evaluations)
+    result = record.result
     rows = {
         "Run": record.name,
-        "Configuration": record.config_hash,
+        "Configuration": record.config.config_hash,
         "Agent": record.agent,
-        "Evaluations": ", ".join(f"{agent} {count}" for agent, count in agents.items()) or summary.get("evaluations"),
-        "Seed": summary.get("seed"),
-        "Channel multiple": summary.get("channel_multiple"),
-        "Widths left out": _left_out(summary.get("widths_left_out")),
-        "Torch against ONNX Runtime": _difference(summary.get("onnx_max_abs_diff")),
-        "Latency table": _table(_mapping(summary.get("table"))),
-        "Device profile": _plain(summary.get("device")),
-        "Versions": _plain(summary.get("versions")),
-        "Time": _times(summary.get("seconds")),
-        "Left alone": "; ".join(f"{e.get('name')}: {e.get('reason')}" for e in record.entries("skipped")),
+        "Evaluations": evaluations,
+        "Seed": None if result is None else result.seed,
+        "Channel multiple": None if result is None else result.channel_multiple,
+        **({} if record.summary is None else _of_search(record.summary)),
+        "Time": None if result is None else _durations(with_total(result.seconds)),
+        "Left alone": "; ".join(f"{e.name}: {e.reason}" for e in (record.summary.skipped if record.summary else ())),
     }
     cells = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
@@ -131,19 +130,28 @@ def provenance(record: Record) -> str:
         if value not in (None, "")
     )
     config = (
-        f"<details><summary>Configuration, with every default written out</summary><pre>{escape(record.config_text)}"
-        "</pre></details>"
-        if record.config_text
+        "<details><summary>Configuration, with every default written out</summary>"
+        f"<pre>{escape(record.config.text)}</pre></details>"
+        if record.config.text
         else ""
     )
     table = f"<table class='plain'><tbody>{cells}</tbody></table>"
     return f"<section id='provenance'><h2>Provenance</h2>{table}{config}</section>"
 
 
+def _of_search(summary: Summary) -> dict[str, str]:
+    return {
+        "Widths left out": _left_out(summary.widths_left_out),
+        "Torch against ONNX Runtime": _difference(summary.onnx_max_abs_diff),
+        "Latency table": "" if summary.table is None else _table(summary.table),
+        "Versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
+    }
+
+
 def reproduce(record: Record) -> str:
     """The commands that do it again."""
     run = shlex.quote(record.name)
-    verb = "prune" if record.summary.get("goal") else "search"
+    verb = "sparsify" if record.sparse else "prune" if record.summary and record.summary.goal else "search"
     commands = (
         f"# in the folder that holds {record.name}: the same configuration and seed give the same trials\n"
         f"amcsearch {verb} {run}/config.yaml --out again\n\n"
@@ -156,38 +164,27 @@ def reproduce(record: Record) -> str:
     return f"<section id='reproduce'><h2>How to reproduce</h2>{text}</section>"
 
 
-def _left_out(value: Any) -> str:
-    count = number(value)
-    return f"{count:.0f}, no faster than wider ones of the same group" if count else ""
+def _left_out(count: int) -> str:
+    return f"{count}, no faster than wider ones of the same group" if count else ""
 
 
-def _table(table: Mapping[str, Any]) -> str:
+def _table(table: TableSummary) -> str:
     """Name of the table, and its errors on variants of this network that it had not seen."""
-    accuracy = _mapping(table.get("accuracy"))
-    shares = (("mape", "mean error {}"), ("within_5", "{} within 5 %"), ("within_10", "{} within 10 %"))
-    said = [text.format(percent(accuracy[key])) for key, text in shares if number(accuracy.get(key)) is not None]
-    noise = number(accuracy.get("noise_mape"))
-    said += [f"measuring twice differs by {percent(noise)}"] if said and noise is not None else []
-    return ": ".join(text for text in (str(table.get("name") or ""), ", ".join(said)) if text)
+    errors = table.accuracy or TableErrors()
+    shares = (
+        (errors.mape, "mean error {}"),
+        (errors.within_5, "{} within 5 %"),
+        (errors.within_10, "{} within 10 %"),
+    )
+    said = [text.format(percent(share)) for share, text in shares if known(share) is not None]
+    if said and known(errors.noise_mape) is not None:
+        said.append(f"measuring twice differs by {percent(errors.noise_mape)}")
+    return ": ".join(text for text in (table.name, ", ".join(said)) if text)
 
 
-def _difference(value: Any) -> str:
-    found = number(value)
-    return "" if found is None else f"outputs differ by at most {found:.1e}"
+def _difference(value: float) -> str:
+    return "" if known(value) is None else f"outputs differ by at most {value:.1e}"
 
 
-def _times(value: Any) -> str:
-    return ", ".join(f"{name} {seconds(spent)}" for name, spent in _mapping(value).items())
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = ((key, _plain(entry)) for key, entry in value.items())
-        return ", ".join(f"{key} {text}" for key, text in inner if text)
-    if isinstance(value, list):
-        return ", ".join(_plain(entry) for entry in value)
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _durations(by_phase: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds(spent)}" for name, spent in by_phase.items())

@@ -1,7 +1,10 @@
 """Numbers for people: with a unit, and no more digits than they carry."""
 
 import html
-from typing import Any, Final
+import math
+from typing import Final
+
+from amcsearch.runs import Interval
 
 __all__ = [
     "LABELS",
@@ -10,6 +13,7 @@ __all__ = [
     "deviation",
     "escape",
     "interval",
+    "known",
     "milliseconds",
     "percent",
     "points",
@@ -41,72 +45,65 @@ _NONE: Final = "–"
 _SPACE: Final = "\u00a0"  # a unit stays on the line of its number
 
 
-def escape(value: Any) -> str:
+def escape(value: object) -> str:
     """Text that is safe inside HTML."""
     return html.escape(str(value))
 
 
-def number(value: Any) -> float | None:
-    """Return a plain number, or None for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def known(value: float | None) -> float | None:
+    """Return a number, or None for one that is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
-def percent(share: Any, digits: int = 1) -> str:
+def percent(share: float | None, digits: int = 1) -> str:
     """Write a share as per cent."""
-    value = number(share)
-    return _NONE if value is None else f"{100 * value:.{digits}f}{_SPACE}%"
+    share = known(share)
+    return _NONE if share is None else f"{100 * share:.{digits}f}{_SPACE}%"
 
 
-def points(before: Any, after: Any) -> str:
+def points(before: float | None, after: float | None) -> str:
     """Write the change of a share in percentage points, with its sign."""
-    a, b = number(before), number(after)
-    return _NONE if a is None or b is None else f"{100 * (b - a):+.2f}{_SPACE}points".replace("-", "−")
+    before, after = known(before), known(after)
+    if before is None or after is None:
+        return _NONE
+    return f"{100 * (after - before):+.2f}{_SPACE}points".replace("-", "−")
 
 
-def milliseconds(value: Any) -> str:
+def milliseconds(value: float | None) -> str:
     """Write a time, such as 0.512 ms."""
-    found = number(value)
-    return _NONE if found is None else f"{_digits(found)}{_SPACE}ms"
+    value = known(value)
+    return _NONE if value is None else f"{_digits(value)}{_SPACE}ms"
 
 
-def deviation(value: Any) -> str:
+def deviation(value: float | None) -> str:
     """Write the standard deviation of a time, such as ±0.012 ms, or nothing."""
-    found = number(value)
-    return "" if found is None else f"±{milliseconds(found)}"
+    return "" if known(value) is None else f"±{milliseconds(value)}"
 
 
-def interval(measured: Any, unit: str = "") -> str:
+def interval(measured: Interval, unit: str = "") -> str:
     """Write the ends of a 95 % interval, or nothing."""
-    low, high = (number(measured.get(end)) if isinstance(measured, dict) else None for end in ("low", "high"))
+    low, high = known(measured.low), known(measured.high)
     return "" if low is None or high is None else f"{_digits(low)}–{_digits(high)}{unit}"
 
 
-def cost(name: str, value: Any) -> str:
+def cost(name: str, value: float | None) -> str:
     """Write a cost with its unit; one of the user's own names its unit itself."""
-    found = number(value)
-    if found is None:
+    value = known(value)
+    if value is None:
         return _NONE
-    if name == "latency_ms":
-        return milliseconds(found)
     if name in ("macs", "params", "bytes"):
-        return _count(found)
-    return _digits(found) + (f"{_SPACE}mJ" if name == "energy_mj" else "")
+        return _count(value)
+    return _digits(value) + {"latency_ms": f"{_SPACE}ms", "energy_mj": f"{_SPACE}mJ"}.get(name, "")
 
 
-def size(value: Any) -> str:
+def size(value: int) -> str:
     """Write bytes as kB or MB."""
-    found = number(value)
-    if found is None:
-        return _NONE
-    return f"{found / 1e6:.2f}{_SPACE}MB" if found >= 1e6 else f"{found / 1e3:.0f}{_SPACE}kB"
+    return f"{value / 1e6:.2f}{_SPACE}MB" if value >= 1e6 else f"{value / 1e3:.0f}{_SPACE}kB"
 
 
-def seconds(value: Any) -> str:
+def seconds(value: float) -> str:
     """Write a duration."""
-    found = number(value)
-    if found is None:
-        return _NONE
-    return f"{found:.1f}{_SPACE}s" if found < 120 else f"{found // 60:.0f}{_SPACE}min {found % 60:.0f}{_SPACE}s"
+    return f"{value:.1f}{_SPACE}s" if value < 120 else f"{value // 60:.0f}{_SPACE}min {value % 60:.0f}{_SPACE}s"
 
 
 def _digits(value: float) -> str:

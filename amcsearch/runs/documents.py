@@ -5,7 +5,7 @@ and a key that an older version did not write takes the default of its field, wh
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -73,10 +73,18 @@ def items_of(value: object, where: str) -> dict[str, Any]:
     return {str(key): inner for key, inner in value.items()}
 
 
-def read_cost(values: Mapping[str, Any], where: str) -> Cost:
-    """Read the costs among values by name; null is a cost that is not known."""
-    known = {name: values[name] for name in COST_NAMES if values.get(name) is not None}
-    return Cost(**{name: read_number(value, f"{where}: {name}") for name, value in known.items()})
+def read_cost(values: Mapping[str, Any], apart: Iterable[str], where: str) -> Cost:
+    """Read the costs among values: the built-in ones, and every other number as a cost of the user's own.
+
+    Values named in ``apart`` are no costs; null is a cost that is not known.
+
+    Raises:
+        BadInputError: a built-in cost is something else than a number.
+    """
+    names = [name for name in values if name not in set(apart) and values[name] is not None]
+    numbers = [name for name in names if isinstance(values[name], int | float) and not isinstance(values[name], bool)]
+    order = [name for name in COST_NAMES if name in names] + [name for name in numbers if name not in COST_NAMES]
+    return Cost({name: read_number(values[name], f"{where}: {name}") for name in order})
 
 
 def _unfit(where: str, value: object, expected: str) -> BadInputError:

@@ -1,7 +1,7 @@
 """The result of ``sparsify``: what its ``summary.json`` holds, key by key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from amcsearch.core import Cost, PruningPolicy
@@ -34,7 +34,12 @@ class SparseBlock(StoredDocument):
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         given = items_of(value, where)
         network = _Network.from_json(given, where)
-        return cls(network.accuracy, network.loss, network.nonzero_params, read_cost(given, where))
+        return cls(
+            network.accuracy,
+            network.loss,
+            network.nonzero_params,
+            read_cost(given, [item.name for item in fields(_Network)], where),
+        )
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,11 @@ class ModelBlock(StoredDocument):
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, in which each cost has its key."""
-        further = [name for name in self.cost if name not in COST_NAMES]
         values = {
             "accuracy": self.accuracy,
-            **{name: self.cost.get(name) for name in (*COST_NAMES, *further) if name != "latency_ms"},
-            "latency_ms_predicted": self.cost.get("latency_ms"),
+            **{name: self.cost.get(name) for name in COST_NAMES if name != "latency_ms"},
+            **self.cost.further,
+            "latency_ms_predicted": self.cost.latency_ms,
             "latency_ms_predicted_sigma": self.latency_ms_sigma,
             "latency_ms_measured": self.latency_ms,
         }
@@ -76,14 +76,15 @@ class ModelBlock(StoredDocument):
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         given = items_of(value, where)
         flat = _FlatBlock.from_json(given, where)
+        in_file = [name for name in given if name.startswith(_DELIVERED)]
         delivered = [
-            DeliveredAccuracy(name.removeprefix(_DELIVERED), read_number(accuracy, f"{where}: {name}"))
-            for name, accuracy in given.items()
-            if name.startswith(_DELIVERED)
+            DeliveredAccuracy(name.removeprefix(_DELIVERED), read_number(given[name], f"{where}: {name}"))
+            for name in in_file
         ]
+        apart = [*in_file, *(item.name for item in fields(_FlatBlock))]
         return cls(
             flat.accuracy,
-            read_cost({**given, "latency_ms": flat.latency_ms_predicted}, where),
+            read_cost({**given, "latency_ms": flat.latency_ms_predicted}, apart, where),
             flat.latency_ms_predicted_sigma,
             flat.latency_ms_measured,
             delivered[0] if delivered else None,

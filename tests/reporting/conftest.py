@@ -102,7 +102,7 @@ def fill(run: RunFolder, *, finished: bool = True) -> None:
     pd.concat(frames).to_csv(run.trials_csv, index=False)
     if finished:
         frames[0].to_csv(run.pareto_csv, index=False)
-        run.write_summary(_summary(pd.concat(frames)))
+        run.write_json(run.summary_json, _summary(pd.concat(frames)))
         run.pruned_onnx.write_bytes(b"\0" * 431_000)
 
 

@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from amcsearch.core.cost import Cost
+from amcsearch.core.policy import PruningPolicy
 from amcsearch.reporting.page import render
+from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 
 SECTIONS = (
     *("before-after", "warnings", "front-latency_ms", "convergence", "channels", "latency", "finalists"),
@@ -111,7 +114,7 @@ def test_the_figures_are_those_of_the_summary(finished):
 def change(run, edit):
     summary = json.loads(run.summary_json.read_text())
     edit(summary)
-    run.write_summary(summary)
+    run.write_json(run.summary_json, summary)
     return words(render(run))
 
 
@@ -196,10 +199,55 @@ def test_damaged_files_never_stop_the_page(finished, content):
 @pytest.mark.parametrize("value", [None, [], {}, "text", 3, [{}], {"latency_ms": None}])
 def test_odd_summaries_never_stop_the_page(run, value):
     keys = ("dense", "pruned", "finetuned", "budget", "finalists", "network", "seconds", "latency_ratio", "table")
-    run.write_summary({"finetuned": {"accuracy": 0.5}, **dict.fromkeys(keys, value)})
+    run.write_json(run.summary_json, {"finetuned": {"accuracy": 0.5}, **dict.fromkeys(keys, value)})
     outline(render(run))
-    run.write_summary({**dict.fromkeys(keys, value), "dense": {"accuracy": 1}, "finetuned": {"accuracy": 0.5}})
+    run.write_json(
+        run.summary_json, {**dict.fromkeys(keys, value), "dense": {"accuracy": 1}, "finetuned": {"accuracy": 0.5}}
+    )
     outline(render(run))
+
+
+def test_a_damaged_summary_is_named_and_the_trials_are_shown(finished):
+    text = change(finished, lambda summary: summary["dense"].update(accuracy="good"))
+    assert "summary.json: dense: accuracy is 'good', expected a number" in text
+    assert "This run has not finished" in text
+    assert render(finished).count("<svg") == 2
+
+
+def test_keys_of_another_version_are_left_out_or_take_their_default(finished):
+    def newer(summary):
+        summary["colour"] = "red"
+        summary["finalists"][0]["colour"] = "red"
+        del summary["table"], summary["warnings"]
+
+    text = change(finished, newer)
+    assert "This run has not finished" not in text
+    assert "2.04x faster" in text
+    assert "Latency table" not in text
+
+
+def test_numbers_that_are_not_finite_are_dashes(finished):
+    def undefine(summary):
+        summary["pruned"]["accuracy"] = None
+        summary["latency_ratio"] = dict.fromkeys(("median", "low", "high"))
+
+    text = change(finished, undefine)
+    assert not re.search(r"\bnan\b", text)
+    assert "Pruned –" in text
+    assert "Measured latency 0.250 ms 0.509 ms → 0.250 ms" in text
+
+
+def test_pruning_while_training_is_shown_by_its_networks(run):
+    blocks = [SparseBlock(0.98, 0.1, 1000, Cost(macs=2e6)), *[SparseBlock(0.97, 0.2, 250, Cost())] * 2]
+    density, target = Density("a", 1, 4, 0.25), SparsityTarget("sparsity", 0.75, 0.25, 0.25)
+    counts = (0.75, 1, 4, (density,), PruningPolicy({"a": 2}), 1, ("slow",), 5, {"sparsify": 2.0})
+    run.write_summary(SparsifySummary(*blocks, "gradual", "weights", target, *counts))
+    text = words(render(run))
+    assert "Pruning while training: gradual" in text
+    assert "Dense 98.00 % 1.00 k 2.00 M Sparse 97.00 % −1.00 points 250 −75 % –" in text
+    assert "Seed 5" in text
+    assert "slow" in text
+    assert "amcsearch sparsify" in text
 
 
 def test_a_run_without_latency_and_energy_shows_what_it_has(finished):
@@ -220,14 +268,16 @@ def test_names_cannot_inject_markup(finished):
         summary["warnings"] = ["<script>alert(1)</script>"]
         summary["agent"] = summary["baseline"] = "<img src=x onerror=alert(1)>"
         summary["network"][0]["group"] = "<b>$x_1$ & co"
-        summary["finalists"][0]["trial"] = "<i>"
 
     change(finished, poison)
     page = render(finished)
     assert "<script" not in page
     assert "<img" not in page
-    assert "<i>" not in page
     assert "&lt;b&gt;$x_1$ &amp; co" in page
+    change(finished, lambda summary: summary["finalists"][0].update(trial="<i>"))
+    page = render(finished)
+    assert "<i>" not in page
+    assert "trial is &#x27;&lt;i&gt;&#x27;, expected a whole number" in page
 
 
 def test_equal_runs_give_equal_pages(finished):

@@ -4,8 +4,6 @@ The search split is cut in two by seed, every class in its share: rungs of the l
 was accepted is verified on the other. The test split stays for the end, as in a search.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +12,7 @@ from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.target_cost import Proposal, cost_of, ladder_of
 from amcsearch.jobs.setup import Job
-from amcsearch.runs import RunFolder
+from amcsearch.runs import FailedRung, KeepAccuracyGoal, PairedChange, RunFolder
 from amcsearch.search import Study, accepted_rungs, calls_at_most, last_verified, safest_first
 from amcsearch.training import stratified
 
@@ -51,20 +49,19 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         return _keeps(verified[rung], tolerance)
 
     last = last_verified(sequence, verify)
-    seen = {trial.policy: trial.evaluation for trial in study.trials}
-    goal = {
-        "kind": "keep_accuracy",
-        "points": prune.keep_accuracy,
-        "confidence": prune.confidence,
-        "allocation": prune.allocation,
-        "evaluated": _how_evaluated(job),
-        "rungs": len(rungs),
-        "rung": last,
-        "accepted": accepted,
-        "search": _bounds(seen.get(rungs[last]), searched),
-        "verification": _bounds(verified.get(last), held_out),
-        "failed": _failed(verified, held_out, tolerance),
-    }
+    evaluations = {trial.policy: trial.evaluation for trial in study.trials}
+    goal = KeepAccuracyGoal(
+        points=prune.keep_accuracy,
+        confidence=prune.confidence,
+        allocation=prune.allocation,
+        evaluated=_how_evaluated(job),
+        rungs=len(rungs),
+        rung=last,
+        accepted=tuple(accepted),
+        search=_change(evaluations.get(rungs[last]), searched),
+        verification=_change(verified.get(last), held_out),
+        failed=_failed(verified, held_out, tolerance),
+    )
     return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
 
@@ -108,18 +105,18 @@ def _keeps(evaluation: Evaluation, tolerance: float) -> bool:
     return evaluation.change_low is not None and evaluation.change_low > -tolerance
 
 
-def _bounds(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> dict[str, Any]:
+def _change(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> PairedChange:
     """Samples, and where the policy was evaluated on them its change of accuracy and the lower bound, as shares."""
     if evaluation is None:
-        return {"samples": evaluator.samples, "change": None, "change_low": None}
+        return PairedChange(evaluator.samples, None, None)
     change = evaluation.accuracy - evaluator.dense_accuracy
-    return {"samples": evaluator.samples, "change": change, "change_low": evaluation.change_low}
+    return PairedChange(evaluator.samples, change, evaluation.change_low)
 
 
-def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float) -> list[dict[str, Any]]:
+def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float) -> tuple[FailedRung, ...]:
     """Rungs that the verification did not accept, with their bounds."""
     rungs = [(rung, evaluation) for rung, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
-    return [{"rung": rung, **_bounds(evaluation, held_out)} for rung, evaluation in rungs]
+    return tuple(FailedRung(rung, _change(evaluation, held_out)) for rung, evaluation in rungs)
 
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,10 +13,10 @@ from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with
 from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
-from amcsearch.jobs.summary import describe_proposal
+from amcsearch.jobs.summary import Origin, describe_proposal
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.methods import NORMALISERS, ROUND_SHAPES
-from amcsearch.runs import RunFolder
+from amcsearch.runs import PolicyGoal, RunFolder
 from amcsearch.search import LADDERS
 
 __all__ = ["prune"]
@@ -47,7 +46,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
             run.write_pareto([trial])
         finalists = measure_finalists([trial], 1, job.device.limit("latency_ms"), None, exports.measure)
 
-    def origin(pruned: nn.Module, tuned: nn.Module) -> dict[str, Any]:
+    def origin(pruned: nn.Module, tuned: nn.Module) -> Origin:
         return describe_proposal(with_rounds(proposal, rounds, job, (pruned, tuned)))
 
     return deliver(job, run, phases, finalists, exports, origin)
@@ -92,5 +91,5 @@ def _propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     """
     prune = job.config.prune
     if prune.policy is not None:
-        return Proposal(PruningPolicy.read(Path(prune.policy)), "given", 1, {"kind": "policy"})
+        return Proposal(PruningPolicy.read(Path(prune.policy)), "given", 1, PolicyGoal())
     return reach_target(job) if prune.target is not None else keep_accuracy(job, run, observer)

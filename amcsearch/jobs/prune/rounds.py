@@ -25,7 +25,7 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.setup import Job, reranked
 from amcsearch.methods import keep, round_sparsities
-from amcsearch.runs import RunFolder
+from amcsearch.runs import RoundSummary, RunFolder, TargetGoal
 from amcsearch.search import Budget, FeasibleSet
 from amcsearch.training import StateFile, evaluate
 
@@ -59,7 +59,7 @@ def round_limits(dense: float, limit: float, rounds: int, shape: str) -> list[fl
     return [*(dense * (1.0 - sparsity) for sparsity in sparsities[:-1]), limit]
 
 
-def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[dict[str, float]]]:
+def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[RoundSummary]]:
     """Do every round but the last; return the job of the last, and a description of each of those done.
 
     What the run folder already holds of a round is taken up again, so a killed run resumes.
@@ -80,13 +80,13 @@ def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[
         with phases(f"round_{i + 1}", text):
             file = StateFile(run.round_state(i + 1))
             budget = Budget({target.cost: limits[i]})
-            job, found = _round(replace(job, finetune=finetune), budget, file, phases.observer)
-        done.append(found)
+            job, summary = _round(replace(job, finetune=finetune), budget, file, phases.observer)
+        done.append(summary)
     return replace(job, finetune=last), done
 
 
 def with_rounds(
-    found: Proposal, earlier: Sequence[Mapping[str, float]], job: Job, networks: tuple[nn.Module, nn.Module]
+    proposal: Proposal, earlier: Sequence[RoundSummary], job: Job, networks: tuple[nn.Module, nn.Module]
 ) -> Proposal:
     """Add ``rounds`` to the goal where there were earlier ones: those, and the last.
 
@@ -94,13 +94,14 @@ def with_rounds(
     shares of the search split.
     """
     if not earlier:
-        return found
+        return proposal
     pruned, tuned = networks
-    last = {**_described(job, found, pruned), "accuracy_finetuned": _accuracy(job, tuned)}
-    return replace(found, goal={**found.goal, "rounds": [*earlier, last]})
+    goal = _target_of(proposal)
+    last = RoundSummary(goal.limit, goal.achieved, _accuracy(job, pruned), _accuracy(job, tuned))
+    return replace(proposal, goal=replace(goal, rounds=(*earlier, last)))
 
 
-def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tuple[Job, dict[str, float]]:
+def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tuple[Job, RoundSummary]:
     """Cut and train, and return the job of what is left with a description of the round."""
     stored = file.load()
     if stored is None:
@@ -110,28 +111,30 @@ def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tup
         model = remove(job.evaluator.model, job.evaluator.trace, _kept(cut))
     fine_tune(job.config, job.finetune, job.workload, model, observer, store=_TrainingOfCut(file, cut))
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
-    found = {**cut["described"], "accuracy_finetuned": _accuracy(job, model)}
-    return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), found
+    done = RoundSummary(**cut["described"], accuracy_finetuned=_accuracy(job, model))
+    return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), done
 
 
 def _cut(job: Job, budget: Budget) -> tuple[nn.Module, dict[str, Any]]:
     """Return what the budget leaves of the network, and as tensors and plain values which channels those are."""
     device, evaluator = job.device, job.evaluator
     feasible = FeasibleSet(device.space, device.grid, budget)
-    found = reach_target(replace(job, device=replace(device, feasible=feasible)))
-    model = evaluator.pruned(found.policy)
-    kept = keep(evaluator.trace, evaluator.ranking, found.policy)
+    proposal = reach_target(replace(job, device=replace(device, feasible=feasible)))
+    model, goal = evaluator.pruned(proposal.policy), _target_of(proposal)
+    kept = keep(evaluator.trace, evaluator.ranking, proposal.policy)
     tensors = {name: torch.from_numpy(channels) for name, channels in kept.items()}
-    return model, {"kept": tensors, "described": _described(job, found, model)}
+    described = {"limit": goal.limit, "achieved": goal.achieved, "accuracy_pruned": _accuracy(job, model)}
+    return model, {"kept": tensors, "described": described}
 
 
 def _kept(cut: Mapping[str, Any]) -> Kept:
     return {name: channels.numpy() for name, channels in cut["kept"].items()}
 
 
-def _described(job: Job, found: Proposal, pruned: nn.Module) -> dict[str, float]:
-    limit, achieved = found.goal["limit"], found.goal["achieved"]
-    return {"limit": limit, "achieved": achieved, "accuracy_pruned": _accuracy(job, pruned)}
+def _target_of(proposal: Proposal) -> TargetGoal:
+    """Return the goal of a proposal of ``reach_target``: the configuration allows rounds for no other."""
+    assert isinstance(proposal.goal, TargetGoal)
+    return proposal.goal
 
 
 def _accuracy(job: Job, model: nn.Module) -> float:

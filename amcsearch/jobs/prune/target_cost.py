@@ -3,9 +3,7 @@
 A ladder is a sequence of nested policies from dense to the narrowest, as the configured allocation orders the groups.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from numpy import int64
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.jobs.setup import Job
 from amcsearch.methods import comparable
+from amcsearch.runs import Goal, TargetGoal
 from amcsearch.search import LADDERS, CostOf, reach
 
 __all__ = ["Proposal", "cost_of", "ladder_of", "reach_target"]
@@ -20,12 +19,12 @@ __all__ = ["Proposal", "cost_of", "ladder_of", "reach_target"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy, who proposed it after how many evaluations, and ``goal``: what was asked and achieved, as values."""
+    """A policy, who proposed it after how many evaluations, and ``goal``: what was asked and achieved."""
 
     policy: PruningPolicy
     agent: str
     evaluations: int
-    goal: Mapping[str, Any]
+    goal: Goal
     notes: tuple[str, ...] = ()
 
 
@@ -61,19 +60,18 @@ def reach_target(job: Job) -> Proposal:
     limit, unit = feasible.budget.limits[target.cost], target.unit
     cost = cost_of(job, target.cost)
     ladder = ladder_of(job, cost)
-    found = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
-    goal = {
-        "kind": "target",
-        "cost": target.asked.cost,
-        "asked": target.asked.written,
-        "allocation": job.config.prune.allocation,
-        "limit": limit * unit,
-        "dense": target.dense * unit,
-        "achieved": found.value * unit,
-        "smallest_step": None if found.smallest_step is None else found.smallest_step * unit,
-        "rungs": len(ladder),
-        "rung": found.rung,
-        "rung_value": found.rung_value * unit,
-        "moves": found.moves,
-    }
-    return Proposal(job.workload.trace.network.policy(found.kept), "target", 1, goal)
+    reached = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
+    goal = TargetGoal(
+        cost=target.asked.cost,
+        asked=target.asked.written,
+        allocation=job.config.prune.allocation,
+        limit=limit * unit,
+        dense=target.dense * unit,
+        achieved=reached.value * unit,
+        smallest_step=None if reached.smallest_step is None else reached.smallest_step * unit,
+        rungs=len(ladder),
+        rung=reached.rung,
+        rung_value=reached.rung_value * unit,
+        moves=reached.moves,
+    )
+    return Proposal(job.workload.trace.network.policy(reached.kept), "target", 1, goal)

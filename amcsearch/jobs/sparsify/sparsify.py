@@ -3,7 +3,8 @@
 import copy
 import csv
 import io
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, make_workload, trained
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
-from amcsearch.runs import RunFolder
+from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.training import StateFile, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
@@ -55,8 +56,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
         fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
     with phases("verify", "Reading the test split"):
-        models = {"dense": workload.model, "sparse": sparse.model, "finetuned": tuned}
-        summary = _summary(config, workload, device, target, sparse, models, phases.seconds)
+        summary = _summary(config, workload, device, target, sparse, tuned, phases.seconds)
     save_network(tuned, workload.example, run)
     save_tensors(sparse.masks, run.masks_safetensors)
     run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -114,39 +114,37 @@ def _closes_channels(config: Config, method: GateMethod | MaskSchedule) -> bool:
     return own == "channels"
 
 
-def _densities(sparse: Sparse) -> list[dict[str, Any]]:
+def _densities(sparse: Sparse) -> tuple[Density, ...]:
     """One row a tensor or group: how much of it is in use."""
-    return [
-        {"name": name, "kept": int(mask.sum()), "total": mask.numel(), "density": float(mask.double().mean())}
-        for name, mask in sparse.masks.items()
-    ]
+    return tuple(
+        Density(name, int(mask.sum()), mask.numel(), float(mask.double().mean())) for name, mask in sparse.masks.items()
+    )
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _csv(rows: Sequence[Density]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, [column.name for column in fields(Density)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(row.to_json() for row in rows)
     return text.getvalue()
 
 
-def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> dict[str, Any]:
+def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> SparsityTarget:
     """What was asked for and achieved: as shares of dense, and of a cost also in its own unit."""
     limit = _asked(config, device)
     if limit is None:
-        sparsity = config.sparsify.target["sparsity"]
-        return {"sparsity": sparsity, "kept_asked": target.goal, "kept": sparse.kept}
+        return SparsityTarget("sparsity", config.sparsify.target["sparsity"], target.goal, sparse.kept)
     name, dense = limit.asked.cost, limit.dense * limit.unit
-    return {
-        name: limit.asked.written,
-        "kept_asked": target.goal,
-        "kept": sparse.kept,
-        "cost": name,
-        "limit": target.goal * dense,
-        "dense": dense,
-        "achieved": sparse.kept * dense,
-        **({"storage": target.storage} if isinstance(target, WeightTarget) and name == "bytes" else {}),
-    }
+    return SparsityTarget(
+        name,
+        limit.asked.written,
+        target.goal,
+        sparse.kept,
+        limit=target.goal * dense,
+        dense=dense,
+        achieved=sparse.kept * dense,
+        storage=str(target.storage) if isinstance(target, WeightTarget) and name == "bytes" else None,
+    )
 
 
 def _summary(
@@ -155,33 +153,32 @@ def _summary(
     device: Device,
     target: UnitTarget | WeightTarget,
     sparse: Sparse,
-    models: dict[str, nn.Module],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    inputs, targets = stacked(workload.splits.test)
-    blocks: dict[str, Any] = {}
-    for name, model in models.items():
-        loss, accuracy = evaluate(model, inputs, targets)
-        params = sum(int((p != 0).sum()) for p in model.parameters())
-        blocks[name] = {"accuracy": accuracy, "loss": loss, "nonzero_params": params}
-    if sparse.granularity == "channels":
-        for name in ("sparse", "finetuned"):
-            blocks[name].update(device.grid.cost(sparse.policy))
-    blocks["dense"].update(device.dense)
+    tuned: nn.Module,
+    seconds: Mapping[str, float],
+) -> SparsifySummary:
+    cost = device.grid.cost(sparse.policy) if sparse.granularity == "channels" else Cost()
     kept = sum(int(mask.sum()) for mask in sparse.masks.values())
     total = sum(mask.numel() for mask in sparse.masks.values())
-    return {
-        **blocks,
-        "method": label(config.sparsify.method),
-        "granularity": sparse.granularity,
-        "target": _reached(config, device, target, sparse),
-        "sparsity": 1.0 - kept / total,
-        "kept": kept,
-        "total": total,
-        "densities": _densities(sparse),
-        "policy": dict(sparse.policy),
-        "channel_multiple": device.channel_multiple,
-        "warnings": list(device.warnings),
-        "seed": config.seed,
-        "seconds": {**seconds, "total": sum(seconds.values())},
-    }
+    return SparsifySummary(
+        dense=_block(workload, workload.model, device.dense),
+        sparse=_block(workload, sparse.model, cost),
+        finetuned=_block(workload, tuned, cost),
+        method=label(config.sparsify.method),
+        granularity=sparse.granularity,
+        target=_reached(config, device, target, sparse),
+        sparsity=1.0 - kept / total,
+        kept=kept,
+        total=total,
+        densities=_densities(sparse),
+        policy=sparse.policy,
+        channel_multiple=device.channel_multiple,
+        warnings=tuple(device.warnings),
+        seed=config.seed,
+        seconds=dict(seconds),
+    )
+
+
+def _block(workload: Workload, model: nn.Module, cost: Cost) -> SparseBlock:
+    """Evaluate a network on the test split."""
+    loss, accuracy = evaluate(model, *stacked(workload.splits.test))
+    return SparseBlock(accuracy, loss, sum(int((p != 0).sum()) for p in model.parameters()), cost)
