@@ -217,16 +217,16 @@ def _goal(args: argparse.Namespace) -> list[str]:
     policy = None if args.policy is None else json.dumps(str(args.policy))  # as YAML: a path may hold anything
     given = {"policy": policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
     how = {"allocation": args.allocation, "rounds": args.rounds, "round_shape": args.round_shape}
-    found = [f"prune.{name}={value}" for name, value in how.items() if value is not None]
+    overrides = [f"prune.{name}={value}" for name, value in how.items() if value is not None]
     if all(value is None for value in given.values()):
-        return found
+        return overrides
     if args.target is not None:
         cost, equals, limit = args.target.partition("=")
         if not equals:
             raise BadInputError(f"--target {args.target}: expected COST=LIMIT, such as macs=0.5x")
         written = Limit.parse(cost, limit, f"--target {cost}").written
         given["target"] = f"{{{json.dumps(cost)}: {written}}}"
-    return found + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
+    return overrides + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
 
 
 def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -255,9 +255,9 @@ def list_registry(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Print the names of a registry, each with its one-line description."""
     del console
 
-    found = entries(args.kind)
-    width = max((len(name) for name in found), default=0)
-    show(args, found, "\n".join(f"{name:{width}}  {text}" for name, text in found.items()))
+    lines = entries(args.kind)
+    width = max((len(name) for name in lines), default=0)
+    show(args, lines, "\n".join(f"{name:{width}}  {text}" for name, text in lines.items()))
 
 
 def load_config(args: argparse.Namespace) -> "Config":
@@ -267,6 +267,6 @@ def load_config(args: argparse.Namespace) -> "Config":
     return load(args.config, args.overrides)
 
 
-def show(args: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
+def show(args: argparse.Namespace, values: Mapping[str, Any], text: str) -> None:
     """Print a result: as JSON if that was asked for, else as text."""
-    print(json.dumps(found, indent=2, default=str) if args.json else text)
+    print(json.dumps(values, indent=2, default=str) if args.json else text)

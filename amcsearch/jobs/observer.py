@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from amcsearch.core import Trial
 
@@ -32,7 +32,7 @@ class Observer(Protocol):
 class Phases:
     """Announces phases to an observer, logs them, and keeps their wall time: ``seconds`` by phase name."""
 
-    def __init__(self, observer: Observer, log: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, observer: Observer, log: Callable[[Mapping[str, str | float]], None]) -> None:
         self.observer = observer
         self.seconds: dict[str, float] = {}
         self._log = log

@@ -100,14 +100,14 @@ def _counting(seed: int, total: int, observer: Observer) -> Callable[[Evaluator]
 
 
 def _joint(
-    found: Curves, together: Sequence[PruningPolicy], evaluate: Evaluate
+    single: Curves, together: Sequence[PruningPolicy], evaluate: Evaluate
 ) -> list[tuple[float, float, PruningPolicy]]:
     """Loss increase of each policy: (expected, measured, policy); one that is not a number counts as infinite."""
-    dense = float(next(iter(found.values())).loss[-1])
+    dense = float(next(iter(single.values())).loss[-1])
     rows = []
     for trial in evaluate(together):
         measured = trial.evaluation.loss - dense
         rows.append(
-            (expected_increase(found, trial.policy), math.inf if math.isnan(measured) else measured, trial.policy)
+            (expected_increase(single, trial.policy), math.inf if math.isnan(measured) else measured, trial.policy)
         )
     return rows

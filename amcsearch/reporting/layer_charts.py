@@ -46,14 +46,14 @@ def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
     Raises:
         BadInputError: no rows, or a folder that cannot be written.
     """
-    found = list(rows)
-    if not found:
+    points = list(rows)
+    if not points:
         raise BadInputError("sensitivity found no channel group to prune; look at the layers named as skipped")
     make_folder(folder)
     paths = {"csv": folder / "sensitivity.csv", "svg": folder / "sensitivity.svg"}
-    _write_table(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), found)
+    _write_table(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), points)
     with replacing(paths["svg"]) as temporary:
-        temporary.write_text(_curves_picture(found), encoding="utf-8")
+        temporary.write_text(_curves_picture(points), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -65,13 +65,13 @@ def write_additivity(rows: Iterable[Joint], rank_correlation: float | None, fold
     Raises:
         BadInputError: a folder that cannot be written.
     """
-    found = list(rows)
+    policies = list(rows)
     make_folder(folder)
     paths = {"additivity_csv": folder / "additivity.csv", "additivity_svg": folder / "additivity.svg"}
-    lines = [(expected, measured, policy.to_json()) for expected, measured, policy in found]
+    lines = [(expected, measured, policy.to_json()) for expected, measured, policy in policies]
     _write_table(paths["additivity_csv"], ("expected_increase", "measured_increase", "policy"), lines)
     with replacing(paths["additivity_svg"]) as temporary:
-        temporary.write_text(_scatter(found, rank_correlation), encoding="utf-8")
+        temporary.write_text(_scatter(policies, rank_correlation), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -197,14 +197,16 @@ def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) 
 
 def _bars(axes: Axes, layers: Sequence[LayerEnergy], number: int, count: int, kept: float) -> None:
     thickness = 0.8 / count
-    places = [row + (number - (count - 1) / 2) * thickness for row in range(len(layers))]
+    heights = [row + (number - (count - 1) / 2) * thickness for row in range(len(layers))]
     left = [0.0] * len(layers)
     for part, colour in _COLOURS.items():
         widths = [layer.parts_mj[part] for layer in layers]
         if any(widths):
             # mixed with the background, not transparent: the grid would show through
-            mixed = [kept * own + (1 - kept) * back for own, back in zip(to_rgb(colour), to_rgb(SURFACE), strict=True)]
-            axes.barh(places, widths, 0.92 * thickness, left=left, color=mixed, linewidth=0)
+            mixed = [
+                kept * front + (1 - kept) * back for front, back in zip(to_rgb(colour), to_rgb(SURFACE), strict=True)
+            ]
+            axes.barh(heights, widths, 0.92 * thickness, left=left, color=mixed, linewidth=0)
             left = [start + width for start, width in zip(left, widths, strict=True)]
 
 

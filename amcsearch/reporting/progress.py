@@ -35,14 +35,14 @@ class ProgressBar:
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation, with the best so far."""
-        found = "none yet" if best is None else f"{_costs(best)} accuracy {best.evaluation.accuracy:.4f}"
+        best_text = "none yet" if best is None else f"{_costs(best)} accuracy {best.evaluation.accuracy:.4f}"
         if not self._terminal:
             if done == 1 or done == total or done % max(1, total // LINES_PER_SEARCH) == 0:
-                self._say(f"  {trial.agent} trial {done}/{total}, best {found}")
+                self._say(f"  {trial.agent} trial {done}/{total}, best {best_text}")
             return
         if self._bar is None:
             self._bar = tqdm(total=total, desc=f"  {trial.agent}", unit="trial", file=sys.stderr, dynamic_ncols=True)
-        self._bar.set_postfix_str(f"best {found}", refresh=False)
+        self._bar.set_postfix_str(f"best {best_text}", refresh=False)
         self._bar.update(done - self._bar.n)
         if done == total:
             self.close()

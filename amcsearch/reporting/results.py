@@ -36,9 +36,9 @@ def results(record: Record) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
     """Return a table of cells that are HTML already; the first of each row is its heading."""
     lines = ["<div class='scroll'><table><thead><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr></thead><tbody>"]
-    for i, (first, *rest) in enumerate(rows):
+    for i, (first, *cells) in enumerate(rows):
         mark = " class='chosen'" if i == chosen else ""
-        lines.append(f"<tr{mark}><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
+        lines.append(f"<tr{mark}><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "".join([*lines, "</tbody></table></div>"])
 
 

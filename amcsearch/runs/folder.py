@@ -230,7 +230,7 @@ class RunFolder:
         with self.replacing(path) as temporary:
             trial_rows(trials).to_csv(temporary, index=False)
 
-    def append_log(self, record: Mapping[str, Any]) -> None:
+    def append_log(self, record: Mapping[str, object]) -> None:
         """Add one line to ``log.jsonl``, with the time (UTC) first; raises as ``files.append_line``."""
         append_line(self.log_jsonl, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
 

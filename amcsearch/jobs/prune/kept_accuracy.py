@@ -121,16 +121,16 @@ def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, toleranc
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
     """Warn where even answers that are all the same would not be proof enough."""
-    prune, found = job.config.prune, []
+    prune, warnings = job.config.prune, []
     assert prune.keep_accuracy is not None
     for samples in sorted({evaluator.samples for evaluator in evaluators}):
         least = -100.0 * tango_low(0, 0, samples, prune.confidence)
         if least >= prune.keep_accuracy:
-            found.append(
+            warnings.append(
                 f"prune.keep_accuracy = {prune.keep_accuracy:g} points: {samples} samples cannot show a loss below "
                 f"{least:.2f} points even if no answer changes; raise data.splits.search or the tolerance"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _how_evaluated(job: Job) -> str:

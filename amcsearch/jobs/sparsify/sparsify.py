@@ -9,7 +9,7 @@ from dataclasses import fields
 from torch import nn
 
 from amcsearch.config import Config, label
-from amcsearch.core import BadInputError, Limit
+from amcsearch.core import BadInputError, Cost, Limit
 from amcsearch.jobs.delivery import save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
