@@ -15,8 +15,8 @@ from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.mask_schedule import MaskSchedule, Plan
 from amcsearch.methods.schedules.dynamic_surgery import DynamicSurgery
 from amcsearch.methods.schedules.lottery import Lottery, round_lengths
+from amcsearch.methods.schedules.one_shot import OneShot
 from amcsearch.methods.schedules.rigl import RigL
-from amcsearch.methods.schedules.rounds import OneShot
 from amcsearch.methods.unit_slices import UnitSlices
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.resume import StateFile
