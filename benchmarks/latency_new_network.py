@@ -29,7 +29,9 @@ from latency_prediction import FEW, HEAD, macs_line, print_five_runs, print_row
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.tables import READ
-from amcsearch.measure.build.table_builder import measured_variants, merged, table_from_results
+from amcsearch.measure.build.maintenance import merged
+from amcsearch.measure.build.measured import measured_variants
+from amcsearch.measure.build.table_builder import table_from_results
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
@@ -104,7 +106,7 @@ def benchmark(name, folder, known, setting):
     passes_ms, layers = [v.passes_ms for v in held_out], [v.layers for v in held_out]
     print_row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
     try:
-        alone = known.for_network(network)
+        alone = known.bind(network)
         print_row(name, "table alone", alone.predict_all(layers), passes_ms)
     except BadInputError as error:
         print(f"| {name} | table alone | {error} |")
@@ -112,7 +114,7 @@ def benchmark(name, folder, known, setting):
     timed = [v for v in few if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
     print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)
-    return f"{name}: disturbed rounds {result.drift['disturbed_share']:.0%}"
+    return f"{name}: disturbed rounds {result.drift.disturbed_share:.0%}"
 
 
 def main():

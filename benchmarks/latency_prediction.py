@@ -34,8 +34,9 @@ from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS,
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.tables import READ
-from amcsearch.measure.build.anchoring import anchored
-from amcsearch.measure.build.table_builder import accuracy, measured_variants, merged, table_from_results, table_of
+from amcsearch.measure.build.maintenance import accuracy, anchored, merged
+from amcsearch.measure.build.measured import measured_variants
+from amcsearch.measure.build.table_builder import table_from_results, table_of
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
@@ -59,8 +60,8 @@ def print_row(network, name, predicted, passes):
     """Print one row of ``HEAD``: errors of predictions (V,) in ms against the passes of V variants."""
     a = accuracy(np.asarray(predicted), passes)
     print(
-        f"| {network} | {name} | {a['variants']} | {a['mape']:.2%} | {a['median']:.2%} | {a['worst']:.0%} "
-        f"| {a['within_5']:.0%} | {a['within_10']:.0%} | {a['spearman']:.4f} |",
+        f"| {network} | {name} | {a.variants} | {a.mape:.2%} | {a.median:.2%} | {a.worst:.0%} "
+        f"| {a.within_5:.0%} | {a.within_10:.0%} | {a.spearman:.4f} |",
         flush=True,
     )
 
@@ -149,7 +150,7 @@ def benchmark(name, folder, setting):
     passes_ms = [v.passes_ms for v in held_out]
     layers = [v.layers for v in held_out]
     print_row(name, "noise floor", [p[0] for p in passes_ms], [p[-1:] for p in passes_ms])
-    print_row(name, "latency table", table.predict_all(layers), passes_ms)
+    print_row(name, "latency table", table.bind(network).predict_all(layers), passes_ms)
     timed = [v for v in building if v.passes_ms]
     whole = np.array([v.latency_ms for v in timed])
     print_row(name, "MACs-linear", macs_line(([v.layers for v in timed], whole), layers), passes_ms)
@@ -158,7 +159,7 @@ def benchmark(name, folder, setting):
     drift = result.drift
     return (
         f"{name}: {'table and fresh variants' if now else 'table of variants measured before'} in {seconds:.0f} s; "
-        f"disturbed rounds {drift['disturbed_share']:.0%}, largest drift {drift['largest']:.3f}"
+        f"disturbed rounds {drift.disturbed_share:.0%}, largest drift {drift.largest:.3f}"
     )
 
 
@@ -203,7 +204,7 @@ def _print_few(names, folder):
 def print_five_runs(name, result, others, network, variants, held_out):
     """Print the row of a network that a table of ``others`` does not hold, placed in it by a few variants."""
     own = table_of(name, network, variants, [], result.overhead_ms, result.provenance, others)
-    bound = merged([others, own]).for_network(network)
+    bound = merged([others, own]).bind(network)
     print_row(name, "five runs", bound.predict_all([v.layers for v in held_out]), [v.passes_ms for v in held_out])
 
 
@@ -215,8 +216,8 @@ def _print_later(names, folder, earlier):
         network, _, held_out = measured_variants(result, name)
         updated = anchored(table, name, network, _anchors(result, name))
         passes_ms = [v.passes_ms for v in held_out]
-        for title, one in (("earlier table", table), ("ten anchors", updated)):
-            predicted = one.predict_all([v.layers for v in held_out])
+        for title, made in (("earlier table", table), ("ten anchors", updated)):
+            predicted = made.bind(name).predict_all([v.layers for v in held_out])
             print_row(name, title, predicted, passes_ms)
             pooled[title][0].extend(predicted)
             pooled[title][1].extend(passes_ms)

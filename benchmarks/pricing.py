@@ -90,7 +90,9 @@ def made_up_table(network: NetworkSpec, rng: np.random.Generator) -> LatencyTabl
     values = (("net", *key, kernel, 1.0, ms, 0.0, 1, "made up") for (key, kernel), ms in rows.items())
     frame = make_rows(dict(zip(COLUMNS, row, strict=True)) for row in values)
     entry = {"constant_ms": 0.005, "residency": {16.0: 0.1}, "smoothing": 0.01}
-    return LatencyTable(frame, {"provenance": {"cpu": "made up", "nchwc_block": 16}, "networks": {"net": entry}})
+    return LatencyTable.from_mapping(
+        frame, {"provenance": {"cpu": "made up", "nchwc_block": 16}, "networks": {"net": entry}}
+    )
 
 
 def processor() -> str:
@@ -127,8 +129,9 @@ def main() -> None:
     profile = DeviceProfile.from_mapping(yaml.safe_load(PROFILE.read_text()))
     print(f"{processor()}, one core; Python {platform.python_version()}, numpy {np.__version__}")
     print(f"{options.network}: {len(network.layers)} layers, {len(network.groups)} groups, {len(table.rows)} rows")
-    models: list[CostModel] = [Macs(), Params(), table, EnergyModel(profile, latency=table)]
-    for chosen in ([table], models):
+    latency = table.bind("net")
+    models: list[CostModel] = [Macs(), Params(), latency, EnergyModel(profile, latency=latency)]
+    for chosen in ([latency], models):
         report(network, chosen, options.policies, options.multiple, options.seed)
 
 

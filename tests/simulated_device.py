@@ -3,10 +3,12 @@
 import numpy as np
 
 from amcsearch.core.layer import LayerKind
-from amcsearch.costs.latency.cache import Residency, is_plain, weight_mib
-from amcsearch.measure.build.measured import KernelRun, MeasuredVariant
+from amcsearch.costs.latency.cache import CacheOverflow, is_plain, weight_mib
+from amcsearch.costs.latency.entry import Provenance
+from amcsearch.measure.build.attribution import KernelRun
+from amcsearch.measure.build.measured import MeasuredVariant
 
-PROVENANCE = {"cpu": "made up", "ort_version": "1.0", "threads": 1, "batch": 1, "nchwc_block": 16, "dtype": "float32"}
+PROVENANCE = Provenance(cpu="made up", ort_version="1.0", threads=1, batch=1, nchwc_block=16, dtype="float32")
 
 
 def up(width, block=16):
@@ -22,7 +24,7 @@ class SimulatedDevice:
 
     def __init__(self, overhead_ms=0.01, inflation=1.25, profiler_ms=0.002, slopes=None, noise=0.0, speed=1.0):
         self.overhead_ms, self.inflation, self.profiler_ms = overhead_ms / speed, inflation, profiler_ms
-        self.residency, self.noise, self.speed = Residency(slopes or {}), noise, speed
+        self.overflow, self.noise, self.speed = CacheOverflow(slopes or {}), noise, speed
 
     def kernels(self, layer):
         """Kernel → ms; {} for a layer that is folded away."""
@@ -44,7 +46,7 @@ class SimulatedDevice:
         total = sum(weight_mib(layer, 4) for layer in layers)
         plain = [any(map(is_plain, self.kernels(layer))) for layer in layers]
         streamed = sum(weight_mib(layer, 4) for layer, is_plain in zip(layers, plain, strict=True) if not is_plain)
-        extra = float(self.residency.extra_ms(np.array([total]), np.array([streamed]))[0])
+        extra = float(self.overflow.extra_ms(np.array([total]), np.array([streamed]))[0])
         return self.overhead_ms + sum(sum(self.kernels(layer).values()) for layer in layers) + extra
 
     def measured(self, network, policies, rng, *, passes=3, profiled=True):

@@ -68,8 +68,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 ROWS = (
     *("methods.criteria.*", "methods.gates.*", "methods.schedules.*", "methods.selectors.*", "training.models.*"),
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
-    *("cli.main", "graph.masks", "costs.latency.kernels.lowering", "costs.latency.layer_times"),
-    *("measure.build.anchoring",),
+    *("cli.main", "graph.masks"),
 )
 
 

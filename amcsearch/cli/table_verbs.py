@@ -1,7 +1,7 @@
 """The verbs of ``amcsearch table`` (kit, build, measure, check, show), and latency tables as text for a terminal."""
 
 import argparse
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from amcsearch.cli.verbs import load_config, show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
-    from amcsearch.costs import LatencyTable
+    from amcsearch.costs import Accuracy, DriftRecord, LatencyTable
     from amcsearch.reporting import ProgressBar
 
 
@@ -19,21 +19,24 @@ __all__ = ["check_text", "table_build", "table_check", "table_kit", "table_measu
 _HEAD = ["", "variants", "mean error", "median", "worst", "within 5 %", "within 10 %", "rank corr.", "measured twice"]
 
 
-def _errors(name: str, found: Mapping[str, Any] | None, otherwise: str = "not checked") -> list[str]:
-    if not found:
+def _errors(name: str, accuracy: "Accuracy | None", otherwise: str = "not checked") -> list[str]:
+    if accuracy is None:
         return [name, otherwise, *[""] * (len(_HEAD) - 2)]
-    spearman = found.get("spearman")
     return [
         name,
-        str(found["variants"]),
-        *(f"{found[key]:.2%}" for key in ("mape", "median")),
-        *(f"{found[key]:.0%}" for key in ("worst", "within_5", "within_10")),
-        "" if spearman is None else f"{spearman:.4f}",
-        "once" if found["noise_mape"] is None else f"{found['noise_mape']:.2%}",
+        "" if accuracy.variants is None else str(accuracy.variants),
+        *(_share(share, 2) for share in (accuracy.mape, accuracy.median)),
+        *(_share(share, 0) for share in (accuracy.worst, accuracy.within_5, accuracy.within_10)),
+        "" if accuracy.spearman is None else f"{accuracy.spearman:.4f}",
+        "once" if accuracy.noise_mape is None else _share(accuracy.noise_mape, 2),
     ]
 
 
-def check_text(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+def _share(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}%}"
+
+
+def check_text(before: "Accuracy | None", after: "Accuracy | None") -> str:
     """Errors of a table on networks measured now, as it was and after anchors, beside the noise of measuring twice."""
     rows = [_HEAD, _errors("table", before, "cannot predict it")] + ([_errors("after anchors", after)] if after else [])
     return "\n".join(columns(rows))
@@ -42,29 +45,27 @@ def check_text(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
 def table_text(table: "LatencyTable", folder: Path) -> str:
     """Provenance, networks with their accuracy on variants left out, and the channel grid of each."""
     where = table.provenance
-    settings = ", ".join(f"{key} {where.get(key)}" for key in ("threads", "batch", "dtype", "provider"))
+    settings = f"threads {where.threads}, batch {where.batch}, dtype {where.dtype}, provider {where.provider}"
     lines = [
         f"{folder}: {len(table.rows)} rows, {len(table.networks)} networks",
-        f"{where.get('cpu')}, {where.get('cores')} cores, ONNX Runtime {where.get('ort_version')}, {settings}, "
-        f"NCHWc block {where.get('nchwc_block')}, measured {where.get('timestamp')}",
+        f"{where.cpu}, {where.cores} cores, ONNX Runtime {where.ort_version}, {settings}, "
+        f"NCHWc block {where.nchwc_block}, measured {where.timestamp}",
         "",
-        *columns([_HEAD, *(_errors(name, entry.get("accuracy")) for name, entry in table.networks.items())]),
+        *columns([_HEAD, *(_errors(name, entry.accuracy) for name, entry in table.networks.items())]),
         "",
     ]
     for name, entry in table.networks.items():
-        tried = (entry.get("channel_grid") or {}).get("tried", [])
-        steps = ", ".join(f"{s['multiple']}: {s['time_saved']:.0%} time for {s['macs_saved']:.0%} MACs" for s in tried)
-        lines.append(f"{name}: channel multiple {entry.get('channel_multiple')}; a finer grid of … saves {steps}")
-        drift = entry.get("drift")
-        if drift:
-            lines.append(f"{name}: {_plain(drift)}")
+        tried = () if entry.channel_grid is None else entry.channel_grid.tried
+        steps = ", ".join(f"{s.multiple}: {s.time_saved:.0%} time for {s.macs_saved:.0%} MACs" for s in tried)
+        lines.append(f"{name}: channel multiple {entry.channel_multiple}; a finer grid of … saves {steps}")
+        if entry.drift is not None:
+            lines.append(f"{name}: {_drift_text(entry.drift)}")
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _drift_text(drift: "DriftRecord") -> str:
+    shares = {"disturbed_share": drift.disturbed_share, "largest": drift.largest}
+    return ", ".join(f"{key} {value:.4g}" for key, value in shares.items() if value is not None)
 
 
 def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -73,7 +74,7 @@ def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.jobs import VARIANTS, make_kit
 
     configs = [load(path, args.overrides) for path in args.configs]
-    found = make_kit(
+    kit = make_kit(
         configs,
         args.out,
         console,
@@ -82,8 +83,8 @@ def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
         table=_read(args.table),
     )
     console.close()
-    text = f"{found['kit']}: {found['models']} models, {found['bytes'] / 2**20:.1f} MiB; on the device: {found['run']}"
-    show(args, found, text)
+    text = f"{kit.kit}: {kit.models} models, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}"
+    show(args, {**asdict(kit), "kit": str(kit.kit), "networks": list(kit.networks)}, text)
 
 
 def table_build(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -110,13 +111,14 @@ def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.jobs import check_table
 
     folder = writable(TABLES, args.table) if args.write else None
-    found = check_table(
+    check = check_table(
         read_latency_table(args.table), load_config(args), console, fresh=args.fresh, anchors=args.anchors
     )
-    said: dict[str, Any] = {"before": found.before, "after": found.after}
-    text = check_text(found.before, found.after)
+    errors = {"before": check.before, "after": check.after}
+    said: dict[str, Any] = {name: None if error is None else error.as_mapping() for name, error in errors.items()}
+    text = check_text(check.before, check.after)
     if folder is not None:
-        write_latency_table(found.table, folder)
+        write_latency_table(check.table, folder)
         said["written"], text = str(folder), f"{text}\nwritten to {folder}"
     console.close()
     show(args, said, text)
@@ -158,7 +160,6 @@ def _write(args: argparse.Namespace, console: "ProgressBar", table: "LatencyTabl
     _show(args, table, args.out, {})
 
 
-def _show(args: argparse.Namespace, table: Any, folder: Path, files: dict[str, Path]) -> None:
-
-    said = {**table.info, "rows": len(table.rows), **{name: str(path) for name, path in files.items()}}
+def _show(args: argparse.Namespace, table: "LatencyTable", folder: Path, files: dict[str, Path]) -> None:
+    said = {**table.as_mapping(), "rows": len(table.rows), **{name: str(path) for name, path in files.items()}}
     show(args, said, "\n".join([table_text(table, folder), *(f"{name}: {path}" for name, path in files.items())]))

@@ -116,7 +116,7 @@ def _tables() -> dict[str, str]:
     from amcsearch.config import TABLES, listed, read_latency_table
 
     return {
-        name: f"{read_latency_table(paths[0]).info['provenance']['cpu']}, {_where(paths)}"
+        name: f"{read_latency_table(paths[0]).provenance.cpu}, {_where(paths)}"
         for name, paths in listed(TABLES).items()
     }
 

@@ -53,7 +53,7 @@ def read_latency_table(folder: Path | str) -> LatencyTable:
             )
     info, _ = read_yaml(folder / DEVICE_FILE)
     try:
-        return LatencyTable(read_rows(folder / ROWS_FILE), info)
+        return LatencyTable.from_mapping(read_rows(folder / ROWS_FILE), info)
     except BadInputError as error:
         raise BadInputError(f"latency table {folder}: {error}") from error
 
@@ -69,7 +69,7 @@ def write_latency_table(table: LatencyTable, folder: Path | str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rows, device = folder / f".{ROWS_FILE}.tmp", folder / f".{DEVICE_FILE}.tmp"
         write_rows(table.rows, rows)
-        device.write_text(to_yaml(_plain(dict(table.info))), encoding="utf-8")
+        device.write_text(to_yaml(_plain(table.as_mapping())), encoding="utf-8")
         os.replace(rows, folder / ROWS_FILE)
         os.replace(device, folder / DEVICE_FILE)
     except OSError as error:

@@ -10,10 +10,22 @@ from amcsearch.costs.energy.breakdown import LayerEnergy
 from amcsearch.costs.energy.model import EnergyModel
 from amcsearch.costs.energy.storage import Sparsity, StorageFormat, stored_bits
 from amcsearch.costs.grid import CostGrid
-from amcsearch.costs.latency.cache import KNOTS_MIB, Residency, bytes_a_weight, is_plain, weight_mib
+from amcsearch.costs.latency.cache import KNOTS_MIB, CacheOverflow, is_plain, weight_mib
+from amcsearch.costs.latency.entry import (
+    Accuracy,
+    Anchors,
+    CalibrationRecord,
+    ChannelGrid,
+    DriftRecord,
+    GridStep,
+    NetworkEntry,
+    Provenance,
+    Sigma,
+)
 from amcsearch.costs.latency.kernels.kernel_model import KernelModel
 from amcsearch.costs.latency.kernels.points import Observation
 from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, signature
+from amcsearch.costs.latency.model import LatencyModel
 from amcsearch.costs.latency.rows import (
     COLUMNS,
     GRAPH,
@@ -26,33 +38,41 @@ from amcsearch.costs.latency.rows import (
     row_key,
     write_rows,
 )
-from amcsearch.costs.latency.table import COMPARED, LatencyTable, fingerprint
+from amcsearch.costs.latency.table import LatencyTable, fingerprint
 
 __all__ = [
     "COLUMNS",
-    "COMPARED",
     "GRAPH",
     "KNOTS_MIB",
     "NO_KERNEL",
+    "Accuracy",
+    "Anchors",
     "BatchedCostModel",
+    "CacheOverflow",
+    "CalibrationRecord",
+    "ChannelGrid",
     "CostGrid",
     "CostModel",
     "DeviceProfile",
+    "DriftRecord",
     "EnergyModel",
+    "GridStep",
     "JointCost",
     "KernelModel",
+    "LatencyModel",
     "LatencyTable",
     "LayerEnergy",
     "Macs",
     "MemoryLevel",
+    "NetworkEntry",
     "Observation",
     "Params",
-    "Residency",
+    "Provenance",
     "RowKey",
+    "Sigma",
     "Sparsity",
     "StorageFormat",
     "by_signature",
-    "bytes_a_weight",
     "fingerprint",
     "is_plain",
     "joined_rows",

@@ -22,9 +22,9 @@ def distinct(numbers: NDArray[np.int64], below: int) -> NDArray[np.int64]:
 def distinct_places(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Distinct numbers (D,) of at least 0 among (N,), in order, and which of them each is, (N,)."""
     below = int(numbers.max(initial=-1)) + 1
-    found = distinct(numbers, below)
+    each = distinct(numbers, below)
     if below > _SPARSE * numbers.size:
-        return found, np.searchsorted(found, numbers)
-    places = np.zeros(below, dtype=np.int64)
-    places[found] = np.arange(len(found))
-    return found, places[numbers]
+        return each, np.searchsorted(each, numbers)
+    index = np.zeros(below, dtype=np.int64)
+    index[each] = np.arange(len(each))
+    return each, index[numbers]

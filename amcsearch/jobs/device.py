@@ -1,14 +1,13 @@
 """The target device of a run: what a policy costs there, and which policies its budget allows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, PolicySpace
-from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyTable, Macs, Params
+from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyModel, LatencyTable, Macs, Params
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
-from amcsearch.runtime import provenance
+from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
 __all__ = ["Device", "PricedLimit", "further_costs", "given_profile", "given_table", "load_device", "priced"]
@@ -44,12 +43,13 @@ class PricedLimit:
 class Device:
     """The target: what a policy costs there, and which policies its budget allows.
 
-    ``limits`` are those that were asked for, ``feasible`` holds their budget. ``widths_left_out`` counts the choices
-    that the space lacks because a wider one is no slower. ``weight_bits`` are those of a stored weight.
+    ``table`` predicts the network's latency. ``limits`` are those that were asked for, ``feasible`` holds their budget.
+    ``widths_left_out`` counts the choices that the space lacks because a wider one is no slower. ``weight_bits`` are
+    those of a stored weight.
     """
 
     profile: DeviceProfile | None
-    table: LatencyTable | None
+    table: LatencyModel | None
     channel_multiple: int
     space: PolicySpace
     grid: CostGrid
@@ -84,9 +84,9 @@ def load_device(
     """
     check_priced(config, limits, table=given.table is not None, profile=given.profile is not None)
     profile, spec = given_profile(config, given), network.trace.network
-    document = given_table(config, given)
-    table = None if document is None else document.for_network(spec)
-    _check_dtype(config, table)
+    measured = given_table(config, given)
+    _check_dtype(config, measured)
+    table = None if measured is None else measured.bind(spec)
     models: list[CostModel] = [Macs(), Params()]
     if table is not None:
         models.append(table)
@@ -95,7 +95,8 @@ def load_device(
     grid = CostGrid(spec, [*models, *further_costs(config)])
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
-    foreign, warnings = _foreign(config, table), [*_table_warnings(config, table), *_word_warnings(config, profile)]
+    foreign = _foreign(config, measured)
+    warnings = [*_table_warnings(config, measured, table), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
     whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
@@ -174,7 +175,7 @@ def given_table(config: Config, given: InMemory) -> LatencyTable | None:
     return read_latency_table(config.device.table)
 
 
-def _channel_multiple(config: Config, table: LatencyTable | None, profile: DeviceProfile | None) -> int:
+def _channel_multiple(config: Config, table: LatencyModel | None, profile: DeviceProfile | None) -> int:
     if config.device.channel_multiple != "auto":
         return int(config.device.channel_multiple)
     for source in (table, profile):
@@ -186,7 +187,7 @@ def _channel_multiple(config: Config, table: LatencyTable | None, profile: Devic
 def _check_dtype(config: Config, table: LatencyTable | None) -> None:
     """Refuse a table of another data type: unlike another machine's, it says nothing of what will be delivered."""
     wanted = config.device.dtype
-    measured = wanted if table is None else str(table.provenance.get("dtype", "float32"))
+    measured = wanted if table is None else table.provenance.dtype or "float32"
     if measured != wanted:
         raise BadInputError(
             f"device.dtype is {wanted}, latency table {config.device.table} was measured in {measured}; set "
@@ -200,28 +201,28 @@ def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
         return []
     cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
     device = config.device
-    found = table.mismatches(provenance(device.threads, device.batch, device.dtype))
-    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in found]
+    here = provenance(device.threads, device.batch, device.dtype)
+    differing = differences(table.provenance, here)
+    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in differing]
 
 
-def _table_warnings(config: Config, table: LatencyTable | None) -> list[str]:
+def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyModel | None) -> list[str]:
     """Why the table's predictions of this network may be wrong, whatever the machine."""
-    if table is None:
+    if table is None or model is None:
         return []
     name, cure = f"latency table {config.device.table}", f"amcsearch table measure CONFIG -o {config.device.table}"
-    if table.network is None:
+    if model.network is None:
         known = ", ".join(table.networks)
         return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
-    accuracy = table.accuracy or {}
-    error, share = _share(accuracy, "mape"), _share(accuracy, "within_10")
-    if error is None or share is None:
+    accuracy = model.accuracy
+    if accuracy is None or accuracy.mape is None or accuracy.within_10 is None:
         check = f"amcsearch table check {config.device.table} CONFIG --write"
         return [f"{name} was never checked on this network; run {check}"]
-    if error <= POOR_ERROR and share >= GOOD_SHARE:
+    if accuracy.mape <= POOR_ERROR and accuracy.within_10 >= GOOD_SHARE:
         return []
-    noise = _share(accuracy, "noise_mape")
+    noise = accuracy.noise_mape
     beside = "" if noise is None else f", where measuring twice differs by {noise:.1%}"
-    said = f"mean error {error:.1%}, {share:.0%} within 10 %, on networks it had not seen{beside}"
+    said = f"mean error {accuracy.mape:.1%}, {accuracy.within_10:.0%} within 10 %, on networks it had not seen{beside}"
     return [f"{name} is poor on this network: {said}; trust the measured latency, or measure more: {cure}"]
 
 
@@ -233,8 +234,3 @@ def _word_warnings(config: Config, profile: DeviceProfile | None) -> list[str]:
         f"device.dtype is int8, but {config.device.profile} counts words of {profile.word_bits} bits: energy is "
         f"predicted for those; set word_bits: {INT8_BITS} in a copy of the profile"
     ]
-
-
-def _share(accuracy: Mapping[str, Any], key: str) -> float | None:
-    value = accuracy.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -156,7 +156,7 @@ def _profile(config: Config, device: str | None) -> DeviceProfile:
 def _model(config: Config, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
     """The energy model, with a latency table where static power needs one."""
     table = config.device.table if profile.static_power_mw > 0.0 else None
-    latency = read_latency_table(table).for_network(spec) if table else None
+    latency = read_latency_table(table).bind(spec) if table else None
     return EnergyModel(profile, config.device.batch, latency)
 
 

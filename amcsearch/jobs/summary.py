@@ -88,7 +88,8 @@ def _table(job: Job) -> TableSummary | None:
         return None
     if table.accuracy is None:
         return TableSummary(Path(name).name, table.network)
-    numbers = {key: value for key, value in table.accuracy.items() if value is None or isinstance(value, int | float)}
+    errors = table.accuracy.as_mapping()
+    numbers = {key: value for key, value in errors.items() if value is None or isinstance(value, int | float)}
     return TableSummary(Path(name).name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
 
 

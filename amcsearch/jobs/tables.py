@@ -9,13 +9,13 @@ from the runtime's optimised graphs of more variants, which takes no run.
 import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
-from amcsearch.costs import LatencyTable
+from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_network
 from amcsearch.measure import (
@@ -25,7 +25,6 @@ from amcsearch.measure import (
     MeasuredSubject,
     MeasuredVariant,
     anchored,
-    described_networks,
     measure_here,
     measured_variants,
     measurement_plan,
@@ -37,9 +36,10 @@ from amcsearch.measure import (
     with_accuracy,
     write_kit,
 )
-from amcsearch.runtime import provenance
+from amcsearch.runtime import differences, provenance
 
 __all__ = [
+    "Kit",
     "TableCheck",
     "build_table",
     "check_setting",
@@ -67,19 +67,18 @@ def subject_of(config: Config, given: InMemory = CONFIGURED) -> MeasuredSubject:
 
 def known_share(table: LatencyTable, network: NetworkSpec) -> float:
     """Share of a dense network's predicted time in layers whose like the table holds; 0 where it cannot tell."""
-    bound = table.for_network(network)
+    model = table.bind(network)
     try:
-        cost = {layer.name: bound.layer_cost(layer) for layer in network.layers}
+        cost = {layer.name: model.layer_cost(layer) for layer in network.layers}
     except BadInputError:
         return 0.0
-    known = sum(cost[layer.name] for layer in network.layers if bound.knows(layer))
+    known = sum(cost[layer.name] for layer in network.layers if model.knows(layer))
     return known / max(sum(cost.values()), 1e-12)
 
 
-def needed_variants(table: LatencyTable | None, network: NetworkSpec, variants: int = VARIANTS) -> int:
-    """Variants a network needs beside a table that is there: a third where all its layers are known in it."""
-    share = known_share(table, network) if table is not None else 0.0
-    return max(LEAST_VARIANTS, round(variants * (1.0 - 2.0 / 3.0 * share)))
+def needed_variants(share_known: float, variants: int = VARIANTS) -> int:
+    """Variants a network needs beside a table that knows a share of it: a third where all its layers are known."""
+    return max(LEAST_VARIANTS, round(variants * (1.0 - 2.0 / 3.0 * share_known)))
 
 
 def _same_setting(configs: Sequence[Config]) -> Config:
@@ -94,6 +93,17 @@ def _same_setting(configs: Sequence[Config]) -> Config:
     return configs[0]
 
 
+@dataclass(frozen=True)
+class Kit:
+    """A device kit that was written: its path, size, the networks and how many models it measures, how to run it."""
+
+    kit: Path
+    bytes: int
+    networks: tuple[str, ...]
+    models: int
+    run: str
+
+
 def make_kit(
     configs: Sequence[Config],
     out: Path,
@@ -102,8 +112,8 @@ def make_kit(
     variants: int = VARIANTS,
     anchors: int = 0,
     table: LatencyTable | None = None,
-) -> dict[str, Any]:
-    """Write the device kit of configurations' networks; returns its path, size, and what it measures.
+) -> Kit:
+    """Write the device kit of configurations' networks.
 
     Raises:
         BadInputError: networks that cannot be exported, settings that differ, or a file that cannot be written.
@@ -123,13 +133,13 @@ def make_kit(
         progress=observer.progress,
     )
     write_kit(plan, out)
-    return {
-        "kit": str(out),
-        "bytes": out.stat().st_size,
-        "networks": [subject.name for subject in subjects],
-        "models": len(plan.models),
-        "run": f"python3 {out.name} -o result.jsonl --threads {first.device.threads}",
-    }
+    return Kit(
+        kit=out,
+        bytes=out.stat().st_size,
+        networks=tuple(subject.name for subject in subjects),
+        models=len(plan.models),
+        run=f"python3 {out.name} -o result.jsonl --threads {first.device.threads}",
+    )
 
 
 def build_table(
@@ -148,7 +158,7 @@ def build_table(
     results = read_results(paths)
     if source is None:
         return table_from_results(results, [known] if known is not None else [])
-    tables = [_carried(source, result, name) for result in results for name in described_networks(result.plan["info"])]
+    tables = [_carried(source, result, name) for result in results for name in result.networks]
     return merged([*([known] if known is not None else []), *tables])
 
 
@@ -198,12 +208,13 @@ def measure_table(
         raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
     observer.phase("Tracing the network")
     subject = subject_of(config, given)
-    network = subject.trace.network
-    wanted = needed_variants(known, network) if variants is None else variants
     if known is not None:
         check_setting(known, config)
+    share_known = 0.0 if known is None else known_share(known, subject.trace.network)
+    wanted = needed_variants(share_known) if variants is None else variants
+    if known is not None:
         observer.phase(
-            f"{wanted} variants instead of {VARIANTS}: {known_share(known, network):.0%} of the network's time is in "
+            f"{wanted} variants instead of {VARIANTS}: {share_known:.0%} of the network's time is in "
             f"layers that the table knows"
         )
     counts = [round(share * wanted) for share in STAGES]
@@ -219,8 +230,7 @@ def measure_table(
             table=table,
             progress=observer.progress,
         )
-        share = None if minutes is None else minutes * count / wanted
-        results.append(measured_here(plan, config, observer, share))
+        results.append(measured_here(plan, config, observer, minutes and minutes * count / wanted))
         observer.phase("Building the table")
         table = table_from_results(results, [known] if known is not None else [])
     assert table is not None
@@ -234,10 +244,10 @@ def check_setting(table: LatencyTable, config: Config) -> None:
         BadInputError: names the first difference.
     """
     device = config.device
-    differences = table.mismatches(provenance(device.threads, device.batch, device.dtype))
-    if differences:
+    differing = differences(table.provenance, provenance(device.threads, device.batch, device.dtype))
+    if differing:
         raise BadInputError(
-            f"this machine cannot extend or check the table: {differences[0]}; use its device, and its setting in the "
+            f"this machine cannot extend or check the table: {differing[0]}; use its device, and its setting in the "
             "configuration's section device"
         )
 
@@ -253,8 +263,8 @@ class TableCheck:
     ``before`` is None where the table cannot predict the network, ``after`` without anchors.
     """
 
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
+    before: Accuracy | None
+    after: Accuracy | None
     table: LatencyTable
 
 
@@ -286,14 +296,14 @@ def check_table(
     check_setting(table, config)
     observer.phase("Tracing the network")
     subject = subject_of(config)
-    bound = table.for_network(subject.trace.network)
+    model = table.bind(subject.trace.network)
     observer.phase("Preparing pruned variants")
     plan = measurement_plan(
         [subject],
         variants=0,
         held_out=fresh,
         anchors=anchors,
-        lowered=READ if anchors and not bound.network else 0,
+        lowered=READ if anchors and not model.network else 0,
         batch=config.device.batch,
         dtype=config.device.dtype,
         seed=secrets.randbelow(2**31) if seed is None else seed,
@@ -301,21 +311,23 @@ def check_table(
     )
     result = measured_here(plan, config, observer)
     network, whole, held_out = measured_variants(result, subject.name)
-    before = _errors(bound, held_out, needed=not anchors)
+    before = _errors(model, held_out, needed=not anchors)
+    name = model.network or subject.name
     if not anchors:
-        return TableCheck(before, None, with_accuracy(table, bound.network, held_out) if bound.network else table)
-    if bound.network:
-        own = anchored(table, bound.network, network, whole)
+        same = table if model.network is None else table.with_entry(name, replace(model.entry, accuracy=before))
+        return TableCheck(before, None, same)
+    if model.network:
+        updated = anchored(table, name, network, whole, model=model)
     else:
-        own = table_of(subject.name, network, whole, [], result.overhead_ms, table.provenance, table)
-    found = with_accuracy(merged([table, own]), str(own.network), held_out)
-    return TableCheck(before, found.for_network(network).entry["accuracy"], found)
+        updated = table_of(name, network, whole, [], result.overhead_ms, table.provenance, table)
+    checked = with_accuracy(merged([table, updated]), name, held_out)
+    return TableCheck(before, checked.networks[name].accuracy, checked)
 
 
-def _errors(table: LatencyTable, held_out: Sequence[MeasuredVariant], *, needed: bool) -> dict[str, Any] | None:
-    """Errors of a table, None where it cannot predict the network and that is not ``needed``."""
+def _errors(model: LatencyModel, held_out: Sequence[MeasuredVariant], *, needed: bool) -> Accuracy | None:
+    """Errors of a model, None where it cannot predict the network and that is not ``needed``."""
     try:
-        return prediction_errors(table, held_out)
+        return prediction_errors(model, held_out)
     except BadInputError:
         if needed:
             raise

@@ -1,21 +1,13 @@
 """Latency tables from hardware: what to measure, the kit that measures it, the table built from its results."""
 
-from amcsearch.measure.build.anchoring import anchored
-from amcsearch.measure.build.measured import MeasuredVariant
-from amcsearch.measure.build.table_builder import (
-    measured_variants,
-    merged,
-    prediction_errors,
-    table_from_results,
-    table_of,
-    with_accuracy,
-)
-from amcsearch.measure.kit.kit import KitPlan, measure_here, write_kit
+from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
+from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
+from amcsearch.measure.build.table_builder import table_from_results, table_of
+from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     LEAST_VARIANTS,
     MeasuredSubject,
-    described_networks,
     measurement_plan,
 )
 from amcsearch.measure.plan.variants import random_kept
@@ -24,10 +16,11 @@ __all__ = [
     "LEAST_VARIANTS",
     "KitPlan",
     "KitResult",
+    "KitRun",
+    "MeasuredNetwork",
     "MeasuredSubject",
     "MeasuredVariant",
     "anchored",
-    "described_networks",
     "measure_here",
     "measured_variants",
     "measurement_plan",

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs import LatencyTable, keeps_signature, measured_layers, signature
+from amcsearch.costs import LatencyModel, LatencyTable, keeps_signature, measured_layers, signature
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
 from amcsearch.runs import make_folder, replacing
 
@@ -66,11 +66,16 @@ class LayerCurve:
         return f"{kind} {self.layer.in_channels}→{stride} on {size}"
 
 
-def layer_curves(table: LatencyTable) -> list[LayerCurve]:
-    """Curves of every signature of a bound table whose outputs vary and cost time, the costliest first."""
+def layer_curves(table: LatencyTable, model: LatencyModel) -> list[LayerCurve]:
+    """Curves of every signature of a network whose outputs vary and cost time, the costliest first.
+
+    Args:
+        table: says what was measured.
+        model: of one of its networks.
+    """
     by_signature: dict[object, list[LayerSpec]] = {}
     timed = table.rows[table.rows["latency_ms"].notna()]
-    for layer in measured_layers(timed, table.network) if len(timed) else []:
+    for layer in measured_layers(timed, model.network) if len(timed) else []:
         by_signature.setdefault(signature(layer), []).append(layer)
     curves = []
     for layers in by_signature.values():
@@ -83,7 +88,7 @@ def layer_curves(table: LatencyTable) -> list[LayerCurve]:
         inputs = np.full_like(widths, widest.in_channels) if apart else widths
         possible = keeps_signature(widest, np.stack([inputs, widths], axis=1))
         inputs, widths = inputs[possible], widths[possible]
-        ms = table.layer_costs(widest, inputs, widths)
+        ms = model.layer_costs(widest, inputs, widths)
         curves.append(LayerCurve(widest, widths, ms, np.flatnonzero(np.isin(widths, list(outs)))))
     return sorted((curve for curve in curves if curve.ms.any()), key=lambda curve: -float(curve.ms[-1]))
 
@@ -97,13 +102,13 @@ def write_latency_curves(table: LatencyTable, folder: Path) -> dict[str, Path]:
     make_folder(folder)
     rows, pictures, cliffs = folder / "cliffs.csv", {}, []
     for name in table.networks:
-        bound = LatencyTable(table.rows, table.info, name)
-        curves = layer_curves(bound)
+        model = table.bind(name)
+        curves = layer_curves(table, model)
         cliffs += [(name, *row) for curve in curves for row in _cliff_rows(curve)]
         if curves:
             pictures[name] = folder / f"{name.replace('/', '_')}.svg"
             with replacing(pictures[name]) as temporary:
-                temporary.write_text(_picture(name, bound.channel_multiple, curves), encoding="utf-8")
+                temporary.write_text(_picture(name, model.channel_multiple, curves), encoding="utf-8")
     with replacing(rows) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_HEAD)

@@ -6,14 +6,14 @@ from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
 from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical
-from amcsearch.runtime.on_device.program import run
+from amcsearch.runtime.on_device.program import ExecutedNode, run
 from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.records import SUM, parsed_lines
 from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
 from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measure_paired
 from amcsearch.runtime.quantisation.quantisation import converted
-from amcsearch.runtime.session import OnnxModule, make_session, provenance
+from amcsearch.runtime.session import OnnxModule, differences, make_session, provenance
 
 __all__ = [
     "COMPARED",
@@ -28,6 +28,7 @@ __all__ = [
     "DeviceError",
     "DevicePlan",
     "Drift",
+    "ExecutedNode",
     "InputSpec",
     "OnnxModule",
     "PairedLatency",
@@ -37,6 +38,7 @@ __all__ = [
     "calibrated_scale",
     "canonical",
     "converted",
+    "differences",
     "exported",
     "find_counter",
     "make_session",

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -23,8 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
+from amcsearch.costs import Provenance
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.protobuf import nchwc_block
+from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
 from amcsearch.runtime.on_device.session import CPU, open_session, optimised_model
 
@@ -35,6 +37,7 @@ ort.disable_telemetry_events()  # a tool that measures other people's networks r
 __all__ = [
     "PROVIDER",
     "detect_nchwc_block",
+    "differences",
     "make_session",
     "optimised_graph",
     "outputs_of_calls",
@@ -124,9 +127,22 @@ def detect_nchwc_block() -> int:
     return nchwc_block(optimised_model(_one_conv(64, 4)))
 
 
-def provenance(threads: int, batch: int, dtype: str = "float32") -> dict[str, Any]:
-    """Where, with what and how latencies are being measured here: plain values, ready for a YAML header."""
-    return device_provenance(threads, batch, dtype, PROVIDER, detect_nchwc_block())
+def provenance(threads: int, batch: int, dtype: str = "float32") -> Provenance:
+    """Where, with what and how latencies are being measured here."""
+    return Provenance.from_mapping(device_provenance(threads, batch, dtype, PROVIDER, detect_nchwc_block()))
+
+
+def differences(measured: Provenance, here: Provenance) -> list[str]:
+    """Say in sentences how a table's device and setting differ from those of a run; [] where they agree.
+
+    What either side does not know is not compared.
+    """
+    pairs = [(words, getattr(measured, name), getattr(here, name)) for name, words in COMPARED.items()]
+    return [
+        f"{words}: the table was measured with {before!r}, this run has {now!r}"
+        for words, before, now in pairs
+        if before is not None and now is not None and before != now
+    ]
 
 
 class OnnxModule(nn.Module):

@@ -33,14 +33,17 @@ def table(tmp_path: Path) -> Path:
     """A table of this machine that holds one linear layer."""
     layer = LayerSpec("fc", LayerKind.LINEAR, 16, 4, has_bias=True)
     row = dict(zip(COLUMNS, ("one", *row_key(layer), "Gemm", 1.0, 0.5, 0.0, 1, "profile"), strict=True))
-    info = {"provenance": provenance(1, 1), "networks": {"one": {"constant_ms": 0.01, "fingerprint": "none"}}}
-    write_latency_table(LatencyTable(make_rows([row]), info), tmp_path / "table")
+    info = {
+        "provenance": provenance(1, 1).as_mapping(),
+        "networks": {"one": {"constant_ms": 0.01, "fingerprint": "none"}},
+    }
+    write_latency_table(LatencyTable.from_mapping(make_rows([row]), info), tmp_path / "table")
     return tmp_path / "table"
 
 
 def of_another_device(table: Path) -> None:
     header = table / "device.yaml"
-    header.write_text(header.read_text().replace(provenance(1, 1)["ort_version"], "1.0.0"))
+    header.write_text(header.read_text().replace(provenance(1, 1).ort_version, "1.0.0"))
 
 
 @pytest.mark.parametrize("verb", ["kit", "build", "measure", "check", "show"])
@@ -54,7 +57,7 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: Capture) -> None:
 def test_show_prints_what_a_table_says_of_itself(table: Path, capsys: Capture) -> None:
     assert main(["table", "show", str(table)]) == 0
     shown = capsys.readouterr().out
-    assert provenance(1, 1)["cpu"] in shown
+    assert provenance(1, 1).cpu in shown
     assert "not checked" in shown
     assert main(["table", "show", str(table), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1

@@ -37,8 +37,8 @@ def table_of(network: NetworkSpec, entry: Mapping[str, Any]) -> LatencyTable:
                 rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
     known = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "channel_multiple": 4, **entry}
     other = {**known, "fingerprint": "other"}
-    info = {"provenance": provenance(1, 1), "networks": {"tiny": known, "other": other}}
-    return LatencyTable(make_rows(rows.values()), info)
+    info = {"provenance": provenance(1, 1).as_mapping(), "networks": {"tiny": known, "other": other}}
+    return LatencyTable.from_mapping(make_rows(rows.values()), info)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.tables import VARIANTS, build_table, known_share, make_kit, needed_variants, subject_of
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.session import detect_nchwc_block, provenance
+from amcsearch.runtime.session import detect_nchwc_block, differences, provenance
 
 WriteConfig = Callable[..., Path]
 
@@ -43,23 +43,23 @@ def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> Latency
                 rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
     info = {"cpu": "another", "nchwc_block": detect_nchwc_block()}
     entry = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "accuracy": {"mape": 0.5}}
-    return LatencyTable(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
+    return LatencyTable.from_mapping(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
 
 
 def test_a_network_the_table_knows_needs_a_third_of_the_variants(subject: MeasuredSubject) -> None:
     network = subject.trace.network
     table = table_of_another_device(network)
     assert known_share(table, network) == pytest.approx(1.0)
-    assert needed_variants(None, network) == VARIANTS
-    assert needed_variants(table, network) == VARIANTS / 3
-    assert needed_variants(table, network, variants=15) == 12  # a table is not built of fewer
+    assert needed_variants(0.0) == VARIANTS
+    assert needed_variants(known_share(table, network)) == VARIANTS / 3
+    assert needed_variants(1.0, variants=15) == 12  # a table is not built of fewer
 
 
 def test_layers_of_which_nothing_is_known_need_all(subject: MeasuredSubject) -> None:
     network = subject.trace.network
     linear = NetworkSpec(tuple(x for x in network.layers if x.kind is LayerKind.LINEAR), ())
     assert known_share(table_of_another_device(linear), network) == 0.0
-    assert needed_variants(table_of_another_device(linear), network) == VARIANTS
+    assert needed_variants(known_share(table_of_another_device(linear), network)) == VARIANTS
 
 
 def test_borrowed_layers_do_not_count_as_known(subject: MeasuredSubject) -> None:
@@ -89,11 +89,12 @@ def test_anchors_carry_another_devices_table_here(tmp_path: Path, subject: Measu
     network = subject.trace.network
     source = table_of_another_device(network)
     table = build_table([tmp_path / "r.jsonl"], source=source)
-    assert table.mismatches(provenance(1, 1)) == []
-    assert table.networks["tiny"]["anchors"]["from_cpu"] == "another"
-    assert table.accuracy is not None
-    assert table.accuracy["variants"] == 6
-    assert 0 < table.predict(network.layers) < source.predict(network.layers)
+    assert differences(table.provenance, provenance(1, 1)) == []
+    assert table.networks["tiny"].anchors.from_cpu == "another"
+    accuracy = table.networks["tiny"].accuracy
+    assert accuracy is not None
+    assert accuracy.variants == 6
+    assert 0 < table.bind(network).predict(network.layers) < source.bind(network).predict(network.layers)
     with pytest.raises(BadInputError, match="two devices or settings"):
         build_table([tmp_path / "r.jsonl"], known=source, source=source)
 

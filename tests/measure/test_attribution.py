@@ -10,16 +10,16 @@ from amcsearch.core.policy import PruningPolicy
 from amcsearch.graph.removal import remove
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.measure.build.attribution import (
+    KernelRun,
     _module_path,
     kernel_name,
     kernel_runs,
     optimised_owners,
     original_owners,
 )
-from amcsearch.measure.build.measured import KernelRun
-from amcsearch.measure.kit.kit_results import NodeTime
 from amcsearch.measure.plan.variants import random_kept
 from amcsearch.runtime.export import exported
+from amcsearch.runtime.on_device.program import ExecutedNode
 from amcsearch.runtime.session import detect_nchwc_block, optimised_graph
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
@@ -128,7 +128,7 @@ def test_every_node_of_a_profile_is_a_kernel_of_one_layer():
         "MyFusion": "Tuned",
         "/network/b/Gemm": "Gemm",
     }
-    profile = [NodeTime(name, op_type, 0.5, (), ()) for name, op_type in names.items()]
+    profile = [ExecutedNode(name, op_type, 500.0, [], []) for name, op_type in names.items()]
     assert kernel_runs(graph, owners, profile) == [
         KernelRun("a", "Conv", 0.5),
         KernelRun("a", "ReorderOutput", 0.5),

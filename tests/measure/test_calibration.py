@@ -3,9 +3,10 @@ import pytest
 
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.core.policy import PruningPolicy
-from amcsearch.costs.latency.cache import Residency
+from amcsearch.costs.latency.cache import CacheOverflow
+from amcsearch.measure.build.attribution import KernelRun
 from amcsearch.measure.build.calibration import FOLDS, Calibration, NodeCalibration, calibrate, fit_nodes, observe
-from amcsearch.measure.build.measured import KernelRun, MeasuredVariant
+from amcsearch.measure.build.measured import MeasuredVariant
 from amcsearch.measure.plan.variants import random_policies
 
 OVERHEAD = 0.004
@@ -40,34 +41,34 @@ def test_two_variants_fit_a_factor_alone():
 
 def test_nodes_add_up_to_the_whole_run_at_the_scale_they_were_profiled_at():
     """0.198 + 0.098 ms, profiled at half speed with 2 µs a node: 0.4 and 0.2."""
-    times = NodeCalibration(1.0, -0.002).times_ms(np.array([0.4, 0.2]), 0.296)
+    times = NodeCalibration(1.0, -0.002).durations_ms(np.array([0.4, 0.2]), 0.296)
     assert times.tolist() == pytest.approx([0.198, 0.098])
 
 
 def test_no_kernel_is_free():
-    times = NodeCalibration(1.0, -0.002).times_ms(np.array([0.0005, 0.2015]), 0.198)  # below 0 by the fit
+    times = NodeCalibration(1.0, -0.002).durations_ms(np.array([0.0005, 0.2015]), 0.198)  # below 0 by the fit
     assert times.tolist() == pytest.approx([2e-4, 0.198 - 2e-4], rel=0.02)
 
 
 def test_kernel_times_are_stretched_to_the_whole_run():
     runs = [KernelRun("a", "Gemm", 0.3), KernelRun("b", "Gemm", 0.6), KernelRun("b", "Relu", 0.1)]
     one = variant(1.004, [*runs, KernelRun("b", "Relu", 0.2)])
-    first, second = observe(one, NodeCalibration(2.0, 0.0), OVERHEAD, Residency({}), 4)
+    first, second = observe(one, NodeCalibration(2.0, 0.0), OVERHEAD, CacheOverflow({}), 4)
     assert (first.layer.name, first.kernels) == ("a", {"Gemm": (1.0, pytest.approx(0.25))})
     assert second.kernels == {"Gemm": (1.0, pytest.approx(0.5)), "Relu": (2.0, pytest.approx(0.125))}
 
 
 def test_a_fused_layer_has_no_kernels():
     one = variant(1.0, [KernelRun("a", "Gemm", 0.3)])
-    assert observe(one, NodeCalibration(1.0, 0.0), OVERHEAD, Residency({}), 4)[1].kernels == {}
+    assert observe(one, NodeCalibration(1.0, 0.0), OVERHEAD, CacheOverflow({}), 4)[1].kernels == {}
 
 
-def test_what_residency_takes_is_no_kernels():
+def test_what_the_caches_take_is_no_kernels():
     """4 MiB beyond a knot of 2, 0.1 ms each: 0.2 ms of the main kernel of the only layer with weights to speak of."""
     one = variant(1.0, [KernelRun("b", "Gemm", 0.7), KernelRun("b", "Relu", 0.3)], (WIDE,))
-    (seen,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, Residency({2.0: 0.1}), 4)
+    (seen,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, CacheOverflow({2.0: 0.1}), 4)
     assert seen.kernels == {"Gemm": (1.0, pytest.approx(0.5)), "Relu": (1.0, pytest.approx(0.3))}
-    (most,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, Residency({2.0: 9.0}), 4)
+    (most,) = observe(one, NodeCalibration(1.0, 0.0), 0.0, CacheOverflow({2.0: 9.0}), 4)
     assert most.kernels["Gemm"] == (1.0, pytest.approx(0.3 * 0.7))
 
 
@@ -95,10 +96,10 @@ def test_the_profilers_inflation_of_a_simulated_device_is_found(simulated, resne
     assert nodes == NodeCalibration(pytest.approx(0.8), pytest.approx(-0.002 * 0.8))
 
 
-def test_residency_of_a_simulated_device_is_found(calibrated):
+def test_the_cost_beyond_the_caches_of_a_simulated_device_is_found(calibrated):
     device, found = calibrated
     total = np.array([0.6, 0.8, 1.0])
-    ratio = found.residency.extra_ms(total, total) / device.residency.extra_ms(total, total)
+    ratio = found.overflow.extra_ms(total, total) / device.overflow.extra_ms(total, total)
     assert (ratio > 0.5).all()
     assert (ratio < 2.0).all()  # weights and work grow together: the two can be told apart only so well
 
@@ -108,7 +109,7 @@ def test_a_device_that_streams_nothing_is_not_said_to(simulated, resnet20_networ
     policies = [p for multiple in (16, 1) for p in random_policies(resnet20_network, 18, multiple, rng)]
     found = calibrate(device.measured(resnet20_network, policies, rng), device.overhead_ms, 16)
     one = np.array([1.0])
-    assert found.residency.extra_ms(one, one)[0] < 0.04 * device.truth_ms(resnet20_network.layers)
+    assert found.overflow.extra_ms(one, one)[0] < 0.04 * device.truth_ms(resnet20_network.layers)
 
 
 def test_left_out_variants_are_predicted_and_sigma_says_how_well(calibrated):

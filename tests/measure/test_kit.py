@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.measure.kit.kit import KitModel, KitPlan, device_plan, measure_here, write_kit
-from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.measure.kit.kit_results import Coverage, read_results
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.session import optimised_model
@@ -42,7 +42,7 @@ def test_a_kit_measures_on_a_device_what_its_plan_says(tmp_path, small_plan):
     assert [m.id for m in result.models] == ["w64", "w16", "w32"]
     assert [len(m.passes) for m in result.models] == [2, 2, 2]
     assert all(2 <= len(p.samples_ms) == len(p.reference_ms) <= 4 for m in result.models for p in m.passes)
-    assert result.coverage == {"models": 3, "graphs": 3, "timed": [3, 3], "profiled": 3, "failed": {}, "left_out": []}
+    assert result.coverage == Coverage(models=3, graphs=3, timed=(3, 3), profiled=3, failed={}, left_out=())
     assert result.models[1].policy == {"hidden": 16}
     assert 0 < result.overhead_ms < result.models[0].latency_ms
     assert result.notes == ()
@@ -55,16 +55,16 @@ def test_a_kit_measures_on_a_device_what_its_plan_says(tmp_path, small_plan):
 def test_measuring_here_is_the_same_program(tmp_path, small_plan):
     plan, told = small_plan(), []
     end = measure_here(plan, tmp_path / "r.jsonl", progress=lambda share, text: told.append((share, text)))
-    assert end["complete"]
-    assert end["notes"] == []
+    assert end.complete
+    assert end.notes == ()
     assert told[-1][0] == 1.0
     assert all(0 <= share <= 1 for share, _ in told)
     (result,) = read_results([tmp_path / "r.jsonl"])
-    ours = provenance(1, 1)
-    assert set(ours) == set(result.provenance)
+    ours, theirs = provenance(1, 1).as_mapping(), result.provenance.as_mapping()
+    assert set(ours) == set(theirs)
     same = set(ours) - {"timestamp", "load", "frequency_mhz", "temperatures_c"}
-    assert {key: result.provenance[key] for key in same} == {key: ours[key] for key in same}
-    assert result.provenance["nchwc_block"] == detect_nchwc_block()
+    assert {key: theirs[key] for key in same} == {key: ours[key] for key in same}
+    assert result.provenance.nchwc_block == detect_nchwc_block()
 
 
 def test_the_profile_is_of_the_recorded_graph_and_knows_shapes(tmp_path, small_plan):
@@ -72,9 +72,9 @@ def test_the_profile_is_of_the_recorded_graph_and_knows_shapes(tmp_path, small_p
     model = read_results([tmp_path / "r.jsonl"])[0].models[0]
     assert [(n.name, n.op_type) for n in model.nodes] == [(n.name, n.op_type) for n in model.graph.node]
     convs = [node for node in model.nodes if node.op_type == "Conv"]
-    assert [node.input_shapes[0] for node in convs] == [(1, 16, 8, 8), (1, 64, 8, 8)]
-    assert convs[0].output_shapes == ((1, 64, 8, 8),)
-    assert all(node.ms >= 0 for node in model.nodes)
+    assert [node.input_shapes[0] for node in convs] == [[1, 16, 8, 8], [1, 64, 8, 8]]
+    assert convs[0].output_shapes == [[1, 64, 8, 8]]
+    assert all(node.us >= 0 for node in model.nodes)
     initializers = {t.name: tuple(t.dims) for t in model.graph.initializer}
     assert (64, 16, 3, 3) in initializers.values()
     assert not any(t.raw_data for t in model.graph.initializer)
@@ -213,4 +213,4 @@ def test_a_kit_needs_only_numpy_and_onnxruntime(tmp_path, small_plan):
     assert subprocess.run([python, "-c", "import onnx"], capture_output=True, check=False).returncode != 0
     done = subprocess.run([python, *KIT], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert read_results([tmp_path / "result.jsonl"])[0].coverage["timed"] == [3, 3]
+    assert read_results([tmp_path / "result.jsonl"])[0].coverage.timed == (3, 3)

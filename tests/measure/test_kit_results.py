@@ -6,7 +6,7 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.measure.kit.kit import KitModel, device_plan
-from amcsearch.measure.kit.kit_results import read_results
+from amcsearch.measure.kit.kit_results import DriftSummary, read_results
 from amcsearch.runtime.on_device.part import Settings
 from amcsearch.runtime.on_device.program import run
 from amcsearch.runtime.on_device.records import encoded
@@ -50,7 +50,7 @@ def test_a_whole_result(records, written):
     assert [m.latency_ms for m in result.models] == [100.0, 100.0, 100.0]
     assert [p.number for p in result.models[0].passes] == [1, 2]
     assert result.overhead_ms == 100.0
-    assert result.drift == {"rounds": 4, "disturbed_share": 0.0, "largest": 1.0, "events": []}
+    assert result.drift == DriftSummary(rounds=4, disturbed_share=0.0, largest=1.0, events=())
     assert [m.id for m in result.of("train")] == ["w16", "w32"]
     assert result.of("train", "other") == ()
     assert result.notes == ()
@@ -77,7 +77,7 @@ def test_reordered_lines_are_the_same_result(records, written):
 def test_records_that_occur_twice_count_once(records, written):
     (result,) = read_results([written([*records, *records[3:6]])])
     assert result.notes == ("3 records occur twice and were counted once",)
-    assert result.coverage["timed"] == [3, 3]
+    assert result.coverage.timed == (3, 3)
 
 
 def test_two_results_of_one_model_are_refused(records, written):
@@ -105,7 +105,7 @@ def test_impossible_times_are_dropped_with_their_references(records, written, ba
 def test_impossible_reference_times_are_dropped_too(records, written):
     (result,) = read_results([written(changed(records, "timing", 1, reference_ms=[100.0, math.nan]))])
     assert result.models[1].passes[0].samples_ms.tolist() == [100.0]
-    assert result.drift["largest"] == 1.0
+    assert result.drift.largest == 1.0
 
 
 def test_a_model_without_any_possible_time_is_refused(records, written):
@@ -162,15 +162,15 @@ def test_what_was_not_measured_is_said(tmp_path, records, written, small_plan, f
     assert result.models[2].passes == ()
     assert result.models[2].latency_ms is None
     assert result.models[2].graph is None
-    assert result.coverage["left_out"] == ["w32"]
+    assert result.coverage.left_out == ("w32",)
     assert "1 of 3 models were left out for lack of time" in result.notes
 
 
 def test_models_that_failed_are_named_with_the_reason(records, written):
     few = [r for r in records if r.get("model") != "w32"]
     (result,) = read_results([written([*few, {"kind": "failed", "model": "w32", "reason": "no kernel"}])])
-    assert result.coverage["failed"] == {"w32": "no kernel"}
-    assert result.coverage["left_out"] == []
+    assert result.coverage.failed == {"w32": "no kernel"}
+    assert result.coverage.left_out == ()
     assert result.notes == ("model w32 could not be run: no kernel",)
 
 

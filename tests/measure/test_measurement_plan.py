@@ -9,8 +9,8 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.measure.build.table_builder import table_of
-from amcsearch.measure.plan.measurement_plan import MeasuredSubject, described_networks, measurement_plan
-from amcsearch.measure.plan.network_record import network_from_record
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.measure.plan.network_record import described_networks
 from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, held_out_policies, training_policies
 from amcsearch.measure.plan.variants import random_policies, smallest
 from amcsearch.runtime.on_device.plan import InputSpec
@@ -86,8 +86,8 @@ def test_what_is_held_out_is_not_profiled_and_what_is_lowered_is_not_run(plan):
 def test_the_plan_describes_its_networks_and_inputs(plan):
     networks = described_networks(plan.info)
     assert list(networks) == ["small", "other"]
-    assert network_from_record(networks["small"]["network"]) == subject().trace.network
-    assert set(networks["small"]["owners"].values()) == {"conv1", "conv2", "fc"}
+    assert networks["small"].network == subject().trace.network
+    assert set(networks["small"].owners.values()) == {"conv1", "conv2", "fc"}
     assert plan.inputs["small"] == InputSpec((2, 1, 8, 8), "float32", None)
     assert plan.batch == 2
 
@@ -121,12 +121,13 @@ def test_a_table_asks_for_what_it_knows_least(simulated, resnet20_network):
     device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
     building = device.measured(resnet20_network, random_policies(resnet20_network, 16, 16, rng), rng)
     table = table_of("resnet", resnet20_network, building, [], device.overhead_ms, simulated.PROVENANCE)
+    model = table.bind("resnet")
 
     def doubt(policies):
         layers = [resnet20_network.with_channels(policy).layers for policy in policies]
-        return np.mean([table.uncertainty(one) / table.predict(one) for one in layers])
+        return np.mean([model.uncertainty(one) / model.predict(one) for one in layers])
 
-    chosen = training_policies(resnet20_network, 12, np.random.default_rng(1), table)
+    chosen = training_policies(resnet20_network, 12, np.random.default_rng(1), model)
     assert len(set(chosen)) == len(chosen) == 12
     assert doubt(chosen) > 1.2 * doubt(training_policies(resnet20_network, 12, np.random.default_rng(1)))
 

@@ -11,11 +11,12 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.costs.latency.rows import GRAPH
 from amcsearch.costs.latency.table import fingerprint
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.measure.build.table_builder import _passes_ms, measured_variants, table_from_results
+from amcsearch.measure.build.measured import _passes_ms, measured_variants
+from amcsearch.measure.build.table_builder import table_from_results
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.kit.kit_results import TimedPass, read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.session import provenance
+from amcsearch.runtime.session import differences, provenance
 
 
 def subject(width, name):
@@ -76,13 +77,14 @@ def test_variants_come_back_with_their_shapes_and_kernels(first):
 
 def test_a_result_becomes_a_table(first):
     network = subject(64, "small").trace.network
-    table = table_from_results([first]).for_network(network)
-    assert table.network == "small"
-    assert table.networks["small"]["fingerprint"] == fingerprint(network)
-    assert table.mismatches(provenance(1, 1)) == []
-    assert table.accuracy["variants"] == 4
-    assert table.predict(network.layers) > 0
-    assert {"drift", "notes"} <= set(table.networks["small"])
+    table = table_from_results([first])
+    model = table.bind(network)
+    assert model.network == "small"
+    assert table.networks["small"].fingerprint == fingerprint(network)
+    assert differences(table.provenance, provenance(1, 1)) == []
+    assert model.accuracy.variants == 4
+    assert model.predict(network.layers) > 0
+    assert {"drift", "notes"} <= set(table.networks["small"].as_mapping())
 
 
 def test_graphs_that_were_never_run_say_what_layers_become(first, tmp_path):
@@ -91,12 +93,13 @@ def test_graphs_that_were_never_run_say_what_layers_become(first, tmp_path):
     _, building, _ = measured_variants(result, "small")
     read = [variant for variant in building if not variant.passes_ms]
     assert len(read) == 6
-    table = table_from_results([result], [table_from_results([first])]).for_network(network)
-    assert table.networks["small"]["calibration"]["variants"] == 5
+    table = table_from_results([result], [table_from_results([first])])
+    model = table.bind(network)
+    assert table.networks["small"].calibration.variants == 5
     for variant in read:
         for layer in variant.layers:
             kernels = {run.kernel for run in variant.kernels if run.layer == layer.name}
-            assert kernels <= {time.kernel for time in table.kernel_times(layer)}
+            assert kernels <= {kernel.kernel for kernel in model.kernel_latencies(layer)}
     assert GRAPH in set(table.rows["source"])
 
 
@@ -104,12 +107,13 @@ def test_a_second_result_extends_the_table_and_more_variants_of_a_network_count_
     more = measured(tmp_path / "m.jsonl", subject(64, "small"), seed=1)
     other = measured(tmp_path / "o.jsonl", subject(48, "other"))
     table = table_from_results([first, more])
-    assert table.networks["small"]["calibration"]["variants"] == 26  # both results hold the dense network
+    assert table.networks["small"].calibration.variants == 26  # both results hold the dense network
     parts = [measured_variants(result, "small") for result in (first, more)]
     taken = {variant.policy for _, building, _ in parts for variant in building}
     left = [variant for _, _, held_out in parts for variant in held_out if variant.policy not in taken]
-    assert 0 < len(left) == table.networks["small"]["accuracy"]["variants"]
+    assert 0 < len(left) == table.networks["small"].accuracy.variants
     both = table_from_results([other], [table])
     assert set(both.networks) == {"small", "other"}
     layers = subject(64, "small").trace.network.layers
-    assert both.for_network(subject(64, "small").trace.network).predict(layers) == pytest.approx(table.predict(layers))
+    network = subject(64, "small").trace.network
+    assert both.bind(network).predict(layers) == pytest.approx(table.bind(network).predict(layers))

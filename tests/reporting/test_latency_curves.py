@@ -11,9 +11,10 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.entry import NetworkEntry
 from amcsearch.costs.latency.rows import COLUMNS, GRAPH, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable
-from amcsearch.reporting.latency_curves import layer_curves, write_latency_curves
+from amcsearch.reporting.latency_curves import LayerCurve, layer_curves, write_latency_curves
 
 CONV = LayerSpec("c", LayerKind.CONV, 8, 16, (3, 3), padding=(1, 1), in_size=(4, 4), out_size=(4, 4))
 GROUPED = replace(CONV, conv_groups=4)  # its widths are multiples of 4
@@ -28,7 +29,11 @@ def table_of(times: Mapping[LayerSpec, float | None], network: str = "net", **en
         values = (network, *row_key(layer), "Kernel", 1.0, ms, None if ms is None else 0.0, 1)
         rows.append(dict(zip(COLUMNS, (*values, GRAPH if ms is None else "profile"), strict=True)))
     networks = {network: {"constant_ms": 0.0, "channel_multiple": 4, **entry}}
-    return LatencyTable(make_rows(rows), {"provenance": {"nchwc_block": 0}, "networks": networks})
+    return LatencyTable.from_mapping(make_rows(rows), {"provenance": {"nchwc_block": 0}, "networks": networks})
+
+
+def curves_of(table: LatencyTable) -> list[LayerCurve]:
+    return layer_curves(table, table.bind("net"))
 
 
 def convolutions(times: Mapping[int, float], layer: LayerSpec = CONV) -> dict[LayerSpec, float | None]:
@@ -36,10 +41,10 @@ def convolutions(times: Mapping[int, float], layer: LayerSpec = CONV) -> dict[La
 
 
 def test_the_curve_goes_through_measurements_and_knows_its_cliffs() -> None:
-    (curve,) = layer_curves(table_of(convolutions(STAIRS, GROUPED)))
+    (curve,) = curves_of(table_of(convolutions(STAIRS, GROUPED)))
     assert curve.ms == pytest.approx([1.0, 3.0, 2.0, 2.02], rel=1e-5)  # the process has a noise, however small
     assert curve.cliffs.tolist() == [1]
-    (curve,) = layer_curves(table_of(convolutions(STAIRS)))
+    (curve,) = curves_of(table_of(convolutions(STAIRS)))
     assert curve.widths.tolist() == list(range(1, 17))
     assert curve.widths[curve.measured].tolist() == [4, 8, 12, 16]
     assert curve.ms[curve.measured] == pytest.approx([1.0, 3.0, 2.0, 2.02], rel=1e-5)
@@ -50,37 +55,37 @@ def test_the_curve_goes_through_measurements_and_knows_its_cliffs() -> None:
 def test_cliffs_are_slower_by_more_than_two_per_cent_than_some_wider_width() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        (curve,) = layer_curves(table_of(convolutions({w: float(rng.uniform(1, 2)) for w in (3, 5, 8, 13, 16)})))
+        (curve,) = curves_of(table_of(convolutions({w: float(rng.uniform(1, 2)) for w in (3, 5, 8, 13, 16)})))
         expected = [i for i, ms in enumerate(curve.ms) if any(ms > 1.02 * wider for wider in curve.ms[i + 1 :])]
         assert curve.cliffs.tolist() == expected
 
 
 def test_the_input_is_the_widest_measured_and_other_inputs_are_not_marked() -> None:
     narrow = {CONV.resized(4, 6): 0.5}
-    (curve,) = layer_curves(table_of({**convolutions({8: 1.0, 16: 2.0}), **narrow}))
+    (curve,) = curves_of(table_of({**convolutions({8: 1.0, 16: 2.0}), **narrow}))
     assert curve.layer.in_channels == 8
     assert curve.widths[curve.measured].tolist() == [8, 16]
 
 
 def test_only_widths_that_the_layer_can_have_are_drawn() -> None:
-    (curve,) = layer_curves(table_of(convolutions({8: 1.0, 16: 2.0}, GROUPED)))
+    (curve,) = curves_of(table_of(convolutions({8: 1.0, 16: 2.0}, GROUPED)))
     assert curve.widths.tolist() == [4, 8, 12, 16]
-    (curve,) = layer_curves(table_of({ATTENTION: 2.0, ATTENTION.resized(8, 8): 1.0}))
+    (curve,) = curves_of(table_of({ATTENTION: 2.0, ATTENTION.resized(8, 8): 1.0}))
     assert curve.widths.tolist() == [4, 8, 12, 16]  # whole heads; both widths move together
     assert curve.widths[curve.measured].tolist() == [8, 16]
 
 
 def test_layers_of_one_width_or_no_time_have_no_curve() -> None:
-    assert layer_curves(table_of(convolutions({16: 1.0}))) == []
-    assert layer_curves(table_of(convolutions({8: 0.0, 16: 0.0}))) == []
+    assert curves_of(table_of(convolutions({16: 1.0}))) == []
+    assert curves_of(table_of(convolutions({8: 0.0, 16: 0.0}))) == []
     untimed = {CONV.resized(8, width): None for width in (8, 16)}
-    assert layer_curves(table_of(untimed)) == []
+    assert curves_of(table_of(untimed)) == []
 
 
 def test_a_picture_a_network_and_every_cliff_as_a_row(tmp_path: Path) -> None:
     one = table_of(convolutions(STAIRS, GROUPED))
-    info = {**one.info, "networks": {**one.info["networks"], "../other": {"constant_ms": 0.0}}}
-    files = write_latency_curves(LatencyTable(one.rows, info), tmp_path / "new" / "folder")
+    both = one.with_entry("../other", NetworkEntry(constant_ms=0.0))
+    files = write_latency_curves(both, tmp_path / "new" / "folder")
     assert set(files) == {"net", "cliffs"}  # no row is of the other network
     text = "".join(ElementTree.parse(files["net"]).getroot().itertext())
     assert "net: multiples of 4 are rewarded" in text

@@ -13,16 +13,18 @@ from torch import nn
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind
-from amcsearch.costs.latency.table import LatencyTable
+from amcsearch.costs.latency.entry import Provenance
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.measure.build.attribution import kernel_runs, original_owners
-from amcsearch.measure.build.table_builder import measured_variants, merged, table_from_results
+from amcsearch.measure.build.maintenance import merged
+from amcsearch.measure.build.measured import measured_variants
+from amcsearch.measure.build.table_builder import table_from_results
 from amcsearch.measure.kit.kit import KitModel, measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.weights import weight_bytes
-from amcsearch.runtime.session import OnnxModule, optimised_graph
+from amcsearch.runtime.session import OnnxModule, differences, optimised_graph
 from amcsearch.training.models.transformer import language_model, vit
 
 
@@ -163,15 +165,15 @@ def measured(tmp_path_factory, subject):
 
 
 def test_an_int8_kit_becomes_an_int8_table(measured, subject):
-    assert measured.provenance["dtype"] == "int8"
-    assert measured.coverage["failed"] == {}
+    assert measured.provenance.dtype == "int8"
+    assert measured.coverage.failed == {}
     table = table_from_results([measured])
-    assert table.mismatches({"dtype": "float32"}) == [
+    assert differences(table.provenance, Provenance(dtype="float32")) == [
         "data type: the table was measured with 'int8', this run has 'float32'"
     ]
-    assert table.predict(subject.trace.network.layers) > 0.0
+    assert table.bind(subject.trace.network).predict(subject.trace.network.layers) > 0.0
     weights = 16 * 9 + 2 * 16 * 32 * 9 + 16 * 4
-    assert table.entry["weights_mib"] == pytest.approx(weights / 2**20)
+    assert table.networks["small"].weights_mib == pytest.approx(weights / 2**20)
 
 
 def test_integer_kernels_are_families_of_their_own_and_belong_to_their_layers(measured):
@@ -209,7 +211,7 @@ def test_of_a_transformer_linear_layers_alone_compute_in_integers(make, x):
 
 def test_tables_of_two_data_types_are_two_settings(measured):
     table = table_from_results([measured])
-    other = LatencyTable(table.rows, {**table.info, "provenance": {**table.provenance, "dtype": "float32"}})
+    other = replace(table, provenance=replace(table.provenance, dtype="float32"))
     with pytest.raises(BadInputError, match="data type: the table was measured with 'int8', this run has 'float32'"):
         merged([table, other])
 

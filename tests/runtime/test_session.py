@@ -6,7 +6,20 @@ import onnxruntime as ort
 import pytest
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.runtime.session import PROVIDER, _one_conv, detect_nchwc_block, make_session, optimised_graph, provenance
+from amcsearch.costs.latency.entry import Provenance
+from amcsearch.measure.kit.kit_results import Line, check_one_device
+from amcsearch.runtime.on_device.done import check_same_run
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.provenance import COMPARED
+from amcsearch.runtime.session import (
+    PROVIDER,
+    _one_conv,
+    detect_nchwc_block,
+    differences,
+    make_session,
+    optimised_graph,
+    provenance,
+)
 
 
 def test_a_session_is_sequential_optimised_and_uses_the_threads_asked_for():
@@ -43,11 +56,41 @@ def test_the_block_explains_the_layout_of_the_runtime_itself():
 
 
 def test_provenance_names_all_that_a_table_must_be_compared_by():
-    record = provenance(threads=3, batch=5)
+    record = provenance(threads=3, batch=5).as_mapping()
     assert {"cpu", "cores", "ort_version", "provider", "threads", "batch", "dtype", "timestamp"} <= set(record)
+    assert set(COMPARED) <= set(record)
     assert (record["threads"], record["batch"], record["provider"]) == (3, 5, PROVIDER)
     assert record["ort_version"] == ort.__version__
     assert json.loads(json.dumps(record)) == record
+
+
+MEASURED = Provenance(cpu="Toy CPU", ort_version="1.0", threads=1, batch=1, nchwc_block=16)
+
+
+def test_differences_are_sentences_and_what_is_not_known_is_none():
+    here = Provenance.from_mapping({"cpu": "Toy CPU", "ort_version": "2.0", "threads": 4, "batch": 1, "kernel": "6.1"})
+    assert differences(MEASURED, here) == [
+        "ONNX Runtime: the table was measured with '1.0', this run has '2.0'",
+        "threads: the table was measured with 1, this run has 4",
+    ]
+    assert differences(MEASURED, MEASURED) == []
+
+
+def test_two_devices_are_told_apart_by_the_same_names_everywhere():
+    """One table of names: for documents, for a run that goes on, and for results that are brought together."""
+    same = dict.fromkeys(COMPARED, 1)
+    first = {"kit_version": 1, "plan_hash": "x", "provenance": {**same, "load": [1.0]}}
+    check_same_run(first, {**first, "provenance": {**same, "load": [2.0]}})
+    assert differences(Provenance.from_mapping(same), Provenance.from_mapping({**same, "load": [2.0]})) == []
+    for name, words in COMPARED.items():
+        other = {**same, name: 2}
+        (difference,) = differences(Provenance.from_mapping(same), Provenance.from_mapping(other))
+        assert difference.startswith(f"{words}: ")
+        with pytest.raises(DeviceError, match=name):
+            check_same_run(first, {**first, "provenance": other})
+        lines = [Line({"provenance": values}, "a file") for values in (same, other)]
+        with pytest.raises(BadInputError, match=f"results of two devices: {name} is 1"):
+            check_one_device(lines)
 
 
 def test_the_probe_is_a_valid_model():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
 
-__all__ = ["KNOTS_MIB", "Residency", "bytes_a_weight", "is_plain", "weight_mib", "weight_mib_at"]
+__all__ = ["KNOTS_MIB", "CacheOverflow", "bytes_a_weight", "is_plain", "weight_mib", "weight_mib_at"]
 
 KNOTS_MIB: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0)
 _PLAIN_CONVOLUTIONS: Final = ("Conv", "ms.FusedConv")
@@ -35,9 +35,9 @@ def is_plain(kernel: str) -> bool:
     return kernel.split("+")[0] in _PLAIN_CONVOLUTIONS
 
 
-def bytes_a_weight(provenance: Mapping[str, Any]) -> int:
-    """Size of one weight in the data type a table was measured with, float32 where it does not say."""
-    return _BYTES.get(str(provenance.get("dtype", "float32")), 4)
+def bytes_a_weight(dtype: str | None) -> int:
+    """Size of one weight in a data type, float32 where it is not known."""
+    return _BYTES.get(dtype or "float32", 4)
 
 
 def weight_mib(layer: LayerSpec, bytes_each: int) -> float:
@@ -60,7 +60,7 @@ def _weights(layer: LayerSpec, c_in: _Count, c_out: _Count) -> _Count:
 
 
 @dataclass(frozen=True)
-class Residency:
+class CacheOverflow:
     """Slopes in ms a MiB beyond each of ``KNOTS_MIB``."""
 
     slopes: Mapping[float, float]
@@ -71,7 +71,7 @@ class Residency:
             raise BadInputError(f"latency table: residency slopes {wrong}, must be finite and at least 0 ms a MiB")
 
     @classmethod
-    def from_mapping(cls, data: Mapping[Any, Any] | None) -> "Residency":
+    def from_mapping(cls, data: Mapping[Any, Any] | None) -> "CacheOverflow":
         """Read ``{knot in MiB: ms a MiB}``; None is no such cost.
 
         Raises:

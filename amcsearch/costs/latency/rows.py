@@ -58,14 +58,17 @@ def row_key(layer: LayerSpec) -> RowKey:
     )  # fmt: skip
 
 
-def _layer(key: RowKey) -> LayerSpec:
-    """Inverse of ``row_key``, without a name."""
+def _layer(key: RowKey, number: int) -> LayerSpec:
+    """Inverse of ``row_key`` of the row of this number, without a name."""
     kind, *numbers = key
     c_in, c_out, kh, kw, sh, sw, ph, pw, dh, dw, groups, in_h, in_w, out_h, out_w, has_bias = map(int, numbers)
-    return LayerSpec(
-        "row", LayerKind(str(kind)), c_in, c_out, (kh, kw), (sh, sw), (ph, pw), (dh, dw), groups,
-        (in_h, in_w), (out_h, out_w), has_bias=bool(has_bias),
-    )  # fmt: skip
+    try:
+        return LayerSpec(
+            "row", LayerKind(str(kind)), c_in, c_out, (kh, kw), (sh, sw), (ph, pw), (dh, dw), groups,
+            (in_h, in_w), (out_h, out_w), has_bias=bool(has_bias),
+        )  # fmt: skip
+    except BadInputError as error:
+        raise BadInputError(f"latency row {number}: {error}") from error
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[Any]":
@@ -111,26 +114,19 @@ def observations(rows: pd.DataFrame) -> list[Observation]:
     Raises:
         BadInputError: a layer that cannot exist; names the row.
     """
-    columns = [*LAYER_COLUMNS, "kernel", "count", "latency_ms", "samples"]
-    found: dict[tuple[str, RowKey], dict[str, tuple[float, float | None]]] = {}
-    first_row: dict[tuple[str, RowKey], int] = {}
-    places: dict[tuple[str, RowKey], int] = {}
-    values = rows[["network", *columns]].itertuples(index=False, name=None)
-    for number, (network, *key, kernel, count, ms, samples) in enumerate(values):
-        place = (str(network), tuple(key))
-        kernels = found.setdefault(place, {})
-        first_row.setdefault(place, number)
-        places[place] = max(int(samples), 1)
-        if kernel != NO_KERNEL:
-            kernels[str(kernel)] = (float(count), None if np.isnan(ms) else float(ms))
-    seen = []
-    for place, kernels in found.items():
-        try:
-            layer = _layer(place[1])
-        except BadInputError as error:
-            raise BadInputError(f"latency row {first_row[place] + 1}: {error}") from error
-        seen.append(Observation(layer, kernels, places[place]))
-    return seen
+    columns = ["network", *LAYER_COLUMNS, "kernel", "count", "latency_ms", "samples"]
+    seen: dict[tuple[str, RowKey], Observation] = {}
+    for number, (network, *key, kernel, count, ms, samples) in enumerate(
+        rows[columns].itertuples(index=False, name=None), 1
+    ):
+        shapes = (str(network), tuple(key))
+        known = seen.get(shapes)
+        kernels = {} if kernel == NO_KERNEL else {str(kernel): (float(count), None if np.isnan(ms) else float(ms))}
+        if known is None:
+            seen[shapes] = Observation(_layer(shapes[1], number), kernels, max(int(samples), 1))
+        else:
+            seen[shapes] = Observation(known.layer, {**known.kernels, **kernels}, max(int(samples), 1))
+    return list(seen.values())
 
 
 def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:
@@ -140,7 +136,7 @@ def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[Laye
         BadInputError: as ``observations``.
     """
     chosen = rows if network is None else rows[rows["network"] == network]
-    return list(dict.fromkeys(one.layer for one in observations(chosen)))
+    return list(dict.fromkeys(observation.layer for observation in observations(chosen)))
 
 
 def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:

@@ -1,49 +1,28 @@
-"""Latency as measured on the device: kernels of really pruned networks, and what lies between them.
+"""A measured latency table as a document: rows of one device and setting, and what is said of them.
 
-A table belongs to one device and setting, and may hold several networks. Bound to a network (``for_network``), it
-predicts in milliseconds a call
-
-    constant + Σ layer_cost + joint,        layer_cost = Σ_kernels count · latency
-
-``count`` comes from the runtime's optimised graphs (``lowering``), ``latency`` from rows (``surface``), ``joint`` from
-the size of all weights together (``residency``). Calibration on whole runs is folded into the rows already. A bound
-table answers from its network's own rows first; where they are few or none it asks the other networks' rows too. A
-network that was never measured is answered from all rows, with the settings of the network nearest in weights;
-one that was calibrated by whole runs alone (``anchoring``) has settings of its own and no rows.
-
-Batch norms and bare parameters that were never seen cost 0: the runtime folds them into their neighbours. Any other
-layer without a like in the table is an error that says how to add it.
+A table may hold several networks. It predicts nothing itself: ``bind`` makes the model of one network, and learns its
+kernels then.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, LayerSpec, NetworkSpec
-from amcsearch.costs.latency.cache import Residency, bytes_a_weight, weight_mib
-from amcsearch.costs.latency.kernels.kernel_model import KernelModel, KernelTime
-from amcsearch.costs.latency.kernels.signature import by_signature
-from amcsearch.costs.latency.layer_times import LayerTimes
-from amcsearch.costs.latency.rows import checked_rows, observations, row_key
+from amcsearch.core import BadInputError, NetworkSpec
+from amcsearch.costs.latency.cache import weight_mib
+from amcsearch.costs.latency.entry import NetworkEntry, Provenance
+from amcsearch.costs.latency.model import LatencyModel
+from amcsearch.costs.latency.rows import checked_rows, row_key
 
-__all__ = ["COMPARED", "LatencyTable", "fingerprint"]
+__all__ = ["LatencyTable", "fingerprint"]
 
-COMPARED: Final = {
-    "cpu": "CPU",
-    "cpu_flags": "CPU features",
-    "ort_version": "ONNX Runtime",
-    "provider": "execution provider",
-    "optimisation": "optimisation level",
-    "nchwc_block": "NCHWc block",
-    "threads": "threads",
-    "batch": "batch size",
-    "dtype": "data type",
-}
+_LEAST_MIB: Final = 1e-3  # of weights, so that networks can be compared
+_UNKNOWN_MIB: Final = 1.0  # of a network that does not say
 
 
 def fingerprint(network: NetworkSpec) -> str:
@@ -52,193 +31,93 @@ def fingerprint(network: NetworkSpec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """A measured latency table as a cost, in milliseconds a call.
+    """A measured latency table; two are equal where they are the same object.
 
     Args:
-        rows: at least ``COLUMNS`` of ``rows``.
-        info: ``provenance`` (cpu, ort_version, threads, batch, nchwc_block, …) and ``networks``: name →
-            ``fingerprint``, ``constant_ms``, and optionally ``smoothing``, ``residency``, ``sigma``, ``weights_mib``,
-            ``channel_multiple`` and ``accuracy`` (held-out errors, None until checked).
-        network: name of the network the table is bound to; None for all, or the only one.
-        settings: name of the network whose settings an unbound table uses.
+        rows: at least ``COLUMNS`` of ``rows``; checked, and never changed.
+        provenance: where and how all of it was measured.
+        networks: what is said of each network that has rows, by name; one without rows was calibrated by whole runs.
+        extra: what else a file holds at its top level, kept as it is.
 
     Raises:
-        BadInputError: rows or info that cannot be used; names the row, the value and the bound.
+        BadInputError: rows that cannot be used (names the row, the value and the bound), no network, or rows of a
+            network that is not in ``networks``.
     """
 
-    name = "latency_ms"
+    rows: pd.DataFrame
+    provenance: Provenance
+    networks: Mapping[str, NetworkEntry]
+    extra: Mapping[str, object] = field(default_factory=dict)
 
-    def __init__(
-        self, rows: pd.DataFrame, info: Mapping[str, Any], network: str | None = None, settings: str | None = None
-    ) -> None:
-        self.rows = checked_rows(rows)
-        self.info = dict(info)
-        self.networks: Mapping[str, Mapping[str, Any]] = self._networks()
-        alone = len(self.networks) == 1 and settings is None
-        self.network = network or (next(iter(self.networks)) if alone else None)
-        self.entry = self.networks[self.network or settings or next(iter(self.networks))]
-        self.constant = _number(self.entry, "constant_ms", None)
-        self._residency = Residency.from_mapping(self.entry.get("residency"))
-        self._bytes = bytes_a_weight(self.provenance)
-        self._layers = LayerTimes(self._make_model(), self._bytes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", checked_rows(self.rows))
+        if not self.networks:
+            raise BadInputError("latency table has no `networks` (fingerprint, constant_ms); measure it again")
+        with_rows = set(map(str, self.rows["network"].unique()))
+        if not with_rows <= set(self.networks):
+            raise BadInputError(
+                f"latency table: rows are of the networks {sorted(with_rows)}, `networks` names {sorted(self.networks)}"
+            )
 
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where, with what and how the table was measured."""
-        found = self.info.get("provenance")
-        if not isinstance(found, Mapping):
+    @classmethod
+    def from_mapping(cls, rows: pd.DataFrame, info: Mapping[str, Any]) -> "LatencyTable":
+        """A table of rows and of plain values: ``provenance``, and ``networks`` by name.
+
+        Raises:
+            BadInputError: as the class, or values that a document cannot have; names the key and the value.
+        """
+        provenance, networks = info.get("provenance"), info.get("networks")
+        if not isinstance(provenance, Mapping):
             raise BadInputError(
                 "latency table has no `provenance` (cpu, ort_version, threads, batch); measure it again"
             )
-        return found
-
-    def _networks(self) -> Mapping[str, Mapping[str, Any]]:
-        found = self.info.get("networks")
-        named = set(map(str, self.rows["network"].unique()))
-        if not isinstance(found, Mapping) or not found or not all(isinstance(v, Mapping) for v in found.values()):
+        if not isinstance(networks, Mapping) or not all(isinstance(entry, Mapping) for entry in networks.values()):
             raise BadInputError("latency table has no `networks` (fingerprint, constant_ms); measure it again")
-        if not named <= set(map(str, found)):
-            raise BadInputError(
-                f"latency table: rows are of the networks {sorted(named)}, `networks` names {sorted(map(str, found))}"
-            )
-        return found
+        entries = {str(name): NetworkEntry.from_mapping(entry) for name, entry in networks.items()}
+        extra = {key: value for key, value in info.items() if key not in ("provenance", "networks")}
+        return cls(rows, Provenance.from_mapping(provenance), entries, extra)
 
-    def _make_model(self) -> KernelModel:
-        block = int(self.provenance.get("nchwc_block", 16))
-        smoothing = _number(self.entry, "smoothing", 0.0)
-        own = self.rows[self.rows["network"] == self.network]
-        if len(own) in (0, len(self.rows)):
-            return KernelModel(observations(self.rows), block, smoothing)
-        everything = KernelModel(observations(self.rows), block, smoothing)
-        return KernelModel(observations(own), block, smoothing, everything)
+    def as_mapping(self) -> dict[str, Any]:
+        """Everything but the rows as plain values; see ``from_mapping``."""
+        networks = {name: entry.as_mapping() for name, entry in self.networks.items()}
+        return {"provenance": self.provenance.as_mapping(), "networks": networks, **self.extra}
 
-    def for_network(self, network: NetworkSpec) -> "LatencyTable":
-        """The table bound to a network by its dense shapes; to none where it was not measured."""
+    def with_entry(self, name: str, entry: NetworkEntry) -> "LatencyTable":
+        """The table with ``entry`` for a network."""
+        return replace(self, networks={**self.networks, name: entry})
+
+    def name_of(self, network: NetworkSpec) -> str | None:
+        """Under which name the table holds a network, found by its dense shapes; None where it was not measured."""
         wanted = fingerprint(network)
-        found = next((name for name, entry in self.networks.items() if entry.get("fingerprint") == wanted), None)
-        mib = max(sum(weight_mib(layer, self._bytes) for layer in network.layers), 1e-3)
+        return next((name for name, entry in self.networks.items() if entry.fingerprint == wanted), None)
 
-        def octaves(name: str) -> float:
-            return abs(float(np.log2(max(_number(self.networks[name], "weights_mib", 1.0), 1e-3) / mib)))
+    def settings_for(self, network: NetworkSpec) -> NetworkEntry:
+        """The entry of a network, or of the one nearest in weights where it was not measured."""
+        name = self.name_of(network)
+        if name is not None:
+            return self.networks[name]
+        each = self.provenance.weight_bytes
+        mib = max(sum(weight_mib(layer, each) for layer in network.layers), _LEAST_MIB)
 
-        return LatencyTable(self.rows, self.info, found, min(self.networks, key=octaves))
+        def octaves(entry: NetworkEntry) -> float:
+            weights_mib = _UNKNOWN_MIB if entry.weights_mib is None else entry.weights_mib
+            return abs(float(np.log2(max(weights_mib, _LEAST_MIB) / mib)))
 
-    @property
-    def channel_multiple(self) -> int | None:
-        """Channel grid the device prefers, None where the table does not say."""
-        value = self.entry.get("channel_multiple")
-        return int(value) if value else None
+        return min(self.networks.values(), key=octaves)
 
-    @property
-    def accuracy(self) -> Mapping[str, Any] | None:
-        """Errors on variants of the bound network that were not used to build the table; None if not measured."""
-        return self.entry.get("accuracy") if self.network else None
+    def bind(self, network: NetworkSpec | str) -> LatencyModel:
+        """The predictor of one network, which learns its kernels now: make it once and keep it.
 
-    def kernel_times(self, layer: LayerSpec) -> tuple[KernelTime, ...]:
-        """Kernels of a layer with their times, () where it is folded away.
-
-        Raises:
-            BadInputError: nothing like this layer was measured; names the layer and how to add it.
-        """
-        return self._layers.times(layer)
-
-    def knows(self, layer: LayerSpec) -> bool:
-        """Whether layers that differ from this one in widths alone were measured."""
-        return self._layers.knows(layer)
-
-    def layer_cost(self, layer: LayerSpec) -> float:
-        """Latency of one layer in ms, what its weights cost beyond the caches left out.
+        Args:
+            network: dense shapes, of a network that need not be in the table, or the name of one that is.
 
         Raises:
-            BadInputError: as ``kernel_times``.
+            BadInputError: a name that the table does not hold.
         """
-        return sum(time.ms for time in self.kernel_times(layer))
-
-    def layer_costs(
-        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """``layer_cost`` of a layer at many widths (L,).
-
-        Raises:
-            BadInputError: as ``kernel_times``.
-        """
-        return np.asarray(self._layers.priced(layer, in_channels, out_channels)[0], dtype=np.float64)
-
-    def amounts(self, layer: LayerSpec) -> tuple[float, float]:
-        """Weights of a layer in MiB, all and streamed: what ``joint`` is a function of, once summed over layers."""
-        return self._layers.amounts(layer)
-
-    def layer_amounts(
-        self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """``amounts`` of a layer at many widths (L,): (L, 2).
-
-        Raises:
-            BadInputError: as ``kernel_times``.
-        """
-        return self._layers.priced(layer, in_channels, out_channels)[1:].T
-
-    @property
-    def has_joint(self) -> bool:
-        """Whether the size of all weights together matters."""
-        return any(self._residency.slopes.values())
-
-    def joint(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Latency in ms that no single layer has: summed ``amounts`` (P, 2) → (P,)."""
-        return self._residency.extra_ms(amounts[:, 0], amounts[:, 1])
-
-    def predict(self, layers: Sequence[LayerSpec]) -> float:
-        """Latency of a whole network in ms.
-
-        Raises:
-            BadInputError: as ``kernel_times``.
-        """
-        amounts = np.sum([self.amounts(layer) for layer in layers], axis=0).reshape(1, 2)
-        return self.constant + sum(map(self.layer_cost, layers)) + float(self.joint(amounts)[0])
-
-    def predict_all(self, networks: Sequence[Sequence[LayerSpec]]) -> NDArray[np.float64]:
-        """``predict`` of networks (P,), faster than one after another.
-
-        Raises:
-            BadInputError: as ``kernel_times``.
-        """
-        of_network = np.repeat(np.arange(len(networks)), [len(layers) for layers in networks])
-        parts = np.zeros((3, len(networks)))
-        for layer, at, widths in by_signature(layer for layers in networks for layer in layers):
-            for part, own in zip(parts, self._layers.priced(layer, *widths.T), strict=True):
-                part += np.bincount(of_network[at], own, len(networks))
-        return np.asarray(self.constant + parts[0] + self.joint(parts[1:].T), dtype=np.float64)
-
-    def uncertainty(self, layers: Sequence[LayerSpec]) -> float:
-        """Standard deviation of ``predict`` in ms.
-
-        Two parts: a share of the whole that stays even for kernels that were measured, and one that grows with
-        each kernel's distance from a measurement; both were fitted on variants left out in turn.
-
-        Raises:
-            BadInputError: as ``kernel_times``.
-        """
-        sigma = self.entry.get("sigma") or {}
-        floor, per_octave = _number(sigma, "floor", 0.03), _number(sigma, "per_octave", 0.1)
-        far = [time.ms * time.octaves for layer in layers for time in self.kernel_times(layer)]
-        return float(np.hypot(floor * self.predict(layers), per_octave * np.linalg.norm(far)))
-
-    def mismatches(self, provenance: Mapping[str, Any]) -> list[str]:
-        """Say in sentences how the table's device and settings differ from ``provenance``; [] where they agree.
-
-        What either side does not know is not compared.
-        """
-        own = self.provenance
-        return [
-            f"{words}: the table was measured with {own[key]!r}, this run has {provenance[key]!r}"
-            for key, words in COMPARED.items()
-            if own.get(key) is not None and provenance.get(key) is not None and own[key] != provenance[key]
-        ]
-
-
-def _number(entry: Mapping[str, Any], key: str, default: float | None) -> float:
-    value = entry.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < 0:
-        raise BadInputError(f"latency table: {key} = {value!r}, must be a finite number of at least 0")
-    return float(value)
+        if not isinstance(network, str):
+            return LatencyModel(self.rows, self.provenance, self.settings_for(network), self.name_of(network))
+        if network not in self.networks:
+            raise BadInputError(f"latency table holds no network {network!r}; it holds {', '.join(self.networks)}")
+        return LatencyModel(self.rows, self.provenance, self.networks[network], network)

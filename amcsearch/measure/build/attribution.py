@@ -12,17 +12,26 @@ So every microsecond of a profile lands on exactly one layer, and the sum over l
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import onnx
 
-from amcsearch.measure.build.measured import KernelRun
-from amcsearch.measure.kit.kit_results import NodeTime
-from amcsearch.runtime import WRAPPER
+from amcsearch.runtime import WRAPPER, ExecutedNode
 
-__all__ = ["kernel_name", "kernel_runs", "optimised_owners", "original_owners"]
+__all__ = ["KernelRun", "kernel_name", "kernel_runs", "optimised_owners", "original_owners"]
 
+US_PER_MS: Final = 1e3
 DOMAINS: Final = {"": "", "ai.onnx": "", "com.microsoft.nchwc": "nchwc.", "com.microsoft": "ms."}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRun:
+    """One executed node of the optimised graph: its layer, its kernel, and how long the profiler saw it run, in ms."""
+
+    layer: str
+    kernel: str
+    profiled_ms: float
 
 
 def _module_path(node_name: str, known: set[str]) -> str:
@@ -35,10 +44,10 @@ def _module_path(node_name: str, known: set[str]) -> str:
     path, previous = "", ""
     for part in parts[1:] if parts and parts[0] == WRAPPER else parts:
         names = [part, part.removeprefix(f"{previous}."), re.sub(r"_\d+$", "", part)]
-        found = next((p for n in names if (p := f"{path}.{n}".lstrip(".")) in known), None)
-        if found is None:
+        inner = next((p for n in names if (p := f"{path}.{n}".lstrip(".")) in known), None)
+        if inner is None:
             break
-        path, previous = found, part
+        path, previous = inner, part
     return path
 
 
@@ -87,7 +96,7 @@ def original_owners(graph: onnx.GraphProto, layers: Iterable[str]) -> dict[str, 
         layers: names of the layers, as in ``NetworkSpec``.
     """
     names = set(layers)
-    own = {name.removesuffix(".attention"): name for name in names} | {name: name for name in names}
+    layer_of = {name.removesuffix(".attention"): name for name in names} | {name: name for name in names}
     known = {".".join(name.split(".")[: i + 1]) for name in names for i in range(name.count(".") + 1)}
     weights = _through_identities(graph)
     owners: list[str | None] = []
@@ -95,7 +104,7 @@ def original_owners(graph: onnx.GraphProto, layers: Iterable[str]) -> dict[str, 
         path = _module_path(node.name, known)
         by_weight = _owner_by_weight(node, weights, names)
         inside = by_weight is not None and by_weight.startswith(f"{path}." if path else "")
-        owners.append(by_weight if inside else own.get(path))
+        owners.append(by_weight if inside else layer_of.get(path))
     result: dict[str, str] = {}
     for node, owner in zip(graph.node, _follow(graph.node, owners), strict=True):
         if owner is not None:
@@ -114,11 +123,11 @@ def _longest_known(name: str, owners: Mapping[str, str]) -> str | None:
 
 def optimised_owners(graph: onnx.GraphProto, owners: Mapping[str, str]) -> list[str | None]:
     """Layer of each node of the optimised graph, None only where the graph has no layer at all."""
-    found: list[str | None] = []
+    layers: list[str | None] = []
     for node in graph.node:
         by_output = next((owners[name] for name in node.output if name in owners), None)
-        found.append(_longest_known(node.name, owners) or by_output)
-    return _follow(graph.node, found)
+        layers.append(_longest_known(node.name, owners) or by_output)
+    return _follow(graph.node, layers)
 
 
 def kernel_name(node: onnx.NodeProto) -> str:
@@ -132,7 +141,9 @@ def kernel_name(node: onnx.NodeProto) -> str:
     return "+".join(parts)
 
 
-def kernel_runs(graph: onnx.GraphProto, owners: Mapping[str, str], nodes: Sequence[NodeTime] = ()) -> list[KernelRun]:
+def kernel_runs(
+    graph: onnx.GraphProto, owners: Mapping[str, str], nodes: Sequence[ExecutedNode] = ()
+) -> list[KernelRun]:
     """The kernels of an optimised graph, each with its layer; their profiled times where a profile is given.
 
     Args:
@@ -141,12 +152,11 @@ def kernel_runs(graph: onnx.GraphProto, owners: Mapping[str, str], nodes: Sequen
         nodes: the profile, in order of execution. A node that the graph does not hold (a provider's own fusion) is
             given to the layer of the node before it.
     """
-    found = dict(zip((node.name for node in graph.node), optimised_owners(graph, owners), strict=True))
+    layers = dict(zip((node.name for node in graph.node), optimised_owners(graph, owners), strict=True))
     kernels = {node.name: kernel_name(node) for node in graph.node}
-    last = next((owner for owner in found.values() if owner is not None), "")
-    timed = [(node.name, node.op_type, node.ms) for node in nodes] or [(node.name, "", 0.0) for node in graph.node]
+    last = next((layer for layer in layers.values() if layer is not None), "")
     runs = []
-    for name, op_type, ms in timed:
-        last = found.get(name) or last
-        runs.append(KernelRun(last, kernels.get(name, op_type), ms))
+    for node in nodes or [ExecutedNode(node.name, "", 0.0, [], []) for node in graph.node]:
+        last = layers.get(node.name) or last
+        runs.append(KernelRun(last, kernels.get(node.name, node.op_type), node.us / US_PER_MS))
     return runs

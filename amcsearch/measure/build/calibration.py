@@ -1,25 +1,19 @@
 """From profiles and whole runs to kernel times that add up to whole runs.
 
-1. What the profiler itself takes a node (``node_calibration``) is a first guess from whole runs; the multiple of it is
-   taken that predicts left-out variants best, on one machine half as much again.
+1. What the profiler itself takes is fitted on whole runs by least squares of the RELATIVE error,
+
+       T − overhead = scale · Σ profiled + node_ms · nodes
+
+   ``node_ms`` is negative (about −2 µs); forcing it to be positive tripled the error of predictions. It is a first
+   guess: the multiple of it is taken that predicts left-out variants best, on one machine half as much again.
 2. Each variant's profile gets the scale at which its kernels add up to its own whole run: the profile says who, the
    whole run says how much, and a machine that was slow meanwhile does no harm. What the weights cost beyond the caches
-   (``Residency``) is taken off again, for it belongs to the network and not to a kernel.
+   (``CacheOverflow``) is taken off again, for it belongs to the network and not to a kernel.
 3. Kernel models are built with a sixth of the variants left out in turn, and predict these. On such predictions alone
-   are fitted: one factor a kernel family, the constant of a call, the slopes of residency (all bounded, the factors
-   drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide every bias:
-   a surface goes through its own points.
-4. Steps 2 and 3 are repeated, since residency changes the kernel times it is fitted on.
-
-What the profiler itself takes: from profiled nodes to what they take without it.
-
-Fitted on whole runs by least squares of the RELATIVE error:
-
-    T − overhead = scale · Σ profiled + node_ms · nodes
-
-``node_ms`` is negative (about −2 µs); forcing it to be positive tripled the error of predictions.
-
-Variants left out in turn, and predicted by kernel models of all others.
+   are fitted: one factor a kernel family, the constant of a call, the slopes beyond the caches (all bounded, the
+   factors drawn towards 1) and the uncertainty; and the smoothing of surfaces is chosen. In-sample sums would hide
+   every bias: a surface goes through its own points.
+4. Steps 2 and 3 are repeated, since the cost beyond the caches changes the kernel times it is fitted on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from amcsearch.costs import KNOTS_MIB, KernelModel, Observation, Residency, by_signature, is_plain, weight_mib
+from amcsearch.costs import KNOTS_MIB, CacheOverflow, KernelModel, Observation, by_signature, is_plain, weight_mib
 from amcsearch.measure.build.measured import MeasuredVariant
 
 __all__ = [
@@ -72,20 +66,20 @@ class Folds:
             [(v, layer) for v in np.flatnonzero(self._of_variant == fold).tolist() for layer in variants[v].layers]
             for fold in range(FOLDS)
         ]
-        self._alike = [by_signature(layer for _, layer in own) for own in self._layers]
+        self._alike = [by_signature(layer for _, layer in left_out) for left_out in self._layers]
         self._block = block
         self._first: list[KernelModel] = []
         self._octaves: list[list[dict[str, Array]]] = []
 
     def models(self, observed: Sequence[Sequence[Observation]]) -> list[KernelModel]:
         """Of each fold a model of the variants in all others."""
-        rest = [
-            [one for v, variant in enumerate(observed) if self._of_variant[v] != fold for one in variant]
+        others = [
+            [layer for v, variant in enumerate(observed) if self._of_variant[v] != fold for layer in variant]
             for fold in range(FOLDS)
         ]
         if self._first:
-            return [model.retimed(own) for model, own in zip(self._first, rest, strict=True)]
-        self._first = [KernelModel(own, self._block) for own in rest]
+            return [model.retimed(observations) for model, observations in zip(self._first, others, strict=True)]
+        self._first = [KernelModel(observations, self._block) for observations in others]
         self._octaves = [
             [model.octaves_at(layer, widths) for layer, _, widths in alike]
             for model, alike in zip(self._first, self._alike, strict=True)
@@ -95,10 +89,10 @@ class Folds:
     def left_out(self, models: Sequence[KernelModel]) -> LeftOut:
         """Predictions of variants (V,), each by the model of those in other folds."""
         sums, squares = np.zeros((len(self._of_variant), len(self._families))), np.zeros(len(self._of_variant))
-        for model, own, alike, far in zip(models, self._layers, self._alike, self._octaves, strict=True):
-            for (layer, places, widths), octaves in zip(alike, far, strict=True):
-                at = np.array([own[place][0] for place in places])
-                for kernel, (ms, _) in (model.times_at(layer, widths) or {}).items():
+        for model, layers, alike, far in zip(models, self._layers, self._alike, self._octaves, strict=True):
+            for (layer, numbers, widths), octaves in zip(alike, far, strict=True):
+                at = np.array([layers[number][0] for number in numbers])
+                for kernel, (ms, _) in (model.latencies_at(layer, widths) or {}).items():
                     np.add.at(sums[:, self._families[kernel]], at, ms)
                     np.add.at(squares, at, (ms * octaves[kernel]) ** 2)
         return LeftOut(sums, np.sqrt(squares))
@@ -114,8 +108,8 @@ class NodeCalibration:
     scale: float
     node_ms: float
 
-    def times_ms(self, profiled_ms: Array, whole_ms: float) -> Array:
-        """Times (n,) of the nodes of a run of ``whole_ms``, profiled at (n,), at the scale that it was profiled at.
+    def durations_ms(self, profiled_ms: Array, whole_ms: float) -> Array:
+        """Durations (n,) of the nodes of a run of ``whole_ms``, profiled at (n,), at the scale that it was profiled at.
 
         None is below what a kernel takes to start.
         """
@@ -151,7 +145,7 @@ FEW_SMOOTHING: Final = 1.0  # where too few variants are there to choose by
 ROUNDS: Final = 3
 FACTOR_BOUNDS: Final = (0.5, 2.0)
 PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
-LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much residency would take
+LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much the caches would take
 
 
 @dataclass(frozen=True)
@@ -167,7 +161,7 @@ class Calibration:
     smoothing: float = 0.0
     constant_ms: float = 0.0
     factors: Mapping[str, float] = field(default_factory=dict)
-    residency: Residency = field(default_factory=lambda: Residency({}))
+    overflow: CacheOverflow = field(default_factory=lambda: CacheOverflow({}))
     sigma_floor: float = 0.0
     sigma_octave: float = 0.0
     residuals: tuple[float, ...] = ()
@@ -181,52 +175,54 @@ def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, floa
 
 
 def observe(
-    variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, residency: Residency, weight_bytes: int
+    variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, overflow: CacheOverflow, weight_bytes: int
 ) -> list[Observation]:
     """Kernel times of every layer of a profiled variant, stretched to its whole run (step 2)."""
-    times = nodes.times_ms(np.array([run.profiled_ms for run in variant.kernels]), inside_ms(variant, overhead_ms))
+    durations = nodes.durations_ms(
+        np.array([run.profiled_ms for run in variant.kernels]), inside_ms(variant, overhead_ms)
+    )
     by_layer = variant.kernels_by_layer
     streamed = _streamed_mib(variant, weight_bytes)
     total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
-    extra = float(residency.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
+    extra = float(overflow.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
     a_mib = extra / sum(streamed.values()) if extra else 0.0
-    found = []
+    observations = []
     for layer in variant.layers:
         kernels: dict[str, tuple[float, float | None]] = {}
-        places = by_layer.get(layer.name, {})
-        main = max(places, key=lambda kernel: sum(times[i] for i in places[kernel]), default="")
-        for kernel, at in places.items():
-            ms = float(sum(times[i] for i in at))
+        positions = by_layer.get(layer.name, {})
+        main = max(positions, key=lambda kernel: sum(durations[i] for i in positions[kernel]), default="")
+        for kernel, at in positions.items():
+            ms = float(sum(durations[i] for i in at))
             if kernel == main:
                 ms = max(ms - a_mib * streamed.get(layer.name, 0.0), LEAST_STREAMED * ms)
             kernels[kernel] = (float(len(at)), ms / len(at))
-        found.append(Observation(layer, kernels))
-    return found
+        observations.append(Observation(layer, kernels))
+    return observations
 
 
 def _fit_whole(
     left: LeftOut, weights_mib: Array, whole: Array, overhead_ms: float
-) -> tuple[Array, float, Residency, Array]:
-    """Factors, constant, residency and relative residuals (V,) from predictions of left-out variants.
+) -> tuple[Array, float, CacheOverflow, Array]:
+    """Factors, constant, cost beyond the caches and relative residuals (V,) from predictions of left-out variants.
 
     ``weights_mib`` are (V, 2), all and streamed.
     """
     total, streamed = weights_mib.T
     knots = [knot for knot in KNOTS_MIB if total.max() - knot > 0.02 * total.max()]
-    beyond = [Residency({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
+    beyond = [CacheOverflow({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
     n = left.sums.shape[1]
     design = np.column_stack([left.sums, np.ones(len(whole)), *beyond]) / whole[:, None]
     start = np.concatenate([np.ones(n), [overhead_ms], np.zeros(len(knots))])
     pull = np.concatenate([np.full(n, PRIOR), [PRIOR / whole.mean()], np.full(len(knots), 1e-3)])
     low = np.concatenate([np.full(n, FACTOR_BOUNDS[0]), np.zeros(1 + len(knots))])
     high = np.concatenate([np.full(n, FACTOR_BOUNDS[1]), np.full(1 + len(knots), np.inf)])
-    found = lsq_linear(
+    fitted = lsq_linear(
         np.concatenate([design, np.diag(pull)]),
         np.concatenate([np.ones(len(whole)), pull * start]),
         bounds=(low, high),
     ).x
-    slopes = {knot: float(slope) for knot, slope in zip(knots, found[n + 1 :], strict=True) if slope > 1e-9}
-    return found[:n], float(found[n]), Residency(slopes), design @ found - 1.0
+    slopes = {knot: float(slope) for knot, slope in zip(knots, fitted[n + 1 :], strict=True) if slope > 1e-9}
+    return fitted[:n], float(fitted[n]), CacheOverflow(slopes), design @ fitted - 1.0
 
 
 def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
@@ -242,7 +238,7 @@ def calibrate(
     block: int,
     *,
     weight_bytes: int = 4,
-    like: Residency | None = None,
+    like: CacheOverflow | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Fit everything on profiled variants of one network.
@@ -252,27 +248,27 @@ def calibrate(
         overhead_ms: latency of an empty call.
         block: channels in a block of the runtime's layout, 0 if it has none.
         weight_bytes: of one weight.
-        like: residency of a network of about this size on the same device, taken where there are fewer than twelve
-            variants. None where none is known.
+        like: what weights beyond the caches cost a network of about this size on the same device, taken where there
+            are fewer than twelve variants. None where that is not known.
         seed: of the folds.
     """
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
-        residency = like or Residency({})
-        return Calibration(nodes, FEW_SMOOTHING, overhead_ms, {}, residency, sigma_floor=0.05, sigma_octave=0.1)
+        overflow = like or CacheOverflow({})
+        return Calibration(nodes, FEW_SMOOTHING, overhead_ms, {}, overflow, sigma_floor=0.05, sigma_octave=0.1)
     fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
     best, models = fit.first(nodes)
     for multiple in NODE_MULTIPLES[1:]:
-        found, others = fit.first(NodeCalibration(nodes.scale, multiple * nodes.node_ms))
-        if _error(found) >= _error(best):
+        tried, others = fit.first(NodeCalibration(nodes.scale, multiple * nodes.node_ms))
+        if _error(tried) >= _error(best):
             break
-        best, models = found, others
+        best, models = tried, others
     return min((fit.fitted(best.nodes, smoothing, models) for smoothing in SMOOTHINGS), key=_error)
 
 
-def _error(found: Calibration) -> float:
+def _error(calibration: Calibration) -> float:
     """Mean relative error of predictions of left-out variants."""
-    return float(np.abs(found.residuals).mean())
+    return float(np.abs(calibration.residuals).mean())
 
 
 class _Fit:
@@ -294,28 +290,26 @@ class _Fit:
 
     def first(self, nodes: NodeCalibration) -> tuple[Calibration, list[KernelModel]]:
         """One round of the least smoothing with what the profiler takes given, and the models of its folds."""
-        models = self._models(nodes, Residency({}))
+        models = self._models(nodes, CacheOverflow({}))
         return self._round(nodes, SMOOTHINGS[0], models), models
 
     def fitted(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
-        """Fit with a smoothing given, residency refined in ``ROUNDS``; ``models`` are those of the first."""
-        before, found = Residency({}), self._round(nodes, smoothing, models)
+        """Fit with a smoothing given, the cost beyond the caches refined in ``ROUNDS``; ``models`` are the first's."""
+        before, calibration = CacheOverflow({}), self._round(nodes, smoothing, models)
         for _ in range(ROUNDS - 1):
-            if not found.residency.slopes and not before.slopes:
+            if not calibration.overflow.slopes and not before.slopes:
                 break
-            before = found.residency
-            found = self._round(nodes, smoothing, self._models(nodes, before))
-        return found
+            before = calibration.overflow
+            calibration = self._round(nodes, smoothing, self._models(nodes, before))
+        return calibration
 
-    def _models(self, nodes: NodeCalibration, residency: Residency) -> list[KernelModel]:
-        return self._folds.models(
-            [observe(v, nodes, self._overhead_ms, residency, self._bytes) for v in self._variants]
-        )
+    def _models(self, nodes: NodeCalibration, overflow: CacheOverflow) -> list[KernelModel]:
+        return self._folds.models([observe(v, nodes, self._overhead_ms, overflow, self._bytes) for v in self._variants])
 
     def _round(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
         left = self._folds.left_out([model.smoothed(smoothing) for model in models])
-        factors, constant_ms, residency, residuals = _fit_whole(left, self._weights_mib, self._whole, self._overhead_ms)
+        factors, constant_ms, overflow, residuals = _fit_whole(left, self._weights_mib, self._whole, self._overhead_ms)
         floor, octave = _fit_sigma(residuals, left.far / self._whole)
         by_name = {name: float(factor) for name, factor in zip(self._kernels, factors, strict=True)}
         errors = tuple(map(float, residuals))
-        return Calibration(nodes, smoothing, constant_ms, by_name, residency, floor, octave, errors)
+        return Calibration(nodes, smoothing, constant_ms, by_name, overflow, floor, octave, errors)

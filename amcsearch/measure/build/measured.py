@@ -1,24 +1,27 @@
-"""A pruned network as a device ran it."""
+"""Pruned networks as a device ran them, made of the results of kits.
+
+A pass's latency is the median of its samples in the rounds in which the network's reference was within 5 % of its quiet
+level, as for finalists (``verify``): what the user will see when nobody else uses the machine. Fastest samples predict
+equally well, and read some percent too low. A pass with less than half as many quiet rounds as the variant's quietest
+one does not count: the few it has were hardly quiet throughout. Without any, the fastest sample of each pass stands in.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from amcsearch.core import LayerSpec, PruningPolicy
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
+from amcsearch.measure.build.attribution import KernelRun, kernel_runs
+from amcsearch.measure.kit.kit_results import KitResult, ModelResult, TimedPass
+from amcsearch.measure.plan.network_record import DescribedNetwork
+from amcsearch.measure.plan.roles import HELD_OUT
+from amcsearch.runtime import DISTURBED, QUIET_QUANTILE
 
-__all__ = ["KernelRun", "MeasuredVariant"]
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRun:
-    """One executed node of the optimised graph: its layer, its kernel, and its time as the profiler saw it, in ms."""
-
-    layer: str
-    kernel: str
-    profiled_ms: float
+__all__ = ["MeasuredNetwork", "MeasuredVariant", "measured_variants"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,66 @@ class MeasuredVariant:
     @cached_property
     def kernels_by_layer(self) -> Mapping[str, Mapping[str, Sequence[int]]]:
         """Layer name → kernel → positions in ``kernels``."""
-        found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        positions: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for position, run in enumerate(self.kernels):
-            found[run.layer][run.kernel].append(position)
-        return found
+            positions[run.layer][run.kernel].append(position)
+        return positions
+
+
+class MeasuredNetwork(NamedTuple):
+    """A network of a result: its dense shapes, the variants that build its table, and those held out."""
+
+    network: NetworkSpec
+    building: list[MeasuredVariant]
+    held_out: list[MeasuredVariant]
+
+    @property
+    def dense_ms(self) -> float | None:
+        """Latency of the dense network, None where it was not timed."""
+        dense = (v for v in self.building if v.policy == self.network.dense and v.passes_ms)
+        return next((variant.latency_ms for variant in dense), None)
+
+
+def _passes_ms(passes: Sequence[TimedPass], quiet_ms: float) -> tuple[float, ...]:
+    quiet = [timed.quiet_ms(DISTURBED * quiet_ms) for timed in passes]
+    most = max(map(len, quiet), default=0)
+    if not most:
+        return tuple(float(timed.samples_ms.min()) for timed in passes)
+    return tuple(float(np.median(samples)) for samples in quiet if 2 * len(samples) >= most)
+
+
+def _quiet_level(models: Sequence[ModelResult]) -> float:
+    """Low quantile of all samples of a network's reference, in ms."""
+    samples = [timed.reference_ms for model in models for timed in model.passes]
+    return float(np.quantile(np.concatenate(samples), QUIET_QUANTILE)) if samples else np.inf
+
+
+def _variant(model: ModelResult, described: DescribedNetwork, quiet_ms: float) -> MeasuredVariant:
+    network = described.network
+    policy = network.dense if model.policy is None else PruningPolicy(model.policy)
+    passes = _passes_ms(model.passes, quiet_ms)
+    runs: Sequence[KernelRun] = ()
+    if model.graph is not None and (model.nodes or not passes):
+        runs = kernel_runs(model.graph, described.owners, model.nodes)
+    return MeasuredVariant(policy, network.with_channels(policy).layers, passes, tuple(runs))
+
+
+def measured_variants(result: KitResult, name: str) -> MeasuredNetwork:
+    """What a result says of one network.
+
+    Raises:
+        BadInputError: the result's plan does not describe the network.
+    """
+    if name not in result.networks:
+        raise BadInputError(f"the result holds no network {name!r}; it holds {sorted(result.networks)}")
+    described = result.networks[name]
+    models = [model for model in result.models if model.network == name]
+    quiet_ms = _quiet_level(models)
+    building, held_out = [], []
+    for model in models:
+        variant = _variant(model, described, quiet_ms)
+        if model.role != HELD_OUT:
+            building.append(variant)
+        elif variant.passes_ms:
+            held_out.append(variant)
+    return MeasuredNetwork(described.network, building, held_out)

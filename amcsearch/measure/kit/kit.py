@@ -3,10 +3,9 @@
 A kit is a zip archive that Python runs (zipapp): the measuring program, which is the package ``on_device`` as it is
 here, plan.json, and the ONNX models without their weights, which are made on the device. So a ResNet-50 takes 20 KB.
 
-Models without their weights: what a kit carries.
-
-Large tensors of two dimensions or more go; biases, batch-norm statistics, scales, zero points and shape constants stay,
-because optimisations look at their values. What replaces a weight has variance 2 / fan-in (see ``on_device.weights``).
+Large tensors of two dimensions or more are the weights that are left out; biases, batch-norm statistics, scales, zero
+points and shape constants stay, because optimisations look at their values. What replaces a weight has variance
+2 / fan-in (see ``on_device.weights``).
 """
 
 import zipfile
@@ -40,6 +39,7 @@ __all__ = [
     "InputSpec",
     "KitModel",
     "KitPlan",
+    "KitRun",
     "device_plan",
     "measure_here",
     "without_weights",
@@ -283,6 +283,15 @@ def write_kit(plan: KitPlan, path: Path) -> None:
         raise BadInputError(f"cannot write {path}: {error.strerror}") from error
 
 
+@dataclass(frozen=True)
+class KitRun:
+    """How a run ended: whether the plan is done, how long this part took, and what was repaired."""
+
+    complete: bool
+    seconds: float
+    notes: tuple[str, ...]
+
+
 def measure_here(
     plan: KitPlan,
     out_path: Path,
@@ -290,7 +299,7 @@ def measure_here(
     provider: str = CPU,
     minutes: float | None = None,
     progress: Callable[[float, str], None] | None = None,
-) -> dict[str, Any]:
+) -> KitRun:
     """Run the kit's program on this machine, in this process; a result that was broken off is gone on with.
 
     Args:
@@ -301,13 +310,11 @@ def measure_here(
         minutes: bound of the run, None for none.
         progress: called with the share done and what is being done.
 
-    Returns:
-        The end record: ``complete``, ``coverage``, ``drift``, ``seconds``, and ``notes`` of repairs.
-
     Raises:
         BadInputError: what the program refuses.
     """
     try:
-        return run(device_plan(plan), out_path, Settings(threads, provider, minutes), progress)
+        end = run(device_plan(plan), out_path, Settings(threads, provider, minutes), progress)
     except DeviceError as error:
         raise BadInputError(str(error)) from error
+    return KitRun(bool(end["complete"]), float(end["seconds"]), tuple(end["notes"]))

@@ -1,9 +1,8 @@
 """Results of device kits, read and checked on the host.
 
-What can be repaired is, with a note: torn last lines, records that occur twice, samples that no clock gives. What
-cannot is refused: edited lines, two devices in one table, other programs' results, two results where one is meant.
-
-The lines of result files and what can be wrong with them: torn, edited, doubled, of another plan or device.
+A result file holds one record a line. What can be repaired is, with a note: torn last lines, records that occur twice,
+samples that no clock gives. What cannot is refused: edited lines, two devices in one table, results of another program,
+two results where one is meant.
 """
 
 import base64
@@ -20,13 +19,17 @@ import onnx
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError
-from amcsearch.runtime import COMPARED, KIT_VERSION, SUM, DeviceError, Drift, parsed_lines
+from amcsearch.costs import Provenance
+from amcsearch.measure.plan.network_record import DescribedNetwork, described_networks
+from amcsearch.runtime import COMPARED, KIT_VERSION, SUM, DeviceError, Drift, ExecutedNode, parsed_lines
 
 __all__ = [
+    "Coverage",
+    "DriftEvent",
+    "DriftSummary",
     "KitResult",
     "Line",
     "ModelResult",
-    "NodeTime",
     "TimedPass",
     "check_one_device",
     "headers_of",
@@ -35,6 +38,7 @@ __all__ = [
     "read_results",
 ]
 
+Records = Mapping[tuple[str, str, int], Mapping[str, Any]]  # by kind, model and pass
 ONE_EACH: Final = ("graph", "timing", "profile", "overhead", "failed")
 
 
@@ -59,11 +63,11 @@ def lines_of(path: Path) -> tuple[list[Line], list[str]]:
     if not content.strip():
         raise BadInputError(f"{path} is empty; run the kit with -o {path.name} and bring the file it writes")
     try:
-        found = parsed_lines(content, str(path))
+        parsed = parsed_lines(content, str(path))
     except DeviceError as error:
         raise BadInputError(f"{error}; bring the file as the kit wrote it") from error
-    pairs = zip(found.records, found.numbers, strict=True)
-    return [Line(record, f"{path}, line {number}") for record, number in pairs], found.notes
+    pairs = zip(parsed.records, parsed.numbers, strict=True)
+    return [Line(record, f"{path}, line {number}") for record, number in pairs], parsed.notes
 
 
 def headers_of(lines: Sequence[Line], path: Path) -> list[Line]:
@@ -103,19 +107,19 @@ def _content(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != SUM}
 
 
-def once(lines: Iterable[Line]) -> tuple[dict[tuple[str, str, int], Mapping[str, Any]], list[str]]:
+def once(lines: Iterable[Line]) -> tuple[Records, list[str]]:
     """One record for each kind, model and pass, and notes on those that occur twice.
 
     Raises:
         BadInputError: two of them differ.
     """
-    found: dict[tuple[str, str, int], Line] = {}
+    first: dict[tuple[str, str, int], Line] = {}
     twice = 0
     for line in lines:
         if line.record["kind"] not in ONE_EACH:
             continue
         key = (line.record["kind"], line.record.get("model", ""), line.record.get("pass", 0))
-        before = found.setdefault(key, line)
+        before = first.setdefault(key, line)
         if before is line:
             continue
         if repr(_content(before.record)) != repr(_content(line.record)):  # repr, because nan is not equal to itself
@@ -123,10 +127,9 @@ def once(lines: Iterable[Line]) -> tuple[dict[tuple[str, str, int], Mapping[str,
             raise BadInputError(f"{before.place} and {line.place} hold different results of {what}; give one of them")
         twice += 1
     notes = [f"{twice} records occur twice and were counted once"] if twice else []
-    return {key: line.record for key, line in found.items()}, notes
+    return {key: line.record for key, line in first.items()}, notes
 
 
-US_PER_MS: Final = 1e3
 ABSURD: Final = 100.0  # times a model's median sample, either way: no load explains it
 
 
@@ -138,16 +141,9 @@ class TimedPass:
     samples_ms: NDArray[np.float64]
     reference_ms: NDArray[np.float64]
 
-
-@dataclass(frozen=True, slots=True)
-class NodeTime:
-    """A node as it was executed: mean profiled ms over the fastest quarter of runs, shapes of inputs and outputs."""
-
-    name: str
-    op_type: str
-    ms: float
-    input_shapes: tuple[tuple[int, ...], ...]
-    output_shapes: tuple[tuple[int, ...], ...]
+    def quiet_ms(self, most_ms: float) -> NDArray[np.float64]:
+        """Samples of the rounds in which the reference took at most ``most_ms``."""
+        return self.samples_ms[self.reference_ms <= most_ms]
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ class ModelResult:
     profiled: bool
     meta: Mapping[str, Any]
     passes: tuple[TimedPass, ...]
-    nodes: tuple[NodeTime, ...]
+    nodes: tuple[ExecutedNode, ...]
     packed_graph: str | None = field(repr=False)
 
     @cached_property
@@ -175,7 +171,42 @@ class ModelResult:
     @property
     def latency_ms(self) -> float | None:
         """Fastest sample of all passes, None if it was not timed."""
-        return min((float(one.samples_ms.min()) for one in self.passes), default=None)
+        return min((float(timed.samples_ms.min()) for timed in self.passes), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class DriftEvent:
+    """A throttled block: a pass in which the reference ``model`` was ``ratio`` as slow as in its quiet moments."""
+
+    model: str
+    number: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftSummary:
+    """How quiet the device was: rounds, the share that was disturbed, largest drift of a block, throttled blocks."""
+
+    rounds: int
+    disturbed_share: float
+    largest: float
+    events: tuple[DriftEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a plan was measured.
+
+    ``timed`` counts models by pass; ``failed`` maps models to reasons; ``left_out`` are those never timed for lack of
+    time.
+    """
+
+    models: int
+    graphs: int
+    timed: tuple[int, ...]
+    profiled: int
+    failed: Mapping[str, str]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -183,23 +214,30 @@ class KitResult:
     """One plan's measurement on one device.
 
     Attributes:
-        plan: as measured: ``info``, ``batch``, ``dtype``, ``inputs``, counts.
+        plan: the JSON of the plan as measured: ``info``, ``batch``, ``dtype``, ``inputs``, counts.
         provenance: of the first part; those of all parts are equal in what decides a latency.
         overhead_ms: fastest call that computes next to nothing.
         models: in the plan's order, those that were not measured included.
-        drift: ``rounds``, ``disturbed_share``, ``largest`` and the throttled blocks, ``events``.
-        coverage: ``models``, ``graphs``, ``timed`` by pass, ``profiled``, ``failed`` with reasons, ``left_out``.
         notes: repairs, and what else should be known.
     """
 
     plan_hash: str
     plan: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     overhead_ms: float
     models: tuple[ModelResult, ...]
-    drift: Mapping[str, Any]
-    coverage: Mapping[str, Any]
+    drift: DriftSummary
+    coverage: Coverage
     notes: tuple[str, ...]
+
+    @cached_property
+    def networks(self) -> Mapping[str, DescribedNetwork]:
+        """The networks that were measured, by name.
+
+        Raises:
+            BadInputError: the plan names none.
+        """
+        return described_networks(self.plan["info"])
 
     def of(self, role: str, network: str | None = None) -> tuple[ModelResult, ...]:
         """The models of a role, of one network or of all."""
@@ -230,59 +268,62 @@ def _passes(name: str, records: Sequence[Mapping[str, Any]], notes: list[str]) -
     return passes
 
 
-def _nodes(name: str, record: Mapping[str, Any] | None, notes: list[str]) -> tuple[NodeTime, ...]:
+def _nodes(name: str, record: Mapping[str, Any] | None, notes: list[str]) -> tuple[ExecutedNode, ...]:
     if record is None:
         return ()
-    nodes = tuple(
-        NodeTime(node, op_type, us / US_PER_MS, tuple(map(tuple, inputs)), tuple(map(tuple, outputs)))
-        for node, op_type, us, inputs, outputs in record["nodes"]
-    )
-    if all(np.isfinite(node.ms) and node.ms >= 0 for node in nodes):
+    nodes = tuple(ExecutedNode(*node) for node in record["nodes"])
+    if all(np.isfinite(node.us) and node.us >= 0 for node in nodes):
         return nodes
     notes.append(f"model {name}: its profile holds impossible times and was left out")
     return ()
 
 
-Found = Mapping[tuple[str, str, int], Mapping[str, Any]]
-
-
-def _model(one: Mapping[str, Any], found: Found, notes: list[str]) -> ModelResult:
-    name = str(one["id"])
-    timings = [record for (kind, model, _), record in found.items() if (kind, model) == ("timing", name)]
-    graph = found.get(("graph", name, 0))
+def _model(planned: Mapping[str, Any], records: Records, notes: list[str]) -> ModelResult:
+    name = str(planned["id"])
+    timings = [record for (kind, model, _), record in records.items() if (kind, model) == ("timing", name)]
+    graph = records.get(("graph", name, 0))
     return ModelResult(
         id=name,
-        network=one["network"],
-        role=one["role"],
-        policy=one["policy"],
-        timed=one["timed"],
-        profiled=one["profiled"],
-        meta=one["meta"],
+        network=planned["network"],
+        role=planned["role"],
+        policy=planned["policy"],
+        timed=planned["timed"],
+        profiled=planned["profiled"],
+        meta=planned["meta"],
         passes=_passes(name, timings, notes),
-        nodes=_nodes(name, found.get(("profile", name, 0)), notes),
+        nodes=_nodes(name, records.get(("profile", name, 0)), notes),
         packed_graph=None if graph is None else graph["graph"],
     )
 
 
-def _coverage(models: Sequence[ModelResult], passes: int, found: Found) -> dict[str, Any]:
-    timed = [sum(one.number == number for m in models for one in m.passes) for number in range(1, passes + 1)]
-    return {
-        "models": len(models),
-        "graphs": sum(m.packed_graph is not None for m in models),
-        "timed": timed,
-        "profiled": sum(bool(m.nodes) for m in models),
-        "failed": {model: record["reason"] for (kind, model, _), record in found.items() if kind == "failed"},
-        "left_out": [m.id for m in models if m.timed and not m.passes and ("failed", m.id, 0) not in found],
-    }
+def _coverage(models: Sequence[ModelResult], passes: int, records: Records) -> Coverage:
+    numbers = [timed.number for model in models for timed in model.passes]
+    failed = {model: str(record["reason"]) for (kind, model, _), record in records.items() if kind == "failed"}
+    return Coverage(
+        models=len(models),
+        graphs=sum(model.packed_graph is not None for model in models),
+        timed=tuple(numbers.count(number) for number in range(1, passes + 1)),
+        profiled=sum(bool(model.nodes) for model in models),
+        failed=failed,
+        left_out=tuple(model.id for model in models if model.timed and not model.passes and model.id not in failed),
+    )
 
 
-def _state(lines: Sequence[Line], coverage: Mapping[str, Any]) -> list[str]:
+def _state(lines: Sequence[Line], coverage: Coverage) -> list[str]:
     """What should be known besides repairs."""
     ends = [line.record for line in lines if line.record["kind"] == "end"]
     notes = [] if ends else ["there is no end record: the run was broken off"]
-    if coverage["left_out"]:
-        notes.append(f"{len(coverage['left_out'])} of {coverage['models']} models were left out for lack of time")
-    return notes + [f"model {name} could not be run: {reason}" for name, reason in coverage["failed"].items()]
+    if coverage.left_out:
+        notes.append(f"{len(coverage.left_out)} of {coverage.models} models were left out for lack of time")
+    return notes + [f"model {name} could not be run: {reason}" for name, reason in coverage.failed.items()]
+
+
+def _drift(lines: Sequence[Line], records: Records) -> DriftSummary:
+    drift = Drift()
+    drift.replay(_possible_reference(record) for (kind, _, _), record in records.items() if kind == "timing")
+    throttled = (line.record for line in lines if line.record["kind"] == "drift")
+    events = tuple(DriftEvent(str(event["model"]), int(event["pass"]), float(event["ratio"])) for event in throttled)
+    return DriftSummary(**drift.summary(), events=events)
 
 
 def _possible_reference(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,27 +333,24 @@ def _possible_reference(record: Mapping[str, Any]) -> dict[str, Any]:
 def _result(headers: Sequence[Line], lines: Sequence[Line], notes: Sequence[str]) -> KitResult:
     """One plan's result from all lines that belong to it."""
     header = headers[0].record
-    found, doubled = once(lines)
+    records, doubled = once(lines)
     said = [*notes, *doubled]
-    unknown = {model for _, model, _ in found} - {one["id"] for one in header["plan"]["models"]} - {""}
+    unknown = {model for _, model, _ in records} - {planned["id"] for planned in header["plan"]["models"]} - {""}
     if unknown:
         raise BadInputError(f"{headers[0].place}: model {min(unknown)!r} is not in the plan of this result")
-    models = tuple(_model(one, found, said) for one in header["plan"]["models"])
-    overheads = [ms for (kind, _, _), record in found.items() if kind == "overhead" for ms in record["samples_ms"]]
+    models = tuple(_model(planned, records, said) for planned in header["plan"]["models"])
+    overheads = [ms for (kind, _, _), record in records.items() if kind == "overhead" for ms in record["samples_ms"]]
     overheads = [ms for ms in overheads if np.isfinite(ms) and ms > 0]
     if not overheads or not any(model.passes for model in models):
         raise BadInputError(f"{headers[0].place}: the result holds no time; run the kit again, it goes on")
-    drift = Drift()
-    drift.replay(_possible_reference(record) for (kind, _, _), record in found.items() if kind == "timing")
-    events = [dict(line.record) for line in lines if line.record["kind"] == "drift"]
-    coverage = _coverage(models, int(header["plan"]["passes"]), found)
+    coverage = _coverage(models, int(header["plan"]["passes"]), records)
     return KitResult(
         plan_hash=header["plan_hash"],
         plan=header["plan"],
-        provenance=header["provenance"],
+        provenance=Provenance.from_mapping(header["provenance"]),
         overhead_ms=float(min(overheads)),
         models=models,
-        drift={**drift.summary(), "events": events},
+        drift=_drift(lines, records),
         coverage=coverage,
         notes=(*said, *_state(lines, coverage)),
     )
@@ -338,12 +376,12 @@ def read_results(paths: Sequence[Path], plan_hash: str | None = None) -> tuple[K
     notes: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         read, repairs = lines_of(path)
-        own = headers_of(read, path)
-        plan = str(own[0].record["plan_hash"])
+        of_file = headers_of(read, path)
+        plan = str(of_file[0].record["plan_hash"])
         if plan_hash not in (None, plan):
             raise BadInputError(f"{path} is a result of plan {plan[:12]}, not of {str(plan_hash)[:12]}; bring its own")
-        headers[plan] += own
+        headers[plan] += of_file
         lines[plan] += read
         notes[plan] += repairs
-    check_one_device([header for own in headers.values() for header in own])
+    check_one_device([header for of_plan in headers.values() for header in of_plan])
     return tuple(_result(headers[plan], lines[plan], notes[plan]) for plan in headers)

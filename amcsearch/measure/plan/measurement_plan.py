@@ -3,7 +3,7 @@
 Order is priority: a run that is cut short has seen some of all.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
-from amcsearch.costs import LatencyTable
+from amcsearch.costs import LatencyModel, LatencyTable
 from amcsearch.graph import Trace, remove
 from amcsearch.measure.build.attribution import original_owners
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
@@ -21,7 +21,7 @@ from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, ca
 from amcsearch.measure.plan.variants import random_kept
 from amcsearch.runtime import InputSpec, converted, exported
 
-__all__ = ["MeasuredSubject", "described_networks", "measurement_plan"]
+__all__ = ["LEAST_VARIANTS", "MeasuredSubject", "measurement_plan"]
 
 LEAST_VARIANTS: Final = 12
 HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
@@ -40,16 +40,16 @@ class MeasuredSubject:
     high: int | None = None  # of integer inputs: drawn from [0, high)
 
 
-def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyTable | None:
-    """The table bound to the network, None where it cannot predict it."""
+def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyModel | None:
+    """The table's model of the network, None where it cannot predict it."""
     if table is None:
         return None
-    bound = table.for_network(network)
+    model = table.bind(network)
     try:
-        bound.predict(network.layers)
+        model.predict(network.layers)
     except BadInputError:
         return None
-    return bound
+    return model
 
 
 def _batched(example: Tensor, batch: int) -> Tensor:
@@ -148,15 +148,3 @@ def measurement_plan(
 def _input_of(subject: MeasuredSubject, batch: int) -> InputSpec:
     dtype = str(subject.example.dtype).removeprefix("torch.")
     return InputSpec((batch, *subject.example.shape[1:]), dtype, subject.high)
-
-
-def described_networks(info: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """What a plan says of its networks: name → ``network`` (shapes) and ``owners`` (node and tensor names → layers).
-
-    Raises:
-        BadInputError: the plan was not made by ``measurement_plan``.
-    """
-    networks = info.get("networks")
-    if not isinstance(networks, Mapping) or not networks:
-        raise BadInputError("the result's plan names no networks; build the kit with `amcsearch table kit`")
-    return networks

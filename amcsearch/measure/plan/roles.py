@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from amcsearch.core import NetworkSpec, PruningPolicy
-from amcsearch.costs import LatencyTable
+from amcsearch.costs import LatencyModel
 from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest
 
 __all__ = [
@@ -44,25 +44,25 @@ def _mixed(network: NetworkSpec, n: int, rng: np.random.Generator) -> list[Pruni
         random_policies(network, count, multiple, rng)
         for (multiple, _), count in zip(SHARES, [*counts, n - sum(counts)], strict=True)
     ]
-    places = [(i / max(len(own), 1), policy) for own in drawn for i, policy in enumerate(own)]
-    return [policy for _, policy in sorted(places, key=lambda place: place[0])]
+    spread = [(i / max(len(policies), 1), policy) for policies in drawn for i, policy in enumerate(policies)]
+    return [policy for _, policy in sorted(spread, key=lambda pair: pair[0])]
 
 
 def training_policies(
-    network: NetworkSpec, n: int, rng: np.random.Generator, table: LatencyTable | None = None
+    network: NetworkSpec, n: int, rng: np.random.Generator, model: LatencyModel | None = None
 ) -> list[PruningPolicy]:
-    """Distinct policies that build a table, the smallest first; chosen by ``table``'s uncertainty if one is given.
+    """Distinct policies that build a table, the smallest first; chosen by the uncertainty of ``model`` if one is given.
 
     Fewer than n where a network has no more.
     """
     if not network.groups:
         return []
-    if table is None:
+    if model is None:
         drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng), *_mixed(network, n, rng)]
     else:
         pool = _mixed(network, POOL * n, rng)
         layers = [network.with_channels(policy).layers for policy in pool]
-        doubt = [table.uncertainty(one) / table.predict(one) for one in layers]
+        doubt = [model.uncertainty(variant) / model.predict(variant) for variant in layers]
         drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
     return _first_new(drawn, n, [network.dense])
 
@@ -92,16 +92,20 @@ def _first_new(drawn: Sequence[PruningPolicy], n: int, taken: Iterable[PruningPo
 
 
 def cast(
-    network: NetworkSpec, wanted: Mapping[str, int], rng: np.random.Generator, table: LatencyTable | None
+    network: NetworkSpec, wanted: Mapping[str, int], rng: np.random.Generator, model: LatencyModel | None
 ) -> list[tuple[str, PruningPolicy]]:
     """Distinct variants with their roles, as many of each as ``wanted``, the roles mixed evenly.
 
-    Fewer where a network has no more. Those that build are chosen by ``table``'s uncertainty if one is given.
+    Fewer where a network has no more. Those that build are chosen by the uncertainty of ``model`` if one is given.
     """
-    building = training_policies(network, wanted[BUILDING], rng, table) if wanted[BUILDING] else []
+    building = training_policies(network, wanted[BUILDING], rng, model) if wanted[BUILDING] else []
     kept_out = held_out_policies(network, wanted[HELD_OUT], rng, building)
     anchors = anchor_policies(network, wanted[ANCHOR], rng, [*building, *kept_out])
     lowered = held_out_policies(network, wanted[LOWERED], rng, [*building, *kept_out, *anchors])
     roles = {BUILDING: building, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
-    places = [((i + 0.5) / len(own), role, policy) for role, own in roles.items() for i, policy in enumerate(own)]
-    return [(role, policy) for _, role, policy in sorted(places, key=lambda place: place[0])]
+    spread = [
+        ((i + 0.5) / len(policies), role, policy)
+        for role, policies in roles.items()
+        for i, policy in enumerate(policies)
+    ]
+    return [(role, policy) for _, role, policy in sorted(spread, key=lambda triple: triple[0])]

@@ -35,11 +35,11 @@ def smallest(network: NetworkSpec, multiple: int) -> PruningPolicy:
 
 def narrow_policy(network: NetworkSpec, rng: np.random.Generator) -> PruningPolicy:
     """Draw widths of which every octave is equally likely, off all grids: mostly narrow ones."""
-    found = {}
+    kept = {}
     for group in network.groups:
         choices = group.choices(1)
-        found[group.name] = choices[min(int(len(choices) ** rng.random()) - 1, len(choices) - 1)]
-    return PruningPolicy(found)
+        kept[group.name] = choices[min(int(len(choices) ** rng.random()) - 1, len(choices) - 1)]
+    return PruningPolicy(kept)
 
 
 def random_policies(network: NetworkSpec, n: int, multiple: int, rng: np.random.Generator) -> list[PruningPolicy]:

@@ -18,8 +18,18 @@ import onnxruntime as ort
 
 __all__ = ["COMPARED", "load", "provenance", "temperatures_c"]
 
-COMPARED = ("cpu", "cpu_flags", "ort_version", "provider", "threads", "batch", "dtype")
-"""What must be equal for two results to be of one device."""
+COMPARED = {
+    "cpu": "CPU",
+    "cpu_flags": "CPU features",
+    "ort_version": "ONNX Runtime",
+    "provider": "execution provider",
+    "optimisation": "optimisation level",
+    "nchwc_block": "NCHWc block",
+    "threads": "threads",
+    "batch": "batch size",
+    "dtype": "data type",
+}
+"""What must be equal for two measurements to be of one device and setting, and what messages call it."""
 CPUS = Path("/sys/devices/system/cpu")
 KHZ_PER_MHZ, MILLI = 1e3, 1e3
 

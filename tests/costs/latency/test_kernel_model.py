@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.latency.cache import is_plain
-from amcsearch.costs.latency.kernels.kernel_model import KernelModel, KernelTime
+from amcsearch.costs.latency.kernels.kernel_model import KernelLatency, KernelModel
 from amcsearch.costs.latency.kernels.points import Observation, families
 from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, positions, sibling, signature
 
@@ -55,9 +55,9 @@ def test_the_sibling_is_nearest_in_positions_and_alike_in_all_else() -> None:
 
 def test_a_measured_layer_gives_back_its_kernels() -> None:
     model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), "ReorderOutput": (0.5, 0.02)})], 16)
-    assert model.times(CONV) == (
-        KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),
-        KernelTime("ReorderOutput", pytest.approx(0.01, rel=1e-5), 0.0),
+    assert model.latencies(CONV) == (
+        KernelLatency("nchwc.Conv", pytest.approx(0.4), 0.0),
+        KernelLatency("ReorderOutput", pytest.approx(0.01, rel=1e-5), 0.0),
     )
 
 
@@ -65,7 +65,9 @@ def test_another_map_size_is_borrowed_in_proportion_to_work() -> None:
     model = KernelModel([Observation(SMALL, {"nchwc.Conv": (1.0, 0.1)})], 16)
     assert not model.knows(CONV)
     assert model.knows(SMALL)
-    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 1.0 + 2.0),)  # four times the positions
+    assert model.latencies(CONV) == (
+        KernelLatency("nchwc.Conv", pytest.approx(0.4), 1.0 + 2.0),
+    )  # four times the positions
 
 
 def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
@@ -75,8 +77,8 @@ def test_a_kernel_seen_but_never_timed_is_borrowed_alone() -> None:
         Observation(SMALL, {"Conv": (1.0, 0.2)}),
     ]
     model = KernelModel(seen, 16)
-    assert model.times(CONV) == (KernelTime("nchwc.Conv", pytest.approx(0.4), 0.0),)
-    (found,) = model.times(CONV.resized(31, 31))
+    assert model.latencies(CONV) == (KernelLatency("nchwc.Conv", pytest.approx(0.4), 0.0),)
+    (found,) = model.latencies(CONV.resized(31, 31))
     assert (found.kernel, found.ms) == ("Conv", pytest.approx(0.8 * 31**2 / 32**2))
     assert found.octaves == pytest.approx(1.0 + np.sqrt(4.0 + 2 * np.log2(32 / 31) ** 2))
 
@@ -95,9 +97,9 @@ def test_relatives_are_asked_from_near_to_far() -> None:
 )
 def test_a_kernel_timed_nowhere_is_priced_by_its_relatives_with_doubt(kernel: str, steps: int) -> None:
     model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4), kernel: (1.0, 0.4 if not steps else None)})], 16)
-    found = {time.kernel: time for time in model.times(CONV)}[kernel]
+    found = {time.kernel: time for time in model.latencies(CONV)}[kernel]
     assert (found.ms, found.octaves) == (pytest.approx(0.4), float(steps))
-    ms, _ = model.times_at(CONV, np.array([[32, 32]]))[kernel]
+    ms, _ = model.latencies_at(CONV, np.array([[32, 32]]))[kernel]
     assert ms.tolist() == pytest.approx([0.4])
     assert model.octaves_at(CONV, np.array([[32, 32]]))[kernel].tolist() == [float(steps)]
 
@@ -106,7 +108,7 @@ def test_a_depthwise_layer_pruned_to_one_channel_is_still_one() -> None:
     model = KernelModel([Observation(DEPTHWISE, {"nchwc.Conv": (1.0, 0.4)})], 16)
     last = DEPTHWISE.resized(1, 1)
     assert model.knows(last)
-    assert model.times(last) == (KernelTime("nchwc.Conv", pytest.approx(0.2), 1.4142135623730951),)
+    assert model.latencies(last) == (KernelLatency("nchwc.Conv", pytest.approx(0.2), 1.4142135623730951),)
 
 
 KERNELS = ("nchwc.Conv", "Conv", "ms.FusedConv+Relu", "ReorderInput")
@@ -135,7 +137,7 @@ def test_a_grid_of_widths_costs_what_its_pairs_cost(
     pairs = data.draw(st.permutations(list(product(*sides))))
     widths = layer.conv_groups * np.array(pairs)
     ms, plain = model.summed_at(layer, widths)
-    kernels = model.times_at(layer, widths)
+    kernels = model.latencies_at(layer, widths)
     np.testing.assert_allclose(ms, sum(own for own, _ in kernels.values()), rtol=1e-9, atol=1e-15)
     assert plain.tolist() == np.any([is_plain(k) & (count > 0) for k, (_, count) in kernels.items()], axis=0).tolist()
 
@@ -149,14 +151,14 @@ def test_a_model_at_other_times_or_with_other_noise_is_one_made_anew(
         replace(one, kernels={k: (n, ms and factor * ms) for k, (n, ms) in one.kernels.items()}) for one in observed
     ]
     first = KernelModel(observed, 16)
-    first.times_at(CONV, widths)
+    first.latencies_at(CONV, widths)
     for made, anew in (
         (first.retimed(later), KernelModel(later, 16)),
         (first.smoothed(1.0), KernelModel(observed, 16, 1.0)),
         (first.retimed(later).smoothed(1.0), KernelModel(later, 16, 1.0)),
         (first, KernelModel(observed, 16)),
     ):
-        found, expected = made.times_at(CONV, widths), anew.times_at(CONV, widths)
+        found, expected = made.latencies_at(CONV, widths), anew.latencies_at(CONV, widths)
         assert list(found) == list(expected)
         for kernel, (ms, count) in found.items():
             assert (ms.tolist(), count.tolist()) == tuple(own.tolist() for own in expected[kernel])
@@ -172,5 +174,5 @@ def test_layers_of_one_signature_come_together() -> None:
 
 def test_nothing_like_it_is_none() -> None:
     model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4)})], 16)
-    assert model.times(replace(CONV, stride=(2, 2))) is None
-    assert model.times_at(replace(CONV, stride=(2, 2)), np.array([[4, 4]])) is None
+    assert model.latencies(replace(CONV, stride=(2, 2))) is None
+    assert model.latencies_at(replace(CONV, stride=(2, 2)), np.array([[4, 4]])) is None

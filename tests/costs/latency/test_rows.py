@@ -33,7 +33,7 @@ def rows(*observed: Observation) -> pd.DataFrame:
     def records(one: Observation) -> list[Mapping[str, object]]:
         kernels: Mapping[str, tuple[float, float | None]] = one.kernels or {NO_KERNEL: (0.0, 0.0)}
         return [
-            dict(zip(COLUMNS, ("net", *row_key(one.layer), kernel, count, ms, ms, one.places, GRAPH), strict=True))
+            dict(zip(COLUMNS, ("net", *row_key(one.layer), kernel, count, ms, ms, one.n_layers, GRAPH), strict=True))
             for kernel, (count, ms) in kernels.items()
         ]
 
@@ -50,11 +50,11 @@ SEEN = (
 def there_and_back(path: Path, observed: tuple[Observation, ...]) -> list[tuple[object, ...]]:
     write_rows(rows(*observed), path)
     found = observations(checked_rows(read_rows(path)))
-    return sorted((row_key(one.layer), sorted(one.kernels.items()), one.places) for one in found)
+    return sorted((row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in found)
 
 
 def test_rows_come_back_with_kernels_never_timed_and_layers_folded_away(tmp_path: Path) -> None:
-    expected = [(row_key(one.layer), sorted(one.kernels.items()), one.places) for one in SEEN]
+    expected = [(row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in SEEN]
     assert there_and_back(tmp_path / "rows.csv", SEEN) == sorted(expected)
 
 
@@ -75,7 +75,7 @@ TIMES = st.one_of(st.none(), st.floats(1e-5, 1e3).map(lambda ms: float(f"{ms:.6g
 )
 def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, made: dict[tuple[int, int], Any]) -> None:
     seen = tuple(Observation(CONV.resized(*at), kernels, places) for at, (kernels, places) in made.items())
-    expected = [(row_key(one.layer), sorted(one.kernels.items()), one.places) for one in seen]
+    expected = [(row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in seen]
     assert there_and_back(tmp_path_factory.mktemp("rows") / "rows.csv", seen) == sorted(expected)
 
 

@@ -1,4 +1,4 @@
-"""The table as a cost: what it is bound to, what is missing, where it was measured, and many widths at once."""
+"""The table as a document and the model bound to a network: settings, what is missing, and many widths at once."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.core.network import NetworkSpec
 from amcsearch.costs.grid import CostGrid
+from amcsearch.costs.latency.entry import Accuracy, NetworkEntry
+from amcsearch.costs.latency.model import LatencyModel
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 
@@ -55,42 +57,71 @@ INFO = info(
 
 
 def table() -> LatencyTable:
-    return LatencyTable(frame(ROWS), INFO)
+    return LatencyTable.from_mapping(frame(ROWS), INFO)
 
 
-def test_a_bound_table_answers_from_its_network_first() -> None:
-    assert table().for_network(ONE).layer_cost(CONV) == pytest.approx(0.4)
-    assert table().for_network(OTHER).layer_cost(CONV) == pytest.approx(0.6)
-    assert table().layer_cost(CONV) == pytest.approx(0.5)  # bound to none: all rows
-    assert table().for_network(ONE).layer_cost(DEPTHWISE) == pytest.approx(0.1, rel=1e-5)  # from the other's rows
-    assert table().for_network(OTHER).layer_cost(FC) == pytest.approx(0.02)
+def bound(rows: Sequence[Row], entry: Mapping[str, Any]) -> LatencyModel:
+    """The model of ``one``, the only network of a table."""
+    return LatencyTable.from_mapping(frame(rows), info(one=entry)).bind("one")
 
 
-def test_settings_and_accuracy_are_the_bound_networks() -> None:
-    one, other = table().for_network(ONE), table().for_network(OTHER)
+def of_all_rows(made: LatencyTable) -> LatencyModel:
+    """The model of no network in particular."""
+    return LatencyModel(made.rows, made.provenance, next(iter(made.networks.values())), None)
+
+
+def test_a_model_answers_from_its_network_first() -> None:
+    assert table().bind(ONE).layer_cost(CONV) == pytest.approx(0.4)
+    assert table().bind(OTHER).layer_cost(CONV) == pytest.approx(0.6)
+    assert of_all_rows(table()).layer_cost(CONV) == pytest.approx(0.5)  # bound to none: all rows
+    assert table().bind(ONE).layer_cost(DEPTHWISE) == pytest.approx(0.1, rel=1e-5)  # from the other's rows
+    assert table().bind(OTHER).layer_cost(FC) == pytest.approx(0.02)
+
+
+def test_settings_and_accuracy_are_the_networks_own() -> None:
+    one, other = table().bind(ONE), table().bind(OTHER)
     assert (one.network, one.constant, one.channel_multiple, one.accuracy) == ("one", 0.005, 8, None)
     assert (other.network, other.constant, other.channel_multiple) == ("other", 0.007, None)
-    assert other.accuracy == {"mape": 0.01}
+    assert other.accuracy == Accuracy(mape=0.01)
 
 
 def test_a_network_never_measured_takes_the_settings_of_the_nearest_in_weights() -> None:
-    small = table().for_network(NetworkSpec((CONV.resized(16, 16),), ()))
-    large = table().for_network(NetworkSpec((CONV.resized(512, 512),), ()))
+    small = table().bind(NetworkSpec((CONV.resized(16, 16),), ()))
+    large = table().bind(NetworkSpec((CONV.resized(512, 512),), ()))
     assert (small.network, small.constant, small.accuracy) == (None, 0.005, None)
     assert (large.network, large.constant, large.accuracy) == (None, 0.007, None)
     assert small.layer_cost(CONV) == pytest.approx(0.5)
 
 
-def test_the_only_network_is_bound_from_the_start() -> None:
-    alone = LatencyTable(frame(ROWS[:2]), info(one=INFO["networks"]["one"]))
+def test_a_network_is_bound_by_its_name_too() -> None:
+    with pytest.raises(BadInputError, match="holds no network 'three'; it holds one, other"):
+        table().bind("three")
+    alone = bound(ROWS[:2], INFO["networks"]["one"])
     assert (alone.network, alone.layer_cost(CONV)) == ("one", pytest.approx(0.4))
 
 
 def test_the_only_network_is_not_taken_for_another() -> None:
-    alone = LatencyTable(frame(ROWS[:2]), info(one=INFO["networks"]["one"]))
-    other = alone.for_network(NetworkSpec((CONV.resized(16, 16),), ()))
+    alone = LatencyTable.from_mapping(frame(ROWS[:2]), info(one=INFO["networks"]["one"]))
+    other = alone.bind(NetworkSpec((CONV.resized(16, 16),), ()))
     assert (other.network, other.accuracy) == (None, None)
-    assert other.constant == alone.constant
+    assert other.constant == alone.networks["one"].constant_ms
+
+
+def test_the_table_is_a_document_that_is_copied_not_changed() -> None:
+    other = table().with_entry("one", NetworkEntry(constant_ms=0.5))
+    assert other.networks["one"].constant_ms == 0.5
+    assert other.networks["other"] == table().networks["other"]
+    assert other.bind("one").constant == 0.5
+    assert table().as_mapping() == INFO
+    extended = LatencyTable.from_mapping(frame(ROWS), {**INFO, "by": "hand"})
+    assert extended.with_entry("one", NetworkEntry(constant_ms=0.5)).as_mapping()["by"] == "hand"
+
+
+def test_settings_are_read_without_a_model() -> None:
+    wide = NetworkSpec((CONV.resized(512, 512),), ())
+    assert table().name_of(ONE) == "one"
+    assert table().name_of(wide) is None
+    assert (table().settings_for(ONE).constant_ms, table().settings_for(wide).constant_ms) == (0.005, 0.007)
 
 
 def test_fingerprints_tell_shapes_apart_and_names_not() -> None:
@@ -103,32 +134,32 @@ def test_fingerprints_tell_shapes_apart_and_names_not() -> None:
 def test_a_prediction_by_hand_with_weights_beyond_the_cache() -> None:
     wide = LayerSpec("fc", LayerKind.LINEAR, 1024, 1024)
     rows: list[Row] = [("one", wide, "ms.Gemm", 1.0, 0.5), ("one", CONV, "Conv+Relu", 2.0, 0.1)]
-    bound = LatencyTable(frame(rows), info(one={"constant_ms": 0.01, "residency": {2.0: 0.25}}))
-    assert bound.amounts(wide) == (4.0, 4.0)
+    model = bound(rows, {"constant_ms": 0.01, "residency": {2.0: 0.25}})
+    assert model.amounts(wide) == (4.0, 4.0)
     conv_mib = 9 * 32 * 32 * 4 / 2**20
-    assert bound.amounts(CONV) == (conv_mib, 0.0)  # plain convolutions do not stream
+    assert model.amounts(CONV) == (conv_mib, 0.0)  # plain convolutions do not stream
     extra = 0.25 * (4.0 + conv_mib - 2.0) * 4.0 / (4.0 + conv_mib)
-    assert bound.predict([wide, CONV]) == pytest.approx(0.01 + 0.5 + 2 * 0.1 + extra)
+    assert model.predict([wide, CONV]) == pytest.approx(0.01 + 0.5 + 2 * 0.1 + extra)
 
 
 def test_uncertainty_by_hand() -> None:
     entry = {"constant_ms": 0.0, "sigma": {"floor": 0.1, "per_octave": 0.5}}
-    bound = LatencyTable(frame([("one", FC, "ms.Gemm", 1.0, 0.4)]), info(one=entry))
-    assert bound.uncertainty([FC]) == pytest.approx(0.04)
+    model = bound([("one", FC, "ms.Gemm", 1.0, 0.4)], entry)
+    assert model.uncertainty([FC]) == pytest.approx(0.04)
     half = FC.resized(16, 10)  # an octave away, 0.2 ms
-    assert bound.uncertainty([half]) == pytest.approx(np.hypot(0.1 * 0.2, 0.5 * 0.2))
+    assert model.uncertainty([half]) == pytest.approx(np.hypot(0.1 * 0.2, 0.5 * 0.2))
 
 
 def test_folded_layers_are_free_unless_measured() -> None:
-    assert table().layer_cost(NORM) == 0.0
-    assert table().layer_cost(LayerSpec("cls", LayerKind.PARAMETER, 1, 32)) == 0.0
-    measured = LatencyTable(frame([("one", NORM, "BatchNormalization", 1.0, 0.3)]), info(one={"constant_ms": 0.0}))
+    assert table().bind(ONE).layer_cost(NORM) == 0.0
+    assert table().bind(ONE).layer_cost(LayerSpec("cls", LayerKind.PARAMETER, 1, 32)) == 0.0
+    measured = bound([("one", NORM, "BatchNormalization", 1.0, 0.3)], {"constant_ms": 0.0})
     assert measured.layer_cost(NORM.resized(16, 16)) == pytest.approx(0.15)
 
 
 def test_a_layer_seen_and_folded_away_is_free_whatever_its_kind() -> None:
     norm = replace(NORM, kind=LayerKind.LAYER_NORM)
-    seen = LatencyTable(frame([("one", norm, "none", 0.0, 0.0)]), info(one={"constant_ms": 0.0}))
+    seen = bound([("one", norm, "none", 0.0, 0.0)], {"constant_ms": 0.0})
     assert seen.layer_cost(norm) == 0.0
     assert seen.layer_costs(norm, np.array([8]), np.array([8])).tolist() == [0.0]
 
@@ -137,24 +168,15 @@ def test_a_layer_seen_and_folded_away_is_free_whatever_its_kind() -> None:
 def test_a_missing_row_names_the_layer_and_the_cure(kind: LayerKind) -> None:
     layer = LayerSpec("head", kind, 7, 7, (5, 5), in_size=(5, 1), out_size=(5, 1))
     with pytest.raises(BadInputError, match=rf"no row for {kind} 7→7, input 5x1.*\(head\); add it with `amcsearch tab"):
-        table().layer_cost(layer)
+        table().bind(ONE).layer_cost(layer)
     with pytest.raises(BadInputError, match=rf"no row for {kind}"):
-        table().layer_costs(layer, np.array([7]), np.array([7]))
-
-
-def test_mismatches_are_sentences() -> None:
-    here = {"cpu": "Toy CPU", "ort_version": "2.0", "threads": 4, "batch": 1, "kernel": "6.1"}
-    assert table().mismatches(here) == [
-        "ONNX Runtime: the table was measured with '1.0', this run has '2.0'",
-        "threads: the table was measured with 1, this run has 4",
-    ]
-    assert table().mismatches(PROVENANCE) == []
+        table().bind(ONE).layer_costs(layer, np.array([7]), np.array([7]))
 
 
 def test_pickling_keeps_the_prices() -> None:
-    bound = table().for_network(ONE)
-    copy = pickle.loads(pickle.dumps(bound))
-    assert copy.predict([CONV.resized(20, 20), FC]) == bound.predict([CONV.resized(20, 20), FC])
+    model = table().bind(ONE)
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy.predict([CONV.resized(20, 20), FC]) == model.predict([CONV.resized(20, 20), FC])
     assert copy.network == "one"
 
 
@@ -173,7 +195,7 @@ def test_pickling_keeps_the_prices() -> None:
 )
 def test_a_table_that_says_too_little_of_itself_is_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInputError, match=words):
-        LatencyTable(frame(ROWS), wrong)
+        LatencyTable.from_mapping(frame(ROWS), wrong)
 
 
 LAYERS = (CONV, FC, DEPTHWISE, ATTENTION, NORM, replace(CONV, conv_groups=4), replace(CONV, kernel=(1, 1)))
@@ -181,8 +203,8 @@ KERNELS = ("nchwc.Conv+Relu", "Conv", "ms.FusedConv", "ReorderInput")
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> LatencyTable:
-    """Rows of any of the layers and kernels but the last layer's, several widths, a hinge, a second network."""
+def models(draw: st.DrawFn) -> LatencyModel:
+    """Of rows of any of the layers and kernels but the last layer's, several widths, a hinge, a second network."""
     rows: dict[tuple[Any, ...], Row] = {}
     for layer in LAYERS[:-1]:
         for _ in range(draw(st.integers(1, 3))):
@@ -194,12 +216,14 @@ def tables(draw: st.DrawFn) -> LatencyTable:
                 rows[net, row_key(one), kernel] = (net, one, kernel, draw(st.sampled_from([0.5, 1.0])), ms)
     entry = {"constant_ms": 0.25, "residency": {0.001: draw(st.floats(0.0, 5.0))}, "smoothing": 0.1}
     named = {net: entry for net, *_ in rows}
-    return LatencyTable(frame(list(rows.values())), info(**named), draw(st.sampled_from([None, *named])))
+    made = LatencyTable.from_mapping(frame(list(rows.values())), info(**named))
+    name = draw(st.sampled_from([None, *named]))
+    return of_all_rows(made) if name is None else made.bind(name)
 
 
 @settings(max_examples=40, deadline=None)
-@given(tables(), st.data())
-def test_many_widths_at_once_cost_what_each_costs_alone(made: LatencyTable, data: st.DataObject) -> None:
+@given(models(), st.data())
+def test_many_widths_at_once_cost_what_each_costs_alone(made: LatencyModel, data: st.DataObject) -> None:
     layer = replace(data.draw(st.sampled_from([*LAYERS[:-1], replace(CONV, in_size=(4, 4), out_size=(4, 4))])), name="")
     unit = {4: 8 if layer.kind is LayerKind.ATTENTION else 4}.get(layer.conv_groups, 1)
     counts = data.draw(st.lists(st.integers(1, 32 // unit), min_size=1, max_size=12))
@@ -212,9 +236,9 @@ def test_many_widths_at_once_cost_what_each_costs_alone(made: LatencyTable, data
 
 
 @settings(max_examples=30, deadline=None)
-@given(tables(), st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5), max_size=4))
+@given(models(), st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5), max_size=4))
 def test_many_networks_at_once_take_what_each_takes_alone(
-    made: LatencyTable, networks: list[list[tuple[int, int]]]
+    made: LatencyModel, networks: list[list[tuple[int, int]]]
 ) -> None:
     layers = [[LAYERS[i].resized(8 * c, 10 if LAYERS[i] is FC else 8 * c) for i, c in network] for network in networks]
     alone = [made.predict(one) if one else made.constant for one in layers]
@@ -239,8 +263,8 @@ def network() -> NetworkSpec:
 
 
 @settings(max_examples=40, deadline=None)
-@given(tables(), st.lists(st.tuples(st.integers(1, 32), st.integers(1, 32)), min_size=1, max_size=6))
-def test_a_grid_prices_what_the_table_predicts(made: LatencyTable, kept: list[tuple[int, int]]) -> None:
+@given(models(), st.lists(st.tuples(st.integers(1, 32), st.integers(1, 32)), min_size=1, max_size=6))
+def test_a_grid_prices_what_the_table_predicts(made: LatencyModel, kept: list[tuple[int, int]]) -> None:
     spec = network()
     prices = CostGrid(spec, [made]).price(np.array(kept))["latency_ms"]
     expected = [made.predict(spec.with_channels(spec.policy(np.array(row))).layers) for row in kept]

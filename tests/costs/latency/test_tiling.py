@@ -49,5 +49,5 @@ def test_a_table_learns_its_devices_last_sets(last_set: tuple[float, ...]) -> No
     model = KernelModel(seen, 8, noise=1.0)
     for pair in rng.integers(16, 160, (20, 2)):
         layer = CONV.resized(*map(int, pair))
-        (found,) = model.times(layer) or ()
+        (found,) = model.latencies(layer) or ()
         assert found.ms == pytest.approx(device_ms(layer), rel=0.02)

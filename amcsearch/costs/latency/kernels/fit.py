@@ -1,22 +1,19 @@
-"""How much of each term the latency of a kernel is: a non-negative fit of relative error.
-
-How many channels a kernel takes at a time: every number is tried, all at once.
-
-Lanes of inputs and of outputs change different terms. So the normal equations of each pair of them are a part of one
-Gram matrix, and all pairs are solved together. That is exact enough to choose; the fit itself is not made this way.
-
-What the latency of a kernel is a sum of.
+"""What the latency of a kernel is a sum of, and how much of each term: a non-negative fit of relative error.
 
     t(layer) ≈ a · work + b + c · outputs + d · inputs + remainders
 
 in multiply-accumulates and tensor elements, with widths as the kernel computes them (``tiling``). Layers of other map
 and kernel sizes are comparable in these terms, so a kernel's fit may hold points of many signatures.
 
-A kernel that takes some channels at a time computes those left over more slowly, each by itself or all in one more
-step; both times for output and for input channels are the remainders. How many it takes is tried (``lanes``).
-(Measured: a depthwise int8 convolution of 127 channels took three times as long as one of 128, of 120 twice as long.)
+A kernel that takes some channels at a time (lanes) computes those left over more slowly, each by itself or all in one
+more step; what both cost, for output and for input channels, are the remainders. (Measured: a depthwise int8
+convolution of 127 channels took three times as long as one of 128, of 120 twice as long.) How many channels it takes
+is tried, all numbers at once: lanes of inputs and of outputs change different terms, so the normal equations of each
+pair of them are a part of one Gram matrix, and all pairs are solved together. That is exact enough to choose; the fit
+itself solves the least squares of its terms.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Final
@@ -41,24 +38,30 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-
 TERMS: Final = 8
 OF_OUTPUT_LANES: Final = (0, 4, 5)  # the terms that depend on output lanes
 OF_INPUT_LANES: Final = (6, 7)
+_TINY: Final = 1e-300
+_RIDGE: Final = 1e-10  # of a column's square: terms that say the same share their coefficient
+_FULL_FIT_POINTS: Final = 6  # below this only work and a constant are fitted
+_LANES_FIT_POINTS: Final = 16  # below this lanes are not looked for
+_LANES_ERROR: Final = 0.01  # nor where the mean relative error is less without
+_LANES_GAIN: Final = 0.1  # by which lanes must lessen the error to be believed
+_MORE_LANES_GAIN: Final = 0.03
 
 
-def terms(own: Array, at: Array, tiling: Tiling) -> Array:
-    """Terms (L, 8) of layers of ``sizes`` (L, 5) at ``places`` (L, 4): work, 1, outputs, inputs, and the remainders."""
-    of_in, of_out = factors(own, at[:, 0], at[:, 1], tiling)
+def terms(size: Array, at: Array, tiling: Tiling) -> Array:
+    """Terms (L, 8) of layers of ``size`` (L, 5) at ``places`` (L, 4): work, 1, outputs, inputs, and the remainders."""
+    of_in, of_out = factors(size, at[:, 0], at[:, 1], tiling)
     return of_in * of_out
 
 
-def factors(own: Array, c_in: Array, c_out: Array, tiling: Tiling) -> tuple[Array, Array]:
+def factors(size: Array, c_in: Array, c_out: Array, tiling: Tiling) -> tuple[Array, Array]:
     """Terms as products: what of them depends on the inputs computed, (I, 8), and on the outputs, (O, 8).
 
-    ``own`` are ``sizes`` of layers (I = O = L of them), or of one, (1, 5), at I widths and O others.
+    ``size`` are ``sizes`` of layers (I = O = L of them), or of one, (1, 5), at I widths and O others.
     """
-    outputs, taps, inputs, mixes, _ = own.T
+    outputs, taps, inputs, mixes, _ = size.T
     lanes_in, lanes_out = tiling.lanes
     left_in, left_out = c_in % lanes_in * mixes, c_out % lanes_out
     a_pair = outputs * taps  # of channels
@@ -73,75 +76,76 @@ def factors(own: Array, c_in: Array, c_out: Array, tiling: Tiling) -> tuple[Arra
     return of_in, of_out
 
 
-_TINY: Final = 1e-300
-
-
-_RIDGE: Final = 1e-10  # of a column's square: terms that say the same share their coefficient
-
-
-def lanes_errors(own: Array, at: Array, tiling: Tiling, ms: Array, weight: Array) -> dict[tuple[int, int], float]:
+def lanes_errors(size: Array, at: Array, tiling: Tiling, ms: Array, weight: Array) -> dict[tuple[int, int], float]:
     """Mean relative errors of fits of N measurements with each pair of lanes (in, out), fewer outputs first.
 
     Args:
-        own, at: ``sizes`` (N, 5) and ``places`` (N, 4).
+        size, at: ``sizes`` (N, 5) and ``places`` (N, 4).
         tiling: to which lanes are added.
         ms, weight: what was measured and how much its error counts, (N,) each.
     """
     tried = (1, *LANES)
     pairs = [(lanes_in, lanes_out) for lanes_out, lanes_in in product(range(len(tried)), repeat=2)]
-    design = np.stack([terms(own, at, replace(tiling, lanes=(n, n))) for n in tried], axis=1)  # (N, lanes, terms)
+    design = np.stack([terms(size, at, replace(tiling, lanes=(n, n))) for n in tried], axis=1)  # (N, lanes, terms)
     scaled = (design / np.maximum(design.max(axis=0), _TINY)).reshape(len(ms), -1) * weight[:, None]
     columns = np.tile(np.arange(TERMS), (len(pairs), 1))
     columns[:, OF_INPUT_LANES] += TERMS * np.array(pairs)[:, :1]
     columns[:, OF_OUTPUT_LANES] += TERMS * np.array(pairs)[:, 1:]
     gram, target = scaled.T @ scaled, scaled.T @ (ms * weight)
-    found = non_negative_each(gram[columns[:, :, None], columns[:, None, :]], target[columns])
+    of_pairs = non_negative_each(gram[columns[:, :, None], columns[:, None, :]], target[columns])
     coefficients = np.zeros((scaled.shape[1], len(pairs)))
-    coefficients[columns, np.arange(len(pairs))[:, None]] = found
+    coefficients[columns, np.arange(len(pairs))[:, None]] = of_pairs
     errors = np.abs(scaled @ coefficients - (ms * weight)[:, None]).mean(axis=0)
     return {(tried[i], tried[o]): float(error) for (i, o), error in zip(pairs, errors, strict=True)}
 
 
+def non_negative(design: Array, target: Array) -> Array:
+    """Coefficients (C,) of at least 0 of the least squares of a design (N, C) and what is fitted, (N,).
+
+    The most negative one is dropped until none is. (The optimum of ``scipy.optimize.nnls`` has other columns in 150 of
+    the 938 fits of the shipped table: taking it would move predictions and the tables' measured accuracy with them.)
+    """
+
+    def solve(active: NDArray[np.bool_]) -> Array:
+        coefficients = np.zeros(active.shape)
+        if active.any():
+            coefficients[active] = np.linalg.lstsq(design[:, active[0]], target, rcond=None)[0]
+        return coefficients
+
+    return np.asarray(_without_negative(solve, np.any(design, axis=0, keepdims=True))[0], dtype=np.float64)
+
+
 def non_negative_each(gram: Array, target: Array) -> Array:
-    """Least squares with coefficients of at least 0, many at once: the most negative one is dropped until none is.
+    """As ``non_negative`` for T designs at once, (T, C), from their normal equations: faster and less exact.
+
+    One after another, with scipy's ``nnls`` for each, the 36 pairs of lanes of a kernel take 3.8 times as long.
 
     Args:
         gram: products of the columns of each of T designs, (T, C, C).
         target: products of these columns and what is fitted, (T, C).
     """
-    norm = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
-    active = norm > 0.0
-    unit = 1.0 / np.where(active, norm, 1.0)
-    alike, wanted = gram * unit[:, :, None] * unit[:, None, :], target * unit
+    norm: Array = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+    unit: Array = 1.0 / np.where(norm > 0.0, norm, 1.0)
+    alike: Array = gram * unit[:, :, None] * unit[:, None, :]
+    wanted: Array = target * unit
     identity = np.eye(gram.shape[1])
-    while True:
+
+    def solve(active: NDArray[np.bool_]) -> Array:
         both = active[:, :, None] & active[:, None, :]
         normal = np.where(both, alike, 0.0) + identity * np.where(active, _RIDGE, 1.0)[:, None, :]
-        found = np.linalg.solve(normal, np.where(active, wanted, 0.0)[:, :, None])[:, :, 0] * unit
-        negative = np.flatnonzero(found.min(axis=1) < 0.0)
+        return np.asarray(np.linalg.solve(normal, np.where(active, wanted, 0.0)[:, :, None])[:, :, 0] * unit)
+
+    return _without_negative(solve, np.asarray(norm > 0.0))
+
+
+def _without_negative(solve: Callable[[NDArray[np.bool_]], Array], active: NDArray[np.bool_]) -> Array:
+    """Coefficients (T, C) that ``solve`` gives for active columns (T, C), once the most negative ones are dropped."""
+    while True:
+        coefficients = solve(active)
+        negative = np.flatnonzero(coefficients.min(axis=1) < 0.0)
         if not len(negative):
-            return np.asarray(found, dtype=np.float64)
-        active[negative, found[negative].argmin(axis=1)] = False
-
-
-_FULL_FIT_POINTS: Final = 6  # below this only work and a constant are fitted
-_LANES_FIT_POINTS: Final = 16  # below this lanes are not looked for
-_LANES_ERROR: Final = 0.01  # nor where the mean relative error is less without
-_LANES_GAIN: Final = 0.1  # by which lanes must lessen the error to be believed
-_MORE_LANES_GAIN: Final = 0.03
-
-
-def non_negative(design: Array, target: Array) -> Array:
-    """Least squares with coefficients of at least 0: the most negative column is dropped until none is."""
-    coefficients = np.zeros(design.shape[1])
-    active = np.flatnonzero(design.any(axis=0))
-    while len(active):
-        found = np.linalg.lstsq(design[:, active], target, rcond=None)[0]
-        if found.min() >= 0.0:
-            coefficients[active] = found
-            break
-        active = np.delete(active, int(np.argmin(found)))
-    return coefficients
+            return coefficients
+        active[negative, coefficients[negative].argmin(axis=1)] = False
 
 
 class Fit:
@@ -153,38 +157,37 @@ class Fit:
         groups: of the points, where they are known.
 
     Attributes:
-        tiling: as given, with the lanes that were found.
+        tiling: as given, with the lanes that fit best.
+        points: N of them, all of which the kernel can tell apart.
         places: (N, 4), see the function.
-        latency_ms, times: (N,), means and how many measurements they stand for.
         coefficients: ms a unit of each term, (8,).
         residual: relative, of measured beside fitted, (N,).
     """
 
     def __init__(self, points: Points, tiling: Tiling, groups: Groups | None = None) -> None:
         groups = points.groups(tiling) if groups is None else groups
-        own, self.places = points.averaged(groups), groups.places
-        self._sizes, self.latency_ms, self.times = own.sizes, own.ms, own.times
+        self.points, self.places = points.averaged(groups), groups.places
         self._take(tiling)
         lanes = self._lanes()
         if lanes != tiling.lanes:
             self._take(replace(tiling, lanes=lanes))
 
     def _take(self, tiling: Tiling) -> None:
-        self.tiling, self._terms = tiling, terms(self._sizes, self.places, tiling)
-        self.coefficients = self._fitted(self._terms)
+        self.tiling, self._terms = tiling, terms(self.points.sizes, self.places, tiling)
+        self.coefficients = self._fitted()
         fitted = self._terms @ self.coefficients
-        self.residual = np.divide(self.latency_ms, fitted, out=np.ones_like(fitted), where=fitted > 0.0) - 1.0
+        self.residual = np.divide(self.points.ms, fitted, out=np.ones_like(fitted), where=fitted > 0.0) - 1.0
 
     def _lanes(self) -> tuple[int, int]:
         """The lanes of inputs and outputs that fit best; whole blocks leave no channels over."""
         best = self.tiling.lanes
         if self.tiling.block > 1 or len(self.places) < _LANES_FIT_POINTS:
             return best
-        error = np.abs((self._terms @ self.coefficients - self.latency_ms) * self._weight()).mean()
+        error = np.abs((self._terms @ self.coefficients - self.points.ms) * self._weight()).mean()
         if error < _LANES_ERROR:
             return best
         bound = (1.0 - _LANES_GAIN) * error
-        tried = lanes_errors(self._sizes, self.places, self.tiling, self.latency_ms, self._weight())
+        tried = lanes_errors(self.points.sizes, self.places, self.tiling, self.points.ms, self._weight())
         for lanes, error in tried.items():
             if error < bound:  # more lanes must be clearly better than fewer
                 best, bound = lanes, (1.0 - _MORE_LANES_GAIN) * error
@@ -192,23 +195,23 @@ class Fit:
 
     def _weight(self) -> Array:
         """Relative error counts; points that cost next to nothing beside the largest are not blown up."""
-        floor = 1e-3 * max(float(self.latency_ms.max()), 1e-9)
-        return np.asarray(1.0 / np.maximum(self.latency_ms, floor), dtype=np.float64)
+        floor = 1e-3 * max(float(self.points.ms.max()), 1e-9)
+        return np.asarray(1.0 / np.maximum(self.points.ms, floor), dtype=np.float64)
 
-    def _fitted(self, own: Array) -> Array:
-        scale, weight = np.maximum(own.max(axis=0), _TINY), self._weight()
+    def _fitted(self) -> Array:
+        scale, weight = np.maximum(self._terms.max(axis=0), _TINY), self._weight()
         n = len(self.places)
-        used = 1 if n == 1 else 2 if n < _FULL_FIT_POINTS else own.shape[1]
-        found = np.zeros(own.shape[1])
-        found[:used] = non_negative((own / scale)[:, :used] * weight[:, None], self.latency_ms * weight)
-        return np.asarray(found / scale, dtype=np.float64)
+        used = 1 if n == 1 else 2 if n < _FULL_FIT_POINTS else TERMS
+        coefficients = np.zeros(TERMS)
+        coefficients[:used] = non_negative((self._terms / scale)[:, :used] * weight[:, None], self.points.ms * weight)
+        return np.asarray(coefficients / scale, dtype=np.float64)
 
     def set_work(self) -> SetWork | None:
         """What the fit says of sets of output blocks; None where no time is proportional to work."""
         work_ms = self._terms[:, 0] * self.coefficients[0]
-        if not work_ms.all() or not self.latency_ms.all():
+        if not work_ms.all() or not self.points.ms.all():
             return None
-        rest_ms = self.latency_ms - self._terms[:, 1:] @ self.coefficients[1:]
+        rest_ms = self.points.ms - self._terms[:, 1:] @ self.coefficients[1:]
         c_out = self.places[:, 1]
         blocks = self.tiling.effective(c_out) / self.tiling.block
-        return SetWork(rest_ms / work_ms * blocks, work_ms / self.latency_ms, c_out)
+        return SetWork(rest_ms / work_ms * blocks, work_ms / self.points.ms, c_out)

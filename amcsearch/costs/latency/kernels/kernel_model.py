@@ -1,120 +1,42 @@
-"""From what was measured of layers to the time of any layer: its kernels, and a surface for each.
+"""From what was measured of layers to the latency of any layer: its kernels, and a surface for each.
 
 Which kernels a layer becomes is looked up by its signature, or by that of the nearest map size of the same operator.
 What one of them takes is the surface of that kernel in layers of the same signature. Where it was timed in few of them
 the surface of its relatives is corrected by these, and where it was timed in none the relatives speak alone, with more
 doubt the more distant they are (``families``). Relatives are all that was measured on the device, other networks too.
-
-A layer at every pair of some widths at once: faster than pair by pair where most of the pairs are asked for.
-
-Widths that divide alike become the same kernels (``lowering``). Sorted by these classes, the pairs at which a layer
-becomes so many of a kernel are a few blocks of the grid, and a surface prices a block by matrix products.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
-from amcsearch.costs.distinct import distinct_places
 from amcsearch.costs.latency.cache import is_plain
 from amcsearch.costs.latency.kernels.fit import Fit
-from amcsearch.costs.latency.kernels.lowering import Lowering
+from amcsearch.costs.latency.kernels.lowering import Lowering, WidthGrid
 from amcsearch.costs.latency.kernels.points import Groups, Observation, Points, Timed, families, points_of, retimed
 from amcsearch.costs.latency.kernels.signature import Signature, sibling, signature
 from amcsearch.costs.latency.kernels.surface import AnySurface, CorrectedSurface, Surface
 from amcsearch.costs.latency.kernels.tiling import Tiling, refined_tiling
 
-__all__ = ["BLOCKED", "KernelModel", "KernelTime", "WidthGrid"]
-
-_SPARSE: Final = 16  # pairs of a grid to one that is asked for: with more it is faster to go pair by pair
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Distinct widths (W,) sorted by class, where each of the widths asked for lies, (L,), the classes, their ends."""
-
-    widths: NDArray[np.int64]
-    places: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    ends: tuple[int, ...]
-
-    @classmethod
-    def of(cls, widths: NDArray[np.int64], lowering: Lowering) -> "_Axis":
-        distinct, places = distinct_places(widths)
-        classes = lowering.classes(distinct)
-        order = np.argsort(classes, kind="stable")
-        found, starts = np.unique(classes[order], return_index=True)
-        return cls(distinct[order], np.argsort(order)[places], found, (*starts.tolist(), len(order)))
-
-
-class WidthGrid:
-    """Every pair of the distinct widths of a layer that is not depthwise.
-
-    Args:
-        layer: which layer.
-        widths: (in, out), (L, 2), that keep its signature.
-        lowering: of its signature.
-    """
-
-    def __init__(self, layer: LayerSpec, widths: NDArray[np.int64], lowering: Lowering) -> None:
-        self._layer, self._lowering = layer, lowering
-        self._rows, self._columns = (_Axis.of(width, lowering) for width in widths.T)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether enough of the pairs are asked for."""
-        return len(self._rows.widths) * len(self._columns.widths) <= _SPARSE * len(self._rows.places)
-
-    def summed(
-        self, surface_of: Callable[[LayerSpec, str], AnySurface | None]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Milliseconds of all kernels, and whether any of them is plain, at the widths asked for: (L,) each."""
-        rows, columns = self._rows, self._columns
-        ms = np.zeros((len(rows.widths), len(columns.widths)))
-        plain = np.zeros(ms.shape, dtype=np.bool_)
-        for kernel, counts in self._lowering.counts_by_class(rows.classes, columns.classes).items():
-            blocks = list(self._blocks(counts))
-            if is_plain(kernel):
-                for block, _ in blocks:
-                    plain[block] = True
-            surface = surface_of(self._layer, kernel)
-            if surface is not None:
-                found = surface.predict_blocks(self._layer, rows.widths, columns.widths, [block for block, _ in blocks])
-                for (block, count), own_ms in zip(blocks, found, strict=True):
-                    ms[block] += own_ms if count == 1.0 else count * own_ms
-        pairs = rows.places * len(columns.widths) + columns.places
-        return ms.take(pairs), plain.take(pairs)
-
-    def _blocks(self, counts: NDArray[np.float64]) -> Iterator[tuple[tuple[slice, slice], float]]:
-        """Rows and columns of the grid with the same count, given by classes (A, B), where it is not 0."""
-        for (first, end), row in zip(pairwise(self._rows.ends), counts, strict=True):
-            changes = (0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row))
-            for start, stop in pairwise(changes):
-                if row[start]:
-                    yield (
-                        (slice(first, end), slice(self._columns.ends[start], self._columns.ends[stop])),
-                        float(row[start]),
-                    )
-
+__all__ = ["BLOCKED", "KernelLatency", "KernelModel"]
 
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
 Array = NDArray[np.float64]
-_STRANGER: Final = 1.0  # octaves of doubt added with each step to a more distant family
+_DOUBT: Final = 1.0  # octaves of doubt added with each step to a more distant family
 _ENOUGH_POINTS: Final = 12  # a layer of fewer asks its relatives too
 _TILING_POINTS: Final = 8  # a surface of fewer says nothing about sets of blocks
 _TILING_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class KernelTime:
-    """Predicted time of one kernel of a layer, all its copies together, and how far from a measurement it lies."""
+class KernelLatency:
+    """Predicted ms of one kernel of a layer, all its copies together, and how far from a measurement it lies."""
 
     kernel: str
     ms: float
@@ -123,12 +45,12 @@ class KernelTime:
 
 def _alike(layer: LayerSpec) -> list[LayerSpec]:
     """A depthwise convolution pruned to one channel looks like an ordinary one: also try it with two channels."""
-    one = layer.kind is LayerKind.CONV and (layer.in_channels, layer.out_channels) == (1, 1)
-    return [layer, *([replace(layer, in_channels=2, out_channels=2, conv_groups=2)] if one else [])]
+    single = layer.kind is LayerKind.CONV and (layer.in_channels, layer.out_channels) == (1, 1)
+    return [layer, *([replace(layer, in_channels=2, out_channels=2, conv_groups=2)] if single else [])]
 
 
 class KernelModel:
-    """Times of layers from observations.
+    """Latencies of layers from observations.
 
     Args:
         observations: what was seen, at least one.
@@ -145,11 +67,11 @@ class KernelModel:
         everything: "KernelModel | None" = None,
     ) -> None:
         self._block, self._noise, self._everything = block, noise, everything
-        self._keys = [signature(one.layer) for one in observations]
+        self._keys = [signature(observation.layer) for observation in observations]
         seen: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
-        for key, one in zip(self._keys, observations, strict=True):
-            counts = {kernel: count for kernel, (count, _) in one.kernels.items()}
-            seen[key].append((one.layer, counts, one.places))
+        for key, observation in zip(self._keys, observations, strict=True):
+            counts = {kernel: count for kernel, (count, _) in observation.kernels.items()}
+            seen[key].append((observation.layer, counts, observation.n_layers))
         known: dict[Signature, Lowering] = {} if everything is None else everything._lowerings
         self._lowerings: dict[Signature, Lowering] = known | {
             key: Lowering(layers, block, known.get(key)) for key, layers in seen.items()
@@ -185,34 +107,34 @@ class KernelModel:
         other._forget()
         return other
 
-    def times(self, layer: LayerSpec) -> tuple[KernelTime, ...] | None:
-        """Kernels of a layer with their times; None if nothing like it was ever seen."""
+    def latencies(self, layer: LayerSpec) -> tuple[KernelLatency, ...] | None:
+        """Kernels of a layer with their latencies; None if nothing like it was ever seen."""
         for like in _alike(layer):
             known = self._known(signature(like))
             if known is not None:
                 kernels = self._lowerings[known].kernels(like)
-                return tuple(self._time(like, kernel, count) for kernel, count in kernels.items() if count)
+                return tuple(self._latency(like, kernel, count) for kernel, count in kernels.items() if count)
         return None
 
-    def times_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, tuple[Array, Array]] | None:
-        """As ``times`` at widths (in, out), (L, 2), that keep the layer's signature: kernel → (ms (L,), how many (L,)).
+    def latencies_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, tuple[Array, Array]] | None:
+        """As ``latencies`` at widths (in, out), (L, 2), that keep the signature: kernel → (ms, count), (L,) each.
 
         Both are 0 where the layer does not become the kernel.
         """
         known = self._known(signature(layer))
         if known is None:
             return None
-        found = {}
+        latencies = {}
         for kernel, count in self._lowerings[known].counts(widths).items():
             at, ms = np.flatnonzero(count), np.zeros(len(widths))
             surface, _ = self._surface(layer, kernel)
             if surface is not None:
                 ms[at] = surface.predict_widths(layer, widths[at]) * count[at]
-            found[kernel] = (ms, count)
-        return found
+            latencies[kernel] = (ms, count)
+        return latencies
 
     def summed_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]] | None:
-        """``times_at`` of all kernels together, and whether one of them is plain: (ms (L,), (L,))."""
+        """``latencies_at`` of all kernels together, and whether one of them is plain: (ms (L,), (L,))."""
         known = self._known(signature(layer))
         if known is None:
             return None
@@ -221,19 +143,19 @@ class KernelModel:
             if grid.is_dense:
                 return grid.summed(lambda layer, kernel: self._surface(layer, kernel)[0])
         ms, plain = np.zeros(len(widths)), np.zeros(len(widths), dtype=np.bool_)
-        for kernel, (own_ms, count) in (self.times_at(layer, widths) or {}).items():
-            ms += own_ms
+        for kernel, (kernel_ms, count) in (self.latencies_at(layer, widths) or {}).items():
+            ms += kernel_ms
             plain |= is_plain(kernel) & (count > 0)
         return ms, plain
 
     def octaves_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, Array]:
-        """Distances from what was measured, (L,), of every kernel of ``times_at``."""
+        """Distances from what was measured, (L,), of every kernel of ``latencies_at``."""
         known = self._known(signature(layer))
-        found = {}
+        octaves = {}
         for kernel in self._lowerings[known].counts(widths) if known is not None else ():
             surface, doubt = self._surface(layer, kernel)
-            found[kernel] = doubt + (np.zeros(len(widths)) if surface is None else surface.octaves(layer, widths))
-        return found
+            octaves[kernel] = doubt + (np.zeros(len(widths)) if surface is None else surface.octaves(layer, widths))
+        return octaves
 
     def knows(self, layer: LayerSpec) -> bool:
         """Whether the layer's signature itself was measured, in whatever network."""
@@ -262,16 +184,18 @@ class KernelModel:
         return self._asked[key]
 
     def _made_surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
-        _, own = self._timed.get((signature(layer), kernel), (layer, None))
-        tiling, everything, points = self._tiling_of(kernel), self._everything, 0 if own is None else len(own)
-        if points < _ENOUGH_POINTS:
-            related, doubt = everything._surface(layer, kernel) if everything else self._related(layer, kernel, points)
-            if own is None:
+        _, points = self._timed.get((signature(layer), kernel), (layer, None))
+        tiling, everything, n_points = self._tiling_of(kernel), self._everything, 0 if points is None else len(points)
+        if n_points < _ENOUGH_POINTS:
+            related, doubt = (
+                everything._surface(layer, kernel) if everything else self._related(layer, kernel, n_points)
+            )
+            if points is None:
                 return related, doubt
             if related is not None:
-                return CorrectedSurface(layer, own, related, tiling, self._noise), 0.0
-        assert own is not None
-        return Surface(self._fit((signature(layer), kernel), own, tiling), self._noise), 0.0
+                return CorrectedSurface(layer, points, related, tiling, self._noise), 0.0
+        assert points is not None
+        return Surface(self._fit((signature(layer), kernel), points, tiling), self._noise), 0.0
 
     def _fit(self, key: Hashable, points: Points, tiling: Tiling) -> Fit:
         if key not in self._fits:
@@ -283,25 +207,25 @@ class KernelModel:
             self._groups[key] = points.groups(tiling)
         return self._groups[key]
 
-    def _related(self, layer: LayerSpec, kernel: str, own: int) -> tuple[AnySurface | None, float]:
-        """The surface of the nearest relatives with more than ``own`` points, and the doubt for their distance."""
+    def _related(self, layer: LayerSpec, kernel: str, n_points: int) -> tuple[AnySurface | None, float]:
+        """The surface of the nearest relatives with more than ``n_points``, and the doubt for their distance."""
         tiling = self._tiling_of(kernel)
         for steps, family in enumerate(families(layer, kernel)):
             parts = self._relatives.get(family, [])
-            if sum(map(len, parts)) > own:
+            if sum(map(len, parts)) > n_points:
                 key = (family, tiling.block)
                 if key not in self._surfaces:
                     self._surfaces[key] = Surface(self._fit(key, Points.joined(parts), tiling), self._noise)
-                return self._surfaces[key], steps * _STRANGER
+                return self._surfaces[key], steps * _DOUBT
         return None, 0.0
 
     def _tiling_of(self, kernel: str) -> Tiling:
         return self._tiling if kernel.startswith(BLOCKED) else Tiling()
 
-    def _time(self, layer: LayerSpec, kernel: str, count: float) -> KernelTime:
+    def _latency(self, layer: LayerSpec, kernel: str, count: float) -> KernelLatency:
         surface, doubt = self._surface(layer, kernel)
         if surface is None:
-            return KernelTime(kernel, 0.0, doubt)
+            return KernelLatency(kernel, 0.0, doubt)
         widths = np.array([[layer.in_channels, layer.out_channels]])
         ms, octaves = surface.predict_widths(layer, widths), surface.octaves(layer, widths)
-        return KernelTime(kernel, count * float(ms[0]), doubt + float(octaves[0]))
+        return KernelLatency(kernel, count * float(ms[0]), doubt + float(octaves[0]))

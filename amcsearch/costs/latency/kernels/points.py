@@ -1,6 +1,6 @@
-"""Measurements of one kernel as arrays, and where they lie as the kernel computes them.
+"""What was measured of layers and their kernels: one observation a layer, the points of one kernel as arrays.
 
-What was seen of layers on a device, and whose relatives they are.
+Also where points lie as the kernel computes them (``places``), and whose relatives they are (``families``).
 """
 
 from collections import defaultdict
@@ -31,20 +31,20 @@ def sizes(layer: LayerSpec) -> Array:
     return np.array([[positions(layer), taps, inputs, mixes, layer.is_depthwise]], dtype=np.float64)
 
 
-def places(own: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
+def places(size: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
     """Where layers lie, (L, 4): both widths as computed, output positions, taps.
 
-    ``own`` are ``sizes``, of L layers or of one at L widths (in, out), (L, 2).
+    ``size`` are ``sizes``, of L layers or of one at L widths (in, out), (L, 2).
     """
-    computed = tiling.computed(widths, np.broadcast_to(own[:, 4] > 0.0, len(widths)))
-    return np.concatenate([computed, np.broadcast_to(own[:, :2], (len(widths), 2))], axis=1)
+    computed = tiling.computed(widths, np.broadcast_to(size[:, 4] > 0.0, len(widths)))
+    return np.concatenate([computed, np.broadcast_to(size[:, :2], (len(widths), 2))], axis=1)
 
 
 @dataclass(frozen=True)
 class Groups:
     """Points that a kernel cannot tell apart: the group of each, (N,), the first of each, (D,), its place, (D, 4)."""
 
-    own: NDArray[np.int64]
+    of_point: NDArray[np.int64]
     first: NDArray[np.int64]
     places: Array
 
@@ -56,19 +56,19 @@ class Points:
     sizes: Array
     widths: NDArray[np.int64]
     ms: Array
-    times: Array
+    counts: Array
 
     @classmethod
     def of(cls, measured: Sequence[tuple[LayerSpec, float, float]]) -> "Points":
         """Of layers of one signature, at least one, with ms and how many measurements each stands for."""
         widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in measured], dtype=np.int64)
-        ms, times = np.array([(ms, n) for _, ms, n in measured], dtype=np.float64).T
-        return cls(np.repeat(sizes(measured[0][0]), len(widths), axis=0), widths, ms, times)
+        ms, counts = np.array([(ms, n) for _, ms, n in measured], dtype=np.float64).T
+        return cls(np.repeat(sizes(measured[0][0]), len(widths), axis=0), widths, ms, counts)
 
     @classmethod
     def joined(cls, parts: Sequence["Points"]) -> "Points":
         """All of several."""
-        arrays = zip(*((part.sizes, part.widths, part.ms, part.times) for part in parts), strict=True)
+        arrays = zip(*((part.sizes, part.widths, part.ms, part.counts) for part in parts), strict=True)
         return cls(*map(np.concatenate, arrays))
 
     def __len__(self) -> int:
@@ -77,26 +77,27 @@ class Points:
     def groups(self, tiling: Tiling) -> Groups:
         """Which points a kernel cannot tell apart."""
         index: dict[tuple[float, ...], int] = {}
-        own = [index.setdefault(tuple(place), len(index)) for place in places(self.sizes, self.widths, tiling).tolist()]
-        return Groups(np.array(own), np.unique(own, return_index=True)[1], np.array(list(index)))
+        at = places(self.sizes, self.widths, tiling).tolist()
+        of_point = [index.setdefault(tuple(place), len(index)) for place in at]
+        return Groups(np.array(of_point), np.unique(of_point, return_index=True)[1], np.array(list(index)))
 
     def averaged(self, groups: Groups) -> "Points":
         """One point for each of D groups."""
-        times = np.bincount(groups.own, self.times).astype(np.float64)
-        ms = np.bincount(groups.own, self.times * self.ms) / times
-        return Points(self.sizes[groups.first], self.widths[groups.first], ms, times)
+        counts = np.bincount(groups.of_point, self.counts).astype(np.float64)
+        ms = np.bincount(groups.of_point, self.counts * self.ms) / counts
+        return Points(self.sizes[groups.first], self.widths[groups.first], ms, counts)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """A layer as the runtime ran it: kernel → (how many a layer, ms each); ms is None where nothing was timed.
 
-    Both are means over ``places``, the layers of these shapes that were seen.
+    Both are means over ``n_layers``, the layers of these shapes that were seen.
     """
 
     layer: LayerSpec
     kernels: Mapping[str, tuple[float, float | None]]
-    places: int = 1
+    n_layers: int = 1
 
 
 def _operator(kernel: str) -> str:
@@ -125,18 +126,18 @@ Timed = Mapping[tuple[Signature, str], tuple[LayerSpec, Points]]  # of each kern
 def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
     """What was timed of each kernel in layers of each signature, which is given for every observation."""
     timed: dict[tuple[Signature, str], list[tuple[LayerSpec, float, float]]] = defaultdict(list)
-    for key, one in zip(keys, observations, strict=True):
-        for kernel, (count, ms) in one.kernels.items():
+    for key, seen in zip(keys, observations, strict=True):
+        for kernel, (count, ms) in seen.kernels.items():
             if ms is not None:
-                timed[key, kernel].append((one.layer, ms, one.places * count))
-    return {key: (found[0][0], Points.of(found)) for key, found in timed.items()}
+                timed[key, kernel].append((seen.layer, ms, seen.n_layers * count))
+    return {key: (measured[0][0], Points.of(measured)) for key, measured in timed.items()}
 
 
 def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
     """``points_of`` observations that differ from those before in their times alone."""
-    found: dict[tuple[Signature, str], list[float]] = defaultdict(list)
-    for key, one in zip(keys, observations, strict=True):
-        for kernel, (_, ms) in one.kernels.items():
+    each_ms: dict[tuple[Signature, str], list[float]] = defaultdict(list)
+    for key, seen in zip(keys, observations, strict=True):
+        for kernel, (_, ms) in seen.kernels.items():
             if ms is not None:
-                found[key, kernel].append(ms)
-    return {key: (layer, replace(points, ms=np.array(found[key]))) for key, (layer, points) in timed.items()}
+                each_ms[key, kernel].append(ms)
+    return {key: (layer, replace(points, ms=np.array(each_ms[key]))) for key, (layer, points) in timed.items()}

@@ -51,16 +51,16 @@ def signature(layer: LayerSpec) -> Signature:
 
 def by_signature(layers: Iterable[LayerSpec]) -> list[tuple[LayerSpec, NDArray[np.int64], NDArray[np.int64]]]:
     """Layers of equal signatures together: the first of them, which of all they are, (L,), and their widths (L, 2)."""
-    found: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
-    for place, layer in enumerate(layers):
-        found[signature(layer)].append((place, layer))
+    groups: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
+    for number, layer in enumerate(layers):
+        groups[signature(layer)].append((number, layer))
     return [
         (
             group[0][1],
-            np.array([place for place, _ in group], dtype=np.int64),
+            np.array([number for number, _ in group], dtype=np.int64),
             np.array([(layer.in_channels, layer.out_channels) for _, layer in group], dtype=np.int64),
         )
-        for group in found.values()
+        for group in groups.values()
     ]
 
 
@@ -92,8 +92,8 @@ def positions(layer: LayerSpec | Signature) -> int:
 def sibling(wanted: Signature, known: Sequence[Signature]) -> Signature | None:
     """The signature that differs from ``wanted`` in map sizes and bias alone and is nearest in positions, or None."""
 
-    def sizeless(one: Signature) -> Signature:
-        return replace(one, in_size=(1, 1), out_size=(1, 1), has_bias=False)
+    def sizeless(other: Signature) -> Signature:
+        return replace(other, in_size=(1, 1), out_size=(1, 1), has_bias=False)
 
-    alike = [one for one in known if sizeless(one) == sizeless(wanted)]
-    return min(alike, key=lambda one: abs(np.log(positions(one) / positions(wanted))), default=None)
+    alike = [other for other in known if sizeless(other) == sizeless(wanted)]
+    return min(alike, key=lambda other: abs(np.log(positions(other) / positions(wanted))), default=None)

@@ -40,13 +40,13 @@ Array = NDArray[np.float64]
 Block = tuple[slice, slice]  # rows and columns of a grid of widths
 
 
-def _likeness(one: Array, other: Array, coordinate: int) -> Array:
+def _likeness(first: Array, other: Array, coordinate: int) -> Array:
     """Factor of the covariance of one coordinate, in octaves: (N,), (M,) → (N, M)."""
-    return np.asarray(np.exp(-0.5 * ((one[:, None] - other) / _OCTAVES[coordinate]) ** 2), dtype=np.float64)
+    return np.asarray(np.exp(-0.5 * ((first[:, None] - other) / _OCTAVES[coordinate]) ** 2), dtype=np.float64)
 
 
 class AnySurface(Protocol):
-    """What a kernel's time is asked of."""
+    """The latency of one kernel at any widths."""
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """Distances (L,) of the layer at many widths (in, out), (L, 2), from the nearest measured one, in octaves."""
@@ -69,22 +69,22 @@ class _Process:
     Args:
         measured: where, (N, 4), log₂ of ``places``.
         values: (N,).
-        times: how many measurements each stands for, (N,).
+        counts: how many measurements each stands for, (N,).
         noise: variance of one measurement as a share of the variance of the process.
         shared: variance of what all values have in common, as such a share.
     """
 
-    def __init__(self, measured: Array, values: Array, times: Array, noise: float, shared: float = 0.0) -> None:
+    def __init__(self, measured: Array, values: Array, counts: Array, noise: float, shared: float = 0.0) -> None:
         self._measured = measured
         chosen = np.arange(len(measured))
         if len(measured) > _MOST_POINTS:
             chosen = np.unique(np.linspace(0, len(measured) - 1, _MOST_POINTS).astype(np.int64))
         self._known = measured[chosen].T  # (4, K)
-        likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(times[chosen], 1.0)) + shared
+        likeness = np.diag(max(noise, _LEAST_NOISE) / np.maximum(counts[chosen], 1.0)) + shared
         squares = np.zeros_like(likeness)
-        for own, octaves in zip(self._known, _OCTAVES, strict=True):
-            if np.ptp(own):  # layers of one signature differ in widths alone
-                squares += ((own[:, None] - own) / octaves) ** 2
+        for coordinate, octaves in zip(self._known, _OCTAVES, strict=True):
+            if np.ptp(coordinate):  # layers of one signature differ in widths alone
+                squares += ((coordinate[:, None] - coordinate) / octaves) ** 2
         likeness += np.exp(-0.5 * squares)
         self._weights = np.linalg.solve(likeness, values[chosen])
         self._common = shared * float(self._weights.sum())
@@ -104,8 +104,8 @@ class _Process:
         mean = np.full(len(at), self._common)
         step = max(1, _CHUNK // len(weights))
         for start in range(0, len(at), step):
-            own = slice(start, start + step)
-            mean[own] += np.einsum("nk,nk->n", of_in[at_in[own]], of_out[at_out[own]])
+            part = slice(start, start + step)
+            mean[part] += np.einsum("nk,nk->n", of_in[at_in[part]], of_out[at_out[part]])
         return mean
 
     def in_blocks(self, c_in: Array, c_out: Array, size: Array, blocks: Sequence[Block]) -> Iterator[Array]:
@@ -136,7 +136,7 @@ class Surface:
     def __init__(self, fit: Fit, noise: float = 0.0) -> None:
         self._tiling = fit.tiling
         self._coefficients = fit.coefficients
-        self._residual = _Process(np.log2(fit.places), fit.residual, fit.times, noise)
+        self._residual = _Process(np.log2(fit.places), fit.residual, fit.points.counts, noise)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
@@ -144,19 +144,19 @@ class Surface:
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        own = sizes(layer)
-        at = places(own, widths, self._tiling)
-        ms = terms(own, at, self._tiling) @ self._coefficients
+        size = sizes(layer)
+        at = places(size, widths, self._tiling)
+        ms = terms(size, at, self._tiling) @ self._coefficients
         return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
 
     def predict_blocks(
         self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
     ) -> Iterator[Array]:
         """See ``AnySurface``."""
-        own, computed = sizes(layer), (self._tiling.inputs(c_in), self._tiling.outputs(c_out))
-        of_in, of_out = factors(own, *computed, self._tiling)
+        size, computed = sizes(layer), (self._tiling.inputs(c_in), self._tiling.outputs(c_out))
+        of_in, of_out = factors(size, *computed, self._tiling)
         of_in *= self._coefficients
-        residuals = self._residual.in_blocks(*computed, own[0, :2], blocks)
+        residuals = self._residual.in_blocks(*computed, size[0, :2], blocks)
         for (rows, columns), ms in zip(blocks, residuals, strict=True):
             ms += 1.0
             np.maximum(ms, 0.0, out=ms)
@@ -183,11 +183,11 @@ class CorrectedSurface:
     ) -> None:
         self._related, self._tiling = related, tiling
         groups = points.groups(tiling)
-        own = points.averaged(groups)
-        ratio = np.maximum(own.ms, _TINY_MS) / np.maximum(related.predict_widths(layer, own.widths), _TINY_MS)
+        mean = points.averaged(groups)
+        ratio = np.maximum(mean.ms, _TINY_MS) / np.maximum(related.predict_widths(layer, mean.widths), _TINY_MS)
         values = np.log(np.clip(ratio, 1.0 / _WIDEST, _WIDEST))
         self._range = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        self._correction = _Process(np.log2(groups.places), values, own.times, noise, _SHARED)
+        self._correction = _Process(np.log2(groups.places), values, mean.counts, noise, _SHARED)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""

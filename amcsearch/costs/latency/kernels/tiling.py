@@ -80,5 +80,5 @@ def refined_tiling(tiling: Tiling, works: Sequence[SetWork]) -> Tiling:
         sets, left = tiling.sets(work.c_out)
         np.add.at(totals, left, work.share**2 * (work.blocks - SET_BLOCKS * sets))
         np.add.at(weights, left, work.share**2)
-    found = (totals[1:] + _PRIOR * np.array(_PROPORTIONAL)) / (weights[1:] + _PRIOR)
-    return Tiling(tiling.block, tuple(np.clip(found, _PROPORTIONAL, SET_BLOCKS).tolist()))
+    last_set = (totals[1:] + _PRIOR * np.array(_PROPORTIONAL)) / (weights[1:] + _PRIOR)
+    return Tiling(tiling.block, tuple(np.clip(last_set, _PROPORTIONAL, SET_BLOCKS).tolist()))

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.measure.build.anchoring import anchored
-from amcsearch.measure.build.table_builder import merged, table_of
+from amcsearch.measure.build.maintenance import anchored, merged
+from amcsearch.measure.build.table_builder import table_of
 from amcsearch.measure.plan.variants import random_policies
 
 
@@ -24,39 +26,41 @@ def test_a_uniformly_slower_device_is_the_table_times_one_factor(simulated, resn
     device, rng = simulated.SimulatedDevice(speed=1.0 / k), np.random.default_rng(1)
     whole = device.measured(resnet20_network, fresh(resnet20_network, 6, 1), rng, profiled=False)
     found = anchored(table, "resnet", resnet20_network, whole)
-    info = found.networks["resnet"]["anchors"]
-    assert info["count"] == 6
-    assert list(info["factors"].values()) == pytest.approx([k] * len(info["factors"]), rel=0.05)
+    anchors = found.networks["resnet"].anchors
+    assert anchors.count == 6
+    assert list(anchors.factors.values()) == pytest.approx([k] * len(anchors.factors), rel=0.05)
+    before, after = table.bind("resnet"), found.bind("resnet")
     for policy in fresh(resnet20_network, 6, 2):
         layers = resnet20_network.with_channels(policy).layers
-        assert found.predict(layers) == pytest.approx(k * table.predict(layers), rel=0.04)
+        assert after.predict(layers) == pytest.approx(k * before.predict(layers), rel=0.04)
 
 
 def test_exact_multiples_of_the_table_itself_give_exact_factors(simulated, resnet20_network, table):
     """The anchors are the table's own predictions, 1.7 times over: nothing is left to pull a factor elsewhere."""
     device, rng = simulated.SimulatedDevice(), np.random.default_rng(1)
     runs = device.measured(resnet20_network, fresh(resnet20_network, 5, 1), rng, profiled=False)
-    whole = [type(v)(v.policy, v.layers, (1.7 * table.predict(v.layers),), ()) for v in runs]
+    model = table.bind("resnet")
+    whole = [type(v)(v.policy, v.layers, (1.7 * model.predict(v.layers),), ()) for v in runs]
     found = anchored(table, "resnet", resnet20_network, whole)
-    assert list(found.networks["resnet"]["anchors"]["factors"].values()) == pytest.approx([1.7] * 4, rel=1e-6)
-    assert found.constant == pytest.approx(1.7 * table.constant)
+    assert list(found.networks["resnet"].anchors.factors.values()) == pytest.approx([1.7] * 4, rel=1e-6)
+    assert found.networks["resnet"].constant_ms == pytest.approx(1.7 * model.constant)
 
 
 def test_a_table_carried_to_another_device_says_so(simulated, resnet20_network, table):
     device, rng = simulated.SimulatedDevice(speed=0.5), np.random.default_rng(1)
     whole = device.measured(resnet20_network, fresh(resnet20_network, 5, 1), rng, profiled=False)
-    elsewhere = {**simulated.PROVENANCE, "cpu": "another"}
+    elsewhere = replace(simulated.PROVENANCE, cpu="another")
     found = anchored(table, "resnet", resnet20_network, whole, elsewhere)
-    assert found.provenance["cpu"] == "another"
-    assert found.networks["resnet"]["anchors"]["from_cpu"] == "made up"
-    assert found.accuracy is None  # what held for the other device need not hold here
+    assert found.provenance.cpu == "another"
+    assert found.networks["resnet"].anchors.from_cpu == "made up"
+    assert found.networks["resnet"].accuracy is None  # what held for the other device need not hold here
 
 
 def test_kernels_are_not_carried_to_other_blocks_of_channels(simulated, resnet20_network, table):
     device, rng = simulated.SimulatedDevice(), np.random.default_rng(1)
     whole = device.measured(resnet20_network, fresh(resnet20_network, 5, 1), rng, profiled=False)
     with pytest.raises(BadInputError, match="blocks of 16 channels, the anchors' device in blocks of 8"):
-        anchored(table, "resnet", resnet20_network, whole, {**simulated.PROVENANCE, "nchwc_block": 8})
+        anchored(table, "resnet", resnet20_network, whole, replace(simulated.PROVENANCE, nchwc_block=8))
 
 
 def test_a_network_never_measured_gets_a_table_from_anchors(simulated, table, mobilenetv2_network, resnet20_network):
@@ -67,11 +71,12 @@ def test_a_network_never_measured_gets_a_table_from_anchors(simulated, table, mo
     whole = device.measured(narrow, fresh(narrow, 5, 1), rng, profiled=False)
     found = anchored(table, "narrow", narrow, whole)
     assert list(found.networks) == ["narrow"]
+    model = found.bind("narrow")
     for own in fresh(narrow, 4, 2):
         layers = narrow.with_channels(own).layers
-        assert found.predict(layers) == pytest.approx(device.truth_ms(layers), rel=0.1)
+        assert model.predict(layers) == pytest.approx(device.truth_ms(layers), rel=0.1)
     both = merged([table, found])
-    assert both.for_network(narrow).network == "narrow"
+    assert both.bind(narrow).network == "narrow"
     others = device.measured(mobilenetv2_network, fresh(mobilenetv2_network, 5, 1), rng, profiled=False)
     with pytest.raises(BadInputError, match="latency table has no row for conv"):
         anchored(table, "mobilenet", mobilenetv2_network, others)

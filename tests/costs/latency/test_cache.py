@@ -7,7 +7,7 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec
-from amcsearch.costs.latency.cache import Residency, weight_mib, weight_mib_at
+from amcsearch.costs.latency.cache import CacheOverflow, weight_mib, weight_mib_at
 
 CONV = LayerSpec("c", LayerKind.CONV, 512, 512, (2, 2), in_size=(8, 8), out_size=(8, 8))
 
@@ -31,18 +31,18 @@ def test_weights_at_many_widths_are_those_of_resized_layers(groups: int) -> None
 
 
 def test_the_hinge_by_hand() -> None:
-    residency = Residency({1.0: 0.5, 8.0: 2.0})
+    residency = CacheOverflow({1.0: 0.5, 8.0: 2.0})
     total, streamed = np.array([0.5, 3.0, 10.0, 10.0, 0.0]), np.array([0.5, 3.0, 10.0, 5.0, 0.0])
     # below the first knot; 0.5 · 2; 0.5 · 9 + 2 · 2; half of it streamed; no weights at all
     assert residency.extra_ms(total, streamed).tolist() == pytest.approx([0.0, 1.0, 8.5, 4.25, 0.0])
 
 
 def test_a_mapping_from_yaml_and_back() -> None:
-    assert Residency.from_mapping({"1.0": 0.5}) == Residency({1.0: 0.5})
-    assert Residency.from_mapping(None) == Residency({})
+    assert CacheOverflow.from_mapping({"1.0": 0.5}) == CacheOverflow({1.0: 0.5})
+    assert CacheOverflow.from_mapping(None) == CacheOverflow({})
 
 
 @pytest.mark.parametrize("wrong", [{1.0: -0.1}, {1.0: float("nan")}, {"much": 1.0}, {1.0: None}, [1.0]])
 def test_impossible_slopes_are_refused(wrong: object) -> None:
     with pytest.raises(BadInputError, match="residency"):
-        Residency.from_mapping(wrong)
+        CacheOverflow.from_mapping(wrong)
