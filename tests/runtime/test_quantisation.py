@@ -6,8 +6,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS, converted, quantised
-from amcsearch.runtime.quantisation.quantisation.quantise_graph import Affine, weight_scales
 from onnx import numpy_helper
 from torch import nn
 
@@ -24,6 +22,8 @@ from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.weights import weight_bytes
+from amcsearch.runtime.quantisation.quantisation import CONVERTERS, converted, quantised
+from amcsearch.runtime.quantisation.quantise_graph import Affine, weight_scales
 from amcsearch.runtime.session import OnnxModule, differences, optimised_graph
 from amcsearch.training.models.transformer import language_model, vit
 
