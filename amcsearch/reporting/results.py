@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from amcsearch.core import COST_NAMES, Cost
+from amcsearch.core import COST_NAMES, Cost, read_limit
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -191,11 +191,11 @@ def _measured_verdict(summary: Summary, name: str, entry: BudgetEntry) -> str:
 
 def _share_asked(entry: BudgetEntry) -> float | None:
     """The limit as a share of dense, where it was asked for as one."""
-    asked = str(entry.asked)
     try:
-        return float(asked[:-1]) if asked.endswith("x") else None
+        share, of_dense = read_limit(entry.asked)
     except ValueError:
         return None
+    return share if of_dense else None
 
 
 def _with(text: str, small: str) -> str:
