@@ -510,6 +510,7 @@ def test_a_file_beside_the_configuration_becomes_absolute_and_counts_by_content(
         ),
         ("device: {costs: {macs: 'math:sqrt'}}", "'macs' cannot name a cost of your own"),
         ("device: {costs: {Big: 'math:sqrt'}}", "'Big' cannot name a cost of your own"),
+        ("device: {costs: {accuracy_int8: 'math:sqrt'}}", "'accuracy_int8' cannot name a cost of your own"),
         ("device: {costs: {mib: nocolon}}", "device.costs.mib.model = 'nocolon'; expected package.module:callable"),
     ],
 )

@@ -305,6 +305,20 @@ def test_unknown_costs_are_null_and_what_is_not_finite_too() -> None:
     assert block.cost == Cost(macs=5.0)
 
 
+def test_costs_of_the_users_own_stand_among_the_built_in_ones() -> None:
+    searched = json.loads(SEARCH)["dense"]
+    keys = list(searched)
+    after = keys.index("energy_mj") + 1
+    values = {key: searched[key] for key in keys[:after]} | {"activation_mib": 1.5} | searched
+    block = ModelBlock.from_json({**values, "accuracy_int8": 0.97}, "dense")
+    assert block.cost.further == {"activation_mib": 1.5}
+    assert list(block.to_json()) == [*keys[:after], "activation_mib", *keys[after:], "accuracy_int8"]
+    assert block.to_json()["activation_mib"] == 1.5
+    sparse = SparseBlock.from_json({**SPARSE["dense"], "activation_mib": 1.5, "kept_units": [1]}, "dense")
+    assert sparse.cost == Cost({"macs": 2e6, "params": 1e3, "activation_mib": 1.5})
+    assert sparse.to_json() == {**SPARSE["dense"], "activation_mib": 1.5}
+
+
 def test_a_table_states_what_it_does_not_know() -> None:
     few = {"mape": 0.02, "noise_mape": None}
     assert TableErrors.from_json(few, "table").to_json() == few
