@@ -30,8 +30,9 @@ _ROOMS: Final = {
     "costs": ("CostGrid", "CostModel", "DeviceProfile", "EnergyModel", "LatencyTable", "Macs", "Params"),
     "evaluation": ("Evaluator", "ProcessExecutor", "SerialExecutor"),
     "graph": ("Trace", "masked", "remove", "trace"),
-    "jobs": ("Observer", "RunResult", "SearchResult", "SparsifyResult"),
+    "jobs": ("EnergyReport", "Observer", "RunResult", "SearchResult", "Sensitivity", "SparsifyResult"),
     "methods": ("CRITERIA", "GATES", "SCHEDULES", "SELECTORS", "Criterion", "Selector"),
+    "runs": ("SparsifySummary", "Summary"),
     "search": ("AGENTS", "Agent", "Budget", "FeasibleSet", "LayerwiseEnv", "Study"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

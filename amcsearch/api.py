@@ -5,19 +5,26 @@ memory counts more than what the configuration names. ``settings`` sets any key 
 such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
-import json
-import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING
 
 from amcsearch import jobs
-from amcsearch.config import Config, dump, from_mapping
-from amcsearch.config import load as load_config
+from amcsearch.config import Config
 from amcsearch.core import PruningPolicy
-from amcsearch.jobs import InMemory, Observer, RunResult, SearchResult, SparsifyResult, identity, load_run
+from amcsearch.jobs import (
+    EnergyReport,
+    Observer,
+    RunResult,
+    SearchResult,
+    Sensitivity,
+    Settings,
+    SparsifyResult,
+    in_folder,
+    load_run,
+    make_request,
+)
 from amcsearch.reporting import ProgressBar
 from amcsearch.runs import RunFolder
 
@@ -29,11 +36,9 @@ if TYPE_CHECKING:
     from amcsearch.methods import Criterion, Selector
     from amcsearch.search import Agent
 
-__all__ = ["load", "measure_latency_table", "prune", "search", "sparsify"]
+__all__ = ["energy", "load", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"]
 
-Settings = Mapping[str, object]
 Limits = Mapping[str, str | float]
-Result = TypeVar("Result", bound=RunResult)
 
 
 def search(
@@ -94,13 +99,13 @@ def search(
         "device.table": table,
         "device.profile": profile,
     }
-    request, given = _request(config, settings, named, model, data)
+    request, given = make_request(config, settings, named, model, data)
     watcher = observer or ProgressBar()
 
     def work(run: RunFolder) -> SearchResult:
         return jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict)
 
-    return _in_folder(request, given, folder, resume, work)
+    return in_folder(request, given, folder, resume, work)
 
 
 def prune(
@@ -155,9 +160,9 @@ def prune(
             "device.table": table,
             "device.profile": profile,
         }
-        request, given = _request(config, settings, named, model, data)
+        request, given = make_request(config, settings, named, model, data)
         watcher = observer or ProgressBar()
-        return _in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
+        return in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
 
 
 def sparsify(
@@ -202,9 +207,9 @@ def sparsify(
         "device.table": table,
         "device.profile": profile,
     }
-    request, given = _request(config, settings, named, model, data)
+    request, given = make_request(config, settings, named, model, data)
     watcher = observer or ProgressBar()
-    return _in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
+    return in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
 
 
 def measure_latency_table(
@@ -237,10 +242,98 @@ def measure_latency_table(
     Raises:
         BadInputError: a network that cannot be exported, or ``known`` of another device or setting.
     """
-    request, given = _request(config, settings, {"name": name, "seed": seed}, model, example=example)
+    request, given = make_request(config, settings, {"name": name, "seed": seed}, model, example=example)
     return jobs.measure_table(
         request, observer or ProgressBar(), given, variants=variants, known=known, minutes=minutes
     )
+
+
+def energy(
+    model: "nn.Module | None" = None,
+    example: "Tensor | None" = None,
+    *,
+    config: Config | Path | str | None = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    table: "LatencyTable | Path | str | None" = None,
+    policy: PruningPolicy | Path | str | None = None,
+    densities: Path | str | None = None,
+    storage: str = "bitmap",
+    measure: bool = False,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    observer: Observer | None = None,
+) -> EnergyReport:
+    """Predict the energy of every layer on a device, dense beside pruned and sparse; ``.layers`` is a table of it.
+
+    Args:
+        model: as for ``measure_latency_table``.
+        example: as for ``measure_latency_table``.
+        config: as for ``search``.
+        profile: as for ``search``; needed here.
+        table: as for ``search``; needed for static power.
+        policy: a policy, or its ``policy.json``, shown as ``pruned``.
+        densities: ``densities.csv`` of a ``sparsify`` run, shown as ``sparse``.
+        storage: of sparse weights in DRAM: ``dense``, ``bitmap``, ``csr`` or ``run_length``.
+        measure: also measure on this machine, if it has a counter of energy.
+        seed: as for ``search``.
+        settings: as for ``search``; section ``device`` has the batch.
+        folder: where to write the table and a picture; None writes nothing.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: no profile, a policy or densities that do not fit, no counter to measure with; or as ``search``.
+    """
+    named = {"device.profile": profile, "device.table": table, "seed": seed}
+    request, given = make_request(config, settings, named, model, example=example)
+    return jobs.energy_report(
+        request,
+        _expanded(folder),
+        observer or ProgressBar(),
+        given,
+        policy=PruningPolicy.read(Path(policy)) if isinstance(policy, Path | str) else policy,
+        densities=_expanded(densities),
+        storage=storage,
+        measure=measure,
+    )
+
+
+def sensitivity(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    config: Config | Path | str | None = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    points: int = 5,
+    joint: int = 50,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    observer: Observer | None = None,
+) -> Sensitivity:
+    """Prune one group at a time and return loss and accuracy at every width; ``.curves`` is a table of them.
+
+    Args:
+        model: as for ``search``.
+        data: as for ``search``.
+        config: as for ``search``.
+        criterion: as for ``search``.
+        selector: as for ``search``.
+        points: widths of each group.
+        joint: random policies whose loss is held against the sum over their groups.
+        seed: as for ``search``.
+        settings: as for ``search``.
+        folder: where to write tables and pictures; None writes nothing.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: fewer than 2 points; or as ``search``.
+    """
+    named = {"selection.criterion": criterion, "selection.selector": selector, "seed": seed}
+    request, given = make_request(config, settings, named, model, data)
+    watcher = observer or ProgressBar()
+    return jobs.sensitivity(request, _expanded(folder), watcher, given, points=points, joint=joint)
 
 
 def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Source" = "auto") -> RunResult:
@@ -259,55 +352,9 @@ def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Sourc
     return load_run(folder, model, source=source)
 
 
-_OBJECTS: Final = {
-    "device.table": "table",
-    "device.profile": "profile",
-    "search.agent": "agent",
-    "selection.criterion": "criterion",
-    "selection.selector": "selector",
-}
-"""Keys of the configuration that also take an object → its field of ``InMemory``."""
-
-
-def _request(
-    config: Config | Path | str | None,
-    settings: Settings | None,
-    named: Settings,
-    model: "nn.Module | None",
-    data: object = None,
-    example: "Tensor | None" = None,
-) -> tuple[Config, InMemory]:
-    """Return the configuration and what is in memory; of values, the later wins: ``config``, ``settings``, ``named``.
-
-    ``named`` maps keys of the configuration to values; None leaves a key as it is.
-    """
-    asked = {key: value for key, value in named.items() if value is not None}
-    objects: dict[str, Any] = {
-        field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
-    }
-    keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
-    keys |= {key: None for key in ("device.table", "device.profile") if _OBJECTS[key] in objects}
-    if model is not None:
-        keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
-    if data is not None or example is not None:
-        keys["data.factory"] = None
-    return _configured(config, keys), InMemory(model=model, data=data, example=example, **objects)
-
-
-def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
-    """Return a configuration with some of its keys, by dotted name, replaced."""
-    if isinstance(config, Config) and not keys:
-        return config
-    if isinstance(config, Path | str):
-        return load_config(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
-    tree: dict[str, Any] = {} if config is None else config.model_dump(mode="json")
-    for key, value in keys.items():
-        *sections, last = key.split(".")
-        inner = tree
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return from_mapping(tree, "amcsearch")
+def _expanded(path: Path | str | None) -> Path | None:
+    """Return a path with ``~`` replaced, if there is one."""
+    return None if path is None else Path(path).expanduser()
 
 
 def _written(policy: PruningPolicy, folder: Path) -> Path:
@@ -315,35 +362,3 @@ def _written(policy: PruningPolicy, folder: Path) -> Path:
     path = folder / "policy.json"
     path.write_text(policy.to_json(), encoding="utf-8")
     return path
-
-
-def _as_text(value: object) -> object:
-    """Return a value of the configuration: paths as text, objects by the name of their class."""
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, str | int | float | bool | Mapping | list | tuple):
-        return value
-    return f"{type(value).__module__}:{type(value).__qualname__}"
-
-
-def _in_folder(
-    request: Config,
-    given: InMemory,
-    folder: Path | str | None,
-    resume: bool,
-    work: Callable[[RunFolder], Result],
-) -> Result:
-    """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
-    path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else Path(folder).expanduser()
-    try:
-        with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
-            result = work(run)
-    except BaseException as error:
-        if folder is None and (path / "study.db").exists():
-            error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
-        elif folder is None:
-            shutil.rmtree(path.parent, ignore_errors=True)
-        raise
-    if folder is None:
-        weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
-    return result

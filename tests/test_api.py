@@ -1,11 +1,13 @@
 """The public API: objects in, typed results out, and the smaller network back in any process."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,7 @@ PUBLIC = [
     "Criterion",
     "DeviceProfile",
     "EnergyModel",
+    "EnergyReport",
     "Evaluation",
     "Evaluator",
     "FeasibleSet",
@@ -61,9 +64,12 @@ PUBLIC = [
     "SELECTORS",
     "SearchResult",
     "Selector",
+    "Sensitivity",
     "SerialExecutor",
     "SparsifyResult",
+    "SparsifySummary",
     "Study",
+    "Summary",
     "Trace",
     "Trial",
     "energy",
@@ -165,7 +171,9 @@ def test_a_search_on_objects_returns_a_smaller_network_and_all_that_was_tried(
     assert isinstance(result.policy, PruningPolicy)
     assert len(result.trials) == 6
     assert set(result.front["number"]) <= set(result.trials["number"])
-    assert (result.trials["macs"] <= result.summary["budget"]["macs"]["limit"]).all()
+    assert (result.trials["macs"] <= result.summary.budget["macs"].limit).all()
+    assert isinstance(result.summary, amcsearch.Summary)
+    assert result.summary.evaluations == 6
     assert result._repr_html_().startswith("<iframe")
 
 
@@ -234,6 +242,9 @@ def test_a_sparse_network_comes_back_to_the_last_bit(
     assert set(result.masks) == set(result.densities["name"])
     loaded = amcsearch.load(tmp_path / "run", tiny.network())
     assert isinstance(loaded, amcsearch.SparsifyResult)
+    assert loaded.summary == result.summary
+    assert loaded.summary.granularity == granularity
+    assert loaded.summary.kept == result.densities["kept"].sum()
     assert torch.equal(outputs(loaded.model, images), outputs(result.model, images))
 
 
@@ -244,7 +255,7 @@ def test_loaders_tensors_and_mappings_are_data_too(trained: nn.Module, data: Ten
     del settings["recovery.finetune.epochs"]
     for given in (DataLoader(data, batch_size=7, shuffle=True), (inputs, targets), split):
         found = amcsearch.prune(trained, given, target={"macs": "0.6x"}, settings=settings, observer=Silent())
-        assert found.summary["finetuned"]["macs"] <= 0.6 * found.summary["dense"]["macs"]
+        assert found.summary.finetuned.cost["macs"] <= 0.6 * found.summary.dense.cost["macs"]
 
 
 def test_an_agent_and_a_criterion_may_be_objects(trained: nn.Module, data: TensorDataset) -> None:
@@ -305,6 +316,113 @@ def test_bad_input_is_one_line(trained: nn.Module, data: TensorDataset, given: d
         amcsearch.search(trained, **asked, observer=Silent())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_summary_is_one_error(result: amcsearch.SearchResult, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "kept")
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(BadInputError, match=r"summary\.json is damaged"):
+        _ = amcsearch.load(folder).summary
+    (folder / "summary.json").write_text((result.folder / "summary.json").read_text())
+    (folder / "densities.csv").write_text("name,kept,total,density\n")
+    with pytest.raises(BadInputError, match=r"holds a Summary, .* SparsifySummary"):
+        _ = amcsearch.load(folder).summary
+
+
+def test_energy_of_a_network_in_memory(
+    trained: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = amcsearch.read_device("eyeriss_65nm")
+    policy = PruningPolicy({"stem.0": 8, "body.0": 12})
+    report = amcsearch.energy(trained, images[:1], profile=profile, policy=policy, observer=Silent())
+    layers = report.layers.set_index(["network", "layer"])
+    # 3x3 filters over 8x8 maps
+    assert layers.loc[("dense", "stem.0"), "macs"] == 16 * 9 * 64
+    assert layers.loc[("pruned", "stem.0"), "macs"] == 8 * 9 * 64
+    assert layers.loc[("pruned", "body.0"), "macs"] == 8 * 12 * 9 * 64
+    assert list(layers.loc[("pruned", "body.0"), ["in_channels", "out_channels"]]) == [8, 12]
+    network = amcsearch.trace(trained.eval(), images[:1]).network
+    model = amcsearch.EnergyModel(profile)
+    for name, chosen in (("dense", network.dense), ("pruned", policy)):
+        wanted = {layer.name: model.layer_cost(layer) for layer in network.with_channels(chosen).layers}
+        assert dict(layers.loc[name]["energy_mj"]) == pytest.approx({k: v for k, v in wanted.items() if v})
+        assert layers.loc[name]["energy_mj"].sum() == pytest.approx(report.networks[name].energy_mj)
+    parts = [column for column in layers.columns if column.endswith("_mj") and column != "energy_mj"]
+    assert "dram_weights_mj" in parts
+    assert list(layers[parts].sum(axis=1)) == pytest.approx(list(layers["energy_mj"]))
+    assert json.loads(json.dumps(report.to_json()))["networks"]["pruned"]["layers"][0]["name"] == "stem.0"
+    assert report.files == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_energy_is_written_to_a_folder_that_is_named(trained: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(PruningPolicy({"stem.0": 8, "body.0": 12}).to_json())
+    report = amcsearch.energy(
+        trained, images[:1], profile="eyeriss_65nm", policy=path, folder=tmp_path / "energy", observer=Silent()
+    )
+    assert list(report.networks) == ["dense", "pruned"]
+    assert {Path(file).name for file in report.files.values()} == {"energy.csv", "energy.svg"}
+    assert {file.name for file in (tmp_path / "energy").iterdir()} == {"energy.csv", "energy.svg"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "device.profile is null"),
+        ({"profile": "eyeriss_65mm"}, "did you mean 'eyeriss_65nm'"),
+        ({"profile": "eyeriss_65nm", "storage": "zip"}, "storage = 'zip' is unknown; known: bitmap, csr"),
+        ({"profile": "eyeriss_65nm", "policy": "none.json"}, "none.json"),
+        ({"profile": "eyeriss_65nm", "densities": "none.csv"}, "cannot read densities none.csv"),
+    ],
+)
+def test_bad_input_of_energy_is_one_line(
+    trained: nn.Module, images: Tensor, given: dict[str, object], words: str
+) -> None:
+    with pytest.raises(BadInputError) as error:
+        amcsearch.energy(trained, images[:1], **given, observer=Silent())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_sensitivity_of_a_network_in_memory(
+    trained: nn.Module, data: TensorDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {"points": 3, "joint": 4, "settings": {"data.splits": SETTINGS["data.splits"]}}
+    result = amcsearch.sensitivity(
+        trained, data, criterion=amcsearch.CRITERIA["magnitude"](), **asked, observer=Silent()
+    )
+    assert list(result.curves.columns) == ["group", "kept", "loss", "accuracy", "recovery"]
+    channels = {"stem.0": 16, "body.0": 24}
+    assert list(result.curves.groupby(["group", "recovery"]).size()) == [3] * 4
+    assert dict(result.curves.groupby("group")["kept"].max()) == channels
+    dense = result.curves[result.curves["kept"] == result.curves["group"].map(channels)]
+    assert list(dense.groupby("recovery")["loss"].nunique()) == [1, 1]  # the dense network is every group's last point
+    assert result.joint == 4
+    assert result.files == {}
+    assert list(tmp_path.iterdir()) == []
+    named = amcsearch.sensitivity(
+        trained, data, criterion="magnitude", folder=tmp_path / "curves", **asked, observer=Silent()
+    )
+    assert named.curves.equals(result.curves)
+    assert {Path(file).name for file in named.files.values()} == {
+        *("sensitivity.csv", "sensitivity.svg", "additivity.csv", "additivity.svg")
+    }
+    assert pd.read_csv(named.files["csv"]).shape == named.curves.shape
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"points": 1}, "sensitivity points = 1, must be at least 2"), ({"joint": -1}, "sensitivity joint = -1")],
+)
+def test_bad_input_of_sensitivity_is_one_line(
+    trained: nn.Module, data: TensorDataset, given: dict[str, int], words: str
+) -> None:
+    settings = {"data.splits": SETTINGS["data.splits"]}
+    with pytest.raises(BadInputError, match=words):
+        amcsearch.sensitivity(trained, data, settings=settings, **given, observer=Silent())
 
 
 def test_a_result_is_not_saved_over_files(result: amcsearch.SearchResult, tmp_path: Path) -> None:

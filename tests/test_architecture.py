@@ -43,7 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),
     "optuna": ("search.samplers", "search.study*"),
-    "pandas": ("costs.latency.*", "runs.*", "reporting.*", "jobs.result"),
+    "pandas": ("costs.latency.*", "runs.*", "reporting.*", "jobs.result", "jobs.energy", "jobs.sensitivity"),
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),

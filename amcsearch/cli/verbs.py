@@ -178,24 +178,31 @@ def _folder(args: argparse.Namespace, config: "Config") -> Path:
 
 def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write per-group curves as CSV and picture."""
-    from amcsearch.jobs import write_sensitivity
+    from amcsearch import api
 
-    result = write_sensitivity(load_config(args), args.out, args.points, console, joint=args.joint).to_json()
+    config = load_config(args)
+    result = api.sensitivity(config=config, points=args.points, joint=args.joint, folder=args.out, observer=console)
     console.close()
-    show(args, result, "\n".join(f"{name}: {value}" for name, value in result.items()))
+    values = result.to_json()
+    show(args, values, "\n".join(f"{name}: {value}" for name, value in values.items()))
 
 
 def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Print where the energy goes, and write it as CSV and picture."""
+    from amcsearch import api
     from amcsearch.cli.text import energy_text
-    from amcsearch.core import PruningPolicy
-    from amcsearch.jobs import energy_report
+    from amcsearch.config import DEVICES, find
 
-    policy = PruningPolicy.read(args.policy) if args.policy else None
-    energies = energy_report(
-        load_config(args), args.out, console, policy=policy, densities=args.densities, storage=args.storage,
-        device=args.device, measure=args.measure,
-    )  # fmt: skip
+    energies = api.energy(
+        config=load_config(args),
+        profile=find(DEVICES, args.device, where="--device") if args.device else None,
+        policy=args.policy,
+        densities=args.densities,
+        storage=args.storage,
+        measure=args.measure,
+        folder=args.out,
+        observer=console,
+    )
     console.close()
     show(args, energies.to_json(), energy_text(energies))
 

@@ -4,9 +4,10 @@ from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.prune import prune
+from amcsearch.jobs.request import Settings, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
 from amcsearch.jobs.search import SearchPlan, plan, search
-from amcsearch.jobs.sensitivity import Sensitivity, write_sensitivity
+from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table
 from amcsearch.jobs.workload import InMemory, identity
@@ -21,18 +22,21 @@ __all__ = [
     "SearchPlan",
     "SearchResult",
     "Sensitivity",
+    "Settings",
     "Source",
     "SparsifyResult",
     "build_table",
     "check_table",
     "energy_report",
     "identity",
+    "in_folder",
     "load_run",
     "make_kit",
+    "make_request",
     "measure_table",
     "plan",
     "prune",
     "search",
+    "sensitivity",
     "sparsify",
-    "write_sensitivity",
 ]

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 
-from amcsearch.config import DEVICES, Config, choose, find, listed, read_device, read_latency_table
+from amcsearch.config import DEVICES, Config, choose, listed
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, StorageFormat
 from amcsearch.graph import remove
+from amcsearch.jobs.device import given_profile, given_table
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
 from amcsearch.reporting import write_energy
@@ -69,7 +71,7 @@ class EnergyReport(Document):
     """Where the energy goes: ``networks`` are ``dense`` and, where asked for, ``pruned`` and ``sparse``.
 
     ``densities`` are shares of weights by layer, in the ``storage`` format. ``without_static`` says that static power
-    is left out for want of a latency table. ``files`` are the paths written, by what they are.
+    is left out for want of a latency table. ``files`` are the paths written, by what they are; none without a folder.
     """
 
     device: str
@@ -80,6 +82,27 @@ class EnergyReport(Document):
     without_static: bool
     files: Mapping[str, str]
     measured: MeasuredCalls | None = None
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a network and layer: ``network``, the layer's name, kind, channels and MACs, and its energy in mJ.
+
+        ``energy_mj`` is the whole; the columns after it are its parts, such as ``dram_weights_mj``.
+        """
+        return pd.DataFrame(
+            {
+                "network": name,
+                "layer": layer.name,
+                "kind": layer.kind,
+                "in_channels": layer.in_channels,
+                "out_channels": layer.out_channels,
+                "macs": layer.macs,
+                "energy_mj": layer.energy_mj,
+                **{f"{part.replace(' ', '_').lower()}_mj": value for part, value in layer.parts_mj.items()},
+            }
+            for name, network in self.networks.items()
+            for layer in network.layers
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, without ``measured`` where nothing was."""
@@ -94,30 +117,30 @@ _FORMATS: Final = {storage_format.value: storage_format for storage_format in St
 
 def energy_report(
     config: Config,
-    folder: Path,
+    folder: Path | None,
     observer: Observer,
+    given: InMemory = CONFIGURED,
     *,
     policy: PruningPolicy | None = None,
     densities: Path | None = None,
     storage: str = StorageFormat.BITMAP,
-    device: str | None = None,
     measure: bool = False,
 ) -> EnergyReport:
-    """Price every layer of the network as the factory makes it, and write ``energy.csv`` and ``energy.svg``.
+    """Price every layer of the network, whose weights do not matter.
 
+    Writes ``energy.csv`` and ``energy.svg`` to ``folder``, if there is one.
     ``densities`` is a table of a training-time method's run, shown as ``sparse`` with its weights in the ``storage``
-    format. ``device`` overrules the configuration's profile: a file, or the name of one.
-    ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
+    format. ``measure`` adds the energy that this machine's counter sees, and the scale from predictions to it.
 
     Raises:
-        BadInputError: as ``load_workload``, an unknown storage format, no profile, a policy or densities that do not
+        BadInputError: as ``load_network``, an unknown storage format, no profile, a policy or densities that do not
             fit, no counter to measure with, or a folder that cannot be written.
     """
-    profile, storage_format = _profile(config, device), choose(_FORMATS, storage, "--storage")
+    profile, storage_format = _profile(config, given), choose(_FORMATS, storage, "--storage")
     observer.phase("Tracing the network")
-    workload = load_workload(config, train=False)
-    spec = workload.trace.network
-    model = _model(config, profile, spec)
+    network = load_network(config, given)
+    spec = network.trace.network
+    model = _model(config, given, profile, spec)
     policies = {"dense": spec.dense} | ({} if policy is None else {"pruned": policy})
     shares = {} if densities is None else _densities(densities, spec)
     layers: dict[str, Sequence[LayerSpec]] = {name: spec.with_channels(p).layers for name, p in policies.items()}
@@ -128,36 +151,35 @@ def energy_report(
             model.estimate(layer, Sparsity(shares.get(layer.name, 1.0), weight_format=storage_format))
             for layer in spec.layers
         ]
-    files, measured = write_energy(estimates, profile.name, folder), None
+    files = {} if folder is None else write_energy(estimates, profile.name, folder)
     if measure:
         observer.phase("Measuring energy on this machine")
-        measured = _measured(config, workload, policies, estimates)
     return EnergyReport(
         device=profile.name,
         batch=config.device.batch,
         networks={name: _network(layers[name], energies, model) for name, energies in estimates.items()},
         densities=shares,
-        storage=None if densities is None else str(storage),
+        storage=None if densities is None else storage_format.value,
         without_static=profile.static_power_mw > 0.0 and model.latency is None,
         files=files,
-        measured=measured,
+        measured=_measured(config, network, policies, estimates) if measure else None,
     )
 
 
-def _profile(config: Config, device: str | None) -> DeviceProfile:
-    if device is not None:
-        return read_device(find(DEVICES, device, where="--device"))
-    if config.device.profile is None:
+def _profile(config: Config, given: InMemory) -> DeviceProfile:
+    profile = given_profile(config, given)
+    if profile is None:
         names = ", ".join(listed(DEVICES))
-        raise BadInputError(f"device.profile is null; set it, or give --device a file or one of {names}")
-    return read_device(config.device.profile)
+        raise BadInputError(
+            f"device.profile is null; set it, hand a profile over, or give --device a file or one of {names}"
+        )
+    return profile
 
 
-def _model(config: Config, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
+def _model(config: Config, given: InMemory, profile: DeviceProfile, spec: NetworkSpec) -> EnergyModel:
     """The energy model, with a latency table where static power needs one."""
-    table = config.device.table if profile.static_power_mw > 0.0 else None
-    latency = read_latency_table(table).bind(spec) if table else None
-    return EnergyModel(profile, config.device.batch, latency)
+    table = given_table(config, given) if profile.static_power_mw > 0.0 else None
+    return EnergyModel(profile, config.device.batch, None if table is None else table.bind(spec))
 
 
 def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
@@ -210,7 +232,7 @@ def _layer(layer: LayerSpec, energy: LayerEnergy) -> LayerReport:
 
 def _measured(
     config: Config,
-    workload: Workload,
+    network: TracedNetwork,
     policies: dict[str, PruningPolicy],
     estimates: Mapping[str, Sequence[LayerEnergy]],
 ) -> MeasuredCalls:
@@ -219,9 +241,9 @@ def _measured(
     rng = np.random.default_rng(config.seed)
     calls = {}
     for name, policy in policies.items():
-        smaller = remove(workload.model, workload.trace, random_kept(workload.trace, policy, rng))
-        session = make_session(exported(smaller, workload.example), config.device.threads)
-        calls[name] = measure_energy(bound_call(session, workload.example.numpy()), counter)
+        smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
+        session = make_session(exported(smaller, network.example), config.device.threads)
+        calls[name] = measure_energy(bound_call(session, network.example.numpy()), counter)
     predicted_mj = [sum(energy.total_mj - energy.static_mj for energy in estimates[name]) for name in calls]
     return MeasuredCalls(
         counter=counter.name,

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 
 from amcsearch.config import Config
-from amcsearch.core import Cost, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Cost, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import check_named, make_evaluator
@@ -17,7 +18,9 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import write_additivity, write_curves
 from amcsearch.runs import Document
 
-__all__ = ["Sensitivity", "write_sensitivity"]
+__all__ = ["Sensitivity", "sensitivity"]
+
+CURVE_COLUMNS: Final = ("group", "kept", "loss", "accuracy", "recovery")
 
 Evaluate = Callable[[Sequence[PruningPolicy]], list[Trial]]
 
@@ -27,7 +30,7 @@ class Sensitivity(Document):
     """Loss and accuracy of one group pruned at a time, as the configuration recovers it and as it is cut.
 
     ``rank_correlation`` is Spearman's between summed and joint losses, None where it is not defined or was not asked
-    for; ``files`` are the paths written, by what they are.
+    for; ``files`` are the paths written, by what they are, none without a folder.
     """
 
     recovered: Curves
@@ -36,23 +39,39 @@ class Sensitivity(Document):
     rank_correlation: float | None
     files: Mapping[str, str]
 
+    @property
+    def curves(self) -> pd.DataFrame:
+        """One row a width of a group: ``group``, channels ``kept``, ``loss`` in nats, ``accuracy`` as a share.
+
+        ``recovery`` is ``recovered`` or ``bare``; every group's rows end with all of its channels.
+        """
+        return pd.DataFrame(_rows(self.recovered, self.bare), columns=list(CURVE_COLUMNS))
+
     def to_json(self) -> dict[str, Any]:
         """Return the paths, and the rank correlation where policies were pruned jointly."""
         return {**self.files, **({"rank_correlation": self.rank_correlation} if self.joint else {})}
 
 
-def write_sensitivity(
-    config: Config, folder: Path, points: int, observer: Observer, given: InMemory = CONFIGURED, *, joint: int = 50
+def sensitivity(
+    config: Config,
+    folder: Path | None,
+    observer: Observer,
+    given: InMemory = CONFIGURED,
+    *,
+    points: int = 5,
+    joint: int = 50,
 ) -> Sensitivity:
     """Prune one group at a time, then ``joint`` random policies whole; return the curves and how well they add up.
 
-    Writes ``sensitivity.csv`` and ``.svg``: every width as the configuration recovers it (``recovered``), and as it is
-    cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
+    Writes to ``folder``, if there is one, ``sensitivity.csv`` and ``.svg``: every width as the configuration recovers
+    it (``recovered``), and as it is cut (``bare``); and ``additivity.csv`` and ``.svg`` where ``joint`` is not 0.
 
     Raises:
-        BadInputError: as ``check_named`` and ``load_workload``, fewer than two points, or a folder that cannot be
-            written.
+        BadInputError: as ``check_named`` and ``load_workload``, fewer than 2 points, fewer than 0 joint policies, or a
+            folder that cannot be written.
     """
+    if joint < 0:
+        raise BadInputError(f"sensitivity joint = {joint}, must be at least 0")
     check_named(config, given)
     observer.phase("Loading or training the network")
     workload = load_workload(config, given, progress=observer.epoch)
@@ -61,22 +80,25 @@ def write_sensitivity(
     space = PolicySpace.on_grid(
         workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
     )
-    drawn = space.random(joint, np.random.default_rng(config.seed)) if space.groups else np.empty((0, 0), dtype=int)
+    drawn = space.random(joint, np.random.default_rng(config.seed))
     together = [workload.trace.network.policy(row) for row in drawn]
     total = 2 * len(policies(space, points)) + len(together)
     observer.phase(f"Evaluating {total} policies")
     evaluate = _counting(config.seed, total, observer)
     recovered, bare = (curves(evaluate(each), space, points) for each in (evaluator, evaluator.bare()))
-    files = write_curves(
-        [(*row, name) for name, those in (("recovered", recovered), ("bare", bare)) for row in those.rows()], folder
-    )
+    files = {} if folder is None else write_curves(_rows(recovered, bare), folder)
     correlation = None
     if together:
         joint_rows = _joint(recovered, together, evaluate(evaluator))
         expected, measured, _ = zip(*joint_rows, strict=True)
         correlation = rank_correlation(expected, measured)
-        files |= write_additivity(joint_rows, correlation, folder)
+        files |= {} if folder is None else write_additivity(joint_rows, correlation, folder)
     return Sensitivity(recovered, bare, len(together), correlation, files)
+
+
+def _rows(recovered: Curves, bare: Curves) -> list[tuple[str, int, float, float, str]]:
+    """Points of both curves, with the values of ``CURVE_COLUMNS``."""
+    return [(*row, name) for name, those in (("recovered", recovered), ("bare", bare)) for row in those.rows()]
 
 
 def _counting(seed: int, total: int, observer: Observer) -> Callable[[Evaluator], Evaluate]:

@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from amcsearch.cli.console import Console
 from scenes import SCENES, configured
 
-from amcsearch.config.loading import config_hash, dump
-from amcsearch.jobs.prune.prune import prune
-from amcsearch.runs.folder import RunFolder
+from amcsearch.api import prune
+from amcsearch.runs import TargetGoal
 
 OUT: Final = Path(__file__).with_suffix(".csv")
 KEY: Final = ("network", "allocation", "target", "epochs", "rounds", "shape", "seed")
@@ -51,14 +49,12 @@ def measured(key: dict[str, str]) -> dict[str, str]:
     )
     config = configured(SCENES[key["network"]], int(key["seed"]), overrides)
     start = time.process_time()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RunFolder.create(Path(folder) / "run", dump(config), config_hash(config), resume=False) as run,
-    ):
-        summary = prune(config, run, Console())
-    goal = summary["goal"]
-    accuracies = (f"{100 * summary[name]['accuracy']:.2f}" for name in ("dense", "pruned", "finetuned"))
-    values = (f"{goal['achieved'] / goal['dense']:.4f}", *accuracies, f"{time.process_time() - start:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        summary = prune(config=config, folder=Path(folder) / "run").summary
+    goal = summary.goal
+    assert isinstance(goal, TargetGoal)
+    accuracies = (f"{100 * block.accuracy:.2f}" for block in (summary.dense, summary.pruned, summary.finetuned))
+    values = (f"{goal.achieved / goal.dense:.4f}", *accuracies, f"{time.process_time() - start:.1f}")
     return dict(zip(VALUES, values, strict=True))
 
 

@@ -1,0 +1,105 @@
+"""Requests: a configuration with what is in memory beside it, and the run folder that a request works in."""
+
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from torch import Tensor, nn
+
+from amcsearch.config import Config, dump, from_mapping, load
+from amcsearch.jobs.result import RunResult
+from amcsearch.jobs.workload import InMemory, identity
+from amcsearch.runs import RunFolder
+
+__all__ = ["Settings", "in_folder", "make_request"]
+
+Settings = Mapping[str, object]
+"""Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
+
+Result = TypeVar("Result", bound=RunResult)
+
+_OBJECTS: Final = {
+    "device.table": "table",
+    "device.profile": "profile",
+    "search.agent": "agent",
+    "selection.criterion": "criterion",
+    "selection.selector": "selector",
+}
+"""Keys of the configuration that also take an object → its field of ``InMemory``."""
+
+
+def make_request(
+    config: Config | Path | str | None,
+    settings: Settings | None,
+    named: Settings,
+    model: nn.Module | None,
+    data: object = None,
+    example: Tensor | None = None,
+) -> tuple[Config, InMemory]:
+    """Return the configuration and what is in memory; of values, the later wins: ``config``, ``settings``, ``named``.
+
+    ``named`` maps keys of the configuration to values; None leaves a key as it is.
+    """
+    asked = {key: value for key, value in named.items() if value is not None}
+    objects: dict[str, Any] = {
+        field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
+    }
+    keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
+    keys |= {key: None for key in ("device.table", "device.profile") if _OBJECTS[key] in objects}
+    if model is not None:
+        keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
+    if data is not None or example is not None:
+        keys["data.factory"] = None
+    return _configured(config, keys), InMemory(model=model, data=data, example=example, **objects)
+
+
+def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
+    """Return a configuration with some of its keys, by dotted name, replaced."""
+    if isinstance(config, Config) and not keys:
+        return config
+    if isinstance(config, Path | str):
+        return load(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
+    tree: dict[str, Any] = {} if config is None else config.model_dump(mode="json")
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return from_mapping(tree, "amcsearch")
+
+
+def _as_text(value: object) -> object:
+    """Return a value of the configuration: paths as text, objects by the name of their class."""
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool | Mapping | list | tuple):
+        return value
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def in_folder(
+    request: Config,
+    given: InMemory,
+    folder: Path | str | None,
+    resume: bool,
+    work: Callable[[RunFolder], Result],
+) -> Result:
+    """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
+    path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else Path(folder).expanduser()
+    try:
+        with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
+            result = work(run)
+    except BaseException as error:
+        if folder is None and (path / "study.db").exists():
+            error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
+        elif folder is None:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        raise
+    if folder is None:
+        weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
+    return result
