@@ -4,6 +4,7 @@ Every rule is a function from a module to what it does wrong; each is also shown
 """
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ ROWS = (
 @cache
 def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
+
+
+# where keys come from outside: words of a configuration, lines of a device, states of torch, gymnasium's own types
+JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "training.*")
+JSON_EDGES += ("search.reinforcement.environment",)
+JSON_METHODS = ("to_json", "from_json", "as_mapping", "from_mapping")
+_UNTYPED = re.compile(r"(dict|Mapping)\[str, Any\]")
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,28 @@ def bad_manners(module: Module) -> Iterator[str]:
                 yield f"print in line {node.lineno}"
 
 
+def untyped_mappings(module: Module) -> Iterator[str]:
+    """Signatures and fields with ``dict[str, Any]`` in what a room offers to others: what has keys is a dataclass."""
+    if any(fnmatch(module.name, pattern) for pattern in JSON_EDGES):
+        return
+    offered = next((_exported(m.tree) or [] for m in modules() if m.is_face and m.name == module.room), [])
+    for node in module.tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in offered:
+            members = [node] if isinstance(node, ast.FunctionDef) else node.body
+            for member in members:
+                if any(_UNTYPED.search(ast.unparse(annotation)) for annotation in _annotations(member)):
+                    yield f"{node.name} has dict[str, Any] in line {member.lineno}; make it a dataclass"
+
+
+def _annotations(member: ast.stmt) -> list[ast.expr]:
+    if isinstance(member, ast.AnnAssign):
+        return [member.annotation]
+    if not isinstance(member, ast.FunctionDef) or member.name.startswith("_") or member.name in JSON_METHODS:
+        return []
+    arguments = [argument.annotation for argument in (*member.args.args, *member.args.kwonlyargs)]
+    return [annotation for annotation in (*arguments, member.returns) if annotation is not None]
+
+
 def tunnels(module: Module) -> Iterator[str]:
     """Functions that take ``**anything`` only to hand it on: nobody can see what they accept."""
     for function in ast.walk(module.tree):
@@ -234,7 +264,8 @@ def undocumented(module: Module) -> Iterator[str]:
 
 Rule = Callable[[Module], Iterator[str]]
 RULES: tuple[Rule, ...] = (
-    *(wrong_floors, past_the_face, wrong_doors, too_long, bad_manners, tunnels, wrong_exports, undocumented),
+    *(wrong_floors, past_the_face, wrong_doors, too_long, bad_manners, untyped_mappings, tunnels),
+    *(wrong_exports, undocumented),
 )
 
 
@@ -340,6 +371,8 @@ LEDGER = [
     (bad_manners, "costs.x", "from math import *"),
     (bad_manners, "costs.x", "eval('1')"),
     (bad_manners, "costs.x", "print(1)"),
+    (untyped_mappings, "costs.x", "class CostGrid:\n    rows: Mapping[str, Any]"),
+    (untyped_mappings, "costs.x", "def macs(layer: dict[str, Any]) -> float: ..."),
     (tunnels, "costs.x", "def f(**options):\n    return dict(**options)"),
     (wrong_exports, "costs.x", "x = 1"),
     (wrong_exports, "costs.x", "__all__ = ['y']\nx = 1"),
