@@ -9,7 +9,7 @@ the size of all weights together (``CacheOverflow``). Calibration on whole runs 
 
 A network that was measured is answered from its own rows first; where they are few or none the other networks' rows
 are asked too. A network that was never measured is answered from all rows, with the settings of the network nearest in
-weights; one that was calibrated by whole runs alone (``anchoring``) has settings of its own and no rows.
+weights; one that was calibrated by whole runs alone (``anchored``) has settings of its own and no rows.
 
 Batch norms and bare parameters that were never seen cost 0: the runtime folds them into their neighbours. Any other
 layer without a like in the table is an error that says how to add it.

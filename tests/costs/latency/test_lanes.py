@@ -39,10 +39,10 @@ def test_errors_of_all_lanes_are_those_of_each(seed: int, layer: LayerSpec, one_
     points = Points.of([(one, t, 1.0) for one, t in zip(layers, ms.tolist(), strict=True)])
     groups = points.groups(Tiling())
     own = points.averaged(groups)
-    errors = lanes_errors(own.sizes, groups.places, Tiling(), own.ms, 1.0 / own.ms)
+    errors = lanes_errors(own.sizes, groups.coordinates, Tiling(), own.ms, 1.0 / own.ms)
     assert list(errors) == [(i, o) for o in (1, *LANES) for i in (1, *LANES)]
     for lanes, error in errors.items():
-        assert error == pytest.approx(_error(own, groups.places, lanes), rel=1e-3)
+        assert error == pytest.approx(_error(own, groups.coordinates, lanes), rel=1e-3)
 
 
 def _error(own: Points, at: NDArray[np.float64], lanes: tuple[int, int]) -> float:

@@ -51,7 +51,7 @@ _MORE_LANES_GAIN: Final = 0.03
 
 
 def terms(size: Array, at: Array, tiling: Tiling) -> Array:
-    """Terms (L, 8) of layers of ``size`` (L, 5) at ``places`` (L, 4): work, 1, outputs, inputs, and the remainders."""
+    """Terms (L, 8) of layers of ``size`` (L, 5) at ``coordinates`` (L, 4): work, 1, outputs, inputs, remainders."""
     of_in, of_out = factors(size, at[:, 0], at[:, 1], tiling)
     return of_in * of_out
 
@@ -80,7 +80,7 @@ def lanes_errors(size: Array, at: Array, tiling: Tiling, ms: Array, weight: Arra
     """Mean relative errors of fits of N measurements with each pair of lanes (in, out), fewer outputs first.
 
     Args:
-        size, at: ``sizes`` (N, 5) and ``places`` (N, 4).
+        size, at: ``sizes`` (N, 5) and ``coordinates`` (N, 4).
         tiling: to which lanes are added.
         ms, weight: what was measured and how much its error counts, (N,) each.
     """
@@ -159,21 +159,21 @@ class Fit:
     Attributes:
         tiling: as given, with the lanes that fit best.
         points: N of them, all of which the kernel can tell apart.
-        places: (N, 4), see the function.
+        coordinates: (N, 4), see the function.
         coefficients: ms a unit of each term, (8,).
         residual: relative, of measured beside fitted, (N,).
     """
 
     def __init__(self, points: Points, tiling: Tiling, groups: Groups | None = None) -> None:
         groups = points.groups(tiling) if groups is None else groups
-        self.points, self.places = points.averaged(groups), groups.places
+        self.points, self.coordinates = points.averaged(groups), groups.coordinates
         self._take(tiling)
         lanes = self._lanes()
         if lanes != tiling.lanes:
             self._take(replace(tiling, lanes=lanes))
 
     def _take(self, tiling: Tiling) -> None:
-        self.tiling, self._terms = tiling, terms(self.points.sizes, self.places, tiling)
+        self.tiling, self._terms = tiling, terms(self.points.sizes, self.coordinates, tiling)
         self.coefficients = self._fitted()
         fitted = self._terms @ self.coefficients
         self.residual = np.divide(self.points.ms, fitted, out=np.ones_like(fitted), where=fitted > 0.0) - 1.0
@@ -181,13 +181,13 @@ class Fit:
     def _lanes(self) -> tuple[int, int]:
         """The lanes of inputs and outputs that fit best; whole blocks leave no channels over."""
         best = self.tiling.lanes
-        if self.tiling.block > 1 or len(self.places) < _LANES_FIT_POINTS:
+        if self.tiling.block > 1 or len(self.coordinates) < _LANES_FIT_POINTS:
             return best
         error = np.abs((self._terms @ self.coefficients - self.points.ms) * self._weight()).mean()
         if error < _LANES_ERROR:
             return best
         bound = (1.0 - _LANES_GAIN) * error
-        tried = lanes_errors(self.points.sizes, self.places, self.tiling, self.points.ms, self._weight())
+        tried = lanes_errors(self.points.sizes, self.coordinates, self.tiling, self.points.ms, self._weight())
         for lanes, error in tried.items():
             if error < bound:  # more lanes must be clearly better than fewer
                 best, bound = lanes, (1.0 - _MORE_LANES_GAIN) * error
@@ -200,7 +200,7 @@ class Fit:
 
     def _fitted(self) -> Array:
         scale, weight = np.maximum(self._terms.max(axis=0), _TINY), self._weight()
-        n = len(self.places)
+        n = len(self.coordinates)
         used = 1 if n == 1 else 2 if n < _FULL_FIT_POINTS else TERMS
         coefficients = np.zeros(TERMS)
         coefficients[:used] = non_negative((self._terms / scale)[:, :used] * weight[:, None], self.points.ms * weight)
@@ -212,6 +212,6 @@ class Fit:
         if not work_ms.all() or not self.points.ms.all():
             return None
         rest_ms = self.points.ms - self._terms[:, 1:] @ self.coefficients[1:]
-        c_out = self.places[:, 1]
+        c_out = self.coordinates[:, 1]
         blocks = self.tiling.effective(c_out) / self.tiling.block
         return SetWork(rest_ms / work_ms * blocks, work_ms / self.points.ms, c_out)

@@ -1,6 +1,6 @@
 """What was measured of layers and their kernels: one observation a layer, the points of one kernel as arrays.
 
-Also where points lie as the kernel computes them (``places``), and whose relatives they are (``families``).
+Also where points lie as the kernel computes them (``coordinates``), and whose relatives they are (``families``).
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency.kernels.signature import Signature, positions, signature
 from amcsearch.costs.latency.kernels.tiling import Tiling
 
-__all__ = ["Groups", "Observation", "Points", "Timed", "families", "places", "points_of", "retimed", "sizes"]
+__all__ = ["Groups", "Observation", "Points", "Timed", "coordinates", "families", "points_of", "retimed", "sizes"]
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ def sizes(layer: LayerSpec) -> Array:
     return np.array([[positions(layer), taps, inputs, mixes, layer.is_depthwise]], dtype=np.float64)
 
 
-def places(size: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
+def coordinates(size: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
     """Where layers lie, (L, 4): both widths as computed, output positions, taps.
 
     ``size`` are ``sizes``, of L layers or of one at L widths (in, out), (L, 2).
@@ -46,7 +46,7 @@ class Groups:
 
     of_point: NDArray[np.int64]
     first: NDArray[np.int64]
-    places: Array
+    coordinates: Array
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Points:
     def groups(self, tiling: Tiling) -> Groups:
         """Which points a kernel cannot tell apart."""
         index: dict[tuple[float, ...], int] = {}
-        at = places(self.sizes, self.widths, tiling).tolist()
+        at = coordinates(self.sizes, self.widths, tiling).tolist()
         of_point = [index.setdefault(tuple(place), len(index)) for place in at]
         return Groups(np.array(of_point), np.unique(of_point, return_index=True)[1], np.array(list(index)))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerSpec
 from amcsearch.costs.distinct import distinct_places
 from amcsearch.costs.latency.kernels.fit import Fit, factors, terms
-from amcsearch.costs.latency.kernels.points import Points, places, sizes
+from amcsearch.costs.latency.kernels.points import Points, coordinates, sizes
 from amcsearch.costs.latency.kernels.tiling import Tiling
 
 __all__ = ["AnySurface", "CorrectedSurface", "Surface"]
@@ -64,10 +64,10 @@ class AnySurface(Protocol):
 
 
 class _Process:
-    """Mean of a Gaussian process through values at places.
+    """Mean of a Gaussian process through values at coordinates.
 
     Args:
-        measured: where, (N, 4), log₂ of ``places``.
+        measured: where, (N, 4), log₂ of ``coordinates``.
         values: (N,).
         counts: how many measurements each stands for, (N,).
         noise: variance of one measurement as a share of the variance of the process.
@@ -90,12 +90,12 @@ class _Process:
         self._common = shared * float(self._weights.sum())
 
     def octaves(self, at: Array) -> Array:
-        """Distances (L,) of places (L, 4) from the nearest measured one."""
+        """Distances (L,) of coordinates (L, 4) from the nearest measured one."""
         squares = ((np.log2(at)[:, None] - self._measured) ** 2).sum(axis=2)
         return np.asarray(np.sqrt(squares.min(axis=1)), dtype=np.float64)
 
     def at(self, at: Array) -> Array:
-        """The mean (L,) at places (L, 4) of one layer."""
+        """The mean (L,) at coordinates (L, 4) of one layer."""
         weights = self._weights_of(at[0, 2:])
         # widths repeat: the covariance is taken once a width, not once a pair
         (c_in, at_in), (c_out, at_out) = (distinct_places(at[:, j].astype(np.int64)) for j in (0, 1))
@@ -118,7 +118,7 @@ class _Process:
             yield mean
 
     def _weights_of(self, size: Array) -> Array:
-        """Weights of the known places for a layer of (positions, taps): (K,)."""
+        """Weights of the known coordinates for a layer of (positions, taps): (K,)."""
         weights = self._weights
         for j, value in enumerate(size.tolist(), start=2):
             weights = weights * _likeness(np.log2(np.array([value])), self._known[j], j)[0]
@@ -136,16 +136,16 @@ class Surface:
     def __init__(self, fit: Fit, noise: float = 0.0) -> None:
         self._tiling = fit.tiling
         self._coefficients = fit.coefficients
-        self._residual = _Process(np.log2(fit.places), fit.residual, fit.points.counts, noise)
+        self._residual = _Process(np.log2(fit.coordinates), fit.residual, fit.points.counts, noise)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        return self._residual.octaves(places(sizes(layer), widths, self._tiling))
+        return self._residual.octaves(coordinates(sizes(layer), widths, self._tiling))
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
         size = sizes(layer)
-        at = places(size, widths, self._tiling)
+        at = coordinates(size, widths, self._tiling)
         ms = terms(size, at, self._tiling) @ self._coefficients
         return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
 
@@ -187,15 +187,15 @@ class CorrectedSurface:
         ratio = np.maximum(mean.ms, _TINY_MS) / np.maximum(related.predict_widths(layer, mean.widths), _TINY_MS)
         values = np.log(np.clip(ratio, 1.0 / _WIDEST, _WIDEST))
         self._range = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        self._correction = _Process(np.log2(groups.places), values, mean.counts, noise, _SHARED)
+        self._correction = _Process(np.log2(groups.coordinates), values, mean.counts, noise, _SHARED)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        return self._correction.octaves(places(sizes(layer), widths, self._tiling))
+        return self._correction.octaves(coordinates(sizes(layer), widths, self._tiling))
 
     def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
         """See ``AnySurface``."""
-        correction = np.clip(self._correction.at(places(sizes(layer), widths, self._tiling)), *self._range)
+        correction = np.clip(self._correction.at(coordinates(sizes(layer), widths, self._tiling)), *self._range)
         ms = self._related.predict_widths(layer, widths) * np.exp(correction)
         return np.asarray(ms, dtype=np.float64)
 
