@@ -120,7 +120,8 @@ def seen(draw: st.DrawFn) -> list[Observation]:
     """Layers of two map sizes at any widths, some of them many, as one to three kernels, some never timed."""
     found = []
     for layer in (CONV, SMALL, replace(CONV, conv_groups=4)):
-        for i, o in draw(st.lists(WIDTHS, min_size=1, max_size=20, unique=True)):
+        widths = WIDTHS if layer.conv_groups == 1 else WIDTHS.filter(lambda pair: pair[0] > 1)  # 1 is depthwise
+        for i, o in draw(st.lists(widths, min_size=1, max_size=20, unique=True)):
             kernels = draw(st.sets(st.sampled_from(KERNELS), min_size=1, max_size=3))
             times = {k: (draw(st.sampled_from([0.5, 1.0])), draw(st.none() | st.floats(0.01, 1.0))) for k in kernels}
             found.append(Observation(layer.resized(i * layer.conv_groups, o * layer.conv_groups), times))
