@@ -82,6 +82,7 @@ def _parsed(source: str) -> ast.Module:
 JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "training.*")
 JSON_EDGES += ("search.reinforcement.environment",)
 JSON_METHODS = ("to_json", "from_json", "as_mapping", "from_mapping")
+EMPTY_NAMES = frozenset({"found"})
 _UNTYPED = re.compile(r"(dict|Mapping)\[str, Any\]")
 
 
@@ -215,6 +216,13 @@ def _annotations(member: ast.stmt) -> list[ast.expr]:
     return [annotation for annotation in (*arguments, member.returns) if annotation is not None]
 
 
+def says_nothing(module: Module) -> Iterator[str]:
+    """Variables called ``found``: the name says that something was looked for, not what it is."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in EMPTY_NAMES:
+            yield f"{node.id} is bound in line {node.lineno}; say what it is"
+
+
 def tunnels(module: Module) -> Iterator[str]:
     """Functions that take ``**anything`` only to hand it on: nobody can see what they accept."""
     for function in ast.walk(module.tree):
@@ -264,7 +272,7 @@ def undocumented(module: Module) -> Iterator[str]:
 
 Rule = Callable[[Module], Iterator[str]]
 RULES: tuple[Rule, ...] = (
-    *(wrong_floors, past_the_face, wrong_doors, too_long, bad_manners, untyped_mappings, tunnels),
+    *(wrong_floors, past_the_face, wrong_doors, too_long, bad_manners, untyped_mappings, tunnels, says_nothing),
     *(wrong_exports, undocumented),
 )
 
@@ -373,6 +381,7 @@ LEDGER = [
     (bad_manners, "costs.x", "print(1)"),
     (untyped_mappings, "costs.x", "class CostGrid:\n    rows: Mapping[str, Any]"),
     (untyped_mappings, "costs.x", "def macs(layer: dict[str, Any]) -> float: ..."),
+    (says_nothing, "costs.x", "found = 1"),
     (tunnels, "costs.x", "def f(**options):\n    return dict(**options)"),
     (wrong_exports, "costs.x", "x = 1"),
     (wrong_exports, "costs.x", "__all__ = ['y']\nx = 1"),

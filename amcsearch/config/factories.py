@@ -72,8 +72,8 @@ def _import_file(path: Path, spec: str) -> ModuleType:
         raise BadInputError(f"factory {spec!r}: {path.name} is no module name; rename it to letters, digits and _")
     _add_to_path(path.parent)
     importlib.invalidate_caches()
-    found = importlib.util.find_spec(path.stem)
-    origin = found.origin if found else None
+    module_spec = importlib.util.find_spec(path.stem)
+    origin = module_spec.origin if module_spec else None
     if origin is None or not Path(origin).exists() or not path.samefile(origin):
         raise BadInputError(
             f"factory {spec!r}: the name {path.stem!r} belongs to another module ({origin or 'built in'}); "

@@ -123,8 +123,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise BadInputError(f"cannot read {path}: it is not UTF-8 text (byte {error.start})") from error
     data, lines = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        found = "empty" if data is None else f"a {type(data).__name__}"
-        raise BadInputError(f"{path}: expected a mapping of keys, the file is {found}")
+        content = "empty" if data is None else f"a {type(data).__name__}"
+        raise BadInputError(f"{path}: expected a mapping of keys, the file is {content}")
     return data, lines
 
 

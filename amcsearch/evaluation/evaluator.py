@@ -79,9 +79,9 @@ class Evaluator:
 
     def bare(self) -> "Evaluator":
         """The same evaluator of networks that are cut and nothing else: not refitted, not recalibrated."""
-        found = copy.copy(self)
-        found.bn_recalibration, found.reconstruction, found.means = False, None, None
-        return found
+        evaluator = copy.copy(self)
+        evaluator.bn_recalibration, evaluator.reconstruction, evaluator.means = False, None, None
+        return evaluator
 
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
         """Return loss and accuracy of the policy on the search split; a loss that is not finite is returned as it is.
@@ -177,13 +177,13 @@ class PairedEvaluator:
 
 def sample_accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int) -> Array:
     """How right the predictions of every sample that has a target are, (n,): 0 or 1 where each has one label."""
-    found = []
+    shares = []
     with evaluating(model), torch.inference_mode():
         for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
             right, known = (part.reshape(len(y), -1) for part in rightness(model(x), y))
             share = right.sum(1).double() / known.sum(1)
-            found.append(share[known.any(1)].cpu())
-    return np.asarray(torch.cat(found))
+            shares.append(share[known.any(1)].cpu())
+    return np.asarray(torch.cat(shares))
 
 
 def change_low(differences: Array, confidence: float) -> float:

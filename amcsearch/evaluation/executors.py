@@ -166,9 +166,9 @@ def _checked(name: str, value: int) -> int:
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
-    found = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(found)
+        torch.set_num_threads(before)

@@ -63,10 +63,10 @@ def policies(space: PolicySpace, points: int) -> list[PruningPolicy]:
     if points < 2:
         raise BadInputError(f"sensitivity points = {points}, must be at least 2 (the narrowest and the dense one)")
     dense = {group.name: group.channels for group in space.groups}
-    found = [PruningPolicy(dense)]
+    chosen = [PruningPolicy(dense)]
     for group, choices in zip(space.groups, space.choices, strict=True):
-        found += [PruningPolicy({**dense, group.name: int(n)}) for n in spread(choices, points)[:-1]]
-    return found
+        chosen += [PruningPolicy({**dense, group.name: int(n)}) for n in spread(choices, points)[:-1]]
+    return chosen
 
 
 def curves(

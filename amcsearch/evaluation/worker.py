@@ -134,11 +134,11 @@ class Worker:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     resource_tracker.ensure_running()  # where it starts of itself, with the first child, it unblocks SIGINT
-    found = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, found)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _serve(connection: Connection, threads: int) -> None:

@@ -11,11 +11,11 @@ __all__ = ["evaluating", "modes_kept"]
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
     """Restore the train or eval flag of every module on leaving."""
-    found = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield model
     finally:
-        for module, training in found:
+        for module, training in modes:
             module.training = training
 
 

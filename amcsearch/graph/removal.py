@@ -141,11 +141,11 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
 def tensors_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Look up parameters and buffers by their state-dict names."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in names:
         path, _, leaf = name.rpartition(".")
-        found[name] = getattr(modules[path], leaf)
-    return found
+        tensors[name] = getattr(modules[path], leaf)
+    return tensors
 
 
 def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDArray[np.int64]]) -> dict[str, Tensor]:

@@ -10,7 +10,16 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
-__all__ = ["Device", "PricedLimit", "further_costs", "given_profile", "given_table", "load_device", "priced"]
+__all__ = [
+    "Device",
+    "PricedLimit",
+    "further_costs",
+    "given_profile",
+    "given_table",
+    "load_device",
+    "priced",
+    "table_name",
+]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
@@ -175,6 +184,11 @@ def given_table(config: Config, given: InMemory) -> LatencyTable | None:
     return read_latency_table(config.device.table)
 
 
+def table_name(config: Config) -> str:
+    """Name the latency table in messages: its folder, or that it was handed over in Python."""
+    return config.device.table or "in memory"
+
+
 def _channel_multiple(config: Config, table: LatencyModel | None, profile: DeviceProfile | None) -> int:
     if config.device.channel_multiple != "auto":
         return int(config.device.channel_multiple)
@@ -190,7 +204,7 @@ def _check_dtype(config: Config, table: LatencyTable | None) -> None:
     measured = wanted if table is None else table.provenance.dtype or "float32"
     if measured != wanted:
         raise BadInputError(
-            f"device.dtype is {wanted}, latency table {config.device.table} was measured in {measured}; set "
+            f"device.dtype is {wanted}, latency table {table_name(config)} was measured in {measured}; set "
             f"device.dtype={measured}, or measure another one: amcsearch table measure CONFIG -o latency_tables/NAME"
         )
 
@@ -203,20 +217,22 @@ def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
     device = config.device
     here = provenance(device.threads, device.batch, device.dtype)
     differing = differences(table.provenance, here)
-    return [f"latency table {config.device.table}: {difference}; {cure}" for difference in differing]
+    return [f"latency table {table_name(config)}: {difference}; {cure}" for difference in differing]
 
 
 def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyModel | None) -> list[str]:
     """Why the table's predictions of this network may be wrong, whatever the machine."""
     if table is None or model is None:
         return []
-    name, cure = f"latency table {config.device.table}", f"amcsearch table measure CONFIG -o {config.device.table}"
+    name, cure = f"latency table {table_name(config)}", "amcsearch.measure_latency_table(model, example, known=table)"
+    if config.device.table is not None:
+        cure = f"amcsearch table measure CONFIG -o {config.device.table}"
     if model.network is None:
         known = ", ".join(table.networks)
         return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
     accuracy = model.accuracy
     if accuracy is None or accuracy.mape is None or accuracy.within_10 is None:
-        check = f"amcsearch table check {config.device.table} CONFIG --write"
+        check = f"amcsearch table check {config.device.table or 'FOLDER'} CONFIG --write"
         return [f"{name} was never checked on this network; run {check}"]
     if accuracy.mape <= POOR_ERROR and accuracy.within_10 >= GOOD_SHARE:
         return []

@@ -25,10 +25,10 @@ def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[Tr
     if recipe.schedule != "rewound":
         return training_recipe(recipe), 0
     if original is None or original.epochs < recipe.epochs:
-        found = "null" if original is None else f"{original.epochs} epochs"
+        length = "null" if original is None else f"{original.epochs} epochs"
         raise BadInputError(
             f"recovery.finetune.schedule = 'rewound' replays the last {recipe.epochs} epochs of model.pretrain, which "
-            f"is {found}; choose cosine or constant, or fewer epochs"
+            f"is {length}; choose cosine or constant, or fewer epochs"
         )
     return training_recipe(original), original.epochs - recipe.epochs
 

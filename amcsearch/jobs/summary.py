@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.jobs.delivery import Finalist, Outcome
+from amcsearch.jobs.device import table_name
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import (
@@ -83,14 +84,14 @@ def summarise(
 
 
 def _table(job: Job) -> TableSummary | None:
-    table, name = job.device.table, job.config.device.table
-    if table is None or name is None:
+    table, name = job.device.table, Path(table_name(job.config)).name
+    if table is None:
         return None
     if table.accuracy is None:
-        return TableSummary(Path(name).name, table.network)
+        return TableSummary(name, table.network)
     errors = table.accuracy.as_mapping()
     numbers = {key: value for key, value in errors.items() if value is None or isinstance(value, int | float)}
-    return TableSummary(Path(name).name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
+    return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:

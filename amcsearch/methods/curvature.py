@@ -79,8 +79,10 @@ def diagonal(gradient: Tensor, leaves: list[Tensor], probes: int, generator: tor
     """Diagonal of the derivative of ``gradient`` (n,) by ``leaves`` of n numbers in all; exact without probes."""
 
     def product(z: Tensor) -> Tensor:
-        found = torch.autograd.grad(gradient, leaves, z, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return torch.cat([f.flatten() for f in found])
+        products = torch.autograd.grad(
+            gradient, leaves, z, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([f.flatten() for f in products])
 
     if not gradient.requires_grad:  # linear in everything
         return torch.zeros_like(gradient)

@@ -77,9 +77,9 @@ class Taps:
             new = moments_of(x, module)
             self.inputs[name] = self.inputs[name].merged(new) if name in self.inputs else new
         if self.patches and x.numel():
-            found = patches_of(x, module)
-            if found is not None:
-                self.products[name] = self.products[name].merged(found) if name in self.products else found
+            patches = patches_of(x, module)
+            if patches is not None:
+                self.products[name] = self.products[name].merged(patches) if name in self.products else patches
 
     def _gate(self, name: str, module: nn.Module, x: Tensor, samples: int) -> Tensor:
         if len(x) % samples:
@@ -127,8 +127,8 @@ def replaced(parameters: Mapping[str, nn.Parameter], leaves: Mapping[nn.Paramete
 def mean_gradients(batch: Batch, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
     """Gradients of a loss by every weight, by name; zero where the loss does not reach. The graph is kept."""
     leaves = list(batch.leaves.values())
-    found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-    gradient_of = dict(zip(batch.leaves, found, strict=True))
+    gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    gradient_of = dict(zip(batch.leaves, gradients, strict=True))
     return {name: gradient_of[parameter] for name, parameter in parameters.items()}
 
 
@@ -136,10 +136,10 @@ def sample_gates(batch: Batch, taps: Taps, weights: Mapping[str, Tensor], mean_l
     """Spread s_nc evenly over the weights that read the channel: (N, …) broadcastable to (N, *weight)."""
     gates = [gate for calls in taps.gates.values() for gate in calls]
     total = mean_loss * len(batch.target)
-    found = iter(torch.autograd.grad(total, gates, retain_graph=True, allow_unused=True, materialize_grads=True))
+    derivatives = iter(torch.autograd.grad(total, gates, retain_graph=True, allow_unused=True, materialize_grads=True))
     spread = {}
     for name, calls in taps.gates.items():
-        each = torch.stack([next(found) for _ in calls]).sum(0).double()  # (N, C_in)
+        each = torch.stack([next(derivatives) for _ in calls]).sum(0).double()  # (N, C_in)
         share = each * (each.shape[1] / weights[name].numel())
         spread[name] = aligned(share, weights[name], taps.is_transposed(name))
     return spread

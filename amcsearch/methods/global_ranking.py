@@ -76,15 +76,15 @@ def comparable(
         BadInputError: as ``normalised``, or a saving that is not above 0.
     """
     reading = readers(trace)
-    found: dict[str, NDArray[np.float64]] = {}
+    by_group: dict[str, NDArray[np.float64]] = {}
     for group, values in scores.items():
         tensors = {part.tensor for part in trace.slices[group] if part.side is Side.IN} & reading
         shared = values / max(len(tensors), 1) if group_mean else values
         saved = 1.0 if savings is None else savings[group]
         if not saved > 0.0:
             raise BadInputError(f"removing a unit of group {group!r} saves {saved}, must be above 0 to be divided by")
-        found[group] = normalised(torch.from_numpy(np.asarray(shared)), normaliser).numpy() / saved
-    return found
+        by_group[group] = normalised(torch.from_numpy(np.asarray(shared)), normaliser).numpy() / saved
+    return by_group
 
 
 def unit_savings(network: NetworkSpec, layer_cost: Callable[[LayerSpec], float]) -> dict[str, float]:

@@ -153,18 +153,18 @@ def gather_inputs(
 
 def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:
     """Layer → module, in order of execution, of every supported layer that some group is read by."""
-    found, others = {}, set()
+    modules, others = {}, set()
     for part in (part for parts in trace.slices.values() for part in parts if part.side is Side.IN):
         path, _, leaf = part.tensor.rpartition(".")
         module = model.get_submodule(path)
         if leaf == "weight" and isinstance(module, READERS):
-            found[path] = module
+            modules[path] = module
         else:
             others.add(f"{part.layer} ({type(module).__name__})")
     for name in sorted(others):
         _log.info("not refitted: %s reads pruned channels, but is no linear layer or convolution", name)
     order = trace.network.layer_index
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    return dict(sorted(modules.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def _check_memory(modules: Mapping[str, Any]) -> None:

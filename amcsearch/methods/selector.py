@@ -158,7 +158,7 @@ def contributions(readers: Sequence[Reader]) -> NDArray[np.float64]:
 
 
 def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, LayerInputs]) -> tuple[Reader, ...]:
-    found = []
+    readers = []
     for part in trace.slices[group]:
         path = part.tensor.rpartition(".")[0]
         if part.side is not Side.IN or path not in inputs:
@@ -166,10 +166,10 @@ def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, La
         seen = inputs[path]
         channels = np.stack([np.unique(part.positions[unit]) for unit in trace.units[group]])  # (n_units, channels)
         columns = (channels[:, :, None] * seen.taps + np.arange(seen.taps)).reshape(len(channels), -1)
-        found.append(Reader(seen, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
-    if not found:
+        readers.append(Reader(seen, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
+    if not readers:
         raise BadInputError(
             f"no convolution or linear layer reads group {group!r}, so no selector can judge it; "
             "set selection.selector to null and choose a criterion"
         )
-    return tuple(found)
+    return tuple(readers)

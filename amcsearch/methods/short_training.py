@@ -75,8 +75,8 @@ def movement_scores(
                     f"movement: the loss is {float(loss.detach())} in step {step} of the short training at "
                     f"learning_rate = {need.learning_rate}, must be finite; lower selection.params.learning_rate"
                 )
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            for name, gradient in zip(leaves, found, strict=True):
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
                 if name in scores:
                     scores[name] = accumulated(scores[name], weights[name], gradient)
                     gradient = gradient * masks[name] if masks else gradient

@@ -32,7 +32,7 @@ class Statistics:
     """One draw: tensors by state-dict name; empty where nobody asked.
 
     ``gradients`` (shape of the parameter) are those of the mean loss over the draw's ``samples``. ``inputs`` and
-    ``patches`` are moments of what the layer of a weight reads. ``found`` holds, by need, what that need describes,
+    ``patches`` are moments of what the layer of a weight reads. ``by_need`` holds, by need, what that need describes,
     broadcastable to the parameter; in a ``SAMPLE`` draw with an axis of samples before it.
     """
 
@@ -42,7 +42,7 @@ class Statistics:
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Moments] = field(default_factory=dict)
     patches: Mapping[str, Patches] = field(default_factory=dict)
-    found: Mapping[Need, Mapping[str, Tensor]] = field(default_factory=dict)
+    by_need: Mapping[Need, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def gather(
@@ -124,15 +124,15 @@ class _Pass:
                 yield Statistics(Draw.MINIBATCH, len(x), self.weights, gradients)
             if Statistic.SET_GRADIENT in self.needs:
                 self.add(Statistic.SET_GRADIENT, gradients, len(x))
-        found: dict[Need, Mapping[str, Tensor]] = {}
+        by_need: dict[Need, Mapping[str, Tensor]] = {}
         for need in self.gates:
             if need.labels == "model":
                 loss = self.loss_fn(batch.output, drawn_labels(batch.output, batch.target, self.generators[need]))
             else:
                 loss = self.loss_fn(batch.output, batch.target)
-            found[need] = sample_gates(batch, self.taps, self.weights, loss)
-        if found:
-            yield Statistics(Draw.SAMPLE, len(x), self.weights, found=found)
+            by_need[need] = sample_gates(batch, self.taps, self.weights, loss)
+        if by_need:
+            yield Statistics(Draw.SAMPLE, len(x), self.weights, by_need=by_need)
 
     def beyond(self, x: Tensor, y: Tensor) -> Iterator[tuple[Need, Mapping[str, Tensor]]]:
         """Do what takes passes of its own."""
@@ -165,16 +165,16 @@ class _Pass:
 
     def whole(self) -> Statistics:
         """Return the draw of the whole set."""
-        found: dict[Need, Mapping[str, Tensor]] = dict(self.total)
+        by_need: dict[Need, Mapping[str, Tensor]] = dict(self.total)
         for need in self.total:
             if isinstance(need, Curvature) and need.by == "gates":
-                found[need] = self.table.spread(self.total[need], self.weights)
-        gradients = found.pop(Statistic.SET_GRADIENT, {})
+                by_need[need] = self.table.spread(self.total[need], self.weights)
+        gradients = by_need.pop(Statistic.SET_GRADIENT, {})
         moments = {
             name: value.aligned(self.weights[name], transposed=self.taps.is_transposed(name))
             for name, value in self.taps.inputs.items()
         }
-        return Statistics(Draw.SET, self.samples, self.weights, gradients, moments, dict(self.taps.products), found)
+        return Statistics(Draw.SET, self.samples, self.weights, gradients, moments, dict(self.taps.products), by_need)
 
 
 def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

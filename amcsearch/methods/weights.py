@@ -26,15 +26,15 @@ def sparse_weights(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]:
         BadInputError: there is none.
     """
     kinds = {layer.name: layer.kind for layer in trace.network.layers}
-    found: dict[nn.Parameter, str] = {}
+    name_of: dict[nn.Parameter, str] = {}
     for name, parameter in sliced_parameters(model, trace).items():
         if parameter.ndim >= 2 and kinds.get(layer_of(name)) in (LayerKind.CONV, LayerKind.LINEAR):
-            found.setdefault(parameter, name)
+            name_of.setdefault(parameter, name)
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    found = {parameter: name for parameter, name in found.items() if parameter not in tables}
-    if not found:
+    name_of = {parameter: name for parameter, name in name_of.items() if parameter not in tables}
+    if not name_of:
         raise BadInputError(f"{type(model).__name__} has no convolution or linear weight that a group cuts")
-    return {name: parameter for parameter, name in found.items()}
+    return {name: parameter for parameter, name in name_of.items()}
 
 
 def layer_of(name: str) -> str:

@@ -114,7 +114,7 @@ def _layer(name: str) -> str:
 def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
     """Layer → the batch norm with running statistics whose input IS the layer's output, by names."""
     written: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept, so that its id is not given again
-    found: dict[str, str] = {}
+    norm_of: dict[str, str] = {}
 
     def left(name: str) -> Callable[..., None]:
         def hook(_m: nn.Module, _i: object, output: Tensor) -> None:
@@ -125,7 +125,7 @@ def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
     def entered(name: str) -> Callable[..., None]:
         def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> None:
             if args and id(args[0]) in written:
-                found[written[id(args[0])][1]] = name
+                norm_of[written[id(args[0])][1]] = name
 
         return hook
 
@@ -136,4 +136,4 @@ def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
                 stack.callback(module.register_forward_pre_hook(entered(name)).remove)
         model(sample.to(next(model.parameters()).device))
-    return found
+    return norm_of

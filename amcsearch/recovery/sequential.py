@@ -73,10 +73,10 @@ class SequentialReconstruction:
             )
         weights = {layer: weight_matrix(module) for layer, module in modules.items()}
         with evaluating(model), torch.no_grad():
-            found: dict[str, list[Tensor]] = {layer: [] for layer in modules}
+            batches: dict[str, list[Tensor]] = {layer: [] for layer in modules}
             for layer, rows in self._rows(model, modules):
-                found[layer].append((rows @ weights[layer].mT).float().cpu())
-        self._targets = {layer: torch.cat(parts, 1) for layer, parts in found.items()}  # (conv_groups, rows, O)
+                batches[layer].append((rows @ weights[layer].mT).float().cpu())
+        self._targets = {layer: torch.cat(parts, 1) for layer, parts in batches.items()}  # (conv_groups, rows, O)
 
     def apply(self, smaller: nn.Module, kept: Kept) -> None:
         """Refit, in place, every layer that reads groups; ``smaller`` is ``remove(model, trace, kept)``.

@@ -118,21 +118,21 @@ class CriterionContract:
     ) -> None:
         """Scores are finite, differ within a group and repeat; fewer units kept are a subset of more."""
         criterion, untouched = maker(), _Untouched(example.model)
-        model, found, x, y = example.model, example.trace, example.inputs, example.targets
+        model, trace, x, y = example.model, example.trace, example.inputs, example.targets
         assert criterion.reduction in REDUCTIONS
-        scores = score_units(model, found, {"it": criterion}, x, y, task_loss, 4)["it"]
-        assert set(scores) == {group.name for group in found.network.groups}
+        scores = score_units(model, trace, {"it": criterion}, x, y, task_loss, 4)["it"]
+        assert set(scores) == {group.name for group in trace.network.groups}
         ranking = rank(scores)
-        for group in found.network.groups:
+        for group in trace.network.groups:
             assert np.isfinite(scores[group.name]).all()
             assert len(np.unique(scores[group.name])) > 1
             assert sorted(ranking[group.name]) == list(range(group.channels // group.unit))
-        again = rank_units(model, found, criterion, x, y, task_loss, 4)
+        again = rank_units(model, trace, criterion, x, y, task_loss, 4)
         assert all((ranking[name] == again[name]).all() for name in ranking)
         untouched.check()
-        space = PolicySpace.on_grid(found.network.groups)
-        policies = (found.network.policy(space.nearest(np.full(len(ranking), ratio))) for ratio in (0.7, 0.2))
-        few, more = (keep(found, ranking, policy) for policy in policies)
+        space = PolicySpace.on_grid(trace.network.groups)
+        policies = (trace.network.policy(space.nearest(np.full(len(ranking), ratio))) for ratio in (0.7, 0.2))
+        few, more = (keep(trace, ranking, policy) for policy in policies)
         assert all(set(few[name]) < set(more[name]) for name in ranking)
 
 
@@ -159,13 +159,13 @@ class SelectorContract:
         self, maker: Callable[[], Selector], problem: Problem
     ) -> None:
         """Orders repeat, the network is left alone, and what reads a group is refitted without its removed columns."""
-        selector, found = maker(), problem.calibration.trace
+        selector, trace = maker(), problem.calibration.trace
         untouched = _Untouched(problem.calibration.model)
         assert selector.refit in REFITS
         orders, inputs = select(problem, selector)
-        assert set(orders) == {group.name for group in found.network.groups}
+        assert set(orders) == {group.name for group in trace.network.groups}
         again, _ = select(problem, selector)
-        for group in found.network.groups:
+        for group in trace.network.groups:
             order = orders[group.name]
             assert sorted(order.tolist()) == list(range(group.channels // group.unit))
             np.testing.assert_array_equal(order, again[group.name])

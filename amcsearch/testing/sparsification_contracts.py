@@ -83,11 +83,11 @@ class GateContract:
     def test_it_names_its_items_and_is_differentiable(self, maker: Callable[[], GateMethod], network: str) -> None:
         """Scores and densities fit the network, and what the gate learns has a gradient."""
         example, method = network_example(network), maker()
-        model, found = example.model, example.trace
-        gate = method.attach(model, found, 16)
+        model, trace = example.model, example.trace
+        gate = method.attach(model, trace, 16)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        groups = {g.name: (g.channels // g.unit,) for g in found.network.groups}
+        groups = {g.name: (g.channels // g.unit,) for g in trace.network.groups}
         scores, densities = gate.scores(), gate.density()
         assert set(scores) == set(densities)
         for name, score in scores.items():

@@ -62,9 +62,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             ],
         ),
     ]
-    found = "; ".join(problem for problem in problems if problem)
-    if found:
-        raise BadInputError(f"checkpoint {path} does not fit the network: {found}; check model.kwargs")
+    differences = "; ".join(problem for problem in problems if problem)
+    if differences:
+        raise BadInputError(f"checkpoint {path} does not fit the network: {differences}; check model.kwargs")
     model.load_state_dict(state)
 
 

@@ -46,8 +46,8 @@ def dense_outputs(model: nn.Module, inputs: Tensor, batch_size: int = 128) -> Te
     """Return the model's outputs (N, …, D) for inputs (N, …), on the CPU; it runs in eval mode where it is."""
     torch_device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        found = [first_tensor(model(batch.to(torch_device))).cpu() for batch in torch.split(inputs, batch_size)]
-    return torch.cat(found)
+        outputs = [first_tensor(model(batch.to(torch_device))).cpu() for batch in torch.split(inputs, batch_size)]
+    return torch.cat(outputs)
 
 
 def with_dense_targets(splits: DataSplits, model: nn.Module) -> DataSplits:

@@ -165,9 +165,9 @@ def fit(
     losses: list[float] = []
     with torch.random.fork_rng(devices=_cuda_devices(torch_device)):
         torch.manual_seed(seed)
-        found = store.load() if store is not None else None
-        if found is not None:
-            losses, first_epoch = training.restore(found)
+        stored = store.load() if store is not None else None
+        if stored is not None:
+            losses, first_epoch = training.restore(stored)
         for epoch in range(first_epoch, recipe.epochs):
             losses.append(training.epoch(epoch, torch_device))
             if store is not None:

@@ -27,10 +27,10 @@ class StateFile:
         if not self.path.exists():
             return None
         try:
-            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # a torn file makes torch's reader raise almost anything
             raise BadInputError(f"cannot read {self.path}: it is damaged; delete it to train anew") from error
-        return found
+        return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file.

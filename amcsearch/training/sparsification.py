@@ -190,8 +190,8 @@ class MaskedTraining:
             ones = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()}
             self.masks = dict(ones)
             moment = self._moment(step, {})
-            found = self._finished(self._schedule.begin(moment), moment)
-            self._take(found if found is not None else ones)
+            masks = self._finished(self._schedule.begin(moment), moment)
+            self._take(masks if masks is not None else ones)
         return self._run(model, inputs)
 
     def penalty(self) -> Tensor | float:
@@ -205,9 +205,9 @@ class MaskedTraining:
         if self._schedule.remembers(step, self._plan) and self._model is not None:
             self._early = copy.deepcopy(self._model.state_dict())
         moment = self._moment(step, gradients)
-        found = self._finished(self._schedule.masks(moment), moment)
-        if found is not None:
-            self._take(found, optimizer)
+        masks = self._finished(self._schedule.masks(moment), moment)
+        if masks is not None:
+            self._take(masks, optimizer)
         if self._schedule.rewinds(step, self._plan):
             self._rewind(optimizer)
         if self._schedule.skips(step, self._plan):
@@ -235,10 +235,10 @@ class MaskedTraining:
         weights = {name: weight.detach() for name, weight in self._weights.items()}
         return Moment(step, self._plan, weights, self.masks, gradients, cache(self._scores), self._memory)
 
-    def _finished(self, found: Masks | None, moment: Moment) -> Masks | None:
+    def _finished(self, masks: Masks | None, moment: Moment) -> Masks | None:
         """Return the masks to be used in place of those that the schedule found."""
         del moment
-        return found
+        return masks
 
     def _take(self, masks: Masks, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Use new masks; weights that come into use start without the optimiser's memory of them."""
@@ -299,10 +299,10 @@ class MaskedUnits(MaskedTraining):
         super().__init__(ones, schedule, plan, scores)
         self._slices, self._finish = slices, finish
 
-    def _finished(self, found: Masks | None, moment: Moment) -> Masks | None:
-        if found is None or sum(int(mask.sum()) for mask in found.values()) != moment.plan.n_keep:
-            return found
-        return self._finish(found, self._schedule.ranks(moment))
+    def _finished(self, masks: Masks | None, moment: Moment) -> Masks | None:
+        if masks is None or sum(int(mask.sum()) for mask in masks.values()) != moment.plan.n_keep:
+            return masks
+        return self._finish(masks, self._schedule.ranks(moment))
 
     def _run(self, model: nn.Module, inputs: Tensor) -> Any:
         self._used = {name: mask.float().requires_grad_() for name, mask in self.masks.items()}

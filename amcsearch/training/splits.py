@@ -186,12 +186,14 @@ def targets_of(dataset: Samples) -> NDArray[np.int64] | None:
         inner = targets_of(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices)]
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        found: Any = dataset.tensors[1].numpy(force=True)
+        targets: Any = dataset.tensors[1].numpy(force=True)
     else:
         count = length(dataset, "train")
-        found = getattr(dataset, "targets", None)
-        found = np.asarray([np.asarray(fetch(dataset, [i])[1][0]) for i in range(count)] if found is None else found)
-    return found.astype(np.int64) if found.ndim == 1 and np.issubdtype(found.dtype, np.integer) else None
+        targets = getattr(dataset, "targets", None)
+        targets = np.asarray(
+            [np.asarray(fetch(dataset, [i])[1][0]) for i in range(count)] if targets is None else targets
+        )
+    return targets.astype(np.int64) if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
 
 
 def _given(factory_result: Mapping[str, Samples]) -> dict[str, Samples]:

@@ -79,7 +79,7 @@ def carriers(workload: Workload, labels: Labels) -> int:
     need, data, found = SampleGates(labels), stacked(workload.splits.calibration), []
     for draw in gather(workload.model, workload.trace, *data, task_loss, {need}, BATCH):
         if draw.draw is Draw.SAMPLE:
-            found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.found[need].values()]).sum(0))
+            found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.by_need[need].values()]).sum(0))
     ordered = torch.cat(found).sort(descending=True).values
     return int((ordered.cumsum(0) < 0.5 * ordered.sum()).sum()) + 1
 

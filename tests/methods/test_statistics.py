@@ -49,7 +49,7 @@ def test_gates_of_single_samples_equal_a_loop_over_them_also_in_a_shorter_batch(
     model, (x, y) = network(), data()
     traced = trace(model, x[:1])
     draws = [s for s in gather(model, traced, x, y, F.cross_entropy, {GATES}, 3) if s.draw is Draw.SAMPLE]
-    together = torch.cat([s.found[GATES]["5.weight"] for s in draws])  # (5, 1, 64), spread over 3 rows
+    together = torch.cat([s.by_need[GATES]["5.weight"] for s in draws])  # (5, 1, 64), spread over 3 rows
     for n in range(5):
         model.eval()
         (gradient,) = torch.autograd.grad(
@@ -64,7 +64,7 @@ def test_squared_gradients_equal_a_loop_over_samples() -> None:
     model, (x, y) = network(), data()
     (only,) = gather(model, trace(model, x[:1]), x, y, F.cross_entropy, {SquaredGradients()}, 2)
     expected = torch.stack([reference(model, x[n : n + 1], y[n : n + 1]) for n in range(5)]).square().mean(0)
-    torch.testing.assert_close(only.found[SquaredGradients()]["0.weight"], expected)
+    torch.testing.assert_close(only.by_need[SquaredGradients()]["0.weight"], expected)
 
 
 def inputs_of(n: int, batch: int) -> Statistics:

@@ -142,9 +142,9 @@ def step_bytes(
     """Bytes that the layer's steps read and write over each of these edges, (2, L); in DRAM coded as its outputs."""
     map_bytes = bits[1] / BITS_PER_BYTE
     limits = [memory.map_share * (memory.capacity_bytes or 0) / map_bytes for memory in memories[:-1]]
-    found = [step_words(widths, limit) * map_bytes for limit in limits]
-    found[-1] *= _stored(bits, widths, sparsity)[OUTPUTS]
-    return found
+    moved = [step_words(widths, limit) * map_bytes for limit in limits]
+    moved[-1] *= _stored(bits, widths, sparsity)[OUTPUTS]
+    return moved
 
 
 def _stored(bits: tuple[int, int], widths: Widths, sparsity: Sparsity) -> Array:

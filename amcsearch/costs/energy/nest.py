@@ -151,14 +151,14 @@ def _tiles(nest: LoopNest) -> SpatialTiles:
     )
     cuts = [(1, height, width) for height in heights for width in widths]
     cuts += [(images, full[0], full[1]) for images in _sizes(nest.batch, _STEPS_AN_OCTAVE) if images > 1]
-    found = _grid(nest, cuts)
-    return found.unbeaten(found.reads, found.positions, found.fetched, found.streamed, found.count)
+    tiles = _grid(nest, cuts)
+    return tiles.unbeaten(tiles.reads, tiles.positions, tiles.fetched, tiles.streamed, tiles.count)
 
 
 def _grid(nest: LoopNest, cuts: list[tuple[int, _Axis, _Axis]]) -> SpatialTiles:
     columns = nest._axis(1, nest.out_size[1])
     rows = nest._axis(0, nest.out_size[0])
-    found = [
+    tiles = [
         (
             images * height.widest * width.widest,
             images * height.size * width.size,
@@ -169,7 +169,7 @@ def _grid(nest: LoopNest, cuts: list[tuple[int, _Axis, _Axis]]) -> SpatialTiles:
         )
         for images, height, width in cuts
     ]
-    return SpatialTiles(*np.array(found, dtype=np.float64).T)
+    return SpatialTiles(*np.array(tiles, dtype=np.float64).T)
 
 
 def _sizes(length: int, steps_an_octave: int) -> list[int]:

@@ -87,12 +87,12 @@ def input_stationary(ns: Array, nc: Array, inputs: Array, weights: Array, output
 def least_traffic(nest: LoopNest, c: Array, m: Array, edge: Edge) -> Array:
     """Words of one group over the edge, best order and tiling: (3, L) for widths ``c`` and ``m``, each (L,)."""
     cuts = _Cuts.of(nest, c, m, edge)
-    found = np.empty((3, len(c)))
+    words = np.empty((3, len(c)))
     step = max(1, _CHUNK // len(cuts.largest.count))
     for start in range(0, len(c), step):
         part = slice(start, start + step)
-        found[:, part] = _search(_Widths(nest, cuts, c[part], m[part], edge.at(part)))
-    return found
+        words[:, part] = _search(_Widths(nest, cuts, c[part], m[part], edge.at(part)))
+    return words
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def _nest_least(widths: Widths) -> Array:
 
 def _nest_moved(widths: Widths, edge: Edge) -> Array:
     groups = widths.groups
-    found = least_traffic(widths.nest, widths.in_channels / groups, widths.out_channels / groups, edge) * groups
-    found[0] += widths.out_channels * widths.layer.has_bias
-    return found
+    words = least_traffic(widths.nest, widths.in_channels / groups, widths.out_channels / groups, edge) * groups
+    words[0] += widths.out_channels * widths.layer.has_bias
+    return words
 
 
 def _attention_least(widths: Widths) -> Array:
@@ -133,8 +133,8 @@ def _attention_moved(widths: Widths, edge: Edge) -> Array:
     keys = widths.words(0.0, (key_blocks * widths.queries + 2 * widths.keys) * width, partial * width)
     pairs = 2.0 * widths.queries * widths.keys
     walked = widths.words(0.0, 2 * pairs * width, 2 * pairs * width)  # scores leave and return
-    found = np.where(weigh(queries, edge.moved) <= weigh(keys, edge.moved), queries, keys)
-    return widths.batch * np.where(block >= 1, found, walked)
+    moved_words = np.where(weigh(queries, edge.moved) <= weigh(keys, edge.moved), queries, keys)
+    return widths.batch * np.where(block >= 1, moved_words, walked)
 
 
 def _norm_least(widths: Widths) -> Array:
@@ -144,9 +144,9 @@ def _norm_least(widths: Widths) -> Array:
 
 def _norm_moved(widths: Widths, edge: Edge, shared: Array) -> Array:
     """``shared``: words that share one mean, (L,)."""
-    found = _norm_least(widths)
-    found[INPUTS] *= np.where(shared * edge.held[INPUTS] <= edge.capacity, 1, 2)
-    return found
+    words = _norm_least(widths)
+    words[INPUTS] *= np.where(shared * edge.held[INPUTS] <= edge.capacity, 1, 2)
+    return words
 
 
 def _layer_norm_moved(widths: Widths, edge: Edge) -> Array:
@@ -224,8 +224,8 @@ def _maps(kind: LayerKind, steps: tuple[MapStep, ...]) -> tuple[tuple[int, ...],
 def step_words(widths: Widths, kept: float = 0.0) -> Array:
     """Words that the steps read and write, (2, L), without the maps of at most ``kept`` words: they stay."""
     channels = widths.batch * widths.out_channels
-    found = np.zeros((2, len(channels)))
-    for row, maps in zip(found, step_maps(widths.layer), strict=True):
+    words = np.zeros((2, len(channels)))
+    for row, maps in zip(words, step_maps(widths.layer), strict=True):
         for positions in maps:
             row += np.where(positions * channels > kept, positions * channels, 0.0)
-    return found
+    return words

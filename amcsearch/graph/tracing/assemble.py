@@ -87,14 +87,14 @@ class _Builder:
         if path in self.tensors:
             return [TensorSlice(path, loose_dim(self.tensors[path]), positions, side, layer)]
         kind = None if module is None else layer_type(module)
-        found = []
+        slices = []
         for axis in kind.axes(module) if kind is not None and module is not None else ():
             tensor = f"{path}.{axis.tensor}".lstrip(".")
             matches = axis.side is side or (self._passes(layer) and axis.side is not Side.OUT)
             if tensor in self.tensors and matches:
                 where = positions % axis.period if axis.period else positions
-                found.append(TensorSlice(tensor, axis.dim, where, side, layer))
-        return found
+                slices.append(TensorSlice(tensor, axis.dim, where, side, layer))
+        return slices
 
     def _passes(self, layer: str) -> bool:
         spec = next(x for x in self.seen.layers if x.name == layer)

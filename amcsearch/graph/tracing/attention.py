@@ -48,11 +48,11 @@ def find_heads(model: nn.Module, seen: Observation) -> tuple[list[HeadTable], di
     """Return the head tables, and for each attention that cannot be followed its layer and the reason."""
     tables, lost = [], {}
     for call in seen.attentions:
-        found = _projections(seen, call)
-        if isinstance(found, str):
-            lost[call.layer] = found
+        projections = _projections(seen, call)
+        if isinstance(projections, str):
+            lost[call.layer] = projections
             continue
-        inputs, output, owner = found
+        inputs, output, owner = projections
         total = call.heads * call.head_width
         counts, widths = [], []
         for path in _path(owner, call.module):

@@ -97,13 +97,13 @@ def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64
             expected = list(output_tensors(model(example)))
         small = remove(model, trace, kept)
         try:
-            found = list(output_tensors(small(example)))
+            outputs = list(output_tensors(small(example)))
         except Exception as error:
             return f"the smaller network does not run: {' '.join(str(error).split())[:120]}"
-    if [t.shape for t in found] != [t.shape for t in expected]:
+    if [t.shape for t in outputs] != [t.shape for t in expected]:
         return "part of the network's output, which is never pruned"
     scale = max(float(t.abs().max()) for t in expected)
-    gap = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+    gap = max(float((a - b).abs().max()) for a, b in zip(expected, outputs, strict=True))
     if not gap <= _TOLERANCE * max(scale, 1e-6):
         return f"removal differs from masking by {gap:.3g} (outputs up to {scale:.3g}): not followed correctly"
     return _unpredicted(trace, kept, small, example)
@@ -113,9 +113,9 @@ def _unpredicted(trace: Trace, kept: dict[str, NDArray[np.int64]], small: nn.Mod
     """Say which layer of the smaller module has other shapes than the network predicts; empty if none."""
     policy = PruningPolicy({**trace.network.dense, **{name: len(index) for name, index in kept.items()}})
     expected = trace.network.with_channels(policy).layers
-    found = observe(small, example).layers
-    wrong = [a.name for a, b in zip(expected, found, strict=False) if a != b]
-    if wrong or len(expected) != len(found):
+    layers = observe(small, example).layers
+    wrong = [a.name for a, b in zip(expected, layers, strict=False) if a != b]
+    if wrong or len(expected) != len(layers):
         return f"the shapes of {wrong[:3] or 'its layers'} after removal are not as predicted"
     return ""
 
@@ -204,8 +204,8 @@ def trace(model: nn.Module, example: Tensor, *, verify: bool = True) -> Trace:
         )
         return assemble(twin, seen, heads, [], [*skipped, Skipped(type(model).__name__, reason)])
     groups = table.groups(_producers(twin, seen))
-    found = assemble(twin, seen, heads, groups, skipped)
-    return verified(twin, found, example) if verify else found
+    assembled = assemble(twin, seen, heads, groups, skipped)
+    return verified(twin, assembled, example) if verify else assembled
 
 
 def _line(error: Exception) -> str:

@@ -157,8 +157,8 @@ class _TrainingOfCut:
         self.file, self.cut = file, cut
 
     def load(self) -> dict[str, Any] | None:
-        found = self.file.load()
-        return None if found is None else found["training"]
+        stored = self.file.load()
+        return None if stored is None else stored["training"]
 
     def save(self, state: dict[str, Any]) -> None:
         self.file.save({"cut": self.cut, "training": state})

@@ -142,8 +142,8 @@ def _masked(
         slices = UnitSlices(model, workload.trace)
 
         def unit_scores() -> dict[str, Tensor]:
-            found = comparable(score_units(model, workload.trace, {"": criterion}, *data)[""], workload.trace)
-            return {name: torch.from_numpy(values).to(slices.device) for name, values in found.items()}
+            scores = comparable(score_units(model, workload.trace, {"": criterion}, *data)[""], workload.trace)
+            return {name: torch.from_numpy(values).to(slices.device) for name, values in scores.items()}
 
         plan = _plan(target, steps, sum(slices.counts.values()), unit_scores)
         return MaskedUnits(slices, schedule, plan, unit_scores, target.finish)
@@ -167,13 +167,13 @@ def _sparse(
     workload: Workload, target: UnitTarget | WeightTarget, model: nn.Module, masks: Mapping[str, Tensor]
 ) -> Sparse:
     """Prune a trained network by masks that meet the target."""
-    found = {name: mask.cpu() for name, mask in masks.items()}
+    on_cpu = {name: mask.cpu() for name, mask in masks.items()}
     if isinstance(target, WeightTarget):
-        bake(model.cpu(), found)
-        densities = {layer_of(name): float(mask.double().mean()) for name, mask in found.items()}
+        bake(model.cpu(), on_cpu)
+        densities = {layer_of(name): float(mask.double().mean()) for name, mask in on_cpu.items()}
         policy = policy_from_densities(workload.trace.network, target.space, densities)
-        return Sparse(model.eval(), policy, found, target.measured(found), "weights")
+        return Sparse(model.eval(), policy, on_cpu, target.measured(on_cpu), "weights")
     units = workload.trace.units
-    kept = {name: np.sort(units[name][mask.numpy()].ravel()) for name, mask in found.items()}
+    kept = {name: np.sort(units[name][mask.numpy()].ravel()) for name, mask in on_cpu.items()}
     smaller = remove(model.cpu(), workload.trace, kept)
-    return Sparse(smaller, target.policy(found), found, target.measured(found), "channels")
+    return Sparse(smaller, target.policy(on_cpu), on_cpu, target.measured(on_cpu), "channels")

@@ -45,7 +45,7 @@ class Fisher:
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
         """Return s_nc spread over its readers, (N, *weight), or 1/2 F w^2, shape of the weight."""
-        derivatives = statistics.found[self._need]
+        derivatives = statistics.by_need[self._need]
         if not self.per_weight:
             return derivatives
         return {name: 0.5 * value * statistics.weights[name].square() for name, value in derivatives.items()}

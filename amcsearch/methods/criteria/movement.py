@@ -43,4 +43,4 @@ class Movement:
 
     def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
         """Return S with its sign, shape of the weight."""
-        return statistics.found[self._need]
+        return statistics.by_need[self._need]

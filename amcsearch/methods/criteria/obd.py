@@ -81,7 +81,7 @@ class OptimalBrainDamage:
 
         By ``gauss_newton`` each sample's derivative by the gate, spread over the readers, (N, *weight).
         """
-        weights, curvature = statistics.weights, statistics.found[self._need]
+        weights, curvature = statistics.weights, statistics.by_need[self._need]
         if self.method == "gauss_newton":
             return curvature
         is_gate = self.method in ("gates", "exact")

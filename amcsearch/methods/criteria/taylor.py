@@ -62,6 +62,6 @@ class Taylor:
         By ``per_sample`` and ``act2017`` each sample's derivative by the gate, spread over the readers, (N, *weight).
         """
         if self.variant in ("per_sample", "act2017"):
-            return statistics.found[SampleGates()]
+            return statistics.by_need[SampleGates()]
         terms = {name: statistics.weights[name] * gradient for name, gradient in statistics.gradients.items()}
         return {name: term.abs() for name, term in terms.items()} if self.variant == "parameterwise" else terms

@@ -67,7 +67,7 @@ class _SlimmingGate(Gate):
                 for part in trace.slices[group.name]
                 if part.tensor.endswith("weight") and part.tensor in parameters and _is_batch_norm(trace, part.layer)
             ]
-        free = [name for name, found in self._gammas.items() if not found]
+        free = [name for name, gammas in self._gammas.items() if not gammas]
         self.scales = nn.ParameterDict(
             {str(i): torch.ones(self._slices.counts[name], device=self._slices.device) for i, name in enumerate(free)}
         )
@@ -80,21 +80,21 @@ class _SlimmingGate(Gate):
         return self._slices.scaled({**ones, **{name: self.scales[key] for name, key in self._free.items()}})
 
     def penalty(self) -> Tensor:
-        gammas = {id(gamma): gamma for found in self._gammas.values() for gamma, _ in found}
+        gammas = {id(gamma): gamma for pairs in self._gammas.values() for gamma, _ in pairs}
         return self._method.strength * l1([*gammas.values(), *self.scales.values()])
 
     def density(self) -> dict[str, Tensor]:
         return {name: (score > 1e-2 * score.max()).to(score.dtype) for name, score in self.scores().items()}
 
     def scores(self) -> dict[str, Tensor]:
-        found = {}
+        by_group = {}
         for name, parts in self._gammas.items():
             if parts:
                 sizes = [gamma.detach().abs()[where.to(gamma.device)].mean(1) for gamma, where in parts]
-                found[name] = torch.stack(sizes).mean(0)
+                by_group[name] = torch.stack(sizes).mean(0)
             else:
-                found[name] = self.scales[self._free[name]].detach().abs()
-        return found
+                by_group[name] = self.scales[self._free[name]].detach().abs()
+        return by_group
 
     def final(self) -> dict[str, Tensor]:
         return self.tensors()

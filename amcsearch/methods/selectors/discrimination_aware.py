@@ -164,12 +164,12 @@ class DiscriminationAware:
         places = problem.calibration.trace.network.layer_index
         layers = sorted({r.inputs.layer for rs in problem.readers.values() for r in rs}, key=lambda x: places.get(x, 0))
         heads = self._heads(problem.calibration, layers) if self.softmax_weight else []
-        found = {}
+        order_of = {}
         for group, readers in problem.readers.items():
             deepest = max(layers.index(reader.inputs.layer) for reader in readers)
             head = next((head for head in heads if layers.index(head.layer) >= deepest), None)
-            found[group] = self._order(readers, problem.calibration, head)
-        return found
+            order_of[group] = self._order(readers, problem.calibration, head)
+        return order_of
 
     def _heads(self, calibration: Calibration, layers: Sequence[str]) -> list[Head]:
         """Heads in the order of their layers, at equal distances and never on the last layer."""
@@ -203,8 +203,8 @@ class DiscriminationAware:
             for r, new in zip(readers, now, strict=True)
         ]
         if self.softmax_weight:
-            found = _loss_gradients(readers, now, calibration, head, self.samples)
-            gradients = [g + self.softmax_weight * more for g, more in zip(gradients, found, strict=True)]
+            by_reader = _loss_gradients(readers, now, calibration, head, self.samples)
+            gradients = [g + self.softmax_weight * more for g, more in zip(gradients, by_reader, strict=True)]
         norms = [g[:, :, r.columns].norm(dim=-1).sum((0, 1)) for g, r in zip(gradients, readers, strict=True)]
         total: NDArray[np.float64] = torch.stack(norms).sum(0).numpy()
         return total
@@ -230,8 +230,8 @@ def _loss_gradients(
         replaced.update(_constants(model, reader, new.shift))
     with evaluating(model), torch.enable_grad():
         loss = head_loss(model, head, replaced, _batch(calibration, samples), calibration.loss_fn)
-        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return [g.double().cpu().reshape(r.weight.shape) for g, r in zip(found, readers, strict=True)]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return [g.double().cpu().reshape(r.weight.shape) for g, r in zip(gradients, readers, strict=True)]
 
 
 def _constants(model: nn.Module, reader: Reader, shift: Tensor) -> dict[str, Tensor]:

@@ -58,10 +58,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--provider", default=CPU, help="execution provider (default CPU)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes (default: when all is measured)")
     parser.add_argument("--list", action="store_true", help="list the kit's models and stop")
-    found = parser.parse_args(arguments)
-    if found.out is None and not found.list:
+    parsed = parser.parse_args(arguments)
+    if parsed.out is None and not parsed.list:
         parser.error("say where the result goes: -o result.jsonl")
-    return found
+    return parsed
 
 
 def _listed(plan: DevicePlan) -> str:
@@ -84,26 +84,26 @@ def _summary(end: dict[str, Any], out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checked(found: argparse.Namespace) -> Settings:
-    if found.minutes is not None and not found.minutes > 0:
-        raise DeviceError(f"--minutes {found.minutes} must be more than 0")
-    if found.threads < 1:
-        raise DeviceError(f"--threads {found.threads} must be at least 1")
-    return Settings(found.threads, found.provider, found.minutes)
+def _checked(arguments: argparse.Namespace) -> Settings:
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise DeviceError(f"--minutes {arguments.minutes} must be more than 0")
+    if arguments.threads < 1:
+        raise DeviceError(f"--threads {arguments.threads} must be at least 1")
+    return Settings(arguments.threads, arguments.provider, arguments.minutes)
 
 
 def main(kit: Path, arguments: Sequence[str] | None = None) -> int:
     """Run the kit at ``kit``; the exit code is 0, 2 for bad input, 130 when interrupted."""
-    found = _arguments(arguments)
+    parsed = _arguments(arguments)
     progress = Progress()
     try:
         plan = read_plan(kit)
-        if found.list:
+        if parsed.list:
             sys.stdout.write(_listed(plan))
             return 0
-        end = run(plan, found.out, _checked(found), progress)
+        end = run(plan, parsed.out, _checked(parsed), progress)
         progress.close()
-        sys.stderr.write(_summary(end, found.out))
+        sys.stderr.write(_summary(end, parsed.out))
         return 0
     except DeviceError as error:
         progress.close()

@@ -32,10 +32,10 @@ LEAST_BUDGET, MOST_BUDGET = 64 * 2**20, 2 * 2**30
 def memory_budget() -> int:
     """Bytes that sessions may take: half of what is available, 2 GiB at most."""
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
-        found = None
-    available = int(found[1]) * 1024 if found else MOST_BUDGET
+        match = None
+    available = int(match[1]) * 1024 if match else MOST_BUDGET
     return max(LEAST_BUDGET, min(MOST_BUDGET, available // 2))
 
 

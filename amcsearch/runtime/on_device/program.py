@@ -64,8 +64,8 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 
 def _shapes(event: Mapping[str, Any], side: str) -> list[list[int]]:
     """Of ``[{"float": [1, 3, 8, 8]}, …]``, the dims."""
-    found = event.get("args", {}).get(f"{side}_type_shape", [])
-    return [[int(dim) for dim in dims] for one in found for dims in one.values()]
+    shapes = event.get("args", {}).get(f"{side}_type_shape", [])
+    return [[int(dim) for dim in dims] for one in shapes for dims in one.values()]
 
 
 def executed_nodes(events: Sequence[Mapping[str, Any]], skip: int = WARM_UP_RUNS) -> list[ExecutedNode]:
@@ -116,12 +116,12 @@ def profile_models(
             for i in rng.permutation(len(calls)):
                 for _ in range(RUNS_A_ROUND):
                     calls[i]()
-        found = []
+        profiles = []
         for session in sessions:
             path = Path(session.end_profiling())
-            found.append(executed_nodes(json.loads(path.read_text())))
+            profiles.append(executed_nodes(json.loads(path.read_text())))
             path.unlink()
-        return found
+        return profiles
 
 
 PROFILE_INFLATION = 2.0  # of a run by the profiler, for the estimate of its time
@@ -158,14 +158,16 @@ def _profile_block(part: Part, block: Sequence[Entry]) -> None:
     models = [part.plan.model(entry) for entry in block]
     inputs = [part.pool.inputs(entry.network) for entry in block]
     try:
-        found = profile_models(models, inputs, part.profile_rounds, rng, part.settings.threads, part.settings.provider)
+        profiles = profile_models(
+            models, inputs, part.profile_rounds, rng, part.settings.threads, part.settings.provider
+        )
     except DeviceError as error:
         if len(block) == 1:
             part.fail(block[0], error)
         for entry in block if len(block) > 1 else []:  # find out which of them it is
             _profile_block(part, [entry])
         return
-    for entry, nodes in zip(block, found):
+    for entry, nodes in zip(block, profiles):
         part.write("profile", {"model": entry.id, "nodes": [list(node) for node in nodes]})
 
 

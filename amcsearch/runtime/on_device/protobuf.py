@@ -144,15 +144,15 @@ def _text(value: int | bytes) -> str:
 
 
 def _node(message: bytes) -> OptimisedNode:
-    found = list(fields(message))
-    last = {field.number: _text(field.value) for field in found if field.number in (NODE_OP_TYPE, NODE_DOMAIN)}
-    inputs = tuple(_text(field.value) for field in found if field.number == NODE_INPUT)
+    parts = list(fields(message))
+    last = {field.number: _text(field.value) for field in parts if field.number in (NODE_OP_TYPE, NODE_DOMAIN)}
+    inputs = tuple(_text(field.value) for field in parts if field.number == NODE_INPUT)
     return OptimisedNode(last.get(NODE_OP_TYPE, ""), last.get(NODE_DOMAIN, ""), inputs)
 
 
-def _dims(found: Sequence[Field]) -> tuple[int, ...]:
+def _dims(parts: Sequence[Field]) -> tuple[int, ...]:
     dims: list[int] = []
-    for field in found:
+    for field in parts:
         if field.number == TENSOR_DIMS and isinstance(field.value, int):
             dims.append(field.value)
         elif field.number == TENSOR_DIMS:  # packed: several numbers in one field
@@ -171,9 +171,9 @@ def graph_of(model: bytes) -> tuple[list[OptimisedNode], dict[str, tuple[int, ..
             if field.number == GRAPH_NODE and isinstance(field.value, bytes):
                 nodes.append(_node(field.value))
             elif field.number == GRAPH_INITIALIZER and isinstance(field.value, bytes):
-                found = list(fields(field.value))
-                name = next((_text(f.value) for f in found if f.number == TENSOR_NAME), "")
-                shapes[name] = _dims(found)
+                parts = list(fields(field.value))
+                name = next((_text(f.value) for f in parts if f.number == TENSOR_NAME), "")
+                shapes[name] = _dims(parts)
     return nodes, shapes
 
 

@@ -52,19 +52,19 @@ def _cpu() -> dict[str, Any]:
     """CPU model, its feature flags (which decide the kernels) and a digest of them."""
     text = _text(Path("/proc/cpuinfo")) or ""
     model = re.search(r"^(?:model name|Hardware|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = sorted(found[1].split()) if found else []
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = sorted(match[1].split()) if match else []
     digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12] if flags else ""
     name = model[1].strip() if model else platform.processor() or platform.machine()
     return {"cpu": name, "cpu_flags": digest, "cpu_flag_list": flags or None}
 
 
 def _caches() -> list[dict[str, Any]] | None:
-    found = []
+    caches = []
     for folder in sorted((CPUS / "cpu0" / "cache").glob("index*")):
         names = ("level", "type", "size", "shared_cpu_list")
-        found.append({name: _text(folder / name) for name in names})
-    return found or None
+        caches.append({name: _text(folder / name) for name in names})
+    return caches or None
 
 
 def _cgroup_quota() -> float | None:
@@ -92,8 +92,8 @@ def _frequency() -> dict[str, Any]:
 def temperatures_c() -> list[float] | None:
     """Degrees of every thermal zone that can be read."""
     zones = sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))
-    found = [degrees for zone in zones if (degrees := _number(zone, MILLI)) is not None]
-    return found or None
+    temperatures = [degrees for zone in zones if (degrees := _number(zone, MILLI)) is not None]
+    return temperatures or None
 
 
 def load() -> list[float] | None:

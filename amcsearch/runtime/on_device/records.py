@@ -101,12 +101,12 @@ class Journal:
             content = path.read_bytes() if path.exists() else b""
             if not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
                 raise DeviceError(f"{path} is not a kit's result file: it does not begin with a header; name another")
-            found = parsed_lines(content, str(path))
+            records = parsed_lines(content, str(path))
             self._file = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(self._file, found.whole_bytes)
+            os.ftruncate(self._file, records.whole_bytes)
         except OSError as error:
             raise DeviceError(f"cannot write {path}: {error.strerror}; name another file with -o") from error
-        self.records, self.notes = found.records, found.notes
+        self.records, self.notes = records.records, records.notes
         self._size = os.lseek(self._file, 0, os.SEEK_END)
 
     def append(self, record: Record) -> None:

@@ -68,9 +68,9 @@ class IntegerNodes:
         if not all(name in self.constants for name in node.input[1:] if name):
             return False
         if node.op_type == "Gemm":
-            found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             bias_is_row = all(len(self.constants[name].dims) == 1 for name in node.input[2:] if name)
-            return bias_is_row and all(found.get(name, wanted) == wanted for name, wanted in GEMM.items())
+            return bias_is_row and all(attributes.get(name, wanted) == wanted for name, wanted in GEMM.items())
         return node.op_type == "Conv" or len(self.constants[node.input[1]].dims) == 2
 
     def _passes_on(self, node: onnx.NodeProto) -> bool:

@@ -84,10 +84,10 @@ def _scales(
         for node, integer in zip(graph.node, choice.chosen, strict=True)
         if integer and node.op_type in MOVING
     }
-    found: dict[str, Affine] = {}
+    scales: dict[str, Affine] = {}
     for name in choice.tensors:
-        found[name] = found.get(moved.get(name, "")) or Affine.covering(*ranges[name])
-    return found
+        scales[name] = scales.get(moved.get(name, "")) or Affine.covering(*ranges[name])
+    return scales
 
 
 @dataclass

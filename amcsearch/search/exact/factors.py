@@ -29,10 +29,10 @@ def layer_scopes(network: NetworkSpec) -> dict[tuple[int, ...], list[int]]:
     """Return the layers (positions) by the groups their widths depend on; () holds those that nothing resizes."""
     lost_in, lost_out = network.removal_matrices  # (G, L)
     touched = (lost_in != 0) | (lost_out != 0)
-    found: dict[tuple[int, ...], list[int]] = {}
+    members: dict[tuple[int, ...], list[int]] = {}
     for layer in range(len(network.layers)):
-        found.setdefault(tuple(np.flatnonzero(touched[:, layer]).tolist()), []).append(layer)
-    return found
+        members.setdefault(tuple(np.flatnonzero(touched[:, layer]).tolist()), []).append(layer)
+    return members
 
 
 def cost_factors(space: PolicySpace, grid: CostGrid) -> list[Factor]:

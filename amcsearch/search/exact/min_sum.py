@@ -151,32 +151,32 @@ class Solution:
                 f"no policy within {problem.axis} ≤ {limit:.6g} was found; no layer by itself allows less than "
                 f"{problem.base:.6g} together; raise the limit or allow more pruning"
             )
-        found = np.zeros(len(problem.sizes), dtype=np.int64)
+        chosen = np.zeros(len(problem.sizes), dtype=np.int64)
         for stage, before, value in zip(self._stages[::-1], self._tables[-2::-1], self._values[::-1], strict=True):
-            bucket -= self._decide(stage, problem.seen_from(stage.step, before), value, found, bucket)
-        return found
+            bucket -= self._decide(stage, problem.seen_from(stage.step, before), value, chosen, bucket)
+        return chosen
 
     def _decide(
         self,
         stage: _Stage,
         before: NDArray[np.float32],
         value: NDArray[np.float32],
-        found: NDArray[np.int64],
+        chosen: NDArray[np.int64],
         bucket: int,
     ) -> int:
         """Fill in what the step decided, given what later steps did; return the ticks it spent."""
         step, sizes = stage.step, self.problem.sizes
         kept, gone = list(step.kept), list(step.gone)
-        r = int(np.ravel_multi_index(found[kept].tolist(), [sizes[g] for g in kept])) if kept else 0
-        introduced = slice(int(found[step.group]), int(found[step.group]) + 1) if stage.stays else slice(None)
+        r = int(np.ravel_multi_index(chosen[kept].tolist(), [sizes[g] for g in kept])) if kept else 0
+        introduced = slice(int(chosen[step.group]), int(chosen[step.group]) + 1) if stage.stays else slice(None)
         ticks = stage.ticks[r, :, introduced]  # (F, V)
         left = bucket - ticks
         sums = np.take_along_axis(before[r], np.maximum(left, 0), axis=1) + value[r, :, introduced]
         f, v = np.unravel_index(int(np.argmin(np.where(left >= 0, sums, np.inf))), sums.shape)
         if gone:
-            found[gone] = np.unravel_index(f, [sizes[g] for g in gone])
+            chosen[gone] = np.unravel_index(f, [sizes[g] for g in gone])
         if not stage.stays:
-            found[step.group] = v
+            chosen[step.group] = v
         return int(ticks[f, v])
 
 
