@@ -67,7 +67,9 @@ def test_the_version_is_written_once() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "amcsearch.__version__"}
     tree = ast.parse((ROOT / "amcsearch/__init__.py").read_text(encoding="utf-8"))
     literals = [
-        ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign) and "__version__" in ast.unparse(node)
+        ast.unparse(node)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
     ]
     assert literals == [f"__version__ = {amcsearch.__version__!r}"]  # a build reads it without importing torch
 

@@ -1,6 +1,7 @@
 """AMC's agent: exploration and replay against exact numbers, then learning, seeds and the promises of an agent."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_the_warm_up_is_random_searchs_and_does_not_squeeze_the_last_groups():
 
 
 def test_the_warm_up_goes_on_where_rejection_finds_no_feasible_policy(monkeypatch):
-    monkeypatch.setattr("amcsearch.search.reinforcement.ddpg.random_policies", lambda study, rng: None)
+    monkeypatch.setattr(sys.modules[DDPG.__module__], "random_policies", lambda study, rng: None)
     study = FakeStudy(additive, trials=12)
     DDPG(warm_up_share=1.0, hidden=(8, 8)).run(study, 0)
     assert len(study.trials) == 12
