@@ -69,7 +69,8 @@ def search(
         data: a dataset of (input, target), a loader of one, a pair of tensors (inputs (N, …), targets (N, …)), or a
             mapping of ``train``, ``calibration``, ``search`` and ``test`` to these; missing splits are cut from train.
         config: a configuration file, or a ``Config``.
-        budget: cost name → ``"0.5x"`` (half of the dense network's) or an absolute number; all of them must hold.
+        budget: cost name → ``"0.5x"`` (half of the dense network's) or an absolute number; all of them must hold. None
+            takes the configuration's, or half of the MACs.
         table: the target's latency table, or its folder or name; needed for ``latency_ms``.
         profile: the target's device profile, or its file or name; needed for ``energy_mj``.
         agent: proposes policies: a name of ``amcsearch list agents``, an import spec, or an object.
@@ -79,7 +80,7 @@ def search(
         seed: of everything that is random.
         settings: further keys of the configuration, by dotted name.
         folder: run folder; None works in a temporary one (``result.save`` keeps it).
-        resume: go on with the run in ``folder``.
+        resume: go on with the run in ``folder``, or begin one there.
         workers: evaluations side by side, in processes.
         storage: Optuna storage URL; None keeps the study in the run folder.
         strict: refuse a latency table made on other hardware.
@@ -187,7 +188,8 @@ def sparsify(
         data: as for ``search``.
         config: as for ``search``.
         method: a name of ``amcsearch list gates`` or ``schedules``, or an import spec.
-        target: ``{"sparsity": 0.8}``, or one cost and its limit.
+        target: ``{"sparsity": 0.8}``, or one cost and its limit. None takes the configuration's, or half of the
+            weights.
         table: as for ``search``.
         profile: as for ``search``.
         seed: as for ``search``.
@@ -229,7 +231,7 @@ def measure_latency_table(
 
     Args:
         model: the network; its weights need no training. It is copied.
-        example: one input with batch dimension, (1, …).
+        example: one input with batch dimension, (1, …); of several the first counts.
         config: as for ``search``.
         name: of the network in the table.
         known: this machine's table that is there already; it is extended.

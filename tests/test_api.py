@@ -308,12 +308,16 @@ def test_a_run_of_other_weights_is_not_resumed(
         ({"budget": {"macs": "2x"}}, "0.5x"),
         ({"agent": "ddgp"}, "did you mean 'ddpg'"),
         ({"settings": {"search.trails": 3}}, "unknown key search.trails; did you mean 'trials'"),
+        ({"model": nn.Linear}, "model is the class Linear, expected an object of torch.nn.Module"),
+        ({"model": {"weight": 3}}, "model is a dict, expected an object of torch.nn.Module"),
+        ({"agent": object()}, "agent: object has no method 'run'"),
+        ({"criterion": object()}, "criterion: object has no attribute 'needs'"),
     ],
 )
 def test_bad_input_is_one_line(trained: nn.Module, data: TensorDataset, given: dict[str, object], words: str) -> None:
-    asked = {"data": data, "budget": {"macs": "0.5x"}, "settings": SETTINGS} | given
+    asked = {"model": trained, "data": data, "budget": {"macs": "0.5x"}, "settings": SETTINGS} | given
     with pytest.raises(BadInputError) as error:
-        amcsearch.search(trained, **asked, observer=Silent())
+        amcsearch.search(**asked, observer=Silent())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 

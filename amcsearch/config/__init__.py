@@ -1,7 +1,7 @@
 """The only room that knows YAML and pydantic: from a file of words to valid values."""
 
 from amcsearch.config.devices import read_device, read_latency_table, write_latency_table
-from amcsearch.config.factories import build, call_factory, choose, import_factory, label, make, pick
+from amcsearch.config.factories import build, call_factory, check_contract, choose, import_factory, label, make, pick
 from amcsearch.config.loading import check_priced, config_hash, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.schema import (
@@ -44,6 +44,7 @@ __all__ = [
     "SplitsConfig",
     "build",
     "call_factory",
+    "check_contract",
     "check_priced",
     "choose",
     "config_hash",

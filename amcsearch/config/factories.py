@@ -16,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.core import BadInputError
 
-__all__ = ["build", "call_factory", "choose", "import_factory", "label", "make", "one_line", "pick"]
+__all__ = ["build", "call_factory", "check_contract", "choose", "import_factory", "label", "make", "one_line", "pick"]
 
 T = TypeVar("T")
 
@@ -173,6 +173,17 @@ def make(
     if lacking:
         raise BadInputError(f"{spec}: {lacking}")
     return made
+
+
+def check_contract(made: object, contract: type[Any] | tuple[type[Any], ...], key: str) -> None:
+    """Hold an object that a caller hands over to its contract, as ``make`` does; ``key`` names it in the error.
+
+    Raises:
+        BadInputError: the object lacks a member of the contract.
+    """
+    lacking = _lacking(made, contract)
+    if lacking:
+        raise BadInputError(f"{key}: {lacking}")
 
 
 def _lacking(made: object, contract: type[Any] | tuple[type[Any], ...]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from torch import Tensor, nn
 
 from amcsearch.config import Config, dump, from_mapping, load
+from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory, identity
 from amcsearch.runs import RunFolder
@@ -43,7 +44,11 @@ def make_request(
     """Return the configuration and what is in memory; of values, the later wins: ``config``, ``settings``, ``named``.
 
     ``named`` maps keys of the configuration to values; None leaves a key as it is.
+
+    Raises:
+        BadInputError: a model that is no module, an example that is no tensor, or as ``config.from_mapping``.
     """
+    _check_types(model, example)
     asked = {key: value for key, value in named.items() if value is not None}
     objects: dict[str, Any] = {
         field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
@@ -55,6 +60,15 @@ def make_request(
     if data is not None or example is not None:
         keys["data.factory"] = None
     return _configured(config, keys), InMemory(model=model, data=data, example=example, **objects)
+
+
+def _check_types(model: object, example: object) -> None:
+    for name, value, kind in (("model", model, nn.Module), ("example", example, Tensor)):
+        if value is not None and not isinstance(value, kind):
+            what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise BadInputError(
+                f"{name} is {what}, expected an object of torch.{'nn.' * (kind is nn.Module)}{kind.__name__}"
+            )
 
 
 def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
@@ -95,7 +109,8 @@ def in_folder(
         with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
             result = work(run)
     except BaseException as error:
-        if folder is None and (path / "study.db").exists():
+        is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)
+        if (path / "study.db").exists() and not (is_refused and folder is not None):
             error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
         elif folder is None:
             shutil.rmtree(path.parent, ignore_errors=True)

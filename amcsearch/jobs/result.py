@@ -173,6 +173,10 @@ def deliver(
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
         outcome = verify(job, run, exports, tuned, chosen)
+    if not run.pruned_pt2.is_file():
+        phases.observer.warn(
+            f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl"
+        )
     summary = summarise(job, described, finalists, outcome, phases.seconds)
     run.write_policy(chosen.trial.policy)
     run.write_summary(summary)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from amcsearch.config import Config, RecipeConfig, label, make, pick
+from amcsearch.config import Config, RecipeConfig, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
@@ -184,6 +184,8 @@ def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
     """
     section = config.search
     keys = ("search.agent", "search.agent_params")
+    if given.agent is not None:
+        check_contract(given.agent, Agent, "agent")
     agent = given.agent or make(AGENTS, section.agent, section.agent_params, keys, Agent)
     agents = [(label(section.agent), agent)]
     if section.baseline is not None and section.baseline != section.agent:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from amcsearch.config import Config, FinetuneConfig, choose, label, make
+from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
 from amcsearch.core import BadInputError, Evaluation, Limit
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
@@ -76,11 +76,15 @@ def make_criterion(name: str, params: Mapping[str, Any], keys: tuple[str, str]) 
         BadInputError: as ``config.make``, or a reduction that does not exist.
     """
     criterion = make(CRITERIA, *unaliased(name, params), keys, Criterion)
-    if criterion.reduction not in REDUCTIONS:
-        raise BadInputError(
-            f"{keys[0]} = {name!r}: reduction = {criterion.reduction!r}, must be one of {', '.join(REDUCTIONS)}"
-        )
+    _check_reduction(criterion, f"{keys[0]} = {name!r}")
     return criterion
+
+
+def _check_reduction(criterion: Criterion, where: str) -> None:
+    if criterion.reduction not in REDUCTIONS:
+        raise BadInputError(f"{where}: reduction = {criterion.reduction!r}, must be one of {', '.join(REDUCTIONS)}")
+    if not isinstance(criterion.needs, frozenset | set):
+        raise BadInputError(f"{where}: needs = {criterion.needs!r}, must be a frozenset of what it looks at")
 
 
 def _criterion(config: Config) -> Criterion:
@@ -91,9 +95,13 @@ def _criterion(config: Config) -> Criterion:
 def _selector(config: Config, name: str) -> Selector:
     keys = ("selection.selector", "selection.params")
     selector = make(SELECTORS, name, config.selection.params, keys, Selector)
-    if selector.refit not in REFITS:
-        raise BadInputError(f"{keys[0]} = {name!r}: refit = {selector.refit!r}, must be one of {', '.join(REFITS)}")
+    _check_refit(selector, f"{keys[0]} = {name!r}")
     return selector
+
+
+def _check_refit(selector: Selector, where: str) -> None:
+    if selector.refit not in REFITS:
+        raise BadInputError(f"{where}: refit = {selector.refit!r}, must be one of {', '.join(REFITS)}")
 
 
 def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
@@ -104,6 +112,12 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
             reconstruction.
     """
     name = config.selection.selector
+    if given.criterion is not None:
+        check_contract(given.criterion, Criterion, "criterion")
+        _check_reduction(given.criterion, "criterion")
+    if given.selector is not None:
+        check_contract(given.selector, Selector, "selector")
+        _check_refit(given.selector, "selector")
     if given.criterion is None and given.selector is None:
         _criterion(config) if name is None else _selector(config, name)
     choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")

@@ -266,4 +266,7 @@ def _difference(before: str, now: str) -> str:
     for a, b in zip_longest(old, new, fillvalue=""):
         if a != b:
             return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
-    return "a file that it names has changed (table, profile, checkpoint or factory)"
+    return (
+        "a file that it names has changed (table, profile, checkpoint or factory), or what was handed over in Python "
+        "(network, data or objects)"
+    )

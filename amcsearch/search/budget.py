@@ -161,8 +161,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, limit in self.limits.items():
-            if not (math.isfinite(limit) and limit > 0.0):
-                raise BadInputError(f"budget.{name} = {limit}, must be a positive number")
+            if isinstance(limit, str) or not (math.isfinite(limit) and limit > 0.0):
+                raise BadInputError(
+                    f"budget.{name} = {limit!r}, must be a positive number; resolve_budget reads shares such as 0.5x"
+                )
 
 
 def resolve_budget(spec: Mapping[str, str | float], dense: Cost) -> Budget:
