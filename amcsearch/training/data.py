@@ -17,7 +17,6 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -150,6 +149,8 @@ def digits(
         )
     if not 0.0 < test_share < 1.0:
         raise BadInputError(f"test_share = {test_share}, must be between 0 and 1")
+    from sklearn.datasets import load_digits  # more than a second, only for those who ask for these data
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1)  # (N, 1, 8, 8)
     images = F.interpolate(images, (size, size), mode=interpolation)
