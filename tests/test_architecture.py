@@ -82,7 +82,7 @@ def _parsed(source: str) -> ast.Module:
 JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "training.*")
 JSON_EDGES += ("search.reinforcement.environment",)
 JSON_METHODS = ("to_json", "from_json", "as_mapping", "from_mapping")
-EMPTY_NAMES = frozenset({"found"})
+EMPTY_NAMES = frozenset({"found", "own", "seen", "places", "rest", "one", "ones", "times"})
 _UNTYPED = re.compile(r"(dict|Mapping)\[str, Any\]")
 
 
@@ -217,10 +217,12 @@ def _annotations(member: ast.stmt) -> list[ast.expr]:
 
 
 def says_nothing(module: Module) -> Iterator[str]:
-    """Variables called ``found``: the name says that something was looked for, not what it is."""
+    """Variables and parameters called ``found`` or ``rest``: the name points at something and does not say what."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in EMPTY_NAMES:
             yield f"{node.id} is bound in line {node.lineno}; say what it is"
+        if isinstance(node, ast.arg) and node.arg in EMPTY_NAMES:
+            yield f"{node.arg} is a parameter in line {node.lineno}; say what it is"
 
 
 def tunnels(module: Module) -> Iterator[str]:
@@ -382,6 +384,8 @@ LEDGER = [
     (untyped_mappings, "costs.x", "class CostGrid:\n    rows: Mapping[str, Any]"),
     (untyped_mappings, "costs.x", "def macs(layer: dict[str, Any]) -> float: ..."),
     (says_nothing, "costs.x", "found = 1"),
+    (says_nothing, "costs.x", "def f(rest): ..."),
+    (says_nothing, "costs.x", "[one.name for one in layers]"),
     (tunnels, "costs.x", "def f(**options):\n    return dict(**options)"),
     (wrong_exports, "costs.x", "x = 1"),
     (wrong_exports, "costs.x", "__all__ = ['y']\nx = 1"),

@@ -114,8 +114,8 @@ class CostGrid:
         sums = [*prices.values(), *(row for pair in amounts.values() for row in pair)]
         for policies, _, slots in self._looked_up(kept):
             for values, total in zip(self._values, sums, strict=True):
-                for own in slots:
-                    total[policies] += values.take(own)
+                for layer_slots in slots:
+                    total[policies] += values.take(layer_slots)
         for i, model in self._joint.items():
             prices[self.names[i]] += model.joint(amounts[i].T)
         return prices
@@ -153,21 +153,21 @@ class CostGrid:
             removed_units = np.ascontiguousarray(((self._channels - kept[policies]) // self._units).T)
             for t, layers in enumerate(self._layers):
                 entries = np.zeros((len(layers), removed_units.shape[1]), dtype=np.int64)
-                for own, layer in zip(entries, layers, strict=True):
+                for layer_entries, layer in zip(entries, layers, strict=True):
                     for group, stride in self._strides[layer]:
-                        own += stride * removed_units[group]
+                        layer_entries += stride * removed_units[group]
                 yield policies, layers, self._slots_of(t, entries)
 
     def _slots_of(self, t: int, entries: NDArray[np.int64]) -> NDArray[np.int32]:
         """Slots of entries of a table, of any shape, those that no model was asked for yet filled first."""
-        own = self._slots[self._bases[t] : self._bases[t + 1]]
-        slots = own.take(entries)
+        table_slots = self._slots[self._bases[t] : self._bases[t + 1]]
+        slots = table_slots.take(entries)
         missing = slots == 0
         if not missing.any():
             return slots
-        lacking = distinct(entries[missing], len(own))
-        own[lacking] = self._asked(self._tables[t], lacking)
-        return own.take(entries)
+        lacking = distinct(entries[missing], len(table_slots))
+        table_slots[lacking] = self._asked(self._tables[t], lacking)
+        return table_slots.take(entries)
 
     def _check(self, kept: NDArray[np.int64]) -> None:
         if kept.ndim != 2 or kept.shape[1] != len(self._channels):

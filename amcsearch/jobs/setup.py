@@ -144,8 +144,8 @@ def choose_channels(config: Config, calibration: Calibration, given: InMemory) -
     if config.recovery.reconstruction in ("auto", "none"):
         means = means_for(criterion, model, trace, inputs, targets, task_loss, batch_size)
         return Choice(ranking, None, means, scores)
-    seen = gather_inputs(model, trace, inputs, batch_size)
-    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, seen), None, scores)
+    layer_inputs = gather_inputs(model, trace, inputs, batch_size)
+    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, layer_inputs), None, scores)
 
 
 def _check_says_something(config: Config, criterion: Criterion) -> None:
@@ -158,20 +158,20 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
 
 
 def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
-    ranking, seen = select(problem_of(calibration, labels=selector.labels), selector)
+    ranking, layer_inputs = select(problem_of(calibration, labels=selector.labels), selector)
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
     if refit == "none":
         return Choice(ranking, None, None)
-    return Choice(ranking, _reconstruction(refit, calibration, seen), None)
+    return Choice(ranking, _reconstruction(refit, calibration, layer_inputs), None)
 
 
 def _reconstruction(
-    refit: str, calibration: Calibration, seen: Mapping[str, LayerInputs]
+    refit: str, calibration: Calibration, layer_inputs: Mapping[str, LayerInputs]
 ) -> Reconstruction | SequentialReconstruction:
     model, trace = calibration.model, calibration.trace
     if refit == "sequential":
-        return SequentialReconstruction(model, trace, seen, calibration.inputs, calibration.batch_size)
-    return Reconstruction(model, trace, seen.values(), refit)
+        return SequentialReconstruction(model, trace, layer_inputs, calibration.inputs, calibration.batch_size)
+    return Reconstruction(model, trace, layer_inputs.values(), refit)
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,12 @@ class GateTable:
         sizes = {group: len(units) for group, units in trace.units.items()}
         return cls(sizes, {key: tuple(value) for key, value in parts.items()})
 
-    def along(self, values: Mapping[str, Tensor], key: tuple[str, int], length: int, ndim: int, rest: float) -> Tensor:
+    def along(
+        self, values: Mapping[str, Tensor], key: tuple[str, int], length: int, ndim: int, default: float
+    ) -> Tensor:
         """One value a position of the tensor's axis, broadcastable to the tensor; ``rest`` where no group reads."""
         sample = next(iter(values.values()))
-        vector = torch.full((length,), rest, dtype=sample.dtype, device=sample.device)
+        vector = torch.full((length,), default, dtype=sample.dtype, device=sample.device)
         for group, positions, units in self.parts[key]:
             here = torch.from_numpy(units).to(sample.device)
             vector = vector.index_put((torch.from_numpy(positions).to(sample.device),), values[group][here])

@@ -66,7 +66,7 @@ class LayerInputs:
 
 
 @dataclass
-class _Seen:
+class _RunningMoments:
     """Running moments of one layer."""
 
     rows: int = 0
@@ -139,16 +139,20 @@ def gather_inputs(
     with evaluating(model), torch.no_grad():
         norms = _following_norms(model, modules, inputs[:1].to(torch_device))
         centred = {layer: m.bias is not None or layer in norms for layer, m in modules.items()}
-        seen = {layer: _Seen() for layer in modules}
+        moments = {layer: _RunningMoments() for layer in modules}
         for start in range(0, len(inputs), batch_size):
             batch = slice(start, start + batch_size)
             labels = None if targets is None else targets[batch].to(torch_device)
             for layer, x in calls_of(model, modules, inputs[batch].to(torch_device)):
                 rows = patches(modules[layer], x, positions, generator).double()
-                seen[layer].add(rows, centred[layer])
+                moments[layer].add(rows, centred[layer])
                 if labels is not None:
-                    seen[layer].classify(*_pooled(modules[layer], x, labels), classes)
-    return {layer: _finish(layer, m, norms.get(layer), seen[layer]) for layer, m in modules.items() if seen[layer].rows}
+                    moments[layer].classify(*_pooled(modules[layer], x, labels), classes)
+    return {
+        layer: _finish(layer, m, norms.get(layer), moments[layer])
+        for layer, m in modules.items()
+        if moments[layer].rows
+    }
 
 
 def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:
@@ -219,9 +223,9 @@ def _pooled(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return x.double().reshape(len(x), -1, x.shape[-1]).mean(1), labels
 
 
-def _finish(layer: str, module: Any, norm: str | None, seen: _Seen) -> LayerInputs:
+def _finish(layer: str, module: Any, norm: str | None, moments: _RunningMoments) -> LayerInputs:
     taps = module.weight[0, 0].numel()
     bias = f"{layer}.bias" if module.bias is not None else None
-    classes = None if seen.counts is None else ClassMoments(seen.counts, seen.sums, seen.squares)
-    gram = seen.scatter / seen.rows
-    return LayerInputs(layer, f"{layer}.weight", bias, norm, taps, seen.rows, seen.mean, gram, classes)
+    classes = None if moments.counts is None else ClassMoments(moments.counts, moments.sums, moments.squares)
+    gram = moments.scatter / moments.rows
+    return LayerInputs(layer, f"{layer}.weight", bias, norm, taps, moments.rows, moments.mean, gram, classes)

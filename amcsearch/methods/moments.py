@@ -101,11 +101,11 @@ class Patches:
 
 def aligned(values: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """(…, C_in) → (…, C_out or 1, C_in / groups, 1, …), or (…, C_in, 1, …) for a transposed convolution."""
-    lead, ones = values.shape[:-1], (1,) * (weight.ndim - 2)
+    lead, trailing = values.shape[:-1], (1,) * (weight.ndim - 2)
     if transposed:
-        return values.reshape(*lead, -1, 1, *ones)
+        return values.reshape(*lead, -1, 1, *trailing)
     groups = values.shape[-1] // weight.shape[1]
-    blocks = values.reshape(*lead, groups, weight.shape[1], *ones)
+    blocks = values.reshape(*lead, groups, weight.shape[1], *trailing)
     return blocks if groups == 1 else blocks.repeat_interleave(weight.shape[0] // groups, len(lead))
 
 

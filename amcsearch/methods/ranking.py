@@ -58,17 +58,17 @@ def score_units(
     needs = frozenset[Need]().union(*(criterion.needs for criterion in criteria.values()))
     draws = {name: _draw(name, criterion) for name, criterion in criteria.items()}
     totals: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in criteria}
-    seen = dict.fromkeys(criteria, 0)
+    sample_counts = dict.fromkeys(criteria, 0)
     with closing(gather(model, trace, inputs, targets, loss_fn, needs, batch_size)) as stream:
         for statistics in stream:
             for name, criterion in criteria.items():
                 if draws[name] is not statistics.draw:
                     continue
-                seen[name] += statistics.samples
+                sample_counts[name] += statistics.samples
                 for group, scores in score_draw(trace, criterion, statistics).items():
                     totals[name][group] = totals[name].get(group, 0.0) + scores * statistics.samples
     return {
-        name: {group: scores / max(seen[name], 1) for group, scores in groups.items()}
+        name: {group: scores / max(sample_counts[name], 1) for group, scores in groups.items()}
         for name, groups in totals.items()
     }
 

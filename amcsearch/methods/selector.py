@@ -163,10 +163,10 @@ def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, La
         path = part.tensor.rpartition(".")[0]
         if part.side is not Side.IN or path not in inputs:
             continue
-        seen = inputs[path]
+        layer_inputs = inputs[path]
         channels = np.stack([np.unique(part.positions[unit]) for unit in trace.units[group]])  # (n_units, channels)
-        columns = (channels[:, :, None] * seen.taps + np.arange(seen.taps)).reshape(len(channels), -1)
-        readers.append(Reader(seen, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
+        columns = (channels[:, :, None] * layer_inputs.taps + np.arange(layer_inputs.taps)).reshape(len(channels), -1)
+        readers.append(Reader(layer_inputs, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
     if not readers:
         raise BadInputError(
             f"no convolution or linear layer reads group {group!r}, so no selector can judge it; "

@@ -43,8 +43,8 @@ class UnitSlices:
         flat = torch.cat([first.new_ones(1), *(gates[name] for name in self.counts)])
         result: dict[str, Tensor] = {}
         for (name, dim), units in self._unit_of.items():
-            own = self._parameters[name]
-            tensor = result.get(name, own.detach() if straight_through else own)
+            parameter = self._parameters[name]
+            tensor = result.get(name, parameter.detach() if straight_through else parameter)
             shape = [1] * tensor.ndim
             shape[dim] = -1
             result[name] = tensor * flat[units.to(flat.device)].view(shape).to(tensor.dtype)
@@ -53,15 +53,15 @@ class UnitSlices:
         return result
 
     def readers(self, group: str, chosen: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """Yield (parameter, dim, places along dim) of what reads the ``chosen`` units, a bool mask (n_units,)."""
+        """Yield (parameter, dim, positions along dim) of what reads the ``chosen`` units, a bool mask (n_units,)."""
         names = list(self.counts)
         first = 1 + sum(self.counts[name] for name in names[: names.index(group)])
         numbers = first + chosen.nonzero().flatten()
         for (name, dim), units in self._unit_of.items():
             parameter = self._parameters[name]
-            places = torch.isin(units.to(numbers.device), numbers).nonzero().flatten()
-            if len(places):
-                yield parameter, dim, places.to(parameter.device)
+            positions = torch.isin(units.to(numbers.device), numbers).nonzero().flatten()
+            if len(positions):
+                yield parameter, dim, positions.to(parameter.device)
 
     def _add(self, trace: Trace, group: str, first: int) -> None:
         units = trace.units[group]

@@ -63,7 +63,7 @@ def weight_scores(
     draw = next(iter({statistic.draw for statistic in criterion.needs}), Draw.SET)
     finish = REDUCTIONS[criterion.reduction].finish
     totals: dict[str, Tensor] = {}
-    seen = 0
+    sample_count = 0
     with closing(gather(model, trace, inputs, targets, loss_fn, criterion.needs, batch_size)) as stream:
         for statistics in stream:
             if statistics.draw is not draw:
@@ -78,5 +78,5 @@ def weight_scores(
             for name in names:
                 value = finish(saliency[name].detach())
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * statistics.samples
-            seen += statistics.samples
-    return {name: total / max(1, seen) for name, total in totals.items()}
+            sample_count += statistics.samples
+    return {name: total / max(1, sample_count) for name, total in totals.items()}

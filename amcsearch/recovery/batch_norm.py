@@ -42,11 +42,11 @@ def recalibrate_batch_norm(model: nn.Module, inputs: Tensor, batch_size: int) ->
             for norm in norms:
                 norm.reset_running_stats()
                 norm.train()
-            seen = 0
+            sample_count = 0
             for batch in torch.split(inputs, batch_size):
-                seen += len(batch)
+                sample_count += len(batch)
                 for norm in norms:  # weight of the newest batch: 1, 1/2, 1/3, … for equal batches
-                    norm.momentum = len(batch) / seen
+                    norm.momentum = len(batch) / sample_count
                 model(batch.to(torch_device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

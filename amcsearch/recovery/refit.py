@@ -50,8 +50,13 @@ class Reconstruction:
         self.refit = refit
         self.damping = damping
         self._inputs = tuple(inputs)
-        self._weights = {seen.layer: weight_matrix(model.get_submodule(seen.layer)).cpu() for seen in self._inputs}
-        self._dtypes = {seen.layer: model.get_parameter(seen.weight).dtype for seen in self._inputs}
+        self._weights = {
+            layer_inputs.layer: weight_matrix(model.get_submodule(layer_inputs.layer)).cpu()
+            for layer_inputs in self._inputs
+        }
+        self._dtypes = {
+            layer_inputs.layer: model.get_parameter(layer_inputs.weight).dtype for layer_inputs in self._inputs
+        }
         self._cache: OrderedDict[tuple[str, bytes], Refitted] = OrderedDict()
         self._cached_bytes = 0
 
@@ -62,38 +67,45 @@ class Reconstruction:
             BadInputError: kept channels that do not fit the trace, or a Gram matrix that cannot be solved.
         """
         gone = removed_positions(self.trace, check_kept(self.trace, kept))
-        touched = tensors_of(smaller, (name for seen in self._inputs for name in _names(seen)))
-        for seen in self._inputs:
-            if (seen.weight, 1) in gone:
-                self._refit(seen, gone, touched)
+        touched = tensors_of(smaller, (name for layer_inputs in self._inputs for name in _names(layer_inputs)))
+        for layer_inputs in self._inputs:
+            if (layer_inputs.weight, 1) in gone:
+                self._refit(layer_inputs, gone, touched)
 
     def _refit(
-        self, seen: LayerInputs, gone: Mapping[tuple[str, int], NDArray[np.int64]], touched: Mapping[str, Tensor]
+        self,
+        layer_inputs: LayerInputs,
+        gone: Mapping[tuple[str, int], NDArray[np.int64]],
+        touched: Mapping[str, Tensor],
     ) -> None:
-        new = self._solved(seen, gone[seen.weight, 1])
+        new = self._solved(layer_inputs, gone[layer_inputs.weight, 1])
         rows = torch.ones(len(new.weight), dtype=torch.bool)
-        rows[torch.from_numpy(gone.get((seen.weight, 0), np.empty(0, np.int64)))] = False
-        own = touched[seen.weight].data
-        own.copy_(new.weight[rows].reshape(own.shape))
-        if seen.bias is not None:
-            touched[seen.bias].data.add_(new.shift[rows].to(own))
-        if seen.norm is not None:
-            mean, variance = (touched[name] for name in _running(seen.norm))
+        rows[torch.from_numpy(gone.get((layer_inputs.weight, 0), np.empty(0, np.int64)))] = False
+        weight = touched[layer_inputs.weight].data
+        weight.copy_(new.weight[rows].reshape(weight.shape))
+        if layer_inputs.bias is not None:
+            touched[layer_inputs.bias].data.add_(new.shift[rows].to(weight))
+        if layer_inputs.norm is not None:
+            mean, variance = (touched[name] for name in _running(layer_inputs.norm))
             variance.mul_(new.spread[rows].to(variance))
-            if seen.bias is None:
+            if layer_inputs.bias is None:
                 mean.sub_(new.shift[rows].to(mean))
 
-    def _solved(self, seen: LayerInputs, lost: NDArray[np.int64]) -> Refitted:
+    def _solved(self, layer_inputs: LayerInputs, lost: NDArray[np.int64]) -> Refitted:
         """Refit a layer without some input channels; its weight comes as (C_out, kept columns)."""
-        key = seen.layer, lost.tobytes()
+        key = layer_inputs.layer, lost.tobytes()
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        dense = self._weights[seen.layer]
-        removed = torch.zeros(dense.shape[-1] // seen.taps, dtype=torch.bool)
+        dense = self._weights[layer_inputs.layer]
+        removed = torch.zeros(dense.shape[-1] // layer_inputs.taps, dtype=torch.bool)
         removed[torch.from_numpy(lost)] = True
-        new = refitted(seen, dense, removed, self.refit, self.damping)
-        weight = new.weight[:, :, ~removed.repeat_interleave(seen.taps)].flatten(0, 1).to(self._dtypes[seen.layer])
+        new = refitted(layer_inputs, dense, removed, self.refit, self.damping)
+        weight = (
+            new.weight[:, :, ~removed.repeat_interleave(layer_inputs.taps)]
+            .flatten(0, 1)
+            .to(self._dtypes[layer_inputs.layer])
+        )
         self._cache[key] = replace(new, weight=weight)
         self._cached_bytes += weight.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -101,9 +113,9 @@ class Reconstruction:
         return self._cache[key]
 
 
-def _names(seen: LayerInputs) -> list[str]:
-    bias = [seen.bias] if seen.bias is not None else []
-    return [seen.weight, *bias, *(_running(seen.norm) if seen.norm is not None else ())]
+def _names(layer_inputs: LayerInputs) -> list[str]:
+    bias = [layer_inputs.bias] if layer_inputs.bias is not None else []
+    return [layer_inputs.weight, *bias, *(_running(layer_inputs.norm) if layer_inputs.norm is not None else ())]
 
 
 def _running(norm: str) -> tuple[str, str]:

@@ -65,7 +65,7 @@ class SequentialReconstruction:
         self._inputs = dict(inputs)
         self._batches = torch.split(calibration.detach(), batch_size)
         modules = _modules(model, self._inputs)
-        size = sum(4 * seen.rows * _outputs(modules[layer]) for layer, seen in self._inputs.items())
+        size = sum(4 * layer_inputs.rows * _outputs(modules[layer]) for layer, layer_inputs in self._inputs.items())
         if size > MEMORY_BYTES:
             raise BadInputError(
                 f"the dense outputs would take {size / 2**30:.1f} GiB, at most {MEMORY_BYTES / 2**30:.0f} GiB; "
@@ -89,15 +89,15 @@ class SequentialReconstruction:
             return
         gone = removed_positions(self.trace, removed)
         with evaluating(smaller), torch.no_grad():
-            for layer, seen in self._inputs.items():
-                targets = _kept_outputs(self._targets[layer], gone.get((seen.weight, 0)))
-                self._refit(smaller, seen, targets)
+            for layer, layer_inputs in self._inputs.items():
+                targets = _kept_outputs(self._targets[layer], gone.get((layer_inputs.weight, 0)))
+                self._refit(smaller, layer_inputs, targets)
 
-    def _refit(self, smaller: nn.Module, seen: LayerInputs, targets: Tensor) -> None:
+    def _refit(self, smaller: nn.Module, layer_inputs: LayerInputs, targets: Tensor) -> None:
         """Fit one layer to targets (conv_groups, rows, kept outputs); means and sums are gathered batch by batch."""
-        modules: dict[str, Any] = _modules(smaller, [seen.layer])
-        module = modules[seen.layer]
-        centred, start = seen.bias is not None or seen.norm is not None, 0
+        modules: dict[str, Any] = _modules(smaller, [layer_inputs.layer])
+        module = modules[layer_inputs.layer]
+        centred, start = layer_inputs.bias is not None or layer_inputs.norm is not None, 0
         sums: list[Tensor] = []
         wanted = targets.double().mean(1, keepdim=True) if centred else torch.zeros(1, dtype=torch.float64)
         offset: Tensor | None = None
@@ -121,7 +121,7 @@ class SequentialReconstruction:
         if centred:
             output = (weight @ gram * weight).sum(-1).flatten()
             shift = wanted[:, 0].flatten() - (weight @ mean[:, :, None]).flatten()
-            _set_constant(smaller, seen, shift, output / targets.double().var(1, correction=0).flatten())
+            _set_constant(smaller, layer_inputs, shift, output / targets.double().var(1, correction=0).flatten())
 
     def _rows(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
         """Yield (layer, rows (conv_groups, n, columns)), batch by batch, at the same positions whatever the network."""
@@ -146,17 +146,17 @@ def _kept_outputs(targets: Tensor, gone: NDArray[np.int64] | None) -> Tensor:
     if gone is None:
         return targets
     rows = np.delete(np.arange(targets.shape[0] * targets.shape[2]), gone).reshape(len(targets), -1)
-    places = torch.from_numpy(rows % targets.shape[2])  # (conv_groups, kept)
-    return torch.stack([part[:, place] for part, place in zip(targets, places, strict=True)])
+    columns = torch.from_numpy(rows % targets.shape[2])  # (conv_groups, kept)
+    return torch.stack([part[:, kept] for part, kept in zip(targets, columns, strict=True)])
 
 
-def _set_constant(smaller: nn.Module, seen: LayerInputs, shift: Tensor, spread: Tensor) -> None:
+def _set_constant(smaller: nn.Module, layer_inputs: LayerInputs, shift: Tensor, spread: Tensor) -> None:
     """Put what the mean lacks into the bias or the norm's running mean, and scale its running variance."""
-    if seen.bias is not None:
-        bias = smaller.get_parameter(seen.bias)
+    if layer_inputs.bias is not None:
+        bias = smaller.get_parameter(layer_inputs.bias)
         bias.add_(shift.to(bias))
-    if seen.norm is not None:
-        mean, variance = (smaller.get_buffer(f"{seen.norm}.running_{name}") for name in ("mean", "var"))
+    if layer_inputs.norm is not None:
+        mean, variance = (smaller.get_buffer(f"{layer_inputs.norm}.running_{name}") for name in ("mean", "var"))
         variance.mul_(torch.where(torch.isfinite(spread), spread, 1.0).to(variance))
-        if seen.bias is None:
+        if layer_inputs.bias is None:
             mean.sub_(shift.to(mean))

@@ -132,9 +132,9 @@ class GateContract:
         hook = self._hook(first, method)
         with pytest.raises(_KilledError):
             fit(part.model, part.dataset, self._recipe, seed=0, hook=hook, store=store, progress=kill)
-        rest, second, method = made()
-        fit(rest.model, rest.dataset, self._recipe, seed=0, hook=self._hook(second, method), store=store)
-        pairs = zip(whole.model.parameters(), rest.model.parameters(), strict=True)
+        resumed, second, method = made()
+        fit(resumed.model, resumed.dataset, self._recipe, seed=0, hook=self._hook(second, method), store=store)
+        pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert all(torch.equal(value, second.scores()[name]) for name, value in gate.scores().items())
 

@@ -45,19 +45,19 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         BadInputError: an unreadable file, or missing, unexpected or differently shaped tensors.
     """
     state = _read(Path(path))
-    own = model.state_dict()
+    expected = model.state_dict()
     for names in _tied(model):
         known = next((name for name in names if name in state), None)
         if known is not None:
             state.update({name: state[known] for name in names if name not in state})
     problems = [
-        _some("missing", sorted(set(own) - set(state))),
-        _some("unexpected", sorted(set(state) - set(own))),
+        _some("missing", sorted(set(expected) - set(state))),
+        _some("unexpected", sorted(set(state) - set(expected))),
         _some(
             "shapes differ",
             [
                 f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-                for name, tensor in own.items()
+                for name, tensor in expected.items()
                 if name in state and state[name].shape != tensor.shape
             ],
         ),

@@ -157,9 +157,9 @@ def digits(
     labels = torch.from_numpy(bunch.target).long()
     order = np.arange(len(labels), dtype=np.int64)
     chosen = stratified(order, labels.numpy(), round(test_share * len(labels)), np.random.default_rng(seed))
-    rest = np.setdiff1d(order, chosen)
-    images = (images - images[rest].mean()) / images[rest].std()
-    return {name: TensorDataset(images[i], labels[i]) for name, i in (("train", rest), ("test", chosen))}
+    remaining = np.setdiff1d(order, chosen)
+    images = (images - images[remaining].mean()) / images[remaining].std()
+    return {name: TensorDataset(images[i], labels[i]) for name, i in (("train", remaining), ("test", chosen))}
 
 
 def text(context: int = 64, search_share: float = 0.1, test_share: float = 0.1) -> dict[str, Samples]:

@@ -187,11 +187,11 @@ class MaskedTraining:
         """Run the network on its masked weights."""
         self._model = model
         if not self.masks:
-            ones = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()}
-            self.masks = dict(ones)
+            dense = {n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()}
+            self.masks = dict(dense)
             moment = self._moment(step, {})
             masks = self._finished(self._schedule.begin(moment), moment)
-            self._take(masks if masks is not None else ones)
+            self._take(masks if masks is not None else dense)
         return self._run(model, inputs)
 
     def penalty(self) -> Tensor | float:
@@ -226,9 +226,9 @@ class MaskedTraining:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        places = {name: weight.device for name, weight in self._weights.items()}
-        self.masks = {name: mask.to(places[name]) for name, mask in state["masks"].items()}
-        self._memory = {name: value.to(places[name]) for name, value in state["memory"].items()}
+        devices = {name: weight.device for name, weight in self._weights.items()}
+        self.masks = {name: mask.to(devices[name]) for name, mask in state["masks"].items()}
+        self._memory = {name: value.to(devices[name]) for name, value in state["memory"].items()}
         self._early = state["early"]
 
     def _moment(self, step: int, gradients: Mapping[str, Tensor]) -> Moment:
@@ -295,8 +295,8 @@ class MaskedUnits(MaskedTraining):
         scores: Callable[[], Mapping[str, Tensor]],
         finish: Callable[[Masks, Mapping[str, Tensor]], Masks] = lambda masks, _: masks,
     ) -> None:
-        ones = {name: torch.ones(count, device=slices.device) for name, count in slices.counts.items()}
-        super().__init__(ones, schedule, plan, scores)
+        all_open = {name: torch.ones(count, device=slices.device) for name, count in slices.counts.items()}
+        super().__init__(all_open, schedule, plan, scores)
         self._slices, self._finish = slices, finish
 
     def _finished(self, masks: Masks | None, moment: Moment) -> Masks | None:
@@ -313,12 +313,12 @@ class MaskedUnits(MaskedTraining):
         """Leave the network's gradients as they are: the masks are in them."""
 
     def _open(self, name: str, grown: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        for parameter, dim, places in self._slices.readers(name, grown):
+        for parameter, dim, positions in self._slices.readers(name, grown):
             with torch.no_grad():
-                parameter.index_fill_(dim, places, 0)
+                parameter.index_fill_(dim, positions, 0)
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.index_fill_(dim, places, 0)
+                    value.index_fill_(dim, positions, 0)
 
     def _apply(self) -> None:
         """Leave the weights of closed units: nothing reads them."""

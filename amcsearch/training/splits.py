@@ -97,17 +97,17 @@ def make_splits(factory_result: Mapping[str, Samples], sizes: Mapping[str, int],
     total = length(train, "train")
     wanted = _cut_sizes(given, sizes, total)
     labels = targets_of(train) if wanted else None
-    rest = np.arange(total, dtype=np.int64)
+    remaining = np.arange(total, dtype=np.int64)
     cut: dict[str, Samples] = {}
     for name in ("test", "search"):
         if name in wanted:
-            chosen = stratified(rest, labels, wanted[name], np.random.default_rng([seed, SPLITS.index(name)]))
-            cut[name], rest = Subset(train, chosen.tolist()), np.setdiff1d(rest, chosen)
+            chosen = stratified(remaining, labels, wanted[name], np.random.default_rng([seed, SPLITS.index(name)]))
+            cut[name], remaining = Subset(train, chosen.tolist()), np.setdiff1d(remaining, chosen)
     if cut:
-        train = Subset(train, rest.tolist())
+        train = Subset(train, remaining.tolist())
     if "calibration" in wanted:
         rng = np.random.default_rng([seed, SPLITS.index("calibration")])
-        cut["calibration"] = Subset(given["train"], stratified(rest, labels, wanted["calibration"], rng).tolist())
+        cut["calibration"] = Subset(given["train"], stratified(remaining, labels, wanted["calibration"], rng).tolist())
     splits = {**given, **cut, "train": train}
     return DataSplits(**{name: splits[name] for name in SPLITS})
 
@@ -213,11 +213,11 @@ def _given(factory_result: Mapping[str, Samples]) -> dict[str, Samples]:
 
 def _check_disjoint(given: Mapping[str, Samples]) -> None:
     subsets = {name: x for name, x in given.items() if type(x) is Subset}
-    for one, other in (("search", "train"), ("search", "calibration"), ("search", "test"), ("test", "train")):
-        if one in subsets and other in subsets and subsets[one].dataset is subsets[other].dataset:
-            shared = len(set(subsets[one].indices) & set(subsets[other].indices))
+    for first, second in (("search", "train"), ("search", "calibration"), ("search", "test"), ("test", "train")):
+        if first in subsets and second in subsets and subsets[first].dataset is subsets[second].dataset:
+            shared = len(set(subsets[first].indices) & set(subsets[second].indices))
             if shared:
-                raise BadInputError(f"data: {one} and {other} share {shared} samples, expected disjoint splits")
+                raise BadInputError(f"data: {first} and {second} share {shared} samples, expected disjoint splits")
 
 
 def _cut_sizes(given: Mapping[str, Samples], sizes: Mapping[str, int], total: int) -> dict[str, int]:

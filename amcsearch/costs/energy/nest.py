@@ -121,8 +121,8 @@ class LoopNest:
         reads = self._reads(axis, padded=padded)
         extent = int(reads.max()) + 1
         tile = np.arange(len(reads)) // size
-        seen = np.unique((tile[:, None] * extent + reads)[reads >= 0]) // extent
-        windows = np.bincount(seen, minlength=int(tile[-1]) + 1)
+        tile_of_read = np.unique((tile[:, None] * extent + reads)[reads >= 0]) // extent
+        windows = np.bincount(tile_of_read, minlength=int(tile[-1]) + 1)
         return _Axis(size, max(1, int(windows.max())), max(1, int(windows.sum())), int(tile[-1]) + 1)
 
     def _reads(self, axis: int, *, padded: bool) -> NDArray[np.int64]:

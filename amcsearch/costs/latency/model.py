@@ -111,7 +111,7 @@ class LatencyModel:
             BadInputError: as ``kernel_latencies``.
         """
         mib = weight_mib(layer, self._bytes)
-        return mib, 0.0 if any(is_plain(one.kernel) for one in self.kernel_latencies(layer)) else mib
+        return mib, 0.0 if any(is_plain(latency.kernel) for latency in self.kernel_latencies(layer)) else mib
 
     def layer_amounts(
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]

@@ -115,18 +115,18 @@ def observations(rows: pd.DataFrame) -> list[Observation]:
         BadInputError: a layer that cannot exist; names the row.
     """
     columns = ["network", *LAYER_COLUMNS, "kernel", "count", "latency_ms", "samples"]
-    seen: dict[tuple[str, RowKey], Observation] = {}
+    observation_of: dict[tuple[str, RowKey], Observation] = {}
     for number, (network, *key, kernel, count, ms, samples) in enumerate(
         rows[columns].itertuples(index=False, name=None), 1
     ):
         shapes = (str(network), tuple(key))
-        known = seen.get(shapes)
+        known = observation_of.get(shapes)
         kernels = {} if kernel == NO_KERNEL else {str(kernel): (float(count), None if np.isnan(ms) else float(ms))}
         if known is None:
-            seen[shapes] = Observation(_layer(shapes[1], number), kernels, max(int(samples), 1))
+            observation_of[shapes] = Observation(_layer(shapes[1], number), kernels, max(int(samples), 1))
         else:
-            seen[shapes] = Observation(known.layer, {**known.kernels, **kernels}, max(int(samples), 1))
-    return list(seen.values())
+            observation_of[shapes] = Observation(known.layer, {**known.kernels, **kernels}, max(int(samples), 1))
+    return list(observation_of.values())
 
 
 def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:

@@ -16,12 +16,16 @@ __all__ = ["assemble"]
 
 
 def assemble(
-    model: nn.Module, seen: Observation, heads: Sequence[HeadTable], raw: Sequence[RawGroup], skipped: Sequence[Skipped]
+    model: nn.Module,
+    observation: Observation,
+    heads: Sequence[HeadTable],
+    raw: Sequence[RawGroup],
+    skipped: Sequence[Skipped],
 ) -> Trace:
     """Name the groups after their first producer and write down where their channels live."""
-    builder = _Builder(model, seen, heads)
+    builder = _Builder(model, observation, heads)
     lost: list[Skipped] = []
-    order = {layer.name: i for i, layer in enumerate(seen.layers)}
+    order = {layer.name: i for i, layer in enumerate(observation.layers)}
     for group in sorted(raw, key=lambda g: min(order[layer] for layer, side in g.slots if side is Side.OUT)):
         name = builder.fresh_name(
             min((layer for layer, side in group.slots if side is Side.OUT), key=order.__getitem__)
@@ -32,7 +36,7 @@ def assemble(
             lost.append(Skipped(name, group.problem))
         else:
             builder.add(name, group, order)
-    network = NetworkSpec(tuple(seen.layers), tuple(builder.groups))
+    network = NetworkSpec(tuple(observation.layers), tuple(builder.groups))
     return Trace(
         network,
         builder.slices,
@@ -44,8 +48,8 @@ def assemble(
 
 
 class _Builder:
-    def __init__(self, model: nn.Module, seen: Observation, heads: Sequence[HeadTable]) -> None:
-        self.model, self.seen = model, seen
+    def __init__(self, model: nn.Module, observation: Observation, heads: Sequence[HeadTable]) -> None:
+        self.model, self.observation = model, observation
         self.heads = {head.call.layer: head for head in heads}
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.taken: dict[str, int] = {}
@@ -77,13 +81,13 @@ class _Builder:
 
     def _module(self, layer: str) -> nn.Module | None:
         try:
-            module = self.model.get_submodule(self.seen.modules[layer])
+            module = self.model.get_submodule(self.observation.modules[layer])
         except AttributeError:
             return None
         return None if layer in self.heads else module
 
     def _slices(self, layer: str, side: Side, positions: np.ndarray) -> list[TensorSlice]:
-        path, module = self.seen.modules[layer], self._module(layer)
+        path, module = self.observation.modules[layer], self._module(layer)
         if path in self.tensors:
             return [TensorSlice(path, loose_dim(self.tensors[path]), positions, side, layer)]
         kind = None if module is None else layer_type(module)
@@ -97,7 +101,7 @@ class _Builder:
         return slices
 
     def _passes(self, layer: str) -> bool:
-        spec = next(x for x in self.seen.layers if x.name == layer)
+        spec = next(x for x in self.observation.layers if x.name == layer)
         return spec.is_depthwise and spec.in_channels == spec.out_channels
 
     def _norms(self, layer: str, positions: np.ndarray) -> list[NormSlice]:
@@ -105,8 +109,8 @@ class _Builder:
         kind = None if module is None else layer_type(module)
         if kind is None or not kind.mixes:
             return []
-        spec = next(x for x in self.seen.layers if x.name == layer)
-        return [NormSlice(self.seen.modules[layer], spec.out_channels, positions)]
+        spec = next(x for x in self.observation.layers if x.name == layer)
+        return [NormSlice(self.observation.modules[layer], spec.out_channels, positions)]
 
     def _couplings(self, layer: str, side: Side, factor: int) -> list[Coupling]:
         """Every call of the layer shrinks; a layer that passes channels through shrinks on both sides."""
@@ -114,11 +118,11 @@ class _Builder:
         kind = None if module is None else layer_type(module)
         both = layer in self.heads or self._passes(layer) or (kind is not None and kind.passes and self._is_wide(layer))
         sides = (Side.IN, Side.OUT) if both else (side,)
-        calls = [x.name for x in self.seen.layers if x.name == layer or x.name.startswith(f"{layer}#")]
+        calls = [x.name for x in self.observation.layers if x.name == layer or x.name.startswith(f"{layer}#")]
         return [Coupling(call, s, factor) for call in calls for s in sides]
 
     def _is_wide(self, layer: str) -> bool:
-        spec = next(x for x in self.seen.layers if x.name == layer)
+        spec = next(x for x in self.observation.layers if x.name == layer)
         return spec.in_channels == spec.out_channels
 
     def _attributes(self, group: str, layer: str, side: Side, factor: int) -> None:
@@ -132,7 +136,7 @@ class _Builder:
         kind = None if module is None else layer_type(module)
         if kind is None or module is None:
             return
-        path, both = self.seen.modules[layer], kind.passes or self._passes(layer)
+        path, both = self.observation.modules[layer], kind.passes or self._passes(layer)
         self.attributes += [
             WidthAttribute(path, a, group, factor) for a, s in kind.attributes(module) if s is side or both
         ]

@@ -44,11 +44,11 @@ class HeadTable:
     widths: tuple[tuple[str, str], ...]
 
 
-def find_heads(model: nn.Module, seen: Observation) -> tuple[list[HeadTable], dict[str, str]]:
+def find_heads(model: nn.Module, observation: Observation) -> tuple[list[HeadTable], dict[str, str]]:
     """Return the head tables, and for each attention that cannot be followed its layer and the reason."""
     tables, lost = [], {}
-    for call in seen.attentions:
-        projections = _projections(seen, call)
+    for call in observation.attentions:
+        projections = _projections(observation, call)
         if isinstance(projections, str):
             lost[call.layer] = projections
             continue
@@ -74,14 +74,14 @@ def _path(owner: str, inner: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(start, len(parts) + 1)]
 
 
-def _projections(seen: Observation, call: AttentionCall) -> tuple[tuple[tuple[str, int], ...], str, str] | str:
+def _projections(observation: Observation, call: AttentionCall) -> tuple[tuple[tuple[str, int], ...], str, str] | str:
     total = call.heads * call.head_width
-    after = [x for x in seen.layers[call.position + 1 :] if x.kind is LayerKind.LINEAR]
+    after = [x for x in observation.layers[call.position + 1 :] if x.kind is LayerKind.LINEAR]
     output = next((x.name for x in after if x.in_channels == total), None)
     parts = call.module.split(".") if call.module else []
     for depth in range(len(parts), -1, -1):
         owner = ".".join(parts[:depth])
-        inside = _linears_before(seen, call, owner)
+        inside = _linears_before(observation, call, owner)
         three, fused = (
             [x for x in inside if x.out_channels == total],
             [x for x in inside if x.out_channels == 3 * total],
@@ -100,8 +100,10 @@ def _projections(seen: Observation, call: AttentionCall) -> tuple[tuple[tuple[st
     return "its query, key and value come from no linear layer"
 
 
-def _linears_before(seen: Observation, call: AttentionCall, owner: str) -> list[LayerSpec]:
+def _linears_before(observation: Observation, call: AttentionCall, owner: str) -> list[LayerSpec]:
     prefix = f"{owner}." if owner else ""
-    earlier = seen.layers[: call.position]
+    earlier = observation.layers[: call.position]
     last = max((i for i, x in enumerate(earlier) if x.kind is LayerKind.ATTENTION), default=-1)
-    return [x for x in earlier[last + 1 :] if x.kind is LayerKind.LINEAR and seen.modules[x.name].startswith(prefix)]
+    return [
+        x for x in earlier[last + 1 :] if x.kind is LayerKind.LINEAR and observation.modules[x.name].startswith(prefix)
+    ]

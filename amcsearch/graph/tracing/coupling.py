@@ -181,10 +181,10 @@ class Atoms:
         return np.array(sorted(inside.values()), dtype=np.int64), ""
 
 
-def slot_table(model: nn.Module, seen: Observation, skipped: list[Skipped]) -> SlotTable:
+def slot_table(model: nn.Module, observation: Observation, skipped: list[Skipped]) -> SlotTable:
     """Number the channels of every layer, tie conv groups, and block what must be left alone."""
-    specs = {x.name: x for x in seen.layers if "#" not in x.name}
-    modules = {name: module_of(model, seen, name) for name in specs}
+    specs = {x.name: x for x in observation.layers if "#" not in x.name}
+    modules = {name: module_of(model, observation, name) for name in specs}
     passes = [
         name
         for name, spec in specs.items()
@@ -193,7 +193,7 @@ def slot_table(model: nn.Module, seen: Observation, skipped: list[Skipped]) -> S
         or ((kind := layer_type(modules[name] or nn.Identity())) is not None and kind.passes)
     ]  # fmt: skip
     table = SlotTable({name: (spec.in_channels, spec.out_channels) for name, spec in specs.items()}, passes)
-    tied = _tied_tensors(model, {seen.modules[x.name] for x in seen.layers if x.kind is LayerKind.LINEAR})
+    tied = _tied_tensors(model, {observation.modules[x.name] for x in observation.layers if x.kind is LayerKind.LINEAR})
     for name, module in modules.items():
         if module is None and specs[name].kind is LayerKind.LINEAR:
             table.block([*table.slots(name, Side.IN), *table.slots(name, Side.OUT)], f"{name} is used by plain code")
@@ -204,16 +204,16 @@ def slot_table(model: nn.Module, seen: Observation, skipped: list[Skipped]) -> S
                 table.tie_units(name, side, [i % period for i in range(len(table.slots(name, side)))])
         if specs[name].is_depthwise and name not in table.passes:
             _tie_multiplier(table, name, specs[name].out_channels // specs[name].in_channels)
-        if reason := _left_alone(module, seen.modules[name], tied, model):
+        if reason := _left_alone(module, observation.modules[name], tied, model):
             skipped.append(Skipped(name, reason))
             table.block([*table.slots(name, Side.IN), *table.slots(name, Side.OUT)], f"{name}: {reason}")
     return table
 
 
-def module_of(model: nn.Module, seen: Observation, layer: str) -> nn.Module | None:
+def module_of(model: nn.Module, observation: Observation, layer: str) -> nn.Module | None:
     """The module of a layer; None where a layer is a product or a bare parameter."""
     try:
-        module = model.get_submodule(seen.modules[layer])
+        module = model.get_submodule(observation.modules[layer])
     except AttributeError:
         return None
     return module if layer_type(module) is not None else None
@@ -251,7 +251,7 @@ def _left_alone(module: nn.Module, path: str, tied: dict[int, list[str]], model:
     return ""
 
 
-def tie_heads(table: SlotTable, heads: list[HeadTable], lost: dict[str, str], seen: Observation) -> set[str]:
+def tie_heads(table: SlotTable, heads: list[HeadTable], lost: dict[str, str], observation: Observation) -> set[str]:
     """Tie query, key, value and output channels of every attention; return the layers whose outputs are inside one."""
     for head in heads:
         core, width = head.call.layer, head.call.head_width
@@ -264,9 +264,11 @@ def tie_heads(table: SlotTable, heads: list[HeadTable], lost: dict[str, str], se
             table.data.join(slot, table.slot(head.output, Side.IN, i))
         table.tie_units(core, Side.OUT, [i // width for i in range(len(table.slots(core, Side.OUT)))])
     inside = {layer for head in heads for layer, _ in head.inputs}
-    position = {call.layer: call.position for call in seen.attentions}
+    position = {call.layer: call.position for call in observation.attentions}
     for layer in lost:
-        before = [x.name for x in seen.layers[: position[layer]] if x.kind is LayerKind.LINEAR and "#" not in x.name]
+        before = [
+            x.name for x in observation.layers[: position[layer]] if x.kind is LayerKind.LINEAR and "#" not in x.name
+        ]
         for name in before[-3:]:
             table.block(table.slots(name, Side.OUT), f"feeds {layer}, whose heads cannot be followed")
             inside.add(name)

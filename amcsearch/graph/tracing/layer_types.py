@@ -117,8 +117,8 @@ def _linear_axes(_: Any) -> tuple[Axis, ...]:
 def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
     def spec(name: str, m: Any, x: Size, _: Size) -> LayerSpec:
         dim = norm_dim(m, x)
-        channels, rest = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
-        size = _tokens(x) if dim == len(x) - 1 else plane(rest)
+        channels, spatial = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
+        size = _tokens(x) if dim == len(x) - 1 else plane(spatial)
         has_weight, has_bias = (getattr(m, key, None) is not None for key in ("weight", "bias"))
         return LayerSpec(
             name, kind, channels, channels, conv_groups=getattr(m, "num_groups", 1), in_size=size, out_size=size,
@@ -204,14 +204,14 @@ def layer_type(module: object) -> LayerType | None:
 
 
 def _is_custom_norm(module: nn.Module) -> bool:
-    own = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
+    parameters = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
     is_leaf = not any(True for _ in module.children()) and not any(True for _ in module.buffers(recurse=False))
     return (
         is_leaf
         and type(module).__name__.endswith("Norm")
-        and "weight" in own
-        and set(own) <= {"weight", "bias"}
-        and all(p.ndim == 1 for p in own.values())
+        and "weight" in parameters
+        and set(parameters) <= {"weight", "bias"}
+        and all(p.ndim == 1 for p in parameters.values())
     )
 
 

@@ -78,22 +78,26 @@ class MapFollower:
     def saw(self, name: str, operands: list[Tensor], result: object) -> None:
         """A function outside the layers has run."""
         known = [tensor for tensor in operands if self._of(tensor)]
-        results = [one for one in (result if isinstance(result, tuple | list) else [result]) if isinstance(one, Tensor)]
+        results = [
+            output
+            for output in (result if isinstance(result, tuple | list) else [result])
+            if isinstance(output, Tensor)
+        ]
         if not known or not results or name in _OF_LAYERS:
             return
-        own = max(known, key=lambda tensor: max(self._of(tensor)))
+        source = max(known, key=lambda tensor: max(self._of(tensor)))
         op = _OPS.get(name.strip("_"))
         if name in _CONCATENATIONS:
             for tensor in known:
                 self._step(MapOp.OTHER, tensor, [], tensor)
             self._keep(results[0], {layer: n for tensor in known for layer, n in self._of(tensor).items()})
             return
-        if op is None and name not in _RESHAPES and _storage(results[0]) != _storage(own):
+        if op is None and name not in _RESHAPES and _storage(results[0]) != _storage(source):
             op = MapOp.OTHER
-        for one in results:
-            if op is not None and one.is_floating_point():
-                self._step(op, own, [tensor for tensor in known if tensor is not own], one)
-            self._keep(one, self._shares(own, one))
+        for output in results:
+            if op is not None and output.is_floating_point():
+                self._step(op, source, [tensor for tensor in known if tensor is not source], output)
+            self._keep(output, self._shares(source, output))
 
     def _of(self, tensor: Tensor) -> _Parts:
         return self._parts[id(tensor)][1] if id(tensor) in self._parts else {}
@@ -102,13 +106,13 @@ class MapFollower:
         if isinstance(tensor, Tensor):
             self._parts[id(tensor)] = (tensor, parts)
 
-    def _shares(self, own: Tensor, other: Tensor) -> _Parts:
+    def _shares(self, source: Tensor, other: Tensor) -> _Parts:
         """Positions of a map that goes with the channels of ``own``, by layer."""
-        return {layer: n * other.numel() // own.numel() for layer, n in self._of(own).items()}
+        return {layer: n * other.numel() // source.numel() for layer, n in self._of(source).items()}
 
-    def _step(self, op: MapOp, own: Tensor, beside: list[Tensor], result: Tensor) -> None:
-        read = [self._shares(own, tensor) for tensor in (own, *beside)]
-        for layer, writes in self._shares(own, result).items():
+    def _step(self, op: MapOp, source: Tensor, beside: list[Tensor], result: Tensor) -> None:
+        read = [self._shares(source, tensor) for tensor in (source, *beside)]
+        for layer, writes in self._shares(source, result).items():
             step = MapStep(op, tuple(shares[layer] for shares in read), writes)
             spec = self._layers[layer]
             self._layers[layer] = replace(spec, steps=(*spec.steps, step))
@@ -154,8 +158,8 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.seen = Observation()
-        self.maps = MapFollower(self.seen.layers)
+        self.observation = Observation()
+        self.maps = MapFollower(self.observation.layers)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.owned: set[int] = set()  # parameters already counted
@@ -171,7 +175,7 @@ class Recorder(TorchFunctionMode):
         """Name of the innermost running module."""
         return self.names[id(self.stack[-1])] if self.stack else ""
 
-    def own(self, parameter: object) -> bool:
+    def claim(self, parameter: object) -> bool:
         """Claim a parameter; false for None and for one counted before."""
         fresh = isinstance(parameter, Tensor) and id(parameter) not in self.owned
         if fresh:
@@ -183,14 +187,14 @@ class Recorder(TorchFunctionMode):
         if not self.stack or layer_type(self.stack[-1]) is None:
             name = getattr(func, "__name__", "")
             operands = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
-            before = len(self.seen.layers)
+            before = len(self.observation.layers)
             if name == "linear" and id(operands[1]) in self.parameters:
                 self._functional_linear(operands, result)
             for tensor in operands:
-                if id(tensor) in self.loose and self.own(tensor):
+                if id(tensor) in self.loose and self.claim(tensor):
                     self._parameter(self.loose[id(tensor)], tensor)
             self._product(name, operands, result)
-            if any(layer.kind is not LayerKind.PARAMETER for layer in self.seen.layers[before:]):
+            if any(layer.kind is not LayerKind.PARAMETER for layer in self.observation.layers[before:]):
                 self.maps.wrote(result)
             else:
                 self.maps.saw(name, operands, result)
@@ -198,20 +202,20 @@ class Recorder(TorchFunctionMode):
 
     def _functional_linear(self, operands: list[Tensor], result: Tensor) -> None:
         name = self.parameters[id(operands[1])]
-        has_weight, has_bias = self.own(operands[1]), len(operands) > 2 and self.own(operands[2])
+        has_weight, has_bias = self.claim(operands[1]), len(operands) > 2 and self.claim(operands[2])
         spec = LayerSpec(
             name, LayerKind.LINEAR, operands[1].shape[1], operands[1].shape[0], in_size=plane(operands[0].shape[1:-1]),
             out_size=plane(result.shape[1:-1]), has_weight=has_weight, has_bias=has_bias,
         )  # fmt: skip
-        self.seen.add(spec, name)
+        self.observation.add(spec, name)
         self.multiplied.append(name)
-        self.seen.skipped.append(
+        self.observation.skipped.append(
             Skipped(name, "used as a weight by plain code (F.linear), not by a module: left alone")
         )
 
     def _parameter(self, name: str, tensor: Tensor) -> None:
         width = tensor.shape[loose_dim(tensor)] if tensor.ndim else 1
-        self.seen.add(LayerSpec(name, LayerKind.PARAMETER, max(tensor.numel() // width, 1), width), name)
+        self.observation.add(LayerSpec(name, LayerKind.PARAMETER, max(tensor.numel() // width, 1), width), name)
 
     def _product(self, name: str, operands: list[Tensor], result: Any) -> None:
         """Follow QKᵀ → softmax → ·V, written out or fused."""
@@ -228,7 +232,9 @@ class Recorder(TorchFunctionMode):
                     return
             self.scores.append((self.here, tuple(result.shape), False))
         elif name == "einsum":
-            self.seen.skipped.append(Skipped(self.here, "an einsum is not counted: write it as matmul or as a layer"))
+            self.observation.skipped.append(
+                Skipped(self.here, "an einsum is not counted: write it as matmul or as a layer")
+            )
 
     def _attention(self, query: Size, keys: int, value: Size) -> None:
         lead = 1
@@ -239,12 +245,14 @@ class Recorder(TorchFunctionMode):
             f"{self.here}.attention".lstrip("."), LayerKind.ATTENTION, heads * width, heads * width, conv_groups=heads,
             in_size=(int(keys), 1), out_size=(int(query[-2]), 1), has_weight=False,
         )  # fmt: skip
-        name = self.seen.add(spec, self.here)
+        name = self.observation.add(spec, self.here)
         if query[-1] != width:
-            self.seen.skipped.append(
+            self.observation.skipped.append(
                 Skipped(name, f"keys of width {query[-1]} and values of width {width}: MACs guessed")
             )
-        self.seen.attentions.append(AttentionCall(name, self.here, heads, int(width), len(self.seen.layers) - 1))
+        self.observation.attentions.append(
+            AttentionCall(name, self.here, heads, int(width), len(self.observation.layers) - 1)
+        )
 
     def called(self, module: nn.Module, x: Size, y: Size) -> None:
         """Record one call of a known layer."""
@@ -252,21 +260,21 @@ class Recorder(TorchFunctionMode):
         assert kind is not None
         name = self.names[id(module)] or type(module).__name__.lower()
         spec = kind.spec(name, module, x, y)
-        has_weight = self.own(getattr(module, "weight", None)) and spec.has_weight
-        has_bias = self.own(getattr(module, "bias", None)) and spec.has_bias
-        self.seen.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
+        has_weight = self.claim(getattr(module, "weight", None)) and spec.has_weight
+        has_bias = self.claim(getattr(module, "bias", None)) and spec.has_bias
+        self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
 
     def packed_attention(self, module: nn.MultiheadAttention, inputs: tuple[Tensor, ...]) -> None:
         """Record nn.MultiheadAttention, which runs no child module, as the three layers it computes."""
         name, width, first = self.names[id(module)], module.embed_dim, 1 if module.batch_first else 0
         queries, keys = inputs[0].shape[first], inputs[1].shape[first]
         if module.in_proj_weight is None or inputs[0].ndim != 3:
-            self.seen.skipped.append(
+            self.observation.skipped.append(
                 Skipped(name, "nn.MultiheadAttention with other key or value widths: MACs not counted")
             )
             return
         tokens = (queries, 1)
-        has_weight, has_bias = self.own(module.in_proj_weight), self.own(module.in_proj_bias)
+        has_weight, has_bias = self.claim(module.in_proj_weight), self.claim(module.in_proj_bias)
         spec = LayerSpec(
             f"{name}.in_proj",
             LayerKind.LINEAR,
@@ -277,13 +285,13 @@ class Recorder(TorchFunctionMode):
             has_weight=has_weight,
             has_bias=has_bias,
         )
-        self.seen.add(spec, f"{name}.in_proj")
+        self.observation.add(spec, f"{name}.in_proj")
         core = LayerSpec(
             f"{name}.attention", LayerKind.ATTENTION, width, width, conv_groups=module.num_heads, in_size=(keys, 1),
             out_size=(queries, 1), has_weight=False,
         )  # fmt: skip
-        self.seen.add(core, name)
-        has_weight, has_bias = self.own(module.out_proj.weight), self.own(module.out_proj.bias)
+        self.observation.add(core, name)
+        has_weight, has_bias = self.claim(module.out_proj.weight), self.claim(module.out_proj.bias)
         spec = LayerSpec(
             f"{name}.out_proj",
             LayerKind.LINEAR,
@@ -294,9 +302,9 @@ class Recorder(TorchFunctionMode):
             has_weight=has_weight,
             has_bias=has_bias,
         )
-        self.seen.add(spec, f"{name}.out_proj")
+        self.observation.add(spec, f"{name}.out_proj")
         reason = "nn.MultiheadAttention packs q, k and v in one tensor: its heads and its width are left alone"
-        self.seen.skipped.append(Skipped(name, reason))
+        self.observation.skipped.append(Skipped(name, reason))
 
 
 def loose_dim(tensor: Tensor) -> int:
@@ -333,13 +341,13 @@ def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         result = next(output_tensors(output), None)
         if result is None or not operands:
             return
-        before = len(recorder.seen.layers)
+        before = len(recorder.observation.layers)
         if isinstance(module, nn.MultiheadAttention):
             keys = operands if len(operands) > 1 else operands * 2
             recorder.packed_attention(module, tuple(keys))
         elif layer_type(module) is not None:
             recorder.called(module, operands[0].shape, result.shape)
-        if len(recorder.seen.layers) > before:
+        if len(recorder.observation.layers) > before:
             recorder.maps.wrote(result, operands[0])
 
     with ExitStack() as stack:
@@ -357,16 +365,16 @@ def observe(model: nn.Module, example: Tensor) -> Observation:
     recorder = Recorder(model)
     with _hooked(model, recorder), recorder, torch.enable_grad():
         model(example)
-    seen = recorder.seen
+    observation = recorder.observation
     for here, shape, _ in recorder.scores:
-        seen.skipped.append(Skipped(here, f"a product of two activations of shape {shape} is not counted"))
+        observation.skipped.append(Skipped(here, f"a product of two activations of shape {shape} is not counted"))
     for path, module in model.named_modules():
         if is_unknown(module) and path not in {name.rpartition(".")[0] for name in recorder.multiplied}:
             reason = f"layers of type {type(module).__name__} are not known: MACs not counted, widths left alone"
-            seen.skipped.append(Skipped(path, reason))
+            observation.skipped.append(Skipped(path, reason))
     for key, name in recorder.parameters.items():
         if key not in recorder.owned:
             tensor = dict(model.named_parameters())[name]
             recorder._parameter(name, tensor)
-            seen.skipped.append(Skipped(name, "a parameter that this example never used: counted, left alone"))
-    return seen
+            observation.skipped.append(Skipped(name, "a parameter that this example never used: counted, left alone"))
+    return observation

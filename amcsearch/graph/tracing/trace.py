@@ -59,10 +59,10 @@ def verified(model: nn.Module, trace: Trace, example: Tensor) -> Trace:
     twin, rng = _lively(model), np.random.default_rng(_SEED)
     half = {name: _half(units, rng) for name, units in trace.units.items()}
     lost = {name: why for name in half if (why := _difference(twin, trace, {name: half[name]}, example))}
-    rest = {name: kept for name, kept in half.items() if name not in lost}
-    if rest and _difference(twin, trace, rest, example):
+    passing = {name: kept for name, kept in half.items() if name not in lost}
+    if passing and _difference(twin, trace, passing, example):
         accepted: dict[str, NDArray[np.int64]] = {}
-        for name, kept in rest.items():
+        for name, kept in passing.items():
             why = _difference(twin, trace, {**accepted, name: kept}, example)
             if why:
                 lost[name] = f"clashes with another group: {why}"
@@ -185,26 +185,26 @@ def trace(model: nn.Module, example: Tensor, *, verify: bool = True) -> Trace:
         raise BadInputError(f"trace: example of shape {tuple(example.shape)} must hold one sample: (1, …)")
     twin = _twin(model)
     try:
-        seen = observe(twin, example)
+        observation = observe(twin, example)
     except Exception as error:
         raise BadInputError(
             f"the model does not run on an example of shape {tuple(example.shape)}: {_line(error)}; "
             "check model.input_shape"
         ) from error
-    heads, lost_heads = find_heads(twin, seen)
-    skipped = [*seen.skipped, *(Skipped(layer, reason) for layer, reason in lost_heads.items())]
-    table = slot_table(twin, seen, skipped)
-    internal = tie_heads(table, heads, lost_heads, seen)
+    heads, lost_heads = find_heads(twin, observation)
+    skipped = [*observation.skipped, *(Skipped(layer, reason) for layer, reason in lost_heads.items())]
+    table = slot_table(twin, observation, skipped)
+    internal = tie_heads(table, heads, lost_heads, observation)
     try:
-        _follow(twin, example, seen, table, internal)
+        _follow(twin, example, observation, table, internal)
     except Exception as error:
         unknown = sorted({type(m).__name__ for m in twin.modules() if is_unknown(m)})
         reason = (
             f"no group is offered: Torch-Pruning cannot trace it ({_line(error)}); layers of unknown type: {unknown}"
         )
-        return assemble(twin, seen, heads, [], [*skipped, Skipped(type(model).__name__, reason)])
-    groups = table.groups(_producers(twin, seen))
-    assembled = assemble(twin, seen, heads, groups, skipped)
+        return assemble(twin, observation, heads, [], [*skipped, Skipped(type(model).__name__, reason)])
+    groups = table.groups(_producers(twin, observation))
+    assembled = assemble(twin, observation, heads, groups, skipped)
     return verified(twin, assembled, example) if verify else assembled
 
 
@@ -225,17 +225,17 @@ def _twin(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def _producers(model: nn.Module, seen: Observation) -> Iterable[str]:
-    return [name for name in seen.modules if isinstance(module_of(model, seen, name), _ROOTS)]
+def _producers(model: nn.Module, observation: Observation) -> Iterable[str]:
+    return [name for name in observation.modules if isinstance(module_of(model, observation, name), _ROOTS)]
 
 
-def _follow(model: nn.Module, example: Tensor, seen: Observation, table: SlotTable, internal: set[str]) -> None:
+def _follow(model: nn.Module, example: Tensor, observation: Observation, table: SlotTable, internal: set[str]) -> None:
     """Join the slots that Torch-Pruning couples, from every layer that writes channels."""
     graph = _graph(model, example)
     layer_of: dict[object, str] = {}
     parameters = dict(model.named_parameters())
-    for name, path in seen.modules.items():
-        target = module_of(model, seen, name) or parameters.get(path)
+    for name, path in observation.modules.items():
+        target = module_of(model, observation, name) or parameters.get(path)
         if target is not None and "#" not in name:
             layer_of[target] = name
             if layer_type(target) is CUSTOM_NORM or isinstance(target, nn.RMSNorm):  # seen as loose parameters
@@ -243,10 +243,10 @@ def _follow(model: nn.Module, example: Tensor, seen: Observation, table: SlotTab
     names = {id(module): f"{path} ({type(module).__name__})" for path, module in model.named_modules()}
     names |= {id(parameter): f"the parameter {path}" for path, parameter in parameters.items()}
     done: set[int] = set()
-    for name in _producers(model, seen):
+    for name in _producers(model, observation):
         if "#" in name or name in internal or done.issuperset(table.slots(name, Side.OUT)):
             continue
-        module = model.get_submodule(seen.modules[name])
+        module = model.get_submodule(observation.modules[name])
         if module in graph.module2node:
             _join(graph, module, name, table, layer_of, names, done)
 

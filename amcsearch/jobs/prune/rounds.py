@@ -46,8 +46,8 @@ def shares_of_training(config: Config) -> list[FinetuneConfig | None]:
             f"recovery.finetune.epochs = {recipe.epochs if recipe else 0}, must be at least prune.rounds = {rounds}, "
             "for every round trains; raise the epochs, or lower --rounds"
         )
-    share, rest = divmod(recipe.epochs, rounds)
-    epochs = [*[share] * (rounds - 1), share + rest]
+    share, remainder = divmod(recipe.epochs, rounds)
+    epochs = [*[share] * (rounds - 1), share + remainder]
     shares = [recipe.model_copy(update={"epochs": count}) for count in epochs]
     finetuning_recipe(config, shares[-1])  # of the longest
     return list(shares)

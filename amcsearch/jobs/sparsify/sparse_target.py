@@ -104,10 +104,10 @@ class UnitTarget:
     def _linearised(self, kept: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
         """Return the grid point nearest to widths (G,), its share, and slopes to its neighbours (G,)."""
         choices = self.device.space.choices
-        places = [int(np.abs(c - k).argmin()) for c, k in zip(choices, kept, strict=True)]
-        base = np.array([c[i] for c, i in zip(choices, places, strict=True)])
+        nearest = [int(np.abs(c - k).argmin()) for c, k in zip(choices, kept, strict=True)]
+        base = np.array([c[i] for c, i in zip(choices, nearest, strict=True)])
         rows = np.repeat(base[None, :], 2 * len(base) + 1, axis=0)
-        for g, (c, i) in enumerate(zip(choices, places, strict=True)):
+        for g, (c, i) in enumerate(zip(choices, nearest, strict=True)):
             rows[1 + 2 * g, g], rows[2 + 2 * g, g] = c[max(i - 1, 0)], c[min(i + 1, len(c) - 1)]
         shares = self._shares(rows)
         low, high = rows[1::2].diagonal(), rows[2::2].diagonal()
@@ -185,10 +185,10 @@ class WeightTarget:
         """
         if self.cost != "bytes":
             return density
-        one = 1.0 / prod(self.shapes[name])
-        at = max(float(density.detach()), one)
-        now, far = self._stored(name, at), max(at, 2.0 * one)
-        slope = (self._stored(name, far) - self._stored(name, one)) / (far - one)
+        one_weight = 1.0 / prod(self.shapes[name])
+        at = max(float(density.detach()), one_weight)
+        now, far = self._stored(name, at), max(at, 2.0 * one_weight)
+        slope = (self._stored(name, far) - self._stored(name, one_weight)) / (far - one_weight)
         return now + slope * (density - density.detach())
 
     def _stored(self, name: str, density: float) -> float:

@@ -122,8 +122,8 @@ def sparse_training(
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:
     """Return the hook that trains on under known masks of weights."""
     weights = {name: model.get_parameter(name) for name in masks}
-    places = {name: mask.to(weights[name].device) for name, mask in masks.items()}
-    return MaskedTraining(weights, FixedMasks(places), Plan(1, sum(map(torch.numel, masks.values())), 0.0), dict)
+    moved = {name: mask.to(weights[name].device) for name, mask in masks.items()}
+    return MaskedTraining(weights, FixedMasks(moved), Plan(1, sum(map(torch.numel, masks.values())), 0.0), dict)
 
 
 def _masked(

@@ -105,13 +105,13 @@ def _closes_channels(config: Config, method: GateMethod | MaskSchedule) -> bool:
     granularity = config.sparsify.granularity
     if isinstance(method, MaskSchedule):
         return granularity == "channels"
-    own = "channels" if method.granularity == "units" else "weights"
-    if granularity not in (None, own):
+    gated = "channels" if method.granularity == "units" else "weights"
+    if granularity not in (None, gated):
         raise BadInputError(
-            f"sparsify.granularity = {granularity!r}, but {config.sparsify.method!r} is a gate on {own}; leave it out, "
-            "or name another method"
+            f"sparsify.granularity = {granularity!r}, but {config.sparsify.method!r} is a gate on {gated}; "
+            "leave it out, or name another method"
         )
-    return own == "channels"
+    return gated == "channels"
 
 
 def _densities(sparse: Sparse) -> tuple[Density, ...]:

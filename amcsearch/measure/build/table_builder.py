@@ -104,8 +104,8 @@ def _records(
     alike: dict[RowKey, list[Observation]] = defaultdict(list)
     for observation in observations:
         alike[row_key(observation.layer)].append(observation)
-    for key, seen in alike.items():
-        for kernel, measured in _measured(seen, factors):
+    for key, members in alike.items():
+        for kernel, measured in _measured(members, factors):
             yield dict(zip(COLUMNS, (network, *key, kernel, *measured), strict=True))
 
 
@@ -188,14 +188,14 @@ def table_of(
     each, block = provenance.weight_bytes, provenance.nchwc_block or 0
     like = None if known is None else known.settings_for(network).residency
     calibration = calibrate(profiled, overhead_ms, block, weight_bytes=each, like=like)
-    seen = [
+    observations = [
         observation
         for variant in profiled
         for observation in observe(variant, calibration.nodes, overhead_ms, calibration.overflow, each)
     ]
-    seen += [observation for variant in variants if not variant.passes_ms for observation in _lowered(variant)]
+    observations += [observation for variant in variants if not variant.passes_ms for observation in _lowered(variant)]
     entry = _entry(calibration, overhead_ms, len(profiled), network, each)
-    rows = make_rows(_records(name, seen, calibration.factors))
+    rows = make_rows(_records(name, observations, calibration.factors))
     table = LatencyTable(rows, provenance, {name: entry})
     model = table.bind(name)
     factor = _common_factor(model, profiled)

@@ -76,8 +76,8 @@ class _SlimmingGate(Gate):
     def tensors(self) -> dict[str, Tensor]:
         if not self._free:
             return {}
-        ones = {name: torch.ones(count, device=self._slices.device) for name, count in self._slices.counts.items()}
-        return self._slices.scaled({**ones, **{name: self.scales[key] for name, key in self._free.items()}})
+        all_open = {name: torch.ones(count, device=self._slices.device) for name, count in self._slices.counts.items()}
+        return self._slices.scaled({**all_open, **{name: self.scales[key] for name, key in self._free.items()}})
 
     def penalty(self) -> Tensor:
         gammas = {id(gamma): gamma for pairs in self._gammas.values() for gamma, _ in pairs}

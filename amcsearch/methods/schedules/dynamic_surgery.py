@@ -82,8 +82,8 @@ class DynamicSurgery(MaskSchedule):
 
     def _c_for(self, scores: Mapping[str, Tensor], moments: Mapping[str, tuple[float, float]], moment: Moment) -> float:
         """Return the c at which the target's share of weights lies below the lower threshold."""
-        places = [(scores[name].double().flatten() / 0.9 - m) / max(s, 1e-12) for name, (m, s) in moments.items()]
-        ordered = torch.cat(places).sort().values
+        c_of_weights = [(scores[name].double().flatten() / 0.9 - m) / max(s, 1e-12) for name, (m, s) in moments.items()]
+        ordered = torch.cat(c_of_weights).sort().values
         removed = moment.plan.count - moment.plan.n_keep
         return -math.inf if removed == 0 else float(ordered[min(removed, len(ordered) - 1)])
 

@@ -91,14 +91,14 @@ def _run(
     model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor], inputs: Tensor
 ) -> tuple[dict[str, Tensor], Any]:
     """Outputs of some layers and of the network."""
-    own = {name: channels_first(p.detach()) for name, p in model.named_parameters()}
+    parameters = {name: channels_first(p.detach()) for name, p in model.named_parameters()}
     outputs: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(layer).register_forward_hook(lambda _, __, y, name=layer: outputs.__setitem__(name, y))
         for layer in layers
     ]
     try:
-        last = functional_call(model, {**own, **replaced}, (channels_first(inputs),))
+        last = functional_call(model, {**parameters, **replaced}, (channels_first(inputs),))
     finally:
         for hook in hooks:
             hook.remove()
@@ -161,8 +161,10 @@ class DiscriminationAware:
         Raises:
             BadInputError: targets that are no class ids, where heads are trained.
         """
-        places = problem.calibration.trace.network.layer_index
-        layers = sorted({r.inputs.layer for rs in problem.readers.values() for r in rs}, key=lambda x: places.get(x, 0))
+        position_of = problem.calibration.trace.network.layer_index
+        layers = sorted(
+            {r.inputs.layer for rs in problem.readers.values() for r in rs}, key=lambda x: position_of.get(x, 0)
+        )
         heads = self._heads(problem.calibration, layers) if self.softmax_weight else []
         order_of = {}
         for group, readers in problem.readers.items():
@@ -178,9 +180,9 @@ class DiscriminationAware:
                 f"discrimination_aware needs class ids, the targets are {calibration.targets.dtype}; set heads and "
                 "softmax_weight to 0, or choose another selector"
             )
-        places = {len(layers) * (i + 1) // (self.heads + 1) - 1 for i in range(self.heads)}
+        positions = {len(layers) * (i + 1) // (self.heads + 1) - 1 for i in range(self.heads)}
         inputs, targets = _batch(calibration, self.samples)
-        taps = [layers[place] for place in sorted(places) if place >= 0]
+        taps = [layers[position] for position in sorted(positions) if position >= 0]
         return list(train_heads(calibration.model, taps, inputs, targets, calibration.loss_fn).values())
 
     def _order(self, readers: Sequence[Reader], calibration: Calibration, head: Head | None) -> NDArray[np.int64]:

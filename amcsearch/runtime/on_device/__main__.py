@@ -66,9 +66,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _listed(plan: DevicePlan) -> str:
     lines = []
-    for entry, one in zip(plan.entries, plan.plan["models"]):
+    for entry, model in zip(plan.entries, plan.plan["models"]):
         what = " ".join(["graph", *["timing"] * entry.timed, *["profile"] * entry.profiled])
-        lines.append(f"{entry.id}\t{entry.network}\t{one['role']}\t{plan.model_bytes(entry) / 2**20:.1f} MiB\t{what}")
+        lines.append(f"{entry.id}\t{entry.network}\t{model['role']}\t{plan.model_bytes(entry) / 2**20:.1f} MiB\t{what}")
     return "\n".join(lines) + "\n"
 
 

@@ -40,11 +40,11 @@ class Drift:
 
     def replay(self, timings: Iterable[Mapping[str, Any]]) -> None:
         """Add the rounds of timing records; those of one block repeat their reference's samples."""
-        seen = set()
+        added = set()
         for record in timings:
             block = (str(record["reference"]), int(record["pass"]), tuple(record["reference_ms"]))
-            if block not in seen:
-                seen.add(block)
+            if block not in added:
+                added.add(block)
                 self._blocks[block[0]].append(list(block[2]))
 
     def quiet_ms(self, reference: str) -> float:

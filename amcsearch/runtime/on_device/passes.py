@@ -87,10 +87,10 @@ def _time_block(part: Part, number: int, wanted: Sequence[Entry]) -> bool:
         ready, repeats, in_time = _warm_members(part, members, len(names))
         timed = [entry for entry in wanted if entry in ready]
         samples = _rounds(part, number, ready, repeats, names) if timed else []
-    rows = {entry.id: [round(one[i], DIGITS) for one in samples] for i, entry in enumerate(ready)}
+    rows = {entry.id: [round(round_ms[i], DIGITS) for round_ms in samples] for i, entry in enumerate(ready)}
     for entry in timed:
-        own = {"model": entry.id, "pass": number, "samples_ms": rows[entry.id]}
-        part.write("timing", {**own, "reference": entry.reference, "reference_ms": rows[entry.reference]})
+        record = {"model": entry.id, "pass": number, "samples_ms": rows[entry.id]}
+        part.write("timing", {**record, "reference": entry.reference, "reference_ms": rows[entry.reference]})
     for name in names if timed else []:
         _note_drift(part, number, name, timed)
     part.pool.release()
@@ -146,5 +146,5 @@ def _note_drift(part: Part, number: int, name: str, timed: Sequence[Entry]) -> N
     """Record a throttled block: one in which even the undisturbed samples of a reference were slow."""
     level, quiet = part.done.drift.level_ms(name), part.done.drift.quiet_ms(name)
     if level > DISTURBED * quiet:
-        own = {"model": name, "pass": number, "models": [entry.id for entry in timed]}
-        part.write("drift", {**own, "level_ms": level, "quiet_ms": quiet, "ratio": round(level / quiet, 4)})
+        record = {"model": name, "pass": number, "models": [entry.id for entry in timed]}
+        part.write("drift", {**record, "level_ms": level, "quiet_ms": quiet, "ratio": round(level / quiet, 4)})

@@ -66,8 +66,8 @@ class DevicePlan:
     def __init__(self, plan: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         self.plan, self.files = plan, files
         self.hash = plan_hash(plan, files)
-        references = {one["network"]: one["id"] for one in plan["models"] if one["role"] == "reference"}
-        self.entries = tuple(_entry(one, references[one["network"]]) for one in plan["models"])
+        references = {model["network"]: model["id"] for model in plan["models"] if model["role"] == "reference"}
+        self.entries = tuple(_entry(model, references[model["network"]]) for model in plan["models"])
         self.by_id = {entry.id: entry for entry in self.entries}
         self.inputs = {name: InputSpec(tuple(i["shape"]), i["dtype"], i["high"]) for name, i in plan["inputs"].items()}
         self.empty, self.probe = (files[name] for name in HELPERS)
@@ -82,13 +82,13 @@ class DevicePlan:
 
     def described(self) -> dict[str, Any]:
         """The plan as a result's header holds it: without what only the device needs."""
-        models = [{k: v for k, v in one.items() if k not in ("file", "weights")} for one in self.plan["models"]]
+        models = [{k: v for k, v in model.items() if k not in ("file", "weights")} for model in self.plan["models"]]
         return {**self.plan, "models": models}
 
 
-def _entry(one: Mapping[str, Any], reference: str) -> Entry:
-    weights = tuple(WeightSpec(name, tuple(dims), dtype, scale) for name, dims, dtype, scale in one["weights"])
-    return Entry(one["id"], one["network"], reference, one["timed"], one["profiled"], one["file"], weights)
+def _entry(model: Mapping[str, Any], reference: str) -> Entry:
+    weights = tuple(WeightSpec(name, tuple(dims), dtype, scale) for name, dims, dtype, scale in model["weights"])
+    return Entry(model["id"], model["network"], reference, model["timed"], model["profiled"], model["file"], weights)
 
 
 def _checked(plan: Mapping[str, Any], files: Mapping[str, bytes], wanted: Sequence[str], path: Path) -> DevicePlan:
@@ -113,4 +113,4 @@ def read_plan(path: Path) -> DevicePlan:
             files = {name[len("models/") :]: archive.read(name) for name in names}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DeviceError(f"{path} is not a whole kit ({error}); copy it again") from error
-    return _checked(plan, files, [*HELPERS, *(one["file"] for one in plan["models"])], path)
+    return _checked(plan, files, [*HELPERS, *(model["file"] for model in plan["models"])], path)

@@ -65,7 +65,7 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 def _shapes(event: Mapping[str, Any], side: str) -> list[list[int]]:
     """Of ``[{"float": [1, 3, 8, 8]}, …]``, the dims."""
     shapes = event.get("args", {}).get(f"{side}_type_shape", [])
-    return [[int(dim) for dim in dims] for one in shapes for dims in one.values()]
+    return [[int(dim) for dim in dims] for tensor in shapes for dims in tensor.values()]
 
 
 def executed_nodes(events: Sequence[Mapping[str, Any]], skip: int = WARM_UP_RUNS) -> list[ExecutedNode]:

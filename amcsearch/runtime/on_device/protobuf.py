@@ -113,7 +113,7 @@ def tensor(name: str, dims: Sequence[int], data_type: int, raw: bytes | None) ->
 
 def weights_message(tensors: Sequence[bytes]) -> bytes:
     """A serialised ModelProto of initializers and nothing else: appended to a model, it gives it these weights."""
-    return _nested(MODEL_GRAPH, b"".join(_nested(GRAPH_INITIALIZER, one) for one in tensors))
+    return _nested(MODEL_GRAPH, b"".join(_nested(GRAPH_INITIALIZER, tensor) for tensor in tensors))
 
 
 def _rewritten(message: bytes, number: int, change: Callable[[bytes], bytes | None]) -> bytes:
@@ -136,7 +136,7 @@ def rewritten_initializers(model: bytes, change: Callable[[bytes], bytes | None]
 def without_data(model: bytes) -> bytes:
     """The model with initializers that keep name, dims and type but no data."""
     kept = (TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME)
-    return rewritten_initializers(model, lambda one: b"".join(f.encoded for f in fields(one) if f.number in kept))
+    return rewritten_initializers(model, lambda tensor: b"".join(f.encoded for f in fields(tensor) if f.number in kept))
 
 
 def _text(value: int | bytes) -> str:

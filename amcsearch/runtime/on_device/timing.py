@@ -58,8 +58,8 @@ def warm_up(call: Call, sample_ms: float, warmup_ms: float, clock: Clock) -> tup
     elapsed, fastest = 0.0, math.inf
     while elapsed < warmup_ms or not math.isfinite(fastest):
         elapsed += clock.sample_ms(call, 1)
-        one = clock.sample_ms(call, 1)
-        elapsed, fastest = elapsed + one, min(fastest, one)
+        duration_ms = clock.sample_ms(call, 1)
+        elapsed, fastest = elapsed + duration_ms, min(fastest, duration_ms)
     return max(1, math.ceil(sample_ms / fastest)), fastest
 
 

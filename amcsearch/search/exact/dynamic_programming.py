@@ -105,7 +105,7 @@ class _Search:
         self.settings, self.study, self.allocator, self.errors, self.starts = settings, study, allocator, errors, starts
         self.rng = np.random.default_rng([seed, 1])
         self.coefficients, self.worth = np.ones(len(errors)), (-math.inf, -math.inf)
-        self.ones = self.first_draws()
+        self.draws_of_ones = self.first_draws()
         self._total = max(1, study.remaining)
         self._free = np.flatnonzero([len(choices) > 1 for choices in study.space.choices])
 
@@ -125,8 +125,8 @@ class _Search:
 
     def draw(self, attempt: int) -> NDArray[np.float64]:
         """Coefficients (G,) to try: ones at first, then the best so far with a few drawn anew."""
-        if self.ones:
-            self.ones -= 1
+        if self.draws_of_ones:
+            self.draws_of_ones -= 1
             return np.ones(len(self.errors))
         drawn = self.coefficients.copy()
         left = self.study.remaining / self._total
@@ -180,7 +180,7 @@ class _FrontSearch(_Search):
 
     def draw(self, attempt: int) -> NDArray[np.float64]:
         """As ``_Search.draw``, and a place on the front: evenly spaced while coefficients are ones, then random."""
-        self.share = self.ones / self.settings.front_points or float(self.rng.random())
+        self.share = self.draws_of_ones / self.settings.front_points or float(self.rng.random())
         return super().draw(attempt)
 
     def solve(self, errors: Errors) -> NDArray[np.int64]:

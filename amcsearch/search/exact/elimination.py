@@ -63,13 +63,15 @@ def elimination_steps(sizes: Sequence[int], scopes: Iterable[Collection[int]]) -
 
 def _greedy(first: int, sizes: Sequence[int], neighbours: Sequence[set[int]]) -> tuple[Step, ...]:
     steps = [_step(first, (), set(), neighbours)]
-    seen = {first}
-    while len(seen) < len(sizes):
+    eliminated = {first}
+    while len(eliminated) < len(sizes):
         table = steps[-1].after
-        near = set().union(*(neighbours[g] for g in table)) - seen
-        candidates = [_step(g, table, seen, neighbours) for g in sorted(near or set(range(len(sizes))) - seen)]
+        near = set().union(*(neighbours[g] for g in table)) - eliminated
+        candidates = [
+            _step(g, table, eliminated, neighbours) for g in sorted(near or set(range(len(sizes))) - eliminated)
+        ]
         steps.append(min(candidates, key=lambda step: _greed(step, sizes)))
-        seen.add(steps[-1].group)
+        eliminated.add(steps[-1].group)
     return tuple(steps)
 
 
@@ -77,6 +79,6 @@ def _greed(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
     return prod(sizes[g] for g in step.after), prod(sizes[g] for g in step.joint)
 
 
-def _step(group: int, table: tuple[int, ...], seen: set[int], neighbours: Sequence[set[int]]) -> Step:
-    known = seen | {group}
+def _step(group: int, table: tuple[int, ...], eliminated: set[int], neighbours: Sequence[set[int]]) -> Step:
+    known = eliminated | {group}
     return Step(group, table, tuple(g for g in (*table, group) if not neighbours[g] <= known))

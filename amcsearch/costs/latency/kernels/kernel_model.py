@@ -68,13 +68,13 @@ class KernelModel:
     ) -> None:
         self._block, self._noise, self._everything = block, noise, everything
         self._keys = [signature(observation.layer) for observation in observations]
-        seen: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
+        observed: dict[Signature, list[tuple[LayerSpec, Mapping[str, float], int]]] = defaultdict(list)
         for key, observation in zip(self._keys, observations, strict=True):
             counts = {kernel: count for kernel, (count, _) in observation.kernels.items()}
-            seen[key].append((observation.layer, counts, observation.n_layers))
+            observed[key].append((observation.layer, counts, observation.n_layers))
         known: dict[Signature, Lowering] = {} if everything is None else everything._lowerings
         self._lowerings: dict[Signature, Lowering] = known | {
-            key: Lowering(layers, block, known.get(key)) for key, layers in seen.items()
+            key: Lowering(layers, block, known.get(key)) for key, layers in observed.items()
         }
         self._groups: dict[Hashable, Groups] = {}  # of points, which depend on shapes alone
         self._learn(points_of(observations, self._keys))

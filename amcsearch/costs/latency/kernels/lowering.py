@@ -45,7 +45,7 @@ class Lowering:
 
     def __init__(
         self,
-        seen: Sequence[tuple[LayerSpec, Mapping[str, float], int]],
+        observed: Sequence[tuple[LayerSpec, Mapping[str, float], int]],
         block: int,
         others: "Lowering | None" = None,
     ) -> None:
@@ -56,10 +56,10 @@ class Lowering:
         self._steps = tuple(steps)
         totals: dict[tuple[bool, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         layers: dict[tuple[bool, ...], int] = defaultdict(int)
-        widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in seen], dtype=np.int64)
+        widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in observed], dtype=np.int64)
         classes = self.classes(widths).tolist()
         properties = {number: self._properties(number) for pair in classes for number in pair}
-        for (c_in, c_out), (_, kernels, n_layers) in zip(classes, seen, strict=True):
+        for (c_in, c_out), (_, kernels, n_layers) in zip(classes, observed, strict=True):
             features = properties[c_in] + properties[c_out]
             layers[features] += n_layers
             for kernel, count in kernels.items():

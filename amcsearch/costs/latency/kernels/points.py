@@ -126,18 +126,18 @@ Timed = Mapping[tuple[Signature, str], tuple[LayerSpec, Points]]  # of each kern
 def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
     """What was timed of each kernel in layers of each signature, which is given for every observation."""
     timed: dict[tuple[Signature, str], list[tuple[LayerSpec, float, float]]] = defaultdict(list)
-    for key, seen in zip(keys, observations, strict=True):
-        for kernel, (count, ms) in seen.kernels.items():
+    for key, observation in zip(keys, observations, strict=True):
+        for kernel, (count, ms) in observation.kernels.items():
             if ms is not None:
-                timed[key, kernel].append((seen.layer, ms, seen.n_layers * count))
+                timed[key, kernel].append((observation.layer, ms, observation.n_layers * count))
     return {key: (measured[0][0], Points.of(measured)) for key, measured in timed.items()}
 
 
 def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
     """``points_of`` observations that differ from those before in their times alone."""
     each_ms: dict[tuple[Signature, str], list[float]] = defaultdict(list)
-    for key, seen in zip(keys, observations, strict=True):
-        for kernel, (_, ms) in seen.kernels.items():
+    for key, observation in zip(keys, observations, strict=True):
+        for kernel, (_, ms) in observation.kernels.items():
             if ms is not None:
                 each_ms[key, kernel].append(ms)
     return {key: (layer, replace(points, ms=np.array(each_ms[key]))) for key, (layer, points) in timed.items()}
