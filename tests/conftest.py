@@ -10,6 +10,7 @@ import multiprocessing.process
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.measure.kit.kit import KitModel, KitPlan
 from amcsearch.runtime.on_device.plan import InputSpec
 from amcsearch.runtime.on_device.timing import Clock
 from amcsearch.training.models.inverted_residual import mobilenetv2
@@ -32,35 +32,52 @@ hypothesis.settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
 TINY_JOB = TESTS / "tiny_job.py"
-# `pytest -m fast`: the tests of files that need no training and no process, but for NOT_FAST, which take over half a
-# second of processor time each
+# `pytest -m fast`: the tests of files that need no training, no process and no heavy library beside torch, but for
+# NOT_FAST, which take over 0.2 s of processor time each
 FAST = (
-    *("core", "test_architecture.py", "test_config.py", "test_docs.py", "reporting/test_words.py"),
+    *("core", "test_architecture.py", "test_config.py", "test_docs.py"),
     *("costs/test_compute.py", "costs/test_device.py", "costs/test_distinct.py", "costs/test_energy.py"),
     *("costs/test_energy_published.py", "costs/test_energy_steps.py", "costs/test_storage.py"),
     *("costs/test_structured_saving.py", "costs/latency/test_lanes.py", "costs/latency/test_lowering.py"),
     *("costs/latency/test_rows.py", "costs/latency/test_surface.py", "costs/latency/test_tiling.py"),
-    *("graph/test_layout.py", "methods/test_layer_densities.py", "methods/test_fisher_ratio.py"),
-    *("methods/test_global_ranking.py", "methods/test_lasso.py", "methods/test_layer_inputs.py"),
-    *("methods/test_least_squares.py", "methods/test_ranking.py", "methods/test_reduction.py"),
+    *("methods/test_layer_densities.py", "methods/test_fisher_ratio.py"),
+    *("methods/test_global_ranking.py", "methods/test_layer_inputs.py", "methods/test_least_squares.py"),
+    *("methods/test_ranking.py", "methods/test_reduction.py"),
     *("methods/test_statistics.py", "methods/test_weight_choice.py"),
     *("search/test_dominance.py", "search/test_keep_accuracy.py", "search/test_min_sum.py"),
     *("search/test_observation.py", "search/test_pareto.py", "search/test_reward.py", "search/test_targeting.py"),
 )
 NOT_FAST = {
+    "test_a_broken_promise_is_as_rare_as_the_level_says",
     "test_a_correction_stays_within_what_was_measured",
     "test_any_mapping_is_valid_or_refused_in_one_line",
     "test_any_rows_come_back",
+    "test_anything_is_read_or_refused",
     "test_apportion_adds_up_within_bounds",
     "test_batched_widths_agree_with_single_networks",
+    "test_consistent_densities_give_their_shares_back",
+    "test_counts_at_many_widths_are_those_of_each",
     "test_equals_brute_force_where_buckets_lose_nothing",
+    "test_erk_adds_up_and_never_exceeds_dense",
     "test_errors_of_all_lanes_are_those_of_each",
+    "test_every_reward_prefers_accuracy_at_equal_cost",
+    "test_exact_to_one_step_of_a_group",
+    "test_exactly_k_are_kept_nested_and_never_worse_than_those_removed",
+    "test_exactly_so_many_channels_go_also_with_ties",
+    "test_indices_are_the_inverse_of_counts",
     "test_it_does_not_change_under_affine_maps_of_a_channel",
     "test_many_widths_at_once_are_each_alone",
     "test_many_widths_at_once_cost_as_one_after_another",
     "test_measured_widths_come_back_and_all_others_are_possible",
     "test_more_memory_never_costs_more",
     "test_no_estimate_falls_below_its_lower_bound",
+    "test_no_normaliser_turns_an_order_round",
+    "test_numbers_are_those_that_sorting_finds",
+    "test_places_lead_back_to_the_numbers",
+    "test_rounding_up_never_exceeds_the_budget_and_loses_at_most_a_bucket_a_group",
+    "test_shipped_searches_load_and_round_trip",
+    "test_the_cost_is_that_of_the_really_smaller_module",
+    "test_the_shipped_table_is_written_as_it_was_read",
     "test_yaml_written_is_yaml_read",
 }
 CONFIG = """
@@ -76,6 +93,7 @@ search: {agent: ddpg, trials: 12, finalists: 2}
 WriteConfig = Callable[..., Path]
 
 
+@cache
 def _is_fast(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in FAST)
 
@@ -85,6 +103,11 @@ def pytest_configure(config: pytest.Config) -> None:
     lost = [name for name in FAST if not (TESTS / name).exists()]
     if lost:
         raise pytest.UsageError(f"FAST in tests/conftest.py names {', '.join(lost)}, which does not exist; correct it")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run ``-m fast`` in this process: every worker would import torch again, which takes longer than its tests."""
+    return 0 if config.option.markexpr == "fast" else None
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -175,6 +198,7 @@ def fake_clock():
 @pytest.fixture(scope="session")
 def small_plan():
     """A function: the dense model "w64" and one a width, in two quick passes unless said otherwise."""
+    from amcsearch.measure.kit.kit import KitModel, KitPlan  # scipy: a second that fast tests need not wait
 
     def make(widths=(16, 32), **settings):
         models = [KitModel("w64", _conv_model(64), "net", "reference")]

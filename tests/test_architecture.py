@@ -78,6 +78,11 @@ def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
+@cache
+def _nodes(source: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(_parsed(source)))
+
+
 # where keys come from outside: words of a configuration, lines of a device, states of torch, gymnasium's own types
 JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "training.*")
 JSON_EDGES += ("search.reinforcement.environment",)
@@ -103,10 +108,14 @@ class Module:
         return _parsed(self.source)
 
     @property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return _nodes(self.source)
+
+    @property
     def imports(self) -> list[str]:
         """Absolute dotted names of everything imported, ``module.name`` for ``from module import name``."""
         found = []
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 found += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -143,7 +152,7 @@ def wrong_floors(module: Module) -> Iterator[str]:
 def past_the_face(module: Module) -> Iterator[str]:
     """Imports from another room that do not go through its ``__init__``, or of a name that it does not offer."""
     faces = {other.name: _exported(other.tree) or [] for other in modules() if other.is_face and other.name in FLOOR}
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("amcsearch."):
             continue
         target = (node.module or "").removeprefix("amcsearch.")
@@ -172,7 +181,7 @@ def too_long(module: Module) -> Iterator[str]:
     lines = module.source.count("\n")
     if lines > MODULE_LINES:
         yield f"{lines} lines, at most {MODULE_LINES}"
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) is not None else 0
@@ -184,7 +193,7 @@ def too_long(module: Module) -> Iterator[str]:
 def bad_manners(module: Module) -> Iterator[str]:
     if {"utils", "helpers", "misc", "common", "v2"} & set(module.name.split(".")):
         yield "a name that says nothing"
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
             yield f"star import in line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -218,7 +227,7 @@ def _annotations(member: ast.stmt) -> list[ast.expr]:
 
 def says_nothing(module: Module) -> Iterator[str]:
     """Variables and parameters called ``found`` or ``rest``: the name points at something and does not say what."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in EMPTY_NAMES:
             yield f"{node.id} is bound in line {node.lineno}; say what it is"
         if isinstance(node, ast.arg) and node.arg in EMPTY_NAMES:
@@ -227,7 +236,7 @@ def says_nothing(module: Module) -> Iterator[str]:
 
 def tunnels(module: Module) -> Iterator[str]:
     """Functions that take ``**anything`` only to hand it on: nobody can see what they accept."""
-    for function in ast.walk(module.tree):
+    for function in module.nodes:
         if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None:
             continue
         name = function.args.kwarg.arg
