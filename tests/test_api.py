@@ -89,16 +89,18 @@ PUBLIC = [
 
 
 class Silent:
-    """An observer that keeps the phases and the number of trials it was told of."""
+    """An observer that keeps the phases, the warnings and the number of trials it was told of."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
+        self.warnings: list[str] = []
         self.trials = 0
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
 
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def epoch(self, epoch: int, loss: float) -> None: ...
 
@@ -246,6 +248,30 @@ def test_a_sparse_network_comes_back_to_the_last_bit(
     assert loaded.summary.granularity == granularity
     assert loaded.summary.kept == result.densities["kept"].sum()
     assert torch.equal(outputs(loaded.model, images), outputs(result.model, images))
+
+
+class Branching(nn.Module):
+    """The network inside a branch on its own input, which ``torch.export`` cannot follow."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) if bool(x.sum() < 1e9) else self.network(-x)
+
+
+@pytest.mark.parametrize(("verb", "target"), [("prune", {"macs": "0.6x"}), ("sparsify", {"sparsity": 0.5})])
+def test_a_network_without_a_program_is_warned_of(
+    tiny: ModuleType, data: TensorDataset, tmp_path: Path, verb: str, target: dict[str, object]
+) -> None:
+    observer, settings = Silent(), {"prune": SETTINGS, "sparsify": SPARSE}[verb]
+    function = getattr(amcsearch, verb)
+    result = function(
+        Branching(tiny.network()), data, target=target, settings=settings, folder=tmp_path / "run", observer=observer
+    )
+    assert not (result.folder / "pruned.pt2").exists()
+    assert sum("pruned.pt2 is not written" in text for text in observer.warnings) == 1
 
 
 def test_loaders_tensors_and_mappings_are_data_too(trained: nn.Module, data: TensorDataset) -> None:

@@ -180,10 +180,10 @@ class Exports:
         )
 
 
-def save_network(model: nn.Module, example: Tensor, run: RunFolder) -> None:
+def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
     """Write weights, one input, and the self-contained program that ``load`` brings the network back from.
 
-    A network that ``torch.export`` cannot follow has no program; the log of the run says why.
+    A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
 
     Raises:
         BadInputError: a folder that cannot be written.
@@ -194,6 +194,7 @@ def save_network(model: nn.Module, example: Tensor, run: RunFolder) -> None:
         program = torch_program(model, example)
     except BadInputError as error:
         run.append_log({"program": None, "reason": str(error)})
+        warn(f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl")
         return
     with run.replacing(run.pruned_pt2) as path:
         path.write_bytes(program)
@@ -206,7 +207,6 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
     workload, device = job.workload, job.config.device
-    save_network(tuned, workload.example, run)
     in_float32 = exported(tuned, workload.example)
     onnx = {"dense": exports.dense_delivered, "finetuned": exports.in_device_type(in_float32)}
     with run.replacing(run.pruned_onnx) as path:

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
+from amcsearch.jobs.delivery import Exports, Finalist, choose, save_network, verify
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
 from amcsearch.jobs.observer import Phases
@@ -172,11 +172,8 @@ def deliver(
         tuned = fine_tune(job.config, job.finetune, job.workload, copy.deepcopy(pruned), phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
+        save_network(tuned, job.workload.example, run, phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
-    if not run.pruned_pt2.is_file():
-        phases.observer.warn(
-            f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl"
-        )
     summary = summarise(job, described, finalists, outcome, phases.seconds)
     run.write_policy(chosen.trial.policy)
     run.write_summary(summary)

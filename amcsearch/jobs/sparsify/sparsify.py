@@ -57,7 +57,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
     with phases("verify", "Reading the test split"):
         summary = _summary(config, workload, device, target, sparse, tuned, phases.seconds)
-    save_network(tuned, workload.example, run)
+    save_network(tuned, workload.example, run, observer.warn)
     save_tensors(sparse.masks, run.masks_safetensors)
     run.write_text(run.densities_csv, _csv(_densities(sparse)))
     run.write_policy(sparse.policy)
