@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from amcsearch.api import energy as energy
     from amcsearch.api import load as load
+    from amcsearch.api import make_env as make_env
     from amcsearch.api import measure_latency_table as measure_latency_table
     from amcsearch.api import prune as prune
     from amcsearch.api import search as search
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS: Final = {
-    "api": ("energy", "load", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"),
+    "api": ("energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"),
     "config": ("Config", "read_device", "read_latency_table", "write_latency_table"),
     "core": (
         *("BadInputError", "ChannelGroup", "Cost", "Evaluation", "InfeasibleBudgetError", "LayerKind", "LayerSpec"),
@@ -31,7 +32,10 @@ _ROOMS: Final = {
     "evaluation": ("Evaluator", "ProcessExecutor", "SerialExecutor"),
     "graph": ("Trace", "masked", "remove", "trace"),
     "jobs": ("EnergyReport", "Observer", "RunResult", "SearchResult", "Sensitivity", "SparsifyResult"),
-    "methods": ("CRITERIA", "GATES", "SCHEDULES", "SELECTORS", "Criterion", "Selector"),
+    "methods": (
+        *("CRITERIA", "GATES", "REDUCTIONS", "SCHEDULES", "SELECTORS"),
+        *("Criterion", "Need", "Selector", "Statistics"),
+    ),
     "runs": ("SparsifySummary", "Summary"),
     "search": ("AGENTS", "Agent", "Budget", "FeasibleSet", "LayerwiseEnv", "Study"),
 }

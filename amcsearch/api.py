@@ -5,7 +5,6 @@ memory counts more than what the configuration names. ``settings`` sets any key 
 such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
     from amcsearch.costs import DeviceProfile, LatencyTable
     from amcsearch.jobs import Source
     from amcsearch.methods import Criterion, Selector
-    from amcsearch.search import Agent
+    from amcsearch.search import Agent, LayerwiseEnv
 
-__all__ = ["energy", "load", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"]
+__all__ = ["energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"]
 
 Limits = Mapping[str, str | float]
 
@@ -114,7 +113,7 @@ def prune(
     data: object = None,
     *,
     config: Config | Path | str | None = None,
-    policy: PruningPolicy | Path | str | None = None,
+    policy: Mapping[str, int] | Path | str | None = None,
     target: Limits | None = None,
     keep_accuracy: float | None = None,
     table: "LatencyTable | Path | str | None" = None,
@@ -133,7 +132,7 @@ def prune(
         model: as for ``search``.
         data: as for ``search``.
         config: as for ``search``.
-        policy: a policy, or its ``policy.json``.
+        policy: channels kept, by name of the group, or the ``policy.json`` of a run.
         target: one cost and its limit, such as ``{"macs": "0.5x"}``.
         keep_accuracy: percentage points of accuracy that may be lost.
         table: as for ``search``.
@@ -150,20 +149,19 @@ def prune(
         BadInputError: no goal, or more than one; or as ``search``.
         InfeasibleBudgetError: no policy meets the target.
     """
-    with tempfile.TemporaryDirectory(prefix="amcsearch-") as scratch:
-        named = {
-            "prune.policy": _written(policy, Path(scratch)) if isinstance(policy, PruningPolicy) else policy,
-            "prune.target": target,
-            "prune.keep_accuracy": keep_accuracy,
-            "selection.criterion": criterion,
-            "selection.selector": selector,
-            "seed": seed,
-            "device.table": table,
-            "device.profile": profile,
-        }
-        request, given = make_request(config, settings, named, model, data)
-        watcher = observer or ProgressBar()
-        return in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
+    named = {
+        "prune.policy": dict(PruningPolicy(policy)) if isinstance(policy, Mapping) else policy,
+        "prune.target": target,
+        "prune.keep_accuracy": keep_accuracy,
+        "selection.criterion": criterion,
+        "selection.selector": selector,
+        "seed": seed,
+        "device.table": table,
+        "device.profile": profile,
+    }
+    request, given = make_request(config, settings, named, model, data)
+    watcher = observer or ProgressBar()
+    return in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
 
 
 def sparsify(
@@ -257,7 +255,7 @@ def energy(
     config: Config | Path | str | None = None,
     profile: "DeviceProfile | Path | str | None" = None,
     table: "LatencyTable | Path | str | None" = None,
-    policy: PruningPolicy | Path | str | None = None,
+    policy: Mapping[str, int] | Path | str | None = None,
     densities: Path | str | None = None,
     storage: str = "bitmap",
     measure: bool = False,
@@ -274,7 +272,7 @@ def energy(
         config: as for ``search``.
         profile: as for ``search``; needed here.
         table: as for ``search``; needed for static power.
-        policy: a policy, or its ``policy.json``, shown as ``pruned``.
+        policy: as for ``prune``; shown as ``pruned``.
         densities: ``densities.csv`` of a ``sparsify`` run, shown as ``sparse``.
         storage: of sparse weights in DRAM: ``dense``, ``bitmap``, ``csr`` or ``run_length``.
         measure: also measure on this machine, if it has a counter of energy.
@@ -293,7 +291,7 @@ def energy(
         _expanded(folder),
         observer or ProgressBar(),
         given,
-        policy=PruningPolicy.read(Path(policy)) if isinstance(policy, Path | str) else policy,
+        policy=_policy(policy),
         densities=_expanded(densities),
         storage=storage,
         measure=measure,
@@ -338,6 +336,40 @@ def sensitivity(
     return jobs.sensitivity(request, _expanded(folder), watcher, given, points=points, joint=joint)
 
 
+def make_env(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    config: Config | Path | str | None = None,
+    budget: Limits | None = None,
+    table: "LatencyTable | Path | str | None" = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> "LayerwiseEnv":
+    """Return the search as a gymnasium environment, for any library that learns by reinforcement.
+
+    The arguments mean what they mean for ``search``; ``search.reward`` in ``settings`` has the reward. ``prune`` takes
+    the policy in ``info["policy"]`` of an episode's last step.
+
+    Raises:
+        BadInputError, InfeasibleBudgetError: as ``search``.
+    """
+    named = {
+        "budget": budget,
+        "selection.criterion": criterion,
+        "selection.selector": selector,
+        "seed": seed,
+        "device.table": table,
+        "device.profile": profile,
+    }
+    request, given = make_request(config, settings, named, model, data)
+    return jobs.make_env(request, observer or ProgressBar(), given)
+
+
 def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Source" = "auto") -> RunResult:
     """Open a finished run in any process; ``.model`` is its pruned network, with the same outputs to the last bit.
 
@@ -354,13 +386,13 @@ def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Sourc
     return load_run(folder, model, source=source)
 
 
+def _policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:
+    """Return a policy that is handed over, or read from a file."""
+    if isinstance(policy, Path | str):
+        return PruningPolicy.read(Path(policy).expanduser())
+    return None if policy is None else PruningPolicy(policy)
+
+
 def _expanded(path: Path | str | None) -> Path | None:
     """Return a path with ``~`` replaced, if there is one."""
     return None if path is None else Path(path).expanduser()
-
-
-def _written(policy: PruningPolicy, folder: Path) -> Path:
-    """Write a policy to a file that a configuration can name; return its path."""
-    path = folder / "policy.json"
-    path.write_text(policy.to_json(), encoding="utf-8")
-    return path

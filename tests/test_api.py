@@ -53,12 +53,14 @@ PUBLIC = [
     "LayerSpec",
     "LayerwiseEnv",
     "Macs",
+    "Need",
     "NetworkSpec",
     "Observer",
     "Params",
     "PolicySpace",
     "ProcessExecutor",
     "PruningPolicy",
+    "REDUCTIONS",
     "RunResult",
     "SCHEDULES",
     "SELECTORS",
@@ -68,12 +70,14 @@ PUBLIC = [
     "SerialExecutor",
     "SparsifyResult",
     "SparsifySummary",
+    "Statistics",
     "Study",
     "Summary",
     "Trace",
     "Trial",
     "energy",
     "load",
+    "make_env",
     "masked",
     "measure_latency_table",
     "prune",
@@ -224,10 +228,13 @@ def test_a_configured_run_comes_back_by_its_own_factory(write_config, images: Te
     assert torch.equal(outputs(again.model, images), outputs(result.model, images))
 
 
+@pytest.mark.parametrize("kind", [PruningPolicy, dict])
 def test_a_policy_in_memory_is_applied_as_it_is(
-    trained: nn.Module, data: TensorDataset, result: amcsearch.SearchResult
+    trained: nn.Module, data: TensorDataset, result: amcsearch.SearchResult, tmp_path: Path, kind: type
 ) -> None:
-    pruned = amcsearch.prune(trained, data, policy=result.policy, settings=SETTINGS, observer=Silent())
+    asked = {"policy": kind(result.policy), "settings": SETTINGS, "folder": tmp_path / "run", "observer": Silent()}
+    amcsearch.prune(trained, data, **asked)
+    pruned = amcsearch.prune(trained, data, **asked, resume=True)
     assert pruned.policy == result.policy
     assert [p.shape for p in pruned.model.parameters()] == [p.shape for p in result.model.parameters()]
 
@@ -325,9 +332,45 @@ def test_a_run_of_other_weights_is_not_resumed(
         amcsearch.prune(tiny.network(), data, **asked, resume=True)
 
 
+def test_the_search_is_an_environment_for_any_library(trained: nn.Module, data: TensorDataset) -> None:
+    env = amcsearch.make_env(trained, data, budget={"macs": "0.5x"}, settings=SETTINGS, observer=Silent())
+    rewards = []
+    for _ in range(2):
+        env.reset(seed=0)
+        done = False
+        while not done:
+            _, reward, done, _, info = env.step(env.action_space.low + 0.25)
+        rewards.append(reward)
+    pruned = amcsearch.prune(trained, data, policy=info["policy"], settings=SETTINGS, observer=Silent())
+    assert rewards == [pruned.trials["accuracy"][0] - 1.0] * 2  # AMC's reward: minus the error
+    assert pruned.trials["macs"][0] <= 0.5 * pruned.summary.dense.cost["macs"]
+
+
+def test_a_space_that_runs_out_is_said(trained: nn.Module, data: TensorDataset) -> None:
+    class Warned(Silent):
+        def warn(self, text: str) -> None:
+            warnings.append(text)
+
+    warnings: list[str] = []
+    settings = {**SETTINGS, "device.channel_multiple": 1024}
+    asked = {"budget": {"macs": "1x"}, "trials": 5, "agent": "random", "settings": settings}
+    result = amcsearch.search(trained, data, **asked, observer=Warned())
+    assert len(result.trials) == 1
+    assert any("ended after 1 evaluations, 4 fewer than search.trials" in text for text in warnings)
+
+
+class Idle:
+    """An agent that evaluates nothing."""
+
+    def run(self, study: object, seed: int) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"agent": Idle()}, "Idle' evaluated no policy; call study.evaluate"),
+        ({"model": None}, "no network: hand over model"),
+        ({"data": None}, "no data: hand over data"),
         ({"data": [1, 2, 3]}, "pair"),
         ({"data": 3}, "the train split is a int, expected a dataset"),
         ({"data": (torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.int64))}, "3 inputs and 2 targets"),

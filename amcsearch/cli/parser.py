@@ -215,4 +215,4 @@ def _list(commands: "Commands") -> None:
         "what can be named in a configuration; module:Class or file.py:Class names one of your own",
         "amcsearch list agents",
     )
-    command.add_argument("kind", choices=verbs.KINDS, help="registry to print")
+    command.add_argument("kind", nargs="?", choices=verbs.KINDS, help="registry to print (default: the registries)")

@@ -259,10 +259,10 @@ def report(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 
 def list_registry(args: argparse.Namespace, console: "ProgressBar") -> None:
-    """Print the names of a registry, each with its one-line description."""
+    """Print the names of a registry, each with its one-line description; without one, the names of all."""
     del console
 
-    lines = entries(args.kind)
+    lines = {kind: ", ".join(entries(kind)) for kind in KINDS} if args.kind is None else entries(args.kind)
     width = max((len(name) for name in lines), default=0)
     show(args, lines, "\n".join(f"{name:{width}}  {text}" for name, text in lines.items()))
 

@@ -135,8 +135,8 @@ class SparsifyConfig(_Section):
 class PruneConfig(_Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
 
-    policy: str | None = None
-    """A ``policy.json``."""
+    policy: dict[str, PositiveInt] | str | None = None
+    """Channels kept, by name of the group; or a ``policy.json``."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
     keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
@@ -172,8 +172,8 @@ class PruneConfig(_Section):
             raise ValueError(f"{' and '.join(given)} are set; keep one of them")
         if self.rounds > 1 and given in (["policy"], ["keep_accuracy"]):
             raise ValueError(
-                f"rounds = {self.rounds} lead to a target, and {given[0]} is set; give --target COST=LIMIT in its "
-                "place, or --rounds 1"
+                f"rounds = {self.rounds} lead to a target, and {given[0]} is set; give prune.target in its "
+                "place, or prune.rounds = 1"
             )
         return self
 

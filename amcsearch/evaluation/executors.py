@@ -131,7 +131,7 @@ class ProcessExecutor:
             try:
                 answer = worker.take()
             except WorkerStartError as error:
-                raise BadInputError(f"a worker process could not start: {error}; try --workers 1") from error
+                raise BadInputError(f"a worker process could not start: {error}; try 1 worker") from error
             except EOFError:
                 self._bury(worker)
                 if task is not None:

@@ -48,7 +48,7 @@ def pickled(evaluator: CanEvaluate) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise BadInputError(
             f"the model cannot be sent to worker processes ({error}); define its classes at the top of an importable "
-            "module, or use --workers 1"
+            "module, or use 1 worker"
         ) from error
 
 

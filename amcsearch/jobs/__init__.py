@@ -6,7 +6,7 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.request import Settings, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
-from amcsearch.jobs.search import SearchPlan, plan, search
+from amcsearch.jobs.search import SearchPlan, make_env, plan, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table
@@ -31,6 +31,7 @@ __all__ = [
     "identity",
     "in_folder",
     "load_run",
+    "make_env",
     "make_kit",
     "make_request",
     "measure_table",

@@ -136,7 +136,7 @@ def energy_report(
         BadInputError: as ``load_network``, an unknown storage format, no profile, a policy or densities that do not
             fit, no counter to measure with, or a folder that cannot be written.
     """
-    profile, storage_format = _profile(config, given), choose(_FORMATS, storage, "--storage")
+    profile, storage_format = _profile(config, given), choose(_FORMATS, storage, "storage")
     observer.phase("Tracing the network")
     network = load_network(config, given)
     spec = network.trace.network
@@ -193,7 +193,7 @@ def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
     if unknown or not rows:
         raise BadInputError(
             f"densities {path} name {unknown[:3]}, not weights of this network; give those of a sparsify run of this "
-            "configuration with granularity weights (one of channels leaves a policy.json for --policy)"
+            "configuration with granularity weights (one of channels leaves a policy.json)"
         )
     return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
 

@@ -46,9 +46,12 @@ def make_request(
     ``named`` maps keys of the configuration to values; None leaves a key as it is.
 
     Raises:
-        BadInputError: a model that is no module, an example that is no tensor, or as ``config.from_mapping``.
+        BadInputError: no network or no data, a model that is no module, an example that is no tensor, or as
+            ``config.from_mapping``.
     """
     _check_types(model, example)
+    if config is None:
+        _check_given(model, data if example is None else example)
     asked = {key: value for key, value in named.items() if value is not None}
     objects: dict[str, Any] = {
         field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
@@ -69,6 +72,15 @@ def _check_types(model: object, example: object) -> None:
             raise BadInputError(
                 f"{name} is {what}, expected an object of torch.{'nn.' * (kind is nn.Module)}{kind.__name__}"
             )
+
+
+def _check_given(model: object, data: object) -> None:
+    if model is None:
+        raise BadInputError("no network: hand over model, a trained torch.nn.Module, or config, a configuration")
+    if data is None:
+        raise BadInputError(
+            "no data: hand over data (to price or to time a network: example, one input), or config, a configuration"
+        )
 
 
 def _configured(config: Config | Path | str | None, keys: Settings) -> Config:

@@ -4,17 +4,19 @@ workload → device → ranking → search → finalists → fine-tuning → ver
 baseline go through one door, at equal evaluations. ``plan`` says what a search would do without doing it.
 """
 
+import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amcsearch.config import Config, RecipeConfig, check_contract, label, make, pick
-from amcsearch.core import BadInputError, Cost, PruningPolicy
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
@@ -24,10 +26,10 @@ from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
 from amcsearch.jobs.summary import describe_search
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.runs import Document, RunFolder, SkippedLayer, with_total
-from amcsearch.search import AGENTS, REWARDS, Agent, Reward, RewardContext, Study, bind, with_parameters
+from amcsearch.search import AGENTS, REWARDS, Agent, LayerwiseEnv, Reward, RewardContext, Study, bind, with_parameters
 from amcsearch.training import fetch, length, task_loss
 
-__all__ = ["PlannedNetwork", "SearchPlan", "plan", "search"]
+__all__ = ["PlannedNetwork", "SearchPlan", "make_env", "plan", "search"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ def _run_agents(
     """Run the agent, then the baseline; every trial is stored before the next begins.
 
     Raises:
-        BadInputError: an unknown agent, reward or parameter, or storage that cannot be used.
+        BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
+            be used.
     """
     executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
     studies: list[Study] = []
@@ -156,12 +159,31 @@ def _run_agents(
             studies.append(study)
             _start(job, study)
             agent.run(study, job.config.seed)
+            _check_spent(study, name, observer)
     finally:
         executor.close()
         if studies:
             run.write_trials(trial for study in studies for trial in study.trials)
             run.write_pareto(studies[0].front)
     return studies[0], studies[1] if len(studies) > 1 else None
+
+
+def _check_spent(study: Study, name: str, observer: Observer) -> None:
+    """Say how many evaluations an agent left, which it does where it has no new policy.
+
+    Raises:
+        BadInputError: it evaluated nothing.
+    """
+    if not study.trials:
+        raise BadInputError(
+            f"search.agent = {name!r} evaluated no policy; call study.evaluate in its run until study.remaining is 0"
+        )
+    if study.remaining:
+        study.note(
+            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than search.trials: it had "
+            f"no new policy left (the space has {study.space.size}, not all within the budget)"
+        )
+        observer.warn(study.notes[-1])
 
 
 def _start(job: Job, study: Study) -> None:
@@ -214,16 +236,40 @@ def make_reward(config: Config) -> Reward:
         raise BadInputError(f"{key} = {section.name!r}: {error}") from error
 
 
+def _bound_reward(job: Job) -> Callable[[Evaluation, Cost], float]:
+    """Return the configured reward of an evaluation and a cost, beside the job's dense network and budget."""
+    context = RewardContext(job.device.dense, job.dense.accuracy, job.device.feasible.budget)
+    return bind(make_reward(job.config), {}, context)
+
+
+def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *, strict: bool = False) -> LayerwiseEnv:
+    """Return the search as an environment; a policy is evaluated once, and one that breaks has an accuracy of 0.
+
+    Raises:
+        BadInputError, InfeasibleBudgetError: as ``search``.
+    """
+    make_reward(config)
+    job = assemble(config, config.limits, Phases(observer, lambda _: None), given, strict=strict)
+    reward = _bound_reward(job)
+
+    @functools.cache
+    def episode_reward(policy: PruningPolicy) -> float:
+        evaluation = job.evaluator.evaluate(policy)
+        accuracy = evaluation.accuracy if math.isfinite(evaluation.loss + evaluation.accuracy) else 0.0
+        return reward(replace(evaluation, accuracy=accuracy), job.device.grid.cost(policy))
+
+    return LayerwiseEnv(job.workload.trace.network, job.device.feasible, episode_reward)
+
+
 def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Observer) -> Study:
     config, device = job.config, job.device
-    context = RewardContext(device.dense, job.dense.accuracy, device.feasible.budget)
     return Study(
         job.workload.trace.network,
         device.space,
         device.grid,
         device.feasible,
         executor,
-        bind(make_reward(config), {}, context),
+        _bound_reward(job),
         agent=agent,
         seed=config.seed,
         trials=config.search.trials,

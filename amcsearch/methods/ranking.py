@@ -77,9 +77,9 @@ def score_draw(trace: Trace, criterion: Criterion, statistics: Statistics) -> Un
     """Score the units of every group from one draw's statistics: the mean over its samples where they come apart.
 
     Raises:
-        BadInputError: a group of which the criterion scores no tensor.
+        BadInputError: a group of which the criterion scores no tensor, or saliency that is not one of the weights.
     """
-    saliency = criterion.saliency(statistics)
+    saliency = _checked(type(criterion).__name__, criterion.saliency(statistics), statistics)
     reduce = REDUCTIONS[criterion.reduction]
     sums: dict[tuple[str, int], Tensor] = {}
     scores = {}
@@ -123,6 +123,32 @@ def keep(trace: Trace, ranking: Ranking, policy: PruningPolicy) -> Kept:
         units = ranking[group.name][: policy[group.name] // group.unit]
         kept[group.name] = np.sort(trace.units[group.name][units].ravel())
     return kept
+
+
+def _checked(criterion: str, saliency: object, statistics: Statistics) -> dict[str, Tensor]:
+    """Return saliency without gradient, once every tensor of it is known to fit the weight of its name."""
+    if not isinstance(saliency, Mapping):
+        raise BadInputError(
+            f"{criterion}: saliency returned a {type(saliency).__name__}; return a mapping of tensor names to tensors"
+        )
+    samples = (statistics.samples,) if statistics.draw is Draw.SAMPLE else ()
+    for name, values in saliency.items():
+        if name not in statistics.weights:
+            raise BadInputError(f"{criterion}: saliency names the tensor {name!r}, which is none of statistics.weights")
+        if not isinstance(values, Tensor):
+            raise BadInputError(f"{criterion}: saliency of {name!r} is a {type(values).__name__}; return a Tensor")
+        shape = (*samples, *statistics.weights[name].shape)
+        if not _broadcasts(values.shape, shape):
+            raise BadInputError(
+                f"{criterion}: saliency of {name!r} has shape {tuple(values.shape)}, must broadcast to {shape}, "
+                f"{'samples and ' * bool(samples)}the shape of the weight"
+            )
+    return {name: values.detach() for name, values in saliency.items()}
+
+
+def _broadcasts(shape: torch.Size, target: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _draw(name: str, criterion: Criterion) -> Draw:

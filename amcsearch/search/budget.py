@@ -312,8 +312,8 @@ class FeasibleSet:
         prices = self.grid.price(self._completions)
         closest = int(np.argmin(self.overshoot(self._completions)))
         parts = [
-            f"{name} ≤ {limit:.6g}: smallest found {prices[name].min():.6g}, "
-            f"closest to all limits {prices[name][closest]:.6g}"
+            f"{name} ≤ {limit:.6g}: smallest found {prices[name].min():.6g}"
+            + f", closest to all limits {prices[name][closest]:.6g}" * (len(self.budget.limits) > 1)
             for name, limit in self.budget.limits.items()
         ]
         return f"no policy within the budget was found ({'; '.join(parts)}); raise the limits or allow more pruning"

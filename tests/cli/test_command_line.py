@@ -122,6 +122,13 @@ def test_list_names_everything(kind: str, capsys: pytest.CaptureFixture[str]) ->
     assert all(isinstance(text, str) and text for text in found.values())
 
 
+def test_list_without_a_kind_names_everything_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)
+    assert list(names) == list(KINDS)
+    assert "ddpg" in names["agents"].split(", ")
+
+
 def test_list_shows_aliases_of_criteria(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "criteria", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["true_fisher"] == "Alias of fisher with labels: model."

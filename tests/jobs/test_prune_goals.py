@@ -87,7 +87,7 @@ def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ([], 2, "give one of --policy, --target and --keep-accuracy"),
+        ([], 2, "give one of policy, target and keep_accuracy"),
         (["--target", "macs"], 2, "--target macs: expected COST=LIMIT"),
         (["--target", "flops=0.5x"], 2, "flops"),
         (["--target", "macs=1.5x"], 2, "1.5x"),
@@ -102,7 +102,7 @@ def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path
         (["--target", "macs=0.5x", "--rounds", "0"], 2, "prune.rounds = 0"),
         (["--target", "macs=0.5x", "--rounds", "some"], 2, "prune.rounds = 'some'"),
         (["--keep-accuracy", "1", "--rounds", "2"], 2, "rounds = 2 lead to a target, and keep_accuracy is set"),
-        (["--policy", __file__, "--rounds", "2"], 2, "give --target COST=LIMIT in its place, or --rounds 1"),
+        (["--policy", __file__, "--rounds", "2"], 2, "give prune.target in its place, or prune.rounds = 1"),
         (["--target", "macs=0.5x", "--rounds", "2"], 2, "finetune.epochs = 1, must be at least prune.rounds = 2"),
         (["--target", "macs=0.5x", "--rounds", "2", *UNTUNED], 2, "finetune.epochs = 0, must be at least"),
         (["--target", "macs=0.5x", "--rounds", "2", "--set", "recovery.finetune=null"], 2, "raise the epochs"),

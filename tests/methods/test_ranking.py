@@ -71,6 +71,27 @@ def test_magnitude_leaves_biases_out_and_refuses_a_power_of_zero() -> None:
         Magnitude(p=0.0)
 
 
+@pytest.mark.parametrize(
+    ("saliency", "words"),
+    [
+        ({"a.weight": torch.zeros(3, 1)}, "'a.weight' has shape (3, 1), must broadcast to (2, 1)"),
+        ({"b.weight": torch.zeros(1, 1, 4)}, "'b.weight' has shape (1, 1, 4), must broadcast to (1, 4)"),
+        ({"a.weight": np.zeros((2, 1))}, "'a.weight' is a ndarray; return a Tensor"),
+        ({"c.weight": torch.zeros(2, 1)}, "the tensor 'c.weight', which is none of statistics.weights"),
+        ([torch.zeros(2, 1)], "saliency returned a list; return a mapping"),
+    ],
+)
+def test_saliency_that_is_not_one_of_the_weights_is_refused(saliency: object, words: str) -> None:
+    with pytest.raises(BadInputError) as error:
+        score_draw(TWO, Given(saliency), Statistics(Draw.SET, 0, WEIGHTS))
+    assert words in str(error.value)
+
+
+def test_a_saliency_with_a_gradient_is_scored_without_it() -> None:
+    saliency = {"a.weight": WEIGHTS["a.weight"].clone().requires_grad_()}
+    assert score_draw(TWO, Given(saliency), Statistics(Draw.SET, 0, WEIGHTS))["g"].tolist() == [3.0, -1.0]
+
+
 def test_a_saliency_broadcastable_to_the_weight_counts_every_weight() -> None:
     criterion = Given({"b.weight": torch.tensor([2.0])})
     assert score_draw(TWO, criterion, Statistics(Draw.SET, 0, WEIGHTS))["g"].tolist() == [4.0, 4.0]

@@ -60,13 +60,15 @@ def _goal_of(config: Config) -> str:
     """
     prune = config.prune
     if prune.policy is not None:
-        return f"Reading {prune.policy}"
+        return f"Reading {prune.policy}" if isinstance(prune.policy, str) else "Taking the policy that was given"
     if prune.limit is not None:
         begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
         return f"{begin} to {prune.limit.cost} = {prune.limit.written}, {prune.allocation} allocation"
     if prune.keep_accuracy is not None:
         return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
-    raise BadInputError("prune: no goal; give one of --policy, --target and --keep-accuracy")
+    raise BadInputError(
+        "prune: no goal; give one of policy, target and keep_accuracy (--policy, --target, --keep-accuracy)"
+    )
 
 
 def _check_rules(config: Config) -> None:
@@ -91,5 +93,7 @@ def _propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     """
     prune = job.config.prune
     if prune.policy is not None:
-        return Proposal(PruningPolicy.read(Path(prune.policy)), "given", 1, PolicyGoal())
+        policy = prune.policy
+        kept = PruningPolicy.read(Path(policy)) if isinstance(policy, str) else PruningPolicy(policy)
+        return Proposal(kept, "given", 1, PolicyGoal())
     return reach_target(job) if prune.target is not None else keep_accuracy(job, run, observer)

@@ -44,7 +44,7 @@ def shares_of_training(config: Config) -> list[FinetuneConfig | None]:
     if recipe is None or recipe.epochs < rounds:
         raise BadInputError(
             f"recovery.finetune.epochs = {recipe.epochs if recipe else 0}, must be at least prune.rounds = {rounds}, "
-            "for every round trains; raise the epochs, or lower --rounds"
+            "for every round trains; raise the epochs, or lower prune.rounds"
         )
     share, remainder = divmod(recipe.epochs, rounds)
     epochs = [*[share] * (rounds - 1), share + remainder]
