@@ -5,14 +5,16 @@ memory counts more than what the configuration names. ``settings`` sets any key 
 such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amcsearch import jobs
 from amcsearch.config import Config
-from amcsearch.core import PruningPolicy
+from amcsearch.core import PruningPolicy, guarded_job
 from amcsearch.jobs import (
+    CallersObserver,
     EnergyReport,
     Observer,
     RunResult,
@@ -40,6 +42,7 @@ __all__ = ["energy", "load", "make_env", "measure_latency_table", "prune", "sear
 Limits = Mapping[str, str | float]
 
 
+@guarded_job(signal.SIGINT)
 def search(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -100,7 +103,7 @@ def search(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = observer or ProgressBar()
+    watcher = _watcher(observer)
 
     def work(run: RunFolder) -> SearchResult:
         return jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict)
@@ -108,6 +111,7 @@ def search(
     return in_folder(request, given, folder, resume, work)
 
 
+@guarded_job(signal.SIGINT)
 def prune(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -160,10 +164,11 @@ def prune(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = observer or ProgressBar()
+    watcher = _watcher(observer)
     return in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
 
 
+@guarded_job(signal.SIGINT)
 def sparsify(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -208,10 +213,11 @@ def sparsify(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = observer or ProgressBar()
+    watcher = _watcher(observer)
     return in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
 
 
+@guarded_job(signal.SIGINT)
 def measure_latency_table(
     model: "nn.Module | None" = None,
     example: "Tensor | None" = None,
@@ -243,11 +249,10 @@ def measure_latency_table(
         BadInputError: a network that cannot be exported, or ``known`` of another device or setting.
     """
     request, given = make_request(config, settings, {"name": name, "seed": seed}, model, example=example)
-    return jobs.measure_table(
-        request, observer or ProgressBar(), given, variants=variants, known=known, minutes=minutes
-    )
+    return jobs.measure_table(request, _watcher(observer), given, variants=variants, known=known, minutes=minutes)
 
 
+@guarded_job(signal.SIGINT)
 def energy(
     model: "nn.Module | None" = None,
     example: "Tensor | None" = None,
@@ -289,7 +294,7 @@ def energy(
     return jobs.energy_report(
         request,
         _expanded(folder),
-        observer or ProgressBar(),
+        _watcher(observer),
         given,
         policy=_policy(policy),
         densities=_expanded(densities),
@@ -298,6 +303,7 @@ def energy(
     )
 
 
+@guarded_job(signal.SIGINT)
 def sensitivity(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -332,10 +338,11 @@ def sensitivity(
     """
     named = {"selection.criterion": criterion, "selection.selector": selector, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
-    watcher = observer or ProgressBar()
+    watcher = _watcher(observer)
     return jobs.sensitivity(request, _expanded(folder), watcher, given, points=points, joint=joint)
 
 
+@guarded_job(signal.SIGINT)
 def make_env(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -367,9 +374,10 @@ def make_env(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    return jobs.make_env(request, observer or ProgressBar(), given)
+    return jobs.make_env(request, _watcher(observer), given)
 
 
+@guarded_job(signal.SIGINT)
 def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Source" = "auto") -> RunResult:
     """Open a finished run in any process; ``.model`` is its pruned network, with the same outputs to the last bit.
 
@@ -391,6 +399,10 @@ def _policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | No
     if isinstance(policy, Path | str):
         return PruningPolicy.read(Path(policy).expanduser())
     return None if policy is None else PruningPolicy(policy)
+
+
+def _watcher(observer: Observer | None) -> Observer:
+    return ProgressBar() if observer is None else CallersObserver(observer)
 
 
 def _expanded(path: Path | str | None) -> Path | None:

@@ -3,11 +3,10 @@
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from amcsearch.cli.parser import make_parser
-from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.core import BadInputError, InfeasibleBudgetError, guarded_job, printable
 from amcsearch.reporting import ProgressBar
 
 __all__ = ["main"]
@@ -19,27 +18,19 @@ INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors are one line on stderr (``--debug`` shows the traceback)."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     args = make_parser().parse_args(arguments)
     console = ProgressBar()
     try:
-        args.run(args, console)
+        with guarded_job(signal.SIGINT, signal.SIGTERM):
+            args.run(args, console)
     except (BadInputError, InfeasibleBudgetError) as error:
         console.close()
         if args.debug:
             raise
-        print(f"amcsearch: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"amcsearch: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else BAD_INPUT
     except KeyboardInterrupt:
         console.close()
         print("amcsearch: interrupted; run the same command with --resume to go on", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """Treat a batch system's stop like Ctrl-C: what is stored stays, the run can be resumed."""
-    del signum, frame
-    raise KeyboardInterrupt

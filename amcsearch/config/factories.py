@@ -14,17 +14,11 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, ValidationError, create_model
 
 from amcsearch.config.messages import describe, hint, shown
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, UserCode
 
-__all__ = ["build", "call_factory", "check_contract", "choose", "import_factory", "label", "make", "one_line", "pick"]
+__all__ = ["build", "call_factory", "check_contract", "choose", "import_factory", "label", "make", "pick"]
 
 T = TypeVar("T")
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """Type and text of an exception on one line of at most ``limit`` characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def import_factory(spec: str) -> Callable[..., Any]:
@@ -51,17 +45,16 @@ def import_factory(spec: str) -> Callable[..., Any]:
 
 def _import(module_name: str, spec: str) -> ModuleType:
     _add_to_path(Path.cwd())
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise BadInputError(
-                f"factory {spec!r}: no module named {error.name!r}; install it, run from its folder, "
-                "or give path/to/file.py:callable"
-            ) from error
-        raise BadInputError(f"factory {spec!r}: importing it raised {one_line(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise BadInputError(f"factory {spec!r}: importing it raised {one_line(error)}") from error
+    with UserCode(f"factory {spec!r}: importing it"):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise BadInputError(
+                    f"factory {spec!r}: no module named {error.name!r}; install it, run from its folder, "
+                    "or give path/to/file.py:callable"
+                ) from error
+            raise
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
@@ -97,10 +90,8 @@ def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
         factory = import_factory(spec)
     except BadInputError as error:
         raise BadInputError(f"{what}: {error}") from error
-    try:
+    with UserCode(f"{what}: factory {spec!r}"):
         return factory(**kwargs)
-    except (Exception, SystemExit) as error:
-        raise BadInputError(f"{what}: factory {spec!r} raised {one_line(error)}") from error
 
 
 def choose(options: Mapping[str, T], name: str, key: str) -> T:
@@ -164,12 +155,11 @@ def make(
         return build(maker, params, keys[1])
     spec = f"{keys[0]} = {name!r}"
     try:
-        made = build(maker, params, keys[1])
-        lacking = _lacking(made, contract)
+        with UserCode("making it"):
+            made = build(maker, params, keys[1])
+            lacking = _lacking(made, contract)
     except BadInputError as error:
         raise BadInputError(f"{spec}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise BadInputError(f"{spec}: making it raised {one_line(error)}; correct {label(name)}") from error
     if lacking:
         raise BadInputError(f"{spec}: {lacking}")
     return made

@@ -3,21 +3,25 @@
 from amcsearch.core.cost import COST_NAMES, Cost
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.interrupts import Interrupted, check_interrupt
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
+from amcsearch.core.user_code import CallersOwn, UserCode, described, guarded_job, printable
 
 __all__ = [
     "COST_NAMES",
     "SHARE",
     "BadInputError",
+    "CallersOwn",
     "ChannelGroup",
     "Cost",
     "Coupling",
     "Evaluation",
     "InfeasibleBudgetError",
+    "Interrupted",
     "LayerKind",
     "LayerSpec",
     "Limit",
@@ -29,5 +33,10 @@ __all__ = [
     "Side",
     "Trial",
     "TrialState",
+    "UserCode",
+    "check_interrupt",
+    "described",
+    "guarded_job",
+    "printable",
     "read_limit",
 ]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
 from amcsearch.evaluation.worker import CanEvaluate, Worker, WorkerStartError, pickled
 
 __all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor"]
@@ -41,6 +41,7 @@ class SerialExecutor:
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         for policy in policies:
+            check_interrupt()
             with _torch_threads(self._threads):
                 evaluation = self._evaluator.evaluate(policy)
             yield evaluation
@@ -92,6 +93,7 @@ class ProcessExecutor:
         try:
             for wanted in range(len(policies)):
                 while wanted not in done:
+                    check_interrupt()
                     self._fill(len(waiting), policies, waiting)
                     self._collect(policies, waiting, deaths, done)
                 yield done.pop(wanted)

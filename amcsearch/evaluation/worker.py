@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, UserCode, described
 
 __all__ = ["CanEvaluate", "Worker", "WorkerStartError", "pickled"]
 
@@ -147,8 +147,8 @@ def _serve(connection: Connection, threads: int) -> None:
         connection.send(None)
         try:
             evaluator: CanEvaluate = pickle.loads(connection.recv_bytes())
-        except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # code of the user runs here, too
+            connection.send(described(error))
             return
         if "torch" in sys.modules:  # the evaluator brings it; this module alone would not need its seconds of importing
             sys.modules["torch"].set_num_threads(threads)
@@ -161,7 +161,8 @@ def _serve(connection: Connection, threads: int) -> None:
 
 def _answer(evaluator: CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
     try:
-        return evaluator.evaluate(policy)
+        with UserCode("the evaluation of a policy"):
+            return evaluator.evaluate(policy)
     except Exception as error:
         error.add_note("in a worker process:\n" + traceback.format_exc())
         try:

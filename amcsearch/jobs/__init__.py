@@ -2,7 +2,7 @@
 
 from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
-from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.observer import CallersObserver, Observer
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.request import Settings, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
@@ -14,6 +14,7 @@ from amcsearch.jobs.workload import InMemory, identity
 
 __all__ = [
     "VARIANTS",
+    "CallersObserver",
     "EnergyReport",
     "InMemory",
     "LayerReport",

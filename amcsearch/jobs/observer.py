@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-from amcsearch.core import Trial
+from amcsearch.core import CallersOwn, Trial, check_interrupt
 
-__all__ = ["Observer", "Phases"]
+__all__ = ["CallersObserver", "Observer", "Phases"]
 
 
 class Observer(Protocol):
@@ -29,6 +30,38 @@ class Observer(Protocol):
         """Take a step of a measurement: ``share`` of it, from 0 to 1, is done; ``text`` says what comes."""
 
 
+@dataclass(frozen=True)
+class CallersObserver(Observer):
+    """Tells the observer of a caller; what that raises reaches the caller as it is, as a way to stop a run."""
+
+    observer: Observer
+
+    def phase(self, text: str) -> None:
+        """Begin a phase of the run."""
+        with CallersOwn():
+            self.observer.phase(text)
+
+    def warn(self, text: str) -> None:
+        """Say something the user should know."""
+        with CallersOwn():
+            self.observer.warn(text)
+
+    def epoch(self, epoch: int, loss: float) -> None:
+        """End an epoch of training."""
+        with CallersOwn():
+            self.observer.epoch(epoch, loss)
+
+    def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
+        """End one evaluation."""
+        with CallersOwn():
+            self.observer.trial(trial, best, done, total)
+
+    def progress(self, share: float, text: str) -> None:
+        """Take a step of a measurement."""
+        with CallersOwn():
+            self.observer.progress(share, text)
+
+
 class Phases:
     """Announces phases to an observer, logs them, and keeps their wall time: ``seconds`` by phase name."""
 
@@ -39,7 +72,8 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str, text: str) -> Iterator[None]:
-        """Time one phase."""
+        """Time one phase; an interruption that was caught on its way breaks off here at the latest."""
+        check_interrupt()
         self.observer.phase(text)
         self._log({"phase": name, "state": "begun"})
         start = time.perf_counter()

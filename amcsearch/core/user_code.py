@@ -1,0 +1,190 @@
+"""The guard around code of the user: whatever it raises is one ``BadInputError`` that says whose it is and where.
+
+Factories, data sets, models and everything else that a configuration names is code that was not written here. It may
+raise what ends a process (SystemExit, KeyboardInterrupt) or a loop (StopIteration, GeneratorExit); none of these may
+pass for the end of a job.
+"""
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, NoReturn
+
+from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.core.interrupts import (
+    Interrupted,
+    check_interrupt,
+    interrupt_asked,
+    interruptible,
+    interrupts_are_watched,
+)
+
+__all__ = ["CallersOwn", "UserCode", "described", "guarded_job", "one_line", "place_in_user_code", "printable"]
+
+_LIBRARIES: Final = frozenset({"amcsearch", "torch", "torch_pruning", "numpy", "optuna", "onnx", "onnxruntime"})
+_PASSES: Final = "_amcsearch_passes"  # attribute of exceptions that no guard changes
+
+
+class UserCode:
+    """Context manager around calls of code of the user; ``what`` names it as the user knows it: ``data: train split``.
+
+    Anything raised inside, also what is no ``Exception``, becomes a ``BadInputError`` that names ``what``, the
+    exception's type and text, and the place in the user's files. ``BadInputError`` and ``InfeasibleBudgetError`` pass
+    as they are. An interruption passes, also one that the code has caught or renamed.
+
+    Raises:
+        BadInputError: the code raised something, which is its cause.
+        Interrupted: SIGINT or SIGTERM came.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            check_interrupt()
+        elif not _is_no_fault(error):
+            raise BadInputError(f"{self._what} raised {described(error)}") from error
+
+
+@contextmanager
+def guarded_job(*signals: int) -> Iterator[None]:
+    """Run a whole job: these signals interrupt it, and only its own end may pass for its end.
+
+    What code of the user raises outside every narrower ``UserCode`` is named as the user's by its place alone; a fault
+    without a place in the user's files is ours and passes as it is. ``os._exit``, which would end the process with the
+    exit code of a success, raises SystemExit instead.
+
+    Raises:
+        BadInputError: code of the user raised something, which is its cause.
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    with interruptible(*signals), _exits_refused():
+        try:
+            yield
+        except BaseException as error:
+            if _is_no_fault(error):
+                raise
+            if isinstance(error, Exception) and not place_in_user_code(error):
+                raise
+            raise BadInputError(f"your code raised {described(error)}") from error
+
+
+class CallersOwn:
+    """Context manager around an observer that the caller of the Python API handed over.
+
+    What it raises is for the caller to catch and passes every guard as it is.
+    """
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            vars(error)[_PASSES] = True
+
+
+def _is_no_fault(error: BaseException) -> bool:
+    """Whether an exception passes as it is.
+
+    Raises:
+        Interrupted: a signal came, and this is what other code made of it.
+    """
+    if isinstance(error, Interrupted) or _PASSES in vars(error):
+        return True
+    if interrupt_asked():
+        raise Interrupted("while a job ran") from error
+    if isinstance(error, KeyboardInterrupt):
+        return not interrupts_are_watched()  # then nobody can say whether it is a real one
+    return isinstance(error, BadInputError | InfeasibleBudgetError)
+
+
+@contextmanager
+def _exits_refused() -> Iterator[None]:
+    """Make ``os._exit`` raise in this process; a child that was forked from it ends by it as ever."""
+    real, owner = os._exit, os.getpid()
+
+    def refused(status: int) -> NoReturn:
+        if os.getpid() != owner:
+            real(status)
+        raise SystemExit(f"os._exit({status!r})")
+
+    os._exit = refused
+    try:
+        yield
+    finally:
+        os._exit = real
+
+
+def described(error: BaseException) -> str:
+    """Type and text of an exception, and the place in files of the user that it came from, on one line."""
+    place = place_in_user_code(error)
+    return one_line(error) + (f" ({place})" if place else "")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Type and text of an exception on one line of at most ``limit`` characters."""
+    try:
+        said = str(error)
+    except BaseException:  # this is code of the user, too
+        check_interrupt()
+        said = "its text cannot be made"
+    text = printable(" ".join(f"{type(error).__name__}: {said}".split())).rstrip(": ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return text with control characters, also those of terminals, and lone surrogates written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def place_in_user_code(error: BaseException) -> str:
+    """Return ``file.py:12, in forward``: the innermost place in the user's files that an exception came through.
+
+    Where there is none, one in an installed library that is neither torch nor ours; else nothing.
+    """
+    fallback = ""
+    for link in _chain(error):
+        frames = [frame for frame in map(_located, traceback.walk_tb(link.__traceback__)) if frame is not None]
+        users = [place for place, is_installed in frames if not is_installed]
+        if users:
+            return users[-1]
+        fallback = fallback or next((place for place, _ in reversed(frames)), "")
+    return fallback
+
+
+def _located(step: tuple[FrameType, int]) -> tuple[str, bool] | None:
+    """Place of a frame, and whether it is of an installed library; None for ours, torch's and Python's own."""
+    frame, line = step
+    file, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__", ""))
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    if module.partition(".")[0] in _LIBRARIES or file.startswith(("<frozen", "<string>")):
+        return None
+    if not is_installed and any(file.startswith(folder + os.sep) for folder in _standard_library()):
+        return None
+    return printable(f"{file}:{line}, in {frame.f_code.co_name}"), is_installed
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and its causes, the first cause last."""
+    link: BaseException | None = error
+    passed: set[int] = set()
+    while link is not None and id(link) not in passed:
+        yield link
+        passed.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+@cache
+def _standard_library() -> tuple[str, ...]:
+    return tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})

@@ -1,0 +1,168 @@
+"""Whatever code of the user raises is one error with its place; a signal is never taken for one."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from amcsearch.core import (
+    BadInputError,
+    InfeasibleBudgetError,
+    Interrupted,
+    UserCode,
+    check_interrupt,
+    guarded_job,
+    printable,
+)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Odd(BaseException):
+    """Neither an Exception nor one of Python's."""
+
+
+class SpeechlessError(ValueError):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def endless() -> None:
+    endless()
+
+
+def ending(error: BaseException) -> Callable[[], None]:
+    def raises() -> None:
+        raise error
+
+    return raises
+
+
+FAULTS = {
+    "ValueError: bad weights": ending(ValueError("bad\n  weights")),
+    "SystemExit: 0": ending(SystemExit(0)),
+    "SystemExit": ending(SystemExit()),
+    "GeneratorExit": ending(GeneratorExit()),
+    "StopIteration": ending(StopIteration()),
+    "MemoryError": ending(MemoryError()),
+    "Odd: x": ending(Odd("x")),
+    "RecursionError": endless,
+    "SpeechlessError: its text cannot be made": ending(SpeechlessError()),
+    r"ValueError: \x1b[31mred\x1b[0m \x07": ending(ValueError("\x1b[31mred\x1b[0m\n\x07")),
+}
+
+
+@pytest.mark.parametrize("said", FAULTS)
+@pytest.mark.parametrize("guard", [lambda: UserCode("model.factory"), lambda: guarded_job(*SIGNALS)])
+def test_whatever_is_raised_is_one_line_with_its_place(guard: Callable[[], UserCode], said: str) -> None:
+    with pytest.raises(BadInputError) as caught, guard():
+        FAULTS[said]()
+    line = str(caught.value)
+    assert f"raised {said}" in line
+    assert f"{__file__}:" in line
+    assert line.isprintable()
+    assert caught.value.__cause__ is not None
+
+
+def test_the_place_is_searched_in_causes_where_the_exception_itself_has_none() -> None:
+    def items() -> Iterator[int]:
+        yield int(next(iter(())))
+
+    with pytest.raises(BadInputError, match=r"generator raised StopIteration \(.*test_user_code\.py:\d+, in items\)"):
+        guarded_job(*SIGNALS)(list)(items())
+
+
+def test_errors_that_name_their_cure_pass() -> None:
+    for error in (BadInputError("use 3"), InfeasibleBudgetError("at least 4")):
+        for guard in (UserCode("x"), guarded_job(*SIGNALS)):
+            with pytest.raises(type(error)) as caught, guard:
+                raise error
+            assert caught.value is error
+
+
+def test_a_fault_of_ours_passes_a_job_as_it_is() -> None:
+    with pytest.raises(AttributeError):
+        guarded_job(*SIGNALS)(printable)(None)  # type: ignore[arg-type]
+
+
+def test_a_raised_keyboard_interrupt_is_a_fault_where_signals_are_watched() -> None:
+    with pytest.raises(BadInputError, match="KeyboardInterrupt"), guarded_job(*SIGNALS):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), UserCode("x"):  # nobody would know a signal here
+        raise KeyboardInterrupt
+
+
+def test_leaving_the_process_is_a_fault_and_works_again_afterwards() -> None:
+    real = os._exit
+    with pytest.raises(BadInputError, match=r"os\._exit\(0\)"), guarded_job(*SIGNALS):
+        os._exit(0)
+    assert os._exit is real
+
+
+MADE_OF_A_SIGNAL = (
+    RuntimeError("operator"),
+    OSError(28, "disk full"),
+    ImportError("multiarray"),
+    BadInputError("x"),
+    None,
+)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("made_of_it", MADE_OF_A_SIGNAL)
+def test_a_signal_is_never_renamed_or_dropped(number: signal.Signals, made_of_it: Exception | None) -> None:
+    def job() -> None:
+        with UserCode("x"):
+            try:
+                os.kill(os.getpid(), number)
+            except KeyboardInterrupt:
+                if made_of_it is not None:
+                    raise made_of_it from None
+        raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted):
+        guarded_job(*SIGNALS)(job)()
+
+
+def test_a_signal_where_exceptions_are_only_printed_comes_again() -> None:
+    class Deaf:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def job() -> None:
+        Deaf()
+        threading.Event().wait(60)
+
+    with pytest.raises(Interrupted):
+        guarded_job(*SIGNALS)(job)()
+
+
+def test_a_job_begins_without_the_signal_of_the_one_before_and_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(Interrupted), guarded_job(*SIGNALS):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with guarded_job(*SIGNALS):
+        check_interrupt()
+        with pytest.raises(BadInputError, match="KeyboardInterrupt"), guarded_job(signal.SIGINT):
+            raise KeyboardInterrupt
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_job_in_a_thread_leaves_handlers_alone() -> None:
+    met: list[str] = []
+
+    def job() -> None:
+        try:
+            with guarded_job(*SIGNALS):
+                raise SystemExit(0)
+        except BadInputError as error:
+            met.append(str(error))
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
+    assert "SystemExit: 0" in met[0]
