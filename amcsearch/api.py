@@ -22,6 +22,8 @@ from amcsearch.jobs import (
     Sensitivity,
     Settings,
     SparsifyResult,
+    given_path,
+    given_policy,
     in_folder,
     load_run,
     make_request,
@@ -293,11 +295,11 @@ def energy(
     request, given = make_request(config, settings, named, model, example=example)
     return jobs.energy_report(
         request,
-        _expanded(folder),
+        given_path(folder),
         _watcher(observer),
         given,
-        policy=_policy(policy),
-        densities=_expanded(densities),
+        policy=given_policy(policy),
+        densities=given_path(densities),
         storage=storage,
         measure=measure,
     )
@@ -339,7 +341,7 @@ def sensitivity(
     named = {"selection.criterion": criterion, "selection.selector": selector, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
     watcher = _watcher(observer)
-    return jobs.sensitivity(request, _expanded(folder), watcher, given, points=points, joint=joint)
+    return jobs.sensitivity(request, given_path(folder), watcher, given, points=points, joint=joint)
 
 
 @guarded_job(signal.SIGINT)
@@ -394,17 +396,5 @@ def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Sourc
     return load_run(folder, model, source=source)
 
 
-def _policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:
-    """Return a policy that is handed over, or read from a file."""
-    if isinstance(policy, Path | str):
-        return PruningPolicy.read(Path(policy).expanduser())
-    return None if policy is None else PruningPolicy(policy)
-
-
 def _watcher(observer: Observer | None) -> Observer:
     return ProgressBar() if observer is None else CallersObserver(observer)
-
-
-def _expanded(path: Path | str | None) -> Path | None:
-    """Return a path with ``~`` replaced, if there is one."""
-    return None if path is None else Path(path).expanduser()

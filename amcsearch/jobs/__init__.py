@@ -4,7 +4,7 @@ from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import CallersObserver, Observer
 from amcsearch.jobs.prune.prune import prune
-from amcsearch.jobs.request import Settings, in_folder, make_request
+from amcsearch.jobs.request import Settings, given_path, given_policy, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
 from amcsearch.jobs.search import SearchPlan, make_env, plan, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
@@ -29,6 +29,8 @@ __all__ = [
     "build_table",
     "check_table",
     "energy_report",
+    "given_path",
+    "given_policy",
     "identity",
     "in_folder",
     "load_run",

@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 from torch import Tensor, nn
 
 from amcsearch.config import Config, dump, from_mapping, load
-from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.core import BadInputError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory, identity
 from amcsearch.runs import RunFolder
 
-__all__ = ["Settings", "in_folder", "make_request"]
+__all__ = ["Settings", "given_path", "given_policy", "in_folder", "make_request"]
 
 Settings = Mapping[str, object]
 """Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
@@ -130,3 +130,15 @@ def in_folder(
     if folder is None:
         weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
     return result
+
+
+def given_policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:
+    """Return a policy that is handed over, or read from a file."""
+    if isinstance(policy, Path | str):
+        return PruningPolicy.read(Path(policy).expanduser())
+    return None if policy is None else PruningPolicy(policy)
+
+
+def given_path(path: Path | str | None) -> Path | None:
+    """Return a path with ``~`` replaced, if there is one."""
+    return None if path is None else Path(path).expanduser()
