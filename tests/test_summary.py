@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
+from amcsearch.costs import Accuracy
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.goals import (
     FailedRung,
@@ -323,6 +324,11 @@ def test_a_table_states_what_it_does_not_know() -> None:
     few = {"mape": 0.02, "noise_mape": None}
     assert TableErrors.from_json(few, "table").to_json() == few
     assert TableErrors.from_json({}, "table") == TableErrors()
+
+
+def test_a_summary_keeps_every_error_that_a_table_states() -> None:
+    stated = {item.name for item in fields(Accuracy)} - {"extra", "keys"}
+    assert {item.name for item in fields(TableErrors)} - {"unknown"} == stated
 
 
 @pytest.mark.parametrize(

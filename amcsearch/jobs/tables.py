@@ -8,8 +8,9 @@ from the runtime's optimised graphs of more variants, which takes no run.
 
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 VARIANTS: Final = 72
+Bind = Callable[[NetworkSpec], LatencyModel]
 STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then where the table is least sure
 
 
@@ -65,9 +67,8 @@ def subject_of(config: Config, given: InMemory = CONFIGURED) -> MeasuredSubject:
     return MeasuredSubject(config.name, network.model, network.trace, network.example[:1], high)
 
 
-def known_share(table: LatencyTable, network: NetworkSpec) -> float:
-    """Share of a dense network's predicted time in layers whose like the table holds; 0 where it cannot tell."""
-    model = table.bind(network)
+def known_share(model: LatencyModel, network: NetworkSpec) -> float:
+    """Share of a dense network's predicted time in layers whose like the table holds; 0 where it cannot predict."""
     try:
         cost = {layer.name: model.layer_cost(layer) for layer in network.layers}
     except BadInputError:
@@ -129,7 +130,7 @@ def make_kit(
         batch=first.device.batch,
         dtype=first.device.dtype,
         seed=first.seed,
-        table=table,
+        bind=None if table is None else table.bind,
         progress=observer.progress,
     )
     write_kit(plan, out)
@@ -210,15 +211,10 @@ def measure_table(
     subject = subject_of(config, given)
     if known is not None:
         check_setting(known, config)
-    share_known = 0.0 if known is None else known_share(known, subject.trace.network)
-    wanted = needed_variants(share_known) if variants is None else variants
-    if known is not None:
-        observer.phase(
-            f"{wanted} variants instead of {VARIANTS}: {share_known:.0%} of the network's time is in "
-            f"layers that the table knows"
-        )
+    bind = None if known is None else cache(known.bind)  # asked here and by the first plan
+    wanted = _wanted(variants, bind, subject.trace.network, observer)
     counts = [round(share * wanted) for share in STAGES]
-    table, results = known, []
+    table, results = None, []
     for stage, count in enumerate(counts if min(counts) >= LEAST_VARIANTS else [wanted]):
         observer.phase("Preparing pruned variants")
         plan = measurement_plan(
@@ -227,7 +223,7 @@ def measure_table(
             batch=config.device.batch,
             dtype=config.device.dtype,
             seed=config.seed + 1000 * stage,
-            table=table,
+            bind=bind if table is None else table.bind,
             progress=observer.progress,
         )
         results.append(measured_here(plan, config, observer, minutes and minutes * count / wanted))
@@ -235,6 +231,18 @@ def measure_table(
         table = table_from_results(results, [known] if known is not None else [])
     assert table is not None
     return table
+
+
+def _wanted(variants: int | None, bind: Bind | None, network: NetworkSpec, observer: Observer) -> int:
+    """Return how many variants to measure, and say so where a table knows some of the network's layers."""
+    share_known = 0.0 if bind is None else known_share(bind(network), network)
+    wanted = needed_variants(share_known) if variants is None else variants
+    if bind is not None:
+        observer.phase(
+            f"{wanted} variants instead of {VARIANTS}: {share_known:.0%} of the network's time is in "
+            f"layers that the table knows"
+        )
+    return wanted
 
 
 def check_setting(table: LatencyTable, config: Config) -> None:

@@ -131,6 +131,7 @@ class BudgetEntry(StoredDocument):
 class TableErrors(StoredDocument):
     """Errors of a latency table on variants of the network that it had not seen, as shares; None is not known.
 
+    A run folder keeps them as they were when the run was made: the fields are those of ``costs.Accuracy``.
     ``mape`` is the mean and ``median`` the median absolute relative error; ``within_5`` and ``within_10`` are the
     shares of variants within 5 and 10 %; ``noise_mape`` is what measuring twice differs by. ``unknown`` names those
     that the table states to be unknown.

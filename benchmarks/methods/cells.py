@@ -23,7 +23,7 @@ from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finetuning import fine_tune, recalibrate
 from amcsearch.jobs.setup import make_evaluator
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
-from amcsearch.jobs.sparsify.sparse_training import fixed, sparse_training
+from amcsearch.jobs.sparsify.sparse_training import fixed, make_method, sparse_training
 from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.criterion import Criterion
@@ -161,7 +161,7 @@ def _trained_sparse(
     else:
         shapes = {name: tuple(w.shape) for name, w in sparse_weights(workload.model, workload.trace).items()}
         target = WeightTarget(workload.trace, device.space, shapes, None, 1.0 - sparsity)
-    sparse = sparse_training(config, workload, target, _Nowhere(), lambda _epoch, _loss: None)
+    sparse = sparse_training(config, workload, make_method(config), target, _Nowhere(), lambda _epoch, _loss: None)
     recalibrate(config, workload, sparse.model)
     return sparse.model, fixed(sparse.model, sparse.masks) if sparse.granularity == "weights" else None
 

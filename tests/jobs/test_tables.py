@@ -49,23 +49,24 @@ def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> Latency
 def test_a_network_the_table_knows_needs_a_third_of_the_variants(subject: MeasuredSubject) -> None:
     network = subject.trace.network
     table = table_of_another_device(network)
-    assert known_share(table, network) == pytest.approx(1.0)
+    assert known_share(table.bind(network), network) == pytest.approx(1.0)
     assert needed_variants(0.0) == VARIANTS
-    assert needed_variants(known_share(table, network)) == VARIANTS / 3
+    assert needed_variants(known_share(table.bind(network), network)) == VARIANTS / 3
     assert needed_variants(1.0, variants=15) == 12  # a table is not built of fewer
 
 
 def test_layers_of_which_nothing_is_known_need_all(subject: MeasuredSubject) -> None:
     network = subject.trace.network
     linear = NetworkSpec(tuple(x for x in network.layers if x.kind is LayerKind.LINEAR), ())
-    assert known_share(table_of_another_device(linear), network) == 0.0
-    assert needed_variants(known_share(table_of_another_device(linear), network)) == VARIANTS
+    assert known_share(table_of_another_device(linear).bind(network), network) == 0.0
+    assert needed_variants(known_share(table_of_another_device(linear).bind(network), network)) == VARIANTS
 
 
 def test_borrowed_layers_do_not_count_as_known(subject: MeasuredSubject) -> None:
     network = subject.trace.network
     larger = [replace(x, in_size=(16, 16), out_size=(16, 16)) if x.in_size == (8, 8) else x for x in network.layers]
-    share = known_share(table_of_another_device(network), NetworkSpec(tuple(larger), ()))
+    spec = NetworkSpec(tuple(larger), ())
+    share = known_share(table_of_another_device(network).bind(spec), spec)
     assert 0.0 < share < 0.1  # the head alone
 
 

@@ -85,14 +85,18 @@ def _criterion(config: Config) -> Criterion:
 
 
 def sparse_training(
-    config: Config, workload: Workload, target: UnitTarget | WeightTarget, store: StateStore, progress: Progress
+    config: Config,
+    workload: Workload,
+    method: GateMethod | MaskSchedule,
+    target: UnitTarget | WeightTarget,
+    store: StateStore,
+    progress: Progress,
 ) -> Sparse:
-    """Train a copy of the network by the configured method and meet the target.
+    """Train a copy of the network by ``make_method(config)`` and meet the target.
 
     Raises:
-        BadInputError: as ``make_method``, a diverging training, or a target out of reach.
+        BadInputError: a diverging training, or a target out of reach.
     """
-    method = make_method(config)
     model = copy.deepcopy(workload.model).to(config.evaluation.torch_device)
     recipe = training_recipe(config.sparsify.training)
     samples = length(workload.splits.train, "train")

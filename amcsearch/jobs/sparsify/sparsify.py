@@ -40,7 +40,8 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     with phases("target", "Pricing the target"):
         workload = make_workload(config, given)
         device = load_device(config, workload, _limits(config, method), given)
-        target = _target(config, workload, device, method)
+        limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
+        target = _target(config, workload, device, method, limit)
     with phases("network", "Loading or training the network"):
         workload = trained(config, workload, observer.epoch)
     with phases("sparsify", f"Training with {label(section.method)}"):
@@ -49,14 +50,15 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         def progress(epoch: int, loss: float) -> None:
             observer.progress(epoch / epochs, f"of {label(section.method)}, epoch {epoch}: loss {loss:.4f}")
 
-        sparse = sparse_training(config, workload, target, StateFile(run.training_state), progress)
+        sparse = sparse_training(config, workload, method, target, StateFile(run.training_state), progress)
         recalibrate(config, workload, sparse.model)
     with phases("finetune", "Fine-tuning what is left"):
         tuned = copy.deepcopy(sparse.model)
         hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
         fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
     with phases("verify", "Reading the test split"):
-        summary = _summary(config, workload, device, target, sparse, tuned, phases.seconds)
+        reached = _reached(config, limit, target, sparse)
+        summary = _summary(config, workload, device, reached, sparse, tuned, phases.seconds)
     save_network(tuned, workload.example, run, observer.warn)
     save_tensors(sparse.masks, run.masks_safetensors)
     run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -71,21 +73,19 @@ def _limits(config: Config, method: GateMethod | MaskSchedule) -> tuple[Limit, .
     return () if limit is None or not _closes_channels(config, method) else (limit,)
 
 
-def _asked(config: Config, device: Device) -> PricedLimit | None:
-    """Return the cost that is to be met, by channels or by single weights; None where the target is a sparsity."""
-    limit = config.sparsify.limit
-    return None if limit is None else priced(limit, device.dense, device.weight_bits)
-
-
 def _target(
-    config: Config, workload: Workload, device: Device, method: GateMethod | MaskSchedule
+    config: Config,
+    workload: Workload,
+    device: Device,
+    method: GateMethod | MaskSchedule,
+    limit: PricedLimit | None,
 ) -> UnitTarget | WeightTarget:
-    """Return what the training has to reach.
+    """Return what the training has to reach; ``limit`` is None where the target is a sparsity.
 
     Raises:
         BadInputError: as the targets, or a cost of single weights that a schedule is to meet.
     """
-    section, limit = config.sparsify, _asked(config, device)
+    section = config.sparsify
     goal = 1.0 - float(section.target["sparsity"]) if limit is None else limit.value / limit.dense
     if _closes_channels(config, method):
         return UnitTarget(workload.trace, device, None if limit is None else limit.cost, goal)
@@ -129,9 +129,10 @@ def _csv(rows: Sequence[Density]) -> str:
     return text.getvalue()
 
 
-def _reached(config: Config, device: Device, target: UnitTarget | WeightTarget, sparse: Sparse) -> SparsityTarget:
+def _reached(
+    config: Config, limit: PricedLimit | None, target: UnitTarget | WeightTarget, sparse: Sparse
+) -> SparsityTarget:
     """What was asked for and achieved: as shares of dense, and of a cost also in its own unit."""
-    limit = _asked(config, device)
     if limit is None:
         return SparsityTarget("sparsity", config.sparsify.target["sparsity"], target.goal, sparse.kept)
     name, dense = limit.asked.cost, limit.dense * limit.unit
@@ -151,7 +152,7 @@ def _summary(
     config: Config,
     workload: Workload,
     device: Device,
-    target: UnitTarget | WeightTarget,
+    reached: SparsityTarget,
     sparse: Sparse,
     tuned: nn.Module,
     seconds: Mapping[str, float],
@@ -165,7 +166,7 @@ def _summary(
         finetuned=_block(workload, tuned, cost),
         method=label(config.sparsify.method),
         granularity=sparse.granularity,
-        target=_reached(config, device, target, sparse),
+        target=reached,
         sparsity=1.0 - kept / total,
         kept=kept,
         total=total,

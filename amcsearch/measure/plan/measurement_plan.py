@@ -12,7 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
-from amcsearch.costs import LatencyModel, LatencyTable
+from amcsearch.costs import LatencyModel
 from amcsearch.graph import Trace, remove
 from amcsearch.measure.build.attribution import original_owners
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
@@ -27,6 +27,7 @@ LEAST_VARIANTS: Final = 12
 HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
 
 Progress = Callable[[float, str], None]
+Bind = Callable[[NetworkSpec], LatencyModel]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class MeasuredSubject:
     high: int | None = None  # of integer inputs: drawn from [0, high)
 
 
-def _predicting(table: LatencyTable | None, network: NetworkSpec) -> LatencyModel | None:
-    """The table's model of the network, None where it cannot predict it."""
-    if table is None:
+def _predicting(bind: Bind | None, network: NetworkSpec) -> LatencyModel | None:
+    """The model of the network, None where it cannot predict it."""
+    if bind is None:
         return None
-    model = table.bind(network)
+    model = bind(network)
     try:
         model.predict(network.layers)
     except BadInputError:
@@ -95,7 +96,7 @@ def measurement_plan(
     dtype: str = "float32",
     passes: int = 3,
     seed: int = 0,
-    table: LatencyTable | None = None,
+    bind: Bind | None = None,
     progress: Progress | None = None,
 ) -> KitPlan:
     """Choose variants of networks, prune and export them.
@@ -110,7 +111,7 @@ def measurement_plan(
         dtype: that the models compute in, float32 or int8; their inputs stay what they are.
         passes: independent measurements of each model, spread over the run.
         seed: of all choices.
-        table: of this device: variants are then chosen where it is least sure.
+        bind: ``bind`` of a table of this device: variants are then chosen where its model is least sure.
         progress: called with the share done and what is being done.
 
     Raises:
@@ -134,7 +135,7 @@ def measurement_plan(
         reference, info[subject.name] = _reference(subject, x, dtype)
         kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
         wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
-        chosen = cast(network, wanted, rng, _predicting(table, network))
+        chosen = cast(network, wanted, rng, _predicting(bind, network))
         models.append((-1.0, reference))
         for i, model in enumerate(_models(subject, chosen, x, dtype, rng)):
             models.append((i / len(chosen), model))
