@@ -1,4 +1,4 @@
-"""Compare units of different groups: scores made comparable, then exactly so many channels chosen over all groups.
+"""Scores of different groups on one scale, and the steps that remove units over all groups, lowest score first.
 
 Normalisers of one layer's scores s, by name:
 
@@ -6,9 +6,8 @@ Normalisers of one layer's scores s, by name:
     sum (s / sum|s|), standardise ((s - mean) / deviation; FLAP, arXiv 2312.11983),
     lamp (s_u / sum of all s_v >= s_u; Lee et al. 2021, arXiv 2010.07611, with s = w^2)
 
-A gate shared by several readers (a residual stream) gathers the gradient of each: ``group_mean`` divides by their
-number, as Molchanov et al. 2019 (arXiv 1906.10771) do by the blocks of a stage. ``savings`` divides by what a unit's
-removal saves, as Fisher pruning does with FLOPs (Liu et al. 2021, arXiv 2108.00708).
+A gate shared by several readers (a residual stream) gathers the gradient of each: ``comparable`` divides by their
+number, as Molchanov et al. 2019 (arXiv 1906.10771) do by the blocks of a stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PolicySpace, PruningPolicy, Side
+from amcsearch.core import BadInputError, PolicySpace, Side
 from amcsearch.graph import Trace
 from amcsearch.methods.first_order import readers
 from amcsearch.methods.ranking import UnitScores
 
-__all__ = ["NORMALISERS", "comparable", "global_policy", "normalised", "removal_steps", "unit_savings"]
+__all__ = ["NORMALISERS", "comparable", "normalised", "removal_steps"]
 
 
 def _lamp(scores: Tensor) -> Tensor:
@@ -62,67 +61,19 @@ def normalised(scores: Tensor, name: str) -> Tensor:
     return NORMALISERS[name](scores.double())
 
 
-def comparable(
-    scores: UnitScores,
-    trace: Trace,
-    normaliser: str = "mean",
-    *,
-    group_mean: bool = True,
-    savings: Mapping[str, float] | None = None,
-) -> UnitScores:
-    """Return the scores of all groups on one scale: per reader, normalised, per cost saved.
+def comparable(scores: UnitScores, trace: Trace, normaliser: str = "mean") -> UnitScores:
+    """Return the scores of all groups, (n_units,) each, on one scale: divided by the number of readers, normalised.
 
     Raises:
-        BadInputError: as ``normalised``, or a saving that is not above 0.
+        BadInputError: as ``normalised``.
     """
     reading = readers(trace)
     by_group: dict[str, NDArray[np.float64]] = {}
     for group, values in scores.items():
         tensors = {part.tensor for part in trace.slices[group] if part.side is Side.IN} & reading
-        shared = values / max(len(tensors), 1) if group_mean else values
-        saved = 1.0 if savings is None else savings[group]
-        if not saved > 0.0:
-            raise BadInputError(f"removing a unit of group {group!r} saves {saved}, must be above 0 to be divided by")
-        by_group[group] = normalised(torch.from_numpy(np.asarray(shared)), normaliser).numpy() / saved
+        per_reader = np.asarray(values / max(len(tensors), 1))
+        by_group[group] = normalised(torch.from_numpy(per_reader), normaliser).numpy()
     return by_group
-
-
-def unit_savings(network: NetworkSpec, layer_cost: Callable[[LayerSpec], float]) -> dict[str, float]:
-    """What removing one unit of each group from the dense network saves, in the unit of ``layer_cost``."""
-
-    def total(spec: NetworkSpec) -> float:
-        return sum(layer_cost(layer) for layer in spec.layers)
-
-    dense = total(network)
-    return {
-        group.name: dense
-        - total(network.with_channels(PruningPolicy({**network.dense, group.name: group.channels - group.unit})))
-        for group in network.groups
-        if group.channels > group.unit
-    }
-
-
-def global_policy(scores: UnitScores, space: PolicySpace, n_remove: int) -> PruningPolicy:
-    """Remove ``n_remove`` channels, those of the lowest scores over all groups, on the space's grid.
-
-    A group loses steps of its grid, in the order of ``removal_steps``. Exact where every step is one channel, else the
-    most that fits without removing more. What the space's floors keep is never removed.
-
-    Raises:
-        BadInputError: more channels than the floors leave to remove.
-    """
-    free = int((space.dense - space.floor).sum())
-    if not 0 <= n_remove <= free:
-        raise BadInputError(f"n_remove = {n_remove} channels, must be from 0 to {free}: what the floors leave")
-    kept = {g: group.channels for g, group in enumerate(space.groups)}
-    left, closed = n_remove, set[int]()
-    for _, g, low in removal_steps(scores, space):
-        if g in closed or kept[g] - low > left:
-            closed.add(g)
-            continue
-        left -= kept[g] - low
-        kept[g] = low
-    return PruningPolicy({group.name: kept[g] for g, group in enumerate(space.groups)})
 
 
 def removal_steps(scores: UnitScores, space: PolicySpace) -> list[tuple[float, int, int]]:

@@ -100,11 +100,6 @@ class PairedLatency:
     rounds: int
     disturbed: int = 0
 
-    @property
-    def speedup(self) -> float:
-        """How many times faster the pruned model is: 1 / ratio."""
-        return 1.0 / self.ratio
-
 
 def median_interval(
     samples: NDArray[np.float64], rng: np.random.Generator, resamples: int = RESAMPLES

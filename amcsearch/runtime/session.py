@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
@@ -39,7 +38,6 @@ __all__ = [
     "detect_nchwc_block",
     "differences",
     "make_session",
-    "optimised_graph",
     "outputs_of_calls",
     "provenance",
     "simplified_model",
@@ -89,18 +87,6 @@ def simplified_model(model: bytes) -> bytes:
             return path.read_bytes()
         except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
             raise BadInputError(f"ONNX Runtime cannot simplify the model: {str(error).splitlines()[0]}") from error
-
-
-def optimised_graph(model: Path | str | bytes, threads: int = 1) -> onnx.GraphProto:
-    """The graph ONNX Runtime really executes on this machine: fused, folded and in its own layout.
-
-    Raises:
-        BadInputError: as ``make_session``.
-    """
-    try:
-        return onnx.load_from_string(optimised_model(model, threads)).graph
-    except DeviceError as error:
-        raise BadInputError(str(error)) from error
 
 
 def _one_conv(c_in: int, c_out: int) -> bytes:

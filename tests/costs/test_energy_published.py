@@ -9,10 +9,10 @@ import pytest
 from amcsearch.config.devices import read_device
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.device import DeviceProfile, MemoryLevel
-from amcsearch.costs.energy.model import EnergyModel, communication_bytes, output_stationary_bytes
+from amcsearch.costs.energy.model import EnergyModel, communication_bytes
 from amcsearch.costs.energy.nest import LoopNest
 from amcsearch.costs.energy.storage import StorageFormat, stored_bits
-from amcsearch.costs.energy.traffic import Edge, output_stationary
+from amcsearch.costs.energy.traffic import OUTPUTS, Edge, output_stationary
 from amcsearch.costs.energy.work import Widths, least_words
 
 DEVICES = Path(__file__).parents[2] / "configs" / "devices"
@@ -95,8 +95,9 @@ def test_published_dram_lies_above_the_bounds_and_above_our_best_order(layer: La
     words = np.full((3, 1), float(WORD_BYTES))
     total = np.array([131072.0 * WORD_BYTES])
     edge = Edge(total, words, words)
-    stationary = output_stationary_bytes(widths, edge, total)[0]
-    assert communication_bytes(widths, edge, total)[0] < stationary < published_bytes
+    forced = communication_bytes(widths, edge, total)[0]  # all words are equal: no tensor is better kept inside
+    stationary = forced + least_words(widths)[OUTPUTS][0] * WORD_BYTES  # partial sums stay inside, outputs leave once
+    assert forced < stationary < published_bytes
     # LATENCY_ENERGY's ratios, with 3 % for the halo of the strided first layer
     ratio = {"conv1": 1.53, "conv2": 1.63, "conv3": 1.86, "conv4": 1.81, "conv5": 1.81}[layer.name]
     assert published_bytes / stationary == pytest.approx(ratio, rel=0.03)

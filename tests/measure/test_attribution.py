@@ -20,7 +20,8 @@ from amcsearch.measure.build.attribution import (
 from amcsearch.measure.plan.variants import random_kept
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.program import ExecutedNode
-from amcsearch.runtime.session import detect_nchwc_block, optimised_graph
+from amcsearch.runtime.on_device.session import optimised_model
+from amcsearch.runtime.session import detect_nchwc_block
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
 from amcsearch.training.models.transformer import vit
@@ -160,7 +161,7 @@ def runs_of(model, x, layers):
     """Kernels of the graph that the runtime makes of a module, each with its layer."""
     exported_model = exported(model, x)
     owners = original_owners(onnx.load_from_string(exported_model).graph, layers)
-    return kernel_runs(optimised_graph(exported_model), owners)
+    return kernel_runs(onnx.load_from_string(optimised_model(exported_model)).graph, owners)
 
 
 def pruned(make, n_keep):

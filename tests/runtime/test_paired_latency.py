@@ -17,7 +17,6 @@ def test_constant_samples_have_intervals_without_width():
     assert (result.dense_low, result.dense_ms, result.dense_high) == (4.0, 4.0, 4.0)
     assert (result.pruned_low, result.pruned_ms, result.pruned_high) == (2.0, 2.0, 2.0)
     assert (result.ratio_low, result.ratio, result.ratio_high) == (0.5, 0.5, 0.5)
-    assert result.speedup == 2.0
     assert result.rounds == 10
 
 

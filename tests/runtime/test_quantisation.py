@@ -21,10 +21,11 @@ from amcsearch.measure.kit.kit import KitModel, measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.export import exported
+from amcsearch.runtime.on_device.session import optimised_model
 from amcsearch.runtime.on_device.weights import weight_bytes
 from amcsearch.runtime.quantisation.quantisation import CONVERTERS, converted, quantised
 from amcsearch.runtime.quantisation.quantise_graph import Affine, weight_scales
-from amcsearch.runtime.session import OnnxModule, differences, optimised_graph
+from amcsearch.runtime.session import OnnxModule, differences
 from amcsearch.training.models.transformer import language_model, vit
 
 
@@ -200,7 +201,8 @@ def test_of_a_transformer_linear_layers_alone_compute_in_integers(make, x):
     kinds = {layer.name: layer.kind for layer in trace(model, x, verify=False).network.layers}
     content = exported(model, x)
     owners = original_owners(onnx.load_from_string(content).graph, kinds)
-    runs = kernel_runs(optimised_graph(quantised(content, x.numpy())), owners)
+    executed = onnx.load_from_string(optimised_model(quantised(content, x.numpy()))).graph
+    runs = kernel_runs(executed, owners)
     integer = [run.layer for run in runs if run.kernel in ("ms.QGemm", "ms.MatMulIntegerToFloat", "ms.QLinearConv")]
     assert sorted(integer) == sorted(n for n, kind in kinds.items() if kind in (LayerKind.LINEAR, LayerKind.CONV))
     assert any(run.kernel == "LayerNormalization" for run in runs)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from amcsearch.core.group import ChannelGroup
 from amcsearch.core.policy import PolicySpace
-from amcsearch.methods.global_ranking import global_policy
 from amcsearch.search.targets.ladder import LADDERS, global_ladder, per_cost_ladder, uniform_ladder
 
 
@@ -26,10 +25,24 @@ def test_the_global_ladder_takes_the_lowest_score_of_all_groups() -> None:
     assert rows.tolist() == [[3, 2], [3, 1], [2, 1], [1, 1]]
 
 
-def test_global_rungs_are_the_global_policies() -> None:
-    scores = scores_of([5.0, 1.0, 4.0, 2.0], [0.1, 3.0, 3.5])
-    for removed, row in enumerate(global_ladder(space(4, 3), scores)):
-        assert list(global_policy(scores, space(4, 3), removed).values()) == row.tolist()
+def test_the_lowest_of_all_groups_go_and_a_floor_stays() -> None:
+    rows = global_ladder(space(3, 2), scores_of([5.0, 1.0, 4.0], [0.1, 0.2])).tolist()
+    assert rows[2] == [2, 1]  # 0.2 is the last of g1: guarded
+    assert rows[3] == [1, 1]
+
+
+@given(st.data())
+def test_exactly_so_many_channels_go_also_with_ties(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    values = st.sampled_from([0.0, 0.1, 0.3, 1.0])
+    scores = [np.array(data.draw(st.lists(values, min_size=n, max_size=n))) for n in sizes]
+    free = sum(sizes) - len(sizes)
+    n_remove = data.draw(st.integers(0, free))
+    kept = global_ladder(space(*sizes), scores_of(*scores))[n_remove].tolist()
+    assert sum(sizes) - sum(kept) == n_remove
+    lost = [v for score, n in zip(scores, kept, strict=True) for v in np.sort(score)[: len(score) - n]]
+    could = [np.sort(score)[len(score) - n] for score, n in zip(scores, kept, strict=True) if n > 1]
+    assert not lost or not could or max(lost) <= min(could)
 
 
 def test_the_uniform_ladder_holds_every_ratio_and_no_other_policy() -> None:

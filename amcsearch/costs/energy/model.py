@@ -62,7 +62,6 @@ __all__ = [
     "compulsory_bytes",
     "edges_of",
     "least_bytes",
-    "output_stationary_bytes",
     "step_bytes",
 ]
 
@@ -177,14 +176,6 @@ def communication_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
     """Bytes forced by ``total`` bytes of memory inside the edge: (L,); 0 for layers that are no loop nest."""
     (held_w, held_i, held_o), (w, i, o) = edge.held, edge.moved
     return _forced(widths, np.minimum(np.minimum(w * i * held_o, i * o * held_w), w * o * held_i), total)
-
-
-def output_stationary_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
-    """Bytes forced while partial sums stay inside, the outputs included: (L,)."""
-    moved = edge.moved
-    forced = _forced(widths, moved[WEIGHTS] * moved[INPUTS] * edge.held[OUTPUTS], total)
-    total_bytes: Array = forced + least_words(widths)[OUTPUTS] * moved[OUTPUTS]
-    return total_bytes
 
 
 def least_bytes(widths: Widths, edge: Edge, total: Array) -> Array:
