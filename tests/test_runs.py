@@ -42,7 +42,7 @@ def trial(number=0, reward=-0.1):
 def test_a_new_run_holds_its_configuration(tmp_path):
     with create(tmp_path / "runs" / "one") as run:
         assert run.config_yaml.read_text() == "# configuration abc123\nname: x\nseed: 0\n"
-        assert run.storage_url == f"sqlite:///{tmp_path}/runs/one/study.db"
+        assert run.study_db == tmp_path / "runs" / "one" / "study.db"
         assert run.read_config() == ConfigFile("# configuration abc123\nname: x\nseed: 0\n", "abc123", "x")
         assert run.report_html == tmp_path / "runs" / "one" / "report.html"
     assert RunFolder.open(tmp_path / "runs" / "one").path == run.path

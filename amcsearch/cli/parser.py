@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from amcsearch import __version__
 from amcsearch.cli import table_verbs, verbs
+from amcsearch.core import BadInputError
+from amcsearch.runs import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["add_table_verbs", "make_parser"]
 
 
+def _path(text: str) -> Path:
+    """Read a path as a user typed it, ``~`` included."""
+    try:
+        return expanded(text)
+    except BadInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_table_verbs(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:
     """Add every verb of tables to ``parts``, by the helpers of the main parser."""
     _kit(parts, verb)
@@ -32,25 +42,25 @@ def add_table_verbs(parts: object, verb: "Verb", config: "Callable[[argparse.Arg
 def _kit(parts: object, verb: "Verb") -> None:
     example = "amcsearch table kit configs/searches/digits.yaml -o kit.pyz"
     command = verb(parts, "kit", table_verbs.table_kit, "write one file that measures on a device", example)
-    command.add_argument("configs", type=Path, nargs="+", metavar="config", help="configurations of the networks")
+    command.add_argument("configs", type=_path, nargs="+", metavar="config", help="configurations of the networks")
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key in all"
     )
-    command.add_argument("-o", "--out", type=Path, required=True, help="kit to write, such as kit.pyz")
+    command.add_argument("-o", "--out", type=_path, required=True, help="kit to write, such as kit.pyz")
     command.add_argument("--variants", type=int, help="pruned variants of each network that build the table (72)")
     command.add_argument(
         "--anchors", type=int, default=0, help="further variants of each that place a table which is there already (0)"
     )
-    command.add_argument("--table", type=Path, help="table of the device: measure where it is least sure")
+    command.add_argument("--table", type=_path, help="table of the device: measure where it is least sure")
 
 
 def _build(parts: object, verb: "Verb") -> None:
     example = "amcsearch table build result.jsonl -o latency_tables/my_device"
     command = verb(parts, "build", table_verbs.table_build, "make a table of what kits measured", example)
-    command.add_argument("results", type=Path, nargs="+", help="result files of one device")
-    command.add_argument("-o", "--out", type=Path, required=True, help="folder of the table; one that is there grows")
+    command.add_argument("results", type=_path, nargs="+", help="result files of one device")
+    command.add_argument("-o", "--out", type=_path, required=True, help="folder of the table; one that is there grows")
     command.add_argument(
-        "--from", dest="source", type=Path, help="table of another device, to be carried over by the results' anchors"
+        "--from", dest="source", type=_path, help="table of another device, to be carried over by the results' anchors"
     )
     command.add_argument("--force", action="store_true", help="replace a table that is there")
 
@@ -59,7 +69,7 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
     example = "amcsearch table measure configs/searches/digits.yaml -o latency_tables/my_machine"
     command = verb(parts, "measure", table_verbs.table_measure, "measure a table on this machine", example)
     config(command)
-    command.add_argument("-o", "--out", type=Path, required=True, help="folder of the table; one that is there grows")
+    command.add_argument("-o", "--out", type=_path, required=True, help="folder of the table; one that is there grows")
     command.add_argument("--variants", type=int, help="pruned variants to measure (72; fewer where layers are known)")
     command.add_argument("--minutes", type=float, help="bound of the measuring")
     command.add_argument("--force", action="store_true", help="replace a table that is there")
@@ -68,7 +78,7 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
 def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:
     example = "amcsearch table check latency_tables/my_machine configs/searches/digits.yaml --anchors 10 --write"
     command = verb(parts, "check", table_verbs.table_check, "hold a table to networks measured now", example)
-    command.add_argument("table", type=Path, help="folder of the table, or a name of `amcsearch list tables`")
+    command.add_argument("table", type=_path, help="folder of the table, or a name of `amcsearch list tables`")
     config(command)
     command.add_argument("--fresh", type=int, default=24, help="fresh variants to measure (24)")
     command.add_argument(
@@ -83,8 +93,8 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
 def _show(parts: object, verb: "Verb") -> None:
     example = "amcsearch table show latency_tables/x86_epyc_avx512 -o curves"
     command = verb(parts, "show", table_verbs.table_show, "print a table's provenance, accuracy and grid", example)
-    command.add_argument("table", type=Path, help="folder of the table, or a name of `amcsearch list tables`")
-    command.add_argument("-o", "--out", type=Path, help="folder for pictures of latency against width")
+    command.add_argument("table", type=_path, help="folder of the table, or a name of `amcsearch list tables`")
+    command.add_argument("-o", "--out", type=_path, help="folder for pictures of latency against width")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -115,14 +125,14 @@ def _verb(commands: "Commands", name: str, run: "Run", text: str, example: str) 
 
 
 def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, help="configuration file, or the name of a shipped one, such as digits")
+    command.add_argument("config", type=_path, help="configuration file, or the name of a shipped one, such as digits")
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key, repeatable"
     )
 
 
 def _run_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--out", type=Path, help="run folder (default: runs/<name>-<config hash>)")
+    command.add_argument("-o", "--out", type=_path, help="run folder (default: runs/<name>-<config hash>)")
     command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
 
 
@@ -149,7 +159,7 @@ def _sensitivity(commands: "Commands") -> None:
     text = "loss and accuracy when one group alone is pruned, and whether losses add up: CSVs and plots"
     command = _verb(commands, "sensitivity", verbs.sensitivity, text, example)
     _config(command)
-    command.add_argument("-o", "--out", type=Path, default=Path("sensitivity"), help="folder for CSVs and plots")
+    command.add_argument("-o", "--out", type=_path, default=Path("sensitivity"), help="folder for CSVs and plots")
     command.add_argument("--points", type=int, default=5, help="widths tried for each group")
     command.add_argument("--joint", type=int, default=50, help="random policies held against the sum of groups (50)")
 
@@ -159,14 +169,16 @@ def _energy(commands: "Commands") -> None:
     text = "where the energy goes, layer by layer: table, CSV and stacked bars, dense beside pruned"
     command = _verb(commands, "energy", verbs.energy, text, example)
     _config(command)
-    command.add_argument("--policy", type=Path, help="policy.json of a run, shown beside dense")
-    command.add_argument("--densities", type=Path, help="densities.csv of a sparsify run, shown beside dense as sparse")
+    command.add_argument("--policy", type=_path, help="policy.json of a run, shown beside dense")
+    command.add_argument(
+        "--densities", type=_path, help="densities.csv of a sparsify run, shown beside dense as sparse"
+    )
     command.add_argument("--storage", default="bitmap", help="how sparse weights lie in DRAM, such as csr (bitmap)")
     command.add_argument(
         "--device", help="profile: a YAML file, or a name of `amcsearch list devices` (default: device.profile)"
     )
     command.add_argument("--measure", action="store_true", help="also measure on this machine, if it has a counter")
-    command.add_argument("-o", "--out", type=Path, default=Path("energy"), help="folder for the CSV and the picture")
+    command.add_argument("-o", "--out", type=_path, default=Path("energy"), help="folder for the CSV and the picture")
 
 
 def _prune(commands: "Commands") -> None:
@@ -175,7 +187,7 @@ def _prune(commands: "Commands") -> None:
     command = _verb(commands, "prune", verbs.prune, text, example)
     _config(command)
     goal = command.add_mutually_exclusive_group()
-    goal.add_argument("--policy", type=Path, help="policy.json of a run")
+    goal.add_argument("--policy", type=_path, help="policy.json of a run")
     goal.add_argument(
         "--target",
         metavar="COST=LIMIT",
@@ -204,7 +216,7 @@ def _report(commands: "Commands") -> None:
     command = _verb(
         commands, "report", verbs.report, "write a run's report.html again", "amcsearch report runs/digits-resnet20-…"
     )
-    command.add_argument("run_folder", type=Path, metavar="run", help="run folder")
+    command.add_argument("run_folder", type=_path, metavar="run", help="run folder")
 
 
 def _list(commands: "Commands") -> None:

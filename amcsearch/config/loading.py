@@ -19,6 +19,7 @@ from amcsearch.config.schema import Config
 from amcsearch.config.values import added_costs
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError, Limit
+from amcsearch.runs import expanded
 
 __all__ = [
     "check_priced",
@@ -204,7 +205,7 @@ def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
         return find_file(value, folder, at)
     if kind is TABLES and lookup(kind, value, folder) is None:
         # no error yet: the same configuration is used to make the table; a bare name stays one
-        return value if Path(value).name == value else os.path.abspath(os.path.expanduser(value))
+        return value if Path(value).name == value else os.path.abspath(expanded(value))
     return str(find(kind, value, folder, at))
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from amcsearch.config.messages import hint
 from amcsearch.core import BadInputError
+from amcsearch.runs import expanded
 
 __all__ = ["CONFIGURATIONS", "DEVICES", "TABLES", "Kind", "find", "find_file", "listed", "lookup", "writable"]
 
@@ -33,9 +34,9 @@ class Kind:
     @property
     def user_folders(self) -> list[Path]:
         """Where the user keeps things of this kind."""
-        config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        home = os.path.expanduser(os.environ.get("AMCSEARCH_HOME") or f"{config}/amcsearch")
-        return [Path(home).absolute() / Path(folder).name for folder in self.folders]
+        config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+        home = expanded(os.environ.get("AMCSEARCH_HOME") or f"{config}/amcsearch")
+        return [home.absolute() / Path(folder).name for folder in self.folders]
 
     @property
     def shipped_folders(self) -> list[Path]:

@@ -14,7 +14,7 @@ from amcsearch.config import Config, dump, from_mapping, load
 from amcsearch.core import BadInputError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory, identity
-from amcsearch.runs import RunFolder
+from amcsearch.runs import RunFolder, expanded
 
 __all__ = ["Settings", "given_path", "given_policy", "in_folder", "make_request"]
 
@@ -116,7 +116,7 @@ def in_folder(
     work: Callable[[RunFolder], Result],
 ) -> Result:
     """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
-    path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else Path(folder).expanduser()
+    path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
     try:
         with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
             result = work(run)
@@ -135,10 +135,10 @@ def in_folder(
 def given_policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:
     """Return a policy that is handed over, or read from a file."""
     if isinstance(policy, Path | str):
-        return PruningPolicy.read(Path(policy).expanduser())
+        return PruningPolicy.read(expanded(policy))
     return None if policy is None else PruningPolicy(policy)
 
 
 def given_path(path: Path | str | None) -> Path | None:
     """Return a path with ``~`` replaced, if there is one."""
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else expanded(path)

@@ -19,7 +19,7 @@ from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.reporting import render
-from amcsearch.runs import RunFolder, SparsifySummary, Summary, read_trials, writing
+from amcsearch.runs import RunFolder, SparsifySummary, Summary, expanded, read_trials, writing
 from amcsearch.training import load_tensors
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
@@ -73,7 +73,7 @@ class RunResult:
         Raises:
             BadInputError: the folder holds files, or cannot be written.
         """
-        target = Path(folder).expanduser()
+        target = expanded(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise BadInputError(f"cannot save to {target}: it is there already; name a new or an empty folder")
         with writing(target):
@@ -145,7 +145,7 @@ def load_run(folder: Path | str, model: nn.Module | None = None, *, source: Sour
         BadInputError: no run, one that has not finished, or an unknown source; the network's own problems come when
             it is read.
     """
-    run = RunFolder.open(Path(folder).expanduser())
+    run = RunFolder.open(expanded(folder))
     check_finished(run, source)
     kind = SparsifyResult if run.densities_csv.is_file() else SearchResult
     return kind(run, lambda: smaller_network(run, model, source))

@@ -155,7 +155,7 @@ def _run_agents(
     studies: list[Study] = []
     try:
         for name, agent in make_agents(job.config, job.given):
-            study = _study(job, executor, name, storage or run.storage_url, observer)
+            study = _study(job, executor, name, storage or run.study_db, observer)
             studies.append(study)
             _start(job, study)
             agent.run(study, job.config.seed)
@@ -261,7 +261,7 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     return LayerwiseEnv(job.workload.trace.network, job.device.feasible, episode_reward)
 
 
-def _study(job: Job, executor: Executor, agent: str, storage: str, observer: Observer) -> Study:
+def _study(job: Job, executor: Executor, agent: str, storage: Path | str, observer: Observer) -> Study:
     config, device = job.config, job.device
     return Study(
         job.workload.trace.network,

@@ -19,6 +19,7 @@ from amcsearch.core import BadInputError
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.graph import Trace, trace
 from amcsearch.methods import Criterion, Selector
+from amcsearch.runs import expanded
 from amcsearch.search import Agent
 from amcsearch.training import (
     DataSplits,
@@ -107,9 +108,7 @@ class Workload(TracedNetwork):
 def cache_folder() -> Path:
     """Where trained reference networks are kept: ``AMCSEARCH_CACHE``, or the user's cache folder."""
     chosen = os.environ.get("AMCSEARCH_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amcsearch"
+    return expanded(chosen) if chosen else expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "amcsearch"
 
 
 def training_recipe(config: RecipeConfig) -> TrainingRecipe:

@@ -1,7 +1,17 @@
 """The folder of a run on disk, and the typed documents in it."""
 
 from amcsearch.runs.documents import Document, StoredDocument
-from amcsearch.runs.files import make_folder, read_text, replacing, writing
+from amcsearch.runs.files import (
+    check_replaceable,
+    expanded,
+    make_folder,
+    read_bytes,
+    read_text,
+    replacing,
+    sweep,
+    take_lock,
+    writing,
+)
 from amcsearch.runs.folder import ConfigFile, RunFolder
 from amcsearch.runs.goals import (
     FailedRung,
@@ -55,10 +65,15 @@ __all__ = [
     "TableErrors",
     "TableSummary",
     "TargetGoal",
+    "check_replaceable",
+    "expanded",
     "make_folder",
+    "read_bytes",
     "read_text",
     "read_trials",
     "replacing",
+    "sweep",
+    "take_lock",
     "trial_rows",
     "with_total",
     "writing",

@@ -1,25 +1,76 @@
 """Files that are whole or absent after any kill, and a lock for one process at a time.
 
-The lock is the kernel's: it dies with its process. What the operating system refuses becomes one line.
+A file is written beside its place under a name of its own and renamed. While it is written its process holds the
+kernel's lock on it, so that what a killed process left half-written is known by the lock it no longer holds. No link is
+followed for writing: a rename replaces the link itself, and what grows in place is refused where it is a link or has a
+second name. What the operating system refuses becomes one line.
 """
 
+import errno
 import fcntl
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from amcsearch.core import BadInputError
 from amcsearch.runs.documents import plain
 
-__all__ = ["append_line", "make_folder", "read_text", "replacing", "take_lock", "writing"]
+__all__ = [
+    "append_line",
+    "check_in_place",
+    "check_replaceable",
+    "expanded",
+    "make_folder",
+    "read_bytes",
+    "read_text",
+    "replacing",
+    "sweep",
+    "take_lock",
+    "writing",
+]
+
+_PARTIAL: Final = re.compile(r"\.partial-[0-9a-f]{16}(\..*)?")
+_LONGEST_SUFFIX: Final = 32  # bytes, of a partial file's name
+_CURE: Final = "free the disk, or name another --out"
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def expanded(path: Path | str) -> Path:
+    """Return the path of what a user typed, with ``~`` and ``~NAME`` replaced by the home folder that they mean.
+
+    What comes back stays as it is when it is expanded again. ``./~`` is a folder of that name.
+
+    Raises:
+        BadInputError: there is no such user, or a null character.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise BadInputError(f"path {text!r} has a null character; name another one")
+    if not text.startswith("~"):
+        return Path(os.path.abspath(text)) if os.path.normpath(text).startswith("~") else Path(text)
+    home = os.path.expanduser(text)
+    if home.startswith("~"):
+        name = text.partition("/")[0]
+        raise BadInputError(f"path {text}: {name} is no user's home folder; write ./{name} for a folder of that name")
+    return Path(home)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line that names ``path``.
+def writing(path: Path, cure: str = _CURE) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that names ``path`` and the cure.
 
     Raises:
         BadInputError: the disk is full, the folder is read-only, …
@@ -28,7 +79,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise BadInputError(f"cannot write {path}: {reason}; free the disk, or name another --out") from error
+        raise BadInputError(f"cannot write {path}: {reason}; {cure}") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -43,46 +94,158 @@ def make_folder(folder: Path) -> None:
         raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file, or the one that a link leads to; a pipe or a device is not waited for.
+
+    Raises:
+        BadInputError: it cannot be read, or is no file.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise BadInputError(f"cannot read {path}: it is {_kind(mode)}, not a file")
+            return stream.read()
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        BadInputError: it cannot be read or is not UTF-8.
+        BadInputError: it cannot be read, is no file, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise BadInputError(f"cannot read {path}: {error}") from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; it takes the place of ``path`` when all went well.
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a folder, a pipe or a device.
 
     Raises:
-        BadInputError: as ``writing``.
+        BadInputError: one of these is at ``path``, or what is there cannot be looked at.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with writing(path):
+        if not os.path.lexists(path):
+            return
+        mode = os.lstat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise BadInputError(f"cannot write {path}: it is {_kind(mode)}; name another --out")
+
+
+def check_in_place(path: Path) -> None:
+    """Refuse to write into a file that others may know under another name.
+
+    Raises:
+        BadInputError: ``path`` is a link, has a second name (a hard link), or is no file.
+    """
+    with writing(path):
+        if not os.path.lexists(path):
+            return
+        _refuse_alias(path, os.lstat(path))
+
+
+def _refuse_alias(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise BadInputError(f"cannot write {path}: it is a link; put a copy of the file in its place")
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInputError(f"cannot write {path}: it is {_kind(status.st_mode)}, not a file; name another --out")
+    if status.st_nlink > 1:
+        raise BadInputError(
+            f"cannot write {path}: the file has {status.st_nlink} names (hard links); put a copy of it in its place"
+        )
+
+
+def _open_in_place(path: Path) -> IO[bytes]:
+    """Open a file to read it and add to its end; it is made where it is not there."""
+    check_in_place(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with writing(path):
+        stream = open(os.open(path, flags, 0o666), "ab+")  # noqa: SIM115 (the caller closes it)
     try:
-        with writing(path):
+        _refuse_alias(path, os.fstat(stream.fileno()))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+@contextmanager
+def replacing(path: Path, cure: str = _CURE) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to; it takes the place of ``path`` when all went well.
+
+    What killed processes left half-written in the folder is removed.
+
+    Raises:
+        BadInputError: as ``writing`` and ``check_replaceable``.
+    """
+    check_replaceable(path)
+    sweep(path.parent)
+    with writing(path, cure):
+        temporary, descriptor = _partial(path)
+    try:
+        with writing(path, cure):
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:
-        with writing(path):
+        os.close(descriptor)
+        with writing(path, cure):
             temporary.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> tuple[Path, int]:
+    """Make an empty file with a name that nobody can guess, locked by this process."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    while True:
+        temporary = path.with_name(f".partial-{secrets.token_hex(8)}{suffix}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        is_swept = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_swept = True
+        except OSError:  # a disk without locks, where nothing is swept
+            pass
+        if not is_swept and os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the partial files that killed processes left in a folder; those that are being written stay."""
+    with suppress(OSError):
+        for name in filter(_PARTIAL.fullmatch, os.listdir(folder)):
+            _remove_unlocked(folder / name)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:
     """Add a JSON object as one synced line; a last line torn by a kill is ended first.
 
     Raises:
-        BadInputError: as ``writing``.
+        BadInputError: as ``writing`` and ``check_in_place``.
     """
     line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False)
-    with writing(path), path.open("ab+") as stream:
+    with writing(path), _open_in_place(path) as stream:
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
             line = line if stream.read(1) == b"\n" else "\n" + line
@@ -99,27 +262,46 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def take_lock(path: Path) -> IO[str]:
+def take_lock(path: Path, what: str = "run folder") -> IO[bytes]:
     """Lock the file ``path`` for this process until the returned stream is closed; the file holds its number.
+
+    ``what`` names the folder of the file in errors.
 
     Raises:
         BadInputError: another process holds it (names that process), or the file cannot be written or locked.
     """
-    with writing(path):
-        lock = path.open("a+", encoding="utf-8")
+    while True:
+        lock = _open_in_place(path)
+        try:
+            _lock_now(lock, path, what)
+            if _is_at(lock, path):  # else it was removed by the process that held it
+                lock.truncate(0)
+                lock.write(str(os.getpid()).encode())
+                lock.flush()
+                return lock
+        except OSError as error:
+            lock.close()
+            cure = "; this disk has no locks: name an --out on another" if error.errno in _NO_LOCKS else ""
+            raise BadInputError(f"cannot lock {path}: {error.strerror}{cure or '; name another --out'}") from error
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+
+
+def _lock_now(lock: IO[bytes], path: Path, what: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
     except BlockingIOError as error:
         lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
+        owner = lock.read(20).decode("ascii", "replace").strip() or "unknown"
         raise BadInputError(
-            f"run folder {path.parent} is in use by process {owner}; wait for it to end or name another --out"
+            f"{what} {path.parent} is in use by process {owner}; wait for it to end or name another --out"
         ) from error
-    except OSError as error:
-        lock.close()
-        raise BadInputError(f"cannot lock {path}: {error.strerror}; name another --out") from error
-    return lock
+
+
+def _is_at(stream: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False

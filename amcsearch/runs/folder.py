@@ -18,7 +18,16 @@ from typing import IO, Any, Final, Self
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial
 from amcsearch.runs.documents import items_of, plain
-from amcsearch.runs.files import append_line, read_text, replacing, take_lock, writing
+from amcsearch.runs.files import (
+    append_line,
+    check_in_place,
+    check_replaceable,
+    read_text,
+    replacing,
+    sweep,
+    take_lock,
+    writing,
+)
 from amcsearch.runs.rows import trial_rows
 from amcsearch.runs.sparsify_summary import SparsifySummary
 from amcsearch.runs.summary import Summary
@@ -32,7 +41,11 @@ _FILES: Final = (
 )
 _HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
 _NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
-_TEMPORARY: Final = re.compile(r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+")
+_IN_PLACE: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm", "log.jsonl")  # not by renaming
+_LEFT_BEFORE: Final = re.compile(  # partial files of earlier versions
+    r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+"
+    r"|.+\.(pt|safetensors)(\.[0-9a-f]+)?\.partial"
+)
 _LOCK: Final = ".lock"
 
 
@@ -71,12 +84,12 @@ class RunFolder:
     """A run on disk. ``create`` takes it for writing and holds its lock until ``close``; ``open`` only looks."""
 
     path: Path
-    _lock: IO[str] | None = field(default=None, repr=False)
+    _lock: IO[bytes] | None = field(default=None, repr=False)
 
     config_yaml = _File("config.yaml")
     """The whole configuration, every default written out."""
     study_db = _File("study.db")
-    """Optuna's storage (SQLite): every evaluation as it was made."""
+    """Optuna's storage (SQLite): every evaluation as it was made. ``Study`` takes this path as its storage."""
     trials_csv = _File("trials.csv")
     """Every evaluation, one a row, with ``TRIAL_COLUMNS``."""
     pareto_csv = _File("pareto.csv")
@@ -153,11 +166,6 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    @property
-    def storage_url(self) -> str:
-        """Optuna's address of ``study_db``."""
-        return f"sqlite:///{self.study_db.absolute()}"
-
     def read_config(self) -> ConfigFile:
         """Read ``config.yaml``.
 
@@ -215,8 +223,13 @@ class RunFolder:
             raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
 
     def write_report(self, page: str) -> None:
-        """Write ``report.html``; raises as ``files.replacing``."""
-        self.write_text(self.report_html, page)
+        """Write ``report.html`` unless it is that page already, for the folder may be read-only.
+
+        Raises:
+            BadInputError: as ``files.replacing``.
+        """
+        if not self.report_html.is_file() or read_text(self.report_html) != page:
+            self.write_text(self.report_html, page)
 
     def write_trials(self, trials: Iterable[Trial]) -> None:
         """Write ``trials.csv``; raises as ``replacing``."""
@@ -235,6 +248,10 @@ class RunFolder:
         append_line(self.log_jsonl, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
 
     def _begin(self, config_text: str, config_hash: str, resume: bool) -> None:
+        for name in _FILES:
+            check_replaceable(self.path / name)
+        for name in _IN_PLACE:
+            check_in_place(self.path / name)
         if any((self.path / name).exists() for name in _FILES):
             if not resume:
                 raise BadInputError(
@@ -243,9 +260,9 @@ class RunFolder:
             self._check_same(config_text, config_hash)
         elif any(not p.name.startswith(".") and p.name != "lost+found" for p in self.path.iterdir()):
             raise BadInputError(f"run folder {self.path} holds other files; name an empty or new folder as --out")
-        for left in self.path.glob(".*.*.*"):
-            if _TEMPORARY.fullmatch(left.name):
-                left.unlink(missing_ok=True)
+        sweep(self.path)
+        for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
+            left.unlink(missing_ok=True)
         self.write_text(self.config_yaml, f"{_HASH}{config_hash}\n{config_text}")
 
     def _check_same(self, config_text: str, config_hash: str) -> None:

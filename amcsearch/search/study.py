@@ -7,6 +7,7 @@ It runs again from the start and is served the stored results at once.
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -56,6 +57,7 @@ class Study:
     given, names what a multi-objective agent trades off: ``accuracy`` and costs. ``batch`` is how many policies an
     agent should propose at once (the workers of the executor). ``fingerprint`` identifies everything that decides a
     result besides agent and seed (a hash of the configuration): a stored study goes on only under the same one.
+    ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
@@ -73,7 +75,7 @@ class Study:
         agent: str,
         seed: int,
         trials: int,
-        storage: str,
+        storage: Path | str,
         name: str,
         progress: Progress | None = None,
         objectives: tuple[str, ...] | None = None,

@@ -6,22 +6,28 @@ budget is never shown as the best), failed to FAIL. Everything else of a trial i
 """
 
 import math
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import inspect
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
 
-__all__ = ["REWARD", "TrialStore", "direction", "objective"]
+__all__ = ["REWARD", "TrialStore", "direction", "objective", "storage_url"]
 
 LOCK_TIMEOUT_S: Final = 5.0
 """How long a statement waits for another process that holds a SQLite file."""
+
+_STORAGE_ERRORS: Final = (sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 REWARD: Final = ("reward",)
 """What a study without named objectives maximises."""
@@ -45,24 +51,78 @@ def objective(trial: Trial, name: str) -> float:
     return trial.evaluation.accuracy if name == "accuracy" else trial.cost[name]
 
 
+_STUDY_TABLES: Final = frozenset(
+    {"studies", "study_user_attributes", "trials", "trial_user_attributes", "version_info"}
+)
+"""Tables of every version of Optuna's storage."""
+
+
+def storage_url(storage: Path | str) -> URL:
+    """Return the address of a database; the name of a file may hold any character.
+
+    Raises:
+        BadInputError: a text that is no URL, or a file that this SQLAlchemy cannot address.
+    """
+    if not isinstance(storage, Path):
+        try:
+            return make_url(storage)
+        except (ArgumentError, ValueError) as error:
+            raise BadInputError(
+                f"study storage {storage} cannot be used: it is no URL; name one such as sqlite:////tmp/study.db"
+            ) from error
+    url = URL.create("sqlite", database=str(storage.absolute()))
+    if make_url(url.render_as_string()) != url:  # before SQLAlchemy 2.1
+        raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another --out")
+    return url
+
+
+def _check_owner(url: URL) -> None:
+    """Refuse a SQLite file with tables of another program, before any is added."""
+    file = url.database or ""
+    if url.get_backend_name() != "sqlite" or file in ("", ":memory:") or file.startswith("file:"):
+        return
+    path = Path(file).absolute()
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_TIMEOUT_S)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {name for name in tables if not name.startswith("sqlite_")}
+    if tables and not tables >= _STUDY_TABLES and not tables <= _tables_of_optuna():
+        raise BadInputError(
+            f"study storage {path} is the database of another program (its tables: {', '.join(sorted(tables)[:5])}); "
+            "name another --storage or --out"
+        )
+
+
+def _tables_of_optuna() -> set[str]:
+    """The tables that a new storage has: a killed run may have made some of them."""
+    storage = optuna.storages.RDBStorage("sqlite:///:memory:")
+    return {*inspect(storage.engine).get_table_names(), "alembic_version"}
+
+
 class TrialStore:
     """The trials of one (name, agent, seed) in a database.
 
+    ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
+
     Raises:
-        BadInputError: the database cannot be opened, is no study database, is locked, or holds this study for other
-            settings (``fingerprint`` or ``objectives`` differ).
+        BadInputError: the database cannot be opened, is no study database, is another program's, is locked, or holds
+            this study for other settings (``fingerprint`` or ``objectives`` differ).
     """
 
     def __init__(
-        self, url: str, name: str, agent: str, seed: int, fingerprint: str, objectives: Sequence[str] | None
+        self, storage: Path | str, name: str, agent: str, seed: int, fingerprint: str, objectives: Sequence[str] | None
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.url = url
+        url = storage_url(storage)
+        self._shown = str(storage) if isinstance(storage, Path) else url.render_as_string()  # without a password
         self._metrics = list(objectives or REWARD)
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
         with self._readable_errors():
-            connect = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
-            self._storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+            _check_owner(url)
+            connect = {"timeout": LOCK_TIMEOUT_S} if url.get_backend_name() == "sqlite" else {}
+            text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
+            self._storage = optuna.storages.RDBStorage(text, engine_kwargs={"connect_args": connect})
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=f"{name}/{agent}/{seed}",
@@ -115,19 +175,25 @@ class TrialStore:
         for key, value in self._context.items():
             if stored.get(key) != value:
                 raise BadInputError(
-                    f"study {self._study.study_name!r} in {self.url} was started with {key} = {stored.get(key)!r} and "
-                    f"cannot go on with {value!r}; restore the earlier settings, or use another --out or --storage"
+                    f"study {self._study.study_name!r} in {self._shown} was started with {key} = {stored.get(key)!r} "
+                    f"and cannot go on with {value!r}; restore the earlier settings, or use another --out or --storage"
                 )
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError) as error:
+        except (
+            sqlite3.Error,
+            SQLAlchemyError,
+            optuna.exceptions.StorageInternalError,
+            ImportError,
+            RuntimeError,
+        ) as error:
             cause = error.__cause__ or error
             reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
             raise BadInputError(
-                f"study storage {self.url} cannot be used: {reason}; close other programs that hold it, free disk "
+                f"study storage {self._shown} cannot be used: {reason}; close other programs that hold it, free disk "
                 "space, or name another --storage or --out (trials stored so far stay there)"
             ) from error
 

@@ -3,13 +3,10 @@
 Files are written beside their target and renamed, so that a killed process leaves the old file or the new one.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 from amcsearch import __version__
 from amcsearch.core import BadInputError
+from amcsearch.runs import make_folder, replacing
 from amcsearch.training.loop import Progress, TrainingRecipe, fit
 from amcsearch.training.splits import Samples, fetch, length
 
@@ -94,19 +92,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     path, state = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(state, {DIGEST: _digest_tensors(state)})
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise BadInputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    make_folder(path.parent)
+    with replacing(path, "free the disk, or choose another folder") as partial:
+        partial.write_bytes(data)
 
 
 def pretrained(

@@ -1,13 +1,12 @@
 """The state of a training in one file, from which a killed training goes on after its last whole epoch."""
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amcsearch.core import BadInputError
+from amcsearch.runs import replacing
 
 __all__ = ["StateFile"]
 
@@ -38,15 +37,8 @@ class StateFile:
         Raises:
             BadInputError: it cannot be written.
         """
-        partial = self.path.with_name(f"{self.path.name}.partial")
         try:
-            with partial.open("wb") as file:
+            with replacing(self.path) as partial, partial.open("wb") as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:  # torch's writer, on a full disk
             raise BadInputError(f"cannot write {self.path}: {error}; free the disk, or name another --out") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ The search split is cut in two by seed, every class in its share: rungs of the l
 was accepted is verified on the other. The test split stays for the end, as in a search.
 """
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     ladder = ladder_of(job, cost)
     rungs = [network.policy(kept) for kept in ladder]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
-    study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.storage_url, observer)
+    study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.study_db, observer)
     study.evaluate(rungs[:1])
     accepted = accepted_rungs(
         len(rungs), lambda rung: _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance), prune.scan
@@ -75,7 +77,7 @@ def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _study(
-    job: Job, evaluator: PairedEvaluator, tolerance: float, trials: int, storage: str, observer: Observer
+    job: Job, evaluator: PairedEvaluator, tolerance: float, trials: int, storage: Path | str, observer: Observer
 ) -> Study:
     dense_macs = job.device.dense["macs"]
 
