@@ -1,4 +1,4 @@
-"""From a policy to what it is worth: prune, recalibrate, evaluate; here or in worker processes.
+"""Evaluation of a policy: prune, recalibrate, measure loss and accuracy; in this process or in workers.
 
 Nothing is imported here: a worker process starts with its own module alone.
 """

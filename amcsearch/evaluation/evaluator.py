@@ -3,14 +3,14 @@
 ``Evaluator`` removes channels, refits, recalibrates and evaluates. ``PairedEvaluator`` compares a pruned network with
 the dense one sample by sample, and gives a lower confidence bound of the change.
 
-Both networks answer the same samples, so that only answers that change count: w samples won, l lost of n. With one
+Both networks see the same n samples, so only predictions that change count: w became right, l became wrong. With one
 target a sample the bound is Tango's (1998, Statistics in Medicine 17:891): the lowest difference d that the score test
 
     z(d) = (w - l - n·d) / sqrt(n·(2q + d - d²)),   q the likeliest share of losses if the difference is d
 
-does not reject. Unlike a bootstrap it stays below zero where no answer changed: then it is -z²/(n + z²), because n
-samples can show no more. Samples of several targets (sequences) give shares instead: there the bound is a bootstrap's,
-over samples, since positions of one sequence are not independent.
+does not reject. Unlike a bootstrap's, this bound stays below zero where no prediction changed: then it is -z²/(n + z²),
+because n samples can show no more. Samples of several targets (sequences) give shares. For them the bound comes from a
+bootstrap over samples, because positions of one sequence are not independent.
 """
 
 import copy
@@ -35,7 +35,7 @@ _PIXELS_A_BATCH = 128 * 32 * 32  # activations of a small network still fit the 
 
 
 def default_batch_size(inputs: Tensor) -> int:
-    """Samples a batch that a CPU likes: 128 images of 32x32 or fewer larger ones, 128 of anything else; at least 16."""
+    """Return the batch size that is fast on a CPU: 128 samples, or fewer (at least 16) images larger than 32x32."""
     pixels = inputs.shape[-2] * inputs.shape[-1] if inputs.ndim == 4 else 1
     return max(16, min(128, _PIXELS_A_BATCH // pixels))
 
@@ -78,7 +78,7 @@ class Evaluator:
         self.targets = search[1].detach().to(torch_device)
 
     def bare(self) -> "Evaluator":
-        """The same evaluator of networks that are cut and nothing else: not refitted, not recalibrated."""
+        """The same evaluator without recovery: networks are cut, but neither refitted nor recalibrated."""
         evaluator = copy.copy(self)
         evaluator.bn_recalibration, evaluator.reconstruction, evaluator.means = False, None, None
         return evaluator

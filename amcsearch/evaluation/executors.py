@@ -18,8 +18,9 @@ MAX_DEATHS = 3  # workers one policy may kill in a row
 class Executor(Protocol):
     """Evaluates batches of policies.
 
-    Promise: ``map`` yields one evaluation a policy in the order given, the same on every executor with the same number
-    of threads, each as soon as it and all before it are there. ``close`` ends everything it started; twice is no harm.
+    Promise: ``map`` yields one evaluation a policy, in the order given, each as soon as it and all before it are done.
+    The evaluations are the same on every executor with the same number of threads. ``close`` ends everything that the
+    executor started; a second call does nothing.
     """
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
@@ -127,7 +128,7 @@ class ProcessExecutor:
         deaths: list[int],
         done: dict[int, Evaluation],
     ) -> None:
-        """Wait until some worker says something or dies, and book it."""
+        """Wait until a worker answers or dies, and record the result."""
         for worker in Worker.wait(self._workers):
             task = worker.task
             try:

@@ -1,11 +1,12 @@
 """Sensitivity curves: loss and accuracy when one group alone is pruned, and whether these losses add up.
 
-Single-group effects do not add up at high ratios: a curve ranks groups and caps them, it does not price a policy.
+Effects of single groups do not add up at high ratios. So a curve can rank groups and limit how far each is pruned, but
+it cannot predict the loss of a whole policy.
 
     expected(policy) = sum over groups of loss_g(n_keep_g) - dense loss, between a curve's points on a line
 
-The rank correlation of expected and measured losses says how far curves may be trusted to order whole policies, as any
-search on per-group losses does.
+The rank correlation of expected and measured losses says how well the curves order whole policies. Every search on
+per-group losses relies on that order.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """A worker process: loads the evaluator once, then evaluates one policy at a time over a pipe.
 
-Own processes rather than ``concurrent.futures``: when one of its workers dies, a pool cannot say which policy it was
-working on, and gives up every other one as well.
+We start processes ourselves and do not use ``concurrent.futures``. When a worker of its pool dies, the pool cannot say
+which policy that worker had, and it abandons all other policies too.
 
 The child blocks SIGINT (it inherits the signal mask it was started under), so that Ctrl-C is the parent's to handle,
 and it ends by itself when the parent's end of the pipe closes, also after ``kill -9`` of the parent.
@@ -91,7 +91,7 @@ class Worker:
             return
 
     def take(self) -> Evaluation | None:
-        """Return the evaluation of the current task, or None where the worker only said that it is there.
+        """Return the evaluation of the current task, or None where the worker only reported that it is ready.
 
         Raises:
             EOFError: the worker has died.
@@ -142,7 +142,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _serve(connection: Connection, threads: int) -> None:
-    """Worker's main: say hello, load the evaluator, then answer policies until the pipe closes."""
+    """Run in the worker: load the evaluator, report that it is ready, then answer policies until the pipe closes."""
     try:
         connection.send(None)
         try:

@@ -1,4 +1,4 @@
-"""Channel masks: switch channels off for a while, also in norms that mix channels."""
+"""Temporary masks of channels; norms that mix channels leave the masked ones out of their statistics."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The train or eval flag of every module, restored whatever happens."""
+"""Context managers that restore the train or eval flag of every module, also after an exception."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

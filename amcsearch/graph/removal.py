@@ -7,8 +7,8 @@ copied directly; whatever else a module holds, and modules that define their own
 with the same memo.
 
 ``renumbered`` gives the trace of the smaller module: the same groups, with channels and positions counted anew. Tracing
-it again would find the same, but for one exception: channels that can only leave all together are no group, so a group
-cut to its last unit would be lost.
+it again gives the same trace with one exception. A group cut to its last unit would be missing, because channels that
+can only be removed all together are no group.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What is refitted after removal: batch-norm statistics, biases, scales and weights by least squares."""
+"""Recovery after removal: batch-norm statistics, biases, scales and weights fitted by least squares."""
 
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.recovery.bias import Means, fold_means, means_for

@@ -1,8 +1,8 @@
-"""Adaptive batch normalisation: the statistics a pruned network needs, taken anew from calibration data.
+"""Adaptive batch normalisation: batch-norm statistics of a pruned network, measured on calibration data.
 
-Li et al., EagleEye, 2020 (arXiv 2007.02491). Departures: the old statistics are forgotten (theirs decay by 0.9 a
-batch), the average over batches is cumulative and exact, and only batch norms see batches: dropout and all else stay in
-eval mode.
+Li et al., EagleEye, 2020 (arXiv 2007.02491). Departures: the old statistics are discarded (theirs decay by 0.9 a
+batch); the average over batches is cumulative and exact; only batch norms are in train mode, dropout and all other
+modules stay in eval mode.
 
     after the batches b = 1 … B of n_b samples:  mean = sum n_b mean_b / sum n_b,  var = sum n_b var_b / sum n_b
 

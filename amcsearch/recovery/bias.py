@@ -1,12 +1,12 @@
-"""What removed channels gave on average goes into the biases of those who read them.
+"""Bias correction: add the mean contribution of removed channels to the biases of the layers that read them.
 
     b' = b + sum over removed c of (sum over kernel positions of W[:, c]) * mean_c
 
 Nagel et al. 2019 (arXiv 1906.04721) absorb biases so; An et al. 2024 (FLAP, arXiv 2312.11983) compensate pruning. A
-reader without a bias whose output a batch norm takes next has the term taken off that norm's running mean, which a
-recalibration then replaces by what it measures; any other gets a bias. Exact in expectation for what the dense network
-reads; with zero padding in the interior alone, since borders see fewer taps. Transposed convolutions are left as they
-are: each of their outputs sees other taps.
+reader without a bias gets one, unless a batch norm follows it: then the term is subtracted from that norm's running
+mean. (A later recalibration replaces this mean by a measured one.) The correction is exact in expectation for the
+inputs of the dense network. With zero padding it is exact in the interior alone, because borders use fewer taps.
+Transposed convolutions are left as they are, because their outputs use different taps.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ def means_for(
 def input_means(
     model: nn.Module, trace: Trace, inputs: Tensor, targets: Tensor, loss_fn: LossFunction, batch_size: int
 ) -> Means:
-    """Measure what every reader's inputs are on average, inputs (N, …) and targets (N, …).
+    """Measure the mean inputs of every reader on inputs (N, …) and targets (N, …).
 
     Raises:
         BadInputError: as ``gather``.
@@ -75,7 +75,7 @@ def input_means(
 
 
 def fold_means(smaller: nn.Module, trace: Trace, kept: Kept, means: Means) -> None:
-    """Put the means of what ``kept`` leaves out into ``smaller``, in place: what ``remove`` made of the same ``kept``.
+    """Add the means of removed channels to ``smaller``, in place; ``smaller`` is ``remove(model, trace, kept)``.
 
     Raises:
         BadInputError: kept channels that do not fit the trace.

@@ -1,16 +1,16 @@
-"""Refit what reads pruned channels, from moments gathered once: the small solve that every policy gets.
+"""Refit the layers that read pruned channels, from input moments that are gathered once.
 
-The dense network is seen once (``methods.layer_inputs``); a policy then costs one solve a layer that lost inputs, by a
-row of ``REFITS`` (none, bias, scales, least_squares). Rows of outputs that leave too are dropped afterwards: each
-output is fitted by itself. What the new weights change in the mean goes into the layer's bias, or into the running mean
-of the batch norm behind it (batch-norm recalibration, where it follows, comes to the same mean by itself).
+The moments come from one pass over the dense network (``methods.layer_inputs``). A policy then costs one linear solve
+for each layer that lost inputs, by a row of ``REFITS`` (none, bias, scales, least_squares). Each output is fitted
+independently, so rows of removed outputs are dropped afterwards. The change of the mean output goes into the layer's
+bias, or into the running mean of the batch norm after it. (Batch-norm recalibration, where it follows, measures the
+same mean.)
 
-A layer is refitted for the inputs it had in the dense network, also where layers before it have been refitted, and
-where a residual stream passes through a norm that mixes channels, whose statistics move as the stream thins: the target
-stays the dense layer's output, the inputs are taken as undisturbed. The layers that read one stream are refitted each
-by itself.
+A layer is refitted to the dense layer's output from the inputs that it had in the dense network. It ignores that
+earlier layers have been refitted too, and that norms over a narrower residual stream have other statistics. The layers
+that read one stream are refitted independently.
 
-Refitted weights are kept by layer and lost inputs, least recently used out first, up to ``CACHE_BYTES``.
+Refitted weights are cached by layer and lost inputs, up to ``CACHE_BYTES``; the least recently used are dropped first.
 """
 
 from collections import OrderedDict

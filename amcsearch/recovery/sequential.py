@@ -1,16 +1,15 @@
-"""Refit a pruned network layer by layer, each to the inputs it really has by then: slower, and closer to the dense
-network.
+"""Refit a pruned network layer by layer, each from its actual inputs: slower, and closer to the dense network.
 
     W* = argmin E||y - W x'||^2 + ridge ||W - W_K||^2,   W* = W_K + (G' + ridge)^-1 (P - G' W_K^T), as rows
-    y the dense layer's output, x' what the pruned and so far refitted network gives it, G' = E[x' x'^T], P = E[x' y^T]
+    y the dense layer's output, x' its input in the network refitted so far, G' = E[x' x'^T], P = E[x' y^T]
 
-In order of execution, the setting of He et al. 2017 (arXiv 1707.06168): what earlier layers lost is made up for by
-later ones, also by layers that lost no inputs themselves. The constant, and the statistics of a batch norm behind,
-follow as in ``reconstruction``. The dense outputs y are gathered once, at drawn positions, in single precision; a
+Layers are refitted in order of execution, as He et al. 2017 (arXiv 1707.06168) do. Later layers compensate the errors
+of earlier ones, also layers that lost no inputs themselves. The constant, and the statistics of a batch norm after
+it, are handled as in ``refit``. The dense outputs y are gathered once, at drawn positions, in single precision; a
 policy costs one forward pass over the calibration data for every layer that reads pruned channels.
 
-Departure: the last convolution of a residual block aims at the dense convolution's output, not at that plus what the
-shortcut has lost by then, since what is added to what is not part of a trace.
+Departure: the target of a residual block's last convolution is the dense convolution's output alone. He et al. also
+add the error of the shortcut, but a trace does not say which outputs are added.
 """
 
 from collections.abc import Iterator, Mapping
@@ -151,7 +150,7 @@ def _kept_outputs(targets: Tensor, gone: NDArray[np.int64] | None) -> Tensor:
 
 
 def _set_constant(smaller: nn.Module, layer_inputs: LayerInputs, shift: Tensor, spread: Tensor) -> None:
-    """Put what the mean lacks into the bias or the norm's running mean, and scale its running variance."""
+    """Add the missing mean to the bias or to the norm's running mean, and scale its running variance."""
     if layer_inputs.bias is not None:
         bias = smaller.get_parameter(layer_inputs.bias)
         bias.add_(shift.to(bias))

@@ -1,4 +1,4 @@
-"""Searches to beat: uniform, random, Erdos-Renyi-Kernel, and guided by per-layer sensitivity."""
+"""Baseline agents: uniform, random, Erdos-Renyi-Kernel, and guided by the sensitivity of single groups."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,9 +159,9 @@ class SensitivitySearch:
     """Probe every group alone, allocate by one loss tolerance for all, then climb from there.
 
     At most half of the evaluations go into probes (``points`` kept counts a group, fewer where they do not fit); they
-    may exceed the budget. The strictest tolerance that meets the budget gives the first policy; the next stricter
-    allocation, repaired into the budget, gives the second, which wastes less of it. Li 2017 (1608.08710) prunes by such
-    curves; that single-group effects do not add up is why the search goes on.
+    may exceed the budget. The strictest tolerance that meets the budget gives the first policy. The next stricter
+    allocation, repaired into the budget, gives the second, which uses more of the budget. Li 2017 (1608.08710)
+    prunes by such curves. Effects of single groups do not add up, so hill climbing follows.
 
     Raises:
         BadInputError: ``points`` below 2.

@@ -1,16 +1,17 @@
-"""Energy-aware pruning: the groups that use most energy are pruned first, each as far as a loss tolerance lets it.
+"""Energy-aware pruning: groups in the order of their energy, each pruned as far as a loss tolerance allows.
 
-Yang, Chen and Sze 2017, Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR (arXiv 1611.05128): early
-layers are pruned hardest, since what comes later has to make up for what went before; so the layers that use most
-energy come first. Their steps inside a layer are not done here: small magnitudes go by ``selection.criterion:
-magnitude``, weights whose removal hurts the layer's output most are spared by a selector such as ``obc``, and what
-reads them is refitted by ``recovery.reconstruction: least_squares``. What is restored here is among groups, which the
-paper does not do: once the budget is met, the groups whose narrowing cost most loss per energy are widened step by
-step, paid for by the group that it cost least, wherever an evaluation shows a lower loss.
+Yang, Chen and Sze 2017, Designing Energy-Efficient CNNs using Energy-Aware Pruning, CVPR (arXiv 1611.05128): a layer
+that is pruned early loses more than one that is pruned late, because later steps also compensate earlier errors. So
+the layers that use most energy are pruned first. The paper's steps inside a layer are not done here.
+``selection.criterion: magnitude`` removes small magnitudes, a selector such as ``obc`` keeps the weights that the
+layer's output needs most, and ``recovery.reconstruction: least_squares`` refits the layers that read them. Unlike the
+paper, this agent also restores channels among groups. Once the budget is met, it widens the groups whose narrowing
+raised the loss most per energy, step by step, and narrows the group that raised it least. A step is kept where an
+evaluation shows a lower loss.
 
-Departures: channels in place of single weights; the order is taken anew whenever a group is done, since narrowing one
+Departures: channels in place of single weights; the order is computed again after every group, because narrowing one
 group saves energy in its neighbours; passes over all groups repeat with twice the tolerance until the budget is met;
-what evaluations are left go into hill climbing.
+remaining evaluations go into hill climbing.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ _LEAST: Final = 1e-12  # mJ, or MACs
 
 @dataclass(frozen=True)
 class EnergyAware:
-    """Groups in the order of their energy, highest first, each as far as a loss tolerance lets it (Yang 2017).
+    """Groups in the order of their energy, highest first, each as far as a loss tolerance allows (Yang 2017).
 
     ``tolerance`` is the rise of the loss in nats that narrowing one group may cost in the first pass.
 

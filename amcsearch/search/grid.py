@@ -2,9 +2,9 @@
 
 A grid has V variables of L evenly spaced ratios, from nothing removed to the most the space allows. The variables are
 the groups, or, when even two ratios a group are too many, the stages (groups whose maps have the same size), or all
-groups at once. L grows until the grid's feasible policies no longer fit the evaluations. What is then left over goes to
-the next finer grid, policies closest to the budget first, and after that to coarser tyings' unseen neighbours, so that
-no evaluation stays unspent while a new policy exists. Infeasible points are priced in batches and never evaluated.
+groups at once. L grows until the grid's feasible policies no longer fit the evaluations. The evaluations that are left
+go to the next finer grid, policies closest to the budget first, and then to neighbours that no grid contained. So every
+evaluation is spent while a new policy exists. Infeasible points are priced in batches and never evaluated.
 """
 
 import itertools

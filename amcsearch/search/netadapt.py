@@ -1,4 +1,4 @@
-"""NetAdapt: a little cheaper every step, by narrowing the one group whose narrowing costs the least accuracy.
+"""NetAdapt: in every step, lower the cost a little by narrowing the one group that loses the least accuracy.
 
     R_i = R_(i-1) - dR * decay^(i-1)    each group ALONE keeps the most channels that meet R_i; the most accurate
                                         of these proposals is adopted; until the budget is met
@@ -6,7 +6,7 @@
 Yang et al. 2018, NetAdapt, ECCV (arXiv 1804.03230). The resource R is the worst cost as a share of its limit, so that
 several budgets are one resource. Departures: proposals are evaluated by the proxy instead of a short fine-tuning each,
 channels are those of the configured criterion (theirs: L2 norm), dR grows where its steps would not fit the
-evaluations, and what is left of these goes into hill climbing from the best policy.
+evaluations, and the remaining evaluations go into hill climbing from the best policy.
 """
 
 from dataclasses import dataclass

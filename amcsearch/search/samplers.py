@@ -40,7 +40,7 @@ __all__ = ["OptunaAgent", "Told", "cmaes", "gp", "nsga2", "tpe"]
 
 
 class Told(StrEnum):
-    """Which point the sampler learns from when repair moved its proposal."""
+    """The point that the sampler is told of when the repair changed its proposal."""
 
     ASKED = "asked"
     REPAIRED = "repaired"

@@ -1,9 +1,10 @@
 """Attention heads: which projections feed one softmax(QKᵀ)V, and which attributes count its heads.
 
-Heads are cut as wholes: head h owns rows [h·d, (h+1)·d) of the query, key and value projections and the same
-columns of the output projection (d = head width). Projections are found by where they run, not by name: inside the
-module with the head count, before the product (three of one width, or one fused of three times the width), and the
-first linear layer of that width after it.
+Only whole heads are removed. Head h owns rows [h·d, (h+1)·d) of the query, key and value projections and the same
+columns of the output projection (d = head width). Projections are identified by when they run, not by
+their names. The query, key and value projections run before the product, inside the module that has the head count:
+three of one width, or one fused projection of three times the width. The output projection is the first linear layer of
+that width after the product.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """Recorder of a running module: its layers in order of execution, attention, and operations without weights.
 
 ``observe`` runs a module once. An operation without weights (an addition, an activation, pooling, a copy) belongs to
-the layer that wrote the map it changes; of two maps to the layer that ran last; on a concatenation to each of the
-layers in its share. What only looks at a map in another shape or order moves nothing: views, whose result lies in the
-same memory, and reshapes, which copy or not as widths and the runtime's layout have it. The products of attention
-belong to its layer.
+the layer that wrote the map it changes. If it reads two maps, it belongs to the layer that ran last. After a
+concatenation it belongs to each of the layers, in proportion to its channels. Views and reshapes count as no work: a
+view's result lies in the same memory, and whether a reshape copies depends on the widths and on the runtime's layout.
+The matrix products of attention belong to the attention layer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,14 +61,14 @@ _Parts = dict[int, int]  # layer → positions a channel that are of it
 
 
 class MapFollower:
-    """Knows of each tensor which layers wrote it, and adds the steps to ``layers``."""
+    """Tracks which layers wrote each tensor, and adds the steps to ``layers``."""
 
     def __init__(self, layers: list[LayerSpec]) -> None:
         self._layers = layers
         self._parts: dict[int, tuple[Tensor, _Parts]] = {}  # tensors are held, or their ids would be used again
 
     def wrote(self, result: object, operand: Tensor | None = None) -> None:
-        """The last layer of ``layers`` has written ``result``, from ``operand``."""
+        """Record that the last layer of ``layers`` wrote ``result`` from ``operand``."""
         layer = self._layers[-1]
         if layer.kind in _PASSING and operand is not None:
             self._keep(result, self._of(operand))
@@ -76,7 +76,7 @@ class MapFollower:
             self._keep(result, {len(self._layers) - 1: result.numel() // layer.out_channels})
 
     def saw(self, name: str, operands: list[Tensor], result: object) -> None:
-        """A function outside the layers has run."""
+        """Record a function that ran outside the layers."""
         known = [tensor for tensor in operands if self._of(tensor)]
         results = [
             output

@@ -1,9 +1,9 @@
 """Tracing: from a module and an example to shapes and channel groups, through Torch-Pruning's dependency graph.
 
 Torch-Pruning (Fang et al. 2023, DepGraph, arXiv 2301.12900) follows autograd and says which index of which layer
-meets which. We take only those ties from it, and build groups, units and slices ourselves: it treats any unknown
-operation as element-wise, so every group is then checked by experiment: the removed module must compute what the masked
-module computes.
+meets which. We take only those ties from it, and build groups, units and slices ourselves. Torch-Pruning treats any
+unknown operation as element-wise, so every group is then checked by experiment: the module after removal must compute
+what the masked module computes.
 
 Torch-Pruning's own walk rebuilds every index map on each call, keeps one origin where an index has two, and may not
 end where slices feed each other (rotary embeddings). ``walk`` visits each (index, origin) pair once and is bounded.
@@ -53,8 +53,8 @@ def verified(model: nn.Module, trace: Trace, example: Tensor) -> Trace:
     """Return the trace without the groups whose removal differs from their masking, or changes the output's shape.
 
     Each group is checked alone with a random half of its units; then all together, and if that fails one by one
-    on top of those already accepted. The model's vectors (norms, biases, layer scales) are drawn afresh in a
-    copy, so that no error hides behind a zero.
+    on top of those already accepted. The model's vectors (norms, biases, layer scales) are drawn at random in
+    a copy, because a vector of zeros would make a wrong removal look right.
     """
     twin, rng = _lively(model), np.random.default_rng(_SEED)
     half = {name: _half(units, rng) for name, units in trace.units.items()}

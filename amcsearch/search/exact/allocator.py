@@ -1,16 +1,16 @@
-"""Policies of least error within a budget: the exact dynamic programme, and what of a budget it cannot see.
+"""Policies of least error within a budget: exact dynamic programming, and the limits that it does not cover.
 
-One limit is the programme's own axis, the sum of layers within it is exact up to rounding (``min_sum``). The rest is
-made true afterwards, by the price of the policy itself:
+One limit is the axis of the dynamic programme. There the sum over layers is exact up to rounding (``min_sum``). All
+else is checked afterwards with the true price of the policy:
 
-- what a cost adds for all layers together (``JointCost``: weights beyond the caches) is no sum over layers. It is left
-  out of the axis and never negative, so the programme's optimum is a lower bound; where the true price of its policy
+- what a cost adds for all layers together (``JointCost``: weights beyond the caches) is no sum over layers. The axis
+  leaves it out. It is never negative, so the programme's optimum is a lower bound. Where the true price of its policy
   exceeds the limit, the axis is bisected for the largest budget whose policy does not;
 - further limits are weighed: minimise error + w · Σ cost/limit over those exceeded, w doubled until they hold, then
   bisected. This finds the lower convex hull only: a better policy may lie between two weights.
 
 A last step spends what rounding and weighing left over, one group at a time on the wider choice that lowers the error
-most. Where the choices are too many for the work allowed, every group offers fewer, evenly spaced, to the programme.
+most. Where there are too many choices for the work allowed, the programme sees fewer of every group, evenly spaced.
 """
 
 from collections.abc import Mapping, Sequence

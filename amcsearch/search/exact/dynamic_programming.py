@@ -1,15 +1,16 @@
-"""Exact allocation for measured errors, then a search over what the errors should have been.
+"""Exact allocation for measured errors, then a local search over coefficients of these errors.
 
     minimise Σ_g e_g(k_g) within the budget,   e_g(k) = c_g · (harm_g(k) + prior · scale · r²),   r = 1 - k / channels
 
 harm_g is the rise of the loss when group g alone shrinks, measured by probes; r² is SPDY's prior, which also tells
 choices apart that the probes do not (scale: the median rise at the narrowest choices; 1 without probes). With c = 1 the
-least sum within the budget comes from exact dynamic programming (``allocator.py``). Single-group effects do not add up,
-so the search goes on over c as SPDY does: draw a few of the best coefficients so far anew, solve, evaluate, keep what
-is better. Draws start at ``resample`` of the coefficients and shrink with the evaluations left, to one.
+least sum within the budget comes from exact dynamic programming (``allocator.py``). Effects of single groups do not add
+up, so a search over c follows, as in SPDY: draw a few of the best coefficients again, solve, evaluate, and keep the
+better ones. Draws start at ``resample`` of the coefficients and shrink with the evaluations left, to one.
 
-With several objectives, one of them a cost, the last row of the programme is a whole front: policies evenly along it
-first, then anew drawn coefficients at random places of it, kept when their policy joins the front of the study.
+With several objectives, one of them a cost, the last row of the programme is a whole front. The first policies lie
+evenly along it. Then coefficients are drawn again at random positions of the front, and kept when their policy joins
+the front of the study.
 
 Frantar & Alistarh 2022, SPDY: Accurate Pruning with Speedup Guarantees. Departures: measured curves rather than the
 prior alone; costs that depend on two widths; rounding up, so that no policy exceeds the budget; coefficients are
@@ -120,7 +121,7 @@ class _Search:
                     self.learn(coefficients, trial)
 
     def first_draws(self) -> int:
-        """How many draws are ones."""
+        """Return how many draws have all coefficients at one."""
         return 1
 
     def draw(self, attempt: int) -> NDArray[np.float64]:

@@ -1,13 +1,14 @@
-"""In which order to decide the variables of a sum of small functions, so that few must be remembered at a time.
+"""Elimination order for the variables of a sum of small functions, chosen so that tables stay small.
 
 A function that names variables ties them together: each must be known until the last function that names it is
 counted. Variables are introduced one by one; one leaves the table as soon as all it is tied to has been introduced.
 The work of a step is the product of the sizes of everything in the table and the variable introduced. A chain keeps one
 variable in the table, a residual stage the width of the stage and one width inside a block, whatever their number.
 
-One table at a time, where variable elimination in general keeps one for each branch and joins them: ours carry a budget
-along, and to join two would take a min-plus convolution over it, quadratic in its resolution. The order is greedy (the
-next variable leaves the smallest table), once from each variable as the first, and the cheapest of these is kept.
+There is one table at a time. Variable elimination in general keeps one for each branch and joins them. Our tables have
+a budget axis, and joining two would take a min-plus convolution over it, quadratic in its resolution. The order is
+greedy: the next variable is the one that leaves the smallest table. Every variable is tried as the first, and the
+cheapest order is kept.
 """
 
 from collections.abc import Collection, Iterable, Sequence

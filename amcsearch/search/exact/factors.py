@@ -1,8 +1,8 @@
 """The cost of a network as a sum of tables, each over the kept counts of the few groups it depends on.
 
 A layer's cost depends on its two widths, and these on the groups that its input and output belong to: one or two as a
-rule, more behind a concatenation. Layers of the same groups share a table. What a cost adds for all layers together
-(``JointCost``) is no such sum and not in here.
+rule, more behind a concatenation. Layers of the same groups share a table. The part of a cost that depends on all
+layers together (``JointCost``) is no such sum and is left out.
 """
 
 from collections.abc import Mapping

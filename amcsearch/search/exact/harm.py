@@ -1,4 +1,4 @@
-"""What narrowing one group alone does to the loss: probes through the study, and errors between and beyond them."""
+"""Rise of the loss when one group alone is narrowed: measured by probes, interpolated between them."""
 
 from typing import Final
 

@@ -10,20 +10,20 @@ details of its published code. An episode decides every group in turn; its polic
 The replay stores the action the budget allowed, not the one proposed. Where we depart:
 
 - The warm-up is a share of the trials (AMC: 100 of 400 to 800 episodes), and draws whole feasible policies as random
-  search does (``local_search.random_policies``). AMC bounds uniform actions group by group: the first groups then keep
-  what they like and the last are squeezed to the floor, so the replay is filled with the worst policies of all. Where
-  rejection finds no feasible policy, AMC's way is taken.
+  search does (``local_search.random_policies``). AMC bounds uniform actions group by group. The first groups then keep
+  many channels and the last ones the fewest allowed, so the replay is filled with bad policies. AMC's way is used only
+  where rejection finds no feasible policy.
 - For the same reason the episode's actions are all proposed first, without the bound, and then brought within the
   budget together (``FeasibleSet.repair``). Each proposed ratio is rounded once, to a kept count. The repaired counts
   are the policy that is evaluated, and the observations and actions that the replay stores are computed from them.
 - AMC's episodes all explore around the actor. Here every second one (``best_share``) explores around the best policy so
-  far, μ(s) being its pruning ratio, with the same noise, and all train the one actor: one gradient step a transition
-  moves it little within a few hundred episodes. Alone it finds nearly as good policies, a little less reliably. An
-  evolving population that feeds the replay: Khadka and Tumer, 2018, arXiv 1805.07917.
-- A policy that comes back costs no evaluation but trains. Each such episode takes one decay of σ back, so an agent
-  that settles while evaluations remain widens its search again instead of spending nothing.
-- After ``max_free_episodes`` such episodes in a row the agent has settled for good; evaluations that remain go to
-  neighbours of the best policy (``local_search.climb``).
+  far, μ(s) being its pruning ratio, with the same noise. All episodes train the one actor, and one gradient step
+  a transition changes it little within a few hundred episodes. The actor alone finds nearly as good policies, a little
+  less reliably. Khadka and Tumer, 2018, arXiv 1805.07917, feed the replay from a population.
+- A repeated policy costs no evaluation, but its episode trains the agent. Each such episode undoes one decay of σ, so
+  an agent that repeats itself while evaluations remain explores more widely again.
+- After ``max_free_episodes`` such episodes in a row the remaining evaluations go to neighbours of the best policy
+  (``local_search.climb``).
 - An evaluation that failed (no finite loss) is learnt as the worst reward so far.
 """
 

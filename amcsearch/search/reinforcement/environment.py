@@ -1,4 +1,4 @@
-"""The search as an episode: one step a channel group, the action is how much of it to prune.
+"""Environment of the layer-wise search: one step a channel group, the action is how much of it to prune.
 
 After AMC (He et al., 2018, arXiv 1802.03494), with whole coupled groups in place of layers, pruning ratios in place of
 keep ratios, and the feasible range of ``FeasibleSet`` in place of its one-cost action bound.

@@ -1,4 +1,4 @@
-"""What the agent sees of one channel group: AMC's features, and what is left of every budget.
+"""Observation of one channel group: AMC's features, and how much of every limit is still free.
 
 AMC (He et al., 2018, arXiv 1802.03494, §3.1) describes a layer by eleven numbers, scaled to [0, 1] over all layers. A
 channel group here has several layers, so: shapes are those of the group's first producer (the first layer, in order

@@ -5,7 +5,7 @@ the rung, says how much is pruned. ``LADDERS`` makes them:
 
     global    grid steps of all groups in the order of their scores; the number is a threshold
     uniform   one pruning ratio for all groups, rounded to each group's grid
-    per_cost  the step that gives up the least importance for what it saves, at the widths reached by then
+    per_cost  the step that removes the least importance for the cost it saves, at the widths reached by then
 
 ``per_cost`` is the greedy form of what HALP solves (Shen et al. 2021, arXiv 2110.10811): the saving of a step depends
 on the neighbours' widths of the moment, and a step may skip widths that save nothing.
@@ -19,10 +19,9 @@ latency staircase makes a narrower rung cost more.
 
 1. Bisection finds the last accepted rung. A few rungs beyond the first rejected one are tried as well, because accuracy
    is not exactly monotone.
-2. The accepted rungs, and a few below the lowest of them, are tested on other samples from the safest to the boldest;
-   the first that fails ends it. Such a fixed sequence keeps the chance of ending on any rung that breaks the promise
-   at the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052). Trying from the boldest down
-   would not.
+2. The accepted rungs, and a few below the lowest of them, are tested on other samples, from the least to the most
+   pruned, until the first fails. Such a fixed sequence keeps the chance of choosing a rung that breaks the promise at
+   the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052). The opposite order would not.
 """
 
 import math
@@ -85,7 +84,7 @@ def safest_first(accepted: Sequence[int]) -> list[int]:
 
 
 def last_verified(candidates: Sequence[int], verify: Callable[[int], bool]) -> int:
-    """Walk ``candidates`` from safe to bold and return the last before the first that fails; the first always holds."""
+    """Test ``candidates`` in order and return the last before the first that fails; the first always holds."""
     last = candidates[0]
     for candidate in candidates[1:]:
         if not verify(candidate):
