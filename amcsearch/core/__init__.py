@@ -9,10 +9,11 @@ from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
-from amcsearch.core.user_code import CallersOwn, UserCode, described, guarded_job, printable
+from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, guarded_job, printable, settings_kept
 
 __all__ = [
     "COST_NAMES",
+    "KEEPERS",
     "SHARE",
     "BadInputError",
     "CallersOwn",
@@ -39,4 +40,5 @@ __all__ = [
     "guarded_job",
     "printable",
     "read_limit",
+    "settings_kept",
 ]

@@ -5,10 +5,13 @@ raise what ends a process (SystemExit, KeyboardInterrupt) or a loop (StopIterati
 pass for the end of a job.
 """
 
+import logging
 import os
+import signal
 import sysconfig
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,10 +27,29 @@ from amcsearch.core.interrupts import (
     interrupts_are_watched,
 )
 
-__all__ = ["CallersOwn", "UserCode", "described", "guarded_job", "one_line", "place_in_user_code", "printable"]
+__all__ = [
+    "KEEPERS",
+    "CallersOwn",
+    "UserCode",
+    "described",
+    "guarded_job",
+    "one_line",
+    "place_in_user_code",
+    "printable",
+    "settings_kept",
+]
 
+_log = logging.getLogger(__name__)
 _LIBRARIES: Final = frozenset({"amcsearch", "torch", "torch_pruning", "numpy", "optuna", "onnx", "onnxruntime"})
+_STOPS: Final = (int(signal.SIGINT), int(signal.SIGTERM))  # plain numbers are read faster
 _PASSES: Final = "_amcsearch_passes"  # attribute of exceptions that no guard changes
+
+
+Keeper = Callable[[], Callable[[], Iterable[str]]]
+"""Notes settings of the process; what it returns puts back those that changed since and names each."""
+
+KEEPERS: Final[list[Keeper]] = []
+"""What every guard keeps: rooms that know settings of a library add theirs."""
 
 
 class UserCode:
@@ -35,7 +57,8 @@ class UserCode:
 
     Anything raised inside, also what is no ``Exception``, becomes a ``BadInputError`` that names ``what``, the
     exception's type and text, and the place in the user's files. ``BadInputError`` and ``InfeasibleBudgetError`` pass
-    as they are. An interruption passes, also one that the code has caught or renamed.
+    as they are. An interruption passes, also one that the code has caught or renamed. Settings of the process that the
+    code leaves changed (the folder, handlers of signals, torch's defaults and modes) are put back, and logged.
 
     Raises:
         BadInputError: the code raised something, which is its cause.
@@ -44,15 +67,29 @@ class UserCode:
 
     def __init__(self, what: str) -> None:
         self._what = what
+        self._settings = settings_kept(what)
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Note the settings."""
+        self._settings.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._settings.__exit__(None, None, None)
         if error is None:
             check_interrupt()
         elif not _is_no_fault(error):
             raise BadInputError(f"{self._what} raised {described(error)}") from error
+
+
+@contextmanager
+def settings_kept(what: str) -> Iterator[None]:
+    """Put back, and log, the settings of the process that ``what`` leaves changed."""
+    noted = [keeper() for keeper in KEEPERS]
+    try:
+        yield
+    finally:
+        for changed in (text for put_back in noted for text in put_back()):
+            _log.warning("%s changed %s; it is put back", printable(what), printable(changed))
 
 
 @contextmanager
@@ -67,7 +104,7 @@ def guarded_job(*signals: int) -> Iterator[None]:
         BadInputError: code of the user raised something, which is its cause.
         Interrupted: SIGINT or SIGTERM came.
     """
-    with interruptible(*signals), _exits_refused():
+    with interruptible(*signals), _exits_refused(), settings_kept("your code"):
         try:
             yield
         except BaseException as error:
@@ -90,6 +127,33 @@ class CallersOwn:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
             vars(error)[_PASSES] = True
+
+
+def _settings_of_python() -> Callable[[], Iterable[str]]:
+    """Keep the current folder, by which relative paths are read, and the handlers of SIGINT and SIGTERM."""
+    folder = _current_folder()
+    handlers = {number: signal.getsignal(number) for number in _STOPS}
+
+    def put_back() -> Iterator[str]:
+        if folder is not None and _current_folder() != folder:
+            os.chdir(folder)
+            yield "the current folder"
+        for number, handler in handlers.items() if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(number) is not handler and handler is not None:
+                signal.signal(number, handler)
+                yield f"the handler of {signal.Signals(number).name}"
+
+    return put_back
+
+
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+KEEPERS.append(_settings_of_python)
 
 
 def _is_no_fault(error: BaseException) -> bool:

@@ -1,9 +1,13 @@
-"""Context managers that restore the train or eval flag of every module, also after an exception."""
+"""Context managers that restore the mode of every module, and guards that restore the settings of torch itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
+import torch
 from torch import nn
+
+from amcsearch.core import KEEPERS
 
 __all__ = ["evaluating", "modes_kept"]
 
@@ -24,3 +28,60 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode in every module; each gets its own mode back on leaving."""
     with modes_kept(model):
         yield model.eval()
+
+
+def _inference_mode(mode: bool) -> None:
+    context = torch.inference_mode(mode)
+    context.__enter__()
+    _ENTERED.append(context)  # it would be left again where it is freed
+
+
+def _default_device(torch_device: torch.device) -> None:
+    torch.set_default_device(None if torch_device.type == "cpu" else torch_device)
+
+
+_ENTERED: Final[list[Any]] = []
+_SETTINGS: Final[dict[str, tuple[Callable[[], Any], Callable[..., Any]]]] = {
+    # inference mode first: changing it changes whether gradients are recorded
+    "inference mode": (torch.is_inference_mode_enabled, _inference_mode),
+    "whether gradients are recorded": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (lambda: torch.empty(0).device, _default_device),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the use of deterministic algorithms": (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
+    ),
+    "anomaly detection": (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda value: torch.autograd.set_detect_anomaly(*value),
+    ),
+    "autocasting": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda value: torch.set_autocast_enabled("cpu", value),
+    ),
+    "the precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+}
+"""Of the whole process or thread: what each is called, how it is read, and how it is set."""
+
+
+def _read() -> tuple[Any, ...]:
+    return tuple(read() for read, _ in _SETTINGS.values())
+
+
+def _settings_of_torch() -> Callable[[], Iterable[str]]:
+    before = _read()
+
+    def put_back() -> Iterable[str]:
+        after = _read()
+        if after == before:
+            return ()
+        for (read, write), value in zip(_SETTINGS.values(), before, strict=True):
+            if read() != value:
+                write(value)
+        return [f"torch: {name}" for name, old, new in zip(_SETTINGS, before, after, strict=True) if old != new]
+
+    return put_back
+
+
+KEEPERS.append(_settings_of_torch)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from amcsearch.config import Config, RecipeConfig, check_contract, label, make, pick
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import load_device
@@ -158,7 +158,8 @@ def _run_agents(
             study = _study(job, executor, name, storage or run.study_db, observer)
             studies.append(study)
             _start(job, study)
-            agent.run(study, job.config.seed)
+            with settings_kept(name):
+                agent.run(study, job.config.seed)
             _check_spent(study, name, observer)
     finally:
         executor.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
-from amcsearch.core import BadInputError, Evaluation, Limit
+from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.observer import Phases
@@ -251,7 +251,8 @@ def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
     calibration = Calibration(workload.model, workload.trace, inputs, targets, task_loss, batch_size)
-    return choose_channels(config, calibration, given)
+    with settings_kept(name_of_choice(config)):
+        return choose_channels(config, calibration, given)
 
 
 def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:

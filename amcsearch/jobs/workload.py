@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, RecipeConfig, call_factory, config_hash
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.graph import Trace, trace
 from amcsearch.methods import Criterion, Selector
@@ -222,12 +222,22 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         BadInputError: it cannot be copied.
     """
-    try:
-        return copy.deepcopy(model).cpu().eval()
-    except Exception as error:
+    with UserCode(f"model: {type(model).__name__} cannot be copied; make it work with copy.deepcopy, which"):
+        return _with_values(copy.deepcopy(model), "model").cpu().eval()
+
+
+def _with_values(model: nn.Module, key: str) -> nn.Module:
+    """Return a module whose tensors can be trained; one that was made in inference mode is copied.
+
+    Raises:
+        BadInputError: tensors on the meta device, which hold no values.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
         raise BadInputError(
-            f"model: {type(model).__name__} cannot be copied ({error}); make it work with copy.deepcopy"
-        ) from error
+            f"{key}: {type(model).__name__} is on the device meta and has no weights; make it on the CPU"
+        )
+    return copy.deepcopy(model) if any(tensor.is_inference() for tensor in tensors) else model
 
 
 def made_by_factory(config: Config) -> nn.Module:
@@ -247,7 +257,8 @@ def made_by_factory(config: Config) -> nn.Module:
         raise BadInputError(
             f"model.factory: {config.model.factory} returned a {type(model).__name__}, expected a torch.nn.Module"
         )
-    return model.eval()
+    with UserCode(f"model.factory: {config.model.factory}: preparing its {type(model).__name__}"):
+        return _with_values(model, "model.factory").cpu().eval()
 
 
 def _dense(config: Config, given: InMemory) -> nn.Module:
@@ -270,14 +281,9 @@ def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Ten
     sample, target = stacked(splits.calibration, limit=1)
     shape = config.model.input_shape or tuple(sample.shape[1:])
     check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None)
-    try:
-        with torch.inference_mode():
-            classes = logits(model(sample)).shape[-1]
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInputError(
-            f"model.factory: {type(model).__name__} cannot take the data's inputs {tuple(sample.shape)}: {reason}"
-        ) from error
+    shown_shape = tuple(sample.shape)
+    with UserCode(f"model.factory: {type(model).__name__}, given inputs {shown_shape},"), torch.inference_mode():
+        classes = logits(model(sample)).shape[-1]
     check_splits(splits, input_shape=shape, num_classes=classes, limit=None)
     return sample
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, UserCode
 from amcsearch.graph import channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.losses import correct, distillation, logits, task_loss
@@ -169,7 +169,8 @@ def fit(
         if stored is not None:
             losses, first_epoch = training.restore(stored)
         for epoch in range(first_epoch, recipe.epochs):
-            losses.append(training.epoch(epoch, torch_device))
+            with UserCode(f"training {type(model).__name__} in epoch {epoch + 1}"):
+                losses.append(training.epoch(epoch, torch_device))
             if store is not None:
                 store.save(training.state(losses, epoch + 1))
             if progress is not None:
@@ -195,7 +196,7 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int 
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
     loss, right, count = 0.0, 0.0, 0
-    with evaluating(model), torch.inference_mode():
+    with UserCode(f"evaluating {type(model).__name__}"), evaluating(model), torch.inference_mode():
         for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
             output, target = logits(model(x.to(torch_device))), y.to(torch_device)
             hits, known = correct(output, target)

@@ -21,7 +21,7 @@ import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, PruningPolicy, Side
+from amcsearch.core import BadInputError, PruningPolicy, Side, described
 from amcsearch.graph.masks import masked
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.removal import remove
@@ -99,6 +99,7 @@ def _difference(model: nn.Module, trace: Trace, kept: dict[str, NDArray[np.int64
         try:
             outputs = list(output_tensors(small(example)))
         except Exception as error:
+            model(example)  # a network that does not run any more at all says so itself
             return f"the smaller network does not run: {' '.join(str(error).split())[:120]}"
     if [t.shape for t in outputs] != [t.shape for t in expected]:
         return "part of the network's output, which is never pruned"
@@ -188,7 +189,7 @@ def trace(model: nn.Module, example: Tensor, *, verify: bool = True) -> Trace:
         observation = observe(twin, example)
     except Exception as error:
         raise BadInputError(
-            f"the model does not run on an example of shape {tuple(example.shape)}: {_line(error)}; "
+            f"the model does not run on an example of shape {tuple(example.shape)}: {described(error)}; "
             "check model.input_shape"
         ) from error
     heads, lost_heads = find_heads(twin, observation)
@@ -218,7 +219,7 @@ def _twin(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model)
     except Exception as error:
         raise BadInputError(
-            f"{type(model).__name__} cannot be deep-copied ({_line(error)}); make it copyable"
+            f"{type(model).__name__} cannot be deep-copied ({described(error)}); make it copyable"
         ) from error
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
