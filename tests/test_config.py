@@ -53,7 +53,7 @@ def test_two_factories_are_enough(write):
     assert (config.seed, config.search.agent, config.search.trials) == (0, "ddpg", 200)
     assert config.budget == {"macs": "0.5x"}
     assert config.recovery.finetune.distillation.temperature == 4.0
-    assert config.data.splits.sizes() == {"calibration": 512, "search": 512}
+    assert config.data.splits.sizes() == {}
     assert config.model.pretrain is None
 
 

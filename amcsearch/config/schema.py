@@ -204,10 +204,10 @@ class ModelConfig(_Section):
 class SplitsConfig(_Section):
     """Samples of each split that the data factory does not give itself."""
 
-    calibration: PositiveInt = 512
-    """For saliency, recalibration and refitting."""
-    search: PositiveInt = 512
-    """For the accuracy that an agent sees."""
+    calibration: PositiveInt | None = None
+    """For saliency, recalibration and refitting; null takes a fifth of ``train``, at most 512."""
+    search: PositiveInt | None = None
+    """For the accuracy that an agent sees; null takes a fifth of ``train``, at most 512."""
     test: PositiveInt | None = None
     """For the accuracy in the report; null takes a fifth of ``train``."""
 

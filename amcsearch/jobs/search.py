@@ -111,7 +111,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.trials,
-        warnings=device.warnings,
+        warnings=(*workload.warnings, *device.warnings),
         expected_seconds=_expected_seconds(config, workload, given, uniform),
     )
 

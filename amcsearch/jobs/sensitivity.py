@@ -75,6 +75,8 @@ def sensitivity(
     check_named(config, given)
     observer.phase("Loading or training the network")
     workload = load_workload(config, given, progress=observer.epoch)
+    for text in workload.warnings:
+        observer.warn(text)
     evaluator = make_evaluator(config, workload, given)
     multiple = config.device.channel_multiple
     space = PolicySpace.on_grid(

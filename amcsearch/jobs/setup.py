@@ -211,7 +211,7 @@ def assemble(
     with phases("costs", "Pricing the network on the device"):
         workload = make_workload(config, given)
         device = load_device(config, workload, limits, given, strict=strict)
-        for text in device.warnings:
+        for text in (*workload.warnings, *device.warnings):
             phases.observer.warn(text)
     with phases("network", "Loading or training the network"):
         workload = trained(config, workload, phases.observer.epoch)

@@ -79,7 +79,7 @@ def summarise(
         skipped=tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in trace.skipped),
         channel_multiple=device.channel_multiple,
         widths_left_out=device.widths_left_out,
-        warnings=(*device.warnings, *_missed(outcome, job), *_similarity(job), *origin.notes),
+        warnings=(*job.workload.warnings, *device.warnings, *_missed(outcome, job), *_similarity(job), *origin.notes),
     )
 
 

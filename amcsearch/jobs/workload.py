@@ -22,19 +22,23 @@ from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
 from amcsearch.search import Agent
 from amcsearch.training import (
+    DEFAULT_SIZES,
+    SPLITS,
     DataSplits,
     Progress,
     Samples,
     TrainingRecipe,
     as_datasets,
     check_samples,
-    check_splits,
+    checked_splits,
     fetch,
+    fixed_splits,
     length,
     load_checkpoint,
     logits,
     make_splits,
     pretrained,
+    seeded,
     stacked,
     with_dense_targets,
 )
@@ -100,9 +104,10 @@ class TracedNetwork:
 
 @dataclass(frozen=True)
 class Workload(TracedNetwork):
-    """A network with its data and its channel groups."""
+    """A network with its data and its channel groups; ``warnings`` say what is doubtful about the data."""
 
     splits: DataSplits
+    warnings: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -158,14 +163,32 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
         BadInputError: a factory that raises or returns something else, data of another shape, a checkpoint that
             does not fit, or a network with nothing to prune.
     """
-    splits = make_splits(_datasets(config, given), config.data.splits.sizes(), config.seed)
+    with seeded(config.seed):
+        datasets = _datasets(config, given)
+        cut = make_splits(datasets, config.data.splits.sizes(), config.seed)
+    splits, changing = fixed_splits(cut, config.seed)
     model = _dense(config, given)
-    sample = _checked_sample(config, model, splits)
+    sample, output = _first_output(config, model, splits)
+    splits, doubtful = checked_splits(
+        splits,
+        input_shape=sample.shape[1:],
+        output_shape=output.shape[1:],
+        targets=config.data.targets,
+        labelled=_labelled(config),
+        cut=cut,
+        seed=config.seed,
+    )
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
     network = _traced(config, model, sample)
-    return Workload(network.model, network.example, network.trace, splits)
+    return Workload(
+        network.model,
+        network.example,
+        network.trace,
+        splits,
+        (*_about_cuts(config, datasets, cut), *changing, *doubtful),
+    )
 
 
 def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
@@ -250,8 +273,7 @@ def made_by_factory(config: Config) -> nn.Module:
         raise BadInputError(
             "model.factory is null: the network was handed over in Python; name a factory, or hand a model over again"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = call_factory(config.model.factory, config.model.kwargs, "model.factory")
     if not isinstance(model, nn.Module):
         raise BadInputError(
@@ -262,7 +284,14 @@ def made_by_factory(config: Config) -> nn.Module:
 
 
 def _dense(config: Config, given: InMemory) -> nn.Module:
-    return made_by_factory(config) if given.model is None else copied(given.model)
+    model = made_by_factory(config) if given.model is None else copied(given.model)
+    for name, tensor in model.state_dict().items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
+            key = "model" if given.model is not None else "model.factory"
+            raise BadInputError(
+                f"{key}: {name} of {type(model).__name__} is {tensor.dtype}, expected torch.float32; give model.float()"
+            )
+    return model
 
 
 def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
@@ -276,16 +305,58 @@ def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
     return TracedNetwork(model, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), traced)
 
 
-def _checked_sample(config: Config, model: nn.Module, splits: DataSplits) -> Tensor:
-    """Check every split against the model's input and output; return one input (1, …)."""
+def _first_output(config: Config, model: nn.Module, splits: DataSplits) -> tuple[Tensor, Tensor]:
+    """Return one input (1, …), checked, and what the network gives for it: (1, C), or (1, T, V) for a sequence."""
     sample, target = stacked(splits.calibration, limit=1)
     shape = config.model.input_shape or tuple(sample.shape[1:])
     check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None)
-    shown_shape = tuple(sample.shape)
-    with UserCode(f"model.factory: {type(model).__name__}, given inputs {shown_shape},"), torch.inference_mode():
-        classes = logits(model(sample)).shape[-1]
-    check_splits(splits, input_shape=shape, num_classes=classes, limit=None)
-    return sample
+    try:
+        output = _output(model, sample)
+    except BadInputError as error:
+        if sample.is_floating_point() or not _takes(model, sample.float()):
+            raise
+        raise BadInputError(
+            f"data: the calibration split gives inputs of {sample.dtype}, {type(model).__name__} takes torch.float32; "
+            "convert and scale them in the data, such as x.float() / 255"
+        ) from error
+    if output.ndim < 2 or len(output) != 1:
+        raise BadInputError(
+            f"model.factory: {type(model).__name__} gives an output of shape {tuple(output.shape)} for one sample, "
+            "expected (1, C), or (1, T, V) for a sequence"
+        )
+    return sample, output
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    what = f"model.factory: {type(model).__name__}, given inputs {tuple(inputs.shape)},"
+    with UserCode(what), torch.inference_mode():
+        return logits(model(inputs))
+
+
+def _takes(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        _output(model, inputs)
+    except BadInputError:
+        return False
+    return True
+
+
+def _about_cuts(config: Config, datasets: Mapping[str, Samples], splits: DataSplits) -> list[str]:
+    """Say which sizes were taken where little data leave fewer samples than usual."""
+    asked = {*datasets, *config.data.splits.sizes()}
+    sizes = {name: length(getattr(splits, name), name) for name in SPLITS[1:] if name not in asked}
+    if all(sizes[name] == usual for name, usual in DEFAULT_SIZES.items() if name in sizes):
+        return []
+    total = length(datasets["train"], "train")
+    cut = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return [f"data: {cut} are cut from {total} samples of train; set data.splits for other sizes"]
+
+
+def _labelled(config: Config) -> tuple[str, ...]:
+    """Names of the splits whose own targets are read."""
+    if config.data.targets == "given":
+        return SPLITS
+    return ("train",) if config.model.pretrain is not None else ()
 
 
 def _pretrain(config: Config, model: nn.Module, splits: DataSplits, progress: Progress | None) -> None:

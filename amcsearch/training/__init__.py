@@ -6,13 +6,28 @@ from amcsearch.training.hook import StateStore, TrainingHook
 from amcsearch.training.loop import Distillation, Progress, TrainingRecipe, evaluate, fit
 from amcsearch.training.losses import logits, rightness, task_loss
 from amcsearch.training.models import MODELS
+from amcsearch.training.preparation import checked_splits, fixed_splits
 from amcsearch.training.resume import StateFile
+from amcsearch.training.seeding import seeded
 from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
-from amcsearch.training.splits import DataSplits, Samples, as_datasets, fetch, length, make_splits, stacked, stratified
+from amcsearch.training.splits import (
+    DEFAULT_SIZES,
+    SPLITS,
+    DataSplits,
+    Samples,
+    as_datasets,
+    fetch,
+    length,
+    make_splits,
+    stacked,
+    stratified,
+)
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_SIZES",
     "MODELS",
+    "SPLITS",
     "DataSplits",
     "Distillation",
     "FixedMasks",
@@ -29,9 +44,11 @@ __all__ = [
     "bake",
     "check_samples",
     "check_splits",
+    "checked_splits",
     "evaluate",
     "fetch",
     "fit",
+    "fixed_splits",
     "length",
     "load_checkpoint",
     "load_tensors",
@@ -41,6 +58,7 @@ __all__ = [
     "rightness",
     "save_state",
     "save_tensors",
+    "seeded",
     "stacked",
     "stratified",
     "task_loss",

@@ -11,12 +11,15 @@ derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projecti
 ``obd`` as well as by ``true_fisher``, whose drawn labels are outputs with noise.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -24,11 +27,22 @@ from torch.utils.data import TensorDataset
 from amcsearch.core import BadInputError
 from amcsearch.graph import evaluating, first_tensor
 from amcsearch.training.losses import IGNORED_TARGET
-from amcsearch.training.splits import SPLITS, DataSplits, Samples, fetch, make_splits, stacked, stratified
+from amcsearch.training.splits import (
+    SPLITS,
+    DataSplits,
+    Samples,
+    fetch,
+    length,
+    make_splits,
+    source_rows,
+    stacked,
+    stratified,
+)
 
 __all__ = [
     "DATASETS",
     "DataSplits",
+    "SplitSurvey",
     "check_samples",
     "check_splits",
     "dense_outputs",
@@ -60,17 +74,24 @@ def with_dense_targets(splits: DataSplits, model: nn.Module) -> DataSplits:
 
 
 def check_samples(
-    inputs: Tensor, targets: Tensor, *, name: str, input_shape: Sequence[int] | None, num_classes: int | None
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    name: str,
+    input_shape: Sequence[int] | None,
+    num_classes: int | None,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
 
     ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
     position without one. Targets (N, …, num_classes) of floating point are vectors to match, and must be finite.
+    ``numbers`` (N,) are those of the samples, for errors; None counts from 0.
 
     Raises:
         BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
     """
-    where = f"data: the {name} split"
+    where, numbers = f"data: the {name} split", range(len(inputs)) if numbers is None else numbers
     if len(inputs) == 0:
         raise BadInputError(f"{where} has no samples, expected at least 1")
     if input_shape is not None and tuple(inputs.shape[1:]) != tuple(input_shape):
@@ -79,45 +100,126 @@ def check_samples(
             "set model.input_shape or change the data factory"
         )
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        first = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
-        raise BadInputError(f"{where} holds NaN or infinity (first in sample {first}), expected finite inputs")
+        sample = numbers[_first_row(~torch.isfinite(inputs))]
+        raise BadInputError(f"{where} holds NaN or infinity (first in sample {sample}), expected finite inputs")
     if targets.is_floating_point() and targets.ndim > 1:
-        _check_vectors(targets, where, num_classes)
+        _check_vectors(targets, where, num_classes, numbers)
         return
-    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim not in (1, 2):
+    if targets.is_floating_point() or (targets.dtype == torch.bool and targets.ndim == 1) or targets.ndim not in (1, 2):
         raise BadInputError(
             f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids (one integer, or one a position), or vectors to match"
+            "expected class ids (one integer, or one a position), or vectors to match; convert class ids by .long()"
         )
-    known = targets[targets != IGNORED_TARGET]
-    if num_classes is not None and known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+    if num_classes is not None and targets.dtype != torch.bool:
+        _check_class_ids(targets, where, num_classes, numbers)
+
+
+def _first_row(wrong: Tensor) -> int:
+    """Number of the first sample of (n, …) with anything wrong in it."""
+    return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+
+
+def _check_class_ids(targets: Tensor, where: str, num_classes: int, numbers: Sequence[int]) -> None:
+    known = targets != IGNORED_TARGET
+    wrong = known & ((targets < 0) | (targets >= num_classes))
+    if bool(wrong.any()):
+        sample = numbers[_first_row(wrong)]
+        low, high = int(targets[known].min()), int(targets[known].max())
         raise BadInputError(
-            f"{where} has targets from {int(known.min())} to {int(known.max())}, expected 0 to {num_classes - 1}: "
+            f"{where} has targets from {low} to {high}, expected 0 to {num_classes - 1} (first in sample {sample}): "
             f"the network gives {num_classes} classes"
         )
 
 
-def _check_vectors(targets: Tensor, where: str, width: int | None) -> None:
+def _check_vectors(targets: Tensor, where: str, width: int | None, numbers: Sequence[int]) -> None:
     if width is not None and targets.shape[-1] != width:
         raise BadInputError(
             f"{where} gives vectors of {targets.shape[-1]} numbers to match, the network gives {width} a sample"
         )
     if not bool(torch.isfinite(targets).all()):
-        first = int((~torch.isfinite(targets)).flatten(1).any(1).nonzero()[0])
-        raise BadInputError(f"{where} has targets with NaN or infinity (first in sample {first}), expected finite ones")
+        sample = numbers[_first_row(~torch.isfinite(targets))]
+        raise BadInputError(
+            f"{where} has targets with NaN or infinity (first in sample {sample}), expected finite ones"
+        )
+
+
+CHUNK: Final = 1024  # samples in memory at a time
+CLASSES: Final = 2  # more are not told apart
+
+
+@dataclass(frozen=True)
+class SplitSurvey:
+    """What all samples of a split are.
+
+    ``hashes`` (N,) of the inputs' bytes tell samples apart; ``classes`` are up to two of the classes that are there.
+    ``is_one_hot`` where every target is a row of zeros with a single 1; ``is_vector`` where targets are no integers.
+    """
+
+    hashes: NDArray[np.uint64]
+    target_shape: tuple[int, ...]
+    is_vector: bool
+    is_one_hot: bool
+    has_targets: bool
+    classes: frozenset[int]
 
 
 def check_splits(
-    splits: DataSplits, *, input_shape: Sequence[int] | None, num_classes: int | None, limit: int | None = 1024
-) -> None:
-    """Run ``check_samples`` on the first ``limit`` samples of every split; None checks all.
+    splits: DataSplits,
+    *,
+    input_shape: Sequence[int] | None,
+    num_classes: int | None,
+    limit: int | None = 1024,
+    cut: DataSplits | None = None,
+) -> dict[str, SplitSurvey]:
+    """Run ``check_samples`` on the first ``limit`` samples of every split, and survey them; None takes all.
+
+    Errors number samples as the data set does that a split is cut from: of ``cut``, where ``splits`` are copies of it.
 
     Raises:
         BadInputError: as ``fetch`` and ``check_samples``.
     """
+    surveys = {}
     for name in SPLITS:
-        inputs, targets = stacked(getattr(splits, name), limit)
-        check_samples(inputs, targets, name=name, input_shape=input_shape, num_classes=num_classes)
+        dataset = getattr(splits, name)
+        count = length(dataset, name) if limit is None else min(limit, length(dataset, name))
+        parts = []
+        for start in range(0, count, CHUNK):
+            rows = range(start, min(start + CHUNK, count))
+            inputs, targets = fetch(dataset, rows, name)
+            numbers = source_rows(getattr(cut or splits, name), rows)
+            check_samples(inputs, targets, name=name, input_shape=input_shape, num_classes=num_classes, numbers=numbers)
+            parts.append(_surveyed(inputs, targets))
+        surveys[name] = _joined(parts, name)
+    return surveys
+
+
+def _surveyed(inputs: Tensor, targets: Tensor) -> SplitSurvey:
+    rows = inputs.cpu().reshape(len(inputs), -1).numpy()
+    hashes = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest()) for row in rows]
+    known = targets[targets != IGNORED_TARGET]
+    is_binary = targets.ndim > 1 and bool(((targets == 0) | (targets == 1)).all())
+    return SplitSurvey(
+        np.array(hashes, dtype=np.uint64),
+        tuple(targets.shape[1:]),
+        is_vector=targets.is_floating_point() or targets.dtype == torch.bool,
+        is_one_hot=is_binary and bool((targets.sum(-1) == 1).all()),
+        has_targets=len(known) > 0,
+        classes=frozenset(np.unique(known.numpy(force=True))[:CLASSES].tolist()),
+    )
+
+
+def _joined(parts: Sequence[SplitSurvey], name: str) -> SplitSurvey:
+    shapes = sorted({part.target_shape for part in parts})
+    if len(shapes) > 1:
+        raise BadInputError(f"data: the {name} split has targets of the shapes {shapes}; make all of one shape")
+    return SplitSurvey(
+        np.concatenate([part.hashes for part in parts]),
+        shapes[0],
+        is_vector=any(part.is_vector for part in parts),
+        is_one_hot=all(part.is_one_hot for part in parts),
+        has_targets=any(part.has_targets for part in parts),
+        classes=frozenset(sorted(frozenset.union(*(part.classes for part in parts)))[:CLASSES]),
+    )
 
 
 BYTES: Final = 256

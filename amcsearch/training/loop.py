@@ -18,6 +18,7 @@ from amcsearch.core import BadInputError, UserCode
 from amcsearch.graph import channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.losses import correct, distillation, logits, task_loss
+from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, fetch, length
 
 __all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at", "random_shift"]
@@ -163,12 +164,12 @@ def fit(
     objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
     training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), _optimizer(model, recipe), seed)
     losses: list[float] = []
-    with torch.random.fork_rng(devices=_cuda_devices(torch_device)):
-        torch.manual_seed(seed)
+    with seeded(seed):
         stored = store.load() if store is not None else None
         if stored is not None:
             losses, first_epoch = training.restore(stored)
         for epoch in range(first_epoch, recipe.epochs):
+            reseed(seed + epoch)  # so that random transforms go on as they would have, had nothing been interrupted
             with UserCode(f"training {type(model).__name__} in epoch {epoch + 1}"):
                 losses.append(training.epoch(epoch, torch_device))
             if store is not None:
@@ -306,8 +307,3 @@ def _check_finite(loss: float, epoch: int, learning_rate: float) -> None:
             f"loss is {loss} in epoch {epoch} at learning_rate = {learning_rate:.3g}, must be finite; "
             "lower the learning rate, lengthen the warm-up, or look for NaN in the data"
         )
-
-
-def _cuda_devices(torch_device: str) -> list[int]:
-    device = torch.device(torch_device)
-    return [] if device.type != "cuda" else [torch.cuda.current_device() if device.index is None else device.index]

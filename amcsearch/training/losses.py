@@ -32,7 +32,7 @@ def logits(output: Output) -> Tensor:
 
 
 def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats, a scalar; (N, C) against (N,), or (B, T, V) against (B, T).
+    """Mean cross-entropy in nats, a scalar; (N, C) against (N,), or (B, T, V) against (B, T); 0 of no target at all.
 
     Against vectors, (…, D) both, 1 minus the mean cosine; labels to smooth there are none.
 
@@ -42,6 +42,8 @@ def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> T
     if target.is_floating_point():
         return 1.0 - _cosines(output, target).mean()
     scores, flat = _flat(logits(output), target)
+    if bool((flat == IGNORED_TARGET).all()):  # a batch of a data set where some targets are ignored
+        return 0.0 * scores.sum()
     return F.cross_entropy(scores, flat, label_smoothing=label_smoothing, ignore_index=IGNORED_TARGET)
 
 
@@ -102,6 +104,8 @@ def distillation(student: Output, teacher: Output, target: Tensor, temperature: 
     if scores.shape != guide.shape:
         raise BadInputError(f"distillation: student logits {tuple(scores.shape)}, teacher {tuple(guide.shape)}")
     known = flat != IGNORED_TARGET
+    if not bool(known.any()):
+        return 0.0 * scores.sum()
     log_student = F.log_softmax(scores[known] / temperature, dim=-1)
     log_teacher = F.log_softmax(guide[known] / temperature, dim=-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -24,6 +24,14 @@ def test_sequence_loss_is_the_mean_over_positions():
     assert task_loss(scores, target).item() == pytest.approx(by_hand.item(), abs=1e-6)
 
 
+def test_a_batch_without_any_target_costs_nothing_and_teaches_nothing():
+    scores, none = torch.randn(2, 3, requires_grad=True), torch.tensor([-100, -100])
+    for loss in (task_loss(scores, none), distillation(scores, scores.detach() * 0.5, none, 2.0, 0.5)):
+        (gradient,) = torch.autograd.grad(loss, scores)
+        assert loss.item() == 0.0
+        assert torch.equal(gradient, torch.zeros(2, 3))
+
+
 def test_accuracy_by_hand():
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert accuracy(scores, torch.tensor([1, 0, 1, 0])) == 0.75

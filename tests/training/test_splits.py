@@ -58,6 +58,11 @@ def test_default_sizes_are_a_fifth_and_given_splits_stay():
     assert [len(x) for x in (splits.search, splits.calibration, splits.train)] == [10, 10, 40]
 
 
+def test_default_sizes_stop_growing_at_512():
+    splits = make_splits({"train": numbered(4000)}, {}, 0)
+    assert [len(x) for x in (splits.search, splits.calibration, splits.test)] == [512, 512, 800]
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data())
 def test_stratified_keeps_class_shares_to_within_one(labels, data):
     labels = np.array(labels)
@@ -149,8 +154,8 @@ def test_smallest_cut_that_fits():
     ("items", "message"),
     [
         ([torch.zeros(1)], "is a Tensor, expected a pair"),
-        ([(torch.zeros(1), 0), (torch.zeros(2), 0)], r"input shapes \(1,\), \(2,\)"),
-        ([("a", 0)], "no tensors"),
+        ([(torch.zeros(1), 0), (torch.zeros(2), 0)], r"input of sample 1 .* shape \(2,\), that of sample 0 \(1,\)"),
+        ([("a", 0)], "input of sample 0 of the given split is a str"),
     ],
 )
 def test_items_that_are_no_samples_are_named(items, message):

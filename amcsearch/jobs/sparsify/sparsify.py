@@ -42,6 +42,8 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         device = load_device(config, workload, _limits(config, method), given)
         limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
         target = _target(config, workload, device, method, limit)
+        for text in workload.warnings:
+            observer.warn(text)
     with phases("network", "Loading or training the network"):
         workload = trained(config, workload, observer.epoch)
     with phases("sparsify", f"Training with {label(section.method)}"):
@@ -173,7 +175,7 @@ def _summary(
         densities=_densities(sparse),
         policy=sparse.policy,
         channel_multiple=device.channel_multiple,
-        warnings=tuple(device.warnings),
+        warnings=(*workload.warnings, *device.warnings),
         seed=config.seed,
         seconds=dict(seconds),
     )

@@ -1,0 +1,76 @@
+"""A network with its data, from objects in memory: what fits, and what is refused in one line before any work."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.jobs.request import make_request
+from amcsearch.jobs.workload import Workload, make_workload
+from amcsearch.training.splits import stacked
+
+Data = Callable[[], tuple[Tensor, Tensor]]
+SETTINGS = {"data.splits": {"calibration": 12, "search": 12, "test": 12}}
+IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(60) % 4
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)
+    )
+
+
+def workload(model: nn.Module, data: object, settings: dict[str, object] | None = None) -> Workload:
+    return make_workload(*make_request(None, SETTINGS if settings is None else settings, {}, model, data))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_network_of_another_type_is_refused_with_the_cure(dtype: torch.dtype) -> None:
+    with pytest.raises(BadInputError, match=rf"0\.weight of Sequential is {dtype}, .*\.float\(\)"):
+        workload(network().to(dtype), (IMAGES, LABELS))
+
+
+def test_images_of_bytes_are_refused_with_the_cure() -> None:
+    images = (50 * IMAGES).clamp(0, 255).to(torch.uint8)
+    with pytest.raises(BadInputError, match=r"inputs of torch\.uint8, Sequential takes torch\.float32; .*/ 255"):
+        workload(network(), (images, LABELS))
+
+    class Scaling(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float() / 255)
+
+    assert workload(Scaling(*network()), (images, LABELS)).example.dtype == torch.uint8
+
+
+def test_an_output_without_samples_is_refused() -> None:
+    class Mean(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean()
+
+    with pytest.raises(BadInputError, match=r"Mean gives an output of shape \(\) for one sample"):
+        workload(Mean(*network()), (IMAGES, LABELS))
+
+
+def test_little_data_are_cut_into_smaller_splits_and_that_is_said() -> None:
+    job = workload(network(), (IMAGES, LABELS), {})
+    assert job.warnings[0].startswith("data: calibration 12, search 12, test 12 are cut from 60 samples of train;")
+    assert [len(stacked(split)[0]) for split in (job.splits.calibration, job.splits.search)] == [12, 12]
+    assert workload(network(), (IMAGES, LABELS)).warnings == ()
+
+
+def test_one_hot_targets_give_the_job_of_class_ids() -> None:
+    one_hot = workload(network(), (IMAGES, nn.functional.one_hot(LABELS, 4).float()))
+    plain = workload(network(), (IMAGES, LABELS))
+    assert stacked(one_hot.splits.search)[1].dtype == torch.int64
+    assert len(one_hot.splits.train) == len(plain.splits.train)
+
+
+def test_vectors_are_targets_of_data_without_labels_alone() -> None:
+    vectors = torch.randn(60, 4)
+    with pytest.raises(BadInputError, match=r"data\.targets: dense"):
+        workload(network(), (IMAGES, vectors))
+    workload(network(), (IMAGES, vectors), {**SETTINGS, "data.targets": "dense"})
