@@ -69,9 +69,9 @@ def _is_in_memory(dataset: Samples) -> bool:
     return _is_in_memory(dataset.dataset) if type(dataset) is Subset else type(dataset) is TensorDataset
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors hold the same; NaN is the same as NaN."""
-    return one.shape == other.shape and one.cpu().numpy().tobytes() == other.cpu().numpy().tobytes()
+    return left.shape == right.shape and left.cpu().numpy().tobytes() == right.cpu().numpy().tobytes()
 
 
 def _about_changes(changing: Sequence[str], unseeded: Sequence[str]) -> str:
