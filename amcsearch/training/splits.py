@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, UserCode
 
 __all__ = [
     "DEFAULT_SIZES",
@@ -188,7 +188,8 @@ def source_rows(dataset: Samples, indices: Indices) -> list[int]:
 
 
 def _item(dataset: Samples, index: int, name: str) -> tuple[object, object]:
-    item: object = dataset[index]
+    with UserCode(f"data: sample {index} of the {name} split"):
+        item: object = dataset[index]
     if not isinstance(item, tuple | list) or len(item) != 2:
         what = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
         raise BadInputError(f"data: sample {index} of the {name} split is {what}, expected a pair (input, target)")
@@ -254,7 +255,8 @@ def length(dataset: Samples, name: str) -> int:
         raise BadInputError(
             f"data: the {name} split is a {type(dataset).__name__}, expected a dataset with a length and items"
         )
-    count = len(dataset)
+    with UserCode(f"data: the length of the {name} split"):
+        count = len(dataset)
     if count < 1:
         raise BadInputError(f"data: the {name} split has no samples, expected at least 1")
     return count

@@ -238,6 +238,30 @@ def test_the_one_sample_that_is_wrong_is_named(item, words, size):
         prepare()
 
 
+class Failing(Odd):
+    """Reading sample 17 raises ``item``."""
+
+    def __getitem__(self, i):
+        if i == 17:
+            raise self.item
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("raised", [OSError("disk gone"), SystemExit(0), StopIteration(), IndexError("17")])
+def test_a_sample_that_cannot_be_read_is_named(raised):
+    with pytest.raises(BadInputError, match=rf"sample 17 of the train split raised {type(raised).__name__}.*test_prep"):
+        cut(Failing(raised))
+
+
+def test_a_length_that_raises_is_named():
+    class Endless(Odd):
+        def __len__(self):
+            raise RuntimeError("no length today")
+
+    with pytest.raises(BadInputError, match="length of the train split raised RuntimeError: no length today"):
+        cut(Endless(None))
+
+
 def test_samples_in_two_splits_are_counted_by_their_content():
     _, warnings = check(parts(range(20), range(8), range(15, 25), range(24, 40)))
     assert len(warnings) == 2
