@@ -1,36 +1,83 @@
 """Arguments in, exit code out: 0 done, 2 bad input, 3 budget infeasible, 130 interrupted."""
 
+import argparse
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 from amcsearch.cli.parser import make_parser
-from amcsearch.core import BadInputError, InfeasibleBudgetError, guarded_job, printable
+from amcsearch.cli.streams import Streams, open_closed_descriptors
+from amcsearch.core import BadInputError, InfeasibleBudgetError, guarded_job, interruptible, printable
 from amcsearch.reporting import ProgressBar
 
 __all__ = ["main"]
 
+DONE: Final = 0
 BAD_INPUT: Final = 2
 INFEASIBLE: Final = 3
 INTERRUPTED: Final = 130
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code; errors are one line on stderr (``--debug`` shows the traceback)."""
-    args = make_parser().parse_args(arguments)
+    """Run one verb and return its exit code; errors are one line on stderr (``--debug`` shows the traceback).
+
+    ``arguments`` None takes those of the process, which is to end with the exit code: signals that come later no longer
+    change it.
+    """
+    is_process = arguments is None
+    open_closed_descriptors()
+    streams = Streams()
+    with streams.in_place():
+        try:
+            code = _run(arguments, streams)
+            if is_process:
+                for number in _STOPS:
+                    signal.signal(number, lambda *_: os._exit(code))
+        except (BadInputError, InfeasibleBudgetError) as error:  # --debug
+            if not is_process:
+                raise
+            traceback.print_exc()
+            code = _exit_code(error)
+        finally:
+            if is_process:
+                streams.seal()
+    return code
+
+
+def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
     console = ProgressBar()
+    args = argparse.Namespace(debug=False)
     try:
-        with guarded_job(signal.SIGINT, signal.SIGTERM):
-            args.run(args, console)
+        with interruptible(*_STOPS, replace=True):
+            args = make_parser().parse_args(arguments)
+            with streams.out_is_err() if args.json else nullcontext(), guarded_job(*_STOPS):
+                args.run(args, console)
+    except KeyboardInterrupt:
+        console.close()
+        _say("interrupted; run the same command with --resume to go on")
+        return INTERRUPTED
     except (BadInputError, InfeasibleBudgetError) as error:
         console.close()
         if args.debug:
             raise
-        print(f"amcsearch: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else BAD_INPUT
-    except KeyboardInterrupt:
-        console.close()
-        print("amcsearch: interrupted; run the same command with --resume to go on", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        _say(str(error))
+        return _exit_code(error)
+    problem = streams.show(args.shown)
+    if problem is None:
+        return DONE
+    where = "" if args.kept is None else f"; it is in {args.kept}"
+    _say(f"the result cannot be printed: {problem.strerror or problem}{where}")
+    return BAD_INPUT if args.kept is None else DONE
+
+
+def _exit_code(error: BadInputError | InfeasibleBudgetError) -> int:
+    return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else BAD_INPUT
+
+
+def _say(text: str) -> None:
+    print(f"amcsearch: {printable(' '.join(text.split()))}", file=sys.stderr)

@@ -84,7 +84,7 @@ def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
     )
     console.close()
     text = f"{kit.kit}: {kit.models} models, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}"
-    show(args, {**asdict(kit), "kit": str(kit.kit), "networks": list(kit.networks)}, text)
+    show(args, {**asdict(kit), "kit": str(kit.kit), "networks": list(kit.networks)}, text, kit.kit)
 
 
 def table_build(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -121,7 +121,7 @@ def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
         write_latency_table(check.table, folder)
         said["written"], text = str(folder), f"{text}\nwritten to {folder}"
     console.close()
-    show(args, said, text)
+    show(args, said, text, folder)
 
 
 def table_show(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -157,9 +157,12 @@ def _write(args: argparse.Namespace, console: "ProgressBar", table: "LatencyTabl
 
     write_latency_table(table, args.out)
     console.close()
-    _show(args, table, args.out, {})
+    _show(args, table, args.out, {}, args.out)
 
 
-def _show(args: argparse.Namespace, table: "LatencyTable", folder: Path, files: dict[str, Path]) -> None:
+def _show(
+    args: argparse.Namespace, table: "LatencyTable", folder: Path, files: dict[str, Path], kept: Path | None = None
+) -> None:
     said = {**table.as_mapping(), "rows": len(table.rows), **{name: str(path) for name, path in files.items()}}
-    show(args, said, "\n".join([table_text(table, folder), *(f"{name}: {path}" for name, path in files.items())]))
+    text = "\n".join([table_text(table, folder), *(f"{name}: {path}" for name, path in files.items())])
+    show(args, said, text, kept)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from amcsearch.core import BadInputError, Limit
+from amcsearch.core import BadInputError, Limit, printable
 
 if TYPE_CHECKING:
     from amcsearch.config import Config
@@ -166,7 +166,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         observer=console,
     )
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
 
 
 def _folder(args: argparse.Namespace, config: "Config") -> Path:
@@ -184,7 +184,7 @@ def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:
     result = api.sensitivity(config=config, points=args.points, joint=args.joint, folder=args.out, observer=console)
     console.close()
     values = result.to_json()
-    show(args, values, "\n".join(f"{name}: {value}" for name, value in values.items()))
+    show(args, values, "\n".join(f"{name}: {value}" for name, value in values.items()), args.out)
 
 
 def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -204,7 +204,7 @@ def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
         observer=console,
     )
     console.close()
-    show(args, energies.to_json(), energy_text(energies))
+    show(args, energies.to_json(), energy_text(energies), args.out)
 
 
 def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -216,7 +216,7 @@ def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.prune(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
 
 
 def _goal(args: argparse.Namespace) -> list[str]:
@@ -244,7 +244,7 @@ def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.sparsify(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary.to_json(), sparsify_text(result.summary, result.folder))
+    show(args, result.summary.to_json(), sparsify_text(result.summary, result.folder), result.folder)
 
 
 def report(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -255,7 +255,7 @@ def report(args: argparse.Namespace, console: "ProgressBar") -> None:
 
     with RunFolder.open(args.run_folder) as run:
         run.write_report(render(run))
-        show(args, {"report": str(run.report_html)}, str(run.report_html))
+        show(args, {"report": str(run.report_html)}, str(run.report_html), run.report_html)
 
 
 def list_registry(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -274,6 +274,10 @@ def load_config(args: argparse.Namespace) -> "Config":
     return load(args.config, args.overrides)
 
 
-def show(args: argparse.Namespace, values: Mapping[str, Any], text: str) -> None:
-    """Print a result: as JSON if that was asked for, else as text."""
-    print(json.dumps(values, indent=2, default=str) if args.json else text)
+def show(args: argparse.Namespace, values: Mapping[str, Any], text: str, kept: Path | None = None) -> None:
+    """Leave a result to be printed when the verb has ended: as JSON if that was asked for, else as text.
+
+    ``kept`` is where the result lies, too; None where it is only printed.
+    """
+    lines = json.dumps(values, indent=2, default=str) if args.json else text
+    args.shown, args.kept = "\n".join(map(printable, lines.split("\n"))), kept

@@ -3,7 +3,7 @@
 from amcsearch.core.cost import COST_NAMES, Cost
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
-from amcsearch.core.interrupts import Interrupted, check_interrupt
+from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
@@ -38,6 +38,7 @@ __all__ = [
     "check_interrupt",
     "described",
     "guarded_job",
+    "interruptible",
     "printable",
     "read_limit",
     "settings_kept",

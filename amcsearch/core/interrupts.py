@@ -51,17 +51,19 @@ def check_interrupt() -> None:
 
 
 @contextmanager
-def interruptible(*signals: int) -> Iterator[None]:
+def interruptible(*signals: int, replace: bool = False) -> Iterator[None]:
     """Turn these signals into ``Interrupted`` while a job runs; one may stand inside another.
 
-    Handlers belong to the main thread: elsewhere nothing is installed. A handler of SIGINT that is not Python's own
-    stays, since a program that has one knows what it wants.
+    Handlers belong to the main thread: elsewhere nothing is installed. A signal that is ignored (``nohup``) stays so. A
+    handler of SIGINT that is not Python's own stays unless ``replace``, since a program that has one knows why.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in signals}
-    before = {n: old for n, old in before.items() if n != signal.SIGINT or old in (signal.default_int_handler, _raise)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    if not replace and before.get(signal.SIGINT, _raise) not in (signal.default_int_handler, _raise):
+        del before[signal.SIGINT]
     hook: Callable[[sys.UnraisableHookArgs], object] = sys.unraisablehook
     is_outermost = _Watch.depth == 0
     if is_outermost:

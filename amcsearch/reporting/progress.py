@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from amcsearch.core import Trial
+from amcsearch.core import Trial, check_interrupt, printable
 
 __all__ = ["ProgressBar"]
 
@@ -60,7 +60,8 @@ class ProgressBar:
             self._bar = None
 
     def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        check_interrupt()
+        tqdm.write(printable(text), file=sys.stderr)
         sys.stderr.flush()
 
 
