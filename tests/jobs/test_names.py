@@ -35,7 +35,7 @@ CUBIK = ["--set", "sparsify={method: iterative, params: {shape: cubik}}"]
         ("sparsify", CUBIK, "iterative: shape = 'cubik' is unknown; known: geometric, linear, cubic"),
         ("sparsify", ["--set", "sparsify.storage=zip"], "'bitmap', 'csr' or 'run_length'"),
         ("sensitivity", ["--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
-        ("energy", ["--storage", "zip"], "--storage = 'zip' is unknown; known: bitmap, csr, dense, run_length"),
+        ("energy", ["--storage", "zip"], "storage = 'zip' is unknown; known: bitmap, csr, dense, run_length"),
     ],
 )
 def test_a_wrong_name_is_refused_before_work(
