@@ -80,8 +80,8 @@ def test_the_dense_policy_changes_nothing() -> None:
     ("policy", "words"),
     [
         ({"a": 9, "b": 1}, "n_keep = 9, must be a multiple of 1 from 1 to 8"),
-        ({"a": 1}, r"missing groups \['b'\]"),
-        ({"a": 1, "b": 1, "c": 1}, r"unknown groups \['c'\]"),
+        ({"a": 1}, r"^policy does not fit the network: unknown groups \[\], missing groups \['b'\]$"),
+        ({"a": 1, "b": 1, "c": 1}, r"^policy does not fit the network: unknown groups \['c'\], missing groups \[\]$"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_named(policy: dict[str, int], words: str) -> None:
@@ -98,14 +98,36 @@ def test_a_split_unit_is_refused() -> None:
 
 def test_names_must_differ_and_couplings_must_point_somewhere() -> None:
     layer = LayerSpec("a", LayerKind.LINEAR, 2, 2)
-    with pytest.raises(BadInputError, match="layer names must differ"):
+    group = ChannelGroup("g", 2, (Coupling("a", Side.OUT),))
+    assert NetworkSpec((layer,), (group,)).groups == (group,)
+    with pytest.raises(BadInputError, match=r"^layer names must differ: \['a'\]$"):
         NetworkSpec((layer, layer), ())
-    with pytest.raises(BadInputError, match="unknown layers"):
-        NetworkSpec((layer,), (ChannelGroup("g", 2, (Coupling("b", Side.OUT),)),))
+    with pytest.raises(BadInputError, match=r"^group names must differ: \['g'\]$"):
+        NetworkSpec((layer,), (group, group))
+    with pytest.raises(BadInputError, match=r"^group 'g' is coupled to unknown layers \['b'\]$"):
+        NetworkSpec((layer,), (ChannelGroup("g", 2, (Coupling("a", Side.IN), Coupling("b", Side.OUT))),))
 
 
 @pytest.mark.parametrize("field", ["in_channels", "out_channels", "conv_groups"])
 def test_layers_without_channels_are_refused(field: str) -> None:
     counts = {"in_channels": 2, "out_channels": 2, "conv_groups": 1, field: 0}
-    with pytest.raises(BadInputError, match=f"{field} = 0"):
+    with pytest.raises(BadInputError, match=f"^layer 'a': {field} = 0, must be at least 1$"):
         LayerSpec("a", LayerKind.CONV, **counts)
+
+
+@pytest.mark.parametrize(("field", "widths"), [("in_channels", (6, 4)), ("out_channels", (4, 6))])
+def test_a_width_that_its_groups_do_not_divide_is_refused(field: str, widths: tuple[int, int]) -> None:
+    with pytest.raises(BadInputError, match=f"^layer 'a': {field} = 6 is not a multiple of conv_groups = 4$"):
+        LayerSpec("a", LayerKind.CONV, *widths, conv_groups=4)
+
+
+@pytest.mark.parametrize(("channels", "unit"), [(0, 1), (2, 0), (3, 2)])
+def test_a_group_is_made_of_whole_units(channels: int, unit: int) -> None:
+    with pytest.raises(BadInputError, match=f"^group 'g': {channels} channels cannot be cut into units of {unit}$"):
+        ChannelGroup("g", channels, (), unit)
+    assert ChannelGroup("g", 1, ()).choices() == (1,)
+
+
+def test_the_most_that_may_be_removed_is_itself_a_choice() -> None:
+    # 10·(1 - 0.7) is a little above 3 in floating point
+    assert ChannelGroup("g", 10, ()).choices(1, 0.7) == (3, 4, 5, 6, 7, 8, 9, 10)

@@ -1,13 +1,13 @@
 """Rounding to whole channels, and the policy as a value."""
 
-import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.group import ChannelGroup
 from amcsearch.core.policy import PolicySpace, PruningPolicy
@@ -87,42 +87,75 @@ def test_policies_are_values() -> None:
     assert one == other
     assert hash(one) == hash(other)
     assert one.to_json() == other.to_json()
+    assert one.to_json() == '{"a": 1, "b": 2}'
     assert PruningPolicy.from_json(one.to_json()) == one
+    assert repr(one) == "PruningPolicy({'a': 1, 'b': 2})"
+    assert len({hash(PruningPolicy({"a": n})) for n in range(1, 9)}) == 8
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 0}', '{"a": 1.5}', '{"a": true}'])
-def test_bad_policies_are_refused(text: str) -> None:
-    with pytest.raises(BadInputError):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", r"^policy is not JSON \(Expecting property name .*\); expected {group: n_keep, …}$"),
+        ("[1]", "^policy is a list; expected an object {group: n_keep, …}$"),
+        ('{"a": 0}', "^policy: n_keep of 'a' is 0, must be a whole number of at least 1$"),
+        ('{"a": 1.5}', "^policy: n_keep of 'a' is 1.5, must be"),
+        ('{"a": true}', "^policy: n_keep of 'a' is True, must be"),
+    ],
+)
+def test_bad_policies_are_refused(text: str, words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
         PruningPolicy.from_json(text)
 
 
-@pytest.mark.parametrize(("multiple", "ratio"), [(0, 0.5), (8, 0.0), (8, 1.5)])
-def test_bad_grids_are_refused(multiple: int, ratio: float) -> None:
-    with pytest.raises(BadInputError):
+def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    with pytest.raises(BadInputError, match=f"^cannot read policy {path}: No such file or directory$"):
+        PruningPolicy.read(path)
+    path.write_text('{"a": 3}')
+    assert PruningPolicy.read(path) == PruningPolicy({"a": 3})
+
+
+@pytest.mark.parametrize(
+    ("multiple", "ratio", "words"),
+    [
+        (0, 0.5, "^channel_multiple = 0, must be at least 1$"),
+        (8, 0.0, r"^max_pruning_ratio = 0.0, must be in \(0, 1\]$"),
+        (8, 1.5, r"^max_pruning_ratio = 1.5, must be in \(0, 1\]$"),
+    ],
+)
+def test_bad_grids_are_refused(multiple: int, ratio: float, words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
         PolicySpace.on_grid([group(8)], multiple, ratio)
 
 
-def test_a_cost_holds_what_is_known() -> None:
-    cost = Cost(macs=10.0, latency_ms=0.5)
-    assert dict(cost) == {"macs": 10.0, "latency_ms": 0.5}
-    with pytest.raises(KeyError):
-        cost["energy_mj"]
+def test_without_settings_every_count_of_a_group_is_a_choice() -> None:
+    assert group(3).choices() == (1, 2, 3)
+    space = PolicySpace.on_grid([group(3)])
+    assert [choices.tolist() for choices in space.choices] == [[1, 2, 3]]
+    assert space.groups == (group(3),)
 
 
-def test_a_cost_holds_costs_of_any_name_after_the_four() -> None:
-    cost = Cost({"mib": 2, "params": 3.0, "energy_mj": None})
-    assert list(cost.items()) == [("params", 3.0), ("mib", 2.0)]
-    assert cost.further == {"mib": 2.0}
-    assert (cost.params, cost.energy_mj) == (3.0, None)
-    assert cost == Cost({"params": 3.0, "mib": 2.0}) == Cost({"mib": 2.0}, params=3.0)
-    assert hash(cost) == hash(Cost({"params": 3.0, "mib": 2.0}))
-    assert pickle.loads(pickle.dumps(cost)) == cost
+class Drawn:
+    """A generator whose numbers are given."""
+
+    def __init__(self, *arrays: list[list[float]]) -> None:
+        self.arrays = [np.array(array) for array in arrays]
+
+    def random(self, size: tuple[int, int]) -> NDArray[np.float64]:
+        array = self.arrays.pop(0)
+        assert array.shape == size
+        return array
 
 
-def test_a_cost_cannot_be_changed() -> None:
-    cost = Cost(macs=10.0)
-    with pytest.raises(AttributeError, match="immutable"):
-        cost.macs = 3.0
-    with pytest.raises(AttributeError, match="immutable"):
-        del cost._values
-    assert cost.macs == 10.0
+def test_random_policies_by_hand() -> None:
+    space = PolicySpace.on_grid([group(32), group(20)], multiple=8)  # 8, 16, 24, 32 and 8, 16, 20
+    drawn = Drawn([[1.0], [0.5]], [[0.4, 1.0], [0.8, 0.25]])
+    # shares given up: 0.4 and 1 under a ceiling of 1, 0.4 and 0.125 under one of 0.5; (1 - 0.4)·3 steps are nearly 2
+    assert space.random(2, drawn).tolist() == [[24, 8], [24, 20]]  # type: ignore[arg-type]
+
+
+def test_random_policies_reach_from_the_smallest_to_the_dense_one() -> None:
+    space = PolicySpace.on_grid([group(32), group(20)], multiple=8)
+    drawn = space.random(400, np.random.default_rng(0))
+    assert [sorted(set(column.tolist())) for column in drawn.T] == [[8, 16, 24, 32], [8, 16, 20]]

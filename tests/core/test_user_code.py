@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ import pytest
 
 from amcsearch.core import (
     BadInputError,
+    CallersOwn,
     InfeasibleBudgetError,
     Interrupted,
     UserCode,
@@ -126,6 +128,45 @@ def test_a_signal_is_never_renamed_or_dropped(number: signal.Signals, made_of_it
 
     with pytest.raises(Interrupted):
         guarded_job(*SIGNALS)(job)()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_named_where_it_comes_and_where_the_guard_ends_after_it_was_dropped(number: signal.Signals) -> None:
+    def job() -> None:
+        with UserCode("x"), pytest.raises(Interrupted, match=rf"^{number.name}$"):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=rf"^{number.name}$"):
+        guarded_job(*SIGNALS)(job)()
+
+
+def test_what_else_is_only_printed_is_still_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    def job() -> None:
+        Faulty(KeyboardInterrupt("no signal came"))
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        Faulty(ValueError("no signal"))
+
+    printed: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(str(unraisable.exc_value)))
+    guarded_job(*SIGNALS)(job)()
+    assert printed == ["no signal came", "no signal"]
+
+
+def test_an_error_of_the_callers_own_observer_passes_every_guard() -> None:
+    with UserCode("x"), CallersOwn():
+        pass
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match=r"^mine$") as caught, guarded_job(*SIGNALS), UserCode("x"), CallersOwn():
+        raise error
+    assert caught.value is error
 
 
 def test_a_signal_where_exceptions_are_only_printed_comes_again() -> None:
