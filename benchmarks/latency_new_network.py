@@ -28,7 +28,7 @@ from latency_prediction import FEW, HEAD, macs_line, print_five_runs, print_row
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.jobs.tables import READ
+from amcsearch.jobs.table_check import READ
 from amcsearch.measure.build.maintenance import merged
 from amcsearch.measure.build.measured import measured_variants
 from amcsearch.measure.build.table_builder import table_from_results

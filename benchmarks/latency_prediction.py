@@ -33,7 +33,7 @@ from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS,
 
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.jobs.tables import READ
+from amcsearch.jobs.table_check import READ
 from amcsearch.measure.build.maintenance import accuracy, anchored, merged
 from amcsearch.measure.build.measured import measured_variants
 from amcsearch.measure.build.table_builder import table_from_results, table_of

@@ -73,6 +73,7 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
     command.add_argument("--variants", type=int, help="pruned variants to measure (72; fewer where layers are known)")
     command.add_argument("--minutes", type=float, help="bound of the measuring")
     command.add_argument("--force", action="store_true", help="replace a table that is there")
+    command.add_argument("--resume", action="store_true", help="go on with what an interrupted run measured")
 
 
 def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:
@@ -88,6 +89,9 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
         help="further variants that bring the table up to date, or add the network (0)",
     )
     command.add_argument("--write", action="store_true", help="write what was learnt into the table")
+    command.add_argument(
+        "--resume", action="store_true", help="with --write: go on with what an interrupted run measured"
+    )
 
 
 def _show(parts: object, verb: "Verb") -> None:

@@ -89,36 +89,50 @@ def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def table_build(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Make a table of what kits measured, or extend one that is there."""
-    from amcsearch.jobs import build_table
+    from amcsearch.jobs import build_into
 
-    known = None if args.force else _existing(args.out)
-    table = build_table(args.results, known, _read(args.source))
-    _write(args, console, table)
+    table = build_into(args.out, args.results, _read(args.source), force=args.force)
+    console.close()
+    _show(args, table, args.out, {}, args.out)
 
 
 def table_measure(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Plan, measure and build on this machine; a table that is there is extended."""
-    from amcsearch.jobs import measure_table
+    from amcsearch.jobs import measure_into
 
-    known = None if args.force else _existing(args.out)
-    table = measure_table(load_config(args), console, variants=args.variants, known=known, minutes=args.minutes)
-    _write(args, console, table)
+    table = measure_into(
+        args.out,
+        load_config(args),
+        console,
+        variants=args.variants,
+        minutes=args.minutes,
+        force=args.force,
+        resume=args.resume,
+    )
+    console.close()
+    _show(args, table, args.out, {}, args.out)
 
 
 def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Hold a table to networks measured now; with anchors, bring it up to date first."""
-    from amcsearch.config import TABLES, read_latency_table, writable, write_latency_table
-    from amcsearch.jobs import check_table
+    from amcsearch.config import TABLES, read_latency_table, writable
+    from amcsearch.jobs import check_into, check_table
 
+    config = load_config(args)
+    if args.resume and not args.write:
+        raise BadInputError("--resume: without --write nothing is kept that could be gone on with; give both")
     folder = writable(TABLES, args.table) if args.write else None
-    check = check_table(
-        read_latency_table(args.table), load_config(args), console, fresh=args.fresh, anchors=args.anchors
-    )
+    if folder is None:
+        table = read_latency_table(args.table)
+        check = check_table(table, config, console, fresh=args.fresh, anchors=args.anchors)
+    else:
+        check = check_into(
+            folder, args.table, config, console, fresh=args.fresh, anchors=args.anchors, resume=args.resume
+        )
     errors = {"before": check.before, "after": check.after}
     said: dict[str, Any] = {name: None if error is None else error.as_mapping() for name, error in errors.items()}
     text = check_text(check.before, check.after)
     if folder is not None:
-        write_latency_table(check.table, folder)
         said["written"], text = str(folder), f"{text}\nwritten to {folder}"
     console.close()
     show(args, said, text, folder)
@@ -143,21 +157,6 @@ def _read(folder: Path | None) -> "LatencyTable | None":
     from amcsearch.config import read_latency_table
 
     return None if folder is None else read_latency_table(folder)
-
-
-def _existing(folder: Path) -> "LatencyTable | None":
-    """The table of a folder, None where no table is there."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"{folder} is a file; a latency table is a folder: name another one")
-    return _read(folder) if folder.exists() else None
-
-
-def _write(args: argparse.Namespace, console: "ProgressBar", table: "LatencyTable") -> None:
-    from amcsearch.config import write_latency_table
-
-    write_latency_table(table, args.out)
-    console.close()
-    _show(args, table, args.out, {}, args.out)
 
 
 def _show(

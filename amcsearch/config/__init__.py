@@ -1,6 +1,6 @@
 """The only room that knows YAML and pydantic: from a file of words to valid values."""
 
-from amcsearch.config.devices import read_device, read_latency_table, write_latency_table
+from amcsearch.config.devices import read_device
 from amcsearch.config.factories import build, call_factory, check_contract, choose, import_factory, label, make, pick
 from amcsearch.config.loading import check_priced, config_hash, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
@@ -22,6 +22,7 @@ from amcsearch.config.schema import (
     SparsifyConfig,
     SplitsConfig,
 )
+from amcsearch.config.table_folder import TableFolder, read_latency_table, table_digest, write_latency_table
 
 __all__ = [
     "DEVICES",
@@ -42,6 +43,7 @@ __all__ = [
     "SelectionConfig",
     "SparsifyConfig",
     "SplitsConfig",
+    "TableFolder",
     "build",
     "call_factory",
     "check_contract",
@@ -60,6 +62,7 @@ __all__ = [
     "pick",
     "read_device",
     "read_latency_table",
+    "table_digest",
     "writable",
     "write_latency_table",
 ]

@@ -13,7 +13,7 @@ import yaml
 
 from amcsearch.core import BadInputError
 
-__all__ = ["KeyPath", "parse_yaml", "read_yaml", "to_yaml"]
+__all__ = ["KeyPath", "parse_mapping", "parse_yaml", "read_yaml", "to_yaml"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -121,10 +121,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise BadInputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadInputError(f"cannot read {path}: it is not UTF-8 text (byte {error.start})") from error
-    data, lines = parse_yaml(text, str(path))
+    return parse_mapping(text, str(path))
+
+
+def parse_mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Read YAML that is a mapping, as ``parse_yaml``.
+
+    Raises:
+        BadInputError: it is something else, or as ``parse_yaml``.
+    """
+    data, lines = parse_yaml(text, source)
     if not isinstance(data, dict):
         content = "empty" if data is None else f"a {type(data).__name__}"
-        raise BadInputError(f"{path}: expected a mapping of keys, the file is {content}")
+        raise BadInputError(f"{source}: expected a mapping of keys, the file is {content}")
     return data, lines
 
 

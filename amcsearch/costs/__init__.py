@@ -31,12 +31,12 @@ from amcsearch.costs.latency.rows import (
     GRAPH,
     NO_KERNEL,
     RowKey,
+    csv_of,
     joined_rows,
     make_rows,
     measured_layers,
-    read_rows,
+    parse_rows,
     row_key,
-    write_rows,
 )
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 
@@ -73,6 +73,7 @@ __all__ = [
     "Sparsity",
     "StorageFormat",
     "by_signature",
+    "csv_of",
     "fingerprint",
     "is_plain",
     "joined_rows",
@@ -82,10 +83,9 @@ __all__ = [
     "make_rows",
     "measured_layers",
     "params",
-    "read_rows",
+    "parse_rows",
     "row_key",
     "signature",
     "stored_bits",
     "weight_mib",
-    "write_rows",
 ]

@@ -9,7 +9,9 @@ from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_
 from amcsearch.jobs.search import SearchPlan, make_env, plan, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
-from amcsearch.jobs.tables import VARIANTS, build_table, check_table, make_kit, measure_table
+from amcsearch.jobs.table_check import check_table
+from amcsearch.jobs.table_files import build_into, check_into, measure_into
+from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
 from amcsearch.jobs.workload import InMemory, identity
 
 __all__ = [
@@ -26,7 +28,8 @@ __all__ = [
     "Settings",
     "Source",
     "SparsifyResult",
-    "build_table",
+    "build_into",
+    "check_into",
     "check_table",
     "energy_report",
     "given_path",
@@ -37,6 +40,7 @@ __all__ = [
     "make_env",
     "make_kit",
     "make_request",
+    "measure_into",
     "measure_table",
     "plan",
     "prune",

@@ -1,22 +1,16 @@
-"""Latency tables of configured networks: plan, measure, build and check.
+"""Latency tables of configured networks: plan, measure and build."""
 
-``check_table`` measures fresh variants against a table, and a few whole runs bring it up to date. A network that the
-table holds is brought up to date by factors (``anchored``). One that it does not hold is added with the profiles of its
-few runs: they correct what other networks' rows say of layers like its own. Which kernels its layers become is read
-from the runtime's optimised graphs of more variants, which takes no run.
-"""
-
-import secrets
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
-from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
+from amcsearch.costs import LatencyModel, LatencyTable
+from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_network
 from amcsearch.measure import (
@@ -24,16 +18,13 @@ from amcsearch.measure import (
     KitPlan,
     KitResult,
     MeasuredSubject,
-    MeasuredVariant,
     anchored,
     measure_here,
     measured_variants,
     measurement_plan,
     merged,
-    prediction_errors,
     read_results,
     table_from_results,
-    table_of,
     with_accuracy,
     write_kit,
 )
@@ -41,10 +32,8 @@ from amcsearch.runtime import differences, provenance
 
 __all__ = [
     "Kit",
-    "TableCheck",
     "build_table",
     "check_setting",
-    "check_table",
     "known_share",
     "make_kit",
     "measure_table",
@@ -168,8 +157,17 @@ def _carried(source: LatencyTable, result: KitResult, name: str) -> LatencyTable
     return with_accuracy(anchored(source, name, network, whole, result.provenance), name, held_out)
 
 
-def measured_here(plan: KitPlan, config: Config, observer: Observer, minutes: float | None = None) -> KitResult:
+def measured_here(
+    plan: KitPlan, config: Config, observer: Observer, minutes: float | None = None, out: Path | None = None
+) -> KitResult:
     """Run a plan on this machine as the kit would on a device.
+
+    Args:
+        plan: what to measure.
+        config: has the setting.
+        observer: sees phases and progress.
+        minutes: bound of the measuring, None for none.
+        out: result file, begun or gone on with; None keeps nothing.
 
     Raises:
         BadInputError: as ``measure_here``.
@@ -178,9 +176,9 @@ def measured_here(plan: KitPlan, config: Config, observer: Observer, minutes: fl
     setting = f"{device.threads} thread(s), batch {device.batch}, {device.dtype}"
     observer.phase(f"Measuring on this machine, {setting}")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.jsonl"
-        measure_here(plan, out, device.threads, minutes=minutes, progress=observer.progress)
-        return read_results([out])[0]
+        path = Path(folder) / "result.jsonl" if out is None else out
+        measure_here(plan, path, device.threads, minutes=minutes, progress=observer.progress)
+        return read_results([path])[0]
 
 
 def measure_table(
@@ -191,42 +189,55 @@ def measure_table(
     variants: int | None = None,
     known: LatencyTable | None = None,
     minutes: float | None = None,
+    measurements: Measurements | None = None,
 ) -> LatencyTable:
     """Measure a configuration's network on this machine, first at random, then where the table is least sure.
 
     Args:
         config: names the network and the setting.
         observer: sees phases and progress.
+        given: what is in memory.
         variants: that build the table; as many as ``needed_variants`` says if None.
         known: the device's table that is there already; it is extended.
         minutes: bound of the measuring, None for none.
+        measurements: where results are kept as they are made; None keeps nothing of a run that is broken off.
 
     Raises:
         BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, minutes
-            that are not more than 0.
+            that are not more than 0, or measurements of another request.
     """
     if minutes is not None and not minutes > 0:
         raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
+    if measurements is None:
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Measurements(Path(folder) / "measurements", resume=False)
+            return _measured_table(config, observer, given, variants, known, minutes, kept)
+    return _measured_table(config, observer, given, variants, known, minutes, measurements)
+
+
+def _measured_table(
+    config: Config,
+    observer: Observer,
+    given: InMemory,
+    variants: int | None,
+    known: LatencyTable | None,
+    minutes: float | None,
+    measurements: Measurements,
+) -> LatencyTable:
     observer.phase("Tracing the network")
     subject = subject_of(config, given)
     if known is not None:
         check_setting(known, config)
     bind = None if known is None else cache(known.bind)  # asked here and by the first plan
     wanted = _wanted(variants, bind, subject.trace.network, observer)
+    measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
     counts = [round(share * wanted) for share in STAGES]
     table, results = None, []
     for stage, count in enumerate(counts if min(counts) >= LEAST_VARIANTS else [wanted]):
-        observer.phase("Preparing pruned variants")
-        plan = measurement_plan(
-            [subject],
-            variants=count,
-            batch=config.device.batch,
-            dtype=config.device.dtype,
-            seed=config.seed + 1000 * stage,
-            bind=bind if table is None else table.bind,
-            progress=observer.progress,
-        )
-        results.append(measured_here(plan, config, observer, minutes and minutes * count / wanted))
+        asked = bind if table is None else table.bind
+        make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, asked)
+        bound = minutes and minutes * count / wanted
+        results.append(measurements.stage(stage + 1, make_plan, partial(_measure, config, observer, bound)))
         observer.phase("Building the table")
         table = table_from_results(results, [known] if known is not None else [])
     assert table is not None
@@ -245,6 +256,25 @@ def _wanted(variants: int | None, bind: Bind | None, network: NetworkSpec, obser
     return wanted
 
 
+def _stage_plan(
+    config: Config, observer: Observer, subject: MeasuredSubject, count: int, seed: int, bind: Bind | None
+) -> KitPlan:
+    observer.phase("Preparing pruned variants")
+    return measurement_plan(
+        [subject],
+        variants=count,
+        batch=config.device.batch,
+        dtype=config.device.dtype,
+        seed=seed,
+        bind=bind,
+        progress=observer.progress,
+    )
+
+
+def _measure(config: Config, observer: Observer, minutes: float | None, plan: KitPlan, out: Path) -> None:
+    measured_here(plan, config, observer, minutes, out)
+
+
 def check_setting(table: LatencyTable, config: Config) -> None:
     """Refuse to measure here for a table of another device or setting.
 
@@ -258,85 +288,3 @@ def check_setting(table: LatencyTable, config: Config) -> None:
             f"this machine cannot extend or check the table: {differing[0]}; use its device, and its setting in the "
             "configuration's section device"
         )
-
-
-FRESH: Final = 24  # variants measured against predictions
-READ: Final = 40  # variants of a new network whose optimised graphs are read
-
-
-@dataclass(frozen=True)
-class TableCheck:
-    """Errors of a table as it is, and after anchors, and the table with what was learnt.
-
-    ``before`` is None where the table cannot predict the network, ``after`` without anchors.
-    """
-
-    before: Accuracy | None
-    after: Accuracy | None
-    table: LatencyTable
-
-
-def check_table(
-    table: LatencyTable,
-    config: Config,
-    observer: Observer,
-    *,
-    fresh: int = FRESH,
-    anchors: int = 0,
-    seed: int | None = None,
-) -> TableCheck:
-    """Measure fresh variants of a network on this machine against a table's predictions.
-
-    Args:
-        table: of this device and setting.
-        config: names the network.
-        observer: sees phases and progress.
-        fresh: variants to measure.
-        anchors: further variants by which the table is brought up to date, or learns the network, before it is held to
-            the fresh ones again.
-        seed: of the variants; another one each time if None, so that none of the build's returns.
-
-    Raises:
-        BadInputError: a table of another device or setting, a network it cannot predict, or fewer than 3 variants.
-    """
-    if fresh < 3:
-        raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
-    check_setting(table, config)
-    observer.phase("Tracing the network")
-    subject = subject_of(config)
-    model = table.bind(subject.trace.network)
-    observer.phase("Preparing pruned variants")
-    plan = measurement_plan(
-        [subject],
-        variants=0,
-        held_out=fresh,
-        anchors=anchors,
-        lowered=READ if anchors and not model.network else 0,
-        batch=config.device.batch,
-        dtype=config.device.dtype,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        progress=observer.progress,
-    )
-    result = measured_here(plan, config, observer)
-    network, whole, held_out = measured_variants(result, subject.name)
-    before = _errors(model, held_out, needed=not anchors)
-    name = model.network or subject.name
-    if not anchors:
-        same = table if model.network is None else table.with_entry(name, replace(model.entry, accuracy=before))
-        return TableCheck(before, None, same)
-    if model.network:
-        updated = anchored(table, name, network, whole, model=model)
-    else:
-        updated = table_of(name, network, whole, [], result.overhead_ms, table.provenance, table)
-    checked = with_accuracy(merged([table, updated]), name, held_out)
-    return TableCheck(before, checked.networks[name].accuracy, checked)
-
-
-def _errors(model: LatencyModel, held_out: Sequence[MeasuredVariant], *, needed: bool) -> Accuracy | None:
-    """Errors of a model, None where it cannot predict the network and that is not ``needed``."""
-    try:
-        return prediction_errors(model, held_out)
-    except BadInputError:
-        if needed:
-            raise
-        return None

@@ -6,6 +6,7 @@ synced line at a time; a line torn by a kill is ended before the next.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -146,7 +147,7 @@ class RunFolder:
             BadInputError: no folder there, or one that holds no run.
         """
         run = cls(path)
-        if not path.is_dir() or not any((path / name).exists() for name in _FILES):
+        if not any(os.path.exists(path / name) for name in _FILES):
             raise BadInputError(
                 f"{path} is no run folder; name one that `amcsearch search` made, such as runs/NAME-HASH"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amcsearch.cli.main import main
-from amcsearch.config.devices import write_latency_table
+from amcsearch.config.table_folder import write_latency_table
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.config.devices import read_device, read_latency_table
+from amcsearch.config.devices import read_device
 from amcsearch.config.loading import config_hash, dump, load
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, find, find_file, listed, lookup, writable
+from amcsearch.config.table_folder import read_latency_table
 from amcsearch.core.errors import BadInputError
 
 SHIPPED = Path(str(files("amcsearch"))).resolve()

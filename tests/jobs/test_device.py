@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from amcsearch.cli.main import main
-from amcsearch.config.devices import write_latency_table
 from amcsearch.config.loading import load
 from amcsearch.config.schema import Config
+from amcsearch.config.table_folder import write_latency_table
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind
 from amcsearch.core.network import NetworkSpec

@@ -5,6 +5,7 @@ that was folded into its neighbours has one row with the kernel ``none``; a kern
 timed has no latency. ``samples`` is how many layers of these shapes were seen.
 """
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +25,13 @@ __all__ = [
     "NO_KERNEL",
     "RowKey",
     "checked_rows",
+    "csv_of",
     "joined_rows",
     "make_rows",
     "measured_layers",
     "observations",
-    "read_rows",
+    "parse_rows",
     "row_key",
-    "write_rows",
 ]
 
 LAYER_COLUMNS: Final = (
@@ -149,22 +150,22 @@ def joined_rows(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(list(parts), ignore_index=True)
 
 
-def read_rows(path: Path | str) -> pd.DataFrame:
-    """Read the CSV rows of a table; they are checked when the table is made of them.
+def parse_rows(content: bytes, source: Path | str) -> pd.DataFrame:
+    """Read the content of a table's CSV file; ``source`` names it in errors.
 
     Raises:
-        BadInputError: the file cannot be read or is not CSV.
+        BadInputError: it is not CSV.
     """
     try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' parser and encoding errors are ValueErrors
+        return pd.read_csv(io.BytesIO(content))
+    except ValueError as error:  # pandas' parser and encoding errors
         raise BadInputError(
-            f"cannot read latency rows {path}: {str(error).strip()}; measure the table again"
+            f"cannot read latency rows {source}: {str(error).strip()}; measure the table again"
         ) from error
 
 
-def write_rows(rows: pd.DataFrame, path: Path | str) -> None:
-    """Write rows as CSV in a fixed order and with six digits, so that two tables can be compared line by line."""
+def csv_of(rows: pd.DataFrame) -> str:
+    """Rows as CSV in a fixed order and with six digits, so that two tables can be compared line by line."""
     ordered = rows.sort_values(list(KEY_COLUMNS), kind="stable")
     extra = [column for column in rows.columns if column not in COLUMNS]
-    ordered[[*COLUMNS, *extra]].to_csv(path, index=False, float_format="%.6g")
+    return str(ordered[[*COLUMNS, *extra]].to_csv(index=False, float_format="%.6g"))

@@ -1,7 +1,6 @@
 """Rows: there and back through CSV, and every impossible value by the number of its row."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from amcsearch.costs.latency.rows import (
     GRAPH,
     NO_KERNEL,
     checked_rows,
+    csv_of,
     make_rows,
     observations,
-    read_rows,
+    parse_rows,
     row_key,
-    write_rows,
 )
 
 CONV = LayerSpec("c", LayerKind.CONV, 32, 16, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8), has_bias=True)
@@ -47,15 +46,14 @@ SEEN = (
 )
 
 
-def there_and_back(path: Path, observed: tuple[Observation, ...]) -> list[tuple[object, ...]]:
-    write_rows(rows(*observed), path)
-    found = observations(checked_rows(read_rows(path)))
+def there_and_back(observed: tuple[Observation, ...]) -> list[tuple[object, ...]]:
+    found = observations(checked_rows(parse_rows(csv_of(rows(*observed)).encode(), "rows.csv")))
     return sorted((row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in found)
 
 
-def test_rows_come_back_with_kernels_never_timed_and_layers_folded_away(tmp_path: Path) -> None:
+def test_rows_come_back_with_kernels_never_timed_and_layers_folded_away() -> None:
     expected = [(row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in SEEN]
-    assert there_and_back(tmp_path / "rows.csv", SEEN) == sorted(expected)
+    assert there_and_back(SEEN) == sorted(expected)
 
 
 TIMES = st.one_of(st.none(), st.floats(1e-5, 1e3).map(lambda ms: float(f"{ms:.6g}")))
@@ -73,18 +71,16 @@ TIMES = st.one_of(st.none(), st.floats(1e-5, 1e3).map(lambda ms: float(f"{ms:.6g
         max_size=6,
     )
 )
-def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, made: dict[tuple[int, int], Any]) -> None:
+def test_any_rows_come_back(made: dict[tuple[int, int], Any]) -> None:
     seen = tuple(Observation(CONV.resized(*at), kernels, places) for at, (kernels, places) in made.items())
     expected = [(row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in seen]
-    assert there_and_back(tmp_path_factory.mktemp("rows") / "rows.csv", seen) == sorted(expected)
+    assert there_and_back(seen) == sorted(expected)
 
 
-def test_the_order_of_rows_on_disk_is_fixed_and_extra_columns_survive(tmp_path: Path) -> None:
+def test_the_order_of_rows_on_disk_is_fixed_and_extra_columns_survive() -> None:
     made = rows(*SEEN).assign(note="kept")
-    write_rows(made, tmp_path / "one.csv")
-    write_rows(made.iloc[::-1], tmp_path / "other.csv")
-    assert (tmp_path / "one.csv").read_text() == (tmp_path / "other.csv").read_text()
-    assert read_rows(tmp_path / "one.csv")["note"].tolist() == ["kept"] * 4
+    assert csv_of(made) == csv_of(made.iloc[::-1])
+    assert parse_rows(csv_of(made).encode(), "rows.csv")["note"].tolist() == ["kept"] * 4
 
 
 @pytest.mark.parametrize(
@@ -127,12 +123,9 @@ def test_lost_columns_repeated_and_absent_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b'a,b\n"1,2\n3', b"\xff\xfe\x00broken\n"])
-def test_a_damaged_csv_is_bad_input(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "rows.csv").write_bytes(text)
+def test_a_damaged_csv_is_bad_input(text: bytes) -> None:
     with pytest.raises(BadInputError, match="latency rows"):
-        checked_rows(read_rows(tmp_path / "rows.csv"))
-    with pytest.raises(BadInputError, match="cannot read latency rows"):
-        read_rows(tmp_path / "none.csv")
+        checked_rows(parse_rows(text, "rows.csv"))
 
 
 def test_a_row_says_all_that_latency_depends_on() -> None:

@@ -1,0 +1,98 @@
+"""Latency tables in their folders: measure, build and check under the folder's lock, and keep what is measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amcsearch.config import Config, TableFolder, read_latency_table
+from amcsearch.costs import LatencyTable
+from amcsearch.jobs.measurements import Measurements
+from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.table_check import FRESH, TableCheck, check_table
+from amcsearch.jobs.tables import build_table, measure_table
+
+__all__ = ["build_into", "check_into", "measure_into"]
+
+
+def measure_into(
+    folder: Path,
+    config: Config,
+    observer: Observer,
+    *,
+    variants: int | None = None,
+    minutes: float | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> LatencyTable:
+    """Measure a configuration's network for the table in a folder, which is begun or extended.
+
+    The folder is locked all the while. What is measured is kept in it until the table is written.
+
+    Args:
+        folder: of the table.
+        config: as for ``measure_table``.
+        observer: as for ``measure_table``.
+        variants: as for ``measure_table``.
+        minutes: as for ``measure_table``.
+        force: replace the table that is there.
+        resume: go on with the measurements of an interrupted run, or begin where there are none.
+
+    Raises:
+        BadInputError: as ``measure_table``, a folder that is in use, cannot be written or holds other files, or
+            measurements of an interrupted run without ``resume``.
+    """
+    with TableFolder.take(folder) as taken:
+        measurements = Measurements(taken.measuring, resume=resume)
+        if resume and taken.was_completed:
+            return read_latency_table(taken.path.absolute())
+        known = None if force else taken.read()
+        table = measure_table(
+            config, observer, variants=variants, known=known, minutes=minutes, measurements=measurements
+        )
+        taken.write(table, was_measured=True)
+    return table
+
+
+def build_into(
+    folder: Path, paths: Sequence[Path], source: LatencyTable | None = None, *, force: bool = False
+) -> LatencyTable:
+    """Make a table of kits' results in a folder, or extend the one that is there; ``force`` replaces it.
+
+    Raises:
+        BadInputError: as ``build_table``, or a folder that is in use, cannot be written or holds other files.
+    """
+    with TableFolder.take(folder) as taken:
+        table = build_table(paths, None if force else taken.read(), source)
+        taken.write(table)
+    return table
+
+
+def check_into(
+    folder: Path,
+    table: Path | str,
+    config: Config,
+    observer: Observer,
+    *,
+    fresh: int = FRESH,
+    anchors: int = 0,
+    resume: bool = False,
+) -> TableCheck:
+    """Check a table as ``check_table`` and write what was learnt into a folder, which is locked all the while.
+
+    Args:
+        folder: where to write, usually the table's own.
+        table: folder or name of the table.
+        config: as for ``check_table``.
+        observer: as for ``check_table``.
+        fresh: as for ``check_table``.
+        anchors: as for ``check_table``.
+        resume: as for ``measure_into``.
+
+    Raises:
+        BadInputError: as ``check_table`` and ``measure_into``.
+    """
+    with TableFolder.take(folder) as taken:
+        measurements = Measurements(taken.measuring, resume=resume)
+        known = read_latency_table(table)
+        check = check_table(known, config, observer, fresh=fresh, anchors=anchors, measurements=measurements)
+        taken.write(check.table, was_measured=True)
+    return check
