@@ -3,9 +3,10 @@
 Nothing is imported here: a worker process starts with its own module alone.
 """
 
-from amcsearch.evaluation.evaluator import Evaluator, PairedEvaluator, default_batch_size, tango_low
+from amcsearch.evaluation.evaluator import Evaluator, PairedEvaluator, check_torch_device, default_batch_size, tango_low
 from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.evaluation.sensitivity import Curves, curves, expected_increase, policies, rank_correlation, spread
+from amcsearch.evaluation.worker import pickled
 
 __all__ = [
     "Curves",
@@ -14,9 +15,11 @@ __all__ = [
     "PairedEvaluator",
     "ProcessExecutor",
     "SerialExecutor",
+    "check_torch_device",
     "curves",
     "default_batch_size",
     "expected_increase",
+    "pickled",
     "policies",
     "rank_correlation",
     "spread",

@@ -23,13 +23,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
 from amcsearch.graph import Trace, evaluating, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, fold_means, recalibrate_batch_norm
 from amcsearch.training import evaluate, rightness
 
-__all__ = ["Evaluator", "PairedEvaluator", "change_low", "default_batch_size", "sample_accuracy", "tango_low"]
+__all__ = [
+    "Evaluator",
+    "PairedEvaluator",
+    "change_low",
+    "check_torch_device",
+    "default_batch_size",
+    "sample_accuracy",
+    "tango_low",
+]
 
 _PIXELS_A_BATCH = 128 * 32 * 32  # activations of a small network still fit the caches; measured in benchmarks/
 
@@ -38,6 +46,35 @@ def default_batch_size(inputs: Tensor) -> int:
     """Return the batch size that is fast on a CPU: 128 samples, or fewer (at least 16) images larger than 32x32."""
     pixels = inputs.shape[-2] * inputs.shape[-1] if inputs.ndim == 4 else 1
     return max(16, min(128, _PIXELS_A_BATCH // pixels))
+
+
+def check_torch_device(name: str) -> None:
+    """Refuse a device on which torch cannot compute here.
+
+    Raises:
+        BadInputError: no device of torch, or one that this machine or this build of torch lacks; lists those there are.
+    """
+    usable = _torch_devices()
+    cure = f"; choose one of {', '.join(map(str, usable))}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInputError(f"evaluation.torch_device = {name!r} is no device of torch{cure}") from error
+    if not any(device == other or (device.index is None and device.type == other.type) for other in usable):
+        raise BadInputError(f"evaluation.torch_device = {name!r} is not available here{cure}")
+    try:
+        torch.ones(1, device=device).add(1.0).cpu()
+    except (RuntimeError, AssertionError) as error:  # a driver that is too old, or a device that is taken
+        raise BadInputError(f"evaluation.torch_device = {name!r} cannot be used: {described(error)}{cure}") from error
+
+
+def _torch_devices() -> list[torch.device]:
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    return [torch.device("cpu"), *(torch.device(kind, n) for kind, count in counts.items() for n in range(count))]
 
 
 class Evaluator:

@@ -37,8 +37,8 @@ class CanEvaluate(Protocol):
         ...
 
 
-def pickled(evaluator: CanEvaluate) -> bytes:
-    """Return the evaluator as bytes for workers.
+def pickled(evaluator: object) -> bytes:
+    """Return an evaluator, or the network in it, as bytes for workers.
 
     Raises:
         BadInputError: it cannot be pickled: names why and the cure.

@@ -4,12 +4,12 @@ workload → device → ranking → search → finalists → fine-tuning → ver
 baseline go through one door, at equal evaluations. ``plan`` says what a search would do without doing it.
 """
 
-import functools
 import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,28 @@ import torch
 
 from amcsearch.config import Config, RecipeConfig, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
-from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
+from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
-from amcsearch.jobs.device import load_device
+from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
 from amcsearch.jobs.summary import describe_search
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, load_workload
 from amcsearch.runs import Document, RunFolder, SkippedLayer, with_total
-from amcsearch.search import AGENTS, REWARDS, Agent, LayerwiseEnv, Reward, RewardContext, Study, bind, with_parameters
+from amcsearch.search import (
+    AGENTS,
+    REWARDS,
+    Agent,
+    LayerwiseEnv,
+    OptunaAgent,
+    Reward,
+    RewardContext,
+    Study,
+    bind,
+    storage_url,
+    with_parameters,
+)
 from amcsearch.training import fetch, length, task_loss
 
 __all__ = ["PlannedNetwork", "SearchPlan", "make_env", "plan", "search"]
@@ -94,6 +106,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     check_named(config, given)
     workload = load_workload(config, given, train=False)
     device = load_device(config, workload, config.limits, given, strict=strict)
+    _check(config, workload, device)
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
@@ -114,6 +127,19 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         warnings=(*workload.warnings, *device.warnings),
         expected_seconds=_expected_seconds(config, workload, given, uniform),
     )
+
+
+def _check(config: Config, network: TracedNetwork, device: Device, workers: int = 1) -> None:
+    """Refuse a policy to start from that does not fit, a reward that cannot price, a network that workers cannot get.
+
+    Raises:
+        BadInputError: as ``PruningPolicy.read``, ``NetworkSpec.kept_array``, ``bind`` and ``pickled``.
+    """
+    if config.search.start is not None:
+        network.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
+    bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget))
+    if workers > 1:
+        pickled(network.model)
 
 
 def _expected_seconds(config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy) -> dict[str, float]:
@@ -203,7 +229,7 @@ def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
     """Make the agent, unless it is in memory, and its baseline, each with the name that its trials carry.
 
     Raises:
-        BadInputError: as ``config.make``.
+        BadInputError: as ``config.make``, or several objectives for an agent of one.
     """
     section = config.search
     keys = ("search.agent", "search.agent_params")
@@ -214,6 +240,9 @@ def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
     if section.baseline is not None and section.baseline != section.agent:
         keys = ("search.baseline", "search.baseline")
         agents.append((label(section.baseline), make(AGENTS, section.baseline, {}, keys, Agent)))
+    for _, made in agents:
+        if isinstance(made, OptunaAgent):
+            made.check_objectives(section.objectives or ())
     return agents
 
 
@@ -250,10 +279,11 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
         BadInputError, InfeasibleBudgetError: as ``search``.
     """
     make_reward(config)
-    job = assemble(config, config.limits, Phases(observer, lambda _: None), given, strict=strict)
+    phases = Phases(observer, lambda _: None)
+    job = assemble(config, config.limits, phases, given, check=partial(_check, config), strict=strict)
     reward = _bound_reward(job)
 
-    @functools.cache
+    @cache
     def episode_reward(policy: PruningPolicy) -> float:
         evaluation = job.evaluator.evaluate(policy)
         accuracy = evaluation.accuracy if math.isfinite(evaluation.loss + evaluation.accuracy) else 0.0
@@ -303,7 +333,10 @@ def search(
     """
     phases = Phases(observer, run.append_log)
     make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
-    job = assemble(config, config.limits, phases, given, strict=strict)
+    if storage is not None:
+        storage_url(storage)
+    check = partial(_check, config, workers=workers)
+    job = assemble(config, config.limits, phases, given, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)
     exports = Exports(job)

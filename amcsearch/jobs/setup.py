@@ -4,7 +4,7 @@ The configured criterion or selector says which channels go, and the reconstruct
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -12,8 +12,9 @@ from amcsearch.config import Config, FinetuneConfig, check_contract, choose, lab
 from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
+from amcsearch.jobs.finetuning import finetuning_recipe
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, identity, make_workload, trained
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, identity, make_workload, trained
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -108,8 +109,8 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
 
     Raises:
-        BadInputError: what a key names cannot be imported or made, or lacks something of its contract; or an unknown
-            reconstruction.
+        BadInputError: what a key names cannot be imported or made, or lacks something of its contract; a criterion of
+            gradients that are 0; an unknown reconstruction; or as ``finetuning_recipe``.
     """
     name = config.selection.selector
     if given.criterion is not None:
@@ -118,8 +119,15 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     if given.selector is not None:
         check_contract(given.selector, Selector, "selector")
         _check_refit(given.selector, "selector")
+    criterion = given.criterion
     if given.criterion is None and given.selector is None:
-        _criterion(config) if name is None else _selector(config, name)
+        if name is None:
+            criterion = _criterion(config)
+        else:
+            _selector(config, name)
+    if criterion is not None:
+        _check_says_something(config, criterion)
+    finetuning_recipe(config, config.recovery.finetune)
     choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")
     further_costs(config)
 
@@ -128,8 +136,7 @@ def choose_channels(config: Config, calibration: Calibration, given: InMemory) -
     """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
 
     Raises:
-        BadInputError: an unknown criterion, selector or parameter, a network that the selector cannot judge, or a
-            criterion of gradients that are 0.
+        BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
     """
     model, trace, selector = calibration.model, calibration.trace, config.selection.selector
     inputs, targets, batch_size = calibration.inputs, calibration.targets, calibration.batch_size
@@ -138,7 +145,6 @@ def choose_channels(config: Config, calibration: Calibration, given: InMemory) -
     if selector is not None and given.criterion is None:
         return _by_selector(config, calibration, _selector(config, selector))
     criterion = given.criterion or _criterion(config)
-    _check_says_something(config, criterion)
     scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
     ranking = rank(scores)
     if config.recovery.reconstruction in ("auto", "none"):
@@ -195,12 +201,22 @@ class Job:
     finetune: FinetuneConfig | None
 
 
+Check = Callable[[TracedNetwork, Device], None]
+"""Refuses what does not fit a network on a device, before the network is trained."""
+
+
 def assemble(
-    config: Config, limits: Sequence[Limit], phases: Phases, given: InMemory = CONFIGURED, *, strict: bool = False
+    config: Config,
+    limits: Sequence[Limit],
+    phases: Phases,
+    given: InMemory = CONFIGURED,
+    *,
+    check: Check | None = None,
+    strict: bool = False,
 ) -> Job:
     """Price the network on the device, load or train it, rank its channels and evaluate it unpruned.
 
-    Limits that cannot be met are refused before anything is trained.
+    Limits that cannot be met, and what ``check`` refuses, end the job before anything is trained.
 
     Raises:
         BadInputError: as ``check_named``, ``make_workload``, ``load_device``, ``trained`` and ``make_evaluator``, or a
@@ -213,6 +229,8 @@ def assemble(
         device = load_device(config, workload, limits, given, strict=strict)
         for text in (*workload.warnings, *device.warnings):
             phases.observer.warn(text)
+        if check is not None:
+            check(workload, device)
     with phases("network", "Loading or training the network"):
         workload = trained(config, workload, phases.observer.epoch)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):

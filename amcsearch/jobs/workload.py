@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amcsearch.config import Config, RecipeConfig, call_factory, config_hash
 from amcsearch.core import BadInputError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
+from amcsearch.evaluation import check_torch_device
 from amcsearch.graph import Trace, trace
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
@@ -160,9 +161,10 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
     Channel groups and costs follow from shapes alone, so they are known, and limits are judged, before any training.
 
     Raises:
-        BadInputError: a factory that raises or returns something else, data of another shape, a checkpoint that
-            does not fit, or a network with nothing to prune.
+        BadInputError: a torch device that is not there, a factory that raises or returns something else, data of
+            another shape, a checkpoint that does not fit, or a network with nothing to prune.
     """
+    check_torch_device(config.evaluation.torch_device)
     with seeded(config.seed):
         datasets = _datasets(config, given)
         cut = make_splits(datasets, config.data.splits.sizes(), config.seed)

@@ -13,8 +13,9 @@ from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
 from amcsearch.search.reinforcement.environment import LayerwiseEnv
 from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_parameters
-from amcsearch.search.samplers import cmaes, gp, nsga2, tpe
+from amcsearch.search.samplers import OptunaAgent, cmaes, gp, nsga2, tpe
 from amcsearch.search.study import Agent, AgentFactory, Progress, Study
+from amcsearch.search.study_store import storage_url
 from amcsearch.search.targets.ladder import (
     LADDERS,
     CostOf,
@@ -36,6 +37,7 @@ __all__ = [
     "CostOf",
     "FeasibleSet",
     "LayerwiseEnv",
+    "OptunaAgent",
     "Progress",
     "Reward",
     "RewardContext",
@@ -48,6 +50,7 @@ __all__ = [
     "reach",
     "resolve_budget",
     "safest_first",
+    "storage_url",
     "unseen",
     "with_parameters",
     "without_dominated",

@@ -70,17 +70,25 @@ class OptunaAgent:
     several_objectives: bool = True
     rounded: bool = False
 
+    def check_objectives(self, objectives: tuple[str, ...]) -> None:
+        """Refuse several objectives for a sampler of one.
+
+        Raises:
+            BadInputError: there are several, and this sampler takes one.
+        """
+        if len(objectives) > 1 and not self.several_objectives:
+            raise BadInputError(
+                f"agent {self.name} optimises one objective, not {', '.join(objectives)}; "
+                "set search.objectives to null, or choose nsga2, tpe or gp"
+            )
+
     def run(self, study: Study, seed: int) -> None:
         """As ``Agent.run``.
 
         Raises:
-            BadInputError: several objectives for a sampler of one.
+            BadInputError: as ``check_objectives``.
         """
-        if len(study.directions) > 1 and not self.several_objectives:
-            raise BadInputError(
-                f"agent {self.name} optimises one objective, not {', '.join(study.objectives or ())}; "
-                "set search.objectives to null, or choose nsga2, tpe or gp"
-            )
+        self.check_objectives(study.objectives or ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             session = _Session(self, study, seed)

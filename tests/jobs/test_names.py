@@ -1,6 +1,7 @@
 """Names of registries in a configuration: a wrong one is refused, with the known ones, before any work."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from amcsearch.jobs.workload import load_workload
 WriteConfig = Callable[..., Path]
 TARGET = ["--target", "macs=0.5x"]
 CUBIK = ["--set", "sparsify={method: iterative, params: {shape: cubik}}"]
+WEIGHTED = "search.reward={name: weighted_sum, params: {latency_ms: 1.0}}"
+SEVERAL = "search.objectives=[accuracy, macs]"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,19 @@ CUBIK = ["--set", "sparsify={method: iterative, params: {shape: cubik}}"]
         ("sparsify", CUBIK, "iterative: shape = 'cubik' is unknown; known: geometric, linear, cubic"),
         ("sparsify", ["--set", "sparsify.storage=zip"], "'bitmap', 'csr' or 'run_length'"),
         ("sensitivity", ["--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
+        ("search", ["--set", "evaluation.torch_device=cuda:99"], "'cuda:99' is not available here; choose one of cpu"),
+        ("search", ["--dry-run", "--set", "evaluation.torch_device=meta"], "'meta' is not available here"),
+        ("prune", [*TARGET, "--set", "evaluation.torch_device=gpu"], "'gpu' is no device of torch; choose one of cpu"),
+        ("sparsify", ["--set", "evaluation.torch_device=''"], "torch_device = '' is no device"),
+        ("sensitivity", ["--set", "evaluation.torch_device=xla"], "'xla' is not available"),
+        ("search", ["--set", "data.targets=dense"], "'taylor' looks at the gradient of the loss"),
+        ("search", ["--set", "recovery.finetune={schedule: rewound, epochs: 999}"], "replays the last 999 epochs"),
+        (
+            "search",
+            ["--set", SEVERAL, "--set", "search.agent=cmaes"],
+            "cmaes optimises one objective, not accuracy, mac",
+        ),
+        ("search", ["--storage", "nowhere"], "study storage nowhere cannot be used"),
         ("energy", ["--storage", "zip"], "storage = 'zip' is unknown; known: bitmap, csr, dense, run_length"),
     ],
 )
@@ -48,6 +64,35 @@ def test_a_wrong_name_is_refused_before_work(
     words: str,
 ) -> None:
     monkeypatch.setattr("amcsearch.jobs.workload.call_factory", _no_work)
+    assert main([verb, str(write_config()), "--out", str(tmp_path / "run"), *options]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        ("search", ["--set", "search.start=POLICY"], "does not fit the network"),
+        ("search", ["--dry-run", "--set", "search.start=POLICY"], "does not fit the network"),
+        ("prune", ["--policy", "POLICY"], "does not fit the network"),
+        ("search", ["--set", WEIGHTED], "nothing prices latency_ms"),
+        ("search", ["--dry-run", "--set", WEIGHTED], "nothing prices latency_ms"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_training(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    options: list[str],
+    words: str,
+) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"nowhere": 3}')
+    monkeypatch.setattr("amcsearch.jobs.setup.trained", _no_work)
+    monkeypatch.setattr(import_module("amcsearch.jobs.search"), "make_evaluator", _no_work)
+    options = [option.replace("POLICY", str(policy)) for option in options]
     assert main([verb, str(write_config()), "--out", str(tmp_path / "run"), *options]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
     assert words in line

@@ -1,5 +1,6 @@
 """Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
 
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 from amcsearch.config import Config, choose
 from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.delivery import Exports, measure_finalists
+from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.kept_accuracy import keep_accuracy
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
@@ -14,7 +16,7 @@ from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import Origin, describe_proposal
-from amcsearch.jobs.workload import CONFIGURED, InMemory
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.methods import NORMALISERS, ROUND_SHAPES
 from amcsearch.runs import PolicyGoal, RunFolder
 from amcsearch.search import LADDERS
@@ -33,7 +35,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     goal = _goal_of(config)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
-    job = assemble(config, _limits(config), phases, given)
+    job = assemble(config, _limits(config), phases, given, check=partial(_check, config))
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)
@@ -92,8 +94,27 @@ def _propose(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         BadInputError: a policy file that cannot be read, or as ``reach_target`` and ``keep_accuracy``.
     """
     prune = job.config.prune
-    if prune.policy is not None:
-        policy = prune.policy
-        kept = PruningPolicy.read(Path(policy)) if isinstance(policy, str) else PruningPolicy(policy)
-        return Proposal(kept, "given", 1, PolicyGoal())
+    policy = _policy(job.config)
+    if policy is not None:
+        return Proposal(policy, "given", 1, PolicyGoal())
     return reach_target(job) if prune.target is not None else keep_accuracy(job, run, observer)
+
+
+def _policy(config: Config) -> PruningPolicy | None:
+    """Return the policy that the configuration gives, or names by its file."""
+    policy = config.prune.policy
+    if isinstance(policy, str):
+        return PruningPolicy.read(Path(policy))
+    return None if policy is None else PruningPolicy(policy)
+
+
+def _check(config: Config, network: TracedNetwork, device: Device) -> None:
+    """Refuse a given policy that does not fit the network.
+
+    Raises:
+        BadInputError: as ``PruningPolicy.read`` and ``NetworkSpec.kept_array``.
+    """
+    del device
+    policy = _policy(config)
+    if policy is not None:
+        network.trace.network.kept_array(policy)
