@@ -18,7 +18,7 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
-from amcsearch.reporting import write_energy
+from amcsearch.reporting import check_charts, write_energy
 from amcsearch.runs import Document
 from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
 
@@ -137,6 +137,7 @@ def energy_report(
             fit, no counter to measure with, or a folder that cannot be written.
     """
     profile, storage_format = _profile(config, given), choose(_FORMATS, storage, "storage")
+    check_charts(folder, "energy")
     observer.phase("Tracing the network")
     network = load_network(config, given)
     spec = network.trace.network

@@ -15,7 +15,7 @@ from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, p
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
-from amcsearch.reporting import write_additivity, write_curves
+from amcsearch.reporting import check_charts, write_additivity, write_curves
 from amcsearch.runs import Document
 
 __all__ = ["Sensitivity", "sensitivity"]
@@ -73,6 +73,7 @@ def sensitivity(
     if joint < 0:
         raise BadInputError(f"sensitivity joint = {joint}, must be at least 0")
     check_named(config, given)
+    check_charts(folder, "sensitivity", *["additivity"] * bool(joint))
     observer.phase("Loading or training the network")
     workload = load_workload(config, given, progress=observer.epoch)
     for text in workload.warnings:

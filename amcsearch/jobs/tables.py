@@ -19,6 +19,7 @@ from amcsearch.measure import (
     KitResult,
     MeasuredSubject,
     anchored,
+    check_kit_file,
     measure_here,
     measured_variants,
     measurement_plan,
@@ -109,6 +110,7 @@ def make_kit(
         BadInputError: networks that cannot be exported, settings that differ, or a file that cannot be written.
     """
     first = _same_setting(configs)
+    check_kit_file(out)
     observer.phase("Tracing the networks")
     subjects = [subject_of(config) for config in configs]
     observer.phase("Preparing pruned variants")

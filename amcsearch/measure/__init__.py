@@ -3,7 +3,7 @@
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
 from amcsearch.measure.build.table_builder import table_from_results, table_of
-from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here, write_kit
+from amcsearch.measure.kit.kit import KitPlan, KitRun, check_kit_file, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     LEAST_VARIANTS,
@@ -21,6 +21,7 @@ __all__ = [
     "MeasuredSubject",
     "MeasuredVariant",
     "anchored",
+    "check_kit_file",
     "measure_here",
     "measured_variants",
     "measurement_plan",

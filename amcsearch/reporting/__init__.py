@@ -2,12 +2,13 @@
 
 from amcsearch.reporting.goals import goal_lines
 from amcsearch.reporting.latency_curves import write_latency_curves
-from amcsearch.reporting.layer_charts import write_additivity, write_curves, write_energy
+from amcsearch.reporting.layer_charts import check_charts, write_additivity, write_curves, write_energy
 from amcsearch.reporting.page import render
 from amcsearch.reporting.progress import ProgressBar
 
 __all__ = [
     "ProgressBar",
+    "check_charts",
     "goal_lines",
     "render",
     "write_additivity",

@@ -6,7 +6,8 @@ and time.
 
 import csv
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs import LatencyModel, LatencyTable, keeps_signature, measured_layers, signature
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
-from amcsearch.runs import make_folder, replacing
+from amcsearch.runs import check_outputs, replacing
 
 __all__ = ["LayerCurve", "layer_curves", "write_latency_curves"]
 
@@ -32,6 +33,7 @@ _LEAST_WIDTH: Final = 7.2  # inches, which the caption needs
 _CAPTION: Final = (
     "Output channels kept (all inputs). Line: the channel grid. Orange: slower than some wider layer. Bar: measured"
 )
+_LONGEST_NAME: Final = 50  # characters of a file
 _HEAD: Final = ("network", "layer", "in_channels", "out_channels", "ms", "wider", "wider_ms", "slower")
 
 
@@ -99,14 +101,15 @@ def write_latency_curves(table: LatencyTable, folder: Path) -> dict[str, Path]:
     Raises:
         BadInputError: a folder that cannot be written.
     """
-    make_folder(folder)
-    rows, pictures, cliffs = folder / "cliffs.csv", {}, []
+    rows, files = folder / "cliffs.csv", _picture_files(folder, table.networks)
+    check_outputs(rows, ",".join(_HEAD[:2]), files.values())
+    pictures, cliffs = {}, []
     for name in table.networks:
         model = table.bind(name)
         curves = layer_curves(table, model)
         cliffs += [(name, *row) for curve in curves for row in _cliff_rows(curve)]
         if curves:
-            pictures[name] = folder / f"{name.replace('/', '_')}.svg"
+            pictures[name] = files[name]
             with replacing(pictures[name]) as temporary:
                 temporary.write_text(_picture(name, model.channel_multiple, curves), encoding="utf-8")
     with replacing(rows) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -114,6 +117,18 @@ def write_latency_curves(table: LatencyTable, folder: Path) -> dict[str, Path]:
         writer.writerow(_HEAD)
         writer.writerows(cliffs)
     return {**pictures, "cliffs": rows}
+
+
+def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """A file for each name, which may hold any character; names that look the same as a file are numbered."""
+    files: dict[str, Path] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.-]", "_", name)[:_LONGEST_NAME]
+        path, number = folder / f"{plain}.svg", 2
+        while path in files.values():
+            path, number = folder / f"{plain}-{number}.svg", number + 1
+        files[name] = path
+    return files
 
 
 def _cliff_rows(curve: LayerCurve) -> Iterator[tuple[str | int, ...]]:

@@ -20,13 +20,13 @@ from matplotlib.ticker import NullFormatter
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.costs import LayerEnergy
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, SURFACE, drawing, standalone_svg
-from amcsearch.runs import make_folder, replacing
+from amcsearch.runs import check_outputs, replacing
 
 if TYPE_CHECKING:
     from _csv import Writer as CsvWriter
 
 
-__all__ = ["write_additivity", "write_curves", "write_energy"]
+__all__ = ["check_charts", "write_additivity", "write_curves", "write_energy"]
 
 Row = tuple[str, int, float, float, str]
 Joint = tuple[float, float, PruningPolicy]
@@ -35,6 +35,23 @@ _COLUMNS: Final = 4
 _PANEL: Final = (1.9, 1.35)  # inches
 _STYLES: Final = {"recovered": (ACCENT, "-", "o"), "bare": (SECOND, "--", "s")}
 _LEAST_NATS: Final = 1e-4  # smaller and negative increases are drawn there
+
+
+_BEGINNINGS: Final = {"sensitivity": "group,kept", "additivity": "expected_increase,", "energy": "network,layer"}
+
+
+def check_charts(folder: Path | None, *names: str) -> None:
+    """Refuse a folder in which charts cannot be written: before minutes of work.
+
+    ``names`` are of ``sensitivity``, ``additivity`` and ``energy``. Without a folder nothing is written.
+
+    Raises:
+        BadInputError: the folder cannot be made, or holds files of these names that were not written here.
+    """
+    if folder is None:
+        return
+    for name in names:
+        check_outputs(folder / f"{name}.csv", _BEGINNINGS[name], [folder / f"{name}.svg"])
 
 
 def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
@@ -49,7 +66,7 @@ def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
     points = list(rows)
     if not points:
         raise BadInputError("sensitivity found no channel group to prune; look at the layers named as skipped")
-    make_folder(folder)
+    check_charts(folder, "sensitivity")
     paths = {"csv": folder / "sensitivity.csv", "svg": folder / "sensitivity.svg"}
     _write_table(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), points)
     with replacing(paths["svg"]) as temporary:
@@ -66,7 +83,7 @@ def write_additivity(rows: Iterable[Joint], rank_correlation: float | None, fold
         BadInputError: a folder that cannot be written.
     """
     policies = list(rows)
-    make_folder(folder)
+    check_charts(folder, "additivity")
     paths = {"additivity_csv": folder / "additivity.csv", "additivity_svg": folder / "additivity.svg"}
     lines = [(expected, measured, policy.to_json()) for expected, measured, policy in policies]
     _write_table(paths["additivity_csv"], ("expected_increase", "measured_increase", "policy"), lines)
@@ -151,7 +168,7 @@ def write_energy(networks: Mapping[str, Sequence[LayerEnergy]], device: str, fol
     """
     if not any(layer.total_mj for layers in networks.values() for layer in layers):
         raise BadInputError("no layer of this network costs energy; look at the device's constants")
-    make_folder(folder)
+    check_charts(folder, "energy")
     paths = {"csv": folder / "energy.csv", "svg": folder / "energy.svg"}
     with replacing(paths["csv"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         _write_energies(csv.writer(stream), networks)

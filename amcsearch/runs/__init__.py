@@ -2,6 +2,7 @@
 
 from amcsearch.runs.documents import Document, StoredDocument
 from amcsearch.runs.files import (
+    check_outputs,
     check_replaceable,
     expanded,
     make_folder,
@@ -65,6 +66,7 @@ __all__ = [
     "TableErrors",
     "TableSummary",
     "TargetGoal",
+    "check_outputs",
     "check_replaceable",
     "expanded",
     "make_folder",

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -24,6 +24,7 @@ from amcsearch.runs.documents import plain
 __all__ = [
     "append_line",
     "check_in_place",
+    "check_outputs",
     "check_replaceable",
     "expanded",
     "make_folder",
@@ -138,6 +139,23 @@ def check_replaceable(path: Path) -> None:
         mode = os.lstat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
         raise BadInputError(f"cannot write {path}: it is {_kind(mode)}; name another --out")
+
+
+def check_outputs(table: Path, beginning: str, pictures: Iterable[Path]) -> None:
+    """Refuse to replace a table and its pictures where somebody else's files have their names.
+
+    ``beginning`` is what every such table begins with. Pictures are ours where they lie beside our table.
+
+    Raises:
+        BadInputError: a file that is not ours, or not a file; the folder cannot be made.
+    """
+    make_folder(table.parent)
+    check_replaceable(table)
+    is_ours = os.path.isfile(table) and read_bytes(table).startswith(beginning.encode())
+    for path in (table, *pictures):
+        check_replaceable(path)
+        if os.path.lexists(path) and not is_ours:
+            raise BadInputError(f"{path} is there and was not written by amcsearch; move it, or name another --out")
 
 
 def check_in_place(path: Path) -> None:

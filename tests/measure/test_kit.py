@@ -214,3 +214,57 @@ def test_a_kit_needs_only_numpy_and_onnxruntime(tmp_path, small_plan):
     done = subprocess.run([python, *KIT], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert read_results([tmp_path / "result.jsonl"])[0].coverage.timed == (3, 3)
+
+
+def test_a_kit_takes_the_place_of_a_kit_and_of_nothing_else(tmp_path, small_plan):
+    kit = tmp_path / "kit.pyz"
+    write_kit(small_plan(), kit)
+    first = kit.read_bytes()
+    write_kit(small_plan((8, 16)), kit)
+    assert kit.read_bytes() != first
+    assert kit.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "thesis.tex").write_text("dear reader")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("plan.json", "{}")
+    (tmp_path / "link.pyz").symlink_to(kit)
+    (tmp_path / "folder").mkdir()
+    for name, words in (
+        ("thesis.tex", "is there and is no kit; move it"),
+        ("photos.zip", "is there and is no kit"),
+        ("link.pyz", "is there and is no kit"),
+        ("folder", "it is a folder"),
+        ("nowhere/kit.pyz", "nowhere is no folder; make it"),
+    ):
+        before = (tmp_path / name).read_bytes() if (tmp_path / name).is_file() else None
+        with pytest.raises(BadInputError, match=words):
+            write_kit(small_plan(), tmp_path / name)
+        assert before == ((tmp_path / name).read_bytes() if (tmp_path / name).is_file() else None)
+    with pytest.raises(BadInputError, match="it is a device"):
+        write_kit(small_plan(), Path("/dev/null"))
+
+
+def test_a_full_disk_leaves_the_kit_that_was_there(tmp_path, small_plan, monkeypatch):
+    kit = tmp_path / "kit.pyz"
+    write_kit(small_plan(), kit)
+    before = kit.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"os.{name}", full)
+            with pytest.raises(BadInputError, match=r"cannot write .*kit\.pyz: No space left on device; free the disk"):
+                write_kit(small_plan((8, 16)), kit)
+        assert kit.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["kit.pyz"]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to], ids=["symbolic", "hard"])
+def test_results_are_not_added_to_a_file_of_another_name(tmp_path, small_plan, link):
+    target = tmp_path / "theirs.jsonl"
+    target.write_text('{"kind":"header"')  # as a torn result of theirs
+    link(tmp_path / "r.jsonl", target)
+    with pytest.raises(BadInputError, match="is a link, has a second name, or is no file"):
+        measure_here(small_plan(), tmp_path / "r.jsonl")
+    assert target.read_text() == '{"kind":"header"'

@@ -14,7 +14,7 @@ from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.latency.entry import NetworkEntry
 from amcsearch.costs.latency.rows import COLUMNS, GRAPH, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable
-from amcsearch.reporting.latency_curves import LayerCurve, layer_curves, write_latency_curves
+from amcsearch.reporting.latency_curves import LayerCurve, _picture_files, layer_curves, write_latency_curves
 
 CONV = LayerSpec("c", LayerKind.CONV, 8, 16, (3, 3), padding=(1, 1), in_size=(4, 4), out_size=(4, 4))
 GROUPED = replace(CONV, conv_groups=4)  # its widths are multiples of 4
@@ -102,3 +102,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInputError, match="cannot write"):
         write_latency_curves(table_of(convolutions(STAIRS)), tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", "x" * 300, "new\nline", "a\0b", 'q?"v', "größe"])
+def test_a_picture_stays_in_its_folder_whatever_the_network_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "curves"
+    files = write_latency_curves(table_of(convolutions({8: 1.0, 16: 2.0}), name), folder)
+    assert {path.parent for path in files.values()} == {folder}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in files.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"curves"}
+
+
+def test_networks_whose_names_look_the_same_have_a_picture_each(tmp_path: Path) -> None:
+    files = _picture_files(tmp_path, ["a/b", "a?b", "a_b"])
+    assert [path.name for path in files.values()] == ["a_b.svg", "a_b-2.svg", "a_b-3.svg"]

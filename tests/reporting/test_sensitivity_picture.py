@@ -8,7 +8,7 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
-from amcsearch.reporting.layer_charts import write_additivity, write_curves
+from amcsearch.reporting.layer_charts import check_charts, write_additivity, write_curves
 
 ROWS = [
     ("conv1", 8, 0.9, 0.7, "recovered"),
@@ -51,3 +51,20 @@ def test_nothing_to_draw_and_nowhere_to_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInputError, match="cannot write"):
         write_curves(ROWS, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["sensitivity.csv", "sensitivity.svg"])
+def test_somebody_elses_files_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("dear diary")
+    for write in (lambda: check_charts(tmp_path, "sensitivity"), lambda: write_curves(ROWS, tmp_path)):
+        with pytest.raises(BadInputError, match=rf"{name} is there and was not written by amcsearch; move it"):
+            write()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "dear diary")]
+
+
+def test_our_own_files_are_replaced(tmp_path):
+    write_curves(ROWS, tmp_path)
+    before = (tmp_path / "sensitivity.csv").read_text()
+    write_curves(ROWS[1:], tmp_path)
+    assert (tmp_path / "sensitivity.csv").read_text() != before
+    check_charts(tmp_path, "sensitivity", "additivity", "energy")

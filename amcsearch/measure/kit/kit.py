@@ -8,6 +8,7 @@ points and shape constants stay, because optimisations look at their values. Wha
 2 / fan-in (see ``on_device.weights``).
 """
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -20,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
+from amcsearch.runs import check_replaceable, replacing
 from amcsearch.runtime import (
     CPU,
     DATA_TYPES,
@@ -40,6 +42,7 @@ __all__ = [
     "KitModel",
     "KitPlan",
     "KitRun",
+    "check_kit_file",
     "device_plan",
     "measure_here",
     "without_weights",
@@ -253,6 +256,9 @@ def device_plan(plan: KitPlan) -> DevicePlan:
     return DevicePlan(described, files | _probes())
 
 
+_FIRST_LINE: Final = b"#!/usr/bin/env python3\n"
+
+
 def _program_files() -> dict[str, str]:
     """The measuring program under the names it is imported by here."""
     package = resources.files("amcsearch.runtime.on_device")
@@ -266,21 +272,43 @@ def write_kit(plan: KitPlan, path: Path) -> None:
     """Write the kit of a plan; equal plans give equal files.
 
     Raises:
-        BadInputError: as ``device_plan``, or the file cannot be written.
+        BadInputError: as ``device_plan`` and ``check_kit_file``, or the file cannot be written.
     """
     ready = device_plan(plan)
     contents: dict[str, bytes] = {name: text.encode() for name, text in _program_files().items()}
     contents[PLAN_FILE] = canonical(ready.plan)
     contents |= {f"models/{name}": content for name, content in ready.files.items()}
-    try:
-        with path.open("wb") as file:
-            file.write(b"#!/usr/bin/env python3\n")
+    check_kit_file(path)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(_FIRST_LINE)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
                 for name, content in contents.items():
                     archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        path.chmod(0o755)
-    except OSError as error:
-        raise BadInputError(f"cannot write {path}: {error.strerror}") from error
+        temporary.chmod(0o755)
+
+
+def check_kit_file(path: Path) -> None:
+    """Refuse a file that a kit cannot take the place of: before the models are exported.
+
+    Raises:
+        BadInputError: what is there is no kit, or there is no folder for it.
+    """
+    if not os.path.isdir(path.parent):
+        raise BadInputError(f"cannot write {path}: {path.parent} is no folder; make it, or name another --out")
+    check_replaceable(path)
+    if os.path.islink(path) or (os.path.lexists(path) and not _is_kit(path)):
+        raise BadInputError(f"{path} is there and is no kit; move it, or name another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInputError(f"cannot write {path}: {path.parent} is read-only; name another --out")
+
+
+def _is_kit(path: Path) -> bool:
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return PLAN_FILE in archive.namelist() and file.seek(0) == 0 and file.read(2) == _FIRST_LINE[:2]
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
@@ -81,6 +82,17 @@ def parsed_lines(content: bytes, name: str) -> Lines:
     return result._replace(whole_bytes=at)
 
 
+def _refuse_alias(path: Path) -> None:
+    """Refuse to add to a file that others may know under another name.
+
+    Raises:
+        DeviceError: it is a link, has a second name (a hard link), or is no file.
+    """
+    status = os.lstat(str(path))
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise DeviceError(f"{path} is a link, has a second name, or is no file; name another file with -o")
+
+
 class Journal:
     """An append-only result file: what ``append`` returned from is on the disk.
 
@@ -98,11 +110,13 @@ class Journal:
     ) -> None:
         self.path, self._write, self._sync = path, write, sync
         try:
+            if os.path.lexists(str(path)):
+                _refuse_alias(path)
             content = path.read_bytes() if path.exists() else b""
             if not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
                 raise DeviceError(f"{path} is not a kit's result file: it does not begin with a header; name another")
             records = parsed_lines(content, str(path))
-            self._file = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(str(path), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             os.ftruncate(self._file, records.whole_bytes)
         except OSError as error:
             raise DeviceError(f"cannot write {path}: {error.strerror}; name another file with -o") from error
