@@ -110,7 +110,7 @@ def search(
     def work(run: RunFolder) -> SearchResult:
         return jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict)
 
-    return in_folder(request, given, folder, resume, work)
+    return in_folder(request, folder, resume, work)
 
 
 @guarded_job(signal.SIGINT)
@@ -167,7 +167,7 @@ def prune(
     }
     request, given = make_request(config, settings, named, model, data)
     watcher = _watcher(observer)
-    return in_folder(request, given, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
+    return in_folder(request, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
 
 
 @guarded_job(signal.SIGINT)
@@ -216,7 +216,7 @@ def sparsify(
     }
     request, given = make_request(config, settings, named, model, data)
     watcher = _watcher(observer)
-    return in_folder(request, given, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
+    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
 
 
 @guarded_job(signal.SIGINT)

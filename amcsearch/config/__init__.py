@@ -2,7 +2,16 @@
 
 from amcsearch.config.devices import read_device
 from amcsearch.config.factories import build, call_factory, check_contract, choose, import_factory, label, make, pick
-from amcsearch.config.loading import check_priced, config_hash, dump, from_mapping, json_schema, load
+from amcsearch.config.loading import (
+    check_priced,
+    config_hash,
+    dump,
+    from_mapping,
+    json_schema,
+    load,
+    named_digests,
+    settings_hash,
+)
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.schema import (
     Config,
@@ -59,9 +68,11 @@ __all__ = [
     "listed",
     "load",
     "make",
+    "named_digests",
     "pick",
     "read_device",
     "read_latency_table",
+    "settings_hash",
     "table_digest",
     "writable",
     "write_latency_table",

@@ -29,7 +29,9 @@ __all__ = [
     "from_mapping",
     "json_schema",
     "load",
+    "named_digests",
     "resolve_spec",
+    "settings_hash",
 ]
 
 
@@ -159,6 +161,25 @@ def config_hash(config: Config) -> str:
         for _, holder, key in _texts(data, keys):
             holder[key] = digest(holder[key])
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def settings_hash(config: Config) -> str:
+    """Twelve hexadecimal digits of the canonical JSON, without what keys of files and of code name."""
+    data = config.model_dump(mode="json")
+    for keys in (*_PATHS, *_SPECS):
+        for _, holder, key in list(_texts(data, keys)):
+            holder[key] = None
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def named_digests(config: Config) -> dict[str, str]:
+    """Digests of what the configuration names, by dotted key: files by their content, registered names as they are.
+
+    The factories of the network and of the data are left out: these count by what they give.
+    """
+    data = config.model_dump(mode="json")
+    texts = (text for keys in (*_PATHS, *_SPECS) if keys[-1] != "factory" for text in _texts(data, keys))
+    return {".".join(path): str(digest(holder[key])) for path, holder, key in texts}
 
 
 def json_schema() -> dict[str, Any]:

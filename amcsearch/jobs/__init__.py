@@ -12,7 +12,7 @@ from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.table_check import check_table
 from amcsearch.jobs.table_files import build_into, check_into, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
-from amcsearch.jobs.workload import InMemory, identity
+from amcsearch.jobs.workload import InMemory
 
 __all__ = [
     "VARIANTS",
@@ -34,7 +34,6 @@ __all__ = [
     "energy_report",
     "given_path",
     "given_policy",
-    "identity",
     "in_folder",
     "load_run",
     "make_env",

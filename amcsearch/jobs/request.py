@@ -10,10 +10,10 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
-from amcsearch.config import Config, dump, from_mapping, load
+from amcsearch.config import Config, config_hash, dump, from_mapping, load
 from amcsearch.core import BadInputError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.result import RunResult
-from amcsearch.jobs.workload import InMemory, identity
+from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, expanded
 
 __all__ = ["Settings", "given_path", "given_policy", "in_folder", "make_request"]
@@ -110,7 +110,6 @@ def _as_text(value: object) -> object:
 
 def in_folder(
     request: Config,
-    given: InMemory,
     folder: Path | str | None,
     resume: bool,
     work: Callable[[RunFolder], Result],
@@ -118,7 +117,7 @@ def in_folder(
     """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
     path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
     try:
-        with RunFolder.create(path, dump(request), identity(request, given), resume=resume) as run:
+        with RunFolder.create(path, dump(request), config_hash(request), resume=resume) as run:
             result = work(run)
     except BaseException as error:
         is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)

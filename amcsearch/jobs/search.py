@@ -336,7 +336,7 @@ def search(
     if storage is not None:
         storage_url(storage)
     check = partial(_check, config, workers=workers)
-    job = assemble(config, config.limits, phases, given, check=check, strict=strict)
+    job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)
     exports = Exports(job)

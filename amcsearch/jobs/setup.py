@@ -13,8 +13,9 @@ from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
 from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import finetuning_recipe
+from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, identity, make_workload, trained
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -35,7 +36,8 @@ from amcsearch.methods import (
     vanishes,
 )
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
-from amcsearch.training import stacked, task_loss
+from amcsearch.runs import RunFolder
+from amcsearch.training import fingerprint, stacked, task_loss
 
 __all__ = [
     "Choice",
@@ -211,28 +213,30 @@ def assemble(
     phases: Phases,
     given: InMemory = CONFIGURED,
     *,
+    run: RunFolder | None = None,
     check: Check | None = None,
     strict: bool = False,
 ) -> Job:
     """Price the network on the device, load or train it, rank its channels and evaluate it unpruned.
 
-    Limits that cannot be met, and what ``check`` refuses, end the job before anything is trained.
+    Limits that cannot be met, what ``check`` refuses, and another network or other data than the run's end the job
+    before anything is trained.
 
     Raises:
-        BadInputError: as ``check_named``, ``make_workload``, ``load_device``, ``trained`` and ``make_evaluator``, or a
-            dense loss that is not finite.
+        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``end_workload`` and ``make_evaluator``,
+            or a dense loss that is not finite.
         InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
     with phases("costs", "Pricing the network on the device"):
-        workload = make_workload(config, given)
+        workload, identity = begin_workload(config, given, run, phases.observer)
         device = load_device(config, workload, limits, given, strict=strict)
-        for text in (*workload.warnings, *device.warnings):
+        for text in device.warnings:
             phases.observer.warn(text)
         if check is not None:
             check(workload, device)
     with phases("network", "Loading or training the network"):
-        workload = trained(config, workload, phases.observer.epoch)
+        workload, identity = end_workload(config, workload, identity, run, phases.observer)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)
@@ -243,7 +247,7 @@ def assemble(
             "look at model.checkpoint, model.pretrain and the data"
         )
     finetune = config.recovery.finetune
-    return Job(config, workload, device, evaluator, dense, choice.scores, given, identity(config, given), finetune)
+    return Job(config, workload, device, evaluator, dense, choice.scores, given, fingerprint(identity), finetune)
 
 
 def reranked(job: Job, workload: Workload) -> Job:

@@ -1,7 +1,6 @@
 """A trained network with its data and its channel groups: from a configuration, or from objects in memory."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -10,11 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, RecipeConfig, call_factory, config_hash
+from amcsearch.config import Config, RecipeConfig, call_factory
 from amcsearch.core import BadInputError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device
@@ -32,7 +30,6 @@ from amcsearch.training import (
     as_datasets,
     check_samples,
     checked_splits,
-    fetch,
     fixed_splits,
     length,
     load_checkpoint,
@@ -51,7 +48,6 @@ __all__ = [
     "Workload",
     "cache_folder",
     "copied",
-    "identity",
     "load_network",
     "load_workload",
     "made_by_factory",
@@ -59,8 +55,6 @@ __all__ = [
     "trained",
     "training_recipe",
 ]
-
-SAMPLES: Final = 64  # of a split in memory that count for its identity
 
 _log = logging.getLogger(__name__)
 
@@ -136,13 +130,17 @@ def load_workload(
     return trained(config, workload, progress) if train else _with_targets(config, workload)
 
 
-def trained(config: Config, workload: Workload, progress: Progress | None = None) -> Workload:
+def trained(
+    config: Config, workload: Workload, progress: Progress | None = None, *, is_trained: bool = False
+) -> Workload:
     """Return a workload of ``make_workload`` as searches need it: its network trained, in place, and its targets set.
+
+    ``is_trained`` says that the network has its trained weights already.
 
     Raises:
         BadInputError: a diverging training, or a cache that cannot be written.
     """
-    if config.model.pretrain is not None:
+    if config.model.pretrain is not None and not is_trained:
         _pretrain(config, workload.model, workload.splits, progress)
         workload.model.eval()
     return _with_targets(config, workload)
@@ -202,33 +200,6 @@ def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
     if given.example is not None:
         return _traced(config, _dense(config, given), given.example[:1])
     return load_workload(config, given, train=False)
-
-
-def identity(config: Config, given: InMemory) -> str:
-    """Twelve hexadecimal digits of everything that decides a result: the configuration, and what is in memory.
-
-    Weights count whole, data by its length and up to 64 samples of each split, other objects by their ``repr``.
-    """
-    text = config_hash(config)
-    if given == CONFIGURED:
-        return text
-    total = hashlib.sha256(text.encode())
-    if given.model is not None:
-        for name, tensor in given.model.state_dict().items():
-            total.update(name.encode() + _bytes(tensor))
-    if given.data is not None:
-        for name, samples in as_datasets(given.data).items():
-            count = length(samples, name)
-            total.update(f"{name} {count}".encode())
-            for tensor in fetch(samples, np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64))):
-                total.update(_bytes(tensor))
-    for value in (given.table, given.profile, given.agent, given.criterion, given.selector):
-        total.update(repr(value).encode())
-    return total.hexdigest()[: len(text)]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _datasets(config: Config, given: InMemory) -> Mapping[str, Samples]:

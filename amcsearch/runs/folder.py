@@ -38,7 +38,7 @@ __all__ = ["ConfigFile", "RunFolder"]
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
-    "example.safetensors",
+    *("example.safetensors", "identity.json"),
 )
 _HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
 _NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
@@ -117,6 +117,10 @@ class RunFolder:
     """What came of it."""
     report_html = _File("report.html")
     """The page for people."""
+    identity_json = _File("identity.json")
+    """What was judged and on what: the network and the data of this run, which ``--resume`` compares."""
+    trained_safetensors = _File(".trained.safetensors")
+    """Weights of the dense network where this run trained it, so that it goes on with no other."""
     log_jsonl = _File("log.jsonl")
     """What happened when, one JSON object a line."""
 
@@ -272,19 +276,20 @@ class RunFolder:
         before = self.read_config()
         if before.config_hash == config_hash:
             return
+        if self.identity_json.exists() and _lines(before.text) == _lines(config_text):
+            return  # what the configuration names has changed: the job compares it with ``identity.json``
         raise BadInputError(
             f"run folder {self.path} belongs to another configuration: {_difference(before.text, config_text)}; "
             "restore it, or name another --out"
         )
 
 
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
 def _difference(before: str, now: str) -> str:
-    old = [line for line in before.splitlines() if not line.startswith("#")]
-    new = [line for line in now.splitlines() if not line.startswith("#")]
-    for a, b in zip_longest(old, new, fillvalue=""):
+    for a, b in zip_longest(_lines(before), _lines(now), fillvalue=""):
         if a != b:
             return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
-    return (
-        "a file that it names has changed (table, profile, checkpoint or factory), or what was handed over in Python "
-        "(network, data or objects)"
-    )
+    return "a file that it names has changed (table, profile, checkpoint or factory)"

@@ -3,6 +3,15 @@
 from amcsearch.training.checkpoint import load_checkpoint, load_tensors, pretrained, save_state, save_tensors
 from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
 from amcsearch.training.hook import StateStore, TrainingHook
+from amcsearch.training.identity import (
+    Identity,
+    NetworkRecord,
+    differences,
+    fingerprint,
+    network_difference,
+    record_network,
+    record_splits,
+)
 from amcsearch.training.loop import Distillation, Progress, TrainingRecipe, evaluate, fit
 from amcsearch.training.losses import logits, rightness, task_loss
 from amcsearch.training.models import MODELS
@@ -32,8 +41,10 @@ __all__ = [
     "Distillation",
     "FixedMasks",
     "GatedTraining",
+    "Identity",
     "MaskedTraining",
     "MaskedUnits",
+    "NetworkRecord",
     "Progress",
     "Samples",
     "StateFile",
@@ -45,8 +56,10 @@ __all__ = [
     "check_samples",
     "check_splits",
     "checked_splits",
+    "differences",
     "evaluate",
     "fetch",
+    "fingerprint",
     "fit",
     "fixed_splits",
     "length",
@@ -54,7 +67,10 @@ __all__ = [
     "load_tensors",
     "logits",
     "make_splits",
+    "network_difference",
     "pretrained",
+    "record_network",
+    "record_splits",
     "rightness",
     "save_state",
     "save_tensors",

@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from amcsearch import __version__
 from amcsearch.core import BadInputError
 from amcsearch.runs import make_folder, replacing
+from amcsearch.training.identity import PROBES, Identity, differences, record_network, record_split
 from amcsearch.training.loop import Progress, TrainingRecipe, fit
+from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import Samples, fetch, length
 
 __all__ = ["load_checkpoint", "load_tensors", "pretrained", "save_state", "save_tensors"]
 
 DIGEST: Final = "amcsearch.digest"
+IDENTITY: Final = "amcsearch.identity"
 DIGEST_SAMPLES: Final = 4096
 NAMED: Final = 3  # keys listed in a message before "…"
 
@@ -84,14 +87,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return _read(Path(path))
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name as safetensors, atomically.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, identity: Identity | None = None) -> None:
+    """Write tensors by name as safetensors, atomically, with the identity of what they were trained from, if given.
 
     Raises:
         BadInputError: the file cannot be written.
     """
     path, state = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(state, {DIGEST: _digest_tensors(state)})
+    said = {} if identity is None else {IDENTITY: json.dumps(identity.to_json())}
+    data = safetensors.torch.save(state, {DIGEST: _digest_tensors(state), **said})
     make_folder(path.parent)
     with replacing(path, "free the disk, or choose another folder") as partial:
         partial.write_bytes(data)
@@ -112,7 +116,8 @@ def pretrained(
 
     The cache file is named by the content of everything that decides the result: the key, the initial weights, the
     recipe, the seed, the data (all of it up to 4,096 samples, evenly spaced ones beyond), and the versions of torch and
-    of this package. A cache file that is damaged is replaced, with a warning in the log.
+    of this package. It holds the identity of what was trained; the weights of a network that computed something else,
+    or that saw other data, are trained again, as those of a damaged file are, with a line in the log.
 
     Args:
         model: freshly initialised.
@@ -130,18 +135,35 @@ def pretrained(
     Raises:
         BadInputError: as ``fit``, or the cache cannot be written.
     """
-    path = Path(cache_dir) / f"{_content_key(model, dataset, recipe, key, seed)}.safetensors"
-    if path.exists():
-        try:
-            load_checkpoint(model, path)
-        except BadInputError as error:
-            _log.warning("cached weights are damaged and will be trained again: %s", error)
-        else:
-            model.to(torch_device).eval()
-            return True
+    content_key = _content_key(model, dataset, recipe, key, seed)
+    path = Path(cache_dir) / f"{content_key}.safetensors"
+    with seeded(seed):
+        inputs, _ = fetch(dataset, range(min(PROBES, length(dataset, "train"))), "train")
+    splits = {"train": record_split(dataset, "train", seed)}
+    identity = Identity(content_key, {}, record_network(model, inputs), splits)
+    if path.exists() and _taken_from_cache(model, path, identity):
+        model.to(torch_device).eval()
+        return True
     fit(model, dataset, recipe, seed=seed, torch_device=torch_device, progress=progress)
-    save_state(model, path)
+    save_tensors(_state(model), path, identity)
     return False
+
+
+def _taken_from_cache(model: nn.Module, path: Path, now: Identity) -> bool:
+    try:
+        text = _metadata(path.read_bytes()).get(IDENTITY)
+        apart = ["its identity is missing"] if text is None else differences(_identity_of(text), now)
+        if not apart:
+            load_checkpoint(model, path)
+            return True
+        _log.info("cached weights %s are not taken, and trained again: %s", path, "; ".join(apart))
+    except (BadInputError, OSError, ValueError) as error:
+        _log.warning("cached weights are damaged and will be trained again: %s", error)
+    return False
+
+
+def _identity_of(text: str) -> Identity:
+    return Identity.from_json(json.loads(text), "identity")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -169,11 +191,17 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     data = path.read_bytes()
     state = safetensors.torch.load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    digest = header.get("__metadata__", {}).get(DIGEST)
+    digest = _metadata(data).get(DIGEST)
     if digest is not None and digest != _digest_tensors(state):
         raise BadInputError(f"checkpoint {path} is damaged: its tensors do not have the digest it was written with")
     return state
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Texts by name in the header of a file of safetensors."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    texts: dict[str, str] = header.get("__metadata__", {})
+    return texts
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -205,7 +233,8 @@ def _digest_tensors(state: Mapping[str, Tensor]) -> str:
 def _content_key(model: nn.Module, dataset: Samples, recipe: TrainingRecipe, key: str, seed: int) -> str:
     count = length(dataset, "train")
     rows = np.unique(np.linspace(0, count - 1, min(count, DIGEST_SAMPLES)).round().astype(np.int64))
-    inputs, targets = fetch(dataset, rows)
+    with seeded(seed):
+        inputs, targets = fetch(dataset, rows, "train")
     parts: dict[str, Any] = {
         "key": key,
         "weights": _digest_tensors(_state(model)),

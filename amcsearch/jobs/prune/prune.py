@@ -35,7 +35,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     goal = _goal_of(config)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
-    job = assemble(config, _limits(config), phases, given, check=partial(_check, config))
+    job = assemble(config, _limits(config), phases, given, run=run, check=partial(_check, config))
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)

@@ -13,11 +13,12 @@ from amcsearch.core import BadInputError, Cost, Limit
 from amcsearch.jobs.delivery import save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
+from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, make_workload, trained
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.training import StateFile, evaluate, save_tensors, stacked
@@ -38,14 +39,12 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     further_costs(config)
     finetuning_recipe(config, config.recovery.finetune)
     with phases("target", "Pricing the target"):
-        workload = make_workload(config, given)
+        workload, identity = begin_workload(config, given, run, observer)
         device = load_device(config, workload, _limits(config, method), given)
         limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
         target = _target(config, workload, device, method, limit)
-        for text in workload.warnings:
-            observer.warn(text)
     with phases("network", "Loading or training the network"):
-        workload = trained(config, workload, observer.epoch)
+        workload, _ = end_workload(config, workload, identity, run, observer)
     with phases("sparsify", f"Training with {label(section.method)}"):
         epochs = max(1, section.training.epochs)
 

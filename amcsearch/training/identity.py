@@ -1,0 +1,260 @@
+"""What was judged and on what: a network by its weights and by what it computes, data by some of its samples.
+
+Names of files and factories do not tell networks apart: a module that a factory imports may change. Weights and samples
+are therefore kept as digests, and as numbers beside them, since the same seed gives other last bits on a machine with
+other vector instructions or threads. Equal digests are equal; else the numbers are compared within a tolerance. The
+numbers of a tensor t are |t| and the sum of t_j s_j over fixed signs s_j: a change of one in n values of usual size
+moves the second by |t| / sqrt(n). What a network computes are its outputs for a few real samples.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amcsearch.core import UserCode
+from amcsearch.graph import evaluating
+from amcsearch.runs import StoredDocument
+from amcsearch.training.losses import logits
+from amcsearch.training.seeding import seeded
+from amcsearch.training.splits import SPLITS, DataSplits, Samples, fetch, length
+
+__all__ = [
+    "PROBES",
+    "Identity",
+    "NetworkRecord",
+    "SplitRecord",
+    "TensorRecord",
+    "differences",
+    "fingerprint",
+    "network_difference",
+    "record_network",
+    "record_split",
+    "record_splits",
+]
+
+SAMPLES: Final = 64  # of a split that are kept as digests and numbers
+PROBES: Final = 8  # samples whose outputs are kept
+OUTPUTS: Final = 512  # numbers of these outputs that are kept
+SAME_TENSOR: Final = 1e-5  # share of a tensor's norm within which its numbers are the same
+SAME_OUTPUTS: Final = 1e-4  # share of the largest output within which outputs are the same
+NAMED: Final = 3  # tensors in a message before "and n more"
+
+_SIGNS: Final = np.random.default_rng(0).integers(0, 2, 2**20).astype(np.float64) * 2.0 - 1.0
+
+
+@dataclass(frozen=True)
+class TensorRecord(StoredDocument):
+    """A tensor: its shape and type, a digest of its bytes, its norm, and its product with fixed signs."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+    norm: float
+    product: float
+
+
+@dataclass(frozen=True)
+class NetworkRecord(StoredDocument):
+    """A network: the tensors of its state dict by name, and what it gives for a few samples."""
+
+    tensors: Mapping[str, TensorRecord]
+    outputs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SplitRecord(StoredDocument):
+    """A split: how many samples it has, and up to 64 of them, stacked.
+
+    ``inputs`` are None where two readings by one seed differ.
+    """
+
+    samples: int
+    inputs: TensorRecord | None
+    targets: TensorRecord
+
+
+@dataclass(frozen=True)
+class Identity(StoredDocument):
+    """All that decides a result.
+
+    ``settings`` is a digest of the configuration without what it names; ``named`` are digests of what it names or was
+    handed over in its place, by key. ``network`` is as it was before any training here, ``trained`` as it was after
+    ``model.pretrain``.
+    """
+
+    settings: str
+    named: Mapping[str, str]
+    network: NetworkRecord
+    splits: Mapping[str, SplitRecord]
+    trained: NetworkRecord | None = None
+
+
+def record_network(model: nn.Module, inputs: Tensor) -> NetworkRecord:
+    """Describe a network by its weights, and by its outputs for the first of ``inputs`` (n, …).
+
+    Raises:
+        BadInputError: it cannot take the inputs.
+    """
+    tensors = {name: _record(tensor) for name, tensor in model.state_dict().items()}
+    parameter = next(model.parameters(), inputs)
+    probe = inputs[:PROBES].clone().to(parameter.device)
+    with (
+        UserCode(f"{type(model).__name__}, given {len(probe)} samples,"),
+        seeded(0),
+        evaluating(model),
+        torch.no_grad(),
+    ):
+        outputs = logits(model(probe)).double().cpu().flatten()
+    kept = np.unique(np.linspace(0, len(outputs) - 1, min(len(outputs), OUTPUTS)).round().astype(np.int64))
+    return NetworkRecord(tensors, tuple(outputs[torch.from_numpy(kept)].tolist()))
+
+
+def record_splits(splits: DataSplits, seed: int) -> dict[str, SplitRecord]:
+    """Describe every split; random transforms are read by the seed. Raises as ``fetch``."""
+    return {name: record_split(getattr(splits, name), name, seed) for name in SPLITS}
+
+
+def record_split(dataset: Samples, name: str, seed: int) -> SplitRecord:
+    """Describe a split by its length and evenly spaced samples.
+
+    Raises:
+        BadInputError: as ``fetch``.
+    """
+    count = length(dataset, name)
+    rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(np.int64))
+    readings = []
+    for _ in range(2):
+        with seeded(seed):
+            readings.append([_record(tensor) for tensor in fetch(dataset, rows, name)])
+    (inputs, targets), (inputs_again, _) = readings
+    return SplitRecord(count, inputs if inputs.digest == inputs_again.digest else None, targets)
+
+
+def _record(tensor: Tensor) -> TensorRecord:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    squares, product = 0.0, 0.0
+    for i, part in enumerate(torch.split(flat, len(_SIGNS)) if len(flat) else ()):
+        values = part.double().numpy()
+        squares += float(values @ values)
+        product += float(values @ _SIGNS[: len(values)]) * (1 + i % 7)  # so that parts cannot change places
+    digest = hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"", digest_size=16)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorRecord(tuple(tensor.shape), dtype, digest.hexdigest(), math.sqrt(squares), product)
+
+
+def _is_same(before: TensorRecord, now: TensorRecord) -> bool:
+    if (before.shape, before.dtype) != (now.shape, now.dtype):
+        return False
+    if before.digest == now.digest:
+        return True
+    if not math.isfinite(before.norm):
+        return False
+    bound = SAME_TENSOR * before.norm
+    return _close(before.norm, now.norm, bound) and _close(before.product, now.product, bound)
+
+
+def _close(before: float, now: float, bound: float) -> bool:
+    """Whether two numbers are the same within a bound; what is not finite is the same as itself alone."""
+    if not (math.isfinite(before) and math.isfinite(now)):
+        return not (math.isfinite(before) or math.isfinite(now))
+    return abs(before - now) <= bound
+
+
+def network_difference(before: NetworkRecord, now: NetworkRecord, what: str, *, same_inputs: bool = True) -> str:
+    """Say in words what tells two networks apart; nothing where they are the same.
+
+    ``what`` names their weights: ``initial``, ``trained``. Outputs are compared where both had the ``same_inputs``.
+    """
+    names = [*before.tensors, *(name for name in now.tensors if name not in before.tensors)]
+    shapes = {name: (_shape(before, name), _shape(now, name)) for name in names}
+    reshaped = [f"{name}: {was}, now {is_now}" for name, (was, is_now) in shapes.items() if was != is_now]
+    if reshaped:
+        return f"the structure of the network has changed ({_some(reshaped)})"
+    changed = [name for name in names if not _is_same(before.tensors[name], now.tensors[name])]
+    if changed:
+        return f"the {what} weights of the network have changed ({_some(changed)})"
+    if same_inputs and not _same_outputs(before.outputs, now.outputs):
+        return "what the network computes has changed, though its weights have not (its forward, or a module in it)"
+    return ""
+
+
+def _shape(record: NetworkRecord, name: str) -> str:
+    return str(record.tensors[name].shape) if name in record.tensors else "none"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _same_outputs(before: Sequence[float], now: Sequence[float]) -> bool:
+    if len(before) != len(now):
+        return False
+    bound = SAME_OUTPUTS * max((abs(value) for value in before if math.isfinite(value)), default=0.0)
+    return all(_close(a, b, bound) for a, b in zip(before, now, strict=True))
+
+
+def _split_difference(before: SplitRecord, now: SplitRecord) -> str:
+    """Say what of a split has changed, or nothing."""
+    if before.samples != now.samples:
+        return f"samples ({before.samples}, now {now.samples})"
+    changed = [] if _is_same(before.targets, now.targets) else ["targets"]
+    if before.inputs is not None and now.inputs is not None:
+        changed = ([] if _is_same(before.inputs, now.inputs) else ["inputs"]) + changed
+    elif before.inputs is not now.inputs:
+        changed = ["inputs", *changed]
+    return " and ".join(changed)
+
+
+def _data_differences(before: Mapping[str, SplitRecord], now: Mapping[str, SplitRecord]) -> list[str]:
+    """Name the splits whose data have changed, those together of which the same has changed."""
+    splits: dict[str, list[str]] = {}
+    for name in (split for split in SPLITS if split in before and split in now):
+        splits.setdefault(_split_difference(before[name], now[name]), []).append(name)
+    return [
+        f"the {what} of the {', '.join(names)} split{'s' * (len(names) > 1)} have changed"
+        for what, names in splits.items()
+        if what
+    ]
+
+
+def differences(before: Identity, now: Identity) -> list[str]:
+    """Say in words what tells two jobs apart, before any training: settings, what is named, network, data."""
+    keys = sorted({*before.named, *now.named})
+    apart = [] if before.settings == now.settings else ["the settings have changed"]
+    apart += [f"what {key} names has changed" for key in keys if before.named.get(key) != now.named.get(key)]
+    of_data = _data_differences(before.splits, now.splits)
+    difference = network_difference(before.network, now.network, "initial", same_inputs=not of_data)
+    return [text for text in (*apart, difference, *of_data) if text]
+
+
+def fingerprint(identity: Identity) -> str:
+    """Twelve hexadecimal digits of an identity, the same in every process that has equal digests.
+
+    Outputs count to three digits of the largest.
+    """
+    networks = [identity.network] + ([identity.trained] if identity.trained else [])
+    parts = {
+        "settings": identity.settings,
+        "named": dict(identity.named),
+        "tensors": [{name: record.digest for name, record in network.tensors.items()} for network in networks],
+        "outputs": [_rounded(network.outputs) for network in networks],
+        "splits": {name: _digests(record) for name, record in identity.splits.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _rounded(outputs: Sequence[float]) -> list[int | None]:
+    scale = max((abs(value) for value in outputs if math.isfinite(value)), default=1.0) or 1.0
+    return [round(1000 * value / scale) if math.isfinite(value) else None for value in outputs]
+
+
+def _digests(record: SplitRecord) -> list[int | str | None]:
+    return [record.samples, record.inputs.digest if record.inputs else None, record.targets.digest]
