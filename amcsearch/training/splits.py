@@ -306,6 +306,7 @@ def _given(factory_result: Mapping[str, Samples]) -> dict[str, Samples]:
             raise BadInputError(
                 f"data: the {name} split has {counts[0]} samples, then {counts[1]}; its length must not change"
             )
+        fetch(dataset, [0], name)  # what is no dataset of pairs is said before sizes that do not fit it
     _check_disjoint(factory_result)
     return dict(factory_result)
 
