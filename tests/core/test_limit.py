@@ -52,10 +52,14 @@ def test_what_is_no_limit_names_key_value_bound_and_cure(written: str | float) -
 
 
 @pytest.mark.parametrize(
-    ("value", "of_dense"), [(0.0, False), (-1.0, True), (1.5, True), (float("nan"), False), (float("inf"), False)]
+    ("value", "of_dense", "said"),
+    [
+        *((0.0, False, r"0\.0"), (-1.0, True, "'-1x'"), (1.5, True, r"'1\.5x'")),
+        *((float("nan"), False, "nan"), (float("inf"), False, "inf")),
+    ],
 )
-def test_no_limit_can_be_made_out_of_range(value: float, of_dense: bool) -> None:
-    with pytest.raises(BadInputError, match=r"^key = .*must be a share of dense .*, or a number above 0; lower"):
+def test_no_limit_can_be_made_out_of_range(value: float, of_dense: bool, said: str) -> None:
+    with pytest.raises(BadInputError, match=rf"^key = {said}, must be a share of dense .*, or a number above 0; lower"):
         Limit("latency_ms", value, of_dense, "key")
 
 
@@ -69,6 +73,12 @@ def test_less_than_one_of_what_is_counted_was_meant_as_a_share(cost: str, writte
         f"budget.{cost} = {number} is an absolute number of {cost}, must be at least 1; write {number}x for that share "
         "of the dense network's"
     )
+
+
+def test_a_limit_is_written_as_short_as_it_reads_back() -> None:
+    assert Limit("macs", 1.0, True, "k").written == "1x"
+    assert Limit("macs", 0.25, True, "k").written == "0.25x"
+    assert Limit("macs", 20.0, False, "k").written == 20.0
 
 
 def test_less_than_one_millisecond_or_millijoule_is_meant() -> None:

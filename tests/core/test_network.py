@@ -89,6 +89,17 @@ def test_a_policy_that_does_not_fit_is_named(policy: dict[str, int], words: str)
         chain().with_channels(PruningPolicy(policy))
 
 
+def test_a_row_of_another_network_is_no_policy() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        chain().policy(np.array([1]))
+
+
+def test_widths_are_whole_numbers_also_without_groups() -> None:
+    widths = NetworkSpec(chain().layers, ()).widths(np.zeros((2, 0), dtype=np.int64))
+    assert [width.tolist() for width in widths] == [[[3, 8, 8, 16]] * 2, [[8, 8, 4, 10]] * 2]
+    assert [width.dtype for width in widths] == [np.int64, np.int64]
+
+
 def test_a_split_unit_is_refused() -> None:
     layer = LayerSpec("q", LayerKind.LINEAR, 8, 8)
     network = NetworkSpec((layer,), (ChannelGroup("q", 8, (Coupling("q", Side.OUT),), unit=4),))
