@@ -51,7 +51,9 @@ def test_heads_leave_whole_and_grouped_convolutions_keep_their_groups() -> None:
 def test_depthwise_with_a_multiplier_loses_its_groups() -> None:
     layer = LayerSpec("dw", LayerKind.CONV, 4, 8, conv_groups=4)
     assert layer.is_depthwise
-    assert layer.resized(3, 6).conv_groups == 3
+    smaller = layer.resized(3, 6)
+    assert smaller.conv_groups == 3
+    assert isinstance(smaller.conv_groups, int)  # keys of tables are whole numbers
 
 
 @given(st.integers(1, 8), st.integers(1, 4))
@@ -95,6 +97,7 @@ def test_a_row_of_another_network_is_no_policy() -> None:
 
 
 def test_widths_are_whole_numbers_also_without_groups() -> None:
+    assert NetworkSpec(chain().layers, ()).kept_array(PruningPolicy({})).dtype == np.int64
     widths = NetworkSpec(chain().layers, ()).widths(np.zeros((2, 0), dtype=np.int64))
     assert [width.tolist() for width in widths] == [[[3, 8, 8, 16]] * 2, [[8, 8, 4, 10]] * 2]
     assert [width.dtype for width in widths] == [np.int64, np.int64]
@@ -105,6 +108,8 @@ def test_a_split_unit_is_refused() -> None:
     network = NetworkSpec((layer,), (ChannelGroup("q", 8, (Coupling("q", Side.OUT),), unit=4),))
     with pytest.raises(BadInputError, match="multiple of 4"):
         network.with_channels(PruningPolicy({"q": 6}))
+    smaller = network.with_channels(PruningPolicy({"q": 4}))
+    assert smaller.groups == (ChannelGroup("q", 4, (Coupling("q", Side.OUT),), unit=4),)
 
 
 def test_names_must_differ_and_couplings_must_point_somewhere() -> None:

@@ -12,7 +12,7 @@ from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup
 from amcsearch.core.policy import PolicySpace
-from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget
+from amcsearch.search.budget import Budget, FeasibleSet, cheapest_policies, overshoot, resolve_budget
 
 Prices = Mapping[str, NDArray[np.float64]]
 
@@ -60,10 +60,55 @@ def test_unknown_cost_and_cost_without_a_model():
         resolve_budget({"flops": "0.5x"}, DENSE)
     with pytest.raises(BadInputError, match=r"budget\.latency_ms = 0\.5x.*latency table"):
         resolve_budget({"latency_ms": "0.5x"}, DENSE)
-    with pytest.raises(BadInputError, match=r"energy_mj.*choose from macs"):
-        FeasibleSet(space_of(4), FunctionGrid({"macs": total}), Budget({"energy_mj": 1.0}))
-    with pytest.raises(BadInputError, match="positive"):
-        Budget({"macs": float("inf")})
+    grid = FunctionGrid({"macs": total, "params": total})
+    with pytest.raises(
+        BadInputError, match=r"^budget\.energy_mj: nothing here predicts energy_mj; choose from macs, params$"
+    ):
+        FeasibleSet(space_of(4), grid, Budget({"energy_mj": 1.0}))
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan"), "0.5x"])
+def test_a_budget_holds_positive_numbers(limit: float | str):
+    with pytest.raises(
+        BadInputError, match=r"^budget\.macs = .*, must be a positive number; resolve_budget reads shares"
+    ):
+        Budget({"macs": limit})
+
+
+def test_overshoot_is_the_worst_share_of_a_limit():
+    prices = {"macs": np.array([2.0, 6.0]), "params": np.array([5.0, 1.0])}
+    assert overshoot(prices, {"macs": 8.0, "params": 10.0}).tolist() == [0.5, 0.75]
+    free = FeasibleSet(space_of(4), FunctionGrid({"macs": total}), Budget({}))
+    assert free.overshoot(np.array([[1], [4], [2]])).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_starts_and_descent_ask_for_a_few_dozen_widths():
+    asked: set[int] = set()
+
+    def price(kept):
+        asked.update(kept[:, 0].tolist())
+        return {"macs": total(kept)}
+
+    assert cheapest_policies(space_of(200), price, {"macs": 1.0}).tolist() == [[1]]
+    # sixteenths of 200 (halves round up), the first multiples of 2 to 32, the 16 smallest, and the multiples of 8,
+    # the finest grid of at most 48 widths
+    uniform = {200, 188, 175, 163, 150, 138, 125, 113, 100, 88, 75, 63, 50, 38, 25, 13}
+    assert asked == uniform | {2, 4, 8, 16, 32} | set(range(1, 17)) | set(range(8, 201, 8))
+
+
+def test_cheapest_policies_by_hand():
+    def stairs(kept):  # off the grid of 4 costs 10 more
+        return total(kept) + 10.0 * (kept % 4 != 0).sum(axis=1)
+
+    prices = {"macs": total, "latency_ms": stairs, "params": lambda kept: 20.0 - total(kept)}
+    grid = FunctionGrid(prices)
+
+    def cheapest(*names: str) -> list[list[int]]:
+        return cheapest_policies(space_of(8, 8), grid.price, dict.fromkeys(names, 10.0)).tolist()
+
+    assert cheapest("macs") == [[1, 1]]
+    assert cheapest("latency_ms") == [[1, 1], [4, 4]]
+    assert cheapest("params") == [[1, 1], [8, 8]]
 
 
 def test_allowed_by_hand():
