@@ -129,6 +129,21 @@ def test_bad_grids_are_refused(multiple: int, ratio: float, words: str) -> None:
         PolicySpace.on_grid([group(8)], multiple, ratio)
 
 
+def test_a_policy_of_another_network_is_not_rounded() -> None:
+    space = PolicySpace.on_grid([group(32), group(20)], multiple=8)
+    for read in (space.indices, space.nearest_counts):
+        with pytest.raises(ValueError, match="shorter"):
+            read(np.array([8]))
+
+
+def test_a_space_without_groups_holds_whole_numbers() -> None:
+    empty = PolicySpace((), ())
+    none = np.zeros(0, dtype=np.int64)
+    arrays = (empty.floor, empty.dense, empty.indices(none), empty.nearest([]), empty.nearest_counts(none))
+    assert [(array.shape, array.dtype) for array in arrays] == [((0,), np.int64)] * 5
+    assert empty.size == 1
+
+
 def test_without_settings_every_count_of_a_group_is_a_choice() -> None:
     assert group(3).choices() == (1, 2, 3)
     space = PolicySpace.on_grid([group(3)])
