@@ -98,6 +98,12 @@ def _is_fast(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in FAST)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the crash loop be as long as wanted."""
+    parser.addoption("--kills", type=int, default=1, help="runs of each verb that the crash loop breaks (1)")
+    parser.addoption("--crash-seed", type=int, default=0, help="of the moments and signals of the crash loop (0)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a list of fast tests that names what is gone."""
     lost = [name for name in FAST if not (TESTS / name).exists()]
