@@ -198,13 +198,15 @@ def _surveyed(inputs: Tensor, targets: Tensor) -> SplitSurvey:
     hashes = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest()) for row in rows]
     known = targets[targets != IGNORED_TARGET]
     is_binary = targets.ndim > 1 and bool(((targets == 0) | (targets == 1)).all())
+    is_one_hot = is_binary and bool((targets.sum(-1) == 1).all())
+    ids = targets.long().argmax(-1) if is_one_hot else known.long()
     return SplitSurvey(
         np.array(hashes, dtype=np.uint64),
         tuple(targets.shape[1:]),
         is_vector=targets.is_floating_point() or targets.dtype == torch.bool,
-        is_one_hot=is_binary and bool((targets.sum(-1) == 1).all()),
+        is_one_hot=is_one_hot,
         has_targets=len(known) > 0,
-        classes=frozenset(np.unique(known.numpy(force=True))[:CLASSES].tolist()),
+        classes=frozenset(np.unique(ids.numpy(force=True))[:CLASSES].tolist()),
     )
 
 

@@ -71,7 +71,8 @@ def _is_in_memory(dataset: Samples) -> bool:
 
 def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors hold the same; NaN is the same as NaN."""
-    return left.shape == right.shape and left.cpu().numpy().tobytes() == right.cpu().numpy().tobytes()
+    bytes_of = [tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return left.shape == right.shape and torch.equal(*bytes_of)
 
 
 def _about_changes(changing: Sequence[str], unseeded: Sequence[str]) -> str:

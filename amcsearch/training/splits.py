@@ -271,7 +271,7 @@ def _targets_of(dataset: Samples) -> NDArray[np.int64] | None:
         inner = _targets_of(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices)]
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        return _class_ids(dataset.tensors[1].numpy(force=True))
+        return _class_ids(_as_array(dataset.tensors[1]))
     count = length(dataset, "train")
     attribute = getattr(dataset, "targets", None)  # torchvision's, which spares reading the images
     if isinstance(attribute, Tensor | np.ndarray | list | tuple) and len(attribute) == count:
@@ -281,7 +281,11 @@ def _targets_of(dataset: Samples) -> NDArray[np.int64] | None:
                 return ids
     read = [fetch(dataset, [i], "train")[1][0] for i in range(count)]
     shapes = {tuple(target.shape) for target in read}
-    return _class_ids(torch.stack(read).numpy()) if len(shapes) == 1 else None
+    return _class_ids(_as_array(torch.stack(read))) if len(shapes) == 1 else None
+
+
+def _as_array(targets: Tensor) -> NDArray[Any]:
+    return (targets.float() if targets.is_floating_point() else targets).numpy(force=True)  # numpy has no bfloat16
 
 
 def _class_ids(targets: NDArray[Any]) -> NDArray[np.int64] | None:

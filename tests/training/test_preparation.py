@@ -135,7 +135,7 @@ def test_inputs_with_a_gradient_are_cut_off_it():
     assert not fetch(splits.train, [0, 1])[0].requires_grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.int32, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool])
 @pytest.mark.parametrize("as_items", [False, True])
 def test_one_hot_rows_become_class_ids_and_that_is_said(dtype, as_items):
     rows = torch.nn.functional.one_hot(TARGETS, 4).to(dtype)
@@ -281,6 +281,11 @@ def test_inputs_or_targets_that_are_all_the_same_are_said():
     assert warning == "data: all inputs of train, calibration, search, test are the same"
     _, (warning,) = check(parts(*ranges, targets=torch.where(torch.arange(40) < 20, TARGETS, 2)))
     assert warning == "data: all targets of search, test are of one class"
+    rows = torch.nn.functional.one_hot(torch.full((40,), 2), 4).float()
+    assert (
+        "data: all targets of train, calibration, search, test are of one class"
+        in check(parts(*ranges, targets=rows))[1]
+    )
 
 
 def test_one_sample_a_split_is_enough():
