@@ -268,7 +268,8 @@ class RunFolder:
         sweep(self.path)
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
             left.unlink(missing_ok=True)
-        self.write_text(self.config_yaml, f"{_HASH}{config_hash}\n{config_text}")
+        if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config_text):
+            self.write_text(self.config_yaml, f"{_HASH}{config_hash}\n{config_text}")
 
     def _check_same(self, config_text: str, config_hash: str) -> None:
         if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand

@@ -227,7 +227,7 @@ def test_an_edit_of_an_imported_module_is_refused_by_name(
     name, *options = VERBS[verb]
     command = [name, str(job.config), *options, "-o", str(tmp_path / "run")]
     assert main(command) == 0
-    summary = (tmp_path / "run" / "summary.json").read_text()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("summary.json", "config.yaml", "identity.json")}
     for old, new, words in (
         ("return super().forward(x)", "return -super().forward(x)", "what the network computes has changed"),
         ("nn.Conv2d(8, 8, 3)", "nn.Conv2d(8, 8, 3, bias=False)", "the structure of the network has changed (2.bias"),
@@ -249,10 +249,24 @@ def test_an_edit_of_an_imported_module_is_refused_by_name(
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert words in line
         assert bool(re.search("of the network ha|network computes", line)) != ("splits have" in line)
-        assert (tmp_path / "run" / "summary.json").read_text() == summary
+        assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
     job.edit("# a remark\n" + PARTS)
     job.edit("# a remark\n" + JOB, "factories_of_job.py")  # what factories give counts, not their text
     assert main([*command, "--resume"]) == 0
+
+
+def test_an_edit_of_a_named_file_is_refused_by_its_key(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"0": 6, "2": 6}')
+    command = ["prune", str(job.config), "--policy", str(policy), "-o", str(tmp_path / "run")]
+    assert main(command) == 0
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    policy.write_text('{"0": 4, "2": 6}')
+    assert main([*command, "--resume"]) == 2
+    assert "what prune.policy names has changed" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
 
 
 def test_a_cache_never_gives_weights_of_another_network(job: Job) -> None:
