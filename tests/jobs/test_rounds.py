@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,4 +167,4 @@ def test_a_finished_round_is_neither_cut_nor_trained_again(
 
 
 def _stop(*given: object) -> None:
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
