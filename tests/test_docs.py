@@ -60,7 +60,7 @@ def test_a_placeholder_in_a_help_text_is_not_html():
 
 def test_a_limit_of_a_number_is_in_its_type():
     text = generate.configuration()
-    assert "| `trials` | integer > 0 | `200` |" in text
+    assert "| `trials` | integer > 0, ≤ 10000000 | `200` |" in text
     assert "| `confidence` | number ≥ 0.5, < 1.0 | `0.95` |" in text
     assert "| `factory` | text or `null` | required |" in text
     assert "| `storage` | `bitmap`, `csr`, `run_length` | `bitmap` |" in text
@@ -70,8 +70,11 @@ def test_a_section_shows_the_defaults_of_its_place():
     """``sparsify.training`` begins at 0.02 where ``model.pretrain`` begins at 0.1."""
     text = generate.configuration()
     section = text.partition("## `sparsify.training`")[2].partition("\n## ")[0]
-    assert "| `learning_rate` | number > 0 | `0.02` |" in section
-    assert "| `learning_rate` | number > 0 | `0.1` |" in text.partition("## `model.pretrain`")[2].partition("\n## ")[0]
+    assert "| `learning_rate` | number > 0.0, ≤ 1000000.0 | `0.02` |" in section
+    assert (
+        "| `learning_rate` | number > 0.0, ≤ 1000000.0 | `0.1` |"
+        in text.partition("## `model.pretrain`")[2].partition("\n## ")[0]
+    )
 
 
 def _keys(schema: Mapping[str, object], parts: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,12 +1,13 @@
 """The parser of the command line: every verb with its arguments."""
 
 import argparse
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from amcsearch import __version__
 from amcsearch.cli import table_verbs, verbs
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, printable
 from amcsearch.runs import expanded
 
 if TYPE_CHECKING:
@@ -22,12 +23,45 @@ if TYPE_CHECKING:
 __all__ = ["add_table_verbs", "make_parser"]
 
 
+MOST: Final = 1_000_000
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the exit code of bad input."""
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
+
+
 def _path(text: str) -> Path:
     """Read a path as a user typed it, ``~`` included."""
     try:
         return expanded(text)
     except BadInputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    """Read a whole number of things that take time or memory each; the verb knows the least that makes sense."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = MOST + 1
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}, expected a whole number, at most {MOST}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    """Read a duration, as ``_count``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value <= MOST:  # true for NaN too
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}, expected minutes, at most {MOST}")
+    return value
 
 
 def add_table_verbs(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:
@@ -47,9 +81,12 @@ def _kit(parts: object, verb: "Verb") -> None:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key in all"
     )
     command.add_argument("-o", "--out", type=_path, required=True, help="kit to write, such as kit.pyz")
-    command.add_argument("--variants", type=int, help="pruned variants of each network that build the table (72)")
+    command.add_argument("--variants", type=_count, help="pruned variants of each network that build the table (72)")
     command.add_argument(
-        "--anchors", type=int, default=0, help="further variants of each that place a table which is there already (0)"
+        "--anchors",
+        type=_count,
+        default=0,
+        help="further variants of each, to place a table which is there (0)",
     )
     command.add_argument("--table", type=_path, help="table of the device: measure where it is least sure")
 
@@ -70,8 +107,8 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
     command = verb(parts, "measure", table_verbs.table_measure, "measure a table on this machine", example)
     config(command)
     command.add_argument("-o", "--out", type=_path, required=True, help="folder of the table; one that is there grows")
-    command.add_argument("--variants", type=int, help="pruned variants to measure (72; fewer where layers are known)")
-    command.add_argument("--minutes", type=float, help="bound of the measuring")
+    command.add_argument("--variants", type=_count, help="pruned variants to measure (72; fewer for known layers)")
+    command.add_argument("--minutes", type=_minutes, help="bound of the measuring")
     command.add_argument("--force", action="store_true", help="replace a table that is there")
     command.add_argument("--resume", action="store_true", help="go on with what an interrupted run measured")
 
@@ -81,10 +118,10 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
     command = verb(parts, "check", table_verbs.table_check, "hold a table to networks measured now", example)
     command.add_argument("table", type=_path, help="folder of the table, or a name of `amcsearch list tables`")
     config(command)
-    command.add_argument("--fresh", type=int, default=24, help="fresh variants to measure (24)")
+    command.add_argument("--fresh", type=_count, default=24, help="fresh variants to measure (24)")
     command.add_argument(
         "--anchors",
-        type=int,
+        type=_count,
         default=0,
         help="further variants that bring the table up to date, or add the network (0)",
     )
@@ -103,7 +140,7 @@ def _show(parts: object, verb: "Verb") -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; the namespace's ``run`` is the verb's function."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="amcsearch",
         description="Search how much to prune in every layer for a device, prove it by measurement, export to ONNX.",
     )
@@ -146,7 +183,7 @@ def _search(commands: "Commands") -> None:
     command = _verb(commands, "search", verbs.search, text, example)
     _config(command)
     _run_folder(command)
-    command.add_argument("--workers", type=int, default=1, help="evaluations side by side, in processes")
+    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
     command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
     command.add_argument("--dry-run", action="store_true", help="print the plan, sizes and expected time, and stop")
@@ -164,8 +201,8 @@ def _sensitivity(commands: "Commands") -> None:
     command = _verb(commands, "sensitivity", verbs.sensitivity, text, example)
     _config(command)
     command.add_argument("-o", "--out", type=_path, default=Path("sensitivity"), help="folder for CSVs and plots")
-    command.add_argument("--points", type=int, default=5, help="widths tried for each group")
-    command.add_argument("--joint", type=int, default=50, help="random policies held against the sum of groups (50)")
+    command.add_argument("--points", type=_count, default=5, help="widths tried for each group")
+    command.add_argument("--joint", type=_count, default=50, help="random policies held against the sum of groups (50)")
 
 
 def _energy(commands: "Commands") -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from amcsearch.config import Config
     from amcsearch.reporting import ProgressBar
 
+MOST_WORKERS: Final = 1024
+
 __all__ = [
     "KINDS",
     "energy",
@@ -147,8 +149,8 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch import api
     from amcsearch.cli.text import plan_text, summary_text
 
-    if args.workers < 1:
-        raise BadInputError(f"--workers {args.workers}, must be at least 1")
+    if not 1 <= args.workers <= MOST_WORKERS:
+        raise BadInputError(f"--workers {args.workers}, must be at least 1 and at most {MOST_WORKERS}")
     config = load_config(args)
     if args.dry_run:
         from amcsearch.jobs import plan

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -19,6 +19,7 @@ from amcsearch.core import BadInputError, UserCode
 __all__ = ["build", "call_factory", "check_contract", "choose", "import_factory", "label", "make", "pick"]
 
 T = TypeVar("T")
+LARGEST_PARAMETER: Final = 1e15
 
 
 def import_factory(spec: str) -> Callable[..., Any]:
@@ -202,11 +203,24 @@ def _members(protocol: type[Any]) -> dict[str, Any]:
     return {name: member for name, member in pairs if not name.startswith("_") or name == "__call__"}
 
 
+def _check_numbers(value: object, key: str) -> None:
+    """Refuse numbers with which no parameter makes sense, wherever they stand."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_numbers(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _check_numbers(inner, f"{key}.{number}")
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST_PARAMETER:  # true for NaN too
+        raise BadInputError(f"{key} = {shown(value)}, expected a finite number of at most {LARGEST_PARAMETER:g}")
+
+
 def build(factory: Callable[..., T], params: Mapping[str, Any], key: str) -> T:
     """Call a registry's dataclass or function with ``params``, checked against its annotations.
 
     Raises:
-        BadInputError: unknown or ill-typed parameter, or one the factory refuses; lists the parameters there are.
+        BadInputError: unknown or ill-typed parameter, one that is not finite or above 1e15, or one the factory refuses;
+            lists the parameters there are.
     """
     signature = inspect.signature(factory)
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
@@ -215,6 +229,7 @@ def build(factory: Callable[..., T], params: Mapping[str, Any], key: str) -> T:
         if name not in known:
             raise BadInputError(f"{key}.{name} is unknown{hint(name, known)}; parameters: {', '.join(known) or 'none'}")
     fields: dict[str, Any] = {name: (hints.get(name, Any), ...) for name in params}
+    _check_numbers(params, key)
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     try:
         # Through JSON: strict about types, and lists become tuples.

@@ -48,17 +48,20 @@ def resolve_spec(spec: str, folder: Path, where: str) -> str:
 def digest(value: str | None) -> str | None:
     """Replace an absolute path by a digest of what it holds; anything else comes back as it is.
 
-    A folder is digested by its files' names and contents; a missing path by that it is missing.
+    A latency table is digested by its files' names and contents. Another folder, a device or a missing path counts as
+    missing: whoever reads it refuses it.
     """
     if value is None or not Path(value.partition(".py:")[0]).is_absolute():
         return value
     stem, is_factory, name = value.partition(".py:")
     path = Path(stem + ".py") if is_factory else Path(value)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if TABLES.is_one(path) else [path]
     total = hashlib.sha256()
     for file in files:
         total.update(str(file.relative_to(path)).encode() + b"\0")
         try:
+            if not file.is_file():
+                raise FileNotFoundError
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         except FileNotFoundError:
@@ -67,6 +70,8 @@ def digest(value: str | None) -> str | None:
             raise BadInputError(f"cannot read {file}: {error.strerror}") from error
     return total.hexdigest() + (":" + name if is_factory else "")
 
+
+LONGEST_SHOWN: Final = 120  # characters of an override in an error
 
 # Keys that name files, and what kind of things they name where those have names.
 _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
@@ -118,7 +123,11 @@ def from_mapping(data: Mapping[str, Any], source: str = "configuration") -> Conf
     Raises:
         BadInputError: as ``load``.
     """
-    return _validated(json.loads(json.dumps(data)), {}, source, Path.cwd())
+    try:
+        tree = json.loads(json.dumps(data))
+    except ValueError as error:  # Python writes no number of more than 4,300 digits
+        raise BadInputError(f"{source}: a number has too many digits ({error}); write a smaller one") from error
+    return _validated(tree, {}, source, Path.cwd())
 
 
 def dump(config: Config) -> str:
@@ -190,7 +199,7 @@ def json_schema() -> dict[str, Any]:
 def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> None:
     dotted, equals, value = text.partition("=")
     keys = tuple(dotted.strip().split("."))
-    source = f"--set {text}"
+    source = f"--set {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
     if not equals or not all(keys):
         raise BadInputError(f"{source}: expected key.key=value, such as search.trials=50")
     section = data
@@ -215,6 +224,8 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
         return Config.model_validate_json(json.dumps(data), context=added_costs(data))
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), where, source)) from error
+    except ValueError as error:  # Python writes no number of more than 4,300 digits
+        raise BadInputError(f"{source}: a number has too many digits ({error}); write a smaller one") from error
 
 
 def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:

@@ -24,12 +24,14 @@ class Kind:
 
     ``folders`` lie below the current folder and inside the package; the user's folder holds the last part of each.
     ``pattern`` is what a thing looks like in there. ``more`` ends the error for a name that does not exist.
+    ``parts`` are files of a folder, each of which shows what it is.
     """
 
     what: str
     folders: tuple[str, ...]
     pattern: str
     more: str = ""
+    parts: tuple[str, ...] = ()
 
     @property
     def user_folders(self) -> list[Path]:
@@ -52,6 +54,10 @@ class Kind:
         """Whether the path leads to a file or folder, whichever this kind is."""
         return os.path.isdir(path) if self.is_folder else os.path.isfile(path)
 
+    def is_one(self, path: Path) -> bool:
+        """Whether the path leads to a folder that looks like this kind, complete or not."""
+        return any(os.path.isfile(path / name) for name in self.parts)
+
     def names(self, path: Path) -> bool:
         """Whether the path may be a name: ``x86_server``, ``x86_server.yaml``, ``configs/devices/x86_server.yaml``."""
         return path.parent.as_posix() in (".", *self.folders)
@@ -61,6 +67,7 @@ DEVICES: Final = Kind("device profile", ("configs/devices",), "*.yaml")
 TABLES: Final = Kind(
     *("latency table", ("latency_tables",), "*/device.yaml"),
     more=", or make it with `amcsearch table measure CONFIG -o latency_tables/NAME`",
+    parts=("device.yaml", "rows.csv"),
 )
 CONFIGURATIONS: Final = Kind("configuration", ("configs/searches", "configs/sparsify"), "*.yaml")
 
@@ -84,7 +91,7 @@ def _name(path: Path) -> str:
 
 def lookup(kind: Kind, value: Path | str, folder: Path | None = None) -> Path | None:
     """Return the absolute path of what ``value`` names, None where nothing does; ``folder`` is the configuration's."""
-    path = Path(os.path.expanduser(value))
+    path = expanded(value)
     paths = [Path(os.path.abspath(root / path)) for root in _roots(folder)]
     fitting = [candidate for candidate in paths if kind.fits(candidate)]
     if not fitting and kind.names(path):
@@ -118,15 +125,21 @@ def find_file(value: str, folder: Path, where: str) -> str:
     """Return the absolute path of a file of the user's, looked for from the current folder, then from ``folder``.
 
     Raises:
-        BadInputError: nowhere; names ``where`` it was asked, the file, and where it was looked for.
+        BadInputError: nowhere, or no file; names ``where`` it was asked, the file, and where it was looked for.
     """
-    path = Path(os.path.expanduser(value))
+    try:
+        path = expanded(value)
+    except BadInputError as error:
+        raise BadInputError(f"{where}: {error}") from error
     candidates = [root / path for root in _roots(folder)]
     existing = next((candidate for candidate in candidates if os.path.exists(candidate)), None)
     if existing is None:
         raise BadInputError(
             f"{where}: file {value} does not exist{_in([] if path.is_absolute() else [*_roots(folder)])}"
         )
+    if not existing.is_file():
+        sort = "a folder" if existing.is_dir() else "a device or a pipe"
+        raise BadInputError(f"{where}: {existing} is {sort}, expected a file")
     return os.path.abspath(existing)
 
 

@@ -53,5 +53,8 @@ def hint(name: str, known: Iterable[str] | Mapping[str, Any]) -> str:
 def shown(value: Any, limit: int = 60) -> str:
     """Write a value on one line of at most ``limit`` characters, as YAML would name its constants."""
     text = {None: "null", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else None
-    text = repr(value) if text is None else text
+    try:
+        text = repr(value) if text is None else text
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -4,7 +4,7 @@ A key that names a criterion, selector, agent, reward, gate or schedule takes a 
 ``module:Class`` or ``path/to/file.py:Class`` of one of the user's own.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (  # fmt: skip
     BaseModel,
@@ -12,10 +12,6 @@ from pydantic import (  # fmt: skip
     ConfigDict,
     Field,
     JsonValue,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
@@ -53,6 +49,19 @@ __all__ = [
 ]
 
 
+MAX_COUNT: Final = 10_000_000
+"""Of samples, epochs, evaluations: more than any machine does in a year, few enough to hold one number for each."""
+MAX_MAGNITUDE: Final = 1e6
+"""Of learning rates, weights of penalties and temperatures: float32 computes with it and with its square."""
+MAX_THREADS: Final = 1024
+MAX_BATCH: Final = 65_536
+MAX_SHIFT: Final = 1024  # pixels
+_Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+_CountFrom0 = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+_Magnitude = Annotated[float, Field(gt=0.0, le=MAX_MAGNITUDE)]
+_MagnitudeFrom0 = Annotated[float, Field(ge=0.0, le=MAX_MAGNITUDE)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -62,32 +71,32 @@ class _Section(BaseModel):
 class RecipeConfig(_Section):
     """How to train."""
 
-    epochs: NonNegativeInt = 10
+    epochs: _CountFrom0 = 10
     """Passes over the training split."""
-    learning_rate: PositiveFloat = 0.1
+    learning_rate: _Magnitude = 0.1
     """The highest; the warm-up ends there."""
-    batch_size: PositiveInt = 64
+    batch_size: _Count = 64
     """Samples in one step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """``sgd`` has Nesterov momentum."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Of ``sgd``; the first beta of ``adamw``."""
-    weight_decay: NonNegativeFloat = 5e-4
+    weight_decay: _MagnitudeFrom0 = 5e-4
     """On tensors of two or more axes, so not on biases and normalisation."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: along half a cosine to zero, or constant."""
-    warmup_epochs: NonNegativeInt = 1
+    warmup_epochs: _CountFrom0 = 1
     """Epochs of the linear rise to ``learning_rate``."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a target that all classes divide; not with a teacher."""
-    max_shift: NonNegativeInt = 0
+    max_shift: Annotated[int, Field(ge=0, le=MAX_SHIFT)] = 0
     """Images move at random by up to so many pixels."""
 
 
 class Distillation(_Section):
     """Learn from the dense network: softened by ``temperature``, weighted by ``alpha`` against the true targets."""
 
-    temperature: PositiveFloat = 4.0
+    temperature: _Magnitude = 4.0
     """Divides the logits of both networks."""
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
     """Weight of the dense network's outputs; the true targets have the remainder."""
@@ -96,13 +105,13 @@ class Distillation(_Section):
 class FinetuneConfig(RecipeConfig):
     """The short training after removal."""
 
-    epochs: NonNegativeInt = 5
+    epochs: _CountFrom0 = 5
     """Passes over the training split; 0 for none."""
-    learning_rate: PositiveFloat = 0.02
+    learning_rate: _Magnitude = 0.02
     """The highest; ``rewound`` takes those of ``model.pretrain`` in its place."""
     schedule: Literal["cosine", "constant", "rewound"] = "cosine"  # type: ignore[assignment]
     """``rewound`` replays the last ``epochs`` of ``model.pretrain``, with its recipe (learning-rate rewinding)."""
-    warmup_epochs: NonNegativeInt = 0
+    warmup_epochs: _CountFrom0 = 0
     """Epochs of the linear rise to ``learning_rate``."""
     distillation: Distillation | None = Distillation()
 
@@ -135,7 +144,7 @@ class SparsifyConfig(_Section):
 class PruneConfig(_Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
 
-    policy: dict[str, PositiveInt] | str | None = None
+    policy: dict[str, _Count] | str | None = None
     """Channels kept, by name of the group; or a ``policy.json``."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
@@ -144,7 +153,7 @@ class PruneConfig(_Section):
     allocation: str = "global"
     """How groups share the pruning: by scores of all groups together (global), by one ratio (uniform), or by score per
     cost saved (per_cost)."""
-    rounds: PositiveInt = 1
+    rounds: _Count = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
     round_shape: str = "cubic"
     """The cost after each round: the same share of what remains goes (geometric), the same amount (linear), or most at
@@ -157,7 +166,7 @@ class PruneConfig(_Section):
     """One-sided, of the bound that ``keep_accuracy`` goes by."""
     verification: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the search split that ``keep_accuracy`` sets aside to verify what it found on the rest."""
-    scan: NonNegativeInt = 4
+    scan: _CountFrom0 = 4
     """Bolder policies that ``keep_accuracy`` tries beyond the first that fails."""
 
     @property
@@ -189,7 +198,7 @@ class ModelConfig(_Section):
     """Arguments of the factory."""
     checkpoint: str | None = None
     """A state dict: ``.safetensors``, or ``.pt`` read with ``weights_only``."""
-    input_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    input_shape: Annotated[tuple[_Count, ...], Field(min_length=1)] | None = None
     """Shape of one input without the batch dimension; null takes it from the data."""
     pretrain: RecipeConfig | None = None
     """Train the network first; null means that the factory or the checkpoint gives a trained one."""
@@ -204,11 +213,11 @@ class ModelConfig(_Section):
 class SplitsConfig(_Section):
     """Samples of each split that the data factory does not give itself."""
 
-    calibration: PositiveInt | None = None
+    calibration: _Count | None = None
     """For saliency, recalibration and refitting; null takes a fifth of ``train``, at most 512."""
-    search: PositiveInt | None = None
+    search: _Count | None = None
     """For the accuracy that an agent sees; null takes a fifth of ``train``, at most 512."""
-    test: PositiveInt | None = None
+    test: _Count | None = None
     """For the accuracy in the report; null takes a fifth of ``train``."""
 
     def sizes(self) -> dict[str, int]:
@@ -251,14 +260,14 @@ class DeviceConfig(_Section):
     """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
     channel_multiple: ChannelMultiple = "auto"
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
     """Of ONNX Runtime."""
-    batch: PositiveInt = 1
+    batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
     """Samples in one call."""
     dtype: Literal["float32", "int8"] = "float32"
     """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
     on the calibration split; the search itself judges accuracy in float32."""
-    rounds: PositiveInt = 300
+    rounds: _Count = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 
 
@@ -290,7 +299,7 @@ class RecoveryConfig(_Section):
 class EvaluationConfig(_Section):
     """How a policy is evaluated."""
 
-    batch_size: PositiveInt | None = None
+    batch_size: _Count | None = None
     """Samples in a forward pass; null takes what a CPU likes for the size of the inputs."""
     torch_device: str = "cpu"
     """Where torch computes: training, saliency and evaluation."""
@@ -312,18 +321,18 @@ class SearchConfig(_Section):
     """Proposes the policies."""
     agent_params: dict[str, JsonValue] = {}
     """Fields of the agent's dataclass."""
-    trials: PositiveInt = 200
+    trials: _Count = 200
     """Policies to evaluate."""
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more objectives give a Pareto front instead of one best policy."""
-    batch: PositiveInt = 1
+    batch: _Count = 1
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
     baseline: str | None = "random"
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
-    finalists: PositiveInt = 3
+    finalists: _Count = 3
     """The best policies that are exported and measured on the device."""
     start: str | None = None
     """A ``policy.json`` that every agent evaluates first, repaired to the budget where it exceeds it."""
@@ -334,7 +343,7 @@ class Config(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = "search"
     """Also the beginning of the run folder's name."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides splits, training, search and fine-tuning."""
     model: ModelConfig
     data: DataConfig

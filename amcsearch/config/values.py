@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
+from amcsearch.config.messages import shown
 from amcsearch.core import COST_NAMES, SHARE, Limit, read_limit
 from amcsearch.costs import StorageFormat
 
@@ -23,6 +24,7 @@ __all__ = [
     "with_models",
 ]
 
+MAX_CHANNELS: Final = 65536
 RESERVED: Final = frozenset(
     {
         *COST_NAMES,
@@ -108,7 +110,7 @@ def _target(value: dict[str, Any]) -> dict[str, Any]:
         limits_of(value, "sparsify.target")
         return {name: _limit(asked)}
     if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
-        raise ValueError(f"sparsity = {asked!r}, expected a share between 0 and 1 such as 0.8")
+        raise ValueError(f"sparsity = {shown(asked)}, expected a share between 0 and 1 such as 0.8")
     return {name: float(asked)}
 
 
@@ -120,10 +122,10 @@ def _one_cost(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _channel_multiple(value: Any) -> int | str:
-    """Accept ``auto`` or a whole number of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    """Accept ``auto`` or a whole number of channels."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CHANNELS
     if value != "auto" and not whole:
-        raise ValueError("expected auto or a whole number of at least 1")
+        raise ValueError(f"expected auto or a whole number from 1 to {MAX_CHANNELS}")
     return value  # type: ignore[no-any-return]
 
 
@@ -147,7 +149,7 @@ ImportSpec = Annotated[str, AfterValidator(_import_spec)]
 ChannelMultiple = Annotated[
     Any,
     BeforeValidator(_channel_multiple),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MAX_CHANNELS}]}),
 ]
 _WrittenLimit = Annotated[
     Any,

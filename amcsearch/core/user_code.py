@@ -111,6 +111,10 @@ def guarded_job(*signals: int) -> Iterator[None]:
             if _is_no_fault(error):
                 raise
             if isinstance(error, Exception) and not place_in_user_code(error):
+                if _is_out_of_memory(error):
+                    raise BadInputError(
+                        f"there is not enough memory ({one_line(error)}); lower batch sizes, workers or samples"
+                    ) from error
                 raise
             raise BadInputError(f"your code raised {described(error)}") from error
 
@@ -154,6 +158,14 @@ def _current_folder() -> str | None:
 
 
 KEEPERS.append(_settings_of_python)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in Python or in torch, which says so by RuntimeErrors."""
+    said = one_line(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said)
+    )
 
 
 def _is_no_fault(error: BaseException) -> bool:

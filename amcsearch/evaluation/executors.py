@@ -12,6 +12,7 @@ from amcsearch.evaluation.worker import CanEvaluate, Worker, WorkerStartError, p
 
 __all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor"]
 
+MOST_PROCESSES = 1024  # and threads of each
 MAX_DEATHS = 3  # workers one policy may kill in a row
 
 
@@ -162,8 +163,9 @@ def _killed(what: str, exit_code: int | None) -> str:
 
 
 def _checked(name: str, value: int) -> int:
-    if value < 1:
-        raise BadInputError(f"{name} = {value}, must be at least 1 (this machine has {os.cpu_count()} cores)")
+    if not 1 <= value <= MOST_PROCESSES:
+        cores = f"this machine has {os.cpu_count()} cores"
+        raise BadInputError(f"{name} = {value}, must be at least 1 and at most {MOST_PROCESSES} ({cores})")
     return value
 
 

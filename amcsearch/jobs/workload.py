@@ -56,6 +56,8 @@ __all__ = [
     "training_recipe",
 ]
 
+LARGEST_BATCH: Final = 2**31  # bytes
+
 _log = logging.getLogger(__name__)
 
 
@@ -275,6 +277,12 @@ def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
     if not traced.network.groups:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in traced.skipped[:3])
         raise BadInputError(f"model.factory: nothing in {type(model).__name__} can be pruned ({reasons})")
+    size = sample.numel() * sample.element_size()
+    if size * config.device.batch > LARGEST_BATCH:
+        raise BadInputError(
+            f"device.batch = {config.device.batch} of inputs of {size:,} bytes, must be at most "
+            f"{LARGEST_BATCH // size:,}: a batch and its outputs are held in memory"
+        )
     return TracedNetwork(model, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), traced)
 
 

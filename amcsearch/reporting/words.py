@@ -4,6 +4,7 @@ import html
 import math
 from typing import Final
 
+from amcsearch.core import printable
 from amcsearch.runs import Interval
 
 __all__ = [
@@ -46,8 +47,8 @@ _SPACE: Final = "\u00a0"  # a unit stays on the line of its number
 
 
 def escape(value: object) -> str:
-    """Text that is safe inside HTML."""
-    return html.escape(str(value))
+    """Text that is safe inside HTML; control characters and lone surrogates are shown as escapes."""
+    return html.escape(printable(str(value)))
 
 
 def known(value: float | None) -> float | None:

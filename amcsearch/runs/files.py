@@ -38,6 +38,8 @@ __all__ = [
 
 _PARTIAL: Final = re.compile(r"\.partial-[0-9a-f]{16}(\..*)?")
 _LONGEST_SUFFIX: Final = 32  # bytes, of a partial file's name
+_LONGEST_NAME: Final = 255  # bytes
+_LONGEST_PATH: Final = 3800  # bytes; Linux takes 4095, and files come below a folder
 _CURE: Final = "free the disk, or name another --out"
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _KINDS: Final = {
@@ -55,11 +57,22 @@ def expanded(path: Path | str) -> Path:
     What comes back stays as it is when it is expanded again. ``./~`` is a folder of that name.
 
     Raises:
-        BadInputError: there is no such user, or a null character.
+        BadInputError: there is no such user, a null character, text that no file system takes, or a name that is too
+            long.
     """
     text = os.fspath(path)
     if "\0" in text:
         raise BadInputError(f"path {text!r} has a null character; name another one")
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"path {text!r} cannot be encoded for the file system; name another one") from error
+    longest = max(encoded.split(b"/"), key=len)
+    if len(longest) > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
+        raise BadInputError(
+            f"path {text[:40]!r}… has {len(encoded)} bytes, {len(longest)} in one name; at most {_LONGEST_PATH} and "
+            f"{_LONGEST_NAME} are possible: name another one"
+        )
     if not text.startswith("~"):
         return Path(os.path.abspath(text)) if os.path.normpath(text).startswith("~") else Path(text)
     home = os.path.expanduser(text)
