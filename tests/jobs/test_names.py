@@ -90,7 +90,7 @@ def test_what_does_not_fit_the_network_is_refused_before_training(
 ) -> None:
     policy = tmp_path / "policy.json"
     policy.write_text('{"nowhere": 3}')
-    monkeypatch.setattr("amcsearch.jobs.setup.trained", _no_work)
+    monkeypatch.setattr("amcsearch.jobs.setup.end_workload", _no_work)
     monkeypatch.setattr(import_module("amcsearch.jobs.search"), "make_evaluator", _no_work)
     options = [option.replace("POLICY", str(policy)) for option in options]
     assert main([verb, str(write_config()), "--out", str(tmp_path / "run"), *options]) == 2
