@@ -3,14 +3,17 @@
 import json
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from amcsearch.cli.text import sparsify_text, summary_text
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.costs import Accuracy
+from amcsearch.reporting.results import budget
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.goals import (
     FailedRung,
@@ -368,3 +371,49 @@ def test_the_run_folder_gives_back_what_was_written(tmp_path: Any) -> None:
         run.summary_json.unlink()
         with pytest.raises(BadInputError, match=r"cannot read .*summary\.json"):
             run.read_summary()
+
+
+def searched(low: float, high: float, verdict: bool) -> Summary:
+    """A search with a latency limit of half; written by this version, or by one that wrote no verdict."""
+    values: dict[str, Any] = json.loads(SEARCH)
+    ratio = {"median": (low + high) / 2, "low": low, "high": high}
+    read = Summary.from_json({**values, "latency_ratio": ratio, "warnings": []})
+    return replace(read, verdict=read.judged) if verdict else read
+
+
+@pytest.mark.parametrize("verdict", [True, False], ids=["this version", "without a verdict"])
+@pytest.mark.parametrize(
+    ("low", "high", "state"), [(0.4, 0.45, "met"), (0.49, 0.51, "undecided"), (0.52, 0.53, "missed")]
+)
+def test_terminal_page_json_and_python_say_the_same(low: float, high: float, state: str, verdict: bool) -> None:
+    read = searched(low, high, verdict)
+    assert read.judged.state == state
+    assert f"verdict: {state} (latency_ms = 0.5x {state})" in summary_text(read, Path("run"))
+    assert f">{state}</span>" in budget(read)
+    if verdict:
+        written = read.to_json()
+        assert written["verdict"]["state"] == state
+        assert Summary.from_json(written).judged == read.judged
+    else:
+        assert "verdict" not in read.to_json()
+
+
+@pytest.mark.parametrize(("kept", "state"), [(0.4998, "met"), (0.501, "missed")])
+def test_a_sparse_target_is_judged(kept: float, state: str) -> None:
+    read = SparsifySummary.from_json({**SPARSE, "target": {**SPARSE["target"], "kept": kept}})
+    assert read.judged.state == state
+    assert f"verdict: {state} (bytes = 0.5x {state})" in sparsify_text(read, Path("run"))
+
+
+def test_a_sparsity_is_exact_to_one_weight_and_latency_is_undecided() -> None:
+    sparsity = {"sparsity": 0.75, "kept_asked": 0.25, "kept": 0.26}
+    assert SparsifySummary.from_json({**SPARSE, "target": sparsity, "total": 100}).judged.state == "met"
+    assert SparsifySummary.from_json({**SPARSE, "target": sparsity, "total": 101}).judged.state == "missed"
+    latency = {"latency_ms": "0.5x", "kept_asked": 0.5, "kept": 0.4, "cost": "latency_ms", "limit": 1.0}
+    assert SparsifySummary.from_json({**SPARSE, "target": latency}).judged.state == "undecided"
+
+
+def test_a_limit_that_cannot_be_read_is_left_out() -> None:
+    values = json.loads(SEARCH)
+    values["budget"]["macs"] = {"asked": "half", "limit": 1.0, "predicted": 1.0}
+    assert [limit.cost for limit in Summary.from_json(values).judged.limits] == ["latency_ms"]

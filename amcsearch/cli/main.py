@@ -1,4 +1,4 @@
-"""Arguments in, exit code out: 0 done, 2 bad input, 3 budget infeasible, 130 interrupted."""
+"""Arguments in, exit code out: 0 done, 2 bad input, 3 budget infeasible, 4 budget not met, 130 interrupted."""
 
 import argparse
 import os
@@ -19,6 +19,7 @@ __all__ = ["main"]
 DONE: Final = 0
 BAD_INPUT: Final = 2
 INFEASIBLE: Final = 3
+NOT_MET: Final = 4
 INTERRUPTED: Final = 130
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,10 +70,17 @@ def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
         return _exit_code(error)
     problem = streams.show(args.shown)
     if problem is None:
-        return DONE
+        return _verdict_code(args)
     where = "" if args.kept is None else f"; it is in {args.kept}"
     _say(f"the result cannot be printed: {problem.strerror or problem}{where}")
-    return BAD_INPUT if args.kept is None else DONE
+    return BAD_INPUT if args.kept is None else _verdict_code(args)
+
+
+def _verdict_code(args: argparse.Namespace) -> int:
+    if args.not_met is None:
+        return DONE
+    _say(args.not_met)
+    return NOT_MET
 
 
 def _exit_code(error: BadInputError | InfeasibleBudgetError) -> int:

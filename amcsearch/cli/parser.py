@@ -175,6 +175,11 @@ def _config(command: argparse.ArgumentParser) -> None:
 def _run_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--out", type=_path, help="run folder (default: runs/<name>-<config hash>)")
     command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    command.add_argument(
+        "--fail-on-miss",
+        action="store_true",
+        help="exit with 4 where the delivered network misses a limit, or its measurement leaves one undecided",
+    )
 
 
 def _search(commands: "Commands") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amcsearch.jobs import EnergyReport, LayerReport, SearchPlan
-    from amcsearch.runs import ModelBlock, SparsifySummary, Summary
+    from amcsearch.runs import ModelBlock, SparsifySummary, Summary, Verdict
 
 __all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 
@@ -16,18 +16,17 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     from amcsearch.reporting import goal_lines
 
     delivered = summary.finetuned.delivered
-    accuracies = ["accuracy", *([] if delivered is None else [f"accuracy {delivered.dtype}"])]
+    accuracies = ["accuracy"] if delivered is None else [f"accuracy {delivered.dtype}", "in torch, float32"]
     further = list(summary.finetuned.cost.further)
     costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ", *further]
     rows = [["", *accuracies, *costs]]
     for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
         measured = block.latency_ms
-        in_file = None if block.delivered is None else block.delivered.accuracy
+        in_file, in_torch = f"{100 * block.in_file:.2f} %", f"{100 * block.in_torch:.2f} %"
         rows.append(
             [
                 name,
-                f"{100 * block.accuracy:.2f} %",
-                *([] if delivered is None else ["" if in_file is None else f"{100 * in_file:.2f} %"]),
+                *([in_file] if delivered is None else ["" if block.delivered is None else in_file, in_torch]),
                 _count(block.cost.macs),
                 _count(block.cost.params),
                 _predicted(block),
@@ -44,11 +43,20 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
         *_table_lines(summary),
         *goal_lines(summary.goal),
+        *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),
         f"model: {folder / 'pruned.onnx'}",
         f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _verdict_lines(verdict: "Verdict") -> list[str]:
+    """The verdict and that on each limit; the sentences on what is not met are among the warnings."""
+    if not verdict.limits and not verdict.problems:
+        return []
+    limits = ", ".join(f"{limit.cost} = {limit.asked} {limit.state}" for limit in verdict.limits)
+    return [f"verdict: {verdict.state}" + (f" ({limits})" if limits else "")]
 
 
 def _predicted(block: "ModelBlock") -> str:
@@ -98,6 +106,7 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
         "",
         f"{summary.method}: {summary.kept:,} of {summary.total:,} {what} are left; "
         f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
+        *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),
         f"densities: {folder / 'densities.csv'}",
         f"policy to start a search from: {folder / 'policy.json'}",

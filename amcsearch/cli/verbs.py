@@ -11,6 +11,7 @@ from amcsearch.core import BadInputError, Limit, printable
 
 if TYPE_CHECKING:
     from amcsearch.config import Config
+    from amcsearch.jobs import RunResult
     from amcsearch.reporting import ProgressBar
 
 MOST_WORKERS: Final = 1024
@@ -168,7 +169,18 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         observer=console,
     )
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
+    _show_result(args, result, summary_text(result.summary, result.folder))
+
+
+def _show_result(args: argparse.Namespace, result: "RunResult", text: str) -> None:
+    """Print the result of a run; with ``--fail-on-miss``, the command ends by its verdict."""
+    from amcsearch.runs import VerdictState
+
+    show(args, result.summary.to_json(), text, result.folder)
+    verdict = result.verdict
+    if args.fail_on_miss and verdict.state is not VerdictState.MET:
+        unmet = (limit.text for limit in verdict.limits if limit.state is not VerdictState.MET)
+        args.not_met = f"--fail-on-miss: the budget is {verdict.state}: {'; '.join(unmet)}"
 
 
 def _folder(args: argparse.Namespace, config: "Config") -> Path:
@@ -218,7 +230,7 @@ def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.prune(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
+    _show_result(args, result, summary_text(result.summary, result.folder))
 
 
 def _goal(args: argparse.Namespace) -> list[str]:
@@ -246,7 +258,7 @@ def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     config = load_config(args)
     result = api.sparsify(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
-    show(args, result.summary.to_json(), sparsify_text(result.summary, result.folder), result.folder)
+    _show_result(args, result, sparsify_text(result.summary, result.folder))
 
 
 def report(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -282,4 +294,5 @@ def show(args: argparse.Namespace, values: Mapping[str, Any], text: str, kept: P
     ``kept`` is where the result lies, too; None where it is only printed.
     """
     lines = json.dumps(values, indent=2, default=str) if args.json else text
+    args.not_met = None
     args.shown, args.kept = "\n".join(map(printable, lines.split("\n"))), kept

@@ -32,6 +32,7 @@ RESERVED: Final = frozenset(
         *(
             "accuracy_float32",
             "accuracy_int8",
+            "accuracy_torch",
             "latency_ms_measured",
             "latency_ms_predicted",
             "latency_ms_predicted_sigma",

@@ -1,12 +1,13 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
 from amcsearch.core.cost import COST_NAMES, Cost
-from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.core.errors import BadInputError, DeliveryError, DivergedError, InfeasibleBudgetError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
+from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, guarded_job, printable, settings_kept
@@ -20,6 +21,8 @@ __all__ = [
     "ChannelGroup",
     "Cost",
     "Coupling",
+    "DeliveryError",
+    "DivergedError",
     "Evaluation",
     "InfeasibleBudgetError",
     "Interrupted",
@@ -35,6 +38,7 @@ __all__ = [
     "Trial",
     "TrialState",
     "UserCode",
+    "at_worst",
     "check_interrupt",
     "described",
     "guarded_job",

@@ -10,7 +10,7 @@ A batch is priced table by table, so that the table at hand stays within the cac
 Entries are asked of the cost models when first needed, once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -107,7 +107,8 @@ class CostGrid:
         """Costs of a batch of policies: kept counts (P, G) → name → (P,).
 
         Raises:
-            BadInputError: a count out of range or splitting a unit, or a layer a model cannot price.
+            BadInputError: a count out of range or splitting a unit, a layer a model cannot price, or a price that is
+                not finite.
         """
         prices = {model.name: np.full(len(kept), model.constant, dtype=np.float64) for model in self.models}
         amounts = {i: np.zeros((2, len(kept))) for i in self._joint}
@@ -118,6 +119,7 @@ class CostGrid:
                     total[policies] += values.take(layer_slots)
         for i, model in self._joint.items():
             prices[self.names[i]] += model.joint(amounts[i].T)
+        _check_finite(prices)
         return prices
 
     def price_layers(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -131,6 +133,7 @@ class CostGrid:
         for policies, layers, slots in self._looked_up(kept):
             for values, price in zip(self._values, prices.values(), strict=False):
                 price[policies, layers] = values.take(slots).T
+        _check_finite(prices)
         return prices
 
     def cost(self, policy: PruningPolicy) -> Cost:
@@ -195,3 +198,13 @@ class CostGrid:
             self._values[row : row + 2, first:end] = joint.layer_amounts(table.layer, *widths).T
         self._used = end
         return np.arange(first, end)
+
+
+def _check_finite(prices: Mapping[str, NDArray[np.float64]]) -> None:
+    """Refuse NaN and infinity where they arise: no budget, reward or order has a place for them."""
+    for name, values in prices.items():
+        if not np.isfinite(values).all():
+            raise BadInputError(
+                f"cost {name}: the model prices a policy at {values[~np.isfinite(values)][0]}, must be finite; correct "
+                "its layer or joint costs"
+            )

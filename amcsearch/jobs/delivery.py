@@ -1,8 +1,9 @@
-"""Finalists and the delivered model: export, measured latency, parity with torch, accuracy on the test split.
+"""Finalists and the delivered model: export, measured latency, accuracy of the file on the test split.
 
 Prediction is never the last word: the best policies are measured on the device, and one of them is chosen.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,22 +11,21 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState, at_worst
+from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
 from amcsearch.jobs.setup import Job
-from amcsearch.runs import RunFolder
+from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
     OnnxModule,
     PairedLatency,
     converted,
     exported,
-    max_abs_difference,
     measure_many,
     measure_paired,
-    torch_program,
 )
-from amcsearch.training import evaluate, save_state, save_tensors, stacked
+from amcsearch.training import evaluate, stacked
 
 __all__ = [
     "Exports",
@@ -35,7 +35,6 @@ __all__ = [
     "choose",
     "latency_overshoot",
     "measure_finalists",
-    "save_network",
     "verify",
 ]
 
@@ -83,7 +82,8 @@ def measure_finalists(
     Raises:
         BadInputError: no complete trial.
     """
-    ranked = sorted((t for t in trials if t.state is TrialState.COMPLETE), key=lambda t: (-t.reward, t.number))
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    ranked = sorted(complete, key=lambda trial: (at_worst(-trial.reward), trial.number))
     if not ranked:
         raise BadInputError("no policy was evaluated with a finite loss; look at trials.csv, or raise search.trials")
     finalists: list[Finalist] = []
@@ -102,8 +102,8 @@ def choose(finalists: Sequence[Finalist]) -> Finalist:
     """Return the best reward among those within the limit as measured, or the smallest overshoot if none is."""
     within = [finalist for finalist in finalists if finalist.overshoot <= 1.0]
     if within:
-        return max(within, key=lambda finalist: finalist.trial.reward)
-    return min(finalists, key=lambda finalist: finalist.overshoot)
+        return max(within, key=lambda finalist: at_worst(finalist.trial.reward, -math.inf))
+    return min(finalists, key=lambda finalist: at_worst(finalist.overshoot))
 
 
 def _next(ranked: Sequence[Trial], measured: Sequence[Finalist], count: int, limit_ms: float | None) -> list[Trial]:
@@ -114,24 +114,22 @@ def _next(ranked: Sequence[Trial], measured: Sequence[Finalist], count: int, lim
     predicted: NDArray[np.float64] = np.array([f.trial.cost["latency_ms"] / limit_ms for f in measured])
     correction = float(np.median(np.array([f.overshoot for f in measured]) / predicted))
     within = [trial for trial in left if trial.cost["latency_ms"] / limit_ms * correction <= 1.0]
-    return (within or sorted(left, key=lambda trial: trial.cost["latency_ms"]))[:count]
-
-
-PARITY_BATCHES: Final = 64
+    return (within or sorted(left, key=lambda trial: at_worst(trial.cost["latency_ms"])))[:count]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verified result: test accuracy by network, parity with ONNX Runtime, latency beside the dense network.
+    """The verified result: test accuracy by network, what the delivered files are worth, latency beside dense.
 
-    ``accuracy`` is torch's, in float32; ``delivered`` that of the ONNX models in the device's data type, empty where
-    that is float32 too; parity is that of the float32 export, before anything is quantised.
+    ``accuracy`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
+    device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files`` say
+    how far each delivered file agrees with torch, ``pruned.onnx`` first.
     """
 
     chosen: Finalist
     accuracy: dict[str, float]
     delivered: dict[str, float]
-    onnx_max_abs_diff: float
+    files: tuple[DeliveredFile, ...]
     latency: PairedLatency
 
 
@@ -180,50 +178,33 @@ class Exports:
         )
 
 
-def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
-    """Write weights, one input, and the self-contained program that ``load`` brings the network back from.
-
-    A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
-
-    Raises:
-        BadInputError: a folder that cannot be written.
-    """
-    save_state(model, run.pruned_safetensors)
-    save_tensors({"input": example[:1]}, run.example_safetensors)
-    try:
-        program = torch_program(model, example)
-    except BadInputError as error:
-        run.append_log({"program": None, "reason": str(error)})
-        warn(f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl")
-        return
-    with run.replacing(run.pruned_pt2) as path:
-        path.write_bytes(program)
-
-
 def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:
-    """Export, compare with torch, measure beside dense, and read the test split for the first and only time.
+    """Export, measure beside dense, read the files back, and read the test split for the first and only time.
+
+    The run folder has the policy already.
 
     Raises:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
     workload, device = job.workload, job.config.device
     in_float32 = exported(tuned, workload.example)
-    onnx = {"dense": exports.dense_delivered, "finetuned": exports.in_device_type(in_float32)}
     with run.replacing(run.pruned_onnx) as path:
-        path.write_bytes(onnx["finetuned"])
-    inputs, targets = stacked(workload.splits.test)
-    batches = min(PARITY_BATCHES, len(inputs) // device.batch)
-    compared = inputs[: batches * device.batch] if batches else workload.example
+        path.write_bytes(exports.in_device_type(in_float32))
     latency = measure_paired(
-        onnx["dense"],
+        exports.dense_delivered,
         run.pruned_onnx,
         workload.example.numpy(),
         threads=device.threads,
         rounds=device.rounds,
         seed=job.config.seed,
     )
+    test = stacked(workload.splits.test)
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
-    accuracy = {name: evaluate(module, inputs, targets)[1] for name, module in modules.items()}
-    judged = {} if device.dtype == "float32" else onnx  # a float32 model is held to torch by parity
-    delivered = {name: evaluate(OnnxModule(model), inputs, targets)[1] for name, model in judged.items()}
-    return Outcome(chosen, accuracy, delivered, max_abs_difference(tuned, in_float32, compared), latency)
+    accuracy = {name: evaluate(module, *test)[1] for name, module in modules.items()}
+    quantised = device.dtype != "float32"
+    file, in_file = judge_onnx(run, tuned, in_float32, test, quantised=quantised)
+    delivered = {"finetuned": in_file}
+    if quantised:
+        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered), *test)[1]
+    files = (file, *judge_stored(run, job.config, job.given, tuned, test))
+    return Outcome(chosen, accuracy, delivered, files, latency)

@@ -1,16 +1,24 @@
 """Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
 from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, DivergedError
 from amcsearch.evaluation import default_batch_size
+from amcsearch.graph import evaluating, first_tensor
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import Workload, training_recipe
+from amcsearch.jobs.workload import Workload, diverging, training_recipe
 from amcsearch.recovery import recalibrate_batch_norm
-from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, fit, stacked
+from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, evaluate, fit, stacked
 
 __all__ = ["fine_tune", "finetuning_recipe", "recalibrate"]
+
+MOST_LOSS: Final = 10.0  # times the loss before fine-tuning, or that of guessing
 
 
 def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[TrainingRecipe, int]:
@@ -45,25 +53,57 @@ def fine_tune(
     """Train ``model`` in place by ``finetune`` and return it, in eval mode on the CPU.
 
     Raises:
-        BadInputError: the training diverges, or as ``finetuning_recipe``.
+        DivergedError: the training diverged, or the loss of the calibration split ended above 10 times what it was (or
+            what guessing gives); names ``recovery.finetune``.
+        BadInputError: as ``finetuning_recipe``.
     """
     recipe, first_epoch = finetuning_recipe(config, finetune)
     if first_epoch < recipe.epochs:
         learned = finetune.distillation if finetune else None
-        fit(
-            model,
-            workload.splits.train,
-            recipe,
-            seed=config.seed,
-            teacher=workload.model if learned else None,
-            distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
-            torch_device=config.evaluation.torch_device,
-            progress=observer.epoch,
-            hook=hook,
-            store=store,
-            first_epoch=first_epoch,
-        )
+        began = _calibration_loss(workload, model)
+        with diverging("recovery.finetune"):
+            fit(
+                model,
+                workload.splits.train,
+                recipe,
+                seed=config.seed,
+                teacher=workload.model if learned else None,
+                distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
+                torch_device=config.evaluation.torch_device,
+                progress=observer.epoch,
+                hook=hook,
+                store=store,
+                first_epoch=first_epoch,
+            )
+        _check_loss(began, _calibration_loss(workload, model.cpu()), recipe)
     return model.cpu().eval()
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Loss of the calibration split in eval mode, and what guessing gives: ln of the classes, 1 of vectors to match."""
+
+    value: float
+    guessing: float
+
+
+def _calibration_loss(workload: Workload, model: nn.Module) -> _Loss:
+    inputs, targets = stacked(workload.splits.calibration)
+    if targets.is_floating_point():
+        return _Loss(evaluate(model, inputs, targets)[0], 1.0)
+    with evaluating(model), torch.inference_mode():
+        classes = first_tensor(model(inputs[:1])).shape[-1]
+    return _Loss(evaluate(model, inputs, targets)[0], math.log(max(2, classes)))
+
+
+def _check_loss(began: _Loss, ended: _Loss, recipe: TrainingRecipe) -> None:
+    most = MOST_LOSS * max(began.guessing, began.value)  # in this order a NaN at the beginning counts as guessing
+    if not ended.value <= most:
+        raise DivergedError(
+            f"recovery.finetune: the training diverged in epoch {recipe.epochs} at learning_rate = "
+            f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended.value:.4g}, before it was "
+            f"{began.value:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
+        )
 
 
 def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
 from amcsearch.training import load_checkpoint, load_tensors
 
-__all__ = ["Source", "check_finished", "smaller_network"]
+__all__ = ["Source", "check_finished", "smaller_network", "with_stored_weights"]
 
 Source = Literal["auto", "factory", "program"]
 
@@ -36,11 +36,11 @@ def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> 
     """
     check_finished(run, source)
     if model is not None:
-        return _cut(run, copied(model))
+        return with_stored_weights(run, copied(model))
     if source == "program":
         return _program(run)
     try:
-        return _cut(run, made_by_factory(load(run.config_yaml)))
+        return with_stored_weights(run, made_by_factory(load(run.config_yaml)))
     except BadInputError:
         if source == "factory" or not run.pruned_pt2.is_file():
             raise
@@ -59,8 +59,12 @@ def check_finished(run: RunFolder, source: Source) -> None:
         raise BadInputError(f"source = {source!r}, must be one of {', '.join(get_args(Source))}")
 
 
-def _cut(run: RunFolder, dense: nn.Module) -> nn.Module:
-    """Cut the dense network to the run's policy and give it the run's weights."""
+def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
+    """Cut the dense network to the run's policy and give it the run's weights.
+
+    Raises:
+        BadInputError: the policy or the weights cannot be read, or do not fit the network.
+    """
     policy = PruningPolicy.read(run.policy_json)
     kept_everything = run.masks_safetensors.is_file() and not _closes_channels(run)
     smaller = dense if kept_everything else _resized(run, dense, policy)

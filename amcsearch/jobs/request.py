@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from torch import Tensor, nn
 
 from amcsearch.config import Config, config_hash, dump, from_mapping, load
-from amcsearch.core import BadInputError, InfeasibleBudgetError, PruningPolicy
+from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, expanded
@@ -121,7 +121,9 @@ def in_folder(
             result = work(run)
     except BaseException as error:
         is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)
-        if (path / "study.db").exists() and not (is_refused and folder is not None):
+        if isinstance(error, DeliveryError):
+            error.add_note(f"the run is kept: look at it with amcsearch.load({str(path)!r})")
+        elif (path / "study.db").exists() and not (is_refused and folder is not None):
             error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
         elif folder is None:
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -11,15 +11,16 @@ from typing import Final, TypeVar
 import pandas as pd
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.jobs.delivery import Exports, Finalist, choose, save_network, verify
+from amcsearch.core import BadInputError, DivergedError, PruningPolicy
+from amcsearch.jobs.delivered_files import check_files, save_network
+from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
-from amcsearch.jobs.observer import Phases
+from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.reporting import render
-from amcsearch.runs import RunFolder, SparsifySummary, Summary, expanded, read_trials, writing
+from amcsearch.runs import RunFolder, SparsifySummary, Summary, Verdict, expanded, read_trials, writing
 from amcsearch.training import load_tensors
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
@@ -66,6 +67,15 @@ class RunResult:
             BadInputError: ``summary.json`` is missing or damaged.
         """
         return self.run.read_summary()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether each limit is met, missed or undecided, and what is to be said of the network and its files.
+
+        Raises:
+            BadInputError: as ``summary``.
+        """
+        return self.summary.judged
 
     def save(self, folder: Path | str) -> Path:
         """Copy the run folder to a new or empty folder, from which ``amcsearch.load`` brings the network back.
@@ -164,18 +174,36 @@ def deliver(
     ``origin`` says who proposed the policy, or makes it from the network as pruned and as fine-tuned.
 
     Raises:
-        BadInputError: the training diverges, or as ``verify``.
+        DivergedError: the fine-tuning diverged; the policy is kept.
+        BadInputError: as ``verify``.
+        DeliveryError: a delivered file is not what was judged; all else is written.
     """
     chosen = choose(finalists)
+    run.write_policy(chosen.trial.policy)  # kept where the training diverges
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = exports.pruned(chosen.trial.policy)
-        tuned = fine_tune(job.config, job.finetune, job.workload, copy.deepcopy(pruned), phases.observer)
+        tuned = _tuned(job, run, pruned, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
         save_network(tuned, job.workload.example, run, phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
     summary = summarise(job, described, finalists, outcome, phases.seconds)
-    run.write_policy(chosen.trial.policy)
     run.write_summary(summary)
     run.write_report(render(run))
+    check_files(run, outcome.files)
     return SearchResult(run, lambda: tuned)
+
+
+def _tuned(job: Job, run: RunFolder, pruned: nn.Module, observer: Observer) -> nn.Module:
+    """Return a fine-tuned copy of the pruned network.
+
+    Raises:
+        DivergedError: as ``fine_tune``; says how to go on with the policy.
+    """
+    try:
+        return fine_tune(job.config, job.finetune, job.workload, copy.deepcopy(pruned), observer)
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error}; the policy is kept, go on with it: amcsearch prune {run.config_yaml} --policy {run.policy_json} "
+            "--set recovery.finetune.learning_rate=…"
+        ) from error

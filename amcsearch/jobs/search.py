@@ -20,6 +20,7 @@ from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, setti
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
@@ -107,6 +108,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     workload = load_workload(config, given, train=False)
     device = load_device(config, workload, config.limits, given, strict=strict)
     _check(config, workload, device)
+    check_export(config, workload.model, workload.splits, workload.example)
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)

@@ -14,6 +14,7 @@ from amcsearch.evaluation import Evaluator, default_batch_size
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import finetuning_recipe
 from amcsearch.jobs.identity import begin_workload, end_workload
+from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload
 from amcsearch.methods import (
@@ -219,12 +220,12 @@ def assemble(
 ) -> Job:
     """Price the network on the device, load or train it, rank its channels and evaluate it unpruned.
 
-    Limits that cannot be met, what ``check`` refuses, and another network or other data than the run's end the job
-    before anything is trained.
+    Limits that cannot be met, networks that cannot be delivered as they are judged, what ``check`` refuses, and another
+    network or other data than the run's end the job before anything is trained.
 
     Raises:
-        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``end_workload`` and ``make_evaluator``,
-            or a dense loss that is not finite.
+        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``end_workload`` and
+            ``make_evaluator``, or a dense loss that is not finite.
         InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
@@ -235,8 +236,11 @@ def assemble(
             phases.observer.warn(text)
         if check is not None:
             check(workload, device)
+        check_export(config, workload.model, workload.splits, workload.example)
     with phases("network", "Loading or training the network"):
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
+        if config.model.pretrain is not None:
+            check_export(config, workload.model, workload.splits, workload.example)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)
@@ -246,6 +250,10 @@ def assemble(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
+    guesses = chance_warning(workload.model, workload.splits, dense)
+    if guesses is not None:
+        phases.observer.warn(guesses)
+        device = replace(device, warnings=(*device.warnings, guesses))
     finetune = config.recovery.finetune
     return Job(config, workload, device, evaluator, dense, choice.scores, given, fingerprint(identity), finetune)
 

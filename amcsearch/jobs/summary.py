@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.jobs.delivery import Finalist, Outcome
-from amcsearch.jobs.device import table_name
+from amcsearch.jobs.device import PricedLimit, table_name
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import (
@@ -18,11 +18,14 @@ from amcsearch.runs import (
     Goal,
     GroupWidth,
     Interval,
+    LimitVerdict,
+    Measurement,
     ModelBlock,
     SkippedLayer,
     Summary,
     TableErrors,
     TableSummary,
+    Verdict,
 )
 from amcsearch.runtime import PairedLatency
 from amcsearch.search import Study
@@ -57,6 +60,7 @@ def summarise(
     """Return the model blocks of dense, pruned and fine-tuned, and how they came about; ``seconds`` by phase."""
     trial, trace, device = outcome.chosen.trial, job.workload.trace, job.device
     dense, pruned, finetuned = _blocks(job, outcome)
+    verdict = _verdict(job, outcome)
     return Summary(
         dense=dense,
         pruned=pruned,
@@ -67,7 +71,7 @@ def summarise(
         dense_search_accuracy=job.dense.accuracy,
         table=_table(job),
         versions=_versions(),
-        onnx_max_abs_diff=outcome.onnx_max_abs_diff,
+        onnx_max_abs_diff=outcome.files[0].max_abs_diff,
         agent=origin.agent,
         baseline=origin.baseline,
         goal=origin.goal,
@@ -79,8 +83,25 @@ def summarise(
         skipped=tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in trace.skipped),
         channel_multiple=device.channel_multiple,
         widths_left_out=device.widths_left_out,
-        warnings=(*job.workload.warnings, *device.warnings, *_missed(outcome, job), *_similarity(job), *origin.notes),
+        warnings=(*job.workload.warnings, *device.warnings, *verdict.texts, *_similarity(job), *origin.notes),
+        verdict=verdict,
+        files=outcome.files,
     )
+
+
+def _limit_verdict(limit: PricedLimit, cost: Cost, made: Measurement) -> LimitVerdict:
+    """Judge a limit by the costs of the delivered network: latency as measured, all else as predicted."""
+    predicted, dense = cost[limit.cost] * limit.unit, limit.dense * limit.unit
+    if limit.cost == "latency_ms":
+        return LimitVerdict.by_measurement(limit.asked, predicted, dense, made)
+    return LimitVerdict.by_prediction(limit.asked, predicted, dense)
+
+
+def _verdict(job: Job, outcome: Outcome) -> Verdict:
+    """The verdict by the final measurement of the delivered file."""
+    cost, latency = outcome.chosen.trial.cost, outcome.latency
+    made = Measurement(_pruned_ms(latency), _ratio(latency), latency.rounds, latency.disturbed)
+    return Verdict.of((_limit_verdict(limit, cost, made) for limit in job.device.limits), outcome.files, made)
 
 
 def _table(job: Job) -> TableSummary | None:
@@ -120,9 +141,12 @@ def _blocks(job: Job, outcome: Outcome) -> tuple[ModelBlock, ModelBlock, ModelBl
     dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
 
     def block(name: str, cost: Cost, policy: PruningPolicy, measured: Interval) -> ModelBlock:
-        delivered = outcome.delivered.get(name)
-        accuracy = None if delivered is None else DeliveredAccuracy(job.config.device.dtype, delivered)
-        return ModelBlock(outcome.accuracy[name], cost, _sigma_ms(job, policy), measured, accuracy)
+        in_torch, in_file = outcome.accuracy[name], outcome.delivered.get(name)
+        sigma_ms, dtype = _sigma_ms(job, policy), job.config.device.dtype
+        if in_file is None:
+            return ModelBlock(in_torch, cost, sigma_ms, measured)
+        apart = None if dtype == "float32" else DeliveredAccuracy(dtype, in_file)
+        return ModelBlock(in_file, cost, sigma_ms, measured, apart, in_torch)
 
     return (
         block("dense", job.device.dense, job.workload.trace.network.dense, dense_ms),
@@ -149,13 +173,3 @@ def _similarity(job: Job) -> list[str]:
     if job.config.data.targets == "given":
         return []
     return ["accuracy is the mean cosine to the dense network's outputs (data.targets: dense)"]
-
-
-def _missed(outcome: Outcome, job: Job) -> list[str]:
-    limit = job.device.limit("latency_ms")
-    if limit is None or outcome.chosen.overshoot <= 1.0:
-        return []
-    return [
-        f"no finalist met latency_ms = {limit.written} as measured: the closest took "
-        f"{outcome.chosen.overshoot:.3f} of the limit; measure a latency table on this machine and search again"
-    ]

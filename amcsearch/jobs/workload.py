@@ -4,7 +4,8 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, RecipeConfig, call_factory
-from amcsearch.core import BadInputError, UserCode
+from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device
 from amcsearch.graph import Trace, trace
+from amcsearch.jobs.network_check import check_network
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
 from amcsearch.search import Agent
@@ -48,6 +50,8 @@ __all__ = [
     "Workload",
     "cache_folder",
     "copied",
+    "dense_network",
+    "diverging",
     "load_network",
     "load_workload",
     "made_by_factory",
@@ -140,11 +144,12 @@ def trained(
     ``is_trained`` says that the network has its trained weights already.
 
     Raises:
-        BadInputError: a diverging training, or a cache that cannot be written.
+        BadInputError: a diverging training, a cache that cannot be written, or as ``check_network``.
     """
     if config.model.pretrain is not None and not is_trained:
         _pretrain(config, workload.model, workload.splits, progress)
         workload.model.eval()
+        check_network(config, workload.model, workload.splits)
     return _with_targets(config, workload)
 
 
@@ -162,14 +167,14 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
 
     Raises:
         BadInputError: a torch device that is not there, a factory that raises or returns something else, data of
-            another shape, a checkpoint that does not fit, or a network with nothing to prune.
+            another shape, a checkpoint that does not fit, a network with nothing to prune, or as ``check_network``.
     """
     check_torch_device(config.evaluation.torch_device)
     with seeded(config.seed):
         datasets = _datasets(config, given)
         cut = make_splits(datasets, config.data.splits.sizes(), config.seed)
     splits, changing = fixed_splits(cut, config.seed)
-    model = _dense(config, given)
+    model = dense_network(config, given)
     sample, output = _first_output(config, model, splits)
     splits, doubtful = checked_splits(
         splits,
@@ -183,6 +188,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
+    check_network(config, model, splits)
     network = _traced(config, model, sample)
     return Workload(
         network.model,
@@ -200,7 +206,7 @@ def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
         BadInputError: as ``load_workload``.
     """
     if given.example is not None:
-        return _traced(config, _dense(config, given), given.example[:1])
+        return _traced(config, dense_network(config, given), given.example[:1])
     return load_workload(config, given, train=False)
 
 
@@ -258,7 +264,12 @@ def made_by_factory(config: Config) -> nn.Module:
         return _with_values(model, "model.factory").cpu().eval()
 
 
-def _dense(config: Config, given: InMemory) -> nn.Module:
+def dense_network(config: Config, given: InMemory) -> nn.Module:
+    """Return the dense network with the weights of its factory, or a copy of the one in memory; in eval mode.
+
+    Raises:
+        BadInputError: as ``made_by_factory`` and ``copied``, or tensors that are not float32.
+    """
     model = made_by_factory(config) if given.model is None else copied(given.model)
     for name, tensor in model.state_dict().items():
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
@@ -343,14 +354,24 @@ def _labelled(config: Config) -> tuple[str, ...]:
 def _pretrain(config: Config, model: nn.Module, splits: DataSplits, progress: Progress | None) -> None:
     assert config.model.pretrain is not None
     made_by = [config.model.factory, config.model.kwargs, config.data.factory, config.data.kwargs]
-    pretrained(
-        model,
-        splits.train,
-        training_recipe(config.model.pretrain),
-        key=json.dumps(made_by, sort_keys=True),
-        seed=config.seed,
-        cache_dir=cache_folder(),
-        torch_device=config.evaluation.torch_device,
-        progress=progress,
-    )
+    with diverging("model.pretrain"):
+        pretrained(
+            model,
+            splits.train,
+            training_recipe(config.model.pretrain),
+            key=json.dumps(made_by, sort_keys=True),
+            seed=config.seed,
+            cache_dir=cache_folder(),
+            torch_device=config.evaluation.torch_device,
+            progress=progress,
+        )
     model.cpu()
+
+
+@contextmanager
+def diverging(section: str) -> Iterator[None]:
+    """Put the section of the configuration that trains before the message of a training that diverges."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{section}: {error}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from amcsearch.core import COST_NAMES, Cost, read_limit
+from amcsearch.core import COST_NAMES, Cost
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -17,7 +17,16 @@ from amcsearch.reporting.words import (
     points,
     size,
 )
-from amcsearch.runs import BudgetEntry, DeliveredAccuracy, Interval, ModelBlock, SparsifySummary, Summary
+from amcsearch.runs import (
+    DeliveredAccuracy,
+    DeliveredFile,
+    Interval,
+    LimitVerdict,
+    ModelBlock,
+    SparsifySummary,
+    Summary,
+    VerdictState,
+)
 
 __all__ = ["budget", "finalists", "results", "table"]
 
@@ -26,11 +35,12 @@ _COLUMNS: Final = {"macs": "MACs", "params": "Parameters", "energy_mj": "Energy,
 
 def results(record: Record) -> str:
     """What the user got, or nothing where the run has not finished."""
-    if record.sparse is not None:
-        return _sparse_networks(record.sparse)
-    if record.summary is None:
+    if record.result is None:
         return ""
-    return _headline(record.summary, record.onnx_bytes) + _before_and_after(record.summary)
+    files = _files(record.result.files)
+    if isinstance(record.result, SparsifySummary):
+        return _sparse_networks(record.result) + files
+    return _headline(record.result, record.onnx_bytes) + _before_and_after(record.result) + files
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
@@ -45,25 +55,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None
 def _headline(summary: Summary, onnx_bytes: int | None) -> str:
     """One card a figure: how much faster, how accurate, how small."""
     dense, tuned = summary.dense, summary.finetuned
-    delivered = tuned.delivered is not None
-    before, after = (_delivered(block) for block in (dense, tuned))
+    is_scored = tuned.delivered is not None or tuned.torch_accuracy is not None
+    before, after = dense.in_file, tuned.in_file
     cards = [
         _speed_card(summary),
         _card(
             "Accuracy",
             percent(after, 2),
             f"dense {percent(before, 2)}",
-            f"{points(before, after)}, test split" + (", as delivered" if delivered else ""),
+            f"{points(before, after)}, test split" + (", as delivered" if is_scored else ""),
         ),
         _size_card(dense.cost, tuned.cost, onnx_bytes),
         *(_cost_card(name, dense.cost, tuned.cost) for name in ("macs", "energy_mj") if name in tuned.cost),
     ]
     return "<section class='bare cards'>" + "".join(cards) + "</section>"
-
-
-def _delivered(block: ModelBlock) -> float:
-    """Accuracy of the model that is delivered: apart where it computes in another data type."""
-    return block.accuracy if block.delivered is None else block.delivered.accuracy
 
 
 def _card(what: str, value: str, *lines: str) -> str:
@@ -106,7 +111,7 @@ def _before_and_after(summary: Summary) -> str:
     """Dense, pruned and fine-tuned, side by side."""
     blocks = {"Dense": summary.dense, "Pruned": summary.pruned, "Fine-tuned": summary.finetuned}
     delivered = summary.finetuned.delivered
-    accuracies = ["Accuracy", *([] if delivered is None else [f"Accuracy, {delivered.dtype}"])]
+    accuracies = ["Accuracy"] if delivered is None else [f"Accuracy, {delivered.dtype}", "In torch, float32"]
     names = _priced([block.cost for block in blocks.values()])
     head = ["", *map(escape, accuracies), *map(_column, names), "Latency, predicted", "Latency, measured"]
     rows = [
@@ -136,10 +141,13 @@ def _column(name: str) -> str:
 
 
 def _accuracies(dense: ModelBlock, block: ModelBlock, delivered: DeliveredAccuracy | None) -> list[str]:
-    """Accuracy in torch and, where the delivered file has another one, that, each with its change."""
-    pairs = [(dense.accuracy, known(block.accuracy))]
+    """Accuracy of the delivered file and, where it computes in another data type, that in torch, with changes."""
+    pairs = [(dense.in_file, known(block.in_file))]
     if delivered is not None:
-        pairs.append((_delivered(dense), None if block.delivered is None else known(block.delivered.accuracy)))
+        pairs = [
+            (dense.in_file, None if block.delivered is None else known(block.in_file)),
+            (dense.in_torch, known(block.in_torch)),
+        ]
     return [
         _with(percent(after, 2), "" if block is dense or after is None else points(before, after))
         for before, after in pairs
@@ -160,42 +168,66 @@ def _note(summary: Summary) -> str:
         note += " Predicted latency is given with its standard deviation."
     if summary.finetuned.delivered is not None:
         note += (
-            f" The ONNX file and the latencies are of {escape(summary.dtype)}; accuracy without this suffix "
-            "is that of the network in float32, before it was quantised."
+            f" The ONNX file and the latencies are of {escape(summary.dtype)}; accuracy in torch is that of the "
+            "network in float32, before it was quantised."
+        )
+    elif summary.finetuned.torch_accuracy is not None:
+        in_torch = percent(summary.finetuned.torch_accuracy, 2)
+        note += (
+            f" The accuracy of the fine-tuned network is that of the ONNX file as delivered; in torch it is {in_torch}."
         )
     return note
 
 
 def budget(summary: Summary) -> str:
-    """Whether each limit holds, by prediction and (for latency) by measurement."""
-    lines = []
-    for name, entry in summary.budget.items():
-        asked = f" ({escape(entry.asked)} of dense)" if _share_asked(entry) is not None else ""
+    """Whether each limit holds: the verdict, which the terminal and ``summary.json`` give too."""
+    return "".join(f"<p>Budget: {_limit(summary, limit)}</p>" for limit in summary.judged.limits)
+
+
+def _limit(summary: Summary, limit: LimitVerdict) -> str:
+    name, entry = limit.cost, summary.budget.get(limit.cost)
+    share = f"{escape(limit.asked)} of dense"
+    absolute = limit.limit if not limit.of_dense else entry.limit if entry is not None else None
+    bound = share if absolute is None else cost(name, absolute) + (f" ({share})" if limit.of_dense else "")
+    predicted = f"{limit.predicted:.3f}x of dense" if limit.of_dense else cost(name, limit.predicted)
+    if entry is not None:
         predicted = cost(name, summary.finetuned.cost.get(name))
-        text = f"{LABELS.get(name, escape(name))} at most {cost(name, entry.limit)}{asked}: predicted {predicted}"
-        lines.append(f"<p>Budget: {text}{_measured_verdict(summary, name, entry)}</p>")
-    return "".join(lines)
+    verdict = _marked(limit.state, "good" if limit.state is VerdictState.MET else "bad")
+    return f"{LABELS.get(name, escape(name))} at most {bound}: predicted {predicted}{_measurement(limit)}: {verdict}."
 
 
-def _measured_verdict(summary: Summary, name: str, entry: BudgetEntry) -> str:
-    measured, ratio = known(summary.finetuned.latency_ms.median), known(summary.latency_ratio.median)
-    if name != "latency_ms" or measured is None:
-        return "."
-    value, bound, text = measured, entry.limit, f"measured {milliseconds(measured)}"
-    share = _share_asked(entry)
-    if share is not None and ratio is not None:
-        value, bound, text = ratio, share, f"measured {ratio:.3f}x of dense"
-    verdict = "<span class='good'>met</span>" if value <= bound else "<span class='bad'>missed</span>"
-    return f", {text}: {verdict}."
+def _measurement(limit: LimitVerdict) -> str:
+    if limit.measured is None:
+        return ""
+    if limit.of_dense:
+        return f", measured {limit.measured.median:.3f}x of dense"
+    return f", measured {milliseconds(limit.measured.median)}"
 
 
-def _share_asked(entry: BudgetEntry) -> float | None:
-    """The limit as a share of dense, where it was asked for as one."""
-    try:
-        share, of_dense = read_limit(entry.asked)
-    except ValueError:
-        return None
-    return share if of_dense else None
+def _files(files: Sequence[DeliveredFile]) -> str:
+    """Each delivered file beside the network in memory, or nothing where a run did not judge its files."""
+    if not files:
+        return ""
+    rows = [
+        [
+            escape(file.name),
+            _number_or_none(file.relative_diff),
+            f"{file.changed:,} of {file.predictions:,}" if file.predictions else "–",
+            _marked("yes") if file.problem is None else _marked(file.problem, "bad"),
+        ]
+        for file in files
+    ]
+    head = ["File", "Largest difference, share of scale", "Predictions changed", "Same network"]
+    note = "Each file was read back from the disk and run on the whole test split, beside the network in torch."
+    return f"<section id='files'><h2>Delivered files</h2>{table(head, rows)}<p class='note'>{note}</p></section>"
+
+
+def _marked(text: str, kind: str = "good") -> str:
+    return f"<span class='{kind}'>{escape(text)}</span>"
+
+
+def _number_or_none(value: float) -> str:
+    return "–" if known(value) is None else f"{value:.1e}"
 
 
 def _with(text: str, small: str) -> str:
@@ -227,8 +259,14 @@ def _sparse_networks(summary: SparsifySummary) -> str:
         f"Accuracy is on the test split. {summary.kept:,} of {summary.total:,} {escape(summary.granularity)} are left."
     )
     return (
-        f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p></section>"
+        f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
+        f"{_target(summary)}</section>"
     )
+
+
+def _target(summary: SparsifySummary) -> str:
+    """Whether the target is reached."""
+    return "".join(f"<p>Target: {escape(limit.text)}.</p>" for limit in summary.judged.limits)
 
 
 def finalists(record: Record) -> str:

@@ -142,7 +142,7 @@ def provenance(record: Record) -> str:
 def _of_search(summary: Summary) -> dict[str, str]:
     return {
         "Widths left out": _left_out(summary.widths_left_out),
-        "Torch against ONNX Runtime": _difference(summary.onnx_max_abs_diff),
+        "Torch against ONNX Runtime": _difference(summary),
         "Latency table": "" if summary.table is None else _table(summary.table),
         "Versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
     }
@@ -182,8 +182,11 @@ def _table(table: TableSummary) -> str:
     return ": ".join(text for text in (table.name, ", ".join(said)) if text)
 
 
-def _difference(value: float) -> str:
-    return "" if known(value) is None else f"outputs differ by at most {value:.1e}"
+def _difference(summary: Summary) -> str:
+    value = summary.onnx_max_abs_diff
+    if known(value) is None:
+        return "outputs cannot be compared: see the delivered files" if summary.files else ""
+    return f"outputs differ by at most {value:.1e}"
 
 
 def _durations(by_phase: Mapping[str, float]) -> str:

@@ -30,7 +30,6 @@ from amcsearch.runs.summary import (
     DeliveredAccuracy,
     FinalistSummary,
     GroupWidth,
-    Interval,
     ModelBlock,
     SkippedLayer,
     Summary,
@@ -38,12 +37,14 @@ from amcsearch.runs.summary import (
     TableSummary,
     with_total,
 )
+from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
 
 __all__ = [
     "TRIAL_COLUMNS",
     "BudgetEntry",
     "ConfigFile",
     "DeliveredAccuracy",
+    "DeliveredFile",
     "Density",
     "Document",
     "FailedRung",
@@ -52,6 +53,8 @@ __all__ = [
     "GroupWidth",
     "Interval",
     "KeepAccuracyGoal",
+    "LimitVerdict",
+    "Measurement",
     "ModelBlock",
     "PairedChange",
     "PolicyGoal",
@@ -66,6 +69,8 @@ __all__ = [
     "TableErrors",
     "TableSummary",
     "TargetGoal",
+    "Verdict",
+    "VerdictState",
     "check_outputs",
     "check_replaceable",
     "expanded",

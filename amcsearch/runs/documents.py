@@ -7,6 +7,7 @@ and a key that an older version did not write takes the default of its field, wh
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
@@ -144,6 +145,10 @@ def _read(hint: Any, value: object, where: str) -> object:
         return _READERS[hint](value, where)
     if isinstance(hint, type) and issubclass(hint, StoredDocument):
         return hint.from_json(value, where)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        if not isinstance(value, str) or value not in list(hint):
+            raise _unfit(where, value, f"one of {', '.join(hint)}")
+        return hint(value)
     kind, parts = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return _read_either(parts, value, where)

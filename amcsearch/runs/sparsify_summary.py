@@ -1,12 +1,13 @@
 """The result of ``sparsify``: what its ``summary.json`` holds, key by key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from amcsearch.core import Cost, PruningPolicy
+from amcsearch.core import Cost, Limit, PruningPolicy
 from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost
 from amcsearch.runs.summary import with_total, without_total
+from amcsearch.runs.verdict import DeliveredFile, LimitVerdict, Verdict
 
 __all__ = ["Density", "SparseBlock", "SparsifySummary", "SparsityTarget"]
 
@@ -68,6 +69,19 @@ class SparsityTarget(StoredDocument):
     achieved: float | None = None
     storage: str | None = None
 
+    def judged(self, total: int) -> LimitVerdict:
+        """Judge the target by shares of dense; latency, which is not measured here, is undecided.
+
+        A sparsity is reached to within one of ``total`` weights or units.
+        """
+        asked = Limit(self.name, self.kept_asked, True, f"sparsify.target.{self.name}")
+        if self.name == "latency_ms":
+            verdict = LimitVerdict.unmeasured(asked, self.kept, 1.0)
+        else:
+            slack = 1.0 / total if self.name == "sparsity" else 0.0
+            verdict = LimitVerdict.by_prediction(asked, self.kept, 1.0, slack)
+        return replace(verdict, asked=self.asked)
+
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON: ``{name: asked, …}``, with the keys of a cost where one was the target."""
         values: dict[str, object] = {self.name: self.asked, "kept_asked": self.kept_asked, "kept": self.kept}
@@ -117,10 +131,20 @@ class SparsifySummary(StoredDocument):
     warnings: tuple[str, ...]
     seed: int
     seconds: Mapping[str, float]
+    verdict: Verdict | None = None
+    files: tuple[DeliveredFile, ...] = ()
+
+    @property
+    def judged(self) -> Verdict:
+        """The verdict; of a run of version 0.1.0, which wrote none, made of its target."""
+        return self.verdict or Verdict.of([self.target.judged(self.total)])
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
-        return {**super().to_json(), "seconds": with_total(self.seconds)}
+        values = {**super().to_json(), "seconds": with_total(self.seconds)}
+        if self.verdict is None:  # as a run of version 0.1.0 has it
+            del values["verdict"], values["files"]
+        return values
 
     @classmethod
     def from_json(cls, value: object, where: str = "summary.json") -> Self:

@@ -1,19 +1,19 @@
 """The result of a search or of ``prune``: what ``summary.json`` holds, key by key."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
-from amcsearch.core import COST_NAMES, Cost, PruningPolicy
+from amcsearch.core import COST_NAMES, BadInputError, Cost, Limit, PruningPolicy
 from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost, read_number
 from amcsearch.runs.goals import Goal
+from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
 
 __all__ = [
     "BudgetEntry",
     "DeliveredAccuracy",
     "FinalistSummary",
     "GroupWidth",
-    "Interval",
     "ModelBlock",
     "SkippedLayer",
     "Summary",
@@ -24,15 +24,6 @@ __all__ = [
 ]
 
 _DELIVERED: Final = "accuracy_"  # and the data type
-
-
-@dataclass(frozen=True)
-class Interval(StoredDocument):
-    """A measurement: its median and the ends of its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -47,8 +38,11 @@ class DeliveredAccuracy:
 class ModelBlock(StoredDocument):
     """One network: accuracy on the test split as a share, what it costs as predicted, and its measured latency in ms.
 
-    ``latency_ms_sigma`` is the standard deviation of the predicted latency, None without a latency table.
-    ``delivered`` is there where the file that is delivered computes in another data type than float32.
+    ``accuracy`` is that of the delivered file, read back from the disk and run in ONNX Runtime; of a network that no
+    file is delivered of, torch's. ``torch_accuracy`` is the accuracy in torch, in float32, where a file was scored; a
+    run of version 0.1.0 has none, and torch's as ``accuracy``. ``latency_ms_sigma`` is the standard deviation of the
+    predicted latency, None without a latency table. ``delivered`` is there where the file computes in another data type
+    than float32.
     """
 
     accuracy: float
@@ -56,6 +50,17 @@ class ModelBlock(StoredDocument):
     latency_ms_sigma: float | None
     latency_ms: Interval
     delivered: DeliveredAccuracy | None = None
+    torch_accuracy: float | None = None
+
+    @property
+    def in_file(self) -> float:
+        """Accuracy of the file that is delivered; torch's where none was scored."""
+        return self.accuracy if self.delivered is None else self.delivered.accuracy
+
+    @property
+    def in_torch(self) -> float:
+        """Accuracy in torch, in float32."""
+        return self.accuracy if self.torch_accuracy is None else self.torch_accuracy
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, in which each cost has its key."""
@@ -69,6 +74,8 @@ class ModelBlock(StoredDocument):
         }
         if self.delivered is not None:
             values[f"{_DELIVERED}{self.delivered.dtype}"] = self.delivered.accuracy
+        if self.torch_accuracy is not None:
+            values["accuracy_torch"] = self.torch_accuracy
         return {name: plain(value) for name, value in values.items()}
 
     @classmethod
@@ -76,7 +83,7 @@ class ModelBlock(StoredDocument):
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         given = items_of(value, where)
         flat = _FlatBlock.from_json(given, where)
-        in_file = [name for name in given if name.startswith(_DELIVERED)]
+        in_file = [name for name in given if name.startswith(_DELIVERED) and name != "accuracy_torch"]
         delivered = [
             DeliveredAccuracy(name.removeprefix(_DELIVERED), read_number(given[name], f"{where}: {name}"))
             for name in in_file
@@ -88,6 +95,7 @@ class ModelBlock(StoredDocument):
             flat.latency_ms_predicted_sigma,
             flat.latency_ms_measured,
             delivered[0] if delivered else None,
+            flat.accuracy_torch,
         )
 
 
@@ -99,6 +107,7 @@ class _FlatBlock(StoredDocument):
     latency_ms_measured: Interval
     latency_ms_predicted: float | None = None
     latency_ms_predicted_sigma: float | None = None
+    accuracy_torch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,8 +202,9 @@ class Summary(StoredDocument):
 
     ``dtype`` is that of the ONNX file; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
     ``dense_search_accuracy`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
-    between torch's outputs and ONNX Runtime's. ``agent`` proposed the policy, ``baseline`` spent as many
-    ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
+    between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
+    policy, ``baseline`` spent as many ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
+    ``verdict`` says whether the budget is met, ``files`` how far each delivered file is the network that was judged.
     """
 
     dense: ModelBlock
@@ -219,6 +229,16 @@ class Summary(StoredDocument):
     channel_multiple: int
     widths_left_out: int = 0
     warnings: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    files: tuple[DeliveredFile, ...] = ()
+
+    @property
+    def judged(self) -> Verdict:
+        """The verdict; of a run of version 0.1.0, which wrote none, made of the same numbers."""
+        if self.verdict is not None:
+            return self.verdict
+        made = Measurement(self.finetuned.latency_ms, self.latency_ratio)
+        return Verdict.of(_limits(self.budget, self.dense.cost, made), (), made)
 
     @property
     def total_seconds(self) -> float:
@@ -232,12 +252,30 @@ class Summary(StoredDocument):
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
-        return {**super().to_json(), "seconds": with_total(self.seconds)}
+        values = {**super().to_json(), "seconds": with_total(self.seconds)}
+        if self.verdict is None:  # as a run of version 0.1.0 has it
+            del values["verdict"], values["files"]
+        return values
 
     @classmethod
     def from_json(cls, value: object, where: str = "summary.json") -> Self:
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         return super().from_json(without_total(value, where), where)
+
+
+def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement) -> Iterator[LimitVerdict]:
+    """Judge limits as they are stored; one that cannot be read is left out."""
+    for name, entry in budget.items():
+        try:
+            asked = Limit.parse(name, entry.asked, f"budget.{name}")
+            asked = asked if asked.of_dense else replace(asked, value=entry.limit)
+        except BadInputError:
+            continue
+        whole = dense.get(name, entry.limit / asked.value if asked.of_dense else entry.limit)
+        if name == "latency_ms":
+            yield LimitVerdict.by_measurement(asked, entry.predicted, whole, made)
+        else:
+            yield LimitVerdict.by_prediction(asked, entry.predicted, whole)
 
 
 def with_total(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """ONNX Runtime: export, sessions, interleaved timing, energy counters, quantisation, the program on devices."""
 
+from amcsearch.runtime.comparison import OUTPUTS, Agreement, Compared, InBatches, compare
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
-from amcsearch.runtime.export import WRAPPER, exported, max_abs_difference, torch_program
+from amcsearch.runtime.export import WRAPPER, exported, program_module, torch_program
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
@@ -21,14 +22,18 @@ __all__ = [
     "DATA_TYPES",
     "DISTURBED",
     "KIT_VERSION",
+    "OUTPUTS",
     "PLAN_FILE",
     "QUIET_QUANTILE",
     "SUM",
     "WRAPPER",
+    "Agreement",
+    "Compared",
     "DeviceError",
     "DevicePlan",
     "Drift",
     "ExecutedNode",
+    "InBatches",
     "InputSpec",
     "OnnxModule",
     "PairedLatency",
@@ -37,16 +42,17 @@ __all__ = [
     "bound_call",
     "calibrated_scale",
     "canonical",
+    "compare",
     "converted",
     "differences",
     "exported",
     "find_counter",
     "make_session",
-    "max_abs_difference",
     "measure_energy",
     "measure_many",
     "measure_paired",
     "parsed_lines",
+    "program_module",
     "provenance",
     "run",
     "torch_program",

@@ -16,16 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
 from amcsearch.graph import evaluating, first_tensor
-from amcsearch.runtime.session import make_session
+from amcsearch.runtime.comparison import InBatches
 
-__all__ = ["WRAPPER", "exported", "max_abs_difference", "torch_program"]
+__all__ = ["WRAPPER", "exported", "program_module", "torch_program"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
@@ -151,22 +150,24 @@ def torch_program(model: nn.Module, example: Tensor) -> bytes:
     raise BadInputError(f"torch.export cannot follow {type(model).__name__} ({reason}); make its forward traceable")
 
 
-def max_abs_difference(model: nn.Module, path: Path | bytes, inputs: Tensor) -> float:
-    """Largest |torch - ONNX Runtime| over all outputs for ``inputs`` (N, …), N a multiple of the model's batch.
+def program_module(path: Path) -> nn.Module:
+    """Return the network of a ``torch.export`` program that ``torch_program`` made, for any number of samples.
 
     Raises:
-        BadInputError: the file cannot be opened, or N does not fit its batch.
+        BadInputError: the file cannot be read.
     """
-    session = make_session(path)
-    port = session.get_inputs()[0]
-    batch = port.shape[0] if isinstance(port.shape[0], int) else len(inputs)
-    if not len(inputs) or len(inputs) % batch:
-        raise BadInputError(f"{len(inputs)} inputs do not fit the ONNX model's batch of {batch}: use a multiple of it")
-    worst = 0.0
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(inputs), batch):
-            x = inputs[start : start + batch]
-            ours = first_tensor(model(x)).numpy()
-            theirs = session.run(None, {port.name: x.numpy()})[0]
-            worst = max(worst, float(np.abs(ours - theirs).max()))
-    return worst
+    try:
+        program = torch.export.load(path)
+        inputs = set(program.graph_signature.user_inputs)
+        sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name in inputs]
+        module: nn.Module = program.module()
+    except Exception as error:  # a damaged file makes torch's reader raise almost anything
+        raise BadInputError(f"cannot read {path}: {next(iter(str(error).splitlines()), 'damaged')}") from error
+    return _Program(module, sizes[0] if sizes and isinstance(sizes[0], int) else None)
+
+
+class _Program(InBatches):
+    def train(self, mode: bool = True) -> "_Program":
+        """Stay as it is: a program has the mode that it was exported in."""
+        del mode
+        return self

@@ -143,6 +143,13 @@ class OnnxModule(nn.Module):
         self._session = make_session(model, threads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, …) → (N, …), in calls of the model's own batch."""
-        calls = outputs_of_calls(self._session, x.numpy())
-        return torch.from_numpy(np.concatenate([first for first, *_ in calls])[: len(x)])
+        """(N, …) → (N, …), in calls of the model's own batch.
+
+        Raises:
+            BadInputError: ONNX Runtime cannot run the model on these inputs.
+        """
+        try:
+            outputs = [first for first, *_ in outputs_of_calls(self._session, x.numpy())]
+        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+            raise BadInputError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+        return torch.from_numpy(np.concatenate(outputs)[: len(x)])

@@ -14,6 +14,7 @@ group saves energy in its neighbours; passes over all groups repeat with twice t
 remaining evaluations go into hill climbing.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, NetworkSpec
+from amcsearch.core import BadInputError, NetworkSpec, at_worst
 from amcsearch.costs import CostGrid
 from amcsearch.search.local_search import climb, evaluate_one
 from amcsearch.search.study import Study
@@ -92,7 +93,8 @@ class EnergyAware:
         tried = high if high < len(rows) - 1 else low
         if tried >= 0 and study.seen(study.network.policy(rows[tried])):
             rise = _loss(study, rows[tried]) - _loss(study, kept)
-            hurts[g] = float(np.nan_to_num(rise / max(_saved(study, kept, rows[tried]), _LEAST)))
+            hurt = at_worst(rise / max(_saved(study, kept, rows[tried]), _LEAST))
+            hurts[g] = min(hurt, sys.float_info.max)  # finite, for it is multiplied by savings of 0
         return np.asarray(rows[high])
 
 

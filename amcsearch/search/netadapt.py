@@ -105,6 +105,7 @@ def proposals(study: Study, kept: NDArray[np.int64], target: float) -> NDArray[n
 
 
 def _worth(trial: Trial) -> tuple[float, float]:
-    """Accuracy, then loss; the worst of all where the loss is not finite."""
+    """Accuracy, then loss; the worst of all where one of them is not finite."""
     evaluation = trial.evaluation
-    return (evaluation.accuracy, -evaluation.loss) if np.isfinite(evaluation.loss) else (-1.0, -np.inf)
+    worth = evaluation.accuracy, -evaluation.loss
+    return worth if np.isfinite(worth).all() else (-np.inf, -np.inf)

@@ -99,7 +99,8 @@ def hard_constraint(evaluation: Evaluation, cost: Cost, context: RewardContext, 
     """
     if penalty <= 0:
         raise BadInputError(f"reward hard_constraint: penalty = {penalty}, must be above 0")
-    overshoot = sum(max(0.0, cost[name] / limit - 1.0) for name, limit in context.budget.limits.items())
+    shares = (cost[name] / limit for name, limit in context.budget.limits.items())
+    overshoot = sum(0.0 if share <= 1.0 else share - 1.0 for share in shares)  # NaN stays NaN, a reward that fails
     return evaluation.accuracy if overshoot == 0.0 else -penalty * (1.0 + overshoot)
 
 

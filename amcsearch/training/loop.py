@@ -8,13 +8,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError, UserCode
+from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.graph import channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.losses import correct, distillation, logits, task_loss
@@ -119,6 +119,8 @@ def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> 
 
 Progress = Callable[[int, float], None]
 
+MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
+
 
 def fit(
     model: nn.Module,
@@ -139,6 +141,9 @@ def fit(
     With a ``teacher`` the loss is ``losses.distillation``, with ``Distillation()`` by default; the teacher is copied,
     never changed. Each epoch is shuffled by the seed and cut into batches of nearly equal size, at most ``batch_size``.
 
+    A training may diverge in its last step, which no loss follows: parameters and buffers are to be finite at its end,
+    and no parameter above 1,000 times the largest one before (or 1,000).
+
     Args:
         model: gives logits (N, C) or (B, T, V), bare or first in a tuple or mapping.
         dataset: map-style, of (input, target).
@@ -156,7 +161,8 @@ def fit(
         Mean loss of every epoch, nats.
 
     Raises:
-        BadInputError: a loss that is not finite (names epoch and learning rate), or data that does not fit the model.
+        DivergedError: a loss that is not finite, or weights that diverged; names epoch, loss and learning rate.
+        BadInputError: data that does not fit the model.
     """
     model.to(torch_device).train()
     make_channels_first(model)
@@ -164,6 +170,7 @@ def fit(
     objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
     training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), _optimizer(model, recipe), seed)
     losses: list[float] = []
+    began = _largest(model)
     with seeded(seed):
         stored = store.load() if store is not None else None
         if stored is not None:
@@ -177,6 +184,8 @@ def fit(
             if progress is not None:
                 progress(epoch + 1, losses[-1])
     model.eval()
+    if losses:
+        _check_weights(model, began, recipe, losses[-1])
     return losses
 
 
@@ -303,7 +312,25 @@ def _optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimize
 
 def _check_finite(loss: float, epoch: int, learning_rate: float) -> None:
     if not math.isfinite(loss):
-        raise BadInputError(
+        raise DivergedError(
             f"loss is {loss} in epoch {epoch} at learning_rate = {learning_rate:.3g}, must be finite; "
             "lower the learning rate, lengthen the warm-up, or look for NaN in the data"
         )
+
+
+def _largest(model: nn.Module) -> float:
+    """Largest absolute value of a parameter; NaN where one is."""
+    peaks = [parameter.detach().abs().max() for parameter in model.parameters() if parameter.numel()]
+    return float(torch.stack([peak.double().cpu() for peak in peaks]).max()) if peaks else 0.0
+
+
+def _check_weights(model: nn.Module, began: float, recipe: TrainingRecipe, loss: float) -> None:
+    bad = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
+    ended, most = _largest(model), MOST_GROWTH * max(1.0, began)
+    if bad is None and ended <= most:
+        return
+    what = f"{bad} is not finite" if bad else f"the largest weight is {ended:.3g}, must be at most {most:.3g}"
+    raise DivergedError(
+        f"the training diverged in epoch {recipe.epochs}, whose mean loss was {loss:.4g}, at learning_rate = "
+        f"{recipe.learning_rate:.3g}: {what}; lower the learning rate, or lengthen the warm-up"
+    )

@@ -50,7 +50,8 @@ def task_loss(output: Output, target: Tensor, label_smoothing: float = 0.0) -> T
 def rightness(output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
     """How right each prediction is, and whether it has a target: two tensors, (…,) as labels are, or vectors without D.
 
-    1 or 0 of a label, several logits sharing the maximum counting as the first; the cosine of a vector.
+    1 or 0 of a label, several logits sharing the maximum counting as the first, and a NaN among the logits as wrong;
+    the cosine of a vector, NaN where the vector has one.
 
     Raises:
         BadInputError: shapes that do not fit.
@@ -60,7 +61,7 @@ def rightness(output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
         return cosines, torch.ones_like(cosines, dtype=torch.bool)
     scores, flat = _flat(logits(output), target)
     known = flat != IGNORED_TARGET
-    right = (scores.argmax(-1) == flat) & known
+    right = (scores.argmax(-1) == flat) & known & ~scores.isnan().any(-1)
     return right.reshape(target.shape).double(), known.reshape(target.shape)
 
 

@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_pat
     search = ["search", config, "--set", f"search.agent={agent}", "--out"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run([*search, whole]).returncode == 0
-    killed = run([*search, broken], TINY_JOB_DIES_AT="30")
+    killed = run([*search, broken], TINY_JOB_DIES_AT="44")
     assert killed.returncode == -9
     assert not (broken / "summary.json").exists()
     refused = run([*search, broken])

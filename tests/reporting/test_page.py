@@ -119,8 +119,13 @@ def change(run, edit):
 
 
 def test_a_missed_budget_is_said(finished):
-    text = change(finished, lambda s: s["latency_ratio"].update(median=0.53))
+    text = change(finished, lambda s: s["latency_ratio"].update(median=0.53, low=0.51, high=0.54))
     assert "measured 0.530x of dense: missed" in text
+
+
+def test_an_interval_that_straddles_the_limit_decides_nothing(finished):
+    text = change(finished, lambda s: s["latency_ratio"].update(median=0.49, low=0.48, high=0.51))
+    assert "measured 0.490x of dense: undecided" in text
 
 
 def test_an_absolute_budget_is_compared_in_its_own_unit(finished):

@@ -7,7 +7,9 @@ from torch import nn
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.runtime import export
-from amcsearch.runtime.export import EXPORTERS, exported, max_abs_difference
+from amcsearch.runtime.comparison import compare
+from amcsearch.runtime.export import EXPORTERS, exported, program_module, torch_program
+from amcsearch.runtime.session import OnnxModule
 
 
 class Tokens(nn.Module):
@@ -31,7 +33,7 @@ def test_both_exporters_give_the_network_and_its_module_names(name, monkeypatch)
     monkeypatch.setattr(export, "EXPORTERS", {name: EXPORTERS[name]})
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     content = exported(model, torch.zeros(2, 1, 8, 8))
-    assert max_abs_difference(model, content, torch.randn(4, 1, 8, 8)) < 1e-5
+    assert compare(model, OnnxModule(content), torch.randn(4, 1, 8, 8)).max_abs < 1e-5
     names = [n.name for n in onnx.load_from_string(content).graph.node]
     assert any(n.startswith("/network/") and "4" in n.split("/")[2] for n in names)
 
@@ -45,7 +47,7 @@ def test_mappings_tokens_and_dropout():
     assert model.training
     assert model.encoder.layers[0].dropout.training
     assert torch.backends.mha.get_fastpath_enabled()
-    assert max_abs_difference(model, content, tokens) < 1e-5
+    assert compare(model, OnnxModule(content), tokens).max_abs < 1e-5
     graph = onnx.load_from_string(content).graph
     assert [i.name for i in graph.input] == ["input"]  # weights are initializers, else the fast layout is off
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
@@ -56,12 +58,33 @@ def test_a_difference_is_seen():
     content = exported(model, torch.zeros(1, 2))
     with torch.no_grad():
         model.weight += 0.5
-    assert max_abs_difference(model, content, torch.tensor([[1.0, 1.0], [2.0, 2.0]])) == pytest.approx(2.0)
+    assert compare(model, OnnxModule(content), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).max_abs == pytest.approx(2.0)
 
 
-def test_inputs_must_fill_the_batch():
-    with pytest.raises(BadInputError, match="3 inputs do not fit the ONNX model's batch of 2"):
-        max_abs_difference(nn.Linear(2, 1), exported(nn.Linear(2, 1), torch.zeros(2, 2)), torch.zeros(3, 2))
+def test_a_file_of_a_fixed_batch_takes_any_number_of_samples():
+    model = nn.Linear(2, 1)
+    assert compare(model, OnnxModule(exported(model, torch.zeros(2, 2))), torch.randn(3, 2)).max_abs < 1e-6
+    with pytest.raises(BadInputError, match="0 samples were compared"):
+        compare(model, model, torch.zeros(0, 2))
+
+
+class Fixed(nn.Module):
+    """Two samples, no more and no less."""
+
+    def forward(self, x):
+        return x.reshape(2, 3).cumsum(1)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), Fixed()], ids=["free batch", "fixed batch"])
+def test_a_program_is_read_back_for_any_number_of_samples(model, tmp_path):
+    path, inputs = tmp_path / "program.pt2", torch.arange(15.0).reshape(5, 3)
+    path.write_bytes(torch_program(model, inputs[:2]))
+    expected = inputs.cumsum(1) if isinstance(model, Fixed) else model(inputs).detach()
+    program = program_module(path).eval()
+    torch.testing.assert_close(program(inputs).detach(), expected)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BadInputError, match="cannot read"):
+        program_module(path)
 
 
 def test_modules_that_cannot_be_traced():

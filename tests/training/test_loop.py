@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
-from amcsearch.core.errors import BadInputError
+from amcsearch.core.errors import BadInputError, DivergedError
 from amcsearch.training.hook import PlainTraining
 from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at, random_shift
 from amcsearch.training.models import MODELS
@@ -302,3 +302,24 @@ def test_replaying_the_tail_has_its_learning_rates():
     recipe = TrainingRecipe(epochs=4, learning_rate=0.1, batch_size=30)
     fit(linear(), blobs(), recipe, seed=0, hook=Watch(), first_epoch=3)
     assert rates == [learning_rate_at(step, 2, recipe) for step in (6, 7)]
+
+
+@pytest.mark.parametrize(("rate", "what"), [(1e30, "is not finite|largest weight"), (1e4, "the largest weight is")])
+def test_weights_that_diverge_in_the_last_step_are_named(rate, what):
+    recipe = TrainingRecipe(1, rate, batch_size=1000, schedule="constant")
+    with pytest.raises(DivergedError, match=rf"diverged in epoch 1, whose mean loss was .*learning_rate = .*({what})"):
+        fit(linear(), blobs(), recipe, seed=0)
+
+
+def test_a_buffer_that_diverges_is_named():
+    class Counter(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("level", torch.zeros(()))
+
+        def forward(self, x):
+            self.level = self.level + torch.inf
+            return super().forward(x)
+
+    with pytest.raises(DivergedError, match="level is not finite"):
+        fit(Counter(), blobs(), RECIPE, seed=0)

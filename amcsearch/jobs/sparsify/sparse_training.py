@@ -15,7 +15,7 @@ from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import remove
 from amcsearch.jobs.setup import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
-from amcsearch.jobs.workload import Workload, training_recipe
+from amcsearch.jobs.workload import Workload, diverging, training_recipe
 from amcsearch.methods import (
     GATES,
     SCHEDULES,
@@ -112,7 +112,8 @@ def sparse_training(
             hook = _masked(config, workload, model, target, steps, method)
     device = config.evaluation.torch_device
     train = workload.splits.train
-    fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
+    with diverging("sparsify.training"):
+        fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
     assert gate is not None

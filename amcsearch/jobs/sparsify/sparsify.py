@@ -3,14 +3,14 @@
 import copy
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
 from torch import nn
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost, Limit
-from amcsearch.jobs.delivery import save_network
+from amcsearch.jobs.delivered_files import check_files, judge_stored, save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
@@ -20,7 +20,7 @@ from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
-from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget
+from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
 from amcsearch.training import StateFile, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
@@ -31,6 +31,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
 
     Raises:
         BadInputError: an unknown method or parameter, or as the rooms it passes through.
+        DeliveryError: a delivered file is not what was judged; all else is written.
         InfeasibleBudgetError: no network of the device's grid meets the target.
     """
     phases = Phases(observer, run.append_log)
@@ -57,14 +58,18 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         tuned = copy.deepcopy(sparse.model)
         hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
         fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
-    with phases("verify", "Reading the test split"):
-        reached = _reached(config, limit, target, sparse)
-        summary = _summary(config, workload, device, reached, sparse, tuned, phases.seconds)
-    save_network(tuned, workload.example, run, observer.warn)
-    save_tensors(sparse.masks, run.masks_safetensors)
-    run.write_text(run.densities_csv, _csv(_densities(sparse)))
-    run.write_policy(sparse.policy)
-    run.write_summary(summary)
+    with phases("verify", "Writing the network and reading the test split"):
+        save_tensors(sparse.masks, run.masks_safetensors)
+        run.write_text(run.densities_csv, _csv(_densities(sparse)))
+        run.write_policy(sparse.policy)
+        save_network(tuned, workload.example, run, observer.warn)
+        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test))
+        summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
+    verdict = Verdict.of([summary.target.judged(summary.total)], files)
+    warnings = (*summary.warnings, *verdict.texts)
+    seconds = dict(phases.seconds)
+    run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
+    check_files(run, files)
     return SparsifyResult(run, lambda: tuned)
 
 
@@ -156,7 +161,6 @@ def _summary(
     reached: SparsityTarget,
     sparse: Sparse,
     tuned: nn.Module,
-    seconds: Mapping[str, float],
 ) -> SparsifySummary:
     cost = device.grid.cost(sparse.policy) if sparse.granularity == "channels" else Cost()
     kept = sum(int(mask.sum()) for mask in sparse.masks.values())
@@ -176,7 +180,7 @@ def _summary(
         channel_multiple=device.channel_multiple,
         warnings=(*workload.warnings, *device.warnings),
         seed=config.seed,
-        seconds=dict(seconds),
+        seconds={},
     )
 
 

@@ -1,0 +1,124 @@
+"""The files of the delivered network: written, read back from the disk, and held to the network in memory.
+
+Every format is judged on the whole test split: ``pruned.onnx`` by its accuracy in ONNX Runtime and its difference from
+torch, ``pruned.safetensors`` in a fresh network that is cut to the policy, and ``pruned.pt2`` as ``torch.export`` loads
+it. The bounds are those of ``runtime.comparison``: 0.001 of the outputs' scale, and 1 % of the predictions.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor, nn
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, DeliveryError, UserCode
+from amcsearch.jobs.loading import with_stored_weights
+from amcsearch.jobs.workload import InMemory, dense_network
+from amcsearch.runs import DeliveredFile, RunFolder
+from amcsearch.runtime import Agreement, Compared, OnnxModule, compare, program_module, torch_program
+from amcsearch.training import evaluate, save_state, save_tensors
+
+__all__ = ["check_files", "judge_onnx", "judge_stored", "save_network"]
+
+_CURES: Final = {
+    ".onnx": "the exporter follows one side of a branch: write it with torch.where, and make nothing depend on being "
+    "exported",
+    ".pt2": "make forward a function of its input, its parameters and its buffers alone, also while it is exported",
+    ".safetensors": "keep all that forward computes with in parameters and buffers, and make the factory give the same "
+    "network at every call",
+}
+
+
+def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
+    """Write weights, one input, and the self-contained program that ``load`` brings the network back from.
+
+    A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
+
+    Raises:
+        BadInputError: a folder that cannot be written.
+    """
+    save_state(model, run.pruned_safetensors)
+    save_tensors({"input": example[:1]}, run.example_safetensors)
+    try:
+        program = torch_program(model, example)
+    except BadInputError as error:
+        run.append_log({"program": None, "reason": str(error)})
+        warn(f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl")
+        return
+    with run.replacing(run.pruned_pt2) as path:
+        path.write_bytes(program)
+
+
+def judge_onnx(
+    run: RunFolder, tuned: nn.Module, in_float32: bytes, test: tuple[Tensor, Tensor], *, quantised: bool
+) -> tuple[DeliveredFile, float]:
+    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its accuracy as a share.
+
+    The difference is that of the float32 export, before anything is quantised; the accuracy, and whether outputs are
+    finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
+    """
+    inputs, targets = test
+    has_labels = not targets.is_floating_point()
+    name, path = run.pruned_onnx.name, run.pruned_onnx
+    try:
+        compared = Compared(tuned, OnnxModule(path), labels=has_labels)
+        _, accuracy = evaluate(compared, inputs, targets)
+        agreement = compared.agreement()
+        if not quantised:
+            return _described(name, agreement, agreement.problem), accuracy
+        in_torch = compare(tuned, OnnxModule(in_float32), inputs, labels=has_labels)
+    except BadInputError as error:
+        return _unusable(name, error), math.nan
+    return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), accuracy
+
+
+def judge_stored(
+    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, test: tuple[Tensor, Tensor]
+) -> list[DeliveredFile]:
+    """Load ``pruned.safetensors`` and, where there is one, ``pruned.pt2`` again, and compare the outputs with torch's.
+
+    The weights go into a fresh network of the factory, or a copy of the one in memory, which the policy cuts: policy
+    and masks have to be in the folder.
+    """
+    loaders: dict[Path, Callable[[], nn.Module]] = {
+        run.pruned_safetensors: lambda: with_stored_weights(run, dense_network(config, given)),
+        run.pruned_pt2: lambda: program_module(run.pruned_pt2),
+    }
+    inputs, targets = test
+    files = []
+    for path, load in loaders.items():
+        if not path.is_file():
+            continue
+        try:
+            with UserCode(path.name):
+                agreement = compare(tuned, load(), inputs, labels=not targets.is_floating_point())
+        except BadInputError as error:
+            files.append(_unusable(path.name, error))
+        else:
+            files.append(_described(path.name, agreement, agreement.problem))
+    return files
+
+
+def check_files(run: RunFolder, files: Iterable[DeliveredFile]) -> None:
+    """Refuse files that are not what was judged; they stay where they are.
+
+    Raises:
+        DeliveryError: a file is beyond its bound.
+    """
+    for file in files:
+        if file.problem is not None:
+            raise DeliveryError(
+                f"{file.name} is not the network that was judged: on the test split it {file.problem}; "
+                f"{_CURES[Path(file.name).suffix]}; {run.path} keeps the file, the policy and the report"
+            )
+
+
+def _described(name: str, agreement: Agreement, problem: str | None) -> DeliveredFile:
+    numbers = (agreement.max_abs, agreement.relative, agreement.changed, agreement.predictions)
+    return DeliveredFile(name, agreement.samples, *numbers, problem)
+
+
+def _unusable(name: str, error: BadInputError) -> DeliveredFile:
+    return DeliveredFile(name, 0, math.nan, math.nan, 0, 0, f"cannot be run: {' '.join(str(error).split())}")

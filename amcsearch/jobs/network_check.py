@@ -1,0 +1,145 @@
+"""Checks of the dense network before work is spent on it: what would make the delivered file another network.
+
+A search judges the network in torch, in large batches, and delivers a file that ONNX Runtime runs in the device's
+batch. The two are one network only if outputs are finite and do not change from call to call or with the other samples
+of the batch, if the input stays as it was, and if the exporter follows the whole network. None of it depends on what is
+pruned, and seldom on the weights. So the dense network is checked, with the weights that it was made with and again
+when it is trained.
+"""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, Evaluation, UserCode
+from amcsearch.graph import evaluating, first_tensor
+from amcsearch.runtime import OUTPUTS, InBatches, OnnxModule, compare, exported
+from amcsearch.training import DataSplits, stacked
+
+__all__ = ["chance_warning", "check_export", "check_network"]
+
+EVEN: Final = 40  # probes spread evenly over a split …
+EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
+BATCH: Final = 256
+SIGMAS: Final = 2.0
+
+
+def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
+    """Refuse a network that does not give finite outputs of its input alone.
+
+    Outputs are checked on every sample that will be judged; some tens of samples of the calibration and search splits,
+    the most extreme ones among them, are run twice, and in batches of several sizes.
+
+    Raises:
+        BadInputError: weights or outputs that are not finite, outputs that differ from call to call or with the batch,
+            or an input that is changed in place; names the network.
+    """
+    name = _name(config, model)
+    _check_weights(model, name)
+    with UserCode(name):
+        probes = _probes_of(splits)
+        _check_input_kept(model, probes, name)
+        for split in ("calibration", "search", "test"):
+            _check_outputs(model, stacked(getattr(splits, split))[0], name, split)
+        _check_repeats(model, probes, config.device.batch, name)
+
+
+def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Tensor) -> None:
+    """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on some samples.
+
+    Raises:
+        BadInputError: a difference beyond the bounds of ``runtime.comparison``; or as ``runtime.exported``.
+    """
+    file, has_labels = OnnxModule(exported(model, example)), config.data.targets == "given"
+    agreement = compare(InBatches(model, len(example)), file, _probes_of(splits), labels=has_labels)
+    if agreement.problem is not None:
+        raise BadInputError(
+            f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "
+            "follows one side of a branch: write it with torch.where, and make nothing depend on being exported"
+        )
+
+
+def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation) -> str | None:
+    """Say that the dense network guesses: its accuracy on the search split is within two deviations of 1 in classes."""
+    inputs, targets = stacked(splits.search)
+    if targets.is_floating_point():
+        return None
+    with evaluating(model), torch.inference_mode():
+        classes = first_tensor(model(inputs[:1])).shape[-1]
+    chance = 1.0 / classes
+    deviation = math.sqrt(chance * (1.0 - chance) / max(1, targets.numel()))
+    if dense.accuracy > chance + SIGMAS * deviation:
+        return None
+    return (
+        f"the dense network guesses: {dense.accuracy:.1%} right on the search split, where one class in {classes} is "
+        f"{chance:.1%}; train it, give model.checkpoint or model.pretrain, or check the targets"
+    )
+
+
+def _name(config: Config, model: nn.Module) -> str:
+    return f"{'model' if config.model.factory is None else 'model.factory'}: {type(model).__name__}"
+
+
+def _probes_of(splits: DataSplits) -> Tensor:
+    return torch.cat([_probes(stacked(split)[0]) for split in (splits.calibration, splits.search)])
+
+
+def _probes(inputs: Tensor) -> Tensor:
+    """Samples spread evenly over (N, …), and those with the largest and the smallest peaks and sums."""
+    even = torch.linspace(0, len(inputs) - 1, min(EVEN, len(inputs))).round().long()
+    flat = inputs.reshape(len(inputs), -1).double()
+    orders = [values.argsort() for values in (flat.amax(1), flat.amin(1), flat.sum(1))]
+    ends = [end for order in orders for end in (order[:EXTREME], order[-EXTREME:])]
+    return inputs[torch.unique(torch.cat([even, *ends]))]
+
+
+def _check_weights(model: nn.Module, name: str) -> None:
+    for key, tensor in model.state_dict().items():
+        bad = tensor[~tensor.isfinite()]
+        if len(bad):
+            raise BadInputError(
+                f"{name}: {key} holds {float(bad[0])} ({len(bad)} of {tensor.numel()} values), must be finite; look at "
+                "its initialisation, model.checkpoint and model.pretrain"
+            )
+
+
+def _check_input_kept(model: nn.Module, probes: Tensor, name: str) -> None:
+    given = probes.clone()
+    with evaluating(model), torch.inference_mode():
+        model(given)
+    if not torch.equal(given, probes):
+        raise BadInputError(
+            f"{name} changes its input in place, so every pass would see another one; write x = x + 1 for x += 1, and "
+            "inplace=False in the first layer"
+        )
+
+
+def _check_outputs(model: nn.Module, inputs: Tensor, name: str, split: str) -> None:
+    bad = 0
+    with evaluating(model), torch.inference_mode():
+        for x in torch.split(inputs, BATCH):
+            output = first_tensor(model(x))
+            bad += int((~output.isfinite()).reshape(len(x), -1).any(1).sum())
+    if bad:
+        raise BadInputError(
+            f"{name} gives NaN or infinity for {bad} of {len(inputs)} samples of the {split} split, must be 0; look at "
+            "its forward, its weights and these inputs"
+        )
+
+
+def _check_repeats(model: nn.Module, probes: Tensor, batch: int, name: str) -> None:
+    """Compare a pass over all probes with a second one, and with passes in batches of 1 and of the device."""
+    cure = "make its forward a function of the input alone in eval mode: no random numbers, no counters"
+    checks = [("from call to call", len(probes), cure)]
+    cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"
+    checks += [(f"in batches of {size} and of {len(probes)}", size, cure) for size in sorted({1, batch})]
+    for what, size, cured in checks:
+        agreement = compare(InBatches(model, size), InBatches(model, len(probes)), probes)
+        if not agreement.relative <= OUTPUTS:
+            raise BadInputError(
+                f"{name} gives other outputs for the same samples {what}: they differ by {agreement.relative:.3g} of "
+                f"their scale, at most {OUTPUTS:g} is allowed; {cured}"
+            )

@@ -1,0 +1,221 @@
+"""The verdict on a delivered network: is each limit met, missed or undecided, and do its files hold what was judged.
+
+It is made once, of the final measurement of the delivered file, and every door shows it. A cost that is measured is
+judged by its 95 % interval: below the limit it is met, above it missed, and an interval that straddles the limit
+decides nothing. Neither does a busy host: with more than half of the rounds disturbed, a network measured beside itself
+came out at 1.02 to 1.56 times its own latency, and the intervals of some left out 1. A cost that follows from shapes
+(MACs, parameters, bytes, energy by its model) is met or missed by its prediction.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Self
+
+from amcsearch.core import Limit
+from amcsearch.runs.documents import StoredDocument
+
+__all__ = ["DeliveredFile", "Interval", "LimitVerdict", "Measurement", "Verdict", "VerdictState"]
+
+MOST_DISTURBED: Final = 0.5  # share of rounds
+LEAST_ROUNDS: Final = 5  # the interval of fewer is too narrow to be believed
+_TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
+_UNITS: Final = {"macs": "MACs", "params": "parameters", "latency_ms": "ms", "energy_mj": "mJ"}
+_MEASURE: Final = "measure it on an idle machine: amcsearch prune CONFIG --policy policy.json"
+_REMEASURE: Final = f"{_MEASURE}, or raise device.rounds"
+
+
+class VerdictState(StrEnum):
+    """``refused`` is a network whose delivered file is not what was judged; the others speak of limits."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNDECIDED = "undecided"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Interval(StoredDocument):
+    """A measurement: its median and the ends of its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The final measurement of the delivered file, in runs interleaved with the dense network's.
+
+    ``ratio`` is its share of dense latency; ``rounds`` counts those used and ``disturbed`` those left out; 0 of both
+    where a run did not write them.
+    """
+
+    latency_ms: Interval
+    ratio: Interval
+    rounds: int = 0
+    disturbed: int = 0
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the measurement decides nothing; None where it does."""
+        total = self.rounds + self.disturbed
+        if self.disturbed > MOST_DISTURBED * total:
+            return f"the host was busy: {self.disturbed} of {total} rounds were disturbed, at most {total // 2} may be"
+        if total and self.rounds < LEAST_ROUNDS:
+            return f"{self.rounds} rounds were measured, at least {LEAST_ROUNDS} are needed"
+        return None
+
+
+@dataclass(frozen=True)
+class DeliveredFile(StoredDocument):
+    """How far a delivered file, read back from the disk, gives the outputs of the network in memory on the test split.
+
+    ``max_abs_diff`` is the largest difference, ``relative_diff`` the largest as a share of its sample's scale,
+    ``changed`` counts those of ``predictions`` (the largest logit) that differ. ``problem`` says what is beyond its
+    bound, None where nothing is. Numbers are NaN where the file could not be run.
+    """
+
+    name: str
+    samples: int
+    max_abs_diff: float
+    relative_diff: float
+    changed: int
+    predictions: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class LimitVerdict(StoredDocument):
+    """Whether one limit holds.
+
+    ``asked`` is what the user wrote. ``limit``, ``predicted`` and ``measured`` are shares of the dense network's cost
+    if ``of_dense``, else in the unit of the cost; ``measured`` is None where the cost is only predicted.
+    """
+
+    cost: str
+    asked: str | float
+    limit: float
+    of_dense: bool
+    predicted: float
+    measured: Interval | None
+    state: VerdictState
+    reason: str
+
+    @classmethod
+    def by_prediction(cls, asked: Limit, predicted: float, dense: float, slack: float = 0.0) -> Self:
+        """Judge a cost that follows from shapes: ``predicted`` and ``dense`` in its unit. NaN is missed.
+
+        ``slack`` is what the limit may be exceeded by, in its own unit.
+        """
+        value = _share(predicted, dense) if asked.of_dense else predicted
+        is_within = value <= asked.value * (1.0 + _TOLERANCE) + slack  # false for NaN
+        state = VerdictState.MET if is_within else VerdictState.MISSED
+        unit = _unit(asked)
+        reason = f"{_number(value)}{unit} by its shapes, at most {_number(asked.value)}{unit}"
+        cure = "" if is_within else "; prune further, or raise the limit"
+        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, None, state, reason + cure)
+
+    @classmethod
+    def by_measurement(cls, asked: Limit, predicted: float, dense: float, made: Measurement) -> Self:
+        """Judge latency by the final measurement; one that is not a number decides nothing."""
+        interval = made.ratio if asked.of_dense else made.latency_ms
+        if math.isnan(interval.low + interval.high):
+            return cls.unmeasured(asked, predicted, dense)
+        value = _share(predicted, dense) if asked.of_dense else predicted
+        state, reason = _of_interval(asked, interval, made.doubt)
+        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, interval, state, reason)
+
+    @classmethod
+    def unmeasured(cls, asked: Limit, predicted: float, dense: float) -> Self:
+        """Decide nothing: latency is only predicted."""
+        value = _share(predicted, dense) if asked.of_dense else predicted
+        reason = f"{_number(value)}{_unit(asked)} is predicted and nothing was measured; {_MEASURE}"
+        state = VerdictState.UNDECIDED
+        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, None, state, reason)
+
+    @property
+    def text(self) -> str:
+        """One sentence: the limit, what came of it, and why."""
+        return f"{self.cost} = {self.asked} is {self.state}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Verdict(StoredDocument):
+    """What came of every limit, by the final measurement of the delivered file.
+
+    ``warnings`` are sentences about the network that no limit speaks of; ``problems`` say which delivered files are not
+    what was judged.
+    """
+
+    limits: tuple[LimitVerdict, ...] = ()
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, limits: Iterable[LimitVerdict], files: Iterable[DeliveredFile] = (), made: Measurement | None = None
+    ) -> Self:
+        """Join the verdicts on single limits and files, and say where the network is not faster than dense."""
+        problems = tuple(f"{file.name}: {file.problem}" for file in files if file.problem is not None)
+        judged = tuple(limits)
+        in_doubt = not any(limit.measured is not None for limit in judged)  # else the limit says so
+        return cls(judged, problems, () if made is None else tuple(_slower(made, in_doubt)))
+
+    @property
+    def state(self) -> VerdictState:
+        """``refused`` with a problem, else ``missed`` or ``undecided`` where any limit is, else ``met``."""
+        if self.problems:
+            return VerdictState.REFUSED
+        states = {limit.state for limit in self.limits}
+        worst_first = (VerdictState.MISSED, VerdictState.UNDECIDED)
+        return next((state for state in worst_first if state in states), VerdictState.MET)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Sentences on all that is not as it should be: files, limits that are not met, and warnings."""
+        unmet = (limit.text for limit in self.limits if limit.state is not VerdictState.MET)
+        return (*self.problems, *unmet, *self.warnings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, with the ``state`` among its keys."""
+        return {"state": str(self.state), **super().to_json()}
+
+
+def _of_interval(asked: Limit, interval: Interval, doubt: str | None) -> tuple[VerdictState, str]:
+    unit = _unit(asked)
+    measured = f"measured {_number(interval.median)}{unit} ({_number(interval.low)}–{_number(interval.high)})"
+    bound = f"at most {_number(asked.value)}{unit}"
+    if doubt is not None:
+        return VerdictState.UNDECIDED, f"{measured}, {bound}, but {doubt}; {_REMEASURE}"
+    if interval.high <= asked.value:
+        return VerdictState.MET, f"{measured}, {bound}"
+    if interval.low > asked.value:
+        cure = "measure a latency table on this machine and search again"
+        return VerdictState.MISSED, f"{measured}, {bound}; {cure}"
+    return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {_REMEASURE}"
+
+
+def _slower(made: Measurement, say_doubt: bool) -> Iterable[str]:
+    """Warn of a network that is slower than dense, or not measurably faster."""
+    low, high = made.ratio.low, made.ratio.high
+    measured = f"{_number(made.ratio.median)}x of dense latency ({_number(low)}–{_number(high)})"
+    if made.doubt is not None:
+        yield from [f"the measured latency decides nothing: {made.doubt}; {_REMEASURE}"] * say_doubt
+    elif low >= 1.0:
+        yield f"the delivered network is slower than the dense one: {measured}; keep the dense one, or prune further"
+    elif not high < 1.0:
+        yield f"the delivered network is not measurably faster than the dense one: {measured}"
+
+
+def _share(value: float, dense: float) -> float:
+    return value / dense if dense else math.nan if value else 0.0
+
+
+def _unit(asked: Limit) -> str:
+    return "x of dense" if asked.of_dense else f" {_UNITS.get(asked.cost, asked.cost)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,234 @@
+"""Networks that are another one in a file, in a batch, at another call or for some inputs: kinds, not examples."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+
+class Tiny(nn.Module):
+    """Three convolutions with a residual add for 1x8x8 images of four classes."""
+
+    def __init__(self, width: int = 16, hidden: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(width, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.body(x))
+        return self.head(x.mean((2, 3)))
+
+
+class BranchOnBatch(Tiny):
+    """Takes its side by the largest value of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.flip(1) if float(x.detach().amax()) > 2.0 else y
+
+
+class BranchOnLarge(Tiny):
+    """Takes its side sample by sample, but by Python's if: the exporter sees one example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(x, super().forward(x), strict=True)
+        return torch.stack([row.flip(0) if float(image.detach().amax()) > 2.6 else row for image, row in pairs])
+
+
+class BranchOnSize(Tiny):
+    """Computes something else of more than one sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 2.0 * y if x.shape[0] > 1 else y
+
+
+class BatchStatistics(Tiny):
+    """Normalises by the batch in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean()) / (x.std(unbiased=False) + 1e-3))
+
+
+class ExportOther(Tiny):
+    """Is the negative of itself while it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return -y if torch.onnx.is_in_onnx_export() else y
+
+
+class ExportNan(Tiny):
+    """Gives NaN in the file alone, and only for some inputs: a logarithm that the exported side lacks a guard for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, level = super().forward(x), x.mean((1, 2, 3))[:, None] - 0.25
+        return y + level.log() if torch.onnx.is_in_onnx_export() else y + level.clamp(min=1e-3).log()
+
+
+class ExportScaled(Tiny):
+    """Is one in a hundred larger in the file."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 1.01 * y if torch.onnx.is_in_onnx_export() else y
+
+
+class Noisy(Tiny):
+    """Adds random numbers in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * torch.rand(x.shape[0], 4)
+
+
+class DropoutAlways(Tiny):
+    """Drops activations in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.3))
+
+
+class Drifting(Tiny):
+    """Counts its calls in a buffer, and the count is in the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (1.0 + 0.01 * self.calls)
+
+
+class Alternating(Tiny):
+    """Remembers in an attribute which call it is."""
+
+    odd = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.odd = not self.odd
+        return super().forward(x) * (1.0 if self.odd else 1.5)
+
+
+class Accumulating(Tiny):
+    """Adds up what it has seen, as a running mean that is updated in eval mode does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.seen = self.seen + 0.1 * y.detach().mean(0)
+        return y - self.seen
+
+
+class Counting(Tiny):
+    """Counts its calls in a buffer that no output depends on: nothing is wrong with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class InPlace(Tiny):
+    """Changes its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1.0
+        return super().forward(x)
+
+
+class NanForLarge(Tiny):
+    """Gives NaN for images with a mark, which the test split alone may carry."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.where((x[:, 0, 0, 0] > 50.0)[:, None], torch.nan, y)
+
+
+class WhenNarrow(Tiny):
+    """Is another network in the file as soon as it is pruned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        is_narrow = self.body[0].weight.shape[0] < 24
+        return y.flip(1) if is_narrow and torch.onnx.is_in_onnx_export() else y
+
+
+class NanWhenNarrow(Tiny):
+    """Gives NaN in the file as soon as it is pruned, for inputs with a mark."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.body[0].weight.shape[0] < 24 and torch.onnx.is_in_onnx_export():
+            y = torch.where((x[:, 0, 0, 0] > 50.0)[:, None], torch.nan, y)
+        return y
+
+
+class Unstored(Tiny):
+    """Computes with a number that no state dict holds, and that changes while it is trained."""
+
+    scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale += 0.05
+        return super().forward(x) * self.scale
+
+
+def plain() -> nn.Module:
+    """Nothing wrong."""
+    return Tiny()
+
+
+def nan_weight() -> nn.Module:
+    """One weight is NaN."""
+    model = Tiny()
+    with torch.no_grad():
+        model.body[0].weight[0, 0, 0, 0] = torch.nan
+    return model
+
+
+def infinite_bias() -> nn.Module:
+    """One bias is infinite."""
+    model = Tiny()
+    with torch.no_grad():
+        model.head.bias[1] = -torch.inf
+    return model
+
+
+def nan_buffer() -> nn.Module:
+    """A running mean is NaN."""
+    model = Tiny()
+    model.stem[1].running_mean[3] = torch.nan
+    return model
+
+
+def quadrants(samples: int = 400, seed: int = 0) -> dict[str, TensorDataset]:
+    """Noise with one bright quadrant; the class is which."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 0.5 * torch.randn(samples, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (samples,), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1.0
+    return {"train": TensorDataset(images, labels)}
+
+
+def marked() -> dict[str, TensorDataset]:
+    """The same with a test split in which a quarter of the images carry a mark."""
+    images, labels = quadrants(80, seed=1)["train"].tensors
+    images[:20, 0, 0, 0] = 99.0
+    return {**quadrants(), "test": TensorDataset(images, labels)}

@@ -1,0 +1,105 @@
+"""One verdict: limits by hand, intervals that straddle, busy hosts, files that are not what was judged."""
+
+import json
+import math
+
+import pytest
+
+from amcsearch.core.errors import BadInputError
+from amcsearch.core.limit import Limit
+from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
+
+HALF = Limit("latency_ms", 0.5, True, "budget.latency_ms")
+TWO_MS = Limit("latency_ms", 2.0, False, "budget.latency_ms")
+MACS = Limit("macs", 0.5, True, "budget.macs")
+MET, MISSED, UNDECIDED = VerdictState.MET, VerdictState.MISSED, VerdictState.UNDECIDED
+
+
+def measured(low: float, high: float, *, disturbed: int = 0, rounds: int = 100, dense_ms: float = 4.0) -> Measurement:
+    ratio = Interval((low + high) / 2, low, high)
+    ms = Interval(dense_ms * ratio.median, dense_ms * low, dense_ms * high)
+    return Measurement(ms, ratio, rounds, disturbed)
+
+
+@pytest.mark.parametrize("asked", [HALF, TWO_MS], ids=["share", "absolute"])
+@pytest.mark.parametrize(
+    ("low", "high", "state"),
+    [(0.3, 0.4, MET), (0.4, 0.5, MET), (0.48, 0.52, UNDECIDED), (0.5, 0.52, UNDECIDED), (0.51, 0.52, MISSED)],
+)
+def test_latency_is_judged_by_its_interval(asked: Limit, low: float, high: float, state: VerdictState) -> None:
+    verdict = LimitVerdict.by_measurement(asked, 1.0, 4.0, measured(low, high))
+    assert verdict.state is state
+    assert verdict.predicted == (0.25 if asked.of_dense else 1.0)
+    assert verdict.measured is not None
+    assert verdict.measured.high == (high if asked.of_dense else 4.0 * high)
+    assert str(state) in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("rounds", "disturbed", "is_decided"),
+    [(100, 0, True), (50, 50, True), (49, 51, False), (5, 0, True), (4, 0, False), (0, 0, True)],
+)
+def test_a_busy_host_and_few_rounds_decide_nothing(rounds: int, disturbed: int, is_decided: bool) -> None:
+    for low, high, state in ((0.3, 0.4, MET), (0.6, 0.7, MISSED)):
+        made = measured(low, high, rounds=rounds, disturbed=disturbed)
+        verdict = LimitVerdict.by_measurement(HALF, 1.0, 4.0, made)
+        assert verdict.state is (state if is_decided else UNDECIDED)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_a_number_is_never_met(bad: float) -> None:
+    for made in (measured(bad, bad), measured(0.1, bad)):
+        assert LimitVerdict.by_measurement(HALF, 1.0, 4.0, made).state is not MET
+    assert LimitVerdict.by_prediction(MACS, bad, 100.0).state is MISSED
+    assert LimitVerdict.by_prediction(MACS, 40.0, math.nan).state is MISSED
+    assert LimitVerdict.by_prediction(Limit("macs", 50.0, False, "budget.macs"), bad, 100.0).state is MISSED
+    assert Verdict.of([], [], measured(bad, bad)).warnings != ()
+
+
+def test_predicted_costs_are_exact() -> None:
+    assert LimitVerdict.by_prediction(MACS, 50.0, 100.0).state is MET
+    assert LimitVerdict.by_prediction(MACS, 50.0 * (1 + 1e-12), 100.0).state is MET  # summed in another order
+    missed = LimitVerdict.by_prediction(MACS, 50.001, 100.0)
+    assert missed.state is MISSED
+    assert (missed.limit, missed.predicted, missed.measured, missed.of_dense) == (0.5, 0.50001, None, True)
+    assert LimitVerdict.by_prediction(Limit("macs", 50.0, False, "budget.macs"), 50.5, 100.0).state is MISSED
+
+
+def test_the_worst_limit_is_the_verdict_and_a_bad_file_is_worse() -> None:
+    met = LimitVerdict.by_prediction(MACS, 40.0, 100.0)
+    missed = LimitVerdict.by_prediction(MACS, 60.0, 100.0)
+    undecided = LimitVerdict.by_measurement(HALF, 1.0, 4.0, measured(0.49, 0.51))
+    assert Verdict.of([]).state is MET
+    assert Verdict.of([met]).state is MET
+    assert Verdict.of([met, undecided]).state is UNDECIDED
+    assert Verdict.of([undecided, missed, met]).state is MISSED
+    bad = DeliveredFile("pruned.onnx", 5, 1.0, 1.0, 0, 5, "differs by 1")
+    refused = Verdict.of([met, missed], [bad])
+    assert refused.state is VerdictState.REFUSED
+    assert refused.texts == ("pruned.onnx: differs by 1", missed.text)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.9, 0.99, ()), (0.95, 1.01, ("not measurably faster",)), (1.0, 1.2, ("slower than the dense one",))],
+)
+def test_a_network_that_is_not_faster_is_a_warning_without_a_latency_limit(
+    low: float, high: float, words: tuple[str, ...]
+) -> None:
+    verdict = Verdict.of([], [], measured(low, high))
+    assert verdict.state is MET
+    assert len(verdict.warnings) == len(words)
+    assert all(word in text for word, text in zip(words, verdict.warnings, strict=True))
+
+
+def test_a_verdict_is_read_back() -> None:
+    limits = [
+        LimitVerdict.by_prediction(MACS, 40.0, 100.0),
+        LimitVerdict.by_measurement(HALF, 1.0, 4.0, measured(0.6, 0.7)),
+    ]
+    verdict = Verdict.of(limits, [DeliveredFile("pruned.onnx", 5, 1.0, 1.0, 0, 5, "x")], measured(1.1, 1.2))
+    values = json.loads(json.dumps(verdict.to_json()))
+    assert values["state"] == "refused"
+    assert Verdict.from_json(values, "verdict") == verdict
+    with pytest.raises(BadInputError, match="state is 'perhaps', expected one of met, missed, undecided, refused"):
+        LimitVerdict.from_json({**values["limits"][0], "state": "perhaps"}, "limit")
