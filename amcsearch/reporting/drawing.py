@@ -7,6 +7,7 @@ recolours them.
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,6 +15,8 @@ from typing import Any, Final
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from amcsearch.core import printable
 
 __all__ = ["ACCENT", "BAND", "INK", "LINE", "MUTED", "SECOND", "SURFACE", "drawing", "page_svg", "standalone_svg"]
 
@@ -100,8 +103,10 @@ def _svg(figure: Figure, name: str) -> str:
     stream = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     # The salt makes ids, and so the whole text, a function of the picture alone.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    # Names of layers may hold anything: what no font has is not warned of, and control characters are shown as text.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(stream, format="svg", metadata=nothing, facecolor=figure.get_facecolor())
-    svg = stream.getvalue()
+    svg = "\n".join(map(printable, stream.getvalue().split("\n")))
     svg = svg[svg.index("<svg") :]
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg).rstrip()
