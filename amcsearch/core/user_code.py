@@ -11,6 +11,7 @@ import signal
 import sysconfig
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -218,10 +219,16 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text with control characters, also those of terminals, and lone surrogates written as escapes."""
+    """Return text with control characters, also those of terminals, and lone surrogates written as escapes.
+
+    Spaces of any width stay.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
 
 
 def place_in_user_code(error: BaseException) -> str:

@@ -207,3 +207,8 @@ def test_a_job_in_a_thread_leaves_handlers_alone() -> None:
     thread.start()
     thread.join()
     assert "SystemExit: 0" in met[0]
+
+
+def test_text_is_printable_and_keeps_its_spaces() -> None:
+    assert printable("98\u00a0% \u2009é→") == "98\u00a0% \u2009é→"
+    assert printable("a\x1b[31m\x07\x9b\u202e\u2028\ud800\n") == r"a\x1b[31m\x07\x9b\u202e\u2028\ud800\n"
