@@ -165,7 +165,7 @@ def main() -> None:
     names, tests = _write_mutants(chosen.files)
     mutants = []
     for of_file in names.values():
-        drawn = random.Random(0).sample(of_file, min(len(of_file), chosen.sample or len(of_file)))
+        drawn = random.Random(0).sample(of_file, len(of_file))[: chosen.sample]  # a larger sample holds a smaller one
         mutants += [name for name in drawn if not (chosen.again and name in killed)]
     os.chdir(COPY)
     sys.path = [str(COPY), *(entry for entry in sys.path if Path(entry).resolve() != ROOT)]

@@ -111,6 +111,55 @@ def test_cheapest_policies_by_hand():
     assert cheapest("params") == [[1, 1], [8, 8]]
 
 
+def test_a_valley_in_two_groups_at_once_is_a_start():
+    def stairs(kept):  # off the grid of 4 in either group costs 10 more
+        return total(kept) + 10.0 * (kept % 4 != 0).any(axis=1)
+
+    # no single group leads from (1, 1) to (4, 4), and no policy of one ratio has both on the grid
+    found = cheapest_policies(space_of(10, 13), FunctionGrid({"latency_ms": stairs}).price, {"latency_ms": 10.0})
+    assert found.tolist() == [[1, 1], [4, 4]]
+
+
+def test_cheapest_policies_of_one_width_and_of_a_plateau():
+    assert cheapest_policies(space_of(1), FunctionGrid({"macs": total}).price, {"macs": 1.0}).tolist() == [[1]]
+    # params are the worst whatever is kept; then fewer MACs decide
+    flat = FunctionGrid({"macs": total, "params": lambda kept: np.full(len(kept), 10.0)})
+    assert cheapest_policies(space_of(8, 8), flat.price, {"macs": 100.0, "params": 10.0}).tolist() == [[1, 1]]
+
+
+def test_descent_sweeps_until_nothing_changes():
+    table = np.array([[5.0, 4.0, 9.0], [6.0, 3.0, 9.0], [9.0, 9.0, 9.0]])  # by the widths less one
+    grid = FunctionGrid({"macs": lambda kept: table[kept[:, 0] - 1, kept[:, 1] - 1]})
+    # from (1, 1) the second group goes to 2, and only then the first
+    assert cheapest_policies(space_of(3, 3), grid.price, {"macs": 1.0}).tolist() == [[1, 1], [2, 2]]
+
+
+def test_repair_goes_on_one_step_or_in_proportion_upwards_or_downwards():
+    odd = FeasibleSet(space_of(100, 100), FunctionGrid({"macs": total}), Budget({"macs": 103.0}))
+    assert odd.repair(np.array([100, 100])).tolist() == [52, 51]  # 52 and 52 are too many
+    down = FeasibleSet(
+        space_of(8, 8), FunctionGrid({"params": lambda kept: 20.0 - total(kept)}), Budget({"params": 9.0})
+    )
+    assert down.repair(np.array([1, 1])).tolist() == [5, 6]  # at least 11 must be kept
+
+    def dear(kept):
+        return 100.0 * (kept[:, 0] - 1) + kept[:, 1] + kept[:, 2]
+
+    # the first group cannot grow; the others have 4 and 19 to go, and room for 2 and 9
+    blocked = FeasibleSet(space_of(10, 10, 20), FunctionGrid({"macs": dear}), Budget({"macs": 13.0}))
+    assert blocked.repair(np.array([10, 5, 20])).tolist() == [1, 3, 10]
+
+
+def test_repair_goes_on_from_the_nearest_of_several_cheap_policies():
+    narrow_or_all = np.array([0.0, 1.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 2.0])  # ms at widths 0 to 8
+    grid = FunctionGrid(
+        {"latency_ms": lambda kept: narrow_or_all[kept[:, 0]], "params": lambda kept: 20.0 - total(kept)}
+    )
+    feasible = FeasibleSet(space_of(8), grid, Budget({"latency_ms": 5.0, "params": 19.0}))
+    assert feasible.repair(np.array([6])).tolist() == [8]
+    assert feasible.repair(np.array([2])).tolist() == [1]
+
+
 def test_allowed_by_hand():
     feasible = FeasibleSet(space_of(4, 4, 4), FunctionGrid({"macs": total}), Budget({"macs": 6.0}))
     no_groups = np.zeros(0, dtype=np.int64)
@@ -172,6 +221,8 @@ def test_repair_does_not_prune_a_group_that_costs_nothing():
 def test_largest_uniform_by_hand():
     feasible = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({"macs": 7.0}))
     assert feasible.largest_uniform().tolist() == [2, 5]  # pruning ratio 0.376; at 0.375 the tie keeps [3, 5]
+    fine = FeasibleSet(space_of(10_000), FunctionGrid({"macs": total}), Budget({"macs": 5000.0}))
+    assert fine.largest_uniform().tolist() == [5000]  # 0.5 is a number of thousandths
     free = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({}))
     assert free.largest_uniform().tolist() == [4, 8]
     assert free.allowed(np.array([1])).all()
@@ -182,7 +233,10 @@ def test_a_network_without_groups():
     empty = PolicySpace((), ())
     feasible = FeasibleSet(empty, grid, Budget({"macs": 5.0}))
     assert feasible.repair(empty.floor).shape == (0,)
-    with pytest.raises(InfeasibleBudgetError, match="smallest found 5"):
+    with pytest.raises(
+        InfeasibleBudgetError,
+        match=r"^no policy within the budget was found \(macs ≤ 4: smallest found 5\); raise the limits or allow",
+    ):
         FeasibleSet(empty, grid, Budget({"macs": 4.0}))
 
 
