@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.group import ChannelGroup, Coupling, Side
@@ -16,10 +17,11 @@ from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.graph.slices import TensorSlice, Trace
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.magnitude import Magnitude
 from amcsearch.methods.criteria.random_order import RandomOrder
 from amcsearch.methods.needs import Draw, Statistic
-from amcsearch.methods.ranking import keep, rank, score_draw
+from amcsearch.methods.ranking import keep, rank, rank_units, score_draw, score_units
 from amcsearch.methods.statistics import Statistics
 
 
@@ -84,7 +86,64 @@ def test_magnitude_leaves_biases_out_and_refuses_a_power_of_zero() -> None:
 def test_saliency_that_is_not_one_of_the_weights_is_refused(saliency: object, words: str) -> None:
     with pytest.raises(BadInputError) as error:
         score_draw(TWO, Given(saliency), Statistics(Draw.SET, 0, WEIGHTS))
+    assert str(error.value).startswith("Given: saliency ")
     assert words in str(error.value)
+
+
+def test_saliency_of_samples_has_an_axis_of_them() -> None:
+    samples = Statistics(Draw.SAMPLE, 2, WEIGHTS)
+    # a: 3 and 5, 1 and -1; b: one number for each sample, behind two columns a channel
+    criterion = Given({"a.weight": torch.tensor([[[3.0], [1.0]], [[5.0], [-1.0]]]), "b.weight": torch.ones(2, 1, 1)})
+    assert score_draw(TWO, criterion, samples)["g"].tolist() == [(3 + 5) / 2 + 2, (1 - 1) / 2 + 2]
+    with pytest.raises(
+        BadInputError, match=r"shape \(3, 2, 1\), must broadcast to \(2, 2, 1\), samples and the shape of the weight$"
+    ):
+        score_draw(TWO, Given({"a.weight": torch.zeros(3, 2, 1)}), samples)
+
+
+def test_a_number_behind_several_weights_counts_for_each() -> None:
+    three = traced(2, 1, positions([0], [1]), (TensorSlice("c", 1, positions([0], [1]), Side.IN, "b"),))
+    criterion, weights = Given({"c": torch.tensor([[1.0, 2.0]])}), {"c": torch.zeros(3, 2)}
+    assert score_draw(three, criterion, Statistics(Draw.SET, 0, weights))["g"].tolist() == [3.0, 6.0]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the first layer's weight, averaged over ``draws``."""
+
+    draws: frozenset[Statistic]
+    reduction: str = "first"
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        return self.draws
+
+    def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
+        return {"0.weight": statistics.gradients["0.weight"]}
+
+
+def test_minibatches_count_by_their_samples_and_one_pass_serves_several_criteria() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    inputs, targets = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 1, 0])
+    F.cross_entropy(model(inputs), targets).backward()
+    expected = model[0].weight.grad.sum(1).tolist()
+    network, batches = trace(model, inputs[:1]), Gradient(frozenset({Statistic.MINIBATCH_GRADIENT}))
+    criteria = {"batches": batches, "set": Gradient(frozenset({Statistic.SET_GRADIENT})), "weights": Magnitude()}
+    scores = score_units(model, network, criteria, inputs, targets, F.cross_entropy, batch_size=2)
+    assert list(scores) == ["batches", "set", "weights"]
+    for name in ("batches", "set"):
+        assert scores[name]["0"].tolist() == pytest.approx(expected)
+    by_weight = (model[0].weight ** 2).sum(1) + (model[2].weight ** 2).sum(0)
+    assert np.argmax(scores["weights"]["0"]) == int(by_weight.argmax())
+    order = rank_units(model, network, batches, inputs, targets, F.cross_entropy, 2)["0"]
+    assert order.tolist() == sorted(range(3), key=lambda unit: -expected[unit])
+
+
+def test_a_criterion_looks_at_draws_of_one_kind() -> None:
+    both = Gradient(frozenset({Statistic.MINIBATCH_GRADIENT, Statistic.SET_GRADIENT}))
+    with pytest.raises(ValueError, match=r"^criterion 'x' needs draws of several kinds: \[.*minibatch.*set.*\]$"):
+        score_units(nn.Linear(1, 1), TWO, {"x": both}, torch.zeros(1, 1), torch.zeros(1), F.mse_loss, 1)
 
 
 def test_a_saliency_with_a_gradient_is_scored_without_it() -> None:

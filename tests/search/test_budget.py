@@ -118,6 +118,8 @@ def test_a_valley_in_two_groups_at_once_is_a_start():
     # no single group leads from (1, 1) to (4, 4), and no policy of one ratio has both on the grid
     found = cheapest_policies(space_of(10, 13), FunctionGrid({"latency_ms": stairs}).price, {"latency_ms": 10.0})
     assert found.tolist() == [[1, 1], [4, 4]]
+    feasible = FeasibleSet(space_of(10, 13), FunctionGrid({"latency_ms": stairs}), Budget({"latency_ms": 9.0}))
+    assert feasible.largest_uniform().tolist() == [4, 4]  # no single ratio is within the budget
 
 
 def test_cheapest_policies_of_one_width_and_of_a_plateau():
@@ -158,6 +160,13 @@ def test_repair_goes_on_from_the_nearest_of_several_cheap_policies():
     feasible = FeasibleSet(space_of(8), grid, Budget({"latency_ms": 5.0, "params": 19.0}))
     assert feasible.repair(np.array([6])).tolist() == [8]
     assert feasible.repair(np.array([2])).tolist() == [1]
+
+    def needles(at, beside):
+        return lambda kept: np.where((kept == at).all(axis=1), 0.0, np.where((kept == beside).all(axis=1), 1.0, 9.0))
+
+    grid = FunctionGrid({"macs": needles([1, 72], [2, 75]), "params": needles([2, 75], [1, 72])})
+    feasible = FeasibleSet(space_of(2, 100), grid, Budget({"macs": 5.0, "params": 5.0}))
+    assert feasible.repair(np.array([2, 72])).tolist() == [2, 75]  # 3 choices of 100 are less than 1 of 2
 
 
 def test_allowed_by_hand():
