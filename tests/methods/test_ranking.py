@@ -172,6 +172,23 @@ def test_an_input_position_shared_by_a_unit_counts_once() -> None:
     assert score_draw(grouped, Given(weights), Statistics(Draw.SET, 0, weights))["g"].tolist() == [4.0, 6.0]
 
 
+def test_sums_are_taken_in_double_precision() -> None:
+    long = traced(1, 1, positions([0]), (TensorSlice("c", 0, positions([0]), Side.OUT, "a"),))
+    weights = {"c": torch.tensor([[2.0**24, 1.0, -(2.0**24)]])}  # 0 in single precision
+    assert score_draw(long, Given(weights), Statistics(Draw.SET, 0, weights))["g"].tolist() == [1.0]
+
+
+def test_members_know_their_place_among_the_layers() -> None:
+    layers = (LayerSpec("a", LayerKind.LINEAR, 1, 2), LayerSpec("n", LayerKind.BATCH_NORM, 2, 2))
+    group = ChannelGroup("g", 2, (Coupling("a", Side.OUT), Coupling("n", Side.OUT)))
+    rows = positions([0], [1])
+    slices = (TensorSlice("n.weight", 0, rows, Side.OUT, "n"), TensorSlice("a.weight", 0, rows, Side.OUT, "a"))
+    normed = Trace(NetworkSpec(layers, (group,)), {"g": slices}, {"g": rows})
+    weights = {"a.weight": torch.tensor([[5.0], [7.0]]), "n.weight": torch.tensor([2.0, 3.0])}
+    criterion = Given(weights, reduction="last_stages_squared")  # the norm is the last to write
+    assert score_draw(normed, criterion, Statistics(Draw.SET, 0, weights))["g"].tolist() == [4.0, 9.0]
+
+
 def test_a_group_without_a_scored_tensor_is_named() -> None:
     with pytest.raises(BadInputError, match="Given scores no tensor of group 'g'"):
         score_draw(TWO, Given({}), Statistics(Draw.SET, 0, WEIGHTS))
@@ -179,6 +196,7 @@ def test_a_group_without_a_scored_tensor_is_named() -> None:
 
 def test_rank_is_descending_with_stable_ties() -> None:
     assert rank({"g": np.array([1.0, 3.0, 1.0, 3.0, 2.0])})["g"].tolist() == [1, 3, 4, 0, 2]
+    assert rank({"g": np.tile([0.0, 1.0], 50)})["g"].tolist() == [*range(1, 100, 2), *range(0, 100, 2)]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
