@@ -172,6 +172,18 @@ def test_an_input_position_shared_by_a_unit_counts_once() -> None:
     assert score_draw(grouped, Given(weights), Statistics(Draw.SET, 0, weights))["g"].tolist() == [4.0, 6.0]
 
 
+def test_a_number_behind_a_column_of_a_kernel_counts_for_its_rows() -> None:
+    conv = traced(2, 1, positions([0], [1]), (TensorSlice("c", 0, positions([0], [1]), Side.OUT, "a"),))
+    criterion = Given({"c": torch.tensor([1.0, 2.0, 3.0]).expand(2, 1, 1, 3)})
+    weights = {"c": torch.zeros(2, 1, 3, 3)}
+    assert score_draw(conv, criterion, Statistics(Draw.SET, 0, weights))["g"].tolist() == [18.0, 18.0]
+
+
+def test_members_know_who_reads() -> None:
+    criterion = Given(WEIGHTS, reduction="consumers_sum")
+    assert score_draw(TWO, criterion, Statistics(Draw.SET, 0, WEIGHTS))["g"].tolist() == [3.0, -2.0]
+
+
 def test_sums_are_taken_in_double_precision() -> None:
     long = traced(1, 1, positions([0]), (TensorSlice("c", 0, positions([0]), Side.OUT, "a"),))
     weights = {"c": torch.tensor([[2.0**24, 1.0, -(2.0**24)]])}  # 0 in single precision
@@ -201,7 +213,10 @@ def test_rank_is_descending_with_stable_ties() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(BadInputError, match="importance of group 'g' is not finite"):
+    with pytest.raises(
+        BadInputError,
+        match=r"^importance of group 'g' is not finite: .* are NaN or infinite; retrain the model or repair",
+    ):
         rank({"g": np.array([1.0, bad])})
 
 
