@@ -66,6 +66,7 @@ def test_a_mac_of_other_widths_scales_with_the_product_of_its_bits() -> None:
         ({"memories": "DRAM"}, "must be a list of memories"),
         ({"memories": [DRAM]}, r"capacities \[None\]; give two or more"),
         ({"memories": [DRAM, BUFFER]}, "and DRAM last with null"),
+        ({"memories": [BUFFER, DRAM, DRAM]}, r"capacities \[1024, None, None\]; give two or more"),
         ({"memories": [BUFFER, {**BUFFER, "capacity_bytes": 512}, DRAM]}, "must grow outwards"),
         ({"memories": [{**BUFFER, "size": 1}, DRAM]}, r"memory 1 has unknown keys \['size'\]"),
         ({"memories": [{"name": "buffer"}, DRAM]}, "memory 1 lacks"),
