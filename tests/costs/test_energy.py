@@ -223,6 +223,24 @@ def test_sparse_weights_are_small_in_dram_alone() -> None:
     assert EnergyModel(profile, sparsity=half).layer_cost(CONV) == pytest.approx(sparse.total_mj)
 
 
+def test_sparse_tensors_lie_in_rows_of_filters_and_of_maps() -> None:
+    eighth = Sparsity(1 / 8, 1 / 8, 1 / 8, StorageFormat.CSR, StorageFormat.CSR)
+    layer = replace(CONV, in_size=(6, 5), out_size=(4, 3))
+    found = EnergyModel(device(BIG), sparsity=eighth).estimate(layer).dram
+    # 8 rows of 28 with the bias: 28 numbers of 16 + 5 bits, 9 pointers of 5
+    assert found.weights_bytes == pytest.approx((28 * 21 + 9 * 5) / 8)
+    # 18 rows of 5: 11.25 numbers of 16 + 3 bits, 19 pointers of 4
+    assert found.inputs_bytes == pytest.approx((11.25 * 19 + 19 * 4) / 8)
+    # 32 rows of 3: 12 numbers of 16 + 2 bits, 33 pointers of 4
+    assert found.outputs_bytes == pytest.approx((12 * 18 + 33 * 4) / 8)
+
+
+def test_traffic_names_the_memories_outwards_from_the_second() -> None:
+    found = EnergyModel(device(256, BIG)).estimate(CONV)
+    assert [memory.memory for memory in found.traffic] == ["m1", "m2"]
+    assert [memory.pj_per_byte for memory in found.traffic] == [10.0, 100.0]
+
+
 @pytest.mark.parametrize("form", list(StorageFormat))
 @pytest.mark.parametrize("skips", [False, True])
 def test_removing_channels_saves_more_than_zeroing_as_many_weights(form: StorageFormat, skips: bool) -> None:
