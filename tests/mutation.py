@@ -3,15 +3,18 @@
     python -m tests.mutation                          every mutant of MUTATED
     python -m tests.mutation core search/budget       of files whose path begins so
     python -m tests.mutation costs --sample 40        at most 40 of each file, the same ones every time
-    python -m tests.mutation core --again             those that no test failed on last time
+    python -m tests.mutation core --again             those that were not killed before
 
 mutmut writes the mutants: every function of ``mutants/amcsearch`` holds its variants and calls the one that an
 environment variable names. Here the tests are imported once; each mutant gets a process forked from this one, in which
 the tests of its room that reach the changed function run until one fails, the quickest first. Examples of hypothesis
-are the same in every run. ``mutants/verdicts.txt`` holds the results.
+are the same in every run. A table of files closes the run; ``mutants/verdicts.txt`` holds every verdict and
+``mutants/survived.diff`` what no test noticed. A mutant that runs into its limit of time is killed, too.
 """
 
 import argparse
+import ast
+import difflib
 import json
 import os
 import random
@@ -57,8 +60,8 @@ EXIT = os._exit  # guards replace it while a job runs
 class Mutation:
     """A plugin of pytest: in place of the loop over the tests, a loop over the mutants."""
 
-    def __init__(self, mutants: list[str], again: bool) -> None:
-        self.mutants, self.again = mutants, again
+    def __init__(self, mutants: list[str]) -> None:
+        self.mutants = mutants
 
     def pytest_configure(self) -> None:
         hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None)
@@ -82,10 +85,6 @@ class Mutation:
         They run in a process of their own, so that no cache is warm for the mutants.
         """
         path = COPY / "reached.json"
-        if self.again and path.exists():
-            known = json.loads(path.read_text())
-            new = {item.nodeid for item in items}.difference(*known.values())
-            return {name: tests | dict.fromkeys(new, 0.0) for name, tests in known.items()}
         if os.fork() == 0:
             hits: set[str] = set()
             trampoline.record_trampoline_hit = lambda name, caller=None: hits.add(name)
@@ -152,6 +151,32 @@ def _write_mutants(starts: list[str]) -> tuple[dict[str, list[str]], set[str]]:
     return names, tests
 
 
+def _verdicts() -> dict[str, str]:
+    """Mutant -> its last verdict."""
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    return {mutant: verdict for verdict, _, mutant in (line.partition(" ") for line in lines)}
+
+
+def _report(names: dict[str, list[str]]) -> None:
+    """Print a table of files, and write what survived as differences of functions."""
+    verdicts, differences = _verdicts(), []
+    sys.stdout.write("file | mutants | judged | killed | share\n")
+    for file, mutants in names.items():
+        judged = [mutant for mutant in mutants if mutant in verdicts]
+        killed = sum(verdicts[mutant] in KILLS for mutant in judged)
+        share = f"{100 * killed / len(judged):.1f} %" if judged else "-"
+        sys.stdout.write(f"{file} | {len(mutants)} | {len(judged)} | {killed} | {share}\n")
+        text = (COPY / "amcsearch" / file).read_text()
+        functions = {node.name: node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+        for mutant in judged:
+            if verdicts[mutant] not in KILLS:
+                name = mutant.rpartition(".")[2]
+                original = f"{name.rpartition('_')[0]}_orig"
+                before, after = (ast.unparse(functions[key].body).splitlines() for key in (original, name))
+                differences += [f"{verdicts[mutant]} {mutant}", *difflib.unified_diff(before, after, n=0, lineterm="")]
+    (COPY / "survived.diff").write_text("\n".join(differences))
+
+
 def main() -> None:
     """Read the command line, and judge."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
@@ -160,16 +185,16 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only what was not killed before")
     chosen = parser.parse_args()
     COPY.mkdir(exist_ok=True)
-    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-    killed = {mutant for verdict, _, mutant in (line.partition(" ") for line in lines) if verdict in KILLS}
+    verdicts = _verdicts()
     names, tests = _write_mutants(chosen.files)
     mutants = []
     for of_file in names.values():
         drawn = random.Random(0).sample(of_file, len(of_file))[: chosen.sample]  # a larger sample holds a smaller one
-        mutants += [name for name in drawn if not (chosen.again and name in killed)]
+        mutants += [name for name in drawn if not (chosen.again and verdicts.get(name) in KILLS)]
     os.chdir(COPY)
     sys.path = [str(COPY), *(entry for entry in sys.path if Path(entry).resolve() != ROOT)]
-    pytest.main(["-n", "0", "-p", "no:cacheprovider", *sorted(tests)], [Mutation(mutants, chosen.again)])
+    pytest.main(["-n", "0", "-p", "no:cacheprovider", *sorted(tests)], [Mutation(mutants)])
+    _report(names)
 
 
 if __name__ == "__main__":
