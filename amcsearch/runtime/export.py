@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from ast import literal_eval
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Final
 
@@ -45,16 +45,16 @@ class _FirstTensor(nn.Module):
 
 @contextmanager
 def _exporting() -> Iterator[None]:
-    """The exporters warn of their own deprecations and log every optional package they miss.
+    """Keep the exporters quiet: they warn of their own deprecations, log, and print the graph that they fail on.
 
     Torch's fused fast path of ``nn.TransformerEncoderLayer`` is switched off meanwhile: it has no ONNX form.
     """
-    logger = logging.getLogger("torch.onnx")
+    logger = logging.getLogger("torch")
     level, fast_path = logger.level, torch.backends.mha.get_fastpath_enabled()
     logger.setLevel(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -134,7 +134,8 @@ def torch_program(model: nn.Module, example: Tensor) -> bytes:
         example: input with batch dimension.
 
     Raises:
-        BadInputError: torch cannot follow the module's forward; the message holds its reason.
+        BadInputError: torch cannot follow the module's forward, or cannot read back what it wrote; the message holds
+            its reason.
     """
     pair = torch.cat([example, example])[:2]  # torch.export takes a batch of 1 for a constant
     free = {0: torch.export.Dim("batch", min=1)}
@@ -144,6 +145,7 @@ def torch_program(model: nn.Module, example: Tensor) -> bytes:
             try:
                 file = io.BytesIO()
                 torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), file)
+                torch.export.load(io.BytesIO(file.getvalue()))  # it fails where a module has an unusual name
                 return file.getvalue()
             except Exception as error:  # whatever user code and torch may raise while tracing
                 reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), reason)}"

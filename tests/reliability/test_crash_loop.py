@@ -43,7 +43,7 @@ VERBS = {
     "prune to an accuracy": Verb(("prune", "CONFIG", "--keep-accuracy", "5", *FINE)),
     "sparsify weights": Verb(("sparsify", "CONFIG", "--set", "sparsify.method=one_shot"), SPARSE),
     "sparsify channels": Verb(("sparsify", "CONFIG", *CHANNELS), SPARSE),
-    "measure a table": Verb(("table", "measure", "CONFIG", "--variants", "6"), ()),
+    "measure a table": Verb(("table", "measure", "CONFIG", "--variants", "12"), ()),
 }
 
 
