@@ -183,6 +183,16 @@ def test_a_search_on_objects_returns_a_smaller_network_and_all_that_was_tried(
     assert result._repr_html_().startswith("<iframe")
 
 
+def test_a_result_shows_its_figures(result: amcsearch.SearchResult, tmp_path: Path) -> None:
+    dense, tuned = result.summary.dense.cost["macs"], result.summary.finetuned.cost["macs"]
+    assert f", macs {tuned / dense:.2f}x, " in repr(result)
+    assert repr(result).endswith(f", {result.verdict.state})")
+    folder = result.save(tmp_path / "damaged")
+    damaged = amcsearch.load(folder)
+    (folder / "summary.json").write_text("{")
+    assert repr(damaged) == f"SearchResult({str(folder)!r})"
+
+
 def test_the_callers_network_is_left_as_it_was(trained: nn.Module, data: TensorDataset) -> None:
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     amcsearch.prune(trained, data, target={"macs": "0.6x"}, settings=SETTINGS, observer=Silent())

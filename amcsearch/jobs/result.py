@@ -42,7 +42,11 @@ class RunResult:
         self.run, self._make_model = run, model
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.folder)!r})"
+        try:
+            figures = f", {_figures(self.summary)}"
+        except BadInputError:  # a damaged summary is no reason to fail while a value is shown
+            figures = ""
+        return f"{type(self).__name__}({str(self.folder)!r}{figures})"
 
     @property
     def folder(self) -> Path:
@@ -131,6 +135,19 @@ class SparsifyResult(RunResult):
     def densities(self) -> pd.DataFrame:
         """What is left of every tensor or group: name, kept, total, density."""
         return pd.read_csv(self.run.densities_csv)
+
+
+def _figures(summary: Summary | SparsifySummary) -> str:
+    """The delivered network beside the dense one: ``accuracy 98.9% of 99.1%, macs 0.33x, latency 0.50x, met``."""
+    dense, tuned = summary.dense.cost, summary.finetuned.cost
+    parts = [f"accuracy {summary.finetuned.accuracy:.1%} of {summary.dense.accuracy:.1%}"]
+    parts += [f"{name} {tuned[name] / dense[name]:.2f}x" for name in ("macs", "params") if name in tuned]
+    if isinstance(summary, Summary):
+        parts.append(f"latency {summary.latency_ratio.median:.2f}x")
+    else:
+        share = summary.finetuned.nonzero_params / summary.dense.nonzero_params
+        parts.append(f"nonzero parameters {share:.2f}x")
+    return ", ".join(parts) + ("" if summary.verdict is None else f", {summary.verdict.state}")
 
 
 def _summary(run: RunFolder, kind: type[Kind]) -> Kind:
