@@ -66,6 +66,8 @@ def dram_words(layer: LayerSpec, batch: int = 1, capacity: int = BIG) -> tuple[f
 )
 def test_with_a_large_buffer_every_word_moves_once(layer: LayerSpec, words: tuple[int, ...]) -> None:
     assert dram_words(layer) == words
+    found = EnergyModel(device(BIG)).estimate(layer).dram
+    assert found.least_bytes == found.total_bytes == 2 * sum(words)
     weights, inputs, outputs = words
     batch = 3
     per_sample = layer.kind is not LayerKind.PARAMETER
@@ -125,6 +127,13 @@ def test_attention_fetches_keys_for_every_block_of_queries() -> None:
     assert dram_words(layer, capacity=2 * (8 * 9 + 8)) == (0, 96, 32)
     # four queries at a time: keys and values twice
     assert dram_words(layer, capacity=2 * (4 * 9 + 8)) == (0, 32 + 2 * 64, 32)
+    heads = replace(layer, in_channels=8, out_channels=8, conv_groups=2)
+    assert dram_words(heads, capacity=2 * (4 * 9 + 8)) == (0, 2 * (32 + 2 * 64), 2 * 32)
+    # two keys and their values stay while all queries pass
+    short = replace(layer, in_size=(2, 1))
+    assert dram_words(short, capacity=2 * (4 * 9 + 8)) == (0, 32 + 2 * 8, 32)
+    # not even one query: both operands of 2·8·8·4 products and the scores, out and back
+    assert dram_words(layer, capacity=2 * (9 + 8) - 1) == (0, 4 * 256, 4 * 256)
 
 
 def test_inner_memories_serve_more_words() -> None:
@@ -330,13 +339,16 @@ def test_many_widths_at_once_cost_as_one_after_another(
     assert products(whole).tolist() == expected
 
 
-def exhaustive(c: int, m: int, positions: int, capacity: int) -> int:
-    """Fewest words of a matrix product over every order and every tile, one at a time."""
-    best = 2 * c * m * positions + m * positions
+def exhaustive(
+    c: int, m: int, positions: int, capacity: int, held: tuple[int, ...] = (1, 1, 1), moved: tuple[int, ...] = (1, 1, 1)
+) -> int:
+    """Fewest bytes of a matrix product over every order and every tile, one at a time, by the bytes of its words."""
+    (weight_held, input_held, output_held), (weight, read, written) = held, moved
+    best = (weight + read) * c * m * positions + written * m * positions
     for tc, tm, tp in itertools.product(range(1, c + 1), range(1, m + 1), range(1, positions + 1)):
-        if tc * tp + tc * tm + tm * tp <= capacity:
+        if tc * tp * input_held + tc * tm * weight_held + tm * tp * output_held <= capacity:
             nc, nm, ns = ceil(c / tc), ceil(m / tm), ceil(positions / tp)
-            inputs, weights, outputs = c * positions, c * m, m * positions
+            inputs, weights, outputs = read * c * positions, weight * c * m, written * m * positions
             best = min(
                 best,
                 nm * inputs + ns * weights + outputs,
@@ -354,3 +366,18 @@ def test_the_search_finds_what_trying_every_tile_finds(c: int, m: int, positions
     edge = Edge(np.array([float(capacity)]), words, words)
     found = least_traffic(nest, np.array([float(c)]), np.array([float(m)]), edge)
     assert found.sum() == exhaustive(c, m, positions, capacity)
+
+
+three_words = st.tuples(*[st.sampled_from([1, 2, 4])] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8), st.integers(3, 300), three_words, three_words)
+def test_words_of_several_bytes_fill_the_memory_and_weigh_by_them(
+    c: int, m: int, positions: int, capacity: int, held: tuple[int, ...], moved: tuple[int, ...]
+) -> None:
+    nest = LoopNest(1, (positions, 1), (positions, 1))
+    inside, crossing = (np.array(words, dtype=np.float64)[:, None] for words in (held, moved))
+    edge = Edge(np.array([float(capacity)]), inside, crossing)
+    found = least_traffic(nest, np.array([float(c)]), np.array([float(m)]), edge)
+    assert float(found[:, 0] @ crossing[:, 0]) == exhaustive(c, m, positions, capacity, held, moved)

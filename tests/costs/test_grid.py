@@ -189,7 +189,9 @@ def test_tables_grow_past_their_first_size() -> None:
         (LayerSpec("a", LayerKind.LINEAR, 3, 5000),), (ChannelGroup("g", 5000, (Coupling("a", Side.OUT),)),)
     )
     kept = np.arange(1, 5001)[:, None]
-    assert CostGrid(wide, [Macs()]).price(kept)["macs"].tolist() == (3 * kept[:, 0]).tolist()
+    grid = CostGrid(wide, [Macs()])
+    assert grid.price(kept[:3])["macs"].tolist() == [3, 6, 9]
+    assert grid.price(kept)["macs"].tolist() == (3 * kept[:, 0]).tolist()
 
 
 def test_a_network_without_groups_has_one_price() -> None:
@@ -204,14 +206,24 @@ def test_pickling_keeps_the_prices_and_drops_the_tables() -> None:
     assert copy.price(np.array([[2]])) == before
 
 
-@pytest.mark.parametrize("kept", [[[0]], [[5]], [[1, 1]], [1]])
-def test_counts_that_do_not_fit_are_refused(kept: list[list[int]]) -> None:
-    with pytest.raises(BadInputError, match="must be"):
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ([[4], [0]], "^group 'g': n_keep = 0, must be a multiple of 1 from 1 to 4$"),
+        ([[5]], "^group 'g': n_keep = 5, must be a multiple of 1 from 1 to 4$"),
+        ([[1, 1]], r"^kept counts have shape \(1, 2\), must be \(policies, 1\)$"),
+        ([1], r"^kept counts have shape \(1,\), must be \(policies, 1\)$"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(kept: list[list[int]], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
         CostGrid(two_convolutions(), [Macs()]).price(np.array(kept))
 
 
 def test_each_cost_may_have_one_model() -> None:
-    with pytest.raises(BadInputError, match="may appear once"):
+    with pytest.raises(
+        BadInputError, match=r"^cost models \['macs', 'macs'\]: each name may appear once; drop a model$"
+    ):
         CostGrid(two_convolutions(), [Macs(), Macs()])
 
 
