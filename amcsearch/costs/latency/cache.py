@@ -78,9 +78,10 @@ class CacheOverflow:
             BadInputError: a knot or slope that is no number, or a negative slope.
         """
         try:
-            return cls({float(knot): float(slope) for knot, slope in (data or {}).items()})
-        except (AttributeError, TypeError, ValueError) as error:
+            slopes = {float(knot): float(slope) for knot, slope in (data or {}).items()}
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"latency table: residency = {data!r}, must map MiB to ms a MiB") from error
+        return cls(slopes)
 
     def extra_ms(self, total_mib: NDArray[np.float64], streamed_mib: NDArray[np.float64]) -> NDArray[np.float64]:
         """Extra latency (P,) of networks with weights (P,), of which (P,) are streamed."""

@@ -7,7 +7,7 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind, LayerSpec
-from amcsearch.costs.latency.cache import CacheOverflow, weight_mib, weight_mib_at
+from amcsearch.costs.latency.cache import CacheOverflow, bytes_a_weight, weight_mib, weight_mib_at
 
 CONV = LayerSpec("c", LayerKind.CONV, 512, 512, (2, 2), in_size=(8, 8), out_size=(8, 8))
 
@@ -30,6 +30,11 @@ def test_weights_at_many_widths_are_those_of_resized_layers(groups: int) -> None
     assert weight_mib_at(layer, 4, widths).tolist() == each
 
 
+def test_a_data_type_nobody_knows_counts_as_float32() -> None:
+    sizes = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int4": 4, None: 4, "": 4}
+    assert {dtype: bytes_a_weight(dtype) for dtype in sizes} == sizes
+
+
 def test_the_hinge_by_hand() -> None:
     residency = CacheOverflow({1.0: 0.5, 8.0: 2.0})
     total, streamed = np.array([0.5, 3.0, 10.0, 10.0, 0.0]), np.array([0.5, 3.0, 10.0, 5.0, 0.0])
@@ -42,7 +47,17 @@ def test_a_mapping_from_yaml_and_back() -> None:
     assert CacheOverflow.from_mapping(None) == CacheOverflow({})
 
 
-@pytest.mark.parametrize("wrong", [{1.0: -0.1}, {1.0: float("nan")}, {"much": 1.0}, {1.0: None}, [1.0]])
-def test_impossible_slopes_are_refused(wrong: object) -> None:
-    with pytest.raises(BadInputError, match="residency"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({1.0: -0.1}, "residency slopes {1.0: -0.1}, must be finite and at least 0 ms a MiB$"),
+        ({2.0: 1.0, 1.0: float("nan")}, "residency slopes {1.0: nan}, must be finite"),
+        ({1.0: float("inf")}, "residency slopes {1.0: inf}, must be finite"),
+        ({"much": 1.0}, "residency = {'much': 1.0}, must map MiB to ms a MiB$"),
+        ({1.0: None}, "residency = {1.0: None}, must map"),
+        ([1.0], r"residency = \[1.0\], must map"),
+    ],
+)
+def test_impossible_slopes_are_refused(wrong: object, words: str) -> None:
+    with pytest.raises(BadInputError, match=f"^latency table: {words}"):
         CacheOverflow.from_mapping(wrong)

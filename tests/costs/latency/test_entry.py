@@ -33,6 +33,8 @@ def test_an_entry_by_hand() -> None:
         0.0,
     )
     assert entry.residency == CacheOverflow({2.0: 0.5})
+    assert entry.notes == ()
+    assert NetworkEntry.from_mapping({**ENTRY, "notes": ["shaky", 3]}).notes == ("shaky", "3")
     assert entry.sigma == Sigma(floor=0.03, per_octave=0.1)
     assert entry.channel_grid is not None
     assert entry.channel_grid.tried == (GridStep(8, 0.5, -0.1),)
