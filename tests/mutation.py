@@ -64,7 +64,8 @@ class Mutation:
         self.mutants = mutants
 
     def pytest_configure(self) -> None:
-        hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None)
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # nobody reads the smallest example
+        hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, phases=phases)
         hypothesis.settings.load_profile("mutation")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
