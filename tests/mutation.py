@@ -43,12 +43,8 @@ MUTATED = {
 LEFT_OUT = (
     "test_a_fault_of_ours_passes_a_job_as_it_is",  # mutmut's frames in the traceback are not ours
     # seconds each, and every mutant that survives would wait for them
-    "test_a_grid_prices_what_the_table_predicts",
-    "test_a_price_is_the_constant_and_the_sum_over_the_shrunken_layers",
     "test_anything_is_read_or_refused",
     "test_largest_uniform_is_feasible",
-    "test_many_networks_at_once_take_what_each_takes_alone",
-    "test_many_widths_at_once_cost_what_each_costs_alone",
     "test_no_random_walk_over_allowed_choices_ends_over_budget",
     "test_repair_is_feasible_deterministic_idempotent_and_wastes_no_step",
 )

@@ -25,7 +25,9 @@ def test_signatures_ignore_widths_and_names_alone() -> None:
     assert signature(CONV) == signature(replace(CONV.resized(48, 7), name="other"))
     assert signature(DEPTHWISE) == signature(DEPTHWISE.resized(24, 24))
     assert signature(CONV) != signature(DEPTHWISE)
-    assert signature(CONV) != signature(replace(CONV, stride=(2, 2)))
+    for field in ("kernel", "stride", "padding", "dilation", "in_size", "out_size"):
+        assert signature(CONV) != signature(replace(CONV, **{field: (2, 2)})), field
+    assert signature(CONV) != signature(replace(CONV, has_bias=True))
     assert signature(ATTENTION) == signature(ATTENTION.resized(32, 32))
     assert signature(ATTENTION) != signature(replace(ATTENTION, conv_groups=8))
 
