@@ -18,7 +18,9 @@ from amcsearch.costs.latency.rows import (
     NO_KERNEL,
     checked_rows,
     csv_of,
+    joined_rows,
     make_rows,
+    measured_layers,
     observations,
     parse_rows,
     row_key,
@@ -124,10 +126,19 @@ def test_lost_columns_repeated_and_absent_rows_are_refused() -> None:
 
 @pytest.mark.parametrize("text", [b"", b'a,b\n"1,2\n3', b"\xff\xfe\x00broken\n"])
 def test_a_damaged_csv_is_bad_input(text: bytes) -> None:
-    with pytest.raises(BadInputError, match="latency rows"):
+    with pytest.raises(BadInputError, match=r"^(cannot read )?latency rows rows\.csv.*; measure the table again$"):
         checked_rows(parse_rows(text, "rows.csv"))
 
 
 def test_a_row_says_all_that_latency_depends_on() -> None:
     assert np.unique([len(row_key(layer)) for layer in (CONV, NORM)]).tolist() == [17]
     assert row_key(CONV) == ("conv", 32, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 8, 8, 8, 8, 1)
+
+
+def test_the_layers_of_one_network_or_of_all_each_once() -> None:
+    table = joined_rows([rows(*SEEN), rows(SEEN[2]).assign(network="other")])
+    assert table.index.tolist() == list(range(5))
+    everything = [row_key(one.layer) for one in SEEN]
+    assert [row_key(layer) for layer in measured_layers(table)] == everything
+    assert [row_key(layer) for layer in measured_layers(table, "net")] == everything
+    assert [row_key(layer) for layer in measured_layers(table, "other")] == everything[2:]

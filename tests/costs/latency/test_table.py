@@ -142,6 +142,25 @@ def test_a_prediction_by_hand_with_weights_beyond_the_cache() -> None:
     assert model.predict([wide, CONV]) == pytest.approx(0.01 + 0.5 + 2 * 0.1 + extra)
 
 
+def test_prices_at_many_widths_by_hand() -> None:
+    wide = LayerSpec("fc", LayerKind.LINEAR, 1024, 1024)
+    rows: list[Row] = [("one", wide, "ms.Gemm", 1.0, 0.5), ("one", CONV, "Conv+Relu", 2.0, 0.1)]
+    model = bound(rows, {"constant_ms": 0.01, "residency": {2.0: 0.25}})
+    narrower, same = np.array([1024, 512]), np.array([1024, 1024])
+    half_ms, single_ms = model.layer_cost(wide.resized(512, 1024)), model.layer_cost(CONV.resized(1, 1))
+    for _ in range(2):  # asked in turn, as a grid does
+        assert model.layer_costs(wide, narrower, same).tolist() == pytest.approx([0.5, half_ms])
+        assert model.layer_amounts(wide, narrower, same).tolist() == [[4.0, 4.0], [2.0, 2.0]]
+        assert model.layer_costs(wide, same, same).tolist() == pytest.approx([0.5, 0.5])
+        # a plain convolution does not stream; one channel may be a depthwise layer's last and is asked for alone
+        few = np.array([32, 1, 32])
+        mib = 9 * 32 * 32 * 4 / 2**20
+        assert model.layer_amounts(CONV, few, few).tolist() == [[mib, 0.0], [mib / 1024, 0.0], [mib, 0.0]]
+        assert model.layer_costs(CONV, few, few).tolist() == pytest.approx([0.2, single_ms, 0.2])
+    networks = [[wide, CONV], [wide], [CONV, CONV]]
+    assert model.predict_all(networks).tolist() == pytest.approx([model.predict(layers) for layers in networks])
+
+
 def test_uncertainty_by_hand() -> None:
     entry = {"constant_ms": 0.0, "sigma": {"floor": 0.1, "per_octave": 0.5}}
     model = bound([("one", FC, "ms.Gemm", 1.0, 0.4)], entry)
@@ -184,7 +203,10 @@ def test_pickling_keeps_the_prices() -> None:
     ("wrong", "words"),
     [
         ({"networks": INFO["networks"]}, "provenance"),
-        ({"provenance": PROVENANCE}, "no `networks`"),
+        (
+            {"provenance": PROVENANCE},
+            r"^latency table has no `networks` \(fingerprint, constant_ms\); measure it again$",
+        ),
         (info(one=INFO["networks"]["one"]), r"rows are of the networks \['one', 'other'\], `networks` names \['one'\]"),
         (info(one={}, other={}), "constant_ms = None"),
         (info(one={"constant_ms": "fast"}, other={}), "constant_ms = 'fast'"),
