@@ -139,6 +139,8 @@ def test_descent_sweeps_until_nothing_changes():
 def test_repair_goes_on_one_step_or_in_proportion_upwards_or_downwards():
     odd = FeasibleSet(space_of(100, 100), FunctionGrid({"macs": total}), Budget({"macs": 103.0}))
     assert odd.repair(np.array([100, 100])).tolist() == [52, 51]  # 52 and 52 are too many
+    uneven = FeasibleSet(space_of(16, 8), FunctionGrid({"macs": total}), Budget({"macs": 7.0}))
+    assert uneven.repair(np.array([8, 8])).tolist() == [3, 4]  # 5 of 8 choices are further to go than 5 of 16
     down = FeasibleSet(
         space_of(8, 8), FunctionGrid({"params": lambda kept: 20.0 - total(kept)}), Budget({"params": 9.0})
     )
