@@ -49,7 +49,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
     "pynvml": ("runtime.energy_counters",),
-    "safetensors": ("training.checkpoint",),
+    "safetensors": ("training.tensor_files",),
     "scipy": ("evaluation.sensitivity", "measure.build.*"),
     "sklearn": ("training.data*",),
     "sqlalchemy": ("search.study*",),

@@ -18,7 +18,7 @@ def read_device(path: Path | str) -> DeviceProfile:
             profile does not take.
     """
     path = Path(path) if Path(path).is_absolute() else find(DEVICES, path)
-    data, _ = read_yaml(path)
+    data, _ = read_yaml(path, "device profile")
     try:
         return DeviceProfile.from_mapping(data)
     except BadInputError as error:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,9 +16,10 @@ from pydantic_core import ErrorDetails
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
+from amcsearch.config.table_folder import TABLE_FILES
 from amcsearch.config.values import added_costs
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
-from amcsearch.core import BadInputError, Limit
+from amcsearch.core import BadInputError, Limit, check_depth, check_file, open_file
 from amcsearch.runs import expanded
 
 __all__ = [
@@ -42,36 +43,48 @@ def resolve_spec(spec: str, folder: Path, where: str) -> str:
         BadInputError: as ``find_file``.
     """
     path, colon, name = spec.rpartition(":")
-    return find_file(path, folder, where) + colon + name if path.endswith(".py") else spec
+    return _found(path, folder, where) + colon + name if path.endswith(".py") else spec
+
+
+def _found(value: str, folder: Path, where: str) -> str:
+    """Find a file of the user's, one that can be read and has at most ``MOST_BYTES``."""
+    path = find_file(value, folder, where)
+    try:
+        check_file(Path(path), "file", MOST_BYTES)
+    except BadInputError as error:
+        raise BadInputError(f"{where}: {error}") from error
+    return path
 
 
 def digest(value: str | None) -> str | None:
     """Replace an absolute path by a digest of what it holds; anything else comes back as it is.
 
-    A latency table is digested by its files' names and contents. Another folder, a device or a missing path counts as
-    missing: whoever reads it refuses it.
+    A latency table is digested by the names and contents of its files. Another folder, a device or a missing path
+    counts as missing: whoever reads it refuses it.
+
+    Raises:
+        BadInputError: as ``check_file``.
     """
     if value is None or not Path(value.partition(".py:")[0]).is_absolute():
         return value
     stem, is_factory, name = value.partition(".py:")
     path = Path(stem + ".py") if is_factory else Path(value)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if TABLES.is_one(path) else [path]
+    table = [path / file for file in sorted(TABLE_FILES) if os.path.isfile(path / file)]
+    files = table if TABLES.is_one(path) else [path]
     total = hashlib.sha256()
     for file in files:
-        total.update(str(file.relative_to(path)).encode() + b"\0")
-        try:
-            if not file.is_file():
-                raise FileNotFoundError
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        except FileNotFoundError:
+        total.update(str(file.relative_to(path)).encode(errors="surrogateescape") + b"\0")
+        if not os.path.isfile(file):
             total.update(b"missing")
-        except OSError as error:
-            raise BadInputError(f"cannot read {file}: {error.strerror}") from error
+            continue
+        with open_file(file, "file", MOST_BYTES) as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest() + (":" + name if is_factory else "")
 
 
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
+MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a checkpoint of 4e9 parameters
+_MOST_KEYS: Final = 16  # parts of a dotted key
 
 # Keys that name files, and what kind of things they name where those have names.
 _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
@@ -117,17 +130,30 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return _validated(data, where, str(path), path.parent)
 
 
-def from_mapping(data: Mapping[str, Any], source: str = "configuration") -> Config:
+def from_mapping(
+    data: Mapping[str, Any], source: str = "configuration", keys: Mapping[str, object] | None = None
+) -> Config:
     """Validate a configuration that is no file, such as a request; ``source`` names it in errors.
 
+    ``keys`` replace or add values by dotted key, as the overrides of ``load`` do.
+
     Raises:
-        BadInputError: as ``load``.
+        BadInputError: as ``load``, or a value that is not plain (a mapping, list, text, number, true, false or None).
     """
+    plain = _plain(data, source)
+    for dotted, value in (keys or {}).items():
+        _set(plain, dotted, _plain(value, f"{source}: {dotted}"), f"{source}: {dotted}")
+    return _validated(plain, {}, source, Path.cwd())
+
+
+def _plain(value: object, where: str) -> Any:
+    """Return a copy of plain values as JSON has them: tuples as lists, every key a text."""
     try:
-        tree = json.loads(json.dumps(data))
-    except ValueError as error:  # Python writes no number of more than 4,300 digits
-        raise BadInputError(f"{source}: a number has too many digits ({error}); write a smaller one") from error
-    return _validated(tree, {}, source, Path.cwd())
+        plain = json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{where} cannot be written as JSON ({error}); give plain values") from error
+    check_depth(plain, where)
+    return plain
 
 
 def dump(config: Config) -> str:
@@ -198,10 +224,18 @@ def json_schema() -> dict[str, Any]:
 
 def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> None:
     dotted, equals, value = text.partition("=")
-    keys = tuple(dotted.strip().split("."))
     source = f"--set {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
-    if not equals or not all(keys):
+    if not equals:
         raise BadInputError(f"{source}: expected key.key=value, such as search.trials=50")
+    keys = _set(data, dotted.strip(), parse_yaml(value, source)[0], source)
+    where[keys] = source
+
+
+def _set(data: dict[str, Any], dotted: str, value: object, source: str) -> tuple[str, ...]:
+    """Set a value at a dotted key, and make the sections that are not there; returns the parts of the key."""
+    keys = tuple(dotted.split("."))
+    if not all(map(str.strip, keys)) or len(keys) > _MOST_KEYS:
+        raise BadInputError(f"{source}: expected a key of 1 to {_MOST_KEYS} parts with dots, such as search.trials")
     section = data
     for i, key in enumerate(keys[:-1]):
         inner = section.get(key)
@@ -210,8 +244,8 @@ def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> Non
         if not isinstance(inner, dict):
             raise BadInputError(f"{source}: {'.'.join(keys[: i + 1])} is {shown(inner)}, it has no keys to set")
         section = inner
-    section[keys[-1]], _ = parse_yaml(value, source)
-    where[keys] = source
+    section[keys[-1]] = value
+    return keys
 
 
 def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, folder: Path) -> Config:
@@ -223,7 +257,7 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
         # Through JSON: strict about types, and lists become tuples.
         return Config.model_validate_json(json.dumps(data), context=added_costs(data))
     except ValidationError as error:
-        raise BadInputError(_line(error.errors(), where, source)) from error
+        raise BadInputError(_line(error.errors(), data, where, source)) from error
     except ValueError as error:  # Python writes no number of more than 4,300 digits
         raise BadInputError(f"{source}: a number has too many digits ({error}); write a smaller one") from error
 
@@ -234,7 +268,7 @@ def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
         return resolve_spec(value, folder, at)
     kind = _PATHS[keys]
     if kind is None:
-        return find_file(value, folder, at)
+        return _found(value, folder, at)
     if kind is TABLES and lookup(kind, value, folder) is None:
         # no error yet: the same configuration is used to make the table; a bare name stays one
         return value if Path(value).name == value else os.path.abspath(expanded(value))
@@ -252,9 +286,9 @@ def _texts(data: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[tuple[
             yield from (((key, *path), holder, last) for path, holder, last in _texts(inner, tuple(later)))
 
 
-def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str) -> str:
+def _line(errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[KeyPath, str], source: str) -> str:
     error = errors[0]
-    keys = tuple(key for key in error["loc"] if key != "[key]")
+    keys, is_of_key = _written(error, data)
     at = next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
     dotted = ".".join(map(str, keys))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -264,7 +298,7 @@ def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str)
     if error["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         return f"{at}: unknown key {dotted}{hint(str(keys[-1]), known) or '; known: ' + ', '.join(known)}{more}"
-    if "[key]" in error["loc"]:
+    if is_of_key:
         return f"{at}: unknown key {dotted}; {describe(error)}{more}"
     if error["type"] == "missing":
         return f"{at}: {dotted} is missing; it has no default{more}"
@@ -273,10 +307,36 @@ def _line(errors: list[ErrorDetails], where: Mapping[KeyPath, str], source: str)
     return f"{at}: {dotted} = {shown(error['input'])}; {describe(error)}{more}"
 
 
+def _written(error: ErrorDetails, data: Any) -> tuple[KeyPath, bool]:
+    """The key of an error as it is written in the data, and whether the key itself is wrong and not its value.
+
+    pydantic's own words among the parts (``[key]``, the branches of a union) lead to nothing in the data.
+    """
+    keys: list[str | int] = []
+    inside = True
+    for part in error["loc"]:
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if inside:
+            data = data[part]
+        stands_for_section = not isinstance(data, dict | list) and str(part).isidentifier()
+        if inside or stands_for_section or error["type"] == "missing":
+            keys.append(part)
+    return tuple(keys), error["loc"][-1:] == ("[key]",) and not inside
+
+
 def _known_keys(path: KeyPath) -> list[str]:
-    model: type[BaseModel] = Config
+    """Keys of the section at a path; a section may lie in a mapping, under any key."""
+    annotation: Any = Config
     for key in path:
-        annotation = model.model_fields[str(key)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return sorted(model.model_fields)
+        section = _section(annotation)
+        if section is not None and key in section.model_fields:
+            annotation = section.model_fields[str(key)].annotation
+    section = _section(annotation)
+    return sorted(section.model_fields) if section is not None else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section among an annotation and what it is made of, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)

@@ -23,19 +23,31 @@ import numpy as np
 from amcsearch.config.lookup import TABLES, find
 from amcsearch.config.messages import hint
 from amcsearch.config.yaml_text import parse_mapping, to_yaml
-from amcsearch.core import BadInputError
+from amcsearch.core import MIB, BadInputError, decoded, parse_json, read_bytes, read_text
 from amcsearch.costs import LatencyTable, csv_of, parse_rows
-from amcsearch.runs import read_bytes, read_text, replacing, sweep, take_lock, writing
+from amcsearch.runs import replacing, sweep, take_lock, writing
 
-__all__ = ["DEVICE_FILE", "ROWS_FILE", "TableFolder", "read_latency_table", "table_digest", "write_latency_table"]
+__all__ = [
+    "DEVICE_FILE",
+    "ROWS_FILE",
+    "TABLE_FILES",
+    "TableFolder",
+    "read_latency_table",
+    "table_digest",
+    "write_latency_table",
+]
 
 DEVICE_FILE: Final = "device.yaml"
 ROWS_FILE: Final = "rows.csv"
 _FILES: Final = (ROWS_FILE, DEVICE_FILE)
 _WHOLE: Final = ".table.json"  # a new table, until its files are in their places
+TABLE_FILES: Final = (*_FILES, _WHOLE)
+"""Whatever of a folder counts as the table."""
 _MEASURING: Final = ".measuring"
 _LOCK: Final = ".lock"
 _LEFT_BEFORE: Final = tuple(f".{name}.tmp" for name in _FILES)  # partial files of earlier versions
+_MOST_BYTES: Final = 16 * MIB  # of rows.csv: a hundred thousand rows
+_MOST_SAID: Final = MIB  # characters of device.yaml: eight hundred networks
 _CURE: Final = "free the disk, or give another -o"
 
 
@@ -53,11 +65,8 @@ def read_latency_table(folder: Path | str) -> LatencyTable:
             f"make it with `amcsearch table measure CONFIG -o {folder}`"
         )
     content = _content(folder)
-    try:
-        text = content[DEVICE_FILE].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"cannot read {folder / DEVICE_FILE}: it is not UTF-8 text (byte {error.start})") from error
-    info, _ = parse_mapping(text, str(folder / DEVICE_FILE))
+    text = decoded(content[DEVICE_FILE], str(folder / DEVICE_FILE))
+    info, _ = parse_mapping(text, str(folder / DEVICE_FILE), _MOST_SAID)
     try:
         return LatencyTable.from_mapping(parse_rows(content[ROWS_FILE], folder / ROWS_FILE), info)
     except BadInputError as error:
@@ -116,7 +125,7 @@ def _read(folder: Path, name: str) -> bytes:
         raise BadInputError(
             f"latency table {folder} has no {name}; make it again with `amcsearch table measure CONFIG -o {folder}`"
         )
-    return read_bytes(folder / name)
+    return read_bytes(folder / name, "latency table", _MOST_BYTES)
 
 
 def _whole(folder: Path) -> dict[str, bytes] | None:
@@ -125,7 +134,7 @@ def _whole(folder: Path) -> dict[str, bytes] | None:
     if not os.path.lexists(path):
         return None
     try:
-        texts = json.loads(read_text(path))
+        texts = parse_json(read_text(path, "latency table", 2 * _MOST_BYTES), str(path))
         return {name: texts[name].encode("utf-8") for name in _FILES}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if not os.path.lexists(path):
@@ -221,7 +230,8 @@ class TableFolder:
         for name in _FILES:
             with replacing(self.path / name, _CURE) as temporary:
                 temporary.write_bytes(content[name])
-        if json.loads(read_text(self.path / _WHOLE))["was_measured"]:
+        text = read_text(self.path / _WHOLE, "latency table", 2 * _MOST_BYTES)
+        if parse_json(text, _WHOLE).get("was_measured"):
             shutil.rmtree(self.measuring, ignore_errors=True)
         with writing(self.path, _CURE):
             (self.path / _WHOLE).unlink()

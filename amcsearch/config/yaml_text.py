@@ -4,6 +4,7 @@ Departures from PyYAML's defaults, each a known trap: ``1e-3`` is a number, ``on
 key is an error, dates are text, and anchors are refused (a few hundred bytes of them can expand to gigabytes).
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any, Final
 
 import yaml
 
-from amcsearch.core import BadInputError
+from amcsearch.core import DEEPEST, MIB, BadInputError, read_text
 
 __all__ = ["KeyPath", "parse_mapping", "parse_yaml", "read_yaml", "to_yaml"]
 
 KeyPath = tuple[str | int, ...]
+
+MOST_CHARACTERS: Final = MIB // 4
+"""Of a YAML text that people write; PyYAML takes seconds for so many."""
+_DIGITS: Final = 30  # of a whole number: no count, seed or size has more
 
 _RESOLVERS: Final = (
     ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -47,23 +52,49 @@ for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a whole number has at most {_DIGITS} digits, this one has {len(text)}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    special = text.lower().lstrip("+-")
+    number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if math.isinf(number) and special != ".inf":
+        raise ValueError("it is beyond what a number can hold")
+    return number
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
+    return text
+
+
 _SCALARS: Final[dict[str, Callable[[str], Any]]] = {
     "tag:yaml.org,2002:null": lambda _: None,
     "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
-    "tag:yaml.org,2002:int": int,
-    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    "tag:yaml.org,2002:str": str,
+    "tag:yaml.org,2002:int": _whole,
+    "tag:yaml.org,2002:float": _number,
+    "tag:yaml.org,2002:str": _text,
 }
 
 
-def parse_yaml(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
+def parse_yaml(text: str, source: str, most_characters: int = MOST_CHARACTERS) -> tuple[Any, dict[KeyPath, int]]:
     """Read YAML as plain values, and the line (from 1) of every key.
 
     ``source`` names the text in errors.
 
     Raises:
-        BadInputError: a syntax error, a repeated key, a key that is not text, an anchor or a tag; names the line.
+        BadInputError: a syntax error, a repeated key, a key that is not text, an anchor, a tag, more than ``DEEPEST``
+            levels, a number beyond the computer's, or too many characters; names the line.
     """
+    if len(text) > most_characters:
+        raise BadInputError(f"{source}: it has {len(text)} characters, at most {most_characters} are read as YAML")
     lines: dict[KeyPath, int] = {}
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -72,13 +103,19 @@ def parse_yaml(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise BadInputError(f"{source}{where}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except BadInputError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML converts some numbers without a check
         raise BadInputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise BadInputError(f"{source}: nested too deeply") from error
+        raise BadInputError(
+            f"{source}: nested too deeply, at most {DEEPEST} levels are read; write it flatter"
+        ) from error
 
 
 def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> Any:
+    if len(path) > DEEPEST:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, lines, source)
     if isinstance(node, yaml.SequenceNode):
@@ -86,7 +123,7 @@ def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
     where = f"{source}:{node.start_mark.line + 1}"
     convert = _SCALARS.get(node.tag)
     if convert is None:
-        raise BadInputError(f"{where}: tag {node.tag} is not supported; write a plain value")
+        raise BadInputError(f"{where}: tag {node.tag:.60} is not supported; write a plain value")
     try:
         return convert(node.value)
     except ValueError as error:
@@ -99,7 +136,7 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], s
         where = f"{source}:{key_node.start_mark.line + 1}"
         key = _value(key_node, path, {}, source)
         if not isinstance(key, str):
-            raise BadInputError(f"{where}: key {key!r} must be text; write it in quotes")
+            raise BadInputError(f"{where}: key {key!r:.60} must be text; write it in quotes")
         here = (*path, key)
         if key in result:
             dotted = ".".join(map(str, here))
@@ -109,28 +146,26 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], s
     return result
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def read_yaml(
+    path: Path, what: str = "configuration", most_characters: int = MOST_CHARACTERS
+) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Read a YAML file that holds a mapping; returns it with the line of every key.
 
     Raises:
-        BadInputError: the file cannot be read, is not text, holds no mapping, or as ``parse_yaml``.
+        BadInputError: as ``read_text`` and ``parse_yaml``, or the file holds no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"cannot read {path}: it is not UTF-8 text (byte {error.start})") from error
-    return parse_mapping(text, str(path))
+    return parse_mapping(read_text(path, what, most_characters), str(path), most_characters)
 
 
-def parse_mapping(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def parse_mapping(
+    text: str, source: str, most_characters: int = MOST_CHARACTERS
+) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Read YAML that is a mapping, as ``parse_yaml``.
 
     Raises:
         BadInputError: it is something else, or as ``parse_yaml``.
     """
-    data, lines = parse_yaml(text, source)
+    data, lines = parse_yaml(text, source, most_characters)
     if not isinstance(data, dict):
         content = "empty" if data is None else f"a {type(data).__name__}"
         raise BadInputError(f"{source}: expected a mapping of keys, the file is {content}")

@@ -9,12 +9,26 @@ from amcsearch.core.limit import SHARE, Limit, read_limit
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.reading import (
+    DEEPEST,
+    MIB,
+    check_csv,
+    check_depth,
+    check_file,
+    decoded,
+    open_file,
+    parse_json,
+    read_bytes,
+    read_text,
+)
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, guarded_job, printable, settings_kept
 
 __all__ = [
     "COST_NAMES",
+    "DEEPEST",
     "KEEPERS",
+    "MIB",
     "SHARE",
     "BadInputError",
     "CallersOwn",
@@ -39,11 +53,19 @@ __all__ = [
     "TrialState",
     "UserCode",
     "at_worst",
+    "check_csv",
+    "check_depth",
+    "check_file",
     "check_interrupt",
+    "decoded",
     "described",
     "guarded_job",
     "interruptible",
+    "open_file",
+    "parse_json",
     "printable",
+    "read_bytes",
     "read_limit",
+    "read_text",
     "settings_kept",
 ]

@@ -1,13 +1,29 @@
 """Errors that a user's request can cause; the command line prints each as one line with its exit code."""
 
-__all__ = ["BadInputError", "DeliveryError", "DivergedError", "InfeasibleBudgetError"]
+from typing import Final
+
+__all__ = ["MOST_CHARACTERS", "BadInputError", "DeliveryError", "DivergedError", "InfeasibleBudgetError"]
+
+MOST_CHARACTERS: Final = 2000
+"""Of an error's line: a value from a file may be longer than anyone reads."""
 
 
-class BadInputError(ValueError):
+class _RequestError(ValueError):
+    """An error whose message is one line of at most ``MOST_CHARACTERS``; what is longer loses its middle."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(part.strip() for part in message.splitlines()) if len(message.splitlines()) > 1 else message
+        if len(line) > MOST_CHARACTERS:
+            half = MOST_CHARACTERS // 2 - 2
+            line = f"{line[:half]} … {line[-half:]}"
+        super().__init__(line)
+
+
+class BadInputError(_RequestError):
     """Input that cannot be used; the message names the value, the bound and the cure (exit code 2)."""
 
 
-class InfeasibleBudgetError(ValueError):
+class InfeasibleBudgetError(_RequestError):
     """A budget no policy can meet; the message gives the smallest feasible value (exit code 3)."""
 
 

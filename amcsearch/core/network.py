@@ -1,5 +1,6 @@
 """Networks as shapes: layers in order of execution, and the groups that couple their widths."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ class NetworkSpec:
             ("layer", [x.name for x in self.layers]),
             ("group", [x.name for x in self.groups]),
         ):
-            repeated = {name for name in names if names.count(name) > 1}
+            repeated = {name for name, count in Counter(names).items() if count > 1}
             if repeated:
                 raise BadInputError(f"{kind} names must differ: {sorted(repeated)}")
         known = {layer.name for layer in self.layers}

@@ -4,29 +4,39 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.group import ChannelGroup
+from amcsearch.core.reading import MIB, parse_json, read_text
 
-__all__ = ["PolicySpace", "PruningPolicy"]
+__all__ = ["MOST_CHANNELS", "PolicySpace", "PruningPolicy"]
+
+MOST_CHANNELS: Final = 2**31 - 1
+"""Of a group in a policy: far beyond any layer, and within the whole numbers of numpy."""
+_MOST_BYTES: Final = 4 * MIB
 
 
 class PruningPolicy(Mapping[str, int]):
     """How many channels every group keeps: an immutable, hashable mapping of group name to ``n_keep``.
 
     Raises:
-        BadInputError: a count that is not a whole number of at least 1.
+        BadInputError: a count that is not a whole number from 1 to ``MOST_CHANNELS``.
     """
 
     __slots__ = ("_kept",)
 
     def __init__(self, kept: Mapping[str, int]) -> None:
         for name, n_keep in kept.items():
-            if isinstance(n_keep, bool) or not isinstance(n_keep, int | np.integer) or n_keep < 1:
-                raise BadInputError(f"policy: n_keep of {name!r} is {n_keep!r}, must be a whole number of at least 1")
+            is_whole = isinstance(n_keep, int | np.integer) and not isinstance(n_keep, bool)
+            if not is_whole or not 1 <= n_keep <= MOST_CHANNELS:
+                bound = f"at most {MOST_CHANNELS}" if is_whole and n_keep > 1 else "at least 1"
+                raise BadInputError(
+                    f"policy: n_keep of {name!r:.80} is {n_keep!r:.40}, must be a whole number of {bound}"
+                )
         self._kept = {name: int(n_keep) for name, n_keep in kept.items()}
 
     def __getitem__(self, name: str) -> int:
@@ -53,12 +63,12 @@ class PruningPolicy(Mapping[str, int]):
         """Read what ``to_json`` wrote.
 
         Raises:
-            BadInputError: not JSON, or not an object of group names and counts.
+            BadInputError: as ``parse_json``, or not an object of group names and counts.
         """
         try:
-            kept = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadInputError(f"policy is not JSON ({error}); expected {{group: n_keep, …}}") from error
+            kept = parse_json(text, "policy")
+        except BadInputError as error:
+            raise BadInputError(f"{error}; expected {{group: n_keep, …}}") from error
         if not isinstance(kept, dict):
             raise BadInputError(f"policy is a {type(kept).__name__}; expected an object {{group: n_keep, …}}")
         return cls(kept)
@@ -68,12 +78,13 @@ class PruningPolicy(Mapping[str, int]):
         """Read a ``policy.json``.
 
         Raises:
-            BadInputError: the file is missing, or as ``from_json``.
+            BadInputError: as ``read_text`` or ``from_json``; names the file.
         """
+        text = read_text(path, "policy", _MOST_BYTES)
         try:
-            return cls.from_json(path.read_text())
-        except OSError as error:
-            raise BadInputError(f"cannot read policy {path}: {error.strerror}") from error
+            return cls.from_json(text)
+        except BadInputError as error:
+            raise BadInputError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)

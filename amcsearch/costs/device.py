@@ -11,7 +11,6 @@ it; Parashar et al., ISPASS 2019).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from math import isfinite
 from typing import Any, Final
 
 from amcsearch.core import BadInputError
@@ -19,6 +18,9 @@ from amcsearch.core import BadInputError
 __all__ = ["WORD_BITS", "DeviceProfile", "MemoryLevel"]
 
 WORD_BITS: Final = (8, 16, 32)
+MOST_BYTES: Final = 2**50  # of a memory
+MOST_AMOUNT: Final = 1e12  # pJ or mW: sums over any network stay finite
+MOST_MULTIPLE: Final = 2**16
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class MemoryLevel:
     map_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.capacity_bytes is not None and self.capacity_bytes < 1:
+        if self.capacity_bytes is not None and not 1 <= self.capacity_bytes <= MOST_BYTES:
             raise BadInputError(
-                f"memory {self.name!r}: capacity_bytes = {self.capacity_bytes}, must be at least 1, or null for DRAM"
+                f"memory {self.name!r}: capacity_bytes = {self.capacity_bytes}, must be at least 1 and at most "
+                f"{MOST_BYTES}, or null for DRAM"
             )
-        if not isfinite(self.pj_per_byte) or self.pj_per_byte < 0.0:
+        if not 0.0 <= self.pj_per_byte <= MOST_AMOUNT:
             raise BadInputError(
-                f"memory {self.name!r}: pj_per_byte = {self.pj_per_byte}, must be a finite number of at least 0"
+                f"memory {self.name!r}: pj_per_byte = {self.pj_per_byte}, must be a finite number of at least 0 and at "
+                f"most {MOST_AMOUNT:g}"
             )
         if not 0.0 <= self.map_share <= 1 / 3:
             raise BadInputError(f"memory {self.name!r}: map_share = {self.map_share}, must be from 0 to 1/3")
@@ -93,13 +97,18 @@ class DeviceProfile:
             raise BadInputError(f"{where}: mac_pj is empty; give the energy of a MAC at one width or more, in pJ")
         energies = {f"mac_pj of {bits} bits": pj for bits, pj in self.mac_pj.items()}
         for key, value in {**energies, "static_power_mw": self.static_power_mw}.items():
-            if not isfinite(value) or value < 0.0:
-                raise BadInputError(f"{where}: {key} = {value}, must be a finite number of at least 0")
+            if not 0.0 <= value <= MOST_AMOUNT:
+                raise BadInputError(
+                    f"{where}: {key} = {value}, must be a finite number of at least 0 and at most {MOST_AMOUNT:g}"
+                )
             name = key.partition(" ")[0]
             if value > 0.0 and not self.sources.get(name):
                 raise BadInputError(f"{where}: {name} has no source; say in `sources` where it comes from")
-        if self.channel_multiple is not None and self.channel_multiple < 1:
-            raise BadInputError(f"{where}: channel_multiple = {self.channel_multiple}, must be at least 1, or null")
+        if self.channel_multiple is not None and not 1 <= self.channel_multiple <= MOST_MULTIPLE:
+            raise BadInputError(
+                f"{where}: channel_multiple = {self.channel_multiple}, must be at least 1 and at most {MOST_MULTIPLE}, "
+                "or null"
+            )
         self._check_memories(where)
 
     def _check_memories(self, where: str) -> None:
@@ -140,6 +149,8 @@ class DeviceProfile:
                 _check_type(where, key, value, _MEMORY_TYPES[key])
             memories.append(MemoryLevel(**entry))
         mac_pj = {int(bits): pj for bits, pj in data["mac_pj"].items()}
+        if len(mac_pj) < len(data["mac_pj"]):
+            raise BadInputError(f"device profile: mac_pj has the keys {list(data['mac_pj'])}, name each width once")
         return cls(**{**data, "mac_pj": mac_pj, "memories": tuple(memories)})
 
 
@@ -156,7 +167,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_digits(value: object) -> bool:
-    return isinstance(value, str) and value.isdecimal()
+    return isinstance(value, str) and value.isdecimal() and len(value) <= 3
 
 
 def _is_mapping(value: object) -> bool:
@@ -211,4 +222,4 @@ def _check_keys(where: str, data: Iterable[Any], kind: type[Any]) -> None:
 def _check_type(where: str, key: str, value: object, check: _Check) -> None:
     right, words = check
     if not right(value):
-        raise BadInputError(f"{where}: {key} = {value!r}, must be {words}")
+        raise BadInputError(f"{where}: {key} = {value!r:.200}, must be {words}")

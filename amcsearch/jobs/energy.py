@@ -1,6 +1,5 @@
 """Where a network's energy goes on a device, layer by layer: dense beside pruned and sparse, predicted and measured."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_ne
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
 from amcsearch.reporting import check_charts, write_energy
-from amcsearch.runs import Document
+from amcsearch.runs import Document, read_densities
 from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
 
 __all__ = ["EnergyReport", "LayerReport", "MeasuredCalls", "NetworkReport", "energy_report"]
@@ -185,18 +184,15 @@ def _model(config: Config, given: InMemory, profile: DeviceProfile, spec: Networ
 
 def _densities(path: Path, spec: NetworkSpec) -> dict[str, float]:
     """Share of its weights that each layer keeps, from a run's ``densities.csv``."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [(str(row["name"]), int(row["kept"]), int(row["total"])) for row in csv.DictReader(stream)]
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"cannot read densities {path} ({error!r}); give those of a sparsify run") from error
-    unknown = sorted(name for name, _, _ in rows if layer_of(name) not in spec.layer_index)
-    if unknown or not rows:
+    rows = read_densities(path)
+    unknown = sorted(name for name in rows["name"] if layer_of(name) not in spec.layer_index)
+    if unknown:
         raise BadInputError(
             f"densities {path} name {unknown[:3]}, not weights of this network; give those of a sparsify run of this "
             "configuration with granularity weights (one of channels leaves a policy.json)"
         )
-    return {layer_of(name): max(kept, 1) / total for name, kept, total in rows}
+    columns = (rows[name].tolist() for name in ("name", "kept", "total"))
+    return {layer_of(name): max(kept, 1) / total for name, kept, total in zip(*columns, strict=True)}
 
 
 def _network(layers: Sequence[LayerSpec], energies: Sequence[LayerEnergy], model: EnergyModel) -> NetworkReport:

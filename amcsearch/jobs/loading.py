@@ -15,7 +15,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph import remove, trace
 from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
-from amcsearch.training import load_checkpoint, load_tensors
+from amcsearch.training import check_archive, load_checkpoint, load_tensors
 
 __all__ = ["Source", "check_finished", "smaller_network", "with_stored_weights"]
 
@@ -73,14 +73,29 @@ def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
 
 
 def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Module:
-    traced = trace(dense, _example(run), verify=False)
+    example = _example(run)
+    try:
+        traced = trace(dense, example, verify=False)
+    except BadInputError:
+        raise
+    except Exception as error:  # the network is the user's, the example a file's: it may raise anything
+        raise BadInputError(
+            f"run {run.path}: the network cannot take the run's example {tuple(example.shape)} ({error}); "
+            "hand over the run's own network"
+        ) from error
     missing = sorted(set(policy) - {group.name for group in traced.network.groups})
     if missing:
         raise BadInputError(f"run {run.path}: the network has no channel groups {missing[:3]}; hand over the run's own")
     kept = {}
     for group in traced.network.groups:
         if group.name in policy:
-            units = traced.units[group.name][: policy[group.name] // group.unit]
+            n_keep = policy[group.name]
+            if n_keep > group.channels or n_keep % group.unit:
+                raise BadInputError(
+                    f"run {run.path}: n_keep of {group.name!r} is {n_keep}, must be a multiple of {group.unit} up to "
+                    f"{group.channels}; restore {run.policy_json.name}"
+                )
+            units = traced.units[group.name][: n_keep // group.unit]
             kept[group.name] = np.sort(units.ravel())
     return remove(dense, traced, kept)
 
@@ -93,7 +108,10 @@ def _closes_channels(run: RunFolder) -> bool:
 def _example(run: RunFolder) -> Tensor:
     if not run.example_safetensors.is_file():
         raise BadInputError(f"run {run.path} has no {run.example_safetensors.name}; it was made by an older version")
-    return load_tensors(run.example_safetensors)["input"]
+    tensors = load_tensors(run.example_safetensors)
+    if "input" not in tensors:
+        raise BadInputError(f"{run.example_safetensors} holds {sorted(tensors)[:3]}, expected input; restore it")
+    return tensors["input"]
 
 
 def _program(run: RunFolder) -> nn.Module:
@@ -102,4 +120,11 @@ def _program(run: RunFolder) -> nn.Module:
             f"run {run.path} has no {run.pruned_pt2.name}: torch.export could not follow the network; load it from its "
             "factory, or hand over the dense model"
         )
-    return torch.export.load(run.pruned_pt2).module()
+    check_archive(run.pruned_pt2, "program")
+    try:
+        return torch.export.load(run.pruned_pt2).module()
+    except Exception as error:  # a damaged archive makes torch's reader raise almost anything
+        raise BadInputError(
+            f"program {run.pruned_pt2} is damaged ({type(error).__name__}: {error}); load the run from its factory, or "
+            "hand over the dense model"
+        ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config, table_digest
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, parse_json
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, read_results
 from amcsearch.runs import StoredDocument, make_folder, read_text, replacing
@@ -103,8 +103,8 @@ class Measurements:
         if not os.path.lexists(path):
             return None
         try:
-            return MeasuringRequest.from_json(json.loads(read_text(path)), path.name)
-        except (BadInputError, json.JSONDecodeError) as error:
+            return MeasuringRequest.from_json(parse_json(read_text(path), path.name), path.name)
+        except BadInputError as error:
             raise BadInputError(f"{path} is damaged ({error}); delete {self.folder} to begin anew") from error
 
     def _write(self) -> None:

@@ -89,14 +89,7 @@ def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
         return config
     if isinstance(config, Path | str):
         return load(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
-    tree: dict[str, Any] = {} if config is None else config.model_dump(mode="json")
-    for key, value in keys.items():
-        *sections, last = key.split(".")
-        inner = tree
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return from_mapping(tree, "amcsearch")
+    return from_mapping({} if config is None else config.model_dump(mode="json"), "amcsearch", keys)
 
 
 def _as_text(value: object) -> object:

@@ -20,7 +20,16 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.reporting import render
-from amcsearch.runs import RunFolder, SparsifySummary, Summary, Verdict, expanded, read_trials, writing
+from amcsearch.runs import (
+    RunFolder,
+    SparsifySummary,
+    Summary,
+    Verdict,
+    expanded,
+    read_densities,
+    read_trials,
+    writing,
+)
 from amcsearch.training import load_tensors
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
@@ -133,8 +142,12 @@ class SparsifyResult(RunResult):
 
     @cached_property
     def densities(self) -> pd.DataFrame:
-        """What is left of every tensor or group: name, kept, total, density."""
-        return pd.read_csv(self.run.densities_csv)
+        """What is left of every tensor or group: name, kept, total, density.
+
+        Raises:
+            BadInputError: as ``read_densities``.
+        """
+        return read_densities(self.run.densities_csv)
 
 
 def _figures(summary: Summary | SparsifySummary) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from amcsearch.core import BadInputError
-from amcsearch.runs import TRIAL_COLUMNS, ConfigFile, RunFolder, SparsifySummary, Summary
+from amcsearch.runs import TRIAL_COLUMNS, ConfigFile, RunFolder, SparsifySummary, Summary, read_trials
 
 __all__ = ["Record", "read_record"]
 
@@ -105,13 +105,8 @@ def _rows(path: Path, problems: list[str]) -> pd.DataFrame:
     if not _is_there(path, problems) or not path.stat().st_size:
         return empty
     try:
-        rows = pd.read_csv(path)
-    except (ValueError, OSError) as error:
+        rows = read_trials(path)
+    except BadInputError as error:
         problems.append(f"{path.name} is damaged ({error})")
         return empty
-    if set(TRIAL_COLUMNS) - set(rows.columns):
-        problems.append(f"{path.name} is damaged (columns are missing)")
-        return empty
-    numbers = [name for name in rows.columns if name not in ("agent", "state", "policy")]
-    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
-    return rows
+    return rows.replace([np.inf, -np.inf], np.nan)

@@ -1,6 +1,6 @@
 """The folder of a run on disk, and the typed documents in it."""
 
-from amcsearch.runs.documents import Document, StoredDocument
+from amcsearch.runs.documents import Document, StoredDocument, read_as
 from amcsearch.runs.files import (
     check_outputs,
     check_replaceable,
@@ -23,7 +23,7 @@ from amcsearch.runs.goals import (
     RoundSummary,
     TargetGoal,
 )
-from amcsearch.runs.rows import TRIAL_COLUMNS, read_trials, trial_rows
+from amcsearch.runs.rows import TRIAL_COLUMNS, read_densities, read_trials, trial_rows
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import (
     BudgetEntry,
@@ -75,7 +75,9 @@ __all__ = [
     "check_replaceable",
     "expanded",
     "make_folder",
+    "read_as",
     "read_bytes",
+    "read_densities",
     "read_text",
     "read_trials",
     "replacing",

@@ -16,7 +16,10 @@ import numpy as np
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, PruningPolicy
 
-__all__ = ["Document", "StoredDocument", "items_of", "plain", "read_cost", "read_number"]
+__all__ = ["Document", "StoredDocument", "items_of", "plain", "read_as", "read_cost", "read_number"]
+
+
+_MOST: Final = 2**64  # of a whole number: a seed may need as many bits
 
 
 def plain(value: object) -> Any:
@@ -60,7 +63,7 @@ class StoredDocument(Document):
         if missing:
             raise BadInputError(f"{where} lacks {', '.join(missing)}")
         names = [item.name for item in fields(cls) if item.name in values]
-        return cls(**{name: _read(hints[name], values[name], f"{where}: {name}") for name in names})
+        return cls(**{name: read_as(hints[name], values[name], f"{where}: {name}") for name in names})
 
 
 def items_of(value: object, where: str) -> dict[str, Any]:
@@ -102,12 +105,16 @@ def read_number(value: object, where: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _unfit(where, value, "a number")
+    if isinstance(value, int) and abs(value) > _MOST:
+        raise _unfit(where, value, f"a number of at most {_MOST:.3g}")
     return value
 
 
 def _count(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _unfit(where, value, "a whole number")
+    if abs(value) > _MOST:
+        raise _unfit(where, value, f"a whole number of at most {_MOST:.3g}")
     return value
 
 
@@ -136,11 +143,16 @@ _READERS: Final[Mapping[object, Callable[[object, str], object]]] = {
     str: _text,
     bool: _truth,
     PruningPolicy: _policy,
+    object: lambda value, _: value,
 }
 
 
-def _read(hint: Any, value: object, where: str) -> object:
-    """Read a value of the type that a field is annotated with."""
+def read_as(hint: Any, value: object, where: str) -> Any:
+    """Return a value of the type that a field is annotated with; ``object`` is anything.
+
+    Raises:
+        BadInputError: it is of another type; names ``where``.
+    """
     if hint in _READERS:
         return _READERS[hint](value, where)
     if isinstance(hint, type) and issubclass(hint, StoredDocument):
@@ -155,9 +167,9 @@ def _read(hint: Any, value: object, where: str) -> object:
     if kind is tuple:
         if not isinstance(value, list | tuple):
             raise _unfit(where, value, "a list")
-        return tuple(_read(parts[0], inner, f"{where}[{i}]") for i, inner in enumerate(value))
+        return tuple(read_as(parts[0], inner, f"{where}[{i}]") for i, inner in enumerate(value))
     if kind is Mapping:
-        return {name: _read(parts[1], inner, f"{where}.{name}") for name, inner in items_of(value, where).items()}
+        return {name: read_as(parts[1], inner, f"{where}.{name}") for name, inner in items_of(value, where).items()}
     raise TypeError(f"{where}: a document cannot have a field of type {hint}")
 
 
@@ -168,4 +180,4 @@ def _read_either(parts: tuple[Any, ...], value: object, where: str) -> object:
     if isinstance(value, str) and str in parts:
         return value
     (other,) = (part for part in parts if part not in (NoneType, str)) if len(parts) > 1 else parts
-    return _read(other, value, where)
+    return read_as(other, value, where)

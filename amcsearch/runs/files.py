@@ -18,7 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from amcsearch.core import BadInputError
+from amcsearch.core import MIB, BadInputError
+from amcsearch.core import read_bytes as core_read_bytes
+from amcsearch.core import read_text as core_read_text
 from amcsearch.runs.documents import plain
 
 __all__ = [
@@ -41,6 +43,7 @@ _LONGEST_SUFFIX: Final = 32  # bytes, of a partial file's name
 _LONGEST_NAME: Final = 255  # bytes
 _LONGEST_PATH: Final = 3800  # bytes; Linux takes 4095, and files come below a folder
 _CURE: Final = "free the disk, or name another --out"
+_MOST_BYTES: Final = 64 * MIB  # of a text: a summary, a page with its pictures
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -109,31 +112,13 @@ def make_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, or the one that a link leads to; a pipe or a device is not waited for.
-
-    Raises:
-        BadInputError: it cannot be read, or is no file.
-    """
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise BadInputError(f"cannot read {path}: it is {_kind(mode)}, not a file")
-            return stream.read()
-    except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
+    """Read a file of a run or a table; raises as ``core.read_bytes``."""
+    return core_read_bytes(path, "", _MOST_BYTES)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        BadInputError: it cannot be read, is no file, or is not UTF-8.
-    """
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"cannot read {path}: {error}") from error
+    """Read a text file of a run or a table; raises as ``core.read_text``."""
+    return core_read_text(path, "", _MOST_BYTES)
 
 
 def _kind(mode: int) -> str:

@@ -17,12 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial
+from amcsearch.core import BadInputError, PruningPolicy, Trial, parse_json
 from amcsearch.runs.documents import items_of, plain
 from amcsearch.runs.files import (
     append_line,
     check_in_place,
     check_replaceable,
+    read_bytes,
     read_text,
     replacing,
     sweep,
@@ -220,10 +221,8 @@ class RunFolder:
         """
         text, cure = read_text(self.summary_json), "let the command that made the run end with --resume"
         try:
-            values = items_of(json.loads(text), self.summary_json.name)
+            values = items_of(parse_json(text, self.summary_json.name), self.summary_json.name)
             return SparsifySummary.from_json(values) if "sparse" in values else Summary.from_json(values)
-        except json.JSONDecodeError as error:
-            raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
         except BadInputError as error:
             raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
 
@@ -233,7 +232,7 @@ class RunFolder:
         Raises:
             BadInputError: as ``files.replacing``.
         """
-        if not self.report_html.is_file() or read_text(self.report_html) != page:
+        if not self.report_html.is_file() or read_bytes(self.report_html) != page.encode():
             self.write_text(self.report_html, page)
 
     def write_trials(self, trials: Iterable[Trial]) -> None:

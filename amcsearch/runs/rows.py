@@ -1,20 +1,28 @@
-"""Trials as rows: the columns of ``trials.csv`` and ``pareto.csv``."""
+"""Rows on disk: trials (``trials.csv``, ``pareto.csv``) and what training-time pruning left (``densities.csv``)."""
 
+import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from amcsearch.core import COST_NAMES, BadInputError, Trial
+from amcsearch.core import COST_NAMES, MIB, BadInputError, Trial, TrialState, check_csv, read_text
 
-__all__ = ["TRIAL_COLUMNS", "read_trials", "trial_rows"]
+__all__ = ["DENSITY_COLUMNS", "TRIAL_COLUMNS", "read_densities", "read_trials", "trial_rows"]
 
 TRIAL_COLUMNS: Final = (
     *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
     *COST_NAMES,
     *("seconds", "policy"),
 )
+
+DENSITY_COLUMNS: Final = ("name", "kept", "total", "density")
+_MOST_BYTES: Final = 256 * MIB  # a hundred thousand trials of a hundred groups
+_ROUNDING: Final = 1e-3  # of a density as it is written
 
 
 def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
@@ -33,16 +41,82 @@ def read_trials(path: Path) -> pd.DataFrame:
     """Return the rows of ``trials.csv`` or ``pareto.csv``.
 
     Raises:
-        BadInputError: the file cannot be read, or lacks columns.
+        BadInputError: as ``read_text`` and ``check_csv``, or a value that the column cannot have; names its row.
     """
-    try:
-        rows = pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' parser and encoding errors are ValueErrors
-        raise BadInputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    missing = sorted(set(TRIAL_COLUMNS) - set(rows.columns))
-    if missing:
-        raise BadInputError(f"cannot read {path}: it lacks the columns {', '.join(missing)}")
+    where, texts = f"trials {path}", ("agent", "state", "policy")
+    rows = _read_rows(path, "trials", TRIAL_COLUMNS, texts)
+    for name in rows.columns.difference(list(texts)):
+        numbers = _numbers(rows, name, where)
+        if name in ("number", "seed"):
+            _refuse_first(rows, name, ~_is_whole(numbers), "a whole number", where)
+    for name in texts:
+        _refuse_first(rows, name, rows[name].isna().to_numpy(), "a text", where)
+    states = sorted(TrialState)
+    _refuse_first(rows, "state", ~rows["state"].isin(states).to_numpy(), f"one of {', '.join(states)}", where)
     return rows
+
+
+def read_densities(path: Path) -> pd.DataFrame:
+    """Return the rows of ``densities.csv``: name, kept, total, density.
+
+    Raises:
+        BadInputError: as ``read_text`` and ``check_csv``, no row, a name twice, a total below 1, a kept count outside
+            0 … total, or a density that is not their share; names the row.
+    """
+    where = f"densities {path}"
+    rows = _read_rows(path, "densities", DENSITY_COLUMNS, ("name",))
+    if rows.empty:
+        raise BadInputError(f"{where} have no row; give those of a sparsify run")
+    _refuse_first(rows, "name", rows["name"].isna().to_numpy(), "a text", where)
+    _refuse_first(rows, "name", rows["name"].duplicated().to_numpy(), "each name once", where)
+    kept, total, density = (_numbers(rows, name, where) for name in DENSITY_COLUMNS[1:])
+    _refuse_first(rows, "total", ~_is_whole(total) | (total < 1), "a whole number of at least 1", where)
+    _refuse_first(rows, "kept", ~_is_whole(kept) | (kept < 0) | (kept > total), "a whole number, 0 to total", where)
+    _refuse_first(rows, "density", ~(np.abs(density - kept / total) <= _ROUNDING), "kept / total", where)
+    return rows
+
+
+def _read_rows(path: Path, what: str, columns: Iterable[str], texts: Iterable[str]) -> pd.DataFrame:
+    text = read_text(path, what, _MOST_BYTES)
+    check_csv(text, f"{what} {path}", columns)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more values than columns
+            return pd.read_csv(
+                io.StringIO(text),
+                index_col=False,
+                dtype=dict.fromkeys(texts, str),
+                keep_default_na=False,  # NA may be a name
+                na_values=[""],
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
+        raise BadInputError(f"cannot read {what} {path}: {error}") from error
+
+
+def _number(cell: object) -> float:
+    """The number in a cell, NaN where there is none."""
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
+def _numbers(rows: pd.DataFrame, column: str, where: str) -> NDArray[np.float64]:
+    """The numbers of a column, NaN where a cell is empty."""
+    numbers = np.array([_number(cell) for cell in rows[column].tolist()], dtype=np.float64)
+    is_other = np.isnan(numbers) & rows[column].notna().to_numpy()
+    _refuse_first(rows, column, is_other | (rows[column].dtype == np.bool_), "a number", where)
+    return numbers
+
+
+def _is_whole(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(numbers) & (numbers == np.round(numbers)), dtype=np.bool_)
+
+
+def _refuse_first(rows: pd.DataFrame, column: str, wrong: NDArray[np.bool_], expected: str, where: str) -> None:
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise BadInputError(f"{where}, row {at + 1}: {column} = {rows[column].tolist()[at]!r:.80}, expected {expected}")
 
 
 def _row(trial: Trial) -> dict[str, Any]:

@@ -50,6 +50,17 @@ Progress = Callable[[Trial, Trial | None, int, int], None]
 """Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
 
 
+def _priced(trials: list[Trial], costs: Sequence[str]) -> list[Trial]:
+    """Return stored trials, each of which must have every cost."""
+    for trial in trials:
+        lacking = [name for name in costs if name not in trial.cost]
+        if lacking:
+            raise BadInputError(
+                f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or --out"
+            )
+    return trials
+
+
 class Study:
     """One agent's search under one seed: a fixed number of evaluations, each stored before the next begins.
 
@@ -96,7 +107,7 @@ class Study:
         self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives)
-        self._stored = {trial.policy: trial for trial in self._store.load()}
+        self._stored = {trial.policy: trial for trial in _priced(self._store.load(), grid.names)}
         self._written = len(self._stored)
         self._known = self._store.siblings()
 

@@ -10,6 +10,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,16 +19,17 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import inspect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState, check_file
+from amcsearch.runs import StoredDocument
 
 __all__ = ["REWARD", "TrialStore", "direction", "objective", "storage_url"]
 
+MOST_BYTES: Final = 2**34
+"""Of a SQLite file: millions of trials."""
 LOCK_TIMEOUT_S: Final = 5.0
 """How long a statement waits for another process that holds a SQLite file."""
-
-_STORAGE_ERRORS: Final = (sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 REWARD: Final = ("reward",)
 """What a study without named objectives maximises."""
@@ -77,15 +79,26 @@ def storage_url(storage: Path | str) -> URL:
 
 
 def _check_owner(url: URL) -> None:
-    """Refuse a SQLite file with tables of another program, before any is added."""
+    """Refuse what is no file, another program's SQLite file, and one that lost tables, before any is added."""
     file = url.database or ""
     if url.get_backend_name() != "sqlite" or file in ("", ":memory:") or file.startswith("file:"):
         return
     path = Path(file).absolute()
-    if not path.is_file() or not path.stat().st_size:
+    if not path.exists():
+        return
+    check_file(path, "study storage", MOST_BYTES)
+    if not path.stat().st_size:
         return
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_TIMEOUT_S)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        known = sorted(tables & _STUDY_TABLES)
+        has_rows = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in known)
+    lost = sorted(_STUDY_TABLES - tables)
+    if lost and has_rows:  # Optuna would make them anew, and the trials would be gone without a word
+        raise BadInputError(
+            f"study storage {path} is damaged: it lacks the tables {', '.join(lost)}; restore it, or name another "
+            "--storage or --out"
+        )
     tables = {name for name in tables if not name.startswith("sqlite_")}
     if tables and not tables >= _STUDY_TABLES and not tables <= _tables_of_optuna():
         raise BadInputError(
@@ -183,18 +196,14 @@ class TrialStore:
     def _readable_errors(self) -> Iterator[None]:
         try:
             yield
-        except (
-            sqlite3.Error,
-            SQLAlchemyError,
-            optuna.exceptions.StorageInternalError,
-            ImportError,
-            RuntimeError,
-        ) as error:
+        except BadInputError:
+            raise
+        except Exception as error:  # a damaged database makes Optuna and its layers raise almost anything
             cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+            reason = str(getattr(cause, "orig", None) or cause) or type(cause).__name__
             raise BadInputError(
-                f"study storage {self._shown} cannot be used: {reason}; close other programs that hold it, free disk "
-                "space, or name another --storage or --out (trials stored so far stay there)"
+                f"study storage {self._shown} cannot be used: {reason.splitlines()[0]}; close other programs that hold "
+                "it, free disk space, or name another --storage or --out (trials stored so far stay there)"
             ) from error
 
 
@@ -218,23 +227,41 @@ def _encode(trial: Trial) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _StoredTrial(StoredDocument):
+    """The user attributes of a trial."""
+
+    policy: str
+    agent: str
+    seed: int
+    state: str
+    reward: float | str
+    accuracy: float | str
+    loss: float | str
+    seconds: float | str
+    cost: Mapping[str, float]
+    change_low: float | None = None
+
+
 def _decode(stored: FrozenTrial) -> Trial:
-    attrs = stored.user_attrs
     try:
-        return Trial(
+        read = _StoredTrial.from_json(stored.user_attrs, "it")
+        trial = Trial(
             number=stored.number,
-            agent=attrs["agent"],
-            seed=attrs["seed"],
-            state=TrialState(attrs["state"]),
-            policy=PruningPolicy.from_json(attrs["policy"]),
-            evaluation=Evaluation(
-                float(attrs["accuracy"]), float(attrs["loss"]), float(attrs["seconds"]), attrs.get("change_low")
-            ),
-            cost=Cost(attrs["cost"]),
-            reward=float(attrs["reward"]),
+            agent=read.agent,
+            seed=read.seed,
+            state=TrialState(read.state),
+            policy=PruningPolicy.from_json(read.policy),
+            evaluation=Evaluation(float(read.accuracy), float(read.loss), float(read.seconds), read.change_low),
+            cost=Cost(read.cost),
+            reward=float(read.reward),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        judged = (trial.reward, trial.evaluation.accuracy, trial.evaluation.loss)
+        if trial.state is TrialState.COMPLETE and not all(map(math.isfinite, judged)):
+            raise ValueError(f"it is complete, and its reward, accuracy and loss are {judged}")
+    except (ValueError, OverflowError) as error:  # BadInputError among them
         raise BadInputError(
-            f"trial {stored.number} in the study storage was not written by amcsearch ({error!r}); "
+            f"trial {stored.number} in the study storage is damaged or was not written by amcsearch ({error}); "
             "name another --storage or --out"
         ) from error
+    return trial

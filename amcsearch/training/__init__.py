@@ -1,6 +1,6 @@
 """Data splits, losses, one training loop, checkpoints and the reference networks."""
 
-from amcsearch.training.checkpoint import load_checkpoint, load_tensors, pretrained, save_state, save_tensors
+from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state
 from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
 from amcsearch.training.hook import StateStore, TrainingHook
 from amcsearch.training.identity import (
@@ -31,6 +31,7 @@ from amcsearch.training.splits import (
     stacked,
     stratified,
 )
+from amcsearch.training.tensor_files import check_archive, load_tensors, save_tensors
 
 __all__ = [
     "DATASETS",
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingRecipe",
     "as_datasets",
     "bake",
+    "check_archive",
     "check_samples",
     "check_splits",
     "checked_splits",

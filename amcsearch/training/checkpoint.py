@@ -1,34 +1,26 @@
-"""Reading and writing weights, and training on the spot with a cache.
-
-Files are written beside their target and renamed, so that a killed process leaves the old file or the new one.
-"""
+"""A network's weights from a file and into one, and training on the spot with a cache."""
 
 import hashlib
 import json
 import logging
-import pickle
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from amcsearch import __version__
-from amcsearch.core import BadInputError
-from amcsearch.runs import make_folder, replacing
+from amcsearch.core import BadInputError, parse_json
 from amcsearch.training.identity import PROBES, Identity, differences, record_network, record_split
 from amcsearch.training.loop import Progress, TrainingRecipe, fit
 from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import Samples, fetch, length
+from amcsearch.training.tensor_files import digest_tensors, load_tensors, read_texts, save_tensors
 
-__all__ = ["load_checkpoint", "load_tensors", "pretrained", "save_state", "save_tensors"]
+__all__ = ["load_checkpoint", "pretrained", "save_state"]
 
-DIGEST: Final = "amcsearch.digest"
 IDENTITY: Final = "amcsearch.identity"
 DIGEST_SAMPLES: Final = 4096
 NAMED: Final = 3  # keys listed in a message before "…"
@@ -43,9 +35,10 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     name is enough. The model is left as it was where the file does not fit.
 
     Raises:
-        BadInputError: an unreadable file, or missing, unexpected or differently shaped tensors.
+        BadInputError: as ``load_tensors``; missing, unexpected or differently shaped tensors; whole numbers for real
+            ones or the other way round; NaN in any tensor, or infinity in a parameter, once it has the model's type.
     """
-    state = _read(Path(path))
+    state = load_tensors(Path(path))
     expected = model.state_dict()
     for names in _tied(model):
         known = next((name for name in names if name in state), None)
@@ -62,11 +55,33 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
                 if name in state and state[name].shape != tensor.shape
             ],
         ),
+        _some(
+            "of other numbers",
+            [
+                f"{name} {state[name].dtype} for {tensor.dtype}"
+                for name, tensor in expected.items()
+                if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+            ],
+        ),
     ]
     differences = "; ".join(problem for problem in problems if problem)
     if differences:
         raise BadInputError(f"checkpoint {path} does not fit the network: {differences}; check model.kwargs")
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in expected.items():
+        _check_finite(path, name, state[name].to(tensor.dtype), name in parameters)
     model.load_state_dict(state)
+
+
+def _check_finite(path: Path, name: str, tensor: Tensor, is_parameter: bool) -> None:
+    """Refuse what no training leaves and no result survives; a buffer may hold infinity, such as a mask's."""
+    wrong = ~torch.isfinite(tensor) if is_parameter else torch.isnan(tensor)
+    if wrong.any():
+        what = "NaN or infinite" if is_parameter else "NaN"
+        raise BadInputError(
+            f"checkpoint {path}: {int(wrong.sum())} of {wrong.numel()} numbers in {name} are {what}; take one from "
+            "before the training diverged"
+        )
 
 
 def save_state(model: nn.Module, path: Path) -> None:
@@ -76,29 +91,6 @@ def save_state(model: nn.Module, path: Path) -> None:
         BadInputError: the file cannot be written.
     """
     save_tensors(_state(model), path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what ``save_tensors`` wrote.
-
-    Raises:
-        BadInputError: a file that cannot be read.
-    """
-    return _read(Path(path))
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, identity: Identity | None = None) -> None:
-    """Write tensors by name as safetensors, atomically, with the identity of what they were trained from, if given.
-
-    Raises:
-        BadInputError: the file cannot be written.
-    """
-    path, state = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = {} if identity is None else {IDENTITY: json.dumps(identity.to_json())}
-    data = safetensors.torch.save(state, {DIGEST: _digest_tensors(state), **said})
-    make_folder(path.parent)
-    with replacing(path, "free the disk, or choose another folder") as partial:
-        partial.write_bytes(data)
 
 
 def pretrained(
@@ -145,63 +137,25 @@ def pretrained(
         model.to(torch_device).eval()
         return True
     fit(model, dataset, recipe, seed=seed, torch_device=torch_device, progress=progress)
-    save_tensors(_state(model), path, identity)
+    save_tensors(_state(model), path, {IDENTITY: json.dumps(identity.to_json())})
     return False
 
 
 def _taken_from_cache(model: nn.Module, path: Path, now: Identity) -> bool:
     try:
-        text = _metadata(path.read_bytes()).get(IDENTITY)
+        text = read_texts(path).get(IDENTITY)
         apart = ["its identity is missing"] if text is None else differences(_identity_of(text), now)
         if not apart:
             load_checkpoint(model, path)
             return True
         _log.info("cached weights %s are not taken, and trained again: %s", path, "; ".join(apart))
-    except (BadInputError, OSError, ValueError) as error:
+    except BadInputError as error:
         _log.warning("cached weights are damaged and will be trained again: %s", error)
     return False
 
 
 def _identity_of(text: str) -> Identity:
-    return Identity.from_json(json.loads(text), "identity")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix not in (".pt", ".pth", ".bin"):
-            raise BadInputError(f"checkpoint {path} ends in {path.suffix!r}, expected .safetensors or .pt")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except BadInputError:
-        raise
-    except OSError as error:
-        raise BadInputError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"checkpoint {path} is damaged or no plain state dict: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadInputError(f"checkpoint {path} holds a {type(state).__name__}, expected a state dict of tensors")
-    return dict(state)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    data = path.read_bytes()
-    state = safetensors.torch.load(data)
-    digest = _metadata(data).get(DIGEST)
-    if digest is not None and digest != _digest_tensors(state):
-        raise BadInputError(f"checkpoint {path} is damaged: its tensors do not have the digest it was written with")
-    return state
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Texts by name in the header of a file of safetensors."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    texts: dict[str, str] = header.get("__metadata__", {})
-    return texts
+    return Identity.from_json(parse_json(text, "identity"), "identity")
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -221,15 +175,6 @@ def _tied(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _digest_tensors(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(state.items()):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)};".encode())
-        digest.update(flat.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _content_key(model: nn.Module, dataset: Samples, recipe: TrainingRecipe, key: str, seed: int) -> str:
     count = length(dataset, "train")
     rows = np.unique(np.linspace(0, count - 1, min(count, DIGEST_SAMPLES)).round().astype(np.int64))
@@ -237,11 +182,11 @@ def _content_key(model: nn.Module, dataset: Samples, recipe: TrainingRecipe, key
         inputs, targets = fetch(dataset, rows, "train")
     parts: dict[str, Any] = {
         "key": key,
-        "weights": _digest_tensors(_state(model)),
+        "weights": digest_tensors(_state(model)),
         "recipe": asdict(recipe),
         "seed": seed,
         "samples": count,
-        "data": _digest_tensors({"inputs": inputs, "targets": targets}),
+        "data": digest_tensors({"inputs": inputs, "targets": targets}),
         "torch": torch.__version__,
         "amcsearch": __version__,
     }

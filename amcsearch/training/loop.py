@@ -174,7 +174,7 @@ def fit(
     with seeded(seed):
         stored = store.load() if store is not None else None
         if stored is not None:
-            losses, first_epoch = training.restore(stored)
+            losses, first_epoch = _restored(training, stored)
         for epoch in range(first_epoch, recipe.epochs):
             reseed(seed + epoch)  # so that random transforms go on as they would have, had nothing been interrupted
             with UserCode(f"training {type(model).__name__} in epoch {epoch + 1}"):
@@ -229,6 +229,16 @@ class _Objective:
         with torch.no_grad():
             guide = logits(self.teacher(x))
         return distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
+
+
+def _restored(training: "_Training", stored: dict[str, Any]) -> tuple[list[float], int]:
+    try:
+        return training.restore(stored)
+    except Exception as error:  # a damaged file may hold anything
+        raise BadInputError(
+            f"the stored state of the training does not fit it ({type(error).__name__}: {error}); delete the file, "
+            ".training.pt, .finetuning.pt or .round-N.pt in the run folder, to train anew"
+        ) from error
 
 
 class _Training:

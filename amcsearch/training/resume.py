@@ -7,6 +7,7 @@ import torch
 
 from amcsearch.core import BadInputError
 from amcsearch.runs import replacing
+from amcsearch.training.tensor_files import read_torch
 
 __all__ = ["StateFile"]
 
@@ -26,9 +27,11 @@ class StateFile:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a torn file makes torch's reader raise almost anything
+            state = read_torch(self.path, "training state")
+        except BadInputError as error:
             raise BadInputError(f"cannot read {self.path}: it is damaged; delete it to train anew") from error
+        if not isinstance(state, dict):
+            raise BadInputError(f"cannot read {self.path}: it holds a {type(state).__name__}; delete it to train anew")
         return state
 
     def save(self, state: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ KNOTS_MIB: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0,
 _PLAIN_CONVOLUTIONS: Final = ("Conv", "ms.FusedConv")
 _BYTES: Final = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 _MIB: Final = 2.0**20
+_MOST: Final = 1e12  # MiB, or ms a MiB
 _Count = TypeVar("_Count", int, NDArray[np.int64])
 _WEIGHTED: Final = (LayerKind.CONV, LayerKind.LINEAR)
 
@@ -66,9 +67,14 @@ class CacheOverflow:
     slopes: Mapping[float, float]
 
     def __post_init__(self) -> None:
-        wrong = {knot: slope for knot, slope in self.slopes.items() if not (np.isfinite(slope) and slope >= 0.0)}
+        wrong = {
+            knot: slope for knot, slope in self.slopes.items() if not (0.0 <= slope <= _MOST and 0.0 <= knot <= _MOST)
+        }
         if wrong:
-            raise BadInputError(f"latency table: residency slopes {wrong}, must be finite and at least 0 ms a MiB")
+            raise BadInputError(
+                f"latency table: residency slopes {wrong!s:.200}, must be finite and at least 0 ms a MiB, "
+                f"from knots of at least 0 MiB, and at most {_MOST:g}"
+            )
 
     @classmethod
     def from_mapping(cls, data: Mapping[Any, Any] | None) -> "CacheOverflow":
@@ -80,7 +86,7 @@ class CacheOverflow:
         try:
             slopes = {float(knot): float(slope) for knot, slope in (data or {}).items()}
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise BadInputError(f"latency table: residency = {data!r}, must map MiB to ms a MiB") from error
+            raise BadInputError(f"latency table: residency = {data!r:.200}, must map MiB to ms a MiB") from error
         return cls(slopes)
 
     def extra_ms(self, total_mib: NDArray[np.float64], streamed_mib: NDArray[np.float64]) -> NDArray[np.float64]:

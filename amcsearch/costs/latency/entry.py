@@ -7,7 +7,7 @@ them back: keys that this program does not know stay as they are, and all keys k
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Self, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Final, Self, get_origin, get_type_hints
 
 import numpy as np
 
@@ -29,10 +29,14 @@ __all__ = [
 Reader = Callable[[str, Any], Any]
 
 
+MOST: Final = 1e12  # of anything a table counts or measures: sums over any network stay finite
+
+
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a finite number")
-    return float(value)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not -MOST <= value <= MOST:  # type: ignore[operator]
+        raise _refused(name, value, f"a finite number within ±{MOST:g}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _amount(name: str, value: object) -> float:
@@ -41,15 +45,19 @@ def _amount(name: str, value: object) -> float:
     except BadInputError:
         number = -1.0
     if number < 0.0:
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a finite number of at least 0")
+        raise _refused(name, value, f"a finite number of at least 0 and at most {MOST:g}")
     return number
 
 
 def _count(name: str, value: object) -> int:
     number = _amount(name, value)
     if number != round(number):
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a whole number of at least 0")
+        raise _refused(name, value, "a whole number of at least 0")
     return round(number)
+
+
+def _refused(name: str, value: object, expected: str) -> BadInputError:
+    return BadInputError(f"latency table: {name} = {value!r:.200}, must be {expected}")
 
 
 def _number_or_unknown(name: str, value: object) -> float | None:
@@ -65,7 +73,7 @@ def _text(_: str, value: object) -> str:
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a list")
+        raise _refused(name, value, "a list")
     return tuple(map(str, value))
 
 
@@ -75,7 +83,7 @@ def _numbers_by_name(name: str, value: object) -> dict[str, float]:
 
 def _mapping(name: str, value: object) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a mapping")
+        raise _refused(name, value, "a mapping")
     return value
 
 
@@ -236,7 +244,7 @@ class GridStep(_Document):
 
 def _steps(name: str, value: object) -> tuple[GridStep, ...]:
     if not isinstance(value, list | tuple):
-        raise BadInputError(f"latency table: {name} = {value!r}, must be a list")
+        raise _refused(name, value, "a list")
     return tuple(_document(GridStep)(name, step) for step in value)
 
 

@@ -6,6 +6,7 @@ timed has no latency. ``samples`` is how many layers of these shapes were seen.
 """
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from amcsearch.core import BadInputError, LayerKind, LayerSpec
+from amcsearch.core import BadInputError, LayerKind, LayerSpec, check_csv, decoded
 from amcsearch.costs.latency.kernels.points import Observation
 
 __all__ = [
@@ -44,6 +45,14 @@ NO_KERNEL: Final = "none"
 GRAPH: Final = "graph"  # source of a row that was never timed
 ADD: Final = "add it with `amcsearch table measure CONFIG -o latency_tables/NAME`"
 _AMOUNTS: Final = ("count", "latency_ms", "mad_ms")
+_AT_LEAST_ONE: Final = frozenset(
+    {
+        *("in_channels", "out_channels", "conv_groups", "kernel_h", "kernel_w", "stride_h", "stride_w"),
+        *("dilation_h", "dilation_w", "in_h", "in_w", "out_h", "out_w"),
+    }
+)
+_MOST_SIZE: Final = 2**31 - 1  # of any width, map or count of samples
+_MOST_AMOUNT: Final = 1e12  # kernels a layer, or ms
 
 RowKey = tuple[str | int, ...]
 
@@ -72,16 +81,29 @@ def _layer(key: RowKey, number: int) -> LayerSpec:
         raise BadInputError(f"latency row {number}: {error}") from error
 
 
+def _number(cell: object) -> float:
+    """The number in a cell, NaN where there is none."""
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
 def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[Any]":
-    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=np.float64)
+    values = np.array([_number(cell) for cell in rows[column].tolist()], dtype=np.float64)
     unknown = np.isnan(values) & rows[column].isna().to_numpy()
     unknown &= (column in ("latency_ms", "mad_ms")) & (rows["source"] == GRAPH).to_numpy()
-    whole = column not in _AMOUNTS
-    wrong = ~unknown & (~np.isfinite(values) | (values < 0) | (whole & (values != np.round(values))))
+    whole, least = column not in _AMOUNTS, int(column in _AT_LEAST_ONE)
+    most = _MOST_SIZE if whole else _MOST_AMOUNT
+    within = (values >= least) & (values <= most)  # false for NaN
+    wrong = ~unknown & (~within | (whole & (values != np.round(values))))
     if wrong.any():
         at = int(np.argmax(wrong))
-        want = "a whole number of at least 0" if whole else "a finite number of at least 0"
-        raise BadInputError(f"latency row {at + 1}: {column} = {rows[column].tolist()[at]!r}, must be {want}")
+        number = "a whole number" if whole else "a finite number"
+        raise BadInputError(
+            f"latency row {at + 1}: {column} = {rows[column].tolist()[at]!r:.80}, must be {number} of at least {least} "
+            f"and at most {most:.12g}; measure the table again"
+        )
     return pd.Series(values.astype(np.int64) if whole else values, index=rows.index)
 
 
@@ -97,7 +119,7 @@ def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise BadInputError(f"latency table has no rows; {ADD}")
     rows = rows.reset_index(drop=True)
-    unknown = sorted(set(rows["kind"]) - set(LayerKind))
+    unknown = sorted(set(map(str, rows["kind"])) - set(LayerKind))[:5]
     if unknown:
         raise BadInputError(f"latency rows name unknown layer kinds {unknown}; known: {[k.value for k in LayerKind]}")
     for column in (*LAYER_COLUMNS[1:], *_AMOUNTS, "samples"):
@@ -157,11 +179,15 @@ def parse_rows(content: bytes, source: Path | str) -> pd.DataFrame:
         BadInputError: it is not CSV.
     """
     try:
-        return pd.read_csv(io.BytesIO(content))
-    except ValueError as error:  # pandas' parser and encoding errors
-        raise BadInputError(
-            f"cannot read latency rows {source}: {str(error).strip()}; measure the table again"
-        ) from error
+        text = decoded(content, f"latency rows {source}")
+        check_csv(text, f"latency rows {source}", COLUMNS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more values than columns
+            return pd.read_csv(io.StringIO(text), index_col=False)
+    except BadInputError as error:
+        raise BadInputError(f"{error}; measure the table again") from error
+    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
+        raise BadInputError(f"cannot read latency rows {source}: {error}; measure the table again") from error
 
 
 def csv_of(rows: pd.DataFrame) -> str:

@@ -107,12 +107,21 @@ def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tup
     if stored is None:
         model, cut = _cut(job, budget)
     else:  # the weights are among the training's state
-        cut = stored["cut"]
-        model = remove(job.evaluator.model, job.evaluator.trace, _kept(cut))
+        model, cut = _stored_cut(job, file, stored)
     fine_tune(job.config, job.finetune, job.workload, model, observer, store=_TrainingOfCut(file, cut))
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     done = RoundSummary(**cut["described"], accuracy_finetuned=_accuracy(job, model))
     return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), done
+
+
+def _stored_cut(job: Job, file: StateFile, stored: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network that a round began from, as its file says, and what the file says of it."""
+    try:
+        cut: dict[str, Any] = stored["cut"]
+        RoundSummary(**cut["described"], accuracy_finetuned=0.0)
+        return remove(job.evaluator.model, job.evaluator.trace, _kept(cut)), cut
+    except Exception as error:  # a damaged file may hold anything
+        raise BadInputError(f"cannot go on from {file.path}: it holds no round ({error!r}); delete it") from error
 
 
 def _cut(job: Job, budget: Budget) -> tuple[nn.Module, dict[str, Any]]:
@@ -158,7 +167,7 @@ class _TrainingOfCut:
 
     def load(self) -> dict[str, Any] | None:
         stored = self.file.load()
-        return None if stored is None else stored["training"]
+        return None if stored is None else stored.get("training", {})
 
     def save(self, state: dict[str, Any]) -> None:
         self.file.save({"cut": self.cut, "training": state})

@@ -83,8 +83,9 @@ def _variant(model: ModelResult, described: DescribedNetwork, quiet_ms: float) -
     policy = network.dense if model.policy is None else PruningPolicy(model.policy)
     passes = _passes_ms(model.passes, quiet_ms)
     runs: Sequence[KernelRun] = ()
-    if model.graph is not None and (model.nodes or not passes):
-        runs = kernel_runs(model.graph, described.owners, model.nodes)
+    graph = model.graph if model.nodes or not passes else None
+    if graph is not None:
+        runs = kernel_runs(graph, described.owners, model.nodes)
     return MeasuredVariant(policy, network.with_channels(policy).layers, passes, tuple(runs))
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError
+from amcsearch.core import MIB, BadInputError, read_bytes
 from amcsearch.costs import Provenance
+from amcsearch.measure.kit.kit_lines import Line, check_line, check_lines
 from amcsearch.measure.plan.network_record import DescribedNetwork, described_networks
 from amcsearch.runtime import COMPARED, KIT_VERSION, SUM, DeviceError, Drift, ExecutedNode, parsed_lines
 
@@ -28,7 +29,6 @@ __all__ = [
     "DriftEvent",
     "DriftSummary",
     "KitResult",
-    "Line",
     "ModelResult",
     "TimedPass",
     "check_one_device",
@@ -39,15 +39,11 @@ __all__ = [
 ]
 
 Records = Mapping[tuple[str, str, int], Mapping[str, Any]]  # by kind, model and pass
+MOST_BYTES: Final = 64 * MIB
+"""Of a result file; those of large networks have a few MiB."""
+MOST_GRAPH_BYTES: Final = 4 * MIB
+"""Of a graph without weights; a ResNet-50's has 20 KB. Read, it takes some fifty times as much memory."""
 ONE_EACH: Final = ("graph", "timing", "profile", "overhead", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A record and where it was read."""
-
-    record: Mapping[str, Any]
-    place: str
 
 
 def lines_of(path: Path) -> tuple[list[Line], list[str]]:
@@ -56,10 +52,7 @@ def lines_of(path: Path) -> tuple[list[Line], list[str]]:
     Raises:
         BadInputError: the file cannot be read, is empty, or a line was edited.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
+    content = read_bytes(path, "kit result", MOST_BYTES)
     if not content.strip():
         raise BadInputError(f"{path} is empty; run the kit with -o {path.name} and bring the file it writes")
     try:
@@ -76,16 +69,19 @@ def headers_of(lines: Sequence[Line], path: Path) -> list[Line]:
     Raises:
         BadInputError: there is none, or they are of two plans or of another version of the kit.
     """
-    headers = sorted((line for line in lines if line.record["kind"] == "header"), key=lambda h: int(h.record["part"]))
+    headers = [line for line in lines if line.record.get("kind") == "header"]
     if not headers:
         raise BadInputError(f"{path} holds no header; bring the file as the kit wrote it")
     for header in headers:
-        if header.record["kit_version"] != KIT_VERSION:
-            version = header.record["kit_version"]
-            raise BadInputError(f"{header.place}: kit version {version}, this program reads {KIT_VERSION}; build a kit")
+        version = header.record.get("kit_version")
+        if version != KIT_VERSION:
+            raise BadInputError(
+                f"{header.place}: kit version {version!r:.40}, this program reads {KIT_VERSION}; build a kit"
+            )
+        check_line(header)
         if header.record["plan_hash"] != headers[0].record["plan_hash"]:
             raise BadInputError(f"{header.place}: another plan than {headers[0].place}; give the files one by one")
-    return headers
+    return sorted(headers, key=lambda header: int(header.record["part"]))
 
 
 def check_one_device(headers: Sequence[Line]) -> None:
@@ -116,7 +112,7 @@ def once(lines: Iterable[Line]) -> tuple[Records, list[str]]:
     first: dict[tuple[str, str, int], Line] = {}
     twice = 0
     for line in lines:
-        if line.record["kind"] not in ONE_EACH:
+        if line.record.get("kind") not in ONE_EACH:
             continue
         key = (line.record["kind"], line.record.get("model", ""), line.record.get("pass", 0))
         before = first.setdefault(key, line)
@@ -130,6 +126,7 @@ def once(lines: Iterable[Line]) -> tuple[Records, list[str]]:
     return {key: line.record for key, line in first.items()}, notes
 
 
+MOST_MS: Final = 1e9  # eleven days: no call takes as long
 ABSURD: Final = 100.0  # times a model's median sample, either way: no load explains it
 
 
@@ -161,12 +158,25 @@ class ModelResult:
     nodes: tuple[ExecutedNode, ...]
     packed_graph: str | None = field(repr=False)
 
-    @cached_property
+    @property
     def graph(self) -> onnx.GraphProto | None:
-        """The graph the device's runtime executed, weights without data; None if it was not recorded."""
+        """The graph the device's runtime executed, weights without data; None if it was not recorded.
+
+        Raises:
+            BadInputError: the record holds no graph, or one of more than ``MOST_GRAPH_BYTES``.
+        """
         if self.packed_graph is None:
             return None
-        return onnx.load_from_string(zlib.decompress(base64.b64decode(self.packed_graph))).graph
+        unpacking = zlib.decompressobj()
+        try:
+            content = unpacking.decompress(base64.b64decode(self.packed_graph), MOST_GRAPH_BYTES)
+            if unpacking.unconsumed_tail:
+                raise ValueError(f"it has more than {MOST_GRAPH_BYTES} bytes")
+            return onnx.load_from_string(content).graph
+        except Exception as error:  # protobuf's decode errors have no public base
+            raise BadInputError(
+                f"model {self.id!r:.80}: its graph cannot be read ({error}); run the kit again"
+            ) from error
 
     @property
     def latency_ms(self) -> float | None:
@@ -248,15 +258,15 @@ def _timed(record: Mapping[str, Any], median: float) -> tuple[TimedPass | None, 
     """The pass without impossible samples, None if none is left; and how many were dropped."""
     samples, reference = (np.array(record[key], dtype=np.float64) for key in ("samples_ms", "reference_ms"))
     with np.errstate(invalid="ignore"):
-        good = np.isfinite(samples) & (samples > median / ABSURD) & (samples < median * ABSURD)
-        good &= np.isfinite(reference) & (reference > 0)
+        good = (samples > median / ABSURD) & (samples < median * ABSURD) & (samples <= MOST_MS)
+        good &= (reference > 0) & (reference <= MOST_MS)
     timed = TimedPass(int(record["pass"]), samples[good], reference[good]) if good.any() else None
     return timed, int((~good).sum())
 
 
 def _passes(name: str, records: Sequence[Mapping[str, Any]], notes: list[str]) -> tuple[TimedPass, ...]:
     samples = np.array([ms for record in records for ms in record["samples_ms"]], dtype=np.float64)
-    plausible = samples[np.isfinite(samples) & (samples > 0)]
+    plausible = samples[(samples > 0) & (samples <= MOST_MS)]
     median = float(np.median(plausible)) if len(plausible) else 0.0
     read = [_timed(record, median) for record in sorted(records, key=lambda record: int(record["pass"]))]
     passes = tuple(timed for timed, _ in read if timed is not None)
@@ -272,7 +282,7 @@ def _nodes(name: str, record: Mapping[str, Any] | None, notes: list[str]) -> tup
     if record is None:
         return ()
     nodes = tuple(ExecutedNode(*node) for node in record["nodes"])
-    if all(np.isfinite(node.us) and node.us >= 0 for node in nodes):
+    if all(0 <= node.us <= MOST_MS for node in nodes):
         return nodes
     notes.append(f"model {name}: its profile holds impossible times and was left out")
     return ()
@@ -311,7 +321,7 @@ def _coverage(models: Sequence[ModelResult], passes: int, records: Records) -> C
 
 def _state(lines: Sequence[Line], coverage: Coverage) -> list[str]:
     """What should be known besides repairs."""
-    ends = [line.record for line in lines if line.record["kind"] == "end"]
+    ends = [line.record for line in lines if line.record.get("kind") == "end"]
     notes = [] if ends else ["there is no end record: the run was broken off"]
     if coverage.left_out:
         notes.append(f"{len(coverage.left_out)} of {coverage.models} models were left out for lack of time")
@@ -321,26 +331,24 @@ def _state(lines: Sequence[Line], coverage: Coverage) -> list[str]:
 def _drift(lines: Sequence[Line], records: Records) -> DriftSummary:
     drift = Drift()
     drift.replay(_possible_reference(record) for (kind, _, _), record in records.items() if kind == "timing")
-    throttled = (line.record for line in lines if line.record["kind"] == "drift")
+    throttled = (line.record for line in lines if line.record.get("kind") == "drift")
     events = tuple(DriftEvent(str(event["model"]), int(event["pass"]), float(event["ratio"])) for event in throttled)
     return DriftSummary(**drift.summary(), events=events)
 
 
 def _possible_reference(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record, "reference_ms": [ms for ms in record["reference_ms"] if np.isfinite(ms) and ms > 0]}
+    return {**record, "reference_ms": [ms for ms in record["reference_ms"] if 0 < ms <= MOST_MS]}
 
 
 def _result(headers: Sequence[Line], lines: Sequence[Line], notes: Sequence[str]) -> KitResult:
     """One plan's result from all lines that belong to it."""
     header = headers[0].record
+    check_lines(lines, headers[0])
     records, doubled = once(lines)
     said = [*notes, *doubled]
-    unknown = {model for _, model, _ in records} - {planned["id"] for planned in header["plan"]["models"]} - {""}
-    if unknown:
-        raise BadInputError(f"{headers[0].place}: model {min(unknown)!r} is not in the plan of this result")
     models = tuple(_model(planned, records, said) for planned in header["plan"]["models"])
     overheads = [ms for (kind, _, _), record in records.items() if kind == "overhead" for ms in record["samples_ms"]]
-    overheads = [ms for ms in overheads if np.isfinite(ms) and ms > 0]
+    overheads = [ms for ms in overheads if 0 < ms <= MOST_MS]
     if not overheads or not any(model.passes for model in models):
         raise BadInputError(f"{headers[0].place}: the result holds no time; run the kit again, it goes on")
     coverage = _coverage(models, int(header["plan"]["passes"]), records)

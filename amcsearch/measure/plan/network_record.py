@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 from amcsearch.core import (
     BadInputError,
@@ -15,9 +16,11 @@ from amcsearch.core import (
     NetworkSpec,
     Side,
 )
+from amcsearch.runs import read_as
 
 __all__ = ["DescribedNetwork", "described_networks", "network_from_record", "network_record"]
 
+_Name = TypeVar("_Name", bound=StrEnum)
 _PAIRS = ("kernel", "stride", "padding", "dilation", "in_size", "out_size")
 _PLAIN = ("name", "in_channels", "out_channels", "conv_groups", "has_weight", "has_bias")
 
@@ -43,34 +46,96 @@ def network_record(network: NetworkSpec) -> dict[str, Any]:
     return {"layers": layers, "groups": groups}
 
 
-def _layer(record: Mapping[str, Any]) -> LayerSpec:
-    pairs = {key: (int(record[key][0]), int(record[key][1])) for key in _PAIRS}
-    values: dict[str, Any] = {key: record[key] for key in _PLAIN} | pairs
+_OBJECT: Final = Mapping[str, object]
+_FIELDS: Final[Mapping[str, object]] = {
+    "kind": str,
+    "name": str,
+    **dict.fromkeys(("in_channels", "out_channels", "conv_groups"), int),
+    **dict.fromkeys(("has_weight", "has_bias"), bool),
+    **dict.fromkeys(_PAIRS, tuple[int, ...]),
+}
+_LEAST: Final = {"padding": 0}  # of a size; 1 of all others
+_MOST: Final = 2**24  # of a size or a width: no layer comes near, and arrays of so many channels fit into memory
+
+_MOST_PAIRS: Final = 2**23  # of a layer and a group: each has a number in memory
+
+
+def _layer(record: object, where: str) -> LayerSpec:
+    given = read_as(_OBJECT, record, where)
+    values = {key: read_as(hint, given.get(key), f"{where}: {key}") for key, hint in _FIELDS.items()}
+    for key, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,) if type(value) is int else ()
+        if (key in _PAIRS and len(numbers) != 2) or not all(_LEAST.get(key, 1) <= n <= _MOST for n in numbers):
+            raise BadInputError(
+                f"{where}: {key} = {value!r:.80}, must be {'two numbers' if key in _PAIRS else 'a number'} from "
+                f"{_LEAST.get(key, 1)} to {_MOST}"
+            )
+    kind = _named(LayerKind, values.pop("kind"), f"{where}: kind")
     # a kit of an earlier release knows of no steps
-    steps = tuple(MapStep(MapOp(op), tuple(reads), writes) for op, reads, writes in record.get("steps", ()))
-    return LayerSpec(kind=LayerKind(record["kind"]), steps=steps, **values)
+    steps = read_as(tuple[object, ...], given.get("steps", ()), f"{where}: steps")
+    return LayerSpec(
+        kind=kind, steps=tuple(_step(step, f"{where}: step {i + 1}") for i, step in enumerate(steps)), **values
+    )
 
 
-def network_from_record(record: Mapping[str, Any]) -> NetworkSpec:
+def _step(record: object, where: str) -> MapStep:
+    op, reads, writes = _parts(record, 3, where)
+    sizes = read_as(tuple[int, ...], reads, where)
+    return MapStep(_named(MapOp, op, where), sizes, read_as(int, writes, where))
+
+
+def _group(record: object, where: str) -> ChannelGroup:
+    given = read_as(_OBJECT, record, where)
+    name = read_as(str, given.get("name"), f"{where}: name")
+    channels, unit = (read_as(int, given.get(key), f"{where}: {key}") for key in ("channels", "unit"))
+    if channels > _MOST:
+        raise BadInputError(f"{where}: channels = {channels}, at most {_MOST} can be read")
+    ends = read_as(tuple[object, ...], given.get("couplings"), f"{where}: couplings")
+    return ChannelGroup(name, channels, tuple(_coupling(end, f"{where}: coupling") for end in ends), unit)
+
+
+def _coupling(record: object, where: str) -> Coupling:
+    layer, side, factor = _parts(record, 3, where)
+    number = read_as(int, factor, where)
+    if not 1 <= number <= _MOST:
+        raise BadInputError(f"{where}: factor = {number}, must be from 1 to {_MOST}")
+    return Coupling(read_as(str, layer, where), _named(Side, side, where), number)
+
+
+def _parts(record: object, count: int, where: str) -> tuple[object, ...]:
+    parts: tuple[object, ...] = read_as(tuple[object, ...], record, where)
+    if len(parts) != count:
+        raise BadInputError(f"{where} has {len(parts)} parts, expected {count}")
+    return parts
+
+
+def _named(kind: type[_Name], value: object, where: str) -> _Name:
+    names = [name.value for name in kind]
+    if value not in names:
+        raise BadInputError(f"{where} is {value!r:.60}, expected one of {', '.join(names)}")
+    return kind(value)
+
+
+def network_from_record(record: object) -> NetworkSpec:
     """Inverse of ``network_record``.
 
     Raises:
-        BadInputError: a key is missing or a value is not what a network can have.
+        BadInputError: a key is missing or a value is not what a network can have; names it.
     """
     try:
-        layers = tuple(map(_layer, record["layers"]))
-        groups = tuple(
-            ChannelGroup(
-                group["name"],
-                group["channels"],
-                tuple(Coupling(layer, Side(side), factor) for layer, side, factor in group["couplings"]),
-                group["unit"],
+        given = read_as(_OBJECT, record, "network")
+        layers = read_as(tuple[object, ...], given.get("layers"), "layers")
+        groups = read_as(tuple[object, ...], given.get("groups"), "groups")
+        if len(layers) * len(groups) > _MOST_PAIRS:
+            raise BadInputError(
+                f"{len(layers)} layers and {len(groups)} groups, at most {_MOST_PAIRS} pairs can be read"
             )
-            for group in record["groups"]
+        return NetworkSpec(
+            tuple(_layer(layer, f"layer {i + 1}") for i, layer in enumerate(layers)),
+            tuple(_group(group, f"group {i + 1}") for i, group in enumerate(groups)),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise BadInputError(f"the network's shapes cannot be read ({error!r}); build the kit again") from error
-    return NetworkSpec(layers, groups)
+    except BadInputError as error:
+        raise BadInputError(f"the network's shapes cannot be read ({error}); build the kit again") from error
 
 
 @dataclass(frozen=True)
@@ -81,7 +146,7 @@ class DescribedNetwork:
     owners: Mapping[str, str]
 
 
-def described_networks(info: Mapping[str, Any]) -> dict[str, DescribedNetwork]:
+def described_networks(info: Mapping[str, object]) -> dict[str, DescribedNetwork]:
     """The networks of a plan's ``info``, by name.
 
     Raises:
@@ -90,7 +155,10 @@ def described_networks(info: Mapping[str, Any]) -> dict[str, DescribedNetwork]:
     networks = info.get("networks")
     if not isinstance(networks, Mapping) or not networks:
         raise BadInputError("the result's plan names no networks; build the kit with `amcsearch table kit`")
-    return {
-        str(name): DescribedNetwork(network_from_record(described["network"]), described["owners"])
-        for name, described in networks.items()
-    }
+    return {str(name): _described(value, f"network {name!r:.80}") for name, value in networks.items()}
+
+
+def _described(value: object, where: str) -> DescribedNetwork:
+    given = read_as(_OBJECT, value, where)
+    owners = read_as(Mapping[str, str], given.get("owners"), f"{where}: owners")
+    return DescribedNetwork(network_from_record(given.get("network")), owners)

@@ -19,6 +19,7 @@ __all__ = ["KIT_VERSION", "PLAN_FILE", "DevicePlan", "Entry", "InputSpec", "cano
 KIT_VERSION = 1
 PLAN_FILE = "plan.json"
 HELPERS = ("empty", "probe")
+MOST_BYTES = 512 * 2**20  # of a kit, unpacked; models travel without weights and have some KiB each
 
 
 class InputSpec(NamedTuple):
@@ -107,10 +108,18 @@ def read_plan(path: Path) -> DevicePlan:
         DeviceError: the file is no kit, or was damaged on the way.
     """
     try:
+        if not path.is_file():  # a device would be read for ever
+            raise ValueError("it is no file")
         with zipfile.ZipFile(str(path)) as archive:
+            declared = sum(record.file_size for record in archive.infolist())
+            if declared > MOST_BYTES:
+                raise ValueError(f"it declares {declared} bytes, at most {MOST_BYTES} are read")
             plan = json.loads(archive.read(PLAN_FILE))
             names = [name for name in archive.namelist() if name.startswith("models/")]
             files = {name[len("models/") :]: archive.read(name) for name in names}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DeviceError(f"{path} is not a whole kit ({error}); copy it again") from error
-    return _checked(plan, files, [*HELPERS, *(model["file"] for model in plan["models"])], path)
+        return _checked(plan, files, [*HELPERS, *(model["file"] for model in plan["models"])], path)
+    except DeviceError:
+        raise
+    except Exception as error:  # a damaged archive or plan makes its readers raise almost anything
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DeviceError(f"{path} is not a whole kit ({what}); copy it again") from error

@@ -50,9 +50,10 @@ def encoded(record: Record) -> bytes:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+        is_whole = isinstance(record, dict) and record.get(SUM) == checksum(record)
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.get(SUM) == checksum(record) else None
+    return record if is_whole else None
 
 
 def parsed_lines(content: bytes, name: str) -> Lines:
