@@ -88,10 +88,10 @@ def outcome(read: Callable[[], object]) -> str:
         AssertionError: the error is no line that can be read.
         MemoryError: reading takes too much memory.
     """
-    result = "read"
     try:
         with _bounded_memory():
-            read()
+            value = read()
+        result = value if isinstance(value, str) else "read"  # the command line says it itself
     except (BadInputError, InfeasibleBudgetError, DeviceError) as error:
         _check_line(str(error))
         result = "refused"
