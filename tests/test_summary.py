@@ -417,3 +417,8 @@ def test_a_limit_that_cannot_be_read_is_left_out() -> None:
     values = json.loads(SEARCH)
     values["budget"]["macs"] = {"asked": "half", "limit": 1.0, "predicted": 1.0}
     assert [limit.cost for limit in Summary.from_json(values).judged.limits] == ["latency_ms"]
+
+
+def test_a_text_that_may_be_missing_is_no_number() -> None:
+    with pytest.raises(BadInputError, match="it: storage is 5, expected a text"):
+        SparsityTarget.from_json({"sparsity": 0.5, "kept_asked": 0.5, "kept": 0.5, "storage": 5}, "it")

@@ -179,5 +179,5 @@ def _read_either(parts: tuple[Any, ...], value: object, where: str) -> object:
         return None
     if isinstance(value, str) and str in parts:
         return value
-    (other,) = (part for part in parts if part not in (NoneType, str)) if len(parts) > 1 else parts
+    other = next((part for part in parts if part not in (NoneType, str)), str)
     return read_as(other, value, where)

@@ -127,7 +127,7 @@ def test_a_key_that_names_a_file_takes_no_device_pipe_or_folder(
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     Path("folder").mkdir()
-    words = {"/dev/zero": "a device", "pipe": "a pipe", "folder": "a directory|has no|does not exist"}[kind]
+    words = {"/dev/zero": "a device", "pipe": "a pipe", "folder": "a folder|a directory"}[kind]
 
     def use() -> None:
         config = load(search, [f"{key}={kind}"])
@@ -139,7 +139,7 @@ def test_a_key_that_names_a_file_takes_no_device_pipe_or_folder(
 
 def test_a_factory_file_is_a_file(search: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.py")
-    assert "is a pipe" in refused(load, search, [f"model.factory={tmp_path / 'net.py'}:net"])
+    assert "a pipe, expected a file" in refused(load, search, [f"model.factory={tmp_path / 'net.py'}:net"])
 
 
 def test_a_table_counts_by_its_own_files_alone(search: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ from amcsearch.training import load_checkpoint, load_tensors
 LONGEST = 2000  # characters of an error
 MOST_GROWTH_BYTES = 2**30  # of this process's memory while one input is read
 EXIT_CODES = (0, 2, 3)
+REFUSED = "refused at the command line"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def outcome(read: Callable[[], object]) -> str:
     try:
         with _bounded_memory():
             value = read()
-        result = value if isinstance(value, str) else "read"  # the command line says it itself
+        result = "refused" if isinstance(value, str) and value == REFUSED else "read"  # the command line says it itself
     except (BadInputError, InfeasibleBudgetError, DeviceError) as error:
         _check_line(str(error))
         result = "refused"
@@ -128,7 +129,7 @@ def run_main(arguments: list[str]) -> str:
     lines = [line for line in err.getvalue().splitlines() if line.startswith("amcsearch: ")]
     assert code == 0 or len(lines) == 1 or "usage:" in err.getvalue(), err.getvalue()
     assert "Traceback" not in err.getvalue()
-    return "read" if code == 0 else "refused"
+    return "read" if code == 0 else REFUSED
 
 
 NETWORK = NetworkSpec(
@@ -393,22 +394,22 @@ def _tiny_search() -> dict[str, Any]:
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("configuration", _configuration, _read_configuration, 400, 0.2),
-        Target("device profile", _profile, _read_profile, 250, 0.1),
-        Target("latency table", _table, _read_table, 120, 0.05),
-        Target("policy", lambda: {"policy.json": {"a": 4}}, _read_policy, 250, 0.1),
-        Target("checkpoint .pt", lambda: _checkpoint("net.pt"), lambda f: _read_checkpoint(f / "net.pt"), 150, 0.1),
-        Target("checkpoint .safetensors", lambda: _checkpoint(SAFE), lambda f: _read_checkpoint(f / SAFE), 150, 0.1),
-        Target("densities", _densities, lambda folder: read_densities(folder / "densities.csv"), 150, 0.05),
-        Target("kit", _kit, _read_kit, 60, 0.02),
-        Target("kit result", _kit_result, _read_kit_result, 100, 0.1),
-        Target("run folder", _search_run, _read_run, 150, 0.08),
-        Target("sparsify run folder", _sparsify_run, _read_run, 80, 0.04),
-        Target("page of a run", _search_run, _render_run, 10, 0.005),
-        Target("study database", lambda: {"study.db": _study_bytes()}, _read_study, 40, 0.01),
-        Target("amcsearch report", _search_run, _report_at_the_door, 5, 0.002),
-        Target("amcsearch table show", _table, _table_at_the_door, 15, 0.005),
-        Target("amcsearch search --dry-run", _tiny_search, _plan_at_the_door, 6, 0.002),
+        Target("configuration", _configuration, _read_configuration, 400, 0.08),
+        Target("device profile", _profile, _read_profile, 250, 0.08),
+        Target("latency table", _table, _read_table, 120, 0.04),
+        Target("policy", lambda: {"policy.json": {"a": 4}}, _read_policy, 250, 0.25),
+        Target("checkpoint .pt", lambda: _checkpoint("net.pt"), lambda f: _read_checkpoint(f / "net.pt"), 150, 0.15),
+        Target("checkpoint .safetensors", lambda: _checkpoint(SAFE), lambda f: _read_checkpoint(f / SAFE), 150, 0.2),
+        Target("densities", _densities, lambda folder: read_densities(folder / "densities.csv"), 150, 0.1),
+        Target("kit", _kit, _read_kit, 60, 0.03),
+        Target("kit result", _kit_result, _read_kit_result, 100, 0.02),
+        Target("run folder", _search_run, _read_run, 150, 0.03),
+        Target("sparsify run folder", _sparsify_run, _read_run, 80, 0.05),
+        Target("page of a run", _search_run, _render_run, 10, 0.0005),
+        Target("study database", lambda: {"study.db": _study_bytes()}, _read_study, 40, 0.002),
+        Target("amcsearch report", _search_run, _report_at_the_door, 5, 0.0005),
+        Target("amcsearch table show", _table, _table_at_the_door, 15, 0.002),
+        Target("amcsearch search --dry-run", _tiny_search, _plan_at_the_door, 6, 0.0005),
     )
 }
 

@@ -45,6 +45,7 @@ def plan_changed(records, **content):
     [
         ("timing", {"samples_ms": ...}, "the timing record lacks samples_ms"),
         ("timing", {"samples_ms": 3}, "samples_ms is 3, expected a list"),
+        ("timing", {"samples_ms": [None]}, "samples_ms holds null, expected a number"),
         ("timing", {"samples_ms": ["fast"]}, r"samples_ms\[0\] is 'fast', expected a number"),
         ("timing", {"samples_ms": [10**400]}, r"samples_ms\[0\] is 1000.*expected a number of at most"),
         ("timing", {"samples_ms": [1.0] * 5, "reference_ms": [1.0] * 5}, "5 samples .* at most 4 for 2 rounds"),
@@ -56,6 +57,7 @@ def plan_changed(records, **content):
         ("overhead", {"samples_ms": None}, "samples_ms is None"),
         ("profile", {"nodes": [["a"]]}, "node 1 has 1 parts, expected 5"),
         ("profile", {"nodes": [["a", "Conv", "slow", [], []]]}, "node 1 is 'slow', expected a number"),
+        ("profile", {"nodes": [["a", "Conv", None, [], []]]}, "node 1 holds null"),
         ("graph", {"graph": 5}, "graph is 5, expected a text"),
         ("header", {"part": "one"}, "part is 'one'"),
         ("header", {"plan": []}, "plan is \\[\\], expected an object"),

@@ -76,7 +76,7 @@ def check_line(line: Line) -> None:
     for key, hint in _FIELDS.get(kind, {}).items() if isinstance(kind, str) else ():
         if key not in line.record:
             raise BadInputError(f"{line.place}: the {kind} record lacks {key}; run the kit again")
-        value = read_as(hint, line.record[key], f"{line.place}: {key}")
+        value = _checked(hint, line.record[key], f"{line.place}: {key}")
         if isinstance(value, _Plan):
             _check_plan(value, line.place)
     for number, node in enumerate(line.record["nodes"], 1) if kind == "profile" else ():
@@ -84,7 +84,16 @@ def check_line(line: Line) -> None:
         if len(node) != len(_NODE):
             raise BadInputError(f"{where} has {len(node)} parts, expected {len(_NODE)}; run the kit again")
         for hint, value in zip(_NODE, node, strict=True):
-            read_as(hint, value, where)
+            _checked(hint, value, where)
+
+
+def _checked(hint: object, value: object, where: str) -> object:
+    """Read a value by its type; null, which stands for NaN in documents of our own, is no number here."""
+    read = read_as(hint, value, where)
+    numbers = value if hint == _NUMBERS else [value] if hint is float else []
+    if isinstance(numbers, list) and None in numbers:
+        raise BadInputError(f"{where} holds null, expected a number; run the kit again")
+    return read
 
 
 def check_lines(lines: Iterable[Line], header: Line) -> None:
