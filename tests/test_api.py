@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -410,6 +411,30 @@ def test_a_damaged_summary_is_one_error(result: amcsearch.SearchResult, tmp_path
     (folder / "densities.csv").write_text("name,kept,total,density\n")
     with pytest.raises(BadInputError, match=r"holds a Summary, .* SparsifySummary"):
         _ = amcsearch.load(folder).summary
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("pruned.safetensors", b"torn", r"pruned\.safetensors is damaged"),
+        ("policy.json", b"{}}", r"policy\.json: policy is not JSON"),
+        ("policy.json", b'{"other": 4}', r"no channel groups \['other'\]"),
+        ("policy.json", b'{"body.0": 1000000}', r"n_keep of 'body\.0' is 1000000, must be a multiple of 1 up to 24"),
+        ("example.safetensors", safetensors.torch.save({"x": torch.zeros(1)}), r"holds \['x'\], expected input"),
+        ("example.safetensors", safetensors.torch.save({"input": torch.zeros(1, 3)}), r"the run's example \(1, 3\)"),
+        ("pruned.pt2", b"torn", r"pruned\.pt2 is damaged"),
+        ("pruned.pt2", b"PK\x03\x04torn", r"pruned\.pt2 is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_network_is_one_error(
+    tiny: ModuleType, result: amcsearch.SearchResult, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    folder = result.save(tmp_path / "kept")
+    (folder / name).write_bytes(content)
+    given = {"source": "program"} if name == "pruned.pt2" else {"model": tiny.network()}
+    with pytest.raises(BadInputError, match=words) as error:
+        _ = amcsearch.load(folder, **given).model
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_energy_of_a_network_in_memory(
