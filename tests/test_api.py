@@ -421,7 +421,11 @@ def test_a_damaged_summary_is_one_error(result: amcsearch.SearchResult, tmp_path
         ("policy.json", b'{"other": 4}', r"no channel groups \['other'\]"),
         ("policy.json", b'{"body.0": 1000000}', r"n_keep of 'body\.0' is 1000000, must be a multiple of 1 up to 24"),
         ("example.safetensors", safetensors.torch.save({"x": torch.zeros(1)}), r"holds \['x'\], expected input"),
-        ("example.safetensors", safetensors.torch.save({"input": torch.zeros(1, 3)}), r"the run's example \(1, 3\)"),
+        (
+            "example.safetensors",
+            safetensors.torch.save({"input": torch.zeros(1, 3)}),
+            r"does not run on an example of shape \(1, 3\)",
+        ),
         ("pruned.pt2", b"torn", r"pruned\.pt2 is damaged"),
         ("pruned.pt2", b"PK\x03\x04torn", r"pruned\.pt2 is damaged"),
     ],

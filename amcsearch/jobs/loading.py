@@ -73,16 +73,7 @@ def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
 
 
 def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Module:
-    example = _example(run)
-    try:
-        traced = trace(dense, example, verify=False)
-    except BadInputError:
-        raise
-    except Exception as error:  # the network is the user's, the example a file's: it may raise anything
-        raise BadInputError(
-            f"run {run.path}: the network cannot take the run's example {tuple(example.shape)} ({error}); "
-            "hand over the run's own network"
-        ) from error
+    traced = trace(dense, _example(run), verify=False)
     missing = sorted(set(policy) - {group.name for group in traced.network.groups})
     if missing:
         raise BadInputError(f"run {run.path}: the network has no channel groups {missing[:3]}; hand over the run's own")
