@@ -67,14 +67,13 @@ class CacheOverflow:
     slopes: Mapping[float, float]
 
     def __post_init__(self) -> None:
-        wrong = {
-            knot: slope for knot, slope in self.slopes.items() if not (0.0 <= slope <= _MOST and 0.0 <= knot <= _MOST)
-        }
+        knots = [knot for knot in self.slopes if not 0.0 <= knot <= _MOST]
+        if knots:
+            raise BadInputError(f"latency table: residency knots {knots!s:.200}, must be from 0 to {_MOST:g} MiB")
+        wrong = {knot: slope for knot, slope in self.slopes.items() if not 0.0 <= slope <= _MOST}
         if wrong:
-            raise BadInputError(
-                f"latency table: residency slopes {wrong!s:.200}, must be finite and at least 0 ms a MiB, "
-                f"from knots of at least 0 MiB, and at most {_MOST:g}"
-            )
+            bound = f"at most {_MOST:g}" if max(wrong.values()) > _MOST else "at least 0"
+            raise BadInputError(f"latency table: residency slopes {wrong!s:.200}, must be finite and {bound} ms a MiB")
 
     @classmethod
     def from_mapping(cls, data: Mapping[Any, Any] | None) -> "CacheOverflow":
