@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import amcsearch
+from amcsearch.cli.main import main
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.training import stacked
 
@@ -239,6 +241,43 @@ def test_a_configured_run_comes_back_by_its_own_factory(write_config, images: Te
     assert torch.equal(outputs(again.model, images), outputs(result.model, images))
 
 
+class Other(nn.Module):
+    """Another last activation than the network's, with the same weights."""
+
+    def __init__(self, tiny: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = tiny.stem, tiny.body, tiny.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.tanh(x + self.body(x)).mean((2, 3)))
+
+
+def test_a_network_that_computes_something_else_is_not_loaded(
+    tiny: ModuleType, result: amcsearch.SearchResult, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "kept")
+    with pytest.raises(BadInputError, match="has changed; restore"):
+        _ = amcsearch.load(folder, Other(tiny.network())).model
+    weights = load_file(folder / "pruned.safetensors")
+    save_file({**weights, "head.bias": weights["head.bias"] + 1.0}, folder / "pruned.safetensors")
+    with pytest.raises(BadInputError, match="has changed; restore"):
+        _ = amcsearch.load(folder, tiny.network()).model
+    assert amcsearch.load(folder).model is not None  # by its program: the network was handed over in Python
+
+
+def test_a_program_in_place_of_a_changed_factory_is_said(write_config, tmp_path: Path) -> None:
+    settings = {"search.trials": 2, "search.baseline": None, "model.pretrain": None, "recovery.finetune": None}
+    result = amcsearch.search(config=write_config(), settings=settings, folder=tmp_path / "run", observer=Silent())
+    path = result.folder / "pruned.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "head.bias": weights["head.bias"] + 1.0}, path)
+    with pytest.warns(UserWarning, match="was loaded in place of the run's factory"):
+        _ = amcsearch.load(result.folder).model
+    with pytest.raises(BadInputError, match="has changed; restore"):
+        _ = amcsearch.load(result.folder, source="factory").model
+
+
 @pytest.mark.parametrize("kind", [PruningPolicy, dict])
 def test_a_policy_in_memory_is_applied_as_it_is(
     trained: nn.Module, data: TensorDataset, result: amcsearch.SearchResult, tmp_path: Path, kind: type
@@ -407,6 +446,9 @@ def test_a_damaged_summary_is_one_error(result: amcsearch.SearchResult, tmp_path
     (folder / "summary.json").write_text("{")
     with pytest.raises(BadInputError, match=r"summary\.json is damaged"):
         _ = amcsearch.load(folder).summary
+    page = (folder / "report.html").read_bytes()
+    assert main(["report", str(folder)]) == 2
+    assert (folder / "report.html").read_bytes() == page
     (folder / "summary.json").write_text((result.folder / "summary.json").read_text())
     (folder / "densities.csv").write_text("name,kept,total,density\n")
     with pytest.raises(BadInputError, match=r"holds a Summary, .* SparsifySummary"):

@@ -268,6 +268,8 @@ def report(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.runs import RunFolder
 
     with RunFolder.open(args.run_folder) as run:
+        if run.summary_json.exists():
+            run.read_summary()  # a damaged one is refused before the page is replaced
         run.write_report(render(run))
         show(args, {"report": str(run.report_html)}, str(run.report_html), run.report_html)
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
+from amcsearch.graph import evaluating, first_tensor
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
 from amcsearch.runs import DeliveredFile, RunFolder
@@ -32,7 +34,7 @@ _CURES: Final = {
 
 
 def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
-    """Write weights, one input, and the self-contained program that ``load`` brings the network back from.
+    """Write weights, one input with its output, and the self-contained program: what ``load`` makes the network from.
 
     A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
 
@@ -40,7 +42,9 @@ def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callab
         BadInputError: a folder that cannot be written.
     """
     save_state(model, run.pruned_safetensors)
-    save_tensors({"input": example[:1]}, run.example_safetensors)
+    with evaluating(model), torch.no_grad():
+        output = first_tensor(model(example[:1].clone()))
+    save_tensors({"input": example[:1], "output": output}, run.example_safetensors)
     try:
         program = torch_program(model, example)
     except BadInputError as error:

@@ -66,7 +66,7 @@ def _compared(run: RunFolder, now: Identity) -> Identity:
         if left is not None:
             raise BadInputError(
                 f"run folder {run.path} holds {left.name} but no {run.identity_json.name}: an older version made it, "
-                "or the file was deleted, and its network and data are unknown; name another --out"
+                "or the file was deleted, and its network and data are unknown; name another folder (--out)"
             )
         run.write_json(run.identity_json, now)
         return now
@@ -82,12 +82,13 @@ def _read(run: RunFolder) -> Identity | None:
     try:
         return Identity.from_json(json.loads(read_text(run.identity_json)), run.identity_json.name)
     except (json.JSONDecodeError, BadInputError) as error:
-        raise BadInputError(f"{run.identity_json} is damaged ({error}); name another --out") from error
+        raise BadInputError(f"{run.identity_json} is damaged ({error}); name another folder (--out)") from error
 
 
 def _other(run: RunFolder, how: str) -> BadInputError:
     return BadInputError(
-        f"run folder {run.path} belongs to another network or other data: {how}; restore it, or name another --out"
+        f"run folder {run.path} belongs to another network or other data: {how}; restore it, or name "
+        "another folder (--out)"
     )
 
 

@@ -4,15 +4,17 @@ A policy fixes the shapes of the smaller network, whichever channels went: the d
 takes the run's weights. The program (``torch.export``) needs neither the network's source nor this package.
 """
 
-from typing import Literal, get_args
+import math
+import warnings
+from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amcsearch.config import load
-from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.graph import remove, trace
+from amcsearch.core import BadInputError, PruningPolicy, UserCode
+from amcsearch.graph import first_tensor, remove, trace
 from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
 from amcsearch.training import check_archive, load_checkpoint, load_tensors
@@ -20,6 +22,8 @@ from amcsearch.training import check_archive, load_checkpoint, load_tensors
 __all__ = ["Source", "check_finished", "smaller_network", "with_stored_weights"]
 
 Source = Literal["auto", "factory", "program"]
+
+SAME_OUTPUT: Final = 1e-3  # share of the largest output: other machines compute other last bits
 
 
 def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> nn.Module:
@@ -32,19 +36,44 @@ def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> 
             ``auto`` takes the factory where it can be imported and the program elsewhere.
 
     Raises:
-        BadInputError: a run that is not finished, files that are missing, or a model of other shapes.
+        BadInputError: a run that is not finished, files that are missing, a model of other shapes, or a network that
+            computes something else than the run's.
     """
     check_finished(run, source)
     if model is not None:
-        return with_stored_weights(run, copied(model))
+        return _checked(run, with_stored_weights(run, copied(model)))
     if source == "program":
-        return _program(run)
+        return _checked(run, _program(run))
+    has_program = source == "auto" and run.pruned_pt2.is_file()
     try:
-        return with_stored_weights(run, made_by_factory(load(run.config_yaml)))
-    except BadInputError:
-        if source == "factory" or not run.pruned_pt2.is_file():
+        config = load(run.config_yaml)
+        if config.model.factory is None and has_program:
+            return _checked(run, _program(run))
+        return _checked(run, with_stored_weights(run, made_by_factory(config)))
+    except BadInputError as error:
+        if not has_program:
             raise
-        return _program(run)
+        warnings.warn(f"{run.pruned_pt2} was loaded in place of the run's factory: {error}", stacklevel=2)
+        return _checked(run, _program(run))
+
+
+def _checked(run: RunFolder, network: nn.Module) -> nn.Module:
+    """Return a network that gives the output that the run keeps beside its input; a run of before keeps none."""
+    tensors = load_tensors(run.example_safetensors) if run.example_safetensors.is_file() else {}
+    if "output" not in tensors:
+        return network
+    with UserCode(f"run {run.path}: its network"), torch.no_grad():
+        output = first_tensor(network(tensors["input"].clone()))
+    expected = tensors["output"]
+    scale = float(expected.abs().max())
+    apart = float((output - expected).abs().max()) if output.shape == expected.shape else math.inf
+    if not apart <= SAME_OUTPUT * scale:
+        raise BadInputError(
+            f"run {run.path}: the network differs from the run's by {apart:.3g} on {run.example_safetensors.name}, at "
+            f"most {SAME_OUTPUT * scale:.3g} is allowed: its source or {run.pruned_safetensors.name} has changed; "
+            "restore it"
+        )
+    return network
 
 
 def check_finished(run: RunFolder, source: Source) -> None:

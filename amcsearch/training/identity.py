@@ -16,7 +16,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from amcsearch.core import UserCode
 from amcsearch.graph import evaluating
@@ -39,7 +41,9 @@ __all__ = [
     "record_splits",
 ]
 
-SAMPLES: Final = 64  # of a split that are kept as digests and numbers
+SAMPLES: Final = 4096  # of the train split that count; of the others, which are in memory, all do
+REREAD: Final = 64  # of these, read again to see whether they change
+CHUNK: Final = 64  # samples in memory at once
 PROBES: Final = 8  # samples whose outputs are kept
 OUTPUTS: Final = 512  # numbers of these outputs that are kept
 SAME_TENSOR: Final = 1e-5  # share of a tensor's norm within which its numbers are the same
@@ -70,7 +74,7 @@ class NetworkRecord(StoredDocument):
 
 @dataclass(frozen=True)
 class SplitRecord(StoredDocument):
-    """A split: how many samples it has, and up to 64 of them, stacked.
+    """A split: how many samples it has, and those of them that count, stacked.
 
     ``inputs`` are None where two readings by one seed differ.
     """
@@ -122,31 +126,69 @@ def record_splits(splits: DataSplits, seed: int) -> dict[str, SplitRecord]:
 
 
 def record_split(dataset: Samples, name: str, seed: int) -> SplitRecord:
-    """Describe a split by its length and evenly spaced samples.
+    """Describe a split by its length and its samples: all where they are in memory, else up to 4,096 evenly spaced.
 
     Raises:
         BadInputError: as ``fetch``.
     """
     count = length(dataset, name)
-    rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(np.int64))
-    readings = []
-    for _ in range(2):
-        with seeded(seed):
-            readings.append([_record(tensor) for tensor in fetch(dataset, rows, name)])
-    (inputs, targets), (inputs_again, _) = readings
-    return SplitRecord(count, inputs if inputs.digest == inputs_again.digest else None, targets)
+    at_most = count if type(dataset) is TensorDataset else SAMPLES
+    rows = np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(np.int64))
+    inputs, targets = _record_rows(dataset, rows, name, seed)
+    first, _ = _record_rows(dataset, rows[:REREAD], name, seed)
+    again, _ = _record_rows(dataset, rows[:REREAD], name, seed)
+    return SplitRecord(count, inputs if first.digest == again.digest else None, targets)
+
+
+def _record_rows(dataset: Samples, rows: NDArray[np.int64], name: str, seed: int) -> tuple[TensorRecord, TensorRecord]:
+    """Describe the inputs and the targets of some samples, as if each were one tensor."""
+    inputs, targets = _Recorder(), _Recorder()
+    with seeded(seed):
+        for start in range(0, len(rows), CHUNK):
+            for recorder, tensor in zip(
+                (inputs, targets), fetch(dataset, rows[start : start + CHUNK], name), strict=True
+            ):
+                recorder.add(tensor)
+    return inputs.record(), targets.record()
 
 
 def _record(tensor: Tensor) -> TensorRecord:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    squares, product = 0.0, 0.0
-    for i, part in enumerate(torch.split(flat, len(_SIGNS)) if len(flat) else ()):
-        values = part.double().numpy()
-        squares += float(values @ values)
-        product += float(values @ _SIGNS[: len(values)]) * (1 + i % 7)  # so that parts cannot change places
-    digest = hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"", digest_size=16)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRecord(tuple(tensor.shape), dtype, digest.hexdigest(), math.sqrt(squares), product)
+    recorder = _Recorder()
+    recorder.add(tensor)
+    return recorder.record()
+
+
+class _Recorder:
+    """Describes a tensor that comes in parts along its first axis."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._squares, self._product = 0.0, 0.0
+        self._position = 0  # numbers so far
+        self._shape: list[int] = []
+        self._dtype = ""
+
+    def add(self, tensor: Tensor) -> None:
+        """Go on with the next part."""
+        self._shape = [self._shape[0] + len(tensor), *self._shape[1:]] if self._shape else list(tensor.shape)
+        self._dtype = str(tensor.dtype).removeprefix("torch.")
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if len(flat):
+            self._digest.update(flat.view(torch.uint8).numpy().data)
+        start = 0
+        while start < len(flat):
+            block, offset = divmod(self._position, len(_SIGNS))
+            values = flat[start : start + len(_SIGNS) - offset].double().numpy()
+            self._squares += float(values @ values)
+            weight = 1 + block % 7  # so that blocks cannot change places
+            self._product += float(values @ _SIGNS[offset : offset + len(values)]) * weight
+            self._position += len(values)
+            start += len(values)
+
+    def record(self) -> TensorRecord:
+        """Return what the parts are together."""
+        norm = math.sqrt(self._squares)
+        return TensorRecord(tuple(self._shape), self._dtype, self._digest.hexdigest(), norm, self._product)
 
 
 def _is_same(before: TensorRecord, now: TensorRecord) -> bool:

@@ -328,6 +328,8 @@ def _cut_sizes(given: Mapping[str, Samples], sizes: Mapping[str, int], total: in
     for name, size in sizes.items():
         if name not in SPLITS[1:] or size < 1:
             raise BadInputError(f"data.splits.{name} = {size}, expected at least 1 for one of {', '.join(SPLITS[1:])}")
+        if name in given:
+            raise BadInputError(f"data.splits.{name} = {size}, but the data has its own {name} split; remove the key")
     share = max(1, round(DEFAULT_SHARE * total))
     usual = {name: min(share, DEFAULT_SIZES.get(name, share)) for name in SPLITS[1:]}
     wanted = {name: sizes.get(name, usual[name]) for name in SPLITS[1:] if name not in given}

@@ -152,6 +152,24 @@ def test_the_split_whose_data_changed_is_named_and_not_the_network(inputs, targe
     assert differences(identity(), identity(data=splits(inputs, targets))) == words
 
 
+def test_one_sample_of_many_counts():
+    inputs, targets = torch.randn(300, 6), torch.arange(300) % 3
+    before = record_split(TensorDataset(inputs, targets), "test", 0)
+    for edited in ((changed(inputs, 7 * 6, 0.3), targets), (inputs, changed(targets, 7, 1))):
+        now = record_split(TensorDataset(*edited), "test", 0)
+        assert (now.inputs, now.targets) != (before.inputs, before.targets)
+
+
+def test_parts_of_a_split_are_recorded_as_one_tensor():
+    inputs, targets = torch.randn(150, 7), torch.arange(150)
+    record = record_split(TensorDataset(inputs, targets), "test", 0)
+    layer = nn.Linear(7, 150, bias=False)
+    layer.weight.data = inputs
+    whole = record_network(layer, inputs).tensors["weight"]
+    assert (record.inputs.shape, record.inputs.digest) == (whole.shape, whole.digest)
+    assert (record.inputs.norm, record.inputs.product) == pytest.approx((whole.norm, whole.product))
+
+
 def test_another_length_is_named():
     data = splits()
     shorter = replace(data, test=TensorDataset(*(tensor[:29] for tensor in data.test.tensors)))
