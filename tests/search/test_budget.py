@@ -94,6 +94,9 @@ def test_starts_and_descent_ask_for_a_few_dozen_widths():
     # the finest grid of at most 48 widths
     uniform = {200, 188, 175, 163, 150, 138, 125, 113, 100, 88, 75, 63, 50, 38, 25, 13}
     assert asked == uniform | {2, 4, 8, 16, 32} | set(range(1, 17)) | set(range(8, 201, 8))
+    asked.clear()
+    cheapest_policies(space_of(48), price, {"macs": 1.0})
+    assert asked == set(range(1, 49))
 
 
 def test_cheapest_policies_by_hand():
@@ -127,6 +130,19 @@ def test_cheapest_policies_of_one_width_and_of_a_plateau():
     # params are the worst whatever is kept; then fewer MACs decide
     flat = FunctionGrid({"macs": total, "params": lambda kept: np.full(len(kept), 10.0)})
     assert cheapest_policies(space_of(8, 8), flat.price, {"macs": 100.0, "params": 10.0}).tolist() == [[1, 1]]
+
+
+def test_on_a_plateau_of_the_worst_cost_the_mean_share_decides():
+    grid = FunctionGrid(
+        {
+            "macs": lambda kept: kept[:, 0] ** 2.0,
+            "params": lambda kept: (8.0 - kept[:, 0]) ** 2,
+            "energy_mj": lambda kept: np.full(len(kept), 5.0),
+        }
+    )
+    # narrowest for macs, widest for params; k²/100 + (8 - k)²/400 is least at 2
+    found = cheapest_policies(space_of(8), grid.price, {"macs": 100.0, "params": 400.0, "energy_mj": 5.0})
+    assert found.tolist() == [[1], [8], [2]]
 
 
 def test_descent_sweeps_until_nothing_changes():
@@ -197,7 +213,10 @@ def test_infeasible_budget_states_the_smallest_value_of_each_cost():
         return total(kept) + 10.0 * (kept % 4 != 0).sum(axis=1)
 
     grid = FunctionGrid({"latency_ms": stairs, "macs": total})
-    with pytest.raises(InfeasibleBudgetError, match=r"latency_ms ≤ 7: smallest found 8, .*macs ≤ 1: smallest found 2"):
+    with pytest.raises(
+        InfeasibleBudgetError,
+        match=r"latency_ms ≤ 7: smallest found 8, closest to all limits \d+; macs ≤ 1: smallest found 2, closest",
+    ):
         FeasibleSet(space_of(8, 8), grid, Budget({"latency_ms": 7.0, "macs": 1.0}))
 
 
@@ -232,8 +251,8 @@ def test_repair_does_not_prune_a_group_that_costs_nothing():
 def test_largest_uniform_by_hand():
     feasible = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({"macs": 7.0}))
     assert feasible.largest_uniform().tolist() == [2, 5]  # pruning ratio 0.376; at 0.375 the tie keeps [3, 5]
-    fine = FeasibleSet(space_of(10_000), FunctionGrid({"macs": total}), Budget({"macs": 5000.0}))
-    assert fine.largest_uniform().tolist() == [5000]  # 0.5 is a number of thousandths
+    fine = FeasibleSet(space_of(10_000), FunctionGrid({"macs": total}), Budget({"macs": 4990.0}))
+    assert fine.largest_uniform().tolist() == [4990]  # 0.501 is a number of thousandths
     free = FeasibleSet(space_of(4, 8), FunctionGrid({"macs": total}), Budget({}))
     assert free.largest_uniform().tolist() == [4, 8]
     assert free.allowed(np.array([1])).all()
