@@ -101,9 +101,10 @@ def test_saliency_of_samples_has_an_axis_of_them() -> None:
         score_draw(TWO, Given({"a.weight": torch.zeros(3, 2, 1)}), samples)
 
 
-def test_a_number_behind_several_weights_counts_for_each() -> None:
+@pytest.mark.parametrize("row", [[[1.0, 2.0]], [1.0, 2.0]])
+def test_a_number_behind_several_weights_counts_for_each(row: list[object]) -> None:
     three = traced(2, 1, positions([0], [1]), (TensorSlice("c", 1, positions([0], [1]), Side.IN, "b"),))
-    criterion, weights = Given({"c": torch.tensor([[1.0, 2.0]])}), {"c": torch.zeros(3, 2)}
+    criterion, weights = Given({"c": torch.tensor(row)}), {"c": torch.zeros(3, 2)}
     assert score_draw(three, criterion, Statistics(Draw.SET, 0, weights))["g"].tolist() == [3.0, 6.0]
 
 
