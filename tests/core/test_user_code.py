@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FunctionType
 
 import pytest
 
@@ -15,6 +16,7 @@ from amcsearch.core import (
     Interrupted,
     UserCode,
     check_interrupt,
+    described,
     guarded_job,
     printable,
 )
@@ -212,3 +214,71 @@ def test_a_job_in_a_thread_leaves_handlers_alone() -> None:
 def test_text_is_printable_and_keeps_its_spaces() -> None:
     assert printable("98\u00a0% \u2009é→") == "98\u00a0% \u2009é→"
     assert printable("a\x1b[31m\x07\x9b\u202e\u2028\ud800\n") == r"a\x1b[31m\x07\x9b\u202e\u2028\ud800\n"
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def raising_in(module: str, file: str | None = None) -> Callable[[BaseException], None]:
+    """``raising`` as if it stood in another module and file."""
+    code = raising.__code__.replace(co_filename=file) if file else raising.__code__
+    return FunctionType(code, {"__name__": module})
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_where_no_file_of_the_user_is_the_place_is_one_in_an_installed_library(folder: str) -> None:
+    installed = raising_in("lib.a", f"/x/{folder}/lib/a.py")
+    with pytest.raises(
+        BadInputError, match=rf"^your code raised ValueError: x \(/x/{folder}/lib/a\.py:\d+, in raising\)$"
+    ):
+        guarded_job(*SIGNALS)(installed)(ValueError("x"))
+
+    def users(error: BaseException) -> None:
+        installed(error)
+
+    with pytest.raises(BadInputError, match=rf"^your code raised ValueError: x \({__file__}:\d+, in users\)$"):
+        guarded_job(*SIGNALS)(users)(ValueError("x"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), RuntimeError("out of memory")])
+def test_memory_that_ran_out_in_our_code_is_said_with_its_cure(error: Exception) -> None:
+    with pytest.raises(
+        BadInputError, match=r"^there is not enough memory \(\w+Error.*\); lower batch sizes, workers or"
+    ):
+        guarded_job(*SIGNALS)(raising_in("amcsearch.x"))(error)
+    for ours in (RuntimeError("no such operator"), ValueError("alloc")):
+        with pytest.raises(type(ours)) as caught:
+            guarded_job(*SIGNALS)(raising_in("amcsearch.x"))(ours)
+        assert caught.value is ours
+
+
+def in_a_guard(error: BaseException) -> None:
+    with UserCode("model.factory"):
+        raising(error)
+
+
+def test_a_guard_names_what_it_guards_and_an_error_without_a_place_has_none() -> None:
+    with pytest.raises(BadInputError, match=rf"^model\.factory raised ValueError: x \({__file__}:\d+, in raising\)$"):
+        guarded_job(*SIGNALS)(in_a_guard)(ValueError("x"))
+    assert described(ValueError("x")) == "ValueError: x"
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert described(one) == "ValueError: one"
+
+
+def test_a_long_text_is_cut_at_three_hundred_characters() -> None:
+    whole = "ValueError: " + "x" * 288
+    assert described(ValueError("x" * 288)) == whole
+    assert described(ValueError("x" * 289)) == whole[:-1] + "…"
+    assert described(ValueError(": ")) == "ValueError"
+
+
+def test_what_other_code_made_of_a_signal_is_an_interruption_again() -> None:
+    def job() -> None:
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("operator")
+
+    with pytest.raises(Interrupted, match=r"^while a job ran$"):
+        guarded_job(*SIGNALS)(job)()
