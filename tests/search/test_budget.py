@@ -99,6 +99,11 @@ def test_starts_and_descent_ask_for_a_few_dozen_widths():
     assert asked == set(range(1, 49))
 
 
+def test_a_start_off_the_coarse_grid_is_left_only_for_what_is_cheaper():
+    grid = FunctionGrid({"macs": lambda kept: np.where(kept[:, 0] == 25, 3.0, 5.0)})  # an eighth of 200
+    assert cheapest_policies(space_of(200), grid.price, {"macs": 1.0}).tolist() == [[1], [25]]
+
+
 def test_cheapest_policies_by_hand():
     def stairs(kept):  # off the grid of 4 costs 10 more
         return total(kept) + 10.0 * (kept % 4 != 0).sum(axis=1)
@@ -122,6 +127,7 @@ def test_a_valley_in_two_groups_at_once_is_a_start():
     found = cheapest_policies(space_of(10, 13), FunctionGrid({"latency_ms": stairs}).price, {"latency_ms": 10.0})
     assert found.tolist() == [[1, 1], [4, 4]]
     feasible = FeasibleSet(space_of(10, 13), FunctionGrid({"latency_ms": stairs}), Budget({"latency_ms": 9.0}))
+    assert feasible.completion(np.array([4])).tolist() == [4, 4]
     assert feasible.largest_uniform().tolist() == [4, 4]  # no single ratio is within the budget
 
 

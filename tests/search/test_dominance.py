@@ -37,6 +37,7 @@ def test_slower_and_equal_narrower_widths_go() -> None:
     thinned = without_dominated(space_of(6), LatencyGrid(lambda kept: by_width[kept[:, 0]]))
     # 2 and 3 are slower than 4 and 5; 4 is as fast as 5, which is wider
     assert choices(thinned) == [[1, 5, 6]]
+    assert thinned.groups == space_of(6).groups
 
 
 def test_a_width_goes_only_if_one_wider_choice_wins_in_all_contexts() -> None:
