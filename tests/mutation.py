@@ -154,12 +154,12 @@ def _verdicts() -> dict[str, str]:
     return {mutant: verdict for verdict, _, mutant in (line.partition(" ") for line in lines)}
 
 
-def _report(names: dict[str, list[str]]) -> None:
+def _report(names: dict[str, list[str]], drawn: dict[str, list[str]]) -> None:
     """Print a table of files, and write what survived as differences of functions."""
     verdicts, differences = _verdicts(), []
     sys.stdout.write("file | mutants | judged | killed | share\n")
     for file, mutants in names.items():
-        judged = [mutant for mutant in mutants if mutant in verdicts]
+        judged = [mutant for mutant in drawn[file] if mutant in verdicts]
         killed = sum(verdicts[mutant] in KILLS for mutant in judged)
         share = f"{100 * killed / len(judged):.1f} %" if judged else "-"
         sys.stdout.write(f"{file} | {len(mutants)} | {len(judged)} | {killed} | {share}\n")
@@ -179,19 +179,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("files", nargs="*", default=[""], help="beginnings of paths below amcsearch; all by default")
     parser.add_argument("--sample", type=int, help="most mutants of one file")
-    parser.add_argument("--again", action="store_true", help="only what was not killed before")
+    parser.add_argument(
+        "--again", action="store_true", help="only what was not killed before, if no file changed since"
+    )
     chosen = parser.parse_args()
     COPY.mkdir(exist_ok=True)
     verdicts = _verdicts()
     names, tests = _write_mutants(chosen.files)
-    mutants = []
-    for of_file in names.values():
-        drawn = random.Random(0).sample(of_file, len(of_file))[: chosen.sample]  # a larger sample holds a smaller one
-        mutants += [name for name in drawn if not (chosen.again and verdicts.get(name) in KILLS)]
+    # a larger sample holds a smaller one
+    drawn = {file: random.Random(0).sample(mutants, len(mutants))[: chosen.sample] for file, mutants in names.items()}
+    asked = [name for mutants in drawn.values() for name in mutants]
+    asked = [name for name in asked if not (chosen.again and verdicts.get(name) in KILLS)]
     os.chdir(COPY)
     sys.path = [str(COPY), *(entry for entry in sys.path if Path(entry).resolve() != ROOT)]
-    pytest.main(["-n", "0", "-p", "no:cacheprovider", *sorted(tests)], [Mutation(mutants)])
-    _report(names)
+    pytest.main(["-n", "0", "-p", "no:cacheprovider", *sorted(tests)], [Mutation(asked)])
+    _report(names, drawn)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ def test_orders_by_hand() -> None:
     assert dram_words(layer, capacity=34 * 2) == (24, 40, 60)
     # one word less: the inputs of five positions stay (20) while filters pass, 4 weights and 5 outputs at a time
     assert dram_words(layer, capacity=33 * 2) == (48, 40, 60)
+    # 4 inputs stay beside one filter's weight and output: 9 words; in half a word less three filters at a time pass
+    wide = LayerSpec("l", LayerKind.LINEAR, 4, 100)
+    assert dram_words(wide, capacity=9 * 2) == (400, 4, 100)
+    assert dram_words(wide, capacity=9 * 2 - 1) == (400, 34 * 4, 100)
     # three words hold no more than one product: 240 MACs read both operands, partial sums stay
     assert dram_words(layer, capacity=3 * 2) == (240, 240, 60)
 

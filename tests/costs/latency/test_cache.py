@@ -15,6 +15,7 @@ CONV = LayerSpec("c", LayerKind.CONV, 512, 512, (2, 2), in_size=(8, 8), out_size
 def test_weights_in_mib() -> None:
     assert weight_mib(CONV, 4) == 4.0  # 512 · 512 · 4 weights of 4 bytes
     assert weight_mib(CONV, 1) == 1.0
+    assert weight_mib(replace(CONV, kernel=(1, 4)), 4) == weight_mib(replace(CONV, kernel=(4, 1)), 4) == 4.0
     assert weight_mib(replace(CONV, conv_groups=2), 4) == 2.0
     assert weight_mib(replace(CONV, conv_groups=512), 4) == 4.0 / 512
     assert weight_mib(LayerSpec("l", LayerKind.LINEAR, 1024, 256), 4) == 1.0

@@ -91,6 +91,7 @@ def test_any_provenance_comes_back(unknown: dict[str, Any], known: dict[str, Any
         ({"constant_ms": 0.1, "sigma": {"floor": -1}}, "floor = -1"),
         ({"constant_ms": 0.1, "sigma": 1.0}, "sigma = 1.0, must be a mapping"),
         ({"constant_ms": 0.1, "notes": "none"}, "notes = 'none', must be a list"),
+        ({"constant_ms": 0.1, "channel_grid": {"tried": "none"}}, "tried = 'none', must be a list"),
         ({"constant_ms": 0.1, "anchors": {"factors": {"Conv": "big"}}}, "factors.Conv = 'big'"),
         ({"constant_ms": 0.1, "channel_grid": {"tried": [{"multiple": 8}]}}, "macs_saved = None"),
     ],

@@ -56,6 +56,7 @@ def there_and_back(observed: tuple[Observation, ...]) -> list[tuple[object, ...]
 def test_rows_come_back_with_kernels_never_timed_and_layers_folded_away() -> None:
     expected = [(row_key(one.layer), sorted(one.kernels.items()), one.n_layers) for one in SEEN]
     assert there_and_back(SEEN) == sorted(expected)
+    assert csv_of(rows(*SEEN)).splitlines()[0] == ",".join(COLUMNS)
 
 
 TIMES = st.one_of(st.none(), st.floats(1e-5, 1e3).map(lambda ms: float(f"{ms:.6g}")))
