@@ -51,6 +51,7 @@ _AT_LEAST_ONE: Final = frozenset(
         *("dilation_h", "dilation_w", "in_h", "in_w", "out_h", "out_w"),
     }
 )
+_LEAST_COUNT: Final = 1e-6  # of a kernel a layer: a mean weighted by less is no number
 _MOST_SIZE: Final = 2**31 - 1  # of any width, map or count of samples
 _MOST_AMOUNT: Final = 1e12  # kernels a layer, or ms
 
@@ -124,6 +125,13 @@ def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
         raise BadInputError(f"latency rows name unknown layer kinds {unknown}; known: {[k.value for k in LayerKind]}")
     for column in (*LAYER_COLUMNS[1:], *_AMOUNTS, "samples"):
         rows[column] = _numbers(rows, column)
+    idle = (rows["count"] < _LEAST_COUNT) & (rows["kernel"] != NO_KERNEL)
+    if idle.any():
+        at = int(np.argmax(idle.to_numpy()))
+        raise BadInputError(
+            f"latency row {at + 1}: count = {rows['count'][at]:g} of the kernel {rows['kernel'][at]!r:.80}, must be at "
+            f"least {_LEAST_COUNT:g}; leave out a kernel that no layer becomes"
+        )
     repeated = rows.duplicated(list(KEY_COLUMNS))
     if repeated.any():
         at = int(np.argmax(repeated.to_numpy()))
