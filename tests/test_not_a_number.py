@@ -15,9 +15,12 @@ from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.costs.grid import CostGrid
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.delivery import Finalist, choose, latency_overshoot, measure_finalists
 from amcsearch.jobs.network_check import chance_warning
 from amcsearch.jobs.prune.kept_accuracy import _keeps
+from amcsearch.measure.build.calibration import Calibration, NodeCalibration, _error
+from amcsearch.methods.layer_inputs import gather_inputs
 from amcsearch.runtime.comparison import compare
 from amcsearch.runtime.paired_latency import PairedLatency, paired_latency
 from amcsearch.search.budget import Budget
@@ -45,6 +48,23 @@ def test_the_worst_by_hand() -> None:
     assert sorted([2.0, math.nan, 1.0, math.inf], key=at_worst)[:2] == [1.0, 2.0]
     assert max([math.nan, 1.0, -math.inf], key=lambda value: at_worst(value, -math.inf)) == 1.0
     assert at_worst(-math.inf) == -math.inf
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_a_layer_reads_is_finite_or_the_layer_is_named(bad: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    inputs = torch.ones(6, 2)
+    traced = trace(model, inputs[:1])
+    inputs[4, 1] = bad
+    with pytest.raises(BadInputError, match="what layer '2' reads is not finite on the calibration data"):
+        gather_inputs(model, traced, inputs, 3)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_calibration_that_predicts_no_number_is_never_the_best(bad: float) -> None:
+    nodes = NodeCalibration(1.0, 0.0)
+    worst, best = Calibration(nodes, residuals=(0.0, bad)), Calibration(nodes, residuals=(0.5, 0.5))
+    assert min([worst, best], key=_error) is min([best, worst], key=_error) is best
 
 
 @pytest.mark.parametrize("bad", BAD)

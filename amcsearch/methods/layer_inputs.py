@@ -122,8 +122,8 @@ def gather_inputs(
         seed: of that draw.
 
     Raises:
-        BadInputError: no samples, a batch size below 1, targets that are no class ids, or Gram matrices beyond
-            ``MEMORY_BYTES``.
+        BadInputError: no samples, a batch size below 1, targets that are no class ids, inputs of a layer that are not
+            finite, or Gram matrices beyond ``MEMORY_BYTES``.
     """
     if batch_size < 1 or len(inputs) == 0:
         raise BadInputError(f"calibration: {len(inputs)} samples in batches of {batch_size}, both must be at least 1")
@@ -228,4 +228,9 @@ def _finish(layer: str, module: Any, norm: str | None, moments: _RunningMoments)
     bias = f"{layer}.bias" if module.bias is not None else None
     classes = None if moments.counts is None else ClassMoments(moments.counts, moments.sums, moments.squares)
     gram = moments.scatter / moments.rows
+    if not (gram.isfinite().all() and moments.mean.isfinite().all()):
+        raise BadInputError(
+            f"what layer {layer!r} reads is not finite on the calibration data, so its channels cannot be compared; "
+            "look for a division by 0 or an overflow before it"
+        )
     return LayerInputs(layer, f"{layer}.weight", bias, norm, taps, moments.rows, moments.mean, gram, classes)

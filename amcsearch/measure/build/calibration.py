@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from amcsearch.core import at_worst
 from amcsearch.costs import KNOTS_MIB, CacheOverflow, KernelModel, Observation, by_signature, is_plain, weight_mib
 from amcsearch.measure.build.measured import MeasuredVariant
 
@@ -267,8 +268,8 @@ def calibrate(
 
 
 def _error(calibration: Calibration) -> float:
-    """Mean relative error of predictions of left-out variants."""
-    return float(np.abs(calibration.residuals).mean())
+    """Mean relative error of predictions of left-out variants; infinite where one is not a number."""
+    return at_worst(float(np.abs(calibration.residuals).mean()))
 
 
 class _Fit:

@@ -96,7 +96,7 @@ def test_the_order_of_rows_on_disk_is_fixed_and_extra_columns_survive() -> None:
         ("count", float("nan"), "row 2: count = nan"),
         ("count", 0, "row 2: count = 0 of the kernel '.*', must be at least 1e-06"),
         ("count", 10**400, "row 2: count = 1000"),
-        ("latency_ms", 1e300, r"row 2: latency_ms = 1e\+300, must be .* at most 1000000000000"),
+        ("latency_ms", 1e300, r"row 2: latency_ms = 1e\+300, must be .* at most 1e\+12"),
         ("out_h", 2**31, "row 2: out_h = 2147483648, must be .* at most 2147483647"),
         ("samples", 1.5, "row 2: samples = 1.5, must be a whole number of at least 0"),
         ("out_channels", 8.5, "row 2: out_channels = 8.5, must be a whole number"),
