@@ -422,3 +422,8 @@ def test_a_limit_that_cannot_be_read_is_left_out() -> None:
 def test_a_text_that_may_be_missing_is_no_number() -> None:
     with pytest.raises(BadInputError, match="it: storage is 5, expected a text"):
         SparsityTarget.from_json({"sparsity": 0.5, "kept_asked": 0.5, "kept": 0.5, "storage": 5}, "it")
+
+
+def test_the_name_of_a_target_is_a_text() -> None:
+    with pytest.raises(BadInputError, match=r"it: cost is \{\}, expected a text"):
+        SparsityTarget.from_json({"cost": {}, "kept_asked": 0.5, "kept": 0.5}, "it")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from amcsearch.core import Cost, Limit, PruningPolicy
-from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost
+from amcsearch.runs.documents import StoredDocument, items_of, plain, read_as, read_cost
 from amcsearch.runs.summary import with_total, without_total
 from amcsearch.runs.verdict import DeliveredFile, LimitVerdict, Verdict
 
@@ -93,7 +93,7 @@ class SparsityTarget(StoredDocument):
     def from_json(cls, value: object, where: str) -> Self:
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         given = items_of(value, where)
-        name = given.get("cost", "sparsity")
+        name = read_as(str, given.get("cost", "sparsity"), f"{where}: cost")
         asked = {"asked": given[name]} if name in given else {}
         return super().from_json({**given, "name": name, **asked}, where)
 

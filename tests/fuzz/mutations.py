@@ -180,6 +180,8 @@ def edited_database(path: Path, edit: Edit) -> None:
 
 def _cell(what: int) -> Any:
     value = EXTREMES[what % len(EXTREMES)]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        value = float(2**63)  # SQLite has no larger number
     return value if isinstance(value, int | float | str | None) and what % 2 else json.dumps(str(value))
 
 
@@ -239,7 +241,7 @@ def _edited(document: Any, suffix: str, edits: list[Edit]) -> bytes:
         tree = edited_tree(tree, (edit[0] // 4, *edit[1:]), extremes)
     try:
         content = document if isinstance(document, bytes) else serialised(tree, suffix)
-    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError, RuntimeError, csv.Error):
+    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError, RuntimeError, KeyError, csv.Error):
         content = serialised(document, suffix)  # the format cannot hold the edited values
     for edit in edits:
         is_of_bytes = edit[0] % 4 == 0 if suffix == ".db" else edit not in of_tree and edit[0] % 32 != 31
