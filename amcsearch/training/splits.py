@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -35,6 +36,7 @@ SPLITS: Final = ("train", "calibration", "search", "test")
 DEFAULT_SHARE: Final = 0.2  # of the train split, in a cut without a size
 DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  # the most that such a cut takes
 
+_log = logging.getLogger(__name__)
 _NO_DATASETS: Final = (Tensor, np.ndarray, str, bytes)
 
 Indices = Sequence[int] | NDArray[np.int64]
@@ -329,7 +331,7 @@ def _cut_sizes(given: Mapping[str, Samples], sizes: Mapping[str, int], total: in
         if name not in SPLITS[1:] or size < 1:
             raise BadInputError(f"data.splits.{name} = {size}, expected at least 1 for one of {', '.join(SPLITS[1:])}")
         if name in given:
-            raise BadInputError(f"data.splits.{name} = {size}, but the data has its own {name} split; remove the key")
+            _log.warning("data.splits.%s = %d is not used: the data has a %s split of its own", name, size, name)
     share = max(1, round(DEFAULT_SHARE * total))
     usual = {name: min(share, DEFAULT_SIZES.get(name, share)) for name in SPLITS[1:]}
     wanted = {name: sizes.get(name, usual[name]) for name in SPLITS[1:] if name not in given}
