@@ -1,6 +1,7 @@
 """Networks that are another one in a file, in a batch, at another call or for some inputs: kinds, not examples."""
 
 import torch
+from tiny_job import quadrants
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -214,17 +215,6 @@ def nan_buffer() -> nn.Module:
     model = Tiny()
     model.stem[1].running_mean[3] = torch.nan
     return model
-
-
-def quadrants(samples: int = 400, seed: int = 0) -> dict[str, TensorDataset]:
-    """Noise with one bright quadrant; the class is which."""
-    generator = torch.Generator().manual_seed(seed)
-    images = 0.5 * torch.randn(samples, 1, 8, 8, generator=generator)
-    labels = torch.randint(0, 4, (samples,), generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        row, column = divmod(label, 2)
-        image[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1.0
-    return {"train": TensorDataset(images, labels)}
 
 
 def marked() -> dict[str, TensorDataset]:

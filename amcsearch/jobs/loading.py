@@ -4,9 +4,8 @@ A policy fixes the shapes of the smaller network, whichever channels went: the d
 takes the run's weights. The program (``torch.export``) needs neither the network's source nor this package.
 """
 
-import math
 import warnings
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,16 +13,15 @@ from torch import Tensor, nn
 
 from amcsearch.config import load
 from amcsearch.core import BadInputError, PruningPolicy, UserCode
-from amcsearch.graph import first_tensor, remove, trace
+from amcsearch.graph import remove, trace
 from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
+from amcsearch.runtime import Compared
 from amcsearch.training import check_archive, load_checkpoint, load_tensors
 
 __all__ = ["Source", "check_finished", "smaller_network", "with_stored_weights"]
 
 Source = Literal["auto", "factory", "program"]
-
-SAME_OUTPUT: Final = 1e-3  # share of the largest output: other machines compute other last bits
 
 
 def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> nn.Module:
@@ -62,18 +60,29 @@ def _checked(run: RunFolder, network: nn.Module) -> nn.Module:
     tensors = load_tensors(run.example_safetensors) if run.example_safetensors.is_file() else {}
     if "output" not in tensors:
         return network
+    compared = Compared(_Kept(tensors["output"]), network, labels=False)
     with UserCode(f"run {run.path}: its network"), torch.no_grad():
-        output = first_tensor(network(tensors["input"].clone()))
-    expected = tensors["output"]
-    scale = float(expected.abs().max())
-    apart = float((output - expected).abs().max()) if output.shape == expected.shape else math.inf
-    if not apart <= SAME_OUTPUT * scale:
+        compared(tensors["input"])
+    problem = compared.agreement().problem
+    if problem is not None:
         raise BadInputError(
-            f"run {run.path}: the network differs from the run's by {apart:.3g} on {run.example_safetensors.name}, at "
-            f"most {SAME_OUTPUT * scale:.3g} is allowed: its source or {run.pruned_safetensors.name} has changed; "
-            "restore it"
+            f"run {run.path}: on {run.example_safetensors.name} the network {problem}: its source or "
+            f"{run.pruned_safetensors.name} has changed; restore it"
         )
     return network
+
+
+class _Kept(nn.Module):
+    """Gives one output, whatever it is asked."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, …) → (1, …)."""
+        del x
+        return self.output
 
 
 def check_finished(run: RunFolder, source: Source) -> None:
