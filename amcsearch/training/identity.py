@@ -132,12 +132,12 @@ def record_split(dataset: Samples, name: str, seed: int) -> SplitRecord:
         BadInputError: as ``fetch``.
     """
     count = length(dataset, name)
-    at_most = count if type(dataset) is TensorDataset else SAMPLES
+    is_in_memory = type(dataset) is TensorDataset
+    at_most = count if is_in_memory else SAMPLES
     rows = np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(np.int64))
     inputs, targets = _record_rows(dataset, rows, name, seed)
-    first, _ = _record_rows(dataset, rows[:REREAD], name, seed)
-    again, _ = _record_rows(dataset, rows[:REREAD], name, seed)
-    return SplitRecord(count, inputs if first.digest == again.digest else None, targets)
+    readings = {_record_rows(dataset, rows[:REREAD], name, seed)[0].digest for _ in range(0 if is_in_memory else 2)}
+    return SplitRecord(count, inputs if len(readings) < 2 else None, targets)
 
 
 def _record_rows(dataset: Samples, rows: NDArray[np.int64], name: str, seed: int) -> tuple[TensorRecord, TensorRecord]:
