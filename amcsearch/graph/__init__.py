@@ -1,5 +1,6 @@
 """Torch structure: tracing, masking and removal of channel groups. Only this room knows torch_pruning."""
 
+from amcsearch.graph.batch import Batch, Batches, HeldBatches, Tree, map_tensors, tensors_of_tree
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
@@ -9,20 +10,26 @@ from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
 from amcsearch.graph.tracing.trace import trace
 
 __all__ = [
+    "Batch",
+    "Batches",
+    "HeldBatches",
     "Kept",
     "Skipped",
     "TensorSlice",
     "Trace",
+    "Tree",
     "channels_first",
     "check_kept",
     "evaluating",
     "first_tensor",
     "make_channels_first",
+    "map_tensors",
     "masked",
     "modes_kept",
     "remove",
     "removed_positions",
     "renumbered",
     "tensors_of",
+    "tensors_of_tree",
     "trace",
 ]
