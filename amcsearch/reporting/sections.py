@@ -7,7 +7,7 @@ from typing import Final
 from amcsearch.core import COST_NAMES
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import LABELS, escape, known, percent, seconds
+from amcsearch.reporting.words import LABELS, escape, known, percent, preformatted, seconds
 from amcsearch.runs import Summary, TableErrors, TableSummary, with_total
 
 __all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
@@ -131,7 +131,7 @@ def provenance(record: Record) -> str:
     )
     config = (
         "<details><summary>Configuration, with every default written out</summary>"
-        f"<pre>{escape(record.config.text)}</pre></details>"
+        f"{preformatted(record.config.text)}</details>"
         if record.config.text
         else ""
     )
@@ -160,7 +160,7 @@ def reproduce(record: Record) -> str:
         f"# this page\namcsearch report {run}"
     )
     note = "Latency is measured anew each time and moves a little; policies, accuracies and predicted costs do not."
-    text = f"<pre>{escape(commands)}</pre><p class='note'>{note}</p>"
+    text = f"{preformatted(commands)}<p class='note'>{note}</p>"
     return f"<section id='reproduce'><h2>How to reproduce</h2>{text}</section>"
 
 

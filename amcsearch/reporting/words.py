@@ -18,6 +18,7 @@ __all__ = [
     "milliseconds",
     "percent",
     "points",
+    "preformatted",
     "seconds",
     "size",
 ]
@@ -49,6 +50,12 @@ _SPACE: Final = "\u00a0"  # a unit stays on the line of its number
 def escape(value: object) -> str:
     """Text that is safe inside HTML; control characters and lone surrogates are shown as escapes."""
     return html.escape(printable(str(value)))
+
+
+def preformatted(text: str) -> str:
+    """Return a block of HTML that shows a text of several lines as it is."""
+    lines = "\n".join(escape(line) for line in text.split("\n"))
+    return f"<pre>{lines}</pre>"
 
 
 def known(value: float | None) -> float | None:

@@ -287,3 +287,9 @@ def test_names_cannot_inject_markup(finished):
 
 def test_equal_runs_give_equal_pages(finished):
     assert render(finished) == render(finished)
+
+
+def test_commands_and_the_configuration_keep_their_lines(finished):
+    page = render(finished)
+    assert "\namcsearch report " in page
+    assert "\\n" not in "".join(outline(page).text)

@@ -32,6 +32,8 @@ from amcsearch.runs.summary import Interval
         (words.seconds(9), "9.0 s"),
         (words.seconds(151), "2 min 31 s"),
         (words.escape("<a & b>"), "&lt;a &amp; b&gt;"),
+        (words.escape("a\nb"), "a\\nb"),
+        (words.preformatted("a: <b>\n\n\x1b[1m"), "<pre>a: &lt;b&gt;\n\n\\x1b[1m</pre>"),
     ],
 )
 def test_words(text, wanted):
