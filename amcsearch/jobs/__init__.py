@@ -3,10 +3,11 @@
 from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import CallersObserver, Observer
+from amcsearch.jobs.plan import SearchPlan, plan
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.request import Settings, given_path, given_policy, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
-from amcsearch.jobs.search import SearchPlan, make_env, plan, search
+from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.table_check import check_table

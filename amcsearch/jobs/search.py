@@ -1,32 +1,27 @@
 """The main job: search a pruning policy within the budget, and deliver the smaller network.
 
 workload → device → ranking → search → finalists → fine-tuning → verification → report. The configured agent and its
-baseline go through one door, at equal evaluations. ``plan`` says what a search would do without doing it.
+baseline go through one door, at equal evaluations.
 """
 
 import inspect
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from amcsearch.config import Config, RecipeConfig, check_contract, label, make, pick
+from amcsearch.config import Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
-from amcsearch.jobs.device import Device, load_device
-from amcsearch.jobs.network_check import check_export
+from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
-from amcsearch.jobs.setup import Job, assemble, check_named, make_evaluator
+from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_search
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, load_workload
-from amcsearch.runs import Document, RunFolder, SkippedLayer, with_total
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
+from amcsearch.runs import RunFolder
 from amcsearch.search import (
     AGENTS,
     REWARDS,
@@ -40,98 +35,11 @@ from amcsearch.search import (
     storage_url,
     with_parameters,
 )
-from amcsearch.training import fetch, length, task_loss
 
-__all__ = ["PlannedNetwork", "SearchPlan", "make_env", "plan", "search"]
-
-
-@dataclass(frozen=True)
-class PlannedNetwork:
-    """The network of a plan: its factory, how many layers and channel groups it has, and what is never pruned."""
-
-    factory: str | None
-    layers: int
-    groups: int
-    skipped: tuple[SkippedLayer, ...]
+__all__ = ["check_fits", "make_agents", "make_env", "make_reward", "search"]
 
 
-@dataclass(frozen=True)
-class SearchPlan(Document):
-    """What a search would do.
-
-    ``samples`` are those of each split; ``dense`` and ``largest_uniform`` are costs of the dense network and of the
-    largest policy of one ratio within the ``budget`` (limits in the unit of each cost); ``policies`` counts those of
-    the space; ``expected_seconds`` are the wall time of each phase.
-    """
-
-    name: str
-    network: PlannedNetwork
-    samples: Mapping[str, int]
-    dense: Cost
-    budget: Mapping[str, float]
-    largest_uniform: Cost
-    channel_multiple: int
-    widths_left_out: int
-    policies: int
-    agent: str
-    baseline: str | None
-    trials: int
-    warnings: tuple[str, ...]
-    expected_seconds: Mapping[str, float]
-
-    @property
-    def total_seconds(self) -> float:
-        """Expected wall time of all phases."""
-        return sum(self.expected_seconds.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return an object of JSON; what is never pruned is in sentences."""
-        network = {
-            "factory": self.network.factory,
-            "layers": self.network.layers,
-            "groups": self.network.groups,
-            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.network.skipped],
-        }
-        return {**super().to_json(), "network": network, "expected_seconds": with_total(self.expected_seconds)}
-
-
-def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> SearchPlan:
-    """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
-
-    Times are extrapolated from one training step and one evaluation of the largest uniform policy within the budget.
-
-    Raises:
-        BadInputError, InfeasibleBudgetError: as the search itself would.
-    """
-    make_agents(config, given), make_reward(config)
-    check_named(config, given)
-    workload = load_workload(config, given, train=False)
-    device = load_device(config, workload, config.limits, given, strict=strict)
-    _check(config, workload, device)
-    check_export(config, workload.model, workload.splits, workload.example)
-    spec = workload.trace.network
-    uniform = spec.policy(device.feasible.largest_uniform())
-    skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
-    splits = ("train", "calibration", "search", "test")
-    return SearchPlan(
-        name=config.name,
-        network=PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped),
-        samples={name: length(getattr(workload.splits, name), name) for name in splits},
-        dense=device.dense,
-        budget=dict(device.feasible.budget.limits),
-        largest_uniform=device.grid.cost(uniform),
-        channel_multiple=device.channel_multiple,
-        widths_left_out=device.widths_left_out,
-        policies=device.space.size,
-        agent=label(config.search.agent),
-        baseline=config.search.baseline and label(config.search.baseline),
-        trials=config.search.trials,
-        warnings=(*workload.warnings, *device.warnings),
-        expected_seconds=_expected_seconds(config, workload, given, uniform),
-    )
-
-
-def _check(config: Config, network: TracedNetwork, device: Device, workers: int = 1) -> None:
+def check_fits(config: Config, network: TracedNetwork, device: Device, workers: int = 1) -> None:
     """Refuse a policy to start from that does not fit, a reward that cannot price, a network that workers cannot get.
 
     Raises:
@@ -142,32 +50,6 @@ def _check(config: Config, network: TracedNetwork, device: Device, workers: int 
     bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget))
     if workers > 1:
         pickled(network.model)
-
-
-def _expected_seconds(config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy) -> dict[str, float]:
-    evaluator = make_evaluator(config, workload, given)
-    evaluator.evaluate(uniform)
-    evaluation = evaluator.evaluate(uniform).seconds
-    searches = 1 + (config.search.baseline not in (None, config.search.agent))
-    seconds = {"search": evaluation * config.search.trials * searches}
-    if config.model.pretrain is not None:
-        seconds["network"] = _training_seconds(workload, config.model.pretrain)
-    if config.recovery.finetune is not None:
-        seconds["finetune"] = _training_seconds(workload, config.recovery.finetune)
-    return seconds
-
-
-def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
-    """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
-    count = length(workload.splits.train, "train")
-    inputs, targets = fetch(workload.splits.train, range(min(recipe.batch_size, count)))
-    step = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        parameters = [p for p in workload.model.parameters() if p.requires_grad]
-        torch.autograd.grad(task_loss(workload.model(inputs), targets), parameters, allow_unused=True)
-        step = time.perf_counter() - start
-    return step * -(-count // recipe.batch_size) * recipe.epochs
 
 
 def _run_agents(
@@ -282,7 +164,7 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     """
     make_reward(config)
     phases = Phases(observer, lambda _: None)
-    job = assemble(config, config.limits, phases, given, check=partial(_check, config), strict=strict)
+    job = assemble(config, config.limits, phases, given, check=partial(check_fits, config), strict=strict)
     reward = _bound_reward(job)
 
     @cache
@@ -337,7 +219,7 @@ def search(
     make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
     if storage is not None:
         storage_url(storage)
-    check = partial(_check, config, workers=workers)
+    check = partial(check_fits, config, workers=workers)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, workers, storage)

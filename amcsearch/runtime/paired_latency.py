@@ -29,11 +29,15 @@ __all__ = [
     "PairedLatency",
     "measure_many",
     "measure_paired",
+    "measuring_seconds",
     "median_interval",
     "paired_latency",
     "quiet_rounds",
     "time_interleaved",
 ]
+
+
+WARMUP_MS = 10.0
 
 
 def time_interleaved(
@@ -43,7 +47,7 @@ def time_interleaved(
     min_ms: float,
     rng: np.random.Generator,
     *,
-    warmup_ms: float = 10.0,
+    warmup_ms: float = WARMUP_MS,
 ) -> NDArray[np.float64]:
     """Time every session once a round, in a fresh random order each round.
 
@@ -180,6 +184,14 @@ def measure_many(
     quiet = quiet_rounds(samples[0])
     paired = [paired_latency(samples[0, quiet], row[quiet], rng) for row in samples[1:]]
     return [replace(latency, disturbed=int((~quiet).sum())) for latency in paired]
+
+
+def measuring_seconds(call_ms: float, models: int, rounds: int, min_ms: float = 5.0) -> float:
+    """Return about how long ``measure_many`` takes: so many models, the dense one included, of ``call_ms`` a call."""
+    blocks = -(-rounds // BLOCK)
+    sample_ms = max(min_ms, call_ms) + call_ms  # an untimed call comes before every sample
+    warm_ms = max(WARMUP_MS, 2 * call_ms)
+    return (blocks - 1) * PAUSE_S + models * (rounds * sample_ms + blocks * warm_ms) / 1e3
 
 
 def measure_paired(

@@ -138,3 +138,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert plan["policies"] == 4 * 5
     assert plan["expected_seconds"]["total"] > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_the_expected_time_counts_every_phase_of_a_run(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["search", str(write_config()), "--out", str(tmp_path / "run"), "--json"]
+    assert main([*arguments, "--dry-run"]) == 0
+    expected = json.loads(capsys.readouterr().out)["expected_seconds"]
+    assert main(arguments) == 0
+    assert list(expected) == list(json.loads(capsys.readouterr().out)["seconds"])
+    assert main([*arguments, "--dry-run", "--set", "device.rounds=300"]) == 0
+    longer = json.loads(capsys.readouterr().out)["expected_seconds"]
+    # 300 rounds in blocks of 20 with pauses of 0.6 s: 8.4 s, and a sample of 5 ms of each model
+    assert longer["finalists"] > 14 * 0.6 + 300 * 3 * 0.005
+    assert longer["verify"] > 14 * 0.6 + 300 * 2 * 0.005

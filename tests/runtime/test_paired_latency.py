@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.runtime.paired_latency import measure_many, measure_paired, median_interval, paired_latency, quiet_rounds
+from amcsearch.runtime.paired_latency import (
+    measure_many,
+    measure_paired,
+    measuring_seconds,
+    median_interval,
+    paired_latency,
+    quiet_rounds,
+)
 from amcsearch.runtime.session import _one_conv
 
 
@@ -85,3 +92,10 @@ def test_rounds_with_a_disturbed_dense_model_are_left_out():
     assert quiet_rounds(dense).tolist() == [True, True, False, True, True, False]
     mostly_disturbed = np.array([1.3] * 8 + [1.0, 1.01])
     assert quiet_rounds(mostly_disturbed).tolist() == [False] * 8 + [True, True]
+
+
+def test_the_time_of_measuring_is_pauses_samples_and_warm_up():
+    # 40 rounds are 2 blocks with 1 pause; a sample is 5 ms and an untimed call of 1 ms; each block warms up for 10 ms
+    assert measuring_seconds(1.0, models=2, rounds=40) == pytest.approx(0.6 + 2 * (40 * 0.006 + 2 * 0.010))
+    # a call of 20 ms is a sample by itself, and the warm-up is two calls
+    assert measuring_seconds(20.0, models=3, rounds=10) == pytest.approx(3 * (10 * 0.040 + 0.040))

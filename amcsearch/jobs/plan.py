@@ -1,0 +1,174 @@
+"""The plan of a search: its sizes, its costs, and how long each phase will take, without doing it."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from amcsearch.config import Config, FinetuneConfig, RecipeConfig, label
+from amcsearch.core import Cost, PruningPolicy
+from amcsearch.graph import evaluating
+from amcsearch.jobs.device import load_device
+from amcsearch.jobs.network_check import check_export
+from amcsearch.jobs.search import check_fits, make_agents, make_reward
+from amcsearch.jobs.setup import check_named, make_evaluator
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
+from amcsearch.runs import Document, SkippedLayer, with_total
+from amcsearch.runtime import measuring_seconds
+from amcsearch.training import fetch, length, task_loss
+
+__all__ = ["PlannedNetwork", "SearchPlan", "plan"]
+
+PROGRAM_EXPORTS: Final = 8  # a program of torch.export takes about as long as so many exports to ONNX
+TEST_PASSES: Final = 6  # dense, pruned and fine-tuned in torch, and each of three delivered files
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """The network of a plan: its factory, how many layers and channel groups it has, and what is never pruned."""
+
+    factory: str | None
+    layers: int
+    groups: int
+    skipped: tuple[SkippedLayer, ...]
+
+
+@dataclass(frozen=True)
+class SearchPlan(Document):
+    """What a search would do.
+
+    ``samples`` are those of each split; ``dense`` and ``largest_uniform`` are costs of the dense network and of the
+    largest policy of one ratio within the ``budget`` (limits in the unit of each cost); ``policies`` counts those of
+    the space; ``expected_seconds`` are the wall time of each phase.
+    """
+
+    name: str
+    network: PlannedNetwork
+    samples: Mapping[str, int]
+    dense: Cost
+    budget: Mapping[str, float]
+    largest_uniform: Cost
+    channel_multiple: int
+    widths_left_out: int
+    policies: int
+    agent: str
+    baseline: str | None
+    trials: int
+    warnings: tuple[str, ...]
+    expected_seconds: Mapping[str, float]
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected wall time of all phases."""
+        return sum(self.expected_seconds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON; what is never pruned is in sentences."""
+        network = {
+            "factory": self.network.factory,
+            "layers": self.network.layers,
+            "groups": self.network.groups,
+            "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.network.skipped],
+        }
+        return {**super().to_json(), "network": network, "expected_seconds": with_total(self.expected_seconds)}
+
+
+def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> SearchPlan:
+    """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
+
+    Times are extrapolated from what is done here: loading, tracing and exporting the network, ranking its channels, one
+    evaluation of the largest uniform policy within the budget, one training step and one pass. Left out are the agent's
+    own computing between evaluations, and further finalists where none of the first is within a latency limit.
+
+    Raises:
+        BadInputError, InfeasibleBudgetError: as the search itself would.
+    """
+    begun = time.perf_counter()
+    make_agents(config, given), make_reward(config)
+    check_named(config, given)
+    workload = load_workload(config, given, train=False)
+    device = load_device(config, workload, config.limits, given, strict=strict)
+    check_fits(config, workload, device)
+    export_s = _seconds(lambda: check_export(config, workload.model, workload.splits, workload.example))
+    costs_s = time.perf_counter() - begun
+    spec = workload.trace.network
+    uniform = spec.policy(device.feasible.largest_uniform())
+    skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
+    splits = ("train", "calibration", "search", "test")
+    return SearchPlan(
+        name=config.name,
+        network=PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped),
+        samples={name: length(getattr(workload.splits, name), name) for name in splits},
+        dense=device.dense,
+        budget=dict(device.feasible.budget.limits),
+        largest_uniform=device.grid.cost(uniform),
+        channel_multiple=device.channel_multiple,
+        widths_left_out=device.widths_left_out,
+        policies=device.space.size,
+        agent=label(config.search.agent),
+        baseline=config.search.baseline and label(config.search.baseline),
+        trials=config.search.trials,
+        warnings=(*workload.warnings, *device.warnings),
+        expected_seconds={"costs": costs_s, **_expected_seconds(config, workload, given, uniform, export_s)},
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _expected_seconds(
+    config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy, export_s: float
+) -> dict[str, float]:
+    """Wall time of each phase after ``costs``; ``export_s`` is that of one export, compared with torch."""
+    begun = time.perf_counter()
+    evaluator = make_evaluator(config, workload, given)
+    evaluator.evaluate(uniform)
+    ranking_s = time.perf_counter() - begun
+    pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
+    searches = 1 + (config.search.baseline not in (None, config.search.agent))
+    call_s = _pass_seconds(workload, 1)
+    test_s = TEST_PASSES * _pass_seconds(workload, length(workload.splits.test, "test"))
+
+    def measuring_s(pruned: int) -> float:
+        return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
+
+    return {
+        "network": 0.0 if pretrain is None else _training_seconds(workload, pretrain) + export_s,
+        "ranking": ranking_s,
+        "search": evaluator.evaluate(uniform).seconds * config.search.trials * searches,
+        "finalists": (1 + config.search.finalists) * export_s + measuring_s(config.search.finalists),
+        "finetune": 0.0 if finetune is None else _finetuning_seconds(workload, finetune),
+        "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
+    }
+
+
+def _finetuning_seconds(workload: Workload, recipe: FinetuneConfig) -> float:
+    """Training, with the passes of the teacher."""
+    taught = recipe.epochs * length(workload.splits.train, "train") if recipe.distillation else 0
+    return _training_seconds(workload, recipe) + _pass_seconds(workload, taught)
+
+
+def _pass_seconds(workload: Workload, samples: int) -> float:
+    """Time the second of two passes of a batch of the device's size in eval mode, times the batches of ``samples``."""
+    example = workload.example
+    with evaluating(workload.model), torch.inference_mode():
+        workload.model(example)
+        return _seconds(lambda: workload.model(example)) * samples / len(example)
+
+
+def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
+    """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
+    count = length(workload.splits.train, "train")
+    inputs, targets = fetch(workload.splits.train, range(min(recipe.batch_size, count)))
+    parameters = [p for p in workload.model.parameters() if p.requires_grad]
+
+    def step() -> None:
+        torch.autograd.grad(task_loss(workload.model(inputs), targets), parameters, allow_unused=True)
+
+    step()
+    return _seconds(step) * -(-count // recipe.batch_size) * recipe.epochs
