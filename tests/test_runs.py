@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -49,13 +50,55 @@ def test_a_new_run_holds_its_configuration(tmp_path):
 
 
 def test_a_second_run_needs_resume_and_the_same_configuration(tmp_path):
-    create(tmp_path).close()
+    with create(tmp_path) as run:
+        run.write_policy(PruningPolicy({"a": 4}))
     assert "holds a run already; continue it with --resume" in refused(tmp_path)
     create(tmp_path, resume=True).close()
     message = refused(tmp_path, "name: x\nseed: 1\n", "def456", resume=True)
     assert "another configuration: it had 'seed: 0' where there is now 'seed: 1'" in message
     assert "a file that it names has changed" in refused(tmp_path, CONFIG, "def456", resume=True)
     assert (tmp_path / "config.yaml").read_text().endswith("seed: 0\n")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_computed_nothing_begins_anew(tmp_path, killed):
+    with create(tmp_path) as run:
+        run.append_log({"phase": "costs"})
+        run.write_json(run.identity_json, {})
+        if killed:  # after the tables of the study were made, before its first trial
+            optuna.create_study(storage=f"sqlite:///{run.study_db}", study_name="x")
+    with create(tmp_path, "name: y\n", "def456") as run:
+        assert run.read_config().name == "y"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_study_with_a_trial_is_never_begun_anew(tmp_path):
+    with create(tmp_path) as run:
+        study = optuna.create_study(storage=f"sqlite:///{run.study_db}", study_name="x")
+        study.add_trial(optuna.trial.create_trial(value=1.0))
+    assert "holds a run already" in refused(tmp_path)
+    run.study_db.write_bytes(b"no database")
+    assert "holds a run already" in refused(tmp_path)
+
+
+def test_a_run_that_breaks_off_before_work_leaves_nothing(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for folder in ("new", "runs/deep/new", "kept"):
+        with pytest.raises(BadInputError), create(tmp_path / folder) as run:
+            run.append_log({"phase": "costs"})
+            raise BadInputError("the budget is below every policy")
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_a_run_that_breaks_off_keeps_what_was_computed_or_was_there(tmp_path):
+    with pytest.raises(BadInputError), create(tmp_path / "computed") as run:
+        run.training_state.write_bytes(b"an epoch")
+        raise BadInputError("the loss is NaN")
+    assert run.config_yaml.exists()
+    create(tmp_path / "before").close()
+    with pytest.raises(BadInputError), create(tmp_path / "before", resume=True) as run:
+        raise BadInputError("refused")
+    assert run.config_yaml.exists()
 
 
 def test_resume_begins_what_is_not_there(tmp_path):
@@ -87,7 +130,7 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_a_refused_run_gives_its_lock_back(tmp_path):
     create(tmp_path).close()
-    refused(tmp_path)
+    refused(tmp_path, digest="def456", resume=True)
     create(tmp_path, resume=True).close()
 
 

@@ -8,8 +8,9 @@ synced line at a time; a line torn by a kill is ended before the next.
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -43,12 +44,15 @@ _FILES: Final = (
 )
 _HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
 _NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
-_IN_PLACE: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm", "log.jsonl")  # not by renaming
+_STUDY: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
+_IN_PLACE: Final = (*_STUDY, "log.jsonl")  # not by renaming
 _LEFT_BEFORE: Final = re.compile(  # partial files of earlier versions
     r"\.(config|trials|pareto|policy|pruned|summary|report|densities)\.[0-9]+\.[a-z]+"
     r"|.+\.(pt|safetensors)(\.[0-9a-f]+)?\.partial"
 )
 _LOCK: Final = ".lock"
+_BEFORE_WORK: Final = ("log.jsonl", "identity.json", "config.yaml", *_STUDY)
+"""Files that a run writes before it has computed anything; the study counts once it holds a trial."""
 
 
 class _File:
@@ -87,6 +91,8 @@ class RunFolder:
 
     path: Path
     _lock: IO[bytes] | None = field(default=None, repr=False)
+    _made: list[Path] | None = field(default=None, repr=False)
+    """Folders that ``create`` made, the deepest first; None where the run goes on with what was there."""
 
     config_yaml = _File("config.yaml")
     """The whole configuration, every default written out."""
@@ -129,16 +135,20 @@ class RunFolder:
     def create(cls, path: Path, config_text: str, config_hash: str, *, resume: bool) -> Self:
         """Begin a run, or take up an interrupted one with ``resume`` (which also begins one that is not there).
 
+        A run that was stopped before it had computed anything begins anew. So that nothing is left of a run that is
+        refused, leaving the context by an error before anything was computed removes what it made.
+
         Raises:
             BadInputError: the folder is in use (names the process), holds a run already, holds the run of another
                 configuration, holds other files, or cannot be written.
         """
         with writing(path):
+            made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         run._lock = take_lock(path / _LOCK)
         try:
-            run._begin(config_text, config_hash, resume)
+            run._begin(config_text, config_hash, resume, made)
         except BaseException:
             run.close()
             raise
@@ -164,6 +174,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._made is not None and not self._has_results():
+            self._remove(self._made)
         self.close()
 
     def close(self) -> None:
@@ -171,6 +183,18 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _has_results(self) -> bool:
+        """Whether anything was computed: a file besides those of every beginning, or a study with a trial."""
+        known = {_LOCK, "lost+found", *_BEFORE_WORK}
+        return any(name not in known for name in os.listdir(self.path)) or _has_trials(self.study_db)
+
+    def _remove(self, made: Iterable[Path]) -> None:
+        with suppress(OSError):  # a folder that was removed or became read-only
+            for name in (*_BEFORE_WORK, _LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
 
     def read_config(self) -> ConfigFile:
         """Read ``config.yaml``.
@@ -251,12 +275,18 @@ class RunFolder:
         """Add one line to ``log.jsonl``, with the time (UTC) first; raises as ``files.append_line``."""
         append_line(self.log_jsonl, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
 
-    def _begin(self, config_text: str, config_hash: str, resume: bool) -> None:
+    def _begin(self, config_text: str, config_hash: str, resume: bool, made: list[Path]) -> None:
         for name in _FILES:
             check_replaceable(self.path / name)
         for name in _IN_PLACE:
             check_in_place(self.path / name)
-        if any((self.path / name).exists() for name in _FILES):
+        sweep(self.path)
+        is_begun = any((self.path / name).exists() for name in _FILES)
+        if is_begun and not resume and not self._has_results():
+            for name in _BEFORE_WORK:
+                (self.path / name).unlink(missing_ok=True)
+            is_begun = False
+        if is_begun:
             if not resume:
                 raise BadInputError(
                     f"run folder {self.path} holds a run already; continue it with --resume or name another --out"
@@ -264,7 +294,8 @@ class RunFolder:
             self._check_same(config_text, config_hash)
         elif any(not p.name.startswith(".") and p.name != "lost+found" for p in self.path.iterdir()):
             raise BadInputError(f"run folder {self.path} holds other files; name an empty or new folder as --out")
-        sweep(self.path)
+        else:
+            self._made = made
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
             left.unlink(missing_ok=True)
         if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config_text):
@@ -282,6 +313,19 @@ class RunFolder:
             f"run folder {self.path} belongs to another configuration: {_difference(before.text, config_text)}; "
             "restore it, or name another --out"
         )
+
+
+def _has_trials(study_db: Path) -> bool:
+    """Whether a study holds a trial; one that cannot be read may."""
+    if not os.path.lexists(study_db):
+        return False
+    try:
+        with closing(sqlite3.connect(f"{study_db.absolute().as_uri()}?mode=ro", uri=True)) as study:
+            if not study.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
+                return False
+            return study.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
+    except sqlite3.Error:
+        return True
 
 
 def _lines(text: str) -> list[str]:

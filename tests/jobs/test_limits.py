@@ -52,6 +52,7 @@ def refused(
         verb, *options = arguments
         code = main([verb, str(write_config()), *options, "-o", str(tmp_path / "run")])
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
+        assert not (tmp_path / "run").exists()  # no work was done
         return code, line
 
     return run
