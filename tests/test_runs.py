@@ -81,24 +81,28 @@ def test_a_study_with_a_trial_is_never_begun_anew(tmp_path):
     assert "holds a run already" in refused(tmp_path)
 
 
+def break_off(folder, work, resume=False):
+    with create(folder, resume=resume) as run:
+        work(run)
+        raise BadInputError("refused")
+
+
 def test_a_run_that_breaks_off_before_work_leaves_nothing(tmp_path):
     (tmp_path / "kept").mkdir()
     for folder in ("new", "runs/deep/new", "kept"):
-        with pytest.raises(BadInputError), create(tmp_path / folder) as run:
-            run.append_log({"phase": "costs"})
-            raise BadInputError("the budget is below every policy")
+        with pytest.raises(BadInputError):
+            break_off(tmp_path / folder, lambda run: run.append_log({"phase": "costs"}))
     assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
 
 
 def test_a_run_that_breaks_off_keeps_what_was_computed_or_was_there(tmp_path):
-    with pytest.raises(BadInputError), create(tmp_path / "computed") as run:
-        run.training_state.write_bytes(b"an epoch")
-        raise BadInputError("the loss is NaN")
-    assert run.config_yaml.exists()
+    with pytest.raises(BadInputError):
+        break_off(tmp_path / "computed", lambda run: run.training_state.write_bytes(b"an epoch"))
+    assert (tmp_path / "computed" / "config.yaml").exists()
     create(tmp_path / "before").close()
-    with pytest.raises(BadInputError), create(tmp_path / "before", resume=True) as run:
-        raise BadInputError("refused")
-    assert run.config_yaml.exists()
+    with pytest.raises(BadInputError):
+        break_off(tmp_path / "before", lambda run: None, resume=True)
+    assert (tmp_path / "before" / "config.yaml").exists()
 
 
 def test_resume_begins_what_is_not_there(tmp_path):

@@ -1,6 +1,7 @@
 """Arguments in, exit code out: 0 done, 2 bad input, 3 budget infeasible, 4 budget not met, 130 interrupted."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ BAD_INPUT: Final = 2
 INFEASIBLE: Final = 3
 NOT_MET: Final = 4
 INTERRUPTED: Final = 130
+_ERRORS: Final = {BAD_INPUT: "bad_input", INFEASIBLE: "infeasible", INTERRUPTED: "interrupted"}
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
     console = ProgressBar()
-    args = argparse.Namespace(debug=False)
+    args = argparse.Namespace(debug=False, json=False)
     try:
         with interruptible(*_STOPS, replace=True):
             args = make_parser().parse_args(arguments)
@@ -60,20 +62,28 @@ def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
                 args.run(args, console)
     except KeyboardInterrupt:
         console.close()
-        _say("interrupted; run the same command with --resume to go on")
-        return INTERRUPTED
+        return _ended(args, streams, INTERRUPTED, "interrupted; run the same command with --resume to go on")
     except (BadInputError, InfeasibleBudgetError) as error:
         console.close()
         if args.debug:
             raise
-        _say(str(error))
-        return _exit_code(error)
+        return _ended(args, streams, _exit_code(error), str(error))
     problem = streams.show(args.shown)
     if problem is None:
         return _verdict_code(args)
     where = "" if args.kept is None else f"; it is in {args.kept}"
     _say(f"the result cannot be printed: {problem.strerror or problem}{where}")
     return BAD_INPUT if args.kept is None else _verdict_code(args)
+
+
+def _ended(args: argparse.Namespace, streams: Streams, code: int, text: str) -> int:
+    """Say why there is no result, with ``--json`` also as an object on standard output; return the exit code."""
+    message = " ".join(text.split())
+    if args.json:
+        error = {"exit_code": code, "kind": _ERRORS[code], "message": printable(message)}
+        streams.show(json.dumps({"error": error}, indent=2))
+    _say(message)
+    return code
 
 
 def _verdict_code(args: argparse.Namespace) -> int:
@@ -88,4 +98,4 @@ def _exit_code(error: BadInputError | InfeasibleBudgetError) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"amcsearch: {printable(' '.join(text.split()))}", file=sys.stderr)
+    print(f"amcsearch: {printable(text)}", file=sys.stderr)

@@ -152,3 +152,38 @@ def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.Captur
         main([*verb, "--help"])
     assert stop.value.code == 0
     assert "example: amcsearch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "kind", "words"),
+    [
+        (["--set", "budget={macs: 0.0001x}"], 3, "infeasible", "smallest found"),
+        (["--set", "search.trails=5"], 2, "bad_input", "trails"),
+    ],
+)
+def test_json_has_an_error_object_where_there_is_no_result(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    kind: str,
+    words: str,
+) -> None:
+    assert main(["search", str(write_config()), "--out", str(tmp_path / "run"), "--json", *options]) == code
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (error["exit_code"], error["kind"]) == (code, kind)
+    assert words in error["message"]
+    assert f"amcsearch: {error['message']}" in err
+
+
+def test_json_says_that_a_run_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("amcsearch.cli.verbs.entries", interrupt)
+    assert main(["list", "costs", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "interrupted"
