@@ -74,7 +74,7 @@ def search(
             mapping of ``train``, ``calibration``, ``search`` and ``test`` to these; missing splits are cut from train.
         config: a configuration file, or a ``Config``.
         budget: cost name → ``"0.5x"`` (half of the dense network's) or an absolute number; all of them must hold. None
-            takes the configuration's, or half of the MACs.
+            takes the configuration's, which is half of the MACs where it names none; ``{}`` is an error.
         table: the target's latency table, or its folder or name; needed for ``latency_ms``.
         profile: the target's device profile, or its file or name; needed for ``energy_mj``.
         agent: proposes policies: a name of ``amcsearch list agents``, an import spec, or an object.

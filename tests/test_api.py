@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import amcsearch
 from amcsearch.cli.main import main
+from amcsearch.config import load
 from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.jobs import make_request
 from amcsearch.training import stacked
 
 SETTINGS = {
@@ -605,3 +607,42 @@ def test_the_verb_search_survives_the_import_of_its_room() -> None:
 
     assert amcsearch.search.__module__ == "amcsearch.api"
     assert Study is amcsearch.Study
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "beginning"),
+    [
+        ({"trials": 0}, "search.trials = 0;"),
+        ({"seed": -1}, "seed = -1;"),
+        ({"budget": {"macs": "2x"}}, "budget.macs = '2x';"),
+        ({"budget": {}}, "budget is empty;"),
+        ({"settings": {"search.trails": 3}}, "unknown key search.trails;"),
+        ({"settings": {"search.start": "nowhere.json"}}, "search.start"),
+        ({"settings": {"seed": object}}, "seed = 'builtins:type';"),
+    ],
+)
+def test_errors_name_the_key_that_python_code_wrote(
+    write_config, tiny: ModuleType, arguments: dict[str, object], beginning: str, *, is_file: bool
+) -> None:
+    path = write_config()
+    path.write_text(f"{path.read_text()}seed: 0\n")
+    source = {"config": path} if is_file else {"model": tiny.network(), "data": tiny.quadrants()}
+    with pytest.raises(BadInputError) as caught:
+        amcsearch.search(**source, **arguments)
+    message = str(caught.value)
+    assert not message.startswith(("amcsearch:", "--set"))
+    assert beginning in message
+    assert is_file or message.startswith(beginning)
+
+
+def test_without_a_budget_it_is_half_of_the_macs_at_every_door(
+    write_config, tiny: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config()
+    path.write_text("".join(line for line in path.open() if not line.startswith("budget")))
+    assert load(path).budget == {"macs": "0.5x"}
+    request, _ = make_request(None, None, {"budget": None}, tiny.network(), tiny.quadrants())
+    assert request.budget == {"macs": "0.5x"}
+    assert main(["search", str(path), "--set", "budget={}"]) == 2
+    assert "leave it out for half of the macs" in capsys.readouterr().err

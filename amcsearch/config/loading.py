@@ -110,8 +110,10 @@ _SPECS: Final = (
 )
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, object] | None = None) -> Config:
     """Read a configuration, a file or the name of one; ``overrides`` such as ``search.trials=50`` replace or add keys.
+
+    ``keys`` are the same as values by dotted key, as Python gives them.
 
     Files named in it are looked for from the current folder, then from the configuration's folder; devices and tables
     also by name. They become absolute.
@@ -127,13 +129,15 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     where = {keys: f"{path}:{line}" for keys, line in lines.items()}
     for text in overrides:
         _override(data, where, text)
+    for path_of_key in _set_all(data, keys or {}, ""):
+        where[path_of_key] = ""
     return _validated(data, where, str(path), path.parent)
 
 
 def from_mapping(
     data: Mapping[str, Any], source: str = "configuration", keys: Mapping[str, object] | None = None
 ) -> Config:
-    """Validate a configuration that is no file, such as a request; ``source`` names it in errors.
+    """Validate a configuration that is no file, such as a request; ``source`` names it in errors, "" is not named.
 
     ``keys`` replace or add values by dotted key, as the overrides of ``load`` do.
 
@@ -141,8 +145,7 @@ def from_mapping(
         BadInputError: as ``load``, or a value that is not plain (a mapping, list, text, number, true, false or None).
     """
     plain = _plain(data, source)
-    for dotted, value in (keys or {}).items():
-        _set(plain, dotted, _plain(value, f"{source}: {dotted}"), f"{source}: {dotted}")
+    _set_all(plain, keys or {}, source)
     return _validated(plain, {}, source, Path.cwd())
 
 
@@ -231,6 +234,17 @@ def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> Non
     where[keys] = source
 
 
+def _set_all(data: dict[str, Any], keys: Mapping[str, object], source: str) -> list[KeyPath]:
+    """Set plain values at dotted keys; returns the parts of each key."""
+    return [
+        _set(data, dotted, _plain(value, _at(source, dotted)), _at(source, dotted)) for dotted, value in keys.items()
+    ]
+
+
+def _at(source: str, text: str) -> str:
+    return f"{source}: {text}" if source else text
+
+
 def _set(data: dict[str, Any], dotted: str, value: object, source: str) -> tuple[str, ...]:
     """Set a value at a dotted key, and make the sections that are not there; returns the parts of the key."""
     keys = tuple(dotted.split("."))
@@ -251,7 +265,7 @@ def _set(data: dict[str, Any], dotted: str, value: object, source: str) -> tuple
 def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, folder: Path) -> Config:
     for keys in (*_PATHS, *_SPECS):
         for path, holder, key in _texts(data, keys):
-            at = f"{where.get(path, source)}: {'.'.join(path)}"
+            at = _at(where.get(path, source), ".".join(path))
             holder[key] = _located(keys, holder[key], folder, at)
     try:
         # Through JSON: strict about types, and lists become tuples.
@@ -259,7 +273,7 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), data, where, source)) from error
     except ValueError as error:  # Python writes no number of more than 4,300 digits
-        raise BadInputError(f"{source}: a number has too many digits ({error}); write a smaller one") from error
+        raise BadInputError(_at(source, f"a number has too many digits ({error}); write a smaller one")) from error
 
 
 def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
@@ -294,17 +308,18 @@ def _line(errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[Ke
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     raised = error.get("ctx", {}).get("error")
     if isinstance(raised, BadInputError):  # which names its key and value itself
-        return f"{at}: {raised}{more}"
+        return _at(at, f"{raised}{more}")
     if error["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        return f"{at}: unknown key {dotted}{hint(str(keys[-1]), known) or '; known: ' + ', '.join(known)}{more}"
+        close = hint(str(keys[-1]), known) or f"; known: {', '.join(known)}"
+        return _at(at, f"unknown key {dotted}{close}{more}")
     if is_of_key:
-        return f"{at}: unknown key {dotted}; {describe(error)}{more}"
+        return _at(at, f"unknown key {dotted}; {describe(error)}{more}")
     if error["type"] == "missing":
-        return f"{at}: {dotted} is missing; it has no default{more}"
+        return _at(at, f"{dotted} is missing; it has no default{more}")
     if error["type"] == "value_error" and isinstance(error["input"], dict):
-        return f"{at}: {dotted + ': ' if dotted else ''}{describe(error)}{more}"
-    return f"{at}: {dotted} = {shown(error['input'])}; {describe(error)}{more}"
+        return _at(at, f"{dotted + ': ' if dotted else ''}{describe(error)}{more}")
+    return _at(at, f"{dotted} = {shown(error['input'])}; {describe(error)}{more}")
 
 
 def _written(error: ErrorDetails, data: Any) -> tuple[KeyPath, bool]:

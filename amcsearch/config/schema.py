@@ -349,7 +349,9 @@ class Config(_Section):
     data: DataConfig
     device: DeviceConfig = DeviceConfig()
     budget: WrittenBudget = {"macs": "0.5x"}
-    """Cost name → ``0.5x`` (half of dense) or an absolute number; every one of them must hold."""
+    """Cost name → ``0.5x`` (half of dense) or an absolute number; every one of them must hold.
+
+    Left out: half of the MACs. ``{}`` is an error unless ``search.objectives`` say what is traded."""
     selection: SelectionConfig = SelectionConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -365,5 +367,8 @@ class Config(_Section):
     @model_validator(mode="after")
     def _has_a_goal(self) -> "Config":
         if not self.budget and self.search.objectives is None:
-            raise ValueError(f"budget is empty; name a cost ({', '.join(COST_NAMES)}) or set search.objectives")
+            raise ValueError(
+                f"budget is empty; name a cost ({', '.join(COST_NAMES)}), leave it out for half of the macs, or set "
+                "search.objectives"
+            )
         return self

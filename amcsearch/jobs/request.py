@@ -1,6 +1,5 @@
 """Requests: a configuration with what is in memory beside it, and the run folder that a request works in."""
 
-import json
 import shutil
 import tempfile
 import weakref
@@ -88,8 +87,8 @@ def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
     if isinstance(config, Config) and not keys:
         return config
     if isinstance(config, Path | str):
-        return load(config, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
-    return from_mapping({} if config is None else config.model_dump(mode="json"), "amcsearch", keys)
+        return load(config, keys=keys)
+    return from_mapping({} if config is None else config.model_dump(mode="json"), "", keys)
 
 
 def _as_text(value: object) -> object:
