@@ -59,6 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         *("search.reinforcement.*", "jobs.*", "api", "testing.*"),
     ),
     "torch_pruning": ("graph.tracing.trace",),
+    "torchmetrics": ("training.tasks.*",),
     "tqdm": ("reporting.progress",),
     "yaml": ("config.*",),
     "numpy": ("*",),
@@ -68,6 +69,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 # rows of registries, verbs and doors: what is named elsewhere than in an import
 ROWS = (
     *("methods.criteria.*", "methods.gates.*", "methods.schedules.*", "methods.selectors.*", "training.models.*"),
+    "training.tasks.*",
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
     *("cli.main", "graph.masks"),
 )

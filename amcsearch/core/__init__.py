@@ -6,6 +6,7 @@ from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.limit import SHARE, Limit, read_limit
+from amcsearch.core.metric import ACCURACY, COSINE, Metric
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PolicySpace, PruningPolicy
@@ -25,6 +26,8 @@ from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, guarded_job, printable, settings_kept
 
 __all__ = [
+    "ACCURACY",
+    "COSINE",
     "COST_NAMES",
     "DEEPEST",
     "KEEPERS",
@@ -45,6 +48,7 @@ __all__ = [
     "Limit",
     "MapOp",
     "MapStep",
+    "Metric",
     "NetworkSpec",
     "PolicySpace",
     "PruningPolicy",

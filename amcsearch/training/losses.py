@@ -107,11 +107,16 @@ def distillation(student: Output, teacher: Output, target: Tensor, temperature: 
     known = flat != IGNORED_TARGET
     if not bool(known.any()):
         return 0.0 * scores.sum()
-    log_student = F.log_softmax(scores[known] / temperature, dim=-1)
-    log_teacher = F.log_softmax(guide[known] / temperature, dim=-1)
+    return distilled(scores[known], guide[known], flat[known], temperature, alpha)
+
+
+def distilled(scores: Tensor, guide: Tensor, ids: Tensor, temperature: float, alpha: float) -> Tensor:
+    """As ``distillation``, of logits (P, C) of student and teacher and class ids (P,), all of them known."""
+    log_student = F.log_softmax(scores / temperature, dim=-1)
+    log_teacher = F.log_softmax(guide / temperature, dim=-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     soft = alpha * temperature**2 * divergence
-    return soft if alpha == 1.0 else (1.0 - alpha) * F.cross_entropy(scores[known], flat[known]) + soft
+    return soft if alpha == 1.0 else (1.0 - alpha) * F.cross_entropy(scores, ids) + soft
 
 
 def _cosines(output: Output, target: Tensor) -> Tensor:

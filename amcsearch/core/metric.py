@@ -1,0 +1,81 @@
+"""The metric of a task: what a network is judged by, its unit, its direction, and how it is printed."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from amcsearch.core.errors import BadInputError
+
+__all__ = ["ACCURACY", "COSINE", "Metric"]
+
+_LABELS: Final = {"mse": "MSE", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1", "miou": "mIoU", "map": "mAP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a task judges a network by; its values are floats in its own unit.
+
+    ``name`` is an identifier, for columns of tables and keys of JSON. The unit ``%`` marks a share: its values are at
+    most 1, are printed as per cent, and differ by percentage points. Any other unit is printed as it is; "" is none.
+
+    Raises:
+        BadInputError: a name that is no identifier in lower case.
+    """
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise BadInputError(
+                f"metric {self.name!r}: a name must be of small letters, digits and _, and begin with a letter"
+            )
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares, printed as per cent."""
+        return self.unit == "%"
+
+    @property
+    def label(self) -> str:
+        """The name for people, as at the head of a column: ``Accuracy``, ``MSE``, ``R²``."""
+        text = self.name.replace("_", " ")
+        return _LABELS.get(self.name, text[:1].upper() + text[1:])
+
+    @property
+    def word(self) -> str:
+        """The name within a sentence: ``accuracy``, ``MSE``."""
+        return _LABELS.get(self.name, self.name.replace("_", " "))
+
+    @property
+    def points(self) -> str:
+        """What differences are counted in: ``points`` of a share, else the unit, or the word itself without a unit."""
+        return "points" if self.is_share else self.unit or f"of {self.word}"
+
+    @property
+    def scale(self) -> float:
+        """What to multiply a value by to print it: 100 of a share, else 1."""
+        return 100.0 if self.is_share else 1.0
+
+    def gain(self, value: float, reference: float) -> float:
+        """How much better ``value`` is than ``reference``, in the metric's unit; negative where it is worse."""
+        return value - reference if self.higher_is_better else reference - value
+
+    def better_first(self, value: float) -> float:
+        """A key that sorts values from the best to the worst, and NaN behind all."""
+        return math.inf if math.isnan(value) else -value if self.higher_is_better else value
+
+    def text(self, value: float, digits: int = 2) -> str:
+        """Write a value: ``93.75 %`` with ``digits`` of a share, else four significant digits and the unit."""
+        if self.is_share:
+            return f"{100.0 * value:.{digits}f} %"
+        return f"{value:.4g}" + (f" {self.unit}" if self.unit else "")
+
+
+ACCURACY: Final = Metric("accuracy", "%")
+"""Share of right predictions."""
+
+COSINE: Final = Metric("cosine", "%")
+"""Mean cosine between outputs and the vectors they are to match, in [-1, 1]."""
