@@ -81,7 +81,9 @@ def _kit(parts: object, verb: "Verb") -> None:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key in all"
     )
     command.add_argument("-o", "--out", type=_path, required=True, help="kit to write, such as kit.pyz")
-    command.add_argument("--variants", type=_count, help="pruned variants of each network that build the table (72)")
+    command.add_argument(
+        "--variants", type=_count, help="pruned variants of each network that build the table, 0 or at least 12 (72)"
+    )
     command.add_argument(
         "--anchors",
         type=_count,
@@ -107,7 +109,9 @@ def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPa
     command = verb(parts, "measure", table_verbs.table_measure, "measure a table on this machine", example)
     config(command)
     command.add_argument("-o", "--out", type=_path, required=True, help="folder of the table; one that is there grows")
-    command.add_argument("--variants", type=_count, help="pruned variants to measure (72; fewer for known layers)")
+    command.add_argument(
+        "--variants", type=_count, help="pruned variants to measure, at least 12 (72; fewer for known layers)"
+    )
     command.add_argument("--minutes", type=_minutes, help="bound of the measuring")
     command.add_argument("--force", action="store_true", help="replace a table that is there")
     command.add_argument("--resume", action="store_true", help="go on with what an interrupted run measured")

@@ -5,7 +5,15 @@ Nothing is imported here: a worker process starts with its own module alone.
 
 from amcsearch.evaluation.evaluator import Evaluator, PairedEvaluator, check_torch_device, default_batch_size, tango_low
 from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
-from amcsearch.evaluation.sensitivity import Curves, curves, expected_increase, policies, rank_correlation, spread
+from amcsearch.evaluation.sensitivity import (
+    Curves,
+    check_points,
+    curves,
+    expected_increase,
+    policies,
+    rank_correlation,
+    spread,
+)
 from amcsearch.evaluation.worker import pickled
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "PairedEvaluator",
     "ProcessExecutor",
     "SerialExecutor",
+    "check_points",
     "check_torch_device",
     "curves",
     "default_batch_size",

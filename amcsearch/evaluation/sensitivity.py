@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial
 
-__all__ = ["Curve", "Curves", "curves", "expected_increase", "policies", "rank_correlation", "spread"]
+__all__ = ["Curve", "Curves", "check_points", "curves", "expected_increase", "policies", "rank_correlation", "spread"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,16 @@ class Curves(Mapping[str, Curve]):
                 yield name, int(kept), float(loss), float(accuracy)
 
 
+def check_points(points: int) -> None:
+    """Refuse fewer widths of a group than a curve has ends.
+
+    Raises:
+        BadInputError: fewer than 2 points.
+    """
+    if points < 2:
+        raise BadInputError(f"sensitivity points = {points}, must be at least 2 (the narrowest and the dense one)")
+
+
 def policies(space: PolicySpace, points: int) -> list[PruningPolicy]:
     """Return the dense policy, then for each group its single-group policies from narrow to wide.
 
@@ -60,8 +70,7 @@ def policies(space: PolicySpace, points: int) -> list[PruningPolicy]:
     Raises:
         BadInputError: fewer than 2 points.
     """
-    if points < 2:
-        raise BadInputError(f"sensitivity points = {points}, must be at least 2 (the narrowest and the dense one)")
+    check_points(points)
     dense = {group.name: group.channels for group in space.groups}
     chosen = [PruningPolicy(dense)]
     for group, choices in zip(space.groups, space.choices, strict=True):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Cost, PolicySpace, PruningPolicy, Trial, TrialState
-from amcsearch.evaluation import Curves, Evaluator, curves, expected_increase, policies, rank_correlation
+from amcsearch.evaluation import Curves, Evaluator, check_points, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
@@ -70,6 +70,7 @@ def sensitivity(
         BadInputError: as ``check_named`` and ``load_workload``, fewer than 2 points, fewer than 0 joint policies, or a
             folder that cannot be written.
     """
+    check_points(points)
     if joint < 0:
         raise BadInputError(f"sensitivity joint = {joint}, must be at least 0")
     check_named(config, given)

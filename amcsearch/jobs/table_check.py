@@ -71,11 +71,13 @@ def check_table(
         measurements: as for ``measure_table``.
 
     Raises:
-        BadInputError: a table of another device or setting, a network it cannot predict, fewer than 3 variants, or
-            measurements of another request.
+        BadInputError: a table of another device or setting, a network it cannot predict, fewer than 3 variants or
+            0 anchors, or measurements of another request.
     """
     if fresh < 3:
         raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
+    if anchors < 0:
+        raise BadInputError(f"table check: {anchors} anchors, at least 0 are possible")
     check_setting(table, config)
     observer.phase("Tracing the network")
     subject = subject_of(config)

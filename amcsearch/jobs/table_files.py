@@ -8,7 +8,7 @@ from amcsearch.costs import LatencyTable
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import FRESH, TableCheck, check_table
-from amcsearch.jobs.tables import build_table, measure_table
+from amcsearch.jobs.tables import build_table, check_measuring, measure_table
 
 __all__ = ["build_into", "check_into", "measure_into"]
 
@@ -40,6 +40,7 @@ def measure_into(
         BadInputError: as ``measure_table``, a folder that is in use, cannot be written or holds other files, or
             measurements of an interrupted run without ``resume``.
     """
+    check_measuring(variants, minutes)
     with TableFolder.take(folder) as taken:
         measurements = Measurements(taken.measuring, resume=resume)
         if resume and taken.was_completed:

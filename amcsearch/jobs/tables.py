@@ -34,6 +34,7 @@ from amcsearch.runtime import differences, provenance
 __all__ = [
     "Kit",
     "build_table",
+    "check_measuring",
     "check_setting",
     "known_share",
     "make_kit",
@@ -73,6 +74,9 @@ def needed_variants(share_known: float, variants: int = VARIANTS) -> int:
 
 
 def _same_setting(configs: Sequence[Config]) -> Config:
+    names = sorted(config.name for config in configs)
+    if len({*names}) < len(names):
+        raise BadInputError(f"table kit: the networks {names} must have different names")
     for config in configs[1:]:
         for key in ("batch", "threads", "dtype"):
             ours, theirs = getattr(configs[0].device, key), getattr(config.device, key)
@@ -107,8 +111,13 @@ def make_kit(
     """Write the device kit of configurations' networks.
 
     Raises:
-        BadInputError: networks that cannot be exported, settings that differ, or a file that cannot be written.
+        BadInputError: counts out of range, networks that cannot be exported, settings that differ, or a file that
+            cannot be written.
     """
+    if 0 < variants < LEAST_VARIANTS or min(variants, anchors) < 0:
+        raise BadInputError(
+            f"table kit: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors} (at least 0)"
+        )
     first = _same_setting(configs)
     check_kit_file(out)
     observer.phase("Tracing the networks")
@@ -183,6 +192,21 @@ def measured_here(
         return read_results([path])[0]
 
 
+def check_measuring(variants: int | None, minutes: float | None) -> None:
+    """Refuse what no table can be measured with, before anything is done.
+
+    Raises:
+        BadInputError: fewer variants than a table needs, or minutes that are not more than 0.
+    """
+    if variants is not None and variants < LEAST_VARIANTS:
+        raise BadInputError(
+            f"table measure: variants = {variants}, must be at least {LEAST_VARIANTS}; leave it out for as many as the "
+            "network needs"
+        )
+    if minutes is not None and not minutes > 0:
+        raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
+
+
 def measure_table(
     config: Config,
     observer: Observer,
@@ -205,11 +229,10 @@ def measure_table(
         measurements: where results are kept as they are made; None keeps nothing of a run that is broken off.
 
     Raises:
-        BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, minutes
-            that are not more than 0, or measurements of another request.
+        BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, or
+            measurements of another request; or as ``check_measuring``.
     """
-    if minutes is not None and not minutes > 0:
-        raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
+    check_measuring(variants, minutes)
     if measurements is None:
         with tempfile.TemporaryDirectory() as folder:
             kept = Measurements(Path(folder) / "measurements", resume=False)

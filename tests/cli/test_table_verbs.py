@@ -87,10 +87,12 @@ def test_a_file_is_no_table(tmp_path: Path, write_config: WriteConfig, capsys: C
         (["kit", "CONFIG", "-o", "NOWHERE/kit.pyz", "--variants", "12"], "cannot write"),
         (["kit", "nothing.yaml", "-o", "KIT"], "nothing.yaml"),
         (["kit", "CONFIG", "-o", "KIT", "--table", "NOWHERE"], "does not exist"),
-        (["measure", "CONFIG", "-o", "NEW", "--variants", "3"], "variants = 3"),
+        (["measure", "CONFIG", "-o", "NEW", "--variants", "3"], "variants = 3, must be at least 12; leave"),
+        (["measure", "CONFIG", "-o", "NEW", "--variants", "0"], "variants = 0, must be at least 12"),
         (["measure", "CONFIG", "-o", "NEW", "--variants", "12", "--minutes", "0"], "minutes"),
         (["build", "RESULT", "-o", "NEW", "--from", "NOWHERE"], "does not exist"),
         (["check", "TABLE", "CONFIG", "--fresh", "2"], "2 fresh variants, at least 3"),
+        (["check", "TABLE", "CONFIG", "--anchors", "-1"], "-1 anchors, at least 0"),
         (["check", "NOWHERE", "CONFIG"], "does not exist"),
         (
             ["check", "TABLE", "CONFIG", "--set", "device.dtype=int8"],
@@ -100,8 +102,16 @@ def test_a_file_is_no_table(tmp_path: Path, write_config: WriteConfig, capsys: C
     ],
 )
 def test_bad_arguments_are_one_line(
-    arguments: list[str], words: str, table: Path, tmp_path: Path, write_config: WriteConfig, capsys: Capture
+    arguments: list[str],
+    words: str,
+    table: Path,
+    tmp_path: Path,
+    write_config: WriteConfig,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for module in ("tables", "table_check"):
+        monkeypatch.setattr(f"amcsearch.jobs.{module}.subject_of", lambda *_: pytest.fail("a network was traced"))
     places = {"CONFIG": write_config(), "TABLE": table, "KIT": tmp_path / "kit.pyz", "NEW": tmp_path / "new"}
     places |= {"NOWHERE": tmp_path / "nowhere", "RESULT": tmp_path / "r.jsonl"}
     given = ["table"]

@@ -109,3 +109,24 @@ def test_an_alias_chooses_as_what_it_stands_for(write_config: WriteConfig) -> No
     by_name = load(path, ["selection.criterion=fisher", "selection.params={labels: model}"])
     rankings = [make_evaluator(config, workload).ranking for config in (by_alias, by_name)]
     assert all((rankings[0][group] == rankings[1][group]).all() for group in rankings[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--points", "1"], "points = 1, must be at least 2"),
+        (["--joint", "-1"], "joint = -1, must be at least 0"),
+    ],
+)
+def test_sensitivity_refuses_its_counts_before_the_network_is_made(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(import_module("amcsearch.jobs.sensitivity"), "load_workload", _no_work)
+    assert main(["sensitivity", str(write_config()), "-o", str(tmp_path / "out"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
