@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from amcsearch import jobs
 from amcsearch.config import Config
-from amcsearch.core import PruningPolicy, guarded_job
+from amcsearch.core import BadInputError, PruningPolicy, guarded_job
 from amcsearch.jobs import (
     CallersObserver,
     EnergyReport,
     Observer,
-    RunResult,
     SearchResult,
     Sensitivity,
     Settings,
@@ -25,7 +24,6 @@ from amcsearch.jobs import (
     given_path,
     given_policy,
     in_folder,
-    load_run,
     make_request,
 )
 from amcsearch.reporting import ProgressBar
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from amcsearch.costs import DeviceProfile, LatencyTable
-    from amcsearch.jobs import Source
     from amcsearch.methods import Criterion, Selector
     from amcsearch.search import Agent, LayerwiseEnv
 
@@ -231,6 +228,8 @@ def measure_latency_table(
     minutes: float | None = None,
     seed: int | None = None,
     settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
     observer: Observer | None = None,
 ) -> "LatencyTable":
     """Measure a network and pruned variants of it on this machine, and return its latency table.
@@ -240,18 +239,27 @@ def measure_latency_table(
         example: one input with batch dimension, (1, …); of several the first counts.
         config: as for ``search``.
         name: of the network in the table.
-        known: this machine's table that is there already; it is extended.
+        known: this machine's table that is there already; it is extended. Not with ``folder``.
         variants: networks to measure; None measures as many as are needed.
         minutes: bound of the measuring.
         seed: of the variants.
         settings: as for ``search``; section ``device`` has threads, batch and data type.
+        folder: of the table, which is begun or extended there. What is measured is kept in it until the table is
+            written. None keeps nothing of a measuring that is interrupted.
+        resume: go on with what an interrupted measuring left in ``folder``, or begin one there.
         observer: as for ``search``.
 
     Raises:
-        BadInputError: a network that cannot be exported, or ``known`` of another device or setting.
+        BadInputError: a network that cannot be exported, ``known`` of another device or setting, or a ``folder`` that
+            cannot be used or holds measurements without ``resume``.
     """
     request, given = make_request(config, settings, {"name": name, "seed": seed}, model, example=example)
-    return jobs.measure_table(request, _watcher(observer), given, variants=variants, known=known, minutes=minutes)
+    watcher, path = _watcher(observer), given_path(folder)
+    if path is None:
+        return jobs.measure_table(request, watcher, given, variants=variants, known=known, minutes=minutes)
+    if known is not None:
+        raise BadInputError("known and folder are both given; a folder extends its own table: leave one out")
+    return jobs.measure_into(path, request, watcher, given, variants=variants, minutes=minutes, resume=resume)
 
 
 @guarded_job(signal.SIGINT)
@@ -379,21 +387,7 @@ def make_env(
     return jobs.make_env(request, _watcher(observer), given)
 
 
-@guarded_job(signal.SIGINT)
-def load(folder: Path | str, model: "nn.Module | None" = None, *, source: "Source" = "auto") -> RunResult:
-    """Open a finished run in any process; ``.model`` is its pruned network, with the same outputs to the last bit.
-
-    Args:
-        folder: run folder of ``search`` or ``prune`` (gives a ``SearchResult``) or ``sparsify`` (``SparsifyResult``).
-        model: the dense network with any weights, where the run's own factory is not at hand; it is copied.
-        source: without ``model``, ``"factory"`` makes the network by the run's factory, which runs its code;
-            ``"program"`` reads the self-contained ``pruned.pt2``; ``"auto"`` takes the factory where it can be
-            imported, else the program.
-
-    Raises:
-        BadInputError: no run, one that has not finished, or a network that does not fit it.
-    """
-    return load_run(folder, model, source=source)
+load = guarded_job(signal.SIGINT)(jobs.load)
 
 
 def _watcher(observer: Observer | None) -> Observer:

@@ -6,7 +6,7 @@ from amcsearch.jobs.observer import CallersObserver, Observer
 from amcsearch.jobs.plan import SearchPlan, plan
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.request import Settings, given_path, given_policy, in_folder, make_request
-from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load_run
+from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load
 from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
@@ -36,7 +36,7 @@ __all__ = [
     "given_path",
     "given_policy",
     "in_folder",
-    "load_run",
+    "load",
     "make_env",
     "make_kit",
     "make_request",

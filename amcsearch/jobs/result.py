@@ -32,7 +32,7 @@ from amcsearch.runs import (
 )
 from amcsearch.training import load_tensors
 
-__all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load_run"]
+__all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load"]
 
 FRAME_HEIGHT: Final = 640  # pixels of the report in a notebook
 
@@ -173,17 +173,19 @@ def _summary(run: RunFolder, kind: type[Kind]) -> Kind:
     return summary
 
 
-def load_run(folder: Path | str, model: nn.Module | None = None, *, source: Source = "auto") -> RunResult:
-    """Open a finished run; its network is made when ``model`` is first read.
+def load(folder: Path | str, model: nn.Module | None = None, *, source: Source = "auto") -> RunResult:
+    """Open a finished run in any process; ``.model`` is its pruned network, with the same outputs to the last bit.
 
     Args:
-        folder: run folder of ``search``, ``prune`` or ``sparsify``.
-        model: as for ``smaller_network``.
-        source: as for ``smaller_network``.
+        folder: run folder of ``search`` or ``prune`` (gives a ``SearchResult``) or ``sparsify`` (``SparsifyResult``).
+        model: the dense network with any weights, where the run's own factory is not at hand; it is copied.
+        source: without ``model``, ``"factory"`` makes the network by the run's factory, which runs its code;
+            ``"program"`` reads the self-contained ``pruned.pt2``; ``"auto"`` takes the factory where it can be
+            imported, else the program.
 
     Raises:
-        BadInputError: no run, one that has not finished, or an unknown source; the network's own problems come when
-            it is read.
+        BadInputError: no run, one that has not finished, an unknown source, or, when ``model`` is first read, a network
+            that does not fit it.
     """
     run = RunFolder.open(expanded(folder))
     check_finished(run, source)

@@ -9,6 +9,7 @@ from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import FRESH, TableCheck, check_table
 from amcsearch.jobs.tables import build_table, check_measuring, measure_table
+from amcsearch.jobs.workload import CONFIGURED, InMemory
 
 __all__ = ["build_into", "check_into", "measure_into"]
 
@@ -17,6 +18,7 @@ def measure_into(
     folder: Path,
     config: Config,
     observer: Observer,
+    given: InMemory = CONFIGURED,
     *,
     variants: int | None = None,
     minutes: float | None = None,
@@ -31,6 +33,7 @@ def measure_into(
         folder: of the table.
         config: as for ``measure_table``.
         observer: as for ``measure_table``.
+        given: as for ``measure_table``.
         variants: as for ``measure_table``.
         minutes: as for ``measure_table``.
         force: replace the table that is there.
@@ -47,7 +50,7 @@ def measure_into(
             return read_latency_table(taken.path.absolute())
         known = None if force else taken.read()
         table = measure_table(
-            config, observer, variants=variants, known=known, minutes=minutes, measurements=measurements
+            config, observer, given, variants=variants, known=known, minutes=minutes, measurements=measurements
         )
         taken.write(table, was_measured=True)
     return table

@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import amcsearch
 from amcsearch.cli.main import main
 from amcsearch.config.table_folder import TableFolder, read_latency_table, table_digest
 from amcsearch.core.errors import BadInputError
+from amcsearch.costs import LatencyTable
 from amcsearch.jobs import tables
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here
@@ -25,6 +29,7 @@ class Device:
 
     def __init__(self) -> None:
         self.stop_at: float | None = None
+        self.signal = signal.SIGTERM
         self.before: list[bytes] = []
         self.after: list[bytes] = []
 
@@ -40,7 +45,7 @@ class Device:
     def report(self, share: float, text: str) -> None:
         del text
         if self.stop_at is not None and share > self.stop_at:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(self.signal)
 
 
 @pytest.fixture
@@ -80,6 +85,26 @@ def test_an_interrupted_measuring_goes_on_where_it_was(
     assert device.before[1] == device.after[0]
     assert device.after[1].startswith(device.before[1])  # nothing is measured twice
     assert set(read_latency_table(folder).networks) == {"tiny"}
+
+
+def test_a_measuring_in_python_goes_on_where_it_was(tmp_path: Path, device: Device) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 40, 3), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU(), nn.Conv2d(40, 8, 3))
+    example, folder = torch.zeros(1, 1, 8, 8), tmp_path / "table"
+
+    def measure(**options: object) -> LatencyTable:
+        return amcsearch.measure_latency_table(model, example, variants=36, folder=folder, **options)
+
+    device.stop_at, device.signal = 0.5, signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    with pytest.raises(BadInputError, match="measurements of an interrupted run"):
+        measure()
+    device.stop_at = None
+    table = measure(resume=True)
+    assert device.before[1] == device.after[0]
+    assert table_digest(read_latency_table(folder)) == table_digest(table)
+    with pytest.raises(BadInputError, match="known and folder are both given"):
+        measure(known=table)
 
 
 def test_a_closed_stage_is_read_and_not_measured(
