@@ -1,9 +1,13 @@
 """NaN is never equal, never within and never best: one test for each comparison of the package that could be fooled."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -20,14 +24,19 @@ from amcsearch.jobs.delivery import Finalist, choose, latency_overshoot, measure
 from amcsearch.jobs.network_check import chance_warning
 from amcsearch.jobs.prune.kept_accuracy import _keeps
 from amcsearch.measure.build.calibration import Calibration, NodeCalibration, _error
+from amcsearch.measure.build.maintenance import accuracy
 from amcsearch.methods.layer_inputs import gather_inputs
+from amcsearch.methods.needs import ShortTraining
+from amcsearch.methods.short_training import movement_scores
+from amcsearch.reporting.figures import _best_so_far
+from amcsearch.reporting.layer_charts import write_additivity, write_curves
 from amcsearch.runtime.comparison import compare
 from amcsearch.runtime.paired_latency import PairedLatency, paired_latency
 from amcsearch.search.budget import Budget
 from amcsearch.search.netadapt import _worth
 from amcsearch.search.reward import REWARDS, RewardContext
 from amcsearch.search.study import non_dominated
-from amcsearch.training.losses import rightness
+from amcsearch.training.losses import rightness, task_loss
 from amcsearch.training.splits import DataSplits
 
 BAD = [math.nan, math.inf]
@@ -181,3 +190,50 @@ def test_parity_is_never_nan(bad: float) -> None:
     with torch.no_grad():
         broken.bias[0] = bad
     assert compare(model, broken, torch.ones(3, 2)).max_abs == math.inf
+
+
+@pytest.mark.parametrize("bad", [*BAD, -math.inf])
+def test_errors_of_a_table_are_never_within_a_bound_where_a_prediction_is_no_number(bad: float) -> None:
+    errors = accuracy(np.array([1.0, bad, 3.0]), [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)])
+    assert errors.within_5 == errors.within_10 == pytest.approx(2 / 3)
+    assert errors.mape is errors.worst is errors.bias is None  # not known
+
+
+class Root(nn.Module):
+    """Its loss is finite; the gradient of a root is not at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (0.0 * self.layer(x)).sqrt()
+
+
+def test_a_short_training_gives_no_scores_that_are_no_numbers() -> None:
+    targets = torch.zeros(4, dtype=torch.long)
+    for model, inputs, words in (
+        (nn.Linear(2, 3), torch.full((4, 2), math.nan), "the loss is nan in step 0"),
+        (nn.Linear(2, 3), torch.full((4, 2), math.inf), "the loss is nan in step 0"),
+        (Root(), torch.ones(4, 2), "the gradients of layer.weight"),
+    ):
+        parameters = dict(model.named_parameters())
+        with pytest.raises(BadInputError, match=words):
+            movement_scores(model, parameters, inputs, targets, task_loss, ShortTraining(steps=1), 4)
+
+
+@pytest.mark.parametrize("bad", [*BAD, -math.inf])
+def test_the_best_reward_so_far_leaves_out_what_is_no_number(bad: float) -> None:
+    rows = pd.DataFrame({"state": "complete", "reward": [bad, 0.1, bad, 0.2, bad]})
+    np.testing.assert_array_equal(_best_so_far(rows), [math.nan, 0.1, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [*BAD, -math.inf])
+def test_pictures_of_layers_are_drawn_whatever_is_no_number(tmp_path: Path, bad: float) -> None:
+    rows = [("conv1", 8, bad, bad, "recovered"), ("conv1", 16, 0.1, 0.98, "recovered"), ("conv2", 8, bad, bad, "bare")]
+    joint = [(bad, 1.0, PruningPolicy({"a": 1})), (1.0, bad, PruningPolicy({"a": 2}))]
+    files = {**write_curves(rows, tmp_path), **write_additivity(joint, bad, tmp_path)}
+    for name in ("svg", "additivity_svg"):
+        text = " ".join(ElementTree.parse(files[name]).getroot().itertext())
+        assert not re.search(r"\b(nan|inf)\b", text)

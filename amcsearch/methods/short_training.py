@@ -12,6 +12,7 @@ not depend on its scale.
 import math
 from collections.abc import Mapping
 from itertools import cycle, islice
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from amcsearch.methods.needs import ShortTraining
 from amcsearch.methods.weight_choice import keep_top
 
 __all__ = ["accumulated", "keep_share", "movement_scores", "top_mask"]
+
+_CURE: Final = "lower selection.params.learning_rate"
 
 
 def accumulated(scores: Tensor, weight: Tensor, gradient: Tensor, learning_rate: float = 1.0) -> Tensor:
@@ -56,7 +59,7 @@ def movement_scores(
     """Return S by tensor name, its shape, for every scored tensor; ``model`` is not touched.
 
     Raises:
-        BadInputError: a loss that is not finite.
+        BadInputError: a loss or a gradient that is not finite.
     """
     names = {p: name for name, p in model.named_parameters()}
     weights = {name: channels_first(p.detach()).clone() for p, name in names.items()}
@@ -73,7 +76,7 @@ def movement_scores(
             if not torch.isfinite(loss):
                 raise BadInputError(
                     f"movement: the loss is {float(loss.detach())} in step {step} of the short training at "
-                    f"learning_rate = {need.learning_rate}, must be finite; lower selection.params.learning_rate"
+                    f"learning_rate = {need.learning_rate}, must be finite; {_CURE}"
                 )
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             for name, gradient in zip(leaves, gradients, strict=True):
@@ -81,4 +84,10 @@ def movement_scores(
                     scores[name] = accumulated(scores[name], weights[name], gradient)
                     gradient = gradient * masks[name] if masks else gradient
                 weights[name] = weights[name] - need.learning_rate * gradient
+    bad = next((name for name, score in scores.items() if not score.isfinite().all()), None)
+    if bad is not None:
+        raise BadInputError(
+            f"movement: the gradients of {bad} in the short training at learning_rate = {need.learning_rate} must be "
+            f"finite and are not; {_CURE}, or look for a root or a logarithm of 0 in the network"
+        )
     return {name: scores[names[p]] for name, p in parameters.items() if names[p] in scores}

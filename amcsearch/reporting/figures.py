@@ -156,8 +156,8 @@ def _predicted_and_measured(finalist: FinalistSummary) -> tuple[float, float, fl
 
 
 def _best_so_far(rows: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    complete = rows["state"] == TrialState.COMPLETE.value
-    rewards = rows["reward"].where(complete & rows["reward"].notna(), -math.inf).to_numpy(dtype=np.float64)
+    counts = (rows["state"] == TrialState.COMPLETE.value) & np.isfinite(rows["reward"])
+    rewards = rows["reward"].where(counts, -math.inf).to_numpy(dtype=np.float64)
     best = np.maximum.accumulate(rewards)
     return np.where(np.isfinite(best), best, np.nan)
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.costs import LayerEnergy
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, SURFACE, drawing, standalone_svg
+from amcsearch.reporting.words import known
 from amcsearch.runs import check_outputs, replacing
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def _scatter(rows: list[Joint], rank_correlation: float | None) -> str:
         axes.loglog(expected, measured, "o", color=ACCENT, markersize=4)
         ends = np.quantile([*expected, *measured, _LEAST_NATS], (0.0, 1.0))
         axes.loglog(ends, ends, "-", color=LINE, linewidth=1.4, zorder=1)
-        words = "" if rank_correlation is None else f", rank correlation {rank_correlation:.2f}"
+        correlation = known(rank_correlation)
+        words = "" if correlation is None else f", rank correlation {correlation:.2f}"
         axes.set_title(f"{len(rows)} random policies{words}", fontsize=9, color=INK, loc="left")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")

@@ -1,9 +1,11 @@
 """The page: self-contained, whole, and honest about what is missing."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from amcsearch.core.cost import Cost
@@ -240,6 +242,20 @@ def test_numbers_that_are_not_finite_are_dashes(finished):
     assert not re.search(r"\bnan\b", text)
     assert "Pruned –" in text
     assert "Measured latency 0.250 ms 0.509 ms → 0.250 ms" in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [slice(0, 3), slice(0, None)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", ["reward", "accuracy", "loss", "macs", "latency_ms"])
+def test_trials_without_numbers_are_left_out_of_the_pictures(finished, column, bad, rows):
+    for path in (finished.trials_csv, finished.pareto_csv):
+        trials = pd.read_csv(path)
+        trials.loc[trials.index[rows], column] = bad
+        trials.to_csv(path, index=False)
+    page = render(finished)
+    outline(page)
+    assert not re.search(r"\b(nan|inf)\b", page)
 
 
 def test_pruning_while_training_is_shown_by_its_networks(run):
