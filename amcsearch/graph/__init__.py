@@ -1,6 +1,6 @@
 """Torch structure: tracing, masking and removal of channel groups. Only this room knows torch_pruning."""
 
-from amcsearch.graph.batch import Batch, Batches, HeldBatches, Tree, map_tensors, tensors_of_tree
+from amcsearch.graph.batch import Batch, Batches, HeldBatches, Tree, as_batch, map_tensors, plain_tree, tensors_of_tree
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
@@ -18,6 +18,7 @@ __all__ = [
     "TensorSlice",
     "Trace",
     "Tree",
+    "as_batch",
     "channels_first",
     "check_kept",
     "evaluating",
@@ -26,6 +27,7 @@ __all__ = [
     "map_tensors",
     "masked",
     "modes_kept",
+    "plain_tree",
     "remove",
     "removed_positions",
     "renumbered",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
 
-__all__ = ["Batch", "Batches", "HeldBatches", "Tree", "map_tensors", "tensors_of_tree"]
+__all__ = ["Batch", "Batches", "HeldBatches", "Tree", "as_batch", "map_tensors", "plain_tree", "tensors_of_tree"]
 
 Tree = Any
 """Tensors in tuples, lists, mappings and data classes; whatever else stands among them is carried along."""
@@ -62,6 +62,20 @@ def map_tensors(tree: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
             object.__setattr__(changed, f.name, map_tensors(getattr(tree, f.name), function))
         return changed
     return tree
+
+
+def plain_tree(tree: Tree) -> Tree:
+    """Return the tree of dicts, lists, tuples and plain values alone.
+
+    Mappings of other types, data classes and named tuples become dicts, and whatever is no number or text None: any
+    process can read it.
+    """
+    if isinstance(tree, Tensor | str | int | float | bool):
+        return tree
+    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
+        return (tuple if isinstance(tree, tuple) else list)(map(plain_tree, tree))
+    children = dict(_children(tree))
+    return {key: plain_tree(value) for key, value in children.items()} if children or type(tree) is dict else None
 
 
 def _refilled(tree: Any, items: Mapping[Any, Any]) -> Any:
@@ -111,10 +125,25 @@ class Batch:
         """Return the batch with ``function`` of every tensor that the network is given; targets stay as they are."""
         return replace(self, args=map_tensors(self.args, function), kwargs=map_tensors(dict(self.kwargs), function))
 
+    def chosen(self, rows: Sequence[int] | Tensor) -> "Batch":
+        """Return the samples of these numbers, in this order; what has no entry for each sample stays as it is."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+
+        def cut(tensor: Tensor) -> Tensor:
+            has_samples = tensor.ndim > 0 and len(tensor) == self.size
+            return tensor[index.to(tensor.device)] if has_samples else tensor
+
+        return replace(self.map(cut), targets=map_tensors(self.targets, cut), size=len(index))
+
     def to(self, torch_device: torch.device | str) -> "Batch":
         """Return the batch on a device, targets as well."""
         moved = self.map(lambda tensor: tensor.to(torch_device))
         return replace(moved, targets=map_tensors(self.targets, lambda tensor: tensor.to(torch_device)))
+
+
+def as_batch(example: Batch | Tensor) -> Batch:
+    """Return a batch as it is; a tensor (N, …) is that of a network of one argument."""
+    return example if isinstance(example, Batch) else Batch.of(example)
 
 
 class Batches(Protocol):

@@ -19,7 +19,15 @@ from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
 from amcsearch.reporting import check_charts, write_energy
 from amcsearch.runs import Document, read_densities
-from amcsearch.runtime import bound_call, calibrated_scale, exported, find_counter, make_session, measure_energy
+from amcsearch.runtime import (
+    arrays_of,
+    bound_call,
+    calibrated_scale,
+    exported,
+    find_counter,
+    make_session,
+    measure_energy,
+)
 
 __all__ = ["EnergyReport", "LayerReport", "MeasuredCalls", "NetworkReport", "energy_report"]
 
@@ -240,7 +248,7 @@ def _measured(
     for name, policy in policies.items():
         smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
         session = make_session(exported(smaller, network.example), config.device.threads)
-        calls[name] = measure_energy(bound_call(session, network.example.numpy()), counter)
+        calls[name] = measure_energy(bound_call(session, arrays_of(network.example)), counter)
     predicted_mj = [sum(energy.total_mj - energy.static_mj for energy in estimates[name]) for name in calls]
     return MeasuredCalls(
         counter=counter.name,

@@ -2,7 +2,7 @@
 
 from amcsearch.runtime.comparison import OUTPUTS, Agreement, Compared, InBatches, compare
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
-from amcsearch.runtime.export import WRAPPER, exported, program_module, torch_program
+from amcsearch.runtime.export import OPSET, WRAPPER, OnnxSettings, exported, program_module, torch_program
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
@@ -15,6 +15,7 @@ from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
 from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measure_paired, measuring_seconds
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, differences, make_session, provenance
+from amcsearch.runtime.signature import Signature, arrays_of, outputs_of, sample_axis, signature_of
 
 __all__ = [
     "COMPARED",
@@ -22,6 +23,7 @@ __all__ = [
     "DATA_TYPES",
     "DISTURBED",
     "KIT_VERSION",
+    "OPSET",
     "OUTPUTS",
     "PLAN_FILE",
     "QUIET_QUANTILE",
@@ -36,9 +38,12 @@ __all__ = [
     "InBatches",
     "InputSpec",
     "OnnxModule",
+    "OnnxSettings",
     "PairedLatency",
     "Settings",
+    "Signature",
     "WeightSpec",
+    "arrays_of",
     "bound_call",
     "calibrated_scale",
     "canonical",
@@ -52,9 +57,12 @@ __all__ = [
     "measure_many",
     "measure_paired",
     "measuring_seconds",
+    "outputs_of",
     "parsed_lines",
     "program_module",
     "provenance",
     "run",
+    "sample_axis",
+    "signature_of",
     "torch_program",
 ]

@@ -11,6 +11,7 @@ changes; the wrong side of a branch differs by 0.1 and more. ``PREDICTIONS`` bou
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import evaluating, first_tensor
+from amcsearch.graph import Batch, Tree, evaluating
+from amcsearch.runtime.signature import Signature, call_of, calls, filled, joined, outputs_of, sample_axis
 
 __all__ = ["OUTPUTS", "PREDICTIONS", "Agreement", "Compared", "InBatches", "compare"]
 
@@ -33,8 +35,9 @@ class Agreement:
 
     ``max_abs`` is the largest difference and ``relative`` the largest as a share of its sample's scale, both infinite
     where one side alone is NaN or infinite, or shapes differ. ``beyond`` counts the samples whose difference is above
-    ``OUTPUTS``, ``not_finite`` those for which the second network gives NaN or infinity, ``changed`` those of
-    ``predictions`` (the largest along the last axis) that differ.
+    ``OUTPUTS``, ``not_finite`` those for which the second network gives NaN or infinity. ``changed`` counts those of
+    ``predictions`` that differ: the largest along the last axis of the first output of floating point, and every number
+    of outputs of integers. ``output`` is the path of the output that differs most, empty where there is one.
     """
 
     samples: int
@@ -44,15 +47,17 @@ class Agreement:
     not_finite: int
     changed: int
     predictions: int
+    output: str = ""
 
     @property
     def problem(self) -> str | None:
         """What is beyond its bound, in words; None where nothing is."""
+        where = f" (output {self.output})" if self.output else ""
         if self.not_finite:
             return f"gives NaN or infinity for {self.not_finite} of {self.samples} samples"
         if not self.relative <= OUTPUTS:
             return (
-                f"differs by {self.relative:.3g} of the outputs' scale, at most {OUTPUTS:g} is allowed, "
+                f"differs by {self.relative:.3g} of the outputs' scale{where}, at most {OUTPUTS:g} is allowed, "
                 f"for {self.beyond} of {self.samples} samples"
             )
         if self.changed > max(1.0, PREDICTIONS * self.predictions):
@@ -61,25 +66,35 @@ class Agreement:
 
 
 class Compared(nn.Module):
-    """Gives the outputs of ``candidate`` and notes how they agree with those of ``reference``.
+    """Gives the outputs of ``candidate`` and notes how they agree with those of ``reference``, every tensor of them.
 
-    What is kept of a sample is four numbers, so any number of samples can be compared. ``labels`` false says that the
-    last axis is a vector, not the logits of classes: it has no predictions.
+    What is kept of a sample is four numbers an output, so any number of samples can be compared. ``labels`` false says
+    that the last axis is a vector, not the logits of classes: it has no predictions.
     """
 
     def __init__(self, reference: nn.Module, candidate: nn.Module, *, labels: bool = True) -> None:
         super().__init__()
         self.reference, self.candidate, self.labels = reference, candidate, labels
-        self._rows: list[Tensor] = []  # (N, 4) float64 each: difference, scale, whether not finite, changes
+        self._rows: dict[str, list[Tensor]] = {}  # (N, 4) float64 each: difference, scale, whether not finite, changes
         self._predictions = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …) → the candidate's first float tensor (N, …)."""
-        ours, theirs = first_tensor(self.reference(x)), first_tensor(self.candidate(x))
-        has_logits = self.labels and ours.ndim > 1
-        self._rows.append(_compared(ours, theirs, has_logits))
-        self._predictions += ours[..., 0].numel() if has_logits else 0
-        return theirs
+    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
+        """Samples → the candidate's outputs.
+
+        Raises:
+            BadInputError: a network that gives no tensor.
+        """
+        whole = call_of(args, kwargs)
+        ours = outputs_of(whole.through(self.reference), type(self.reference).__name__)
+        output = whole.through(self.candidate)
+        theirs = [tensor for _, tensor in outputs_of(output, type(self.candidate).__name__)]
+        logits = next((path for path, tensor in ours if tensor.is_floating_point() and tensor.ndim > 1), None)
+        for index, (path, tensor) in enumerate(ours):
+            has_logits = self.labels and path == logits
+            self._predictions += _predictions(tensor, has_logits)
+            other = theirs[index] if len(theirs) == len(ours) else tensor.new_empty(0)
+            self._rows.setdefault(path, []).append(_compared(tensor, other, whole.size, has_logits))
+        return output
 
     def agreement(self) -> Agreement:
         """Return how all samples so far agree.
@@ -89,61 +104,112 @@ class Compared(nn.Module):
         """
         if not self._rows:
             raise BadInputError("0 samples were compared, at least 1 is needed; give the split samples")
-        difference, scale, not_finite, changed = torch.cat(self._rows).unbind(1)
-        known = scale[scale.isfinite()]
-        scale = torch.maximum(scale, known.median()) if len(known) else scale
-        relative = torch.where(difference == 0.0, 0.0, difference / scale).nan_to_num(nan=math.inf, posinf=math.inf)
+        outputs = {path: torch.cat(rows) for path, rows in self._rows.items()}
+        relative = torch.stack([_relative(rows) for rows in outputs.values()])  # (outputs, N)
+        rows = torch.stack(list(outputs.values()))  # (outputs, N, 4)
+        worst = list(outputs)[int(relative.amax(1).argmax())]
         return Agreement(
-            samples=len(difference),
-            max_abs=float(difference.max()),
+            samples=rows.shape[1],
+            max_abs=float(rows[..., 0].max()),
             relative=float(relative.max()),
-            beyond=int((relative > OUTPUTS).sum()),
-            not_finite=int(not_finite.sum()),
-            changed=int(changed.sum()),
+            beyond=int((relative > OUTPUTS).any(0).sum()),
+            not_finite=int((rows[..., 2] > 0).any(0).sum()),
+            changed=int(rows[..., 3].sum()),
             predictions=self._predictions,
+            output=worst if len(outputs) > 1 else "",
         )
+
+
+def _relative(rows: Tensor) -> Tensor:
+    """Difference of each sample as a share of its scale: (N, 4) → (N,)."""
+    difference, scale, _, _ = rows.unbind(1)
+    known = scale[scale.isfinite()]
+    scale = torch.maximum(scale, known.median()) if len(known) else scale
+    return torch.where(difference == 0.0, 0.0, difference / scale).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 class InBatches(nn.Module):
     """A network that is run on so many samples at a time, None for all at once.
 
-    The last call is filled up with samples from the beginning, as that of an ONNX file is.
+    The last call is filled up with samples from the beginning, as that of an ONNX file is. ``signature`` says where
+    outputs have their samples; without one, that is the first axis that is as long as a call.
     """
 
-    def __init__(self, network: nn.Module, batch: int | None) -> None:
+    def __init__(self, network: nn.Module, batch: int | None, signature: Signature | None = None) -> None:
         super().__init__()
-        self.network, self.batch = network, batch
+        self.network, self.batch, self.signature = network, batch, signature
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …) → (N, …)."""
-        batch = self.batch or len(x)
-        rows = torch.arange(-(-len(x) // batch) * batch) % len(x)
-        return torch.cat([first_tensor(self.network(x[part])) for part in torch.split(rows, batch)])[: len(x)]
+    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
+        """Samples → the network's outputs.
+
+        Raises:
+            BadInputError: a network that gives no tensor.
+        """
+        whole = call_of(args, kwargs)
+        size = self.batch or whole.size
+        outputs = [call.through(self.network) for call in calls(whole, size)]
+        tensors = [[tensor for _, tensor in outputs_of(output, type(self.network).__name__)] for output in outputs]
+        axes = self.signature.axes if self.signature else [sample_axis(tensor, size) for tensor in tensors[0]]
+        return filled(outputs[0], joined(tensors, axes, whole.size))
 
 
 def compare(
-    reference: nn.Module, candidate: nn.Module, inputs: Tensor, batch_size: int = BATCH, *, labels: bool = True
+    reference: nn.Module,
+    candidate: nn.Module,
+    inputs: Tensor | Iterable[Batch],
+    batch_size: int = BATCH,
+    *,
+    labels: bool = True,
 ) -> Agreement:
-    """Compare two networks in eval mode on ``inputs`` (N, …), ``batch_size`` at a time.
+    """Compare two networks in eval mode on samples: batches of them, or a tensor (N, …), ``batch_size`` at a time.
 
     Raises:
         BadInputError: no inputs, or a network that cannot run on them.
     """
     compared = Compared(reference, candidate, labels=labels)
+    batches = map(Batch.of, torch.split(inputs, batch_size)) if isinstance(inputs, Tensor) else inputs
     with evaluating(compared), torch.inference_mode():
-        for start in range(0, len(inputs), batch_size):
-            compared(inputs[start : start + batch_size])
+        for batch in batches if not isinstance(inputs, Tensor) or len(inputs) else ():
+            batch.through(compared)
     return compared.agreement()
 
 
-def _compared(ours: Tensor, theirs: Tensor, has_logits: bool) -> Tensor:
-    """(N, …) twice → (N, 4): difference, scale, whether the second is not finite, and how many predictions change."""
-    count = len(ours)
+def _predictions(output: Tensor, has_logits: bool) -> int:
+    """How many predictions an output holds."""
+    if not output.is_floating_point():
+        return output.numel()
+    return output[..., 0].numel() if has_logits else 0
+
+
+def _compared(ours: Tensor, theirs: Tensor, count: int, has_logits: bool) -> Tensor:
+    """(count, 4): largest difference, scale, whether the second is not finite, and how many predictions change.
+
+    What has no axis of samples counts for each of them, its predictions once.
+    """
     if ours.shape != theirs.shape:
-        predictions = float(ours[0, ..., 0].numel()) if has_logits else 0.0
-        return torch.tensor([[math.inf, 1.0, 0.0, predictions]], dtype=torch.float64).repeat(count, 1)
-    a, b = (output.detach().cpu().double().reshape(count, -1) for output in (ours, theirs))
+        row = torch.tensor([[math.inf, 1.0, 0.0, 0.0]], dtype=torch.float64).repeat(count, 1)
+        row[0, 3] = _predictions(ours, has_logits)
+        return row
+    axis = sample_axis(ours, count)
+    rows = 1 if axis is None else count
+    a, b = ((t if axis is None else t.movedim(axis, 0)).detach().cpu() for t in (ours, theirs))
+    columns = torch.zeros(rows, 4, dtype=torch.float64)
+    if ours.is_floating_point() or ours.is_complex():
+        columns[:, :3] = _differences(a.reshape(rows, -1), b.reshape(rows, -1))
+        if has_logits:
+            columns[:, 3] = (a.argmax(-1) != b.argmax(-1)).reshape(rows, -1).sum(1)
+    else:
+        columns[:, 3] = (a != b).reshape(rows, -1).sum(1)
+    if axis is None:
+        columns = columns.repeat(count, 1)
+        columns[1:, 3] = 0.0
+    return columns
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """Largest difference, scale, and whether the second is not finite: (N, D) twice → (N, 3)."""
+    if not a.numel():
+        return torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64).repeat(len(a), 1)
+    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
-    changed = (ours.argmax(-1) != theirs.argmax(-1)).reshape(count, -1).sum(1) if has_logits else torch.zeros(count)
-    columns = (difference.amax(1), a.abs().amax(1), ~b.isfinite().all(1), changed)
-    return torch.stack([column.cpu().double() for column in columns], dim=1)
+    return torch.stack([difference.amax(1), a.abs().amax(1), (~b.isfinite().all(1)).double()], dim=1)

@@ -11,8 +11,9 @@ import logging
 import tempfile
 import warnings
 from ast import literal_eval
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,26 +22,97 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import evaluating, first_tensor
-from amcsearch.runtime.comparison import InBatches
+from amcsearch.graph import Batch, Tree, as_batch, evaluating, plain_tree, tensors_of_tree
+from amcsearch.runtime.comparison import Compared, InBatches
+from amcsearch.runtime.session import OnnxModule
+from amcsearch.runtime.signature import Signature, signature_of
 
-__all__ = ["WRAPPER", "exported", "program_module", "torch_program"]
+__all__ = ["OPSET", "WRAPPER", "OnnxSettings", "exported", "program_module", "torch_program"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
-INPUT, OUTPUT = "input", "output"
+BATCHES: Final = (1, 3, 8)  # on which a file of a free batch is tried
 
 
-class _FirstTensor(nn.Module):
-    """The module, returning only its first float tensor: ONNX graphs have no mappings."""
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How an ONNX file is made: ``opset``, and names of axes that are free, each with its axis in every input.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``{"batch": 0, "sequence": 1}`` frees the number of samples and the length of sequences of all inputs that have such
+    an axis; ``{"frames": {"spectrum": 2}}`` frees the axis of the inputs that it names.
+    """
+
+    opset: int = OPSET
+    dynamic: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
+
+    def free_axes(self, batch: Batch, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+        """Return name of an axis that is free → input name → the axis.
+
+        Raises:
+            BadInputError: an input that the network does not have, or an axis that no input has.
+        """
+        free: dict[str, dict[str, int]] = {}
+        tensors = dict(zip(names, batch.inputs.values(), strict=True))
+        for axis_name, where in self.dynamic.items():
+            asked = where if isinstance(where, Mapping) else dict.fromkeys(names, where)
+            unknown = sorted(set(asked) - set(names))
+            if unknown:
+                raise BadInputError(
+                    f"device.export.dynamic.{axis_name}: the network has no input {unknown[0]!r}; it has {list(names)}"
+                )
+            having = {name: axis for name, axis in asked.items() if axis < tensors[name].ndim}
+            if where == 0:
+                having = {name: 0 for name in having if len(tensors[name]) == batch.size}
+            if not having:
+                shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                raise BadInputError(f"device.export.dynamic.{axis_name} = {where}: no input has such an axis: {shapes}")
+            free[axis_name] = having
+        return free
+
+
+FIXED: Final = OnnxSettings()
+
+
+class _Flat(nn.Module):
+    """The network as ONNX has it: tensors in, tensors out."""
+
+    def __init__(self, network: nn.Module, example: Batch) -> None:
         super().__init__()
         self.network = network
+        self._example = example
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = first_tensor(self.network(x))
-        return output
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        left = iter(tensors)
+        output = self._example.map(lambda _: next(left)).through(self.network)
+        given = tuple(tensor for _, tensor in tensors_of_tree(output))
+        return given[0] if len(given) == 1 else given
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What an exporter is given: the inputs as tensors, their names and those of the outputs, and what is free."""
+
+    tensors: tuple[Tensor, ...]
+    signature: Signature
+    opset: int
+    free: Mapping[str, Mapping[str, int]]
+
+    @property
+    def batch_axis(self) -> str | None:
+        """The name under which the number of samples is free, None where it is not."""
+        return next((name for name, axes in self.free.items() if 0 in axes.values()), None)
+
+    @property
+    def named_axes(self) -> dict[str, dict[int, str]]:
+        """Name of an input or output → axis → the name under which it is free."""
+        named: dict[str, dict[int, str]] = {name: {} for name in self.signature.inputs}
+        for axis_name, axes in self.free.items():
+            for name, axis in axes.items():
+                named[name][axis] = axis_name
+        if self.batch_axis is not None:
+            pairs = zip(self.signature.outputs, self.signature.axes, strict=True)
+            named |= {output: {axis: self.batch_axis} for output, axis in pairs if axis is not None}
+        return named
 
 
 @contextmanager
@@ -54,7 +126,7 @@ def _exporting() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -62,24 +134,34 @@ def _exporting() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _by_tracing(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _by_tracing(model: nn.Module, request: _Request) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "traced.onnx")
         torch.onnx.export(
-            model, (example,), path, dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT]
+            model,
+            request.tensors,
+            path,
+            dynamo=False,
+            opset_version=request.opset,
+            input_names=list(request.signature.inputs),
+            output_names=list(request.signature.outputs),
+            dynamic_axes=request.named_axes if request.free else None,
         )
         return onnx.load(path)
 
 
-def _by_dynamo(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _by_dynamo(model: nn.Module, request: _Request) -> onnx.ModelProto:
+    named = request.named_axes
+    shapes = tuple(dict.fromkeys(named[name], torch.export.Dim.DYNAMIC) for name in request.signature.inputs)
     program = torch.onnx.export(
         model,
-        (example,),
+        request.tensors,
         dynamo=True,
         verbose=False,
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
+        opset_version=request.opset,
+        input_names=list(request.signature.inputs),
+        output_names=list(request.signature.outputs),
+        dynamic_shapes=(shapes,) if request.free else None,
         external_data=False,
     )
     if program is None:
@@ -90,70 +172,191 @@ def _by_dynamo(model: nn.Module, example: Tensor) -> onnx.ModelProto:
         module = (literal_eval(scopes)[:-1] or [""])[-1]
         node.name = "/".join(["", *filter(None, module.split(".")), f"{node.op_type}.{index}"])
         del node.metadata_props[:]
+    _name_axes(proto.graph, named)
     return proto
 
 
-EXPORTERS: Final[dict[str, Callable[[nn.Module, Tensor], onnx.ModelProto]]] = {
+def _name_axes(graph: onnx.GraphProto, named: Mapping[str, Mapping[int, str]]) -> None:
+    """Give free axes their names everywhere: the dynamo exporter has names of its own."""
+    names = {
+        port.type.tensor_type.shape.dim[axis].dim_param: name
+        for port in graph.input
+        for axis, name in named[port.name].items()
+    }
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        for dim in port.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+EXPORTERS: Final[dict[str, Callable[[nn.Module, _Request], onnx.ModelProto]]] = {
     "tracing": _by_tracing,
     "dynamo": _by_dynamo,
 }
 
 
-def exported(model: nn.Module, example: Tensor) -> bytes:
-    """Return ``model`` as a serialised ONNX model, input ``input``, output ``output``; the module is unchanged.
+def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings = FIXED) -> bytes:
+    """Return ``model`` as a serialised ONNX model with all of its outputs, named as ``Signature`` says.
+
+    The module is unchanged. A file with free axes is run on other sizes than the example's before it is returned.
 
     Args:
-        model: any module of one tensor argument; of its outputs the first float tensor is kept.
-        example: input with batch dimension; its batch size becomes the model's.
+        model: any module.
+        example: what it is called with; a tensor (N, …) is its only argument. The sizes are the model's but where
+            ``settings`` frees them.
+        settings: the opset and the axes that are free.
 
     Raises:
-        BadInputError: no exporter can follow the module; the message holds the first one's reason.
+        BadInputError: no exporter can follow the module; the message holds the first one's reason. Or axes that the
+            inputs do not have.
     """
-    reasons = []
+    batch = as_batch(example)
     with evaluating(model), _exporting(), torch.no_grad():
-        wrapped = _FirstTensor(model).eval()
+        try:
+            signature = signature_of(model, batch)
+        except Exception as error:  # whatever user code raises
+            raise _not_exported(model, _reason(error)) from error
+        free = settings.free_axes(batch, signature.inputs)
+        if free:  # exporters take a batch of 1 for a constant
+            batch = batch.chosen([row % batch.size for row in range(max(2, batch.size))])
+        request = _Request(tuple(batch.inputs.values()), signature, settings.opset, free)
+        reasons = []
         for name, exporter in EXPORTERS.items():
             try:
-                proto = exporter(wrapped, example)
+                proto = exporter(_Flat(model, batch).eval(), request)
+                _add_unused_inputs(proto.graph, request)
                 onnx.checker.check_model(proto)
-                return bytes(proto.SerializeToString())
+                content = bytes(proto.SerializeToString())
+                _check_free(model, batch, content, request)
+                return content
             except Exception as error:  # whatever user code and two exporters may raise while tracing
-                first_line = next(iter(str(error).strip().splitlines()), "no reason given")
-                reasons.append(f"{name}: {type(error).__name__}: {first_line}")
-    raise BadInputError(f"cannot export {type(model).__name__} to ONNX ({reasons[0]}); make its forward traceable")
+                reasons.append(f"{name}: {_reason(error)}")
+    raise _not_exported(model, reasons[0])
 
 
-def torch_program(model: nn.Module, example: Tensor) -> bytes:
+def _add_unused_inputs(graph: onnx.GraphProto, request: _Request) -> None:
+    """Add the inputs that the tracing exporter leaves out because nothing reads them: a file takes what torch takes."""
+    ports = {port.name: port for port in graph.input}
+    for name, tensor in zip(request.signature.inputs, request.tensors, strict=True):
+        if name not in ports:
+            shape = [request.named_axes[name].get(axis, length) for axis, length in enumerate(tensor.shape)]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+            ports[name] = onnx.helper.make_tensor_value_info(name, kind, shape)
+    ordered = [ports[name] for name in request.signature.inputs]
+    del graph.input[:]
+    graph.input.extend(ordered)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+
+
+def _not_exported(model: nn.Module, reason: str) -> BadInputError:
+    return BadInputError(f"cannot export {type(model).__name__} to ONNX ({reason}); make its forward traceable")
+
+
+def _check_free(model: nn.Module, batch: Batch, content: bytes, request: _Request) -> None:
+    """Run a file on other sizes of its free axes, and compare it with torch.
+
+    Raises:
+        BadInputError: it cannot be run on a size that torch takes, or gives something else.
+    """
+    for name, axes in request.free.items():
+        input_axes = [axes.get(key) for key in request.signature.inputs]
+        pairs = zip(request.tensors, input_axes, strict=True)
+        lengths = [tensor.shape[axis] for tensor, axis in pairs if axis is not None]
+        for size in BATCHES if 0 in input_axes else (max(1, lengths[0] // 2),):
+            compared = Compared(model, OnnxModule(content, signature=request.signature), labels=False)
+            _resized(batch, input_axes, size).through(compared)
+            problem = compared.agreement().problem
+            if problem is not None:
+                raise BadInputError(f"run with {name} = {size} the file {problem}")
+
+
+def _resized(batch: Batch, axes: list[int | None], size: int) -> Batch:
+    """Return a batch with another length of an axis: samples are repeated, and rolled so that no two are the same."""
+    left = iter(axes)
+
+    def cut(tensor: Tensor) -> Tensor:
+        axis = next(left)
+        if axis is None:
+            return tensor
+        part = tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+        if axis:
+            return part
+        return torch.stack([sample.roll(row, -1) if sample.ndim else sample for row, sample in enumerate(part)])
+
+    return replace(batch.map(cut), size=size if 0 in axes else batch.size)
+
+
+def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
     """Return ``model`` as a serialised ``torch.export`` program; the module is unchanged.
 
-    ``torch.export.load`` reads it back where neither the module's source nor this package is installed. Inputs may
-    have any batch size, or that of ``example`` alone where the module depends on it.
+    ``torch.export.load`` reads it back where neither the module's source nor this package is installed: it takes and
+    gives tuples, lists and dicts alone, a data class or a mapping of another type becoming a dict. Inputs may have any
+    batch size, or that of ``example`` alone where the module depends on it.
 
     Args:
-        model: any module of one tensor argument.
-        example: input with batch dimension.
+        model: any module.
+        example: what it is called with; a tensor (N, …) is its only argument.
 
     Raises:
         BadInputError: torch cannot follow the module's forward, or cannot read back what it wrote; the message holds
             its reason.
     """
-    pair = torch.cat([example, example])[:2]  # torch.export takes a batch of 1 for a constant
-    free = {0: torch.export.Dim("batch", min=1)}
+    batch = as_batch(example)
+    pair = batch.chosen([row % batch.size for row in range(2)])  # torch.export takes a batch of 1 for a constant
     reason = "no reason given"
     with evaluating(model), _exporting(), torch.no_grad():
-        for inputs, shapes in (((pair,), (free,)), ((example,), None)):
+        for inputs, is_free in ((pair, True), (batch, False)):
             try:
                 file = io.BytesIO()
-                torch.export.save(torch.export.export(model, inputs, dynamic_shapes=shapes), file)
+                torch.export.save(_program(model, inputs, is_free=is_free), file)
                 torch.export.load(io.BytesIO(file.getvalue()))  # it fails where a module has an unusual name
                 return file.getvalue()
             except Exception as error:  # whatever user code and torch may raise while tracing
-                reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), reason)}"
+                reason = _reason(error)
     raise BadInputError(f"torch.export cannot follow {type(model).__name__} ({reason}); make its forward traceable")
 
 
-def program_module(path: Path) -> nn.Module:
+def _program(model: nn.Module, batch: Batch, *, is_free: bool) -> torch.export.ExportedProgram:
+    args, kwargs = plain_tree(batch.args), plain_tree(dict(batch.kwargs))
+    output = batch.map(Tensor.clone).through(model)
+    if any(map(_has_classes, (batch.args, batch.kwargs, output))):
+        model = _Plain(model, batch)
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    size = torch.export.Dim("batch", min=1)
+    for tensor in batch.inputs.values():
+        if tensor.ndim and len(tensor) == batch.size:
+            shapes[tensor] = {0: size}
+    dynamic = shapes.dynamic_shapes(model, args, kwargs) if is_free else None  # type: ignore[no-untyped-call]
+    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+
+
+def _has_classes(tree: Tree) -> bool:
+    """Whether a tree holds anything but tensors, plain values, tuples, lists and dicts."""
+    if type(tree) in (tuple, list, dict):
+        return any(map(_has_classes, tree.values() if isinstance(tree, dict) else tree))
+    return not isinstance(tree, Tensor | str | int | float | bool | None)
+
+
+class _Plain(nn.Module):
+    """The network of data classes and mappings, as one of tuples, lists and dicts."""
+
+    def __init__(self, network: nn.Module, example: Batch) -> None:
+        super().__init__()
+        self.network = network
+        self._example = example
+
+    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
+        left = iter([tensor for _, tensor in (*tensors_of_tree(args), *tensors_of_tree(kwargs))])
+        return plain_tree(self._example.map(lambda _: next(left)).through(self.network))
+
+
+def program_module(path: Path, signature: Signature | None = None) -> nn.Module:
     """Return the network of a ``torch.export`` program that ``torch_program`` made, for any number of samples.
+
+    ``signature`` is that of the network, where it has several outputs.
 
     Raises:
         BadInputError: the file cannot be read.
@@ -161,11 +364,12 @@ def program_module(path: Path) -> nn.Module:
     try:
         program = torch.export.load(path)
         inputs = set(program.graph_signature.user_inputs)
-        sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name in inputs]
+        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
+        sizes = [shape[0] for shape in shapes if len(shape)]
         module: nn.Module = program.module()
     except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise BadInputError(f"cannot read {path}: {next(iter(str(error).splitlines()), 'damaged')}") from error
-    return _Program(module, sizes[0] if sizes and isinstance(sizes[0], int) else None)
+    return _Program(module, sizes[0] if sizes and isinstance(sizes[0], int) else None, signature)
 
 
 class _Program(InBatches):

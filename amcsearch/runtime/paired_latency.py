@@ -38,11 +38,12 @@ __all__ = [
 
 
 WARMUP_MS = 10.0
+Inputs = NDArray[np.generic] | Sequence[NDArray[np.generic]]
 
 
 def time_interleaved(
     sessions: Sequence[ort.InferenceSession],
-    inputs: NDArray[np.generic],
+    inputs: Inputs,
     rounds: int,
     min_ms: float,
     rng: np.random.Generator,
@@ -52,8 +53,8 @@ def time_interleaved(
     """Time every session once a round, in a fresh random order each round.
 
     Args:
-        sessions: S sessions that take the same input.
-        inputs: the one input array, batch included.
+        sessions: S sessions that take the same inputs.
+        inputs: the arrays that they take, in order, or the only one; batch included.
         rounds: samples of each session.
         min_ms: a sample repeats the call until about this long, and is the mean over the repeats.
         rng: source of the orders.
@@ -63,7 +64,7 @@ def time_interleaved(
         (S, rounds) milliseconds a call.
 
     Raises:
-        BadInputError: no session, no round, or a model that does not take such an input.
+        BadInputError: no session, no round, or a model that does not take such inputs.
     """
     if not sessions or rounds < 1:
         raise BadInputError(f"timing {len(sessions)} models in {rounds} rounds: at least 1 of each is needed")
@@ -154,7 +155,7 @@ def paired_latency(
 def measure_many(
     dense: Path | bytes,
     pruned: Sequence[Path | bytes],
-    inputs: NDArray[np.generic],
+    inputs: Inputs,
     *,
     threads: int = 1,
     rounds: int = ROUNDS,
@@ -164,8 +165,8 @@ def measure_many(
     """Measure several pruned models beside the dense one, all in the same interleaved rounds.
 
     Args:
-        dense, pruned: ONNX files or serialised models that take the same input.
-        inputs: the input array, batch included.
+        dense, pruned: ONNX files or serialised models that take the same inputs.
+        inputs: the arrays that they take, in order, or the only one; batch included.
         threads: threads inside an operator.
         rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
@@ -197,7 +198,7 @@ def measuring_seconds(call_ms: float, models: int, rounds: int, min_ms: float = 
 def measure_paired(
     dense: Path | bytes,
     pruned: Path | bytes,
-    inputs: NDArray[np.generic],
+    inputs: Inputs,
     *,
     threads: int = 1,
     rounds: int = ROUNDS,

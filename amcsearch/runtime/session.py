@@ -19,15 +19,17 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from amcsearch.core import BadInputError
 from amcsearch.costs import Provenance
+from amcsearch.graph import Batch, Tree
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
 from amcsearch.runtime.on_device.session import CPU, open_session, optimised_model
+from amcsearch.runtime.signature import Signature, arrays_of, call_of, calls, joined, sample_axis
 
 __all__ = ["OnnxModule"]
 
@@ -58,16 +60,28 @@ def make_session(model: Path | str | bytes, threads: int = 1, optimised: Path | 
         raise BadInputError(str(error)) from error
 
 
-def outputs_of_calls(session: ort.InferenceSession, inputs: NDArray[np.generic]) -> Iterator[list[NDArray[np.generic]]]:
-    """All outputs of each call for inputs (N, …), N any number, in calls of the model's own batch.
+def outputs_of_calls(session: ort.InferenceSession, batch: Batch) -> Iterator[list[NDArray[np.generic]]]:
+    """All outputs of each call for the samples of a batch, any number of them, in calls of the model's own batch.
 
-    The last call is filled up with inputs from the beginning; a model of any batch takes all inputs in one call.
+    The last call is filled up with samples from the beginning; a model of any batch takes all samples in one call.
+
+    Raises:
+        BadInputError: the batch has other inputs than the model, or ONNX Runtime cannot run it.
     """
-    port = session.get_inputs()[0]
-    batch = port.shape[0] if isinstance(port.shape[0], int) else len(inputs)
-    for start in range(0, len(inputs), batch):
-        rows = np.arange(start, start + batch) % len(inputs)
-        yield session.run(None, {port.name: inputs[rows]})
+    ports, tensors = session.get_inputs(), batch.inputs.values()
+    if len(ports) != len(tensors):
+        names = ", ".join(port.name for port in ports)
+        raise BadInputError(
+            f"ONNX Runtime cannot run the model: it has {len(ports)} inputs ({names}), {len(tensors)} were given"
+        )
+    sizes = (p.shape[0] for p, t in zip(ports, tensors, strict=True) if t.ndim and len(t) == batch.size and p.shape)
+    size = next(sizes, None)
+    for call in calls(batch, size if isinstance(size, int) else batch.size):
+        feed = {port.name: array for port, array in zip(ports, arrays_of(call), strict=True)}
+        try:
+            yield session.run(None, feed)
+        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+            raise BadInputError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
 
 
 def simplified_model(model: bytes) -> bytes:
@@ -132,24 +146,34 @@ def differences(measured: Provenance, here: Provenance) -> list[str]:
 
 
 class OnnxModule(nn.Module):
-    """Runs an ONNX model of one input on any number of samples; its first output is the result.
+    """Runs an ONNX model on any number of samples, and gives what the network does that it was made from.
+
+    Args:
+        model: file or serialised model; its inputs are those of a call, in order.
+        threads: threads inside an operator.
+        signature: of the network. Without one, the result is the output of a model of one, a tuple of several, with
+            their samples along the first axis that is as long as a call.
 
     Raises:
         BadInputError: as ``make_session``.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+    def __init__(self, model: Path | bytes, threads: int = 1, signature: Signature | None = None) -> None:
         super().__init__()
         self._session = make_session(model, threads)
+        self._signature = signature
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …) → (N, …), in calls of the model's own batch.
+    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
+        """Samples → the network's outputs, in calls of the model's own batch.
 
         Raises:
             BadInputError: ONNX Runtime cannot run the model on these inputs.
         """
-        try:
-            outputs = [first for first, *_ in outputs_of_calls(self._session, x.numpy())]
-        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
-            raise BadInputError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
-        return torch.from_numpy(np.concatenate(outputs)[: len(x)])
+        whole = call_of(args, kwargs)
+        parts = [[torch.from_numpy(np.asarray(array)) for array in a] for a in outputs_of_calls(self._session, whole)]
+        if self._signature is not None:
+            return self._signature.filled(joined(parts, self._signature.axes, whole.size))
+        ports = self._session.get_inputs()
+        size = ports[0].shape[0] if isinstance(ports[0].shape[0], int) else whole.size
+        tensors = joined(parts, [sample_axis(tensor, size) for tensor in parts[0]], whole.size)
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)

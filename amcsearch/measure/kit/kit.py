@@ -176,7 +176,7 @@ class KitPlan:
     models: tuple[KitModel, ...]
     batch: int
     dtype: str
-    inputs: Mapping[str, InputSpec]
+    inputs: Mapping[str, InputSpec | tuple[InputSpec, ...]]
     passes: int = 3
     rounds: int = 8
     sample_ms: float = 1.5
@@ -220,6 +220,10 @@ def _probes() -> dict[str, bytes]:
     }
 
 
+def _written(inputs: InputSpec | tuple[InputSpec, ...]) -> dict[str, Any] | list[dict[str, Any]]:
+    return inputs._asdict() if isinstance(inputs, InputSpec) else [spec._asdict() for spec in inputs]
+
+
 def _described(model: KitModel, file: str) -> dict[str, Any]:
     return {
         "id": model.id,
@@ -244,7 +248,7 @@ def device_plan(plan: KitPlan) -> DevicePlan:
     described = {
         "version": KIT_VERSION,
         **{n: getattr(plan, n) for n in ("batch", "dtype", "passes", "rounds", "sample_ms", "profile_rounds", "seed")},
-        "inputs": {name: spec._asdict() for name, spec in plan.inputs.items()},
+        "inputs": {name: _written(spec) for name, spec in plan.inputs.items()},
         "models": [_described(model, name) for model, name in zip(plan.models, names, strict=True)],
         "info": dict(plan.info),
     }

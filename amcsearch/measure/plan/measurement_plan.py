@@ -3,17 +3,18 @@
 Order is priority: a run that is cut short has seen some of all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
 from amcsearch.costs import LatencyModel
-from amcsearch.graph import Trace, remove
+from amcsearch.graph import Batch, Trace, as_batch, remove
 from amcsearch.measure.build.attribution import original_owners
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.plan.network_record import network_record
@@ -32,13 +33,16 @@ Bind = Callable[[NetworkSpec], LatencyModel]
 
 @dataclass(frozen=True)
 class MeasuredSubject:
-    """A network to be measured: its name in the table, the dense module, its groups, and one example input (1, …)."""
+    """A network to be measured: its name in the table, the dense module, its groups, and an example of one sample.
+
+    ``high`` bounds the numbers of integer inputs, all of them or each by its path; they are drawn from [0, high).
+    """
 
     name: str
     model: nn.Module
     trace: Trace
-    example: Tensor
-    high: int | None = None  # of integer inputs: drawn from [0, high)
+    example: Batch | Tensor
+    high: int | Mapping[str, int] | None = None
 
 
 def _predicting(bind: Bind | None, network: NetworkSpec) -> LatencyModel | None:
@@ -53,16 +57,16 @@ def _predicting(bind: Bind | None, network: NetworkSpec) -> LatencyModel | None:
     return model
 
 
-def _batched(example: Tensor, batch: int) -> Tensor:
-    return example.expand(batch, *example.shape[1:]).contiguous()
+def _batched(example: Batch | Tensor, batch: int) -> Batch:
+    return as_batch(example).chosen([0] * batch)
 
 
-def _reference(subject: MeasuredSubject, x: Tensor, dtype: str) -> tuple[KitModel, dict[str, Any]]:
+def _reference(subject: MeasuredSubject, x: Batch, dtype: str) -> tuple[KitModel, dict[str, Any]]:
     """The dense model, and what the plan says of the network; names are those of the model before it was converted."""
     network = subject.trace.network
     dense = exported(subject.model, x)
     owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
-    model = converted(dense, dtype, x.numpy())
+    model = converted(dense, dtype, [x])
     reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, dict(network.dense))
     return reference, {"network": network_record(network), "owners": owners}
 
@@ -70,7 +74,7 @@ def _reference(subject: MeasuredSubject, x: Tensor, dtype: str) -> tuple[KitMode
 def _models(
     subject: MeasuredSubject,
     chosen: Sequence[tuple[str, PruningPolicy]],
-    x: Tensor,
+    x: Batch,
     dtype: str,
     rng: np.random.Generator,
 ) -> Iterator[KitModel]:
@@ -80,7 +84,7 @@ def _models(
     """
     for number, (role, policy) in enumerate(chosen):
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
-        model = converted(exported(pruned, x), dtype, x.numpy())
+        model = converted(exported(pruned, x), dtype, [x])
         name, runs = f"{subject.name}/{number:03d}", role != LOWERED
         yield KitModel(name, model, subject.name, role, dict(policy), timed=runs, profiled=runs and role != HELD_OUT)
 
@@ -142,10 +146,17 @@ def measurement_plan(
             if progress is not None:
                 progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
-    inputs = {s.name: _input_of(s, batch) for s in subjects}
+    inputs = {s.name: _inputs_of(s, batch) for s in subjects}
     return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
 
 
-def _input_of(subject: MeasuredSubject, batch: int) -> InputSpec:
-    dtype = str(subject.example.dtype).removeprefix("torch.")
-    return InputSpec((batch, *subject.example.shape[1:]), dtype, subject.high)
+def _inputs_of(subject: MeasuredSubject, batch: int) -> InputSpec | tuple[InputSpec, ...]:
+    specs = []
+    for path, tensor in _batched(subject.example, batch).inputs.items():
+        high = subject.high.get(path) if isinstance(subject.high, Mapping) else subject.high
+        if tensor.is_floating_point():
+            high = None
+        elif high is None:
+            high = 2 if tensor.dtype == torch.bool else int(tensor.max()) + 1
+        specs.append(InputSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), high))
+    return specs[0] if len(specs) == 1 else tuple(specs)

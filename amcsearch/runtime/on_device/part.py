@@ -51,17 +51,17 @@ class SessionPool:
         self._open: dict[str, Call] = {}
         self._kept: set[str] = set()
         self._kept_bytes = 0
-        self._inputs: dict[str, NDArray[np.generic]] = {}
+        self._inputs: dict[str, list[NDArray[np.generic]]] = {}
 
     def cost(self, entry: Entry) -> int:
         """Bytes the entry's session takes, estimated."""
         return COPIES * self.plan.model_bytes(entry) + SESSION_BYTES
 
-    def inputs(self, network: str) -> NDArray[np.generic]:
-        """The network's input."""
+    def inputs(self, network: str) -> Sequence[NDArray[np.generic]]:
+        """The network's inputs, in order."""
         if network not in self._inputs:
-            spec = self.plan.inputs[network]
-            self._inputs[network] = input_array(spec.shape, spec.dtype, spec.high)
+            specs = self.plan.inputs[network]
+            self._inputs[network] = [input_array(spec.shape, spec.dtype, spec.high) for spec in specs]
         return self._inputs[network]
 
     def first_that_fit(self, entries: Sequence[Entry], most: int) -> list[Entry]:

@@ -23,7 +23,7 @@ MOST_BYTES = 512 * 2**20  # of a kit, unpacked; models travel without weights an
 
 
 class InputSpec(NamedTuple):
-    """A network's one input: shape with the batch; integers in [0, high) if ``high`` is given, else standard normal."""
+    """An input of a network: shape with the batch; integers in [0, high) if ``high`` is given, else standard normal."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -60,7 +60,7 @@ class DevicePlan:
 
     Args:
         plan: the plan's JSON: version, batch, dtype, passes, rounds, sample_ms, profile_rounds, seed, inputs by
-            network, models, info.
+            network (one, or a list of several in order), models, info.
         files: serialised models without weights by file name, ``empty`` and ``probe`` among them.
     """
 
@@ -70,7 +70,7 @@ class DevicePlan:
         references = {model["network"]: model["id"] for model in plan["models"] if model["role"] == "reference"}
         self.entries = tuple(_entry(model, references[model["network"]]) for model in plan["models"])
         self.by_id = {entry.id: entry for entry in self.entries}
-        self.inputs = {name: InputSpec(tuple(i["shape"]), i["dtype"], i["high"]) for name, i in plan["inputs"].items()}
+        self.inputs = {name: _specs(written) for name, written in plan["inputs"].items()}
         self.empty, self.probe = (files[name] for name in HELPERS)
 
     def model(self, entry: Entry) -> bytes:
@@ -85,6 +85,11 @@ class DevicePlan:
         """The plan as a result's header holds it: without what only the device needs."""
         models = [{k: v for k, v in model.items() if k not in ("file", "weights")} for model in self.plan["models"]]
         return {**self.plan, "models": models}
+
+
+def _specs(written: Any) -> tuple[InputSpec, ...]:
+    several = written if isinstance(written, list) else [written]
+    return tuple(InputSpec(tuple(spec["shape"]), spec["dtype"], spec["high"]) for spec in several)
 
 
 def _entry(model: Mapping[str, Any], reference: str) -> Entry:

@@ -95,7 +95,7 @@ def executed_nodes(events: Sequence[Mapping[str, Any]], skip: int = WARM_UP_RUNS
 
 def profile_models(
     models: Sequence[bytes],
-    inputs: Sequence[NDArray[np.generic]],
+    inputs: Sequence[Sequence[NDArray[np.generic]]],
     rounds: int,
     rng: np.random.Generator,
     threads: int = 1,

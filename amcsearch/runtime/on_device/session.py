@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # older numpy lacks it
 __all__ = ["CPU", "Call", "bound_call", "input_array", "open_session", "optimised_model", "provider_name"]
 
 CPU = "CPUExecutionProvider"
-QUIET = 3  # errors only: the optimiser warns about every file it writes
+QUIET = 4  # the optimiser warns about every file it writes, and what fails is raised as well as logged
 SUFFIX = "ExecutionProvider"
 Call = Callable[[], None]
 
@@ -119,26 +119,33 @@ class _BoundCall:
         self._run(self._binding)
 
 
-def bound_call(session: ort.InferenceSession, inputs: NDArray[np.generic]) -> Call:
+def bound_call(session: ort.InferenceSession, inputs: NDArray[np.generic] | Sequence[NDArray[np.generic]]) -> Call:
     """A call without arguments that runs ``session`` once on ``inputs``, nothing allocated or copied on the way.
 
+    Args:
+        session: of a model.
+        inputs: its inputs in order, or the only one.
+
     Raises:
-        DeviceError: the model does not take such an input.
+        DeviceError: the model does not take such inputs.
     """
-    binding, array = session.io_binding(), np.ascontiguousarray(inputs)
-    outputs = session.get_outputs()
+    arrays = [np.ascontiguousarray(array) for array in ([inputs] if isinstance(inputs, np.ndarray) else inputs)]
+    ports, outputs = session.get_inputs(), session.get_outputs()
+    if len(ports) != len(arrays):
+        raise DeviceError(f"the model has {len(ports)} inputs, {len(arrays)} were given")
+    binding = session.io_binding()
     try:
-        binding.bind_cpu_input(session.get_inputs()[0].name, array)
+        for port, array in zip(ports, arrays):
+            binding.bind_cpu_input(port.name, array)
         for output in outputs:
             binding.bind_output(output.name, "cpu")
         session.run_with_iobinding(binding)
     except Exception as error:  # as in open_session
-        raise DeviceError(
-            f"the model cannot be run on {inputs.dtype} {inputs.shape}: {error}".splitlines()[0]
-        ) from error
+        given = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
+        raise DeviceError(f"the model cannot be run on {given}: {error}".splitlines()[0]) from error
     # of this batch's shape, so that each run writes into the same memory; our own, because the binding's die with it
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in binding.copy_outputs_to_cpu()]
     binding.clear_binding_outputs()
     for output, value in zip(outputs, values):
         binding.bind_ortvalue_output(output.name, value)
-    return _BoundCall(session, binding, (array, values))
+    return _BoundCall(session, binding, (arrays, values))

@@ -11,15 +11,17 @@ is quantised (see ``integer_nodes``), and in speed: it goes through channels one
 models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
+from amcsearch.graph import Batch
 from amcsearch.runtime.quantisation.integer_nodes import MULTIPLYING, IntegerNodes
 from amcsearch.runtime.quantisation.quantise_graph import quantise_graph
 from amcsearch.runtime.session import make_session, outputs_of_calls, simplified_model
@@ -32,13 +34,17 @@ Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of tensors."""
 
 
-def converted(model: bytes, dtype: str, inputs: NDArray[np.generic]) -> bytes:
+Samples = NDArray[np.generic] | Iterable[Batch]
+"""Calibration inputs: batches as the network takes them, or the one input (N, …)."""
+
+
+def converted(model: bytes, dtype: str, inputs: Samples) -> bytes:
     """A serialised float32 model in the data type that the device computes in, one of ``CONVERTERS``.
 
     Args:
         model: serialised, its batch fixed or free.
         dtype: float32 leaves the model as it is.
-        inputs: (N, …) calibration inputs, N at least 1; only int8 looks at them.
+        inputs: calibration samples, at least one; only int8 looks at them.
 
     Raises:
         BadInputError: an unknown type, or as ``quantised``.
@@ -48,8 +54,8 @@ def converted(model: bytes, dtype: str, inputs: NDArray[np.generic]) -> bytes:
     return CONVERTERS[dtype](model, inputs)
 
 
-def quantised(model: bytes, inputs: NDArray[np.generic]) -> bytes:
-    """A serialised float32 model in int8, calibrated on ``inputs`` (N, …).
+def quantised(model: bytes, inputs: Samples) -> bytes:
+    """A serialised float32 model in int8, calibrated on samples.
 
     Raises:
         BadInputError: no operator that can be computed in int8, or a tensor that is not finite.
@@ -68,13 +74,13 @@ def quantised(model: bytes, inputs: NDArray[np.generic]) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-CONVERTERS: Final[Mapping[str, Callable[[bytes, NDArray[np.generic]], bytes]]] = {
+CONVERTERS: Final[Mapping[str, Callable[[bytes, Samples], bytes]]] = {
     "float32": lambda model, _: model,
     "int8": quantised,
 }
 
 
-def _ranges(proto: onnx.ModelProto, names: Sequence[str], inputs: NDArray[np.generic]) -> Ranges:
+def _ranges(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples) -> Ranges:
     """Smallest and largest value of tensors; the model itself reduces them."""
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)
@@ -85,7 +91,9 @@ def _ranges(proto: onnx.ModelProto, names: Sequence[str], inputs: NDArray[np.gen
             probe.graph.node.append(helper.make_node(reduction, [name], [output], keepdims=0))
             probe.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     session = make_session(bytes(probe.SerializeToString()))
-    ends = np.array(list(outputs_of_calls(session, inputs)), np.float64).reshape(-1, len(REDUCTIONS), len(names))
+    batches = [Batch.of(torch.from_numpy(inputs))] if isinstance(inputs, np.ndarray) else inputs
+    calls = [outputs for batch in batches for outputs in outputs_of_calls(session, batch)]
+    ends = np.array(calls, np.float64).reshape(-1, len(REDUCTIONS), len(names))
     return dict(zip(names, zip(ends[:, 0].min(axis=0), ends[:, 1].max(axis=0), strict=True), strict=True))
 
 
