@@ -47,13 +47,15 @@ class MapStep:
 class LayerSpec:
     """Shapes of one layer for one sample (batch size 1).
 
-    Spatial sizes are (height, width); a sequence of T tokens is (T, 1).
+    Spatial sizes are (height, width); a sequence of T tokens is (T, 1), a volume (depth x height, width), and pieces of
+    a sample that run together (windows, frames) lie under each other.
 
-    - conv, linear: ``in_channels`` → ``out_channels``; ``in_size`` → ``out_size``.
+    - conv, linear: ``in_channels`` → ``out_channels``; ``in_size`` → ``out_size``. Without a weight: a product of two
+      maps, of ``conv_groups`` independent ones.
     - batch_norm, layer_norm, group_norm: ``in_channels == out_channels``.
     - embedding: ``in_channels`` rows of ``out_channels`` features.
-    - attention: softmax(QKᵀ)V of ``in_channels == out_channels`` = heads x head width;
-      ``conv_groups`` is the number of heads, ``in_size`` the keys, ``out_size`` the queries.
+    - attention: softmax(QKᵀ)V; ``in_channels`` = heads x width of a key, ``out_channels`` = heads x width of a value;
+      ``conv_groups`` is the number of heads, ``in_size`` the keys that each query meets, ``out_size`` the queries.
     - parameter: a tensor outside any layer, ``in_channels`` rows of ``out_channels`` (a class token: one row).
 
     ``has_weight`` is false where the weight is absent or already counted under another name

@@ -1,13 +1,13 @@
 """Multiply-accumulates and parameters: what is counted, and what is not.
 
-Counted as MACs: the products of weights with activations, and the two products of attention, Q·Kᵀ and scores·V.
-Not counted: biases, normalisation, activation functions, softmax, pooling, additions and look-ups, which the usual
-counters leave out too. A causal mask does not lower the count: the runtime computes the masked scores as well.
-One MAC is two FLOPs.
+Counted as MACs: the products of weights with activations, the two products of attention, Q·Kᵀ and scores·V, and any
+other product of two maps. Not counted: biases, normalisation, activation functions, softmax, pooling, additions and
+look-ups, which the usual counters leave out too. A causal mask does not lower the count: the runtime computes the
+masked scores as well. One MAC is two FLOPs.
 """
 
 from collections.abc import Callable, Mapping
-from math import prod
+from math import gcd, prod
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -21,11 +21,22 @@ _Widths = TypeVar("_Widths", int, NDArray[np.int64])
 
 
 def is_transposed(layer: LayerSpec) -> bool:
-    """Whether the output is larger than the input, by just what a transposed convolution of this shape makes."""
-    sizes = zip(layer.in_size, layer.out_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+    """Whether the output is larger than the input, by just what a transposed convolution of this shape makes.
+
+    Images that one sample holds lie under each other: it must hold for some number of them.
+    """
+    if prod(layer.out_size) <= prod(layer.in_size):
+        return False
+    most = gcd(layer.in_size[0], layer.out_size[0])
+    return any(most % images == 0 and _is_grown(layer, images) for images in range(1, most + 1))
+
+
+def _is_grown(layer: LayerSpec, images: int) -> bool:
+    ins, outs = ((size[0] // images, size[1]) for size in (layer.in_size, layer.out_size))
+    sizes = zip(ins, outs, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
     # what is left over is its `output_padding`
     extra = [(o - ((i - 1) * s - 2 * p + d * (k - 1) + 1), max(s, d)) for i, o, k, s, p, d in sizes]
-    return prod(layer.out_size) > prod(layer.in_size) and all(0 <= more < bound for more, bound in extra)
+    return all(0 <= more < bound for more, bound in extra)
 
 
 def _conv_weights(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
@@ -43,9 +54,9 @@ def _linear_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
     return c_in * c_out * prod(layer.out_size)
 
 
-def _attention_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (as _nothing)
-    # (T_q, d)·(d, T_k) and (T_q, T_k)·(T_k, d), summed over heads: d adds up to the width
-    return 2 * prod(layer.out_size) * prod(layer.in_size) * c_out
+def _attention_macs(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
+    # (T_q, d)·(d, T_k) and (T_q, T_k)·(T_k, e), summed over heads: d adds up to the keys' width, e to the values'
+    return prod(layer.out_size) * prod(layer.in_size) * (c_in + c_out)
 
 
 def _nothing(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (one signature for all)

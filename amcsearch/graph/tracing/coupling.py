@@ -195,7 +195,7 @@ def slot_table(model: nn.Module, observation: Observation, skipped: list[Skipped
     table = SlotTable({name: (spec.in_channels, spec.out_channels) for name, spec in specs.items()}, passes)
     tied = _tied_tensors(model, {observation.modules[x.name] for x in observation.layers if x.kind is LayerKind.LINEAR})
     for name, module in modules.items():
-        if module is None and specs[name].kind is LayerKind.LINEAR:
+        if module is None and specs[name].kind in (LayerKind.LINEAR, LayerKind.CONV):
             table.block([*table.slots(name, Side.IN), *table.slots(name, Side.OUT)], f"{name} is used by plain code")
         if module is None:
             continue

@@ -12,7 +12,20 @@ from torch import Size, nn
 
 from amcsearch.core import LayerKind, LayerSpec, Side
 
-__all__ = ["CUSTOM_NORM", "LAYER_TYPES", "Axis", "LayerType", "layer_type", "plane", "unit_period"]
+__all__ = [
+    "CUSTOM_NORM",
+    "LAYER_TYPES",
+    "Axis",
+    "LayerType",
+    "folded",
+    "layer_type",
+    "merged",
+    "padded",
+    "pair",
+    "plane",
+    "tokens",
+    "unit_period",
+]
 
 
 @dataclass(frozen=True)
@@ -49,31 +62,52 @@ def plane(sizes: Iterable[int]) -> tuple[int, int]:
     return (prod(dims[:-1]), dims[-1]) if len(dims) > 1 else (prod(dims), 1)
 
 
-def _tokens(shape: Size) -> tuple[int, int]:
+def tokens(shape: Size) -> tuple[int, int]:
     """Positions of a (1, …, C) tensor; a leading dimension above 1 (windows, time-major) is made of positions too."""
     lead = tuple(shape[:-1])
     return plane(lead[1:] if lead and lead[0] == 1 else lead)
 
 
-def _pair(value: object) -> tuple[int, int]:
-    values = (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
-    return (values[0], values[1]) if len(values) == 2 else (values[0], 1)
+def merged(sizes: Iterable[int]) -> tuple[int, int]:
+    """A kernel's or stride's sizes as two: (k,) → (k, 1), (t, h, w) → (t·h, w)."""
+    dims = [int(size) for size in sizes]
+    return (dims[0], 1) if len(dims) == 1 else (prod(dims[:-1]), dims[-1])
 
 
-def _padding(m: Any) -> tuple[int, int]:
+def pair(sizes: Iterable[int], least: int = 0) -> tuple[int, int]:
+    """Padding or dilation as two: (p,) → (p, ``least``), (t, h, w) → (h, w)."""
+    dims = [int(size) for size in sizes]
+    return (dims[0], least) if len(dims) == 1 else (dims[-2], dims[-1])
+
+
+def padded(padding: Iterable[int], kernel: Iterable[int], stride: Iterable[int]) -> tuple[int, int]:
+    """Padding as two; that of the merged axes of a volume keeps its size up to the stride."""
+    dims, (height, _), (step, _) = [int(size) for size in padding], merged(kernel), merged(stride)
+    return (max(0, (height - step + 1) // 2), dims[-1]) if len(dims) > 2 else pair(dims)
+
+
+def folded(pieces: int, sizes: Iterable[int]) -> tuple[int, int]:
+    """The map of ``pieces`` images (windows, frames of one sample) that lie under each other."""
+    height, width = plane(sizes)
+    return int(pieces) * height, width
+
+
+def _padding(m: Any) -> tuple[int, ...]:
     if m.padding == "valid":
-        return (0, 0)
+        return (0,) * len(m.kernel_size)
     if m.padding == "same":
-        (kh, kw), (dh, dw) = _pair(m.kernel_size), _pair(m.dilation)
-        return dh * (kh - 1) // 2, dw * (kw - 1) // 2
-    values = m.padding if isinstance(m.padding, tuple) else (m.padding,)
-    return _pair(values) if len(values) == 2 else (int(values[0]), 0)
+        return tuple(d * (k - 1) // 2 for k, d in zip(m.kernel_size, m.dilation, strict=True))
+    return tuple(m.padding)
 
 
 def _conv_spec(name: str, m: Any, x: Size, y: Size) -> LayerSpec:
+    axes = len(m.kernel_size)
+    pieces = prod(x[: -axes - 1])
     return LayerSpec(
-        name, LayerKind.CONV, m.in_channels, m.out_channels, _pair(m.kernel_size), _pair(m.stride), _padding(m),
-        _pair(m.dilation), m.groups, plane(x[2:]), plane(y[2:]), has_bias=m.bias is not None,
+        name, LayerKind.CONV, m.in_channels, m.out_channels, merged(m.kernel_size), merged(m.stride),
+        padded(_padding(m), m.kernel_size, m.stride), pair(m.dilation, 1), m.groups, folded(pieces, x[-axes:]),
+        folded(pieces, y[-axes:]),
+        has_bias=m.bias is not None,
     )  # fmt: skip
 
 
@@ -105,7 +139,7 @@ def _conv_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
 def _linear_spec(name: str, m: Any, x: Size, y: Size) -> LayerSpec:
     has_bias = getattr(m, "bias", None) is not None
     return LayerSpec(
-        name, LayerKind.LINEAR, int(x[-1]), int(y[-1]), in_size=_tokens(x), out_size=_tokens(y), has_bias=has_bias
+        name, LayerKind.LINEAR, int(x[-1]), int(y[-1]), in_size=tokens(x), out_size=tokens(y), has_bias=has_bias
     )
 
 
@@ -118,7 +152,7 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
     def spec(name: str, m: Any, x: Size, _: Size) -> LayerSpec:
         dim = norm_dim(m, x)
         channels, spatial = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
-        size = _tokens(x) if dim == len(x) - 1 else plane(spatial)
+        size = tokens(x) if dim == len(x) - 1 else folded(x[0] if dim else 1, spatial)
         has_weight, has_bias = (getattr(m, key, None) is not None for key in ("weight", "bias"))
         return LayerSpec(
             name, kind, channels, channels, conv_groups=getattr(m, "num_groups", 1), in_size=size, out_size=size,
@@ -144,7 +178,7 @@ def _stated(*attributes: tuple[str, Side]) -> Callable[[Any], tuple[tuple[str, S
 
 
 def _embedding_spec(name: str, m: Any, _: Size, y: Size) -> LayerSpec:
-    size = _tokens(y)
+    size = tokens(y)
     return LayerSpec(name, LayerKind.EMBEDDING, m.num_embeddings, m.embedding_dim, in_size=size, out_size=size)
 
 
@@ -168,8 +202,10 @@ CUSTOM_NORM = LayerType(
 LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
     nn.Conv2d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
+    nn.Conv3d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
     nn.ConvTranspose1d: LayerType(_conv_spec, _transposed_axes, _conv_attributes),
     nn.ConvTranspose2d: LayerType(_conv_spec, _transposed_axes, _conv_attributes),
+    nn.ConvTranspose3d: LayerType(_conv_spec, _transposed_axes, _conv_attributes),
     nn.Linear: LayerType(
         _linear_spec, _linear_axes, _stated(("in_features", Side.IN), ("out_features", Side.OUT))
     ),

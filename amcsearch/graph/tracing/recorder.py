@@ -1,125 +1,42 @@
 """Recorder of a running module: its layers in order of execution, attention, and operations without weights.
 
-``observe`` runs a module once. An operation without weights (an addition, an activation, pooling, a copy) belongs to
-the layer that wrote the map it changes. If it reads two maps, it belongs to the layer that ran last. After a
-concatenation it belongs to each of the layers, in proportion to its channels. Views and reshapes count as no work: a
-view's result lies in the same memory, and whether a reshape copies depends on the widths and on the runtime's layout.
-The matrix products of attention belong to the attention layer.
+``observe`` runs a module once. Modules of a known type say their shapes themselves; sums of products that run outside
+them (``contractions``) become layers of their own, named after the parameter that they multiply with.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from math import prod
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from amcsearch.core import LayerKind, LayerSpec, MapOp, MapStep
+from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.slices import Skipped
-from amcsearch.graph.tracing.layer_types import layer_type, plane
+from amcsearch.graph.tracing.contractions import (
+    Attention,
+    Contraction,
+    ContractionLog,
+    Convolution,
+    Product,
+    Uncounted,
+    Weight,
+)
+from amcsearch.graph.tracing.layer_types import layer_type, tokens
+from amcsearch.graph.tracing.map_steps import MapFollower, tensors_in
 
 __all__ = [
-    "PRODUCTS",
     "AttentionCall",
-    "MapFollower",
     "Observation",
     "Recorder",
     "is_unknown",
     "loose_dim",
     "observe",
-    "tensors_in",
 ]
-
-PRODUCTS: Final = frozenset({"matmul", "__matmul__", "bmm"})
-_CONCATENATIONS: Final = frozenset({"cat", "concat", "concatenate"})
-_OF_LAYERS: Final = PRODUCTS | {"einsum", "linear", "scaled_dot_product_attention", "multi_head_attention_forward"}
-_RESHAPES: Final = frozenset({"reshape", "flatten", "contiguous", "unflatten"})
-_NAMES: Final[Mapping[MapOp, tuple[str, ...]]] = {
-    MapOp.ADD: ("add", "radd", "iadd"),
-    # those that ONNX Runtime fuses; the smoother ones (GELU, SiLU) are kernels of their own
-    MapOp.ACTIVATION: ("relu", "relu6", "hardtanh", "clamp", "clip", "sigmoid", "tanh", "leaky_relu", "hardsigmoid"),
-    MapOp.POOL: (
-        "max_pool1d",
-        "max_pool2d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "mean",
-        "amax",
-    ),
-}
-_OPS: Final = {name: op for op, names in _NAMES.items() for name in names}
-_PASSING: Final = frozenset({LayerKind.BATCH_NORM, LayerKind.PARAMETER})  # norms and PReLU: the runtime folds them
-
-_Parts = dict[int, int]  # layer → positions a channel that are of it
-
-
-class MapFollower:
-    """Tracks which layers wrote each tensor, and adds the steps to ``layers``."""
-
-    def __init__(self, layers: list[LayerSpec]) -> None:
-        self._layers = layers
-        self._parts: dict[int, tuple[Tensor, _Parts]] = {}  # tensors are held, or their ids would be used again
-
-    def wrote(self, result: object, operand: Tensor | None = None) -> None:
-        """Record that the last layer of ``layers`` wrote ``result`` from ``operand``."""
-        layer = self._layers[-1]
-        if layer.kind in _PASSING and operand is not None:
-            self._keep(result, self._of(operand))
-        elif isinstance(result, Tensor):
-            self._keep(result, {len(self._layers) - 1: result.numel() // layer.out_channels})
-
-    def saw(self, name: str, operands: list[Tensor], result: object) -> None:
-        """Record a function that ran outside the layers."""
-        known = [tensor for tensor in operands if self._of(tensor)]
-        results = [
-            output
-            for output in (result if isinstance(result, tuple | list) else [result])
-            if isinstance(output, Tensor)
-        ]
-        if not known or not results or name in _OF_LAYERS:
-            return
-        source = max(known, key=lambda tensor: max(self._of(tensor)))
-        op = _OPS.get(name.strip("_"))
-        if name in _CONCATENATIONS:
-            for tensor in known:
-                self._step(MapOp.OTHER, tensor, [], tensor)
-            self._keep(results[0], {layer: n for tensor in known for layer, n in self._of(tensor).items()})
-            return
-        if op is None and name not in _RESHAPES and _storage(results[0]) != _storage(source):
-            op = MapOp.OTHER
-        for output in results:
-            if op is not None and output.is_floating_point():
-                self._step(op, source, [tensor for tensor in known if tensor is not source], output)
-            self._keep(output, self._shares(source, output))
-
-    def _of(self, tensor: Tensor) -> _Parts:
-        return self._parts[id(tensor)][1] if id(tensor) in self._parts else {}
-
-    def _keep(self, tensor: Any, parts: _Parts) -> None:
-        if isinstance(tensor, Tensor):
-            self._parts[id(tensor)] = (tensor, parts)
-
-    def _shares(self, source: Tensor, other: Tensor) -> _Parts:
-        """Positions of a map that goes with the channels of ``own``, by layer."""
-        return {layer: n * other.numel() // source.numel() for layer, n in self._of(source).items()}
-
-    def _step(self, op: MapOp, source: Tensor, beside: list[Tensor], result: Tensor) -> None:
-        read = [self._shares(source, tensor) for tensor in (source, *beside)]
-        for layer, writes in self._shares(source, result).items():
-            step = MapStep(op, tuple(shares[layer] for shares in read), writes)
-            spec = self._layers[layer]
-            self._layers[layer] = replace(spec, steps=(*spec.steps, step))
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 @dataclass(frozen=True)
@@ -144,31 +61,48 @@ class Observation:
 
     def add(self, spec: LayerSpec, module: str) -> str:
         """Append a layer under the first free name ``name``, ``name#2``, … and return it."""
+        return self.insert(len(self.layers), spec, module)
+
+    def insert(self, position: int, spec: LayerSpec, module: str) -> str:
+        """Put a layer before the one at ``position``, under the first free name, and return that."""
         name, n = spec.name, 1
         while name in self.modules:
             n += 1
             name = f"{spec.name}#{n}"
-        self.layers.append(replace(spec, name=name))
+        self.layers.insert(position, replace(spec, name=name))
         self.modules[name] = module
+        self.attentions = [
+            replace(call, position=call.position + (call.position >= position)) for call in self.attentions
+        ]
         return name
 
 
+@dataclass(frozen=True)
+class _OpenProduct:
+    """A product of two maps that no attention has claimed: where it ran, and how many layers came before."""
+
+    here: str
+    position: int
+    product: Product
+
+
 class Recorder(TorchFunctionMode):
-    """Sees every torch function: finds attention, and parameters used outside any known layer."""
+    """Sees every torch function, and in ``log`` the contractions below it: what runs outside any known layer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.observation = Observation()
+        self.log = ContractionLog(model)
         self.maps = MapFollower(self.observation.layers)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.owned: set[int] = set()  # parameters already counted
-        known = [m for m in model.modules() if layer_type(m) is not None or isinstance(m, nn.MultiheadAttention)]
-        inside = {id(p) for m in known for p in m.parameters()}
+        inside = {id(p) for m in model.modules() if _counts_itself(m) for p in m.parameters()}
+        self.tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.loose = {key: name for key, name in self.parameters.items() if key not in inside}
-        self.multiplied: list[str] = []  # parameters that plain code used as a weight
-        self.scores: list[tuple[str, tuple[int, ...], bool]] = []  # (module, shape, softmax seen) of open products
+        self.multiplied: dict[str, str] = {}  # parameters that plain code used as a weight → the module that ran it
+        self.open: dict[int, _OpenProduct] = {}
 
     @property
     def here(self) -> str:
@@ -176,83 +110,109 @@ class Recorder(TorchFunctionMode):
         return self.names[id(self.stack[-1])] if self.stack else ""
 
     def claim(self, parameter: object) -> bool:
-        """Claim a parameter; false for None and for one counted before."""
-        fresh = isinstance(parameter, Tensor) and id(parameter) not in self.owned
+        """Claim a parameter; false for one counted before, and for what is none (None, a computed weight)."""
+        fresh = id(parameter) in self.parameters and id(parameter) not in self.owned
         if fresh:
             self.owned.add(id(parameter))
         return fresh
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.stack or layer_type(self.stack[-1]) is None:
+        if not self.stack or not _counts_itself(self.stack[-1]):
             name = getattr(func, "__name__", "")
             operands = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
             before = len(self.observation.layers)
-            if name == "linear" and id(operands[1]) in self.parameters:
-                self._functional_linear(operands, result)
+            for contraction in self.log.take():
+                self.contracted(contraction, operands)
             for tensor in operands:
                 if id(tensor) in self.loose and self.claim(tensor):
                     self._parameter(self.loose[id(tensor)], tensor)
-            self._product(name, operands, result)
             if any(layer.kind is not LayerKind.PARAMETER for layer in self.observation.layers[before:]):
                 self.maps.wrote(result)
             else:
                 self.maps.saw(name, operands, result)
         return result
 
-    def _functional_linear(self, operands: list[Tensor], result: Tensor) -> None:
-        name = self.parameters[id(operands[1])]
-        has_weight, has_bias = self.claim(operands[1]), len(operands) > 2 and self.claim(operands[2])
-        spec = LayerSpec(
-            name, LayerKind.LINEAR, operands[1].shape[1], operands[1].shape[0], in_size=plane(operands[0].shape[1:-1]),
-            out_size=plane(result.shape[1:-1]), has_weight=has_weight, has_bias=has_bias,
-        )  # fmt: skip
-        self.observation.add(spec, name)
-        self.multiplied.append(name)
-        self.observation.skipped.append(
-            Skipped(name, "used as a weight by plain code (F.linear), not by a module: left alone")
-        )
+    def contracted(self, contraction: Contraction, operands: list[Tensor]) -> None:
+        """Record a sum of products that no known layer ran, in a function of ``operands``."""
+        match contraction:
+            case Attention():
+                self._attention(contraction, operands)
+            case Uncounted():
+                reason = f"{contraction.operation} fits no kind of layer: its {contraction.macs:,} MACs are not counted"
+                self.observation.skipped.append(Skipped(self.here, reason))
+            case Convolution():
+                spec = contraction.layer
+                self._weighted(spec, contraction.weight, prod(spec.kernel) * _pairs(spec), operands)
+            case Product(weight=None):
+                self.open[contraction.number] = _OpenProduct(self.here, len(self.observation.layers), contraction)
+            case Product():
+                spec = _product_layer(contraction, operands)
+                self._weighted(spec, contraction.weight, _pairs(spec), operands)
+
+    def _weighted(self, spec: LayerSpec, weight: Weight | None, numel: int, operands: list[Tensor]) -> None:
+        """Add a layer that plain code runs; ``numel`` is the size of the weight that its shapes stand for."""
+        if weight is None or not weight.name:
+            self.observation.add(replace(spec, name=f"{self.here}.{spec.name}".lstrip(".")), self.here)
+            return
+        whole = self.tensors[weight.name]
+        has_weight = weight.row is None and whole.numel() == numel and self.claim(whole)
+        if id(whole) in self.parameters and self.claim(whole):
+            self._parameter(weight.name, whole)  # a slice, or one expert: its numbers are counted with the whole
+        biases = [x for x in operands if x.ndim == 1 and len(x) == spec.out_channels and id(x) in self.parameters]
+        has_bias = any(self.claim(bias) for bias in biases if bias is not whole)
+        name = self._layer_name(weight)
+        self.observation.add(replace(spec, name=name, has_weight=has_weight, has_bias=has_bias), name)
+        if id(whole) in self.parameters:
+            self.multiplied.setdefault(weight.name, self.here)
+
+    def _layer_name(self, weight: Weight) -> str:
+        """The parameter's name, with the first row of a slice; nn.MultiheadAttention's are named as its layers."""
+        name = weight.name
+        if self.stack and isinstance(self.stack[-1], nn.MultiheadAttention):
+            name = name.removesuffix(".weight").removesuffix("_weight")
+        return name if weight.row is None else f"{name}.{weight.row}"
 
     def _parameter(self, name: str, tensor: Tensor) -> None:
         width = tensor.shape[loose_dim(tensor)] if tensor.ndim else 1
         self.observation.add(LayerSpec(name, LayerKind.PARAMETER, max(tensor.numel() // width, 1), width), name)
 
-    def _product(self, name: str, operands: list[Tensor], result: Any) -> None:
-        """Follow QKᵀ → softmax → ·V, written out or fused."""
-        if name == "scaled_dot_product_attention":
-            self._attention(operands[0].shape, operands[1].shape[-2], operands[2].shape)
-        elif name == "softmax" and isinstance(result, Tensor):
-            self.scores = [(m, s, done or s == tuple(result.shape)) for m, s, done in self.scores]
-        elif name in PRODUCTS and all(t.ndim > 2 and id(t) not in self.parameters for t in operands[:2]):
-            left, right = operands[0].shape, operands[1].shape
-            for entry in self.scores:
-                if entry == (self.here, tuple(left), True):
-                    self.scores.remove(entry)
-                    self._attention(Size((*left[:-1], right[-1])), left[-1], right)
-                    return
-            self.scores.append((self.here, tuple(result.shape), False))
-        elif name == "einsum":
-            self.observation.skipped.append(
-                Skipped(self.here, "an einsum is not counted: write it as matmul or as a layer")
-            )
-
-    def _attention(self, query: Size, keys: int, value: Size) -> None:
-        lead = 1
-        for size in query[:-2]:
-            lead *= size
-        heads, width = lead, value[-1]
+    def _attention(self, attention: Attention, operands: list[Tensor]) -> None:
+        if attention.product is not None:
+            self.open.pop(attention.product, None)
+        windows = self._windows(attention, operands)
+        heads = attention.heads // windows
         spec = LayerSpec(
-            f"{self.here}.attention".lstrip("."), LayerKind.ATTENTION, heads * width, heads * width, conv_groups=heads,
-            in_size=(int(keys), 1), out_size=(int(query[-2]), 1), has_weight=False,
+            f"{self.here}.attention".lstrip("."), LayerKind.ATTENTION, heads * attention.key_width,
+            heads * attention.value_width, conv_groups=heads, in_size=(attention.keys, 1),
+            out_size=(windows * attention.queries, 1), has_weight=False,
         )  # fmt: skip
         name = self.observation.add(spec, self.here)
-        if query[-1] != width:
-            self.observation.skipped.append(
-                Skipped(name, f"keys of width {query[-1]} and values of width {width}: MACs guessed")
-            )
         self.observation.attentions.append(
-            AttentionCall(name, self.here, heads, int(width), len(self.observation.layers) - 1)
+            AttentionCall(name, self.here, heads, attention.value_width, len(self.observation.layers) - 1)
         )
+
+    def _windows(self, attention: Attention, operands: list[Tensor]) -> int:
+        """How many of the leading dimensions are windows (or frames) and not heads."""
+        module = self.stack[-1] if self.stack else None
+        if isinstance(module, nn.MultiheadAttention):
+            return max(attention.heads // int(module.num_heads), 1)
+        lead = next((tuple(x.shape[:-2]) for x in operands if prod(x.shape[:-2]) == attention.heads), ())
+        recent = [x.out_channels for x in self.observation.layers if x.kind is LayerKind.LINEAR][-3:]
+        for start in range(len(lead)):
+            width = prod(lead[start:]) * attention.value_width
+            if width in recent or 3 * width in recent:
+                return int(prod(lead[:start]))
+        return int(lead[0]) if len(lead) > 1 else 1
+
+    def add_open_products(self) -> None:
+        """Add the products of maps that became no attention where they ran; equal ones of a module are one layer."""
+        equal: dict[tuple[str, Product], list[_OpenProduct]] = {}
+        for entry in self.open.values():
+            equal.setdefault((entry.here, replace(entry.product, number=0)), []).append(entry)
+        for (here, product), entries in sorted(equal.items(), key=lambda item: -item[1][0].position):
+            spec = _product_layer(replace(product, rows=product.rows * len(entries)), [])
+            self.observation.insert(entries[0].position, replace(spec, name=f"{here}.product".lstrip(".")), here)
 
     def called(self, module: nn.Module, x: Size, y: Size) -> None:
         """Record one call of a known layer."""
@@ -264,47 +224,54 @@ class Recorder(TorchFunctionMode):
         has_bias = self.claim(getattr(module, "bias", None)) and spec.has_bias
         self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
 
-    def packed_attention(self, module: nn.MultiheadAttention, inputs: tuple[Tensor, ...]) -> None:
-        """Record nn.MultiheadAttention, which runs no child module, as the three layers it computes."""
-        name, width, first = self.names[id(module)], module.embed_dim, 1 if module.batch_first else 0
-        queries, keys = inputs[0].shape[first], inputs[1].shape[first]
-        if module.in_proj_weight is None or inputs[0].ndim != 3:
-            self.observation.skipped.append(
-                Skipped(name, "nn.MultiheadAttention with other key or value widths: MACs not counted")
-            )
-            return
-        tokens = (queries, 1)
-        has_weight, has_bias = self.claim(module.in_proj_weight), self.claim(module.in_proj_bias)
-        spec = LayerSpec(
-            f"{name}.in_proj",
-            LayerKind.LINEAR,
-            width,
-            3 * width,
-            in_size=tokens,
-            out_size=tokens,
-            has_weight=has_weight,
-            has_bias=has_bias,
-        )
-        self.observation.add(spec, f"{name}.in_proj")
-        core = LayerSpec(
-            f"{name}.attention", LayerKind.ATTENTION, width, width, conv_groups=module.num_heads, in_size=(keys, 1),
-            out_size=(queries, 1), has_weight=False,
-        )  # fmt: skip
-        self.observation.add(core, name)
-        has_weight, has_bias = self.claim(module.out_proj.weight), self.claim(module.out_proj.bias)
-        spec = LayerSpec(
-            f"{name}.out_proj",
-            LayerKind.LINEAR,
-            width,
-            width,
-            in_size=tokens,
-            out_size=tokens,
-            has_weight=has_weight,
-            has_bias=has_bias,
-        )
-        self.observation.add(spec, f"{name}.out_proj")
-        reason = "nn.MultiheadAttention packs q, k and v in one tensor: its heads and its width are left alone"
-        self.observation.skipped.append(Skipped(name, reason))
+    def recurrent(self, module: nn.RNNBase, x: Tensor) -> None:
+        """Record a recurrent module as the products that every step takes: inputs, hidden state and projection."""
+        path = self.names[id(module)]
+        positions = (x.numel() // x.shape[-1], 1)
+        for key, weight in module.named_parameters(recurse=False):
+            if not key.startswith("weight"):
+                continue
+            outputs, inputs = weight.shape
+            name = f"{path}.{key}".lstrip(".")
+            has_bias = self.claim(getattr(module, key.replace("weight", "bias"), None))
+            spec = LayerSpec(
+                name, LayerKind.LINEAR, inputs, outputs, in_size=positions, out_size=positions,
+                has_weight=self.claim(weight), has_bias=has_bias,
+            )  # fmt: skip
+            self.observation.add(spec, name)
+
+
+def _counts_itself(module: nn.Module) -> bool:
+    """Whether a module is recorded when it returns, and not operation by operation."""
+    return layer_type(module) is not None or isinstance(module, nn.RNNBase)
+
+
+def _pairs(layer: LayerSpec) -> int:
+    """Pairs of an input and an output channel that meet."""
+    return layer.in_channels * layer.out_channels // layer.conv_groups
+
+
+def _product_layer(product: Product, operands: list[Tensor]) -> LayerSpec:
+    """A linear layer, or a grouped one by one convolution for a batch of products with different second operands."""
+    x = next((x for x in operands if x.numel() == product.groups * product.rows * product.terms), None)
+    is_plain = x is not None and product.groups == 1 and x.ndim > 0 and x.shape[-1] == product.terms
+    size = tokens(x.shape) if x is not None and is_plain else (product.rows, 1)
+    kind = LayerKind.LINEAR if product.groups == 1 else LayerKind.CONV
+    return LayerSpec(
+        "product", kind, product.groups * product.terms, product.groups * product.columns,
+        conv_groups=product.groups, in_size=size, out_size=size, has_weight=False,
+    )  # fmt: skip
+
+
+def _besides(contractions: list[Contraction], layer: LayerSpec) -> list[Contraction]:
+    """What a module of a known type computes besides its own product, the first that writes as many channels."""
+    if layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
+        for i, contraction in enumerate(contractions):
+            if isinstance(contraction, Convolution) or (
+                isinstance(contraction, Product) and contraction.columns == layer.out_channels
+            ):
+                return contractions[:i] + contractions[i + 1 :]
+    return contractions
 
 
 def loose_dim(tensor: Tensor) -> int:
@@ -319,34 +286,29 @@ def is_unknown(module: nn.Module) -> bool:
     return any("weight" in name and p.ndim > 1 for name, p in module.named_parameters(recurse=False))
 
 
-def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among some arguments, and those inside tuples and lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from (v for v in value if isinstance(v, Tensor))
-
-
 @contextmanager
 def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, and tell it of every call of a known layer."""
 
     def enter(module: nn.Module, _: Any) -> None:
+        for contraction in recorder.log.take():
+            recorder.contracted(contraction, [])
         recorder.stack.append(module)
 
     def leave(module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
+        inside = recorder.log.take() if _counts_itself(module) else []
         recorder.stack.pop()
         operands = [*tensors_in(inputs), *tensors_in(kwargs.values())]
         result = next(output_tensors(output), None)
         if result is None or not operands:
             return
         before = len(recorder.observation.layers)
-        if isinstance(module, nn.MultiheadAttention):
-            keys = operands if len(operands) > 1 else operands * 2
-            recorder.packed_attention(module, tuple(keys))
+        if isinstance(module, nn.RNNBase):
+            recorder.recurrent(module, operands[0])
         elif layer_type(module) is not None:
             recorder.called(module, operands[0].shape, result.shape)
+            for contraction in _besides(inside, recorder.observation.layers[-1]):
+                recorder.contracted(contraction, [])
         if len(recorder.observation.layers) > before:
             recorder.maps.wrote(result, operands[0])
 
@@ -363,18 +325,33 @@ def observe(model: nn.Module, example: Tensor) -> Observation:
     The module should be in eval mode with gradients on, or torch may take a fused path that calls no child.
     """
     recorder = Recorder(model)
-    with _hooked(model, recorder), recorder, torch.enable_grad():
+    with _hooked(model, recorder), recorder.log, recorder, torch.enable_grad():
         model(example)
+    recorder.add_open_products()
     observation = recorder.observation
-    for here, shape, _ in recorder.scores:
-        observation.skipped.append(Skipped(here, f"a product of two activations of shape {shape} is not counted"))
-    for path, module in model.named_modules():
-        if is_unknown(module) and path not in {name.rpartition(".")[0] for name in recorder.multiplied}:
-            reason = f"layers of type {type(module).__name__} are not known: MACs not counted, widths left alone"
-            observation.skipped.append(Skipped(path, reason))
+    observation.skipped += _left_alone(model, recorder)
     for key, name in recorder.parameters.items():
         if key not in recorder.owned:
-            tensor = dict(model.named_parameters())[name]
-            recorder._parameter(name, tensor)
+            recorder._parameter(name, recorder.tensors[name])
             observation.skipped.append(Skipped(name, "a parameter that this example never used: counted, left alone"))
     return observation
+
+
+def _left_alone(model: nn.Module, recorder: Recorder) -> Iterator[Skipped]:
+    """Name the weights that plain code and modules of unknown types multiply with."""
+    unknown = {path: module for path, module in model.named_modules() if is_unknown(module)}
+    leaves = {path for path, module in unknown.items() if not any(module.children())}
+    for name, here in recorder.multiplied.items():
+        module = model.get_submodule(here)
+        if isinstance(module, nn.MultiheadAttention) or here in leaves:
+            continue
+        yield Skipped(name, "used as a weight by plain code, not by a module: counted, left alone")
+    used = {name.rpartition(".")[0] for name, here in recorder.multiplied.items() if here not in leaves}
+    for path, module in unknown.items():
+        if path not in used:
+            reason = f"layers of type {type(module).__name__} are not known: MACs counted, widths left alone"
+            yield Skipped(path, reason)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            reason = "nn.MultiheadAttention packs q, k and v in one tensor: its heads and its width are left alone"
+            yield Skipped(path, reason)

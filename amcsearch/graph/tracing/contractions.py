@@ -1,0 +1,289 @@
+"""Sums of products as torch runs them, whatever wrote them: matmul, einsum, a functional convolution, attention.
+
+``ContractionLog`` sees the ATen operations below every function, where a matrix product is ``mm`` or ``bmm``, and
+einsum, F.linear over windows and ``nn.MultiheadAttention`` are no more than that. It follows two things through the
+operations between them. Tensors that do not depend on the sample (a parameter, its transpose, one expert's slice, a
+weight computed from others) make a product a layer with a weight. The scores of a product that reach a softmax make the
+product that reads them the second half of an attention.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.graph.tracing.layer_types import folded, merged, padded, pair
+
+__all__ = ["Attention", "Contraction", "ContractionLog", "Convolution", "Product", "Uncounted", "Weight"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An operand that is the same for every sample: ``numel`` distinct numbers that come from parameter ``name``.
+
+    ``name`` is empty where it comes from none or from several; ``row`` is the first row of a slice of it, None where
+    all of it is used.
+    """
+
+    name: str
+    numel: int
+    row: int | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """``groups`` products (rows, terms) x (terms, columns); ``weight`` is the second operand, None if it is a map."""
+
+    groups: int
+    rows: int
+    terms: int
+    columns: int
+    weight: Weight | None = None
+    number: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.groups * self.rows * self.terms * self.columns
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution as a layer without a name; ``weight`` None: its filters depend on the sample."""
+
+    layer: LayerSpec
+    weight: Weight | None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(QKᵀ)V of ``heads`` (times windows) heads; ``product`` is the number of QKᵀ, None where both are fused."""
+
+    heads: int
+    queries: int
+    keys: int
+    key_width: int
+    value_width: int
+    product: int | None = None
+
+
+@dataclass(frozen=True)
+class Uncounted:
+    """An operation that multiplies and adds but fits no kind of layer."""
+
+    operation: str
+    macs: int
+
+
+Contraction = Product | Convolution | Attention | Uncounted
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+    """Collects the contractions that run while it is entered, oldest first; ``take`` hands them over."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self._calls: list[Contraction] = []
+        self._tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        # names of what a constant is made of, by storage
+        self._constants: dict[int, frozenset[str]] = {}
+        for name, tensor in self._tensors.items():
+            key = _storage(tensor)
+            self._constants[key] = self._constants.get(key, frozenset()) | {name}
+        self._scores: dict[int, tuple[Product, bool]] = {}  # by storage: the product, and whether a softmax followed
+        self._held: list[Any] = []  # storages whose numbers must not be used again
+        self._products = 0
+
+    def take(self) -> list[Contraction]:
+        """Return what ran since the last call."""
+        calls, self._calls = self._calls, []
+        return calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        row = _ROWS.get(func.overloadpacket)
+        results = list(_tensors([result]))
+        if row is not None:
+            call = row(self, args, result)
+            if call is not None:
+                self._calls.append(call)
+        operands = [*_tensors(args), *_tensors((kwargs or {}).values())]
+        self._carry_constants(operands, results, is_contraction=row is not None)
+        if row is None:
+            self._carry_scores(operands, results, is_softmax="softmax" in func.overloadpacket.__name__)
+        return result
+
+    def _carry_constants(self, operands: list[Tensor], results: list[Tensor], *, is_contraction: bool) -> None:
+        sources = [self._constants.get(_storage(tensor)) for tensor in operands]
+        if any(source is None for source in sources):
+            for tensor in results:  # an operation in place that writes a map into a constant
+                self._constants.pop(_storage(tensor), None)
+            return
+        names = frozenset[str]() if is_contraction else frozenset[str]().union(*(s for s in sources if s))
+        for tensor in results:
+            key = _storage(tensor)
+            self._constants[key] = self._constants.get(key, frozenset()) | names
+            self._held.append(tensor.untyped_storage())
+
+    def _carry_scores(self, operands: list[Tensor], results: list[Tensor], *, is_softmax: bool) -> None:
+        known = next((self._scores[key] for key in map(_storage, operands) if key in self._scores), None)
+        if known is None:
+            return
+        for tensor in results:
+            if tensor.is_floating_point():
+                self._scores[_storage(tensor)] = (known[0], known[1] or is_softmax)
+                self._held.append(tensor.untyped_storage())
+
+    def weight_of(self, tensor: Tensor, distinct: int) -> Weight | None:
+        """Return what an operand of ``distinct`` numbers is made of, None if it depends on the sample."""
+        names = self._constants.get(_storage(tensor))
+        if names is None:
+            return None
+        owner = self._owner(tensor, names)
+        if owner is None:
+            return Weight("", distinct, None)
+        whole = self._tensors[owner]
+        if distinct >= whole.numel():
+            return Weight(owner, whole.numel(), None)
+        row = 0
+        if _storage(tensor) == _storage(whole) and whole.ndim and whole.stride(0):
+            row = (tensor.storage_offset() - whole.storage_offset()) // whole.stride(0)
+        return Weight(owner, distinct, row)
+
+    def _owner(self, tensor: Tensor, names: frozenset[str]) -> str | None:
+        """The one parameter or buffer that a constant comes from; several may share a storage."""
+        if len(names) == 1:
+            return next(iter(names))
+        offset = tensor.storage_offset()
+        return next(
+            (
+                name
+                for name in sorted(names)
+                if _storage(whole := self._tensors[name]) == _storage(tensor)
+                and whole.storage_offset() <= offset < whole.storage_offset() + max(whole.numel(), 1)
+            ),
+            None,
+        )
+
+    def product(self, left: Tensor, right: Tensor, result: Any) -> Contraction | None:
+        """Describe (G, M, K) x (G, K, N); without G where both are matrices."""
+        groups = left.shape[0] if left.ndim == 3 else 1
+        rows, terms, columns = int(left.shape[-2]), int(left.shape[-1]), int(right.shape[-1])
+        if not groups * rows * terms * columns:
+            return None
+        attention = self._attention(left, right, groups)
+        if attention is not None:
+            return attention
+        shape = Product(groups, rows, terms, columns)
+        weight = self.weight_of(right, _distinct(right))
+        if weight is None and (weight := self.weight_of(left, _distinct(left))) is not None:
+            shape = Product(groups, columns, terms, rows)
+        if weight is not None and weight.numel == shape.terms * shape.columns and groups > 1:
+            shape = replace(shape, groups=1, rows=shape.rows * groups)  # one weight for all of the batch
+        if weight is not None:
+            return replace(shape, weight=weight)
+        self._products += 1
+        shape = replace(shape, number=self._products)
+        for tensor in _tensors([result]):
+            self._scores[_storage(tensor)] = (shape, False)
+            self._held.append(tensor.untyped_storage())
+        return shape
+
+    def _attention(self, left: Tensor, right: Tensor, groups: int) -> Attention | None:
+        for scores, values in ((left, right), (right.mT, left.mT)):
+            first, is_softmax = self._scores.get(_storage(scores), (None, False))
+            if first is None or not is_softmax or first.groups != groups:
+                continue
+            queries, keys = int(scores.shape[-2]), int(scores.shape[-1])
+            if sorted((queries, keys)) == sorted((first.rows, first.columns)):
+                del self._scores[_storage(scores)]
+                return Attention(groups, queries, keys, first.terms, int(values.shape[-1]), first.number)
+        return None
+
+
+def _distinct(tensor: Tensor) -> int:
+    """Numbers of a tensor, those that ``expand`` repeats counted once."""
+    return prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+
+
+def _at(left: int, right: int) -> Callable[[ContractionLog, Any, Any], Contraction | None]:
+    return lambda log, args, result: log.product(args[left], args[right], result)
+
+
+def _vector(matrix: int) -> Callable[[ContractionLog, Any, Any], Contraction | None]:
+    return lambda log, args, result: log.product(args[matrix], args[matrix + 1][:, None], result)
+
+
+def _grouped(log: ContractionLog, args: Any, _: Any) -> Contraction | None:
+    """Rows (T, K), each multiplied by the one of (E, K, N) that is its expert's."""
+    rows, experts = args[0], args[1]
+    if rows.ndim != 2 or experts.ndim != 3:
+        macs = prod(rows.shape) * int(experts.shape[-1])
+        return Uncounted("_grouped_mm", macs)
+    weight = log.weight_of(experts, _distinct(experts)) or Weight("", experts.numel(), None)
+    return Product(1, int(rows.shape[0]), int(rows.shape[1]), int(experts.shape[2]), weight)
+
+
+def _convolution(log: ContractionLog, args: Any, result: Any) -> Contraction | None:
+    x, weight, _, stride, padding, dilation, _, _, groups = args[:9]
+    if not result.numel():
+        return None
+    layer = LayerSpec(
+        "convolution", LayerKind.CONV, int(x.shape[1]), int(result.shape[1]), merged(weight.shape[2:]), merged(stride),
+        padded(padding, weight.shape[2:], stride), pair(dilation, 1), int(groups), folded(x.shape[0], x.shape[2:]),
+        folded(x.shape[0], result.shape[2:]), has_weight=False,
+    )  # fmt: skip
+    return Convolution(layer, log.weight_of(weight, _distinct(weight)))
+
+
+def _fused(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (one signature for the whole table)
+    query, key, value = (tuple(map(int, tensor.shape)) for tensor in args[:3])
+    return Attention(prod(query[:-2]), query[-2], key[-2], query[-1], value[-1])
+
+
+def _trilinear(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (as above)
+    samples, weight = int(args[0].shape[0]), args[1]
+    return Uncounted("bilinear", samples * weight.numel() + samples * int(weight.shape[0]) * int(weight.shape[-1]))
+
+
+def _distances(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (as above)
+    return Uncounted("cdist", prod(args[0].shape) * int(args[1].shape[-2]))
+
+
+_ATEN: Final = torch.ops.aten
+_ROWS: Final[Mapping[Any, Callable[[ContractionLog, Any, Any], Contraction | None]]] = {
+    _ATEN.mm: _at(0, 1),
+    _ATEN.bmm: _at(0, 1),
+    _ATEN.addmm: _at(1, 2),
+    _ATEN.baddbmm: _at(1, 2),
+    _ATEN.addbmm: _at(1, 2),
+    _ATEN.mv: _vector(0),
+    _ATEN.addmv: _vector(1),
+    _ATEN._grouped_mm: _grouped,
+    _ATEN.convolution: _convolution,
+    _ATEN._convolution: _convolution,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _fused,
+    _ATEN._scaled_dot_product_flash_attention: _fused,
+    _ATEN._scaled_dot_product_efficient_attention: _fused,
+    _ATEN._scaled_dot_product_cudnn_attention: _fused,
+    _ATEN._scaled_dot_product_fused_attention_overrideable: _fused,
+    _ATEN._trilinear: _trilinear,
+    _ATEN._cdist_forward: _distances,
+}
