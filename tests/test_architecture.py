@@ -48,7 +48,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
-    "pynvml": ("runtime.energy_counters",),
     "safetensors": ("training.tensor_files",),
     "scipy": ("evaluation.sensitivity", "measure.build.*"),
     "sklearn": ("training.data*",),

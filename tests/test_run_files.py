@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.core.reading import read_bytes
 from amcsearch.runs import files
-from amcsearch.runs.files import append_line, expanded, read_bytes, replacing, sweep, take_lock
+from amcsearch.runs.files import append_line, expanded, replacing, sweep, take_lock
 from amcsearch.runs.folder import RunFolder
 from amcsearch.search.study_store import TrialStore, storage_url
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -142,7 +142,7 @@ def _whole(folder: Path) -> dict[str, bytes] | None:
         raise BadInputError(f"{path} is damaged; delete it to have the table as it was before") from error
 
 
-class TableFolder:
+class TableFolder(AbstractContextManager["TableFolder"]):
     """The folder of a latency table, taken for writing: no other process writes until ``close``."""
 
     def __init__(self, path: Path, lock: IO[bytes], *, is_new: bool) -> None:
@@ -173,9 +173,6 @@ class TableFolder:
             taken.close()
             raise
         return taken
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 MIB: Final = 2**20
+MOST_BYTES: Final = 64 * MIB  # of a text, where a reader knows no other bound: a page with its pictures
 DEEPEST: Final = 64
 """Levels of lists and mappings in a file of values."""
 _COLUMNS: Final = 1000  # of a table
@@ -78,7 +79,7 @@ def _check_status(status: os.stat_result, path: Path, what: str, most_bytes: int
         raise _too_large(path, what, status.st_size, most_bytes)
 
 
-def read_bytes(path: Path, what: str, most_bytes: int) -> bytes:
+def read_bytes(path: Path, what: str = "", most_bytes: int = MOST_BYTES) -> bytes:
     """Return what a file holds; raises as ``check_file``."""
     parts: list[bytes] = []
     left = most_bytes + 1
@@ -94,7 +95,7 @@ def read_bytes(path: Path, what: str, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def read_text(path: Path, what: str, most_bytes: int) -> str:
+def read_text(path: Path, what: str = "", most_bytes: int = MOST_BYTES) -> str:
     """Return the text of a file of UTF-8, with a byte order mark or without.
 
     Raises:

@@ -76,11 +76,6 @@ class ProcessExecutor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Process ids of the workers alive now."""
-        return [worker.process_id for worker in self._workers]
-
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 

@@ -67,11 +67,6 @@ class Worker:
         self._payload: bytes | None = payload
 
     @property
-    def process_id(self) -> int:
-        """Process id."""
-        return self._process.pid or 0
-
-    @property
     def exit_code(self) -> int | None:
         """Exit code of the process; negative: the signal that killed it."""
         return self._process.exitcode

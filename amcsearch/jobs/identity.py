@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from amcsearch.config import Config, named_digests, settings_hash
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, read_text
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory, Workload, make_workload, trained
-from amcsearch.runs import RunFolder, read_text
+from amcsearch.runs import RunFolder
 from amcsearch.training import (
     Identity,
     differences,

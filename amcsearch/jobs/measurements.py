@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config, table_digest
-from amcsearch.core import BadInputError, parse_json
+from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, read_results
-from amcsearch.runs import StoredDocument, make_folder, read_text, replacing
+from amcsearch.runs import StoredDocument, make_folder, replacing
 
 __all__ = ["Measurements", "MeasuringRequest", "request_of"]
 

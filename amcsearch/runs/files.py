@@ -18,9 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from amcsearch.core import MIB, BadInputError
-from amcsearch.core import read_bytes as core_read_bytes
-from amcsearch.core import read_text as core_read_text
+from amcsearch.core import BadInputError, read_bytes
 from amcsearch.runs.documents import plain
 
 __all__ = [
@@ -30,8 +28,6 @@ __all__ = [
     "check_replaceable",
     "expanded",
     "make_folder",
-    "read_bytes",
-    "read_text",
     "replacing",
     "sweep",
     "take_lock",
@@ -43,7 +39,6 @@ _LONGEST_SUFFIX: Final = 32  # bytes, of a partial file's name
 _LONGEST_NAME: Final = 255  # bytes
 _LONGEST_PATH: Final = 3800  # bytes; Linux takes 4095, and files come below a folder
 _CURE: Final = "free the disk, or name another --out"
-_MOST_BYTES: Final = 64 * MIB  # of a text: a summary, a page with its pictures
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -109,16 +104,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file of a run or a table; raises as ``core.read_bytes``."""
-    return core_read_bytes(path, "", _MOST_BYTES)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file of a run or a table; raises as ``core.read_text``."""
-    return core_read_text(path, "", _MOST_BYTES)
 
 
 def _kind(mode: int) -> str:

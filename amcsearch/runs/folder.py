@@ -18,14 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial, parse_json
+from amcsearch.core import BadInputError, PruningPolicy, Trial, parse_json, read_bytes, read_text
 from amcsearch.runs.documents import items_of, plain
 from amcsearch.runs.files import (
     append_line,
     check_in_place,
     check_replaceable,
-    read_bytes,
-    read_text,
     replacing,
     sweep,
     take_lock,
@@ -86,7 +84,7 @@ class ConfigFile:
 
 
 @dataclass
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """A run on disk. ``create`` takes it for writing and holds its lock until ``close``; ``open`` only looks."""
 
     path: Path
@@ -167,9 +165,6 @@ class RunFolder:
                 f"{path} is no run folder; name one that `amcsearch search` made, such as runs/NAME-HASH"
             )
         return run
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,4 +1,4 @@
-"""Measured energy where the machine counts it: RAPL for CPUs (Linux powercap), NVML for NVIDIA GPUs.
+"""Measured energy where the machine counts it: RAPL (Linux powercap).
 
 A counter holds the energy used since some moment, for the whole package: every process counts. So the machine is first
 read idle, and a call's energy is what the counter gained beyond that:
@@ -6,15 +6,14 @@ read idle, and a call's energy is what the counter gained beyond that:
     E_call = (gain − P_idle·t) / calls,     s = Σ(p/m) / Σ(p/m)²
 
 s scales a model's predictions p to measurements m with the least squared relative error. RAPL counts in microjoules,
-wraps around, moves in steps of about a millisecond, and is readable by root alone since the PLATYPUS attack (2020);
-NVML counts millijoules since the driver was loaded (Volta and later).
+wraps around, moves in steps of about a millisecond, and is readable by root alone since the PLATYPUS attack (2020).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -24,7 +23,6 @@ __all__ = [
     "POWERCAP",
     "EnergyCounter",
     "MeasuredEnergy",
-    "NvmlCounter",
     "RaplCounter",
     "calibrated_scale",
     "find_counter",
@@ -89,32 +87,6 @@ class RaplCounter:
             self._total_uj += after - before if after >= before else after - before + wrap
         self._last = now
         return self._total_uj * _MJ_PER_UJ
-
-
-class NvmlCounter:
-    """One NVIDIA GPU, through the optional package ``nvidia-ml-py``.
-
-    Raises:
-        BadInputError: no such package, driver, GPU or counter; says which.
-    """
-
-    def __init__(self, index: int = 0) -> None:
-        try:
-            import pynvml
-        except ImportError as error:
-            raise BadInputError("no NVML energy counter: the package nvidia-ml-py is not installed") from error
-        self._nvml: Any = pynvml
-        try:
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            self.name = f"NVML GPU {index}: {pynvml.nvmlDeviceGetName(self._handle)}"
-            self._first = float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except pynvml.NVMLError as error:
-            raise BadInputError(f"no NVML energy counter: {error}") from error
-
-    def read_mj(self) -> float:
-        """Energy since this object was made, in mJ."""
-        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) - self._first
 
 
 def find_counter(root: Path = POWERCAP) -> EnergyCounter:

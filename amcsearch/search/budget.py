@@ -283,11 +283,11 @@ class FeasibleSet:
         return np.asarray(rows[np.argmax(feasible)] if feasible.any() else self.repair(self.space.floor))
 
     def _closer(self, point: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The next feasible point of choice indices (G,) from ``point`` towards ``target``; None where no step is."""
+        """The next feasible choice indices (G,) from ``point`` towards another ``target``; None where no step is."""
         groups = np.flatnonzero(point != target)
         single = np.repeat(point[None, :], len(groups), axis=0)  # (groups, G): one grid step of one group each
         single[np.arange(len(groups)), groups] += np.sign(target - point)[groups]
-        feasible = self.contains(self.space.counts(single)) if len(groups) else np.zeros(0, dtype=np.bool_)
+        feasible = self.contains(self.space.counts(single))
         if not feasible.any():
             return None
         goal, movers = point.copy(), groups[feasible]

@@ -1,14 +1,11 @@
 """Energy counters, read from a powercap tree made of files and a GPU made of numbers."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.runtime.energy_counters import NvmlCounter, RaplCounter, calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.energy_counters import RaplCounter, calibrated_scale, find_counter, measure_energy
 
 WRAP = 262_143_328_850
 
@@ -106,38 +103,6 @@ def test_a_counter_for_root_alone_says_so(
     monkeypatch.setattr(Path, "read_text", guarded)
     with pytest.raises(BadInputError, match=r"read by root alone; as root: chmod a\+r"):
         find_counter(tmp_path)
-
-
-def fake_nvml(energy_mj: list[int], error: type[Exception], fails: bool = False) -> SimpleNamespace:
-    def init() -> None:
-        if fails:
-            raise error("Driver Not Loaded")
-
-    consumption: Callable[[int], int] = lambda handle: energy_mj[handle]  # noqa: E731
-    return SimpleNamespace(
-        NVMLError=error,
-        nvmlInit=init,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetName=lambda handle: f"toy {handle}",
-        nvmlDeviceGetTotalEnergyConsumption=consumption,
-    )
-
-
-def test_a_gpu_counts_from_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
-    energy = [100, 7000]
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(energy, RuntimeError))
-    counter = NvmlCounter(1)
-    energy[1] += 250
-    assert (counter.name, counter.read_mj()) == ("NVML GPU 1: toy 1", 250.0)
-
-
-def test_a_missing_gpu_or_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(BadInputError, match="nvidia-ml-py is not installed"):
-        NvmlCounter()
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([0], RuntimeError, fails=True))
-    with pytest.raises(BadInputError, match="Driver Not Loaded"):
-        NvmlCounter()
 
 
 def test_the_scale_of_exact_predictions_is_exact_and_outliers_count_by_their_share() -> None:

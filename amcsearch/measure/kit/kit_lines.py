@@ -12,7 +12,7 @@ from typing import Any, Final
 from amcsearch.core import BadInputError
 from amcsearch.runs import StoredDocument, read_as
 
-__all__ = ["Line", "check_line", "check_lines"]
+__all__ = ["Line", "PlannedModel", "check_line", "check_lines"]
 
 MOST_PASSES: Final = 1000
 MOST_ROUNDS: Final = 100_000
@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _PlannedModel(StoredDocument):
+class PlannedModel(StoredDocument):
     """A model of a plan, as a result's header describes it."""
 
     id: str
@@ -48,7 +48,7 @@ class _Plan(StoredDocument):
     dtype: str
     passes: int
     rounds: int
-    models: tuple[_PlannedModel, ...]
+    models: tuple[PlannedModel, ...]
     info: Mapping[str, object]
 
 

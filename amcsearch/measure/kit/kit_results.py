@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import MIB, BadInputError, read_bytes
 from amcsearch.costs import Provenance
-from amcsearch.measure.kit.kit_lines import Line, check_line, check_lines
+from amcsearch.measure.kit.kit_lines import Line, PlannedModel, check_line, check_lines
 from amcsearch.measure.plan.network_record import DescribedNetwork, described_networks
 from amcsearch.runtime import COMPARED, KIT_VERSION, SUM, DeviceError, Drift, ExecutedNode, parsed_lines
 
@@ -144,16 +144,9 @@ class TimedPass:
 
 
 @dataclass(frozen=True)
-class ModelResult:
+class ModelResult(PlannedModel):
     """What was measured of one model: ``passes`` and ``nodes`` are empty where time was short or none was asked for."""
 
-    id: str
-    network: str
-    role: str
-    policy: Mapping[str, int] | None
-    timed: bool
-    profiled: bool
-    meta: Mapping[str, Any]
     passes: tuple[TimedPass, ...]
     nodes: tuple[ExecutedNode, ...]
     packed_graph: str | None = field(repr=False)
