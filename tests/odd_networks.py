@@ -1,30 +1,9 @@
 """Networks that are another one in a file, in a batch, at another call or for some inputs: kinds, not examples."""
 
 import torch
-from tiny_job import quadrants
+from tiny_job import Tiny, quadrants
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-
-
-class Tiny(nn.Module):
-    """Three convolutions with a residual add for 1x8x8 images of four classes."""
-
-    def __init__(self, width: int = 16, hidden: int = 24) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.body = nn.Sequential(
-            nn.Conv2d(width, hidden, 3, padding=1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = torch.relu(x + self.body(x))
-        return self.head(x.mean((2, 3)))
 
 
 class BranchOnBatch(Tiny):

@@ -19,7 +19,7 @@ def broader(num_classes: int = 4) -> nn.Module:
 
 
 class Tiny(nn.Module):
-    def __init__(self, num_classes: int, hidden: int = 24) -> None:
+    def __init__(self, num_classes: int = 4, hidden: int = 24) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.body = nn.Sequential(
