@@ -1,9 +1,13 @@
 """Networks that are another one in a file, in a batch, at another call or for some inputs: kinds, not examples."""
 
+import os
+import sys
+from dataclasses import dataclass
+
 import torch
 from tiny_job import Tiny, quadrants
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 
 class BranchOnBatch(Tiny):
@@ -201,3 +205,55 @@ def marked() -> dict[str, TensorDataset]:
     images, labels = quadrants(80, seed=1)["train"].tensors
     images[:20, 0, 0, 0] = 99.0
     return {**quadrants(), "test": TensorDataset(images, labels)}
+
+
+@dataclass
+class Found:
+    """What a detector gives: classes and a box."""
+
+    scores: Tensor
+    box: Tensor
+
+
+class TwoHeads(nn.Module):
+    """One body with a head of classes and one of boxes, returned as a tuple, list, dict, data class, or nested."""
+
+    def __init__(self, how: str = "tuple") -> None:
+        super().__init__()
+        self.how = how
+        self.body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.scores = nn.Sequential(nn.Conv2d(16, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.box = nn.Sequential(nn.Conv2d(16, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.last = nn.ModuleList([nn.Linear(12, 4), nn.Linear(12, 4)])
+
+    def forward(self, x: Tensor) -> object:
+        x = self.body(x)
+        a, b = self.last[0](self.scores(x)), self.last[1](self.box(x))
+        ways = {"tuple": (a, b), "list": [a, b], "dict": {"scores": a, "box": b}, "dataclass": Found(a, b)}
+        return {**ways, "nested": {"heads": ways["dict"]}, "listed": [[a, b]]}[self.how]
+
+
+class Chatty(Tiny):
+    """Says what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sys.stdout.write(f"forward of {tuple(x.shape)}\n")
+        os.write(1, b"from native code\n")
+        return super().forward(x)
+
+
+class _Telling(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, samples: TensorDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        sys.stdout.write(f"item {index}\n")
+        return self.samples[index]  # type: ignore[return-value]
+
+
+def chatty() -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
+    """The quadrants, which say what is read."""
+    return {name: _Telling(samples) for name, samples in quadrants(320).items()}

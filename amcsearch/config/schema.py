@@ -17,6 +17,7 @@ from pydantic import (  # fmt: skip
 
 from amcsearch.config.values import (
     ChannelMultiple,
+    FreeAxes,
     ImportSpec,
     Objective,
     PruneTarget,
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceConfig",
     "Distillation",
     "EvaluationConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "ModelConfig",
     "PruneConfig",
@@ -54,6 +56,7 @@ MAX_COUNT: Final = 10_000_000
 MAX_MAGNITUDE: Final = 1e6
 """Of learning rates, weights of penalties and temperatures: float32 computes with it and with its square."""
 MAX_THREADS: Final = 1024
+LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
 MAX_BATCH: Final = 65_536
 MAX_SHIFT: Final = 1024  # pixels
 _Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
@@ -249,6 +252,18 @@ class CostConfig(_Section):
     params: dict[str, JsonValue] = {}
 
 
+class ExportConfig(_Section):
+    """The ONNX file."""
+
+    opset: Annotated[int, Field(ge=LEAST_OPSET, le=MOST_OPSET)] = 20
+    """Version of the operators; the latency table is measured with 20."""
+    dynamic: FreeAxes = {}
+    """Axes of any length: names among batch, sequence, height and width (axes 0 to 3), as in ``[batch]``; or any name
+    with its axis in every input, ``{time: 2}``, or in some inputs, ``{time: {spectrum: 2}}``.
+
+    Empty: the file takes ``device.batch`` samples of the data's shape. Finalists are timed as they are delivered."""
+
+
 class DeviceConfig(_Section):
     """The target."""
 
@@ -267,6 +282,7 @@ class DeviceConfig(_Section):
     dtype: Literal["float32", "int8"] = "float32"
     """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
     on the calibration split; the search itself judges accuracy in float32."""
+    export: ExportConfig = ExportConfig()
     rounds: _Count = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 

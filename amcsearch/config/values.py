@@ -13,6 +13,7 @@ from amcsearch.costs import StorageFormat
 __all__ = [
     "RESERVED",
     "ChannelMultiple",
+    "FreeAxes",
     "ImportSpec",
     "Objective",
     "PruneTarget",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 MAX_CHANNELS: Final = 65536
+MAX_AXES: Final = 16
+AXES: Final = {"batch": 0, "sequence": 1, "height": 2, "width": 3}
+"""Well-known names of axes that an ONNX file may leave free."""
 RESERVED: Final = frozenset(
     {
         *COST_NAMES,
@@ -122,6 +126,26 @@ def _one_cost(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _free_axes(value: Any) -> dict[str, Any]:
+    """Accept names of well-known axes, or names with their axis in every input, or in each of some inputs."""
+    if isinstance(value, list | tuple):
+        unknown = [name for name in value if name not in AXES]
+        if unknown:
+            raise ValueError(f"{shown(unknown[0])} is unknown; known: {', '.join(AXES)}; name others as {{name: axis}}")
+        return {name: AXES[name] for name in value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)}, expected names such as [batch], or names with axes such as {{batch: 0}}")
+    for name, where in value.items():
+        axes = where.values() if isinstance(where, dict) else [where]
+        whole = all(isinstance(axis, int) and not isinstance(axis, bool) and 0 <= axis < MAX_AXES for axis in axes)
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", str(name)) or not whole or not axes:
+            raise ValueError(
+                f"{shown(name)}: {shown(where)}, expected a name with its axis in every input, from 0 to "
+                f"{MAX_AXES - 1}, or with {{input: axis}}"
+            )
+    return value
+
+
 def _channel_multiple(value: Any) -> int | str:
     """Accept ``auto`` or a whole number of channels."""
     whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CHANNELS
@@ -146,6 +170,18 @@ def _import_spec(value: str) -> str:
     return value
 
 
+FreeAxes = Annotated[
+    Any,
+    BeforeValidator(_free_axes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"enum": list(AXES)}},
+                {"type": "object", "additionalProperties": {"type": ["integer", "object"]}},
+            ]
+        }
+    ),
+]
 ImportSpec = Annotated[str, AfterValidator(_import_spec)]
 ChannelMultiple = Annotated[
     Any,

@@ -1,39 +1,32 @@
-"""Tensors in whatever a module returns: a tensor, a tuple or list, or a mapping (ModelOutput)."""
+"""Floating-point tensors in whatever a module returns: a tensor, or a tree of tensors (see ``batch``)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from amcsearch.core import BadInputError
+from amcsearch.graph.batch import tensors_of_tree
 
 __all__ = ["first_tensor", "output_tensors"]
 
 
 def output_tensors(output: object) -> Iterator[Tensor]:
-    """Yield the floating-point tensors at the top level of a module's output, in order.
-
-    Deeper ones (hidden states, key-value caches) are by-products and are left out.
-    """
-    if isinstance(output, Tensor):
-        values: list[object] = [output]
-    elif isinstance(output, Mapping):
-        values = list(output.values())
-    elif isinstance(output, tuple | list):
-        values = list(output)
-    else:
-        values = []
-    yield from (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
+    """Yield the floating-point tensors of a module's output, in order, however deep they are."""
+    yield from (tensor for _, tensor in tensors_of_tree(output) if tensor.is_floating_point())
 
 
 def first_tensor(output: object) -> Tensor:
     """Return the first floating-point tensor of a module's output: the one that counts (logits, features).
 
+    Those at the top level come before deeper ones (hidden states, key-value caches).
+
     Raises:
         BadInputError: the output holds none.
     """
-    for tensor in output_tensors(output):
-        return tensor
+    tensors = [(path.count("."), tensor) for path, tensor in tensors_of_tree(output) if tensor.is_floating_point()]
+    if tensors:
+        return min(tensors, key=lambda pair: pair[0])[1]
     raise BadInputError(
         f"the model returns a {type(output).__name__} without a floating-point tensor; "
-        "return a tensor, or a tuple or mapping that holds one"
+        "return a tensor, or a tuple, list, mapping or data class that holds one"
     )

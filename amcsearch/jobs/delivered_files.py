@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
-from amcsearch.graph import evaluating, first_tensor
+from amcsearch.graph import Batch
+from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
 from amcsearch.runs import DeliveredFile, RunFolder
-from amcsearch.runtime import Agreement, Compared, OnnxModule, compare, program_module, torch_program
-from amcsearch.training import evaluate, save_state, save_tensors
+from amcsearch.runtime import Agreement, Compared, OnnxModule, Signature, compare, program_module, torch_program
+from amcsearch.training import evaluate, save_state
 
 __all__ = ["check_files", "judge_onnx", "judge_stored", "save_network"]
 
@@ -33,8 +33,8 @@ _CURES: Final = {
 }
 
 
-def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
-    """Write weights, one input with its output, and the self-contained program: what ``load`` makes the network from.
+def save_network(model: nn.Module, example: Batch | Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
+    """Write weights, one sample with its outputs, and the self-contained program: what ``load`` makes the network from.
 
     A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
 
@@ -42,9 +42,7 @@ def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callab
         BadInputError: a folder that cannot be written.
     """
     save_state(model, run.pruned_safetensors)
-    with evaluating(model), torch.no_grad():
-        output = first_tensor(model(example[:1].clone()))
-    save_tensors({"input": example[:1], "output": output}, run.example_safetensors)
+    write_example(run.example_safetensors, model, example)
     try:
         program = torch_program(model, example)
     except BadInputError as error:
@@ -56,7 +54,13 @@ def save_network(model: nn.Module, example: Tensor, run: RunFolder, warn: Callab
 
 
 def judge_onnx(
-    run: RunFolder, tuned: nn.Module, in_float32: bytes, test: tuple[Tensor, Tensor], *, quantised: bool
+    run: RunFolder,
+    tuned: nn.Module,
+    in_float32: bytes,
+    test: tuple[Tensor, Tensor],
+    signature: Signature,
+    *,
+    quantised: bool,
 ) -> tuple[DeliveredFile, float]:
     """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its accuracy as a share.
 
@@ -67,19 +71,19 @@ def judge_onnx(
     has_labels = not targets.is_floating_point()
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
-        compared = Compared(tuned, OnnxModule(path), labels=has_labels)
+        compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
         _, accuracy = evaluate(compared, inputs, targets)
         agreement = compared.agreement()
         if not quantised:
             return _described(name, agreement, agreement.problem), accuracy
-        in_torch = compare(tuned, OnnxModule(in_float32), inputs, labels=has_labels)
+        in_torch = compare(tuned, OnnxModule(in_float32, signature=signature), inputs, labels=has_labels)
     except BadInputError as error:
         return _unusable(name, error), math.nan
     return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), accuracy
 
 
 def judge_stored(
-    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, test: tuple[Tensor, Tensor]
+    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, test: tuple[Tensor, Tensor], signature: Signature
 ) -> list[DeliveredFile]:
     """Load ``pruned.safetensors`` and, where there is one, ``pruned.pt2`` again, and compare the outputs with torch's.
 
@@ -88,7 +92,7 @@ def judge_stored(
     """
     loaders: dict[Path, Callable[[], nn.Module]] = {
         run.pruned_safetensors: lambda: with_stored_weights(run, dense_network(config, given)),
-        run.pruned_pt2: lambda: program_module(run.pruned_pt2),
+        run.pruned_pt2: lambda: program_module(run.pruned_pt2, signature),
     }
     inputs, targets = test
     files = []

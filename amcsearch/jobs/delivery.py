@@ -15,15 +15,18 @@ from torch import nn
 
 from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState, at_worst
 from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
+from amcsearch.jobs.network_check import onnx_settings, samples_of
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
     OnnxModule,
     PairedLatency,
+    arrays_of,
     converted,
     exported,
     measure_many,
     measure_paired,
+    signature_of,
 )
 from amcsearch.training import evaluate, stacked
 
@@ -146,7 +149,7 @@ class Exports:
     @cached_property
     def dense(self) -> bytes:
         """The dense network in float32."""
-        return exported(self.job.workload.model, self.job.workload.example)
+        return self.in_float32(self.job.workload.model)
 
     @cached_property
     def dense_delivered(self) -> bytes:
@@ -159,19 +162,22 @@ class Exports:
             self._pruned[policy] = self.job.evaluator.pruned(policy)
         return self._pruned[policy]
 
+    def in_float32(self, model: nn.Module) -> bytes:
+        """Return a network as an ONNX file of the device's batch, or as ``device.export`` says."""
+        return exported(model, self.job.workload.example, onnx_settings(self.job.config))
+
     def in_device_type(self, model: bytes) -> bytes:
         """Return a model in the data type that the device computes in, calibrated on the calibration split."""
-        inputs = stacked(self.job.workload.splits.calibration)[0].numpy()
-        return converted(model, self.job.config.device.dtype, inputs)
+        return converted(model, self.job.config.device.dtype, samples_of(self.job.workload.splits, "calibration"))
 
     def measure(self, policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
         """Measure policies beside the dense network, all in the same interleaved rounds, as they would be delivered."""
-        example, device = self.job.workload.example, self.job.config.device
-        pruned = [self.in_device_type(exported(self.pruned(policy), example)) for policy in policies]
+        device = self.job.config.device
+        pruned = [self.in_device_type(self.in_float32(self.pruned(policy))) for policy in policies]
         return measure_many(
             self.dense_delivered,
             pruned,
-            example.numpy(),
+            arrays_of(self.job.workload.example),
             threads=device.threads,
             rounds=device.rounds,
             seed=self.job.config.seed,
@@ -187,13 +193,13 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
     workload, device = job.workload, job.config.device
-    in_float32 = exported(tuned, workload.example)
+    in_float32 = exports.in_float32(tuned)
     with run.replacing(run.pruned_onnx) as path:
         path.write_bytes(exports.in_device_type(in_float32))
     latency = measure_paired(
         exports.dense_delivered,
         run.pruned_onnx,
-        workload.example.numpy(),
+        arrays_of(workload.example),
         threads=device.threads,
         rounds=device.rounds,
         seed=job.config.seed,
@@ -201,10 +207,10 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     test = stacked(workload.splits.test)
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     accuracy = {name: evaluate(module, *test)[1] for name, module in modules.items()}
-    quantised = device.dtype != "float32"
-    file, in_file = judge_onnx(run, tuned, in_float32, test, quantised=quantised)
+    quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
+    file, in_file = judge_onnx(run, tuned, in_float32, test, signature, quantised=quantised)
     delivered = {"finetuned": in_file}
     if quantised:
-        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered), *test)[1]
-    files = (file, *judge_stored(run, job.config, job.given, tuned, test))
+        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), *test)[1]
+    files = (file, *judge_stored(run, job.config, job.given, tuned, test, signature))
     return Outcome(chosen, accuracy, delivered, files, latency)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from amcsearch.config import load
 from amcsearch.core import BadInputError, PruningPolicy, UserCode
-from amcsearch.graph import remove, trace
+from amcsearch.graph import Batch, Tree, remove, trace
+from amcsearch.jobs.example_file import read_example
 from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
 from amcsearch.runtime import Compared
@@ -57,12 +58,12 @@ def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> 
 
 def _checked(run: RunFolder, network: nn.Module) -> nn.Module:
     """Return a network that gives the output that the run keeps beside its input; a run of before keeps none."""
-    tensors = load_tensors(run.example_safetensors) if run.example_safetensors.is_file() else {}
-    if "output" not in tensors:
+    stored = read_example(run.example_safetensors) if run.example_safetensors.is_file() else None
+    if stored is None or stored.outputs is None:
         return network
-    compared = Compared(_Kept(tensors["output"]), network, labels=False)
+    compared = Compared(_Kept(stored.outputs), network, labels=False)
     with UserCode(f"run {run.path}: its network"), torch.no_grad():
-        compared(tensors["input"])
+        stored.batch.through(compared)
     problem = compared.agreement().problem
     if problem is not None:
         raise BadInputError(
@@ -73,16 +74,16 @@ def _checked(run: RunFolder, network: nn.Module) -> nn.Module:
 
 
 class _Kept(nn.Module):
-    """Gives one output, whatever it is asked."""
+    """Gives the same outputs, whatever it is asked."""
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, outputs: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.output = output
+        self.outputs = outputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, …) → (1, …)."""
-        del x
-        return self.output
+    def forward(self, *args: Tree, **kwargs: Tree) -> tuple[Tensor, ...]:
+        """Anything → the outputs of one sample."""
+        del args, kwargs
+        return self.outputs
 
 
 def check_finished(run: RunFolder, source: Source) -> None:
@@ -111,7 +112,8 @@ def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
 
 
 def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Module:
-    traced = trace(dense, _example(run), verify=False)
+    (example,) = _example(run).inputs.values()
+    traced = trace(dense, example, verify=False)
     missing = sorted(set(policy) - {group.name for group in traced.network.groups})
     if missing:
         raise BadInputError(f"run {run.path}: the network has no channel groups {missing[:3]}; hand over the run's own")
@@ -134,13 +136,10 @@ def _closes_channels(run: RunFolder) -> bool:
     return set(load_tensors(run.masks_safetensors)) == set(PruningPolicy.read(run.policy_json))
 
 
-def _example(run: RunFolder) -> Tensor:
+def _example(run: RunFolder) -> Batch:
     if not run.example_safetensors.is_file():
         raise BadInputError(f"run {run.path} has no {run.example_safetensors.name}; it was made by an older version")
-    tensors = load_tensors(run.example_safetensors)
-    if "input" not in tensors:
-        raise BadInputError(f"{run.example_safetensors} holds {sorted(tensors)[:3]}, expected input; restore it")
-    return tensors["input"]
+    return read_example(run.example_safetensors).batch
 
 
 def _program(run: RunFolder) -> nn.Module:

@@ -8,6 +8,7 @@ when it is trained.
 """
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -15,11 +16,21 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation, UserCode
-from amcsearch.graph import evaluating, first_tensor
-from amcsearch.runtime import OUTPUTS, InBatches, OnnxModule, compare, exported
+from amcsearch.graph import Batch, Batches, HeldBatches, as_batch, evaluating, first_tensor
+from amcsearch.runtime import (
+    OUTPUTS,
+    InBatches,
+    OnnxModule,
+    OnnxSettings,
+    compare,
+    exported,
+    outputs_of,
+    sample_axis,
+    signature_of,
+)
 from amcsearch.training import DataSplits, stacked
 
-__all__ = ["chance_warning", "check_export", "check_network"]
+__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "samples_of"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
@@ -43,23 +54,38 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
         probes = _probes_of(splits)
         _check_input_kept(model, probes, name)
         for split in ("calibration", "search", "test"):
-            _check_outputs(model, stacked(getattr(splits, split))[0], name, split)
+            _check_outputs(model, samples_of(splits, split), name, split)
         _check_repeats(model, probes, config.device.batch, name)
 
 
-def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Tensor) -> None:
+def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Batch | Tensor) -> None:
     """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on some samples.
 
     Raises:
         BadInputError: a difference beyond the bounds of ``runtime.comparison``; or as ``runtime.exported``.
     """
-    file, has_labels = OnnxModule(exported(model, example)), config.data.targets == "given"
-    agreement = compare(InBatches(model, len(example)), file, _probes_of(splits), labels=has_labels)
+    settings, has_labels = onnx_settings(config), config.data.targets == "given"
+    with UserCode(_name(config, model)):
+        signature = signature_of(model, example)
+    file = OnnxModule(exported(model, example, settings), signature=signature)
+    in_torch = InBatches(model, as_batch(example).size, signature)
+    agreement = compare(in_torch, file, [_probes_of(splits)], labels=has_labels)
     if agreement.problem is not None:
         raise BadInputError(
             f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "
             "follows one side of a branch: write it with torch.where, and make nothing depend on being exported"
         )
+
+
+def onnx_settings(config: Config) -> OnnxSettings:
+    """Return how the configuration wants ONNX files to be."""
+    return OnnxSettings(config.device.export.opset, config.device.export.dynamic)
+
+
+def samples_of(splits: DataSplits, name: str, batch_size: int = BATCH) -> HeldBatches:
+    """Return the samples of a split as the network takes them."""
+    inputs, targets = stacked(getattr(splits, name))
+    return HeldBatches.of(inputs, targets, batch_size)
 
 
 def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation) -> str | None:
@@ -83,17 +109,33 @@ def _name(config: Config, model: nn.Module) -> str:
     return f"{'model' if config.model.factory is None else 'model.factory'}: {type(model).__name__}"
 
 
-def _probes_of(splits: DataSplits) -> Tensor:
-    return torch.cat([_probes(stacked(split)[0]) for split in (splits.calibration, splits.search)])
+def _probes_of(splits: DataSplits) -> Batch:
+    """Some samples of the calibration and search splits, in one batch."""
+    parts = [_probes(samples_of(splits, name)) for name in ("calibration", "search")]
+    left = [list(part.inputs.values()) for part in parts]
+    joined = iter([torch.cat(pair) for pair in zip(*left, strict=True)])
+    return replace(parts[0].map(lambda _: next(joined)), targets=None, size=sum(part.size for part in parts))
 
 
-def _probes(inputs: Tensor) -> Tensor:
-    """Samples spread evenly over (N, …), and those with the largest and the smallest peaks and sums."""
-    even = torch.linspace(0, len(inputs) - 1, min(EVEN, len(inputs))).round().long()
-    flat = inputs.reshape(len(inputs), -1).double()
-    orders = [values.argsort() for values in (flat.amax(1), flat.amin(1), flat.sum(1))]
+def _probes(samples: Batches) -> Batch:
+    """Samples spread evenly, and those with the largest and the smallest peaks and sums of each input."""
+    rows = torch.linspace(0, samples.samples - 1, min(EVEN, samples.samples)).round().long()
+    peaks = torch.cat([_peaks(batch) for batch in samples]).T  # (3 * inputs, N)
+    orders = [values.argsort() for values in peaks]
     ends = [end for order in orders for end in (order[:EXTREME], order[-EXTREME:])]
-    return inputs[torch.unique(torch.cat([even, *ends]))]
+    chosen = torch.unique(torch.cat([rows, *ends]))
+    (probes,) = samples.batched(len(chosen)).chosen(chosen.tolist())
+    return probes
+
+
+def _peaks(batch: Batch) -> Tensor:
+    """Largest and smallest number and the sum of every input of each sample: (N, 3 * inputs)."""
+    columns = []
+    for tensor in batch.inputs.values():
+        if tensor.ndim and len(tensor) == batch.size and tensor[0].numel():
+            flat = tensor.reshape(batch.size, -1).double()
+            columns += [flat.amax(1), flat.amin(1), flat.sum(1)]
+    return torch.stack(columns, 1) if columns else torch.zeros(batch.size, 1)
 
 
 def _check_weights(model: nn.Module, name: str) -> None:
@@ -106,38 +148,49 @@ def _check_weights(model: nn.Module, name: str) -> None:
             )
 
 
-def _check_input_kept(model: nn.Module, probes: Tensor, name: str) -> None:
-    given = probes.clone()
+def _check_input_kept(model: nn.Module, probes: Batch, name: str) -> None:
+    given = probes.map(Tensor.clone)
     with evaluating(model), torch.inference_mode():
-        model(given)
-    if not torch.equal(given, probes):
+        given.through(model)
+    pairs = zip(given.inputs.values(), probes.inputs.values(), strict=True)
+    if not all(torch.equal(after, before) for after, before in pairs):
         raise BadInputError(
             f"{name} changes its input in place, so every pass would see another one; write x = x + 1 for x += 1, and "
             "inplace=False in the first layer"
         )
 
 
-def _check_outputs(model: nn.Module, inputs: Tensor, name: str, split: str) -> None:
+def _check_outputs(model: nn.Module, samples: Batches, name: str, split: str) -> None:
     bad = 0
     with evaluating(model), torch.inference_mode():
-        for x in torch.split(inputs, BATCH):
-            output = first_tensor(model(x))
-            bad += int((~output.isfinite()).reshape(len(x), -1).any(1).sum())
+        for batch in samples:
+            outputs = outputs_of(batch.through(model), type(model).__name__)
+            bad += int(torch.stack([_not_finite(tensor, batch.size) for _, tensor in outputs]).any(0).sum())
     if bad:
         raise BadInputError(
-            f"{name} gives NaN or infinity for {bad} of {len(inputs)} samples of the {split} split, must be 0; look at "
-            "its forward, its weights and these inputs"
+            f"{name} gives NaN or infinity for {bad} of {samples.samples} samples of the {split} split, must be 0; "
+            "look at its forward, its weights and these inputs"
         )
 
 
-def _check_repeats(model: nn.Module, probes: Tensor, batch: int, name: str) -> None:
+def _not_finite(output: Tensor, count: int) -> Tensor:
+    """Which samples have NaN or infinity in an output: (count,)."""
+    axis = sample_axis(output, count)
+    bad = ~output.isfinite()
+    if axis is None:
+        return bad.any().repeat(count)
+    return bad.movedim(axis, 0).reshape(count, -1).any(1)
+
+
+def _check_repeats(model: nn.Module, probes: Batch, batch: int, name: str) -> None:
     """Compare a pass over all probes with a second one, and with passes in batches of 1 and of the device."""
     cure = "make its forward a function of the input alone in eval mode: no random numbers, no counters"
-    checks = [("from call to call", len(probes), cure)]
+    checks = [("from call to call", probes.size, cure)]
     cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"
-    checks += [(f"in batches of {size} and of {len(probes)}", size, cure) for size in sorted({1, batch})]
+    checks += [(f"in batches of {size} and of {probes.size}", size, cure) for size in sorted({1, batch})]
+    signature = signature_of(model, probes.chosen([0]))
     for what, size, cured in checks:
-        agreement = compare(InBatches(model, size), InBatches(model, len(probes)), probes)
+        agreement = compare(InBatches(model, size, signature), InBatches(model, probes.size, signature), [probes])
         if not agreement.relative <= OUTPUTS:
             raise BadInputError(
                 f"{name} gives other outputs for the same samples {what}: they differ by {agreement.relative:.3g} of "

@@ -107,7 +107,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     pruned_pt2 = _File("pruned.pt2")
     """The same network as a program of ``torch.export``, which needs neither its source nor this package."""
     example_safetensors = _File("example.safetensors")
-    """One input of the network (1, …), to trace or export it again."""
+    """One sample with every input and output of the network, to trace or export it again."""
     pruned_onnx = _File("pruned.onnx")
     """The pruned and fine-tuned network for ONNX Runtime."""
     densities_csv = _File("densities.csv")

@@ -2,7 +2,7 @@
 
 from amcsearch.runtime.comparison import OUTPUTS, Agreement, Compared, InBatches, compare
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
-from amcsearch.runtime.export import OPSET, WRAPPER, OnnxSettings, exported, program_module, torch_program
+from amcsearch.runtime.export import OPSET, WRAPPER, OnnxSettings, exported
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
@@ -16,6 +16,7 @@ from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measur
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, differences, make_session, provenance
 from amcsearch.runtime.signature import Signature, arrays_of, outputs_of, sample_axis, signature_of
+from amcsearch.runtime.torch_programs import program_module, torch_program
 
 __all__ = [
     "COMPARED",

@@ -184,13 +184,16 @@ def _predictions(output: Tensor, has_logits: bool) -> int:
 def _compared(ours: Tensor, theirs: Tensor, count: int, has_logits: bool) -> Tensor:
     """(count, 4): largest difference, scale, whether the second is not finite, and how many predictions change.
 
-    What has no axis of samples counts for each of them, its predictions once.
+    What has no axis of samples counts for each of them, its predictions once; it is left out where the second network
+    was run in more calls, for each of which it gives another.
     """
+    axis = sample_axis(ours, count)
+    if axis is None and theirs.ndim == ours.ndim + 1 and theirs.shape[1:] == ours.shape:
+        return torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64).repeat(count, 1)
     if ours.shape != theirs.shape:
         row = torch.tensor([[math.inf, 1.0, 0.0, 0.0]], dtype=torch.float64).repeat(count, 1)
         row[0, 3] = _predictions(ours, has_logits)
         return row
-    axis = sample_axis(ours, count)
     rows = 1 if axis is None else count
     a, b = ((t if axis is None else t.movedim(axis, 0)).detach().cpu() for t in (ours, theirs))
     columns = torch.zeros(rows, 4, dtype=torch.float64)

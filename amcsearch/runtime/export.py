@@ -1,18 +1,14 @@
-"""Export of a torch module: to ONNX, and to a program of ``torch.export`` that needs no source code.
+"""Export of a torch module to ONNX.
 
-In ONNX, weights are initializers, and the batch is that of the example.
+Weights are initializers, and the batch is that of the example.
 The tracing exporter (``dynamo=False``) comes first: ten times faster, and its node names carry the module path, which
 ``attribution`` reads. Where it cannot follow a module (or a future torch has dropped it) the dynamo exporter takes
 over and its nodes are renamed to the same convention, ``/outer/inner/Op``. Both give models of equal speed.
 """
 
-import io
-import logging
 import tempfile
-import warnings
 from ast import literal_eval
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -22,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Batch, Tree, as_batch, evaluating, plain_tree, tensors_of_tree
-from amcsearch.runtime.comparison import Compared, InBatches
+from amcsearch.graph import Batch, as_batch, evaluating, tensors_of_tree
+from amcsearch.runtime.comparison import Compared
 from amcsearch.runtime.session import OnnxModule
 from amcsearch.runtime.signature import Signature, signature_of
+from amcsearch.runtime.torch_programs import exporting, reason_of
 
-__all__ = ["OPSET", "WRAPPER", "OnnxSettings", "exported", "program_module", "torch_program"]
+__all__ = ["OPSET", "WRAPPER", "OnnxSettings", "exported"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
@@ -115,25 +112,6 @@ class _Request:
         return named
 
 
-@contextmanager
-def _exporting() -> Iterator[None]:
-    """Keep the exporters quiet: they warn of their own deprecations, log, and print the graph that they fail on.
-
-    Torch's fused fast path of ``nn.TransformerEncoderLayer`` is switched off meanwhile: it has no ONNX form.
-    """
-    logger = logging.getLogger("torch")
-    level, fast_path = logger.level, torch.backends.mha.get_fastpath_enabled()
-    logger.setLevel(logging.ERROR)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        logger.setLevel(level)
-
-
 def _by_tracing(model: nn.Module, request: _Request) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "traced.onnx")
@@ -211,11 +189,11 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
             inputs do not have.
     """
     batch = as_batch(example)
-    with evaluating(model), _exporting(), torch.no_grad():
+    with evaluating(model), exporting(), torch.no_grad():
         try:
             signature = signature_of(model, batch)
         except Exception as error:  # whatever user code raises
-            raise _not_exported(model, _reason(error)) from error
+            raise _not_exported(model, reason_of(error)) from error
         free = settings.free_axes(batch, signature.inputs)
         if free:  # exporters take a batch of 1 for a constant
             batch = batch.chosen([row % batch.size for row in range(max(2, batch.size))])
@@ -230,7 +208,7 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
                 _check_free(model, batch, content, request)
                 return content
             except Exception as error:  # whatever user code and two exporters may raise while tracing
-                reasons.append(f"{name}: {_reason(error)}")
+                reasons.append(f"{name}: {reason_of(error)}")
     raise _not_exported(model, reasons[0])
 
 
@@ -245,10 +223,6 @@ def _add_unused_inputs(graph: onnx.GraphProto, request: _Request) -> None:
     ordered = [ports[name] for name in request.signature.inputs]
     del graph.input[:]
     graph.input.extend(ordered)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
 
 
 def _not_exported(model: nn.Module, reason: str) -> BadInputError:
@@ -287,93 +261,3 @@ def _resized(batch: Batch, axes: list[int | None], size: int) -> Batch:
         return torch.stack([sample.roll(row, -1) if sample.ndim else sample for row, sample in enumerate(part)])
 
     return replace(batch.map(cut), size=size if 0 in axes else batch.size)
-
-
-def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
-    """Return ``model`` as a serialised ``torch.export`` program; the module is unchanged.
-
-    ``torch.export.load`` reads it back where neither the module's source nor this package is installed: it takes and
-    gives tuples, lists and dicts alone, a data class or a mapping of another type becoming a dict. Inputs may have any
-    batch size, or that of ``example`` alone where the module depends on it.
-
-    Args:
-        model: any module.
-        example: what it is called with; a tensor (N, …) is its only argument.
-
-    Raises:
-        BadInputError: torch cannot follow the module's forward, or cannot read back what it wrote; the message holds
-            its reason.
-    """
-    batch = as_batch(example)
-    pair = batch.chosen([row % batch.size for row in range(2)])  # torch.export takes a batch of 1 for a constant
-    reason = "no reason given"
-    with evaluating(model), _exporting(), torch.no_grad():
-        for inputs, is_free in ((pair, True), (batch, False)):
-            try:
-                file = io.BytesIO()
-                torch.export.save(_program(model, inputs, is_free=is_free), file)
-                torch.export.load(io.BytesIO(file.getvalue()))  # it fails where a module has an unusual name
-                return file.getvalue()
-            except Exception as error:  # whatever user code and torch may raise while tracing
-                reason = _reason(error)
-    raise BadInputError(f"torch.export cannot follow {type(model).__name__} ({reason}); make its forward traceable")
-
-
-def _program(model: nn.Module, batch: Batch, *, is_free: bool) -> torch.export.ExportedProgram:
-    args, kwargs = plain_tree(batch.args), plain_tree(dict(batch.kwargs))
-    output = batch.map(Tensor.clone).through(model)
-    if any(map(_has_classes, (batch.args, batch.kwargs, output))):
-        model = _Plain(model, batch)
-    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    size = torch.export.Dim("batch", min=1)
-    for tensor in batch.inputs.values():
-        if tensor.ndim and len(tensor) == batch.size:
-            shapes[tensor] = {0: size}
-    dynamic = shapes.dynamic_shapes(model, args, kwargs) if is_free else None  # type: ignore[no-untyped-call]
-    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
-
-
-def _has_classes(tree: Tree) -> bool:
-    """Whether a tree holds anything but tensors, plain values, tuples, lists and dicts."""
-    if type(tree) in (tuple, list, dict):
-        return any(map(_has_classes, tree.values() if isinstance(tree, dict) else tree))
-    return not isinstance(tree, Tensor | str | int | float | bool | None)
-
-
-class _Plain(nn.Module):
-    """The network of data classes and mappings, as one of tuples, lists and dicts."""
-
-    def __init__(self, network: nn.Module, example: Batch) -> None:
-        super().__init__()
-        self.network = network
-        self._example = example
-
-    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
-        left = iter([tensor for _, tensor in (*tensors_of_tree(args), *tensors_of_tree(kwargs))])
-        return plain_tree(self._example.map(lambda _: next(left)).through(self.network))
-
-
-def program_module(path: Path, signature: Signature | None = None) -> nn.Module:
-    """Return the network of a ``torch.export`` program that ``torch_program`` made, for any number of samples.
-
-    ``signature`` is that of the network, where it has several outputs.
-
-    Raises:
-        BadInputError: the file cannot be read.
-    """
-    try:
-        program = torch.export.load(path)
-        inputs = set(program.graph_signature.user_inputs)
-        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
-        sizes = [shape[0] for shape in shapes if len(shape)]
-        module: nn.Module = program.module()
-    except Exception as error:  # a damaged file makes torch's reader raise almost anything
-        raise BadInputError(f"cannot read {path}: {next(iter(str(error).splitlines()), 'damaged')}") from error
-    return _Program(module, sizes[0] if sizes and isinstance(sizes[0], int) else None, signature)
-
-
-class _Program(InBatches):
-    def train(self, mode: bool = True) -> "_Program":
-        """Stay as it is: a program has the mode that it was exported in."""
-        del mode
-        return self

@@ -43,7 +43,7 @@ from amcsearch.training.tasks import (
     Regression,
     Segmentation,
 )
-from amcsearch.training.tensor_files import check_archive, load_tensors, save_tensors
+from amcsearch.training.tensor_files import check_archive, load_tensors, read_texts, save_tensors
 
 __all__ = [
     "DATASETS",
@@ -95,6 +95,7 @@ __all__ = [
     "make_splits",
     "network_difference",
     "pretrained",
+    "read_texts",
     "record_network",
     "record_splits",
     "rightness",

@@ -15,6 +15,7 @@ import amcsearch
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
 from amcsearch.core.errors import DeliveryError
+from amcsearch.graph.batch import HeldBatches
 from amcsearch.jobs import network_check
 from amcsearch.jobs.workload import load_workload
 from amcsearch.training.splits import stacked
@@ -88,7 +89,7 @@ def test_the_check_sees_the_most_extreme_samples() -> None:
     inputs = torch.zeros(1000, 2)
     inputs[:, 0] = torch.linspace(-1.0, 1.0, 1000)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
     inputs[123, 1], inputs[456, 1] = 50.0, -50.0
-    probes = network_check._probes(inputs)
+    (probes,) = network_check._probes(HeldBatches.of(inputs, torch.zeros(1000), 256)).args
     assert len(probes) <= network_check.EVEN + 6 * network_check.EXTREME
     for row in (inputs[123], inputs[456], inputs[0], inputs[-1]):
         assert (probes == row).all(1).any()

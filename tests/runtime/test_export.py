@@ -8,8 +8,9 @@ from torch import nn
 from amcsearch.core.errors import BadInputError
 from amcsearch.runtime import export
 from amcsearch.runtime.comparison import compare
-from amcsearch.runtime.export import EXPORTERS, exported, program_module, torch_program
+from amcsearch.runtime.export import EXPORTERS, exported
 from amcsearch.runtime.session import OnnxModule
+from amcsearch.runtime.torch_programs import program_module, torch_program
 
 
 class Tokens(nn.Module):

@@ -21,6 +21,7 @@ from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, 
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
+from amcsearch.runtime import signature_of
 from amcsearch.training import StateFile, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
@@ -63,7 +64,8 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         run.write_text(run.densities_csv, _csv(_densities(sparse)))
         run.write_policy(sparse.policy)
         save_network(tuned, workload.example, run, observer.warn)
-        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test))
+        signature = signature_of(tuned, workload.example)
+        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test), signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
     verdict = Verdict.of([summary.target.judged(summary.total)], files)
     warnings = (*summary.warnings, *verdict.texts)
