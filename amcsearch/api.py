@@ -137,7 +137,7 @@ def prune(
         config: as for ``search``.
         policy: channels kept, by name of the group, or the ``policy.json`` of a run.
         target: one cost and its limit, such as ``{"macs": "0.5x"}``.
-        keep_accuracy: percentage points of accuracy that may be lost.
+        keep_accuracy: how much of the metric may be lost: percentage points of accuracy and shares, else its unit.
         table: as for ``search``.
         profile: as for ``search``.
         criterion: as for ``search``.

@@ -33,7 +33,7 @@ from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import keep, rank_units
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.models import MODELS
 
 CONVOLUTIONAL = ("resnet20", "vgg", "mobilenetv2")
@@ -80,7 +80,7 @@ def plain_way(
             pruned(batch)
         pruned.eval()
         losses = [
-            float(task_loss(pruned(x), y)) * len(x)
+            float(CLASS_IDS(pruned(x), y)) * len(x)
             for x, y in zip(search[0].split(batch_size), search[1].split(batch_size), strict=True)
         ]
     return sum(losses) / len(search[0])
@@ -141,7 +141,7 @@ def main() -> None:
     x, y = torch.randn(2 * args.samples, 1, 32, 32), torch.arange(2 * args.samples) % 10
     calibration, search = x[: args.samples], (x[args.samples :], y[args.samples :])
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), calibration, y[: args.samples], task_loss, 128)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), calibration, y[: args.samples], CLASS_IDS, 128)
     evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=default_batch_size(x))
     space = PolicySpace.on_grid(found.network.groups, 8, 0.9)
     rng = np.random.default_rng(1)

@@ -15,6 +15,7 @@ from torch import nn
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit
+from amcsearch.core.metric import ACCURACY
 from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
@@ -36,7 +37,7 @@ from amcsearch.search.budget import Budget
 from amcsearch.search.netadapt import _worth
 from amcsearch.search.reward import REWARDS, RewardContext
 from amcsearch.search.study import non_dominated
-from amcsearch.training.losses import rightness, task_loss
+from amcsearch.training import CLASS_IDS, Embedding
 from amcsearch.training.splits import DataSplits
 
 BAD = [math.nan, math.inf]
@@ -105,8 +106,9 @@ def test_a_cost_that_is_not_a_number_is_never_within_the_budget(name: str, bad: 
 def test_accuracy_or_loss_that_is_not_a_number_is_worth_least(bad: float) -> None:
     poor = trial(0, 0.0, accuracy=0.01, loss=9.0)
     for broken in (trial(1, 0.0, accuracy=bad), trial(2, 0.0, loss=bad)):
-        assert _worth(broken) < _worth(poor)
-        assert max((broken, poor), key=_worth) is max((poor, broken), key=_worth) is poor
+        assert _worth(broken, ACCURACY) < _worth(poor, ACCURACY)
+        worths = [_worth(each, ACCURACY) for each in (broken, poor)]
+        assert max(worths) == max(reversed(worths)) == worths[1]
 
 
 class Priced:
@@ -162,10 +164,11 @@ def test_measured_rounds_refuse_it(bad: float) -> None:
 
 def test_accuracy_counts_a_nan_as_wrong() -> None:
     logits = torch.tensor([[math.nan, 0.0], [1.0, math.nan], [2.0, 1.0], [math.inf, 0.0]])
-    right, known = rightness(logits, torch.zeros(4, dtype=torch.long))
-    assert right.tolist() == [0.0, 0.0, 1.0, 1.0]
+    right, known = CLASS_IDS.right(logits, torch.zeros(4, dtype=torch.long))
+    assert right.ravel().tolist() == [0.0, 0.0, 1.0, 1.0]
     assert known.all()
-    cosines, _ = rightness(logits[:1], torch.ones(1, 2))
+    cosines = Embedding().sample_values(logits[:1], torch.ones(1, 2))
+    assert cosines is not None
     assert cosines.isnan().all()
 
 
@@ -178,8 +181,8 @@ def test_accuracy_is_not_kept_by_a_bound_that_is_no_number(change_low: float | N
 def test_a_network_whose_accuracy_is_no_number_guesses(accuracy: float) -> None:
     data = torch.utils.data.TensorDataset(torch.zeros(100, 2), torch.zeros(100, dtype=torch.long))
     splits = DataSplits(data, data, data, data)
-    assert chance_warning(nn.Linear(2, 4), splits, Evaluation(accuracy, 1.0, 0.0)) is not None
-    assert chance_warning(nn.Linear(2, 4), splits, Evaluation(0.5, 1.0, 0.0)) is None
+    assert chance_warning(nn.Linear(2, 4), splits, Evaluation(accuracy, 1.0, 0.0), CLASS_IDS) is not None
+    assert chance_warning(nn.Linear(2, 4), splits, Evaluation(0.5, 1.0, 0.0), CLASS_IDS) is None
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -219,7 +222,7 @@ def test_a_short_training_gives_no_scores_that_are_no_numbers() -> None:
     ):
         parameters = dict(model.named_parameters())
         with pytest.raises(BadInputError, match=words):
-            movement_scores(model, parameters, inputs, targets, task_loss, ShortTraining(steps=1), 4)
+            movement_scores(model, parameters, inputs, targets, CLASS_IDS, ShortTraining(steps=1), 4)
 
 
 @pytest.mark.parametrize("bad", [*BAD, -math.inf])

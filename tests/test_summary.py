@@ -25,7 +25,7 @@ from amcsearch.runs.goals import (
     TargetGoal,
 )
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
-from amcsearch.runs.summary import DeliveredAccuracy, Interval, ModelBlock, Summary, TableErrors
+from amcsearch.runs.summary import DeliveredMetric, Interval, ModelBlock, Summary, TableErrors
 
 SEARCH = """{
   "dense": {
@@ -291,7 +291,7 @@ def test_a_summary_of_sparsify_is_typed() -> None:
 def test_the_delivered_file_has_its_accuracy_by_data_type() -> None:
     dense = {**json.loads(SEARCH)["dense"], "accuracy_int8": 0.97}
     block = ModelBlock.from_json(dense, "dense")
-    assert block.delivered == DeliveredAccuracy("int8", 0.97)
+    assert block.delivered == DeliveredMetric("int8", 0.97)
     assert written(block.to_json()) == written(dense)
     assert "accuracy_int8" not in replace(block, delivered=None).to_json()
 
@@ -304,7 +304,7 @@ def test_unknown_costs_are_null_and_what_is_not_finite_too() -> None:
     ]
     assert values["accuracy"] is values["params"] is values["latency_ms_predicted"] is None
     block = ModelBlock.from_json(values, "dense")
-    assert math.isnan(block.accuracy)
+    assert math.isnan(block.metric)
     assert math.isnan(block.latency_ms.high)
     assert block.cost == Cost(macs=5.0)
 

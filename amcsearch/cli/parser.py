@@ -243,7 +243,11 @@ def _prune(commands: "Commands") -> None:
         metavar="COST=LIMIT",
         help="macs, params, bytes, latency_ms or energy_mj: 0.5x is half of dense, a number is absolute",
     )
-    goal.add_argument("--keep-accuracy", metavar="POINTS", help="percentage points that accuracy may lose, such as 0.5")
+    goal.add_argument(
+        *("--keep-accuracy", "--keep-metric"),
+        metavar="POINTS",
+        help="percentage points that accuracy may lose, such as 0.5; of a metric that is no share, its own unit",
+    )
     command.add_argument("--allocation", help="how groups share the pruning, such as uniform (default: global)")
     command.add_argument("--rounds", metavar="N", help="reach the target in N rounds of pruning and training (1)")
     command.add_argument(

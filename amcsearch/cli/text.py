@@ -16,13 +16,14 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     from amcsearch.reporting import goal_lines
 
     delivered = summary.finetuned.delivered
-    accuracies = ["accuracy"] if delivered is None else [f"accuracy {delivered.dtype}", "in torch, float32"]
+    metric = summary.metric
+    judged = [metric.word] if delivered is None else [f"{metric.word} {delivered.dtype}", "in torch, float32"]
     further = list(summary.finetuned.cost.further)
     costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ", *further]
-    rows = [["", *accuracies, *costs]]
+    rows = [["", *judged, *costs]]
     for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
         measured = block.latency_ms
-        in_file, in_torch = f"{100 * block.in_file:.2f} %", f"{100 * block.in_torch:.2f} %"
+        in_file, in_torch = metric.text(block.in_file), metric.text(block.in_torch)
         rows.append(
             [
                 name,
@@ -42,7 +43,7 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})",
         f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
         *_table_lines(summary),
-        *goal_lines(summary.goal),
+        *goal_lines(summary.goal, metric),
         *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),
         f"model: {folder / 'pruned.onnx'}",
@@ -86,12 +87,12 @@ def _left_out(count: int) -> str:
 
 def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
     """What training-time pruning left, before and after fine-tuning, and where the files are."""
-    rows = [["", "accuracy", "loss", "parameters not 0", "MACs", "predicted ms"]]
+    rows = [["", summary.metric.word, "loss", "parameters not 0", "MACs", "predicted ms"]]
     for name, block in (("dense", summary.dense), ("sparse", summary.sparse), ("finetuned", summary.finetuned)):
         rows.append(
             [
                 name,
-                f"{100 * block.accuracy:.2f} %",
+                summary.metric.text(block.metric),
                 f"{block.loss:.4f}",
                 _count(block.nonzero_params),
                 _count(block.cost.macs),

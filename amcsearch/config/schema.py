@@ -145,14 +145,17 @@ class SparsifyConfig(_Section):
 
 
 class PruneConfig(_Section):
-    """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the accuracy."""
+    """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the metric."""
 
     policy: dict[str, _Count] | str | None = None
     """Channels kept, by name of the group; or a ``policy.json``."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
-    keep_accuracy: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
-    """Percentage points of accuracy that may be lost: prune as far as that can be shown to hold."""
+    keep_accuracy: _Magnitude | None = None
+    """How much of the task's metric may be lost: prune as far as that can be shown to hold.
+
+    Percentage points of accuracy and other shares, below 100; of any other metric its own unit, which an error may rise
+    by."""
     allocation: str = "global"
     """How groups share the pruning: by scores of all groups together (global), by one ratio (uniform), or by score per
     cost saved (per_cost)."""

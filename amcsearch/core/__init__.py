@@ -6,7 +6,7 @@ from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
 from amcsearch.core.limit import SHARE, Limit, read_limit
-from amcsearch.core.metric import ACCURACY, COSINE, Metric
+from amcsearch.core.metric import ACCURACY, METRICS, Metric
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PolicySpace, PruningPolicy
@@ -27,10 +27,10 @@ from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, g
 
 __all__ = [
     "ACCURACY",
-    "COSINE",
     "COST_NAMES",
     "DEEPEST",
     "KEEPERS",
+    "METRICS",
     "MIB",
     "SHARE",
     "BadInputError",

@@ -7,7 +7,7 @@ from typing import Final
 
 from amcsearch.core.errors import BadInputError
 
-__all__ = ["ACCURACY", "COSINE", "Metric"]
+__all__ = ["ACCURACY", "METRICS", "Metric"]
 
 _LABELS: Final = {"mse": "MSE", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1", "miou": "mIoU", "map": "mAP"}
 
@@ -55,6 +55,13 @@ class Metric:
         return "points" if self.is_share else self.unit or f"of {self.word}"
 
     @property
+    def worst(self) -> float:
+        """The worst value there is: 0 of a share, or infinitely bad; where lower is better, 1 of a share."""
+        if self.is_share:
+            return 0.0 if self.higher_is_better else 1.0
+        return -math.inf if self.higher_is_better else math.inf
+
+    @property
     def scale(self) -> float:
         """What to multiply a value by to print it: 100 of a share, else 1."""
         return 100.0 if self.is_share else 1.0
@@ -77,5 +84,12 @@ class Metric:
 ACCURACY: Final = Metric("accuracy", "%")
 """Share of right predictions."""
 
-COSINE: Final = Metric("cosine", "%")
-"""Mean cosine between outputs and the vectors they are to match, in [-1, 1]."""
+_KNOWN: Final = (
+    ACCURACY,
+    *(Metric(name, "%") for name in ("pixel_accuracy", "cosine", "f1", "miou", "map")),
+    *(Metric(name, "", higher_is_better=False) for name in ("mse", "mae", "rmse", "perplexity")),
+    Metric("r2"),
+)
+
+METRICS: Final = {metric.name: metric for metric in _KNOWN}
+"""The metrics of the built-in tasks by name; a cosine, in [-1, 1], is printed as a share."""

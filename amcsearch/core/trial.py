@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from amcsearch.core.cost import Cost
+from amcsearch.core.metric import ACCURACY, Metric
 from amcsearch.core.policy import PruningPolicy
 
 __all__ = ["Evaluation", "Trial", "TrialState"]
@@ -11,14 +12,14 @@ __all__ = ["Evaluation", "Trial", "TrialState"]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the accuracy proxy measured on the search split.
+    """What the proxy measured on the search split.
 
-    ``accuracy`` is a share in [0, 1], ``loss`` the mean cross-entropy in nats, ``seconds`` the wall time spent. Where
-    outputs are matched with vectors, ``accuracy`` is the mean cosine, in [-1, 1], and ``loss`` 1 minus it.
-    ``change_low``, where it was asked for, is the lower confidence bound of accuracy minus the dense network's.
+    ``metric`` is the task's metric in its own unit (accuracy as a share, a squared error), ``loss`` the task's mean
+    loss, ``seconds`` the wall time spent. ``change_low``, where it was asked for, is the lower confidence bound of how
+    much better the metric is than the dense network's (``Metric.gain``).
     """
 
-    accuracy: float
+    metric: float
     loss: float
     seconds: float
     change_low: float | None = None
@@ -34,7 +35,10 @@ class TrialState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A policy with its evaluation, its predicted cost and the reward the search saw."""
+    """A policy with its evaluation, its predicted cost and the reward the search saw.
+
+    ``judged_by`` is the metric of the evaluation.
+    """
 
     number: int
     agent: str
@@ -44,3 +48,4 @@ class Trial:
     evaluation: Evaluation
     cost: Cost
     reward: float
+    judged_by: Metric = ACCURACY

@@ -1,10 +1,11 @@
-"""Evaluation of a policy: prune, recalibrate, measure loss and accuracy; in this process or in workers.
+"""Evaluation of a policy: prune, recalibrate, measure loss and metric; in this process or in workers.
 
 Nothing is imported here: a worker process starts with its own module alone.
 """
 
-from amcsearch.evaluation.evaluator import Evaluator, PairedEvaluator, check_torch_device, default_batch_size, tango_low
+from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
 from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
+from amcsearch.evaluation.paired import PairedEvaluator, tango_low
 from amcsearch.evaluation.sensitivity import (
     Curves,
     check_points,

@@ -1,42 +1,24 @@
-"""Evaluators: from a policy to its accuracy, on the search split.
+"""The evaluator: from a policy to its loss and metric on the search split.
 
-``Evaluator`` removes channels, refits, recalibrates and evaluates. ``PairedEvaluator`` compares a pruned network with
-the dense one sample by sample, and gives a lower confidence bound of the change.
-
-Both networks see the same n samples, so only predictions that change count: w became right, l became wrong. With one
-target a sample the bound is Tango's (1998, Statistics in Medicine 17:891): the lowest difference d that the score test
-
-    z(d) = (w - l - n·d) / sqrt(n·(2q + d - d²)),   q the likeliest share of losses if the difference is d
-
-does not reject. Unlike a bootstrap's, this bound stays below zero where no prediction changed: then it is -z²/(n + z²),
-because n samples can show no more. Samples of several targets (sequences) give shares. For them the bound comes from a
-bootstrap over samples, because positions of one sequence are not independent.
+It removes channels, refits, recalibrates and evaluates.
 """
 
 import copy
 import time
-from statistics import NormalDist
-from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
-from amcsearch.graph import Trace, evaluating, remove
+from amcsearch.graph import Trace, Tree, map_tensors, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, fold_means, recalibrate_batch_norm
-from amcsearch.training import evaluate, rightness
+from amcsearch.training import CLASS_IDS, Task, evaluate
 
 __all__ = [
     "Evaluator",
-    "PairedEvaluator",
-    "change_low",
     "check_torch_device",
     "default_batch_size",
-    "sample_accuracy",
-    "tango_low",
 ]
 
 _PIXELS_A_BATCH = 128 * 32 * 32  # activations of a small network still fit the caches; measured in benchmarks/
@@ -94,17 +76,19 @@ class Evaluator:
         trace: Trace,
         ranking: Ranking,
         calibration: Tensor,
-        search: tuple[Tensor, Tensor],
+        search: tuple[Tensor, Tree],
         *,
         batch_size: int | None = None,
         bn_recalibration: bool = True,
         reconstruction: Reconstruction | SequentialReconstruction | None = None,
         torch_device: str = "cpu",
         means: Means | None = None,
+        task: Task = CLASS_IDS,
     ) -> None:
         self.trace = trace
         self.ranking = ranking
         self.means = means
+        self.task = task
         self.bn_recalibration = bn_recalibration
         self.reconstruction = reconstruction
         self.batch_size = default_batch_size(search[0]) if batch_size is None else batch_size
@@ -112,7 +96,7 @@ class Evaluator:
         self.model = _channels_last(copy.deepcopy(model).to(torch_device).eval())
         self.calibration = _images_last(calibration.detach().to(torch_device))
         self.inputs = _images_last(search[0].detach().to(torch_device))
-        self.targets = search[1].detach().to(torch_device)
+        self.targets = map_tensors(search[1], lambda tensor: tensor.detach().to(torch_device))
 
     def bare(self) -> "Evaluator":
         """The same evaluator without recovery: networks are cut, but neither refitted nor recalibrated."""
@@ -121,14 +105,14 @@ class Evaluator:
         return evaluator
 
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        """Return loss and accuracy of the policy on the search split; a loss that is not finite is returned as it is.
+        """Return loss and metric of the policy on the search split; a loss that is not finite is returned as it is.
 
         Raises:
             BadInputError: the policy does not fit the network.
         """
         start = time.perf_counter()
-        loss, accuracy = evaluate(self.pruned(policy), self.inputs, self.targets, self.batch_size)
-        return Evaluation(accuracy=accuracy, loss=loss, seconds=time.perf_counter() - start)
+        loss, metric = evaluate(self.pruned(policy), self.inputs, self.targets, self.batch_size, self.task)
+        return Evaluation(metric=metric, loss=loss, seconds=time.perf_counter() - start)
 
     def pruned(self, policy: PruningPolicy) -> nn.Module:
         """Return a new, really smaller network of the policy, refitted and recalibrated, in eval mode.
@@ -155,7 +139,7 @@ def _images_last(inputs: Tensor) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
-def _check(calibration: Tensor | None, search: tuple[Tensor, Tensor], batch_size: int) -> None:
+def _check(calibration: Tensor | None, search: tuple[Tensor, Tree], batch_size: int) -> None:
     if calibration is not None and len(calibration) == 0:
         raise BadInputError("0 calibration samples, at least 1 (better 1000) are needed to recalibrate batch norms")
     if len(search[0]) == 0 or len(search[0]) != len(search[1]):
@@ -164,88 +148,3 @@ def _check(calibration: Tensor | None, search: tuple[Tensor, Tensor], batch_size
         )
     if batch_size < 1:
         raise BadInputError(f"evaluation batch size = {batch_size}, must be at least 1")
-
-
-Array = NDArray[np.float64]
-_BOOTSTRAPS: Final = 2000
-_HALVINGS: Final = 60
-
-
-class PairedEvaluator:
-    """Evaluates policies as ``evaluator`` does, on some ``rows`` (n,) of its search split, paired with dense.
-
-    Raises:
-        BadInputError: no rows.
-    """
-
-    def __init__(self, evaluator: Evaluator, rows: NDArray[np.int64], confidence: float) -> None:
-        if not len(rows):
-            raise BadInputError("paired evaluation: 0 samples, at least 1 is needed; raise data.splits.search")
-        self.samples = len(rows)
-        self.confidence = confidence
-        self._evaluator = evaluator
-        index = torch.from_numpy(rows).to(evaluator.inputs.device)
-        self._inputs, self._targets = evaluator.inputs[index], evaluator.targets[index]
-        self._dense = self._accuracies(evaluator.model)
-
-    @property
-    def dense_accuracy(self) -> float:
-        """Accuracy of the dense network on these rows, the mean over samples."""
-        return float(self._dense.mean())
-
-    def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        """As ``Evaluator.evaluate``, with the lower bound of accuracy minus the dense network's.
-
-        Accuracy is the mean over samples here, also where sequences have more or fewer targets.
-
-        Raises:
-            BadInputError: the policy does not fit the network.
-        """
-        start = time.perf_counter()
-        pruned = self._evaluator.pruned(policy)
-        loss, _ = evaluate(pruned, self._inputs, self._targets, self._evaluator.batch_size)
-        right = self._accuracies(pruned)
-        low = change_low(right - self._dense, self.confidence)
-        return Evaluation(float(right.mean()), loss, time.perf_counter() - start, low)
-
-    def _accuracies(self, model: nn.Module) -> Array:
-        return sample_accuracy(model, self._inputs, self._targets, self._evaluator.batch_size)
-
-
-def sample_accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int) -> Array:
-    """How right the predictions of every sample that has a target are, (n,): 0 or 1 where each has one label."""
-    shares = []
-    with evaluating(model), torch.inference_mode():
-        for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
-            right, known = (part.reshape(len(y), -1) for part in rightness(model(x), y))
-            share = right.sum(1).double() / known.sum(1)
-            shares.append(share[known.any(1)].cpu())
-    return np.asarray(torch.cat(shares))
-
-
-def change_low(differences: Array, confidence: float) -> float:
-    """One-sided lower confidence bound of the mean of paired differences (n,), each in [-1, 1]."""
-    if np.isin(differences, (-1.0, 0.0, 1.0)).all():
-        return tango_low(int((differences > 0).sum()), int((differences < 0).sum()), len(differences), confidence)
-    rng = np.random.default_rng(0)
-    means = [rng.choice(differences, len(differences)).mean() for _ in range(_BOOTSTRAPS)]
-    return float(np.quantile(means, 1.0 - confidence))
-
-
-def tango_low(won: int, lost: int, samples: int, confidence: float) -> float:
-    """Tango's one-sided lower bound of (won - lost) / samples, by bisection: z(d) falls as d rises."""
-    z = NormalDist().inv_cdf(confidence)
-    low, high = -1.0, (won - lost) / samples
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if _score(won, lost, samples, middle) > z else (low, middle)
-    return low
-
-
-def _score(won: int, lost: int, samples: int, difference: float) -> float:
-    """z(d); the share q of losses maximises the likelihood: a root of 2n·q² + b·q - l·d·(1 - d) = 0."""
-    b = -won - lost + (2 * samples - won + lost) * difference
-    c = -lost * difference * (1.0 - difference)
-    share = ((b * b - 8.0 * samples * c) ** 0.5 - b) / (4.0 * samples)
-    variance = samples * (2.0 * share + difference * (1.0 - difference))
-    return float((won - lost - samples * difference) / max(variance, 1e-300) ** 0.5)

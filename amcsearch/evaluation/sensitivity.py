@@ -1,4 +1,4 @@
-"""Sensitivity curves: loss and accuracy when one group alone is pruned, and whether these losses add up.
+"""Sensitivity curves: loss and metric when one group alone is pruned, and whether these losses add up.
 
 Effects of single groups do not add up at high ratios. So a curve can rank groups and limit how far each is pruned, but
 it cannot predict the loss of a whole policy.
@@ -22,11 +22,11 @@ __all__ = ["Curve", "Curves", "check_points", "curves", "expected_increase", "po
 
 @dataclass(frozen=True)
 class Curve:
-    """One group: ``kept`` channels ascending, ending with all of them; loss (nats) and accuracy (share) at each."""
+    """One group: ``kept`` channels ascending, ending with all of them; the loss and the metric at each."""
 
     kept: NDArray[np.int64]
     loss: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    metric: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Curves(Mapping[str, Curve]):
         return len(self.by_group)
 
     def rows(self) -> Iterator[tuple[str, int, float, float]]:
-        """Yield (group, kept channels, loss, accuracy), one row a point, as for a CSV."""
+        """Yield (group, kept channels, loss, metric), one row a point, as for a CSV."""
         for name, curve in self.items():
-            for kept, loss, accuracy in zip(curve.kept, curve.loss, curve.accuracy, strict=True):
-                yield name, int(kept), float(loss), float(accuracy)
+            for kept, loss, metric in zip(curve.kept, curve.loss, curve.metric, strict=True):
+                yield name, int(kept), float(loss), float(metric)
 
 
 def check_points(points: int) -> None:
@@ -95,8 +95,8 @@ def curves(
     for group, choices in zip(space.groups, space.choices, strict=True):
         kept = spread(choices, points)
         points_of = [evaluations[PruningPolicy({**dense, group.name: int(n)})] for n in kept]
-        loss, accuracy = [e.loss for e in points_of], [e.accuracy for e in points_of]
-        by_group[group.name] = Curve(kept, np.array(loss), np.array(accuracy))
+        loss, metric = [e.loss for e in points_of], [e.metric for e in points_of]
+        by_group[group.name] = Curve(kept, np.array(loss), np.array(metric))
     return Curves(by_group)
 
 

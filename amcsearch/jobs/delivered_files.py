@@ -1,6 +1,6 @@
 """The files of the delivered network: written, read back from the disk, and held to the network in memory.
 
-Every format is judged on the whole test split: ``pruned.onnx`` by its accuracy in ONNX Runtime and its difference from
+Every format is judged on the whole test split: ``pruned.onnx`` by its metric in ONNX Runtime and its difference from
 torch, ``pruned.safetensors`` in a fresh network that is cut to the policy, and ``pruned.pt2`` as ``torch.export`` loads
 it. The bounds are those of ``runtime.comparison``: 0.001 of the outputs' scale, and 1 % of the predictions.
 """
@@ -20,7 +20,7 @@ from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
 from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import Agreement, Compared, OnnxModule, Signature, compare, program_module, torch_program
-from amcsearch.training import evaluate, save_state
+from amcsearch.training import Task, evaluate, save_state
 
 __all__ = ["check_files", "judge_onnx", "judge_stored", "save_network"]
 
@@ -58,13 +58,14 @@ def judge_onnx(
     tuned: nn.Module,
     in_float32: bytes,
     test: tuple[Tensor, Tensor],
+    task: Task,
     signature: Signature,
     *,
     quantised: bool,
 ) -> tuple[DeliveredFile, float]:
-    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its accuracy as a share.
+    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its metric.
 
-    The difference is that of the float32 export, before anything is quantised; the accuracy, and whether outputs are
+    The difference is that of the float32 export, before anything is quantised; the metric, and whether outputs are
     finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
     """
     inputs, targets = test
@@ -72,14 +73,14 @@ def judge_onnx(
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
         compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
-        _, accuracy = evaluate(compared, inputs, targets)
+        _, metric = evaluate(compared, inputs, targets, task=task)
         agreement = compared.agreement()
         if not quantised:
-            return _described(name, agreement, agreement.problem), accuracy
+            return _described(name, agreement, agreement.problem), metric
         in_torch = compare(tuned, OnnxModule(in_float32, signature=signature), inputs, labels=has_labels)
     except BadInputError as error:
         return _unusable(name, error), math.nan
-    return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), accuracy
+    return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), metric
 
 
 def judge_stored(

@@ -1,4 +1,4 @@
-"""Finalists and the delivered model: export, measured latency, accuracy of the file on the test split.
+"""Finalists and the delivered model: export, measured latency, metric of the file on the test split.
 
 Prediction is never the last word: the best policies are measured on the device, and one of them is chosen.
 """
@@ -122,15 +122,15 @@ def _next(ranked: Sequence[Trial], measured: Sequence[Finalist], count: int, lim
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verified result: test accuracy by network, what the delivered files are worth, latency beside dense.
+    """The verified result: test metric by network, what the delivered files are worth, latency beside dense.
 
-    ``accuracy`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
+    ``metric`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
     device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files`` say
     how far each delivered file agrees with torch, ``pruned.onnx`` first.
     """
 
     chosen: Finalist
-    accuracy: dict[str, float]
+    metric: dict[str, float]
     delivered: dict[str, float]
     files: tuple[DeliveredFile, ...]
     latency: PairedLatency
@@ -206,11 +206,12 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     )
     test = stacked(workload.splits.test)
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
-    accuracy = {name: evaluate(module, *test)[1] for name, module in modules.items()}
+    task = workload.task
+    metric = {name: evaluate(module, *test, task=task)[1] for name, module in modules.items()}
     quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
-    file, in_file = judge_onnx(run, tuned, in_float32, test, signature, quantised=quantised)
+    file, in_file = judge_onnx(run, tuned, in_float32, test, task, signature, quantised=quantised)
     delivered = {"finetuned": in_file}
     if quantised:
-        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), *test)[1]
+        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), *test, task=task)[1]
     files = (file, *judge_stored(run, job.config, job.given, tuned, test, signature))
-    return Outcome(chosen, accuracy, delivered, files, latency)
+    return Outcome(chosen, metric, delivered, files, latency)

@@ -1,6 +1,5 @@
 """Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +9,7 @@ from torch import nn
 from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import BadInputError, DivergedError
 from amcsearch.evaluation import default_batch_size
-from amcsearch.graph import evaluating, first_tensor
+from amcsearch.graph import evaluating
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import Workload, diverging, training_recipe
 from amcsearch.recovery import recalibrate_batch_norm
@@ -74,6 +73,7 @@ def fine_tune(
                 hook=hook,
                 store=store,
                 first_epoch=first_epoch,
+                task=workload.task,
             )
         _check_loss(began, _calibration_loss(workload, model.cpu()), recipe)
     return model.cpu().eval()
@@ -81,7 +81,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class _Loss:
-    """Loss of the calibration split in eval mode, and what guessing gives: ln of the classes, 1 of vectors to match."""
+    """Loss of the calibration split in eval mode, and what guessing gives: 0 where that is not known."""
 
     value: float
     guessing: float
@@ -89,11 +89,10 @@ class _Loss:
 
 def _calibration_loss(workload: Workload, model: nn.Module) -> _Loss:
     inputs, targets = stacked(workload.splits.calibration)
-    if targets.is_floating_point():
-        return _Loss(evaluate(model, inputs, targets)[0], 1.0)
     with evaluating(model), torch.inference_mode():
-        classes = first_tensor(model(inputs[:1])).shape[-1]
-    return _Loss(evaluate(model, inputs, targets)[0], math.log(max(2, classes)))
+        guess = workload.task.guess(model(inputs[:1]), targets)
+    loss, _ = evaluate(model, inputs, targets, task=workload.task)
+    return _Loss(loss, 0.0 if guess is None else guess.loss)
 
 
 def _check_loss(began: _Loss, ended: _Loss, recipe: TrainingRecipe) -> None:

@@ -7,7 +7,6 @@ pruned, and seldom on the weights. So the dense network is checked, with the wei
 when it is trained.
 """
 
-import math
 from dataclasses import replace
 from typing import Final
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, Evaluation, UserCode
+from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode
 from amcsearch.graph import Batch, Batches, HeldBatches, as_batch, evaluating, first_tensor
 from amcsearch.runtime import (
     OUTPUTS,
@@ -28,14 +27,13 @@ from amcsearch.runtime import (
     sample_axis,
     signature_of,
 )
-from amcsearch.training import DataSplits, stacked
+from amcsearch.training import DataSplits, Task, stacked
 
 __all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "samples_of"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
 BATCH: Final = 256
-SIGMAS: Final = 2.0
 
 
 def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
@@ -88,20 +86,18 @@ def samples_of(splits: DataSplits, name: str, batch_size: int = BATCH) -> HeldBa
     return HeldBatches.of(inputs, targets, batch_size)
 
 
-def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation) -> str | None:
-    """Say that the dense network guesses: its accuracy on the search split is within two deviations of 1 in classes."""
+def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation, task: Task) -> str | None:
+    """Say that the dense network guesses: its metric on the search split is no better than the task's guess."""
     inputs, targets = stacked(splits.search)
-    if targets.is_floating_point():
-        return None
     with evaluating(model), torch.inference_mode():
-        classes = first_tensor(model(inputs[:1])).shape[-1]
-    chance = 1.0 / classes
-    deviation = math.sqrt(chance * (1.0 - chance) / max(1, targets.numel()))
-    if dense.accuracy > chance + SIGMAS * deviation:
+        guess = task.guess(model(inputs[:1]), targets)
+    metric = task.metric
+    if guess is None or metric.gain(dense.metric, guess.metric) > guess.margin:
         return None
+    said = f"{dense.metric:.1%} right" if metric == ACCURACY else f"{metric.word} {metric.text(dense.metric)}"
     return (
-        f"the dense network guesses: {dense.accuracy:.1%} right on the search split, where one class in {classes} is "
-        f"{chance:.1%}; train it, give model.checkpoint or model.pretrain, or check the targets"
+        f"the dense network guesses: {said} on the search split, where {guess.words}; train it, give "
+        "model.checkpoint or model.pretrain, or check the targets and the task"
     )
 
 

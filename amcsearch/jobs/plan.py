@@ -17,7 +17,7 @@ from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
-from amcsearch.training import fetch, length, task_loss
+from amcsearch.training import fetch, length
 
 __all__ = ["PlannedNetwork", "SearchPlan", "plan"]
 
@@ -168,7 +168,7 @@ def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
 
     def step() -> None:
-        torch.autograd.grad(task_loss(workload.model(inputs), targets), parameters, allow_unused=True)
+        torch.autograd.grad(workload.task.loss(workload.model(inputs), targets), parameters, allow_unused=True)
 
     step()
     return _seconds(step) * -(-count // recipe.batch_size) * recipe.epochs

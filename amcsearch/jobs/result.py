@@ -74,7 +74,7 @@ class RunResult:
 
     @cached_property
     def summary(self) -> Summary | SparsifySummary:
-        """What came of the run: accuracy, costs and measured latency of each network.
+        """What came of the run: the metric, costs and measured latency of each network.
 
         Raises:
             BadInputError: ``summary.json`` is missing or damaged.
@@ -153,7 +153,9 @@ class SparsifyResult(RunResult):
 def _figures(summary: Summary | SparsifySummary) -> str:
     """The delivered network beside the dense one: ``accuracy 98.9% of 99.1%, macs 0.33x, latency 0.50x, met``."""
     dense, tuned = summary.dense.cost, summary.finetuned.cost
-    parts = [f"accuracy {summary.finetuned.accuracy:.1%} of {summary.dense.accuracy:.1%}"]
+    metric = summary.metric
+    delivered, whole = (metric.text(block.metric, 1).replace(" %", "%") for block in (summary.finetuned, summary.dense))
+    parts = [f"{metric.word} {delivered} of {whole}"]
     parts += [f"{name} {tuned[name] / dense[name]:.2f}x" for name in ("macs", "params") if name in tuned]
     if isinstance(summary, Summary):
         parts.append(f"latency {summary.latency_ratio.median:.2f}x")

@@ -152,12 +152,12 @@ def make_reward(config: Config) -> Reward:
 
 def _bound_reward(job: Job) -> Callable[[Evaluation, Cost], float]:
     """Return the configured reward of an evaluation and a cost, beside the job's dense network and budget."""
-    context = RewardContext(job.device.dense, job.dense.accuracy, job.device.feasible.budget)
+    context = RewardContext(job.device.dense, job.dense.metric, job.device.feasible.budget, job.workload.task.metric)
     return bind(make_reward(job.config), {}, context)
 
 
 def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *, strict: bool = False) -> LayerwiseEnv:
-    """Return the search as an environment; a policy is evaluated once, and one that breaks has an accuracy of 0.
+    """Return the search as an environment; a policy is evaluated once, and a broken one has the worst metric.
 
     Raises:
         BadInputError, InfeasibleBudgetError: as ``search``.
@@ -165,13 +165,14 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     make_reward(config)
     phases = Phases(observer, lambda _: None)
     job = assemble(config, config.limits, phases, given, check=partial(check_fits, config), strict=strict)
-    reward = _bound_reward(job)
+    reward, worst = _bound_reward(job), job.workload.task.metric.worst
 
     @cache
     def episode_reward(policy: PruningPolicy) -> float:
         evaluation = job.evaluator.evaluate(policy)
-        accuracy = evaluation.accuracy if math.isfinite(evaluation.loss + evaluation.accuracy) else 0.0
-        return reward(replace(evaluation, accuracy=accuracy), job.device.grid.cost(policy))
+        is_broken = not math.isfinite(evaluation.loss + evaluation.metric)
+        evaluation = replace(evaluation, metric=worst) if is_broken else evaluation
+        return reward(evaluation, job.device.grid.cost(policy))
 
     return LayerwiseEnv(job.workload.trace.network, job.device.feasible, episode_reward)
 
@@ -194,6 +195,7 @@ def _study(job: Job, executor: Executor, agent: str, storage: Path | str, observ
         objectives=config.search.objectives,
         batch=config.search.batch,
         fingerprint=job.fingerprint,
+        metric=job.workload.task.metric,
     )
 
 

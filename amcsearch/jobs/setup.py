@@ -38,7 +38,7 @@ from amcsearch.methods import (
 )
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
 from amcsearch.runs import RunFolder
-from amcsearch.training import fingerprint, stacked, task_loss
+from amcsearch.training import fingerprint, stacked
 
 __all__ = [
     "Choice",
@@ -148,10 +148,10 @@ def choose_channels(config: Config, calibration: Calibration, given: InMemory) -
     if selector is not None and given.criterion is None:
         return _by_selector(config, calibration, _selector(config, selector))
     criterion = given.criterion or _criterion(config)
-    scores = score_units(model, trace, {"": criterion}, inputs, targets, task_loss, batch_size)[""]
+    scores = score_units(model, trace, {"": criterion}, inputs, targets, calibration.loss_fn, batch_size)[""]
     ranking = rank(scores)
     if config.recovery.reconstruction in ("auto", "none"):
-        means = means_for(criterion, model, trace, inputs, targets, task_loss, batch_size)
+        means = means_for(criterion, model, trace, inputs, targets, calibration.loss_fn, batch_size)
         return Choice(ranking, None, means, scores)
     layer_inputs = gather_inputs(model, trace, inputs, batch_size)
     return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, layer_inputs), None, scores)
@@ -250,7 +250,7 @@ def assemble(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    guesses = chance_warning(workload.model, workload.splits, dense)
+    guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
     if guesses is not None:
         phases.observer.warn(guesses)
         device = replace(device, warnings=(*device.warnings, guesses))
@@ -280,7 +280,7 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
 def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
-    calibration = Calibration(workload.model, workload.trace, inputs, targets, task_loss, batch_size)
+    calibration = Calibration(workload.model, workload.trace, inputs, targets, workload.task, batch_size)
     with settings_kept(name_of_choice(config)):
         return choose_channels(config, calibration, given)
 
@@ -298,4 +298,5 @@ def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:
         reconstruction=choice.reconstruction,
         torch_device=config.evaluation.torch_device,
         means=choice.means,
+        task=workload.task,
     )

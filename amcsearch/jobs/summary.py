@@ -13,7 +13,7 @@ from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import (
     BudgetEntry,
-    DeliveredAccuracy,
+    DeliveredMetric,
     FinalistSummary,
     Goal,
     GroupWidth,
@@ -68,7 +68,7 @@ def summarise(
         dtype=job.config.device.dtype,
         latency_ratio=_ratio(outcome.latency),
         budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
-        dense_search_accuracy=job.dense.accuracy,
+        dense_search_metric=job.dense.metric,
         table=_table(job),
         versions=_versions(),
         onnx_max_abs_diff=outcome.files[0].max_abs_diff,
@@ -86,6 +86,7 @@ def summarise(
         warnings=(*job.workload.warnings, *device.warnings, *verdict.texts, *_similarity(job), *origin.notes),
         verdict=verdict,
         files=outcome.files,
+        metric=job.workload.task.metric,
     )
 
 
@@ -141,11 +142,11 @@ def _blocks(job: Job, outcome: Outcome) -> tuple[ModelBlock, ModelBlock, ModelBl
     dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
 
     def block(name: str, cost: Cost, policy: PruningPolicy, measured: Interval) -> ModelBlock:
-        in_torch, in_file = outcome.accuracy[name], outcome.delivered.get(name)
+        in_torch, in_file = outcome.metric[name], outcome.delivered.get(name)
         sigma_ms, dtype = _sigma_ms(job, policy), job.config.device.dtype
         if in_file is None:
             return ModelBlock(in_torch, cost, sigma_ms, measured)
-        apart = None if dtype == "float32" else DeliveredAccuracy(dtype, in_file)
+        apart = None if dtype == "float32" else DeliveredMetric(dtype, in_file)
         return ModelBlock(in_file, cost, sigma_ms, measured, apart, in_torch)
 
     return (
@@ -161,7 +162,7 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
         trial.number,
         chosen,
         trial.policy,
-        trial.evaluation.accuracy,
+        trial.evaluation.metric,
         trial.reward,
         trial.cost.latency_ms,
         _pruned_ms(latency),
@@ -172,4 +173,5 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
 def _similarity(job: Job) -> list[str]:
     if job.config.data.targets == "given":
         return []
-    return ["accuracy is the mean cosine to the dense network's outputs (data.targets: dense)"]
+    word = job.workload.task.metric.word
+    return [f"the targets are the dense network's outputs: {word} says how near the smaller one's are to them"]

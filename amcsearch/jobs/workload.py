@@ -17,17 +17,20 @@ from amcsearch.config import Config, RecipeConfig, call_factory
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device
-from amcsearch.graph import Trace, trace
+from amcsearch.graph import Trace, first_tensor, trace
 from amcsearch.jobs.network_check import check_network
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
 from amcsearch.search import Agent
 from amcsearch.training import (
+    CLASS_IDS,
+    Embedding,
     DEFAULT_SIZES,
     SPLITS,
     DataSplits,
     Progress,
     Samples,
+    Task,
     TrainingRecipe,
     as_datasets,
     check_samples,
@@ -35,7 +38,6 @@ from amcsearch.training import (
     fixed_splits,
     length,
     load_checkpoint,
-    logits,
     make_splits,
     pretrained,
     seeded,
@@ -105,10 +107,11 @@ class TracedNetwork:
 
 @dataclass(frozen=True)
 class Workload(TracedNetwork):
-    """A network with its data and its channel groups; ``warnings`` say what is doubtful about the data."""
+    """A network with its data, its task and its channel groups; ``warnings`` say what is doubtful about the data."""
 
     splits: DataSplits
     warnings: tuple[str, ...] = ()
+    task: Task = CLASS_IDS
 
 
 def cache_folder() -> Path:
@@ -157,7 +160,7 @@ def _with_targets(config: Config, workload: Workload) -> Workload:
     """Put the dense network's outputs in place of the targets where the configuration asks for it."""
     if config.data.targets == "given":
         return workload
-    return replace(workload, splits=with_dense_targets(workload.splits, workload.model))
+    return replace(workload, splits=with_dense_targets(workload.splits, workload.model), task=Embedding())
 
 
 def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
@@ -322,7 +325,7 @@ def _first_output(config: Config, model: nn.Module, splits: DataSplits) -> tuple
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:
     what = f"model.factory: {type(model).__name__}, given inputs {tuple(inputs.shape)},"
     with UserCode(what), torch.inference_mode():
-        return logits(model(inputs))
+        return first_tensor(model(inputs))
 
 
 def _takes(model: nn.Module, inputs: Tensor) -> bool:

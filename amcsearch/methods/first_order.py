@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from amcsearch.core import BadInputError, Side
 from amcsearch.graph import Trace, channels_first, evaluating, first_tensor
 from amcsearch.methods.moments import Moments, Patches, aligned, moments_of, patches_of
 
-__all__ = ["Batch", "LossFunction", "Taps", "drawn_labels", "mean_gradients", "readers", "replaced", "sample_gates"]
+__all__ = ["Batch", "LossFunction", "Taps", "drawn_targets", "mean_gradients", "readers", "replaced", "sample_gates"]
 
 LossFunction = Callable[[Any, Tensor], Tensor]  # (model output, target) -> mean loss over the samples, a scalar
 _NO_TARGET = -100  # cross-entropy's own convention
@@ -145,8 +145,24 @@ def sample_gates(batch: Batch, taps: Taps, weights: Mapping[str, Tensor], mean_l
     return spread
 
 
-def drawn_labels(output: Any, target: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels from the model's own distribution: softmax classes, or unit normal noise around a regression's output."""
+@runtime_checkable
+class DrawsTargets(Protocol):
+    """A loss that knows the distribution of the targets: a task."""
+
+    def draw(self, output: Any, targets: Any, generator: torch.Generator, /) -> Any:
+        """Targets drawn from the model's own prediction."""
+
+
+def drawn_targets(loss_fn: LossFunction, output: Any, target: Tensor, generator: torch.Generator) -> Tensor:
+    """Targets from the model's own distribution.
+
+    A task draws them itself. For a plain function they are softmax classes, or outputs with unit normal noise.
+
+    Raises:
+        BadInputError: a task whose loss is that of no distribution.
+    """
+    if isinstance(loss_fn, DrawsTargets):
+        return loss_fn.draw(output, target, generator)
     scores = first_tensor(output).detach()
     if target.is_floating_point():
         noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amcsearch.core import BadInputError
 from amcsearch.graph import Trace
 from amcsearch.methods.curvature import GateTable, curvature
-from amcsearch.methods.first_order import Batch, LossFunction, Taps, drawn_labels, mean_gradients, sample_gates
+from amcsearch.methods.first_order import Batch, LossFunction, Taps, drawn_targets, mean_gradients, sample_gates
 from amcsearch.methods.moments import Moments, Patches
 from amcsearch.methods.needs import Curvature, Draw, Need, SampleGates, ShortTraining, SquaredGradients, Statistic
 from amcsearch.methods.short_training import movement_scores
@@ -127,7 +127,7 @@ class _Pass:
         by_need: dict[Need, Mapping[str, Tensor]] = {}
         for need in self.gates:
             if need.labels == "model":
-                loss = self.loss_fn(batch.output, drawn_labels(batch.output, batch.target, self.generators[need]))
+                loss = self.loss_fn(batch.output, self._drawn(batch, need))
             else:
                 loss = self.loss_fn(batch.output, batch.target)
             by_need[need] = sample_gates(batch, self.taps, self.weights, loss)
@@ -148,14 +148,14 @@ class _Pass:
         silent = Taps({}, moments=False, patches=False, gated=frozenset())
         for sample, label in _batches(x, y, 1):
             batch = Batch.run(self.model, self.parameters, sample, label, silent)
-            if need.labels == "model":
-                target = drawn_labels(batch.output, batch.target, self.generators[need])
-            else:
-                target = batch.target
+            target = self._drawn(batch, need) if need.labels == "model" else batch.target
             gradients = mean_gradients(batch, self.parameters, self.loss_fn(batch.output, target))
             for name, gradient in gradients.items():
                 mean[name] = mean.get(name, 0) + gradient.square() / len(x)
         return mean
+
+    def _drawn(self, batch: Batch, need: SampleGates | SquaredGradients) -> Tensor:
+        return drawn_targets(self.loss_fn, batch.output, batch.target, self.generators[need])
 
     def add(self, need: Need, values: Mapping[str, Tensor], samples: int) -> None:
         """Add one batch's means to those of the set."""

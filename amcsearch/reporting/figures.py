@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from amcsearch.core import TrialState
 from amcsearch.reporting.drawing import ACCENT, BAND, INK, LINE, MUTED, SECOND, SURFACE, drawing, page_svg
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import axis, known
-from amcsearch.runs import FinalistSummary
+from amcsearch.reporting.words import axis, axis_of, known
+from amcsearch.runs import FinalistSummary, metric_column
 
 __all__ = ["channels", "convergence", "front", "latency"]
 
@@ -21,33 +21,36 @@ _LABEL_LENGTH: Final = 24
 
 
 def front(record: Record, cost: str) -> str | None:
-    """Accuracy on the search split against one cost: every evaluated policy, the front, the chosen one, dense."""
+    """The metric on the search split against one cost: every evaluated policy, the front, the chosen one, dense."""
     title, scale = axis(cost)
-    rows = _complete(record.trials)
-    rows = rows[rows[cost].notna() & rows["accuracy"].notna()]
+    rows, metric = _complete(record.trials), record.metric
+    column = metric_column(rows.columns)
+    rows = rows[rows[cost].notna() & rows[column].notna()]
     if rows.empty:
         return None
     with drawing() as (figure, axes):
         for agent, group in sorted(rows.groupby("agent", sort=False), key=lambda pair: pair[0] == record.agent):
             colour = ACCENT if agent == record.agent else MUTED
-            x, y = group[cost] * scale, group["accuracy"] * 100
+            x, y = group[cost] * scale, group[column] * metric.scale
             axes.scatter(x, y, s=13, color=colour, alpha=0.5, linewidths=0, label=str(agent))
-        _front_line(axes, record.front, cost, scale)
+        _front_line(axes, record, cost, scale)
         _landmarks(axes, record, cost, scale)
         axes.set_xlabel(title)
-        axes.set_ylabel("Accuracy on search split (%)")
+        axes.set_ylabel(axis_of(metric))
         _legend(axes, columns=2)
         return page_svg(
-            figure, f"front-{cost.replace('_', '-')}", f"Accuracy against {title} of all evaluated policies"
+            figure, f"front-{cost.replace('_', '-')}", f"{metric.label} against {title} of all evaluated policies"
         )
 
 
-def _front_line(axes: Axes, rows: pd.DataFrame, cost: str, scale: float) -> None:
-    rows = rows[rows[cost].notna() & rows["accuracy"].notna()].sort_values([cost, "accuracy"], ascending=[True, False])
-    best = rows["accuracy"].cummax()
-    rows = rows[(rows["accuracy"] == best) & ~best.duplicated()]
+def _front_line(axes: Axes, record: Record, cost: str, scale: float) -> None:
+    rows, metric = record.front, record.metric
+    column, higher = metric_column(rows.columns), metric.higher_is_better
+    rows = rows[rows[cost].notna() & rows[column].notna()].sort_values([cost, column], ascending=[True, not higher])
+    best = rows[column].cummax() if higher else rows[column].cummin()
+    rows = rows[(rows[column] == best) & ~best.duplicated()]
     if len(rows):
-        x, y = rows[cost] * scale, rows["accuracy"] * 100
+        x, y = rows[cost] * scale, rows[column] * metric.scale
         axes.step(x, y, where="post", color=INK, linewidth=1.4, marker="o", markersize=3, label="front")
 
 
@@ -61,13 +64,15 @@ def _landmarks(axes: Axes, record: Record, cost: str, scale: float) -> None:
     match = _complete(record.trials)
     match = match[(match["agent"] == record.agent) & (match["number"] == (summary.chosen and summary.chosen.trial))]
     if len(match):
-        x, y = match[cost].iloc[0] * scale, match["accuracy"].iloc[0] * 100
+        x, y = match[cost].iloc[0] * scale, match[metric_column(match.columns)].iloc[0] * summary.metric.scale
         axes.scatter(
             [x], [y], s=90, marker="*", color=SECOND, edgecolors=SURFACE, linewidths=0.8, zorder=5, label="chosen"
         )
-    dense, accuracy = summary.dense.cost.get(cost), known(summary.dense_search_accuracy)
-    if dense is not None and accuracy is not None:
-        axes.scatter([dense * scale], [accuracy * 100], s=34, marker="D", color=INK, zorder=4, label="dense")
+    dense, value = summary.dense.cost.get(cost), known(summary.dense_search_metric)
+    if dense is not None and value is not None:
+        axes.scatter(
+            [dense * scale], [value * summary.metric.scale], s=34, marker="D", color=INK, zorder=4, label="dense"
+        )
 
 
 def channels(record: Record) -> str | None:

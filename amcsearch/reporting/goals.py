@@ -2,8 +2,9 @@
 
 from typing import Final
 
+from amcsearch.core import ACCURACY, Metric
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import escape, percent, points
+from amcsearch.reporting.words import change, escape, measured, percent
 from amcsearch.runs import Goal, KeepAccuracyGoal, PairedChange, RoundSummary, TargetGoal
 
 __all__ = ["goal", "goal_lines"]
@@ -19,21 +20,21 @@ _UNITS: Final = {
 
 def goal(record: Record) -> str:
     """The section of the page, or nothing where the run had no such goal."""
-    lines = [] if record.summary is None else goal_lines(record.summary.goal)
+    lines = [] if record.summary is None else goal_lines(record.summary.goal, record.summary.metric)
     if not lines:
         return ""
     text = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return f"<section id='goal'><h2>Asked and achieved</h2>{text}</section>"
 
 
-def goal_lines(goal: Goal | None) -> list[str]:
+def goal_lines(goal: Goal | None, metric: Metric = ACCURACY) -> list[str]:
     """Sentences about a goal; none for a known policy."""
     if isinstance(goal, TargetGoal):
-        return _target(goal)
-    return _keep_accuracy(goal) if isinstance(goal, KeepAccuracyGoal) else []
+        return _target(goal, metric)
+    return _keep_accuracy(goal, metric) if isinstance(goal, KeepAccuracyGoal) else []
 
 
-def _target(goal: TargetGoal) -> list[str]:
+def _target(goal: TargetGoal, metric: Metric) -> list[str]:
     unit, step = _UNITS.get(goal.cost, goal.cost), goal.smallest_step
     left = (
         "no group has a step left" if step is None else f"one more step of any group would add at least {_number(step)}"
@@ -42,41 +43,45 @@ def _target(goal: TargetGoal) -> list[str]:
     return [
         f"Target: {goal.cost} = {goal.asked}, at most {_number(goal.limit)} {unit}; achieved "
         f"{_number(goal.achieved)} {unit} ({goal.achieved / goal.dense:.4f}x of dense); {left}.",
-        *(_round(i, part, unit) for i, part in enumerate(goal.rounds, 1)),
+        *(_round(i, part, unit, metric) for i, part in enumerate(goal.rounds, 1)),
         f"Rung {goal.rung} of {goal.rungs - 1} of the {ladder} came to "
         f"{_number(goal.rung_value)} {unit}; {goal.moves} steps of single groups filled the rest.",
     ]
 
 
-def _round(number: int, part: RoundSummary, unit: str) -> str:
+def _round(number: int, part: RoundSummary, unit: str, metric: Metric) -> str:
     return (
         f"Round {number}: {_number(part.achieved)} {unit} of at most {_number(part.limit)}; on the search split "
-        f"{percent(part.accuracy_pruned)} as pruned, {percent(part.accuracy_finetuned)} fine-tuned."
+        f"{measured(metric, part.metric_pruned, 1)} as pruned, {measured(metric, part.metric_finetuned, 1)} fine-tuned."
     )
 
 
-def _keep_accuracy(goal: KeepAccuracyGoal) -> list[str]:
+def _keep_accuracy(goal: KeepAccuracyGoal, metric: Metric) -> list[str]:
+    asked = f"{goal.points:g} points of {metric.word}" if metric.is_share else metric.text(goal.points)
+    asked = f"lose less than {asked}" if metric.higher_is_better else f"{metric.word} higher by less than {asked}"
     level = percent(goal.confidence, 0)
     lines = [
-        f"Asked: lose less than {goal.points:g} points of accuracy, at {level} one-sided confidence, paired with "
-        f"the dense network, {goal.evaluated}.",
+        f"Asked: {asked}, at {level} one-sided confidence, paired with the dense network, {goal.evaluated}.",
         f"Achieved: rung {goal.rung} of {goal.rungs - 1} of the {goal.allocation} ladder"
-        + ("." if goal.rung else ", the dense network: nothing bolder could be shown to keep its accuracy."),
+        + ("." if goal.rung else ", the dense network: nothing bolder could be shown to keep its " + metric.word + "."),
     ]
     parts = (
         ("On the part of the search split that the search saw", goal.search),
         ("Verified on the part that it did not see", goal.verification),
     )
-    lines += [f"{where}: {_change(part)}." for where, part in parts if goal.rung and part.change is not None]
+    lines += [f"{where}: {_change(part, metric)}." for where, part in parts if goal.rung and part.change is not None]
     lines += [
-        f"Bolder rung {part.rung} did not stand the verification: {_change(part.evidence)}." for part in goal.failed
+        f"Bolder rung {part.rung} did not stand the verification: {_change(part.evidence, metric)}."
+        for part in goal.failed
     ]
     return lines
 
 
-def _change(part: PairedChange) -> str:
-    change, low = points(0.0, part.change), points(0.0, part.change_low)
-    return f"{change} on {part.samples} samples, lower bound {low}"
+def _change(part: PairedChange, metric: Metric) -> str:
+    """The change of the metric itself; what is gained of one that is better when lower is taken from it."""
+    sign, bound = (1.0, "lower") if metric.higher_is_better else (-1.0, "upper")
+    changed, worst = (None if gain is None else sign * gain for gain in (part.change, part.change_low))
+    return f"{change(metric, 0.0, changed)} on {part.samples} samples, {bound} bound {change(metric, 0.0, worst)}"
 
 
 def _number(value: float) -> str:

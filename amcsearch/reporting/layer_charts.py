@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.core import ACCURACY, BadInputError, Metric, PruningPolicy
 from amcsearch.costs import LayerEnergy
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, SURFACE, drawing, standalone_svg
-from amcsearch.reporting.words import known
+from amcsearch.reporting.words import axis_of, known
 from amcsearch.runs import check_outputs, replacing
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def check_charts(folder: Path | None, *names: str) -> None:
         check_outputs(folder / f"{name}.csv", _BEGINNINGS[name], [folder / f"{name}.svg"])
 
 
-def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
+def write_curves(rows: Iterable[Row], folder: Path, metric: Metric = ACCURACY) -> dict[str, str]:
     """Write ``sensitivity.csv`` and ``sensitivity.svg`` to ``folder`` and return their paths as ``csv`` and ``svg``.
 
-    ``rows`` are (group, kept channels, loss in nats, accuracy as a share, ``recovered`` or ``bare``), each group's
+    ``rows`` are (group, kept channels, loss, the metric in its unit, ``recovered`` or ``bare``), each group's
     ending with all its channels.
 
     Raises:
@@ -69,9 +69,9 @@ def write_curves(rows: Iterable[Row], folder: Path) -> dict[str, str]:
         raise BadInputError("sensitivity found no channel group to prune; look at the layers named as skipped")
     check_charts(folder, "sensitivity")
     paths = {"csv": folder / "sensitivity.csv", "svg": folder / "sensitivity.svg"}
-    _write_table(paths["csv"], ("group", "kept", "loss", "accuracy", "recovery"), points)
+    _write_table(paths["csv"], ("group", "kept", "loss", metric.name, "recovery"), points)
     with replacing(paths["svg"]) as temporary:
-        temporary.write_text(_curves_picture(points), encoding="utf-8")
+        temporary.write_text(_curves_picture(points, metric), encoding="utf-8")
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -100,15 +100,16 @@ def _write_table(path: Path, head: tuple[str, ...], rows: Iterable[tuple[object,
         writer.writerows(rows)
 
 
-def _curves_picture(rows: list[Row]) -> str:
+def _curves_picture(rows: list[Row], metric: Metric) -> str:
     groups: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for group, kept, _, accuracy, recovery in rows:
-        groups.setdefault(group, {}).setdefault(recovery, []).append((kept, accuracy))
+    for group, kept, _, value, recovery in rows:
+        groups.setdefault(group, {}).setdefault(recovery, []).append((kept, value * metric.scale))
     lines = math.ceil(len(groups) / _COLUMNS)
     with drawing(_PANEL[0] * _COLUMNS, _PANEL[1] * lines + 0.7) as (figure, first):
         first.remove()
         panels = figure.subplots(lines, _COLUMNS, sharex=True, sharey=True, squeeze=False)
         _fill_panels(figure, [axes for line in panels for axes in line], groups)
+        figure.supylabel(axis_of(metric), fontsize=9, color=MUTED)
         return standalone_svg(figure, "sensitivity")
 
 
@@ -116,9 +117,9 @@ def _fill_panels(figure: Figure, panels: list[Axes], groups: dict[str, dict[str,
     for axes, (name, lines) in zip(panels, groups.items(), strict=False):
         channels = max(kept for points in lines.values() for kept, _ in points)
         for recovery, points in reversed(lines.items()):
-            share, accuracy = zip(*((kept / channels, 100 * value) for kept, value in sorted(points)), strict=True)
+            share, values = zip(*((kept / channels, value) for kept, value in sorted(points)), strict=True)
             colour, dash, marker = _STYLES[recovery]
-            axes.plot(share, accuracy, dash, color=colour, linewidth=1.6, marker=marker, markersize=3, label=recovery)
+            axes.plot(share, values, dash, color=colour, linewidth=1.6, marker=marker, markersize=3, label=recovery)
         title = name if len(name) <= 22 else "…" + name[-21:]
         axes.set_title(f"{title} ({channels})", fontsize=8.5, color=INK, loc="left")
         axes.set_xlim(0, 1.04)
@@ -126,7 +127,6 @@ def _fill_panels(figure: Figure, panels: list[Axes], groups: dict[str, dict[str,
         axes.remove()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     figure.supxlabel("Share of the group's channels kept, all other groups whole", fontsize=9, color=MUTED)
-    figure.supylabel("Accuracy on search split (%)", fontsize=9, color=MUTED)
 
 
 def _scatter(rows: list[Joint], rank_correlation: float | None) -> str:

@@ -35,7 +35,7 @@ class ProgressBar:
 
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation, with the best so far."""
-        best_text = "none yet" if best is None else f"{_costs(best)} accuracy {best.evaluation.accuracy:.4f}"
+        best_text = "none yet" if best is None else f"{_costs(best)} {best.judged_by.word} {best.evaluation.metric:.4f}"
         if not self._terminal:
             if done == 1 or done == total or done % max(1, total // LINES_PER_SEARCH) == 0:
                 self._say(f"  {trial.agent} trial {done}/{total}, best {best_text}")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amcsearch.core import BadInputError
-from amcsearch.runs import TRIAL_COLUMNS, ConfigFile, RunFolder, SparsifySummary, Summary, read_trials
+from amcsearch.core import ACCURACY, METRICS, BadInputError, Metric
+from amcsearch.runs import TRIAL_COLUMNS, ConfigFile, RunFolder, SparsifySummary, Summary, metric_column, read_trials
 
 __all__ = ["Record", "read_record"]
 
@@ -50,6 +50,17 @@ class Record:
         return str(self.trials["agent"].iloc[0]) if len(self.trials) else ""
 
     @property
+    def metric(self) -> Metric:
+        """What the task judges by: from the summary, or else by the column of the trials."""
+        if self.result is not None:
+            return self.result.metric
+        name = metric_column(self.trials.columns)
+        try:
+            return METRICS[name] if name in METRICS else Metric(name)
+        except BadInputError:
+            return ACCURACY
+
+    @property
     def evaluations(self) -> int:
         """Policies the agent evaluated, its baseline's apart."""
         if self.summary is not None:
@@ -59,7 +70,8 @@ class Record:
     @property
     def further_costs(self) -> list[str]:
         """The user's own costs, each a column of the trials."""
-        return [str(name) for name in self.trials.columns if name not in TRIAL_COLUMNS and str(name).isidentifier()]
+        known = {*TRIAL_COLUMNS, metric_column(self.trials.columns)}
+        return [str(name) for name in self.trials.columns if name not in known and str(name).isidentifier()]
 
 
 def read_record(run: RunFolder) -> Record:

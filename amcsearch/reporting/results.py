@@ -7,18 +7,17 @@ from amcsearch.core import COST_NAMES, Cost
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
+    change,
     cost,
     deviation,
     escape,
     interval,
     known,
+    measured,
     milliseconds,
-    percent,
-    points,
     size,
 )
 from amcsearch.runs import (
-    DeliveredAccuracy,
     DeliveredFile,
     Interval,
     LimitVerdict,
@@ -54,16 +53,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None
 
 def _headline(summary: Summary, onnx_bytes: int | None) -> str:
     """One card a figure: how much faster, how accurate, how small."""
-    dense, tuned = summary.dense, summary.finetuned
-    is_scored = tuned.delivered is not None or tuned.torch_accuracy is not None
+    dense, tuned, metric = summary.dense, summary.finetuned, summary.metric
+    is_scored = tuned.delivered is not None or tuned.torch_metric is not None
     before, after = dense.in_file, tuned.in_file
     cards = [
         _speed_card(summary),
         _card(
-            "Accuracy",
-            percent(after, 2),
-            f"dense {percent(before, 2)}",
-            f"{points(before, after)}, test split" + (", as delivered" if is_scored else ""),
+            metric.label,
+            measured(metric, after),
+            f"dense {measured(metric, before)}",
+            f"{change(metric, before, after)}, test split" + (", as delivered" if is_scored else ""),
         ),
         _size_card(dense.cost, tuned.cost, onnx_bytes),
         *(_cost_card(name, dense.cost, tuned.cost) for name in ("macs", "energy_mj") if name in tuned.cost),
@@ -111,13 +110,14 @@ def _before_and_after(summary: Summary) -> str:
     """Dense, pruned and fine-tuned, side by side."""
     blocks = {"Dense": summary.dense, "Pruned": summary.pruned, "Fine-tuned": summary.finetuned}
     delivered = summary.finetuned.delivered
-    accuracies = ["Accuracy"] if delivered is None else [f"Accuracy, {delivered.dtype}", "In torch, float32"]
+    label = summary.metric.label
+    judged = [label] if delivered is None else [f"{label}, {delivered.dtype}", "In torch, float32"]
     names = _priced([block.cost for block in blocks.values()])
-    head = ["", *map(escape, accuracies), *map(_column, names), "Latency, predicted", "Latency, measured"]
+    head = ["", *map(escape, judged), *map(_column, names), "Latency, predicted", "Latency, measured"]
     rows = [
         [
             title,
-            *_accuracies(summary.dense, block, delivered),
+            *_metrics(summary, block),
             *(_with(cost(name, block.cost.get(name)), _share(summary.dense, block, name)) for name in names),
             _with(milliseconds(block.cost.latency_ms), deviation(block.latency_ms_sigma)),
             _measured(block.latency_ms),
@@ -140,16 +140,17 @@ def _column(name: str) -> str:
     return escape(_COLUMNS.get(name, name))
 
 
-def _accuracies(dense: ModelBlock, block: ModelBlock, delivered: DeliveredAccuracy | None) -> list[str]:
-    """Accuracy of the delivered file and, where it computes in another data type, that in torch, with changes."""
+def _metrics(summary: Summary, block: ModelBlock) -> list[str]:
+    """Metric of the delivered file and, where it computes in another data type, that in torch, with changes."""
+    dense, metric = summary.dense, summary.metric
     pairs = [(dense.in_file, known(block.in_file))]
-    if delivered is not None:
+    if summary.finetuned.delivered is not None:
         pairs = [
             (dense.in_file, None if block.delivered is None else known(block.in_file)),
             (dense.in_torch, known(block.in_torch)),
         ]
     return [
-        _with(percent(after, 2), "" if block is dense or after is None else points(before, after))
+        _with(measured(metric, after), "" if block is dense or after is None else change(metric, before, after))
         for before, after in pairs
     ]
 
@@ -159,8 +160,9 @@ def _measured(measured: Interval) -> str:
 
 
 def _note(summary: Summary) -> str:
+    label, word = escape(summary.metric.label), escape(summary.metric.word)
     note = (
-        "Accuracy is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
+        f"{label} is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
         "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
         "measurement serves both."
     )
@@ -168,13 +170,13 @@ def _note(summary: Summary) -> str:
         note += " Predicted latency is given with its standard deviation."
     if summary.finetuned.delivered is not None:
         note += (
-            f" The ONNX file and the latencies are of {escape(summary.dtype)}; accuracy in torch is that of the "
+            f" The ONNX file and the latencies are of {escape(summary.dtype)}; {word} in torch is that of the "
             "network in float32, before it was quantised."
         )
-    elif summary.finetuned.torch_accuracy is not None:
-        in_torch = percent(summary.finetuned.torch_accuracy, 2)
+    elif summary.finetuned.torch_metric is not None:
+        in_torch = measured(summary.metric, summary.finetuned.torch_metric)
         note += (
-            f" The accuracy of the fine-tuned network is that of the ONNX file as delivered; in torch it is {in_torch}."
+            f" The {word} of the fine-tuned network is that of the ONNX file as delivered; in torch it is {in_torch}."
         )
     return note
 
@@ -242,11 +244,15 @@ def _sparse_networks(summary: SparsifySummary) -> str:
     """Dense, sparse and fine-tuned of pruning while training, side by side."""
     blocks = {"Dense": summary.dense, "Sparse": summary.sparse, "Fine-tuned": summary.finetuned}
     dense, names = summary.dense, _priced([block.cost for block in blocks.values()])
-    head = ["", "Accuracy", "Parameters not 0", *map(_column, names)]
+    metric = summary.metric
+    head = ["", escape(metric.label), "Parameters not 0", *map(_column, names)]
     rows = [
         [
             title,
-            _with(percent(block.accuracy, 2), "" if block is dense else points(dense.accuracy, block.accuracy)),
+            _with(
+                measured(metric, block.metric),
+                "" if block is dense else change(metric, dense.metric, block.metric),
+            ),
             _with(
                 cost("params", block.nonzero_params),
                 "" if block is dense else _left(dense.nonzero_params, block.nonzero_params),
@@ -255,9 +261,8 @@ def _sparse_networks(summary: SparsifySummary) -> str:
         ]
         for title, block in blocks.items()
     ]
-    note = (
-        f"Accuracy is on the test split. {summary.kept:,} of {summary.total:,} {escape(summary.granularity)} are left."
-    )
+    left = f"{summary.kept:,} of {summary.total:,} {escape(summary.granularity)} are left."
+    note = f"{escape(metric.label)} is on the test split. {left}"
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
         f"{_target(summary)}</section>"
@@ -274,14 +279,20 @@ def finalists(record: Record) -> str:
     entries = [] if record.summary is None else record.summary.finalists
     rows, mark = [], None
     for i, entry in enumerate(entries):
-        predicted, measured = known(entry.latency_ms_predicted), known(entry.latency_ms_measured.median)
-        error = f"{100 * (predicted / measured - 1):+.1f}\u00a0%".replace("-", "−") if predicted and measured else "–"
+        predicted, median = known(entry.latency_ms_predicted), known(entry.latency_ms_measured.median)
+        error = f"{100 * (predicted / median - 1):+.1f}\u00a0%".replace("-", "−") if predicted and median else "–"
         mark = i if entry.chosen else mark
         name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
         latency = _measured(entry.latency_ms_measured)
-        rows.append([name, percent(entry.accuracy, 2), milliseconds(predicted), latency, escape(error)])
+        rows.append([name, measured(record.metric, entry.metric), milliseconds(predicted), latency, escape(error)])
     if not rows:
         return ""
-    head = ["Policy", "Accuracy, search split", "Latency, predicted", "Latency, measured", "Prediction error"]
+    head = [
+        "Policy",
+        f"{escape(record.metric.label)}, search split",
+        "Latency, predicted",
+        "Latency, measured",
+        "Prediction error",
+    ]
     note = "Measured before fine-tuning, which changes no shape; the best one within the budget as measured was chosen."
     return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

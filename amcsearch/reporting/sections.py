@@ -81,7 +81,7 @@ def pictures(record: Record) -> str:
 def _front(record: Record, name: str) -> str:
     label = LABELS[name] if name == "macs" else LABELS.get(name, name).lower()
     return _picture(
-        (f"front-{name}", f"Accuracy against {label}"),
+        (f"front-{name}", f"{record.metric.label} against {label}"),
         figures.front(record, name),
         "Each dot is one evaluated policy before fine-tuning; no policy beats the line in both; the star is the chosen "
         "policy.",
@@ -159,7 +159,7 @@ def reproduce(record: Record) -> str:
         f"amcsearch prune {run}/config.yaml --policy {run}/policy.json -o pruned\n\n"
         f"# this page\namcsearch report {run}"
     )
-    note = "Latency is measured anew each time and moves a little; policies, accuracies and predicted costs do not."
+    note = "Latency is measured anew each time and moves a little; policies, their metric and predicted costs do not."
     text = f"{preformatted(commands)}<p class='note'>{note}</p>"
     return f"<section id='reproduce'><h2>How to reproduce</h2>{text}</section>"
 

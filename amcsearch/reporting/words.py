@@ -4,17 +4,20 @@ import html
 import math
 from typing import Final
 
-from amcsearch.core import printable
+from amcsearch.core import Metric, printable
 from amcsearch.runs import Interval
 
 __all__ = [
     "LABELS",
     "axis",
+    "axis_of",
+    "change",
     "cost",
     "deviation",
     "escape",
     "interval",
     "known",
+    "measured",
     "milliseconds",
     "percent",
     "points",
@@ -24,7 +27,6 @@ __all__ = [
 ]
 
 LABELS: Final = {
-    "accuracy": "Accuracy",
     "macs": "MACs",
     "params": "Parameters",
     "latency_ms": "Latency",
@@ -61,6 +63,29 @@ def preformatted(text: str) -> str:
 def known(value: float | None) -> float | None:
     """Return a number, or None for one that is not finite."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def measured(metric: Metric, value: float | None, digits: int = 2) -> str:
+    """Write a value of a metric with its unit: 93.75 %, or 0.412 K."""
+    value = known(value)
+    return _NONE if value is None else metric.text(value, digits).replace(" ", _SPACE)
+
+
+def change(metric: Metric, before: float | None, after: float | None) -> str:
+    """Write the change of a metric with its sign: in percentage points of a share, else in its unit."""
+    before, after = known(before), known(after)
+    if before is None or after is None:
+        return _NONE
+    if metric.is_share:
+        return points(before, after)
+    unit = f"{_SPACE}{metric.unit}" if metric.unit else ""
+    return f"{after - before:+.4g}{unit}".replace("-", "−")
+
+
+def axis_of(metric: Metric) -> str:
+    """Return the label of an axis of a metric on the search split."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.label} on search split{unit}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -21,11 +21,11 @@ from amcsearch.runs.goals import (
     RoundSummary,
     TargetGoal,
 )
-from amcsearch.runs.rows import TRIAL_COLUMNS, read_densities, read_trials, trial_rows
+from amcsearch.runs.rows import TRIAL_COLUMNS, metric_column, read_densities, read_trials, trial_rows
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import (
     BudgetEntry,
-    DeliveredAccuracy,
+    DeliveredMetric,
     FinalistSummary,
     GroupWidth,
     ModelBlock,
@@ -41,8 +41,8 @@ __all__ = [
     "TRIAL_COLUMNS",
     "BudgetEntry",
     "ConfigFile",
-    "DeliveredAccuracy",
     "DeliveredFile",
+    "DeliveredMetric",
     "Density",
     "Document",
     "FailedRung",
@@ -73,6 +73,7 @@ __all__ = [
     "check_replaceable",
     "expanded",
     "make_folder",
+    "metric_column",
     "read_as",
     "read_densities",
     "read_trials",

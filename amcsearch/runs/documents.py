@@ -1,12 +1,13 @@
 """Frozen dataclasses as the plain values of JSON, and back.
 
-A stored document's keys are its fields, in their order. A key that this version does not know is left out on reading,
-and a key that an older version did not write takes the default of its field, where it has one.
+A stored document's keys are its fields, in their order (or the ``key`` of their metadata). A key that this version does
+not know is left out on reading, and a key that an older version did not write takes the default of its field, where it
+has one.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +17,7 @@ import numpy as np
 
 from amcsearch.core import COST_NAMES, BadInputError, Cost, PruningPolicy
 
-__all__ = ["Document", "StoredDocument", "items_of", "plain", "read_as", "read_cost", "read_number"]
+__all__ = ["Document", "StoredDocument", "items_of", "key_of", "plain", "read_as", "read_cost", "read_number"]
 
 
 _MOST: Final = 2**64  # of a whole number: a seed may need as many bits
@@ -43,7 +44,7 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON; a number that is not finite becomes null."""
-        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+        return {key_of(item): plain(getattr(self, item.name)) for item in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,17 @@ class StoredDocument(Document):
             BadInputError: a key is missing, or a value is of another type than its field.
         """
         values, hints = items_of(value, where), get_type_hints(cls)
-        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        needed = {key_of(item) for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
         missing = sorted(needed - set(values))
         if missing:
             raise BadInputError(f"{where} lacks {', '.join(missing)}")
-        names = [item.name for item in fields(cls) if item.name in values]
-        return cls(**{name: read_as(hints[name], values[name], f"{where}: {name}") for name in names})
+        names = {item.name: key_of(item) for item in fields(cls) if key_of(item) in values}
+        return cls(**{name: read_as(hints[name], values[key], f"{where}: {key}") for name, key in names.items()})
+
+
+def key_of(item: "Field[Any]") -> str:
+    """The key of a field in JSON: its name, or the ``key`` of its metadata."""
+    return str(item.metadata.get("key", item.name))
 
 
 def items_of(value: object, where: str) -> dict[str, Any]:

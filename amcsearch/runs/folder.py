@@ -97,7 +97,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     study_db = _File("study.db")
     """Optuna's storage (SQLite): every evaluation as it was made. ``Study`` takes this path as its storage."""
     trials_csv = _File("trials.csv")
-    """Every evaluation, one a row, with ``TRIAL_COLUMNS``."""
+    """Every evaluation, one a row, with ``TRIAL_COLUMNS``; the metric's column bears its name."""
     pareto_csv = _File("pareto.csv")
     """The trials that no other is better than in everything; same columns."""
     policy_json = _File("policy.json")

@@ -1,6 +1,6 @@
 """What ``prune`` was asked for, and what it achieved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from amcsearch.core import BadInputError
@@ -45,12 +45,12 @@ class PolicyGoal(Goal):
 
 @dataclass(frozen=True)
 class RoundSummary(StoredDocument):
-    """One of several rounds: costs in the unit of the target, accuracies as shares of the search split."""
+    """One of several rounds: costs in the unit of the target, the metric on the search split in its own unit."""
 
     limit: float
     achieved: float
-    accuracy_pruned: float
-    accuracy_finetuned: float
+    metric_pruned: float = field(metadata={"key": "accuracy_pruned"})
+    metric_finetuned: float = field(metadata={"key": "accuracy_finetuned"})
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ class TargetGoal(Goal):
 
 @dataclass(frozen=True)
 class PairedChange(StoredDocument):
-    """Change of accuracy against the dense network on the same ``samples``, with its lower bound, as shares.
+    """How much better the metric is than the dense network's on the same ``samples``, with its lower bound.
 
-    Both are None where the policy was not evaluated on these samples.
+    Negative is worse, whichever direction the metric has; in the metric's unit, shares as shares. Both are None where
+    the policy was not evaluated on these samples.
     """
 
     samples: int
@@ -118,9 +119,10 @@ class FailedRung(StoredDocument):
 
 @dataclass(frozen=True)
 class KeepAccuracyGoal(Goal):
-    """Accuracy that was to be kept.
+    """Metric that was to be kept.
 
-    ``points`` is the percentage points that may be lost, ``confidence`` one-sided. ``evaluated`` says in words how
+    ``points`` is how much of it may be lost, in percentage points of a share, else in its own unit; ``confidence`` is
+    one-sided. ``evaluated`` says in words how
     policies were evaluated. ``rung`` of ``rungs`` was chosen among those ``accepted`` on the ``search`` part of the
     search split, and stood the ``verification`` on the other part, which ``failed`` did not.
     """

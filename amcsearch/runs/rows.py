@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amcsearch.core import COST_NAMES, MIB, BadInputError, Trial, TrialState, check_csv, read_text
+from amcsearch.core import ACCURACY, COST_NAMES, MIB, BadInputError, Trial, TrialState, check_csv, read_text
 
-__all__ = ["DENSITY_COLUMNS", "TRIAL_COLUMNS", "read_densities", "read_trials", "trial_rows"]
+__all__ = ["DENSITY_COLUMNS", "TRIAL_COLUMNS", "metric_column", "read_densities", "read_trials", "trial_rows"]
 
 TRIAL_COLUMNS: Final = (
     *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
@@ -28,13 +28,22 @@ _ROUNDING: Final = 1e-3  # of a density as it is written
 def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
     """Return one row a trial with ``TRIAL_COLUMNS`` and a column for every further cost, after the four.
 
-    A cost without a model is empty.
+    The metric's column bears its name. A cost without a model is empty.
     """
     trials = list(trials)
     further = dict.fromkeys(name for trial in trials for name in trial.cost.further)
     after = TRIAL_COLUMNS.index(COST_NAMES[-1]) + 1
     columns = [*TRIAL_COLUMNS[:after], *further, *TRIAL_COLUMNS[after:]]
-    return pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
+    rows = pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
+    return rows.rename(columns={ACCURACY.name: trials[0].judged_by.name} if trials else {})
+
+
+def metric_column(header: Iterable[object]) -> str:
+    """Return the name of the metric's column: the one between ``reward`` and ``loss``, where there is one alone."""
+    names = [str(name) for name in header]
+    if "reward" in names and names.index("reward") + 2 < len(names) and names[names.index("reward") + 2] == "loss":
+        return names[names.index("reward") + 1]
+    return ACCURACY.name
 
 
 def read_trials(path: Path) -> pd.DataFrame:
@@ -44,7 +53,10 @@ def read_trials(path: Path) -> pd.DataFrame:
         BadInputError: as ``read_text`` and ``check_csv``, or a value that the column cannot have; names its row.
     """
     where, texts = f"trials {path}", ("agent", "state", "policy")
-    rows = _read_rows(path, "trials", TRIAL_COLUMNS, texts)
+    fixed = [name for name in TRIAL_COLUMNS if name != ACCURACY.name]
+    rows = _read_rows(path, "trials", fixed, texts)
+    if metric_column(rows.columns) not in rows:
+        raise BadInputError(f"cannot read {where}: it lacks the columns {ACCURACY.name} (a metric, before loss)")
     for name in rows.columns.difference(list(texts)):
         numbers = _numbers(rows, name, where)
         if name in ("number", "seed"):
@@ -123,7 +135,7 @@ def _row(trial: Trial) -> dict[str, Any]:
     evaluation = trial.evaluation
     values = (
         *(trial.number, trial.agent, trial.seed, trial.state.value, trial.reward),
-        *(evaluation.accuracy, evaluation.loss),
+        *(evaluation.metric, evaluation.loss),
         *(trial.cost.get(name) for name in COST_NAMES),
         *(evaluation.seconds, trial.policy.to_json()),
     )

@@ -1,12 +1,12 @@
 """The result of ``sparsify``: what its ``summary.json`` holds, key by key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from amcsearch.core import Cost, Limit, PruningPolicy
-from amcsearch.runs.documents import StoredDocument, items_of, plain, read_as, read_cost
-from amcsearch.runs.summary import with_total, without_total
+from amcsearch.core import ACCURACY, Cost, Limit, Metric, PruningPolicy
+from amcsearch.runs.documents import StoredDocument, items_of, key_of, plain, read_as, read_cost
+from amcsearch.runs.summary import with_metric, with_total, without_metric, without_total
 from amcsearch.runs.verdict import DeliveredFile, LimitVerdict, Verdict
 
 __all__ = ["Density", "SparseBlock", "SparsifySummary", "SparsityTarget"]
@@ -14,12 +14,12 @@ __all__ = ["Density", "SparseBlock", "SparsifySummary", "SparsityTarget"]
 
 @dataclass(frozen=True)
 class SparseBlock(StoredDocument):
-    """One network on the test split: accuracy as a share, loss in nats, parameters that are not 0.
+    """One network on the test split: the metric in its own unit, the task's loss, parameters that are not 0.
 
     ``cost`` is what the device's grid prices: empty for zeros in dense tensors, which it does not see.
     """
 
-    accuracy: float
+    metric: float = field(metadata={"key": "accuracy"})
     loss: float
     nonzero_params: int
     cost: Cost
@@ -36,10 +36,10 @@ class SparseBlock(StoredDocument):
         given = items_of(value, where)
         network = _Network.from_json(given, where)
         return cls(
-            network.accuracy,
+            network.metric,
             network.loss,
             network.nonzero_params,
-            read_cost(given, [item.name for item in fields(_Network)], where),
+            read_cost(given, [key_of(item) for item in fields(_Network)], where),
         )
 
 
@@ -47,7 +47,7 @@ class SparseBlock(StoredDocument):
 class _Network(StoredDocument):
     """The keys of a block that are not costs."""
 
-    accuracy: float
+    metric: float = field(metadata={"key": "accuracy"})
     loss: float
     nonzero_params: int
 
@@ -113,7 +113,8 @@ class SparsifySummary(StoredDocument):
     """Dense, sparse and fine-tuned, and what is in use of what.
 
     ``granularity`` is ``weights`` or ``channels``; ``sparsity`` the share of them that is not in use: all but ``kept``
-    of ``total``. ``policy`` holds the channels that a search can start from, ``seconds`` the wall time of each phase.
+    of ``total``. ``metric`` is what the task judges by. ``policy`` holds the channels that a search can start from,
+    ``seconds`` the wall time of each phase.
     """
 
     dense: SparseBlock
@@ -133,6 +134,7 @@ class SparsifySummary(StoredDocument):
     seconds: Mapping[str, float]
     verdict: Verdict | None = None
     files: tuple[DeliveredFile, ...] = ()
+    metric: Metric = ACCURACY
 
     @property
     def judged(self) -> Verdict:
@@ -144,9 +146,10 @@ class SparsifySummary(StoredDocument):
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"]
-        return values
+        return with_metric(values, self.metric)
 
     @classmethod
     def from_json(cls, value: object, where: str = "summary.json") -> Self:
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
-        return super().from_json(without_total(value, where), where)
+        values, metric = without_metric(without_total(value, where), where)
+        return replace(super().from_json(values, where), metric=metric)

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, Limit, PruningPolicy
-from amcsearch.runs.documents import StoredDocument, items_of, plain, read_cost, read_number
+from amcsearch.core import ACCURACY, COST_NAMES, BadInputError, Cost, Limit, Metric, PruningPolicy
+from amcsearch.runs.documents import StoredDocument, items_of, plain, read_as, read_cost, read_number
 from amcsearch.runs.goals import Goal
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
 
 __all__ = [
     "BudgetEntry",
-    "DeliveredAccuracy",
+    "DeliveredMetric",
     "FinalistSummary",
     "GroupWidth",
     "ModelBlock",
@@ -19,7 +19,9 @@ __all__ = [
     "Summary",
     "TableErrors",
     "TableSummary",
+    "with_metric",
     "with_total",
+    "without_metric",
     "without_total",
 ]
 
@@ -27,45 +29,45 @@ _DELIVERED: Final = "accuracy_"  # and the data type
 
 
 @dataclass(frozen=True)
-class DeliveredAccuracy:
-    """Accuracy of the ONNX file, which computes in ``dtype``, as a share."""
+class DeliveredMetric:
+    """Metric of the ONNX file, which computes in ``dtype``."""
 
     dtype: str
-    accuracy: float
+    value: float
 
 
 @dataclass(frozen=True)
 class ModelBlock(StoredDocument):
-    """One network: accuracy on the test split as a share, what it costs as predicted, and its measured latency in ms.
+    """One network: the metric on the test split, what the network costs as predicted, and its measured latency in ms.
 
-    ``accuracy`` is that of the delivered file, read back from the disk and run in ONNX Runtime; of a network that no
-    file is delivered of, torch's. ``torch_accuracy`` is the accuracy in torch, in float32, where a file was scored; a
-    run of version 0.1.0 has none, and torch's as ``accuracy``. ``latency_ms_sigma`` is the standard deviation of the
-    predicted latency, None without a latency table. ``delivered`` is there where the file computes in another data type
-    than float32.
+    ``metric``, in its own unit, is that of the delivered file, read back from the disk and run in ONNX Runtime; of a
+    network that no file is delivered of, torch's. ``torch_metric`` is the metric in torch, in float32, where a file was
+    scored; a run of version 0.1.0 has none, and torch's as ``metric``. ``latency_ms_sigma`` is the standard deviation
+    of the predicted latency, None without a latency table. ``delivered`` is there where the file computes in another
+    data type than float32.
     """
 
-    accuracy: float
+    metric: float
     cost: Cost
     latency_ms_sigma: float | None
     latency_ms: Interval
-    delivered: DeliveredAccuracy | None = None
-    torch_accuracy: float | None = None
+    delivered: DeliveredMetric | None = None
+    torch_metric: float | None = None
 
     @property
     def in_file(self) -> float:
-        """Accuracy of the file that is delivered; torch's where none was scored."""
-        return self.accuracy if self.delivered is None else self.delivered.accuracy
+        """Metric of the file that is delivered; torch's where none was scored."""
+        return self.metric if self.delivered is None else self.delivered.value
 
     @property
     def in_torch(self) -> float:
-        """Accuracy in torch, in float32."""
-        return self.accuracy if self.torch_accuracy is None else self.torch_accuracy
+        """Metric in torch, in float32."""
+        return self.metric if self.torch_metric is None else self.torch_metric
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, in which each cost has its key."""
         values = {
-            "accuracy": self.accuracy,
+            "accuracy": self.metric,
             **{name: self.cost.get(name) for name in COST_NAMES if name != "latency_ms"},
             **self.cost.further,
             "latency_ms_predicted": self.cost.latency_ms,
@@ -73,9 +75,9 @@ class ModelBlock(StoredDocument):
             "latency_ms_measured": self.latency_ms,
         }
         if self.delivered is not None:
-            values[f"{_DELIVERED}{self.delivered.dtype}"] = self.delivered.accuracy
-        if self.torch_accuracy is not None:
-            values["accuracy_torch"] = self.torch_accuracy
+            values[f"{_DELIVERED}{self.delivered.dtype}"] = self.delivered.value
+        if self.torch_metric is not None:
+            values["accuracy_torch"] = self.torch_metric
         return {name: plain(value) for name, value in values.items()}
 
     @classmethod
@@ -85,7 +87,7 @@ class ModelBlock(StoredDocument):
         flat = _FlatBlock.from_json(given, where)
         in_file = [name for name in given if name.startswith(_DELIVERED) and name != "accuracy_torch"]
         delivered = [
-            DeliveredAccuracy(name.removeprefix(_DELIVERED), read_number(given[name], f"{where}: {name}"))
+            DeliveredMetric(name.removeprefix(_DELIVERED), read_number(given[name], f"{where}: {name}"))
             for name in in_file
         ]
         apart = [*in_file, *(item.name for item in fields(_FlatBlock))]
@@ -114,13 +116,13 @@ class _FlatBlock(StoredDocument):
 class FinalistSummary(StoredDocument):
     """A policy that was measured before fine-tuning.
 
-    ``accuracy`` and ``reward`` are those of its trial; latencies are in ms, ``latency_ratio`` is the share of dense.
+    ``metric`` and ``reward`` are those of its trial; latencies are in ms, ``latency_ratio`` is the share of dense.
     """
 
     trial: int
     chosen: bool
     policy: PruningPolicy
-    accuracy: float
+    metric: float = field(metadata={"key": "accuracy"})
     reward: float
     latency_ms_predicted: float | None
     latency_ms_measured: Interval
@@ -200,8 +202,10 @@ class SkippedLayer(StoredDocument):
 class Summary(StoredDocument):
     """Dense, pruned and fine-tuned, and how they came about.
 
+    ``metric`` is what the task judges by; the keys of JSON that hold its values bear its name.
+
     ``dtype`` is that of the ONNX file; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
-    ``dense_search_accuracy`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
+    ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
     policy, ``baseline`` spent as many ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
     ``verdict`` says whether the budget is met, ``files`` how far each delivered file is the network that was judged.
@@ -213,7 +217,7 @@ class Summary(StoredDocument):
     dtype: str = "float32"
     latency_ratio: Interval
     budget: Mapping[str, BudgetEntry]
-    dense_search_accuracy: float
+    dense_search_metric: float = field(metadata={"key": "dense_search_accuracy"})
     table: TableSummary | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx_max_abs_diff: float
@@ -231,6 +235,7 @@ class Summary(StoredDocument):
     warnings: tuple[str, ...] = ()
     verdict: Verdict | None = None
     files: tuple[DeliveredFile, ...] = ()
+    metric: Metric = ACCURACY
 
     @property
     def judged(self) -> Verdict:
@@ -255,12 +260,13 @@ class Summary(StoredDocument):
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"]
-        return values
+        return with_metric(values, self.metric)
 
     @classmethod
     def from_json(cls, value: object, where: str = "summary.json") -> Self:
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
-        return super().from_json(without_total(value, where), where)
+        values, metric = without_metric(without_total(value, where), where)
+        return replace(super().from_json(values, where), metric=metric)
 
 
 def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement) -> Iterator[LimitVerdict]:
@@ -290,3 +296,59 @@ def without_total(value: object, where: str) -> dict[str, Any]:
         return given
     seconds = items_of(given["seconds"], f"{where}: seconds")
     return {**given, "seconds": {name: spent for name, spent in seconds.items() if name != "total"}}
+
+
+_BLOCKS: Final = ("dense", "pruned", "sparse", "finetuned")
+_LISTS: Final = ("finalists", "rounds")
+_SUFFIXES: Final = ("", "_torch", "_float32", "_int8", "_pruned", "_finetuned")
+
+
+def with_metric(values: dict[str, Any], metric: Metric) -> dict[str, Any]:
+    """Return a summary of JSON in which the metric's values have its name, with what the metric is.
+
+    Of accuracy nothing is changed or added: a summary of version 0.1.0 knew no other.
+    """
+    values = {key: value for key, value in values.items() if key != "metric"}
+    if metric == ACCURACY:
+        return values
+    described = {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better}
+    return {**_renamed(values, ACCURACY.name, metric.name), "metric": described}
+
+
+def without_metric(values: dict[str, Any], where: str) -> tuple[dict[str, Any], Metric]:
+    """Return a summary of JSON with the metric's values under the keys of accuracy, and the metric.
+
+    Raises:
+        BadInputError: the metric is not described as ``with_metric`` does it.
+    """
+    if "metric" not in values:
+        return values, ACCURACY
+    at = f"{where}: metric"
+    given = items_of(values["metric"], at)
+    kinds: dict[str, Any] = {"name": str, "unit": str, "higher_is_better": bool}
+    missing = [key for key in kinds if key not in given]
+    if missing:
+        raise BadInputError(f"{at} lacks {', '.join(missing)}")
+    metric = Metric(**{key: read_as(kind, given[key], f"{at}: {key}") for key, kind in kinds.items()})
+    without = {key: value for key, value in values.items() if key != "metric"}
+    return _renamed(without, metric.name, ACCURACY.name), metric
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Rename the keys of a metric's values, in the blocks, the finalists and the rounds of a goal."""
+    names = {old + suffix: new + suffix for suffix in _SUFFIXES}
+
+    def of_one(value: Any) -> Any:
+        return {names.get(key, key): inner for key, inner in value.items()} if isinstance(value, dict) else value
+
+    def of_any(key: str, value: Any) -> Any:
+        if key in _BLOCKS:
+            return of_one(value)
+        if key in _LISTS and isinstance(value, list):
+            return [of_one(each) for each in value]
+        if key == "goal" and isinstance(value, dict):
+            return {inner: of_any(inner, each) for inner, each in value.items()}
+        return value
+
+    top = {f"dense_search_{old}": f"dense_search_{new}"}
+    return {top.get(key, key): of_any(key, value) for key, value in values.items()}

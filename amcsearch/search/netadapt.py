@@ -1,4 +1,4 @@
-"""NetAdapt: in every step, lower the cost a little by narrowing the one group that loses the least accuracy.
+"""NetAdapt: in every step, lower the cost a little by narrowing the one group whose narrowing hurts the metric least.
 
     R_i = R_(i-1) - dR * decay^(i-1)    each group ALONE keeps the most channels that meet R_i; the most accurate
                                         of these proposals is adopted; until the budget is met
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, Trial
+from amcsearch.core import BadInputError, Metric, Trial
 from amcsearch.search.local_search import climb, evaluate_one
 from amcsearch.search.study import Study
 
@@ -23,7 +23,7 @@ __all__ = ["NetAdapt", "proposals", "resources"]
 
 @dataclass(frozen=True)
 class NetAdapt:
-    """Step by step the one group narrowed whose narrowing costs least accuracy (NetAdapt, Yang 2018).
+    """Step by step the one group narrowed whose narrowing hurts the metric least (NetAdapt, Yang 2018).
 
     ``step`` is dR as a share of the dense network's resource.
 
@@ -65,7 +65,7 @@ class NetAdapt:
             if not len(rows) or sum(not study.seen(policy) for policy in policies) >= study.remaining:
                 break
             trials = study.evaluate(policies, probe=True)
-            kept = rows[max(range(len(rows)), key=lambda i: _worth(trials[i]))]
+            kept = rows[max(range(len(rows)), key=lambda i: _worth(trials[i], study.metric))]
         return kept
 
 
@@ -104,8 +104,8 @@ def proposals(study: Study, kept: NDArray[np.int64], target: float) -> NDArray[n
     return np.array(meeting or cheapest, dtype=np.int64).reshape(-1, len(kept))
 
 
-def _worth(trial: Trial) -> tuple[float, float]:
-    """Accuracy, then loss; the worst of all where one of them is not finite."""
+def _worth(trial: Trial, metric: Metric) -> tuple[float, float]:
+    """The metric, then loss; the worst of all where one of them is not finite."""
     evaluation = trial.evaluation
-    worth = evaluation.accuracy, -evaluation.loss
+    worth = metric.gain(evaluation.metric, 0.0), -evaluation.loss
     return worth if np.isfinite(worth).all() else (-np.inf, -np.inf)

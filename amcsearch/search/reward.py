@@ -1,7 +1,14 @@
 """Rewards: what one evaluated policy is worth to a single-objective agent; larger is better.
 
 Each is a plain function of (evaluation, cost, context) with its parameters as keyword arguments, chosen in the
-configuration as ``reward: {name: mnasnet, params: {inside: -0.05}}``. error = 1 - accuracy on the search split.
+configuration as ``reward: {name: mnasnet, params: {inside: -0.05}}``. They look at the WORTH of the metric on the
+search split, and at error = 1 - worth:
+
+    a share, such as accuracy:   worth = metric, or 1 - metric where lower is better
+    any other metric:            worth = (1 + g / (1 + |g|)) / 2,   g = gain over dense / |dense metric|
+
+So a metric without a range (a squared error, a perplexity) is worth 1/2 where it is the dense network's own, more where
+it is better and less where it is worse, always between 0 and 1. A squared error twice the dense one's is worth 1/4.
 """
 
 import inspect
@@ -12,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from amcsearch.core import BadInputError, Cost, Evaluation
+from amcsearch.core import ACCURACY, BadInputError, Cost, Evaluation, Metric
 
 if TYPE_CHECKING:
     from amcsearch.search.budget import Budget
@@ -34,15 +41,29 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What a reward may compare a policy with: the dense model's cost and accuracy, and the budget's limits."""
+    """What a reward may compare a policy with: the dense model's cost and metric, and the budget's limits.
+
+    ``metric`` says what the metric is, its unit and its direction.
+    """
 
     dense: Cost
-    dense_accuracy: float
+    dense_metric: float
     budget: "Budget"
+    metric: Metric = ACCURACY
+
+    def worth(self, evaluation: Evaluation) -> float:
+        """What the metric is worth, larger is better: see the module; 0 of one that is no number or infinitely bad."""
+        value = evaluation.metric
+        if self.metric.is_share:
+            return self.metric.gain(value, 0.0 if self.metric.higher_is_better else 1.0)
+        gain = self.metric.gain(value, self.dense_metric) / (abs(self.dense_metric) or 1.0)
+        if not math.isfinite(gain):
+            return 1.0 if gain == math.inf else 0.0
+        return 0.5 * (1.0 + gain / (1.0 + abs(gain)))
 
 
 class Reward(Protocol):
-    """What one evaluated policy is worth: a pure function, finite where accuracy and loss are; larger is better."""
+    """What one evaluated policy is worth: a pure function, finite where metric and loss are; larger is better."""
 
     def __call__(self, evaluation: Evaluation, cost: Cost, context: RewardContext, /) -> float:
         """Return the worth of a policy of that evaluation and cost, beside the dense network and the budget."""
@@ -51,8 +72,8 @@ class Reward(Protocol):
 
 def accuracy(evaluation: Evaluation, cost: Cost, context: RewardContext) -> float:
     """AMC, resource-constrained: R = -error; the budget is met by bounding the actions (He 2018, 1802.03494)."""
-    del cost, context
-    return evaluation.accuracy - 1.0
+    del cost
+    return context.worth(evaluation) - 1.0
 
 
 def accuracy_guaranteed(
@@ -63,21 +84,20 @@ def accuracy_guaranteed(
     Raises:
         BadInputError: ``cost_name`` is not ``macs`` or ``params`` (below one unit the logarithm turns the sign).
     """
-    del context
     if cost_name not in ("macs", "params"):
         raise BadInputError(f"reward accuracy_guaranteed: cost_name = {cost_name!r}, must be 'macs' or 'params'")
-    return (evaluation.accuracy - 1.0) * math.log(max(cost[cost_name], 1.0))
+    return (context.worth(evaluation) - 1.0) * math.log(max(cost[cost_name], 1.0))
 
 
 def mnasnet(
     evaluation: Evaluation, cost: Cost, context: RewardContext, *, inside: float = -0.07, outside: float = -0.07
 ) -> float:
-    """MnasNet: accuracy * prod_c (cost_c / limit_c)^w over budgeted costs (Tan 2019, 1807.11626).
+    """MnasNet: worth * prod_c (cost_c / limit_c)^w over budgeted costs (Tan 2019, 1807.11626).
 
     w is ``inside`` while the cost is within its limit and ``outside`` beyond; -0.07 for both is the paper's soft form
-    (5 % accuracy for a doubling of latency).
+    (5 % of the worth for a doubling of latency).
     """
-    reward = evaluation.accuracy
+    reward = context.worth(evaluation)
     for name, limit in context.budget.limits.items():
         ratio = cost[name] / limit
         reward *= ratio ** (inside if ratio <= 1.0 else outside)
@@ -90,7 +110,7 @@ def mnasnet_hard(evaluation: Evaluation, cost: Cost, context: RewardContext) -> 
 
 
 def hard_constraint(evaluation: Evaluation, cost: Cost, context: RewardContext, *, penalty: float = 10.0) -> float:
-    """Accuracy within the budget; beyond it -penalty * (1 + sum_c overshoot_c), overshoot = cost / limit - 1.
+    """Worth within the budget; beyond it -penalty * (1 + sum_c overshoot_c), overshoot = cost / limit - 1.
 
     Finite, so that an agent still learns which way the budget lies, yet below every reward within it.
 
@@ -101,7 +121,7 @@ def hard_constraint(evaluation: Evaluation, cost: Cost, context: RewardContext, 
         raise BadInputError(f"reward hard_constraint: penalty = {penalty}, must be above 0")
     shares = (cost[name] / limit for name, limit in context.budget.limits.items())
     overshoot = sum(0.0 if share <= 1.0 else share - 1.0 for share in shares)  # NaN stays NaN, a reward that fails
-    return evaluation.accuracy if overshoot == 0.0 else -penalty * (1.0 + overshoot)
+    return context.worth(evaluation) if overshoot == 0.0 else -penalty * (1.0 + overshoot)
 
 
 def weighted_sum(
@@ -114,12 +134,12 @@ def weighted_sum(
     macs: float = 0.1,
     params: float = 0.0,
 ) -> float:
-    """Accuracy - sum_c w_c * cost_c / dense_c: each weight is the accuracy given for removing that cost wholly.
+    """Worth - sum_c w_c * cost_c / dense_c: each weight is the worth given for removing that cost wholly.
 
     Raises:
         BadInputError: a weight on a cost nothing prices.
     """
-    reward = evaluation.accuracy
+    reward = context.worth(evaluation)
     weights = {"latency_ms": latency_ms, "energy_mj": energy_mj, "macs": macs, "params": params}
     for name, weight in weights.items():
         if weight == 0.0:
@@ -184,7 +204,7 @@ def bind(
     def bound(evaluation: Evaluation, cost: Cost) -> float:
         return function(evaluation, cost, context)
 
-    value = bound(Evaluation(context.dense_accuracy, 0.0, 0.0), context.dense)
+    value = bound(Evaluation(context.dense_metric, 0.0, 0.0), context.dense)
     if not isinstance(value, numbers.Real):
         raise BadInputError(f"the reward of the dense network is {value!r}, must be a number; return a float")
     return bound

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, Cost, Evaluation, NetworkSpec, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import (
+    ACCURACY,
+    BadInputError,
+    Cost,
+    Evaluation,
+    Metric,
+    NetworkSpec,
+    PolicySpace,
+    PruningPolicy,
+    Trial,
+    TrialState,
+)
 from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
 
 if TYPE_CHECKING:
@@ -61,14 +72,25 @@ def _priced(trials: list[Trial], costs: Sequence[str]) -> list[Trial]:
     return trials
 
 
+def _named(objectives: tuple[str, ...] | None, metric: Metric, costs: Sequence[str]) -> tuple[str, ...] | None:
+    """Return objectives with the metric by its name."""
+    if objectives is None:
+        return None
+    named = tuple(metric.name if name == "metric" else name for name in objectives)
+    known = (metric.name, *costs)
+    if not named or not set(named) <= set(known):
+        raise BadInputError(f"search.objectives = {list(objectives)}: name one or more of {list(known)}")
+    return named
+
+
 class Study:
     """One agent's search under one seed: a fixed number of evaluations, each stored before the next begins.
 
     ``reward`` maps (Evaluation, Cost) to a float, larger is better (``reward.bind`` makes one). ``objectives``, where
-    given, names what a multi-objective agent trades off: ``accuracy`` and costs. ``batch`` is how many policies an
-    agent should propose at once (the workers of the executor). ``fingerprint`` identifies everything that decides a
-    result besides agent and seed (a hash of the configuration): a stored study goes on only under the same one.
-    ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
+    given, names what a multi-objective agent trades off: the metric by its name, or as ``metric``, and costs. ``batch``
+    is how many policies an agent should propose at once (the workers of the executor). ``fingerprint`` identifies
+    everything that decides a result besides agent and seed (a hash of the configuration): a stored study goes on only
+    under the same one. ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
@@ -92,21 +114,21 @@ class Study:
         objectives: tuple[str, ...] | None = None,
         batch: int = 1,
         fingerprint: str = "",
+        metric: Metric = ACCURACY,
     ) -> None:
         if trials < 1 or batch < 1:
             raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
-        known = ("accuracy", *grid.names)
-        if objectives is not None and (not objectives or not set(objectives) <= set(known)):
-            raise BadInputError(f"search.objectives = {list(objectives)}: name one or more of {list(known)}")
+        objectives = _named(objectives, metric, grid.names)
         self.network, self.space, self.grid, self.feasible = network, space, grid, feasible
         self.agent, self.seed, self.objectives, self.batch = agent, seed, objectives, batch
+        self.metric = metric
         self.notes: list[str] = []
         self.trials: list[Trial] = []
         self.best: Trial | None = None
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
-        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives)
+        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric)
         self._stored = {trial.policy: trial for trial in _priced(self._store.load(), grid.names)}
         self._written = len(self._stored)
         self._known = self._store.siblings()
@@ -118,13 +140,13 @@ class Study:
 
     @property
     def front(self) -> list[Trial]:
-        """Complete trials that no other dominates in ``objectives`` (accuracy and the priced costs if none given)."""
-        names = self.objectives or ("accuracy", *self.grid.names)
+        """Complete trials that no other dominates in ``objectives`` (the metric and the priced costs if none given)."""
+        names = self.objectives or (self.metric.name, *self.grid.names)
         complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
         if not complete:
             return []
-        signs = np.array([-1.0 if direction(name) == "maximize" else 1.0 for name in names])
-        points = np.array([[objective(trial, name) for name in names] for trial in complete])
+        signs = np.array([-1.0 if direction(name, self.metric) == "maximize" else 1.0 for name in names])
+        points = np.array([[objective(trial, name, self.metric) for name in names] for trial in complete])
         return [trial for trial, keep in zip(complete, non_dominated(points * signs), strict=True) if keep]
 
     def seen(self, policy: PruningPolicy) -> bool:
@@ -133,12 +155,12 @@ class Study:
 
     def values(self, trial: Trial) -> list[float]:
         """Return what a multi-objective agent trades off, in natural units; the reward alone without objectives."""
-        return [objective(trial, name) for name in self.objectives or REWARD]
+        return [objective(trial, name, self.metric) for name in self.objectives or REWARD]
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
         """``maximize`` or ``minimize`` for each of ``values``."""
-        return [direction(name) for name in self.objectives or REWARD]
+        return [direction(name, self.metric) for name in self.objectives or REWARD]
 
     def note(self, text: str) -> None:
         """Record, in a sentence, something the agent decided; the report shows ``notes``."""
@@ -182,11 +204,11 @@ class Study:
         cost = self.grid.cost(policy)
         state = TrialState.PROBE if probe else TrialState.COMPLETE
         reward = -math.inf
-        if math.isfinite(evaluation.loss) and math.isfinite(evaluation.accuracy):
+        if math.isfinite(evaluation.loss) and math.isfinite(evaluation.metric):
             reward = self._reward(evaluation, cost)
         if not math.isfinite(reward):
             state, reward = TrialState.FAILED, -math.inf
-        trial = Trial(self._written, self.agent, self.seed, state, policy, evaluation, cost, reward)
+        trial = Trial(self._written, self.agent, self.seed, state, policy, evaluation, cost, reward, self.metric)
         self._store.append(trial, self._channels, self.values(trial))
         self._written += 1
         return trial

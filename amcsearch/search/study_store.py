@@ -21,7 +21,17 @@ from sqlalchemy import inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState, check_file
+from amcsearch.core import (
+    ACCURACY,
+    BadInputError,
+    Cost,
+    Evaluation,
+    Metric,
+    PruningPolicy,
+    Trial,
+    TrialState,
+    check_file,
+)
 from amcsearch.runs import StoredDocument
 
 __all__ = ["REWARD", "TrialStore", "direction", "objective", "storage_url"]
@@ -41,16 +51,16 @@ _OPTUNA_STATE: Final = {
 }
 
 
-def direction(name: str) -> Literal["minimize", "maximize"]:
-    """``maximize`` for accuracy and reward, ``minimize`` for every cost."""
-    return "maximize" if name in ("accuracy", *REWARD) else "minimize"
+def direction(name: str, metric: Metric) -> Literal["minimize", "maximize"]:
+    """``maximize`` for the reward and a metric that is better when higher, ``minimize`` for the rest: every cost."""
+    return "maximize" if name in REWARD or (name == metric.name and metric.higher_is_better) else "minimize"
 
 
-def objective(trial: Trial, name: str) -> float:
-    """Value of ``reward``, ``accuracy`` or a cost of a trial, in its natural unit."""
+def objective(trial: Trial, name: str, metric: Metric) -> float:
+    """Value of ``reward``, the metric or a cost of a trial, in its natural unit."""
     if name == "reward":
         return trial.reward
-    return trial.evaluation.accuracy if name == "accuracy" else trial.cost[name]
+    return trial.evaluation.metric if name == metric.name else trial.cost[name]
 
 
 _STUDY_TABLES: Final = frozenset(
@@ -124,12 +134,19 @@ class TrialStore:
     """
 
     def __init__(
-        self, storage: Path | str, name: str, agent: str, seed: int, fingerprint: str, objectives: Sequence[str] | None
+        self,
+        storage: Path | str,
+        name: str,
+        agent: str,
+        seed: int,
+        fingerprint: str,
+        objectives: Sequence[str] | None,
+        metric: Metric = ACCURACY,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         url = storage_url(storage)
         self._shown = str(storage) if isinstance(storage, Path) else url.render_as_string()  # without a password
-        self._metrics = list(objectives or REWARD)
+        self._metrics, self._metric = list(objectives or REWARD), metric
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
         with self._readable_errors():
             _check_owner(url)
@@ -139,7 +156,7 @@ class TrialStore:
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=f"{name}/{agent}/{seed}",
-                directions=[direction(metric) for metric in self._metrics],
+                directions=[direction(name, metric) for name in self._metrics],
                 load_if_exists=True,
             )
             self._check_context()
@@ -147,7 +164,7 @@ class TrialStore:
     def load(self) -> list[Trial]:
         """Return the stored trials in the order of their evaluation."""
         with self._readable_errors():
-            return [_decode(stored) for stored in self._study.get_trials(deepcopy=False)]
+            return [_decode(stored, self._metric) for stored in self._study.get_trials(deepcopy=False)]
 
     def siblings(self) -> dict[PruningPolicy, Evaluation]:
         """Return what other agents and seeds measured under the same name and fingerprint."""
@@ -159,7 +176,7 @@ class TrialStore:
                     continue
                 study = optuna.load_study(study_name=study_name, storage=self._storage)
                 if shared.items() <= study.user_attrs.get("context", {}).items():
-                    trials = (_decode(stored) for stored in study.get_trials(deepcopy=False))
+                    trials = (_decode(stored, self._metric) for stored in study.get_trials(deepcopy=False))
                     evaluations.update((trial.policy, trial.evaluation) for trial in trials)
         return evaluations
 
@@ -219,7 +236,7 @@ def _encode(trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "state": trial.state.value,
         "reward": _number(trial.reward),
-        "accuracy": _number(trial.evaluation.accuracy),
+        "metric": _number(trial.evaluation.metric),
         "loss": _number(trial.evaluation.loss),
         "seconds": _number(trial.evaluation.seconds),
         "cost": dict(trial.cost),
@@ -236,29 +253,33 @@ class _StoredTrial(StoredDocument):
     seed: int
     state: str
     reward: float | str
-    accuracy: float | str
+    metric: float | str
     loss: float | str
     seconds: float | str
     cost: Mapping[str, float]
     change_low: float | None = None
 
 
-def _decode(stored: FrozenTrial) -> Trial:
+def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
     try:
-        read = _StoredTrial.from_json(stored.user_attrs, "it")
+        attributes = stored.user_attrs
+        if "metric" not in attributes and "accuracy" in attributes:  # of version 0.1.0
+            attributes = {**attributes, "metric": attributes["accuracy"]}
+        read = _StoredTrial.from_json(attributes, "it")
         trial = Trial(
             number=stored.number,
             agent=read.agent,
             seed=read.seed,
             state=TrialState(read.state),
             policy=PruningPolicy.from_json(read.policy),
-            evaluation=Evaluation(float(read.accuracy), float(read.loss), float(read.seconds), read.change_low),
+            evaluation=Evaluation(float(read.metric), float(read.loss), float(read.seconds), read.change_low),
             cost=Cost(read.cost),
             reward=float(read.reward),
+            judged_by=metric,
         )
-        judged = (trial.reward, trial.evaluation.accuracy, trial.evaluation.loss)
+        judged = (trial.reward, trial.evaluation.metric, trial.evaluation.loss)
         if trial.state is TrialState.COMPLETE and not all(map(math.isfinite, judged)):
-            raise ValueError(f"it is complete, and its reward, accuracy and loss are {judged}")
+            raise ValueError(f"it is complete, and its reward, metric and loss are {judged}")
     except (ValueError, OverflowError) as error:  # BadInputError among them
         raise BadInputError(
             f"trial {stored.number} in the study storage is damaged or was not written by amcsearch ({error}); "

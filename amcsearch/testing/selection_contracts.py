@@ -32,8 +32,8 @@ from amcsearch.methods import (
     select,
 )
 from amcsearch.training import (
+    CLASS_IDS,
     MODELS,
-    task_loss,
 )
 
 __all__ = ["NETWORKS", "CriterionContract", "NetworkExample", "SelectorContract", "network_example"]
@@ -120,14 +120,14 @@ class CriterionContract:
         criterion, untouched = maker(), _Untouched(example.model)
         model, trace, x, y = example.model, example.trace, example.inputs, example.targets
         assert criterion.reduction in REDUCTIONS
-        scores = score_units(model, trace, {"it": criterion}, x, y, task_loss, 4)["it"]
+        scores = score_units(model, trace, {"it": criterion}, x, y, CLASS_IDS, 4)["it"]
         assert set(scores) == {group.name for group in trace.network.groups}
         ranking = rank(scores)
         for group in trace.network.groups:
             assert np.isfinite(scores[group.name]).all()
             assert len(np.unique(scores[group.name])) > 1
             assert sorted(ranking[group.name]) == list(range(group.channels // group.unit))
-        again = rank_units(model, trace, criterion, x, y, task_loss, 4)
+        again = rank_units(model, trace, criterion, x, y, CLASS_IDS, 4)
         assert all((ranking[name] == again[name]).all() for name in ranking)
         untouched.check()
         space = PolicySpace.on_grid(trace.network.groups)
@@ -153,7 +153,7 @@ class SelectorContract:
         """Give the tests one small network after another, with the moments of what its layers read."""
         example = _shared_example(request.param, 10)
         data = example.inputs, example.targets
-        return problem_of(Calibration(example.model, example.trace, *data, task_loss, 4), labels=True)
+        return problem_of(Calibration(example.model, example.trace, *data, CLASS_IDS, 4), labels=True)
 
     def test_it_orders_every_unit_and_its_refit_is_no_worse_than_none(
         self, maker: Callable[[], Selector], problem: Problem

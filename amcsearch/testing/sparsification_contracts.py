@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
-from amcsearch.graph import trace
+from amcsearch.graph import first_tensor, trace
 from amcsearch.methods import (
     CRITERIA,
     Criterion,
@@ -26,6 +26,7 @@ from amcsearch.methods import (
 )
 from amcsearch.testing.selection_contracts import NETWORKS, NetworkExample, network_example
 from amcsearch.training import (
+    CLASS_IDS,
     GatedTraining,
     MaskedTraining,
     MaskedUnits,
@@ -33,8 +34,6 @@ from amcsearch.training import (
     TrainingRecipe,
     bake,
     fit,
-    logits,
-    task_loss,
 )
 
 __all__ = ["GateContract", "ScheduleContract"]
@@ -101,7 +100,7 @@ class GateContract:
         for tensors in (gate.tensors(), gate.final()):
             assert all(tensor.shape == parameters[name].shape for name, tensor in tensors.items())
         with gate.noise(model):
-            output = logits(functional_call(model, gate.tensors(), (example.inputs,)))
+            output = first_tensor(functional_call(model, gate.tensors(), (example.inputs,)))
         torch.autograd.backward(output.square().mean() + gate.penalty())
         learnt = list(gate.parameters())
         assert learnt or gate.drive == "fixed"
@@ -180,7 +179,7 @@ class ScheduleContract:
         example = network_example(network)
         model, weights = example.model, sparse_weights(example.model, example.trace)
         plan = Plan(_STEPS, sum(w.numel() for w in weights.values()), sparsity)
-        data = example.inputs, example.targets, task_loss, 8
+        data = example.inputs, example.targets, CLASS_IDS, 8
 
         def scores() -> dict[str, Tensor]:
             return weight_scores(model, example.trace, criterion, weights, *data)
@@ -196,7 +195,7 @@ class ScheduleContract:
         example = network_example(network)
         model, slices = example.model, UnitSlices(example.model, example.trace)
         plan = Plan(_STEPS, sum(slices.counts.values()), 0.4)
-        data = example.inputs, example.targets, task_loss, 8
+        data = example.inputs, example.targets, CLASS_IDS, 8
 
         def scores() -> dict[str, Tensor]:
             values = score_units(model, example.trace, {"": CRITERIA["magnitude"]()}, *data)[""]

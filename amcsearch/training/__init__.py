@@ -12,8 +12,7 @@ from amcsearch.training.identity import (
     record_network,
     record_splits,
 )
-from amcsearch.training.loop import Distillation, Progress, TrainingRecipe, evaluate, fit
-from amcsearch.training.losses import logits, rightness, task_loss
+from amcsearch.training.loop import CLASS_IDS, Distillation, Progress, TrainingRecipe, evaluate, fit
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
 from amcsearch.training.resume import StateFile
@@ -46,6 +45,7 @@ from amcsearch.training.tasks import (
 from amcsearch.training.tensor_files import check_archive, load_tensors, read_texts, save_tensors
 
 __all__ = [
+    "CLASS_IDS",
     "DATASETS",
     "DEFAULT_SIZES",
     "MODELS",
@@ -91,19 +91,16 @@ __all__ = [
     "length",
     "load_checkpoint",
     "load_tensors",
-    "logits",
     "make_splits",
     "network_difference",
     "pretrained",
     "read_texts",
     "record_network",
     "record_splits",
-    "rightness",
     "save_state",
     "save_tensors",
     "seeded",
     "stacked",
     "stratified",
-    "task_loss",
     "with_dense_targets",
 ]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from amcsearch import __version__
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.training.identity import PROBES, Identity, differences, record_network, record_split
-from amcsearch.training.loop import Progress, TrainingRecipe, fit
+from amcsearch.training.loop import CLASS_IDS, Progress, TrainingRecipe, fit
 from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import Samples, fetch, length
+from amcsearch.training.task import Task
 from amcsearch.training.tensor_files import digest_tensors, load_tensors, read_texts, save_tensors
 
 __all__ = ["load_checkpoint", "pretrained", "save_state"]
@@ -103,6 +104,7 @@ def pretrained(
     cache_dir: Path,
     torch_device: str = "cpu",
     progress: Progress | None = None,
+    task: Task = CLASS_IDS,
 ) -> bool:
     """Train ``model`` by ``recipe``, or load what the same call trained before; it ends in eval mode.
 
@@ -115,11 +117,12 @@ def pretrained(
         model: freshly initialised.
         dataset: the train split.
         recipe: how to train.
-        key: names the network: its factory and keyword arguments.
+        key: names the network and the task: factories and arguments.
         seed: of the training.
         cache_dir: where cache files live; made if absent.
         torch_device: where to train.
         progress: as for ``fit``; not called when the cache answers.
+        task: the loss.
 
     Returns:
         Whether the weights came from the cache.
@@ -136,7 +139,7 @@ def pretrained(
     if path.exists() and _taken_from_cache(model, path, identity):
         model.to(torch_device).eval()
         return True
-    fit(model, dataset, recipe, seed=seed, torch_device=torch_device, progress=progress)
+    fit(model, dataset, recipe, seed=seed, torch_device=torch_device, progress=progress, task=task)
     save_tensors(_state(model), path, {IDENTITY: json.dumps(identity.to_json())})
     return False
 

@@ -26,7 +26,6 @@ from torch.utils.data import TensorDataset
 
 from amcsearch.core import BadInputError
 from amcsearch.graph import evaluating, first_tensor
-from amcsearch.training.losses import IGNORED_TARGET
 from amcsearch.training.splits import (
     SPLITS,
     DataSplits,
@@ -38,6 +37,7 @@ from amcsearch.training.splits import (
     stacked,
     stratified,
 )
+from amcsearch.training.tasks.class_ids import IGNORED_TARGET
 
 __all__ = [
     "DATASETS",

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import UserCode
-from amcsearch.graph import evaluating
+from amcsearch.graph import evaluating, first_tensor
 from amcsearch.runs import StoredDocument
-from amcsearch.training.losses import logits
 from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import SPLITS, DataSplits, Samples, fetch, length
 
@@ -115,7 +114,7 @@ def record_network(model: nn.Module, inputs: Tensor) -> NetworkRecord:
         evaluating(model),
         torch.no_grad(),
     ):
-        outputs = logits(model(probe)).double().cpu().flatten()
+        outputs = first_tensor(model(probe)).double().cpu().flatten()
     kept = np.unique(np.linspace(0, len(outputs) - 1, min(len(outputs), OUTPUTS)).round().astype(np.int64))
     return NetworkRecord(tensors, tuple(outputs[torch.from_numpy(kept)].tolist()))
 

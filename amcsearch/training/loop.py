@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
-from amcsearch.graph import channels_first, evaluating, make_channels_first
+from amcsearch.graph import HeldBatches, Tree, channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
-from amcsearch.training.losses import correct, distillation, logits, task_loss
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, fetch, length
+from amcsearch.training.task import Task
+from amcsearch.training.tasks.class_ids import Classification
 
 __all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at", "random_shift"]
 
@@ -69,7 +70,7 @@ class TrainingRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """Learn from a teacher: see ``losses.distillation``.
+    """Learn from a teacher: see ``Task.distillation``.
 
     Raises:
         BadInputError: a temperature that is not positive, or an alpha outside [0, 1].
@@ -119,6 +120,9 @@ def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> 
 
 Progress = Callable[[int, float], None]
 
+CLASS_IDS: Final = Classification()
+"""The task of class ids, where no other is given."""
+
 MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
 
 
@@ -135,17 +139,19 @@ def fit(
     hook: TrainingHook | None = None,
     store: StateStore | None = None,
     first_epoch: int = 0,
+    task: Task = CLASS_IDS,
 ) -> list[float]:
     """Train ``model`` in place on (input, target) samples; it ends on ``torch_device`` in eval mode.
 
-    With a ``teacher`` the loss is ``losses.distillation``, with ``Distillation()`` by default; the teacher is copied,
-    never changed. Each epoch is shuffled by the seed and cut into batches of nearly equal size, at most ``batch_size``.
+    With a ``teacher`` the loss is the task's ``distillation``, with ``Distillation()`` by default; the teacher is
+    copied, never changed. Each epoch is shuffled by the seed and cut into batches of nearly equal size, at most
+    ``batch_size``.
 
     A training may diverge in its last step, which no loss follows: parameters and buffers are to be finite at its end,
     and no parameter above 1,000 times the largest one before (or 1,000).
 
     Args:
-        model: gives logits (N, C) or (B, T, V), bare or first in a tuple or mapping.
+        model: gives what the task judges.
         dataset: map-style, of (input, target).
         recipe: how to train.
         seed: of shuffles, shifts and dropout; the global generators are left as they were.
@@ -156,9 +162,10 @@ def fit(
         hook: takes part in every step (masks, gates).
         store: keeps the state after every epoch; what it holds already is taken up.
         first_epoch: begin at this epoch of the recipe, so that its tail is replayed (learning-rate rewinding).
+        task: the loss.
 
     Returns:
-        Mean loss of every epoch, nats.
+        Mean loss of every epoch.
 
     Raises:
         DivergedError: a loss that is not finite, or weights that diverged; names epoch, loss and learning rate.
@@ -167,7 +174,7 @@ def fit(
     model.to(torch_device).train()
     make_channels_first(model)
     guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
-    objective = _Objective(recipe.label_smoothing, guide, distillation or Distillation())
+    objective = _Objective(task, recipe.label_smoothing, guide, distillation or Distillation())
     training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), _optimizer(model, recipe), seed)
     losses: list[float] = []
     began = _largest(model)
@@ -189,46 +196,50 @@ def fit(
     return losses
 
 
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int = 256) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy (share) of a model in eval mode, on the device it is on.
-
-    Of vectors, 1 minus the mean cosine and the mean cosine.
+def evaluate(
+    model: nn.Module, inputs: Tensor, targets: Tree, batch_size: int = 256, task: Task = CLASS_IDS
+) -> tuple[float, float]:
+    """The task's mean loss and its metric of a model in eval mode, on the device it is on.
 
     Args:
         model: left in the modes it was in.
         inputs: (N, …).
-        targets: (N,) or (N, T) of class ids, or (N, …, D) of vectors to match.
+        targets: what the task judges by, the samples along the first axis.
         batch_size: samples at a time.
+        task: the loss and the metric; class ids by default.
 
     Raises:
         BadInputError: no samples or no targets, or shapes that do not fit.
     """
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
-    loss, right, count = 0.0, 0.0, 0
+    loss, count, meter = 0.0, 0, task.meter()
+    batches = HeldBatches.of(inputs, targets, batch_size) if len(inputs) else ()
     with UserCode(f"evaluating {type(model).__name__}"), evaluating(model), torch.inference_mode():
-        for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
-            output, target = logits(model(x.to(torch_device))), y.to(torch_device)
-            hits, known = correct(output, target)
-            loss += float(task_loss(output, target)) * known if known else 0.0
-            right, count = right + hits, count + known
+        for batch in (each.to(torch_device) for each in batches):
+            output, known = batch.through(model), task.count(batch.targets, batch.size)
+            if known:
+                loss += float(task.loss(output, batch.targets)) * known
+                meter.update(output, batch.targets)
+            count += known
     if not count:
         raise BadInputError(f"evaluation of {len(inputs)} samples found no targets, expected at least 1")
-    return loss / count, right / count
+    return loss / count, meter.value()
 
 
 @dataclass(frozen=True)
 class _Objective:
+    task: Task
     label_smoothing: float
     teacher: nn.Module | None
     distillation: Distillation
 
     def __call__(self, output: Any, x: Tensor, y: Tensor) -> Tensor:
         if self.teacher is None:
-            return task_loss(output, y, self.label_smoothing)
+            return self.task.training_loss(output, y, self.label_smoothing)
         with torch.no_grad():
-            guide = logits(self.teacher(x))
-        return distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
+            guide = self.teacher(x)
+        return self.task.distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
 
 
 def _restored(training: "_Training", stored: dict[str, Any]) -> tuple[list[float], int]:

@@ -33,8 +33,7 @@ from amcsearch.methods.schedules.one_shot import Within, one_shot_masks
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.hook import TrainingHook
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.sparsification import bake
 from amcsearch.training.splits import stacked
 
@@ -144,7 +143,7 @@ def _weights_cut(
     model = copy.deepcopy(workload.model)
     inputs, targets = stacked(workload.splits.calibration)
     weights, batch_size = sparse_weights(model, workload.trace), default_batch_size(inputs)
-    scores = weight_scores(model, workload.trace, criterion, weights, inputs, targets, task_loss, batch_size)
+    scores = weight_scores(model, workload.trace, criterion, weights, inputs, targets, CLASS_IDS, batch_size)
     kept = one_shot_masks(scores, sparsity, cell.within)
     bake(model, kept)
     recalibrate(config, workload, model)

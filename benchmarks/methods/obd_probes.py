@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import UnitScores, score_units
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.splits import stacked
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     exact: UnitScores = {}
     for name, criterion in ways().items():
         start = time.perf_counter()
-        found = score_units(network.model, network.trace, {"": criterion}, inputs, targets, task_loss, args.samples)[""]
+        found = score_units(network.model, network.trace, {"": criterion}, inputs, targets, CLASS_IDS, args.samples)[""]
         seconds = time.perf_counter() - start
         exact = exact or found
         error = np.mean([np.sqrt(np.mean((found[g] - exact[g]) ** 2)) / exact[g].std() for g in exact])

@@ -30,8 +30,7 @@ from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import score_units
 from amcsearch.recovery.bias import fold_means, input_means
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.splits import stacked
 
 matplotlib.use("Agg")
@@ -61,7 +60,7 @@ def increases(workload: Workload, batch_size: int) -> Increases:
     """Measure the loss without each unit, minus the dense loss, in nats."""
     model, trace = workload.model, workload.trace
     inputs, targets = stacked(workload.splits.calibration)
-    means = input_means(model, trace, inputs, targets, task_loss, batch_size)
+    means = input_means(model, trace, inputs, targets, CLASS_IDS, batch_size)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # a CPU's forward passes like it better
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     dense, _ = evaluate(model, inputs, targets, batch_size)
@@ -85,7 +84,7 @@ def agreement(workload: Workload, names: dict[str, Criterion]) -> list[tuple[str
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = default_batch_size(inputs)
     true = increases(workload, batch_size)
-    scores = score_units(workload.model, workload.trace, names, inputs, targets, task_loss, batch_size)
+    scores = score_units(workload.model, workload.trace, names, inputs, targets, CLASS_IDS, batch_size)
     return [
         (name, group, *(float(spearmanr(scores[name][group], measured).statistic) for measured in both))
         for name in names

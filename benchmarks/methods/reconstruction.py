@@ -32,7 +32,7 @@ from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.selectors.thinet import ThiNet
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.recovery.sequential import SequentialReconstruction
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.splits import stacked
 
 CONFIGS = tuple(f"configs/searches/{name}.yaml" for name in ("digits", "digits-mobilenetv2", "digits-vit"))
@@ -52,7 +52,7 @@ def orders(calibration: Calibration) -> tuple[dict[str, tuple[Ranking, float]], 
             CRITERIA[name](),
             calibration.inputs,
             calibration.targets,
-            task_loss,
+            CLASS_IDS,
             128,
         )
         found[name] = ranking, time.perf_counter() - start
@@ -72,7 +72,7 @@ def accuracies(workload: Workload, refits: list[str], ratios: list[float]) -> It
     model, spec = workload.model, workload.trace.network
     inputs, targets = stacked(workload.splits.calibration)
     test = stacked(workload.splits.test)
-    ways, seen, gathering = orders(Calibration(model, workload.trace, inputs, targets, task_loss, 128))
+    ways, seen, gathering = orders(Calibration(model, workload.trace, inputs, targets, CLASS_IDS, 128))
     yield ("gathering", "seconds", True, 0.0), gathering
     space = PolicySpace.on_grid(spec.groups)
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

@@ -30,8 +30,7 @@ from amcsearch.methods.needs import Draw, Labels, SampleGates
 from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
 from amcsearch.methods.statistics import gather
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.splits import stacked
 
 BATCH = 128
@@ -59,7 +58,7 @@ def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
     calibration, held_out = stacked(workload.splits.calibration), stacked(workload.splits.search)
 
     def scored(criterion: Criterion, data: tuple[torch.Tensor, torch.Tensor], batch_size: int) -> Ranking:
-        return rank(score_units(workload.model, workload.trace, {"": criterion}, *data, task_loss, batch_size)[""])
+        return rank(score_units(workload.model, workload.trace, {"": criterion}, *data, CLASS_IDS, batch_size)[""])
 
     names = ("random", "magnitude", "taylor", "taylor_joint", "taylor_per_sample", "taylor_act2017", "true_fisher")
     ways = {name: unaliased(name, {}) for name in (*names, "wanda_channels")}
@@ -77,7 +76,7 @@ def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
 def carriers(workload: Workload, labels: Labels) -> int:
     """How many calibration samples hold half of all squared derivatives by gates."""
     need, data, found = SampleGates(labels), stacked(workload.splits.calibration), []
-    for draw in gather(workload.model, workload.trace, *data, task_loss, {need}, BATCH):
+    for draw in gather(workload.model, workload.trace, *data, CLASS_IDS, {need}, BATCH):
         if draw.draw is Draw.SAMPLE:
             found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.by_need[need].values()]).sum(0))
     ordered = torch.cat(found).sort(descending=True).values

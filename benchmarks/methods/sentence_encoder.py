@@ -44,7 +44,7 @@ from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.recovery.bias import means_for
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.training.data import dense_outputs
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.splits import stacked
 
 matplotlib.use("Agg")
@@ -97,13 +97,13 @@ def ways(workload: Workload, seed: int) -> Iterator[tuple[str, str, float, Evalu
     orders: dict[str, tuple[Ranking, float]] = {}
     for name, criterion in criteria(seed).items():
         start = time.perf_counter()
-        ranking = rank_units(model, trace, criterion, inputs, targets, task_loss, BATCH)
+        ranking = rank_units(model, trace, criterion, inputs, targets, CLASS_IDS, BATCH)
         orders[name] = ranking, time.perf_counter() - start
-        means = means_for(criterion, model, trace, inputs, targets, task_loss, BATCH)
+        means = means_for(criterion, model, trace, inputs, targets, CLASS_IDS, BATCH)
         evaluator = Evaluator(model, trace, ranking, inputs, test, means=means)
         yield name, "none" if means is None else "means folded", orders[name][1], evaluator
     start = time.perf_counter()
-    problem = problem_of(Calibration(model, trace, inputs, targets, task_loss, BATCH))
+    problem = problem_of(Calibration(model, trace, inputs, targets, CLASS_IDS, BATCH))
     ranking, seen = select(problem, SELECTORS["thinet"]())
     orders["thinet"] = ranking, time.perf_counter() - start
     refit = Reconstruction(model, trace, seen.values(), "least_squares")
@@ -176,7 +176,7 @@ def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
             calibration = drawn(workload, seed)
             chosen = {"random": RandomOrder(seed), "magnitude": CRITERIA["magnitude"](), "wanda": CRITERIA["wanda"]()}
             for name, criterion in chosen.items():
-                scores = weight_scores(model, workload.trace, criterion, before, *calibration, task_loss, BATCH)
+                scores = weight_scores(model, workload.trace, criterion, before, *calibration, CLASS_IDS, BATCH)
                 kept = {
                     "row": one_shot_masks(scores, sparsity, "row"),
                     "layer": one_shot_masks(scores, sparsity, "layer"),

@@ -31,7 +31,7 @@ from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.global_ranking import normalised
 from amcsearch.methods.ranking import UnitScores, score_units
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.splits import stacked
 
 Data = tuple[Tensor, Tensor]
@@ -75,7 +75,7 @@ class Theirs:
         """Gradient of the mean loss over all samples."""
         self.model.zero_grad()
         for x, y in zip(data[0].split(batch_size), data[1].split(batch_size), strict=True):
-            (task_loss(self.model(x), y) * (len(x) / len(data[0]))).backward()  # type: ignore[no-untyped-call]
+            (CLASS_IDS(self.model(x), y) * (len(x) / len(data[0]))).backward()  # type: ignore[no-untyped-call]
         return self.score(tp.importance.GroupTaylorImportance(normalizer=None, multivariable=joint))
 
     def joint(self, data: Data, batch_size: int) -> UnitScores:
@@ -162,7 +162,7 @@ def main() -> None:
 
     def ours(name: str, **params: Any) -> UnitScores:
         criterion = CRITERIA[name](**params)
-        return score_units(workload.model, workload.trace, {name: criterion}, *data, task_loss, batch_size)[name]
+        return score_units(workload.model, workload.trace, {name: criterion}, *data, CLASS_IDS, batch_size)[name]
 
     def our_lamp() -> UnitScores:
         return {name: normalised(torch.from_numpy(s), "lamp").numpy() for name, s in ours("magnitude").items()}

@@ -28,8 +28,7 @@ from amcsearch.methods.schedules.one_shot import one_shot_masks
 from amcsearch.methods.statistics import gather
 from amcsearch.methods.weight_choice import keep_n_of_m
 from amcsearch.methods.weights import sparse_weights, weight_scores
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.models.transformer import LanguageModel
 from amcsearch.training.sparsification import bake
 from amcsearch.training.splits import stacked
@@ -42,7 +41,7 @@ WAYS = (("random", "row"), ("magnitude", "row"), ("magnitude", "layer"), ("magni
 def outliers(workload: Workload, model: LanguageModel) -> float:
     """Largest over median norm of a feature, of the layer where that is largest."""
     data = stacked(workload.splits.calibration)
-    *_, whole = gather(model, workload.trace, *data, task_loss, {Statistic.PATCH_PRODUCTS}, BATCH)
+    *_, whole = gather(model, workload.trace, *data, CLASS_IDS, {Statistic.PATCH_PRODUCTS}, BATCH)
     norms = [patches.products.flatten().sqrt() for patches in whole.patches.values()]
     return max(float(norm.max() / norm.median()) for norm in norms)
 
@@ -68,7 +67,7 @@ def perplexities(workload: Workload, model: LanguageModel, sparsities: list[floa
     data, test = stacked(workload.splits.calibration), stacked(workload.splits.test, limit=WINDOWS)
     weights = sparse_weights(model, workload.trace)
     scores = {
-        name: weight_scores(model, workload.trace, CRITERIA[name](), weights, *data, task_loss, BATCH)
+        name: weight_scores(model, workload.trace, CRITERIA[name](), weights, *data, CLASS_IDS, BATCH)
         for name in dict.fromkeys(name for name, _ in WAYS)
     }
 

@@ -12,8 +12,7 @@ from amcsearch.methods.schedules.one_shot import OneShot, Pattern
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.testing import ScheduleContract, network_example
 from amcsearch.testing.selection_contracts import NETWORKS
-from amcsearch.training.loop import TrainingRecipe, fit
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, TrainingRecipe, fit
 from amcsearch.training.sparsification import MaskedTraining, bake
 
 
@@ -27,7 +26,7 @@ def trained(network: str, schedule: MaskSchedule) -> tuple[nn.Module, Mapping[st
     """Train with half of the weights under masks."""
     example = network_example(network)
     weights = sparse_weights(example.model, example.trace)
-    data = example.inputs, example.targets, task_loss, 8
+    data = example.inputs, example.targets, CLASS_IDS, 8
 
     def scores() -> dict[str, Tensor]:
         return weight_scores(example.model, example.trace, Magnitude(), weights, *data)

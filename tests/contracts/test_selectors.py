@@ -10,7 +10,7 @@ from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.selector import Calibration, Problem, Selector, problem_of
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.testing import SelectorContract
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.models import MODELS
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.plain import vgg
@@ -37,7 +37,7 @@ def calibration(name: str) -> Calibration:
         y = torch.randint(0, 32, (10, 16), generator=generator)
     else:
         x, y = torch.randn(10, 1, 32, 32, generator=generator), torch.arange(10)
-    return Calibration(model, trace(model, x[:1]), x, y, task_loss, 4)
+    return Calibration(model, trace(model, x[:1]), x, y, CLASS_IDS, 4)
 
 
 @cache
@@ -60,6 +60,6 @@ def test_every_reference_network_has_a_reader_for_every_group() -> None:
         model = MODELS[name]()
         x = torch.zeros(1, 8, dtype=torch.long) if name == "language_model" else torch.randn(1, 1, 32, 32)
         found = trace(model, x)
-        given = Calibration(model, found, x, torch.zeros(1, dtype=torch.long), task_loss, 1)
+        given = Calibration(model, found, x, torch.zeros(1, dtype=torch.long), CLASS_IDS, 1)
         readers = problem_of(given, positions=1).readers
         assert list(readers) == [group.name for group in found.network.groups]

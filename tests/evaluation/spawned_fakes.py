@@ -15,7 +15,7 @@ class Echo:
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
         if policy["g"] == 13:
             raise ValueError("thirteen is refused")
-        return Evaluation(accuracy=0.5, loss=float(policy["g"]), seconds=0.0)
+        return Evaluation(metric=0.5, loss=float(policy["g"]), seconds=0.0)
 
 
 class Threads:
@@ -32,7 +32,7 @@ class Threads:
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
         import torch
 
-        return Evaluation(accuracy=0.5, loss=float(torch.get_num_threads()), seconds=0.0)
+        return Evaluation(metric=0.5, loss=float(torch.get_num_threads()), seconds=0.0)
 
 
 class Deadly(Echo):

@@ -17,8 +17,7 @@ from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import Ranking, keep, rank_units
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.models.residual import resnet20
 from amcsearch.training.models.transformer import language_model
 
@@ -31,7 +30,7 @@ def job() -> Job:
     model = resnet20(width=4, depth=8)
     x, y = torch.randn(50, 1, 16, 16), torch.arange(50) % 10
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, task_loss, 25)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, CLASS_IDS, 25)
     return model, found, ranking, x[:30], (x[30:], y[30:])
 
 
@@ -46,7 +45,7 @@ def test_the_dense_policy_without_recalibration_is_the_dense_network_exactly(job
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss, accuracy = evaluate(channels_last, search[0].contiguous(memory_format=torch.channels_last), search[1])
     found_there = evaluator.evaluate(found.network.dense)
-    assert (found_there.loss, found_there.accuracy) == (loss, accuracy)
+    assert (found_there.loss, found_there.metric) == (loss, accuracy)
     assert found_there.loss == pytest.approx(evaluate(model, *search)[0], rel=1e-5)
 
 
@@ -59,7 +58,7 @@ def test_an_evaluation_is_removal_recalibration_and_evaluation(job: Job) -> None
     loss, accuracy = evaluate(small, *search)
     result = evaluator.evaluate(policy)
     assert result.loss == pytest.approx(loss, rel=1e-5)
-    assert result.accuracy == accuracy
+    assert result.metric == accuracy
     assert result.seconds > 0
     pruned = evaluator.pruned(policy)
     assert not any(m.training for m in pruned.modules())
@@ -94,10 +93,10 @@ def test_a_network_without_batch_norm_on_tokens() -> None:
     model = language_model()
     x = torch.randint(0, 64, (6, 12))
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["taylor"](), x, x, task_loss, 3)
+    ranking = rank_units(model, found, CRITERIA["taylor"](), x, x, CLASS_IDS, 3)
     result = Evaluator(model, found, ranking, x, (x, x)).evaluate(halved(found))
     assert 0 < result.loss < 20
-    assert 0 <= result.accuracy <= 1
+    assert 0 <= result.metric <= 1
 
 
 def test_a_policy_of_another_network_is_refused(job: Job) -> None:

@@ -18,7 +18,7 @@ from amcsearch.evaluation.executors import ProcessExecutor, SerialExecutor
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import rank_units
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.models.residual import resnet20
 
 HERE = Path(__file__).parent
@@ -54,14 +54,14 @@ def test_serial_and_process_give_bit_identical_results() -> None:
     model = resnet20(width=4, depth=8)
     x, y = torch.randn(40, 1, 16, 16), torch.arange(40) % 10
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["taylor"](), x, y, task_loss, 20)
+    ranking = rank_units(model, found, CRITERIA["taylor"](), x, y, CLASS_IDS, 20)
     evaluator = Evaluator(model, found, ranking, x, (x, y), batch_size=16)
     space = PolicySpace.on_grid(found.network.groups)
     policies = [found.network.policy(space.nearest([r] * len(space.groups))) for r in (0.0, 0.3, 0.6, 0.8)]
     serial = list(SerialExecutor(evaluator).map(policies))
     with ProcessExecutor(evaluator, workers=2) as executor:
         parallel = list(executor.map(policies))
-    assert [(e.loss, e.accuracy) for e in serial] == [(e.loss, e.accuracy) for e in parallel]
+    assert [(e.loss, e.metric) for e in serial] == [(e.loss, e.metric) for e in parallel]
     assert len({e.loss for e in serial}) == 4
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.evaluation.evaluator import PairedEvaluator, change_low, sample_accuracy, tango_low
+from amcsearch.evaluation.paired import PairedEvaluator, change_low, sample_values, tango_low
+from amcsearch.graph import HeldBatches
+from amcsearch.training import CLASS_IDS, Embedding, Task
 
 Z = 1.6448536269514722  # of 95 %
 
@@ -59,6 +61,14 @@ def test_sequences_are_resampled_whole() -> None:
     assert change_low(np.array([1.0, 0.0, -1.0, 0.0]), 0.95) == tango_low(1, 1, 4, 0.95)
 
 
+def values(
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int, task: Task = CLASS_IDS
+) -> list[float]:
+    found = sample_values(model, HeldBatches.of(inputs, targets, batch_size), task)
+    assert found is not None
+    return found.tolist()
+
+
 class Given(nn.Module):
     """Logits that are the input."""
 
@@ -68,18 +78,19 @@ class Given(nn.Module):
 
 def test_accuracy_of_each_sample() -> None:
     logits = torch.eye(3)[[0, 1, 2, 0]]
-    assert sample_accuracy(Given(), logits, torch.tensor([0, 2, 2, 0]), 3).tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert values(Given(), logits, torch.tensor([0, 2, 2, 0]), 3) == [1.0, 0.0, 1.0, 1.0]
     sequences = logits.reshape(2, 2, 3)
     targets = torch.tensor([[0, 2], [-100, 0]])
-    assert sample_accuracy(Given(), sequences, targets, 1).tolist() == [0.5, 1.0]
+    assert values(Given(), sequences, targets, 1) == [0.5, 1.0]
     untold = torch.tensor([[0, 2], [-100, -100]])
-    assert sample_accuracy(Given(), sequences, untold, 2).tolist() == [0.5]
+    assert values(Given(), sequences, untold, 2) == [0.5]
 
 
 class Pruned:
     """Stands for an evaluator: its pruned network answers the second sample otherwise."""
 
     batch_size = 2
+    task = CLASS_IDS
 
     def __init__(self) -> None:
         self.model = Given()
@@ -97,7 +108,7 @@ def test_an_evaluation_is_paired_with_dense_on_its_rows() -> None:
     """Rows 0 and 1: dense has both right, the pruned network only the first."""
     paired = PairedEvaluator(Pruned(), np.array([0, 1]), 0.95)
     found = paired.evaluate(object())
-    assert (paired.samples, paired.dense_accuracy, found.accuracy) == (2, 1.0, 0.5)
+    assert (paired.samples, paired.dense_metric, found.metric) == (2, 1.0, 0.5)
     assert found.change_low == tango_low(0, 1, 2, 0.95)
     with pytest.raises(BadInputError, match="0 samples"):
         PairedEvaluator(Pruned(), np.array([], dtype=np.int64), 0.95)
@@ -106,4 +117,4 @@ def test_an_evaluation_is_paired_with_dense_on_its_rows() -> None:
 def test_vectors_are_paired_by_their_cosines() -> None:
     """(3, 4) against (1, 0) has cosine 0.6, against itself 1."""
     inputs, targets = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    assert sample_accuracy(nn.Identity(), inputs, targets, 1) == pytest.approx([0.6, 1.0])
+    assert values(nn.Identity(), inputs, targets, 1, Embedding()) == pytest.approx([0.6, 1.0])

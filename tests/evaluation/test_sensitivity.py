@@ -18,7 +18,7 @@ SPACE = PolicySpace.on_grid([ChannelGroup("a", 4, ()), ChannelGroup("b", 8, (), 
 
 def door(batch: Sequence[PruningPolicy]) -> list[Trial]:
     """Loss 100 a + b, accuracy b / 8."""
-    found = [Evaluation(accuracy=p["b"] / 8, loss=100.0 * p["a"] + p["b"], seconds=0.0) for p in batch]
+    found = [Evaluation(metric=p["b"] / 8, loss=100.0 * p["a"] + p["b"], seconds=0.0) for p in batch]
     state = TrialState.PROBE
     return [Trial(i, "x", 0, state, p, e, Cost(), 0.0) for i, (p, e) in enumerate(zip(batch, found, strict=True))]
 
@@ -30,7 +30,7 @@ def test_curves_by_hand() -> None:
     assert found["a"].loss.tolist() == [108, 308, 408]
     assert found["b"].kept.tolist() == [2, 6, 8]
     assert found["b"].loss.tolist() == [402, 406, 408]
-    assert found["b"].accuracy.tolist() == [0.25, 0.75, 1.0]
+    assert found["b"].metric.tolist() == [0.25, 0.75, 1.0]
     assert list(found.rows())[:2] == [("a", 1, 108.0, 1.0), ("a", 3, 308.0, 1.0)]
 
 

@@ -53,13 +53,13 @@ def test_a_search_without_labels_keeps_the_embeddings(config: Path, tmp_path: Pa
     folder = tmp_path / "run"
     assert main(["search", str(config), "--out", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["dense"]["accuracy"] == pytest.approx(1.0, abs=1e-6)
+    assert summary["dense"]["cosine"] == pytest.approx(1.0, abs=1e-6)
     assert summary["finetuned"]["macs"] <= 0.7 * summary["dense"]["macs"]
-    assert summary["pruned"]["accuracy"] < summary["finetuned"]["accuracy"] < 1.0
+    assert summary["pruned"]["cosine"] < summary["finetuned"]["cosine"] < 1.0
     assert summary["onnx_max_abs_diff"] < 1e-4
     assert any("cosine" in text for text in summary["warnings"])
     trials = pd.read_csv(folder / "trials.csv")
-    np.testing.assert_allclose(trials["accuracy"], 1.0 - trials["loss"], atol=1e-6)
+    np.testing.assert_allclose(trials["cosine"], 1.0 - trials["loss"], atol=1e-6)
 
 
 def test_a_criterion_of_gradients_is_refused_with_a_cure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

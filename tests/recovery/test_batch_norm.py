@@ -12,8 +12,7 @@ from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import keep, rank_units
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
-from amcsearch.training.loop import evaluate
-from amcsearch.training.losses import task_loss
+from amcsearch.training.loop import CLASS_IDS, evaluate
 
 
 def test_statistics_are_the_sample_weighted_mean_over_batches_by_hand() -> None:
@@ -96,7 +95,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     for epoch in range(6):
         for rows in torch.randperm(240, generator=torch.Generator().manual_seed(epoch)).split(40):
             optimizer.zero_grad()
-            task_loss(model(x[rows]), y[rows]).backward()
+            CLASS_IDS(model(x[rows]), y[rows]).backward()
             optimizer.step()
     return model.eval(), x, y
 
@@ -118,7 +117,7 @@ def test_an_unpruned_network_keeps_its_statistics_within_sampling_error() -> Non
 def test_recalibration_lowers_the_loss_of_nine_random_policies_in_ten() -> None:
     model, x, y = trained()
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, task_loss, 60)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, CLASS_IDS, 60)
     space = PolicySpace.on_grid(found.network.groups, max_pruning_ratio=0.8)
     rng = np.random.default_rng(0)
     better = 0

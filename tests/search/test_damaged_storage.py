@@ -51,7 +51,7 @@ def refused(path: Path) -> str:
         ("state", '"done"', "'done' is not a valid TrialState"),
         ("cost", "[1]", "cost is [1], expected an object"),
         ("cost", '{"macs": "x"}', "cost.macs is 'x', expected a number"),
-        ("accuracy", "1" + "0" * 400, "accuracy is 1000"),
+        ("metric", "1" + "0" * 400, "metric is 1000"),
         ("change_low", "[]", "change_low is [], expected a number"),
     ],
 )

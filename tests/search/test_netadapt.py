@@ -57,7 +57,7 @@ def test_the_resource_falls_with_every_step_and_each_step_moves_one_group(synthe
         rows = np.array([study.network.kept_array(trial.policy) for trial in trials])
         assert ((rows != start).sum(axis=1) == 1).all()
         assert (rows <= start).all()
-        start = rows[int(np.argmax([trial.evaluation.accuracy for trial in trials]))]
+        start = rows[int(np.argmax([trial.evaluation.metric for trial in trials]))]
         before, over = over, float(study.feasible.overshoot(start[None, :])[0])
         assert over < before
     assert over <= 1.0
@@ -68,7 +68,7 @@ def test_it_finds_better_than_one_ratio_for_all(synthetic) -> None:
     study = synthetic.make_study(budget={"macs": "0.5x"}, trials=26)
     NetAdapt(step=0.1).run(study, 0)
     uniform = study.network.policy(study.feasible.largest_uniform())
-    assert study.best.evaluation.accuracy > study._executor.evaluate(uniform).accuracy
+    assert study.best.evaluation.metric > study._executor.evaluate(uniform).metric
 
 
 def test_too_few_evaluations_are_said(synthetic) -> None:

@@ -16,7 +16,7 @@ DENSE = Cost(macs=1000.0, params=200.0, latency_ms=4.0, energy_mj=2.0)
 CONTEXT = RewardContext(DENSE, 0.95, Budget({"latency_ms": 2.0, "macs": 400.0}))
 PRUNED = Cost(macs=200.0, params=100.0, latency_ms=1.0, energy_mj=0.5)
 OVER = Cost(macs=800.0, params=100.0, latency_ms=1.0, energy_mj=0.5)
-MEASURED = Evaluation(accuracy=0.9, loss=0.3, seconds=1.0)
+MEASURED = Evaluation(metric=0.9, loss=0.3, seconds=1.0)
 
 
 def worth(name, cost, **parameters):

@@ -44,7 +44,7 @@ def test_counts_new_policies_once_and_serves_repeats_free(synthetic):
 def test_trial_carries_what_was_measured_priced_and_rewarded(synthetic):
     study = synthetic.make_study()
     (trial,) = study.evaluate([DENSE], probe=True)
-    assert (trial.evaluation.accuracy, trial.evaluation.loss, trial.reward) == (1.0, 0.0, 0.0)
+    assert (trial.evaluation.metric, trial.evaluation.loss, trial.reward) == (1.0, 0.0, 0.0)
     # 3x3 convolutions 1-8-8 on 8x8 maps, 8-16-16 on 4x4, 16-10 on 2x2
     macs = 9 * (64 * (1 * 8 + 8 * 8) + 16 * (8 * 16 + 16 * 16) + 4 * 16 * 10)
     assert trial.cost.macs == macs
@@ -209,7 +209,7 @@ def test_several_objectives_have_values_directions_and_a_front(synthetic, storag
     dominated = policy(1, 4, 8, 8)
     trials = study.evaluate([SMALL, SMALLER, dominated])
     assert study.directions == ["maximize", "minimize"]
-    assert study.values(trials[0]) == [trials[0].evaluation.accuracy, trials[0].cost.macs]
+    assert study.values(trials[0]) == [trials[0].evaluation.metric, trials[0].cost.macs]
     points = np.array([study.values(t) for t in trials]) * [-1, 1]
     expected = [
         t for t, p in zip(trials, points, strict=True) if not any((q <= p).all() and (q < p).any() for q in points)

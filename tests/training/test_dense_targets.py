@@ -12,8 +12,8 @@ from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import vanishes
 from amcsearch.methods.ranking import score_units
 from amcsearch.training.data import dense_outputs, with_dense_targets
-from amcsearch.training.losses import task_loss
 from amcsearch.training.splits import DataSplits, stacked
+from amcsearch.training.tasks import Embedding
 
 EVERY = {
     **{name: CRITERIA[name]() for name in CRITERIA},
@@ -37,7 +37,7 @@ def linear(columns: list[list[float]]) -> tuple[nn.Module, Trace]:
 
 def scores_at(criterion: Criterion, model: nn.Module, found: Trace, x: Tensor) -> Tensor:
     targets = dense_outputs(model, x)
-    scores = score_units(model, found, {"": criterion}, x, targets, task_loss, 4)[""]
+    scores = score_units(model, found, {"": criterion}, x, targets, Embedding(), 4)[""]
     return torch.cat([torch.from_numpy(value) for value in scores.values()])
 
 
@@ -76,7 +76,7 @@ def test_every_split_gets_the_outputs_of_the_dense_network():
         inputs, targets = stacked(split)
         assert torch.equal(inputs, whole.tensors[0][start : start + 3])
         torch.testing.assert_close(targets, model.eval()(inputs).detach())
-        assert task_loss(model(inputs), targets).item() == pytest.approx(0.0, abs=1e-6)
+        assert Embedding()(model(inputs), targets).item() == pytest.approx(0.0, abs=1e-6)
         model.train()
 
 

@@ -7,7 +7,23 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.training.losses import accuracy, correct, distillation, logits, task_loss
+from amcsearch.graph import first_tensor
+from amcsearch.training import CLASS_IDS, Embedding, Task
+
+task_loss, distillation = CLASS_IDS.loss, CLASS_IDS.distillation
+
+
+def accuracy(scores, target, task: Task = CLASS_IDS):
+    meter = task.meter()
+    meter.update(scores, target)
+    return meter.value()
+
+
+def correct(scores, target, task: Task = CLASS_IDS):
+    """Sum and count of what is right."""
+    meter = task.meter()
+    meter.update(scores, target)
+    return meter.total, meter.known
 
 
 def test_task_loss_by_hand():
@@ -49,8 +65,8 @@ def test_positions_without_target_count_nowhere():
 
 def test_logits_of_tuple_and_mapping():
     scores = torch.zeros(1, 2)
-    assert logits((scores, torch.ones(1))) is scores
-    assert logits({"ids": torch.ones(1, dtype=torch.int64), "logits": scores}) is scores
+    assert first_tensor((scores, torch.ones(1))) is scores
+    assert first_tensor({"ids": torch.ones(1, dtype=torch.int64), "logits": scores}) is scores
 
 
 @pytest.mark.parametrize(("shape", "target"), [((4, 3), (5,)), ((2, 4, 3), (2,)), ((4,), (4,))])
@@ -119,17 +135,17 @@ def test_vectors_are_matched_by_their_cosine():
     found = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
     wanted = torch.tensor([[1.0, 0.0], [0.0, 5.0], [0.0, 1.0]])
     total = 1.0 + math.sqrt(0.5) - 1.0
-    assert correct(found, wanted) == (pytest.approx(total, abs=1e-6), 3)
-    assert task_loss(found, wanted).item() == pytest.approx(1.0 - total / 3, abs=1e-6)
-    assert accuracy({"embedding": found}, wanted) == pytest.approx(total / 3, abs=1e-6)
+    assert correct(found, wanted, Embedding()) == (pytest.approx(total, abs=1e-6), 3)
+    assert Embedding().loss(found, wanted).item() == pytest.approx(1.0 - total / 3, abs=1e-6)
+    assert accuracy({"embedding": found}, wanted, Embedding()) == pytest.approx(total / 3, abs=1e-6)
     by_token = found.view(1, 3, 2), wanted.view(1, 3, 2)
-    assert correct(*by_token) == correct(found, wanted)
+    assert correct(*by_token, Embedding()) == correct(found, wanted, Embedding())
     teacher = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, -1.0]])  # cosines 0, 1, 1
     expected = 0.25 * (1.0 - total / 3) + 0.75 * (1.0 - 2 / 3)
-    assert distillation(found, teacher, wanted, 4.0, 0.75).item() == pytest.approx(expected, abs=1e-6)
+    assert Embedding().distillation(found, teacher, wanted, 4.0, 0.75).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("target", [torch.zeros(4), torch.zeros(4, 2), torch.zeros(4, 1, 3)])
 def test_vectors_of_another_shape_are_named(target):
     with pytest.raises(BadInputError, match=r"\(4, 3\) do not fit targets"):
-        task_loss(torch.zeros(4, 3), target)
+        Embedding().loss(torch.zeros(4, 3), target)

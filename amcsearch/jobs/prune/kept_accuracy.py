@@ -1,4 +1,4 @@
-"""Prune as far as accuracy demonstrably stays within a tolerance of the dense network's.
+"""Prune as far as the metric demonstrably stays within a tolerance of the dense network's.
 
 The search split is cut in two by seed, every class in its share: rungs of the ladder are accepted on one part, and what
 was accepted is verified on the other. The test split stays for the end, as in a search.
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import Cost, Evaluation
+from amcsearch.core import BadInputError, Cost, Evaluation, Metric
 from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.target_cost import Proposal, cost_of, ladder_of
@@ -29,9 +29,9 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     Raises:
         BadInputError: as ``ladder_of``, a search split too small to be cut, or storage that cannot be used.
     """
-    prune, network = job.config.prune, job.workload.trace.network
+    prune, network, metric = job.config.prune, job.workload.trace.network, job.workload.task.metric
     assert prune.keep_accuracy is not None
-    tolerance = prune.keep_accuracy / 100.0
+    tolerance = _tolerance(prune.keep_accuracy, metric)
     cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
     ladder = ladder_of(job, cost)
     rungs = [network.policy(kept) for kept in ladder]
@@ -60,18 +60,30 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         rungs=len(rungs),
         rung=last,
         accepted=tuple(accepted),
-        search=_change(evaluations.get(rungs[last]), searched),
-        verification=_change(verified.get(last), held_out),
-        failed=_failed(verified, held_out, tolerance),
+        search=_change(evaluations.get(rungs[last]), searched, metric),
+        verification=_change(verified.get(last), held_out, metric),
+        failed=_failed(verified, held_out, tolerance, metric),
     )
     return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
 
+def _tolerance(asked: float, metric: Metric) -> float:
+    """What may be lost, in the metric's own unit: percentage points of a share.
+
+    Raises:
+        BadInputError: a share that may be lost wholly.
+    """
+    if metric.is_share and asked >= 100.0:
+        raise BadInputError(f"prune.keep_accuracy = {asked:g} points of {metric.word}, must be below 100")
+    return asked / metric.scale
+
+
 def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the search split, (n,) each: those to search on, and those set aside to verify."""
-    targets = job.evaluator.targets.cpu().numpy()
-    rows, aside = np.arange(len(targets), dtype=np.int64), job.config.prune.verification
-    labels = targets if targets.ndim == 1 else None
+    evaluator = job.evaluator
+    classes = evaluator.task.labels(evaluator.targets)
+    rows, aside = np.arange(len(evaluator.inputs), dtype=np.int64), job.config.prune.verification
+    labels = None if classes is None else classes.cpu().numpy()
     held_out = stratified(rows, labels, round(aside * len(rows)), np.random.default_rng([job.config.seed, 23]))
     return np.setdiff1d(rows, held_out), held_out
 
@@ -82,7 +94,7 @@ def _study(
     dense_macs = job.device.dense["macs"]
 
     def reward(evaluation: Evaluation, cost: Cost) -> float:
-        """Share of MACs saved where accuracy is kept (the dense network keeps its own), else the bound, below 0."""
+        """Share of MACs saved where the metric is kept (the dense network keeps its own), else the bound, below 0."""
         saved = 1.0 - cost["macs"] / dense_macs
         return saved if saved == 0.0 or _keeps(evaluation, tolerance) else float(evaluation.change_low or 0.0)
 
@@ -100,6 +112,7 @@ def _study(
         name=job.config.name,
         progress=observer.trial,
         fingerprint=job.fingerprint,
+        metric=job.workload.task.metric,
     )
 
 
@@ -107,24 +120,28 @@ def _keeps(evaluation: Evaluation, tolerance: float) -> bool:
     return evaluation.change_low is not None and evaluation.change_low > -tolerance
 
 
-def _change(evaluation: Evaluation | None, evaluator: PairedEvaluator) -> PairedChange:
-    """Samples, and where the policy was evaluated on them its change of accuracy and the lower bound, as shares."""
+def _change(evaluation: Evaluation | None, evaluator: PairedEvaluator, metric: Metric) -> PairedChange:
+    """Samples, and where the policy was evaluated on them what it gains over dense, and the lower bound of that."""
     if evaluation is None:
         return PairedChange(evaluator.samples, None, None)
-    change = evaluation.accuracy - evaluator.dense_accuracy
+    change = metric.gain(evaluation.metric, evaluator.dense_metric)
     return PairedChange(evaluator.samples, change, evaluation.change_low)
 
 
-def _failed(verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float) -> tuple[FailedRung, ...]:
+def _failed(
+    verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float, metric: Metric
+) -> tuple[FailedRung, ...]:
     """Rungs that the verification did not accept, with their bounds."""
     rungs = [(rung, evaluation) for rung, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
-    return tuple(FailedRung(rung, _change(evaluation, held_out)) for rung, evaluation in rungs)
+    return tuple(FailedRung(rung, _change(evaluation, held_out, metric)) for rung, evaluation in rungs)
 
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
-    """Warn where even answers that are all the same would not be proof enough."""
-    prune, warnings = job.config.prune, []
+    """Warn where even answers that are all the same would not be proof enough: where they are right or wrong."""
+    prune, warnings = job.config.prune, list[str]()
     assert prune.keep_accuracy is not None
+    if not all(evaluator.is_mean and job.workload.task.metric.is_share for evaluator in evaluators):
+        return ()
     for samples in sorted({evaluator.samples for evaluator in evaluators}):
         least = -100.0 * tango_low(0, 0, samples, prune.confidence)
         if least >= prune.keep_accuracy:

@@ -90,14 +90,14 @@ def with_rounds(
 ) -> Proposal:
     """Add ``rounds`` to the goal where there were earlier ones: those, and the last.
 
-    ``networks`` are the last round's, as pruned and fine-tuned. Costs are in the unit of the target; accuracies are
-    shares of the search split.
+    ``networks`` are the last round's, as pruned and fine-tuned. Costs are in the unit of the target; the metric is
+    that on the search split.
     """
     if not earlier:
         return proposal
     pruned, tuned = networks
     goal = _target_of(proposal)
-    last = RoundSummary(goal.limit, goal.achieved, _accuracy(job, pruned), _accuracy(job, tuned))
+    last = RoundSummary(goal.limit, goal.achieved, _metric(job, pruned), _metric(job, tuned))
     return replace(proposal, goal=replace(goal, rounds=(*earlier, last)))
 
 
@@ -110,7 +110,7 @@ def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tup
         model, cut = _stored_cut(job, file, stored)
     fine_tune(job.config, job.finetune, job.workload, model, observer, store=_TrainingOfCut(file, cut))
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
-    done = RoundSummary(**cut["described"], accuracy_finetuned=_accuracy(job, model))
+    done = RoundSummary(**cut["described"], metric_finetuned=_metric(job, model))
     return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), done
 
 
@@ -118,7 +118,7 @@ def _stored_cut(job: Job, file: StateFile, stored: dict[str, Any]) -> tuple[nn.M
     """Return the network that a round began from, as its file says, and what the file says of it."""
     try:
         cut: dict[str, Any] = stored["cut"]
-        RoundSummary(**cut["described"], accuracy_finetuned=0.0)
+        RoundSummary(**cut["described"], metric_finetuned=0.0)
         return remove(job.evaluator.model, job.evaluator.trace, _kept(cut)), cut
     except Exception as error:  # a damaged file may hold anything
         raise BadInputError(f"cannot go on from {file.path}: it holds no round ({error!r}); delete it") from error
@@ -132,7 +132,7 @@ def _cut(job: Job, budget: Budget) -> tuple[nn.Module, dict[str, Any]]:
     model, goal = evaluator.pruned(proposal.policy), _target_of(proposal)
     kept = keep(evaluator.trace, evaluator.ranking, proposal.policy)
     tensors = {name: torch.from_numpy(channels) for name, channels in kept.items()}
-    described = {"limit": goal.limit, "achieved": goal.achieved, "accuracy_pruned": _accuracy(job, model)}
+    described = {"limit": goal.limit, "achieved": goal.achieved, "metric_pruned": _metric(job, model)}
     return model, {"kept": tensors, "described": described}
 
 
@@ -146,10 +146,10 @@ def _target_of(proposal: Proposal) -> TargetGoal:
     return proposal.goal
 
 
-def _accuracy(job: Job, model: nn.Module) -> float:
-    """Accuracy of a network on the search split, as it is: neither refitted nor recalibrated here."""
+def _metric(job: Job, model: nn.Module) -> float:
+    """Metric of a network on the search split, as it is: neither refitted nor recalibrated here."""
     evaluator = job.evaluator
-    return evaluate(model, evaluator.inputs, evaluator.targets, evaluator.batch_size)[1]
+    return evaluate(model, evaluator.inputs, evaluator.targets, evaluator.batch_size, evaluator.task)[1]
 
 
 def _narrowed(device: Device, network: NetworkSpec) -> Device:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,7 +45,6 @@ from amcsearch.training import (
     fit,
     length,
     stacked,
-    task_loss,
 )
 
 __all__ = ["Sparse", "fixed", "make_method", "sparse_training"]
@@ -110,10 +110,10 @@ def sparse_training(
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
             hook = _masked(config, workload, model, target, steps, method)
-    device = config.evaluation.torch_device
-    train = workload.splits.train
+    device, train, task = config.evaluation.torch_device, workload.splits.train, workload.task
+    train_on = partial(fit, model, train, recipe, seed=config.seed, torch_device=device, task=task)
     with diverging("sparsify.training"):
-        fit(model, train, recipe, seed=config.seed, torch_device=device, progress=progress, hook=hook, store=store)
+        train_on(progress=progress, hook=hook, store=store)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
     assert gate is not None
@@ -142,7 +142,7 @@ def _masked(
     criterion = _criterion(config)
     inputs, targets = stacked(workload.splits.calibration)
     batch_size = config.evaluation.batch_size or default_batch_size(inputs)
-    data = inputs, targets, task_loss, batch_size
+    data = inputs, targets, workload.task, batch_size
     if isinstance(target, UnitTarget):
         slices = UnitSlices(model, workload.trace)
 

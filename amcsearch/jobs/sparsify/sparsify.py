@@ -183,10 +183,11 @@ def _summary(
         warnings=(*workload.warnings, *device.warnings),
         seed=config.seed,
         seconds={},
+        metric=workload.task.metric,
     )
 
 
 def _block(workload: Workload, model: nn.Module, cost: Cost) -> SparseBlock:
     """Evaluate a network on the test split."""
-    loss, accuracy = evaluate(model, *stacked(workload.splits.test))
-    return SparseBlock(accuracy, loss, sum(int((p != 0).sum()) for p in model.parameters()), cost)
+    loss, metric = evaluate(model, *stacked(workload.splits.test), task=workload.task)
+    return SparseBlock(metric, loss, sum(int((p != 0).sum()) for p in model.parameters()), cost)

@@ -7,15 +7,14 @@ position is a prediction; one whose target is the ignored id counts nowhere. Los
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amcsearch.core import ACCURACY, BadInputError, Metric
+from amcsearch.core import ACCURACY, METRICS, BadInputError, Metric
 from amcsearch.graph import Tree
-from amcsearch.training.losses import IGNORED_TARGET, distilled
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor, others_apart
 from amcsearch.training.tasks.meters import Mean, TorchMeter
 
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Classification", "LanguageModelling", "Segmentation", "language_modelling", "segmentation"]
 
+IGNORED_TARGET: Final = -100
+"""Cross-entropy's own convention."""
 SIGMAS: Final = 2.0  # of chance
-PERPLEXITY: Final = Metric("perplexity", higher_is_better=False)
-MIOU: Final = Metric("miou", "%")
-PIXEL_ACCURACY: Final = Metric("pixel_accuracy", "%")
 
 
 class ClassIds(Task):
@@ -35,6 +33,7 @@ class ClassIds(Task):
 
     output: str | None = None
     ignored: int = IGNORED_TARGET
+    class_axis: ClassVar[int] = -1
 
     @abstractmethod
     def rows(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
@@ -54,7 +53,13 @@ class ClassIds(Task):
         return F.cross_entropy(logits, ids, label_smoothing=label_smoothing, ignore_index=self.ignored)
 
     def distillation(self, student: Tree, teacher: Tree, targets: Tree, temperature: float, alpha: float) -> Tensor:
-        """See ``losses.distilled``; outputs that are not judged stay near the teacher's."""
+        """Cross-entropy on the targets mixed with the teacher's softened distribution, a scalar in nats.
+
+        (1 - a)·CE(y, z_s) + a·T²·KL(softmax(z_t / T) ‖ softmax(z_s / T)), the divergence summed over classes and
+        averaged over positions. T² keeps the gradient's size independent of T. Hinton, Vinyals & Dean 2015,
+        "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Departures: positions without a target are
+        left out of both terms, and outputs that are not judged are kept near the teacher's (``others_apart``).
+        """
         logits, ids = self.rows(student, targets)
         guide, _ = self.rows(teacher, targets)
         if logits.shape != guide.shape:
@@ -90,8 +95,17 @@ class ClassIds(Task):
         return ids.long() if ids.ndim == 1 else None
 
     def guess(self, output: Tree, targets: Tree) -> Guess | None:
-        logits, _ = self.rows(output, targets)
-        return _one_class_in(logits.shape[-1], _ids(targets).numel())
+        classes = judged_tensor(output, self.output).shape[self.class_axis]
+        return _one_class_in(classes, _ids(targets).numel())
+
+
+def distilled(logits: Tensor, guide: Tensor, ids: Tensor, temperature: float, alpha: float) -> Tensor:
+    """As ``ClassIds.distillation``, of logits (P, C) of student and teacher and class ids (P,), all of them known."""
+    log_student = F.log_softmax(logits / temperature, dim=-1)
+    log_teacher = F.log_softmax(guide / temperature, dim=-1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    soft = alpha * temperature**2 * divergence
+    return soft if alpha == 1.0 else (1.0 - alpha) * F.cross_entropy(logits, ids) + soft
 
 
 def _one_class_in(classes: int, positions: int) -> Guess:
@@ -190,7 +204,7 @@ def language_modelling(
         metric: ``accuracy``, the share of tokens that are right, or ``perplexity``, exp of the mean loss.
         output: path of the logits among the model's outputs; null is the first tensor.
     """
-    return LanguageModelling(output, ACCURACY if metric == "accuracy" else PERPLEXITY)
+    return LanguageModelling(output, METRICS[metric])
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,8 @@ class Segmentation(ClassIds):
 
     output: str | None = None
     ignored: int = IGNORED_TARGET
-    metric: Metric = MIOU
+    metric: Metric = METRICS["miou"]
+    class_axis: ClassVar[int] = 1
 
     def rows(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
         """See ``ClassIds.rows``."""
@@ -213,7 +228,7 @@ class Segmentation(ClassIds):
 
     def meter(self) -> Meter:
         """See ``Task.meter``."""
-        return Mean(self.right) if self.metric is PIXEL_ACCURACY else TorchMeter(self._jaccard, self.rows)
+        return Mean(self.right) if self.metric.name == "pixel_accuracy" else TorchMeter(self._jaccard, self.rows)
 
     def _jaccard(self, logits: Tensor, ids: Tensor) -> "torchmetrics.Metric":
         from torchmetrics.classification import MulticlassJaccardIndex
@@ -223,7 +238,7 @@ class Segmentation(ClassIds):
 
     def sample_values(self, output: Tree, targets: Tree) -> Tensor | None:
         """See ``Task.sample_values``."""
-        if self.metric is not PIXEL_ACCURACY:
+        if self.metric.name != "pixel_accuracy":
             return None
         right, known = self.right(output, targets)
         return right.sum(1) / known.sum(1)
@@ -231,7 +246,9 @@ class Segmentation(ClassIds):
     def guess(self, output: Tree, targets: Tree) -> Guess | None:
         """See ``Task.guess``."""
         guess = super().guess(output, targets)
-        return guess if guess is None or self.metric is PIXEL_ACCURACY else replace(guess, metric=0.0, margin=0.0)
+        return (
+            guess if guess is None or self.metric.name == "pixel_accuracy" else replace(guess, metric=0.0, margin=0.0)
+        )
 
 
 def segmentation(
@@ -244,4 +261,4 @@ def segmentation(
         ignored: class id of pixels that count nowhere, such as 255.
         output: path of the logits among the model's outputs (``out`` of torchvision's); null is the first tensor.
     """
-    return Segmentation(output, ignored, MIOU if metric == "miou" else PIXEL_ACCURACY)
+    return Segmentation(output, ignored, METRICS[metric])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amcsearch.core import COSINE, BadInputError, Metric
+from amcsearch.core import METRICS, BadInputError, Metric
 from amcsearch.graph import Tree
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor, others_apart
 from amcsearch.training.tasks.meters import Mean
@@ -31,7 +31,7 @@ class Embedding(Task):
     @property
     def metric(self) -> Metric:
         """See ``Task.metric``."""
-        return COSINE
+        return METRICS["cosine"]
 
     def loss(self, output: Tree, targets: Tree) -> Tensor:
         """See ``Task.loss``."""

@@ -11,14 +11,14 @@ Gauss-Newton matrix of the loss itself.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amcsearch.core import BadInputError, Metric
+from amcsearch.core import METRICS, BadInputError, Metric
 from amcsearch.graph import Tree
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor, others_apart
 from amcsearch.training.tasks.meters import Mean, TorchMeter
@@ -185,4 +185,4 @@ def regression(
         output: path of the output that is judged; null is the first tensor.
     """
     of_metric = {"mse": f"{unit}²" if unit else "", "r2": ""}.get(metric, unit)
-    return Regression(Metric(metric, of_metric, higher_is_better=metric == "r2"), loss, delta, output)
+    return Regression(replace(METRICS[metric], unit=of_metric), loss, delta, output)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amcsearch.core import ACCURACY, BadInputError, Metric
+from amcsearch.core import ACCURACY, METRICS, BadInputError, Metric
 from amcsearch.graph import Tree
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor, others_apart
 from amcsearch.training.tasks.meters import Mean, TorchMeter
@@ -141,7 +141,7 @@ def binary(metric: Literal["accuracy", "f1"] = "accuracy", output: str | None = 
         metric: ``accuracy``, or ``f1`` of yes.
         output: path of the logit among the model's outputs; null is the first tensor.
     """
-    return Binary(Metric(metric, "%"), output)
+    return Binary(METRICS[metric], output)
 
 
 def multilabel(metric: Literal["f1", "accuracy", "map"] = "f1", output: str | None = None) -> Multilabel:
@@ -152,4 +152,4 @@ def multilabel(metric: Literal["f1", "accuracy", "map"] = "f1", output: str | No
             precision over labels.
         output: path of the logits among the model's outputs; null is the first tensor.
     """
-    return Multilabel(Metric(metric, "%"), output)
+    return Multilabel(METRICS[metric], output)
