@@ -166,14 +166,14 @@ def search(options: argparse.Namespace) -> None:
         for agent in options.agents:
             start = time.perf_counter()
             executor = SerialExecutor(job.evaluator)
-            trials = run(agent, job.device.feasible, executor, job.dense.accuracy, seed, options.evaluations)
+            trials = run(agent, job.device.feasible, executor, job.dense.metric, seed, options.evaluations)
             seconds, evaluated = time.perf_counter() - start, best_of(trials).evaluation
             parts = " | ".join(accuracy_after(trials, mark) for mark in marks)
             print(
-                f"| {agent} | {seed} | {job.dense.accuracy:.2%} | {parts} | {evaluated.loss:.3f} | {seconds:.0f} |",
+                f"| {agent} | {seed} | {job.dense.metric:.2%} | {parts} | {evaluated.loss:.3f} | {seconds:.0f} |",
                 flush=True,
             )
-            final[agent].append((evaluated.accuracy, evaluated.loss))
+            final[agent].append((evaluated.metric, evaluated.loss))
     for agent, found in final.items():
         accuracy, loss = (statistics.mean(column) for column in zip(*found, strict=True))
         print(f"| {agent} | mean | | | | {accuracy:.2%} | {loss:.3f} | |", flush=True)
@@ -182,7 +182,7 @@ def search(options: argparse.Namespace) -> None:
 def accuracy_after(trials: list[Trial], count: int) -> str:
     """Best accuracy among the first evaluations that are within the budget."""
     inside = [trial for trial in trials[:count] if trial.state == "complete"]
-    return f"{best_of(inside).evaluation.accuracy:.2%}" if inside else "–"
+    return f"{best_of(inside).evaluation.metric:.2%}" if inside else "–"
 
 
 def main() -> None:

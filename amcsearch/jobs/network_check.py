@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode
-from amcsearch.graph import Batch, Batches, HeldBatches, as_batch, evaluating, first_tensor
+from amcsearch.graph import Batch, Batches, HeldBatches, as_batch, evaluating
 from amcsearch.runtime import (
     OUTPUTS,
     InBatches,

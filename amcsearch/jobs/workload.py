@@ -24,10 +24,10 @@ from amcsearch.runs import expanded
 from amcsearch.search import Agent
 from amcsearch.training import (
     CLASS_IDS,
-    Embedding,
     DEFAULT_SIZES,
     SPLITS,
     DataSplits,
+    Embedding,
     Progress,
     Samples,
     Task,

@@ -92,7 +92,7 @@ def accuracies(workload: Workload, refits: list[str], ratios: list[float]) -> It
                 )  # fmt: skip
                 for ratio in ratios:
                     policy = spec.policy(space.nearest([ratio] * len(space.groups)))
-                    yield (way, refit, recalibrated, ratio), evaluator.evaluate(policy).accuracy
+                    yield (way, refit, recalibrated, ratio), evaluator.evaluate(policy).metric
 
 
 def table(rows: dict[Key, list[float]]) -> None:

@@ -112,10 +112,10 @@ def main() -> None:
             evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, inputs, test, batch_size=BATCH)
             for ratio in args.ratios:
                 policy = spec.policy(space.nearest([ratio] * len(space.groups)))
-                together[name, ratio].append(100 * evaluator.evaluate(policy).accuracy)
+                together[name, ratio].append(100 * evaluator.evaluate(policy).metric)
             for i, group in enumerate(spec.groups if name in ALONE else ()):
                 policy = spec.policy(space.nearest([0.5 if i == j else 0.0 for j in range(len(space.groups))]))
-                alone[name, group.name].append(100 * evaluator.evaluate(policy).accuracy)
+                alone[name, group.name].append(100 * evaluator.evaluate(policy).metric)
     table("order by", args.ratios, together)
     table("one group halved, order by", [group.name for group in spec.groups], alone)
 

@@ -53,7 +53,7 @@ def measured(key: dict[str, str]) -> dict[str, str]:
         summary = prune(config=config, folder=Path(folder) / "run").summary
     goal = summary.goal
     assert isinstance(goal, TargetGoal)
-    accuracies = (f"{100 * block.accuracy:.2f}" for block in (summary.dense, summary.pruned, summary.finetuned))
+    accuracies = (f"{100 * block.metric:.2f}" for block in (summary.dense, summary.pruned, summary.finetuned))
     values = (f"{goal.achieved / goal.dense:.4f}", *accuracies, f"{time.process_time() - start:.1f}")
     return dict(zip(VALUES, values, strict=True))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.evaluation.evaluator import tango_low
+from amcsearch.evaluation.paired import tango_low
 from amcsearch.search.targets.ladder import accepted_rungs, calls_at_most, last_verified, safest_first
 
 
