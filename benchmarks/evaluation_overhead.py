@@ -28,7 +28,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from amcsearch.core.policy import PolicySpace, PruningPolicy
-from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
+from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
@@ -139,10 +140,11 @@ def main() -> None:
     torch.manual_seed(0)
     model = MODELS[args.model]().eval()
     x, y = torch.randn(2 * args.samples, 1, 32, 32), torch.arange(2 * args.samples) % 10
-    calibration, search = x[: args.samples], (x[args.samples :], y[args.samples :])
+    calibration = HeldBatches.of(x[: args.samples], y[: args.samples], 128)
+    search = HeldBatches.of(x[args.samples :], y[args.samples :], 128)
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), calibration, y[: args.samples], CLASS_IDS, 128)
-    evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=default_batch_size(x))
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), calibration, CLASS_IDS)
+    evaluator = Evaluator(model, found, ranking, calibration, search)
     space = PolicySpace.on_grid(found.network.groups, 8, 0.9)
     rng = np.random.default_rng(1)
     policies = [found.network.policy(space.nearest(rng.uniform(0, 0.8, len(space.groups)))) for _ in range(3)]

@@ -20,6 +20,7 @@ from amcsearch.core.order import at_worst
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
 from amcsearch.costs.grid import CostGrid
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.delivery import Finalist, choose, latency_overshoot, measure_finalists
 from amcsearch.jobs.network_check import chance_warning
@@ -67,7 +68,7 @@ def test_what_a_layer_reads_is_finite_or_the_layer_is_named(bad: float) -> None:
     traced = trace(model, inputs[:1])
     inputs[4, 1] = bad
     with pytest.raises(BadInputError, match="what layer '2' reads is not finite on the calibration data"):
-        gather_inputs(model, traced, inputs, 3)
+        gather_inputs(model, traced, HeldBatches.of(inputs, None, 3))
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -222,7 +223,7 @@ def test_a_short_training_gives_no_scores_that_are_no_numbers() -> None:
     ):
         parameters = dict(model.named_parameters())
         with pytest.raises(BadInputError, match=words):
-            movement_scores(model, parameters, inputs, targets, CLASS_IDS, ShortTraining(steps=1), 4)
+            movement_scores(model, parameters, HeldBatches.of(inputs, targets, 4), CLASS_IDS, ShortTraining(steps=1))
 
 
 @pytest.mark.parametrize("bad", [*BAD, -math.inf])

@@ -5,12 +5,13 @@ It removes channels, refits, recalibrates and evaluates.
 
 import copy
 import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
-from amcsearch.graph import Trace, Tree, map_tensors, remove
+from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, fold_means, recalibrate_batch_norm
 from amcsearch.training import CLASS_IDS, Task, evaluate
@@ -24,10 +25,11 @@ __all__ = [
 _PIXELS_A_BATCH = 128 * 32 * 32  # activations of a small network still fit the caches; measured in benchmarks/
 
 
-def default_batch_size(inputs: Tensor) -> int:
+def default_batch_size(batches: Batches) -> int:
     """Return the batch size that is fast on a CPU: 128 samples, or fewer (at least 16) images larger than 32x32."""
-    pixels = inputs.shape[-2] * inputs.shape[-1] if inputs.ndim == 4 else 1
-    return max(16, min(128, _PIXELS_A_BATCH // pixels))
+    inputs = next(iter(batches.batched(1))).inputs.values()
+    pixels = max((x.shape[-2] * x.shape[-1] for x in inputs if x.ndim == 4), default=1)
+    return max(16, min(128, _PIXELS_A_BATCH // max(1, pixels)))
 
 
 def check_torch_device(name: str) -> None:
@@ -60,14 +62,12 @@ def _torch_devices() -> list[torch.device]:
 
 
 class Evaluator:
-    """Evaluates policies of one network on data held in memory; can be sent to worker processes.
+    """Evaluates policies of one network on the search split; can be sent to worker processes.
 
     It keeps a copy of the model: images and weights in channels-last order, which a CPU's convolutions run 1.4 to 2.1
     times as fast (benchmarks/evaluation_overhead.py). Every evaluation is a pure function of the policy.
 
-    Raises:
-        BadInputError: empty calibration (where recalibration is asked for) or search data, unequal lengths, or a batch
-            size below 1.
+    ``calibration`` None: batch norms keep their statistics.
     """
 
     def __init__(
@@ -75,11 +75,9 @@ class Evaluator:
         model: nn.Module,
         trace: Trace,
         ranking: Ranking,
-        calibration: Tensor,
-        search: tuple[Tensor, Tree],
+        calibration: Batches | None,
+        search: Batches,
         *,
-        batch_size: int | None = None,
-        bn_recalibration: bool = True,
         reconstruction: Reconstruction | SequentialReconstruction | None = None,
         torch_device: str = "cpu",
         means: Means | None = None,
@@ -89,19 +87,15 @@ class Evaluator:
         self.ranking = ranking
         self.means = means
         self.task = task
-        self.bn_recalibration = bn_recalibration
         self.reconstruction = reconstruction
-        self.batch_size = default_batch_size(search[0]) if batch_size is None else batch_size
-        _check(calibration if bn_recalibration else None, search, self.batch_size)
         self.model = _channels_last(copy.deepcopy(model).to(torch_device).eval())
-        self.calibration = _images_last(calibration.detach().to(torch_device))
-        self.inputs = _images_last(search[0].detach().to(torch_device))
-        self.targets = map_tensors(search[1], lambda tensor: tensor.detach().to(torch_device))
+        self.calibration = None if calibration is None else _placed(calibration, torch_device)
+        self.search = _placed(search, torch_device)
 
     def bare(self) -> "Evaluator":
         """The same evaluator without recovery: networks are cut, but neither refitted nor recalibrated."""
         evaluator = copy.copy(self)
-        evaluator.bn_recalibration, evaluator.reconstruction, evaluator.means = False, None, None
+        evaluator.calibration, evaluator.reconstruction, evaluator.means = None, None, None
         return evaluator
 
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
@@ -111,7 +105,7 @@ class Evaluator:
             BadInputError: the policy does not fit the network.
         """
         start = time.perf_counter()
-        loss, metric = evaluate(self.pruned(policy), self.inputs, self.targets, self.batch_size, self.task)
+        loss, metric = evaluate(self.pruned(policy), self.search, self.task)
         return Evaluation(metric=metric, loss=loss, seconds=time.perf_counter() - start)
 
     def pruned(self, policy: PruningPolicy) -> nn.Module:
@@ -126,8 +120,8 @@ class Evaluator:
             self.reconstruction.apply(smaller, kept)
         elif self.means is not None:  # a refit has taken up the means itself
             fold_means(smaller, self.trace, kept, self.means)
-        if self.bn_recalibration:
-            recalibrate_batch_norm(smaller, self.calibration, self.batch_size)
+        if self.calibration is not None:
+            recalibrate_batch_norm(smaller, self.calibration)
         return smaller
 
 
@@ -135,16 +129,18 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def _placed(batches: Batches, torch_device: str) -> Batches:
+    """Return the batches on a device, images in channels-last order; those in memory are moved once."""
+    place = partial(_placed_batch, torch_device=torch_device)
+    if isinstance(batches, HeldBatches):
+        return HeldBatches(place(batches.whole), batches.batch_size)
+    return MappedBatches(batches, place)
+
+
+def _placed_batch(batch: Batch, torch_device: str) -> Batch:
+    return batch.to(torch_device).map(_images_last)
+
+
 def _images_last(inputs: Tensor) -> Tensor:
+    inputs = inputs.detach()
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-
-
-def _check(calibration: Tensor | None, search: tuple[Tensor, Tree], batch_size: int) -> None:
-    if calibration is not None and len(calibration) == 0:
-        raise BadInputError("0 calibration samples, at least 1 (better 1000) are needed to recalibrate batch norms")
-    if len(search[0]) == 0 or len(search[0]) != len(search[1]):
-        raise BadInputError(
-            f"search split: {len(search[0])} inputs and {len(search[1])} targets; they must be as many, at least 1"
-        )
-    if batch_size < 1:
-        raise BadInputError(f"evaluation batch size = {batch_size}, must be at least 1")

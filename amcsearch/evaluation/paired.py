@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.graph import Batch, HeldBatches, evaluating
+from amcsearch.graph import Batch, Batches, evaluating
 from amcsearch.training import Task, evaluate
 
 __all__ = ["PairedEvaluator", "change_low", "jackknife_low", "left_out", "sample_values", "tango_low"]
@@ -59,8 +59,7 @@ class PairedEvaluator:
             raise BadInputError("paired evaluation: 0 samples, at least 1 is needed; raise data.splits.search")
         self.samples, self.confidence = len(rows), confidence
         self._evaluator, self._task = evaluator, evaluator.task
-        whole = HeldBatches.of(evaluator.inputs, evaluator.targets, evaluator.batch_size)
-        self._batches = whole.chosen(rows.tolist())
+        self._batches = evaluator.search.chosen(rows.tolist())
         self._dense = sample_values(evaluator.model, self._batches, self._task)
         self.is_mean = self._dense is not None
         if self._dense is None:
@@ -83,8 +82,7 @@ class PairedEvaluator:
         start, metric = time.perf_counter(), self._task.metric
         assert self._dense is not None
         pruned = self._evaluator.pruned(policy)
-        whole = self._batches.whole
-        loss, _ = evaluate(pruned, whole.args[0], whole.targets, self._evaluator.batch_size, self._task)
+        loss, _ = evaluate(pruned, self._batches, self._task)
         sign = metric.gain(1.0, 0.0)
         if self.is_mean:
             values = sample_values(pruned, self._batches, self._task)
@@ -96,13 +94,13 @@ class PairedEvaluator:
         return Evaluation(float(values[0]), loss, time.perf_counter() - start, low)
 
 
-def _outputs(model: nn.Module, batches: HeldBatches) -> Iterator[tuple[object, Batch]]:
+def _outputs(model: nn.Module, batches: Batches) -> Iterator[tuple[object, Batch]]:
     with evaluating(model), torch.inference_mode():
         for batch in batches:
             yield batch.through(model), batch
 
 
-def sample_values(model: nn.Module, batches: HeldBatches, task: Task) -> Array | None:
+def sample_values(model: nn.Module, batches: Batches, task: Task) -> Array | None:
     """The metric of every sample that has a target, (n,): 0 or 1 where each has one label.
 
     None where the metric is no mean over samples.
@@ -116,7 +114,7 @@ def sample_values(model: nn.Module, batches: HeldBatches, task: Task) -> Array |
     return np.asarray(torch.cat(values))
 
 
-def left_out(model: nn.Module, batches: HeldBatches, task: Task) -> Array:
+def left_out(model: nn.Module, batches: Batches, task: Task) -> Array:
     """The metric on all samples, and on all without one group of them at a time: (1 + G,).
 
     Raises:

@@ -1,6 +1,16 @@
 """Torch structure: tracing, masking and removal of channel groups. Only this room knows torch_pruning."""
 
-from amcsearch.graph.batch import Batch, Batches, HeldBatches, Tree, as_batch, map_tensors, plain_tree, tensors_of_tree
+from amcsearch.graph.batch import (
+    Batch,
+    Batches,
+    HeldBatches,
+    MappedBatches,
+    Tree,
+    as_batch,
+    map_tensors,
+    plain_tree,
+    tensors_of_tree,
+)
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
@@ -14,6 +24,7 @@ __all__ = [
     "Batches",
     "HeldBatches",
     "Kept",
+    "MappedBatches",
     "Skipped",
     "TensorSlice",
     "Trace",

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
 
-__all__ = ["Batch", "Batches", "HeldBatches", "Tree", "as_batch", "map_tensors", "plain_tree", "tensors_of_tree"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "HeldBatches",
+    "MappedBatches",
+    "Tree",
+    "as_batch",
+    "map_tensors",
+    "plain_tree",
+    "tensors_of_tree",
+]
 
 Tree = Any
 """Tensors in tuples, lists, mappings and data classes; whatever else stands among them is carried along."""
@@ -220,3 +230,32 @@ class HeldBatches:
             return tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows]
 
         return replace(self.whole.map(cut), targets=map_tensors(self.whole.targets, cut), size=size)
+
+
+@dataclass(frozen=True)
+class MappedBatches:
+    """Batches with ``function`` of each as it is read: moved to a device, or in another memory layout."""
+
+    source: Batches
+    function: Callable[[Batch], Batch]
+
+    @property
+    def samples(self) -> int:
+        """Samples in all."""
+        return self.source.samples
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of every batch but the last."""
+        return self.source.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.function, self.source)
+
+    def batched(self, batch_size: int) -> "MappedBatches":
+        """Return the same samples in batches of another size."""
+        return MappedBatches(self.source.batched(batch_size), self.function)
+
+    def chosen(self, rows: Sequence[int]) -> "MappedBatches":
+        """Return the samples of these numbers, in this order, in batches of the same size."""
+        return MappedBatches(self.source.chosen(rows), self.function)

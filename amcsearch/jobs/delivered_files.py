@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
-from amcsearch.graph import Batch
+from amcsearch.graph import Batch, HeldBatches
 from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
@@ -73,7 +73,7 @@ def judge_onnx(
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
         compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
-        _, metric = evaluate(compared, inputs, targets, task=task)
+        _, metric = evaluate(compared, HeldBatches.of(inputs, targets, 256), task)
         agreement = compared.agreement()
         if not quantised:
             return _described(name, agreement, agreement.problem), metric

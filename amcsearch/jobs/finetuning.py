@@ -8,12 +8,11 @@ from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import BadInputError, DivergedError
-from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import evaluating
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import Workload, diverging, training_recipe
+from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
 from amcsearch.recovery import recalibrate_batch_norm
-from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, evaluate, fit, stacked
+from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, batches_of, evaluate, fit
 
 __all__ = ["fine_tune", "finetuning_recipe", "recalibrate"]
 
@@ -88,10 +87,10 @@ class _Loss:
 
 
 def _calibration_loss(workload: Workload, model: nn.Module) -> _Loss:
-    inputs, targets = stacked(workload.splits.calibration)
+    batches = batches_of(workload.splits.calibration, name="calibration")
     with evaluating(model), torch.inference_mode():
-        guess = workload.task.guess(model(inputs[:1]), targets)
-    loss, _ = evaluate(model, inputs, targets, task=workload.task)
+        guess = workload.task.guess(next(iter(batches.batched(1))).through(model), batches.whole.targets)
+    loss, _ = evaluate(model, batches, workload.task)
     return _Loss(loss, 0.0 if guess is None else guess.loss)
 
 
@@ -108,5 +107,4 @@ def _check_loss(began: _Loss, ended: _Loss, recipe: TrainingRecipe) -> None:
 def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:
     """Take the statistics of batch norms anew from the calibration split, where the configuration asks for it."""
     if config.recovery.bn_recalibration:
-        inputs, _ = stacked(workload.splits.calibration)
-        recalibrate_batch_norm(model, inputs, config.evaluation.batch_size or default_batch_size(inputs))
+        recalibrate_batch_norm(model, judged_batches(config, workload, "calibration"))

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
 from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
-from amcsearch.evaluation import Evaluator, default_batch_size
+from amcsearch.evaluation import Evaluator
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import finetuning_recipe
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, judged_batches
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -38,7 +38,7 @@ from amcsearch.methods import (
 )
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
 from amcsearch.runs import RunFolder
-from amcsearch.training import fingerprint, stacked
+from amcsearch.training import fingerprint
 
 __all__ = [
     "Choice",
@@ -142,18 +142,17 @@ def choose_channels(config: Config, calibration: Calibration, given: InMemory) -
         BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
     """
     model, trace, selector = calibration.model, calibration.trace, config.selection.selector
-    inputs, targets, batch_size = calibration.inputs, calibration.targets, calibration.batch_size
     if given.selector is not None:
         return _by_selector(config, calibration, given.selector)
     if selector is not None and given.criterion is None:
         return _by_selector(config, calibration, _selector(config, selector))
     criterion = given.criterion or _criterion(config)
-    scores = score_units(model, trace, {"": criterion}, inputs, targets, calibration.loss_fn, batch_size)[""]
+    scores = score_units(model, trace, {"": criterion}, calibration.batches, calibration.loss_fn)[""]
     ranking = rank(scores)
     if config.recovery.reconstruction in ("auto", "none"):
-        means = means_for(criterion, model, trace, inputs, targets, calibration.loss_fn, batch_size)
+        means = means_for(criterion, model, trace, calibration.batches, calibration.loss_fn)
         return Choice(ranking, None, means, scores)
-    layer_inputs = gather_inputs(model, trace, inputs, batch_size)
+    layer_inputs = gather_inputs(model, trace, calibration.batches)
     return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, layer_inputs), None, scores)
 
 
@@ -179,7 +178,7 @@ def _reconstruction(
 ) -> Reconstruction | SequentialReconstruction:
     model, trace = calibration.model, calibration.trace
     if refit == "sequential":
-        return SequentialReconstruction(model, trace, layer_inputs, calibration.inputs, calibration.batch_size)
+        return SequentialReconstruction(model, trace, layer_inputs, calibration.batches)
     return Reconstruction(model, trace, layer_inputs.values(), refit)
 
 
@@ -278,23 +277,19 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
 
 
 def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
-    inputs, targets = stacked(workload.splits.calibration)
-    batch_size = config.evaluation.batch_size or default_batch_size(inputs)
-    calibration = Calibration(workload.model, workload.trace, inputs, targets, workload.task, batch_size)
+    batches = judged_batches(config, workload, "calibration")
+    calibration = Calibration(workload.model, workload.trace, batches, workload.task)
     with settings_kept(name_of_choice(config)):
         return choose_channels(config, calibration, given)
 
 
 def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:
-    inputs, _ = stacked(workload.splits.calibration)
     return Evaluator(
         workload.model,
         workload.trace,
         choice.ranking,
-        inputs,
-        stacked(workload.splits.search),
-        batch_size=config.evaluation.batch_size or default_batch_size(inputs),
-        bn_recalibration=config.recovery.bn_recalibration,
+        judged_batches(config, workload, "calibration") if config.recovery.bn_recalibration else None,
+        judged_batches(config, workload, "search"),
         reconstruction=choice.reconstruction,
         torch_device=config.evaluation.torch_device,
         means=choice.means,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from amcsearch.config import Config, RecipeConfig, call_factory
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
-from amcsearch.evaluation import check_torch_device
-from amcsearch.graph import Trace, first_tensor, trace
+from amcsearch.evaluation import check_torch_device, default_batch_size
+from amcsearch.graph import HeldBatches, Trace, first_tensor, trace
 from amcsearch.jobs.network_check import check_network
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
@@ -33,6 +33,7 @@ from amcsearch.training import (
     Task,
     TrainingRecipe,
     as_datasets,
+    batches_of,
     check_samples,
     checked_splits,
     fixed_splits,
@@ -54,6 +55,7 @@ __all__ = [
     "copied",
     "dense_network",
     "diverging",
+    "judged_batches",
     "load_network",
     "load_workload",
     "made_by_factory",
@@ -112,6 +114,16 @@ class Workload(TracedNetwork):
     splits: DataSplits
     warnings: tuple[str, ...] = ()
     task: Task = CLASS_IDS
+
+
+def judged_batches(config: Config, workload: Workload, split: str) -> HeldBatches:
+    """Return the samples of a split in the batches of a forward pass: as configured, or as a CPU likes.
+
+    Raises:
+        BadInputError: as ``batches_of``.
+    """
+    batches = batches_of(getattr(workload.splits, split), name=split)
+    return batches.batched(config.evaluation.batch_size or default_batch_size(batches))
 
 
 def cache_folder() -> Path:

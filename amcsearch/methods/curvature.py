@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amcsearch.core import Side
-from amcsearch.graph import Trace, channels_first, evaluating
-from amcsearch.methods.first_order import LossFunction, readers, replaced
+from amcsearch.graph import Batch, Trace, channels_first, evaluating
+from amcsearch.methods.first_order import LossFunction, called, readers, replaced
 from amcsearch.methods.needs import Curvature
 
 __all__ = ["GateTable", "curvature", "diagonal"]
@@ -101,7 +100,7 @@ def curvature(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     table: GateTable,
-    batch: tuple[Tensor, Tensor],
+    batch: Batch,
     loss_fn: LossFunction,
     need: Curvature,
     generator: torch.Generator,
@@ -109,7 +108,7 @@ def curvature(
     """Diagonal over one minibatch: by group, shape (n_units,), for gates; by tensor name, its shape, for weights."""
     detached = {p: channels_first(p.detach()) for p in parameters.values()}
     first = next(iter(detached.values()))
-    x, y = channels_first(batch[0].to(first.device)), batch[1].to(first.device)
+    batch = batch.to(first.device)
     with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second one
         if need.by == "gates":
             leaves = {g: torch.ones(n, dtype=first.dtype, device=first.device).requires_grad_()
@@ -118,14 +117,14 @@ def curvature(
             for name, dim in table.parts:
                 gate = table.along(leaves, (name, dim), weights[name].shape[dim], weights[name].ndim, 1.0)
                 weights[name] = weights[name] * gate
-            output = functional_call(model, weights, (x,))
+            output = called(model, weights, batch)
         else:
             by_parameter = {p: w.requires_grad_() for p, w in detached.items()}
             leaves = {name: by_parameter[p] for name, p in parameters.items()}
-            output = functional_call(model, replaced(parameters, by_parameter), (x,))
+            output = called(model, replaced(parameters, by_parameter), batch)
         unique = list(dict.fromkeys(leaves.values()))
         gradient = torch.autograd.grad(
-            loss_fn(output, y), unique, create_graph=True, allow_unused=True, materialize_grads=True
+            loss_fn(output, batch.targets), unique, create_graph=True, allow_unused=True, materialize_grads=True
         )
         flat = diagonal(torch.cat([g.flatten() for g in gradient]), unique, need.probes, generator)
     pieces = dict(zip(unique, torch.split(flat.detach(), [leaf.numel() for leaf in unique]), strict=True))

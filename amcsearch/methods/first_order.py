@@ -18,12 +18,22 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph import Trace, channels_first, evaluating, first_tensor
+from amcsearch.graph import Batch, Trace, Tree, channels_first, evaluating, first_tensor
 from amcsearch.methods.moments import Moments, Patches, aligned, moments_of, patches_of
 
-__all__ = ["Batch", "LossFunction", "Taps", "drawn_targets", "mean_gradients", "readers", "replaced", "sample_gates"]
+__all__ = [
+    "ForwardPass",
+    "LossFunction",
+    "Taps",
+    "called",
+    "drawn_targets",
+    "mean_gradients",
+    "readers",
+    "replaced",
+    "sample_gates",
+]
 
-LossFunction = Callable[[Any, Tensor], Tensor]  # (model output, target) -> mean loss over the samples, a scalar
+LossFunction = Callable[[Any, Any], Tensor]  # (model output, targets) -> mean loss over the samples, a scalar
 _NO_TARGET = -100  # cross-entropy's own convention
 
 
@@ -51,24 +61,24 @@ class Taps:
         return cls(tapped, moments, patches, frozenset(readers(trace) & set(tapped)) if gates else frozenset())
 
     @contextmanager
-    def listening(self, target: Tensor) -> Iterator[None]:
-        """Hear one forward pass of the samples that ``target`` belongs to."""
+    def listening(self, batch: Batch) -> Iterator[None]:
+        """Hear one forward pass of the batch."""
         self.gates.clear()
         heard = self.modules if self.moments or self.patches else self.gated
         with ExitStack() as stack:
             for name in heard:
-                hook = self._hook(name, target)
+                hook = self._hook(name, batch)
                 stack.callback(self.modules[name].register_forward_pre_hook(hook).remove)
             yield
 
-    def _hook(self, name: str, target: Tensor) -> Callable[..., Any]:
+    def _hook(self, name: str, batch: Batch) -> Callable[..., Any]:
         def hear(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if not args:
                 return None
-            self._measure(name, module, _counted(args[0].detach(), target))
+            self._measure(name, module, _counted(args[0].detach(), batch.targets))
             if name not in self.gated:
                 return None
-            return (args[0] * self._gate(name, module, args[0], len(target)), *args[1:])
+            return (args[0] * self._gate(name, module, args[0], batch.size), *args[1:])
 
         return hear
 
@@ -100,22 +110,28 @@ class Taps:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One minibatch after its forward pass: weights are leaves of the graph, by parameter."""
+class ForwardPass:
+    """One batch after its forward pass: weights are leaves of the graph, by parameter."""
 
     leaves: Mapping[nn.Parameter, Tensor]
-    output: Any
-    target: Tensor
+    output: Tree
+    targets: Tree
+    samples: int
 
     @classmethod
-    def run(cls, model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, y: Tensor, taps: Taps) -> "Batch":
+    def run(cls, model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch, taps: Taps) -> "ForwardPass":
         """Run the model in eval mode on detached leaves, so that its ``.grad`` and buffers stay as they are."""
         leaves = {p: channels_first(p.detach()).requires_grad_() for p in parameters.values()}
-        torch_device = next(iter(leaves)).device
-        target = y.to(torch_device)
-        with evaluating(model), torch.enable_grad(), taps.listening(target):
-            output = functional_call(model, replaced(parameters, leaves), (channels_first(x.to(torch_device)),))
-        return cls(leaves, output, target)
+        batch = batch.to(next(iter(leaves)).device)
+        with evaluating(model), torch.enable_grad(), taps.listening(batch):
+            output = called(model, replaced(parameters, leaves), batch)
+        return cls(leaves, output, batch.targets, batch.size)
+
+
+def called(model: nn.Module, tensors: Mapping[str, Tensor], batch: Batch) -> Tree:
+    """Return what the model gives for a batch with some of its tensors replaced, in channels-first order."""
+    batch = batch.map(channels_first)
+    return functional_call(model, dict(tensors), batch.args, dict(batch.kwargs))
 
 
 def replaced(parameters: Mapping[str, nn.Parameter], leaves: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
@@ -124,18 +140,18 @@ def replaced(parameters: Mapping[str, nn.Parameter], leaves: Mapping[nn.Paramete
     return {name_of[parameter]: leaf for parameter, leaf in leaves.items()}
 
 
-def mean_gradients(batch: Batch, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
+def mean_gradients(ran: ForwardPass, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
     """Gradients of a loss by every weight, by name; zero where the loss does not reach. The graph is kept."""
-    leaves = list(batch.leaves.values())
+    leaves = list(ran.leaves.values())
     gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-    gradient_of = dict(zip(batch.leaves, gradients, strict=True))
+    gradient_of = dict(zip(ran.leaves, gradients, strict=True))
     return {name: gradient_of[parameter] for name, parameter in parameters.items()}
 
 
-def sample_gates(batch: Batch, taps: Taps, weights: Mapping[str, Tensor], mean_loss: Tensor) -> dict[str, Tensor]:
+def sample_gates(samples: int, taps: Taps, weights: Mapping[str, Tensor], mean_loss: Tensor) -> dict[str, Tensor]:
     """Spread s_nc evenly over the weights that read the channel: (N, …) broadcastable to (N, *weight)."""
     gates = [gate for calls in taps.gates.values() for gate in calls]
-    total = mean_loss * len(batch.target)
+    total = mean_loss * samples
     derivatives = iter(torch.autograd.grad(total, gates, retain_graph=True, allow_unused=True, materialize_grads=True))
     spread = {}
     for name, calls in taps.gates.items():
@@ -182,8 +198,10 @@ def readers(trace: Trace) -> set[str]:
     }
 
 
-def _counted(x: Tensor, target: Tensor) -> Tensor:
+def _counted(x: Tensor, target: Tree) -> Tensor:
     """Leave out the tokens (B, T, C) that have no target: padding."""
+    if not isinstance(target, Tensor):
+        return x
     if target.ndim == 2 and not target.is_floating_point() and x.ndim == 3 and x.shape[:2] == target.shape:
         return x[target != _NO_TARGET]
     return x

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph import Trace, evaluating
+from amcsearch.graph import Batch, Batches, Trace, evaluating
 from amcsearch.methods.patches import READERS, patches
 
 __all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "gather_inputs"]
@@ -87,23 +87,28 @@ class _RunningMoments:
         self.mean = self.mean + step * (new / total)
         self.rows = total
 
-    def classify(self, features: Tensor, labels: Tensor, classes: int) -> None:
+    def classify(self, features: Tensor, labels: Tensor) -> None:
         """Merge pooled features (n, C_in) with labels (n,); negative labels are left out."""
         features, labels = features[labels >= 0], labels[labels >= 0]
+        if not len(labels):
+            return
+        known = 0 if self.counts is None else len(self.counts)
+        classes = max(known, int(labels.max()) + 1)
         one_hot = nn.functional.one_hot(labels, classes).to(features)
-        counts = torch.zeros(classes, dtype=torch.float64) if self.counts is None else self.counts
-        self.counts = counts + one_hot.sum(0).cpu()
-        self.sums = self.sums + (one_hot.T @ features).cpu()
+        counts, sums = one_hot.sum(0).cpu(), (one_hot.T @ features).cpu()
+        if self.counts is not None:
+            counts[:known] += self.counts
+            sums[:known] += self.sums
+        self.counts, self.sums = counts, sums
         self.squares = self.squares + features.square().sum(0).cpu()
 
 
 def gather_inputs(
     model: nn.Module,
     trace: Trace,
-    inputs: Tensor,
-    batch_size: int,
+    batches: Batches,
     *,
-    targets: Tensor | None = None,
+    labels: bool = False,
     positions: int | None = POSITIONS,
     seed: int = 0,
 ) -> dict[str, LayerInputs]:
@@ -115,44 +120,43 @@ def gather_inputs(
     Args:
         model: the dense network.
         trace: its channel groups.
-        inputs: calibration data (N, …), cut into batches of ``batch_size`` in order.
-        batch_size: samples at a time.
-        targets: class ids (N,) or (N, T); with them the moments by class are gathered too.
+        batches: calibration data.
+        labels: gather the moments by class too; the targets are class ids (N,) or (N, T).
         positions: output positions (or tokens) drawn for each batch; None takes all.
         seed: of that draw.
 
     Raises:
-        BadInputError: no samples, a batch size below 1, targets that are no class ids, inputs of a layer that are not
-            finite, or Gram matrices beyond ``MEMORY_BYTES``.
+        BadInputError: targets that are no class ids, inputs of a layer that are not finite, or Gram matrices beyond
+            ``MEMORY_BYTES``.
     """
-    if batch_size < 1 or len(inputs) == 0:
-        raise BadInputError(f"calibration: {len(inputs)} samples in batches of {batch_size}, both must be at least 1")
-    if targets is not None and targets.is_floating_point():
-        raise BadInputError(
-            f"moments by class need class ids, the targets are {targets.dtype}; choose another selector"
-        )
     modules = _reading_modules(model, trace)
     _check_memory(modules)
     torch_device = next(model.parameters()).device
-    classes = 0 if targets is None else int(targets.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), torch.no_grad():
-        norms = _following_norms(model, modules, inputs[:1].to(torch_device))
+        norms = _following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
         centred = {layer: m.bias is not None or layer in norms for layer, m in modules.items()}
         moments = {layer: _RunningMoments() for layer in modules}
-        for start in range(0, len(inputs), batch_size):
-            batch = slice(start, start + batch_size)
-            labels = None if targets is None else targets[batch].to(torch_device)
-            for layer, x in calls_of(model, modules, inputs[batch].to(torch_device)):
+        for batch in (each.to(torch_device) for each in batches):
+            ids = _class_ids(batch) if labels else None
+            for layer, x in calls_of(model, modules, batch):
                 rows = patches(modules[layer], x, positions, generator).double()
                 moments[layer].add(rows, centred[layer])
-                if labels is not None:
-                    moments[layer].classify(*_pooled(modules[layer], x, labels), classes)
+                if ids is not None:
+                    moments[layer].classify(*_pooled(modules[layer], x, ids))
     return {
         layer: _finish(layer, m, norms.get(layer), moments[layer])
         for layer, m in modules.items()
         if moments[layer].rows
     }
+
+
+def _class_ids(batch: Batch) -> Tensor:
+    targets = batch.targets
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        return targets
+    what = targets.dtype if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+    raise BadInputError(f"moments by class need class ids, the targets are {what}; choose another selector")
 
 
 def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:
@@ -181,19 +185,19 @@ def _check_memory(modules: Mapping[str, Any]) -> None:
         )
 
 
-def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Tensor]]:
     """Yield (layer, input) of every call of some layers in one forward pass, in order of execution."""
     calls: deque[tuple[str, Tensor]] = deque()
     with ExitStack() as stack:
         for layer, module in modules.items():
             hook = module.register_forward_pre_hook(lambda _, args, name=layer: calls.append((name, args[0])))
             stack.callback(hook.remove)
-        model(batch)
+        batch.through(model)
     while calls:
         yield calls.popleft()  # lets go of each input once it has been used
 
 
-def _following_norms(model: nn.Module, modules: Mapping[str, Any], sample: Tensor) -> dict[str, str]:
+def _following_norms(model: nn.Module, modules: Mapping[str, Any], sample: Batch) -> dict[str, str]:
     """Layer → path of the batch norm that is called on exactly its output."""
     outputs: dict[str, Tensor] = {}
     norms: dict[str, str] = {}
@@ -210,7 +214,7 @@ def _following_norms(model: nn.Module, modules: Mapping[str, Any], sample: Tenso
         for path, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 stack.callback(module.register_forward_pre_hook(enter(path)).remove)
-        model(sample)
+        sample.through(model)
     return norms
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.graph import Kept, Trace
+from amcsearch.graph import Batches, Kept, Trace
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Draw, Need
@@ -27,17 +27,15 @@ def rank_units(
     model: nn.Module,
     trace: Trace,
     criterion: Criterion,
-    inputs: Tensor,
-    targets: Tensor,
+    batches: Batches,
     loss_fn: LossFunction,
-    batch_size: int,
 ) -> Ranking:
-    """Rank the units of every group by one criterion on calibration data, inputs (N, …) and targets (N, …).
+    """Rank the units of every group by one criterion on calibration data.
 
     Raises:
         BadInputError: as ``gather`` and ``rank``.
     """
-    scores = score_units(model, trace, {"": criterion}, inputs, targets, loss_fn, batch_size)
+    scores = score_units(model, trace, {"": criterion}, batches, loss_fn)
     return rank(scores[""])
 
 
@@ -45,10 +43,8 @@ def score_units(
     model: nn.Module,
     trace: Trace,
     criteria: Mapping[str, Criterion],
-    inputs: Tensor,
-    targets: Tensor,
+    batches: Batches,
     loss_fn: LossFunction,
-    batch_size: int,
 ) -> dict[str, UnitScores]:
     """Score the units of every group by several criteria from ONE calibration pass; the model is left as found.
 
@@ -59,7 +55,7 @@ def score_units(
     draws = {name: _draw(name, criterion) for name, criterion in criteria.items()}
     totals: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in criteria}
     sample_counts = dict.fromkeys(criteria, 0)
-    with closing(gather(model, trace, inputs, targets, loss_fn, needs, batch_size)) as stream:
+    with closing(gather(model, trace, batches, loss_fn, needs)) as stream:
         for statistics in stream:
             for name, criterion in criteria.items():
                 if draws[name] is not statistics.draw:

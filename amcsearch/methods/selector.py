@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph import Trace
+from amcsearch.graph import Batches, Trace
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.layer_inputs import POSITIONS, LayerInputs, gather_inputs
 from amcsearch.methods.least_squares import DAMPING, REFITS, channel_gram
@@ -32,14 +32,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Calibration:
-    """The dense network and the data it may be asked about: inputs (N, …), targets (N, …)."""
+    """The dense network, the data it may be asked about, and its loss."""
 
     model: nn.Module
     trace: Trace
-    inputs: Tensor
-    targets: Tensor
+    batches: Batches
     loss_fn: LossFunction
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,8 @@ def problem_of(calibration: Calibration, *, labels: bool = False, positions: int
     Raises:
         BadInputError: as ``gather_inputs``, or a group that no convolution or linear layer reads.
     """
-    targets = calibration.targets if labels else None
     model, trace = calibration.model, calibration.trace
-    inputs = gather_inputs(
-        model, trace, calibration.inputs, calibration.batch_size, targets=targets, positions=positions
-    )
+    inputs = gather_inputs(model, trace, calibration.batches, labels=labels, positions=positions)
     return Problem(
         {group.name: _readers(model, trace, group.name, inputs) for group in trace.network.groups}, calibration
     )

@@ -11,16 +11,15 @@ not depend on its scale.
 
 import math
 from collections.abc import Mapping
-from itertools import cycle, islice
+from itertools import chain, islice, repeat
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import channels_first, evaluating
-from amcsearch.methods.first_order import LossFunction
+from amcsearch.graph import Batches, channels_first, evaluating
+from amcsearch.methods.first_order import LossFunction, called
 from amcsearch.methods.needs import ShortTraining
 from amcsearch.methods.weight_choice import keep_top
 
@@ -50,11 +49,9 @@ def keep_share(step: int, steps: int, final: float) -> float:
 def movement_scores(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
-    inputs: Tensor,
-    targets: Tensor,
+    batches: Batches,
     loss_fn: LossFunction,
     need: ShortTraining,
-    batch_size: int,
 ) -> dict[str, Tensor]:
     """Return S by tensor name, its shape, for every scored tensor; ``model`` is not touched.
 
@@ -65,14 +62,15 @@ def movement_scores(
     weights = {name: channels_first(p.detach()).clone() for p, name in names.items()}
     scores = {names[p]: torch.zeros_like(p) for p in parameters.values() if p.ndim > 1}
     torch_device = next(iter(weights.values())).device
-    batches = zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
+    endless = chain.from_iterable(repeat(batches))
     with evaluating(model), torch.enable_grad():
-        for step, (x, y) in enumerate(islice(cycle(batches), need.steps)):
+        for step, batch in enumerate(islice(endless, need.steps)):
             share = keep_share(step, need.steps, need.keep)
             masks = {name: top_mask(s, share) for name, s in scores.items()} if share < 1.0 else {}
             masked = {name: w * masks[name] if name in masks else w.clone() for name, w in weights.items()}
             leaves = {name: w.requires_grad_(w.is_floating_point()) for name, w in masked.items()}
-            loss = loss_fn(functional_call(model, leaves, (channels_first(x.to(torch_device)),)), y.to(torch_device))
+            batch = batch.to(torch_device)
+            loss = loss_fn(called(model, leaves, batch), batch.targets)
             if not torch.isfinite(loss):
                 raise BadInputError(
                     f"movement: the loss is {float(loss.detach())} in step {step} of the short training at "

@@ -7,17 +7,16 @@ through ``torch.func.functional_call`` on detached leaves: its ``.grad`` fields,
 buffers are never touched.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError
-from amcsearch.graph import Trace
+from amcsearch.graph import Batch, Batches, HeldBatches, Trace, Tree
 from amcsearch.methods.curvature import GateTable, curvature
-from amcsearch.methods.first_order import Batch, LossFunction, Taps, drawn_targets, mean_gradients, sample_gates
+from amcsearch.methods.first_order import ForwardPass, LossFunction, Taps, drawn_targets, mean_gradients, sample_gates
 from amcsearch.methods.moments import Moments, Patches
 from amcsearch.methods.needs import Curvature, Draw, Need, SampleGates, ShortTraining, SquaredGradients, Statistic
 from amcsearch.methods.short_training import movement_scores
@@ -48,33 +47,31 @@ class Statistics:
 def gather(
     model: nn.Module,
     trace: Trace,
-    inputs: Tensor,
-    targets: Tensor,
+    batches: Batches,
     loss_fn: LossFunction,
     needs: AbstractSet[Need],
-    batch_size: int,
 ) -> Generator[Statistics, None, None]:
     """Yield what ``needs`` names, draw after draw; the last one covers the whole set (weights are always in it).
 
-    ``inputs`` (N, …) and ``targets`` (N, …) are cut into batches of ``batch_size`` in order; the last may be shorter
-    and weighs by its samples. The network is in eval mode while it runs and in the mode it was found between draws.
-    Tokens (B, T) without a target (-100) count as padding in moments.
+    The last of the ``batches`` may be smaller and weighs by its samples. They are read once, and once more for a short
+    training. The network is in eval mode while it runs and in the mode it was found between draws. Tokens (B, T)
+    without a target (-100) count as padding in moments.
 
     Raises:
-        BadInputError: no samples, unequal lengths, or a batch size below 1, where data is asked for.
+        BadInputError: samples that cannot be told apart, where single ones are asked for.
     """
     if not needs:
         parameters = sliced_parameters(model, trace)
-        yield Statistics(Draw.SET, len(inputs), {name: p.detach() for name, p in parameters.items()})
+        yield Statistics(Draw.SET, batches.samples, {name: p.detach() for name, p in parameters.items()})
         return
-    task = _Pass(model, trace, loss_fn, needs, len(inputs))
-    for x, y in _batches(inputs, targets, batch_size):
-        yield from task.first_order(x, y)
-        for need, values in task.beyond(x, y):
-            task.add(need, values, len(x))
+    task = _Pass(model, trace, loss_fn, needs, batches.samples)
+    for batch in batches:
+        yield from task.first_order(batch)
+        for need, values in task.beyond(batch):
+            task.add(need, values, batch.size)
     for need in needs:
         if isinstance(need, ShortTraining):
-            task.total[need] = movement_scores(model, task.parameters, inputs, targets, loss_fn, need, batch_size)
+            task.total[need] = movement_scores(model, task.parameters, batches, loss_fn, need)
     yield task.whole()
 
 
@@ -111,51 +108,51 @@ class _Pass:
             if isinstance(need, SampleGates | SquaredGradients | Curvature)
         }
 
-    def first_order(self, x: Tensor, y: Tensor) -> Iterator[Statistics]:
+    def first_order(self, batch: Batch) -> Iterator[Statistics]:
         """Do all that one forward pass serves."""
         is_differentiated = bool(self.needs & _GRADIENTS or self.gates)
         if not is_differentiated and not (self.taps.moments or self.taps.patches):
             return
-        batch = Batch.run(self.model, self.parameters, x, y, self.taps)
-        loss = self.loss_fn(batch.output, batch.target) if is_differentiated else None
+        ran = ForwardPass.run(self.model, self.parameters, batch, self.taps)
+        loss = self.loss_fn(ran.output, ran.targets) if is_differentiated else None
         if loss is not None and self.needs & _GRADIENTS:
-            gradients = mean_gradients(batch, self.parameters, loss)
+            gradients = mean_gradients(ran, self.parameters, loss)
             if Statistic.MINIBATCH_GRADIENT in self.needs:
-                yield Statistics(Draw.MINIBATCH, len(x), self.weights, gradients)
+                yield Statistics(Draw.MINIBATCH, ran.samples, self.weights, gradients)
             if Statistic.SET_GRADIENT in self.needs:
-                self.add(Statistic.SET_GRADIENT, gradients, len(x))
+                self.add(Statistic.SET_GRADIENT, gradients, ran.samples)
         by_need: dict[Need, Mapping[str, Tensor]] = {}
         for need in self.gates:
             if need.labels == "model":
-                loss = self.loss_fn(batch.output, self._drawn(batch, need))
+                loss = self.loss_fn(ran.output, self._drawn(ran, need))
             else:
-                loss = self.loss_fn(batch.output, batch.target)
-            by_need[need] = sample_gates(batch, self.taps, self.weights, loss)
+                loss = self.loss_fn(ran.output, ran.targets)
+            by_need[need] = sample_gates(ran.samples, self.taps, self.weights, loss)
         if by_need:
-            yield Statistics(Draw.SAMPLE, len(x), self.weights, by_need=by_need)
+            yield Statistics(Draw.SAMPLE, ran.samples, self.weights, by_need=by_need)
 
-    def beyond(self, x: Tensor, y: Tensor) -> Iterator[tuple[Need, Mapping[str, Tensor]]]:
+    def beyond(self, batch: Batch) -> Iterator[tuple[Need, Mapping[str, Tensor]]]:
         """Do what takes passes of its own."""
         for need in self.needs:
             if isinstance(need, SquaredGradients):
-                yield need, self._squared_gradients(need, x, y)
+                yield need, self._squared_gradients(need, batch)
             elif isinstance(need, Curvature):
-                arguments = self.model, self.parameters, self.table, (x, y), self.loss_fn
+                arguments = self.model, self.parameters, self.table, batch, self.loss_fn
                 yield need, curvature(*arguments, need, self.generators[need])
 
-    def _squared_gradients(self, need: SquaredGradients, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _squared_gradients(self, need: SquaredGradients, batch: Batch) -> dict[str, Tensor]:
         mean: dict[str, Tensor] = {}
         silent = Taps({}, moments=False, patches=False, gated=frozenset())
-        for sample, label in _batches(x, y, 1):
-            batch = Batch.run(self.model, self.parameters, sample, label, silent)
-            target = self._drawn(batch, need) if need.labels == "model" else batch.target
-            gradients = mean_gradients(batch, self.parameters, self.loss_fn(batch.output, target))
+        for sample in HeldBatches(batch, 1):
+            ran = ForwardPass.run(self.model, self.parameters, sample, silent)
+            targets = self._drawn(ran, need) if need.labels == "model" else ran.targets
+            gradients = mean_gradients(ran, self.parameters, self.loss_fn(ran.output, targets))
             for name, gradient in gradients.items():
-                mean[name] = mean.get(name, 0) + gradient.square() / len(x)
+                mean[name] = mean.get(name, 0) + gradient.square() / batch.size
         return mean
 
-    def _drawn(self, batch: Batch, need: SampleGates | SquaredGradients) -> Tensor:
-        return drawn_targets(self.loss_fn, batch.output, batch.target, self.generators[need])
+    def _drawn(self, ran: ForwardPass, need: SampleGates | SquaredGradients) -> Tree:
+        return drawn_targets(self.loss_fn, ran.output, ran.targets, self.generators[need])
 
     def add(self, need: Need, values: Mapping[str, Tensor], samples: int) -> None:
         """Add one batch's means to those of the set."""
@@ -175,13 +172,3 @@ class _Pass:
             for name, value in self.taps.inputs.items()
         }
         return Statistics(Draw.SET, self.samples, self.weights, gradients, moments, dict(self.taps.products), by_need)
-
-
-def _batches(inputs: Tensor, targets: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    if batch_size < 1:
-        raise BadInputError(f"calibration batch size = {batch_size}, must be at least 1")
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise BadInputError(
-            f"calibration data: {len(inputs)} inputs and {len(targets)} targets; they must be as many, at least 1"
-        )
-    return zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)

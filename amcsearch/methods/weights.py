@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, LayerKind
-from amcsearch.graph import Trace
+from amcsearch.graph import Batches, Trace
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Draw
@@ -47,10 +47,8 @@ def weight_scores(
     trace: Trace,
     criterion: Criterion,
     names: Mapping[str, Tensor],
-    inputs: Tensor,
-    targets: Tensor,
+    batches: Batches,
     loss_fn: LossFunction,
-    batch_size: int,
 ) -> dict[str, Tensor]:
     """Score every weight of the tensors ``names`` by a criterion on calibration data, largest is best.
 
@@ -64,7 +62,7 @@ def weight_scores(
     finish = REDUCTIONS[criterion.reduction].finish
     totals: dict[str, Tensor] = {}
     sample_count = 0
-    with closing(gather(model, trace, inputs, targets, loss_fn, criterion.needs, batch_size)) as stream:
+    with closing(gather(model, trace, batches, loss_fn, criterion.needs)) as stream:
         for statistics in stream:
             if statistics.draw is not draw:
                 continue

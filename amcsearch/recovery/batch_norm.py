@@ -11,29 +11,23 @@ at least 1000 samples.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amcsearch.core import BadInputError
-from amcsearch.graph import modes_kept
+from amcsearch.graph import Batches, modes_kept
 
 __all__ = ["recalibrate_batch_norm"]
 
 
-def recalibrate_batch_norm(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
-    """Replace, in place, the running statistics of every batch norm by those of ``inputs`` (N, …).
+def recalibrate_batch_norm(model: nn.Module, batches: Batches) -> None:
+    """Replace, in place, the running statistics of every batch norm by those of ``batches``.
 
-    Batches are ``batch_size`` samples in order; a shorter last one weighs by its samples. Modes and momenta are left as
-    found. Nothing happens, and nothing is computed, where no batch norm keeps running statistics.
-
-    Raises:
-        BadInputError: no samples, or a batch size below 1.
+    A smaller last batch weighs by its samples. Modes and momenta are left as found. Nothing happens, and nothing is
+    read, where no batch norm keeps running statistics.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
-    if batch_size < 1 or len(inputs) == 0:
-        raise BadInputError(f"recalibration: {len(inputs)} samples in batches of {batch_size}, both must be at least 1")
     torch_device = next(model.parameters()).device
     momenta = [norm.momentum for norm in norms]
     try:
@@ -43,11 +37,11 @@ def recalibrate_batch_norm(model: nn.Module, inputs: Tensor, batch_size: int) ->
                 norm.reset_running_stats()
                 norm.train()
             sample_count = 0
-            for batch in torch.split(inputs, batch_size):
-                sample_count += len(batch)
+            for batch in batches:
+                sample_count += batch.size
                 for norm in norms:  # weight of the newest batch: 1, 1/2, 1/3, … for equal batches
-                    norm.momentum = len(batch) / sample_count
-                model(batch.to(torch_device))
+                    norm.momentum = batch.size / sample_count
+                batch.to(torch_device).through(model)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from amcsearch.graph import Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.graph import Batch, Batches, Kept, Trace, check_kept, evaluating, removed_positions
 from amcsearch.methods import Criterion, LossFunction, Statistic, gather, readers
 
 __all__ = ["Means", "fold_means", "input_means", "means_for"]
@@ -36,13 +36,7 @@ class Means:
 
 
 def means_for(
-    criterion: Criterion,
-    model: nn.Module,
-    trace: Trace,
-    inputs: Tensor,
-    targets: Tensor,
-    loss_fn: LossFunction,
-    batch_size: int,
+    criterion: Criterion, model: nn.Module, trace: Trace, batches: Batches, loss_fn: LossFunction
 ) -> Means | None:
     """Return the means to fold where the criterion wants it (``fold_means``), else None.
 
@@ -51,18 +45,16 @@ def means_for(
     """
     if not getattr(criterion, "fold_means", False):
         return None
-    return input_means(model, trace, inputs, targets, loss_fn, batch_size)
+    return input_means(model, trace, batches, loss_fn)
 
 
-def input_means(
-    model: nn.Module, trace: Trace, inputs: Tensor, targets: Tensor, loss_fn: LossFunction, batch_size: int
-) -> Means:
-    """Measure the mean inputs of every reader on inputs (N, …) and targets (N, …).
+def input_means(model: nn.Module, trace: Trace, batches: Batches, loss_fn: LossFunction) -> Means:
+    """Measure the mean inputs of every reader on calibration data.
 
     Raises:
         BadInputError: as ``gather``.
     """
-    *_, whole = gather(model, trace, inputs, targets, loss_fn, {Statistic.INPUT_MOMENTS}, batch_size)
+    *_, whole = gather(model, trace, batches, loss_fn, {Statistic.INPUT_MOMENTS})
     modules = dict(model.named_modules(remove_duplicate=False))
     terms = {}
     for name in sorted(readers(trace) & set(whole.inputs)):
@@ -70,7 +62,7 @@ def input_means(
             weight = whole.weights[name]
             each = weight * whole.inputs[name].mean.to(weight)
             terms[name] = each.sum(tuple(range(2, each.ndim))) if each.ndim > 2 else each
-    norms = _norms_after(model, inputs[:1])
+    norms = _norms_after(model, next(iter(batches.batched(1))))
     return Means(terms, {name: norms[_layer(name)] for name in terms if _layer(name) in norms})
 
 
@@ -111,7 +103,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
+def _norms_after(model: nn.Module, sample: Batch) -> dict[str, str]:
     """Layer → the batch norm with running statistics whose input IS the layer's output, by names."""
     written: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept, so that its id is not given again
     norm_of: dict[str, str] = {}
@@ -135,5 +127,5 @@ def _norms_after(model: nn.Module, sample: Tensor) -> dict[str, str]:
                 stack.callback(module.register_forward_hook(left(name)).remove)
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
                 stack.callback(module.register_forward_pre_hook(entered(name)).remove)
-        model(sample.to(next(model.parameters()).device))
+        sample.to(next(model.parameters()).device).through(model)
     return norm_of

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions
 from amcsearch.methods import (
     DAMPING,
     MEMORY_BYTES,
@@ -37,7 +37,7 @@ __all__ = ["SequentialReconstruction"]
 
 
 class SequentialReconstruction:
-    """Refits pruned copies of one dense network on ``calibration`` (N, …); can be sent to worker processes.
+    """Refits pruned copies of one dense network on calibration data; can be sent to worker processes.
 
     Raises:
         BadInputError: damping below 0, or dense outputs beyond ``MEMORY_BYTES``.
@@ -50,8 +50,7 @@ class SequentialReconstruction:
         model: nn.Module,
         trace: Trace,
         inputs: Mapping[str, LayerInputs],
-        calibration: Tensor,
-        batch_size: int,
+        batches: Batches,
         *,
         damping: float = DAMPING,
         positions: int | None = POSITIONS,
@@ -62,7 +61,7 @@ class SequentialReconstruction:
         self.damping = damping
         self.positions = positions
         self._inputs = dict(inputs)
-        self._batches = torch.split(calibration.detach(), batch_size)
+        self._batches = batches
         modules = _modules(model, self._inputs)
         size = sum(4 * layer_inputs.rows * _outputs(modules[layer]) for layer, layer_inputs in self._inputs.items())
         if size > MEMORY_BYTES:
@@ -72,10 +71,10 @@ class SequentialReconstruction:
             )
         weights = {layer: weight_matrix(module) for layer, module in modules.items()}
         with evaluating(model), torch.no_grad():
-            batches: dict[str, list[Tensor]] = {layer: [] for layer in modules}
+            outputs: dict[str, list[Tensor]] = {layer: [] for layer in modules}
             for layer, rows in self._rows(model, modules):
-                batches[layer].append((rows @ weights[layer].mT).float().cpu())
-        self._targets = {layer: torch.cat(parts, 1) for layer, parts in batches.items()}  # (conv_groups, rows, O)
+                outputs[layer].append((rows @ weights[layer].mT).float().cpu())
+        self._targets = {layer: torch.cat(parts, 1) for layer, parts in outputs.items()}  # (conv_groups, rows, O)
 
     def apply(self, smaller: nn.Module, kept: Kept) -> None:
         """Refit, in place, every layer that reads groups; ``smaller`` is ``remove(model, trace, kept)``.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import PolicySpace
-from amcsearch.graph import Trace, trace
+from amcsearch.graph import HeldBatches, Trace, trace
 from amcsearch.methods import (
     REDUCTIONS,
     REFITS,
@@ -120,14 +120,14 @@ class CriterionContract:
         criterion, untouched = maker(), _Untouched(example.model)
         model, trace, x, y = example.model, example.trace, example.inputs, example.targets
         assert criterion.reduction in REDUCTIONS
-        scores = score_units(model, trace, {"it": criterion}, x, y, CLASS_IDS, 4)["it"]
+        scores = score_units(model, trace, {"it": criterion}, HeldBatches.of(x, y, 4), CLASS_IDS)["it"]
         assert set(scores) == {group.name for group in trace.network.groups}
         ranking = rank(scores)
         for group in trace.network.groups:
             assert np.isfinite(scores[group.name]).all()
             assert len(np.unique(scores[group.name])) > 1
             assert sorted(ranking[group.name]) == list(range(group.channels // group.unit))
-        again = rank_units(model, trace, criterion, x, y, CLASS_IDS, 4)
+        again = rank_units(model, trace, criterion, HeldBatches.of(x, y, 4), CLASS_IDS)
         assert all((ranking[name] == again[name]).all() for name in ranking)
         untouched.check()
         space = PolicySpace.on_grid(trace.network.groups)
@@ -152,8 +152,8 @@ class SelectorContract:
     def problem(self, request: pytest.FixtureRequest) -> Problem:
         """Give the tests one small network after another, with the moments of what its layers read."""
         example = _shared_example(request.param, 10)
-        data = example.inputs, example.targets
-        return problem_of(Calibration(example.model, example.trace, *data, CLASS_IDS, 4), labels=True)
+        batches = HeldBatches.of(example.inputs, example.targets, 4)
+        return problem_of(Calibration(example.model, example.trace, batches, CLASS_IDS), labels=True)
 
     def test_it_orders_every_unit_and_its_refit_is_no_worse_than_none(
         self, maker: Callable[[], Selector], problem: Problem

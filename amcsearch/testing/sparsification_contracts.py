@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
-from amcsearch.graph import first_tensor, trace
+from amcsearch.graph import HeldBatches, first_tensor, trace
 from amcsearch.methods import (
     CRITERIA,
     Criterion,
@@ -179,7 +179,7 @@ class ScheduleContract:
         example = network_example(network)
         model, weights = example.model, sparse_weights(example.model, example.trace)
         plan = Plan(_STEPS, sum(w.numel() for w in weights.values()), sparsity)
-        data = example.inputs, example.targets, CLASS_IDS, 8
+        data = HeldBatches.of(example.inputs, example.targets, 8), CLASS_IDS
 
         def scores() -> dict[str, Tensor]:
             return weight_scores(model, example.trace, criterion, weights, *data)
@@ -195,7 +195,7 @@ class ScheduleContract:
         example = network_example(network)
         model, slices = example.model, UnitSlices(example.model, example.trace)
         plan = Plan(_STEPS, sum(slices.counts.values()), 0.4)
-        data = example.inputs, example.targets, CLASS_IDS, 8
+        data = HeldBatches.of(example.inputs, example.targets, 8), CLASS_IDS
 
         def scores() -> dict[str, Tensor]:
             values = score_units(model, example.trace, {"": CRITERIA["magnitude"]()}, *data)[""]

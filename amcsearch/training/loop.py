@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
-from amcsearch.graph import HeldBatches, Tree, channels_first, evaluating, make_channels_first
+from amcsearch.graph import Batches, channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, fetch, length
@@ -196,25 +196,20 @@ def fit(
     return losses
 
 
-def evaluate(
-    model: nn.Module, inputs: Tensor, targets: Tree, batch_size: int = 256, task: Task = CLASS_IDS
-) -> tuple[float, float]:
+def evaluate(model: nn.Module, batches: Batches, task: Task = CLASS_IDS) -> tuple[float, float]:
     """The task's mean loss and its metric of a model in eval mode, on the device it is on.
 
     Args:
         model: left in the modes it was in.
-        inputs: (N, …).
-        targets: what the task judges by, the samples along the first axis.
-        batch_size: samples at a time.
+        batches: samples with what the task judges by.
         task: the loss and the metric; class ids by default.
 
     Raises:
-        BadInputError: no samples or no targets, or shapes that do not fit.
+        BadInputError: no targets, or shapes that do not fit.
     """
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
     loss, count, meter = 0.0, 0, task.meter()
-    batches = HeldBatches.of(inputs, targets, batch_size) if len(inputs) else ()
     with UserCode(f"evaluating {type(model).__name__}"), evaluating(model), torch.inference_mode():
         for batch in (each.to(torch_device) for each in batches):
             output, known = batch.through(model), task.count(batch.targets, batch.size)
@@ -223,7 +218,7 @@ def evaluate(
                 meter.update(output, batch.targets)
             count += known
     if not count:
-        raise BadInputError(f"evaluation of {len(inputs)} samples found no targets, expected at least 1")
+        raise BadInputError(f"evaluation of {batches.samples} samples found no targets, expected at least 1")
     return loss / count, meter.value()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from amcsearch.core import BadInputError, UserCode
+from amcsearch.graph import HeldBatches
 
 __all__ = [
     "DEFAULT_SIZES",
@@ -25,6 +26,7 @@ __all__ = [
     "DataSplits",
     "Samples",
     "as_datasets",
+    "batches_of",
     "fetch",
     "make_splits",
     "source_rows",
@@ -35,6 +37,8 @@ __all__ = [
 SPLITS: Final = ("train", "calibration", "search", "test")
 DEFAULT_SHARE: Final = 0.2  # of the train split, in a cut without a size
 DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  # the most that such a cut takes
+
+BATCH: Final = 256  # samples in a forward pass where nothing else is said
 
 _log = logging.getLogger(__name__)
 _NO_DATASETS: Final = (Tensor, np.ndarray, str, bytes)
@@ -245,6 +249,15 @@ def stacked(dataset: Samples, limit: int | None = None, name: str = "given") -> 
     """
     count = length(dataset, name)
     return fetch(dataset, np.arange(count if limit is None else min(limit, count)), name)
+
+
+def batches_of(dataset: Samples, batch_size: int = BATCH, name: str = "given") -> HeldBatches:
+    """Return all samples of a data set in batches.
+
+    Raises:
+        BadInputError: as ``stacked``.
+    """
+    return HeldBatches.of(*stacked(dataset, name=name), batch_size)
 
 
 def length(dataset: Samples, name: str) -> int:

@@ -19,6 +19,7 @@ from amcsearch.config.schema import Config, FinetuneConfig
 from amcsearch.core.policy import PolicySpace
 from amcsearch.core.trial import Trial
 from amcsearch.evaluation.evaluator import default_batch_size
+from amcsearch.graph import HeldBatches
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finetuning import fine_tune, recalibrate
 from amcsearch.jobs.setup import make_evaluator
@@ -35,7 +36,7 @@ from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.hook import TrainingHook
 from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.sparsification import bake
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of, stacked
 
 __all__ = ["CELLS", "Cell", "Measured", "measure"]
 
@@ -114,16 +115,16 @@ def measure(cell: Cell, config: Config, workload: Workload, sparsity: float) -> 
     Raises:
         BadInputError: the method does not fit the network, or its training diverges.
     """
-    test = stacked(workload.splits.test)
+    test = batches_of(workload.splits.test, name="test")
     start = time.process_time()
     pruned, hook = _pruned(cell, config, workload, sparsity)
     middle = time.process_time()
-    before = evaluate(pruned, *test)
+    before = evaluate(pruned, test)
     begun = time.process_time()
     epochs = 1 if cell.family in ("gate", "schedule") else None
     fine_tune(config, _tuning(config, epochs), workload, pruned, _Silent(), hook)
     after = time.process_time()
-    return Measured(evaluate(workload.model, *test), before, evaluate(pruned, *test), middle - start, after - begun)
+    return Measured(evaluate(workload.model, test), before, evaluate(pruned, test), middle - start, after - begun)
 
 
 def _pruned(cell: Cell, config: Config, workload: Workload, sparsity: float) -> tuple[nn.Module, TrainingHook | None]:
@@ -142,8 +143,10 @@ def _weights_cut(
 ) -> tuple[nn.Module, TrainingHook]:
     model = copy.deepcopy(workload.model)
     inputs, targets = stacked(workload.splits.calibration)
-    weights, batch_size = sparse_weights(model, workload.trace), default_batch_size(inputs)
-    scores = weight_scores(model, workload.trace, criterion, weights, inputs, targets, CLASS_IDS, batch_size)
+    weights, batch_size = sparse_weights(model, workload.trace), default_batch_size(HeldBatches.of(inputs, targets, 1))
+    scores = weight_scores(
+        model, workload.trace, criterion, weights, HeldBatches.of(inputs, targets, batch_size), CLASS_IDS
+    )
     kept = one_shot_masks(scores, sparsity, cell.within)
     bake(model, kept)
     recalibrate(config, workload, model)

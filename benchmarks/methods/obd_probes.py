@@ -19,6 +19,7 @@ from scenes import SCENES, loaded
 from scipy.stats import spearmanr
 from torch.utils.data import Subset
 
+from amcsearch.graph import HeldBatches
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.ranking import UnitScores, score_units
@@ -62,7 +63,9 @@ def main() -> None:
     exact: UnitScores = {}
     for name, criterion in ways().items():
         start = time.perf_counter()
-        found = score_units(network.model, network.trace, {"": criterion}, inputs, targets, CLASS_IDS, args.samples)[""]
+        found = score_units(
+            network.model, network.trace, {"": criterion}, HeldBatches.of(inputs, targets, args.samples), CLASS_IDS
+        )[""]
         seconds = time.perf_counter() - start
         exact = exact or found
         error = np.mean([np.sqrt(np.mean((found[g] - exact[g]) ** 2)) / exact[g].std() for g in exact])

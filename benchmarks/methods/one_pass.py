@@ -18,6 +18,7 @@ import torch
 
 from amcsearch.config.loading import load
 from amcsearch.evaluation.evaluator import default_batch_size
+from amcsearch.graph import HeldBatches
 from amcsearch.jobs.workload import load_workload
 from amcsearch.methods.criteria import ALIASES, CRITERIA
 from amcsearch.methods.ranking import score_units
@@ -37,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     workload = load_workload(load(args.config))
     inputs, targets = stacked(workload.splits.calibration)
-    batch_size = default_batch_size(inputs)
+    batch_size = default_batch_size(HeldBatches.of(inputs, targets, 1))
     every = {name: make() for name, make in CRITERIA.items()}
     every |= {alias: CRITERIA[name](**params) for alias, (name, params) in ALIASES.items()}
     ways = {**{name: {name: criterion} for name, criterion in every.items()}, TOGETHER: every}
@@ -46,7 +47,9 @@ def main() -> None:
     for round_number in range(args.repeats + 1):  # the first is warm-up
         for name in rng.permutation(list(ways)):
             start = time.perf_counter()
-            score_units(workload.model, workload.trace, ways[str(name)], inputs, targets, CLASS_IDS, batch_size)
+            score_units(
+                workload.model, workload.trace, ways[str(name)], HeldBatches.of(inputs, targets, batch_size), CLASS_IDS
+            )
             if round_number:
                 seconds[str(name)].append(time.perf_counter() - start)
     median = {name: statistics.median(taken) for name, taken in seconds.items()}

@@ -23,6 +23,7 @@ from scenes import seeded
 from scipy.stats import spearmanr
 
 from amcsearch.evaluation.evaluator import default_batch_size
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import remove
 from amcsearch.jobs.workload import Workload, load_workload
@@ -60,20 +61,20 @@ def increases(workload: Workload, batch_size: int) -> Increases:
     """Measure the loss without each unit, minus the dense loss, in nats."""
     model, trace = workload.model, workload.trace
     inputs, targets = stacked(workload.splits.calibration)
-    means = input_means(model, trace, inputs, targets, CLASS_IDS, batch_size)
+    means = input_means(model, trace, HeldBatches.of(inputs, targets, batch_size), CLASS_IDS)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # a CPU's forward passes like it better
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    dense, _ = evaluate(model, inputs, targets, batch_size)
+    dense, _ = evaluate(model, HeldBatches.of(inputs, targets, batch_size))
     found: Increases = {}
     for group in trace.network.groups:
         both: list[tuple[float, float]] = []
         for unit in trace.units[group.name]:
             kept = {group.name: np.setdiff1d(np.arange(group.channels), unit)}
             with masked(model, trace, kept):
-                closed, _ = evaluate(model, inputs, targets, batch_size)
+                closed, _ = evaluate(model, HeldBatches.of(inputs, targets, batch_size))
             smaller = remove(model, trace, kept).eval()
             fold_means(smaller, trace, kept, means)
-            both.append((closed - dense, evaluate(smaller, inputs, targets, batch_size)[0] - dense))
+            both.append((closed - dense, evaluate(smaller, HeldBatches.of(inputs, targets, batch_size))[0] - dense))
         columns = np.array(both)
         found[group.name] = columns[:, 0], columns[:, 1]
     return found
@@ -82,9 +83,9 @@ def increases(workload: Workload, batch_size: int) -> Increases:
 def agreement(workload: Workload, names: dict[str, Criterion]) -> list[tuple[str, str, float, float]]:
     """Return (criterion, group, correlation with closed, with folded)."""
     inputs, targets = stacked(workload.splits.calibration)
-    batch_size = default_batch_size(inputs)
+    batch_size = default_batch_size(HeldBatches.of(inputs, targets, 1))
     true = increases(workload, batch_size)
-    scores = score_units(workload.model, workload.trace, names, inputs, targets, CLASS_IDS, batch_size)
+    scores = score_units(workload.model, workload.trace, names, HeldBatches.of(inputs, targets, batch_size), CLASS_IDS)
     return [
         (name, group, *(float(spearmanr(scores[name][group], measured).statistic) for measured in both))
         for name in names

@@ -33,7 +33,7 @@ from amcsearch.methods.selectors.thinet import ThiNet
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.recovery.sequential import SequentialReconstruction
 from amcsearch.training.loop import CLASS_IDS
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of
 
 CONFIGS = tuple(f"configs/searches/{name}.yaml" for name in ("digits", "digits-mobilenetv2", "digits-vit"))
 Key = tuple[str, str, bool, float]  # chosen by, refit, batch norms recalibrated, pruning ratio
@@ -50,10 +50,8 @@ def orders(calibration: Calibration) -> tuple[dict[str, tuple[Ranking, float]], 
             calibration.model,
             calibration.trace,
             CRITERIA[name](),
-            calibration.inputs,
-            calibration.targets,
+            calibration.batches,
             CLASS_IDS,
-            128,
         )
         found[name] = ranking, time.perf_counter() - start
     start = time.perf_counter()
@@ -70,26 +68,24 @@ def orders(calibration: Calibration) -> tuple[dict[str, tuple[Ranking, float]], 
 def accuracies(workload: Workload, refits: list[str], ratios: list[float]) -> Iterator[tuple[Key, float]]:
     """Yield test accuracy by (way, refit, recalibrated, ratio); seconds to choose come under refit ``seconds``."""
     model, spec = workload.model, workload.trace.network
-    inputs, targets = stacked(workload.splits.calibration)
-    test = stacked(workload.splits.test)
-    ways, seen, gathering = orders(Calibration(model, workload.trace, inputs, targets, CLASS_IDS, 128))
+    calibration = batches_of(workload.splits.calibration, 128)
+    test = batches_of(workload.splits.test, 128)
+    ways, seen, gathering = orders(Calibration(model, workload.trace, calibration, CLASS_IDS))
     yield ("gathering", "seconds", True, 0.0), gathering
     space = PolicySpace.on_grid(spec.groups)
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     makers = {refit: partial(Reconstruction, model, workload.trace, seen.values(), refit) for refit in REFITS}
     made = {name: make() for name, make in makers.items() if name in refits}
     if "sequential" in refits:
-        made["sequential"] = SequentialReconstruction(model, workload.trace, seen, inputs, 128, positions=32)
+        made["sequential"] = SequentialReconstruction(model, workload.trace, seen, calibration, positions=32)
     for way, (ranking, seconds) in ways.items():
         yield (way, "seconds", True, 0.0), seconds
         for refit, reconstruction in made.items():
             if refit == "sequential" and way not in SEQUENTIAL:
                 continue
             for recalibrated in (True, False) if has_norms else (True,):
-                evaluator = Evaluator(
-                    model, workload.trace, ranking, inputs, test,
-                    bn_recalibration=recalibrated, reconstruction=reconstruction,
-                )  # fmt: skip
+                statistics = calibration if recalibrated else None
+                evaluator = Evaluator(model, workload.trace, ranking, statistics, test, reconstruction=reconstruction)
                 for ratio in ratios:
                     policy = spec.policy(space.nearest([ratio] * len(space.groups)))
                     yield (way, refit, recalibrated, ratio), evaluator.evaluate(policy).metric

@@ -22,6 +22,7 @@ from scenes import SCENES, loaded
 
 from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.jobs.workload import Workload
 from amcsearch.methods.criteria import CRITERIA, unaliased
@@ -31,7 +32,7 @@ from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
 from amcsearch.methods.statistics import gather
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.training.loop import CLASS_IDS, evaluate
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of, stacked
 
 BATCH = 128
 ALONE = ("magnitude", "taylor", "measured, closed")
@@ -47,27 +48,25 @@ def increases(workload: Workload, samples: int, *, recalibrated: bool) -> UnitSc
             kept = {group.name: np.setdiff1d(np.arange(group.channels), unit)}
             smaller = remove(workload.model, workload.trace, kept).eval()
             if recalibrated:
-                recalibrate_batch_norm(smaller, inputs, BATCH)
-            values.append(evaluate(smaller, inputs, targets, BATCH)[0])
+                recalibrate_batch_norm(smaller, HeldBatches.of(inputs, None, BATCH))
+            values.append(evaluate(smaller, HeldBatches.of(inputs, targets, BATCH))[0])
         found[group.name] = np.array(values)
     return found
 
 
 def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
     """Orders by name."""
-    calibration, held_out = stacked(workload.splits.calibration), stacked(workload.splits.search)
+    calibration, held_out = batches_of(workload.splits.calibration, BATCH), batches_of(workload.splits.search, BATCH)
 
-    def scored(criterion: Criterion, data: tuple[torch.Tensor, torch.Tensor], batch_size: int) -> Ranking:
-        return rank(score_units(workload.model, workload.trace, {"": criterion}, *data, CLASS_IDS, batch_size)[""])
+    def scored(criterion: Criterion, batches: HeldBatches) -> Ranking:
+        return rank(score_units(workload.model, workload.trace, {"": criterion}, batches, CLASS_IDS)[""])
 
     names = ("random", "magnitude", "taylor", "taylor_joint", "taylor_per_sample", "taylor_act2017", "true_fisher")
     ways = {name: unaliased(name, {}) for name in (*names, "wanda_channels")}
-    found = {
-        name: scored(CRITERIA[registered](**params), calibration, BATCH) for name, (registered, params) in ways.items()
-    }
-    found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration, 8)
-    found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out, BATCH)
-    found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor"](variant="per_sample"), held_out, BATCH)
+    found = {name: scored(CRITERIA[registered](**params), calibration) for name, (registered, params) in ways.items()}
+    found["taylor, minibatches of 8"] = scored(CRITERIA["taylor"](), calibration.batched(8))
+    found["taylor, held-out samples"] = scored(CRITERIA["taylor"](), held_out)
+    found["taylor_per_sample, held-out samples"] = scored(CRITERIA["taylor"](variant="per_sample"), held_out)
     found["measured, closed"] = rank(increases(workload, samples, recalibrated=False))
     found["measured, recalibrated"] = rank(increases(workload, samples, recalibrated=True))
     return found
@@ -75,8 +74,8 @@ def rankings(workload: Workload, samples: int) -> dict[str, Ranking]:
 
 def carriers(workload: Workload, labels: Labels) -> int:
     """How many calibration samples hold half of all squared derivatives by gates."""
-    need, data, found = SampleGates(labels), stacked(workload.splits.calibration), []
-    for draw in gather(workload.model, workload.trace, *data, CLASS_IDS, {need}, BATCH):
+    need, data, found = SampleGates(labels), batches_of(workload.splits.calibration, BATCH), []
+    for draw in gather(workload.model, workload.trace, data, CLASS_IDS, {need}):
         if draw.draw is Draw.SAMPLE:
             found.append(torch.stack([s.square().flatten(1).sum(1) for s in draw.by_need[need].values()]).sum(0))
     ordered = torch.cat(found).sort(descending=True).values
@@ -105,11 +104,13 @@ def main() -> None:
     for seed in args.seeds:
         network = loaded(SCENES[args.network], seed)
         spec, space = network.trace.network, PolicySpace.on_grid(network.trace.network.groups)
-        inputs, test = stacked(network.splits.calibration)[0], stacked(network.splits.test)
+        calibration = batches_of(network.splits.calibration, BATCH)
+        test = batches_of(network.splits.test, BATCH)
         half = {labels: carriers(network, labels) for labels in ("data", "model")}
-        print(f"seed {seed}: half of all squared derivatives come from so many of {len(inputs)} samples: {half}")
+        count = calibration.samples
+        print(f"seed {seed}: half of all squared derivatives come from so many of {count} samples: {half}")
         for name, ranking in rankings(network, args.samples).items():
-            evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, inputs, test, batch_size=BATCH)
+            evaluator = Evaluator(copy.deepcopy(network.model), network.trace, ranking, calibration, test)
             for ratio in args.ratios:
                 policy = spec.policy(space.nearest([ratio] * len(space.groups)))
                 together[name, ratio].append(100 * evaluator.evaluate(policy).metric)

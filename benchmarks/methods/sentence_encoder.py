@@ -31,6 +31,7 @@ from amcsearch.config.loading import load
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.costs.compute import macs
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.graph import HeldBatches
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.criteria.random_order import RandomOrder
@@ -45,7 +46,7 @@ from amcsearch.recovery.bias import means_for
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.training.data import dense_outputs
 from amcsearch.training.loop import CLASS_IDS
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of, stacked
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -92,24 +93,25 @@ def drawn(workload: Workload, seed: int) -> tuple[Tensor, Tensor]:
 
 def ways(workload: Workload, seed: int) -> Iterator[tuple[str, str, float, Evaluator]]:
     """Yield (chosen by, refit, seconds to choose, evaluator)."""
-    model, trace, test = workload.model, workload.trace, stacked(workload.splits.test)
+    model, trace, test = workload.model, workload.trace, batches_of(workload.splits.test, 128)
     inputs, targets = drawn(workload, seed)
+    batches = HeldBatches.of(inputs, targets, BATCH)
     orders: dict[str, tuple[Ranking, float]] = {}
     for name, criterion in criteria(seed).items():
         start = time.perf_counter()
-        ranking = rank_units(model, trace, criterion, inputs, targets, CLASS_IDS, BATCH)
+        ranking = rank_units(model, trace, criterion, batches, CLASS_IDS)
         orders[name] = ranking, time.perf_counter() - start
-        means = means_for(criterion, model, trace, inputs, targets, CLASS_IDS, BATCH)
-        evaluator = Evaluator(model, trace, ranking, inputs, test, means=means)
+        means = means_for(criterion, model, trace, batches, CLASS_IDS)
+        evaluator = Evaluator(model, trace, ranking, batches, test, means=means)
         yield name, "none" if means is None else "means folded", orders[name][1], evaluator
     start = time.perf_counter()
-    problem = problem_of(Calibration(model, trace, inputs, targets, CLASS_IDS, BATCH))
+    problem = problem_of(Calibration(model, trace, batches, CLASS_IDS))
     ranking, seen = select(problem, SELECTORS["thinet"]())
     orders["thinet"] = ranking, time.perf_counter() - start
     refit = Reconstruction(model, trace, seen.values(), "least_squares")
     for name in (*REFITTED, "thinet"):
         ranking, seconds = orders[name]
-        evaluator = Evaluator(model, trace, ranking, inputs, test, reconstruction=refit)
+        evaluator = Evaluator(model, trace, ranking, batches, test, reconstruction=refit)
         yield name, "least squares", seconds, evaluator
 
 
@@ -173,10 +175,10 @@ def weights(seeds: list[int], out: Path, sparsity: float = 0.5) -> None:
         own = sparse_weights(model, workload.trace)
         before = {name: parameter.detach().clone() for name, parameter in own.items()}
         for seed in seeds:
-            calibration = drawn(workload, seed)
+            calibration = HeldBatches.of(*drawn(workload, seed), BATCH)
             chosen = {"random": RandomOrder(seed), "magnitude": CRITERIA["magnitude"](), "wanda": CRITERIA["wanda"]()}
             for name, criterion in chosen.items():
-                scores = weight_scores(model, workload.trace, criterion, before, *calibration, CLASS_IDS, BATCH)
+                scores = weight_scores(model, workload.trace, criterion, before, calibration, CLASS_IDS)
                 kept = {
                     "row": one_shot_masks(scores, sparsity, "row"),
                     "layer": one_shot_masks(scores, sparsity, "layer"),

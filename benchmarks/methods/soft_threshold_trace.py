@@ -27,7 +27,7 @@ from amcsearch.methods.mask_schedule import Masks
 from amcsearch.methods.weight_choice import keep_overall, n_kept
 from amcsearch.training.loop import evaluate, fit
 from amcsearch.training.sparsification import GatedTraining, bake
-from amcsearch.training.splits import length, stacked
+from amcsearch.training.splits import batches_of, length
 
 EVERY = 4
 
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     scene = SCENES[args.network]
     config, network = configured(scene, args.seed), loaded(scene, args.seed)
-    model, test = copy.deepcopy(network.model), stacked(network.splits.test)
+    model, test = copy.deepcopy(network.model), batches_of(network.splits.test)
     recipe, samples = training_recipe(config.sparsify.training), length(network.splits.train, "train")
     method = SoftThreshold()
     gate = method.attach(model, network.trace, samples)
@@ -75,14 +75,14 @@ def main() -> None:
         for name, tensor in gate.final().items():
             model.get_parameter(name).copy_(tensor)
     recalibrate(config, network, model)
-    print(f"\nas trained: accuracy {evaluate(model, *test)[1]:.3f}\n")
+    print(f"\nas trained: accuracy {evaluate(model, test)[1]:.3f}\n")
     print("| weights | norm | cut | learning rate x 1 | x 0.3 | x 0.1 | x 0.03 |\n|---|---|---|---|---|---|---|")
     for title, one in (("W - threshold", model), ("W", unshrunk)):
         bake(one, kept)
         recalibrate(config, network, one)
         norm = math.sqrt(sum(float(one.get_parameter(name).detach().square().sum()) for name in kept))
         tuned = (f"{_tuned(config, network, one, kept, factor):.3f}" for factor in (1.0, 0.3, 0.1, 0.03))
-        print(f"| {title} | {norm:.1f} | {evaluate(one, *test)[1]:.3f} | {' | '.join(tuned)} |", flush=True)
+        print(f"| {title} | {norm:.1f} | {evaluate(one, test)[1]:.3f} | {' | '.join(tuned)} |", flush=True)
 
 
 def _tuned(config: Config, workload: Workload, model: nn.Module, kept: Masks, factor: float) -> float:
@@ -90,7 +90,7 @@ def _tuned(config: Config, workload: Workload, model: nn.Module, kept: Masks, fa
     recipe, twin = training_recipe(config.sparsify.training), copy.deepcopy(model)
     recipe = replace(recipe, epochs=1, learning_rate=factor * recipe.learning_rate)
     fit(twin, workload.splits.train, recipe, seed=config.seed, hook=fixed(twin, kept))
-    return evaluate(twin, *stacked(workload.splits.test))[1]
+    return evaluate(twin, batches_of(workload.splits.test))[1]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from amcsearch.config.loading import load
 from amcsearch.core.group import Side
 from amcsearch.evaluation.evaluator import default_batch_size
+from amcsearch.graph import HeldBatches
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.global_ranking import normalised
@@ -156,13 +157,15 @@ def main() -> None:
     torch.set_num_threads(1)
     workload = load_workload(load(args.config))
     data = stacked(workload.splits.calibration)
-    batch_size = default_batch_size(data[0])
+    batch_size = default_batch_size(HeldBatches.of(*data, 1))
     theirs = Theirs(workload)
     true = {name: both[0] for name, both in increases(workload, batch_size).items()}
 
     def ours(name: str, **params: Any) -> UnitScores:
         criterion = CRITERIA[name](**params)
-        return score_units(workload.model, workload.trace, {name: criterion}, *data, CLASS_IDS, batch_size)[name]
+        return score_units(
+            workload.model, workload.trace, {name: criterion}, HeldBatches.of(*data, batch_size), CLASS_IDS
+        )[name]
 
     def our_lamp() -> UnitScores:
         return {name: normalised(torch.from_numpy(s), "lamp").numpy() for name, s in ours("magnitude").items()}

@@ -31,7 +31,7 @@ from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.models.transformer import LanguageModel
 from amcsearch.training.sparsification import bake
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of, stacked
 
 BATCH = 64
 WINDOWS = 256  # of the test split
@@ -40,8 +40,8 @@ WAYS = (("random", "row"), ("magnitude", "row"), ("magnitude", "layer"), ("magni
 
 def outliers(workload: Workload, model: LanguageModel) -> float:
     """Largest over median norm of a feature, of the layer where that is largest."""
-    data = stacked(workload.splits.calibration)
-    *_, whole = gather(model, workload.trace, *data, CLASS_IDS, {Statistic.PATCH_PRODUCTS}, BATCH)
+    batches = batches_of(workload.splits.calibration, BATCH)
+    *_, whole = gather(model, workload.trace, batches, CLASS_IDS, {Statistic.PATCH_PRODUCTS})
     norms = [patches.products.flatten().sqrt() for patches in whole.patches.values()]
     return max(float(norm.max() / norm.median()) for norm in norms)
 
@@ -64,19 +64,20 @@ def rescaled(model: LanguageModel, share: float, factor: float, seed: int) -> La
 
 def perplexities(workload: Workload, model: LanguageModel, sparsities: list[float]) -> dict[tuple[str, str], float]:
     """Test perplexity by way and sparsity."""
-    data, test = stacked(workload.splits.calibration), stacked(workload.splits.test, limit=WINDOWS)
+    data = batches_of(workload.splits.calibration, BATCH)
+    test = batches_of(workload.splits.test, name="test").chosen(range(WINDOWS))
     weights = sparse_weights(model, workload.trace)
     scores = {
-        name: weight_scores(model, workload.trace, CRITERIA[name](), weights, *data, CLASS_IDS, BATCH)
+        name: weight_scores(model, workload.trace, CRITERIA[name](), weights, data, CLASS_IDS)
         for name in dict.fromkeys(name for name, _ in WAYS)
     }
 
     def pruned(kept: dict[str, Tensor]) -> float:
         smaller = copy.deepcopy(model)
         bake(smaller, kept)
-        return math.exp(evaluate(smaller, *test)[0])
+        return math.exp(evaluate(smaller, test)[0])
 
-    found = {("dense", f"{sparsities[0]:g}"): math.exp(evaluate(model, *test)[0])}
+    found = {("dense", f"{sparsities[0]:g}"): math.exp(evaluate(model, test)[0])}
     for name, within in WAYS:
         for sparsity in sparsities:
             found[f"{name}, per {within}", f"{sparsity:g}"] = pruned(one_shot_masks(scores[name], sparsity, within))

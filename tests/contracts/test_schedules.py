@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 from torch import Tensor, nn
 
+from amcsearch.graph import HeldBatches
 from amcsearch.methods.criteria.magnitude import Magnitude
 from amcsearch.methods.mask_schedule import MaskSchedule, Plan
 from amcsearch.methods.schedules import SCHEDULES
@@ -26,7 +27,7 @@ def trained(network: str, schedule: MaskSchedule) -> tuple[nn.Module, Mapping[st
     """Train with half of the weights under masks."""
     example = network_example(network)
     weights = sparse_weights(example.model, example.trace)
-    data = example.inputs, example.targets, CLASS_IDS, 8
+    data = HeldBatches.of(example.inputs, example.targets, 8), CLASS_IDS
 
     def scores() -> dict[str, Tensor]:
         return weight_scores(example.model, example.trace, Magnitude(), weights, *data)

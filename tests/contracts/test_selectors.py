@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.selector import Calibration, Problem, Selector, problem_of
 from amcsearch.methods.selectors import SELECTORS
@@ -37,7 +38,7 @@ def calibration(name: str) -> Calibration:
         y = torch.randint(0, 32, (10, 16), generator=generator)
     else:
         x, y = torch.randn(10, 1, 32, 32, generator=generator), torch.arange(10)
-    return Calibration(model, trace(model, x[:1]), x, y, CLASS_IDS, 4)
+    return Calibration(model, trace(model, x[:1]), HeldBatches.of(x, y, 4), CLASS_IDS)
 
 
 @cache
@@ -60,6 +61,6 @@ def test_every_reference_network_has_a_reader_for_every_group() -> None:
         model = MODELS[name]()
         x = torch.zeros(1, 8, dtype=torch.long) if name == "language_model" else torch.randn(1, 1, 32, 32)
         found = trace(model, x)
-        given = Calibration(model, found, x, torch.zeros(1, dtype=torch.long), CLASS_IDS, 1)
+        given = Calibration(model, found, HeldBatches.of(x, torch.zeros(1, dtype=torch.long), 1), CLASS_IDS)
         readers = problem_of(given, positions=1).readers
         assert list(readers) == [group.name for group in found.network.groups]

@@ -6,11 +6,12 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator, default_batch_size
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
@@ -21,7 +22,7 @@ from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.models.residual import resnet20
 from amcsearch.training.models.transformer import language_model
 
-Job = tuple[nn.Module, Trace, Ranking, Tensor, tuple[Tensor, Tensor]]
+Job = tuple[nn.Module, Trace, Ranking, HeldBatches, HeldBatches]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def job() -> Job:
     model = resnet20(width=4, depth=8)
     x, y = torch.randn(50, 1, 16, 16), torch.arange(50) % 10
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, CLASS_IDS, 25)
-    return model, found, ranking, x[:30], (x[30:], y[30:])
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), HeldBatches.of(x, y, 25), CLASS_IDS)
+    return model, found, ranking, HeldBatches.of(x[:30], None, 128), HeldBatches.of(x[30:], y[30:], 128)
 
 
 def halved(found: Trace) -> PruningPolicy:
@@ -40,22 +41,23 @@ def halved(found: Trace) -> PruningPolicy:
 
 
 def test_the_dense_policy_without_recalibration_is_the_dense_network_exactly(job: Job) -> None:
-    model, found, ranking, calibration, search = job
-    evaluator = Evaluator(model, found, ranking, calibration, search, bn_recalibration=False)
+    model, found, ranking, _, search = job
+    evaluator = Evaluator(model, found, ranking, None, search)
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss, accuracy = evaluate(channels_last, search[0].contiguous(memory_format=torch.channels_last), search[1])
+    images = search.whole.args[0].contiguous(memory_format=torch.channels_last)
+    loss, accuracy = evaluate(channels_last, HeldBatches.of(images, search.whole.targets, 128))
     found_there = evaluator.evaluate(found.network.dense)
     assert (found_there.loss, found_there.metric) == (loss, accuracy)
-    assert found_there.loss == pytest.approx(evaluate(model, *search)[0], rel=1e-5)
+    assert found_there.loss == pytest.approx(evaluate(model, search)[0], rel=1e-5)
 
 
 def test_an_evaluation_is_removal_recalibration_and_evaluation(job: Job) -> None:
     model, found, ranking, calibration, search = job
     policy = halved(found)
-    evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=16)
+    evaluator = Evaluator(model, found, ranking, calibration.batched(16), search.batched(16))
     small = remove(model, found, keep(found, ranking, policy)).eval()
-    recalibrate_batch_norm(small, calibration, 16)
-    loss, accuracy = evaluate(small, *search)
+    recalibrate_batch_norm(small, calibration.batched(16))
+    loss, accuracy = evaluate(small, search)
     result = evaluator.evaluate(policy)
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.metric == accuracy
@@ -69,7 +71,7 @@ def test_it_is_pure_in_any_order_after_pickling_and_leaves_the_model_alone(job: 
     model, found, ranking, calibration, search = job
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
-    evaluator = Evaluator(model, found, ranking, calibration, search, batch_size=16)
+    evaluator = Evaluator(model, found, ranking, calibration.batched(16), search.batched(16))
     dense, half = found.network.dense, halved(found)
     first = [evaluator.evaluate(p).loss for p in (dense, half)]
     second = [evaluator.evaluate(p).loss for p in (half, dense)]
@@ -93,8 +95,8 @@ def test_a_network_without_batch_norm_on_tokens() -> None:
     model = language_model()
     x = torch.randint(0, 64, (6, 12))
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["taylor"](), x, x, CLASS_IDS, 3)
-    result = Evaluator(model, found, ranking, x, (x, x)).evaluate(halved(found))
+    ranking = rank_units(model, found, CRITERIA["taylor"](), HeldBatches.of(x, x, 3), CLASS_IDS)
+    result = Evaluator(model, found, ranking, None, HeldBatches.of(x, x, 128)).evaluate(halved(found))
     assert 0 < result.loss < 20
     assert 0 <= result.metric <= 1
 
@@ -106,22 +108,7 @@ def test_a_policy_of_another_network_is_refused(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("calibration", "inputs", "targets", "batch", "message"),
-    [
-        (0, 20, 20, 8, "0 calibration samples"),
-        (5, 0, 0, 8, "search split: 0 inputs"),
-        (5, 20, 19, 8, "search split: 20 inputs and 19 targets"),
-        (5, 20, 20, 0, "batch size = 0"),
-    ],
-)
-def test_bad_data_is_named(job: Job, calibration: int, inputs: int, targets: int, batch: int, message: str) -> None:
-    model, found, ranking, x, (a, b) = job
-    with pytest.raises(BadInputError, match=message):
-        Evaluator(model, found, ranking, x[:calibration], (a[:inputs], b[:targets]), batch_size=batch)
-
-
-@pytest.mark.parametrize(
     ("shape", "expected"), [((1, 3, 32, 32), 128), ((1, 3, 64, 64), 32), ((1, 3, 224, 224), 16), ((1, 64), 128)]
 )
 def test_batches_shrink_with_the_images(shape: tuple[int, ...], expected: int) -> None:
-    assert default_batch_size(torch.empty(shape)) == expected
+    assert default_batch_size(HeldBatches.of(torch.empty(shape), None, 1)) == expected

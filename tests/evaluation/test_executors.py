@@ -15,6 +15,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.evaluation.executors import ProcessExecutor, SerialExecutor
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import rank_units
@@ -54,8 +55,8 @@ def test_serial_and_process_give_bit_identical_results() -> None:
     model = resnet20(width=4, depth=8)
     x, y = torch.randn(40, 1, 16, 16), torch.arange(40) % 10
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["taylor"](), x, y, CLASS_IDS, 20)
-    evaluator = Evaluator(model, found, ranking, x, (x, y), batch_size=16)
+    ranking = rank_units(model, found, CRITERIA["taylor"](), HeldBatches.of(x, y, 20), CLASS_IDS)
+    evaluator = Evaluator(model, found, ranking, HeldBatches.of(x, y, 16), HeldBatches.of(x, y, 16))
     space = PolicySpace.on_grid(found.network.groups)
     policies = [found.network.policy(space.nearest([r] * len(space.groups))) for r in (0.0, 0.3, 0.6, 0.8)]
     serial = list(SerialExecutor(evaluator).map(policies))

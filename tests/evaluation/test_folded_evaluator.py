@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from amcsearch.core.policy import PolicySpace
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.activation_variance import ActivationVariance
 from amcsearch.methods.ranking import rank_units
@@ -20,12 +21,13 @@ def test_an_evaluator_folds_where_the_criterion_wants_it() -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).double().eval()
     found = trace(model, X[:1])
     criterion = ActivationVariance()
-    ranking = rank_units(model, found, criterion, X, Y, F.cross_entropy, 6)
-    means = means_for(criterion, model, found, X, Y, F.cross_entropy, 6)
+    ranking = rank_units(model, found, criterion, HeldBatches.of(X, Y, 6), F.cross_entropy)
+    means = means_for(criterion, model, found, HeldBatches.of(X, Y, 6), F.cross_entropy)
     space = PolicySpace.on_grid(found.network.groups)
     policy = found.network.policy(space.nearest([0.5]))
-    plain = Evaluator(model, found, ranking, X, (X, Y)).pruned(policy)
-    better = Evaluator(model, found, ranking, X, (X, Y), means=means).pruned(policy)
+    batches = HeldBatches.of(X, Y, 6)
+    plain = Evaluator(model, found, ranking, batches, batches).pruned(policy)
+    better = Evaluator(model, found, ranking, batches, batches, means=means).pruned(policy)
     torch.testing.assert_close(plain[0].weight, better[0].weight)  # type: ignore[index]
     assert not torch.allclose(plain[3].bias, better[3].bias)  # type: ignore[index, arg-type]
     with torch.no_grad():

@@ -89,12 +89,11 @@ def test_accuracy_of_each_sample() -> None:
 class Pruned:
     """Stands for an evaluator: its pruned network answers the second sample otherwise."""
 
-    batch_size = 2
     task = CLASS_IDS
 
     def __init__(self) -> None:
         self.model = Given()
-        self.inputs, self.targets = torch.eye(3)[[0, 1, 2]], torch.tensor([0, 1, 0])
+        self.search = HeldBatches.of(torch.eye(3), torch.tensor([0, 1, 0]), 2)
 
     def pruned(self, policy: object) -> nn.Module:
         del policy

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.masks import masked
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.activation import ActivationMagnitude
@@ -37,7 +38,9 @@ def convolutional(activation: nn.Module | None = None) -> nn.Module:
 
 def scores(model: nn.Module, criterion: Criterion, x: Tensor = X, batch: int = 3) -> UnitScores:
     y = Y if len(x) == len(Y) else torch.zeros(len(x), dtype=torch.long)
-    return score_units(model, trace(model, x[:1]), {"it": criterion}, x, y, F.cross_entropy, batch)["it"]
+    return score_units(model, trace(model, x[:1]), {"it": criterion}, HeldBatches.of(x, y, batch), F.cross_entropy)[
+        "it"
+    ]
 
 
 ACTIVATIONS = [
@@ -155,7 +158,9 @@ def linear_scores(weight: Tensor, x: Tensor, criterion: Criterion) -> Tensor:
     model[0].weight.data, model[1].weight.data = torch.eye(len(weight[0]), dtype=x.dtype), weight.clone()  # type: ignore[union-attr]
     target = torch.zeros(len(x), dtype=torch.long)
     names = {"1.weight": model[1].weight}
-    return weight_scores(model, trace(model, x[:1]), criterion, names, x, target, F.cross_entropy, 4)["1.weight"]  # type: ignore[arg-type]
+    return weight_scores(model, trace(model, x[:1]), criterion, names, HeldBatches.of(x, target, 4), F.cross_entropy)[
+        "1.weight"
+    ]  # type: ignore[arg-type]
 
 
 WEIGHT = torch.randn(4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

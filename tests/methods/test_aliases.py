@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from amcsearch.config import build
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import ALIASES, CRITERIA, unaliased
 from amcsearch.methods.criteria.fisher import Fisher
@@ -23,7 +24,7 @@ def scores(name: str) -> UnitScores:
     model = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2)).double()
     registered, params = unaliased(name, {})
     criterion = build(CRITERIA[registered], params, "selection.params")
-    return score_units(model, trace(model, X[:1]), {"": criterion}, X, Y, F.cross_entropy, 4)[""]
+    return score_units(model, trace(model, X[:1]), {"": criterion}, HeldBatches.of(X, Y, 4), F.cross_entropy)[""]
 
 
 def test_no_alias_hides_a_criterion() -> None:

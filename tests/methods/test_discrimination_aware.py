@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import Batch, HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.least_squares import output_error, refit_least_squares
 from amcsearch.methods.selector import Calibration, Problem, problem_of
@@ -30,7 +31,7 @@ def calibration() -> Calibration:
     y = torch.arange(12) % 3
     x[:, 0, :2] += y[:, None, None]
     model = network()
-    return Calibration(model, trace(model, x[:1]), x, y, F.cross_entropy, 6)
+    return Calibration(model, trace(model, x[:1]), HeldBatches.of(x, y, 6), F.cross_entropy)
 
 
 @pytest.mark.parametrize(("mse_weight", "softmax_weight"), [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
@@ -39,7 +40,7 @@ def test_the_first_pick_has_the_largest_gradient_at_the_empty_layer(mse_weight: 
     problem = problem_of(given, positions=None)
     order = DiscriminationAware(0, mse_weight, softmax_weight, rounds=100).orders(problem)["0"]
 
-    model, x, y = given.model, given.inputs, given.targets
+    model, x, y = given.model, given.batches.whole.args[0], given.batches.whole.targets
     reader = model[3]  # type: ignore[index]
     with torch.no_grad():
         inside = model[:3](x)  # type: ignore[index]
@@ -101,7 +102,7 @@ def test_the_label_term_changes_the_choice_towards_a_channel_that_tells_the_clas
         model[2].weight.copy_(torch.tensor([[0.0, -9.0], [0.0, 9.0]]))
         for layer in model:
             layer.bias.zero_()
-    given = Calibration(model, trace(model, x[:1]), x, y, F.cross_entropy, 30)
+    given = Calibration(model, trace(model, x[:1]), HeldBatches.of(x, y, 30), F.cross_entropy)
     problem = problem_of(given)
     assert DiscriminationAware(0, 1.0, 0.0).orders(problem)["0"][0] == 1
     assert DiscriminationAware(0, 1.0, 1.0).orders(problem)["0"][0] == 2
@@ -109,8 +110,8 @@ def test_the_label_term_changes_the_choice_towards_a_channel_that_tells_the_clas
 
 def test_heads_learn_and_gradients_reach_the_replaced_weight() -> None:
     given = calibration()
-    batch = given.inputs, given.targets
-    (head,) = train_heads(given.model, ["3"], *batch, F.cross_entropy).values()
+    batch = given.batches.whole
+    (head,) = train_heads(given.model, ["3"], batch, F.cross_entropy).values()
     assert head.weight.shape == (3, 8)
     with torch.no_grad():
         assert head_loss(given.model, head, {}, batch, F.cross_entropy) < 0.9 * np.log(3)
@@ -121,7 +122,7 @@ def test_heads_learn_and_gradients_reach_the_replaced_weight() -> None:
     assert gradient.abs().sum() > 0
     with torch.no_grad():
         own = head_loss(given.model, None, {}, batch, F.cross_entropy)
-        torch.testing.assert_close(own, F.cross_entropy(given.model(given.inputs), given.targets))
+        torch.testing.assert_close(own, F.cross_entropy(batch.through(given.model), batch.targets))
 
 
 def test_heads_stand_between_the_layers_and_token_targets_are_classified_one_by_one() -> None:
@@ -131,9 +132,9 @@ def test_heads_stand_between_the_layers_and_token_targets_are_classified_one_by_
     def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    (head,) = train_heads(model, ["1"], tokens, tokens, token_loss).values()
+    (head,) = train_heads(model, ["1"], Batch.of(tokens, tokens), token_loss).values()
     assert head(model[:2](tokens), tokens).shape == (4, 6, 9)
-    given = Calibration(model, trace(model, tokens[:1]), tokens, tokens, token_loss, 4)
+    given = Calibration(model, trace(model, tokens[:1]), HeldBatches.of(tokens, tokens, 4), token_loss)
     orders = DiscriminationAware(heads=1).orders(problem_of(given))
     assert {group: sorted(order.tolist()) for group, order in orders.items()} == {
         group.name: list(range(group.channels)) for group in given.trace.network.groups

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.masks import masked
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.fisher import Fisher
@@ -71,7 +72,7 @@ def regression(outputs: int = 1, n: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 def scores(
     model: nn.Module, criterion: Criterion, loss: LossFunction, x: Tensor, y: Tensor, batch: int = 1000
 ) -> UnitScores:
-    return score_units(model, trace(model, x[:1]), {"it": criterion}, x, y, loss, batch)["it"]
+    return score_units(model, trace(model, x[:1]), {"it": criterion}, HeldBatches.of(x, y, batch), loss)["it"]
 
 
 def changes(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, group: str) -> list[float]:
@@ -253,7 +254,7 @@ def test_drawn_labels_average_to_the_gauss_newton_block() -> None:
             (g,) = torch.autograd.grad(F.cross_entropy(model(X[n : n + 1]), torch.tensor([k])), [model[3].weight])  # type: ignore[index]
             exact += 0.5 * p * (g * model[3].weight).sum((0, 2, 3)).square().detach() / 6  # type: ignore[index]
     criteria = {str(seed): Fisher("model", seed=seed) for seed in range(300)}  # all from one forward pass
-    found = score_units(model, trace(model, X[:1]), criteria, X, Y, F.cross_entropy, 6)
+    found = score_units(model, trace(model, X[:1]), criteria, HeldBatches.of(X, Y, 6), F.cross_entropy)
     draws = np.stack([each["0"] for each in found.values()])
     error = draws.std(0) / 300**0.5
     assert (np.abs(draws.mean(0) - exact.numpy()) < 4 * error).all()
@@ -342,7 +343,11 @@ def test_short_training_is_the_loop_written_out() -> None:
     x, y, weight = regression(outputs=2, n=6)
     model = Features(weight + 0.5)
     found = movement_scores(
-        model, sliced_parameters(model, trace(model, x[:1])), x, y, half_squares, ShortTraining(4, 0.05, 0.5), 4
+        model,
+        sliced_parameters(model, trace(model, x[:1])),
+        HeldBatches.of(x, y, 4),
+        half_squares,
+        ShortTraining(4, 0.05, 0.5),
     )
     copied, read = torch.eye(4, dtype=torch.float64), (weight + 0.5).clone()
     total = [torch.zeros_like(copied), torch.zeros_like(read)]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods import layer_inputs
 from amcsearch.methods.layer_inputs import gather_inputs
@@ -75,7 +76,7 @@ def test_moments_are_those_of_all_rows_at_once_whatever_the_batches() -> None:
         first = F.relu(model.norm(model.a(x)))
         rows = patches(model.b, first)[0]
     for batch_size in (7, 3, 1):
-        seen = gather_inputs(model, found, x, batch_size, positions=None)
+        seen = gather_inputs(model, found, HeldBatches.of(x, None, batch_size), positions=None)
         assert list(seen) == ["b", "c", "head"]
         inputs = seen["b"]
         assert (inputs.rows, inputs.taps) == (7 * 25, 9)
@@ -85,7 +86,7 @@ def test_moments_are_those_of_all_rows_at_once_whatever_the_batches() -> None:
 
 def test_the_constant_is_a_bias_or_the_batch_norm_that_reads_the_output_or_nothing() -> None:
     model, x = network()
-    seen = gather_inputs(model, trace(model, x[:1]), x, 4)
+    seen = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 4))
     assert {name: (s.bias, s.norm) for name, s in seen.items()} == {
         "b": (None, "norm2"), "c": (None, None), "head": ("head.bias", None),
     }  # fmt: skip
@@ -98,7 +99,7 @@ def test_the_constant_is_a_bias_or_the_batch_norm_that_reads_the_output_or_nothi
 def test_moments_by_class() -> None:
     model, x = network()
     labels = torch.tensor([0, 2, 2, 0, 2, 0, 0])
-    classes = gather_inputs(model, trace(model, x[:1]), x, 3, targets=labels)["head"].classes
+    classes = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, labels, 3), labels=True)["head"].classes
     assert classes is not None
     with torch.no_grad():
         features = F.relu(model.c(F.relu(model.norm2(model.b(F.relu(model.norm(model.a(x)))))).mean((2, 3))))
@@ -112,7 +113,7 @@ def test_the_model_is_left_as_found() -> None:
     model.train()
     model.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    gather_inputs(model, trace(model, x[:1]), x, 4)
+    gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 4))
     assert [m.training for m in model.children()] == [True, False, True, True, True, True]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
@@ -125,7 +126,7 @@ def test_readers_of_other_kinds_are_named(caplog: pytest.LogCaptureFixture) -> N
     ).eval()
     x = torch.randn(3, 1, 6, 6)
     with caplog.at_level("INFO"):
-        assert list(gather_inputs(model, trace(model, x[:1]), x, 2)) == ["4"]
+        assert list(gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 2))) == ["4"]
     assert "not refitted: 2 (ConvTranspose2d)" in caplog.text
 
 
@@ -135,11 +136,4 @@ def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.Mon
     model.forward = None  # type: ignore[assignment]
     monkeypatch.setattr(layer_inputs, "MEMORY_BYTES", 8 * (36**2 + 6**2 + 5**2) - 1)
     with pytest.raises(BadInputError, match=r"Gram matrices would take .* largest is that of b"):
-        gather_inputs(model, found, x, 4)
-
-
-@pytest.mark.parametrize(("n", "batch"), [(0, 4), (3, 0)])
-def test_bad_calibration_data_is_named(n: int, batch: int) -> None:
-    model, x = network()
-    with pytest.raises(BadInputError, match="calibration"):
-        gather_inputs(model, trace(model, x[:1]), x[:n], batch)
+        gather_inputs(model, found, HeldBatches.of(x, None, 4))

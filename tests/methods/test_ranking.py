@@ -16,6 +16,7 @@ from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PruningPolicy
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.slices import TensorSlice, Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria.magnitude import Magnitude
@@ -131,20 +132,20 @@ def test_minibatches_count_by_their_samples_and_one_pass_serves_several_criteria
     expected = model[0].weight.grad.sum(1).tolist()
     network, batches = trace(model, inputs[:1]), Gradient(frozenset({Statistic.MINIBATCH_GRADIENT}))
     criteria = {"batches": batches, "set": Gradient(frozenset({Statistic.SET_GRADIENT})), "weights": Magnitude()}
-    scores = score_units(model, network, criteria, inputs, targets, F.cross_entropy, batch_size=2)
+    scores = score_units(model, network, criteria, HeldBatches.of(inputs, targets, 2), F.cross_entropy)
     assert list(scores) == ["batches", "set", "weights"]
     for name in ("batches", "set"):
         assert scores[name]["0"].tolist() == pytest.approx(expected)
     by_weight = (model[0].weight ** 2).sum(1) + (model[2].weight ** 2).sum(0)
     assert np.argmax(scores["weights"]["0"]) == int(by_weight.argmax())
-    order = rank_units(model, network, batches, inputs, targets, F.cross_entropy, 2)["0"]
+    order = rank_units(model, network, batches, HeldBatches.of(inputs, targets, 2), F.cross_entropy)["0"]
     assert order.tolist() == sorted(range(3), key=lambda unit: -expected[unit])
 
 
 def test_a_criterion_looks_at_draws_of_one_kind() -> None:
     both = Gradient(frozenset({Statistic.MINIBATCH_GRADIENT, Statistic.SET_GRADIENT}))
     with pytest.raises(ValueError, match=r"^criterion 'x' needs draws of several kinds: \[.*minibatch.*set.*\]$"):
-        score_units(nn.Linear(1, 1), TWO, {"x": both}, torch.zeros(1, 1), torch.zeros(1), F.mse_loss, 1)
+        score_units(nn.Linear(1, 1), TWO, {"x": both}, HeldBatches.of(torch.zeros(1, 1), torch.zeros(1), 1), F.mse_loss)
 
 
 def test_a_saliency_with_a_gradient_is_scored_without_it() -> None:

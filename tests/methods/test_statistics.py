@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.modes import modes_kept
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.needs import Curvature, Draw, Need, SampleGates, ShortTraining, SquaredGradients, Statistic
@@ -37,7 +37,7 @@ def reference(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def test_draws_come_in_order_with_their_samples_and_exact_gradients() -> None:
     model, (x, y) = network(), data()
-    found = list(gather(model, trace(model, x[:1]), x, y, F.cross_entropy, ALL, batch_size=3))
+    found = list(gather(model, trace(model, x[:1]), HeldBatches.of(x, y, 3), F.cross_entropy, ALL))
     minibatch, sample = Draw.MINIBATCH, Draw.SAMPLE
     expected = [(minibatch, 3), (sample, 3), (minibatch, 2), (sample, 2), (Draw.SET, 5)]
     assert [(s.draw, s.samples) for s in found] == expected
@@ -48,7 +48,9 @@ def test_draws_come_in_order_with_their_samples_and_exact_gradients() -> None:
 def test_gates_of_single_samples_equal_a_loop_over_them_also_in_a_shorter_batch() -> None:
     model, (x, y) = network(), data()
     traced = trace(model, x[:1])
-    draws = [s for s in gather(model, traced, x, y, F.cross_entropy, {GATES}, 3) if s.draw is Draw.SAMPLE]
+    draws = [
+        s for s in gather(model, traced, HeldBatches.of(x, y, 3), F.cross_entropy, {GATES}) if s.draw is Draw.SAMPLE
+    ]
     together = torch.cat([s.by_need[GATES]["5.weight"] for s in draws])  # (5, 1, 64), spread over 3 rows
     for n in range(5):
         model.eval()
@@ -62,7 +64,7 @@ def test_gates_of_single_samples_equal_a_loop_over_them_also_in_a_shorter_batch(
 
 def test_squared_gradients_equal_a_loop_over_samples() -> None:
     model, (x, y) = network(), data()
-    (only,) = gather(model, trace(model, x[:1]), x, y, F.cross_entropy, {SquaredGradients()}, 2)
+    (only,) = gather(model, trace(model, x[:1]), HeldBatches.of(x, y, 2), F.cross_entropy, {SquaredGradients()})
     expected = torch.stack([reference(model, x[n : n + 1], y[n : n + 1]) for n in range(5)]).square().mean(0)
     torch.testing.assert_close(only.by_need[SquaredGradients()]["0.weight"], expected)
 
@@ -70,7 +72,7 @@ def test_squared_gradients_equal_a_loop_over_samples() -> None:
 def inputs_of(n: int, batch: int) -> Statistics:
     model, (x, y) = network(), data(n)
     needs = {Statistic.INPUT_MOMENTS, Statistic.PATCH_PRODUCTS}
-    (only,) = gather(model, trace(model, x[:1]), x, y, F.cross_entropy, needs, batch)
+    (only,) = gather(model, trace(model, x[:1]), HeldBatches.of(x, y, batch), F.cross_entropy, needs)
     return only
 
 
@@ -95,7 +97,7 @@ def test_tokens_without_a_target_are_no_part_of_the_moments() -> None:
 
     found = trace(model, tokens[:1])
     padded, short = (
-        list(gather(model, found, t, y, loss, {Statistic.INPUT_MOMENTS}, 2))[-1].inputs["3.weight"]
+        list(gather(model, found, HeldBatches.of(t, y, 2), loss, {Statistic.INPUT_MOMENTS}))[-1].inputs["3.weight"]
         for t, y in ((tokens, target), (tokens[:, :3], target[:, :3]))
     )
     assert padded.count == short.count == 9
@@ -110,7 +112,7 @@ def test_the_model_is_left_bit_identical_in_its_modes_with_no_gradients() -> Non
     model[5].weight.requires_grad_(False)  # type: ignore[index]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    stream = gather(model, found, x, y, F.cross_entropy, ALL, batch_size=2)
+    stream = gather(model, found, HeldBatches.of(x, y, 2), F.cross_entropy, ALL)
     assert "5.weight" in next(stream).gradients  # a frozen weight is scored like any other
     assert [m.training for m in model.modules()] == modes  # also between draws
     list(stream)
@@ -124,7 +126,7 @@ def test_without_needs_there_is_one_draw_and_no_forward_pass() -> None:
     model, (x, y) = network(), data()
     found = trace(model, x[:1])
     model.forward = None  # type: ignore[assignment]
-    (only,) = gather(model, found, x, y, F.cross_entropy, frozenset(), batch_size=2)
+    (only,) = gather(model, found, HeldBatches.of(x, y, 2), F.cross_entropy, frozenset())
     assert only.draw is Draw.SET
     assert set(only.weights) == {"0.weight", "0.bias", "1.weight", "1.bias", "5.weight"}
     assert not only.gradients
@@ -134,16 +136,8 @@ def test_a_weight_the_loss_does_not_reach_has_gradient_zero() -> None:
     model, (x, y) = network(), data()
     found = trace(model, x[:1])
     unrelated = torch.ones((), requires_grad=True)
-    (only,) = gather(model, found, x, y, lambda *_: 2 * unrelated, {Statistic.SET_GRADIENT}, 9)
+    (only,) = gather(model, found, HeldBatches.of(x, y, 9), lambda *_: 2 * unrelated, {Statistic.SET_GRADIENT})
     assert not only.gradients["0.weight"].any()
-
-
-@pytest.mark.parametrize(("n", "m", "batch"), [(0, 0, 2), (3, 2, 2), (3, 3, 0)])
-def test_bad_calibration_data_is_named(n: int, m: int, batch: int) -> None:
-    model, (x, y) = network(), data()
-    found = trace(model, x[:1])
-    with pytest.raises(BadInputError, match="calibration"):
-        list(gather(model, found, x[:n], y[:m], F.cross_entropy, ALL, batch))
 
 
 def test_modes_come_back_after_an_error() -> None:

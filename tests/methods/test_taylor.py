@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.masks import masked
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
@@ -50,7 +51,7 @@ Y = torch.tensor([0, 1, 2, 0, 1, 2])
 def scores(
     model: nn.Module, found: Trace, criterion: Taylor, loss: LossFunction = F.cross_entropy, batch: int = 6
 ) -> UnitScores:
-    return score_units(model, found, {"it": criterion}, X, Y, loss, batch)["it"]
+    return score_units(model, found, {"it": criterion}, HeldBatches.of(X, Y, batch), loss)["it"]
 
 
 def gate_derivative(model: nn.Module, gated: nn.Module, rows: slice, samples: slice = slice(None)) -> float:
@@ -126,7 +127,9 @@ def test_the_joint_score_of_a_convolution_vanishes_under_train_mode_batch_norm_o
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(X), Y), [weight])
     terms = (weight * gradient).flatten(1)
     assert terms.sum(1).abs().sum() < 1e-6 * terms.abs().sum()
-    (statistics,) = gather(model, found, X, Y, F.cross_entropy, {Statistic.SET_GRADIENT}, 6)  # model is in train mode
+    (statistics,) = gather(
+        model, found, HeldBatches.of(X, Y, 6), F.cross_entropy, {Statistic.SET_GRADIENT}
+    )  # model is in train mode
     terms = (weight * statistics.gradients["3.conv1.weight"]).flatten(1)
     assert terms.sum(1).abs().sum() > 0.01 * terms.abs().sum()
 
@@ -181,7 +184,9 @@ def test_a_dead_channel_scores_zero() -> None:
 def test_several_criteria_from_one_pass_score_as_each_alone() -> None:
     model = residual()
     found = trace(model, X[:1])
-    together = score_units(model, found, {k: make() for k, make in CRITERIA.items()}, X, Y, F.cross_entropy, 4)
+    together = score_units(
+        model, found, {k: make() for k, make in CRITERIA.items()}, HeldBatches.of(X, Y, 4), F.cross_entropy
+    )
     for name, make in CRITERIA.items():
-        alone = score_units(model, found, {name: make()}, X, Y, F.cross_entropy, 4)[name]
+        alone = score_units(model, found, {name: make()}, HeldBatches.of(X, Y, 4), F.cross_entropy)[name]
         assert all((alone[group] == together[name][group]).all() for group in alone)

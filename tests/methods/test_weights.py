@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import ALIASES, CRITERIA, unaliased
 from amcsearch.methods.criteria.fisher import Fisher
@@ -37,7 +38,9 @@ def network() -> nn.Module:
 def scored(criterion: Criterion) -> dict[str, Tensor]:
     model = network()
     found = trace(model, X[:1])
-    return weight_scores(model, found, criterion, sparse_weights(model, found), X, Y, F.cross_entropy, 4)
+    return weight_scores(
+        model, found, criterion, sparse_weights(model, found), HeldBatches.of(X, Y, 4), F.cross_entropy
+    )
 
 
 @pytest.mark.parametrize("name", [*CRITERIA, *ALIASES])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
@@ -18,7 +18,7 @@ from amcsearch.training.loop import CLASS_IDS, evaluate
 def test_statistics_are_the_sample_weighted_mean_over_batches_by_hand() -> None:
     norm = nn.BatchNorm1d(1, momentum=0.3)
     norm.running_mean.fill_(99.0)  # type: ignore[union-attr]
-    recalibrate_batch_norm(norm, torch.tensor([[0.0], [2.0], [1.0], [5.0], [9.0]]), batch_size=3)
+    recalibrate_batch_norm(norm, HeldBatches.of(torch.tensor([[0.0], [2.0], [1.0], [5.0], [9.0]]), None, 3))
     # batches (0, 2, 1) and (5, 9): means 1 and 7, unbiased variances 1 and 8
     assert norm.running_mean.item() == pytest.approx((3 * 1 + 2 * 7) / 5)  # type: ignore[union-attr]
     assert norm.running_var.item() == pytest.approx((3 * 1 + 2 * 8) / 5)  # type: ignore[union-attr]
@@ -27,7 +27,7 @@ def test_statistics_are_the_sample_weighted_mean_over_batches_by_hand() -> None:
 def test_equal_batches_give_what_torch_calls_cumulative_average() -> None:
     x = torch.randn(12, 3, 4, 4)
     ours, theirs = nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None)
-    recalibrate_batch_norm(ours, x, batch_size=4)
+    recalibrate_batch_norm(ours, HeldBatches.of(x, None, 4))
     for batch in x.split(4):
         theirs(batch)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
@@ -51,7 +51,7 @@ def test_only_batch_norms_train_and_modes_and_momenta_come_back() -> None:
     model.train()
     model[1].eval()
     weights = [p.clone() for p in model.parameters()]
-    recalibrate_batch_norm(model, torch.randn(10, 3), batch_size=4)
+    recalibrate_batch_norm(model, HeldBatches.of(torch.randn(10, 3), None, 4))
     assert not model[2].ran_in_training
     assert [m.training for m in model.modules()] == [True, True, False, True, True]
     assert (model[1].momentum, model[3].momentum) == (None, 0.2)
@@ -62,7 +62,7 @@ def test_only_batch_norms_train_and_modes_and_momenta_come_back() -> None:
 def test_the_state_comes_back_after_an_error() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.2)).eval()
     with pytest.raises((RuntimeError, ValueError)):
-        recalibrate_batch_norm(model, torch.randn(4, 5), batch_size=2)
+        recalibrate_batch_norm(model, HeldBatches.of(torch.randn(4, 5), None, 2))
     assert not any(m.training for m in model.modules())
     assert model[0].momentum == 0.2
 
@@ -70,13 +70,7 @@ def test_the_state_comes_back_after_an_error() -> None:
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.BatchNorm1d(3, track_running_stats=False)])
 def test_without_running_statistics_nothing_runs(norm: nn.Module) -> None:
     norm.forward = None  # type: ignore[assignment]
-    recalibrate_batch_norm(norm, torch.randn(4, 3), batch_size=2)
-
-
-@pytest.mark.parametrize(("n", "batch"), [(0, 2), (3, 0)])
-def test_no_samples_or_no_batch_is_an_error(n: int, batch: int) -> None:
-    with pytest.raises(BadInputError, match="recalibration"):
-        recalibrate_batch_norm(nn.BatchNorm1d(3), torch.randn(n, 3), batch)
+    recalibrate_batch_norm(norm, HeldBatches.of(torch.randn(4, 3), None, 2))
 
 
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
@@ -102,10 +96,10 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 def test_an_unpruned_network_keeps_its_statistics_within_sampling_error() -> None:
     model, x, _ = trained()
-    recalibrate_batch_norm(model, x, batch_size=120)
+    recalibrate_batch_norm(model, HeldBatches.of(x, None, 120))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     order = torch.randperm(240, generator=torch.Generator().manual_seed(5))
-    recalibrate_batch_norm(model, x[order], batch_size=120)
+    recalibrate_batch_norm(model, HeldBatches.of(x[order], None, 120))
     for name, value in model.state_dict().items():
         if name.endswith("running_mean"):
             scale = before[name.replace("mean", "var")].sqrt()
@@ -117,15 +111,15 @@ def test_an_unpruned_network_keeps_its_statistics_within_sampling_error() -> Non
 def test_recalibration_lowers_the_loss_of_nine_random_policies_in_ten() -> None:
     model, x, y = trained()
     found = trace(model, x[:1])
-    ranking = rank_units(model, found, CRITERIA["magnitude"](), x, y, CLASS_IDS, 60)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), HeldBatches.of(x, y, 60), CLASS_IDS)
     space = PolicySpace.on_grid(found.network.groups, max_pruning_ratio=0.8)
     rng = np.random.default_rng(0)
     better = 0
     for _ in range(40):
         counts = np.array([rng.choice(choices[:-1]) for choices in space.choices])
         small = remove(model, found, keep(found, ranking, found.network.policy(counts))).eval()
-        before, _ = evaluate(small, x, y, 120)
-        recalibrate_batch_norm(small, x, 120)
-        after, _ = evaluate(small, x, y, 120)
+        before, _ = evaluate(small, HeldBatches.of(x, y, 120))
+        recalibrate_batch_norm(small, HeldBatches.of(x, None, 120))
+        after, _ = evaluate(small, HeldBatches.of(x, y, 120))
         better += after <= before
     assert better >= 36

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
@@ -33,7 +34,7 @@ def constant(model: nn.Module, producer: int, channels: list[int]) -> tuple[nn.M
 
 def folded(model: nn.Module, found: Trace, kept: Kept) -> nn.Module:
     smaller = remove(model, found, kept).eval()
-    fold_means(smaller, found, kept, input_means(model, found, X, Y, F.cross_entropy, 4))
+    fold_means(smaller, found, kept, input_means(model, found, HeldBatches.of(X, Y, 4), F.cross_entropy))
     return smaller
 
 
@@ -107,7 +108,7 @@ def test_with_zero_padding_the_fold_is_exact_in_the_interior_alone() -> None:
     model = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))
     model, found, kept = constant(model, 0, [2])
     smaller = remove(model, found, kept).eval()
-    means = input_means(model, found, X, torch.zeros(6), lambda out, _: out.mean(), 4)
+    means = input_means(model, found, HeldBatches.of(X, torch.zeros(6), 4), lambda out, _: out.mean())
     fold_means(smaller, found, kept, means)
     assert gap(model, smaller, inside=True) < 1e-12
     assert gap(model, smaller) > 1e-3
@@ -125,7 +126,7 @@ def test_both_sides_of_a_grouped_convolution_may_shrink_at_once() -> None:
     model[0].weight.data[gone], model[0].bias.data[gone] = 0.0, 0.7  # type: ignore[index]
     kept = {first.name: np.delete(np.arange(8), gone), second.name: np.sort(found.units[second.name][[0, 2]].ravel())}
     rest = remove(model, found, {second.name: kept[second.name]}).eval()
-    means = input_means(model, found, X, Y, F.cross_entropy, 6)
+    means = input_means(model, found, HeldBatches.of(X, Y, 6), F.cross_entropy)
     fold_means(rest, found, {second.name: kept[second.name]}, means)
     both = folded(model, found, kept)
     assert gap(rest, both) < 1e-12
@@ -137,7 +138,9 @@ def test_the_folded_output_keeps_its_mean_where_inputs_vary() -> None:
     found = trace(model, X[:1])
     kept = {found.network.groups[0].name: np.array([0, 4])}
     smaller = remove(model, found, kept).eval()
-    fold_means(smaller, found, kept, input_means(model, found, X, torch.zeros(6), lambda out, _: out.mean(), 4))
+    fold_means(
+        smaller, found, kept, input_means(model, found, HeldBatches.of(X, torch.zeros(6), 4), lambda out, _: out.mean())
+    )
     with torch.no_grad():
         torch.testing.assert_close(smaller(X).mean((0, 2, 3)), model(X).mean((0, 2, 3)))
 
@@ -146,7 +149,7 @@ def test_only_a_criterion_that_wants_it_has_means() -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).double().eval()
     found = trace(model, X[:1])
     wanted = [
-        means_for(criterion, model, found, X, Y, F.cross_entropy, 6) is not None
+        means_for(criterion, model, found, HeldBatches.of(X, Y, 6), F.cross_entropy) is not None
         for criterion in (Magnitude(), ActivationVariance(fold_means=False), ActivationVariance(), BnScale())
     ]
     assert wanted == [False, False, True, True]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
@@ -53,12 +54,12 @@ def chain(norm: bool) -> tuple[Chain, Tensor, Trace]:
     torch.manual_seed(0)
     model = Chain(norm).double().eval()
     x = torch.randn(6, 2, 7, 7, dtype=torch.float64)
-    recalibrate_batch_norm(model, x, 6)
+    recalibrate_batch_norm(model, HeldBatches.of(x, None, 6))
     return model, x, trace(model, x[:1])
 
 
 def refit(model: nn.Module, x: Tensor, found: Trace, kept: Kept, rule: str, damping: float = 0.01) -> nn.Module:
-    inputs = gather_inputs(model, found, x, 4, positions=None)
+    inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4), positions=None)
     smaller = remove(model, found, kept)
     Reconstruction(model, found, inputs.values(), rule, damping).apply(smaller, kept)
     return smaller
@@ -143,7 +144,7 @@ def test_every_network_is_refitted_the_same_each_time_and_is_as_it_was_where_not
     x = torch.randint(0, 32, (8, 12)) if network == "language_model" else torch.randn(8, 1, 32, 32)
     found = trace(model, x[:1])
     before = copy.deepcopy(model.state_dict())
-    inputs = gather_inputs(model, found, x, 4)
+    inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4))
     for rule in REFITS:
         it = Reconstruction(model, found, inputs.values(), rule)
         dense = {group.name: np.arange(group.channels) for group in found.network.groups}
@@ -183,7 +184,7 @@ def test_a_head_that_others_can_stand_in_for_leaves_without_loss() -> None:
 
 def test_the_cache_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, found = chain(True)
-    inputs = gather_inputs(model, found, x, 4)
+    inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4))
     plenty = Reconstruction(model, found, inputs.values(), "least_squares")
     monkeypatch.setattr(module, "CACHE_BYTES", 8 * 4 * 27)
     scarce = Reconstruction(model, found, inputs.values(), "least_squares")
@@ -206,15 +207,18 @@ def test_the_evaluator_refits_before_it_recalibrates() -> None:
     found = trace(model, x[:1])
     ranking = {name: np.arange(len(units)) for name, units in found.units.items()}
     policy = found.network.policy(np.array([g.channels // 2 for g in found.network.groups]))
-    reconstruction = Reconstruction(model, found, gather_inputs(model, found, x, 20).values(), "least_squares")
-    evaluator = Evaluator(model, found, ranking, x, (x, y), batch_size=20, reconstruction=reconstruction)
+    reconstruction = Reconstruction(
+        model, found, gather_inputs(model, found, HeldBatches.of(x, None, 20)).values(), "least_squares"
+    )
+    batches = HeldBatches.of(x, y, 20)
+    evaluator = Evaluator(model, found, ranking, batches, batches, reconstruction=reconstruction)
     kept = {g.name: np.arange(g.channels // 2) for g in found.network.groups}
     smaller = remove(model, found, kept).eval()
     reconstruction.apply(smaller, kept)
-    recalibrate_batch_norm(smaller, x, 20)
+    recalibrate_batch_norm(smaller, HeldBatches.of(x, None, 20))
     with torch.no_grad():
         torch.testing.assert_close(evaluator.pruned(policy)(x), smaller(x), rtol=1e-4, atol=1e-5)
-        plain = Evaluator(model, found, ranking, x, (x, y), batch_size=20).pruned(policy)
+        plain = Evaluator(model, found, ranking, batches, batches).pruned(policy)
         assert float((plain(x) - smaller(x)).abs().max()) > 1e-3
     first = evaluator.evaluate(policy).loss
     assert evaluator.evaluate(policy).loss == first == _sent(evaluator).evaluate(policy).loss

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
@@ -40,7 +41,7 @@ def deep() -> tuple[Deep, Tensor, Trace]:
     torch.manual_seed(0)
     model = Deep().double().eval()
     x = torch.randn(9, 2, 6, 6, dtype=torch.float64)
-    recalibrate_batch_norm(model, x, 9)
+    recalibrate_batch_norm(model, HeldBatches.of(x, None, 9))
     return model, x, trace(model, x[:1])
 
 
@@ -53,10 +54,12 @@ def halves(found: Trace, seed: int = 0) -> Kept:
 
 def both(model: nn.Module, x: Tensor, found: Trace, kept: Kept, damping: float) -> tuple[nn.Module, nn.Module]:
     """The pruned network refitted from the dense network's inputs, and from its own."""
-    inputs = gather_inputs(model, found, x, 4, positions=None)
+    inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4), positions=None)
     smaller = remove(model, found, kept), remove(model, found, kept)
     Reconstruction(model, found, inputs.values(), "least_squares", damping).apply(smaller[0], kept)
-    SequentialReconstruction(model, found, inputs, x, 4, damping=damping, positions=None).apply(smaller[1], kept)
+    SequentialReconstruction(model, found, inputs, HeldBatches.of(x, None, 4), damping=damping, positions=None).apply(
+        smaller[1], kept
+    )
     return smaller
 
 
@@ -107,7 +110,9 @@ def test_every_network_is_refitted_the_same_each_time(network: str) -> None:
     x = torch.randint(0, 32, (8, 12)) if network == "language_model" else torch.randn(8, 1, 32, 32)
     found = trace(model, x[:1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    it = SequentialReconstruction(model, found, gather_inputs(model, found, x, 4), x, 4, positions=16)
+    it = SequentialReconstruction(
+        model, found, gather_inputs(model, found, HeldBatches.of(x, None, 4)), HeldBatches.of(x, None, 4), positions=16
+    )
     outputs = []
     for reconstruction in (it, it, pickle.loads(pickle.dumps(it))):
         smaller = remove(model, found, halves(found)).train()
@@ -122,9 +127,9 @@ def test_every_network_is_refitted_the_same_each_time(network: str) -> None:
 
 def test_bad_values_and_too_much_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, found = deep()
-    inputs = gather_inputs(model, found, x, 4)
+    inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4))
     with pytest.raises(BadInputError, match="damping = -1"):
-        SequentialReconstruction(model, found, inputs, x, 4, damping=-1.0)
+        SequentialReconstruction(model, found, inputs, HeldBatches.of(x, None, 4), damping=-1.0)
     monkeypatch.setattr(sequential, "MEMORY_BYTES", 1000)
     with pytest.raises(BadInputError, match="fewer calibration samples"):
-        SequentialReconstruction(model, found, inputs, x, 4)
+        SequentialReconstruction(model, found, inputs, HeldBatches.of(x, None, 4))

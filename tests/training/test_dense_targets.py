@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
+from amcsearch.graph import HeldBatches
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import ALIASES, CRITERIA
@@ -37,7 +38,7 @@ def linear(columns: list[list[float]]) -> tuple[nn.Module, Trace]:
 
 def scores_at(criterion: Criterion, model: nn.Module, found: Trace, x: Tensor) -> Tensor:
     targets = dense_outputs(model, x)
-    scores = score_units(model, found, {"": criterion}, x, targets, Embedding(), 4)[""]
+    scores = score_units(model, found, {"": criterion}, HeldBatches.of(x, targets, 4), Embedding())[""]
     return torch.cat([torch.from_numpy(value) for value in scores.values()])
 
 

@@ -10,11 +10,12 @@ from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
 from amcsearch.core.errors import BadInputError, DivergedError
+from amcsearch.graph import HeldBatches
 from amcsearch.training.hook import PlainTraining
 from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at, random_shift
 from amcsearch.training.models import MODELS
 from amcsearch.training.resume import StateFile
-from amcsearch.training.splits import stacked
+from amcsearch.training.splits import batches_of, stacked
 
 
 def blobs(count=60, seed=0):
@@ -49,7 +50,7 @@ def test_training_learns(optimizer):
     recipe = TrainingRecipe(epochs=30, learning_rate=0.1, batch_size=8, optimizer=optimizer)
     losses = fit(model, blobs(), recipe, seed=0)
     assert losses[-1] < losses[0]
-    assert evaluate(model, *stacked(blobs(seed=1)))[1] > 0.95
+    assert evaluate(model, batches_of(blobs(seed=1)))[1] > 0.95
     assert not model.training
 
 
@@ -176,7 +177,7 @@ def test_learning_rate_rises_then_falls_within_its_peak(epochs, warmup, steps):
 
 def test_evaluate_by_hand_in_uneven_batches():
     scores = torch.tensor([[math.log(3.0), 0.0]] * 5)
-    loss, accuracy = evaluate(nn.Identity(), scores, torch.tensor([0, 0, 0, 1, 1]), batch_size=2)
+    loss, accuracy = evaluate(nn.Identity(), HeldBatches.of(scores, torch.tensor([0, 0, 0, 1, 1]), 2))
     assert loss == pytest.approx(-(3 * math.log(0.75) + 2 * math.log(0.25)) / 5, abs=1e-6)
     assert accuracy == 0.6
 
@@ -184,13 +185,13 @@ def test_evaluate_by_hand_in_uneven_batches():
 def test_evaluate_restores_modes():
     model = linear(dropout=0.5).train()
     model[1].eval()
-    evaluate(model, *stacked(blobs()))
+    evaluate(model, batches_of(blobs()))
     assert [model.training, model[0].training, model[1].training] == [True, True, False]
 
 
 def test_evaluate_without_targets_is_refused():
     with pytest.raises(BadInputError, match="no targets"):
-        evaluate(nn.Identity(), torch.zeros(1, 2), torch.tensor([-100]))
+        evaluate(nn.Identity(), HeldBatches.of(torch.zeros(1, 2), torch.tensor([-100]), 256))
 
 
 def test_shift_by_hand():

@@ -7,6 +7,7 @@ was accepted is verified on the other. The test split stays for the end, as in a
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, Cost, Evaluation, Metric
@@ -81,9 +82,10 @@ def _tolerance(asked: float, metric: Metric) -> float:
 def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the search split, (n,) each: those to search on, and those set aside to verify."""
     evaluator = job.evaluator
-    classes = evaluator.task.labels(evaluator.targets)
-    rows, aside = np.arange(len(evaluator.inputs), dtype=np.int64), job.config.prune.verification
-    labels = None if classes is None else classes.cpu().numpy()
+    classes = [evaluator.task.labels(batch.targets) for batch in evaluator.search]
+    rows, aside = np.arange(evaluator.search.samples, dtype=np.int64), job.config.prune.verification
+    known = [ids for ids in classes if ids is not None]
+    labels = torch.cat(known).cpu().numpy() if len(known) == len(classes) else None
     held_out = stratified(rows, labels, round(aside * len(rows)), np.random.default_rng([job.config.seed, 23]))
     return np.setdiff1d(rows, held_out), held_out
 
@@ -153,7 +155,7 @@ def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ..
 
 
 def _how_evaluated(job: Job) -> str:
-    done = ["batch-norm recalibration"] if job.evaluator.bn_recalibration else []
+    done = ["batch-norm recalibration"] if job.evaluator.calibration is not None else []
     refit = job.evaluator.reconstruction
     done += [f"reconstruction ({refit.refit})"] if refit is not None else []
     return f"after {' and '.join(done)}, before fine-tuning" if done else "as pruned, before fine-tuning"

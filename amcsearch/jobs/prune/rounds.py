@@ -149,7 +149,7 @@ def _target_of(proposal: Proposal) -> TargetGoal:
 def _metric(job: Job, model: nn.Module) -> float:
     """Metric of a network on the search split, as it is: neither refitted nor recalibrated here."""
     evaluator = job.evaluator
-    return evaluate(model, evaluator.inputs, evaluator.targets, evaluator.batch_size, evaluator.task)[1]
+    return evaluate(model, evaluator.search, evaluator.task)[1]
 
 
 def _narrowed(device: Device, network: NetworkSpec) -> Device:

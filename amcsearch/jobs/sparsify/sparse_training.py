@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config, make
 from amcsearch.core import PruningPolicy
-from amcsearch.evaluation import default_batch_size
 from amcsearch.graph import remove
 from amcsearch.jobs.setup import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
-from amcsearch.jobs.workload import Workload, diverging, training_recipe
+from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
 from amcsearch.methods import (
     GATES,
     SCHEDULES,
@@ -44,7 +43,6 @@ from amcsearch.training import (
     bake,
     fit,
     length,
-    stacked,
 )
 
 __all__ = ["Sparse", "fixed", "make_method", "sparse_training"]
@@ -140,9 +138,7 @@ def _masked(
     schedule: MaskSchedule,
 ) -> MaskedTraining:
     criterion = _criterion(config)
-    inputs, targets = stacked(workload.splits.calibration)
-    batch_size = config.evaluation.batch_size or default_batch_size(inputs)
-    data = inputs, targets, workload.task, batch_size
+    data = judged_batches(config, workload, "calibration"), workload.task
     if isinstance(target, UnitTarget):
         slices = UnitSlices(model, workload.trace)
 

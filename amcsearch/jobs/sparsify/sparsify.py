@@ -22,7 +22,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
 from amcsearch.runtime import signature_of
-from amcsearch.training import StateFile, evaluate, save_tensors, stacked
+from amcsearch.training import StateFile, batches_of, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
 
@@ -189,5 +189,5 @@ def _summary(
 
 def _block(workload: Workload, model: nn.Module, cost: Cost) -> SparseBlock:
     """Evaluate a network on the test split."""
-    loss, metric = evaluate(model, *stacked(workload.splits.test), task=workload.task)
+    loss, metric = evaluate(model, batches_of(workload.splits.test, name="test"), workload.task)
     return SparseBlock(metric, loss, sum(int((p != 0).sum()) for p in model.parameters()), cost)

@@ -25,18 +25,17 @@ classified.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import channels_first, evaluating
-from amcsearch.methods.first_order import LossFunction
+from amcsearch.graph import Batch, Tree, channels_first, evaluating
+from amcsearch.methods.first_order import LossFunction, called
 from amcsearch.methods.ranking import Ranking
 from amcsearch.methods.selector import Calibration, Problem, Reader, Refitted, refitted
 
@@ -61,35 +60,32 @@ class Head:
         return F.linear(_features(_tokens(output), self.mean, self.deviation, targets), self.weight, self.bias)
 
 
-def train_heads(
-    model: nn.Module, layers: Sequence[str], inputs: Tensor, targets: Tensor, loss_fn: LossFunction
-) -> dict[str, Head]:
-    """Train a head on the output of each layer, on inputs (N, …) and class ids (N,) or (N, T); the model is frozen."""
-    classes = int(targets.max()) + 1
+def train_heads(model: nn.Module, layers: Sequence[str], batch: Batch, loss_fn: LossFunction) -> dict[str, Head]:
+    """Train a head on the output of each layer, on a batch with class ids (N,) or (N, T); the model is frozen."""
+    classes = int(batch.targets.max()) + 1
     with evaluating(model), torch.no_grad():
-        outputs, _ = _run(model, layers, {}, inputs)
-    return {layer: _train(layer, _tokens(outputs[layer]), targets, classes, loss_fn) for layer in layers}
+        outputs, _ = _run(model, layers, {}, batch)
+    return {layer: _train(layer, _tokens(outputs[layer]), batch.targets, classes, loss_fn) for layer in layers}
 
 
 def head_loss(
     model: nn.Module,
     head: Head | None,
     replaced: Mapping[str, Tensor],
-    batch: tuple[Tensor, Tensor],
+    batch: Batch,
     loss_fn: LossFunction,
 ) -> Tensor:
     """Return the mean loss of a head, or the network's own without one, with some of its tensors ``replaced``.
 
     The network must be in eval mode; gradients flow to ``replaced``.
     """
-    inputs, targets = batch
-    outputs, last = _run(model, [head.layer] if head else [], replaced, inputs)
-    return loss_fn(head(outputs[head.layer], targets) if head else last, targets)
+    outputs, last = _run(model, [head.layer] if head else [], replaced, batch)
+    return loss_fn(head(outputs[head.layer], batch.targets) if head else last, batch.targets)
 
 
 def _run(
-    model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor], inputs: Tensor
-) -> tuple[dict[str, Tensor], Any]:
+    model: nn.Module, layers: Sequence[str], replaced: Mapping[str, Tensor], batch: Batch
+) -> tuple[dict[str, Tensor], Tree]:
     """Outputs of some layers and of the network."""
     parameters = {name: channels_first(p.detach()) for name, p in model.named_parameters()}
     outputs: dict[str, Tensor] = {}
@@ -98,7 +94,7 @@ def _run(
         for layer in layers
     ]
     try:
-        last = functional_call(model, {**parameters, **replaced}, (channels_first(inputs),))
+        last = called(model, {**parameters, **replaced}, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -175,15 +171,16 @@ class DiscriminationAware:
 
     def _heads(self, calibration: Calibration, layers: Sequence[str]) -> list[Head]:
         """Heads in the order of their layers, at equal distances and never on the last layer."""
-        if calibration.targets.is_floating_point():
+        batch = _batch(calibration, self.samples)
+        if not isinstance(batch.targets, Tensor) or batch.targets.is_floating_point():
+            what = batch.targets.dtype if isinstance(batch.targets, Tensor) else f"a {type(batch.targets).__name__}"
             raise BadInputError(
-                f"discrimination_aware needs class ids, the targets are {calibration.targets.dtype}; set heads and "
-                "softmax_weight to 0, or choose another selector"
+                f"discrimination_aware needs class ids, the targets are {what}; set heads and softmax_weight to 0, or "
+                "choose another selector"
             )
         positions = {len(layers) * (i + 1) // (self.heads + 1) - 1 for i in range(self.heads)}
-        inputs, targets = _batch(calibration, self.samples)
         taps = [layers[position] for position in sorted(positions) if position >= 0]
-        return list(train_heads(calibration.model, taps, inputs, targets, calibration.loss_fn).values())
+        return list(train_heads(calibration.model, taps, batch, calibration.loss_fn).values())
 
     def _order(self, readers: Sequence[Reader], calibration: Calibration, head: Head | None) -> NDArray[np.int64]:
         n_units, chosen = len(readers[0].columns), list[int]()
@@ -253,6 +250,7 @@ def _like(model: nn.Module, name: str, weight: Tensor) -> Tensor:
     return weight.reshape(dense.shape).to(dense.device, dense.dtype, copy=True)
 
 
-def _batch(calibration: Calibration, samples: int) -> tuple[Tensor, Tensor]:
+def _batch(calibration: Calibration, samples: int) -> Batch:
+    """Return the first samples as one batch."""
     torch_device = next(calibration.model.parameters()).device
-    return calibration.inputs[:samples].to(torch_device), calibration.targets[:samples].to(torch_device)
+    return next(iter(calibration.batches.batched(samples))).to(torch_device)
