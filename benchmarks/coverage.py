@@ -1,0 +1,330 @@
+"""Which networks can be pruned, and how much of each?
+
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--only NAME …] [--family FAMILY …] [--again] [--results FILE]
+    python benchmarks/coverage.py --page
+
+For every network of ``coverage_networks.py``: CPU seconds of ``trace``, channel groups, the share of MACs in layers of
+which a group can take channels, what is left alone and why; a random half of every group removed and the outputs beside
+those of the masked network, in torch and in ONNX Runtime; MACs beside those of ``torch.utils.flop_counter``; and
+Torch-Pruning's own pruner on the same module.
+
+Each network runs in a process of its own, one thread, with a limit on time and memory, and is one line of the results
+file (JSON lines). Networks that have a line are left out unless ``--again``. ``--page`` writes ``docs/coverage.md`` and
+its picture from the file. Needs ``torchvision`` and ``transformers``.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from coverage_networks import NETWORKS, Network
+from coverage_page import write_page
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from amcsearch.core import LayerSpec
+from amcsearch.costs.compute import macs
+from amcsearch.graph import Trace, masked, remove, tensors_of_tree, trace
+from amcsearch.runtime import OnnxModule, exported
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "coverage.jsonl"
+SECONDS, GIBIBYTES = 420, 14
+NAMED = 6  # layers left alone that are named
+
+Record = dict[str, Any]
+
+
+class Delivers(nn.Module):
+    """A network of keyword arguments as one of tensors that returns its first tensor: the logits, not by-products."""
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...], fixed: tuple[Tensor, ...] = ()) -> None:
+        super().__init__()
+        self.network, self.names, self.fixed = network, names, fixed
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the first floating-point tensor of what the network returns."""
+        output = self.network(**dict(zip(self.names, (*tensors, *self.fixed), strict=True)))
+        return next(tensor for _, tensor in tensors_of_tree(output) if tensor.is_floating_point())
+
+
+def built(network: Network) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The module in eval mode and its inputs.
+
+    Vectors are drawn at random, and the small matrices of transformers at a scale at which every layer shows in the
+    output: no mistake is multiplied by zero.
+    """
+    torch.manual_seed(0)
+    model, inputs = network.build().eval(), network.inputs()
+    if hasattr(model, "config") and hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim == 1:
+                tensor.uniform_(-0.5, 0.5) if name.endswith("bias") else tensor.uniform_(0.5, 1.5)
+            elif network.family == "transformers":
+                tensor.normal_(0, tensor[0].numel() ** -0.5)
+    if "" not in inputs:
+        model = Delivers(model, tuple(inputs), tuple(inputs.values())[1:]).eval()
+    return model, tuple(inputs.values())[:1]
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All floating-point tensors that a network returns."""
+    with torch.no_grad():
+        return [tensor for _, tensor in tensors_of_tree(model(*inputs)) if tensor.is_floating_point()]
+
+
+def gap(expected: list[Tensor], given: list[Tensor]) -> float:
+    """Largest difference as a share of the largest output."""
+    scale = max(float(tensor.abs().max()) for tensor in expected)
+    return max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True)) / max(scale, 1e-30)
+
+
+def traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Record, Trace]]:
+    """Trace the module and say what can be pruned."""
+    start = time.process_time()
+    found = trace(model, inputs[0])
+    seconds = time.process_time() - start
+    layers = found.network.layers
+    total = sum(map(macs, layers))
+    reached = {coupling.layer for group in found.network.groups for coupling in group.couplings}
+    left = sorted((x for x in layers if x.name not in reached and macs(x)), key=macs, reverse=True)
+    yield (
+        {
+            "seconds": round(seconds, 2),
+            "layers": len(layers),
+            "groups": len(found.network.groups),
+            "macs": total,
+            "reached": round(sum(macs(x) for x in layers if x.name in reached) / max(total, 1), 4),
+            "left": [[x.name, round(macs(x) / max(total, 1), 4), reason_of(x, found)] for x in left[:NAMED]],
+            "uncounted": [x.reason for x in found.skipped if "not counted" in x.reason],
+        },
+        found,
+    )
+
+
+def reason_of(layer: LayerSpec, found: Trace) -> str:
+    """The reason given for a layer, for the module around it, or for a group that begins in it."""
+    reasons = {x.name: x.reason for x in reversed(found.skipped)}
+    name = layer.name.split("#")[0]
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if reason := reasons.get(".".join(parts[:end])):
+            return reason
+    return next((reason for key, reason in reasons.items() if key.split(":")[0] == name), reasons.get("", ""))
+
+
+def halved(model: nn.Module, found: Trace, inputs: tuple[Tensor, ...]) -> tuple[Record, nn.Module]:
+    """Remove a random half of every group and compare with the masked network."""
+    rng = np.random.default_rng(1)
+    kept = {
+        name: np.sort(units[rng.permutation(len(units))[: (len(units) + 1) // 2]].ravel())
+        for name, units in found.units.items()
+    }
+    with masked(model, found, kept):
+        expected = outputs(model, inputs)
+    small = remove(model, found, kept)
+    return {"removal": gap(expected, outputs(small, inputs))}, small
+
+
+def in_onnx(small: nn.Module, inputs: tuple[Tensor, ...]) -> Record:
+    """Export the smaller network and compare it with torch."""
+    expected = outputs(small, inputs)
+    given = list(outputs(OnnxModule(exported(small, inputs[0])), inputs))
+    return {"onnx": gap(expected, given)}
+
+
+def counted(model: nn.Module, inputs: tuple[Tensor, ...]) -> Record:
+    """MACs by torch, with attention and recurrence as plain products: it does not see the fused ones."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        model(*inputs)
+    return {"macs_torch": counter.get_total_flops() // 2}
+
+
+def by_torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], layers: Mapping[str, int]) -> Iterator[Record]:
+    """Torch-Pruning's pruner as its documentation uses it: half of every group, the last layer kept, heads declared."""
+    import torch_pruning as tp
+
+    model = copy.deepcopy(model)
+    pruner = tp.pruner.BasePruner(
+        model,
+        inputs,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=[last_layer(model, inputs)],
+        num_heads=heads_of(model),
+        output_transform=lambda output: sum(t.sum() for _, t in tensors_of_tree(output) if t.is_floating_point()),
+    )
+    names = {id(module): name for name, module in model.named_modules()}
+    groups, reached = 0, set()
+    for group in pruner.DG.get_all_groups(
+        ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+    ):
+        groups += 1
+        reached |= {names.get(id(item.dep.target.module), "") for item in group}
+    attended = {f"{name.rpartition('.')[0]}.attention" for name in reached}
+    share = sum(n for name, n in layers.items() if name.split("#")[0] in reached | attended) / sum(layers.values())
+    yield {"tp_groups": groups, "tp_reached": round(share, 4)}
+    pruner.step()
+    outputs(model, inputs)
+    yield {"tp_runs": True}
+
+
+def last_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The convolution or linear layer that runs last."""
+    ran: list[nn.Module] = []
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in model.modules() if isinstance(m, kinds)]
+    outputs(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return ran[-1]
+
+
+def heads_of(model: nn.Module) -> dict[nn.Module, int]:
+    """Query, key and value projections with the number of heads that their module states."""
+    names = ("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "qkv")
+    heads: dict[nn.Module, int] = {}
+    for module in model.modules():
+        count = next(
+            (getattr(module, a, None) for a in ("num_attention_heads", "num_heads", "n_heads", "n_head")), None
+        )
+        for name, child in module.named_children():
+            if isinstance(count, int) and isinstance(child, nn.Linear) and name in names:
+                heads[child] = count
+    return heads
+
+
+def measured(name: str) -> Iterator[Record]:
+    """Yield what is known of a network after every step; a step that fails is named with its error."""
+    record: Record = {"name": name, "family": NETWORKS[name].family, "machine": machine(), "date": str(date.today())}
+    model, inputs = built(NETWORKS[name])
+    record["parameters"] = sum(p.numel() for p in model.parameters())
+    small: list[nn.Module] = []
+    traces: list[Trace] = []
+
+    def removal() -> Iterator[Record]:
+        entry, module = halved(model, traces[0], inputs)
+        small.append(module)
+        yield entry
+
+    def following() -> Iterator[Record]:
+        for entry, found in traced(model, inputs):
+            traces.append(found)
+            yield entry
+
+    def other() -> Iterator[Record]:
+        yield from by_torch_pruning(model, inputs, {x.name: macs(x) for x in traces[0].network.layers})
+
+    steps: dict[str, Callable[[], Iterator[Record]]] = {
+        "trace": following,
+        "count": lambda: iter([counted(model, inputs)]),
+        "removal": removal,
+        "onnx": lambda: iter([in_onnx(small[0], inputs)]),
+        "tp": other,
+    }
+    for step, run in steps.items():
+        try:
+            for entry in run():
+                record |= entry
+                yield record
+        except Exception as error:  # whatever a network, an exporter or another library raises
+            record[f"{step}_error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            yield record
+    record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    yield record
+
+
+def machine() -> str:
+    """The processor, the release of torch, and that one thread was used."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, one thread, torch {torch.__version__}"
+
+
+def run_one(name: str) -> None:
+    """Print the record of a network after every step; the last line counts."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (GIBIBYTES << 30, GIBIBYTES << 30))
+    for record in measured(name):
+        print(json.dumps(record), flush=True)
+
+
+def in_a_process(name: str, seconds: int) -> Record:
+    """Run a network in a process of its own and return what it knew when it ended or was stopped."""
+    command = [sys.executable, __file__, "--one", name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+            why = "" if process.returncode == 0 else f"exit {process.returncode}: {' '.join(err.split())[-300:]}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+            why = f"stopped after {seconds} s"
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    record: Record = json.loads(lines[-1]) if lines else {"name": name, "family": NETWORKS[name].family}
+    return record | ({"ended": why} if why else {})
+
+
+def read(path: Path) -> dict[str, Record]:
+    """Return the last record of every network of a results file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {record["name"]: record for record in map(json.loads, lines)}
+
+
+def main() -> None:
+    """Measure what has no result yet, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="networks, by any part of their names")
+    parser.add_argument("--family", nargs="+", default=[], choices=sorted({n.family for n in NETWORKS.values()}))
+    parser.add_argument("--again", action="store_true", help="measure networks that have a result")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="limit for one network")
+    parser.add_argument("--page", action="store_true", help="write docs/coverage.md and its picture, measure nothing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        run_one(given.one)
+        return
+    if given.page:
+        write_page(list(NETWORKS), read(given.results), ROOT / "docs")
+        return
+    known = read(given.results)
+    for name, network in NETWORKS.items():
+        wanted = (not given.only or any(part in name for part in given.only)) and (
+            not given.family or network.family in given.family
+        )
+        if wanted and (given.again or name not in known):
+            record = in_a_process(name, given.seconds)
+            with given.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(json.dumps({k: v for k, v in record.items() if k != "left"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The coverage page and its picture, from the records of ``coverage.py``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+__all__ = ["write_page"]
+
+Record = Mapping[str, Any]
+
+CLOSE = 1e-4  # of the largest output: torch and ONNX Runtime round differently in float32
+MACS_CLOSE = 0.005
+REACHED = 0.9
+OURS, THEIRS = "#0b6e99", "#d98c1f"
+STEPS = {"trace": "tracing", "count": "counting", "removal": "removal", "onnx": "ONNX"}
+
+
+def write_page(names: Sequence[str], records: Mapping[str, Record], folder: Path) -> None:
+    """Write ``coverage.md`` and ``coverage.svg`` into a folder; networks without a record are left out."""
+    measured = [records[name] for name in names if name in records]
+    figure(measured).savefig(folder / "coverage.svg", metadata={"Date": None})
+    text = "\n\n".join([HEAD.strip(), summary(measured), tables(measured), failures(measured)]).rstrip() + "\n"
+    (folder / "coverage.md").write_text(text, encoding="utf-8")
+
+
+HEAD = """
+# Networks that can be pruned
+
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py
+    python benchmarks/coverage.py --page
+
+Every classifier and segmenter of torchvision 0.28.0 at its published width and depth, on small images, and families of
+transformers 5.23.0 as two blocks of width 64 (`benchmarks/coverage_networks.py`). Weights are random; nothing is
+trained. A network of several inputs is traced with all of them; of a `transformers` output the first tensor counts.
+
+- **seconds**: CPU time of `trace`, one thread.
+- **groups**: channel groups that the search may shrink. In brackets those that Torch-Pruning 1.6.1 enumerates with the
+  last layer kept, whether or not its own pruner can cut them.
+- **reached**: multiply-accumulates in layers of which some group takes channels, as a share of all. The last layer
+  counts as soon as its input can shrink. In brackets the same of Torch-Pruning's groups.
+- **MACs**: counted by `trace`, against `torch.utils.flop_counter` with attention and recurrence as plain products,
+  because it does not see the fused ones.
+- **removal**, **ONNX**: a random half of every group removed at once. The largest difference between the outputs and
+  those of the masked network, and between ONNX Runtime and torch, as a share of the largest output.
+- **Torch-Pruning**: whether the network still runs after its own pruner took half of every group, with heads declared
+  by the attributes that state them.
+
+![Share of multiply-accumulates that pruning can reach, by network](coverage.svg)
+"""
+
+
+def summary(records: Sequence[Record]) -> str:
+    """What came of all networks, in one table."""
+
+    def row(words: str, holds: Callable[[Record], bool]) -> str:
+        return f"| {words} | {sum(map(holds, records))} of {len(records)} |"
+
+    return "\n".join(
+        [
+            "## In all",
+            "",
+            "| | networks |",
+            "|---|---|",
+            row("traced without an error", lambda r: "groups" in r),
+            row(
+                f"at least {REACHED:.0%} of the MACs in layers that can shrink",
+                lambda r: r.get("reached", 0) >= REACHED,
+            ),
+            row("the same by Torch-Pruning's groups", lambda r: r.get("tp_reached", 0) >= REACHED),
+            row("as many groups as Torch-Pruning, or more", lambda r: r.get("groups", -1) >= r.get("tp_groups", 0)),
+            row(f"MACs within {MACS_CLOSE:.1%} of torch's counter", lambda r: macs_gap(r) <= MACS_CLOSE),
+            row("half removed computes what half masked does", lambda r: r.get("removal", 1) <= CLOSE),
+            row("ONNX Runtime computes what torch does", lambda r: r.get("onnx", 1) <= CLOSE),
+            row("runs after Torch-Pruning's own pruner", lambda r: bool(r.get("tp_runs"))),
+        ]
+    )
+
+
+def macs_gap(record: Record) -> float:
+    """How far the MACs are from torch's, as a share of those."""
+    if "macs_torch" not in record or "macs" not in record:
+        return 1.0
+    return abs(record["macs"] - record["macs_torch"]) / max(record["macs_torch"], 1)
+
+
+def tables(records: Sequence[Record]) -> str:
+    """One table a family."""
+    head = (
+        "| network | seconds | groups | reached | MACs | removal | ONNX | Torch-Pruning | largest layers left alone |"
+    )
+    parts = ["## By network", "All figures: {machine}, {date}.".format(**latest(records))]
+    for family in dict.fromkeys(record["family"] for record in records):
+        rows = [row_of(record) for record in records if record["family"] == family]
+        parts.append("\n".join([f"### {family.capitalize()}", "", head, "|---" * 9 + "|", *rows]))
+    return "\n\n".join(parts)
+
+
+def latest(records: Sequence[Record]) -> dict[str, str]:
+    """The machines of the records, and from when to when they were made."""
+    machines = sorted({record.get("machine", "machine unknown") for record in records})
+    dates = sorted({record.get("date", "") for record in records} - {""})
+    return {"machine": "; ".join(machines), "date": " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))}
+
+
+def row_of(record: Record) -> str:
+    """A line of the table."""
+    if "groups" not in record:
+        return f"| {short(record['name'])} |" + " – |" * 7 + f" {error_of(record)} |"
+    cells = [
+        short(record["name"]),
+        f"{record['seconds']:.2f}",
+        f"{record['groups']} ({record.get('tp_groups', '–')})",
+        f"{percent(record['reached'])} ({percent(record.get('tp_reached'))})",
+        million(record["macs"]) + ("" if macs_gap(record) == 0 else f" ({macs_gap(record):+.2%})"),
+        small(record.get("removal")),
+        small(record.get("onnx")),
+        "runs" if record.get("tp_runs") else "fails",
+        "; ".join(f"`{name}` {percent(share)}: {reason[:140]}" for name, share, reason in record["left"][:2]),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def short(name: str) -> str:
+    """The name without its library."""
+    return name.partition("/")[2]
+
+
+def percent(share: float | None) -> str:
+    """A share; all is 100, and what is not all is not."""
+    if share is None:
+        return "–"
+    return "100 %" if share == 1 else f"{min(share, 0.999):.1%}".replace("%", " %")
+
+
+def million(macs: int) -> str:
+    """Multiply-accumulates in millions."""
+    return f"{macs / 1e6:,.1f} M" if macs < 1e8 else f"{macs / 1e6:,.0f} M"
+
+
+def small(number: float | None) -> str:
+    """A difference."""
+    return "–" if number is None else "0" if number == 0 else f"{number:.0e}"
+
+
+def error_of(record: Record) -> str:
+    """The first error of a record in one line."""
+    errors = [record[f"{step}_error"] for step in STEPS if f"{step}_error" in record]
+    return (errors or [record.get("ended", "")])[0][:200]
+
+
+def failures(records: Sequence[Record]) -> str:
+    """What did not work, and where Torch-Pruning has more groups."""
+    lines = [
+        f"- {short(record['name'])}, {words}: {record[f'{step}_error'][:240]}"
+        for record in records
+        for step, words in STEPS.items()
+        if f"{step}_error" in record
+    ]
+    lines += [f"- {short(record['name'])}: {record['ended'][:240]}" for record in records if record.get("ended")]
+    fewer = [
+        f"- {short(r['name'])}: {r['groups']} against {r['tp_groups']}"
+        + ("" if r.get("tp_runs") else "; the network does not run after its pruner")
+        for r in records
+        if r.get("groups", 0) < r.get("tp_groups", 0)
+    ]
+    return "\n\n".join(
+        [
+            "## What did not work",
+            "\n".join(lines) or "Nothing.",
+            "## Fewer groups than Torch-Pruning",
+            "\n".join(fewer) or "None.",
+        ]
+    )
+
+
+def figure(records: Sequence[Record]) -> Figure:
+    """Reached shares by network, one column a library: a dot for ours, a ring for Torch-Pruning's."""
+    libraries = list(dict.fromkeys(record["name"].partition("/")[0] for record in records))
+    columns = [[r for r in records if r["name"].startswith(f"{library}/")] for library in libraries]
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "coverage", "font.size": 7}):
+        height = 0.9 + 0.135 * max(map(len, columns), default=1)
+        drawing = Figure(figsize=(10, height), layout="constrained")
+        panels = drawing.subplots(1, len(columns), squeeze=False)[0]
+        for panel, library, column in zip(panels, libraries, columns, strict=True):
+            rows = range(len(column))
+            theirs, ours = ([100 * r.get(key, 0) for r in column] for key in ("tp_reached", "reached"))
+            panel.hlines(rows, theirs, ours, color="#cccccc", lw=0.8)
+            panel.plot(theirs, rows, "o", mfc="white", mec=THEIRS, ms=4.5, label="Torch-Pruning")
+            panel.plot(ours, rows, "o", color=OURS, ms=2.8, label="amcsearch")
+            panel.set_yticks(rows, [short(r["name"]) for r in column])
+            panel.set_ylim(len(column) - 0.4, -0.6)
+            panel.set_xlim(-2, 102)
+            panel.grid(axis="x", lw=0.3)
+            panel.set_title(library)
+            panel.set_xlabel("% of multiply-accumulates in layers that can shrink")
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].legend(loc="lower left", frameon=True)
+    return drawing
