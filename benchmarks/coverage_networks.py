@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "Network"]
+__all__ = ["NETWORKS", "Network", "load_libraries"]
 
 _OPERATORS = (
     "nms", "qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool",
@@ -32,18 +32,23 @@ class Network:
     inputs: Callable[[], Mapping[str, Tensor]]
 
 
-def declare_operators() -> None:
-    """Let torchvision import beside a torch for which its compiled operators were not built."""
+def load_libraries() -> None:
+    """Import what the networks come from, torchvision also beside a torch that its operators were not built for."""
     if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         for name in _OPERATORS:
             library.define(f"{name}(Tensor x) -> Tensor")
         _LIBRARIES.append(library)
+    import torchvision
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    assert torchvision.__version__
 
 
 def _vision(builder: str, module: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        declare_operators()
+        load_libraries()
         import torchvision
 
         extra = {"weights_backbone": None} if module == "segmentation" else {}
@@ -107,7 +112,7 @@ class _Family:
     config: str = ""
 
     def build(self) -> nn.Module:
-        declare_operators()
+        load_libraries()
         import transformers
 
         model = getattr(transformers, self.model)

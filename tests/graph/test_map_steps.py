@@ -87,3 +87,28 @@ def test_torchs_packed_attention_is_followed_through(traced_network) -> None:
     steps = {layer.name: layer.steps for layer in traced_network("packed_attention").trace.network.layers}
     assert steps["block.self_attn.out_proj"] == (MapStep(ADD, (5, 5), 5),)
     assert steps["block.linear1"] == (MapStep(ACTIVATION, (5,), 5),)
+
+
+class SlicedAndJoined(nn.Module):
+    """Channels up to ``cut`` through one activation, those beyond it, which may be none, through another."""
+
+    def __init__(self, cut: int) -> None:
+        super().__init__()
+        self.a, self.b, self.cut = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(F.relu(torch.cat([y[:, : self.cut].tanh(), F.relu(y[:, self.cut :])], 1)))
+
+
+def test_slices_of_a_layer_count_by_their_share_and_come_together_again() -> None:
+    # 4x4 positions: three quarters and one quarter of the channels, then all
+    steps = steps_of(SlicedAndJoined(3), torch.randn(1, 1, 4, 4))["a"]
+    apart = [MapStep(ACTIVATION, (12,), 12), MapStep(ACTIVATION, (4,), 4)]
+    joined = [MapStep(OTHER, (12,), 12), MapStep(OTHER, (4,), 4), MapStep(ACTIVATION, (16,), 16)]
+    assert steps == (*apart, *joined)
+
+
+def test_an_empty_slice_does_nothing() -> None:
+    steps = steps_of(SlicedAndJoined(4), torch.randn(1, 1, 4, 4))["a"]
+    assert steps == (MapStep(ACTIVATION, (16,), 16), MapStep(OTHER, (16,), 16), MapStep(ACTIVATION, (16,), 16))

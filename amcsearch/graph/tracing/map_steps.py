@@ -7,6 +7,7 @@ whether a reshape copies depends on the widths and on the runtime's layout. The 
 the attention layer.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -80,7 +81,10 @@ class MapFollower:
         if name in _CONCATENATIONS:
             for tensor in known:
                 self._step(MapOp.OTHER, tensor, [], tensor)
-            self._keep(results[0], {layer: n for tensor in known for layer, n in self._of(tensor).items()})
+            joined: Counter[int] = Counter()  # slices of one layer come together again
+            for tensor in known:
+                joined.update(self._of(tensor))
+            self._keep(results[0], dict(joined))
             return
         if op is None and name not in _RESHAPES and _storage(results[0]) != _storage(source):
             op = MapOp.OTHER
@@ -98,7 +102,7 @@ class MapFollower:
 
     def _shares(self, source: Tensor, other: Tensor) -> _Parts:
         """Positions of a map that goes with the channels of ``own``, by layer."""
-        return {layer: n * other.numel() // source.numel() for layer, n in self._of(source).items()}
+        return {layer: n * other.numel() // source.numel() for layer, n in self._of(source).items() if source.numel()}
 
     def _step(self, op: MapOp, source: Tensor, beside: list[Tensor], result: Tensor) -> None:
         read = [self._shares(source, tensor) for tensor in (source, *beside)]
