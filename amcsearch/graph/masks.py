@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amcsearch.graph.modes import unfused
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
 from amcsearch.graph.tracing.layer_types import layer_type, norm_dim
@@ -38,7 +39,8 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
             module = model.get_submodule(path)
             wrapped.append(module)
             module.__dict__["forward"] = _on_kept(module, torch.from_numpy(keep))
-        yield model
+        with unfused() if wrapped else nullcontext():
+            yield model
     finally:
         for module in wrapped:
             module.__dict__.pop("forward", None)

@@ -9,7 +9,7 @@ from torch import nn
 
 from amcsearch.core import KEEPERS
 
-__all__ = ["evaluating", "modes_kept"]
+__all__ = ["evaluating", "modes_kept", "unfused"]
 
 
 @contextmanager
@@ -28,6 +28,17 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode in every module; each gets its own mode back on leaving."""
     with modes_kept(model):
         yield model.eval()
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Torch's encoder layers call their children, and no fused kernel that passes them by."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _inference_mode(mode: bool) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import PruningPolicy
+from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
 
 __all__ = ["duplicate", "leaving", "remove", "removed_positions", "renumbered", "tensors_of"]
@@ -64,11 +65,12 @@ def _copy_mapping(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copy_tensor(value: Tensor, memo: dict[int, Any]) -> Tensor:
-    if not value.is_leaf or value.__dict__:
+    if value.is_leaf and value.__dict__:
         return copy.deepcopy(value, memo)
     data = value.detach().clone(memory_format=torch.preserve_format)
     is_parameter = type(value) is nn.Parameter
-    copied = nn.Parameter(data, value.requires_grad) if is_parameter else data.requires_grad_(value.requires_grad)
+    requires_grad = value.requires_grad and value.is_leaf  # one that a module keeps from its last run is cut off it
+    copied = nn.Parameter(data, requires_grad) if is_parameter else data.requires_grad_(requires_grad)
     memo[id(value)] = copied
     return copied
 
@@ -135,6 +137,10 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
     modules = dict(small.named_modules(remove_duplicate=False))
     for (path, attribute), n in lost.items():
         _shrink(modules[path], attribute, n)
+    for name, _ in positions:
+        path = name.rpartition(".")[0]
+        free_heads(modules[path])
+        free_heads(modules[path.rpartition(".")[0]])  # of its output projection
     return small
 
 

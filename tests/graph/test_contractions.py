@@ -81,12 +81,6 @@ def test_parameters_used_by_plain_code_are_layers(function, shapes, name, kind, 
     assert params(found) == n_params
 
 
-def test_a_parameter_used_by_plain_code_is_named_as_left_alone():
-    reasons = {x.name: x.reason for x in traced(Plain(lambda x, w: x @ w, (8, 7)), SEQUENCE).skipped}
-    assert "counted" in reasons["weights.0"]
-    assert "not by a module" in reasons["weights.0"]
-
-
 @pytest.mark.parametrize(
     ("function", "n_macs"),
     [

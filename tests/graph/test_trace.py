@@ -75,17 +75,32 @@ def test_mode_gradients_and_hooks_are_left_as_found():
         ("dense_block", [("a", 8, 1), ("b", 6, 1), ("c", 4, 1)]),
         ("grouped", [("a", 24, 4), ("grouped", 48, 12), ("hidden", 20, 1)]),
         ("unet", [("a", 8, 1), ("b", 16, 1), ("up", 10, 1), ("mix", 12, 1)]),
-        ("unet_grouped", [("b", 16, 1), ("mix", 12, 2)]),
+        ("unet_grouped", [("a", 8, 1), ("b", 16, 1), ("mix", 12, 2)]),
         ("squeeze_excite", [("a", 16, 1), ("down", 4, 1), ("c", 8, 1)]),
         ("called_twice", [("a", 10, 1)]),
-        ("tied", [("up", 12, 1)]),
-        ("tied_plain_code", [("up", 12, 1)]),
-        ("packed_attention", [("block.linear1", 24, 1)]),
-        ("plain_code", [("b", 6, 1), ("c", 5, 1)]),
+        ("tied", [("embed", 8, 1), ("up", 12, 1)]),
+        ("tied_plain_code", [("embed", 8, 1), ("up", 12, 1)]),
+        ("packed_attention", [("embed", 16, 1), ("block.self_attn.in_proj", 16, 4), ("block.linear1", 24, 1)]),
+        ("plain_code", [("a", 8, 1), ("w", 8, 1), ("b", 6, 1), ("c", 5, 1)]),
         ("fused_attention", [("embed", 16, 1), ("qkv", 16, 4)]),
-        ("one_dimensional", [("a", 8, 1)]),
+        ("one_dimensional", [("a", 8, 1), ("c", 4, 1), ("lstm.weight_ih_l0", 6, 1)]),
         ("bare", [("a", 8, 2)]),
-        ("hf_gpt2", []),
+        (
+            "hf_gpt2",
+            [
+                ("transformer.wte", 32, 1),
+                ("transformer.h.0.attn.c_attn.weight", 32, 8),
+                ("transformer.h.0.mlp.c_fc.weight", 128, 1),
+            ],
+        ),
+        (
+            "hf_llama_grouped",
+            [
+                ("model.embed_tokens", 32, 1),
+                ("model.layers.0.self_attn.q_proj", 16, 8),
+                ("model.layers.0.mlp.gate_proj", 48, 1),
+            ],
+        ),
     ],
 )
 def test_groups_of_the_toys(traced_network, name, groups):
@@ -112,16 +127,10 @@ def test_transformers_offer_streams_heads_and_feed_forward_widths(traced_network
 @pytest.mark.parametrize(
     ("network", "name", "reason"),
     [
-        ("tied", "embed", "tied"),
-        ("tied_plain_code", "embed", "tied"),
-        ("packed_attention", "block.self_attn", "nn.MultiheadAttention"),
-        ("packed_attention", "embed", "block.self_attn"),
-        ("plain_code", "w", "plain code"),
-        ("plain_code", "a", "plain code"),
-        ("one_dimensional", "lstm", "LSTM"),
-        ("unet_grouped", "a", "leave together"),
-        ("hf_gpt2", "transformer.h.0.attn.c_attn", "Conv1D"),
-        ("hf_llama_grouped", "model.layers.0.self_attn.attention", "query, key and value"),
+        ("tied", "head", "output"),
+        ("tied_plain_code", "embed.weight", "output"),
+        ("unet_grouped", "up", "only leave all together"),
+        ("hf_gpt2", "lm_head", "output"),
     ],
 )
 def test_what_is_left_alone_is_named_with_the_reason(traced_network, network, name, reason):
@@ -144,10 +153,10 @@ def test_network_input_added_to_channels_keeps_them():
 
     found = trace(AddsInput(), torch.randn(1, 4, 5, 5))
     assert [g.name for g in found.network.groups] == ["b"]
-    assert "does not run" in {s.name: s.reason for s in found.skipped}["a"]
+    assert {s.name: s.reason for s in found.skipped}["a"] == "meets (add) a tensor that keeps its width"
 
 
-def test_channel_mixing_code_is_caught_by_verification():
+def test_channel_mixing_code_is_named():
     class Mixes(nn.Module):
         def __init__(self):
             super().__init__()
@@ -156,8 +165,25 @@ def test_channel_mixing_code_is_caught_by_verification():
         def forward(self, x):
             return self.head(self.a(x).softmax(-1))
 
-    assert [s.name for s in trace(Mixes(), torch.randn(1, 4)).skipped] == ["a", "head"]
-    assert trace(Mixes(), torch.randn(1, 4), verify=False).network.groups[0].name == "a"
+    reasons = {s.name: s.reason for s in trace(Mixes(), torch.randn(1, 4)).skipped}
+    assert list(reasons) == ["a", "head"]
+    assert reasons["a"] == "_softmax over channels"
+
+
+def test_code_that_depends_on_a_width_is_caught_by_verification():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.head(self.b(x / x.shape[-1]))
+
+    found = trace(Scales(), torch.randn(1, 4))
+    assert [g.name for g in found.network.groups] == ["b"]
+    assert "differs from masking" in {s.name: s.reason for s in found.skipped}["a"]
+    assert [g.name for g in trace(Scales(), torch.randn(1, 4), verify=False).network.groups] == ["a", "b"]
 
 
 @pytest.mark.parametrize("example", [torch.randn(2, 3), torch.randn(1, 4), torch.tensor(1.0)])

@@ -7,12 +7,14 @@ weight computed from others) make a product a layer with a weight. The scores of
 product that reads them the second half of an attention.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,13 +28,20 @@ __all__ = ["Attention", "Contraction", "ContractionLog", "Convolution", "Product
 class Weight:
     """An operand that is the same for every sample: ``numel`` distinct numbers that come from parameter ``name``.
 
-    ``name`` is empty where it comes from none or from several; ``row`` is the first row of a slice of it, None where
-    all of it is used.
+    ``name`` is empty where it comes from none or from several; ``row`` numbers a slice of it (the first row, in slices
+    of this size where it is a multiple of them), None where all of it is used.
     """
 
     name: str
     numel: int
     row: int | None
+
+
+Channels = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
+"""Labels of what an operation reads and of what it writes, along its channels; None where they are unknown."""
+Labeller = Callable[[Tensor, Sequence[int]], NDArray[np.int64] | None]
+"""Labels of a tensor along some of its dimensions, flat."""
+_UNKNOWN: Final[Channels] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Product:
     columns: int
     weight: Weight | None = None
     number: int = 0
+    channels: Channels = field(default=_UNKNOWN, compare=False)
 
     @property
     def macs(self) -> int:
@@ -58,6 +68,7 @@ class Convolution:
 
     layer: LayerSpec
     weight: Weight | None
+    channels: Channels = field(default=_UNKNOWN, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Attention:
     key_width: int
     value_width: int
     product: int | None = None
+    channels: Channels = field(default=_UNKNOWN, compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,8 +110,9 @@ def _storage(tensor: Tensor) -> int:
 class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Collects the contractions that run while it is entered, oldest first; ``take`` hands them over."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, labeller: Labeller = lambda _, __: None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self._labeller = labeller
         self._calls: list[Contraction] = []
         self._tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         # names of what a constant is made of, by storage
@@ -151,6 +164,10 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
                 self._scores[_storage(tensor)] = (known[0], known[1] or is_softmax)
                 self._held.append(tensor.untyped_storage())
 
+    def labels(self, tensor: Tensor, dims: Sequence[int]) -> NDArray[np.int64] | None:
+        """Return the labels of a tensor along some dimensions, flat; None where it holds no channels."""
+        return self._labeller(tensor, dims)
+
     def weight_of(self, tensor: Tensor, distinct: int) -> Weight | None:
         """Return what an operand of ``distinct`` numbers is made of, None if it depends on the sample."""
         names = self._constants.get(_storage(tensor))
@@ -165,6 +182,8 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         row = 0
         if _storage(tensor) == _storage(whole) and whole.ndim and whole.stride(0):
             row = (tensor.storage_offset() - whole.storage_offset()) // whole.stride(0)
+            rows = max(distinct * whole.shape[0] // whole.numel(), 1)
+            row = row // rows if row % rows == 0 else row
         return Weight(owner, distinct, row)
 
     def _owner(self, tensor: Tensor, names: frozenset[str]) -> str | None:
@@ -191,10 +210,10 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         attention = self._attention(left, right, groups)
         if attention is not None:
             return attention
-        shape = Product(groups, rows, terms, columns)
+        shape = Product(groups, rows, terms, columns, channels=self._channels(left, (0, -1), result, (0, -1)))
         weight = self.weight_of(right, _distinct(right))
         if weight is None and (weight := self.weight_of(left, _distinct(left))) is not None:
-            shape = Product(groups, columns, terms, rows)
+            shape = Product(groups, columns, terms, rows, channels=self._channels(right, (0, -2), result, (0, -2)))
         if weight is not None and weight.numel == shape.terms * shape.columns and groups > 1:
             shape = replace(shape, groups=1, rows=shape.rows * groups)  # one weight for all of the batch
         if weight is not None:
@@ -214,8 +233,14 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             queries, keys = int(scores.shape[-2]), int(scores.shape[-1])
             if sorted((queries, keys)) == sorted((first.rows, first.columns)):
                 del self._scores[_storage(scores)]
-                return Attention(groups, queries, keys, first.terms, int(values.shape[-1]), first.number)
+                channels = first.channels[0], self._labeller(values, (0, 2))
+                return Attention(groups, queries, keys, first.terms, int(values.shape[-1]), first.number, channels)
         return None
+
+    def _channels(self, x: Tensor, reads: Sequence[int], y: Any, writes: Sequence[int]) -> Channels:
+        """Labels of a matrix or a batch of them (dimension 0 and one more) on both sides of a product."""
+        inside, outside = ([d % t.ndim for d in dims if d or t.ndim == 3] for t, dims in ((x, reads), (y, writes)))
+        return self._labeller(x, inside), self._labeller(y, outside)
 
 
 def _distinct(tensor: Tensor) -> int:
@@ -250,15 +275,20 @@ def _convolution(log: ContractionLog, args: Any, result: Any) -> Contraction | N
         padded(padding, weight.shape[2:], stride), pair(dilation, 1), int(groups), folded(x.shape[0], x.shape[2:]),
         folded(x.shape[0], result.shape[2:]), has_weight=False,
     )  # fmt: skip
-    return Convolution(layer, log.weight_of(weight, _distinct(weight)))
+    channels = log.labels(x, (1,)), log.labels(result, (1,))
+    return Convolution(layer, log.weight_of(weight, _distinct(weight)), channels)
 
 
-def _fused(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (one signature for the whole table)
+def _fused(log: ContractionLog, args: Any, _: Any) -> Contraction:
     query, key, value = (tuple(map(int, tensor.shape)) for tensor in args[:3])
-    return Attention(prod(query[:-2]), query[-2], key[-2], query[-1], value[-1])
+    written = log.labels(args[2], (0, 1, 3))
+    if written is not None and len(query) > 2 and query[-3] != value[-3]:  # query heads that share a value head
+        written = written.reshape(-1, value[-1]).repeat(query[-3] // value[-3], axis=0).ravel()
+    channels = log.labels(args[0], (0, 1, 3)), written
+    return Attention(prod(query[:-2]), query[-2], key[-2], query[-1], value[-1], channels=channels)
 
 
-def _trilinear(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (as above)
+def _trilinear(log: ContractionLog, args: Any, _: Any) -> Contraction:  # noqa: ARG001 (one signature for the whole table)
     samples, weight = int(args[0].shape[0]), args[1]
     return Uncounted("bilinear", samples * weight.numel() + samples * int(weight.shape[0]) * int(weight.shape[-1]))
 

@@ -163,10 +163,23 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
 
 
 def norm_dim(m: Any, shape: Size) -> int:
-    """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1."""
-    if isinstance(m, nn.LayerNorm | nn.RMSNorm) or layer_type(m) is CUSTOM_NORM:
-        return 1 if getattr(m, "data_format", "") == "channels_first" else len(shape) - 1
-    return 1
+    """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1.
+
+    A layer norm with a forward of its own may take maps (N, C, H, W): its width says which dimension it is.
+    """
+    if not isinstance(m, nn.LayerNorm | nn.RMSNorm) and layer_type(m) is not CUSTOM_NORM:
+        return 1
+    if getattr(m, "data_format", "") == "channels_first":
+        return 1
+    last, has_own_forward = len(shape) - 1, type(m).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+    vector = getattr(m, "weight", None)
+    width = m.normalized_shape[-1] if isinstance(m, nn.LayerNorm | nn.RMSNorm) else vector.numel()  # type: ignore[union-attr]
+    return 1 if has_own_forward and len(shape) > 2 and shape[1] == width and _is_map(m, shape, width) else last
+
+
+def _is_map(m: Any, shape: Size, width: int) -> bool:
+    """Whether dimension 1 holds the channels; where the last is as long, norms over maps say so by their names."""
+    return bool(shape[-1] != width or "2d" in type(m).__name__.lower())
 
 
 def _vector_axes(*tensors: str) -> Callable[[Any], tuple[Axis, ...]]:

@@ -10,15 +10,20 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Size, Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.graph.batch import Batch, tensors_of_tree
+from amcsearch.graph.modes import unfused
 from amcsearch.graph.outputs import output_tensors
 from amcsearch.graph.slices import Skipped
 from amcsearch.graph.tracing.contractions import (
     Attention,
+    Channels,
     Contraction,
     ContractionLog,
     Convolution,
@@ -26,14 +31,16 @@ from amcsearch.graph.tracing.contractions import (
     Uncounted,
     Weight,
 )
+from amcsearch.graph.tracing.flow import Flow
+from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.layer_types import layer_type, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower, tensors_in
+from amcsearch.graph.tracing.module_rules import entered, left
 
 __all__ = [
     "AttentionCall",
     "Observation",
     "Recorder",
-    "is_unknown",
     "loose_dim",
     "observe",
 ]
@@ -58,6 +65,8 @@ class Observation:
     modules: dict[str, str] = field(default_factory=dict)
     attentions: list[AttentionCall] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    channels: dict[str, Channels] = field(default_factory=dict)  # layer → labels of its input and output channels
+    output: Any = None  # what the network returned
 
     def add(self, spec: LayerSpec, module: str) -> str:
         """Append a layer under the first free name ``name``, ``name#2``, … and return it."""
@@ -89,10 +98,11 @@ class _OpenProduct:
 class Recorder(TorchFunctionMode):
     """Sees every torch function, and in ``log`` the contractions below it: what runs outside any known layer."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, flow: Flow | None = None) -> None:
         super().__init__()
         self.observation = Observation()
-        self.log = ContractionLog(model)
+        self.flow = flow
+        self.log = ContractionLog(model) if flow is None else ContractionLog(model, flow.vector)
         self.maps = MapFollower(self.observation.layers)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
@@ -143,28 +153,38 @@ class Recorder(TorchFunctionMode):
                 self.observation.skipped.append(Skipped(self.here, reason))
             case Convolution():
                 spec = contraction.layer
-                self._weighted(spec, contraction.weight, prod(spec.kernel) * _pairs(spec), operands)
+                name = self._weighted(spec, contraction.weight, prod(spec.kernel) * _pairs(spec), operands)
+                self._label(name, contraction.channels)
             case Product(weight=None):
                 self.open[contraction.number] = _OpenProduct(self.here, len(self.observation.layers), contraction)
             case Product():
                 spec = _product_layer(contraction, operands)
-                self._weighted(spec, contraction.weight, _pairs(spec), operands)
+                name = self._weighted(spec, contraction.weight, _pairs(spec), operands)
+                self._label(name, contraction.channels)
 
-    def _weighted(self, spec: LayerSpec, weight: Weight | None, numel: int, operands: list[Tensor]) -> None:
+    def _label(self, name: str, channels: Channels) -> None:
+        """Note the labels of a layer's channels, those of one window where several are folded into the batch."""
+        spec = next(layer for layer in reversed(self.observation.layers) if layer.name == name)
+        widths = spec.in_channels, spec.out_channels
+        read, written = (
+            None if vector is None else _of_width(vector, width) for vector, width in zip(channels, widths, strict=True)
+        )
+        self.observation.channels[name] = read, written
+
+    def _weighted(self, spec: LayerSpec, weight: Weight | None, numel: int, operands: list[Tensor]) -> str:
         """Add a layer that plain code runs; ``numel`` is the size of the weight that its shapes stand for."""
         if weight is None or not weight.name:
-            self.observation.add(replace(spec, name=f"{self.here}.{spec.name}".lstrip(".")), self.here)
-            return
+            return self.observation.add(replace(spec, name=f"{self.here}.{spec.name}".lstrip(".")), self.here)
         whole = self.tensors[weight.name]
         has_weight = weight.row is None and whole.numel() == numel and self.claim(whole)
         if id(whole) in self.parameters and self.claim(whole):
             self._parameter(weight.name, whole)  # a slice, or one expert: its numbers are counted with the whole
         biases = [x for x in operands if x.ndim == 1 and len(x) == spec.out_channels and id(x) in self.parameters]
         has_bias = any(self.claim(bias) for bias in biases if bias is not whole)
-        name = self._layer_name(weight)
-        self.observation.add(replace(spec, name=name, has_weight=has_weight, has_bias=has_bias), name)
         if id(whole) in self.parameters:
             self.multiplied.setdefault(weight.name, self.here)
+        name = self._layer_name(weight)
+        return self.observation.add(replace(spec, name=name, has_weight=has_weight, has_bias=has_bias), name)
 
     def _layer_name(self, weight: Weight) -> str:
         """The parameter's name, with the first row of a slice; nn.MultiheadAttention's are named as its layers."""
@@ -191,6 +211,7 @@ class Recorder(TorchFunctionMode):
         self.observation.attentions.append(
             AttentionCall(name, self.here, heads, attention.value_width, len(self.observation.layers) - 1)
         )
+        self._label(name, attention.channels)
 
     def _windows(self, attention: Attention, operands: list[Tensor]) -> int:
         """How many of the leading dimensions are windows (or frames) and not heads."""
@@ -212,17 +233,29 @@ class Recorder(TorchFunctionMode):
             equal.setdefault((entry.here, replace(entry.product, number=0)), []).append(entry)
         for (here, product), entries in sorted(equal.items(), key=lambda item: -item[1][0].position):
             spec = _product_layer(replace(product, rows=product.rows * len(entries)), [])
-            self.observation.insert(entries[0].position, replace(spec, name=f"{here}.product".lstrip(".")), here)
+            spec = replace(spec, name=f"{here}.product".lstrip("."))
+            self._label(self.observation.insert(entries[0].position, spec, here), product.channels)
 
-    def called(self, module: nn.Module, x: Size, y: Size) -> None:
-        """Record one call of a known layer."""
+    def returned(self, module: nn.Module, x: Tensor, y: Tensor, inside: list[Contraction]) -> None:
+        """Record one call of any module; ``inside``: what it computed by itself."""
+        if isinstance(module, nn.RNNBase):
+            self.recurrent(module, x)
+        elif layer_type(module) is not None:
+            self.called(module, x, y)
+            for contraction in _besides(inside, self.observation.layers[-1]):
+                self.contracted(contraction, [])
+
+    def called(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Record one call of a known layer, of its first input and output."""
         kind = layer_type(module)
         assert kind is not None
         name = self.names[id(module)] or type(module).__name__.lower()
-        spec = kind.spec(name, module, x, y)
+        spec = kind.spec(name, module, x.shape, y.shape)
         has_weight = self.claim(getattr(module, "weight", None)) and spec.has_weight
         has_bias = self.claim(getattr(module, "bias", None)) and spec.has_bias
-        self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
+        name = self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
+        if self.flow is not None:
+            self._label(name, (self.flow.vector(x, range(x.ndim)), self.flow.vector(y, range(y.ndim))))
 
     def recurrent(self, module: nn.RNNBase, x: Tensor) -> None:
         """Record a recurrent module as the products that every step takes: inputs, hidden state and projection."""
@@ -239,6 +272,16 @@ class Recorder(TorchFunctionMode):
                 has_weight=self.claim(weight), has_bias=has_bias,
             )  # fmt: skip
             self.observation.add(spec, name)
+            if self.flow is not None:
+                rows, columns = (self.flow.vector(weight, (dim,)) for dim in (0, 1))
+                self._label(name, (columns, rows))
+
+
+def _of_width(vector: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
+    """The labels of ``width`` channels out of several windows that have the same; None if they are others."""
+    if width < 2 or len(vector) % width or not (vector.reshape(-1, width) == vector[:width]).all():
+        return None
+    return vector[:width]
 
 
 def _counts_itself(module: nn.Module) -> bool:
@@ -279,36 +322,30 @@ def loose_dim(tensor: Tensor) -> int:
     return max((i for i, size in enumerate(tensor.shape) if size > 1), default=0)
 
 
-def is_unknown(module: nn.Module) -> bool:
-    """Whether a module of no known type holds weight matrices of its own."""
-    if layer_type(module) is not None or isinstance(module, nn.MultiheadAttention):
-        return False
-    return any("weight" in name and p.ndim > 1 for name, p in module.named_parameters(recurse=False))
-
-
 @contextmanager
 def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, and tell it of every call of a known layer."""
+
+    flow = recorder.flow
 
     def enter(module: nn.Module, _: Any) -> None:
         for contraction in recorder.log.take():
             recorder.contracted(contraction, [])
         recorder.stack.append(module)
+        if flow is not None:
+            entered(flow, module)
 
     def leave(module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         inside = recorder.log.take() if _counts_itself(module) else []
         recorder.stack.pop()
         operands = [*tensors_in(inputs), *tensors_in(kwargs.values())]
+        if flow is not None:
+            left(flow, module, recorder.names[id(module)], operands, output)
         result = next(output_tensors(output), None)
         if result is None or not operands:
             return
         before = len(recorder.observation.layers)
-        if isinstance(module, nn.RNNBase):
-            recorder.recurrent(module, operands[0])
-        elif layer_type(module) is not None:
-            recorder.called(module, operands[0].shape, result.shape)
-            for contraction in _besides(inside, recorder.observation.layers[-1]):
-                recorder.contracted(contraction, [])
+        recorder.returned(module, operands[0], result, inside)
         if len(recorder.observation.layers) > before:
             recorder.maps.wrote(result, operands[0])
 
@@ -319,39 +356,28 @@ def _hooked(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def observe(model: nn.Module, example: Tensor) -> Observation:
-    """Run ``model`` on ``example`` (1, …) and return its layers; what could not be counted is in ``skipped``.
+def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observation:
+    """Run ``model`` on one sample and return its layers; what could not be counted is in ``skipped``.
 
-    The module should be in eval mode with gradients on, or torch may take a fused path that calls no child.
+    With ``flow`` the labels of channels are followed in the same run, and those of the outputs are blocked.
     """
-    recorder = Recorder(model)
-    with _hooked(model, recorder), recorder.log, recorder, torch.enable_grad():
-        model(example)
+    recorder = Recorder(model, flow)
+    with ExitStack() as stack:
+        stack.enter_context(unfused())
+        stack.enter_context(torch.no_grad())
+        if flow is not None:
+            flow.where = lambda: recorder.here
+            stack.enter_context(flow)
+        stack.enter_context(_hooked(model, recorder))
+        stack.enter_context(recorder.log)
+        stack.enter_context(recorder)
+        recorder.observation.output = batch.through(model)
+    if flow is not None:
+        flow.lose((tensor for _, tensor in tensors_of_tree(recorder.observation.output)), OUTPUT)
     recorder.add_open_products()
     observation = recorder.observation
-    observation.skipped += _left_alone(model, recorder)
     for key, name in recorder.parameters.items():
         if key not in recorder.owned:
             recorder._parameter(name, recorder.tensors[name])
             observation.skipped.append(Skipped(name, "a parameter that this example never used: counted, left alone"))
     return observation
-
-
-def _left_alone(model: nn.Module, recorder: Recorder) -> Iterator[Skipped]:
-    """Name the weights that plain code and modules of unknown types multiply with."""
-    unknown = {path: module for path, module in model.named_modules() if is_unknown(module)}
-    leaves = {path for path, module in unknown.items() if not any(module.children())}
-    for name, here in recorder.multiplied.items():
-        module = model.get_submodule(here)
-        if isinstance(module, nn.MultiheadAttention) or here in leaves:
-            continue
-        yield Skipped(name, "used as a weight by plain code, not by a module: counted, left alone")
-    used = {name.rpartition(".")[0] for name, here in recorder.multiplied.items() if here not in leaves}
-    for path, module in unknown.items():
-        if path not in used:
-            reason = f"layers of type {type(module).__name__} are not known: MACs counted, widths left alone"
-            yield Skipped(path, reason)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            reason = "nn.MultiheadAttention packs q, k and v in one tensor: its heads and its width are left alone"
-            yield Skipped(path, reason)

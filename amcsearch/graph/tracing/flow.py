@@ -1,0 +1,288 @@
+"""Flow of labels through a running network: every operation is followed as it runs.
+
+``Flow`` sees the operations that torch executes (ATen, below autograd and below the functions of Python), so that
+views, splits, windows, heads, packed projections and weights used by plain code are a few dozen cases. The rules of
+single operations are in ``operators``. An operation without a rule blocks the channels that reach it, and no others.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
+
+__all__ = ["Call", "Crossing", "Cut", "Flow", "Split", "outputs", "tensors_of_arguments"]
+
+_CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
+_ATTRIBUTE: Final = "_amcsearch_labels"
+
+
+@dataclass
+class Call:
+    """One operation: its name without a trailing underscore, what it was given and what it gave."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """Return an argument by its name in the operation's schema."""
+        for i, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if i < len(self.args):
+                    return self.args[i]
+                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
+        return default
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dimension of channels that plain code makes a grid of: ``labels`` (…, a, b[, c]), of ``axes`` axes."""
+
+    labels: Tensor
+    axes: int
+    module: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A dimension of channels of which plain code takes ``parts`` (start, length)."""
+
+    label: Tensor
+    dim: int
+    parts: tuple[tuple[int, int], ...]
+    module: str
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A grid of channels that meets labels of some of its axes alone, spread over the others."""
+
+    grid: Tensor
+    other: Tensor
+    reason: str
+
+
+@dataclass
+class _State:
+    layers: tuple[Tensor, ...] = ()
+    is_fresh: bool = False
+    canvas: Tensor | None = None
+
+
+_NOTHING: Final = _State()
+Rule = Callable[["Flow", Call], None]
+
+
+class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+    """Follows labels while a module runs under it; ``where`` names the running module, for reasons."""
+
+    def __init__(self, slots: Slots, rules: dict[str, Rule], otherwise: Callable[[Any], Rule | None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.slots, self.rules, self.otherwise = slots, rules, otherwise
+        self.where: Callable[[], str] = str
+        self.muted = 0
+        self.splits: list[Split] = []
+        self.crossings: list[Crossing] = []
+        self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        self._held: dict[int, tuple[Tensor, str]] = {}
+        self.uses: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not self.muted:
+            with torch._C.DisableTorchFunction():
+                self._follow(func, args, kwargs, out)
+        return out
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        inputs = list(tensors_of_arguments((*args, *kwargs.values())))
+        outputs = list(tensors_of_arguments([out]))
+        name = func._overloadpacket.__name__
+        if name.endswith("_") and not name.startswith("__"):
+            name = name.rstrip("_")
+        if not inputs:
+            for tensor in outputs:
+                self._make(tensor)
+            return
+        states = [self._state(tensor) for tensor in inputs]
+        if all(state is _NOTHING for state in states):
+            return
+        call = Call(name, func, args, kwargs, out)
+        rule = self.rules.get(name) or self.otherwise(func)
+        if rule is None:
+            self.lose(inputs, f"{name}{self.place()} cannot be followed")
+            return
+        try:
+            rule(self, call)
+        except Exception as error:  # a rule that does not fit costs what reaches it
+            line = " ".join(str(error).split())[:100]
+            self.lose(inputs, f"{name}{self.place()} cannot be followed ({type(error).__name__}: {line})")
+
+    def place(self) -> str:
+        """Return `` in MODULE`` for reasons."""
+        path = self.where()
+        return f" in {path}" if path else ""
+
+    def lose(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Block every channel of some tensors."""
+        for tensor in tensors:
+            for label in self.labels(tensor):
+                self.slots.block(small(label), reason)
+
+    def _state(self, tensor: Tensor) -> _State:
+        if id(tensor) in self.slots.of:
+            self.uses[id(tensor)] = tensor
+            return _State(self.slots.of[id(tensor)]) if self.slots.of[id(tensor)] else _NOTHING
+        state = getattr(tensor, _ATTRIBUTE, _NOTHING)
+        assert isinstance(state, _State)
+        return state
+
+    def _make(self, tensor: Tensor) -> None:
+        canvas = None
+        if tensor.is_floating_point() and 1 < tensor.numel() <= _CANVAS:
+            canvas = torch.full(tensor.shape, FRESH)
+        setattr(tensor, _ATTRIBUTE, _State((), True, canvas))
+
+    def labels(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the label tensors of a tensor, each of its shape; none where it holds no channels."""
+        state = self._state(tensor)
+        if state.canvas is not None and bool((state.canvas > NONE).any()):
+            return (tidy(state.canvas),)
+        return state.layers
+
+    def vector(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
+        """Return the labels that vary along some dimensions only, flat; None where there are none, or several."""
+        inside = set(dims)
+        matching = [label for label in self.labels(tensor) if varying(label) and set(varying(label)) <= inside]
+        return np.asarray(small(matching[0]).reshape(-1).numpy()) if len(matching) == 1 else None
+
+    def is_fresh(self, tensor: Tensor) -> bool:
+        """Whether a tensor was filled in by plain code: its width goes with what it meets."""
+        return self._state(tensor).is_fresh and not self.labels(tensor)
+
+    def canvas(self, tensor: Tensor) -> Tensor | None:
+        """Return the labels that writing into the tensor changes, those of its views included."""
+        return self._state(tensor).canvas
+
+    def put(self, tensor: Any, layers: Iterable[Tensor], is_fresh: bool = False, canvas: Tensor | None = None) -> None:
+        """Label a result; labels of a smaller shape are spread over the tensor's."""
+        if isinstance(tensor, Tensor) and id(tensor) not in self.slots.of:
+            kept = tuple(label.expand(tensor.shape) for label in layers if bool((label != NONE).any()))
+            setattr(tensor, _ATTRIBUTE, _State(kept, is_fresh, canvas))
+
+    def cut(self, label: Tensor, dim: int, start: int, length: int) -> None:
+        """Note that plain code takes a part of a dimension of channels."""
+        self._held[id(label)] = (label, self.where())
+        self._cuts[id(label), dim].append((start, length))
+
+    def cuts(self) -> list[Cut]:
+        """Return all dimensions of channels that plain code takes parts of."""
+        return [
+            Cut(self._held[key][0], dim, tuple(sorted(set(parts))), self._held[key][1])
+            for (key, dim), parts in self._cuts.items()
+        ]
+
+    def grids(self) -> list[Split]:
+        """Return the grids that plain code makes of channels: by views, and by cutting a dimension into equal parts."""
+        grids = list(self.splits)
+        for cut in self.cuts():
+            count, length = len(cut.parts), cut.parts[0][1]
+            tiles = cut.parts == tuple((i * length, length) for i in range(count))
+            if count > 1 and tiles and count * length == cut.label.shape[cut.dim]:
+                grid = small(cut.label).unflatten(cut.dim, (count, length))  # type: ignore[no-untyped-call]  # as above
+                grids.append(Split(grid.movedim((cut.dim, cut.dim + 1), (-2, -1)), 2, cut.module))
+        return grids
+
+    def merged(self, layers: Sequence[Tensor], *, tied: bool = False) -> list[Tensor]:
+        """Return label tensors (small, of one rank) without those that others imply.
+
+        Where they overlap they leave together (a head's own label goes with the labels of its channels), unless that is
+        ``tied`` already.
+        """
+        kept: list[Tensor] = []
+        for label in sorted(layers, key=lambda layer: -len(varying(layer))):
+            dims = set(varying(label))
+            implied = False
+            for other in kept:
+                if not dims or dims & set(varying(other)):
+                    if not tied:
+                        self.slots.together(label, other)
+                    implied = implied or dims <= set(varying(other))
+            if not implied and bool((label != NONE).any()):
+                kept.append(label)
+        return kept
+
+    def combined(self, operands: Sequence[Tensor], reason: str) -> list[Tensor]:
+        """Tie what an element-wise operation combines; return the labels of its result, small, of the result's rank."""
+        shape = torch.broadcast_shapes(*(x.shape for x in operands))  # type: ignore[no-untyped-call]  # as above
+        sizes = [(1,) * (len(shape) - operand.ndim) + tuple(operand.shape) for operand in operands]
+        layers = [[_of_rank(small(label), len(shape)) for label in self.labels(operand)] for operand in operands]
+        fresh = [self.is_fresh(operand) for operand in operands]
+        dropped: set[int] = set()
+        for i, mine in enumerate(layers):
+            for label in mine:
+                dims = set(varying(label))
+                for j, others in enumerate(layers):
+                    wide = {d for d in dims if sizes[j][d] > 1}
+                    if j == i or not wide or fresh[j]:
+                        continue
+                    beside = [other for other in others if dims & set(varying(other))]
+                    if not beside:
+                        self.keeps(label, wide, reason)
+                        dropped |= {id(label)} if wide == dims else set()
+                    if j > i:
+                        self._tie(label, beside, reason)
+        kept = [label for mine in layers for label in mine if id(label) not in dropped]
+        return self.merged(kept, tied=True)
+
+    def keeps(self, label: Tensor, dims: Iterable[int], reason: str) -> None:
+        """Some dimensions of a tensor keep their size: what lies along them leaves as a whole, or not at all."""
+        dims = set(dims)
+        if set(varying(label)) <= dims:
+            self.slots.block(label, reason)
+            return
+        first = label
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self.slots.together(first, label)
+
+    def _tie(self, label: Tensor, others: Sequence[Tensor], reason: str) -> None:
+        for other in others:
+            mine, its = set(varying(label)), set(varying(other))
+            if mine == its:
+                self.slots.same(label, other, reason)
+            elif mine < its:
+                self.crossings.append(Crossing(other, label, reason))
+            elif its < mine:
+                self.crossings.append(Crossing(label, other, reason))
+            else:
+                self.slots.together(label, other)
+
+
+def _of_rank(label: Tensor, rank: int) -> Tensor:
+    return label.reshape((1,) * (rank - label.ndim) + tuple(label.shape))
+
+
+def outputs(call: Call) -> list[Tensor]:
+    """Return the tensors that an operation gave."""
+    return list(tensors_of_arguments([call.out]))
+
+
+def tensors_of_arguments(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments, lists of tensors included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from (item for item in value if isinstance(item, Tensor))

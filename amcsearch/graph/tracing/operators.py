@@ -1,0 +1,242 @@
+"""What each operation does to labels: one small rule a kind of operation, and a table from names to rules.
+
+Moving data moves labels the same way, by the same operation. Element-wise operations tie their operands. Products tie
+what they sum over. Adding an operation is adding its name to a row of ``RULES``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from amcsearch.graph.tracing.flow import Call, Flow, Rule, outputs, tensors_of_arguments
+from amcsearch.graph.tracing.labels import NONE, small, tidy, varying
+from amcsearch.graph.tracing.move_rules import VIEWS, concatenate, cut, embedding, gather, move, pick, strided, view
+from amcsearch.graph.tracing.product_rules import attention, convolution, product
+
+__all__ = ["RULES", "unlisted"]
+
+
+def unlisted(func: Any) -> Rule | None:
+    """Return the rule of an operation that the table does not name: element-wise ones are marked as such by torch."""
+    return pointwise if torch.Tag.pointwise in func.tags else None
+
+
+def keep(flow: Flow, call: Call) -> None:
+    """The result has the labels of the first operand, of the same shape."""
+    source = call.args[0]
+    for out in outputs(call):
+        flow.put(out, [small(label) for label in flow.labels(source)], flow.is_fresh(source), flow.canvas(source))
+
+
+def pointwise(flow: Flow, call: Call) -> None:
+    """Element-wise: operands that meet are tied."""
+    operands = list(tensors_of_arguments((*call.args, *call.kwargs.values())))
+    out = outputs(call)[0]
+    if operands[0] is out and len(operands) == 1:
+        return
+    operands = [operand for operand in operands if operand is not call.kwargs.get("out")]
+    reason = f"meets ({call.name}{flow.place()}) a tensor that keeps its width"
+    layers = flow.combined(operands, reason)
+    if operands[0] is out and flow.canvas(out) is not None:
+        write(flow, call)
+        return
+    flow.put(out, layers, all(flow.is_fresh(operand) for operand in operands))
+
+
+def write(flow: Flow, call: Call) -> None:
+    """Writing into a tensor: into zeros it labels the part that is written, else both are tied."""
+    target = call.args[0]
+    sources = [t for t in tensors_of_arguments((*call.args[1:], *call.kwargs.values())) if flow.labels(t)]
+    canvas = flow.canvas(target)
+    if canvas is not None:
+        for source in sources:
+            for label in flow.labels(source):
+                canvas.copy_(torch.where(canvas > NONE, canvas, label.expand(canvas.shape)))
+    elif sources or flow.labels(target):
+        reason = f"is written{flow.place()} into a tensor that keeps its width"
+        flow.combined([target, *(t for t in tensors_of_arguments(call.args[1:]))], reason)
+
+
+def write_at(flow: Flow, call: Call) -> None:
+    """Writing at indices (index_put, index_add, scatter): as ``write``, where the operation says."""
+    target = call.args[0]
+    canvas = flow.canvas(target)
+    sources = [t for t in tensors_of_arguments(call.args[1:]) if flow.labels(t)]
+    if not sources:
+        return
+    out = outputs(call)[0]
+    for source in sources:
+        layers = [small(label) for label in flow.labels(source)]
+        if canvas is not None and len(layers) == 1:
+            args = [flow.labels(source)[0].contiguous() if a is source else a for a in call.args]
+            name = call.func._schema.name.removeprefix("aten::")
+            if name.rstrip("_") == "index_add":
+                args[0] = torch.zeros_like(canvas)
+            result = call.func(args[0] if args[0] is not target else canvas.clone(), *args[1:])
+            canvas.copy_(torch.where(canvas > NONE, canvas, result))
+            flow.put(out, [], True, canvas)
+        else:
+            same_rank = [label for label in layers if label.ndim == out.ndim]
+            mine = [small(label) for label in flow.labels(target)]
+            for label in same_rank:
+                for other in mine:
+                    if varying(label) == varying(other):
+                        flow.slots.same(label, other, f"is written{flow.place()} into other channels")
+            flow.put(out, mine or same_rank)
+
+
+def reduce(flow: Flow, call: Call) -> None:
+    """Sums, means, maxima over dimensions: over channels, only a sum of zeros is indifferent to what is gone."""
+    source = call.args[0]
+    dims = _dims(call, source.ndim)
+    outs = outputs(call)
+    for out in outs:
+        keepdim = out.ndim == source.ndim
+        layers = []
+        for label in flow.labels(source):
+            over = [d for d in dims if d in varying(label)]
+            if over and call.name not in ("sum", "linalg_vector_norm", "norm", "nansum"):
+                flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            reduced = flow.slots.contracted(small(label), over) if over else small(label)
+            layers.append(reduced if keepdim else _squeezed(reduced, dims))
+        flow.put(out, flow.merged(layers))
+
+
+def _dims(call: Call, rank: int) -> list[int]:
+    dims = call.argument("dim")
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])]
+
+
+def _squeezed(label: Tensor, dims: Sequence[int]) -> Tensor:
+    keep = [slice(None) if d not in dims else 0 for d in range(label.ndim)]
+    return label.narrow(0, 0, label.shape[0])[tuple(keep)] if label.ndim else label
+
+
+def along(flow: Flow, call: Call) -> None:
+    """Operations along one dimension (softmax, cumsum, sort): over channels they mix them."""
+    source = call.args[0]
+    dim = _dims(call, source.ndim)
+    for out in outputs(call):
+        layers = []
+        for label in flow.labels(source):
+            if set(dim) & set(varying(label)):
+                flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            else:
+                layers.append(small(label))
+        flow.put(out, layers)
+
+
+def spatial(flow: Flow, call: Call) -> None:
+    """Pooling, resizing and padding of maps (N, C, …): channels pass, positions change."""
+    source = call.args[0]
+    for out in outputs(call):
+        flow.put(out, [_spatial(flow, call, label, 2) for label in flow.labels(source)])
+
+
+def _spatial(flow: Flow, call: Call, label: Tensor, first: int) -> Tensor:
+    if any(d >= first for d in varying(label)):
+        flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+        return torch.zeros([1] * label.ndim, dtype=torch.int64)
+    return small(label)
+
+
+def pad(flow: Flow, call: Call) -> None:
+    """Padding with a constant: of positions it changes nothing, of channels it adds some that belong to none."""
+    source, out = call.args[0], call.out
+    layers = []
+    for label in flow.labels(source):
+        amounts = list(call.args[1])
+        for i in range(0, len(amounts), 2):
+            if label.ndim - 1 - i // 2 not in varying(label):
+                amounts[i] = amounts[i + 1] = 0
+        layers.append(tidy(torch.constant_pad_nd(small(label), amounts, NONE)))
+    flow.put(out, [small(label) for label in layers])
+
+
+def norm(flow: Flow, call: Call) -> None:
+    """Batch norm: dimension 1 with each of its vectors."""
+    source = call.args[0]
+    vectors = [t for t in tensors_of_arguments((*call.args[1:], *call.kwargs.values())) if t.ndim == 1]
+    reason = f"{call.name}{flow.place()} has vectors of a fixed width"
+    for label in flow.labels(source):
+        if varying(label) != (1,):
+            flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            continue
+        for vector in vectors:
+            for other in flow.labels(vector):
+                flow.slots.same(small(label).reshape(-1), other, reason)
+    flow.put(outputs(call)[0], [small(label) for label in flow.labels(source)])
+
+
+def glu(flow: Flow, call: Call) -> None:
+    """Gated linear unit: the halves of a dimension are multiplied."""
+    source = call.args[0]
+    dim = int(call.argument("dim")) % source.ndim
+    layers = []
+    for label in flow.labels(source):
+        if dim in varying(label):
+            first, second = small(label).chunk(2, dim)
+            flow.slots.same(first, second, "")
+            flow.cut(label, dim, 0, first.shape[dim])
+            flow.cut(label, dim, first.shape[dim], first.shape[dim])
+            layers.append(first)
+        else:
+            layers.append(small(label))
+    flow.put(call.out, layers)
+
+
+def ignore(flow: Flow, call: Call) -> None:
+    """Random numbers and constants written into a tensor, sizes and comparisons: labels stay as they are."""
+
+
+def like(flow: Flow, call: Call) -> None:
+    """A new tensor of the shape of another (zeros_like): its width goes with what it meets."""
+    for out in outputs(call):
+        flow._make(out)
+
+
+_ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
+    keep: "clone contiguous _to_copy detach alias lift_fresh lift lift_fresh_copy tril triu bernoulli native_dropout "
+    "resolve_conj resolve_neg _conj to view_as_real_copy",
+    move: "permute transpose t mT mH adjoint expand squeeze unsqueeze flip roll repeat diagonal unfold pixel_shuffle "
+    "pixel_unshuffle channel_shuffle native_channel_shuffle numpy_T movedim swapaxes narrow_copy repeat_interleave",
+    view: " ".join(VIEWS),
+    cut: "slice split split_with_sizes narrow unsafe_split unsafe_split_with_sizes",
+    strided: "as_strided",
+    pick: "select unbind",
+    gather: "index index_select gather take_along_dim",
+    embedding: "embedding",
+    concatenate: "cat stack",
+    reduce: "sum mean amax amin prod var std var_mean std_mean linalg_vector_norm norm logsumexp any all argmax argmin "
+    "max min median nansum",
+    along: "_softmax _log_softmax softmax log_softmax cumsum cumprod sort topk kthvalue cummax cummin logcumsumexp "
+    "_fft_r2c _fft_c2c _fft_c2r",
+    spatial: "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d "
+    "mkldnn_max_pool2d fractional_max_pool2d",
+    pad: "constant_pad_nd",
+    norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+    "_batch_norm_with_update _batch_norm_no_update batch_norm",
+    glu: "glu",
+    pointwise: "_prelu_kernel hardswish hardsigmoid hardtanh relu6 mish softplus elu celu selu leaky_relu threshold "
+    "rrelu_with_noise softshrink hardshrink log_sigmoid log_sigmoid_forward _fused_dropout masked_fill where",
+    product: "mm bmm mv dot addmm baddbmm addmv vdot",
+    attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable",
+    convolution: "convolution _convolution convolution_overrideable mkldnn_convolution",
+    write: "copy masked_scatter",
+    write_at: "index_put _index_put_impl index_add scatter scatter_add index_copy slice_scatter select_scatter",
+    ignore: "fill zero normal uniform random exponential _local_scalar_dense equal is_same_size nonzero "
+    "_assert_async isnan",
+    like: "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty "
+    "new_empty_strided",
+}
+RULES: Final[dict[str, Rule]] = {name: rule for rule, names in _ROWS.items() for name in names.split()}

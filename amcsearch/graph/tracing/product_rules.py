@@ -1,0 +1,170 @@
+"""What sums of products do to labels: matrix products, fused attention and convolutions.
+
+What is summed over is tied: an input's channels to the rows of the weight that read them, a head's queries to its keys.
+The other axis of a weight labels the result.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amcsearch.graph.tracing.flow import Call, Flow, tensors_of_arguments
+from amcsearch.graph.tracing.labels import FRESH, NONE, small, varying
+
+__all__ = ["attention", "convolution", "product"]
+
+
+def product(flow: Flow, call: Call) -> None:
+    """Matrix products: mm, bmm, mv, dot, and those that add a bias."""
+    operands = list(tensors_of_arguments(call.args))
+    bias = operands.pop(0) if call.name in ("addmm", "baddbmm", "addmv", "addbmm") else None
+    left, right = operands
+    a = [_matrix(label, is_left=True) for label in flow.labels(left)]
+    b = [_matrix(label, is_left=False) for label in flow.labels(right)]
+    layers = multiplied(flow, call.name, a, b, (flow.is_fresh(left), flow.is_fresh(right)), left.shape[-1])
+    layers = [_as_result(label, call.out.ndim, left.ndim) for label in layers]
+    _written(flow, call.out, layers, bias, call.name)
+
+
+def _matrix(label: Tensor, is_left: bool) -> Tensor:
+    """(batch, n, k) or (batch, k, m) of whatever rank came."""
+    label = small(label)
+    if label.ndim == 1:
+        label = label[None] if is_left else label[:, None]
+    return label[None] if label.ndim == 2 else label
+
+
+def _as_result(label: Tensor, rank: int, left_rank: int) -> Tensor:
+    if rank == 3:
+        return label
+    label = label[0]
+    if rank == 2:
+        return label
+    if rank == 0:
+        return label.reshape(())
+    return label[0] if left_rank == 1 else label[:, 0]
+
+
+def _written(flow: Flow, out: Tensor, layers: list[Tensor], bias: Tensor | None, name: str) -> None:
+    flow.put(out, layers)
+    if bias is not None and bias.numel() > 1:
+        reason = f"meets ({name}{flow.place()}) a tensor that keeps its width"
+        flow.put(out, flow.combined([out, bias], reason))
+
+
+def multiplied(
+    flow: Flow, name: str, a: Sequence[Tensor], b: Sequence[Tensor], are_fresh: tuple[bool, bool], terms: int = 0
+) -> list[Tensor]:
+    """Labels of (batch, n, k) @ (batch, k, m), small; what is summed over is tied."""
+    slots, result = flow.slots, []
+    reason = f"meets ({name}{flow.place()}) a matrix that keeps its width"
+    inner_a, inner_b = [x for x in a if 2 in varying(x)], [x for x in b if 1 in varying(x)]
+    for label, others, is_fresh in [
+        *((x, inner_b, are_fresh[1]) for x in inner_a),
+        *((x, inner_a, are_fresh[0]) for x in inner_b),
+    ]:
+        if not others and not is_fresh:
+            slots.block(label, reason)
+    for x in inner_a:
+        for y in inner_b:
+            if 1 in varying(x) or 2 in varying(y):
+                slots.block(x, f"{name}{flow.place()} mixes channels")
+                slots.block(y, f"{name}{flow.place()} mixes channels")
+                continue
+            slots.same(x[:, 0, :], y[:, :, 0], reason)
+    for x in inner_a:
+        result.append(slots.contracted(x, [2]))
+    if not inner_a:
+        result += [slots.contracted(y, [1]) for y in inner_b]
+    result += [x for x in a if 2 not in varying(x)]
+    outer_b = [y for y in b if 1 not in varying(y)]
+    if inner_a or inner_b or terms == 1:
+        for y in outer_b or [x for x in a if varying(x) == (1,)]:
+            slots.produces(y)
+    return flow.merged([*result, *outer_b])
+
+
+def attention(flow: Flow, call: Call) -> None:
+    """softmax(Q Kᵀ) V of (batch, heads, tokens, width), fused; several query heads may share a key and a value head."""
+    query, key, value = call.args[:3]
+    q, k, v = ([small(label) for label in flow.labels(t)] for t in (query, key, value))
+    if query.ndim != 4 or any(set(varying(label)) & {0, 2} for label in [*q, *k, *v]):
+        flow.lose([query, key, value], f"{call.name}{flow.place()} over channels")
+        return
+    shared = query.shape[1] // key.shape[1]
+    k, v = ([label.repeat_interleave(shared if 1 in varying(label) else 1, 1) for label in t] for t in (k, v))
+    scores = multiplied(flow, call.name, [x[0] for x in q], [y[0].mT for y in k], (False, False))
+    mask = call.argument("attn_mask")
+    out = next(tensors_of_arguments([call.out]))
+    shaped = [label[None] for label in scores]
+    if isinstance(mask, Tensor) and flow.labels(mask):
+        plain = torch.empty((1, *query.shape[1:3], key.shape[2]), device="meta")
+        flow.put(plain, shaped)
+        shaped = flow.combined([plain, mask], f"meets ({call.name}{flow.place()}) a mask that keeps its heads")
+    flow.put(out, flow.merged([*shaped, *v]))
+
+
+def convolution(flow: Flow, call: Call) -> None:
+    """Convolution of any rank, grouped, depthwise, transposed.
+
+    Weight (out, in / groups, …), or (in, out / groups, …) where transposed.
+    """
+    x, weight, bias = call.args[:3]
+    transposed, groups = bool(call.args[6]), int(call.args[8])
+    inputs = [small(label) for label in flow.labels(x)]
+    if any(varying(label) != (1,) for label in inputs) or len(inputs) > 1:
+        flow.lose([x, weight], f"{call.name}{flow.place()} over what are no channels of its input")
+        return
+    read = inputs[0].reshape(-1) if inputs else torch.full((x.shape[1],), FRESH if flow.is_fresh(x) else NONE)
+    labels = read, _axis(flow, weight, 0), _axis(flow, weight, 1)
+    reason = f"meets ({call.name}{flow.place()}) a weight that keeps its width"
+    written = (_transposed if transposed else _direct)(flow, labels, groups, reason)
+    flow.slots.produces(written)
+    if isinstance(bias, Tensor):
+        for label in flow.labels(bias) or [torch.zeros(1, dtype=torch.int64)]:
+            flow.slots.same(written, label, f"{call.name}{flow.place()} has a bias that keeps its width")
+    flow.put(call.out, [written.reshape([1, -1] + [1] * (call.out.ndim - 2))])
+
+
+def _axis(flow: Flow, weight: Tensor, dim: int) -> Tensor:
+    """Labels (size,) of one axis of a weight; ``NONE`` where it has none."""
+    for label in flow.labels(weight):
+        if varying(label) == (dim,):
+            return small(label).reshape(-1)
+    return torch.zeros(weight.shape[dim], dtype=torch.int64)
+
+
+def _direct(flow: Flow, labels: tuple[Tensor, Tensor, Tensor], groups: int, reason: str) -> Tensor:
+    """Input (in,), weight rows (out,) and columns (in / groups,) → output (out,)."""
+    read, rows, columns = labels
+    slots = flow.slots
+    if groups == 1:
+        slots.same(read, columns, reason)
+    elif groups == len(read):  # depthwise: input c writes outputs c·m … c·m + m − 1
+        slots.same(read[:, None], rows.reshape(groups, -1), reason)
+    else:
+        inside, outside = read.reshape(groups, -1), rows.reshape(groups, -1)
+        slots.together(inside[:1], inside)
+        slots.together(inside[0], columns)
+        slots.together(outside[:1], outside)
+        if bool((read == NONE).any()):
+            slots.block(read, reason)
+            slots.block(columns, reason)
+    return rows
+
+
+def _transposed(flow: Flow, labels: tuple[Tensor, Tensor, Tensor], groups: int, reason: str) -> Tensor:
+    """Input (in,), weight rows (in,) and columns (out / groups,) → output (out,)."""
+    read, rows, columns = labels
+    slots = flow.slots
+    slots.same(read, rows, reason)
+    if groups == 1:
+        return columns
+    if groups == len(read):
+        return rows.repeat_interleave(len(columns))
+    inside = rows.reshape(groups, -1)
+    slots.together(inside[:1], inside)
+    written = slots.fresh(groups * len(columns)).reshape(groups, -1)
+    slots.together(columns[None], written)
+    return written.reshape(-1)
