@@ -1,8 +1,7 @@
 """The verbs as functions: objects in, typed results out. The command line calls exactly these.
 
-Each verb takes a network and its data in memory, or ``config``: a configuration file, or a ``Config``. What is in
-memory counts more than what the configuration names. ``settings`` sets any key of the configuration by its dotted name,
-such as ``{"search.agent_params": {"sigma": 0.4}}``.
+Each takes a network and data in memory, which count more, or ``config``: a configuration file, or a ``Config``.
+``settings`` sets any key by its dotted name, such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
 import signal
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from amcsearch.costs import DeviceProfile, LatencyTable
     from amcsearch.methods import Criterion, Selector
     from amcsearch.search import Agent, LayerwiseEnv
+    from amcsearch.training import Task
 
 __all__ = ["energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"]
 
@@ -53,6 +53,7 @@ def search(
     agent: "Agent | str | None" = None,
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
     trials: int | None = None,
     seed: int | None = None,
     settings: Settings | None = None,
@@ -67,8 +68,8 @@ def search(
 
     Args:
         model: the trained network; it is copied and stays as it is.
-        data: a dataset of (input, target), a loader of one, a pair of tensors (inputs (N, …), targets (N, …)), or a
-            mapping of ``train``, ``calibration``, ``search`` and ``test`` to these; missing splits are cut from train.
+        data: a dataset of (input, target), a loader of one, a pair of tensors (N, …), or a mapping of ``train``,
+            ``calibration``, ``search`` and ``test`` to these; missing splits are cut from train.
         config: a configuration file, or a ``Config``.
         budget: cost name → ``"0.5x"`` (half of the dense network's) or an absolute number; all of them must hold. None
             takes the configuration's, which is half of the MACs where it names none; ``{}`` is an error.
@@ -76,7 +77,8 @@ def search(
         profile: the target's device profile, or its file or name; needed for ``energy_mj``.
         agent: proposes policies: a name of ``amcsearch list agents``, an import spec, or an object.
         criterion: ranks channels: likewise, of ``amcsearch list criteria``.
-        selector: chooses channels in place of the criterion: likewise, of ``amcsearch list selectors``.
+        selector: chooses channels in place of the criterion: likewise.
+        task: judges outputs: likewise, or a mapping of ``name`` and ``params``.
         trials: evaluations of the agent.
         seed: of everything that is random.
         settings: further keys of the configuration, by dotted name.
@@ -85,7 +87,7 @@ def search(
         workers: evaluations side by side, in processes.
         storage: Optuna storage URL; None keeps the study in the run folder.
         strict: refuse a latency table made on other hardware.
-        observer: sees progress; None draws a progress bar on stderr.
+        observer: sees progress; None draws a bar on stderr.
 
     Raises:
         BadInputError: an input that cannot be used; names the value, the bound and the cure.
@@ -96,6 +98,7 @@ def search(
         "search.agent": agent,
         "selection.criterion": criterion,
         "selection.selector": selector,
+        "task": task,
         "search.trials": trials,
         "seed": seed,
         "device.table": table,
@@ -123,6 +126,7 @@ def prune(
     profile: "DeviceProfile | Path | str | None" = None,
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
     seed: int | None = None,
     settings: Settings | None = None,
     folder: Path | str | None = None,
@@ -142,6 +146,7 @@ def prune(
         profile: as for ``search``.
         criterion: as for ``search``.
         selector: as for ``search``.
+        task: as for ``search``.
         seed: as for ``search``.
         settings: as for ``search``; section ``prune`` has the allocation and the rounds.
         folder: as for ``search``.
@@ -158,6 +163,7 @@ def prune(
         "prune.keep_accuracy": keep_accuracy,
         "selection.criterion": criterion,
         "selection.selector": selector,
+        "task": task,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,
@@ -301,15 +307,10 @@ def energy(
     """
     named = {"device.profile": profile, "device.table": table, "seed": seed}
     request, given = make_request(config, settings, named, model, example=example)
+    path, watcher = given_path(folder), _watcher(observer)
+    kept, used = given_policy(policy), given_path(densities)
     return jobs.energy_report(
-        request,
-        given_path(folder),
-        _watcher(observer),
-        given,
-        policy=given_policy(policy),
-        densities=given_path(densities),
-        storage=storage,
-        measure=measure,
+        *(request, path, watcher, given), policy=kept, densities=used, storage=storage, measure=measure
     )
 
 
@@ -321,6 +322,7 @@ def sensitivity(
     config: Config | Path | str | None = None,
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
     points: int = 5,
     joint: int = 50,
     seed: int | None = None,
@@ -336,6 +338,7 @@ def sensitivity(
         config: as for ``search``.
         criterion: as for ``search``.
         selector: as for ``search``.
+        task: as for ``search``.
         points: widths of each group.
         joint: random policies whose loss is held against the sum over their groups.
         seed: as for ``search``.
@@ -346,7 +349,7 @@ def sensitivity(
     Raises:
         BadInputError: fewer than 2 points; or as ``search``.
     """
-    named = {"selection.criterion": criterion, "selection.selector": selector, "seed": seed}
+    named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
     watcher = _watcher(observer)
     return jobs.sensitivity(request, given_path(folder), watcher, given, points=points, joint=joint)
@@ -363,6 +366,7 @@ def make_env(
     profile: "DeviceProfile | Path | str | None" = None,
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
     seed: int | None = None,
     settings: Settings | None = None,
     observer: Observer | None = None,
@@ -379,6 +383,7 @@ def make_env(
         "budget": budget,
         "selection.criterion": criterion,
         "selection.selector": selector,
+        "task": task,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,

@@ -94,6 +94,12 @@ def _rewards() -> dict[str, str]:
     return _first_lines(REWARDS)
 
 
+def _tasks() -> dict[str, str]:
+    from amcsearch.training import TASKS
+
+    return _first_lines(TASKS)
+
+
 def _schedules() -> dict[str, str]:
     from amcsearch.methods import SCHEDULES
 
@@ -139,6 +145,7 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
     "gates": _gates,
     "models": _models,
     "rewards": _rewards,
+    "tasks": _tasks,
     "schedules": _schedules,
     "selectors": _selectors,
     "tables": _tables,

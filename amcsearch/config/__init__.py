@@ -31,11 +31,14 @@ from amcsearch.config.schema import (
     SelectionConfig,
     SparsifyConfig,
     SplitsConfig,
+    TaskConfig,
 )
 from amcsearch.config.table_folder import TableFolder, read_latency_table, table_digest, write_latency_table
+from amcsearch.config.values import RESERVED
 
 __all__ = [
     "DEVICES",
+    "RESERVED",
     "TABLES",
     "Config",
     "CostConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "SparsifyConfig",
     "SplitsConfig",
     "TableFolder",
+    "TaskConfig",
     "build",
     "call_factory",
     "check_contract",

@@ -98,6 +98,10 @@ _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
 _SPECS: Final = (
     ("model", "factory"),
     ("data", "factory"),
+    ("task",),
+    ("task", "name"),
+    ("task", "params", "loss"),
+    ("task", "params", "metric"),
     ("device", "costs", "*"),
     ("device", "costs", "*", "model"),
     ("selection", "criterion"),

@@ -1,6 +1,6 @@
 """The configuration of a search: every key with its default, its bound and its meaning.
 
-A key that names a criterion, selector, agent, reward, gate or schedule takes a row of ``amcsearch list KIND``, or
+A key that names a criterion, selector, agent, reward, task, gate or schedule takes a row of ``amcsearch list KIND``, or
 ``module:Class`` or ``path/to/file.py:Class`` of one of the user's own.
 """
 
@@ -24,6 +24,7 @@ from amcsearch.config.values import (
     SparseFormat,
     Target,
     WrittenBudget,
+    as_named,
     limits_of,
     with_models,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "SelectionConfig",
     "SparsifyConfig",
     "SplitsConfig",
+    "TaskConfig",
 ]
 
 
@@ -152,10 +154,7 @@ class PruneConfig(_Section):
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
     keep_accuracy: _Magnitude | None = None
-    """How much of the task's metric may be lost: prune as far as that can be shown to hold.
-
-    Percentage points of accuracy and other shares, below 100; of any other metric its own unit, which an error may rise
-    by."""
+    """How much of the metric may be lost, as far as that can be shown: points of a share, else the metric's unit."""
     allocation: str = "global"
     """How groups share the pruning: by scores of all groups together (global), by one ratio (uniform), or by score per
     cost saved (per_cost)."""
@@ -222,9 +221,9 @@ class SplitsConfig(_Section):
     calibration: _Count | None = None
     """For saliency, recalibration and refitting; null takes a fifth of ``train``, at most 512."""
     search: _Count | None = None
-    """For the accuracy that an agent sees; null takes a fifth of ``train``, at most 512."""
+    """For the metric that an agent sees; null takes a fifth of ``train``, at most 512."""
     test: _Count | None = None
-    """For the accuracy in the report; null takes a fifth of ``train``."""
+    """For the metric in the report; null takes a fifth of ``train``."""
 
     def sizes(self) -> dict[str, int]:
         """Split name → samples, without the splits left to their default."""
@@ -241,11 +240,18 @@ class DataConfig(_Section):
     kwargs: dict[str, JsonValue] = {}
     """Arguments of the factory."""
     targets: Literal["given", "dense"] = "given"
-    """``dense``: no labels; the dense network's own outputs are to be kept, and accuracy is the mean cosine to them.
-
-    The factory's targets are read by ``model.pretrain`` alone; -100 stands for none.
-    """
+    """``dense``: no labels; the dense network's outputs are to be kept, by their cosine or by the task that is named.
+    The factory's targets are read by ``model.pretrain`` alone; -100 stands for none."""
     splits: SplitsConfig = SplitsConfig()
+
+
+class TaskConfig(_Section):
+    """How outputs are judged by targets, in training and in every evaluation."""
+
+    name: str
+    """A task."""
+    params: dict[str, JsonValue] = {}
+    """Its parameters, such as ``metric`` and ``output``."""
 
 
 class CostConfig(_Section):
@@ -284,7 +290,7 @@ class DeviceConfig(_Section):
     """Samples in one call."""
     dtype: Literal["float32", "int8"] = "float32"
     """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
-    on the calibration split; the search itself judges accuracy in float32."""
+    on the calibration split; the search itself judges in float32."""
     export: ExportConfig = ExportConfig()
     rounds: _Count = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
@@ -302,7 +308,7 @@ class SelectionConfig(_Section):
 
 
 class RecoveryConfig(_Section):
-    """How accuracy is regained."""
+    """How the metric is regained."""
 
     bn_recalibration: bool = True
     """Batch norms take their statistics anew on the calibration split."""
@@ -366,6 +372,8 @@ class Config(_Section):
     """Decides splits, training, search and fine-tuning."""
     model: ModelConfig
     data: DataConfig
+    task: Annotated[TaskConfig | None, BeforeValidator(as_named)] = None
+    """A section or a name alone; null: targets are class ids, judged by cross-entropy and accuracy."""
     device: DeviceConfig = DeviceConfig()
     budget: WrittenBudget = {"macs": "0.5x"}
     """Cost name → ``0.5x`` (half of dense) or an absolute number; every one of them must hold.

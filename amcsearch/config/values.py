@@ -21,6 +21,7 @@ __all__ = [
     "Target",
     "WrittenBudget",
     "added_costs",
+    "as_named",
     "limits_of",
     "with_models",
 ]
@@ -70,6 +71,11 @@ def added_costs(data: dict[str, Any]) -> tuple[str, ...]:
     device = data.get("device")
     costs = device.get("costs") if isinstance(device, dict) else None
     return tuple(map(str, costs)) if isinstance(costs, dict) else ()
+
+
+def as_named(value: Any) -> Any:
+    """Take a name alone for a section of a name and parameters."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def with_models(costs: Any) -> Any:
@@ -196,7 +202,7 @@ _WrittenLimit = Annotated[
 _CostName = Annotated[str, _cost_among()]
 _TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
 _PruneTargetName = Annotated[str, _cost_among("bytes")]
-Objective = Annotated[str, _cost_among("accuracy")]
+Objective = Annotated[str, _cost_among("accuracy", "metric")]
 WrittenBudget = Annotated[dict[_CostName, _WrittenLimit], _as_limits("budget")]
 PruneTarget = Annotated[dict[_PruneTargetName, _WrittenLimit], AfterValidator(_one_cost), _as_limits("prune.target")]
 Target = Annotated[dict[_TargetName, Any], AfterValidator(_target)]

@@ -69,7 +69,7 @@ def judge_onnx(
     finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
     """
     inputs, targets = test
-    has_labels = not targets.is_floating_point()
+    has_labels = task.is_argmax
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
         compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
@@ -84,7 +84,7 @@ def judge_onnx(
 
 
 def judge_stored(
-    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, test: tuple[Tensor, Tensor], signature: Signature
+    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, inputs: Tensor, task: Task, signature: Signature
 ) -> list[DeliveredFile]:
     """Load ``pruned.safetensors`` and, where there is one, ``pruned.pt2`` again, and compare the outputs with torch's.
 
@@ -95,14 +95,13 @@ def judge_stored(
         run.pruned_safetensors: lambda: with_stored_weights(run, dense_network(config, given)),
         run.pruned_pt2: lambda: program_module(run.pruned_pt2, signature),
     }
-    inputs, targets = test
     files = []
     for path, load in loaders.items():
         if not path.is_file():
             continue
         try:
             with UserCode(path.name):
-                agreement = compare(tuned, load(), inputs, labels=not targets.is_floating_point())
+                agreement = compare(tuned, load(), inputs, labels=task.is_argmax)
         except BadInputError as error:
             files.append(_unusable(path.name, error))
         else:

@@ -214,5 +214,5 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     delivered = {"finetuned": in_file}
     if quantised:
         delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), batches, task)[1]
-    files = (file, *judge_stored(run, job.config, job.given, tuned, test, signature))
+    files = (file, *judge_stored(run, job.config, job.given, tuned, test[0], task, signature))
     return Outcome(chosen, metric, delivered, files, latency)

@@ -137,6 +137,7 @@ def _objects(given: InMemory) -> dict[str, str]:
         "search.agent": given.agent,
         "selection.criterion": given.criterion,
         "selection.selector": given.selector,
+        "task": given.task,
     }
     return {key: _digest(value) for key, value in objects.items() if value is not None}
 

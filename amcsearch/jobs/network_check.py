@@ -56,18 +56,18 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
         _check_repeats(model, probes, config.device.batch, name)
 
 
-def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Batch | Tensor) -> None:
+def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Batch | Tensor, task: Task) -> None:
     """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on some samples.
 
     Raises:
         BadInputError: a difference beyond the bounds of ``runtime.comparison``; or as ``runtime.exported``.
     """
-    settings, has_labels = onnx_settings(config), config.data.targets == "given"
+    settings = onnx_settings(config)
     with UserCode(_name(config, model)):
         signature = signature_of(model, example)
     file = OnnxModule(exported(model, example, settings), signature=signature)
     in_torch = InBatches(model, as_batch(example).size, signature)
-    agreement = compare(in_torch, file, [_probes_of(splits)], labels=has_labels)
+    agreement = compare(in_torch, file, [_probes_of(splits)], labels=task.is_argmax)
     if agreement.problem is not None:
         raise BadInputError(
             f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "

@@ -28,6 +28,7 @@ _OBJECTS: Final = {
     "search.agent": "agent",
     "selection.criterion": "criterion",
     "selection.selector": "selector",
+    "task": "task",
 }
 """Keys of the configuration that also take an object → its field of ``InMemory``."""
 
@@ -53,7 +54,9 @@ def make_request(
         _check_given(model, data if example is None else example)
     asked = {key: value for key, value in named.items() if value is not None}
     objects: dict[str, Any] = {
-        field: asked[key] for key, field in _OBJECTS.items() if not isinstance(asked.get(key), str | Path | None)
+        field: asked[key]
+        for key, field in _OBJECTS.items()
+        if not isinstance(asked.get(key), str | Path | Mapping | None)
     }
     keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
     keys |= {key: None for key in ("device.table", "device.profile") if _OBJECTS[key] in objects}

@@ -20,7 +20,7 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_search
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.runs import RunFolder
 from amcsearch.search import (
     AGENTS,
@@ -39,17 +39,17 @@ from amcsearch.search import (
 __all__ = ["check_fits", "make_agents", "make_env", "make_reward", "search"]
 
 
-def check_fits(config: Config, network: TracedNetwork, device: Device, workers: int = 1) -> None:
+def check_fits(config: Config, workload: Workload, device: Device, workers: int = 1) -> None:
     """Refuse a policy to start from that does not fit, a reward that cannot price, a network that workers cannot get.
 
     Raises:
         BadInputError: as ``PruningPolicy.read``, ``NetworkSpec.kept_array``, ``bind`` and ``pickled``.
     """
     if config.search.start is not None:
-        network.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
-    bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget))
+        workload.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
+    bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget, workload.task.metric))
     if workers > 1:
-        pickled(network.model)
+        pickled(workload.model)
 
 
 def _run_agents(

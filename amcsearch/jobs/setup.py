@@ -16,7 +16,8 @@ from amcsearch.jobs.finetuning import finetuning_recipe
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, Workload, judged_batches
+from amcsearch.jobs.task import make_task
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, judged_batches
 from amcsearch.methods import (
     CRITERIA,
     REDUCTIONS,
@@ -38,7 +39,7 @@ from amcsearch.methods import (
 )
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
 from amcsearch.runs import RunFolder
-from amcsearch.training import fingerprint
+from amcsearch.training import Task, fingerprint
 
 __all__ = [
     "Choice",
@@ -108,6 +109,14 @@ def _check_refit(selector: Selector, where: str) -> None:
         raise BadInputError(f"{where}: refit = {selector.refit!r}, must be one of {', '.join(REFITS)}")
 
 
+def _check_labels(selector: Selector, task: Task, where: str) -> None:
+    if selector.labels and not task.is_argmax:
+        raise BadInputError(
+            f"{where} compares channels by class, and the task {type(task).__name__} has none; choose another, "
+            "such as lasso or obc, or a criterion"
+        )
+
+
 def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
 
@@ -115,19 +124,20 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
         BadInputError: what a key names cannot be imported or made, or lacks something of its contract; a criterion of
             gradients that are 0; an unknown reconstruction; or as ``finetuning_recipe``.
     """
-    name = config.selection.selector
+    name, task = config.selection.selector, make_task(config, given.task)
     if given.criterion is not None:
         check_contract(given.criterion, Criterion, "criterion")
         _check_reduction(given.criterion, "criterion")
     if given.selector is not None:
         check_contract(given.selector, Selector, "selector")
         _check_refit(given.selector, "selector")
+        _check_labels(given.selector, task, "selector")
     criterion = given.criterion
     if given.criterion is None and given.selector is None:
         if name is None:
             criterion = _criterion(config)
         else:
-            _selector(config, name)
+            _check_labels(_selector(config, name), task, f"selection.selector = {name!r}")
     if criterion is not None:
         _check_says_something(config, criterion)
     finetuning_recipe(config, config.recovery.finetune)
@@ -203,7 +213,7 @@ class Job:
     finetune: FinetuneConfig | None
 
 
-Check = Callable[[TracedNetwork, Device], None]
+Check = Callable[[Workload, Device], None]
 """Refuses what does not fit a network on a device, before the network is trained."""
 
 
@@ -235,11 +245,11 @@ def assemble(
             phases.observer.warn(text)
         if check is not None:
             check(workload, device)
-        check_export(config, workload.model, workload.splits, workload.example)
+        check_export(config, workload.model, workload.splits, workload.example, workload.task)
     with phases("network", "Loading or training the network"):
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:
-            check_export(config, workload.model, workload.splits, workload.example)
+            check_export(config, workload.model, workload.splits, workload.example, workload.task)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)

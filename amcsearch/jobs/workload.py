@@ -13,12 +13,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, RecipeConfig, call_factory
+from amcsearch.config import Config, RecipeConfig, call_factory, named_digests
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
-from amcsearch.graph import HeldBatches, Trace, first_tensor, trace
+from amcsearch.graph import HeldBatches, Trace, trace
 from amcsearch.jobs.network_check import check_network
+from amcsearch.jobs.task import check_clear, check_task, first_output, make_task, output_of, training_task
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
 from amcsearch.search import Agent
@@ -27,16 +28,15 @@ from amcsearch.training import (
     DEFAULT_SIZES,
     SPLITS,
     DataSplits,
-    Embedding,
     Progress,
     Samples,
     Task,
     TrainingRecipe,
     as_datasets,
     batches_of,
-    check_samples,
     checked_splits,
     fixed_splits,
+    judged_tensor,
     length,
     load_checkpoint,
     make_splits,
@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 LARGEST_BATCH: Final = 2**31  # bytes
+CHECKED: Final = 16  # samples whose outputs and targets the task is tried on
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class InMemory:
         agent: proposes policies, in place of ``search.agent``.
         criterion: ranks channels, in place of ``selection.criterion``.
         selector: chooses channels, in place of ``selection.selector``.
+        task: how outputs are judged, in place of ``task``.
     """
 
     model: nn.Module | None = None
@@ -92,6 +94,7 @@ class InMemory:
     agent: Agent | None = None
     criterion: Criterion | None = None
     selector: Selector | None = None
+    task: Task | None = None
 
 
 CONFIGURED: Final = InMemory()
@@ -162,7 +165,7 @@ def trained(
         BadInputError: a diverging training, a cache that cannot be written, or as ``check_network``.
     """
     if config.model.pretrain is not None and not is_trained:
-        _pretrain(config, workload.model, workload.splits, progress)
+        _pretrain(config, workload, progress)
         workload.model.eval()
         check_network(config, workload.model, workload.splits)
     return _with_targets(config, workload)
@@ -172,7 +175,8 @@ def _with_targets(config: Config, workload: Workload) -> Workload:
     """Put the dense network's outputs in place of the targets where the configuration asks for it."""
     if config.data.targets == "given":
         return workload
-    return replace(workload, splits=with_dense_targets(workload.splits, workload.model), task=Embedding())
+    splits = with_dense_targets(workload.splits, workload.model, workload.task)
+    return replace(workload, splits=splits, task=workload.task.fitted(stacked(splits.calibration)[1]))
 
 
 def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
@@ -190,20 +194,30 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
         cut = make_splits(datasets, config.data.splits.sizes(), config.seed)
     splits, changing = fixed_splits(cut, config.seed)
     model = dense_network(config, given)
-    sample, output = _first_output(config, model, splits)
+    task = make_task(config, given.task)
+    are_class_ids = training_task(config, task).is_argmax
+    sample, output = first_output(config, model, splits, task, are_class_ids=are_class_ids)
+    if config.task is None and given.task is None and config.data.targets == "given":
+        check_clear(output, stacked(splits.calibration, limit=1)[1])
+    judged = judged_tensor(output, task.output) if are_class_ids else sample
     splits, doubtful = checked_splits(
         splits,
         input_shape=sample.shape[1:],
-        output_shape=output.shape[1:],
+        output_shape=judged.shape[1:],
         targets=config.data.targets,
         labelled=_labelled(config),
         cut=cut,
         seed=config.seed,
+        are_class_ids=are_class_ids,
     )
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
     check_network(config, model, splits)
+    if config.data.targets == "given":
+        inputs, targets = stacked(splits.calibration, limit=CHECKED)
+        check_task(config, given.task, task, output_of(model, inputs), targets)
+        task = task.fitted(stacked(splits.calibration)[1])
     network = _traced(config, model, sample)
     return Workload(
         network.model,
@@ -211,6 +225,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
         network.trace,
         splits,
         (*_about_cuts(config, datasets, cut), *changing, *doubtful),
+        task,
     )
 
 
@@ -312,42 +327,6 @@ def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
     return TracedNetwork(model, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), traced)
 
 
-def _first_output(config: Config, model: nn.Module, splits: DataSplits) -> tuple[Tensor, Tensor]:
-    """Return one input (1, …), checked, and what the network gives for it: (1, C), or (1, T, V) for a sequence."""
-    sample, target = stacked(splits.calibration, limit=1)
-    shape = config.model.input_shape or tuple(sample.shape[1:])
-    check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None)
-    try:
-        output = _output(model, sample)
-    except BadInputError as error:
-        if sample.is_floating_point() or not _takes(model, sample.float()):
-            raise
-        raise BadInputError(
-            f"data: the calibration split gives inputs of {sample.dtype}, {type(model).__name__} takes torch.float32; "
-            "convert and scale them in the data, such as x.float() / 255"
-        ) from error
-    if output.ndim < 2 or len(output) != 1:
-        raise BadInputError(
-            f"model.factory: {type(model).__name__} gives an output of shape {tuple(output.shape)} for one sample, "
-            "expected (1, C), or (1, T, V) for a sequence"
-        )
-    return sample, output
-
-
-def _output(model: nn.Module, inputs: Tensor) -> Tensor:
-    what = f"model.factory: {type(model).__name__}, given inputs {tuple(inputs.shape)},"
-    with UserCode(what), torch.inference_mode():
-        return first_tensor(model(inputs))
-
-
-def _takes(model: nn.Module, inputs: Tensor) -> bool:
-    try:
-        _output(model, inputs)
-    except BadInputError:
-        return False
-    return True
-
-
 def _about_cuts(config: Config, datasets: Mapping[str, Samples], splits: DataSplits) -> list[str]:
     """Say which sizes were taken where little data leave fewer samples than usual."""
     asked = {*datasets, *config.data.splits.sizes()}
@@ -366,19 +345,24 @@ def _labelled(config: Config) -> tuple[str, ...]:
     return ("train",) if config.model.pretrain is not None else ()
 
 
-def _pretrain(config: Config, model: nn.Module, splits: DataSplits, progress: Progress | None) -> None:
+def _pretrain(config: Config, workload: Workload, progress: Progress | None) -> None:
     assert config.model.pretrain is not None
-    made_by = [config.model.factory, config.model.kwargs, config.data.factory, config.data.kwargs]
+    model = workload.model
+    made_by: list[object] = [config.model.factory, config.model.kwargs, config.data.factory, config.data.kwargs]
+    if config.task is not None:
+        code = {key: digest for key, digest in named_digests(config).items() if key.startswith("task.")}
+        made_by += [config.task.model_dump(mode="json"), code]
     with diverging("model.pretrain"):
         pretrained(
             model,
-            splits.train,
+            workload.splits.train,
             training_recipe(config.model.pretrain),
             key=json.dumps(made_by, sort_keys=True),
             seed=config.seed,
             cache_dir=cache_folder(),
             torch_device=config.evaluation.torch_device,
             progress=progress,
+            task=training_task(config, workload.task),
         )
     model.cpu()
 

@@ -31,7 +31,7 @@ from amcsearch.training.splits import (
     stacked,
     stratified,
 )
-from amcsearch.training.task import Guess, Meter, Task
+from amcsearch.training.task import Guess, Meter, Task, judged_tensor
 from amcsearch.training.tasks import (
     TASKS,
     Binary,
@@ -90,6 +90,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "fixed_splits",
+    "judged_tensor",
     "length",
     "load_checkpoint",
     "load_tensors",

@@ -37,6 +37,7 @@ from amcsearch.training.splits import (
     stacked,
     stratified,
 )
+from amcsearch.training.task import Task
 from amcsearch.training.tasks.class_ids import IGNORED_TARGET
 
 __all__ = [
@@ -55,22 +56,23 @@ __all__ = [
 ]
 
 
-def dense_outputs(model: nn.Module, inputs: Tensor, batch_size: int = 128) -> Tensor:
+def dense_outputs(model: nn.Module, inputs: Tensor, batch_size: int = 128, task: Task | None = None) -> Tensor:
     """Return the model's outputs (N, …, D) for inputs (N, …), on the CPU; it runs in eval mode where it is."""
     torch_device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        outputs = [first_tensor(model(batch.to(torch_device))).cpu() for batch in torch.split(inputs, batch_size)]
+        trees = (model(batch.to(torch_device)) for batch in torch.split(inputs, batch_size))
+        outputs = [(task.dense_targets(tree) if task else first_tensor(tree)).cpu() for tree in trees]
     return torch.cat(outputs)
 
 
-def with_dense_targets(splits: DataSplits, model: nn.Module) -> DataSplits:
-    """Return the splits, in memory, with the outputs of ``model`` in place of their targets.
+def with_dense_targets(splits: DataSplits, model: nn.Module, task: Task | None = None) -> DataSplits:
+    """Return the splits, in memory, with the outputs of ``model`` that the task judges in place of their targets.
 
     Raises:
         BadInputError: as ``stacked``.
     """
     inputs = {name: stacked(getattr(splits, name))[0] for name in SPLITS}
-    return DataSplits(**{name: TensorDataset(x, dense_outputs(model, x)) for name, x in inputs.items()})
+    return DataSplits(**{name: TensorDataset(x, dense_outputs(model, x, task=task)) for name, x in inputs.items()})
 
 
 def check_samples(
@@ -81,12 +83,14 @@ def check_samples(
     input_shape: Sequence[int] | None,
     num_classes: int | None,
     numbers: Sequence[int] | None = None,
+    are_class_ids: bool = True,
 ) -> None:
     """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
 
     ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
     position without one. Targets (N, …, num_classes) of floating point are vectors to match, and must be finite.
-    ``numbers`` (N,) are those of the samples, for errors; None counts from 0.
+    ``numbers`` (N,) are those of the samples, for errors; None counts from 0. With ``are_class_ids`` false targets are
+    a task's own, and numbers among them must be finite.
 
     Raises:
         BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
@@ -102,13 +106,14 @@ def check_samples(
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         sample = numbers[_first_row(~torch.isfinite(inputs))]
         raise BadInputError(f"{where} holds NaN or infinity (first in sample {sample}), expected finite inputs")
-    if targets.is_floating_point() and targets.ndim > 1:
-        _check_vectors(targets, where, num_classes, numbers)
+    if (targets.is_floating_point() and targets.ndim > 1) or not are_class_ids:
+        _check_vectors(targets, where, num_classes if are_class_ids else None, numbers)
         return
     if targets.is_floating_point() or (targets.dtype == torch.bool and targets.ndim == 1) or targets.ndim not in (1, 2):
         raise BadInputError(
             f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids (one integer, or one a position), or vectors to match; convert class ids by .long()"
+            "expected class ids (one integer, or one a position), or vectors to match; convert ids by .long(), or "
+            "name the task that they are for (task: {name: regression}, or another of `amcsearch list tasks`)"
         )
     if num_classes is not None and targets.dtype != torch.bool:
         _check_class_ids(targets, where, num_classes, numbers)
@@ -170,6 +175,7 @@ def check_splits(
     num_classes: int | None,
     limit: int | None = 1024,
     cut: DataSplits | None = None,
+    are_class_ids: bool = True,
 ) -> dict[str, SplitSurvey]:
     """Run ``check_samples`` on the first ``limit`` samples of every split, and survey them; None takes all.
 
@@ -187,7 +193,15 @@ def check_splits(
             rows = range(start, min(start + CHUNK, count))
             inputs, targets = fetch(dataset, rows, name)
             numbers = source_rows(getattr(cut or splits, name), rows)
-            check_samples(inputs, targets, name=name, input_shape=input_shape, num_classes=num_classes, numbers=numbers)
+            check_samples(
+                inputs,
+                targets,
+                name=name,
+                input_shape=input_shape,
+                num_classes=num_classes,
+                numbers=numbers,
+                are_class_ids=are_class_ids,
+            )
             parts.append(_surveyed(inputs, targets))
         surveys[name] = _joined(parts, name)
     return surveys

@@ -92,6 +92,7 @@ def checked_splits(
     labelled: Sequence[str] = SPLITS,
     cut: DataSplits | None = None,
     seed: int,
+    are_class_ids: bool = True,
 ) -> tuple[DataSplits, tuple[str, ...]]:
     """Return the splits with class ids as targets, and warnings about samples that two of them share and the like.
 
@@ -103,13 +104,21 @@ def checked_splits(
         labelled: names of the splits whose targets are read.
         cut: the splits before ``fixed_splits``, by which errors name samples.
         seed: for random transforms.
+        are_class_ids: false leaves the targets to a task, which checks them itself.
 
     Raises:
         BadInputError: as ``check_splits``, or targets that do not fit the outputs, or none at all.
     """
     with seeded(seed):
-        surveys = check_splits(splits, input_shape=input_shape, num_classes=output_shape[-1], limit=None, cut=cut)
-    read = {name: surveys[name] for name in labelled}
+        surveys = check_splits(
+            splits,
+            input_shape=input_shape,
+            num_classes=output_shape[-1],
+            limit=None,
+            cut=cut,
+            are_class_ids=are_class_ids,
+        )
+    read = {name: surveys[name] for name in labelled if are_class_ids}
     for name, survey in read.items():
         _check_targets(name, survey, tuple(output_shape), targets)
     said: list[str] = []
@@ -138,12 +147,13 @@ def _check_targets(name: str, survey: SplitSurvey, output_shape: tuple[int, ...]
     if survey.is_vector and not survey.is_one_hot and targets == "given":
         raise BadInputError(
             f"{where} has targets of shape {shape} that are neither class ids nor one-hot rows; give class ids as "
-            "integers, or set data.targets: dense to keep the outputs of the dense network"
+            "integers, name the task that they are of (task: {name: regression}, or one of `amcsearch list tasks`), "
+            "or set data.targets: dense to keep the outputs of the dense network"
         )
     if shape != (output_shape if survey.is_vector or _is_one_hot(survey, output_shape) else output_shape[:-1]):
         raise BadInputError(
             f"{where} has targets of shape {shape} a sample, the network gives outputs of shape {output_shape}; "
-            f"expected class ids of shape {output_shape[:-1]}"
+            f"expected class ids of shape {output_shape[:-1]}, or name the task (task: {{name: segmentation}}, …)"
         )
 
 

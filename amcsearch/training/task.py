@@ -55,6 +55,9 @@ class Task(ABC):
     is_reference: ClassVar[bool] = False
     """Whether targets may be a model's own outputs (``data.targets: dense``)."""
 
+    is_argmax: ClassVar[bool] = False
+    """Whether the prediction is the largest value along the last axis of the outputs."""
+
     @property
     @abstractmethod
     def metric(self) -> Metric:
@@ -128,6 +131,10 @@ class Task(ABC):
         """What guessing comes to on these targets; ``output`` is of one batch. None where that is not known."""
         return None
 
+    def fitted(self, targets: Tree) -> "Task":  # noqa: ARG002 (as above)
+        """The task as training on such targets needs it, so that learning rates mean the same whatever their unit."""
+        return self
+
     def dense_targets(self, output: Tree) -> Tensor:
         """What ``data.targets: dense`` puts in place of the targets: the output that is judged."""
         return judged_tensor(output, self.output)
@@ -160,7 +167,7 @@ def judged_tensor(output: Tree, path: str | None) -> Tensor:
     tensors = dict(tensors_of_tree(output))
     if path not in tensors:
         there = ", ".join(map(repr, tensors)) or "none"
-        raise BadInputError(f"task.params.output = {path!r} is no output of the model; its outputs are {there}")
+        raise BadInputError(f"output = {path!r} is no output of the model; its outputs are {there}")
     return tensors[path]
 
 

@@ -19,7 +19,7 @@ from amcsearch.runs import FailedRung, KeepAccuracyGoal, PairedChange, RunFolder
 from amcsearch.search import Study, accepted_rungs, calls_at_most, last_verified, safest_first
 from amcsearch.training import stratified
 
-__all__ = ["keep_accuracy"]
+__all__ = ["check_tolerance", "keep_accuracy"]
 
 
 def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
@@ -32,7 +32,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     """
     prune, network, metric = job.config.prune, job.workload.trace.network, job.workload.task.metric
     assert prune.keep_accuracy is not None
-    tolerance = _tolerance(prune.keep_accuracy, metric)
+    tolerance = prune.keep_accuracy / metric.scale
     cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
     ladder = ladder_of(job, cost)
     rungs = [network.policy(kept) for kept in ladder]
@@ -68,15 +68,14 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
 
-def _tolerance(asked: float, metric: Metric) -> float:
-    """What may be lost, in the metric's own unit: percentage points of a share.
+def check_tolerance(asked: float, metric: Metric) -> None:
+    """Refuse more than there is to lose: ``asked`` is percentage points of a share, else in the metric's own unit.
 
     Raises:
         BadInputError: a share that may be lost wholly.
     """
     if metric.is_share and asked >= 100.0:
         raise BadInputError(f"prune.keep_accuracy = {asked:g} points of {metric.word}, must be below 100")
-    return asked / metric.scale
 
 
 def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,17 +6,18 @@ from pathlib import Path
 from torch import nn
 
 from amcsearch.config import Config, choose
-from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Limit, Metric, PruningPolicy, Trial, TrialState
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.prune.kept_accuracy import keep_accuracy
+from amcsearch.jobs.prune.kept_accuracy import check_tolerance, keep_accuracy
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
 from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import Origin, describe_proposal
-from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
+from amcsearch.jobs.task import make_task
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import NORMALISERS, ROUND_SHAPES
 from amcsearch.runs import PolicyGoal, RunFolder
 from amcsearch.search import LADDERS
@@ -32,7 +33,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
         InfeasibleBudgetError: no policy meets the target.
     """
     phases = Phases(observer, run.append_log)
-    goal = _goal_of(config)
+    goal = _goal_of(config, make_task(config, given.task).metric)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
     job = assemble(config, _limits(config), phases, given, run=run, check=partial(_check, config))
@@ -54,11 +55,11 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     return deliver(job, run, phases, finalists, exports, origin)
 
 
-def _goal_of(config: Config) -> str:
+def _goal_of(config: Config, metric: Metric) -> str:
     """Say in a sentence what is about to be done.
 
     Raises:
-        BadInputError: there is no goal.
+        BadInputError: there is no goal, or as ``check_tolerance``.
     """
     prune = config.prune
     if prune.policy is not None:
@@ -67,7 +68,9 @@ def _goal_of(config: Config) -> str:
         begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
         return f"{begin} to {prune.limit.cost} = {prune.limit.written}, {prune.allocation} allocation"
     if prune.keep_accuracy is not None:
-        return f"Pruning as far as accuracy falls by less than {prune.keep_accuracy:g} points"
+        check_tolerance(prune.keep_accuracy, metric)
+        turns = "falls" if metric.higher_is_better else "rises"
+        return f"Pruning as far as {metric.word} {turns} by less than {prune.keep_accuracy:g} {metric.points}"
     raise BadInputError(
         "prune: no goal; give one of policy, target and keep_accuracy (--policy, --target, --keep-accuracy)"
     )
@@ -108,7 +111,7 @@ def _policy(config: Config) -> PruningPolicy | None:
     return None if policy is None else PruningPolicy(policy)
 
 
-def _check(config: Config, network: TracedNetwork, device: Device) -> None:
+def _check(config: Config, network: Workload, device: Device) -> None:
     """Refuse a given policy that does not fit the network.
 
     Raises:

@@ -65,7 +65,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         run.write_policy(sparse.policy)
         save_network(tuned, workload.example, run, observer.warn)
         signature = signature_of(tuned, workload.example)
-        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test), signature)
+        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test)[0], workload.task, signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
     verdict = Verdict.of([summary.target.judged(summary.total)], files)
     warnings = (*summary.warnings, *verdict.texts)

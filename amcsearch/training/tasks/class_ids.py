@@ -43,6 +43,16 @@ class ClassIds(Task):
             BadInputError: shapes that do not fit, or targets that are no class ids.
         """
 
+    def _checked(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (P, C) and class ids (P,), all of them from 0 to C - 1 or ignored."""
+        wrong = (ids != self.ignored) & ((ids < 0) | (ids >= logits.shape[-1]))
+        if bool(wrong.any()):
+            raise BadInputError(
+                f"a target is {int(ids[wrong][0])}, the network gives {logits.shape[-1]} classes from 0 on; targets of "
+                f"{self.ignored} are ignored"
+            )
+        return logits, ids
+
     def loss(self, output: Tree, targets: Tree) -> Tensor:
         return self.training_loss(output, targets)
 
@@ -134,6 +144,7 @@ class Classification(ClassIds):
     """
 
     output: str | None = None
+    is_argmax = True
 
     @property
     def metric(self) -> Metric:
@@ -148,7 +159,7 @@ class Classification(ClassIds):
                 f"logits of shape {tuple(logits.shape)} do not fit targets of shape {tuple(ids.shape)}; "
                 "expected (N, C) with (N,), or (B, T, V) with (B, T)"
             )
-        return logits.flatten(0, -2), ids.flatten()
+        return self._checked(logits.flatten(0, -2), ids.flatten())
 
     def meter(self) -> Meter:
         """See ``Task.meter``."""
@@ -224,7 +235,7 @@ class Segmentation(ClassIds):
                 f"logits of shape {tuple(logits.shape)} do not fit targets of shape {tuple(ids.shape)}; "
                 "segmentation expects (N, C, H, W) with (N, H, W)"
             )
-        return logits.movedim(1, -1).flatten(0, -2), ids.flatten()
+        return self._checked(logits.movedim(1, -1).flatten(0, -2), ids.flatten())
 
     def meter(self) -> Meter:
         """See ``Task.meter``."""

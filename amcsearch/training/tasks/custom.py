@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from amcsearch.graph import Tree, tensors_of_tree
 from amcsearch.training.task import Meter, Task
 
 __all__ = ["Custom", "custom"]
+
+
+METRIC: Final = Metric("metric")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Custom(Task):
 
     loss_function: Callable[[Any, Any], Tensor]
     metric_function: Any
-    metric: Metric
+    metric: Metric = METRIC
 
     def loss(self, output: Tree, targets: Tree) -> Tensor:
         """See ``Task.loss``."""

@@ -36,16 +36,18 @@ MARGIN: Final = 0.05  # a network that explains less than this share of the vari
 class Regression(Task):
     """Numbers to predict, of the shape of the outputs.
 
-    ``delta`` is Huber's, in the targets' unit.
+    ``delta`` is Huber's, in the targets' unit. Training divides the loss by ``scale``: ``fitted`` takes the loss of
+    guessing the mean, so that a learning rate means the same for prices as for shares of one.
 
     Raises:
         BadInputError: a delta that is not positive.
     """
 
-    metric: Metric
+    metric: Metric = METRICS["mse"]
     loss_name: Loss = "mse"
     delta: float = 1.0
     output: str | None = None
+    scale: float = 1.0
     is_reference = True
 
     def __post_init__(self) -> None:
@@ -66,13 +68,22 @@ class Regression(Task):
             else F.huber_loss(predicted, wanted, delta=self.delta)
         )
 
+    def training_loss(self, output: Tree, targets: Tree, label_smoothing: float = 0.0) -> Tensor:
+        """The loss as a share of that of guessing the mean; raises as ``Task.training_loss``."""
+        return super().training_loss(output, targets, label_smoothing) / self.scale
+
+    def fitted(self, targets: Tree) -> "Regression":
+        """Take the loss of guessing the mean of ``targets`` as the scale; 1 where all targets are the same."""
+        guess = self.guess(targets, targets)
+        return replace(self, scale=guess.loss if guess is not None and guess.loss > 0.0 else 1.0)
+
     def distillation(self, student: Tree, teacher: Tree, targets: Tree, temperature: float, alpha: float) -> Tensor:
-        """(1 - a)·loss to the targets + a·loss to the teacher's outputs; the temperature has no part in it."""
+        """(1 - a)·loss to the targets + a·loss to the teacher's outputs, divided by ``scale``; no temperature."""
         del temperature
         predicted, wanted = self._pair(student, targets)
         guide = judged_tensor(teacher, self.output)
         judged = (1.0 - alpha) * self._distance(predicted, wanted) + alpha * self._distance(predicted, guide)
-        return judged + alpha * others_apart(student, teacher, self.output)
+        return judged / self.scale + alpha * others_apart(student, teacher, self.output)
 
     def meter(self) -> Meter:
         """See ``Task.meter``."""

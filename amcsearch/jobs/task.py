@@ -1,0 +1,136 @@
+"""The task of a job: what is configured or handed over, and whether the network and its data fit it.
+
+Without a task the targets are class ids, and one output is judged by cross-entropy and accuracy. That is never guessed
+where it could be wrong: targets of other kinds, one logit, and several outputs that could all be meant are refused
+before any work, with the lines to write.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from amcsearch.config import RESERVED, Config, check_contract, make
+from amcsearch.core import ACCURACY, BadInputError, UserCode
+from amcsearch.graph import Tree, first_tensor, tensors_of_tree
+from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, check_samples, judged_tensor, stacked
+
+__all__ = ["check_clear", "check_task", "first_output", "make_task", "output_of", "training_task"]
+
+CURE: Final = "name one: task: {name: NAME} in the configuration, task='NAME' in Python, of `amcsearch list tasks`"
+
+
+def make_task(config: Config, given: Task | None) -> Task:
+    """Return the task that is handed over or configured; class ids, or vectors of ``data.targets: dense``, without one.
+
+    Raises:
+        BadInputError: as ``config.make``, a metric whose name is taken, or targets of the dense network for a task that
+            cannot be judged by them.
+    """
+    if given is not None:
+        check_contract(given, Task, "task")
+        task = given
+    elif config.task is not None:
+        task = make(TASKS, config.task.name, config.task.params, ("task.name", "task.params"), Task)
+    else:
+        return CLASS_IDS if config.data.targets == "given" else Embedding()
+    name = task.metric.name
+    if name != ACCURACY.name and (name in RESERVED or name in config.device.costs):
+        raise BadInputError(f"the task's metric is called {name!r}, which names something else; choose another name")
+    if config.data.targets == "dense" and not task.is_reference:
+        raise BadInputError(
+            f"data.targets = 'dense' and the task {type(task).__name__}: its targets cannot be a network's outputs; "
+            "choose task: {name: embedding} or {name: regression}, or leave data.targets out"
+        )
+    return task
+
+
+def training_task(config: Config, task: Task) -> Task:
+    """Return the task of ``model.pretrain``, which reads the data set's own targets."""
+    return CLASS_IDS if config.data.targets == "dense" and config.task is None and type(task) is Embedding else task
+
+
+def check_task(config: Config, given: Task | None, task: Task, output: Tree, targets: Tree) -> None:
+    """Refuse outputs and targets, of some samples, that the task cannot judge.
+
+    Raises:
+        BadInputError: as ``Task.check``, or label smoothing where there are no labels; names the task.
+    """
+    try:
+        task.check(output, targets)
+        for section in (config.recovery.finetune, config.sparsify.training):
+            if section is not None and section.label_smoothing:
+                task.training_loss(output, targets, section.label_smoothing)
+    except BadInputError as error:
+        name = type(given).__name__ if given is not None else "null" if config.task is None else config.task.name
+        raise BadInputError(f"task = {name}: {error}") from error
+
+
+def check_clear(output: Tree, targets: Tree) -> None:
+    """Refuse outputs that class ids, taken where no task is named, would be a guess for.
+
+    Raises:
+        BadInputError: several outputs that fit the targets, one number a sample, or targets that are no tensor; says
+            the lines to write.
+    """
+    if not isinstance(targets, Tensor):
+        raise BadInputError(f"the targets are a {type(targets).__name__}, and no task says what they are for; {CURE}")
+    tensors = {path: tensor for path, tensor in tensors_of_tree(output) if tensor.is_floating_point()}
+    fitting = [path for path, tensor in tensors.items() if targets.shape in (tensor.shape, tensor.shape[:-1])]
+    if len(fitting) > 1 and "logits" not in fitting:
+        raise BadInputError(
+            f"the model returns {', '.join(map(repr, fitting))}, which all fit the targets, and no task says which one "
+            f"is judged; write task: {{name: classification, params: {{output: {fitting[0]!r}}}}}, or your own"
+        )
+    if fitting and tensors[fitting[0]].shape[-1] == 1:
+        raise BadInputError(
+            "the model gives one number a sample, and no task says what it means; write task: {name: regression} for a "
+            "number to predict, or task: {name: binary} for the logit of yes (in Python task='regression')"
+        )
+
+
+def first_output(
+    config: Config, model: nn.Module, splits: DataSplits, task: Task, *, are_class_ids: bool
+) -> tuple[Tensor, Tree]:
+    """Return one input (1, …), checked, and what the network gives for it: logits (1, C) or (1, T, V) of class ids."""
+    sample, target = stacked(splits.calibration, limit=1)
+    shape = config.model.input_shape or tuple(sample.shape[1:])
+    check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None, are_class_ids=are_class_ids)
+    try:
+        output = output_of(model, sample)
+    except BadInputError as error:
+        if sample.is_floating_point() or not _takes(model, sample.float()):
+            raise
+        raise BadInputError(
+            f"data: the calibration split gives inputs of {sample.dtype}, {type(model).__name__} takes torch.float32; "
+            "convert and scale them in the data, such as x.float() / 255"
+        ) from error
+    logits = judged_tensor(output, task.output) if are_class_ids else None
+    if logits is not None and (logits.ndim < 2 or len(logits) != 1):
+        raise BadInputError(
+            f"model.factory: {type(model).__name__} gives an output of shape {tuple(logits.shape)} for one sample, "
+            "expected (1, C), or (1, T, V) for a sequence"
+        )
+    return sample, output
+
+
+def output_of(model: nn.Module, inputs: Tensor) -> Tree:
+    """Return what a network gives for some inputs.
+
+    Raises:
+        BadInputError: it cannot take them, or gives no floating-point tensor.
+    """
+    what = f"model.factory: {type(model).__name__}, given inputs {tuple(inputs.shape)},"
+    with UserCode(what), torch.inference_mode():
+        output = model(inputs)
+        if not any(tensor.is_floating_point() for _, tensor in tensors_of_tree(output)):
+            first_tensor(output)  # which says that there is none
+        return output
+
+
+def _takes(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        output_of(model, inputs)
+    except BadInputError:
+        return False
+    return True
