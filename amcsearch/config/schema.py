@@ -249,7 +249,6 @@ class TaskConfig(_Section):
     """How outputs are judged by targets, in training and in every evaluation."""
 
     name: str
-    """A task."""
     params: dict[str, JsonValue] = {}
     """Its parameters, such as ``metric`` and ``output``."""
 
