@@ -156,8 +156,7 @@ class PruneConfig(_Section):
     keep_accuracy: _Magnitude | None = None
     """How much of the metric may be lost, as far as that can be shown: points of a share, else the metric's unit."""
     allocation: str = "global"
-    """How groups share the pruning: by scores of all groups together (global), by one ratio (uniform), or by score per
-    cost saved (per_cost)."""
+    """How groups share the pruning: by all scores (global), one ratio (uniform), or score per cost saved (per_cost)."""
     rounds: _Count = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
     round_shape: str = "cubic"
@@ -249,6 +248,7 @@ class TaskConfig(_Section):
     """How outputs are judged by targets, in training and in every evaluation."""
 
     name: str
+    """A task."""
     params: dict[str, JsonValue] = {}
     """Its parameters, such as ``metric`` and ``output``."""
 
