@@ -5,6 +5,7 @@ from amcsearch.config.factories import build, call_factory, check_contract, choo
 from amcsearch.config.loading import (
     check_priced,
     config_hash,
+    digest,
     dump,
     from_mapping,
     json_schema,
@@ -13,18 +14,16 @@ from amcsearch.config.loading import (
     settings_hash,
 )
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
+from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
     Config,
     CostConfig,
     DataConfig,
     DeviceConfig,
-    Distillation,
     EvaluationConfig,
     ExportConfig,
-    FinetuneConfig,
     ModelConfig,
     PruneConfig,
-    RecipeConfig,
     RecoveryConfig,
     RewardConfig,
     SearchConfig,
@@ -65,6 +64,7 @@ __all__ = [
     "check_priced",
     "choose",
     "config_hash",
+    "digest",
     "dump",
     "find",
     "from_mapping",

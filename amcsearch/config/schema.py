@@ -4,17 +4,18 @@ A key that names a criterion, selector, agent, reward, task, gate or schedule ta
 ``module:Class`` or ``path/to/file.py:Class`` of one of the user's own.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import (  # fmt: skip
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    model_validator,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+
+from amcsearch.config.recipes import (
+    MAX_BATCH,
+    MAX_THREADS,
+    Count,
+    CountFrom0,
+    FinetuneConfig,
+    RecipeConfig,
 )
-
 from amcsearch.config.values import (
     ChannelMultiple,
     FreeAxes,
@@ -36,13 +37,10 @@ __all__ = [
     "CostConfig",
     "DataConfig",
     "DeviceConfig",
-    "Distillation",
     "EvaluationConfig",
     "ExportConfig",
-    "FinetuneConfig",
     "ModelConfig",
     "PruneConfig",
-    "RecipeConfig",
     "RecoveryConfig",
     "RewardConfig",
     "SearchConfig",
@@ -53,72 +51,13 @@ __all__ = [
 ]
 
 
-MAX_COUNT: Final = 10_000_000
-"""Of samples, epochs, evaluations: more than any machine does in a year, few enough to hold one number for each."""
-MAX_MAGNITUDE: Final = 1e6
-"""Of learning rates, weights of penalties and temperatures: float32 computes with it and with its square."""
-MAX_THREADS: Final = 1024
 LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
-MAX_BATCH: Final = 65_536
-MAX_SHIFT: Final = 1024  # pixels
-_Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
-_CountFrom0 = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-_Magnitude = Annotated[float, Field(gt=0.0, le=MAX_MAGNITUDE)]
-_MagnitudeFrom0 = Annotated[float, Field(ge=0.0, le=MAX_MAGNITUDE)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-
-class RecipeConfig(_Section):
-    """How to train."""
-
-    epochs: _CountFrom0 = 10
-    """Passes over the training split."""
-    learning_rate: _Magnitude = 0.1
-    """The highest; the warm-up ends there."""
-    batch_size: _Count = 64
-    """Samples in one step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """``sgd`` has Nesterov momentum."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Of ``sgd``; the first beta of ``adamw``."""
-    weight_decay: _MagnitudeFrom0 = 5e-4
-    """On tensors of two or more axes, so not on biases and normalisation."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: along half a cosine to zero, or constant."""
-    warmup_epochs: _CountFrom0 = 1
-    """Epochs of the linear rise to ``learning_rate``."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of a target that all classes divide; not with a teacher."""
-    max_shift: Annotated[int, Field(ge=0, le=MAX_SHIFT)] = 0
-    """Images move at random by up to so many pixels."""
-
-
-class Distillation(_Section):
-    """Learn from the dense network: softened by ``temperature``, weighted by ``alpha`` against the true targets."""
-
-    temperature: _Magnitude = 4.0
-    """Divides the logits of both networks."""
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
-    """Weight of the dense network's outputs; the true targets have the remainder."""
-
-
-class FinetuneConfig(RecipeConfig):
-    """The short training after removal."""
-
-    epochs: _CountFrom0 = 5
-    """Passes over the training split; 0 for none."""
-    learning_rate: _Magnitude = 0.02
-    """The highest; ``rewound`` takes those of ``model.pretrain`` in its place."""
-    schedule: Literal["cosine", "constant", "rewound"] = "cosine"  # type: ignore[assignment]
-    """``rewound`` replays the last ``epochs`` of ``model.pretrain``, with its recipe (learning-rate rewinding)."""
-    warmup_epochs: _CountFrom0 = 0
-    """Epochs of the linear rise to ``learning_rate``."""
-    distillation: Distillation | None = Distillation()
 
 
 class SparsifyConfig(_Section):
@@ -138,7 +77,17 @@ class SparsifyConfig(_Section):
     """What a schedule ranks by, as ``selection.criterion``; gates learn their own order."""
     criterion_params: dict[str, JsonValue] = {"p": 1.0}
     """Fields of the criterion's dataclass."""
-    training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0)
+    training: RecipeConfig = RecipeConfig(learning_rate=0.02, warmup_epochs=0.0)
+    """``accumulation``, ``clip_norm``, ``ema`` and float16 have no place in it: masks and gates make the gradients."""
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> "SparsifyConfig":
+        if self.training.ema is not None:
+            raise ValueError(
+                f"training.ema = {self.training.ema:g} would average weights from before they were masked; set it to "
+                "null"
+            )
+        return self
 
     @property
     def limit(self) -> Limit | None:
@@ -149,7 +98,7 @@ class SparsifyConfig(_Section):
 class PruneConfig(_Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the metric."""
 
-    policy: dict[str, _Count] | str | None = None
+    policy: dict[str, Count] | str | None = None
     """Channels kept, by name of the group; or a ``policy.json``."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
@@ -157,7 +106,7 @@ class PruneConfig(_Section):
     """How much of the metric may be lost, as far as that can be shown: points of a share, else the metric's unit."""
     allocation: str = "global"
     """How groups share the pruning: by all scores (global), one ratio (uniform), or score per cost saved (per_cost)."""
-    rounds: _Count = 1
+    rounds: Count = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
     round_shape: str = "cubic"
     """The cost after each round: the same share of what remains goes (geometric), the same amount (linear), or most at
@@ -170,7 +119,7 @@ class PruneConfig(_Section):
     """One-sided, of the bound that ``keep_accuracy`` goes by."""
     verification: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the search split that ``keep_accuracy`` sets aside to verify what it found on the rest."""
-    scan: _CountFrom0 = 4
+    scan: CountFrom0 = 4
     """Bolder policies that ``keep_accuracy`` tries beyond the first that fails."""
 
     @property
@@ -202,7 +151,7 @@ class ModelConfig(_Section):
     """Arguments of the factory."""
     checkpoint: str | None = None
     """A state dict: ``.safetensors``, or ``.pt`` read with ``weights_only``."""
-    input_shape: Annotated[tuple[_Count, ...], Field(min_length=1)] | None = None
+    input_shape: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Shape of one input without the batch dimension; null takes it from the data."""
     pretrain: RecipeConfig | None = None
     """Train the network first; null means that the factory or the checkpoint gives a trained one."""
@@ -217,11 +166,11 @@ class ModelConfig(_Section):
 class SplitsConfig(_Section):
     """Samples of each split that the data factory does not give itself."""
 
-    calibration: _Count | None = None
+    calibration: Count | None = None
     """For saliency, recalibration and refitting; null takes a fifth of ``train``, at most 512."""
-    search: _Count | None = None
+    search: Count | None = None
     """For the metric that an agent sees; null takes a fifth of ``train``, at most 512."""
-    test: _Count | None = None
+    test: Count | None = None
     """For the metric in the report; null takes a fifth of ``train``."""
 
     def sizes(self) -> dict[str, int]:
@@ -291,7 +240,7 @@ class DeviceConfig(_Section):
     """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
     on the calibration split; the search itself judges in float32."""
     export: ExportConfig = ExportConfig()
-    rounds: _Count = 300
+    rounds: Count = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
 
 
@@ -323,7 +272,7 @@ class RecoveryConfig(_Section):
 class EvaluationConfig(_Section):
     """How a policy is evaluated."""
 
-    batch_size: _Count | None = None
+    batch_size: Count | None = None
     """Samples in a forward pass; null takes what a CPU likes for the size of the inputs."""
     torch_device: str = "cpu"
     """Where torch computes: training, saliency and evaluation."""
@@ -345,18 +294,18 @@ class SearchConfig(_Section):
     """Proposes the policies."""
     agent_params: dict[str, JsonValue] = {}
     """Fields of the agent's dataclass."""
-    trials: _Count = 200
+    trials: Count = 200
     """Policies to evaluate."""
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more objectives give a Pareto front instead of one best policy."""
-    batch: _Count = 1
+    batch: Count = 1
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
     baseline: str | None = "random"
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
-    finalists: _Count = 3
+    finalists: Count = 3
     """The best policies that are exported and measured on the device."""
     start: str | None = None
     """A ``policy.json`` that every agent evaluates first, repaired to the budget where it exceeds it."""

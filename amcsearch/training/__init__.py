@@ -12,9 +12,10 @@ from amcsearch.training.identity import (
     record_network,
     record_splits,
 )
-from amcsearch.training.loop import CLASS_IDS, Distillation, Progress, TrainingRecipe, evaluate, fit
+from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, Watch, evaluate, fit
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
+from amcsearch.training.recipe import Distillation, TrainingRecipe
 from amcsearch.training.resume import StateFile
 from amcsearch.training.seeding import seeded
 from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
@@ -44,6 +45,7 @@ from amcsearch.training.tasks import (
     Segmentation,
 )
 from amcsearch.training.tensor_files import check_archive, load_tensors, read_texts, save_tensors
+from amcsearch.training.updates import check_recipe
 
 __all__ = [
     "CLASS_IDS",
@@ -52,6 +54,7 @@ __all__ = [
     "MODELS",
     "SPLITS",
     "TASKS",
+    "Augmentation",
     "Binary",
     "Classification",
     "Custom",
@@ -77,10 +80,12 @@ __all__ = [
     "Task",
     "TrainingHook",
     "TrainingRecipe",
+    "Watch",
     "as_datasets",
     "bake",
     "batches_of",
     "check_archive",
+    "check_recipe",
     "check_samples",
     "check_splits",
     "checked_splits",

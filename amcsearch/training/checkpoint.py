@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from amcsearch import __version__
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.training.identity import PROBES, Identity, differences, record_network, record_split
-from amcsearch.training.loop import CLASS_IDS, Progress, TrainingRecipe, fit
+from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, fit
+from amcsearch.training.recipe import TrainingRecipe
 from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import Samples, fetch, length
 from amcsearch.training.task import Task
@@ -105,6 +106,7 @@ def pretrained(
     torch_device: str = "cpu",
     progress: Progress | None = None,
     task: Task = CLASS_IDS,
+    augmentation: Augmentation | None = None,
 ) -> bool:
     """Train ``model`` by ``recipe``, or load what the same call trained before; it ends in eval mode.
 
@@ -117,12 +119,13 @@ def pretrained(
         model: freshly initialised.
         dataset: the train split.
         recipe: how to train.
-        key: names the network and the task: factories and arguments.
+        key: names the network, the task and the augmentation: factories and arguments.
         seed: of the training.
         cache_dir: where cache files live; made if absent.
         torch_device: where to train.
         progress: as for ``fit``; not called when the cache answers.
         task: the loss.
+        augmentation: as for ``fit``.
 
     Returns:
         Whether the weights came from the cache.
@@ -139,7 +142,16 @@ def pretrained(
     if path.exists() and _taken_from_cache(model, path, identity):
         model.to(torch_device).eval()
         return True
-    fit(model, dataset, recipe, seed=seed, torch_device=torch_device, progress=progress, task=task)
+    fit(
+        model,
+        dataset,
+        recipe,
+        seed=seed,
+        torch_device=torch_device,
+        progress=progress,
+        task=task,
+        augmentation=augmentation,
+    )
     save_tensors(_state(model), path, {IDENTITY: json.dumps(identity.to_json())})
     return False
 

@@ -1,99 +1,31 @@
-"""The training loop, its recipe, and the evaluation of a network.
+"""The training loop and the evaluation of a network.
 
-The same seed, data and recipe give the same weights on a CPU with the same number of threads. A recipe holds the
-optimiser, the learning rate of every step, the teacher, and a light augmentation of image batches.
+The same seed, data and recipe give the same weights on a CPU with the same number of threads, also where a killed
+training goes on from its last whole epoch.
 """
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
-from amcsearch.graph import Batches, channels_first, evaluating, make_channels_first
+from amcsearch.graph import Batch, Batches, channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
+from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, fetch, length
 from amcsearch.training.task import Task
 from amcsearch.training.tasks.class_ids import Classification
+from amcsearch.training.updates import Averages, LossScale, check_recipe, clip, make_optimizer, precision_of
 
-__all__ = ["Distillation", "Progress", "TrainingRecipe", "evaluate", "fit", "learning_rate_at", "random_shift"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecipe:
-    """How to train.
-
-    ``learning_rate`` is the peak: a linear warm-up over ``warmup_epochs`` reaches it, then it stays (``constant``) or
-    falls to zero along half a cosine (Loshchilov & Hutter 2017, SGDR, arXiv 1608.03983). ``sgd`` has Nesterov momentum;
-    ``adamw`` takes ``momentum`` as its first beta. ``weight_decay`` applies to tensors of two or more axes, so not to
-    biases and normalisation. ``label_smoothing`` is for training without a teacher. ``max_shift`` moves images at
-    random by up to so many pixels.
-
-    Raises:
-        BadInputError: a value out of its bound.
-    """
-
-    epochs: int
-    learning_rate: float
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    max_shift: int = 0
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
-            "momentum": (0.0 <= self.momentum < 1.0, "in [0, 1)"),
-            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0"),
-            "schedule": (self.schedule in ("cosine", "constant"), "cosine or constant"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
-            "label_smoothing": (0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
-            "max_shift": (self.max_shift >= 0, "at least 0"),
-        }
-        for field, (holds, bound) in bounds.items():
-            if not holds:
-                raise BadInputError(f"{field} = {getattr(self, field)!r}, must be {bound}")
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """Learn from a teacher: see ``Task.distillation``.
-
-    Raises:
-        BadInputError: a temperature that is not positive, or an alpha outside [0, 1].
-    """
-
-    temperature: float = 4.0
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.temperature < math.inf or not 0.0 <= self.alpha <= 1.0:
-            raise BadInputError(
-                f"distillation: temperature = {self.temperature} must be above 0, alpha = {self.alpha} in [0, 1]"
-            )
-
-
-def learning_rate_at(step: int, steps_per_epoch: int, recipe: TrainingRecipe) -> float:
-    """Learning rate of one optimiser step, counted from 0 over the whole training."""
-    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+__all__ = ["CLASS_IDS", "Augmentation", "Progress", "Watch", "evaluate", "fit", "random_shift"]
 
 
 def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -123,6 +55,66 @@ Progress = Callable[[int, float], None]
 CLASS_IDS: Final = Classification()
 """The task of class ids, where no other is given."""
 
+Augmentation = Callable[[Batch], Batch]
+"""Changes a batch of the training split, on the CPU: random numbers of torch, numpy and Python repeat by the seed."""
+
+Judge = Callable[[nn.Module], tuple[float, ...]]
+"""Judges a network in the middle of its training; of two values the smaller is better."""
+
+
+class Watch:
+    """Judges a training after every epoch: its best network is kept, and it ends where it no longer gets better.
+
+    The network before the training is a candidate as well. Of equal ones the earlier is kept.
+
+    Args:
+        judge: of a network; it leaves the network in the modes it was in.
+        keep_best: the training ends with the best network, not with the last.
+        patience: the training ends after so many epochs in a row that gave no better one; None never ends it.
+
+    Raises:
+        BadInputError: a patience below 1.
+    """
+
+    def __init__(self, judge: Judge, *, keep_best: bool = True, patience: int | None = None) -> None:
+        if patience is not None and patience < 1:
+            raise BadInputError(f"patience = {patience}, must be at least 1 epoch")
+        self.keep_best, self.patience = keep_best, patience
+        self.best_epoch = 0
+        """The epoch of the best network, counted from 1; 0 is the network before the training."""
+        self._judge = judge
+        self._best: tuple[float, ...] | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._last = 0
+
+    def see(self, model: nn.Module, epoch: int) -> None:
+        """Judge the network after an epoch, counted from 1; 0 comes before the training."""
+        value, self._last = self._judge(model), epoch
+        if self._best is None or value < self._best:
+            self._best, self.best_epoch = value, epoch
+            if self.keep_best:
+                self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training is to end."""
+        return self.patience is not None and self._last - self.best_epoch >= self.patience
+
+    def finish(self, model: nn.Module) -> None:
+        """Give the network its best weights, if these are to be kept."""
+        if self.keep_best and self._best is not None:
+            model.load_state_dict(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next epoch depends on."""
+        return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._weights, "last": self._last}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` returned."""
+        self._best = None if state["best"] is None else tuple(map(float, state["best"]))
+        self.best_epoch, self._last, self._weights = int(state["best_epoch"]), int(state["last"]), state["weights"]
+
+
 MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
 
 
@@ -140,6 +132,9 @@ def fit(
     store: StateStore | None = None,
     first_epoch: int = 0,
     task: Task = CLASS_IDS,
+    augmentation: Augmentation | None = None,
+    watch: Watch | None = None,
+    check: Callable[[nn.Module], None] | None = None,
 ) -> list[float]:
     """Train ``model`` in place on (input, target) samples; it ends on ``torch_device`` in eval mode.
 
@@ -163,36 +158,34 @@ def fit(
         store: keeps the state after every epoch; what it holds already is taken up.
         first_epoch: begin at this epoch of the recipe, so that its tail is replayed (learning-rate rewinding).
         task: the loss.
+        augmentation: changes every batch.
+        watch: judges the network after every epoch; None keeps the last one.
+        check: called with the network as the training left it, before the best one takes its place.
 
     Returns:
         Mean loss of every epoch.
 
     Raises:
         DivergedError: a loss that is not finite, or weights that diverged; names epoch, loss and learning rate.
-        BadInputError: data that does not fit the model.
+        BadInputError: data that does not fit the model; or as ``check_recipe``.
     """
+    check_recipe(recipe, torch_device, is_hooked=hook is not None and type(hook) is not PlainTraining)
     model.to(torch_device).train()
     make_channels_first(model)
     guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
     objective = _Objective(task, recipe.label_smoothing, guide, distillation or Distillation())
-    training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), _optimizer(model, recipe), seed)
-    losses: list[float] = []
+    training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), seed, torch_device, augmentation)
     began = _largest(model)
     with seeded(seed):
-        stored = store.load() if store is not None else None
-        if stored is not None:
-            losses, first_epoch = _restored(training, stored)
-        for epoch in range(first_epoch, recipe.epochs):
-            reseed(seed + epoch)  # so that random transforms go on as they would have, had nothing been interrupted
-            with UserCode(f"training {type(model).__name__} in epoch {epoch + 1}"):
-                losses.append(training.epoch(epoch, torch_device))
-            if store is not None:
-                store.save(training.state(losses, epoch + 1))
-            if progress is not None:
-                progress(epoch + 1, losses[-1])
+        losses = training.run(first_epoch, store, watch, progress)
     model.eval()
     if losses:
         _check_weights(model, began, recipe, losses[-1])
+        training.finish()
+        if check is not None:
+            check(model)
+    if watch is not None:
+        watch.finish(model)
     return losses
 
 
@@ -237,8 +230,10 @@ class _Objective:
         return self.task.distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
 
 
-def _restored(training: "_Training", stored: dict[str, Any]) -> tuple[list[float], int]:
+def _restored(training: "_Training", watch: Watch | None, stored: dict[str, Any]) -> tuple[list[float], int]:
     try:
+        if watch is not None and stored:
+            watch.restore(stored["watch"])
         return training.restore(stored)
     except Exception as error:  # a damaged file may hold anything
         raise BadInputError(
@@ -257,36 +252,101 @@ class _Training:
         recipe: TrainingRecipe,
         objective: _Objective,
         hook: TrainingHook,
-        optimizer: torch.optim.Optimizer,
         seed: int,
+        torch_device: str,
+        augmentation: Augmentation | None,
     ) -> None:
-        self.model, self.dataset, self.recipe = model, dataset, recipe
-        self.objective, self.hook, self.optimizer = objective, hook, optimizer
+        self.model, self.dataset, self.recipe, self.seed, self.torch_device = model, dataset, recipe, seed, torch_device
+        self.objective, self.hook, self.augmentation = objective, hook, augmentation
+        self.optimizer = make_optimizer(model, recipe)
+        self.averages = None if recipe.ema is None else Averages(model, recipe.ema)
+        self.scale = LossScale() if recipe.precision == "float16" else None
         self.generator = torch.Generator().manual_seed(seed)
         self.count = length(dataset, "train")
-        self.steps = math.ceil(self.count / recipe.batch_size)  # an epoch
+        self.steps = recipe.steps(self.count)  # an epoch
 
-    def epoch(self, epoch: int, torch_device: str) -> float:
+    def run(
+        self, first_epoch: int, store: StateStore | None, watch: Watch | None, progress: Progress | None
+    ) -> list[float]:
+        """Train for all epochs, or go on with what the store holds; return the mean loss of each."""
+        losses: list[float] = []
+        stored = None if store is None else store.load()
+        if stored is not None:
+            losses, first_epoch = _restored(self, watch, stored)
+        elif watch is not None and first_epoch < self.recipe.epochs:
+            self._show(watch, 0)
+        for epoch in range(first_epoch, self.recipe.epochs):
+            if watch is not None and watch.is_over:
+                break
+            reseed(self.seed + epoch)  # random transforms go on as they would have, had nothing been interrupted
+            with UserCode(f"training {type(self.model).__name__} in epoch {epoch + 1}"):
+                losses.append(self.epoch(epoch))
+            if watch is not None:
+                self._show(watch, epoch + 1)
+            if store is not None:
+                store.save({**self.state(losses, epoch + 1), "watch": None if watch is None else watch.state()})
+            if progress is not None:
+                progress(epoch + 1, losses[-1])
+        return losses
+
+    def _show(self, watch: Watch, epoch: int) -> None:
+        """Show the network with its averaged weights, if there are any; random numbers go on as without it."""
+        with seeded(self.seed), nullcontext() if self.averages is None else self.averages.in_place(self.model):
+            watch.see(self.model, epoch)
+
+    def epoch(self, epoch: int) -> float:
         """Train for one epoch and return its mean loss."""
         total = 0.0
         for i, rows in enumerate(torch.randperm(self.count, generator=self.generator).tensor_split(self.steps)):
             step = epoch * self.steps + i
             rate = learning_rate_at(self.hook.clock(step), self.steps, self.recipe)
-            x, y = fetch(self.dataset, rows.numpy())
-            x = channels_first(random_shift(x, self.recipe.max_shift, self.generator).to(torch_device))
-            loss = self._step(x, y.to(torch_device), step, rate)
+            loss = self._step(rows, step, rate)
             _check_finite(loss, epoch + 1, rate)
             total += loss * len(rows)
         return total / self.count
 
-    def _step(self, x: Tensor, y: Tensor, step: int, learning_rate: float) -> float:
+    def _step(self, rows: Tensor, step: int, learning_rate: float) -> float:
+        """Follow the mean gradient of the samples ``rows``, a batch at a time; return their mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective(self.hook.forward(self.model, x, step), x, y)
-        torch.autograd.backward(loss + self.hook.penalty())
-        self.hook.update(self.optimizer, step)
-        return float(loss.detach())
+        total, scale = 0.0, 1.0 if self.scale is None else self.scale.value
+        for part in rows.tensor_split(min(self.recipe.accumulation, len(rows))):
+            x, y = self._samples(part)
+            share = len(part) / len(rows)
+            with precision_of(self.recipe, self.torch_device):
+                loss = self.objective(self.hook.forward(self.model, x, step), x, y)
+            torch.autograd.backward((loss + self.hook.penalty()) * (share * scale))
+            total += float(loss.detach()) * share
+        if self._gradients_ready():
+            self.hook.update(self.optimizer, step)
+            if self.averages is not None:
+                self.averages.update(self.model)
+        return total
+
+    def _samples(self, rows: Tensor) -> tuple[Tensor, Any]:
+        x, y = fetch(self.dataset, rows.numpy())
+        if self.augmentation is not None:
+            with UserCode("the augmentation"):
+                changed = self.augmentation(Batch.of(x, y))
+                if not isinstance(changed, Batch):
+                    raise BadInputError(f"it returned a {type(changed).__name__}, must return the Batch, changed")
+                (x,), y = changed.args, changed.targets
+        x = channels_first(random_shift(x, self.recipe.max_shift, self.generator).to(self.torch_device))
+        return x, y.to(self.torch_device)
+
+    def _gradients_ready(self) -> bool:
+        """Scale and clip the gradients; false where they are infinite in float16, and the step is left out."""
+        if self.scale is not None and not self.scale.unscale(self.model.parameters()):
+            return False
+        if self.recipe.clip_norm is not None:
+            clip(self.model.parameters(), self.recipe.clip_norm)
+        return True
+
+    def finish(self) -> None:
+        """Give the network its averaged weights, if there are any."""
+        if self.averages is not None:
+            self.model.load_state_dict(self.averages.tensors)
 
     def state(self, losses: list[float], epochs: int) -> dict[str, Any]:
         """Return what the next epoch depends on."""
@@ -296,6 +356,8 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "hook": self.hook.state(),
             "random": [self.generator.get_state(), torch.get_rng_state(), cuda],
+            "averages": None if self.averages is None else self.averages.state(),
+            "scale": None if self.scale is None else [self.scale.value, self.scale.good],
             "losses": losses,
             "epochs": epochs,
         }
@@ -305,25 +367,16 @@ class _Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.hook.restore(state["hook"])
+        if self.averages is not None:
+            self.averages.restore(state["averages"])
+        if self.scale is not None:
+            self.scale.value, self.scale.good = float(state["scale"][0]), int(state["scale"][1])
         shuffles, everything, cuda = state["random"]
         self.generator.set_state(shuffles)
         torch.set_rng_state(everything)
         if cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda)
         return list(state["losses"]), int(state["epochs"])
-
-
-def _optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise BadInputError("the network has no parameter that requires a gradient; there is nothing to train")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
-    return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0.0)
 
 
 def _check_finite(loss: float, epoch: int, learning_rate: float) -> None:

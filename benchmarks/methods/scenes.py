@@ -17,7 +17,7 @@ from amcsearch.config.loading import load
 from amcsearch.config.schema import Config, RecipeConfig
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.workload import Workload, load_workload
-from amcsearch.training.loop import TrainingRecipe
+from amcsearch.training.recipe import TrainingRecipe
 from amcsearch.training.splits import length
 
 __all__ = ["SCENES", "Scene", "configured", "loaded", "seeded"]

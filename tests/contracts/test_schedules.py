@@ -13,7 +13,8 @@ from amcsearch.methods.schedules.one_shot import OneShot, Pattern
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.testing import ScheduleContract, network_example
 from amcsearch.testing.selection_contracts import NETWORKS
-from amcsearch.training.loop import CLASS_IDS, TrainingRecipe, fit
+from amcsearch.training.loop import CLASS_IDS, fit
+from amcsearch.training.recipe import TrainingRecipe
 from amcsearch.training.sparsification import MaskedTraining, bake
 
 

@@ -8,8 +8,8 @@ from torch.utils.data import TensorDataset
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state
-from amcsearch.training.loop import TrainingRecipe
 from amcsearch.training.models.transformer import language_model
+from amcsearch.training.recipe import TrainingRecipe
 
 
 def network(seed=0, width=3):

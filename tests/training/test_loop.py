@@ -12,8 +12,9 @@ from torch.utils.data import TensorDataset
 from amcsearch.core.errors import BadInputError, DivergedError
 from amcsearch.graph import HeldBatches
 from amcsearch.training.hook import PlainTraining
-from amcsearch.training.loop import Distillation, TrainingRecipe, evaluate, fit, learning_rate_at, random_shift
+from amcsearch.training.loop import evaluate, fit, random_shift
 from amcsearch.training.models import MODELS
+from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.resume import StateFile
 from amcsearch.training.splits import batches_of, stacked
 

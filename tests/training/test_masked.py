@@ -18,7 +18,8 @@ from amcsearch.methods.schedules.lottery import Lottery, round_lengths
 from amcsearch.methods.schedules.one_shot import OneShot
 from amcsearch.methods.schedules.rigl import RigL
 from amcsearch.methods.unit_slices import UnitSlices
-from amcsearch.training.loop import TrainingRecipe, fit
+from amcsearch.training.loop import fit
+from amcsearch.training.recipe import TrainingRecipe
 from amcsearch.training.resume import StateFile
 from amcsearch.training.sparsification import FixedMasks, MaskedTraining, MaskedUnits, bake
 
