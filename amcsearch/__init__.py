@@ -31,7 +31,15 @@ _ROOMS: Final = {
     "costs": ("CostGrid", "CostModel", "DeviceProfile", "EnergyModel", "LatencyTable", "Macs", "Params"),
     "evaluation": ("Evaluator", "ProcessExecutor", "SerialExecutor"),
     "graph": ("Trace", "masked", "remove", "trace"),
-    "jobs": ("EnergyReport", "Observer", "RunResult", "SearchResult", "Sensitivity", "SparsifyResult"),
+    "jobs": (
+        "EnergyReport",
+        "Observer",
+        "RunResult",
+        "SearchResult",
+        "Sensitivity",
+        "SparsifyResult",
+        "TrainingRequest",
+    ),
     "methods": (
         *("CRITERIA", "GATES", "REDUCTIONS", "SCHEDULES", "SELECTORS"),
         *("Criterion", "Need", "Selector", "Statistics"),

@@ -14,12 +14,9 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, PruningPolicy, guarded_job
 from amcsearch.jobs import (
     CallersObserver,
-    EnergyReport,
     Observer,
     SearchResult,
-    Sensitivity,
     Settings,
-    SparsifyResult,
     given_path,
     given_policy,
     in_folder,
@@ -54,6 +51,7 @@ def search(
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
     task: "Task | Mapping[str, object] | str | None" = None,
+    finetune: "jobs.UserTraining | str | None" = None,
     trials: int | None = None,
     seed: int | None = None,
     settings: Settings | None = None,
@@ -79,6 +77,7 @@ def search(
         criterion: ranks channels: likewise, of ``amcsearch list criteria``.
         selector: chooses channels in place of the criterion: likewise.
         task: judges outputs: likewise, or a mapping of ``name`` and ``params``.
+        finetune: a training of your own: a function of a ``TrainingRequest`` that returns the network, or its spec.
         trials: evaluations of the agent.
         seed: of everything that is random.
         settings: further keys of the configuration, by dotted name.
@@ -99,16 +98,16 @@ def search(
         "selection.criterion": criterion,
         "selection.selector": selector,
         "task": task,
+        "recovery.finetune.factory": finetune,
         "search.trials": trials,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = _watcher(observer)
 
     def work(run: RunFolder) -> SearchResult:
-        return jobs.search(request, run, watcher, given, workers=workers, storage=storage, strict=strict)
+        return jobs.search(request, run, _watcher(observer), given, workers=workers, storage=storage, strict=strict)
 
     return in_folder(request, folder, resume, work)
 
@@ -127,6 +126,7 @@ def prune(
     criterion: "Criterion | str | None" = None,
     selector: "Selector | str | None" = None,
     task: "Task | Mapping[str, object] | str | None" = None,
+    finetune: "jobs.UserTraining | str | None" = None,
     seed: int | None = None,
     settings: Settings | None = None,
     folder: Path | str | None = None,
@@ -147,6 +147,7 @@ def prune(
         criterion: as for ``search``.
         selector: as for ``search``.
         task: as for ``search``.
+        finetune: as for ``search``.
         seed: as for ``search``.
         settings: as for ``search``; section ``prune`` has the allocation and the rounds.
         folder: as for ``search``.
@@ -164,13 +165,13 @@ def prune(
         "selection.criterion": criterion,
         "selection.selector": selector,
         "task": task,
+        "recovery.finetune.factory": finetune,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = _watcher(observer)
-    return in_folder(request, folder, resume, lambda run: jobs.prune(request, run, watcher, given))
+    return in_folder(request, folder, resume, lambda run: jobs.prune(request, run, _watcher(observer), given))
 
 
 @guarded_job(signal.SIGINT)
@@ -183,12 +184,13 @@ def sparsify(
     target: Limits | None = None,
     table: "LatencyTable | Path | str | None" = None,
     profile: "DeviceProfile | Path | str | None" = None,
+    finetune: "jobs.UserTraining | str | None" = None,
     seed: int | None = None,
     settings: Settings | None = None,
     folder: Path | str | None = None,
     resume: bool = False,
     observer: Observer | None = None,
-) -> SparsifyResult:
+) -> jobs.SparsifyResult:
     """Prune while the network trains, by a gate or a mask schedule; return the sparse network.
 
     Args:
@@ -200,6 +202,7 @@ def sparsify(
             weights.
         table: as for ``search``.
         profile: as for ``search``.
+        finetune: as for ``search``.
         seed: as for ``search``.
         settings: as for ``search``; section ``sparsify`` has the method's parameters and the training.
         folder: as for ``search``.
@@ -213,13 +216,13 @@ def sparsify(
     named = {
         "sparsify.method": method,
         "sparsify.target": target,
+        "recovery.finetune.factory": finetune,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    watcher = _watcher(observer)
-    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, watcher, given))
+    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, _watcher(observer), given))
 
 
 @guarded_job(signal.SIGINT)
@@ -250,8 +253,7 @@ def measure_latency_table(
         minutes: bound of the measuring.
         seed: of the variants.
         settings: as for ``search``; section ``device`` has threads, batch and data type.
-        folder: of the table, which is begun or extended there. What is measured is kept in it until the table is
-            written. None keeps nothing of a measuring that is interrupted.
+        folder: of the table, begun or extended there; it keeps what is measured. None keeps nothing if interrupted.
         resume: go on with what an interrupted measuring left in ``folder``, or begin one there.
         observer: as for ``search``.
 
@@ -284,7 +286,7 @@ def energy(
     settings: Settings | None = None,
     folder: Path | str | None = None,
     observer: Observer | None = None,
-) -> EnergyReport:
+) -> jobs.EnergyReport:
     """Predict the energy of every layer on a device, dense beside pruned and sparse; ``.layers`` is a table of it.
 
     Args:
@@ -329,7 +331,7 @@ def sensitivity(
     settings: Settings | None = None,
     folder: Path | str | None = None,
     observer: Observer | None = None,
-) -> Sensitivity:
+) -> jobs.Sensitivity:
     """Prune one group at a time and return loss and accuracy at every width; ``.curves`` is a table of them.
 
     Args:
@@ -351,8 +353,7 @@ def sensitivity(
     """
     named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
-    watcher = _watcher(observer)
-    return jobs.sensitivity(request, given_path(folder), watcher, given, points=points, joint=joint)
+    return jobs.sensitivity(request, given_path(folder), _watcher(observer), given, points=points, joint=joint)
 
 
 @guarded_job(signal.SIGINT)

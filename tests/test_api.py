@@ -79,6 +79,7 @@ PUBLIC = [
     "Study",
     "Summary",
     "Trace",
+    "TrainingRequest",
     "Trial",
     "energy",
     "load",

@@ -1,11 +1,20 @@
 """The only room that knows YAML and pydantic: from a file of words to valid values."""
 
 from amcsearch.config.devices import read_device
-from amcsearch.config.factories import build, call_factory, check_contract, choose, import_factory, label, make, pick
+from amcsearch.config.factories import (
+    build,
+    call_factory,
+    check_contract,
+    choose,
+    import_factory,
+    import_named,
+    label,
+    make,
+    pick,
+)
 from amcsearch.config.loading import (
     check_priced,
     config_hash,
-    digest,
     dump,
     from_mapping,
     json_schema,
@@ -64,11 +73,11 @@ __all__ = [
     "check_priced",
     "choose",
     "config_hash",
-    "digest",
     "dump",
     "find",
     "from_mapping",
     "import_factory",
+    "import_named",
     "json_schema",
     "label",
     "listed",

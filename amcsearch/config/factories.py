@@ -44,6 +44,11 @@ def import_factory(spec: str) -> Callable[..., Any]:
     return factory  # type: ignore[no-any-return]
 
 
+def import_named(spec: str | None) -> Callable[..., Any] | None:
+    """Return what ``import_factory`` gives; None where there is no spec."""
+    return None if spec is None else import_factory(spec)
+
+
 def _import(module_name: str, spec: str) -> ModuleType:
     _add_to_path(Path.cwd())
     with UserCode(f"factory {spec!r}: importing it"):

@@ -14,6 +14,7 @@ from amcsearch.config.recipes import (
     Count,
     CountFrom0,
     FinetuneConfig,
+    Magnitude,
     RecipeConfig,
 )
 from amcsearch.config.values import (
@@ -102,7 +103,7 @@ class PruneConfig(_Section):
     """Channels kept, by name of the group; or a ``policy.json``."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
-    keep_accuracy: _Magnitude | None = None
+    keep_accuracy: Magnitude | None = None
     """How much of the metric may be lost, as far as that can be shown: points of a share, else the metric's unit."""
     allocation: str = "global"
     """How groups share the pruning: by all scores (global), one ratio (uniform), or score per cost saved (per_cost)."""

@@ -13,6 +13,7 @@ from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.table_check import check_table
 from amcsearch.jobs.table_files import build_into, check_into, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
+from amcsearch.jobs.user_training import TrainingRequest, UserTraining
 from amcsearch.jobs.workload import InMemory
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "Settings",
     "Source",
     "SparsifyResult",
+    "TrainingRequest",
+    "UserTraining",
     "build_into",
     "check_into",
     "check_table",

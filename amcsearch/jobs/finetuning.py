@@ -1,20 +1,40 @@
 """Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import nn
 
-from amcsearch.config import Config, FinetuneConfig
-from amcsearch.core import BadInputError, DivergedError
+from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
+from amcsearch.core import BadInputError, DivergedError, at_worst
 from amcsearch.graph import evaluating
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
+from amcsearch.jobs.user_training import train_by_user, user_training
+from amcsearch.jobs.workload import (
+    CONFIGURED,
+    InMemory,
+    Workload,
+    diverging,
+    judged_batches,
+    training_recipe,
+)
 from amcsearch.recovery import recalibrate_batch_norm
-from amcsearch.training import Distillation, StateStore, TrainingHook, TrainingRecipe, batches_of, evaluate, fit
+from amcsearch.training import (
+    Distillation,
+    StateStore,
+    TrainingHook,
+    TrainingRecipe,
+    Watch,
+    batches_of,
+    check_recipe,
+    evaluate,
+    fit,
+)
 
-__all__ = ["fine_tune", "finetuning_recipe", "recalibrate"]
+__all__ = ["check_trainings", "fine_tune", "finetuning_recipe", "recalibrate"]
 
 MOST_LOSS: Final = 10.0  # times the loss before fine-tuning, or that of guessing
 
@@ -39,6 +59,35 @@ def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[Tr
     return training_recipe(original), original.epochs - recipe.epochs
 
 
+def check_trainings(config: Config, given: InMemory, *, sparsifies: bool = False) -> None:
+    """Refuse trainings that cannot be done, before anything is done; ``sparsifies``: masks or gates are among them.
+
+    Raises:
+        BadInputError: as ``finetuning_recipe``, ``user_training``, ``import_named`` and ``check_recipe``; names the
+            section.
+    """
+    has_masks = sparsifies and config.sparsify.granularity != "channels"
+    recipe, _ = finetuning_recipe(config, config.recovery.finetune)
+    if user_training(config, given) is None:
+        _check_training("recovery.finetune", config.recovery.finetune, recipe, config, is_hooked=has_masks)
+    if config.model.pretrain is not None:
+        pretrain = config.model.pretrain
+        _check_training("model.pretrain", pretrain, training_recipe(pretrain), config)
+    if sparsifies:
+        training = config.sparsify.training
+        _check_training("sparsify.training", training, training_recipe(training), config, is_hooked=True)
+
+
+def _check_training(
+    section: str, written: RecipeConfig | None, recipe: TrainingRecipe, config: Config, *, is_hooked: bool = False
+) -> None:
+    try:
+        import_named(None if written is None else written.augmentation)
+        check_recipe(recipe, config.evaluation.torch_device, is_hooked=is_hooked)
+    except BadInputError as error:
+        raise BadInputError(f"{section}: {error}") from error
+
+
 def fine_tune(
     config: Config,
     finetune: FinetuneConfig | None,
@@ -47,35 +96,79 @@ def fine_tune(
     observer: Observer,
     hook: TrainingHook | None = None,
     store: StateStore | None = None,
+    *,
+    given: InMemory = CONFIGURED,
+    folder: Path | None = None,
 ) -> nn.Module:
-    """Train ``model`` in place by ``finetune`` and return it, in eval mode on the CPU.
+    """Train ``model`` in place by ``finetune``, or by a training of the user's own; return it in eval mode on the CPU.
+
+    ``folder`` is for files of the user's own training; None gives it one that goes.
 
     Raises:
         DivergedError: the training diverged, or the loss of the calibration split ended above 10 times what it was (or
             what guessing gives); names ``recovery.finetune``.
-        BadInputError: as ``finetuning_recipe``.
+        BadInputError: as ``finetuning_recipe`` and ``train_by_user``.
     """
-    recipe, first_epoch = finetuning_recipe(config, finetune)
-    if first_epoch < recipe.epochs:
-        learned = finetune.distillation if finetune else None
-        began = _calibration_loss(workload, model)
-        with diverging("recovery.finetune"):
-            fit(
-                model,
-                workload.splits.train,
-                recipe,
-                seed=config.seed,
-                teacher=workload.model if learned else None,
-                distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
-                torch_device=config.evaluation.torch_device,
-                progress=observer.epoch,
-                hook=hook,
-                store=store,
-                first_epoch=first_epoch,
-                task=workload.task,
-            )
-        _check_loss(began, _calibration_loss(workload, model.cpu()), recipe)
+    training = user_training(config, given)
+    if training is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            train_by_user(training, config, workload, model, Path(temporary) if folder is None else folder)
+        return model.eval()
+    if finetune is not None:
+        _by_recipe(config, finetune, workload, model, observer, hook, store)
     return model.cpu().eval()
+
+
+def _by_recipe(
+    config: Config,
+    finetune: FinetuneConfig,
+    workload: Workload,
+    model: nn.Module,
+    observer: Observer,
+    hook: TrainingHook | None,
+    store: StateStore | None,
+) -> None:
+    recipe, first_epoch = finetuning_recipe(config, finetune)
+    if first_epoch >= recipe.epochs:
+        return
+    learned, watch = finetune.distillation, _watch(finetune, workload)
+    began = _calibration_loss(workload, model)
+    with diverging("recovery.finetune"):
+        fit(
+            model,
+            workload.splits.train,
+            recipe,
+            seed=config.seed,
+            teacher=workload.model if learned else None,
+            distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
+            torch_device=config.evaluation.torch_device,
+            progress=observer.epoch,
+            hook=hook,
+            store=store,
+            first_epoch=first_epoch,
+            task=workload.task,
+            augmentation=import_named(finetune.augmentation),
+            watch=watch,
+            check=lambda trained: _check_loss(began, _calibration_loss(workload, trained.cpu()), recipe),
+        )
+    if watch is not None and finetune.keep == "best" and watch.best_epoch == 0:
+        observer.warn(
+            "recovery.finetune: no epoch did better on the search split than the pruned network before it, which is "
+            "kept; lower the learning rate, or train for longer"
+        )
+
+
+def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
+    """Return what judges every epoch on the search split: by the metric, and among equal ones by the loss."""
+    if finetune.keep == "last" and finetune.patience is None:
+        return None
+    batches = batches_of(workload.splits.search, name="search")
+
+    def judge(model: nn.Module) -> tuple[float, ...]:
+        loss, value = evaluate(model, batches, workload.task)
+        return workload.task.metric.better_first(value), at_worst(loss)
+
+    return Watch(judge, keep_best=finetune.keep == "best", patience=finetune.patience)
 
 
 @dataclass(frozen=True)
@@ -98,7 +191,7 @@ def _check_loss(began: _Loss, ended: _Loss, recipe: TrainingRecipe) -> None:
     most = MOST_LOSS * max(began.guessing, began.value)  # in this order a NaN at the beginning counts as guessing
     if not ended.value <= most:
         raise DivergedError(
-            f"recovery.finetune: the training diverged in epoch {recipe.epochs} at learning_rate = "
+            f"the training diverged in epoch {recipe.epochs} at learning_rate = "
             f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended.value:.4g}, before it was "
             f"{began.value:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
         )

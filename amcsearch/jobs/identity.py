@@ -138,6 +138,7 @@ def _objects(given: InMemory) -> dict[str, str]:
         "selection.criterion": given.criterion,
         "selection.selector": given.selector,
         "task": given.task,
+        "recovery.finetune.factory": given.finetune,
     }
     return {key: _digest(value) for key, value in objects.items() if value is not None}
 

@@ -14,6 +14,7 @@ from amcsearch.jobs.device import load_device
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
 from amcsearch.jobs.setup import check_named, make_evaluator
+from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
@@ -80,7 +81,8 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
 
     Times are extrapolated from what is done here: loading, tracing and exporting the network, ranking its channels, one
     evaluation of the largest uniform policy within the budget, one training step and one pass. Left out are the agent's
-    own computing between evaluations, and further finalists where none of the first is within a latency limit.
+    own computing between evaluations, further finalists where none of the first is within a latency limit, and a
+    training of the user's own.
 
     Raises:
         BadInputError, InfeasibleBudgetError: as the search itself would.
@@ -130,6 +132,7 @@ def _expected_seconds(
     evaluator.evaluate(uniform)
     ranking_s = time.perf_counter() - begun
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
+    is_ours = user_training(config, given) is None
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     call_s = _pass_seconds(workload, 1)
     test_s = TEST_PASSES * _pass_seconds(workload, length(workload.splits.test, "test"))
@@ -142,7 +145,7 @@ def _expected_seconds(
         "ranking": ranking_s,
         "search": evaluator.evaluate(uniform).seconds * config.search.trials * searches,
         "finalists": (1 + config.search.finalists) * export_s + measuring_s(config.search.finalists),
-        "finetune": 0.0 if finetune is None else _finetuning_seconds(workload, finetune),
+        "finetune": _finetuning_seconds(workload, finetune) if finetune is not None and is_ours else 0.0,
         "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
     }
 

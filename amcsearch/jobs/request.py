@@ -29,8 +29,12 @@ _OBJECTS: Final = {
     "selection.criterion": "criterion",
     "selection.selector": "selector",
     "task": "task",
+    "recovery.finetune.factory": "finetune",
 }
 """Keys of the configuration that also take an object → its field of ``InMemory``."""
+
+_PLAIN_OBJECTS: Final = ("device.table", "device.profile", "recovery.finetune.factory")
+"""Keys that are null where an object is given: there is no class of which the key could keep the name."""
 
 
 def make_request(
@@ -59,7 +63,7 @@ def make_request(
         if not isinstance(asked.get(key), str | Path | Mapping | None)
     }
     keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
-    keys |= {key: None for key in ("device.table", "device.profile") if _OBJECTS[key] in objects}
+    keys |= {key: None for key in _PLAIN_OBJECTS if _OBJECTS[key] in objects}
     if model is not None:
         keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
     if data is not None or example is not None:

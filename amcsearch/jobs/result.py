@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pandas as pd
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from amcsearch.jobs.loading import Source, check_finished, smaller_network
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
+from amcsearch.jobs.user_training import user_training
 from amcsearch.reporting import render
 from amcsearch.runs import (
     RunFolder,
@@ -30,7 +31,7 @@ from amcsearch.runs import (
     read_trials,
     writing,
 )
-from amcsearch.training import load_tensors
+from amcsearch.training import StateFile, load_tensors
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load"]
 
@@ -216,7 +217,7 @@ def deliver(
     run.write_policy(chosen.trial.policy)  # kept where the training diverges
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = exports.pruned(chosen.trial.policy)
-        tuned = _tuned(job, run, pruned, phases.observer)
+        tuned = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
         save_network(tuned, job.workload.example, run, phases.observer.warn)
@@ -228,16 +229,47 @@ def deliver(
     return SearchResult(run, lambda: tuned)
 
 
-def _tuned(job: Job, run: RunFolder, pruned: nn.Module, observer: Observer) -> nn.Module:
-    """Return a fine-tuned copy of the pruned network.
+def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, observer: Observer) -> nn.Module:
+    """Return a fine-tuned copy of the pruned network; a training that was killed goes on.
 
     Raises:
         DivergedError: as ``fine_tune``; says how to go on with the policy.
+        BadInputError: as ``fine_tune``, of a training of the user's own likewise.
     """
+    store, model = _TrainingOfPolicy(StateFile(run.finetuning_state), policy), copy.deepcopy(pruned)
     try:
-        return fine_tune(job.config, job.finetune, job.workload, copy.deepcopy(pruned), observer)
-    except DivergedError as error:
-        raise DivergedError(
+        return fine_tune(
+            job.config,
+            job.finetune,
+            job.workload,
+            model,
+            observer,
+            store=store,
+            given=job.given,
+            folder=run.user_training,
+        )
+    except BadInputError as error:
+        has_diverged = isinstance(error, DivergedError)
+        if not has_diverged and user_training(job.config, job.given) is None:
+            raise
+        change = "learning_rate=…" if has_diverged else "factory=null"
+        raise type(error)(
             f"{error}; the policy is kept, go on with it: amcsearch prune {run.config_yaml} --policy {run.policy_json} "
-            "--set recovery.finetune.learning_rate=…"
+            f"--set recovery.finetune.{change}"
         ) from error
+
+
+class _TrainingOfPolicy:
+    """A ``StateStore`` that knows by which policy the network was cut: finalists may be measured otherwise again."""
+
+    def __init__(self, file: StateFile, policy: PruningPolicy) -> None:
+        self.file, self.kept = file, dict(policy)
+
+    def load(self) -> dict[str, Any] | None:
+        stored = self.file.load()
+        if stored is None or stored.get("kept") != self.kept:
+            return None
+        return dict(stored["training"])
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.file.save({"kept": self.kept, "training": state})

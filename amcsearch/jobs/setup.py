@@ -12,7 +12,7 @@ from amcsearch.config import Config, FinetuneConfig, check_contract, choose, lab
 from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
 from amcsearch.evaluation import Evaluator
 from amcsearch.jobs.device import Device, further_costs, load_device
-from amcsearch.jobs.finetuning import finetuning_recipe
+from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
@@ -122,7 +122,7 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
 
     Raises:
         BadInputError: what a key names cannot be imported or made, or lacks something of its contract; a criterion of
-            gradients that are 0; an unknown reconstruction; or as ``finetuning_recipe``.
+            gradients that are 0; an unknown reconstruction; or as ``check_trainings``.
     """
     name, task = config.selection.selector, make_task(config, given.task)
     if given.criterion is not None:
@@ -140,7 +140,7 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
             _check_labels(_selector(config, name), task, f"selection.selector = {name!r}")
     if criterion is not None:
         _check_says_something(config, criterion)
-    finetuning_recipe(config, config.recovery.finetune)
+    check_trainings(config, given)
     choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")
     further_costs(config)
 

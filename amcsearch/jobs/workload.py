@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, RecipeConfig, call_factory, named_digests
+from amcsearch.config import Config, RecipeConfig, call_factory, import_named, named_digests
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
@@ -84,6 +84,7 @@ class InMemory:
         criterion: ranks channels, in place of ``selection.criterion``.
         selector: chooses channels, in place of ``selection.selector``.
         task: how outputs are judged, in place of ``task``.
+        finetune: trains the pruned network, in place of ``recovery.finetune.factory``.
     """
 
     model: nn.Module | None = None
@@ -95,6 +96,7 @@ class InMemory:
     criterion: Criterion | None = None
     selector: Selector | None = None
     task: Task | None = None
+    finetune: Callable[..., nn.Module] | None = None
 
 
 CONFIGURED: Final = InMemory()
@@ -347,22 +349,25 @@ def _labelled(config: Config) -> tuple[str, ...]:
 
 def _pretrain(config: Config, workload: Workload, progress: Progress | None) -> None:
     assert config.model.pretrain is not None
-    model = workload.model
+    model, recipe, digests = workload.model, config.model.pretrain, named_digests(config)
     made_by: list[object] = [config.model.factory, config.model.kwargs, config.data.factory, config.data.kwargs]
     if config.task is not None:
-        code = {key: digest for key, digest in named_digests(config).items() if key.startswith("task.")}
+        code = {key: digest for key, digest in digests.items() if key.startswith("task.")}
         made_by += [config.task.model_dump(mode="json"), code]
+    if recipe.augmentation is not None:
+        made_by.append(digests["model.pretrain.augmentation"])
     with diverging("model.pretrain"):
         pretrained(
             model,
             workload.splits.train,
-            training_recipe(config.model.pretrain),
+            training_recipe(recipe),
             key=json.dumps(made_by, sort_keys=True),
             seed=config.seed,
             cache_dir=cache_folder(),
             torch_device=config.evaluation.torch_device,
             progress=progress,
             task=training_task(config, workload.task),
+            augmentation=import_named(recipe.augmentation),
         )
     model.cpu()
 

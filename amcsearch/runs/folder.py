@@ -118,6 +118,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """A training on its way, after its last whole epoch."""
     finetuning_state = _File(".finetuning.pt")
     """The same of the fine-tuning."""
+    user_training = _File(".user_training")
+    """A folder for what the user's own training keeps, such as checkpoints."""
     summary_json = _File("summary.json")
     """What came of it."""
     report_html = _File("report.html")

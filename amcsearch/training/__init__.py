@@ -2,7 +2,7 @@
 
 from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state
 from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
-from amcsearch.training.hook import StateStore, TrainingHook
+from amcsearch.training.hook import StateStore, TrainingHook, Watch
 from amcsearch.training.identity import (
     Identity,
     NetworkRecord,
@@ -12,7 +12,7 @@ from amcsearch.training.identity import (
     record_network,
     record_splits,
 )
-from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, Watch, evaluate, fit
+from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
 from amcsearch.training.recipe import Distillation, TrainingRecipe

@@ -1,11 +1,14 @@
-"""Hooks of a training: what takes part in every step, and what keeps its state between epochs."""
+"""Hooks of a training: what takes part in every step, keeps its state between epochs, and watches over its epochs."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PlainTraining", "StateStore", "TrainingHook"]
+from amcsearch.core import BadInputError
+
+__all__ = ["PlainTraining", "StateStore", "TrainingHook", "Watch"]
 
 
 class TrainingHook(Protocol):
@@ -76,3 +79,60 @@ class PlainTraining:
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing."""
         del state
+
+
+Judge = Callable[[nn.Module], tuple[float, ...]]
+"""Judges a network in the middle of its training; of two values the smaller is better."""
+
+
+class Watch:
+    """Judges a training after every epoch: its best network is kept, and it ends where it no longer gets better.
+
+    The network before the training is a candidate as well. Of equal ones the earlier is kept.
+
+    Args:
+        judge: of a network; it leaves the network in the modes it was in.
+        keep_best: the training ends with the best network, not with the last.
+        patience: the training ends after so many epochs in a row that gave no better one; None never ends it.
+
+    Raises:
+        BadInputError: a patience below 1.
+    """
+
+    def __init__(self, judge: Judge, *, keep_best: bool = True, patience: int | None = None) -> None:
+        if patience is not None and patience < 1:
+            raise BadInputError(f"patience = {patience}, must be at least 1 epoch")
+        self.keep_best, self.patience = keep_best, patience
+        self.best_epoch = 0
+        """The epoch of the best network, counted from 1; 0 is the network before the training."""
+        self._judge = judge
+        self._best: tuple[float, ...] | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._last = 0
+
+    def see(self, model: nn.Module, epoch: int) -> None:
+        """Judge the network after an epoch, counted from 1; 0 comes before the training."""
+        value, self._last = self._judge(model), epoch
+        if self._best is None or value < self._best:
+            self._best, self.best_epoch = value, epoch
+            if self.keep_best:
+                self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training is to end."""
+        return self.patience is not None and self._last - self.best_epoch >= self.patience
+
+    def finish(self, model: nn.Module) -> None:
+        """Give the network its best weights, if these are to be kept."""
+        if self.keep_best and self._best is not None:
+            model.load_state_dict(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next epoch depends on."""
+        return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._weights, "last": self._last}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` returned."""
+        self._best = None if state["best"] is None else tuple(map(float, state["best"]))
+        self.best_epoch, self._last, self._weights = int(state["best_epoch"]), int(state["last"]), state["weights"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.graph import Batch, Batches, channels_first, evaluating, make_channels_first
-from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook
+from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, fetch, length
@@ -25,7 +25,7 @@ from amcsearch.training.task import Task
 from amcsearch.training.tasks.class_ids import Classification
 from amcsearch.training.updates import Averages, LossScale, check_recipe, clip, make_optimizer, precision_of
 
-__all__ = ["CLASS_IDS", "Augmentation", "Progress", "Watch", "evaluate", "fit", "random_shift"]
+__all__ = ["CLASS_IDS", "Augmentation", "Progress", "evaluate", "fit", "random_shift"]
 
 
 def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -57,63 +57,6 @@ CLASS_IDS: Final = Classification()
 
 Augmentation = Callable[[Batch], Batch]
 """Changes a batch of the training split, on the CPU: random numbers of torch, numpy and Python repeat by the seed."""
-
-Judge = Callable[[nn.Module], tuple[float, ...]]
-"""Judges a network in the middle of its training; of two values the smaller is better."""
-
-
-class Watch:
-    """Judges a training after every epoch: its best network is kept, and it ends where it no longer gets better.
-
-    The network before the training is a candidate as well. Of equal ones the earlier is kept.
-
-    Args:
-        judge: of a network; it leaves the network in the modes it was in.
-        keep_best: the training ends with the best network, not with the last.
-        patience: the training ends after so many epochs in a row that gave no better one; None never ends it.
-
-    Raises:
-        BadInputError: a patience below 1.
-    """
-
-    def __init__(self, judge: Judge, *, keep_best: bool = True, patience: int | None = None) -> None:
-        if patience is not None and patience < 1:
-            raise BadInputError(f"patience = {patience}, must be at least 1 epoch")
-        self.keep_best, self.patience = keep_best, patience
-        self.best_epoch = 0
-        """The epoch of the best network, counted from 1; 0 is the network before the training."""
-        self._judge = judge
-        self._best: tuple[float, ...] | None = None
-        self._weights: dict[str, Tensor] = {}
-        self._last = 0
-
-    def see(self, model: nn.Module, epoch: int) -> None:
-        """Judge the network after an epoch, counted from 1; 0 comes before the training."""
-        value, self._last = self._judge(model), epoch
-        if self._best is None or value < self._best:
-            self._best, self.best_epoch = value, epoch
-            if self.keep_best:
-                self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the training is to end."""
-        return self.patience is not None and self._last - self.best_epoch >= self.patience
-
-    def finish(self, model: nn.Module) -> None:
-        """Give the network its best weights, if these are to be kept."""
-        if self.keep_best and self._best is not None:
-            model.load_state_dict(self._weights)
-
-    def state(self) -> dict[str, Any]:
-        """Return what the next epoch depends on."""
-        return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._weights, "last": self._last}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what ``state`` returned."""
-        self._best = None if state["best"] is None else tuple(map(float, state["best"]))
-        self.best_epoch, self._last, self._weights = int(state["best_epoch"]), int(state["last"]), state["weights"]
-
 
 MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
 

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.batch import Batch
-from amcsearch.training.hook import PlainTraining
-from amcsearch.training.loop import Watch, fit
+from amcsearch.training.hook import PlainTraining, Watch
+from amcsearch.training.loop import fit
 from amcsearch.training.recipe import TrainingRecipe, learning_rate_at
 from amcsearch.training.resume import StateFile
 from amcsearch.training.updates import Averages, LossScale, check_recipe, make_optimizer

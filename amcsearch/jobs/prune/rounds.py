@@ -11,6 +11,7 @@ linear shape in channels. Here every round is a cost, and is reached as exactly 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[
         with phases(f"round_{i + 1}", text):
             file = StateFile(run.round_state(i + 1))
             budget = Budget({target.cost: limits[i]})
-            job, summary = _round(replace(job, finetune=finetune), budget, file, phases.observer)
+            folder = run.user_training / f"round_{i + 1}"
+            job, summary = _round(replace(job, finetune=finetune), budget, file, folder, phases.observer)
         done.append(summary)
     return replace(job, finetune=last), done
 
@@ -101,14 +103,15 @@ def with_rounds(
     return replace(proposal, goal=replace(goal, rounds=(*earlier, last)))
 
 
-def _round(job: Job, budget: Budget, file: StateFile, observer: Observer) -> tuple[Job, RoundSummary]:
+def _round(job: Job, budget: Budget, file: StateFile, folder: Path, observer: Observer) -> tuple[Job, RoundSummary]:
     """Cut and train, and return the job of what is left with a description of the round."""
     stored = file.load()
     if stored is None:
         model, cut = _cut(job, budget)
     else:  # the weights are among the training's state
         model, cut = _stored_cut(job, file, stored)
-    fine_tune(job.config, job.finetune, job.workload, model, observer, store=_TrainingOfCut(file, cut))
+    store = _TrainingOfCut(file, cut)
+    fine_tune(job.config, job.finetune, job.workload, model, observer, store=store, given=job.given, folder=folder)
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     done = RoundSummary(**cut["described"], metric_finetuned=_metric(job, model))
     return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), done

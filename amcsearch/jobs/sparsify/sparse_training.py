@@ -1,16 +1,14 @@
 """Training with a gate or a mask schedule, and the exact cut to the target at its end."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config import Config, make
+from amcsearch.config import Config, import_named, make
 from amcsearch.core import PruningPolicy
 from amcsearch.graph import remove
 from amcsearch.jobs.setup import make_criterion
@@ -98,7 +96,7 @@ def sparse_training(
     model = copy.deepcopy(workload.model).to(config.evaluation.torch_device)
     recipe = training_recipe(config.sparsify.training)
     samples = length(workload.splits.train, "train")
-    steps = math.ceil(samples / recipe.batch_size) * recipe.epochs
+    steps = recipe.steps(samples) * recipe.epochs
     gate: Gate | None = None
     hook: GatedTraining | MaskedTraining
     with torch.random.fork_rng(devices=[]):
@@ -108,10 +106,7 @@ def sparse_training(
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
             hook = _masked(config, workload, model, target, steps, method)
-    device, train, task = config.evaluation.torch_device, workload.splits.train, workload.task
-    train_on = partial(fit, model, train, recipe, seed=config.seed, torch_device=device, task=task)
-    with diverging("sparsify.training"):
-        train_on(progress=progress, hook=hook, store=store)
+    _train(config, workload, model, hook, store, progress)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
     assert gate is not None
@@ -120,6 +115,24 @@ def sparse_training(
         for name, tensor in gate.final().items():
             model.get_parameter(name).copy_(tensor)
     return _sparse(workload, target, model, target.cut(scores))
+
+
+def _train(
+    config: Config, workload: Workload, model: nn.Module, hook: TrainingHook, store: StateStore, progress: Progress
+) -> None:
+    with diverging("sparsify.training"):
+        fit(
+            model,
+            workload.splits.train,
+            training_recipe(config.sparsify.training),
+            seed=config.seed,
+            torch_device=config.evaluation.torch_device,
+            progress=progress,
+            hook=hook,
+            store=store,
+            task=workload.task,
+            augmentation=import_named(config.sparsify.training.augmentation),
+        )
 
 
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:

@@ -12,7 +12,7 @@ from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost, Limit
 from amcsearch.jobs.delivered_files import check_files, judge_stored, save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
-from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe, recalibrate
+from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
@@ -22,7 +22,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
 from amcsearch.runtime import signature_of
-from amcsearch.training import StateFile, batches_of, evaluate, save_tensors, stacked
+from amcsearch.training import StateFile, bake, batches_of, evaluate, save_tensors, stacked
 
 __all__ = ["sparsify"]
 
@@ -39,7 +39,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     section = config.sparsify
     method = make_method(config)  # what cannot be made is refused before anything is trained
     further_costs(config)
-    finetuning_recipe(config, config.recovery.finetune)
+    check_trainings(config, given, sparsifies=True)
     with phases("target", "Pricing the target"):
         workload, identity = begin_workload(config, given, run, observer)
         device = load_device(config, workload, _limits(config, method), given)
@@ -56,9 +56,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         sparse = sparse_training(config, workload, method, target, StateFile(run.training_state), progress)
         recalibrate(config, workload, sparse.model)
     with phases("finetune", "Fine-tuning what is left"):
-        tuned = copy.deepcopy(sparse.model)
-        hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
-        fine_tune(config, config.recovery.finetune, workload, tuned, observer, hook, StateFile(run.finetuning_state))
+        tuned = _tuned(config, workload, sparse, run, observer, given)
     with phases("verify", "Writing the network and reading the test split"):
         save_tensors(sparse.masks, run.masks_safetensors)
         run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -73,6 +71,19 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
     check_files(run, files)
     return SparsifyResult(run, lambda: tuned)
+
+
+def _tuned(
+    config: Config, workload: Workload, sparse: Sparse, run: RunFolder, observer: Observer, given: InMemory
+) -> nn.Module:
+    """Return a copy of the sparse network that was trained on under its masks."""
+    tuned, store = copy.deepcopy(sparse.model), StateFile(run.finetuning_state)
+    hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
+    finetune, folder = config.recovery.finetune, run.user_training
+    fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
+    if sparse.granularity == "weights":
+        bake(tuned, sparse.masks)  # which a training of the user's own does not know
+    return tuned
 
 
 def _limits(config: Config, method: GateMethod | MaskSchedule) -> tuple[Limit, ...]:

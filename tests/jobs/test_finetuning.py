@@ -1,0 +1,111 @@
+"""Fine-tuning by the configuration: the best epoch on the search split, its end, and its augmentation."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amcsearch.config import Config, load
+from amcsearch.core.trial import Trial
+from amcsearch.jobs.finetuning import fine_tune
+from amcsearch.jobs.workload import Workload, load_workload
+from amcsearch.training import batches_of, evaluate
+from amcsearch.training.resume import StateFile
+
+WriteConfig = Callable[..., Path]
+
+
+class Told:
+    """An observer that keeps the losses of epochs and the warnings."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.warnings: list[str] = []
+
+    def phase(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def epoch(self, epoch: int, loss: float) -> None:
+        assert epoch == len(self.losses) + 1
+        self.losses.append(loss)
+
+    def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None: ...
+
+    def progress(self, share: float, text: str) -> None: ...
+
+
+@pytest.fixture
+def workload(write_config: WriteConfig) -> Workload:
+    """The network after two epochs."""
+    return load_workload(load(write_config()))
+
+
+def tuned(
+    write_config: WriteConfig, workload: Workload, store: StateFile | None = None, **keys: object
+) -> tuple[nn.Module, Told]:
+    config: Config = load(write_config(), keys={f"recovery.finetune.{key}": value for key, value in keys.items()})
+    observer, model = Told(), copy.deepcopy(workload.model)
+    fine_tune(config, config.recovery.finetune, workload, model, observer, store=store)
+    return model, observer
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# steps that lead away from what the network has learnt, and never so far that the training diverges
+AWAY = {"learning_rate": 1.0, "epochs": 2, "schedule": "constant", "batch_size": 208, "distillation": None}
+
+
+def test_epochs_that_make_the_network_worse_are_not_kept(write_config: WriteConfig, workload: Workload) -> None:
+    split = batches_of(workload.splits.search, name="search")
+    _, before = evaluate(workload.model, split)
+    last, told = tuned(write_config, workload, keep="last", **AWAY)
+    assert evaluate(last, split)[1] < before
+    assert told.warnings == []
+    best, told = tuned(write_config, workload, **AWAY)
+    assert same(best, workload.model)
+    (warning,) = told.warnings
+    assert "no epoch did better on the search split than the pruned network before it, which is kept" in warning
+    assert len(told.losses) == 2
+    _, told = tuned(write_config, workload, patience=1, **AWAY)
+    assert len(told.losses) == 1
+
+
+def test_the_best_epoch_is_that_of_the_training_itself(write_config: WriteConfig, workload: Workload) -> None:
+    settings = {"learning_rate": 0.05, "epochs": 4, "schedule": "constant"}
+    best, told = tuned(write_config, workload, **settings)
+    split = batches_of(workload.splits.search, name="search")
+    candidates = [workload.model]
+    for epochs in range(1, 5):  # the rates are constant, so shorter trainings are beginnings of longer ones
+        candidates.append(tuned(write_config, workload, keep="last", **{**settings, "epochs": epochs})[0])
+    loss, accuracy = evaluate(best, split)
+    judged = [evaluate(candidate, split) for candidate in candidates]
+    assert (-accuracy, loss) == min((-accuracy, loss) for loss, accuracy in judged)
+    assert len(told.losses) == 4
+
+
+def test_a_finished_training_is_not_repeated(write_config: WriteConfig, workload: Workload, tmp_path: Path) -> None:
+    store = StateFile(tmp_path / "state.pt")
+    first, told = tuned(write_config, workload, store, epochs=2)
+    assert len(told.losses) == 2
+    again, told = tuned(write_config, workload, store, epochs=2)
+    assert told.losses == []
+    assert same(first, again)
+
+
+def test_an_augmentation_from_a_file_changes_the_training(
+    write_config: WriteConfig, workload: Workload, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def mirror(batch):\n    return batch.map(lambda images: images.flip(-1))\n")
+    plain, _ = tuned(write_config, workload, keep="last")
+    mirrored, _ = tuned(write_config, workload, keep="last", augmentation=f"{tmp_path}/mine.py:mirror")
+    assert not same(plain, mirrored)
+    again, _ = tuned(write_config, workload, keep="last", augmentation=f"{tmp_path}/mine.py:mirror")
+    assert same(mirrored, again)
