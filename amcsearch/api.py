@@ -6,6 +6,7 @@ Each takes a network and data in memory, which count more, or ``config``: a conf
 
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from amcsearch.jobs import (
     make_request,
 )
 from amcsearch.reporting import ProgressBar
-from amcsearch.runs import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,11 +105,8 @@ def search(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-
-    def work(run: RunFolder) -> SearchResult:
-        return jobs.search(request, run, _watcher(observer), given, workers=workers, storage=storage, strict=strict)
-
-    return in_folder(request, folder, resume, work)
+    job = partial(jobs.search, workers=workers, storage=storage, strict=strict)
+    return in_folder(request, folder, resume, lambda run: job(request, run, _watcher(observer), given))
 
 
 @guarded_job(signal.SIGINT)
