@@ -18,11 +18,15 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """A layer width that shrinks by ``factor`` for every channel removed (a flatten of HxW maps: factor HW)."""
+    """A layer width that shrinks by ``factor`` for every ``removed`` channels.
+
+    A flatten of HxW maps has factor HW; a table with one column a head of width d has factor 1 for d removed.
+    """
 
     layer: str
     side: Side
     factor: int = 1
+    removed: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class ChannelGroup:
     grouped convolution (one channel from each). Kept counts are multiples of it.
 
     Raises:
-        BadInputError: no channels, or a unit that does not divide them.
+        BadInputError: no channels, a unit that does not divide them, or a coupling that counts parts of a unit.
     """
 
     name: str
@@ -46,6 +50,12 @@ class ChannelGroup:
             raise BadInputError(
                 f"group {self.name!r}: {self.channels} channels cannot be cut into units of {self.unit}"
             )
+        for coupling in self.couplings:
+            if coupling.removed < 1 or self.unit * coupling.factor % coupling.removed:
+                raise BadInputError(
+                    f"group {self.name!r}: {coupling.layer} cannot lose {coupling.factor} for every "
+                    f"{coupling.removed} of channels that leave in units of {self.unit}"
+                )
 
     def choices(self, multiple: int = 1, max_pruning_ratio: float = 1.0) -> tuple[int, ...]:
         """Kept counts on the device's channel grid, ascending; the last is always all channels.

@@ -52,12 +52,15 @@ class NetworkSpec:
         return {layer.name: i for i, layer in enumerate(self.layers)}
 
     @cached_property
-    def removal_matrices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(in, out) matrices of shape (G, L): widths lost by each layer for each channel removed of a group."""
-        matrices = {side: np.zeros((len(self.groups), len(self.layers)), dtype=np.int64) for side in Side}
+    def removal_matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(in, out) matrices of shape (G, L): widths lost by each layer for each channel removed of a group.
+
+        They are whole numbers for each unit of a group.
+        """
+        matrices = {side: np.zeros((len(self.groups), len(self.layers))) for side in Side}
         for g, group in enumerate(self.groups):
             for coupling in group.couplings:
-                matrices[coupling.side][g, self.layer_index[coupling.layer]] += coupling.factor
+                matrices[coupling.side][g, self.layer_index[coupling.layer]] += coupling.factor / coupling.removed
         return matrices[Side.IN], matrices[Side.OUT]
 
     def kept_array(self, policy: PruningPolicy) -> NDArray[np.int64]:
@@ -89,7 +92,8 @@ class NetworkSpec:
         lost_in, lost_out = self.removal_matrices
         dense_in = np.array([layer.in_channels for layer in self.layers], dtype=np.int64)
         dense_out = np.array([layer.out_channels for layer in self.layers], dtype=np.int64)
-        return dense_in - removed @ lost_in, dense_out - removed @ lost_out
+        lost = (np.rint(removed @ matrix).astype(np.int64) for matrix in (lost_in, lost_out))
+        return dense_in - next(lost), dense_out - next(lost)
 
     def with_channels(self, policy: PruningPolicy) -> "NetworkSpec":
         """Return the shapes after removing what ``policy`` does not keep; the groups shrink too.

@@ -94,7 +94,9 @@ class CostGrid:
 
     def _table_of(self, index: int, layer: LayerSpec) -> tuple[_WidthTable, NDArray[np.int64]]:
         """Table of one layer, and what one removed unit of each group adds to the address, shape (G,)."""
-        lost_in, lost_out = (matrix[:, index] * self._units for matrix in self.network.removal_matrices)
+        lost_in, lost_out = (
+            np.rint(matrix[:, index] * self._units).astype(np.int64) for matrix in self.network.removal_matrices
+        )
         step_in, step_out = (max(1, int(np.gcd.reduce(lost, initial=0))) for lost in (lost_in, lost_out))
         by_in, by_out = lost_in // step_in, lost_out // step_out
         most = self._channels // self._units - 1

@@ -117,5 +117,5 @@ def test_left_out_variants_are_predicted_and_sigma_says_how_well(calibrated):
     residuals = np.abs(found.residuals)
     assert len(residuals) == 36
     assert residuals.mean() < 0.035
-    assert 0.0 < found.sigma_floor <= np.sqrt((residuals**2).mean())
+    assert 0.0 < found.sigma_floor <= np.sqrt((residuals**2).mean()) * (1 + 1e-6)
     assert all(0.5 <= factor <= 2.0 for factor in found.factors.values())

@@ -137,7 +137,7 @@ def test_merging_keeps_each_networks_predictions(resnet, mobilenet, resnet20_net
         model = alone.bind(network)
         for policy in mixed(network, 6, 5):
             layers = network.with_channels(policy).layers
-            assert bound.predict(layers) == pytest.approx(model.predict(layers), rel=1e-2)  # rare kernels ask the other
+            assert bound.predict(layers) == pytest.approx(model.predict(layers), rel=3e-2)  # rare kernels ask the other
         assert bound.channel_multiple == model.channel_multiple
 
 

@@ -1,6 +1,7 @@
 """Assembly of a trace: groups, slices, norms and attributes from units and the places that they occupy."""
 
 from collections.abc import Iterator, Sequence
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,22 +39,21 @@ class Assembler:
 
     def trace(self) -> Trace:
         """Return the trace of the groups that have no problem; the others are named with theirs."""
-        groups = list(grouped(self.slots, self.observation.channels))
-        ordered = sorted((renumbered_channels(group, self._first(group)[1]) for group in groups), key=self._start)
+        ordered = sorted(self._groups(), key=lambda entry: (self.order[entry[0]], entry[1]))
         lost: list[Skipped] = []
         channel_groups: list[ChannelGroup] = []
         slices: dict[str, tuple[TensorSlice, ...]] = {}
         norms: dict[str, tuple[NormSlice, ...]] = {}
         units: dict[str, Indices] = {}
         attributes: list[WidthAttribute] = []
-        for group in ordered:
-            name = self._fresh_name(self._first(group)[0])
+        for layer, _, group in ordered:
+            name = self._fresh_name(layer)
             if group.problem:
                 lost.append(Skipped(name, group.problem))
                 continue
             couplings = tuple(self._couplings(group))
             channel_groups.append(ChannelGroup(name, group.units.size, couplings, group.units.shape[1]))
-            slices[name], norms[name] = tuple(self._slices(group)), tuple(self._norms(group))
+            slices[name], norms[name] = tuple(self._slices(group, layer)), tuple(self._norms(group))
             units[name] = group.units
             attributes += self._attributes(name, group)
             attributes += self.code.of(name, group, self.unit_of)
@@ -62,23 +62,22 @@ class Assembler:
             network, slices, units, (*self.observation.skipped, *lost), norms, tuple(dict.fromkeys(attributes))
         )
 
-    def _first(self, group: RawGroup) -> tuple[str, Place]:
-        """The first layer that writes the group, and a place of it there."""
-        written: dict[str, Place] = {}
-        for place in group.positions:
-            if isinstance(place, tuple) and place[1] is Side.OUT:
-                written[place[0]] = place
-        for place in group.positions:
-            if isinstance(place, Axis):
-                for layer, side, _ in self._owners(place):
+    def _groups(self) -> Iterator[tuple[str, int, RawGroup]]:
+        """Yield the groups of channels that layers write, with the first such layer and position."""
+        for group in grouped(self.slots, self.observation.channels):
+            written: dict[str, Place] = {}
+            for place in group.positions:
+                if isinstance(place, tuple) and place[1] is Side.OUT:
+                    written[place[0]] = place
+            if not written:  # of parameters that no layer reads
+                continue
+            for place in group.positions:
+                for layer, side, _ in self._owners(place) if isinstance(place, Axis) else ():
                     if side is Side.OUT:
                         written.setdefault(layer, place)
-        name = min(written, key=self.order.__getitem__)
-        return name.split("#")[0], written[name]
-
-    def _start(self, group: RawGroup) -> tuple[int, int]:
-        name, place = self._first(group)
-        return self.order[name], int(group.positions[place].min())
+            name = min(written, key=self.order.__getitem__)
+            numbered = renumbered_channels(group, written[name])
+            yield name.split("#")[0], int(numbered.positions[written[name]].min()), numbered
 
     def _fresh_name(self, layer: str) -> str:
         """The layer's name; a second group that starts in the same layer is ``layer:2``."""
@@ -109,9 +108,8 @@ class Assembler:
             side = Side.OUT if self.tensors[name].ndim == 1 or self.produced[axis.base] else Side.IN
         yield layer, side, axis.dim
 
-    def _slices(self, group: RawGroup) -> list[TensorSlice]:
+    def _slices(self, group: RawGroup, default: str) -> list[TensorSlice]:
         entries = []
-        default = self._first(group)[0]
         for place, positions in group.positions.items():
             if not isinstance(place, Axis):
                 continue
@@ -126,15 +124,16 @@ class Assembler:
         return tensor == layer or tensor.rpartition(".")[0] == self.observation.modules[layer]
 
     def _couplings(self, group: RawGroup) -> Iterator[Coupling]:
-        widths: dict[tuple[str, Side], int] = {}
+        widths: dict[tuple[str, Side], int] = {}  # lost by a unit
         for place, positions in group.positions.items():
+            count = len(np.unique(positions[group.units[0]]))
             if isinstance(place, tuple):
-                widths[place] = positions.shape[1]
+                widths[place] = count
             else:
-                for layer, side, factor in self._parameters(place, positions.shape[1]):
-                    widths[layer, side] = widths.get((layer, side), 0) + factor
-        for (layer, side), factor in sorted(widths.items(), key=lambda item: self._rank(*item[0])):
-            yield Coupling(layer, side, factor)
+                for layer, side, lost in self._parameters(place, count):
+                    widths[layer, side] = widths.get((layer, side), 0) + lost
+        for (layer, side), lost in sorted(widths.items(), key=lambda item: self._rank(*item[0])):
+            yield Coupling(layer, side, *_reduced(lost, group.units.shape[1]))
 
     def _parameters(self, axis: Axis, count: int) -> Iterator[tuple[str, Side, int]]:
         """Widths lost by a parameter that is counted as rows of a width."""
@@ -167,11 +166,30 @@ class Assembler:
 
     def _attributes(self, name: str, group: RawGroup) -> Iterator[WidthAttribute]:
         """Integers of the layers that state a width."""
+        for path, side, positions in self._modules_of(group):
+            kind = layer_type(self.modules[path])
+            for attribute, stated in kind.attributes(self.modules[path]) if kind is not None else ():
+                if stated is side:
+                    lost = len(np.unique(positions[group.units[0]]))
+                    yield WidthAttribute(path, attribute, name, *_reduced(lost, group.units.shape[1]))
+
+    def _modules_of(self, group: RawGroup) -> Iterator[tuple[str, Side, Indices]]:
+        """Modules, sides and positions of a group; those that ran in training only are known by their tensors."""
         for side in Side:
             for (layer, _), positions in sorted(self._sides(group, side), key=lambda item: self.order[item[0][0]]):
-                path = self.observation.modules[layer]
-                kind = layer_type(self.modules.get(path))
-                if kind is not None and "#" not in layer:
-                    for attribute, stated in kind.attributes(self.modules[path]):
-                        if stated is side:
-                            yield WidthAttribute(path, attribute, name, positions.shape[1])
+                if self.observation.modules[layer] in self.modules and "#" not in layer:
+                    yield self.observation.modules[layer], side, positions
+        axes = [(place, positions) for place, positions in group.positions.items() if isinstance(place, Axis)]
+        for place, positions in axes:
+            for tensor in place.names:
+                path, _, leaf = tensor.rpartition(".")
+                kind = layer_type(self.modules[path])
+                for axis in kind.axes(self.modules[path]) if kind is not None and path not in self.layer_of else ():
+                    if (axis.tensor, axis.dim) == (leaf, place.dim):
+                        yield path, axis.side, positions
+
+
+def _reduced(lost: int, channels: int) -> tuple[int, int]:
+    """Return widths lost for channels removed, without a common divisor."""
+    divisor = gcd(lost, channels)
+    return lost // divisor, channels // divisor

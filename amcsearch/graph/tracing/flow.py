@@ -77,6 +77,7 @@ class _State:
     layers: tuple[Tensor, ...] = ()
     is_fresh: bool = False
     canvas: Tensor | None = None
+    mixed: tuple[tuple[Tensor, str], ...] = ()
 
 
 _NOTHING: Final = _State()
@@ -116,6 +117,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
                 self._make(tensor)
             return
         states = [self._state(tensor) for tensor in inputs]
+        for state in states:
+            self._use(state)
         if all(state is _NOTHING for state in states):
             return
         call = Call(name, func, args, kwargs, out)
@@ -129,6 +132,11 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
             line = " ".join(str(error).split())[:100]
             self.lose(inputs, f"{name}{self.place()} cannot be followed ({type(error).__name__}: {line})")
 
+    def _use(self, state: _State) -> None:
+        """Block the channels that a result mixes, now that something reads it."""
+        for label, reason in state.mixed:
+            self.slots.block(label, reason)
+
     def place(self) -> str:
         """Return `` in MODULE`` for reasons."""
         path = self.where()
@@ -137,6 +145,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
     def lose(self, tensors: Iterable[Tensor], reason: str) -> None:
         """Block every channel of some tensors."""
         for tensor in tensors:
+            self._use(self._state(tensor))
             for label in self.labels(tensor):
                 self.slots.block(small(label), reason)
 
@@ -158,7 +167,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         """Return the label tensors of a tensor, each of its shape; none where it holds no channels."""
         state = self._state(tensor)
         if state.canvas is not None and bool((state.canvas > NONE).any()):
-            return (tidy(state.canvas),)
+            return (tidy(_filled(state.canvas)),)
         return state.layers
 
     def vector(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
@@ -175,11 +184,21 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         """Return the labels that writing into the tensor changes, those of its views included."""
         return self._state(tensor).canvas
 
-    def put(self, tensor: Any, layers: Iterable[Tensor], is_fresh: bool = False, canvas: Tensor | None = None) -> None:
-        """Label a result; labels of a smaller shape are spread over the tensor's."""
+    def put(
+        self,
+        tensor: Any,
+        layers: Iterable[Tensor],
+        is_fresh: bool = False,
+        canvas: Tensor | None = None,
+        mixed: Iterable[tuple[Tensor, str]] = (),
+    ) -> None:
+        """Label a result; labels of a smaller shape are spread over the tensor's.
+
+        ``mixed``: labels, with the reason, that are blocked once something reads the result.
+        """
         if isinstance(tensor, Tensor) and id(tensor) not in self.slots.of:
             kept = tuple(label.expand(tensor.shape) for label in layers if bool((label != NONE).any()))
-            setattr(tensor, _ATTRIBUTE, _State(kept, is_fresh, canvas))
+            setattr(tensor, _ATTRIBUTE, _State(kept, is_fresh, canvas, tuple(mixed)))
 
     def cut(self, label: Tensor, dim: int, start: int, length: int) -> None:
         """Note that plain code takes a part of a dimension of channels."""
@@ -268,6 +287,15 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
                 self.crossings.append(Crossing(label, other, reason))
             else:
                 self.slots.together(label, other)
+
+
+def _filled(canvas: Tensor) -> Tensor:
+    """Labels of a tensor that was written in parts: what was left as filled in goes with the rest of its dimension."""
+    for dim in range(canvas.ndim):
+        most = canvas.amax(dim, keepdim=True)
+        if bool(((canvas == most) | (canvas == FRESH)).all()):
+            canvas = most.expand(canvas.shape)
+    return canvas
 
 
 def _of_rank(label: Tensor, rank: int) -> Tensor:

@@ -88,20 +88,24 @@ def write_at(flow: Flow, call: Call) -> None:
 
 
 def reduce(flow: Flow, call: Call) -> None:
-    """Sums, means, maxima over dimensions: over channels, only a sum of zeros is indifferent to what is gone."""
+    """Sums, means, maxima over dimensions.
+
+    What a result is made of leaves together. Over all channels, only a sum is indifferent to zeros that are gone; any
+    other result that is used blocks them.
+    """
     source = call.args[0]
     dims = _dims(call, source.ndim)
     outs = outputs(call)
     for out in outs:
         keepdim = out.ndim == source.ndim
-        layers = []
+        layers, mixed = [], []
         for label in flow.labels(source):
             over = [d for d in dims if d in varying(label)]
-            if over and call.name not in ("sum", "linalg_vector_norm", "norm", "nansum"):
-                flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            if over and over == list(varying(label)) and call.name not in _SUMS:
+                mixed.append((small(label), f"{call.name}{flow.place()} over channels"))
             reduced = flow.slots.contracted(small(label), over) if over else small(label)
             layers.append(reduced if keepdim else _squeezed(reduced, dims))
-        flow.put(out, flow.merged(layers))
+        flow.put(out, flow.merged(layers), mixed=mixed)
 
 
 def _dims(call: Call, rank: int) -> list[int]:
@@ -138,7 +142,10 @@ def spatial(flow: Flow, call: Call) -> None:
 
 
 def _spatial(flow: Flow, call: Call, label: Tensor, first: int) -> Tensor:
-    if any(d >= first for d in varying(label)):
+    positions = [d for d in varying(label) if d >= first]
+    if positions and set(varying(label)) - set(positions):
+        return flow.slots.contracted(small(label), positions)
+    if positions:
         flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
         return torch.zeros([1] * label.ndim, dtype=torch.int64)
     return small(label)
@@ -199,6 +206,7 @@ def like(flow: Flow, call: Call) -> None:
         flow._make(out)
 
 
+_SUMS: Final = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
 _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     keep: "clone contiguous _to_copy detach alias lift_fresh lift lift_fresh_copy tril triu bernoulli native_dropout "
     "resolve_conj resolve_neg _conj to view_as_real_copy",
@@ -213,8 +221,8 @@ _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     concatenate: "cat stack",
     reduce: "sum mean amax amin prod var std var_mean std_mean linalg_vector_norm norm logsumexp any all argmax argmin "
     "max min median nansum",
-    along: "_softmax _log_softmax softmax log_softmax cumsum cumprod sort topk kthvalue cummax cummin logcumsumexp "
-    "_fft_r2c _fft_c2c _fft_c2r",
+    along: "_safe_softmax _softmax _log_softmax softmax log_softmax cumsum cumprod sort topk kthvalue cummax cummin "
+    "logcumsumexp _fft_r2c _fft_c2c _fft_c2r",
     spatial: "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
     "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d "
     "adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "

@@ -112,7 +112,7 @@ def convolution(flow: Flow, call: Call) -> None:
     """
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
-    inputs = [small(label) for label in flow.labels(x)]
+    inputs = [_of_channels(flow, small(label)) for label in flow.labels(x)]
     if any(varying(label) != (1,) for label in inputs) or len(inputs) > 1:
         flow.lose([x, weight], f"{call.name}{flow.place()} over what are no channels of its input")
         return
@@ -125,6 +125,12 @@ def convolution(flow: Flow, call: Call) -> None:
         for label in flow.labels(bias) or [torch.zeros(1, dtype=torch.int64)]:
             flow.slots.same(written, label, f"{call.name}{flow.place()} has a bias that keeps its width")
     flow.put(call.out, [written.reshape([1, -1] + [1] * (call.out.ndim - 2))])
+
+
+def _of_channels(flow: Flow, label: Tensor) -> Tensor:
+    """Labels of dimension 1; where they differ by position (after a pixel shuffle), all of a channel leave together."""
+    others = [dim for dim in varying(label) if dim != 1]
+    return flow.slots.contracted(label, others) if others and 1 in varying(label) else label
 
 
 def _axis(flow: Flow, weight: Tensor, dim: int) -> Tensor:

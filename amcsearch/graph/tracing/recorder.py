@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ from amcsearch.graph.tracing.layer_types import layer_type, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower, tensors_in
 from amcsearch.graph.tracing.module_rules import entered, left
 
+UNUSED: Final = "a parameter that this example never used: counted, left alone"
+
 __all__ = [
+    "UNUSED",
     "AttentionCall",
     "Observation",
     "Recorder",
@@ -219,7 +222,9 @@ class Recorder(TorchFunctionMode):
         if isinstance(module, nn.MultiheadAttention):
             return max(attention.heads // int(module.num_heads), 1)
         lead = next((tuple(x.shape[:-2]) for x in operands if prod(x.shape[:-2]) == attention.heads), ())
-        recent = [x.out_channels for x in self.observation.layers if x.kind is LayerKind.LINEAR][-3:]
+        linear = [x for x in self.observation.layers if x.kind is LayerKind.LINEAR]
+        inside = [x for x in linear if f"{self.observation.modules[x.name]}.".startswith(f"{self.here}.")]
+        recent = [x.out_channels for x in (inside or linear)[-3:]]
         for start in range(len(lead)):
             width = prod(lead[start:]) * attention.value_width
             if width in recent or 3 * width in recent:
@@ -379,5 +384,5 @@ def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observa
     for key, name in recorder.parameters.items():
         if key not in recorder.owned:
             recorder._parameter(name, recorder.tensors[name])
-            observation.skipped.append(Skipped(name, "a parameter that this example never used: counted, left alone"))
+            observation.skipped.append(Skipped(name, UNUSED))
     return observation

@@ -12,6 +12,7 @@ removal look right.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,18 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, PruningPolicy, described
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy, described
 from amcsearch.graph.batch import Batch, as_batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate, remove
-from amcsearch.graph.slices import Kept, Trace
+from amcsearch.graph.slices import Kept, Skipped, Trace
 from amcsearch.graph.tracing.assemble import Assembler
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT, settle
 from amcsearch.graph.tracing.labels import Slots
 from amcsearch.graph.tracing.operators import RULES, unlisted
-from amcsearch.graph.tracing.recorder import observe
+from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
 
 __all__ = ["trace", "verified"]
 
@@ -68,10 +69,35 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         raise BadInputError(
             f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
         ) from error
+    training = _training_batch(twin, batch, flow, observation)
     grids = flow.grids()
     settle(slots, grids, flow.crossings)
     assembled = Assembler(twin, observation, slots, (grids, flow.cuts())).trace()
-    return verified(twin, assembled, batch) if verify else assembled
+    return verified(twin, assembled, batch, training) if verify else assembled
+
+
+def _training_batch(twin: nn.Module, batch: Batch, flow: Flow, observation: Observation) -> Batch | None:
+    """Follow what runs in training only (auxiliary heads); return the two samples for it, None where nothing does."""
+    unused = {skipped.name for skipped in observation.skipped if skipped.reason == UNUSED}
+    if not unused:
+        return None
+    pair = batch.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == 1 else tensor)
+    try:
+        used_before = set(flow.uses)
+        observe(twin.train(), pair, flow)
+    except Exception as error:
+        observation.skipped.append(
+            Skipped(type(twin).__name__, f"does not run in training mode on its example: {described(error)}")
+        )
+        return None
+    finally:
+        twin.eval()
+    reached = {name for name, tensor in twin.named_parameters() if id(tensor) in set(flow.uses) - used_before}
+    for i, skipped in enumerate(observation.skipped):
+        if skipped.reason == UNUSED and skipped.name in reached:
+            reason = "runs in training only: cut where it reads channels that are removed"
+            observation.skipped[i] = Skipped(skipped.name, reason)
+    return pair if reached & unused else None
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -95,11 +121,14 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
-def verified(model: nn.Module, trace: Trace, batch: Batch) -> Trace:
-    """Return the trace without the groups whose removal differs from their masking, or changes an output's shape."""
+def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | None = None) -> Trace:
+    """Return the trace without the groups whose removal differs from their masking, or changes an output's shape.
+
+    ``training``: samples on which the smaller network must run in training mode too.
+    """
     if not trace.network.groups:
         return trace
-    check = _Check(_lively(model), trace, batch)
+    check = _Check(_lively(model), trace, batch, training)
     check.add([group.name for group in trace.network.groups])
     return trace.without(check.lost) if check.lost else trace
 
@@ -107,8 +136,8 @@ def verified(model: nn.Module, trace: Trace, batch: Batch) -> Trace:
 class _Check:
     """Groups that pass together, and those that were lost, with the reason."""
 
-    def __init__(self, model: nn.Module, trace: Trace, batch: Batch) -> None:
-        self.model, self.trace, self.batch = model, trace, batch
+    def __init__(self, model: nn.Module, trace: Trace, batch: Batch, training: Batch | None) -> None:
+        self.model, self.trace, self.batch, self.training = model, trace, batch, training
         rng = np.random.default_rng(_SEED)
         self.draws = [{name: _half(units, rng) for name, units in trace.units.items()} for _ in range(_DRAWS)]
         self.accepted: list[str] = []
@@ -129,7 +158,8 @@ class _Check:
 
     def _difference(self, names: Sequence[str]) -> str:
         for draw in self.draws:
-            if why := _difference(self.model, self.trace, {name: draw[name] for name in names}, self.batch):
+            kept = {name: draw[name] for name in names}
+            if why := _difference(self.model, self.trace, kept, (self.batch, self.training)):
                 return why
         return ""
 
@@ -153,13 +183,18 @@ def _lively(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _difference(model: nn.Module, trace: Trace, kept: Kept, batch: Batch) -> str:
+def _difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch, Batch | None]) -> str:
     """Say how removing differs from masking; empty if it does not."""
-    with torch.no_grad(), masked(model, trace, kept):
-        expected = _outputs(batch.through(model))
+    batch, training = batches
+    with masked(model, trace, kept):
+        dense = observe(model, batch)
+    expected = _outputs(dense.output)
     try:
         small = remove(model, trace, kept)
         observation = observe(small, batch)
+        if training is not None:
+            with torch.no_grad():
+                training.through(small.train())
     except Exception as error:
         return f"the smaller network does not run: {' '.join(str(error).split())[:120]}"
     outputs = _outputs(observation.output)
@@ -172,12 +207,33 @@ def _difference(model: nn.Module, trace: Trace, kept: Kept, batch: Batch) -> str
             return (
                 f"removal differs from masking by {gap:.3g}{where} (outputs up to {scale:.3g}): not followed correctly"
             )
-    policy = PruningPolicy({**trace.network.dense, **{name: len(index) for name, index in kept.items()}})
-    predicted, layers = trace.network.with_channels(policy).layers, observation.layers
-    wrong = [a.name for a, b in zip(predicted, layers, strict=False) if a != b]
-    if wrong or len(predicted) != len(layers):
+    return _unpredicted(trace.network, kept, dense.layers, observation.layers)
+
+
+def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], small: Sequence[LayerSpec]) -> str:
+    """Say which layers of the smaller network have other shapes than the masked network's predict; empty if none.
+
+    What the numbers of a sample decide (which expert takes which token) may make the layers others than the trace's.
+    """
+    routed = [x.name for x in dense] != [x.name for x in network.layers]
+    network = network if routed else NetworkSpec(tuple(dense), network.groups)
+    policy = PruningPolicy({**network.dense, **{name: len(index) for name, index in kept.items()}})
+    predicted = network.with_channels(policy).layers
+    if routed:
+        widths = {x.name: (x.in_channels, x.out_channels) for x in small}
+        wrong = [
+            x.name for x in predicted if widths.get(x.name, widths) not in (widths, (x.in_channels, x.out_channels))
+        ]
+    else:
+        wrong = [a.name for a, b in zip(predicted, small, strict=False) if _shape(a) != _shape(b)]
+    if wrong or (len(predicted) != len(small) and not routed):
         return f"the shapes of {wrong[:3] or 'its layers'} after removal are not as predicted"
     return ""
+
+
+def _shape(layer: LayerSpec) -> LayerSpec:
+    """The layer without its name (of a slice: its first row) and without the operations that follow it."""
+    return replace(layer, name="", steps=())
 
 
 def _outputs(output: object) -> list[tuple[str, Tensor]]:

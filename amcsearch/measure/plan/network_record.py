@@ -39,7 +39,10 @@ def network_record(network: NetworkSpec) -> dict[str, Any]:
             "name": group.name,
             "channels": group.channels,
             "unit": group.unit,
-            "couplings": [[end.layer, end.side.value, end.factor] for end in group.couplings],
+            "couplings": [
+                [end.layer, end.side.value, end.factor, *([end.removed] if end.removed > 1 else [])]
+                for end in group.couplings
+            ],
         }
         for group in network.groups
     ]
@@ -95,11 +98,12 @@ def _group(record: object, where: str) -> ChannelGroup:
 
 
 def _coupling(record: object, where: str) -> Coupling:
-    layer, side, factor = _parts(record, 3, where)
-    number = read_as(int, factor, where)
-    if not 1 <= number <= _MOST:
-        raise BadInputError(f"{where}: factor = {number}, must be from 1 to {_MOST}")
-    return Coupling(read_as(str, layer, where), _named(Side, side, where), number)
+    parts = read_as(tuple[object, ...], record, where)
+    layer, side, factor, removed = _parts(parts if len(parts) == 4 else (*parts, 1), 4, where)
+    numbers = [read_as(int, number, where) for number in (factor, removed)]
+    if not all(1 <= number <= _MOST for number in numbers):
+        raise BadInputError(f"{where}: factor = {numbers[0]} for {numbers[1]} channels, must be from 1 to {_MOST}")
+    return Coupling(read_as(str, layer, where), _named(Side, side, where), *numbers)
 
 
 def _parts(record: object, count: int, where: str) -> tuple[object, ...]:
