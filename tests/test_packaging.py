@@ -17,7 +17,7 @@ from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, listed
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-NOT_SHIPPED = {"configs/searches/sentence-encoder.yaml"}
+NOT_SHIPPED = {"configs/searches/efficientnet_lite0.yaml", "configs/searches/sentence-encoder.yaml"}
 TINY = ["--set", "model.pretrain=null", "--set", "model.kwargs.depth=8", "--set", "data.kwargs.size=8"]
 
 
