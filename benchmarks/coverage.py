@@ -337,7 +337,7 @@ def main() -> None:
     load_libraries()
     known = read(given.results)
     for name, network in NETWORKS.items():
-        wanted = (not given.only or any(part in name for part in given.only)) and (
+        wanted = (not given.only or any(part == name if "/" in part else part in name for part in given.only)) and (
             not given.family or network.family in given.family
         )
         if wanted and (given.again or name not in known):
