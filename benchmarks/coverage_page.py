@@ -1,6 +1,7 @@
 """The coverage page and its picture, from the records of ``coverage.py``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def write_page(names: Sequence[str], records: Mapping[str, Record], folder: Path
     """Write ``coverage.md`` and ``coverage.svg`` into a folder; networks without a record are left out."""
     measured = [records[name] for name in names if name in records]
     figure(measured).savefig(folder / "coverage.svg", metadata={"Date": None})
-    text = "\n\n".join([HEAD.strip(), summary(measured), tables(measured), failures(measured)]).rstrip() + "\n"
+    parts = [HEAD.strip(), summary(measured), tables(measured), failures(measured), missing(names, records)]
+    text = "\n\n".join(part for part in parts if part) + "\n"
     (folder / "coverage.md").write_text(text, encoding="utf-8")
 
 
@@ -46,15 +48,15 @@ trained. A network of several inputs is traced with all of them; of a `transform
 - **removal**, **ONNX**: a random half of every group removed at once. The largest difference between the outputs and
   those of the masked network, and between ONNX Runtime and torch, as a share of the largest output.
 - **Torch-Pruning**: whether the network still runs after its own pruner took half of every group, with heads declared
-  by the attributes that state them.
+  by the attributes that state them. Its pruner has 3 s of CPU time for small networks and 60 s for large ones.
 
 ![Share of multiply-accumulates that pruning can reach, by network](coverage.svg)
 """
 
 
 TIED = """
-Where the last layer shares its weight with the embedding, Torch-Pruning takes the two apart: after its pruner the weights
-of `bert_mlm` are no longer the same tensor, nor equal. Here they stay tied, so what is two groups there is one.
+Where the last layer shares its weight with the embedding, Torch-Pruning takes the two apart: after its pruner the
+weights of `bert_mlm` are no longer the same tensor, nor equal. Here they stay tied, so what is two groups there is one.
 """
 
 
@@ -97,7 +99,10 @@ def tables(records: Sequence[Record]) -> str:
     head = (
         "| network | seconds | groups | reached | MACs | removal | ONNX | Torch-Pruning | largest layers left alone |"
     )
-    parts = ["## By network", "All figures: {machine}, {date}.".format(**latest(records))]
+    parts = [
+        "## By network",
+        "All figures: {machine}, {date}, host shared with other work.".format(**latest(records)),
+    ]
     for family in dict.fromkeys(record["family"] for record in records):
         rows = [row_of(record) for record in records if record["family"] == family]
         parts.append("\n".join([f"### {family.capitalize()}", "", head, "|---" * 9 + "|", *rows]))
@@ -123,10 +128,18 @@ def row_of(record: Record) -> str:
         million(record["macs"]) + ("" if macs_gap(record) == 0 else f" ({macs_gap(record):+.2%})"),
         small(record.get("removal")),
         small(record.get("onnx")),
-        "runs" if record.get("tp_runs") else "fails",
+        "runs" if record.get("tp_runs") else broken(record),
         "; ".join(f"`{name}` {percent(share)}: {reason[:140]}" for name, share, reason in record["left"][:2]),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def broken(record: Record) -> str:
+    """In a word, how Torch-Pruning's pruner ended."""
+    error = record.get("tp_error", record.get("ended", ""))
+    if "Timeout" in error or "stopped" in error:
+        return "does not end"
+    return "breaks" if "tp_groups" in record else "cannot trace"
 
 
 def short(name: str) -> str:
@@ -183,8 +196,14 @@ def failures(records: Sequence[Record]) -> str:
     )
 
 
+def missing(names: Sequence[str], records: Mapping[str, Record]) -> str:
+    """Name the networks that have no record."""
+    absent = [name for name in names if name not in records]
+    return f"## Not measured\n\n{len(absent)} networks: {', '.join(map(short, absent))}." if absent else ""
+
+
 def figure(records: Sequence[Record]) -> Figure:
-    """Reached shares by network, one column a library: a dot for ours, a ring for Torch-Pruning's."""
+    """Reached shares by network, one column a library: dots for ours, rings for Torch-Pruning's where it has some."""
     libraries = list(dict.fromkeys(record["name"].partition("/")[0] for record in records))
     columns = [[r for r in records if r["name"].startswith(f"{library}/")] for library in libraries]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "coverage", "font.size": 7}):
@@ -193,7 +212,7 @@ def figure(records: Sequence[Record]) -> Figure:
         panels = drawing.subplots(1, len(columns), squeeze=False)[0]
         for panel, library, column in zip(panels, libraries, columns, strict=True):
             rows = range(len(column))
-            theirs, ours = ([100 * r.get(key, 0) for r in column] for key in ("tp_reached", "reached"))
+            theirs, ours = ([100 * r.get(key, nan) for r in column] for key in ("tp_reached", "reached"))
             panel.hlines(rows, theirs, ours, color="#cccccc", lw=0.8)
             panel.plot(theirs, rows, "o", mfc="white", mec=THEIRS, ms=4.5, label="Torch-Pruning")
             panel.plot(ours, rows, "o", color=OURS, ms=2.8, label="amcsearch")
@@ -204,5 +223,5 @@ def figure(records: Sequence[Record]) -> Figure:
             panel.set_title(library)
             panel.set_xlabel("% of multiply-accumulates in layers that can shrink")
             panel.spines[["top", "right"]].set_visible(False)
-        panels[0].legend(loc="lower left", frameon=True)
+        panels[0].legend(loc="center left", frameon=True)
     return drawing
