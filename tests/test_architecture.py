@@ -57,7 +57,6 @@ DOORS: dict[str, tuple[str, ...]] = {
         *("graph.*", "methods.*", "runtime.*", "measure.*", "training.*", "recovery.*", "evaluation.*"),
         *("search.reinforcement.*", "jobs.*", "api", "testing.*"),
     ),
-    "torch_pruning": ("graph.tracing.trace",),
     "torchmetrics": ("training.tasks.*",),
     "tqdm": ("reporting.progress",),
     "yaml": ("config.*",),

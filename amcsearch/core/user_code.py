@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_LIBRARIES: Final = frozenset({"amcsearch", "torch", "torch_pruning", "numpy", "optuna", "onnx", "onnxruntime"})
+_LIBRARIES: Final = frozenset({"amcsearch", "torch", "numpy", "optuna", "onnx", "onnxruntime"})
 _STOPS: Final = (int(signal.SIGINT), int(signal.SIGTERM))  # plain numbers are read faster
 _PASSES: Final = "_amcsearch_passes"  # attribute of exceptions that no guard changes
 

@@ -1,4 +1,4 @@
-"""Torch structure: tracing, masking and removal of channel groups. Only this room knows torch_pruning."""
+"""Torch structure: tracing, masking and removal of channel groups."""
 
 from amcsearch.graph.batch import (
     Batch,

@@ -124,7 +124,7 @@ def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("amcsearch", "torch", "onnxruntime", "optuna", "stable-baselines3", "torch-pruning")
+    names = ("amcsearch", "torch", "onnxruntime", "optuna", "stable-baselines3")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

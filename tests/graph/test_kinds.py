@@ -47,6 +47,18 @@ class FrozenNorm(nn.Module):
         return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
 
 
+class Stated(nn.Module):
+    """Reshapes by a number that it keeps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden_dim = width
+        self.a, self.b, self.head = conv(3, width), nn.Linear(width, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(self.a(x).reshape(len(x), self.hidden_dim, -1).mT)).mean(1))
+
+
 def conv(i: int, o: int, **options: int) -> nn.Conv2d:
     return nn.Conv2d(i, o, 3, padding=1, **options)
 
@@ -252,6 +264,9 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
             lambda net, x: net.head(F.linear(F.relu(F.linear(x, net.w[:7])), net.v) + F.linear(x, net.w[7:])),
             w=tensor(15, 6), v=tensor(8, 7), head=nn.Linear(8, 2),
         ), SEQUENCE, [("v", 8, 1)],
+    ),
+    "a width in plain code": (
+        lambda: Stated(8), IMAGE, [("a", 8, 1), ("b", 6, 1)],
     ),
     "called twice": (
         lambda: Code(

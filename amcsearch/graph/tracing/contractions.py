@@ -218,6 +218,8 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             shape = replace(shape, groups=1, rows=shape.rows * groups)  # one weight for all of the batch
         if weight is not None:
             return replace(shape, weight=weight)
+        if columns == 1 and rows > 1:  # a matrix times a vector: its rows are what it writes
+            shape = Product(groups, 1, terms, rows, channels=self._channels(right, (0, -2), result, (0, -2)))
         self._products += 1
         shape = replace(shape, number=self._products)
         for tensor in _tensors([result]):

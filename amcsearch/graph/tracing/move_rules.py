@@ -160,8 +160,8 @@ def concatenate(flow: Flow, call: Call) -> None:
         for t in parts
     ]
     shapes = [label.unsqueeze(dim).shape if call.name == "stack" else label.shape for label in parts]
-    across = [[label for label in mine if dim not in varying(label)] for mine in layers]
-    along = [[label for label in mine if dim in varying(label)] for mine in layers]
+    along = [[label for label in mine if dim in varying(label) or not varying(label)] for mine in layers]
+    across = [[label for label in mine if dim not in varying(label) and varying(label)] for mine in layers]
     result = _across(flow, call, across, parts)
     if any(along):
         if any(len(mine) > 1 for mine in along):

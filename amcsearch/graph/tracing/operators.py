@@ -13,7 +13,7 @@ from torch import Tensor
 from amcsearch.graph.tracing.flow import Call, Flow, Rule, outputs, tensors_of_arguments
 from amcsearch.graph.tracing.labels import NONE, small, tidy, varying
 from amcsearch.graph.tracing.move_rules import VIEWS, concatenate, cut, embedding, gather, move, pick, strided, view
-from amcsearch.graph.tracing.product_rules import attention, convolution, product
+from amcsearch.graph.tracing.product_rules import attention, convolution, experts, product
 
 __all__ = ["RULES", "unlisted"]
 
@@ -239,6 +239,7 @@ _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     product: "mm bmm mv dot addmm baddbmm addmv vdot",
     attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable",
+    experts: "_grouped_mm",
     convolution: "convolution _convolution convolution_overrideable mkldnn_convolution",
     write: "copy masked_scatter",
     write_at: "index_put _index_put_impl index_add scatter scatter_add index_copy slice_scatter select_scatter",

@@ -12,7 +12,7 @@ from torch import Tensor
 from amcsearch.graph.tracing.flow import Call, Flow, tensors_of_arguments
 from amcsearch.graph.tracing.labels import FRESH, NONE, small, varying
 
-__all__ = ["attention", "convolution", "product"]
+__all__ = ["attention", "convolution", "experts", "product"]
 
 
 def product(flow: Flow, call: Call) -> None:
@@ -103,6 +103,23 @@ def attention(flow: Flow, call: Call) -> None:
         flow.put(plain, shaped)
         shaped = flow.combined([plain, mask], f"meets ({call.name}{flow.place()}) a mask that keeps its heads")
     flow.put(out, flow.merged([*shaped, *v]))
+
+
+def experts(flow: Flow, call: Call) -> None:
+    """Rows (tokens, in), each multiplied by the one of (experts, in, out) that is its expert's."""
+    rows, weights = call.args[:2]
+    if rows.ndim != 2 or weights.ndim != 3:
+        flow.lose([rows, weights], f"{call.name}{flow.place()} cannot be followed")
+        return
+    a = [small(label)[None] for label in flow.labels(rows)]
+    b = []
+    for label in flow.labels(weights):
+        if 0 in varying(label):
+            flow.slots.block(small(label), f"{call.name}{flow.place()} picks experts by number")
+        else:
+            b.append(small(label))
+    layers = multiplied(flow, call.name, a, b, (flow.is_fresh(rows), flow.is_fresh(weights)))
+    flow.put(call.out, [label[0] for label in layers])
 
 
 def convolution(flow: Flow, call: Call) -> None:

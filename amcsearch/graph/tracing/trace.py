@@ -20,16 +20,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy, described
+from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy, Side, described
 from amcsearch.graph.batch import Batch, as_batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate, remove
-from amcsearch.graph.slices import Kept, Skipped, Trace
+from amcsearch.graph.slices import Kept, Skipped, Trace, WidthAttribute
 from amcsearch.graph.tracing.assemble import Assembler
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT, settle
 from amcsearch.graph.tracing.labels import Slots
+from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.operators import RULES, unlisted
 from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
 
@@ -130,7 +131,7 @@ def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | Non
         return trace
     check = _Check(_lively(model), trace, batch, training)
     check.add([group.name for group in trace.network.groups])
-    return trace.without(check.lost) if check.lost else trace
+    return check.trace.without(check.lost)
 
 
 class _Check:
@@ -152,9 +153,20 @@ class _Check:
             middle = len(names) // 2
             self.add(names[:middle])
             self.add(names[middle:])
-        else:
+        elif not self._states_widths(names[0]):
             alone = self._difference(names) if self.accepted else why
             self.lost[names[0]] = alone or f"clashes with another group: {why}"
+
+    def _states_widths(self, name: str) -> bool:
+        """Accept a group if it passes once all integers of plain code that equal its width fall with it."""
+        before = self.trace
+        attributes = tuple(_stated(self.model, before, name))
+        self.trace = replace(before, attributes=tuple(dict.fromkeys((*before.attributes, *attributes))))
+        if not attributes or self._difference([*self.accepted, name]):
+            self.trace = before
+            return False
+        self.accepted.append(name)
+        return True
 
     def _difference(self, names: Sequence[str]) -> str:
         for draw in self.draws:
@@ -162,6 +174,19 @@ class _Check:
             if why := _difference(self.model, self.trace, kept, (self.batch, self.training)):
                 return why
         return ""
+
+
+def _stated(model: nn.Module, trace: Trace, name: str) -> Iterator[WidthAttribute]:
+    """Yield integers of modules of no known type that equal the width of a group."""
+    group = next(group for group in trace.network.groups if group.name == name)
+    coupling = next(coupling for coupling in group.couplings if coupling.side is Side.OUT)
+    width = group.channels * coupling.factor // coupling.removed
+    for path, module in model.named_modules():
+        if layer_type(module) is not None or isinstance(module, nn.RNNBase):
+            continue
+        for attribute, value in vars(module).items():
+            if type(value) is int and value == width and not attribute.startswith("_"):
+                yield WidthAttribute(path, attribute, name, width * group.unit // group.channels, group.unit)
 
 
 def _half(units: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
