@@ -397,20 +397,6 @@ _FAMILIES: Mapping[str, _Family] = {
     ),
     "siglip_vision": _Family("SiglipVisionModel", _VIT, _PIXELS, config="SiglipVisionConfig"),
     "siglip_text": _Family("SiglipTextModel", {**_BERT, "max_position_embeddings": TOKENS}, config="SiglipTextConfig"),
-    "vilt": _Family("ViltModel", {**_BERT, **_VIT, "vocab_size": VOCABULARY}, ("input_ids", "pixel_values")),
-    # sound
-    "whisper": _Family(
-        "WhisperForConditionalGeneration",
-        {
-            **_BART,
-            "num_mel_bins": 16,
-            "max_source_positions": 32,
-            "max_target_positions": 32,
-            "pad_token_id": 0,
-            "decoder_start_token_id": 1,
-        },
-        ("input_features", "decoder_input_ids"),
-    ),
     "wav2vec2": _Family("Wav2Vec2ForSequenceClassification", _AUDIO, ("input_values",)),
     "wav2vec2_ctc": _Family("Wav2Vec2ForCTC", {**_AUDIO, "vocab_size": VOCABULARY}, ("input_values",)),
     "hubert": _Family("HubertForSequenceClassification", _AUDIO, ("input_values",)),

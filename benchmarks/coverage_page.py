@@ -178,7 +178,11 @@ def failures(records: Sequence[Record]) -> str:
         for step, words in STEPS.items()
         if f"{step}_error" in record
     ]
-    lines += [f"- {short(record['name'])}: {record['ended'][:240]}" for record in records if record.get("ended")]
+    lines += [
+        f"- {short(record['name'])}: {record['ended'][:240]}"
+        for record in records
+        if record.get("ended") and "onnx" not in record
+    ]
     fewer = [
         f"- {short(r['name'])}: {r['groups']} against {r['tp_groups']}"
         + ("" if r.get("tp_runs") else "; the network does not run after its pruner")
