@@ -98,6 +98,7 @@ _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
 _SPECS: Final = (
     ("model", "factory"),
     ("data", "factory"),
+    ("data", "collate"),
     ("task",),
     ("task", "name"),
     ("task", "params", "loss"),

@@ -1,7 +1,6 @@
 """The configuration of a search: every key with its default, its bound and its meaning.
 
-A key that names a criterion, selector, agent, reward, task, gate or schedule takes a row of ``amcsearch list KIND``, or
-``module:Class`` or ``path/to/file.py:Class`` of one of the user's own.
+A criterion, selector, agent, reward, task, gate or schedule is a row of ``amcsearch list KIND``, or an import spec.
 """
 
 from typing import Annotated, Literal
@@ -145,9 +144,7 @@ class ModelConfig(_Section):
     """The network: made by a factory, then loaded from a checkpoint or trained on the spot."""
 
     factory: ImportSpec | None
-    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives an ``nn.Module``.
-
-    null: the network was handed over in Python."""
+    """``module:callable`` or ``file.py:callable``: gives a module for ``kwargs``; null: handed over in Python."""
     kwargs: dict[str, JsonValue] = {}
     """Arguments of the factory."""
     checkpoint: str | None = None
@@ -183,14 +180,23 @@ class DataConfig(_Section):
     """The data: a factory that returns the datasets ``train``, ``calibration``, ``search``, ``test``, or fewer."""
 
     factory: ImportSpec | None
-    """``package.module:callable`` or ``path/to/file.py:callable``; called with ``kwargs`` it gives the datasets.
-
-    null: the data was handed over in Python."""
+    """``module:callable`` or ``file.py:callable``: gives the datasets for ``kwargs``; null: handed over in Python."""
     kwargs: dict[str, JsonValue] = {}
     """Arguments of the factory."""
     targets: Literal["given", "dense"] = "given"
-    """``dense``: no labels; the dense network's outputs are to be kept, by their cosine or by the task that is named.
-    The factory's targets are read by ``model.pretrain`` alone; -100 stands for none."""
+    """``dense`` keeps the dense network's outputs, by cosine or the task; labels serve ``model.pretrain`` alone."""
+    inputs: str | int | tuple[str | int, ...] | dict[str, str | int] | None = None
+    """Parts of an item that the network gets, by name or position (``image``, ``0.x``): one, a list, or by argument."""
+    target: str | int | None = None
+    """The part of an item that is the target; null goes by the same rule."""
+    collate: ImportSpec | None = None
+    """``module:callable`` or ``file.py:callable``: makes a batch of a list of items, as for a ``DataLoader``."""
+    workers: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
+    """Processes that read batches side by side from data sets that are not in memory."""
+    memory_mib: Magnitude = 1024.0
+    """MiB that each of calibration, search and test may hold in memory; larger ones are read at every use."""
+    epoch_samples: Count | None = None
+    """Samples of an epoch of an iterable train split; needed where it has no length."""
     splits: SplitsConfig = SplitsConfig()
 
 

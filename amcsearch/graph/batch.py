@@ -21,6 +21,7 @@ __all__ = [
     "Batches",
     "HeldBatches",
     "MappedBatches",
+    "PerSample",
     "Tree",
     "as_batch",
     "map_tensors",
@@ -30,6 +31,10 @@ __all__ = [
 
 Tree = Any
 """Tensors in tuples, lists, mappings and data classes; whatever else stands among them is carried along."""
+
+
+class PerSample(list[Tree]):
+    """Targets of various shapes (boxes, say): a list with a tree for each sample."""
 
 
 def tensors_of_tree(tree: Tree, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -143,12 +148,23 @@ class Batch:
             has_samples = tensor.ndim > 0 and len(tensor) == self.size
             return tensor[index.to(tensor.device)] if has_samples else tensor
 
-        return replace(self.map(cut), targets=map_tensors(self.targets, cut), size=len(index))
+        return replace(self.map(cut), targets=_cut_targets(self.targets, index, cut), size=len(index))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in pinned memory, from where copies to a GPU are fast; torch's loaders call this."""
+        return replace(self.map(Tensor.pin_memory), targets=map_tensors(self.targets, Tensor.pin_memory))
 
     def to(self, torch_device: torch.device | str) -> "Batch":
         """Return the batch on a device, targets as well."""
         moved = self.map(lambda tensor: tensor.to(torch_device))
         return replace(moved, targets=map_tensors(self.targets, lambda tensor: tensor.to(torch_device)))
+
+
+def _cut_targets(targets: Tree, rows: slice | Tensor, cut: Callable[[Tensor], Tensor]) -> Tree:
+    """Return some samples' targets: those of a list for each sample, or cut along the first axis."""
+    if not isinstance(targets, PerSample):
+        return map_tensors(targets, cut)
+    return PerSample(targets[rows] if isinstance(rows, slice) else [targets[int(row)] for row in rows])
 
 
 def as_batch(example: Batch | Tensor) -> Batch:
@@ -194,7 +210,8 @@ class HeldBatches:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise BadInputError(f"batch size = {self.batch_size}, must be at least 1")
-        tensors = {**self.whole.inputs, **dict(tensors_of_tree(self.whole.targets, "targets"))}
+        targets = None if isinstance(self.whole.targets, PerSample) else self.whole.targets
+        tensors = {**self.whole.inputs, **dict(tensors_of_tree(targets, "targets"))}
         for name, tensor in tensors.items():
             if tensor.ndim < 1 or len(tensor) != self.samples:
                 raise BadInputError(
@@ -229,7 +246,7 @@ class HeldBatches:
         def cut(tensor: Tensor) -> Tensor:
             return tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows]
 
-        return replace(self.whole.map(cut), targets=map_tensors(self.whole.targets, cut), size=size)
+        return replace(self.whole.map(cut), targets=_cut_targets(self.whole.targets, rows, cut), size=size)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
-from amcsearch.graph import Batch, HeldBatches
+from amcsearch.graph import Batch, Batches
 from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
@@ -57,7 +57,7 @@ def judge_onnx(
     run: RunFolder,
     tuned: nn.Module,
     in_float32: bytes,
-    test: tuple[Tensor, Tensor],
+    test: Batches,
     task: Task,
     signature: Signature,
     *,
@@ -68,23 +68,22 @@ def judge_onnx(
     The difference is that of the float32 export, before anything is quantised; the metric, and whether outputs are
     finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
     """
-    inputs, targets = test
     has_labels = task.is_argmax
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
         compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
-        _, metric = evaluate(compared, HeldBatches.of(inputs, targets, 256), task)
+        _, metric = evaluate(compared, test, task)
         agreement = compared.agreement()
         if not quantised:
             return _described(name, agreement, agreement.problem), metric
-        in_torch = compare(tuned, OnnxModule(in_float32, signature=signature), inputs, labels=has_labels)
+        in_torch = compare(tuned, OnnxModule(in_float32, signature=signature), test, labels=has_labels)
     except BadInputError as error:
         return _unusable(name, error), math.nan
     return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), metric
 
 
 def judge_stored(
-    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, inputs: Tensor, task: Task, signature: Signature
+    run: RunFolder, config: Config, given: InMemory, tuned: nn.Module, test: Batches, task: Task, signature: Signature
 ) -> list[DeliveredFile]:
     """Load ``pruned.safetensors`` and, where there is one, ``pruned.pt2`` again, and compare the outputs with torch's.
 
@@ -101,7 +100,7 @@ def judge_stored(
             continue
         try:
             with UserCode(path.name):
-                agreement = compare(tuned, load(), inputs, labels=task.is_argmax)
+                agreement = compare(tuned, load(), test, labels=task.is_argmax)
         except BadInputError as error:
             files.append(_unusable(path.name, error))
         else:

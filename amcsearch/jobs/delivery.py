@@ -28,7 +28,7 @@ from amcsearch.runtime import (
     measure_paired,
     signature_of,
 )
-from amcsearch.training import batches_of, evaluate, stacked
+from amcsearch.training import batches_of, evaluate
 
 __all__ = [
     "Exports",
@@ -204,15 +204,14 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         rounds=device.rounds,
         seed=job.config.seed,
     )
-    test = stacked(workload.splits.test)
     batches = batches_of(workload.splits.test, name="test")
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     task = workload.task
     metric = {name: evaluate(module, batches, task)[1] for name, module in modules.items()}
     quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
-    file, in_file = judge_onnx(run, tuned, in_float32, test, task, signature, quantised=quantised)
+    file, in_file = judge_onnx(run, tuned, in_float32, batches, task, signature, quantised=quantised)
     delivered = {"finetuned": in_file}
     if quantised:
         delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), batches, task)[1]
-    files = (file, *judge_stored(run, job.config, job.given, tuned, test[0], task, signature))
+    files = (file, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
     return Outcome(chosen, metric, delivered, files, latency)

@@ -28,6 +28,7 @@ from amcsearch.training import (
     TrainingHook,
     TrainingRecipe,
     Watch,
+    all_targets,
     batches_of,
     check_recipe,
     evaluate,
@@ -182,7 +183,7 @@ class _Loss:
 def _calibration_loss(workload: Workload, model: nn.Module) -> _Loss:
     batches = batches_of(workload.splits.calibration, name="calibration")
     with evaluating(model), torch.inference_mode():
-        guess = workload.task.guess(next(iter(batches.batched(1))).through(model), batches.whole.targets)
+        guess = workload.task.guess(next(iter(batches.batched(1))).through(model), all_targets(batches))
     loss, _ = evaluate(model, batches, workload.task)
     return _Loss(loss, 0.0 if guess is None else guess.loss)
 

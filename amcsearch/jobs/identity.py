@@ -14,18 +14,19 @@ from torch import Tensor
 
 from amcsearch.config import Config, named_digests, settings_hash
 from amcsearch.core import BadInputError, read_text
+from amcsearch.graph import Batch
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory, Workload, make_workload, trained
 from amcsearch.runs import RunFolder
 from amcsearch.training import (
+    PROBES,
     Identity,
+    batches_of,
     differences,
     load_checkpoint,
     network_difference,
     record_network,
-    record_splits,
     save_state,
-    stacked,
 )
 
 __all__ = ["begin_workload", "end_workload"]
@@ -47,14 +48,18 @@ def begin_workload(
     workload = make_workload(config, given)
     for text in workload.warnings:
         observer.warn(text)
-    inputs, _ = stacked(workload.splits.calibration)
     now = Identity(
         settings=settings_hash(config),
         named={**named_digests(config), **_objects(given)},
-        network=record_network(workload.model, inputs),
-        splits=record_splits(workload.splits, config.seed),
+        network=record_network(workload.model, _probe(workload)),
+        splits=workload.records,
     )
     return workload, now if run is None else _compared(run, now)
+
+
+def _probe(workload: Workload) -> Batch:
+    """Samples on which the network is recorded."""
+    return next(iter(batches_of(workload.splits.calibration, PROBES, "calibration")))
 
 
 def _compared(run: RunFolder, now: Identity) -> Identity:
@@ -104,7 +109,7 @@ def end_workload(
         return trained(config, workload, observer.epoch), identity
     kept = _kept_weights(workload, run.trained_safetensors)
     done = trained(config, workload, observer.epoch, is_trained=kept)
-    record = record_network(workload.model, stacked(workload.splits.calibration)[0])
+    record = record_network(workload.model, _probe(workload))
     if identity.trained is not None:
         difference = network_difference(identity.trained, record, "trained")
         if difference:

@@ -112,8 +112,7 @@ def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
 
 
 def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Module:
-    (example,) = _example(run).inputs.values()
-    traced = trace(dense, example)
+    traced = trace(dense, _example(run))
     missing = sorted(set(policy) - {group.name for group in traced.network.groups})
     if missing:
         raise BadInputError(f"run {run.path}: the network has no channel groups {missing[:3]}; hand over the run's own")

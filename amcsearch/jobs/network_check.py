@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode
-from amcsearch.graph import Batch, Batches, HeldBatches, as_batch, evaluating
+from amcsearch.graph import Batch, Batches, as_batch, evaluating
 from amcsearch.runtime import (
     OUTPUTS,
     InBatches,
@@ -27,7 +27,7 @@ from amcsearch.runtime import (
     sample_axis,
     signature_of,
 )
-from amcsearch.training import DataSplits, Task, stacked
+from amcsearch.training import DataSplits, Task, all_targets, batches_of
 
 __all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "samples_of"]
 
@@ -80,17 +80,16 @@ def onnx_settings(config: Config) -> OnnxSettings:
     return OnnxSettings(config.device.export.opset, config.device.export.dynamic)
 
 
-def samples_of(splits: DataSplits, name: str, batch_size: int = BATCH) -> HeldBatches:
+def samples_of(splits: DataSplits, name: str, batch_size: int = BATCH) -> Batches:
     """Return the samples of a split as the network takes them."""
-    inputs, targets = stacked(getattr(splits, name))
-    return HeldBatches.of(inputs, targets, batch_size)
+    return batches_of(getattr(splits, name), batch_size, name)
 
 
 def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation, task: Task) -> str | None:
     """Say that the dense network guesses: its metric on the search split is no better than the task's guess."""
-    inputs, targets = stacked(splits.search)
+    batches = samples_of(splits, "search")
     with evaluating(model), torch.inference_mode():
-        guess = task.guess(model(inputs[:1]), targets)
+        guess = task.guess(next(iter(batches.batched(1))).through(model), all_targets(batches))
     metric = task.metric
     if guess is None or metric.gain(dense.metric, guess.metric) > guess.margin:
         return None
@@ -109,6 +108,8 @@ def _probes_of(splits: DataSplits) -> Batch:
     """Some samples of the calibration and search splits, in one batch."""
     parts = [_probes(samples_of(splits, name)) for name in ("calibration", "search")]
     left = [list(part.inputs.values()) for part in parts]
+    if any(a.shape[1:] != b.shape[1:] for a, b in zip(*left, strict=False)) or len({len(each) for each in left}) > 1:
+        return replace(parts[0], targets=None)  # batches that are padded, each to a length of its own
     joined = iter([torch.cat(pair) for pair in zip(*left, strict=True)])
     return replace(parts[0].map(lambda _: next(joined)), targets=None, size=sum(part.size for part in parts))
 

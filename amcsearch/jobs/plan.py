@@ -15,10 +15,10 @@ from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
 from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.user_training import user_training
-from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
-from amcsearch.training import fetch, length
+from amcsearch.training import read
 
 __all__ = ["PlannedNetwork", "SearchPlan", "plan"]
 
@@ -98,11 +98,10 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
-    splits = ("train", "calibration", "search", "test")
     return SearchPlan(
         name=config.name,
         network=PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped),
-        samples={name: length(getattr(workload.splits, name), name) for name in splits},
+        samples=workload.samples,
         dense=device.dense,
         budget=dict(device.feasible.budget.limits),
         largest_uniform=device.grid.cost(uniform),
@@ -135,7 +134,7 @@ def _expected_seconds(
     is_ours = user_training(config, given) is None
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     call_s = _pass_seconds(workload, 1)
-    test_s = TEST_PASSES * _pass_seconds(workload, length(workload.splits.test, "test"))
+    test_s = TEST_PASSES * _pass_seconds(workload, workload.samples["test"])
 
     def measuring_s(pruned: int) -> float:
         return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
@@ -152,7 +151,7 @@ def _expected_seconds(
 
 def _finetuning_seconds(workload: Workload, recipe: FinetuneConfig) -> float:
     """Training, with the passes of the teacher."""
-    taught = recipe.epochs * length(workload.splits.train, "train") if recipe.distillation else 0
+    taught = recipe.epochs * workload.samples["train"] if recipe.distillation else 0
     return _training_seconds(workload, recipe) + _pass_seconds(workload, taught)
 
 
@@ -160,18 +159,20 @@ def _pass_seconds(workload: Workload, samples: int) -> float:
     """Time the second of two passes of a batch of the device's size in eval mode, times the batches of ``samples``."""
     example = workload.example
     with evaluating(workload.model), torch.inference_mode():
-        workload.model(example)
-        return _seconds(lambda: workload.model(example)) * samples / len(example)
+        example.through(workload.model)
+        return _seconds(lambda: example.through(workload.model)) * samples / example.size
 
 
 def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
     """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
-    count = length(workload.splits.train, "train")
-    inputs, targets = fetch(workload.splits.train, range(min(recipe.batch_size, count)))
+    count = workload.samples["train"]
+    batch = read(workload.splits.train, range(min(recipe.batch_size, PLAN_SAMPLES, count)), "train")
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
 
     def step() -> None:
-        torch.autograd.grad(workload.task.loss(workload.model(inputs), targets), parameters, allow_unused=True)
+        torch.autograd.grad(
+            workload.task.loss(batch.through(workload.model), batch.targets), parameters, allow_unused=True
+        )
 
     step()
-    return _seconds(step) * -(-count // recipe.batch_size) * recipe.epochs
+    return _seconds(step) * count / batch.size * recipe.epochs

@@ -52,10 +52,11 @@ STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then w
 def subject_of(config: Config, given: InMemory = CONFIGURED) -> MeasuredSubject:
     """The network as its factory makes it: its time does not depend on training."""
     network = load_network(config, given)
+    inputs = list(network.example.inputs.values())
     rows = [layer.in_channels for layer in network.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
-    tokens = min(rows, default=int(network.example.max()) + 1)  # every embedding must have a row for every token
-    high = None if network.example.is_floating_point() else tokens
-    return MeasuredSubject(config.name, network.model, network.trace, network.example[:1], high)
+    tokens = min(rows, default=max(int(x.max()) for x in inputs) + 1)  # every embedding must have a row for every token
+    high = None if any(x.is_floating_point() for x in inputs) else tokens
+    return MeasuredSubject(config.name, network.model, network.trace, network.example.chosen([0]), high)
 
 
 def known_share(model: LatencyModel, network: NetworkSpec) -> float:

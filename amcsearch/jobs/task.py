@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from amcsearch.config import RESERVED, Config, check_contract, make
 from amcsearch.core import ACCURACY, BadInputError, UserCode
-from amcsearch.graph import Tree, first_tensor, tensors_of_tree
-from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, check_samples, judged_tensor, stacked
+from amcsearch.graph import Batch, Tree, first_tensor, tensors_of_tree
+from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, check_samples, judged_tensor, read
 
 __all__ = ["check_clear", "check_task", "first_output", "make_task", "output_of", "training_task"]
 
@@ -91,18 +91,25 @@ def check_clear(output: Tree, targets: Tree) -> None:
 
 def first_output(
     config: Config, model: nn.Module, splits: DataSplits, task: Task, *, are_class_ids: bool
-) -> tuple[Tensor, Tree]:
-    """Return one input (1, …), checked, and what the network gives for it: logits (1, C) or (1, T, V) of class ids."""
-    sample, target = stacked(splits.calibration, limit=1)
-    shape = config.model.input_shape or tuple(sample.shape[1:])
-    check_samples(sample, target, name="calibration", input_shape=shape, num_classes=None, are_class_ids=are_class_ids)
+) -> tuple[Batch, Tree]:
+    """Return one sample, checked, and what the network gives for it: logits (1, C) or (1, T, V) of class ids."""
+    sample, shape = read(splits.calibration, [0], "calibration"), config.model.input_shape
+    check_samples(
+        sample.inputs,
+        sample.targets,
+        name="calibration",
+        input_shape=shape,
+        num_classes=None,
+        are_class_ids=are_class_ids,
+    )
     try:
         output = output_of(model, sample)
     except BadInputError as error:
-        if sample.is_floating_point() or not _takes(model, sample.float()):
+        whole = [tensor.dtype for tensor in sample.inputs.values() if not tensor.is_floating_point()]
+        if not whole or not _takes(model, sample.map(Tensor.float)):
             raise
         raise BadInputError(
-            f"data: the calibration split gives inputs of {sample.dtype}, {type(model).__name__} takes torch.float32; "
+            f"data: the calibration split gives inputs of {whole[0]}, {type(model).__name__} takes torch.float32; "
             "convert and scale them in the data, such as x.float() / 255"
         ) from error
     logits = judged_tensor(output, task.output) if are_class_ids else None
@@ -114,23 +121,23 @@ def first_output(
     return sample, output
 
 
-def output_of(model: nn.Module, inputs: Tensor) -> Tree:
-    """Return what a network gives for some inputs.
+def output_of(model: nn.Module, batch: Batch) -> Tree:
+    """Return what a network gives for some samples.
 
     Raises:
         BadInputError: it cannot take them, or gives no floating-point tensor.
     """
-    what = f"model.factory: {type(model).__name__}, given inputs {tuple(inputs.shape)},"
-    with UserCode(what), torch.inference_mode():
-        output = model(inputs)
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch.inputs.values())
+    with UserCode(f"model.factory: {type(model).__name__}, given inputs {shapes},"), torch.inference_mode():
+        output = batch.through(model)
         if not any(tensor.is_floating_point() for _, tensor in tensors_of_tree(output)):
             first_tensor(output)  # which says that there is none
         return output
 
 
-def _takes(model: nn.Module, inputs: Tensor) -> bool:
+def _takes(model: nn.Module, batch: Batch) -> bool:
     try:
-        output_of(model, inputs)
+        output_of(model, batch)
     except BadInputError:
         return False
     return True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config, import_factory
 from amcsearch.core import BadInputError, UserCode
-from amcsearch.graph import evaluating, tensors_of_tree
+from amcsearch.graph import Batch, evaluating, tensors_of_tree
 from amcsearch.jobs.workload import InMemory, Workload
 from amcsearch.runs import make_folder
 from amcsearch.runtime import OUTPUTS
@@ -112,10 +112,10 @@ def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
             raise BadInputError(f"{_KEY} returned weights that are not finite: {name!r}; lower its learning rate")
 
 
-def _check_outputs(model: nn.Module, returned: nn.Module, example: Tensor) -> None:
+def _check_outputs(model: nn.Module, returned: nn.Module, example: Batch) -> None:
     """Compare the pruned network under the returned weights with what was returned."""
     with UserCode(f"{_KEY}: the network it returned"), evaluating(model), evaluating(returned), torch.inference_mode():
-        pairs = zip(tensors_of_tree(model(example)), tensors_of_tree(returned(example)), strict=True)
+        pairs = zip(tensors_of_tree(example.through(model)), tensors_of_tree(example.through(returned)), strict=True)
         for (name, ours), (_, theirs) in pairs:
             scale = float(ours.abs().max().clamp_min(1e-12)) if ours.is_floating_point() else 1.0
             apart = float((ours.double() - theirs.double()).abs().max()) / scale if ours.numel() else 0.0

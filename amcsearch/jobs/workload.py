@@ -17,37 +17,31 @@ from amcsearch.config import Config, RecipeConfig, call_factory, import_named, n
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
-from amcsearch.graph import HeldBatches, Trace, trace
+from amcsearch.graph import Batch, Batches, Trace, trace
+from amcsearch.jobs.data import made_data, prepared_data
 from amcsearch.jobs.network_check import check_network
-from amcsearch.jobs.task import check_clear, check_task, first_output, make_task, output_of, training_task
+from amcsearch.jobs.task import check_task, make_task, output_of, training_task
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
 from amcsearch.search import Agent
 from amcsearch.training import (
     CLASS_IDS,
-    DEFAULT_SIZES,
-    SPLITS,
     DataSplits,
     Progress,
-    Samples,
+    SplitRecord,
     Task,
     TrainingRecipe,
-    as_datasets,
+    all_targets,
     batches_of,
-    checked_splits,
-    fixed_splits,
-    judged_tensor,
-    length,
     load_checkpoint,
-    make_splits,
     pretrained,
     seeded,
-    stacked,
     with_dense_targets,
 )
 
 __all__ = [
     "CONFIGURED",
+    "PLAN_SAMPLES",
     "InMemory",
     "TracedNetwork",
     "Workload",
@@ -66,6 +60,7 @@ __all__ = [
 
 LARGEST_BATCH: Final = 2**31  # bytes
 CHECKED: Final = 16  # samples whose outputs and targets the task is tried on
+PLAN_SAMPLES: Final = 12  # of each split that is not in memory, for a plan
 
 _log = logging.getLogger(__name__)
 
@@ -105,23 +100,29 @@ CONFIGURED: Final = InMemory()
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """A network with its channel groups; ``example`` is one batch of the device's size, (batch, …)."""
+    """A network with its channel groups; ``example`` is one batch of the device's size, without targets."""
 
     model: nn.Module
-    example: Tensor
+    example: Batch
     trace: Trace
 
 
 @dataclass(frozen=True)
 class Workload(TracedNetwork):
-    """A network with its data, its task and its channel groups; ``warnings`` say what is doubtful about the data."""
+    """A network with its data, its task and its channel groups.
+
+    ``records`` describe the data for a run's identity, ``samples`` count those of each split, and ``warnings`` say what
+    is doubtful about them. In a workload for a plan the splits hold fewer samples than that.
+    """
 
     splits: DataSplits
+    records: Mapping[str, SplitRecord]
+    samples: Mapping[str, int]
     warnings: tuple[str, ...] = ()
     task: Task = CLASS_IDS
 
 
-def judged_batches(config: Config, workload: Workload, split: str) -> HeldBatches:
+def judged_batches(config: Config, workload: Workload, split: str) -> Batches:
     """Return the samples of a split in the batches of a forward pass: as configured, or as a CPU likes.
 
     Raises:
@@ -147,12 +148,13 @@ def load_workload(
 ) -> Workload:
     """Make the network with its data, and train it if the configuration says so.
 
-    ``train`` false leaves the weights as the factory made them: enough to plan, not to search.
+    ``train`` false leaves the weights as the factory made them, and reads a few samples of data that is not in memory:
+    enough to plan, not to search.
 
     Raises:
         BadInputError: as ``make_workload`` and ``trained``.
     """
-    workload = make_workload(config, given)
+    workload = make_workload(config, given, limit=None if train else PLAN_SAMPLES)
     return trained(config, workload, progress) if train else _with_targets(config, workload)
 
 
@@ -178,13 +180,15 @@ def _with_targets(config: Config, workload: Workload) -> Workload:
     if config.data.targets == "given":
         return workload
     splits = with_dense_targets(workload.splits, workload.model, workload.task)
-    return replace(workload, splits=splits, task=workload.task.fitted(stacked(splits.calibration)[1]))
+    targets = all_targets(batches_of(splits.calibration, name="calibration"))
+    return replace(workload, splits=splits, task=workload.task.fitted(targets))
 
 
-def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
+def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | None = None) -> Workload:
     """Make the network or load its checkpoint, cut the data splits, and trace its channel groups; train nothing.
 
     Channel groups and costs follow from shapes alone, so they are known, and limits are judged, before any training.
+    With a ``limit`` no more samples are read of a split that is not in memory.
 
     Raises:
         BadInputError: a torch device that is not there, a factory that raises or returns something else, data of
@@ -192,42 +196,23 @@ def make_workload(config: Config, given: InMemory = CONFIGURED) -> Workload:
     """
     check_torch_device(config.evaluation.torch_device)
     with seeded(config.seed):
-        datasets = _datasets(config, given)
-        cut = make_splits(datasets, config.data.splits.sizes(), config.seed)
-    splits, changing = fixed_splits(cut, config.seed)
+        made = made_data(config, given.data)
     model = dense_network(config, given)
     task = make_task(config, given.task)
-    are_class_ids = training_task(config, task).is_argmax
-    sample, output = first_output(config, model, splits, task, are_class_ids=are_class_ids)
-    if config.task is None and given.task is None and config.data.targets == "given":
-        check_clear(output, stacked(splits.calibration, limit=1)[1])
-    judged = judged_tensor(output, task.output) if are_class_ids else sample
-    splits, doubtful = checked_splits(
-        splits,
-        input_shape=sample.shape[1:],
-        output_shape=judged.shape[1:],
-        targets=config.data.targets,
-        labelled=_labelled(config),
-        cut=cut,
-        seed=config.seed,
-        are_class_ids=are_class_ids,
-    )
+    is_named = config.task is not None or given.task is not None
+    data = prepared_data(config, made, model, task, is_named=is_named, limit=limit)
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
-    check_network(config, model, splits)
+    check_network(config, model, data.splits)
     if config.data.targets == "given":
-        inputs, targets = stacked(splits.calibration, limit=CHECKED)
-        check_task(config, given.task, task, output_of(model, inputs), targets)
-        task = task.fitted(stacked(splits.calibration)[1])
-    network = _traced(config, model, sample)
+        batches = batches_of(data.splits.calibration, CHECKED, "calibration")
+        batch = next(iter(batches))
+        check_task(config, given.task, task, output_of(model, batch), batch.targets)
+        task = task.fitted(all_targets(batches))
+    network = _traced(config, model, data.sample)
     return Workload(
-        network.model,
-        network.example,
-        network.trace,
-        splits,
-        (*_about_cuts(config, datasets, cut), *changing, *doubtful),
-        task,
+        network.model, network.example, network.trace, data.splits, data.records, data.samples, data.warnings, task
     )
 
 
@@ -238,18 +223,8 @@ def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
         BadInputError: as ``load_workload``.
     """
     if given.example is not None:
-        return _traced(config, dense_network(config, given), given.example[:1])
+        return _traced(config, dense_network(config, given), Batch.of(given.example[:1]))
     return load_workload(config, given, train=False)
-
-
-def _datasets(config: Config, given: InMemory) -> Mapping[str, Samples]:
-    if given.data is not None:
-        return as_datasets(given.data)
-    if config.data.factory is None:
-        raise BadInputError(
-            "data.factory is null: the data was handed over in Python; name a factory, or hand data over again"
-        )
-    return call_factory(config.data.factory, config.data.kwargs, "data.factory")  # type: ignore[no-any-return]
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -312,39 +287,22 @@ def dense_network(config: Config, given: InMemory) -> nn.Module:
     return model
 
 
-def _traced(config: Config, model: nn.Module, sample: Tensor) -> TracedNetwork:
-    """Trace a network with one sample (1, …)."""
+def _traced(config: Config, model: nn.Module, sample: Batch) -> TracedNetwork:
+    """Trace a network with one sample."""
+    sample = replace(sample, targets=None)
     traced = trace(model, sample)
     for skipped in traced.skipped:
         _log.info("not pruned: %s: %s", skipped.name, skipped.reason)
     if not traced.network.groups:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in traced.skipped[:3])
         raise BadInputError(f"model.factory: nothing in {type(model).__name__} can be pruned ({reasons})")
-    size = sample.numel() * sample.element_size()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in sample.inputs.values())
     if size * config.device.batch > LARGEST_BATCH:
         raise BadInputError(
             f"device.batch = {config.device.batch} of inputs of {size:,} bytes, must be at most "
             f"{LARGEST_BATCH // size:,}: a batch and its outputs are held in memory"
         )
-    return TracedNetwork(model, sample.repeat(config.device.batch, *[1] * (sample.ndim - 1)), traced)
-
-
-def _about_cuts(config: Config, datasets: Mapping[str, Samples], splits: DataSplits) -> list[str]:
-    """Say which sizes were taken where little data leave fewer samples than usual."""
-    asked = {*datasets, *config.data.splits.sizes()}
-    sizes = {name: length(getattr(splits, name), name) for name in SPLITS[1:] if name not in asked}
-    if all(sizes[name] == usual for name, usual in DEFAULT_SIZES.items() if name in sizes):
-        return []
-    total = length(datasets["train"], "train")
-    cut = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return [f"data: {cut} are cut from {total} samples of train; set data.splits for other sizes"]
-
-
-def _labelled(config: Config) -> tuple[str, ...]:
-    """Names of the splits whose own targets are read."""
-    if config.data.targets == "given":
-        return SPLITS
-    return ("train",) if config.model.pretrain is not None else ()
+    return TracedNetwork(model, sample.chosen([0] * config.device.batch), traced)
 
 
 def _pretrain(config: Config, workload: Workload, progress: Progress | None) -> None:

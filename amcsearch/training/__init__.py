@@ -1,11 +1,24 @@
 """Data splits, losses, one training loop, checkpoints and the reference networks."""
 
 from amcsearch.training.checkpoint import load_checkpoint, pretrained, save_state
-from amcsearch.training.data import DATASETS, check_samples, check_splits, with_dense_targets
+from amcsearch.training.cuts import (
+    DEFAULT_SIZES,
+    as_datasets,
+    collate_of,
+    first_item,
+    is_ragged,
+    make_splits,
+    stratified,
+)
+from amcsearch.training.data import DATASETS, with_dense_targets
+from amcsearch.training.forms import Form, choose_form
 from amcsearch.training.hook import StateStore, TrainingHook, Watch
 from amcsearch.training.identity import (
+    PROBES,
+    TRAIN_SAMPLES,
     Identity,
     NetworkRecord,
+    SplitRecord,
     differences,
     fingerprint,
     network_difference,
@@ -15,23 +28,22 @@ from amcsearch.training.identity import (
 from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
+from amcsearch.training.reading import all_targets, batches_of
 from amcsearch.training.recipe import Distillation, TrainingRecipe
 from amcsearch.training.resume import StateFile
 from amcsearch.training.seeding import seeded
 from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
 from amcsearch.training.splits import (
-    DEFAULT_SIZES,
     SPLITS,
     DataSplits,
+    Items,
     Samples,
-    as_datasets,
-    batches_of,
     fetch,
     length,
-    make_splits,
+    read,
     stacked,
-    stratified,
 )
+from amcsearch.training.surveys import check_samples, check_splits
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor
 from amcsearch.training.tasks import (
     TASKS,
@@ -52,8 +64,10 @@ __all__ = [
     "DATASETS",
     "DEFAULT_SIZES",
     "MODELS",
+    "PROBES",
     "SPLITS",
     "TASKS",
+    "TRAIN_SAMPLES",
     "Augmentation",
     "Binary",
     "Classification",
@@ -62,9 +76,11 @@ __all__ = [
     "Distillation",
     "Embedding",
     "FixedMasks",
+    "Form",
     "GatedTraining",
     "Guess",
     "Identity",
+    "Items",
     "LanguageModelling",
     "MaskedTraining",
     "MaskedUnits",
@@ -75,12 +91,14 @@ __all__ = [
     "Regression",
     "Samples",
     "Segmentation",
+    "SplitRecord",
     "StateFile",
     "StateStore",
     "Task",
     "TrainingHook",
     "TrainingRecipe",
     "Watch",
+    "all_targets",
     "as_datasets",
     "bake",
     "batches_of",
@@ -89,12 +107,16 @@ __all__ = [
     "check_samples",
     "check_splits",
     "checked_splits",
+    "choose_form",
+    "collate_of",
     "differences",
     "evaluate",
     "fetch",
     "fingerprint",
+    "first_item",
     "fit",
     "fixed_splits",
+    "is_ragged",
     "judged_tensor",
     "length",
     "load_checkpoint",
@@ -102,6 +124,7 @@ __all__ = [
     "make_splits",
     "network_difference",
     "pretrained",
+    "read",
     "read_texts",
     "record_network",
     "record_splits",

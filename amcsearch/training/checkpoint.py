@@ -7,24 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amcsearch import __version__
 from amcsearch.core import BadInputError, parse_json
-from amcsearch.training.identity import PROBES, Identity, differences, record_network, record_split
+from amcsearch.training.identity import PROBES, Identity, SplitRecord, differences, record_network, record_split
 from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, fit
 from amcsearch.training.recipe import TrainingRecipe
 from amcsearch.training.seeding import seeded
-from amcsearch.training.splits import Samples, fetch, length
+from amcsearch.training.splits import Samples, length, read
 from amcsearch.training.task import Task
 from amcsearch.training.tensor_files import digest_tensors, load_tensors, read_texts, save_tensors
 
 __all__ = ["load_checkpoint", "pretrained", "save_state"]
 
 IDENTITY: Final = "amcsearch.identity"
-DIGEST_SAMPLES: Final = 4096
 NAMED: Final = 3  # keys listed in a message before "…"
 
 _log = logging.getLogger(__name__)
@@ -111,7 +109,7 @@ def pretrained(
     """Train ``model`` by ``recipe``, or load what the same call trained before; it ends in eval mode.
 
     The cache file is named by the content of everything that decides the result: the key, the initial weights, the
-    recipe, the seed, the data (all of it up to 4,096 samples, evenly spaced ones beyond), and the versions of torch and
+    recipe, the seed, the data (all of it in memory, else up to 1,024 samples), and the versions of torch and
     of this package. It holds the identity of what was trained; the weights of a network that computed something else,
     or that saw other data, are trained again, as those of a damaged file are, with a line in the log.
 
@@ -133,12 +131,12 @@ def pretrained(
     Raises:
         BadInputError: as ``fit``, or the cache cannot be written.
     """
-    content_key = _content_key(model, dataset, recipe, key, seed)
+    record = record_split(dataset, "train", seed)
+    content_key = _content_key(model, record, recipe, key, seed)
     path = Path(cache_dir) / f"{content_key}.safetensors"
     with seeded(seed):
-        inputs, _ = fetch(dataset, range(min(PROBES, length(dataset, "train"))), "train")
-    splits = {"train": record_split(dataset, "train", seed)}
-    identity = Identity(content_key, {}, record_network(model, inputs), splits)
+        batch = read(dataset, range(min(PROBES, length(dataset, "train"))), "train")
+    identity = Identity(content_key, {}, record_network(model, batch), {"train": record})
     if path.exists() and _taken_from_cache(model, path, identity):
         model.to(torch_device).eval()
         return True
@@ -190,18 +188,14 @@ def _tied(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _content_key(model: nn.Module, dataset: Samples, recipe: TrainingRecipe, key: str, seed: int) -> str:
-    count = length(dataset, "train")
-    rows = np.unique(np.linspace(0, count - 1, min(count, DIGEST_SAMPLES)).round().astype(np.int64))
-    with seeded(seed):
-        inputs, targets = fetch(dataset, rows, "train")
+def _content_key(model: nn.Module, data: SplitRecord, recipe: TrainingRecipe, key: str, seed: int) -> str:
     parts: dict[str, Any] = {
         "key": key,
         "weights": digest_tensors(_state(model)),
         "recipe": asdict(recipe),
         "seed": seed,
-        "samples": count,
-        "data": digest_tensors({"inputs": inputs, "targets": targets}),
+        "samples": data.samples,
+        "data": [data.inputs and data.inputs.digest, data.targets.digest],
         "torch": torch.__version__,
         "amcsearch": __version__,
     }

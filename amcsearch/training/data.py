@@ -1,4 +1,4 @@
-"""Data: factories that need no download, checks of samples, and targets from the dense network.
+"""Data: factories that need no download, and targets from the dense network.
 
 ``with_dense_targets`` serves data without labels: the dense network's own outputs become the targets.
 
@@ -11,234 +11,69 @@ derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projecti
 ``obd`` as well as by ``true_fisher``, whose drawn labels are outputs with noise.
 """
 
-import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import evaluating, first_tensor
-from amcsearch.training.splits import (
-    SPLITS,
-    DataSplits,
-    Samples,
-    fetch,
-    length,
-    make_splits,
-    source_rows,
-    stacked,
-    stratified,
-)
+from amcsearch.graph import Batch, Batches, HeldBatches, evaluating, first_tensor
+from amcsearch.training.cuts import stratified
+from amcsearch.training.reading import batches_of
+from amcsearch.training.splits import SPLITS, Changed, DataSplits, Held, Samples, is_in_memory, read
 from amcsearch.training.task import Task
-from amcsearch.training.tasks.class_ids import IGNORED_TARGET
 
-__all__ = [
-    "DATASETS",
-    "DataSplits",
-    "SplitSurvey",
-    "check_samples",
-    "check_splits",
-    "dense_outputs",
-    "digits",
-    "fetch",
-    "make_splits",
-    "stacked",
-    "text",
-    "with_dense_targets",
-]
+__all__ = ["DATASETS", "dense_outputs", "digits", "text", "with_dense_targets"]
 
 
-def dense_outputs(model: nn.Module, inputs: Tensor, batch_size: int = 128, task: Task | None = None) -> Tensor:
-    """Return the model's outputs (N, …, D) for inputs (N, …), on the CPU; it runs in eval mode where it is."""
+def dense_outputs(
+    model: nn.Module, samples: Tensor | Batches, batch_size: int = 128, task: Task | None = None
+) -> Tensor:
+    """Return the model's outputs (N, …, D) for samples, on the CPU; it runs in eval mode where it is."""
+    batches = HeldBatches.of(samples, None, batch_size) if isinstance(samples, Tensor) else samples
+    return torch.cat([_outputs(model, batch, task) for batch in batches])
+
+
+def _outputs(model: nn.Module, batch: Batch, task: Task | None) -> Tensor:
     torch_device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        trees = (model(batch.to(torch_device)) for batch in torch.split(inputs, batch_size))
-        outputs = [(task.dense_targets(tree) if task else first_tensor(tree)).cpu() for tree in trees]
-    return torch.cat(outputs)
-
-
-def with_dense_targets(splits: DataSplits, model: nn.Module, task: Task | None = None) -> DataSplits:
-    """Return the splits, in memory, with the outputs of ``model`` that the task judges in place of their targets.
-
-    Raises:
-        BadInputError: as ``stacked``.
-    """
-    inputs = {name: stacked(getattr(splits, name))[0] for name in SPLITS}
-    return DataSplits(**{name: TensorDataset(x, dense_outputs(model, x, task=task)) for name, x in inputs.items()})
-
-
-def check_samples(
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    name: str,
-    input_shape: Sequence[int] | None,
-    num_classes: int | None,
-    numbers: Sequence[int] | None = None,
-    are_class_ids: bool = True,
-) -> None:
-    """Check stacked samples of the split ``name``: inputs (N, …), targets (N,) or (N, T) of class ids.
-
-    ``input_shape`` is that of one input, without N; None for either bound leaves it unchecked. A target of -100 marks a
-    position without one. Targets (N, …, num_classes) of floating point are vectors to match, and must be finite.
-    ``numbers`` (N,) are those of the samples, for errors; None counts from 0. With ``are_class_ids`` false targets are
-    a task's own, and numbers among them must be finite.
-
-    Raises:
-        BadInputError: no samples, another shape, a value that is not finite, or a target out of range.
-    """
-    where, numbers = f"data: the {name} split", range(len(inputs)) if numbers is None else numbers
-    if len(inputs) == 0:
-        raise BadInputError(f"{where} has no samples, expected at least 1")
-    if input_shape is not None and tuple(inputs.shape[1:]) != tuple(input_shape):
-        raise BadInputError(
-            f"{where} gives inputs of shape {tuple(inputs.shape[1:])}, expected {tuple(input_shape)}; "
-            "set model.input_shape or change the data factory"
-        )
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        sample = numbers[_first_row(~torch.isfinite(inputs))]
-        raise BadInputError(f"{where} holds NaN or infinity (first in sample {sample}), expected finite inputs")
-    if (targets.is_floating_point() and targets.ndim > 1) or not are_class_ids:
-        _check_vectors(targets, where, num_classes if are_class_ids else None, numbers)
-        return
-    if targets.is_floating_point() or (targets.dtype == torch.bool and targets.ndim == 1) or targets.ndim not in (1, 2):
-        raise BadInputError(
-            f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids (one integer, or one a position), or vectors to match; convert ids by .long(), or "
-            "name the task that they are for (task: {name: regression}, or another of `amcsearch list tasks`)"
-        )
-    if num_classes is not None and targets.dtype != torch.bool:
-        _check_class_ids(targets, where, num_classes, numbers)
-
-
-def _first_row(wrong: Tensor) -> int:
-    """Number of the first sample of (n, …) with anything wrong in it."""
-    return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
-
-
-def _check_class_ids(targets: Tensor, where: str, num_classes: int, numbers: Sequence[int]) -> None:
-    known = targets != IGNORED_TARGET
-    wrong = known & ((targets < 0) | (targets >= num_classes))
-    if bool(wrong.any()):
-        sample = numbers[_first_row(wrong)]
-        low, high = int(targets[known].min()), int(targets[known].max())
-        raise BadInputError(
-            f"{where} has targets from {low} to {high}, expected 0 to {num_classes - 1} (first in sample {sample}): "
-            f"the network gives {num_classes} classes"
-        )
-
-
-def _check_vectors(targets: Tensor, where: str, width: int | None, numbers: Sequence[int]) -> None:
-    if width is not None and targets.shape[-1] != width:
-        raise BadInputError(
-            f"{where} gives vectors of {targets.shape[-1]} numbers to match, the network gives {width} a sample"
-        )
-    if not bool(torch.isfinite(targets).all()):
-        sample = numbers[_first_row(~torch.isfinite(targets))]
-        raise BadInputError(
-            f"{where} has targets with NaN or infinity (first in sample {sample}), expected finite ones"
-        )
-
-
-CHUNK: Final = 1024  # samples in memory at a time
-CLASSES: Final = 2  # more are not told apart
+        output = batch.to(torch_device).through(model)
+        return (task.dense_targets(output) if task else first_tensor(output)).cpu()
 
 
 @dataclass(frozen=True)
-class SplitSurvey:
-    """What all samples of a split are.
+class _WithOutputs:
+    """Puts the outputs of a network in place of the targets of a batch."""
 
-    ``hashes`` (N,) of the inputs' bytes tell samples apart; ``classes`` are up to two of the classes that are there.
-    ``is_one_hot`` where every target is a row of zeros with a single 1; ``is_vector`` where targets are no integers.
-    """
+    model: nn.Module
+    task: Task | None
 
-    hashes: NDArray[np.uint64]
-    target_shape: tuple[int, ...]
-    is_vector: bool
-    is_one_hot: bool
-    has_targets: bool
-    classes: frozenset[int]
+    def __call__(self, batch: Batch) -> Batch:
+        return replace(batch, targets=_outputs(self.model, batch, self.task))
 
 
-def check_splits(
-    splits: DataSplits,
-    *,
-    input_shape: Sequence[int] | None,
-    num_classes: int | None,
-    limit: int | None = 1024,
-    cut: DataSplits | None = None,
-    are_class_ids: bool = True,
-) -> dict[str, SplitSurvey]:
-    """Run ``check_samples`` on the first ``limit`` samples of every split, and survey them; None takes all.
+def with_dense_targets(splits: DataSplits, model: nn.Module, task: Task | None = None) -> DataSplits:
+    """Return the splits with the outputs of ``model`` that the task judges in place of their targets.
 
-    Errors number samples as the data set does that a split is cut from: of ``cut``, where ``splits`` are copies of it.
+    They are computed once for samples in memory, else whenever samples are read.
 
     Raises:
-        BadInputError: as ``fetch`` and ``check_samples``.
+        BadInputError: as ``batches_of``.
     """
-    surveys = {}
-    for name in SPLITS:
-        dataset = getattr(splits, name)
-        count = length(dataset, name) if limit is None else min(limit, length(dataset, name))
-        parts = []
-        for start in range(0, count, CHUNK):
-            rows = range(start, min(start + CHUNK, count))
-            inputs, targets = fetch(dataset, rows, name)
-            numbers = source_rows(getattr(cut or splits, name), rows)
-            check_samples(
-                inputs,
-                targets,
-                name=name,
-                input_shape=input_shape,
-                num_classes=num_classes,
-                numbers=numbers,
-                are_class_ids=are_class_ids,
-            )
-            parts.append(_surveyed(inputs, targets))
-        surveys[name] = _joined(parts, name)
-    return surveys
+    return DataSplits(**{name: _with_dense_targets(getattr(splits, name), model, task, name) for name in SPLITS})
 
 
-def _surveyed(inputs: Tensor, targets: Tensor) -> SplitSurvey:
-    rows = inputs.cpu().reshape(len(inputs), -1).numpy()
-    hashes = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest()) for row in rows]
-    known = targets[targets != IGNORED_TARGET]
-    is_binary = targets.ndim > 1 and bool(((targets == 0) | (targets == 1)).all())
-    is_one_hot = is_binary and bool((targets.sum(-1) == 1).all())
-    ids = targets.long().argmax(-1) if is_one_hot else known.long()
-    return SplitSurvey(
-        np.array(hashes, dtype=np.uint64),
-        tuple(targets.shape[1:]),
-        is_vector=targets.is_floating_point() or targets.dtype == torch.bool,
-        is_one_hot=is_one_hot,
-        has_targets=len(known) > 0,
-        classes=frozenset(np.unique(ids.numpy(force=True))[:CLASSES].tolist()),
-    )
-
-
-def _joined(parts: Sequence[SplitSurvey], name: str) -> SplitSurvey:
-    shapes = sorted({part.target_shape for part in parts})
-    if len(shapes) > 1:
-        raise BadInputError(f"data: the {name} split has targets of the shapes {shapes}; make all of one shape")
-    return SplitSurvey(
-        np.concatenate([part.hashes for part in parts]),
-        shapes[0],
-        is_vector=any(part.is_vector for part in parts),
-        is_one_hot=all(part.is_one_hot for part in parts),
-        has_targets=any(part.has_targets for part in parts),
-        classes=frozenset(sorted(frozenset.union(*(part.classes for part in parts)))[:CLASSES]),
-    )
-
-
-BYTES: Final = 256
+def _with_dense_targets(dataset: Samples, model: nn.Module, task: Task | None, name: str) -> Samples:
+    if not is_in_memory(dataset):
+        return Changed(dataset, _WithOutputs(model, task))
+    batches = batches_of(dataset, name=name)
+    whole = batches.whole if isinstance(batches, HeldBatches) else read(dataset, range(batches.samples), name)
+    return Held(replace(whole, targets=dense_outputs(model, batches, task=task)))
 
 
 def digits(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
+from amcsearch.graph import Batch
 
 __all__ = ["PlainTraining", "StateStore", "TrainingHook", "Watch"]
 
@@ -14,7 +15,7 @@ __all__ = ["PlainTraining", "StateStore", "TrainingHook", "Watch"]
 class TrainingHook(Protocol):
     """Takes part in every step of a training; steps count from 0 over the whole training."""
 
-    def forward(self, model: nn.Module, inputs: Tensor, step: int) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> Any:
         """Return the network's output for a batch, by weights of the hook's choice."""
         ...
 
@@ -54,10 +55,10 @@ class StateStore(Protocol):
 class PlainTraining:
     """The hook that changes nothing."""
 
-    def forward(self, model: nn.Module, inputs: Tensor, step: int) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> Any:
         """As the network itself."""
         del step
-        return model(inputs)
+        return batch.through(model)
 
     def penalty(self) -> Tensor | float:
         """None."""

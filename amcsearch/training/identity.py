@@ -10,7 +10,7 @@ moves the second by |t| / sqrt(n). What a network computes are its outputs for a
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,31 +18,48 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from amcsearch.core import UserCode
-from amcsearch.graph import evaluating, first_tensor
+from amcsearch.graph import Batch, PerSample, as_batch, evaluating, first_tensor, tensors_of_tree
 from amcsearch.runs import StoredDocument
+from amcsearch.training.reading import read_in_order
 from amcsearch.training.seeding import seeded
-from amcsearch.training.splits import SPLITS, DataSplits, Samples, fetch, length
+from amcsearch.training.splits import (
+    SPLITS,
+    Changed,
+    DataSplits,
+    Samples,
+    is_in_memory,
+    is_stackable,
+    length,
+    probe_rows,
+)
 
 __all__ = [
     "PROBES",
+    "TRAIN_SAMPLES",
     "Identity",
     "NetworkRecord",
     "SplitRecord",
+    "SplitRecorder",
     "TensorRecord",
     "differences",
     "fingerprint",
     "network_difference",
+    "read_parts",
     "record_network",
     "record_split",
     "record_splits",
+    "repeats_by_seed",
+    "rows_that_count",
+    "same_bytes",
 ]
 
-SAMPLES: Final = 4096  # of the train split that count; of the others, which are in memory, all do
-REREAD: Final = 64  # of these, read again to see whether they change
-CHUNK: Final = 64  # samples in memory at once
+TRAIN_SAMPLES: Final = 1024
+"""Samples of a train split that is not in memory which count."""
+REREAD: Final = 8  # of these at most, read again to see whether they change
+CHUNK: Final = 1024  # samples at a time, of those in memory …
+READ: Final = 32  # … and of those that are read
 PROBES: Final = 8  # samples whose outputs are kept
 OUTPUTS: Final = 512  # numbers of these outputs that are kept
 SAME_TENSOR: Final = 1e-5  # share of a tensor's norm within which its numbers are the same
@@ -99,56 +116,119 @@ class Identity(StoredDocument):
     trained: NetworkRecord | None = None
 
 
-def record_network(model: nn.Module, inputs: Tensor) -> NetworkRecord:
-    """Describe a network by its weights, and by its outputs for the first of ``inputs`` (n, …).
+def record_network(model: nn.Module, inputs: Tensor | Batch) -> NetworkRecord:
+    """Describe a network by its weights, and by its outputs for the first of some samples.
 
     Raises:
         BadInputError: it cannot take the inputs.
     """
     tensors = {name: _record(tensor) for name, tensor in model.state_dict().items()}
-    parameter = next(model.parameters(), inputs)
-    probe = inputs[:PROBES].clone().to(parameter.device)
+    batch = as_batch(inputs)
+    parameter = next(model.parameters(), torch.empty(0))
+    probe = batch.chosen(range(min(PROBES, batch.size))).to(parameter.device)
     with (
-        UserCode(f"{type(model).__name__}, given {len(probe)} samples,"),
+        UserCode(f"{type(model).__name__}, given {probe.size} samples,"),
         seeded(0),
         evaluating(model),
         torch.no_grad(),
     ):
-        outputs = first_tensor(model(probe)).double().cpu().flatten()
+        outputs = first_tensor(probe.through(model)).double().cpu().flatten()
     kept = np.unique(np.linspace(0, len(outputs) - 1, min(len(outputs), OUTPUTS)).round().astype(np.int64))
     return NetworkRecord(tensors, tuple(outputs[torch.from_numpy(kept)].tolist()))
 
 
 def record_splits(splits: DataSplits, seed: int) -> dict[str, SplitRecord]:
-    """Describe every split; random transforms are read by the seed. Raises as ``fetch``."""
+    """Describe every split; random transforms are read by the seed. Raises as ``read``."""
     return {name: record_split(getattr(splits, name), name, seed) for name in SPLITS}
 
 
 def record_split(dataset: Samples, name: str, seed: int) -> SplitRecord:
-    """Describe a split by its length and its samples: all where they are in memory, else up to 4,096 evenly spaced.
+    """Describe a split by its length and its samples: of a train split that is not in memory up to 1,024 of them.
 
     Raises:
-        BadInputError: as ``fetch``.
+        BadInputError: as ``read``.
     """
+    recorder = SplitRecorder(length(dataset, name))
+    rows = rows_that_count(dataset, name)
+    for _, batch in read_parts(dataset, rows, name, seed):
+        recorder.add(batch)
+    return recorder.record(repeats=repeats_by_seed(dataset, rows, name, seed))
+
+
+def rows_that_count(dataset: Samples, name: str, limit: int = TRAIN_SAMPLES) -> NDArray[np.int64]:
+    """All samples of a split; of a train split that is not in memory ``limit``, spread evenly."""
     count = length(dataset, name)
-    is_in_memory = type(dataset) is TensorDataset
-    at_most = count if is_in_memory else SAMPLES
-    rows = np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(np.int64))
-    inputs, targets = _record_rows(dataset, rows, name, seed)
-    readings = {_record_rows(dataset, rows[:REREAD], name, seed)[0].digest for _ in range(0 if is_in_memory else 2)}
-    return SplitRecord(count, inputs if len(readings) < 2 else None, targets)
+    return probe_rows(dataset, count if name != "train" or is_in_memory(dataset) else limit, name)
 
 
-def _record_rows(dataset: Samples, rows: NDArray[np.int64], name: str, seed: int) -> tuple[TensorRecord, TensorRecord]:
-    """Describe the inputs and the targets of some samples, as if each were one tensor."""
-    inputs, targets = _Recorder(), _Recorder()
-    with seeded(seed):
-        for start in range(0, len(rows), CHUNK):
-            for recorder, tensor in zip(
-                (inputs, targets), fetch(dataset, rows[start : start + CHUNK], name), strict=True
-            ):
-                recorder.add(tensor)
-    return inputs.record(), targets.record()
+def read_parts(
+    dataset: Samples, rows: NDArray[np.int64], name: str, seed: int
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Yield some samples in parts, with their numbers; random transforms follow the seed."""
+    in_memory = is_in_memory(dataset)
+    size = 1 if not is_stackable(dataset) else CHUNK if in_memory else READ
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    steady = dataset if in_memory else Changed(dataset, seed=seed)
+    yield from zip(parts, read_in_order(steady, parts, name), strict=True)
+
+
+def repeats_by_seed(dataset: Samples, rows: NDArray[np.int64], name: str, seed: int) -> bool:
+    """Whether the first of some samples are the same when they are read by the same seed again."""
+    if is_in_memory(dataset):
+        return True
+    again = [rows[i : i + 1] for i in range(max(1, min(REREAD, len(rows) // 4)))]
+    steady = Changed(dataset, seed=seed)
+    pairs = zip(*(read_in_order(steady, again, name) for _ in range(2)), strict=True)
+    return all(same_bytes(a, b) for first, second in pairs for a, b in zip(*_tensors(first, second), strict=True))
+
+
+def _tensors(*batches: Batch) -> list[list[Tensor]]:
+    return [list(batch.inputs.values()) for batch in batches]
+
+
+def same_bytes(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors hold the same; NaN is the same as NaN."""
+    bytes_of = [tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return left.shape == right.shape and torch.equal(*bytes_of)
+
+
+class SplitRecorder:
+    """Makes the record of a split from its batches, one after the other."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._inputs: dict[str, _Recorder] = {}
+        self._targets: dict[str, _Recorder] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Go on with the next batch."""
+        for path, tensor in batch.inputs.items():
+            self._inputs.setdefault(path, _Recorder()).add(tensor)
+        is_ragged = isinstance(batch.targets, PerSample)
+        for path, tensor in tensors_of_tree(batch.targets):
+            key = path.partition(".")[2] if is_ragged else path
+            self._targets.setdefault(key, _Recorder()).add(tensor.reshape(-1) if is_ragged else tensor)
+
+    def record(self, *, repeats: bool) -> SplitRecord:
+        """Return what the batches are together; ``repeats`` says whether another reading gives the same inputs."""
+        return SplitRecord(self._samples, _together(self._inputs) if repeats else None, _together(self._targets))
+
+
+def _together(recorders: Mapping[str, "_Recorder"]) -> TensorRecord:
+    """One record of several tensors: that of a single one is its own."""
+    records = {path: recorder.record() for path, recorder in recorders.items()}
+    if len(records) == 1:
+        return next(iter(records.values()))
+    digest = hashlib.blake2b(digest_size=16)
+    for path, record in records.items():
+        digest.update(f"{path} {record.shape} {record.digest}".encode())
+    return TensorRecord(
+        (),
+        " ".join(record.dtype for record in records.values()),
+        digest.hexdigest(),
+        math.hypot(*(record.norm for record in records.values())),
+        math.fsum(record.product for record in records.values()),
+    )
 
 
 def _record(tensor: Tensor) -> TensorRecord:

@@ -6,9 +6,10 @@ training goes on from its last whole epoch.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.graph import Batch, Batches, channels_first, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
+from amcsearch.training.reading import TrainReader
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.seeding import reseed, seeded
-from amcsearch.training.splits import Samples, fetch, length
+from amcsearch.training.splits import Samples, length
 from amcsearch.training.task import Task
 from amcsearch.training.tasks.class_ids import Classification
 from amcsearch.training.updates import Averages, LossScale, check_recipe, clip, make_optimizer, precision_of
@@ -79,7 +81,7 @@ def fit(
     watch: Watch | None = None,
     check: Callable[[nn.Module], None] | None = None,
 ) -> list[float]:
-    """Train ``model`` in place on (input, target) samples; it ends on ``torch_device`` in eval mode.
+    """Train ``model`` in place on the samples of a data set; it ends on ``torch_device`` in eval mode.
 
     With a ``teacher`` the loss is the task's ``distillation``, with ``Distillation()`` by default; the teacher is
     copied, never changed. Each epoch is shuffled by the seed and cut into batches of nearly equal size, at most
@@ -90,7 +92,7 @@ def fit(
 
     Args:
         model: gives what the task judges.
-        dataset: map-style, of (input, target).
+        dataset: the train split.
         recipe: how to train.
         seed: of shuffles, shifts and dropout; the global generators are left as they were.
         teacher: the network to learn from.
@@ -165,12 +167,14 @@ class _Objective:
     teacher: nn.Module | None
     distillation: Distillation
 
-    def __call__(self, output: Any, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
         if self.teacher is None:
-            return self.task.training_loss(output, y, self.label_smoothing)
+            return self.task.training_loss(output, batch.targets, self.label_smoothing)
         with torch.no_grad():
-            guide = self.teacher(x)
-        return self.task.distillation(output, guide, y, self.distillation.temperature, self.distillation.alpha)
+            guide = batch.through(self.teacher)
+        return self.task.distillation(
+            output, guide, batch.targets, self.distillation.temperature, self.distillation.alpha
+        )
 
 
 def _restored(training: "_Training", watch: Watch | None, stored: dict[str, Any]) -> tuple[list[float], int]:
@@ -199,12 +203,13 @@ class _Training:
         torch_device: str,
         augmentation: Augmentation | None,
     ) -> None:
-        self.model, self.dataset, self.recipe, self.seed, self.torch_device = model, dataset, recipe, seed, torch_device
+        self.model, self.recipe, self.seed, self.torch_device = model, recipe, seed, torch_device
         self.objective, self.hook, self.augmentation = objective, hook, augmentation
         self.optimizer = make_optimizer(model, recipe)
         self.averages = None if recipe.ema is None else Averages(model, recipe.ema)
         self.scale = LossScale() if recipe.precision == "float16" else None
         self.generator = torch.Generator().manual_seed(seed)
+        self.reader = TrainReader(dataset, seed, pinned=torch.device(torch_device).type == "cuda")
         self.count = length(dataset, "train")
         self.steps = recipe.steps(self.count)  # an epoch
 
@@ -240,25 +245,30 @@ class _Training:
     def epoch(self, epoch: int) -> float:
         """Train for one epoch and return its mean loss."""
         total = 0.0
-        for i, rows in enumerate(torch.randperm(self.count, generator=self.generator).tensor_split(self.steps)):
+        steps = [
+            rows.tensor_split(min(self.recipe.accumulation, len(rows)))
+            for rows in torch.randperm(self.count, generator=self.generator).tensor_split(self.steps)
+        ]
+        batches = self.reader.epoch([part.numpy() for parts in steps for part in parts], epoch)
+        for i, parts in enumerate(steps):
             step = epoch * self.steps + i
             rate = learning_rate_at(self.hook.clock(step), self.steps, self.recipe)
-            loss = self._step(rows, step, rate)
+            samples = sum(map(len, parts))
+            loss = self._step(islice(batches, len(parts)), samples, step, rate)
             _check_finite(loss, epoch + 1, rate)
-            total += loss * len(rows)
+            total += loss * samples
         return total / self.count
 
-    def _step(self, rows: Tensor, step: int, learning_rate: float) -> float:
-        """Follow the mean gradient of the samples ``rows``, a batch at a time; return their mean loss."""
+    def _step(self, batches: Iterable[Batch], samples: int, step: int, learning_rate: float) -> float:
+        """Follow the mean gradient of some samples, a batch at a time; return their mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         total, scale = 0.0, 1.0 if self.scale is None else self.scale.value
-        for part in rows.tensor_split(min(self.recipe.accumulation, len(rows))):
-            x, y = self._samples(part)
-            share = len(part) / len(rows)
+        for batch in map(self._prepared, batches):
+            share = batch.size / samples
             with precision_of(self.recipe, self.torch_device):
-                loss = self.objective(self.hook.forward(self.model, x, step), x, y)
+                loss = self.objective(self.hook.forward(self.model, batch, step), batch)
             torch.autograd.backward((loss + self.hook.penalty()) * (share * scale))
             total += float(loss.detach()) * share
         if self._gradients_ready():
@@ -267,16 +277,22 @@ class _Training:
                 self.averages.update(self.model)
         return total
 
-    def _samples(self, rows: Tensor) -> tuple[Tensor, Any]:
-        x, y = fetch(self.dataset, rows.numpy())
+    def _prepared(self, batch: Batch) -> Batch:
+        """Return a batch augmented, with its images moved at random, where and as torch computes gradients."""
         if self.augmentation is not None:
             with UserCode("the augmentation"):
-                changed = self.augmentation(Batch.of(x, y))
+                changed = self.augmentation(batch)
                 if not isinstance(changed, Batch):
                     raise BadInputError(f"it returned a {type(changed).__name__}, must return the Batch, changed")
-                (x,), y = changed.args, changed.targets
-        x = channels_first(random_shift(x, self.recipe.max_shift, self.generator).to(self.torch_device))
-        return x, y.to(self.torch_device)
+                batch = changed
+        if self.recipe.max_shift:
+            if len(batch.inputs) > 1:
+                raise BadInputError(
+                    f"max_shift = {self.recipe.max_shift} moves the images of a network of one input, this one has "
+                    f"{len(batch.inputs)}; set it to 0"
+                )
+            batch = batch.map(lambda x: random_shift(x, self.recipe.max_shift, self.generator))
+        return batch.to(self.torch_device).map(channels_first)
 
     def _gradients_ready(self) -> bool:
         """Scale and clip the gradients; false where they are infinite in float16, and the step is left out."""
@@ -298,6 +314,7 @@ class _Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hook": self.hook.state(),
+            "drawn": self.reader.drawn,
             "random": [self.generator.get_state(), torch.get_rng_state(), cuda],
             "averages": None if self.averages is None else self.averages.state(),
             "scale": None if self.scale is None else [self.scale.value, self.scale.good],
@@ -310,6 +327,7 @@ class _Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.hook.restore(state["hook"])
+        self.reader.drawn = int(state["drawn"])
         if self.averages is not None:
             self.averages.restore(state["averages"])
         if self.scale is not None:

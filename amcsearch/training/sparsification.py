@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from amcsearch.graph import Batch
 from amcsearch.methods import Gate, GateMethod, Masks, MaskSchedule, Moment, Plan, UnitSlices
 
 __all__ = [
@@ -94,14 +95,14 @@ class GatedTraining:
         self._lagrangian = Lagrangian(method.multiplier_rate)
         self._now, self._asked = torch.ones(()), 1.0
 
-    def forward(self, model: nn.Module, inputs: Tensor, step: int) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> Any:
         """Run the network on its gated weights."""
         progress = step / self._steps
         self._gate.begin_step(progress)
         self._asked = target_at(progress, self._target, self._method.target_warmup)
         self._optimizer.zero_grad(set_to_none=True)
         with self._gate.noise(model):
-            return functional_call(model, self._gate.tensors(), (inputs,))
+            return functional_call(model, self._gate.tensors(), batch.args, dict(batch.kwargs))
 
     def penalty(self) -> Tensor | float:
         """Return the Lagrangian's term, or the gate's own penalty by the multiplier."""
@@ -183,7 +184,7 @@ class MaskedTraining:
         self._used: dict[str, Tensor] = {}
         self._model: nn.Module | None = None
 
-    def forward(self, model: nn.Module, inputs: Tensor, step: int) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> Any:
         """Run the network on its masked weights."""
         self._model = model
         if not self.masks:
@@ -192,7 +193,7 @@ class MaskedTraining:
             moment = self._moment(step, {})
             masks = self._finished(self._schedule.begin(moment), moment)
             self._take(masks if masks is not None else dense)
-        return self._run(model, inputs)
+        return self._run(model, batch)
 
     def penalty(self) -> Tensor | float:
         """None."""
@@ -248,12 +249,12 @@ class MaskedTraining:
         self.masks = dict(masks)
         self._apply()
 
-    def _run(self, model: nn.Module, inputs: Tensor) -> Any:
+    def _run(self, model: nn.Module, batch: Batch) -> Any:
         """Run on the masked weights, whose gradients are to be had afterwards in ``_used``."""
         self._used = {name: weight * self.masks[name] for name, weight in self._weights.items()}
         for used in self._used.values():
             used.retain_grad()
-        return functional_call(model, self._used, (inputs,))
+        return functional_call(model, self._used, batch.args, dict(batch.kwargs))
 
     def _assign(self, gradients: Mapping[str, Tensor]) -> None:
         """Give the weights the gradients that the optimiser is to follow."""
@@ -304,10 +305,10 @@ class MaskedUnits(MaskedTraining):
             return masks
         return self._finish(masks, self._schedule.ranks(moment))
 
-    def _run(self, model: nn.Module, inputs: Tensor) -> Any:
+    def _run(self, model: nn.Module, batch: Batch) -> Any:
         self._used = {name: mask.float().requires_grad_() for name, mask in self.masks.items()}
         tensors = self._slices.scaled(self._used, straight_through=self._schedule.dense_gradient)
-        return functional_call(model, tensors, (inputs,))
+        return functional_call(model, tensors, batch.args, dict(batch.kwargs))
 
     def _assign(self, gradients: Mapping[str, Tensor]) -> None:
         """Leave the network's gradients as they are: the masks are in them."""

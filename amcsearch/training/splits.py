@@ -1,55 +1,59 @@
-"""Four splits from what a data factory returns, and their samples as stacked tensors.
+"""Samples of a split, read from a data set when they are asked for, as calls of the network.
 
-- ``train`` trains and fine-tunes; ``calibration`` (batch-norm statistics, saliency) is drawn from it and stays in it;
-- ``search`` scores policies, ``test`` is read once at the end: both are disjoint from each other and from ``train``.
+A data set of the user's is an ``Items``: it knows how its items become calls (``forms``). What else has pairs (input,
+target) as items needs no such knowledge. Tensors in memory are sliced; everything else is read item by item.
 """
 
-import contextlib
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from amcsearch.core import BadInputError, UserCode
-from amcsearch.graph import HeldBatches
+from amcsearch.graph import Batch, tensors_of_tree
+from amcsearch.training.forms import PAIR, Collate, Form
+from amcsearch.training.seeding import seeded
 
 __all__ = [
-    "DEFAULT_SIZES",
     "SPLITS",
-    "Converted",
+    "Changed",
     "DataSplits",
+    "Held",
+    "Indices",
+    "Items",
     "Samples",
-    "as_datasets",
-    "batches_of",
+    "Source",
     "fetch",
-    "make_splits",
+    "held",
+    "is_in_memory",
+    "is_stackable",
+    "length",
+    "probe_rows",
+    "read",
+    "source_of",
     "source_rows",
     "stacked",
-    "stratified",
+    "stream_of",
 ]
 
 SPLITS: Final = ("train", "calibration", "search", "test")
-DEFAULT_SHARE: Final = 0.2  # of the train split, in a cut without a size
-DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  # the most that such a cut takes
-
-BATCH: Final = 256  # samples in a forward pass where nothing else is said
-
-_log = logging.getLogger(__name__)
-_NO_DATASETS: Final = (Tensor, np.ndarray, str, bytes)
+HEAD: Final = 16  # samples by which a split's size in memory is estimated
 
 Indices = Sequence[int] | NDArray[np.int64]
-Samples = Dataset[tuple[Tensor, ...]]  # of pairs (input, target)
+Samples = Dataset[Any]
+"""A data set whose items are pairs (input, target), or an ``Items``, or part of one."""
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The four datasets of (input, target); see the module for what each is for."""
+    """The four splits: ``train`` trains, ``calibration`` serves statistics, ``search`` and ``test`` judge."""
 
     train: Samples
     calibration: Samples
@@ -57,188 +61,220 @@ class DataSplits:
     test: Samples
 
 
-def as_datasets(data: object) -> dict[str, Samples]:
-    """Return datasets by split from data in memory.
+@dataclass(frozen=True)
+class Items(Dataset[Any]):
+    """A data set of the user's with how its items become calls.
 
     Args:
-        data: a dataset of (input, target); a loader, of which the dataset counts; a pair of tensors or numpy arrays,
-            inputs (N, …) and targets (N, …); or a mapping of split names (``train``, ``calibration``, ``search``,
-            ``test``) to any of these. What is no mapping is the train split.
-
-    Raises:
-        BadInputError: anything else; names its type.
+        samples: map-style or iterable.
+        form: of the items, or of the batches that ``collate`` makes.
+        collate: makes batches of items; None stacks them.
+        workers: processes that read batches side by side; 0 reads them in this one.
+        epoch_samples: of an iterable data set without a length: samples of a pass.
     """
-    if isinstance(data, Mapping):
-        return {str(name): _as_dataset(value, str(name)) for name, value in data.items()}
-    return {"train": _as_dataset(data, "train")}
+
+    samples: Samples
+    form: Form = PAIR
+    collate: Collate | None = None
+    workers: int = 0
+    epoch_samples: int | None = None
+
+    def __len__(self) -> int:
+        return length(self, "given")
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether samples come in their own order alone."""
+        return isinstance(self.samples, IterableDataset)
 
 
-def _as_dataset(value: object, name: str) -> Samples:
-    if isinstance(value, DataLoader):
-        return _as_dataset(value.dataset, name)
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor | np.ndarray) for v in value):
-        inputs, targets = (_as_tensor(part, name) for part in value)
-        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets):
-            counts = (
-                f"{len(inputs) if inputs.ndim else 'no'} inputs and {len(targets) if targets.ndim else 'no'} targets"
-            )
-            raise BadInputError(f"data: the {name} split has {counts}")
-        return TensorDataset(inputs, targets)
-    if not hasattr(value, "__getitem__") or not hasattr(value, "__len__") or isinstance(value, _NO_DATASETS):
-        raise BadInputError(
-            f"data: the {name} split is a {type(value).__name__}, expected a dataset of (input, target) with a length, "
-            "a loader of one, or a pair of tensors or numpy arrays (inputs, targets)"
-        )
-    return cast(Samples, value)
+@dataclass(frozen=True)
+class Held(Dataset[Any]):
+    """Samples in memory: one batch of all of them."""
+
+    whole: Batch
+
+    def __len__(self) -> int:
+        return self.whole.size
+
+    def __getitem__(self, index: int) -> Any:
+        return _as_item(self.whole.chosen([index]))
 
 
-def _as_tensor(array: object, name: str) -> Tensor:
-    if isinstance(array, Tensor):
-        return array
-    array = np.asarray(array)
-    try:
-        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # torch warns of read-only ones
-    except TypeError as error:
-        raise BadInputError(
-            f"data: the {name} split has a numpy array of {array.dtype}, expected numbers; convert it"
-        ) from error
+@dataclass(frozen=True)
+class Changed(Dataset[Any]):
+    """Samples with ``function`` of every batch, or with random transforms that repeat by a ``seed``."""
 
-
-def make_splits(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> DataSplits:
-    """Cut the splits that a data factory does not give.
-
-    ``search`` and ``test`` leave the train split; ``calibration`` is drawn from what remains of it. Cuts are repeatable
-    by seed and keep the class shares where targets are class ids. A size applies to a split that is cut; without a size
-    a cut takes a fifth of the train split, ``calibration`` and ``search`` at most 512 samples.
-
-    Args:
-        factory_result: split name → map-style dataset of (input, target); ``train`` is needed, the rest may be absent.
-        sizes: split name → samples.
-        seed: of the cuts.
-
-    Raises:
-        BadInputError: not a mapping, an unknown or empty split, one whose length changes, no ``train``, two given
-            splits that share samples of one dataset, sizes that do not fit, or as ``fetch``.
-    """
-    given = _given(factory_result)
-    train = given["train"]
-    total = length(train, "train")
-    wanted = _cut_sizes(given, sizes, total)
-    labels = _targets_of(train) if wanted else None
-    remaining = np.arange(total, dtype=np.int64)
-    cut: dict[str, Samples] = {}
-    for name in ("test", "search"):
-        if name in wanted:
-            chosen = stratified(remaining, labels, wanted[name], np.random.default_rng([seed, SPLITS.index(name)]))
-            cut[name], remaining = Subset(train, chosen.tolist()), np.setdiff1d(remaining, chosen)
-    if cut:
-        train = Subset(train, remaining.tolist())
-    if "calibration" in wanted:
-        rng = np.random.default_rng([seed, SPLITS.index("calibration")])
-        cut["calibration"] = Subset(given["train"], stratified(remaining, labels, wanted["calibration"], rng).tolist())
-    splits = {**given, **cut, "train": train}
-    return DataSplits(**{name: splits[name] for name in SPLITS})
-
-
-def stratified(
-    indices: NDArray[np.int64], labels: NDArray[np.int64] | None, size: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Choose ``size`` of ``indices``, (n,) → (size,) ascending, each class to within one of its share.
-
-    ``labels`` holds the class of every sample of the dataset, (N,), indexed by ``indices``; None chooses freely.
-    """
-    shuffled = rng.permutation(indices)
-    if labels is None:
-        return np.sort(shuffled[:size])
-    quantile = np.empty(len(shuffled))
-    for label in np.unique(labels[shuffled]):
-        members = np.flatnonzero(labels[shuffled] == label)
-        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(shuffled[np.argsort(quantile, kind="stable")[:size]])
-
-
-def fetch(dataset: Samples, indices: Indices, name: str = "given") -> tuple[Tensor, Tensor]:
-    """Stack the samples of ``indices``: inputs (n, …) and targets (n, …); no copy a sample for tensors in memory.
-
-    Targets of any integer type come as int64. ``name`` is the split's, for errors; they number samples as the data set
-    does that the split is cut from.
-
-    Raises:
-        BadInputError: an item is no (input, target) pair of tensors or numbers, or the items' shapes differ; names the
-            split and the sample.
-    """
-    if type(dataset) is Converted:
-        return dataset.converted(*fetch(dataset.samples, indices, name))
-    if type(dataset) is Subset:
-        return fetch(dataset.dataset, [dataset.indices[int(i)] for i in indices], name)
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
-        return _usual(dataset.tensors[0][rows], dataset.tensors[1][rows])
-    items: list[Any] = [_item(dataset, int(i), name) for i in indices]
-    try:
-        inputs, targets = default_collate(items)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BadInputError(_why_not_stacked(items, indices, name) or f"data: the {name} split: {error}") from error
-    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-        raise BadInputError(_why_not_stacked(items, indices, name) or f"data: the {name} split is no numbers")
-    return _usual(inputs, targets)
-
-
-def source_rows(dataset: Samples, indices: Indices) -> list[int]:
-    """Return which samples of the data set behind all subsets these are."""
-    if type(dataset) is Converted:
-        return source_rows(dataset.samples, indices)
-    if type(dataset) is Subset:
-        return source_rows(dataset.dataset, [dataset.indices[int(i)] for i in indices])
-    return [int(i) for i in indices]
-
-
-def _item(dataset: Samples, index: int, name: str) -> tuple[object, object]:
-    with UserCode(f"data: sample {index} of the {name} split"):
-        item: object = dataset[index]
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        what = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
-        raise BadInputError(f"data: sample {index} of the {name} split is {what}, expected a pair (input, target)")
-    return item[0], item[1]
-
-
-def _why_not_stacked(items: Sequence[tuple[object, object]], indices: Indices, name: str) -> str:
-    """Name the first item that is no numbers, or whose shape is not that of the first."""
-    firsts: dict[str, tuple[int, ...]] = {}
-    for index, item in zip(indices, items, strict=True):
-        for what, value in zip(("input", "target"), item, strict=True):
-            where = f"data: the {what} of sample {int(index)} of the {name} split"
-            if not isinstance(value, Tensor | np.ndarray | np.number | np.bool_ | float | int):
-                return f"{where} is a {type(value).__name__}, expected a tensor, an array or a number"
-            shape = tuple(np.shape(value))
-            if firsts.setdefault(what, shape) != shape:
-                return f"{where} has the shape {shape}, that of sample {int(indices[0])} {firsts[what]}"
-    return ""
-
-
-def _usual(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut samples off any gradient, and make class ids int64."""
-    is_integer = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    return inputs.detach(), targets.detach().long() if is_integer else targets.detach()
-
-
-class Converted(Dataset[tuple[Tensor, ...]]):
-    """Samples as networks and losses take them: float inputs as float32, and class ids in place of one-hot rows."""
-
-    def __init__(self, samples: Samples, *, is_one_hot: bool) -> None:
-        self.samples, self.is_one_hot = samples, is_one_hot
+    samples: Samples
+    function: Callable[[Batch], Batch] | None = None
+    seed: int | None = None
 
     def __len__(self) -> int:
         return length(self.samples, "given")
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        inputs, targets = fetch(self, [index])
-        return inputs[0], targets[0]
+    def __getitem__(self, index: int) -> Any:
+        return _as_item(read(self, [index]))
 
-    def converted(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert stacked samples (n, …); one-hot targets (n, …, C) become (n, …)."""
-        inputs = inputs.float() if inputs.is_floating_point() else inputs
-        return inputs, targets.long().argmax(-1) if self.is_one_hot else targets
+
+def _as_item(batch: Batch) -> Any:
+    """Return the sample of a batch of one: (input, target) of a network of one tensor, else the batch."""
+    is_pair = len(batch.args) == 1 and not batch.kwargs and isinstance(batch.targets, Tensor)
+    return (batch.args[0][0], batch.targets[0]) if is_pair and isinstance(batch.args[0], Tensor) else batch
+
+
+def length(dataset: Samples, name: str) -> int:
+    """Samples of a dataset.
+
+    Raises:
+        BadInputError: it has no length (an iterable dataset), or no samples.
+    """
+    if isinstance(dataset, Items):
+        if dataset.epoch_samples is not None and not hasattr(dataset.samples, "__len__"):
+            return dataset.epoch_samples
+        return length(dataset.samples, name)
+    if isinstance(dataset, Changed):
+        return length(dataset.samples, name)
+    is_stream = isinstance(dataset, IterableDataset)
+    if not hasattr(dataset, "__len__") or not (is_stream or hasattr(dataset, "__getitem__")):
+        cure = "; set data.epoch_samples, the samples of an epoch" if is_stream else ""
+        raise BadInputError(
+            f"data: the {name} split is a {type(dataset).__name__}, expected a dataset with a length and items{cure}"
+        )
+    with UserCode(f"data: the length of the {name} split"):
+        count = len(dataset)
+    if count < 1:
+        raise BadInputError(f"data: the {name} split has no samples, expected at least 1")
+    return count
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data set behind all subsets, which of its samples are meant, and what is done to them."""
+
+    dataset: Samples
+    rows: Sequence[int]
+    items: Items | None = None
+    functions: tuple[Callable[[Batch], Batch], ...] = ()
+    seed: int | None = None
+
+
+def source_of(dataset: Samples, indices: Indices) -> Source:
+    """Return the data set behind all subsets and changes, with the numbers that some samples have there."""
+    rows: Sequence[int] = [int(i) for i in indices]
+    source = Source(dataset, rows)
+    while True:
+        inner = source.dataset
+        if type(inner) is Subset:
+            source = replace(source, dataset=inner.dataset, rows=[int(inner.indices[i]) for i in source.rows])
+        elif isinstance(inner, Changed):
+            functions = (*((inner.function,) if inner.function else ()), *source.functions)
+            seed = inner.seed if source.seed is None else source.seed
+            source = replace(source, dataset=inner.samples, functions=functions, seed=seed)
+        elif isinstance(inner, Items):
+            source = replace(source, dataset=inner.samples, items=inner)
+        else:
+            return source
+
+
+def source_rows(dataset: Samples, indices: Indices) -> list[int]:
+    """Return which samples of the data set behind all subsets these are."""
+    return list(source_of(dataset, indices).rows)
+
+
+def is_in_memory(dataset: Samples) -> bool:
+    """Whether reading costs nothing, and gives the same every time: tensors, and lists of items."""
+    inner = source_of(dataset, []).dataset
+    return type(inner) in (TensorDataset, Held, list, tuple)
+
+
+def is_stackable(dataset: Samples) -> bool:
+    """Whether batches have their samples along the first axis of every tensor of the inputs."""
+    items = source_of(dataset, []).items
+    return items is None or items.collate is None
+
+
+def read(dataset: Samples, indices: Indices, name: str = "given") -> Batch:
+    """Return samples as one batch; no copy a sample for tensors in memory.
+
+    Targets of any integer type come as int64, floating point as float32. ``name`` is the split's, for errors; they
+    number samples as the data set does that the split is cut from.
+
+    Raises:
+        BadInputError: an item of another form, no numbers, or samples whose shapes differ; names the split and the
+            sample.
+    """
+    source = source_of(dataset, indices)
+    form = source.items.form if source.items else PAIR
+    collate = source.items.collate if source.items else None
+    tensors = source.dataset.tensors if type(source.dataset) is TensorDataset else ()
+    if type(source.dataset) is Held:
+        batch = source.dataset.whole.chosen(source.rows)
+    elif tensors and collate is None and _is_of_tensors(form, len(tensors)):
+        batch = form.sliced(tensors, torch.as_tensor(np.asarray(source.rows, dtype=np.int64)))
+    else:
+        batch = form.batch(list(_items(source, name)), source.rows, name, collate)
+    for function in source.functions:
+        batch = function(batch)
+    return batch
+
+
+def _is_of_tensors(form: Form, count: int) -> bool:
+    paths = [*form.args, *(path for _, path in form.kwargs), *([form.target] if form.target else [])]
+    return not form.is_ragged and form.width in (None, count) and all(len(path) == 1 for path in paths)
+
+
+def _items(source: Source, name: str) -> Iterator[object]:
+    if isinstance(source.dataset, IterableDataset):
+        yield from _streamed_items(source.dataset, source.rows, name)
+        return
+    for row in source.rows:
+        with UserCode(f"data: sample {row} of the {name} split"), _repeating(source.seed, row):
+            item = source.dataset[row]
+        yield item
+
+
+def _repeating(seed: int | None, row: int) -> Any:
+    return nullcontext() if seed is None else seeded(seed * 1_000_003 + row)
+
+
+def _streamed_items(dataset: Samples, rows: Sequence[int], name: str) -> list[object]:
+    """Read a stream from its beginning up to the last of some samples."""
+    wanted, chosen = set(rows), {}
+    for i, item in enumerate(islice(stream_of(dataset, name), max(rows, default=-1) + 1)):
+        if i in wanted:
+            chosen[i] = item
+    missing = next((row for row in rows if row not in chosen), None)
+    if missing is not None:
+        raise BadInputError(f"data: the {name} split ended before sample {missing}; lower data.epoch_samples or splits")
+    return [chosen[row] for row in rows]
+
+
+def stream_of(dataset: Samples, name: str) -> Iterator[object]:
+    """Yield the items of an iterable data set; what it raises is the user's error."""
+    with UserCode(f"data: the beginning of the {name} split"):
+        iterator = iter(cast(IterableDataset[Any], dataset))
+    for number in range(2**62):
+        with UserCode(f"data: sample {number} of the {name} split"):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+def fetch(dataset: Samples, indices: Indices, name: str = "given") -> tuple[Tensor, Tensor]:
+    """Return samples of a network of one tensor as inputs (n, …) and targets (n, …). Raises as ``read``."""
+    batch = read(dataset, indices, name)
+    return _only_tensor(batch, name), batch.targets
+
+
+def _only_tensor(batch: Batch, name: str) -> Tensor:
+    if len(batch.args) != 1 or batch.kwargs or not isinstance(batch.args[0], Tensor):
+        raise BadInputError(f"data: the {name} split has {', '.join(batch.inputs)} as inputs, expected one tensor")
+    return batch.args[0]
 
 
 def stacked(dataset: Samples, limit: int | None = None, name: str = "given") -> tuple[Tensor, Tensor]:
@@ -251,108 +287,39 @@ def stacked(dataset: Samples, limit: int | None = None, name: str = "given") -> 
     return fetch(dataset, np.arange(count if limit is None else min(limit, count)), name)
 
 
-def batches_of(dataset: Samples, batch_size: int = BATCH, name: str = "given") -> HeldBatches:
-    """Return all samples of a data set in batches.
+def probe_rows(dataset: Samples, count: int, name: str) -> NDArray[np.int64]:
+    """At most ``count`` samples spread evenly over a split; of an iterable one its first."""
+    total = length(dataset, name)
+    inner = source_of(dataset, []).dataset
+    if isinstance(inner, IterableDataset):
+        return np.arange(min(count, total))
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
+def held(dataset: Samples, name: str, most_bytes: float) -> Samples | None:
+    """Return all samples of a split in memory, read once; None where they would take more than so many bytes.
 
     Raises:
-        BadInputError: as ``stacked``.
+        BadInputError: as ``read``.
     """
-    return HeldBatches.of(*stacked(dataset, name=name), batch_size)
+    count = length(dataset, name)
+    source = source_of(dataset, range(count))
+    if is_in_memory(dataset) and is_stackable(dataset):
+        head = read(dataset, range(min(HEAD, count)), name)
+        return Held(read(dataset, range(count), name)) if _bytes(head) * count <= most_bytes * head.size else None
+    form, collate = (source.items.form, source.items.collate) if source.items else (PAIR, None)
+    items: list[object] = []
+    for item in _items(source, name):
+        items.append(item)
+        if len(items) == min(HEAD, count):
+            size = _bytes(form.batch(items, source.rows[: len(items)], name, collate))
+            if size * count > most_bytes * len(items):
+                return None
+    if collate is not None:
+        return Items(cast(Samples, items), form, collate)
+    return Held(form.batch(items, source.rows, name, None))
 
 
-def length(dataset: Samples, name: str) -> int:
-    """Samples of a dataset.
-
-    Raises:
-        BadInputError: it has no length (an iterable dataset), or no samples.
-    """
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise BadInputError(
-            f"data: the {name} split is a {type(dataset).__name__}, expected a dataset with a length and items"
-        )
-    with UserCode(f"data: the length of the {name} split"):
-        count = len(dataset)
-    if count < 1:
-        raise BadInputError(f"data: the {name} split has no samples, expected at least 1")
-    return count
-
-
-def _targets_of(dataset: Samples) -> NDArray[np.int64] | None:
-    """Class ids (N,) of the train split, None where targets are not one class a sample.
-
-    Reads every item where it must.
-    """
-    if type(dataset) is Subset:
-        inner = _targets_of(dataset.dataset)
-        return None if inner is None else inner[np.asarray(dataset.indices)]
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        return _class_ids(_as_array(dataset.tensors[1]))
-    count = length(dataset, "train")
-    attribute = getattr(dataset, "targets", None)  # torchvision's, which spares reading the images
-    if isinstance(attribute, Tensor | np.ndarray | list | tuple) and len(attribute) == count:
-        with contextlib.suppress(ValueError, TypeError, RuntimeError):
-            ids = _class_ids(np.asarray(attribute))
-            if ids is not None:
-                return ids
-    read = [fetch(dataset, [i], "train")[1][0] for i in range(count)]
-    shapes = {tuple(target.shape) for target in read}
-    return _class_ids(_as_array(torch.stack(read))) if len(shapes) == 1 else None
-
-
-def _as_array(targets: Tensor) -> NDArray[Any]:
-    return (targets.float() if targets.is_floating_point() else targets).numpy(force=True)  # numpy has no bfloat16
-
-
-def _class_ids(targets: NDArray[Any]) -> NDArray[np.int64] | None:
-    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        return targets.astype(np.int64)
-    is_one_hot = targets.ndim == 2 and np.isin(targets, (0, 1)).all() and (targets.sum(1) == 1).all()
-    return targets.argmax(1).astype(np.int64) if is_one_hot else None
-
-
-def _given(factory_result: Mapping[str, Samples]) -> dict[str, Samples]:
-    if not isinstance(factory_result, Mapping):
-        raise BadInputError(
-            f"data.factory returned a {type(factory_result).__name__}, expected a mapping of {', '.join(SPLITS)}"
-        )
-    unknown = sorted(set(factory_result) - set(SPLITS))
-    if unknown or "train" not in factory_result:
-        problem = f"unknown splits {unknown}" if unknown else "no train split"
-        raise BadInputError(f"data.factory returned {problem}, expected train and any of {', '.join(SPLITS[1:])}")
-    for name, dataset in factory_result.items():
-        counts = [length(dataset, name) for _ in range(2)]
-        if counts[0] != counts[1]:
-            raise BadInputError(
-                f"data: the {name} split has {counts[0]} samples, then {counts[1]}; its length must not change"
-            )
-        fetch(dataset, [0], name)  # what is no dataset of pairs is said before sizes that do not fit it
-    _check_disjoint(factory_result)
-    return dict(factory_result)
-
-
-def _check_disjoint(given: Mapping[str, Samples]) -> None:
-    subsets = {name: x for name, x in given.items() if type(x) is Subset}
-    for first, second in (("search", "train"), ("search", "calibration"), ("search", "test"), ("test", "train")):
-        if first in subsets and second in subsets and subsets[first].dataset is subsets[second].dataset:
-            shared = len(set(subsets[first].indices) & set(subsets[second].indices))
-            if shared:
-                raise BadInputError(f"data: {first} and {second} share {shared} samples, expected disjoint splits")
-
-
-def _cut_sizes(given: Mapping[str, Samples], sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    for name, size in sizes.items():
-        if name not in SPLITS[1:] or size < 1:
-            raise BadInputError(f"data.splits.{name} = {size}, expected at least 1 for one of {', '.join(SPLITS[1:])}")
-        if name in given:
-            _log.warning("data.splits.%s = %d is not used: the data has a %s split of its own", name, size, name)
-    share = max(1, round(DEFAULT_SHARE * total))
-    usual = {name: min(share, DEFAULT_SIZES.get(name, share)) for name in SPLITS[1:]}
-    wanted = {name: sizes.get(name, usual[name]) for name in SPLITS[1:] if name not in given}
-    leaving = sum(size for name, size in wanted.items() if name != "calibration")
-    if leaving + wanted.get("calibration", 1) > total:
-        asked = ", ".join(f"{name} {size}" for name, size in wanted.items())
-        raise BadInputError(
-            f"data.splits: {asked} do not fit into {total} train samples "
-            "(search and test leave the train split, calibration is drawn from the rest); ask for fewer"
-        )
-    return wanted
+def _bytes(batch: Batch) -> int:
+    tensors = [*batch.inputs.values(), *(tensor for _, tensor in tensors_of_tree(batch.targets))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

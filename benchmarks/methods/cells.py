@@ -35,8 +35,9 @@ from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.hook import TrainingHook
 from amcsearch.training.loop import CLASS_IDS, evaluate
+from amcsearch.training.reading import batches_of
 from amcsearch.training.sparsification import bake
-from amcsearch.training.splits import batches_of, stacked
+from amcsearch.training.splits import stacked
 
 __all__ = ["CELLS", "Cell", "Measured", "measure"]
 

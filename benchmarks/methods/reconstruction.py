@@ -33,7 +33,7 @@ from amcsearch.methods.selectors.thinet import ThiNet
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.recovery.sequential import SequentialReconstruction
 from amcsearch.training.loop import CLASS_IDS
-from amcsearch.training.splits import batches_of
+from amcsearch.training.reading import batches_of
 
 CONFIGS = tuple(f"configs/searches/{name}.yaml" for name in ("digits", "digits-mobilenetv2", "digits-vit"))
 Key = tuple[str, str, bool, float]  # chosen by, refit, batch norms recalibrated, pruning ratio

@@ -32,7 +32,8 @@ from amcsearch.methods.ranking import Ranking, UnitScores, rank, score_units
 from amcsearch.methods.statistics import gather
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.training.loop import CLASS_IDS, evaluate
-from amcsearch.training.splits import batches_of, stacked
+from amcsearch.training.reading import batches_of
+from amcsearch.training.splits import stacked
 
 BATCH = 128
 ALONE = ("magnitude", "taylor", "measured, closed")

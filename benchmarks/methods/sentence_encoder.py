@@ -46,7 +46,8 @@ from amcsearch.recovery.bias import means_for
 from amcsearch.recovery.refit import Reconstruction
 from amcsearch.training.data import dense_outputs
 from amcsearch.training.loop import CLASS_IDS
-from amcsearch.training.splits import batches_of, stacked
+from amcsearch.training.reading import batches_of
+from amcsearch.training.splits import stacked
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -26,8 +26,9 @@ from amcsearch.methods.gates.soft_threshold import SoftThreshold
 from amcsearch.methods.mask_schedule import Masks
 from amcsearch.methods.weight_choice import keep_overall, n_kept
 from amcsearch.training.loop import evaluate, fit
+from amcsearch.training.reading import batches_of
 from amcsearch.training.sparsification import GatedTraining, bake
-from amcsearch.training.splits import batches_of, length
+from amcsearch.training.splits import length
 
 EVERY = 4
 

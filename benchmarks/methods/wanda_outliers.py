@@ -30,8 +30,9 @@ from amcsearch.methods.weight_choice import keep_n_of_m
 from amcsearch.methods.weights import sparse_weights, weight_scores
 from amcsearch.training.loop import CLASS_IDS, evaluate
 from amcsearch.training.models.transformer import LanguageModel
+from amcsearch.training.reading import batches_of
 from amcsearch.training.sparsification import bake
-from amcsearch.training.splits import batches_of, stacked
+from amcsearch.training.splits import stacked
 
 BATCH = 64
 WINDOWS = 256  # of the test split

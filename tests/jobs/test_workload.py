@@ -43,7 +43,7 @@ def test_images_of_bytes_are_refused_with_the_cure() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.float() / 255)
 
-    assert workload(Scaling(*network()), (images, LABELS)).example.dtype == torch.uint8
+    assert workload(Scaling(*network()), (images, LABELS)).example.inputs["0"].dtype == torch.uint8
 
 
 def test_an_output_without_samples_is_refused() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.training.data import check_samples
+from amcsearch.training.surveys import check_samples
 
 
 def check(x, y, **bounds):

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.training.data import DATASETS, check_splits, digits, text
-from amcsearch.training.splits import make_splits, stacked
+from amcsearch.training.cuts import make_splits
+from amcsearch.training.data import DATASETS, digits, text
+from amcsearch.training.splits import stacked
+from amcsearch.training.surveys import check_splits
 
 
 def test_digits_are_standardised_images():

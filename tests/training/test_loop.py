@@ -14,9 +14,10 @@ from amcsearch.graph import HeldBatches
 from amcsearch.training.hook import PlainTraining
 from amcsearch.training.loop import evaluate, fit, random_shift
 from amcsearch.training.models import MODELS
+from amcsearch.training.reading import batches_of
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.resume import StateFile
-from amcsearch.training.splits import batches_of, stacked
+from amcsearch.training.splits import stacked
 
 
 def blobs(count=60, seed=0):
@@ -247,9 +248,9 @@ class Shadow(PlainTraining):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def forward(self, model, inputs, step):
+    def forward(self, model, batch, step):
         self.seen.append(step)
-        return functional_call(model, {"weight": 2.0 * model.weight}, (inputs,))
+        return functional_call(model, {"weight": 2.0 * model.weight}, batch.args)
 
     def penalty(self):
         return torch.tensor(100.0)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import TensorDataset
 
+from amcsearch.graph.batch import Batch
 from amcsearch.graph.removal import remove, removed_positions
 from amcsearch.graph.slices import check_kept
 from amcsearch.graph.tracing.trace import trace
@@ -197,7 +198,7 @@ def test_a_closed_unit_is_read_by_nobody_and_opens_at_0():
     x, gradients = torch.randn(5, 6), []
     for step in range(4):
         optimizer.zero_grad()
-        output = hook.forward(model, x, step)
+        output = hook.forward(model, Batch.of(x), step)
         if step in (1, 2):
             silenced = copy.deepcopy(model)
             with torch.no_grad():

@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.training.cuts import as_datasets, make_splits
 from amcsearch.training.preparation import checked_splits, fixed_splits
 from amcsearch.training.seeding import seeded
-from amcsearch.training.splits import DataSplits, as_datasets, fetch, make_splits, stacked
+from amcsearch.training.splits import DataSplits, fetch, stacked
 
 INPUTS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(40) % 4
@@ -56,7 +57,10 @@ def parts(*ranges, inputs=INPUTS, targets=TARGETS):
 
 
 def check(splits, targets="given", output_shape=(4,), **more):
-    return checked_splits(splits, input_shape=(3,), output_shape=output_shape, targets=targets, seed=0, **more)
+    checked, warnings, _ = checked_splits(
+        splits, input_shape=(3,), output_shape=output_shape, targets=targets, seed=0, **more
+    )
+    return checked, warnings
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -249,8 +253,10 @@ class Failing(Odd):
 
 @pytest.mark.parametrize("raised", [OSError("disk gone"), SystemExit(0), StopIteration(), IndexError("17")])
 def test_a_sample_that_cannot_be_read_is_named(raised):
-    with pytest.raises(BadInputError, match=rf"sample 17 of the train split raised {type(raised).__name__}.*test_prep"):
-        cut(Failing(raised))
+    splits = cut(Failing(raised))
+    words = rf"sample 17 of the \w+ split raised {type(raised).__name__}.*test_prep"
+    with pytest.raises(BadInputError, match=words):
+        check(fixed_splits(splits, 0)[0], cut=splits)
 
 
 def test_a_length_that_raises_is_named():
@@ -315,12 +321,19 @@ def test_arrays_that_are_no_samples_are_named(data, words):
         as_datasets(data)
 
 
-def test_class_shares_are_kept_by_an_attribute_of_targets_where_it_fits():
+def test_class_shares_are_kept_by_an_attribute_of_targets_where_it_fits(caplog):
     class Torchvision(Noisy):
         targets = TARGETS.tolist()
 
     class Paths(Noisy):
         targets = ("a", "b")
 
-    for kind in (Torchvision, Paths):
+    class Labelled(Noisy):
+        labels = TARGETS.numpy()
+
+    for kind in (Torchvision, Labelled):
         assert stacked(cut(kind(lambda: 0.0)).search)[1].bincount().tolist() == [2, 2, 2, 2]
+    assert "at random, without regard to classes: Paths has no attribute targets" not in caplog.text
+    caplog.set_level("INFO")
+    assert len(stacked(cut(Paths(lambda: 0.0)).search)[1]) == 8
+    assert "at random, without regard to classes: Paths has no attribute targets" in caplog.text

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.training.splits import fetch, make_splits, stacked, stratified
+from amcsearch.training.cuts import make_splits, stratified
+from amcsearch.training.splits import fetch, stacked
 
 
 def numbered(count, classes=3):
@@ -86,8 +87,8 @@ def test_sequence_targets_are_cut_freely():
     assert len(splits.train) == 20
 
 
-def test_labels_of_a_plain_dataset_are_read_from_its_items():
-    items = Items([(torch.zeros(1), i % 2) for i in range(20)])
+def test_labels_of_a_list_in_memory_are_read_from_its_items():
+    items = [(torch.zeros(1), i % 2) for i in range(20)]
     splits = make_splits({"train": items}, {"search": 10, "test": 4, "calibration": 2}, 0)
     assert stacked(splits.search)[1].sum() == 5
 

@@ -108,10 +108,10 @@ def test_the_average_has_the_buffers_and_takes_the_place_of_the_weights() -> Non
         def __init__(self) -> None:
             self.averages: Averages | None = None
 
-        def forward(self, model: nn.Module, inputs: torch.Tensor, step: int) -> object:
+        def forward(self, model: nn.Module, batch: Batch, step: int) -> object:
             self.averages = self.averages or Averages(model, 0.9)
             self.model = model
-            return super().forward(model, inputs, step)
+            return super().forward(model, batch, step)
 
         def update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
             super().update(optimizer, step)

@@ -22,7 +22,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
 from amcsearch.runtime import signature_of
-from amcsearch.training import StateFile, bake, batches_of, evaluate, save_tensors, stacked
+from amcsearch.training import StateFile, bake, batches_of, evaluate, save_tensors
 
 __all__ = ["sparsify"]
 
@@ -63,7 +63,8 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         run.write_policy(sparse.policy)
         save_network(tuned, workload.example, run, observer.warn)
         signature = signature_of(tuned, workload.example)
-        files = judge_stored(run, config, given, tuned, stacked(workload.splits.test)[0], workload.task, signature)
+        test = batches_of(workload.splits.test, name="test")
+        files = judge_stored(run, config, given, tuned, test, workload.task, signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
     verdict = Verdict.of([summary.target.judged(summary.total)], files)
     warnings = (*summary.warnings, *verdict.texts)

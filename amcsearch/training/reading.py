@@ -1,0 +1,222 @@
+"""Batches of a data set: from memory, read at every use, or read ahead by workers; and the batches of a training."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from amcsearch.core import BadInputError
+from amcsearch.graph import Batch, Batches, HeldBatches, PerSample, Tree, map_tensors, tensors_of_tree
+from amcsearch.training.seeding import seeded
+from amcsearch.training.splits import (
+    Changed,
+    Held,
+    Indices,
+    Items,
+    Samples,
+    is_in_memory,
+    is_stackable,
+    length,
+    read,
+    source_of,
+    stream_of,
+)
+
+__all__ = ["BATCH", "StreamedBatches", "TrainReader", "all_targets", "batches_of", "read_in_order"]
+
+BATCH: Final = 256  # samples in a forward pass where nothing else is said
+
+
+class _Reader(Dataset[Any]):
+    """Reads whole batches by the numbers of their samples, in a worker process of torch's loader."""
+
+    def __init__(self, dataset: Samples, name: str, seed: int | None) -> None:
+        self.dataset, self.name, self.seed = dataset, name, seed
+
+    def __getitem__(self, rows: Indices) -> Batch | BadInputError:
+        try:
+            with nullcontext() if self.seed is None else seeded(self.seed + int(rows[0])):
+                return read(self.dataset, rows, self.name)
+        except BadInputError as error:
+            return BadInputError(str(error))  # its cause may not pass from process to process
+
+
+def read_in_order(
+    dataset: Samples, parts: Sequence[Indices], name: str, *, seed: int | None = None, pinned: bool = False
+) -> Iterator[Batch]:
+    """Yield a batch for the samples of each part, read by the workers of the data set side by side.
+
+    ``seed`` is of random transforms in workers, which do not see this process's generators. ``pinned`` puts tensors
+    where copies to a GPU are fast.
+
+    Raises:
+        BadInputError: as ``read``.
+    """
+    source = source_of(dataset, [])
+    workers = source.items.workers if source.items else 0
+    if not workers or is_in_memory(dataset) or isinstance(source.dataset, IterableDataset):
+        for rows in parts:
+            batch = read(dataset, rows, name)
+            yield batch.pin_memory() if pinned else batch
+        return
+    loader: DataLoader[Batch] = DataLoader(
+        _Reader(_without_functions(dataset), name, seed),
+        batch_size=None,
+        sampler=[np.asarray(rows, dtype=np.int64) for rows in parts],
+        num_workers=min(workers, len(parts)),
+        pin_memory=pinned,
+        collate_fn=_same,
+        generator=torch.Generator(),
+    )
+    for result in loader:
+        if isinstance(result, BadInputError):
+            raise result
+        for function in source.functions:
+            result = function(result)
+        yield result
+
+
+def _without_functions(dataset: Samples) -> Samples:
+    """A data set without what is done to its batches."""
+    if type(dataset) is Subset:
+        return Subset(_without_functions(dataset.dataset), dataset.indices)
+    if not isinstance(dataset, Changed):
+        return dataset
+    inner = _without_functions(dataset.samples)
+    return inner if dataset.seed is None else Changed(inner, seed=dataset.seed)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class StreamedBatches:
+    """Samples read from a data set at every reading, in batches."""
+
+    dataset: Samples
+    batch_size: int
+    name: str = "given"
+    rows: tuple[int, ...] | range = ()
+
+    @classmethod
+    def of(cls, dataset: Samples, batch_size: int, name: str) -> "StreamedBatches":
+        """Return all samples of a data set.
+
+        Raises:
+            BadInputError: a batch size below 1, or as ``length``.
+        """
+        if batch_size < 1:
+            raise BadInputError(f"batch size = {batch_size}, must be at least 1")
+        return cls(dataset, batch_size, name, range(length(dataset, name)))
+
+    @property
+    def samples(self) -> int:
+        """Samples in all."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = range(0, len(self.rows), self.batch_size)
+        return read_in_order(self.dataset, [self.rows[i : i + self.batch_size] for i in starts], self.name)
+
+    def batched(self, batch_size: int) -> "StreamedBatches":
+        """Return the same samples in batches of another size."""
+        return replace(self, batch_size=batch_size)
+
+    def chosen(self, rows: Sequence[int]) -> "StreamedBatches":
+        """Return the samples of these numbers, in this order, in batches of the same size."""
+        return replace(self, rows=tuple(self.rows[int(row)] for row in rows))
+
+
+def all_targets(batches: Batches) -> Tree:
+    """Return the targets of all samples: along the first axis of every tensor, or in a list for each sample."""
+    if isinstance(batches, HeldBatches):
+        return batches.whole.targets
+    parts = [batch.targets for batch in batches]
+    if isinstance(parts[0], PerSample):
+        return PerSample(tree for part in parts for tree in part)
+    columns = zip(*([tensor for _, tensor in tensors_of_tree(part)] for part in parts), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    return map_tensors(parts[0], lambda _: next(joined))
+
+
+def batches_of(dataset: Samples, batch_size: int = BATCH, name: str = "given") -> Batches:
+    """Return all samples of a data set in batches: from memory where they are there, else read at every reading.
+
+    Raises:
+        BadInputError: as ``read`` and ``length``.
+    """
+    if isinstance(dataset, Held):
+        return HeldBatches(dataset.whole, batch_size)
+    if is_in_memory(dataset) and is_stackable(dataset):
+        return HeldBatches(read(dataset, range(length(dataset, name)), name), batch_size)
+    return StreamedBatches.of(dataset, batch_size, name)
+
+
+class TrainReader:
+    """Reads the batches of a training, an epoch at a time.
+
+    An iterable data set goes on where the epoch before ended, and begins again where it ends.
+
+    Args:
+        dataset: the train split.
+        seed: of random transforms in workers.
+        pinned: whether tensors are put where copies to a GPU are fast.
+    """
+
+    def __init__(self, dataset: Samples, seed: int, *, pinned: bool = False) -> None:
+        self.drawn = 0
+        """Samples of an iterable data set that were read; a training that goes on skips as many."""
+        self._dataset, self._seed, self._pinned = dataset, seed, pinned
+        self._stream: Iterator[object] | None = None
+
+    def epoch(self, parts: Sequence[Indices], epoch: int) -> Iterator[Batch]:
+        """Yield a batch for the samples of each part; of an iterable data set, as many samples as the part has.
+
+        Raises:
+            BadInputError: as ``read``.
+        """
+        if isinstance(source_of(self._dataset, []).dataset, IterableDataset):
+            return self._streamed(parts)
+        seed = self._seed + 1_000_003 * (epoch + 1)
+        return read_in_order(self._dataset, parts, "train", seed=seed, pinned=self._pinned)
+
+    def _streamed(self, parts: Sequence[Indices]) -> Iterator[Batch]:
+        source = source_of(self._dataset, [])
+        items = source.items or Items(source.dataset)
+        for rows in parts:
+            chosen = self._next(len(rows))
+            batch = items.form.batch(chosen, range(self.drawn - len(rows), self.drawn), "train", items.collate)
+            for function in source.functions:
+                batch = function(batch)
+            yield batch.pin_memory() if self._pinned else batch
+
+    def _next(self, count: int) -> list[object]:
+        """Read on in the stream."""
+        dataset = source_of(self._dataset, []).dataset
+        if self._stream is None:
+            self._stream = _endless(dataset)
+            for _ in islice(self._stream, self.drawn):  # by the training that this one goes on with
+                pass
+        self.drawn += count
+        return list(islice(self._stream, count))
+
+
+def _endless(dataset: Samples) -> Iterator[object]:
+    """Yield the items of an iterable data set, again and again.
+
+    Raises:
+        BadInputError: it has none.
+    """
+    while True:
+        is_empty = True
+        for item in stream_of(dataset, "train"):
+            is_empty = False
+            yield item
+        if is_empty:
+            raise BadInputError("data: the train split has no samples, expected at least 1")
