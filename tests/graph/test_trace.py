@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
@@ -199,3 +200,17 @@ def test_first_tensor_of_tensors_tuples_and_mappings():
         assert first_tensor(output) is tensor
     with pytest.raises(BadInputError, match="int"):
         first_tensor(3)
+
+
+def test_mixtures_of_experts_and_state_space_models_offer_their_inner_widths():
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "use_cache": False}
+    mixtral = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            **sizes, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4
+        )
+    ).eval()
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    tokens = torch.randint(0, 60, (1, 9))
+    groups = [[(g.channels, g.unit) for g in trace(m, tokens).network.groups] for m in (mixtral, mamba)]
+    # the stream, whole key-value groups, the experts' width; the stream, the inner width, the state, the step's rank
+    assert groups == [[(32, 1), (16, 8), (48, 1)], [(32, 1), (64, 1), (16, 1), (2, 1)]]

@@ -258,14 +258,15 @@ def _vector(matrix: int) -> Callable[[ContractionLog, Any, Any], Contraction | N
     return lambda log, args, result: log.product(args[matrix], args[matrix + 1][:, None], result)
 
 
-def _grouped(log: ContractionLog, args: Any, _: Any) -> Contraction | None:
+def _grouped(log: ContractionLog, args: Any, result: Any) -> Contraction | None:
     """Rows (T, K), each multiplied by the one of (E, K, N) that is its expert's."""
     rows, experts = args[0], args[1]
     if rows.ndim != 2 or experts.ndim != 3:
         macs = prod(rows.shape) * int(experts.shape[-1])
         return Uncounted("_grouped_mm", macs)
     weight = log.weight_of(experts, _distinct(experts)) or Weight("", experts.numel(), None)
-    return Product(1, int(rows.shape[0]), int(rows.shape[1]), int(experts.shape[2]), weight)
+    channels = log.labels(rows, (1,)), log.labels(result, (1,))
+    return Product(1, int(rows.shape[0]), int(rows.shape[1]), int(experts.shape[2]), weight, channels=channels)
 
 
 def _convolution(log: ContractionLog, args: Any, result: Any) -> Contraction | None:
