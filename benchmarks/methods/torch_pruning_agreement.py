@@ -43,7 +43,7 @@ class Theirs:
 
     def __init__(self, workload: Workload) -> None:
         self.model = workload.model.eval()
-        graph = tp.DependencyGraph().build_dependency(self.model, workload.example[:1])
+        graph = tp.DependencyGraph().build_dependency(self.model, workload.example.chosen([0]).args[0])
         modules = dict(self.model.named_modules())
         self.groups: dict[str, tuple[Any, NDArray[np.int64]]] = {}
         for group in workload.trace.network.groups:
