@@ -257,3 +257,41 @@ class _Telling(Dataset[tuple[Tensor, Tensor]]):
 def chatty() -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
     """The quadrants, which say what is read."""
     return {name: _Telling(samples) for name, samples in quadrants(320).items()}
+
+
+class WhenPruned(Tiny):
+    """Is another network once channels are gone: a subclass says which."""
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.body[0].weight.shape[0] < 24
+
+
+class NoTraining(WhenPruned):
+    """Cannot be trained once it is pruned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.is_narrow:
+            raise RuntimeError("no training of narrow networks")
+        return super().forward(x)
+
+
+class NoExport(WhenPruned):
+    """Cannot be exported once it is pruned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or (torch.onnx.is_in_onnx_export() and self.is_narrow):
+            raise RuntimeError("no export of narrow networks")
+        return super().forward(x)
+
+
+class NoKernel(WhenPruned):
+    """Computes in float64 once it is pruned, where ONNX Runtime has no kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.0 * nn.functional.hardsigmoid(x.double()).float() if self.is_narrow else x)
+
+
+def frozen() -> nn.Module:
+    """The plain network as loaded for inference: nothing requires a gradient."""
+    return Tiny().requires_grad_(False)

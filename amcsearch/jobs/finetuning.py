@@ -1,7 +1,9 @@
 """Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +37,7 @@ from amcsearch.training import (
     fit,
 )
 
-__all__ = ["check_trainings", "fine_tune", "finetuning_recipe", "recalibrate"]
+__all__ = ["check_trainable", "check_trainings", "fine_tune", "finetuning_recipe", "one_step", "recalibrate"]
 
 MOST_LOSS: Final = 10.0  # times the loss before fine-tuning, or that of guessing
 
@@ -120,6 +122,51 @@ def fine_tune(
     return model.cpu().eval()
 
 
+def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemory = CONFIGURED) -> None:
+    """Train ``model`` in place for one epoch as ``recovery.finetune`` would.
+
+    Nothing where it is null, or where a training of the user's own takes its place.
+
+    Raises:
+        BadInputError: a network of which nothing can be trained, or as the training itself would.
+    """
+    finetune = config.recovery.finetune
+    if finetune is None or user_training(config, given) is not None:
+        return
+    recipe, first_epoch = finetuning_recipe(config, finetune)
+    if first_epoch < recipe.epochs:
+        check_trainable(model, "recovery.finetune")
+        with diverging("recovery.finetune"):
+            _fit(config, finetune, workload)(model, workload.splits.train, replace(recipe, epochs=1))
+
+
+def check_trainable(model: nn.Module, key: str) -> None:
+    """Refuse to train a network that was loaded for inference; ``key`` is the section that trains.
+
+    Raises:
+        BadInputError: no parameter requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise BadInputError(
+            f"{key}: no parameter of {type(model).__name__} requires a gradient, so there is nothing to train; call "
+            "requires_grad_(True) on the network where it is made"
+        )
+
+
+def _fit(config: Config, finetune: FinetuneConfig, workload: Workload) -> Callable[..., list[float]]:
+    """Return ``fit`` with all that the configuration and the workload decide."""
+    learned = finetune.distillation
+    return partial(
+        fit,
+        seed=config.seed,
+        teacher=workload.model if learned else None,
+        distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
+        torch_device=config.evaluation.torch_device,
+        task=workload.task,
+        augmentation=import_named(finetune.augmentation),
+    )
+
+
 def _by_recipe(
     config: Config,
     finetune: FinetuneConfig,
@@ -132,23 +179,17 @@ def _by_recipe(
     recipe, first_epoch = finetuning_recipe(config, finetune)
     if first_epoch >= recipe.epochs:
         return
-    learned, watch = finetune.distillation, _watch(finetune, workload)
+    watch = _watch(finetune, workload)
     began = _calibration_loss(workload, model)
     with diverging("recovery.finetune"):
-        fit(
+        _fit(config, finetune, workload)(
             model,
             workload.splits.train,
             recipe,
-            seed=config.seed,
-            teacher=workload.model if learned else None,
-            distillation=Distillation(learned.temperature, learned.alpha) if learned else None,
-            torch_device=config.evaluation.torch_device,
             progress=observer.epoch,
             hook=hook,
             store=store,
             first_epoch=first_epoch,
-            task=workload.task,
-            augmentation=import_named(finetune.augmentation),
             watch=watch,
             check=lambda trained: _check_loss(began, _calibration_loss(workload, trained.cpu()), recipe),
         )

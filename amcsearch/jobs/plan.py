@@ -12,6 +12,7 @@ from amcsearch.core import Cost, PruningPolicy
 from amcsearch.graph import evaluating
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.network_check import check_export
+from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
 from amcsearch.jobs.setup import check_named, make_evaluator
 from amcsearch.jobs.user_training import user_training
@@ -94,6 +95,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     device = load_device(config, workload, config.limits, given, strict=strict)
     check_fits(config, workload, device)
     export_s = _seconds(lambda: check_export(config, workload.model, workload.splits, workload.example, workload.task))
+    rehearse(config, workload, device, given)
     costs_s = time.perf_counter() - begun
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())

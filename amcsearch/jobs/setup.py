@@ -16,6 +16,7 @@ from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
+from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.task import make_task
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, judged_batches
 from amcsearch.methods import (
@@ -233,8 +234,8 @@ def assemble(
     network or other data than the run's end the job before anything is trained.
 
     Raises:
-        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``end_workload`` and
-            ``make_evaluator``, or a dense loss that is not finite.
+        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``rehearse``,
+            ``end_workload`` and ``make_evaluator``, or a dense loss that is not finite.
         InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
@@ -246,6 +247,7 @@ def assemble(
         if check is not None:
             check(workload, device)
         check_export(config, workload.model, workload.splits, workload.example, workload.task)
+        rehearse(config, workload, device, given)
     with phases("network", "Loading or training the network"):
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:

@@ -36,11 +36,13 @@ from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedT
 from amcsearch.training.splits import (
     SPLITS,
     DataSplits,
+    Held,
     Items,
     Samples,
     fetch,
     length,
     read,
+    source_of,
     stacked,
 )
 from amcsearch.training.surveys import check_samples, check_splits
@@ -79,6 +81,7 @@ __all__ = [
     "Form",
     "GatedTraining",
     "Guess",
+    "Held",
     "Identity",
     "Items",
     "LanguageModelling",
@@ -131,6 +134,7 @@ __all__ = [
     "save_state",
     "save_tensors",
     "seeded",
+    "source_of",
     "stacked",
     "stratified",
     "with_dense_targets",

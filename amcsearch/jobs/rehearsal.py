@@ -1,0 +1,107 @@
+"""One rehearsal of all that follows a search, on a pruned copy: before anything is trained or searched.
+
+A step of the fine-tuning, the export, the delivered file in its runtime and the metric may each fail by what a user's
+network, data or task does. None of it depends on which policy is found. So each is done once, on one batch, with the
+largest uniform policy within the budget; where that prunes nothing, with half of every group.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, Subset
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, DivergedError, PruningPolicy, UserCode
+from amcsearch.graph import remove
+from amcsearch.jobs.device import Device
+from amcsearch.jobs.finetuning import check_trainable, one_step
+from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, trained
+from amcsearch.runtime import OnnxModule, converted, exported, signature_of
+from amcsearch.training import SPLITS, DataSplits, Held, Samples, batches_of, evaluate, length, source_of
+
+__all__ = ["rehearse"]
+
+SAMPLES: Final = 32
+HALF: Final = 0.5
+
+_CURES: Final = {
+    "removing channels": "look at the forward of the network: it may hold a number of channels as a constant",
+    "a step of fine-tuning": "mend the forward in training mode or the data, or set recovery.finetune: null",
+    "the export to ONNX": "make its forward traceable, also once channels are gone",
+    "a run in ONNX Runtime": "choose another device.export.opset or device.dtype, or avoid the operator",
+    "the metric of the delivered file": "look at the task and at the targets of the search split",
+}
+
+
+def rehearse(config: Config, workload: Workload, device: Device, given: InMemory = CONFIGURED) -> None:
+    """Remove channels, train one step, export, run and score a copy of the network; nothing is kept of it.
+
+    Raises:
+        BadInputError: a step fails; names it, the reason and the cure.
+    """
+    if config.model.pretrain is not None:
+        check_trainable(workload.model, "model.pretrain")
+    policy, example = _policy(workload, device), workload.example
+    with _step("removing channels"):
+        pruned = remove(workload.model, workload.trace, _first_units(workload, policy))
+    with _step("a step of fine-tuning"):
+        few = _few_samples(config, workload)
+        one_step(config, few, copy.deepcopy(pruned), given)
+    with _step("the export to ONNX"):
+        signature = signature_of(pruned, example)
+        content = exported(pruned, example, onnx_settings(config))
+    with _step("a run in ONNX Runtime"):
+        file = OnnxModule(converted(content, config.device.dtype, [example]), config.device.threads, signature)
+        example.through(file)
+    with _step("the metric of the delivered file"):
+        evaluate(file, batches_of(few.splits.search), few.task)
+
+
+def _few_samples(config: Config, workload: Workload) -> Workload:
+    """Return the workload with one batch of training data and some samples of every other split, its targets set."""
+    finetune, few = config.recovery.finetune, {}
+    sizes = dict.fromkeys(SPLITS, SAMPLES) | {"train": finetune.batch_size if finetune else SAMPLES}
+    for name, size in sizes.items():
+        split = getattr(workload.splits, name)
+        few[name] = _first_samples(split, min(size, length(split, name)), name)
+    return trained(config, replace(workload, splits=DataSplits(**few)), is_trained=True)
+
+
+def _first_samples(split: Samples, count: int, name: str) -> Samples:
+    if isinstance(source_of(split, []).dataset, IterableDataset):
+        return Held(next(iter(batches_of(split, count, name))))
+    first: Samples = Subset(split, range(count))
+    return first
+
+
+def _policy(workload: Workload, device: Device) -> PruningPolicy:
+    network = workload.trace.network
+    policy = network.policy(device.feasible.largest_uniform())
+    if policy != network.dense:
+        return policy
+    return network.policy(device.space.nearest(np.full(len(network.groups), HALF)))
+
+
+def _first_units(workload: Workload, policy: PruningPolicy) -> dict[str, NDArray[np.int64]]:
+    """The first units of every group stay: which of them do decides nothing here."""
+    trace = workload.trace
+    kept = {group.name: policy[group.name] // group.unit for group in trace.network.groups}
+    return {name: np.sort(trace.units[name][:count].ravel()) for name, count in kept.items()}
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    try:
+        with UserCode("the network"):
+            yield
+    except DivergedError:  # one step from weights that may be random says nothing of a training
+        return
+    except BadInputError as error:
+        told = f"rehearsal on a pruned copy, before the search: {what} fails: {error}; {_CURES[what]}"
+        raise BadInputError(told) from error
