@@ -128,6 +128,7 @@ def plan_text(plan: "SearchPlan") -> str:
     lines = [
         f"{plan.name}: {network.factory}, {network.layers} layers, {network.groups} channel groups",
         *(f"  not pruned: {skipped.name}: {skipped.reason}" for skipped in network.skipped),
+        *(f"  left alone: {layer}" for layer in network.left_alone),
         "samples: " + ", ".join(f"{name} {count}" for name, count in plan.samples.items()),
         f"channel multiple {plan.channel_multiple}, {float(plan.policies):.3g} policies"
         + _left_out(plan.widths_left_out),

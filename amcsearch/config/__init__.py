@@ -13,6 +13,7 @@ from amcsearch.config.factories import (
     pick,
 )
 from amcsearch.config.loading import (
+    AFTER_SEARCH,
     check_priced,
     config_hash,
     dump,
@@ -21,6 +22,7 @@ from amcsearch.config.loading import (
     load,
     named_digests,
     settings_hash,
+    trial_settings,
 )
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
@@ -45,6 +47,7 @@ from amcsearch.config.table_folder import TableFolder, read_latency_table, table
 from amcsearch.config.values import RESERVED
 
 __all__ = [
+    "AFTER_SEARCH",
     "DEVICES",
     "RESERVED",
     "TABLES",
@@ -89,6 +92,7 @@ __all__ = [
     "read_latency_table",
     "settings_hash",
     "table_digest",
+    "trial_settings",
     "writable",
     "write_latency_table",
 ]

@@ -23,6 +23,7 @@ from amcsearch.core import BadInputError, Limit, check_depth, check_file, open_f
 from amcsearch.runs import expanded
 
 __all__ = [
+    "AFTER_SEARCH",
     "check_priced",
     "config_hash",
     "digest",
@@ -33,6 +34,7 @@ __all__ = [
     "named_digests",
     "resolve_spec",
     "settings_hash",
+    "trial_settings",
 ]
 
 
@@ -85,6 +87,8 @@ def digest(value: str | None) -> str | None:
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
 MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a checkpoint of 4e9 parameters
 _MOST_KEYS: Final = 16  # parts of a dotted key
+AFTER_SEARCH: Final = ("recovery.finetune", "search.finalists", "device.rounds", "device.export")
+"""Keys that decide no trial of a search: a run goes on with other ones."""
 
 # Keys that name files, and what kind of things they name where those have names.
 _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
@@ -211,12 +215,30 @@ def config_hash(config: Config) -> str:
 
 
 def settings_hash(config: Config) -> str:
-    """Twelve hexadecimal digits of the canonical JSON, without what keys of files and of code name."""
-    data = config.model_dump(mode="json")
+    """Twelve hexadecimal digits of what decides trials, without what keys of files and of code name."""
+    data = _before_delivery(config.model_dump(mode="json"))
     for keys in (*_PATHS, *_SPECS):
         for _, holder, key in list(_texts(data, keys)):
             holder[key] = None
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def trial_settings(text: str) -> str:
+    """Return the text of a configuration without ``AFTER_SEARCH``; one that is damaged comes back as it is."""
+    try:
+        data, _ = parse_yaml(text, "configuration")
+    except BadInputError:
+        return text
+    return to_yaml(_before_delivery(data)) if isinstance(data, dict) else text
+
+
+def _before_delivery(data: dict[str, Any]) -> dict[str, Any]:
+    """Remove ``AFTER_SEARCH`` from the plain values of a configuration, in place."""
+    for key in AFTER_SEARCH:
+        section, _, name = key.partition(".")
+        if isinstance(data.get(section), dict):
+            data[section].pop(name, None)
+    return data
 
 
 def named_digests(config: Config) -> dict[str, str]:

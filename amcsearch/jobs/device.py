@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, PolicySpace
 from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyModel, LatencyTable, Macs, Params
+from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
@@ -24,6 +25,7 @@ __all__ = [
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
 INT8_BITS = 8
+NAMED = 3  # layers left alone, in an error
 FLOAT_BITS = 32  # of a weight where no device profile says otherwise
 BITS_PER_BYTE = 8.0
 
@@ -112,10 +114,19 @@ def load_device(
     bits = _weight_bits(profile)
     priced_limits = tuple(priced(limit, dense, bits) for limit in limits)
     thinned = table is not None and config.device.channel_multiple == "auto"
-    feasible, unmet = _feasible(whole, grid, priced_limits, thinned)
+    try:
+        feasible, unmet = _feasible(whole, grid, priced_limits, thinned)
+    except InfeasibleBudgetError as error:
+        raise _with_left_alone(error, network) from error
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     told = (*foreign, *warnings, *unmet)
     return Device(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits)
+
+
+def _with_left_alone(error: InfeasibleBudgetError, network: TracedNetwork) -> InfeasibleBudgetError:
+    """Say in the error which large layers pruning cannot reach."""
+    layers = largest_left_alone(network.trace)[:NAMED]
+    return InfeasibleBudgetError(f"{error}; left alone: {'; '.join(map(str, layers))}") if layers else error
 
 
 def _feasible(

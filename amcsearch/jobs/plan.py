@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -11,6 +11,7 @@ from amcsearch.config import Config, FinetuneConfig, RecipeConfig, label
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.graph import evaluating
 from amcsearch.jobs.device import load_device
+from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
@@ -29,12 +30,16 @@ TEST_PASSES: Final = 6  # dense, pruned and fine-tuned in torch, and each of thr
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """The network of a plan: its factory, how many layers and channel groups it has, and what is never pruned."""
+    """The network of a plan: its factory, how many layers and channel groups it has, and what is never pruned.
+
+    ``left_alone`` are the largest layers that pruning cannot reach.
+    """
 
     factory: str | None
     layers: int
     groups: int
     skipped: tuple[SkippedLayer, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class SearchPlan(Document):
             "layers": self.network.layers,
             "groups": self.network.groups,
             "skipped": [f"{skipped.name}: {skipped.reason}" for skipped in self.network.skipped],
+            "left_alone": [asdict(layer) for layer in self.network.left_alone],
         }
         return {**super().to_json(), "network": network, "expected_seconds": with_total(self.expected_seconds)}
 
@@ -102,7 +108,9 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
     return SearchPlan(
         name=config.name,
-        network=PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped),
+        network=PlannedNetwork(
+            config.model.factory, len(spec.layers), len(spec.groups), skipped, largest_left_alone(workload.trace)
+        ),
         samples=workload.samples,
         dense=device.dense,
         budget=dict(device.feasible.budget.limits),

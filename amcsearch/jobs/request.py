@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
-from amcsearch.config import Config, config_hash, dump, from_mapping, load
+from amcsearch.config import Config, config_hash, dump, from_mapping, load, trial_settings
 from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory
@@ -112,11 +112,17 @@ def in_folder(
     folder: Path | str | None,
     resume: bool,
     work: Callable[[RunFolder], Result],
+    *,
+    may_deliver_anew: bool = False,
 ) -> Result:
-    """Work in a run folder; a temporary one goes with the result, and stays where the work broke off."""
+    """Work in a run folder; a temporary one goes with the result, and stays where the work broke off.
+
+    ``may_deliver_anew`` lets a run go on with other keys of ``AFTER_SEARCH``.
+    """
     path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
     try:
-        with RunFolder.create(path, dump(request), config_hash(request), resume=resume) as run:
+        deciding = trial_settings if may_deliver_anew else None
+        with RunFolder.create(path, dump(request), config_hash(request), resume=resume, deciding=deciding) as run:
             result = work(run)
     except BaseException as error:
         is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)

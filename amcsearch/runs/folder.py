@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -132,11 +132,26 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """What happened when, one JSON object a line."""
 
     @classmethod
-    def create(cls, path: Path, config_text: str, config_hash: str, *, resume: bool) -> Self:
+    def create(
+        cls,
+        path: Path,
+        config_text: str,
+        config_hash: str,
+        *,
+        resume: bool,
+        deciding: Callable[[str], str] | None = None,
+    ) -> Self:
         """Begin a run, or take up an interrupted one with ``resume`` (which also begins one that is not there).
 
         A run that was stopped before it had computed anything begins anew. So that nothing is left of a run that is
         refused, leaving the context by an error before anything was computed removes what it made.
+
+        Args:
+            path: of the folder.
+            config_text: the configuration as it will be written.
+            config_hash: what tells it apart, with the files that it names.
+            resume: go on with what is there.
+            deciding: gives the part of a configuration's text that a run which is taken up must share; all by default.
 
         Raises:
             BadInputError: the folder is in use (names the process), holds a run already, holds the run of another
@@ -148,7 +163,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         run = cls(path)
         run._lock = take_lock(path / _LOCK)
         try:
-            run._begin(config_text, config_hash, resume, made)
+            run._begin(ConfigFile(config_text, config_hash, None), resume, made, deciding or str)
         except BaseException:
             run.close()
             raise
@@ -272,7 +287,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Add one line to ``log.jsonl``, with the time (UTC) first; raises as ``files.append_line``."""
         append_line(self.log_jsonl, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
 
-    def _begin(self, config_text: str, config_hash: str, resume: bool, made: list[Path]) -> None:
+    def _begin(self, config: ConfigFile, resume: bool, made: list[Path], deciding: Callable[[str], str]) -> None:
         for name in _FILES:
             check_replaceable(self.path / name)
         for name in _IN_PLACE:
@@ -288,27 +303,29 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise BadInputError(
                     f"run folder {self.path} holds a run already; continue it with --resume or name another --out"
                 )
-            self._check_same(config_text, config_hash)
+            self._check_same(config, deciding)
         elif any(not p.name.startswith(".") and p.name != "lost+found" for p in self.path.iterdir()):
             raise BadInputError(f"run folder {self.path} holds other files; name an empty or new folder as --out")
         else:
             self._made = made
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
             left.unlink(missing_ok=True)
-        if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config_text):
-            self.write_text(self.config_yaml, f"{_HASH}{config_hash}\n{config_text}")
+        if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config.text):
+            self.finetuning_state.unlink(missing_ok=True)  # it may be of another recipe
+            self.write_text(self.config_yaml, f"{_HASH}{config.config_hash}\n{config.text}")
 
-    def _check_same(self, config_text: str, config_hash: str) -> None:
+    def _check_same(self, config: ConfigFile, deciding: Callable[[str], str]) -> None:
         if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand
             return
         before = self.read_config()
-        if before.config_hash == config_hash:
+        if before.config_hash == config.config_hash:
             return
-        if self.identity_json.exists() and _lines(before.text) == _lines(config_text):
+        was, is_now = deciding(before.text), deciding(config.text)
+        if self.identity_json.exists() and _lines(was) == _lines(is_now):
             return  # what the configuration names has changed: the job compares it with ``identity.json``
         raise BadInputError(
-            f"run folder {self.path} belongs to another configuration: {_difference(before.text, config_text)}; "
-            "restore it, or name another --out"
+            f"run folder {self.path} belongs to another configuration: {_difference(was, is_now)}; restore it, or "
+            "name another --out"
         )
 
 
