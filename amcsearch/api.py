@@ -106,9 +106,7 @@ def search(
     }
     request, given = make_request(config, settings, named, model, data)
     job = partial(jobs.search, workers=workers, storage=storage, strict=strict)
-    return in_folder(
-        request, folder, resume, lambda run: job(request, run, _watcher(observer), given), may_deliver_anew=True
-    )
+    return in_folder(request, folder, resume, lambda run: job(request, run, _watcher(observer), given), anew=True)
 
 
 @guarded_job(signal.SIGINT)
@@ -170,13 +168,9 @@ def prune(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    one_cut = request.prune.rounds == 1  # the training of a round decides what the next one cuts
+    anew = request.prune.rounds == 1  # the training of a round decides what the next one cuts
     return in_folder(
-        request,
-        folder,
-        resume,
-        lambda run: jobs.prune(request, run, _watcher(observer), given),
-        may_deliver_anew=one_cut,
+        request, folder, resume, lambda run: jobs.prune(request, run, _watcher(observer), given), anew=anew
     )
 
 

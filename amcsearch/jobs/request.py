@@ -113,15 +113,15 @@ def in_folder(
     resume: bool,
     work: Callable[[RunFolder], Result],
     *,
-    may_deliver_anew: bool = False,
+    anew: bool = False,
 ) -> Result:
     """Work in a run folder; a temporary one goes with the result, and stays where the work broke off.
 
-    ``may_deliver_anew`` lets a run go on with other keys of ``AFTER_SEARCH``.
+    ``anew`` lets a run go on with other keys of ``AFTER_SEARCH``.
     """
     path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
     try:
-        deciding = trial_settings if may_deliver_anew else None
+        deciding = trial_settings if anew else None
         with RunFolder.create(path, dump(request), config_hash(request), resume=resume, deciding=deciding) as run:
             result = work(run)
     except BaseException as error:

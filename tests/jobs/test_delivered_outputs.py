@@ -29,6 +29,22 @@ NAMES = {
 }
 
 
+JUDGED = {
+    "tuple": "'0'",
+    "list": "'0'",
+    "dict": "scores",
+    "dataclass": "scores",
+    "nested": "heads.scores",
+    "listed": "'0.0'",
+}
+"""Path of the output that is judged."""
+
+
+def judged(path: str) -> list[str]:
+    """Options that name the output a task judges."""
+    return ["--set", f"task={{name: classification, params: {{output: {path}}}}}"]
+
+
 def prune(config: Path, folder: Path, *options: str, factory: str = "TwoHeads", data: str = "quadrants") -> None:
     named = ["--set", f"model.factory={ODD}:{factory}", "--set", f"data.factory={ODD}:{data}"]
     assert main(["prune", str(config), *named, *PRUNE, *options, "--out", str(folder)]) == 0
@@ -39,7 +55,8 @@ def test_every_output_is_delivered_and_loaded_however_it_is_returned(
     write_config: WriteConfig, tmp_path: Path, how: str
 ) -> None:
     folder = tmp_path / "run"
-    prune(write_config(), folder, "--set", f"model.kwargs={{how: {how}}}", "--set", "model.pretrain=null")
+    options = ["--set", f"model.kwargs={{how: {how}}}", "--set", "model.pretrain=null", *judged(JUDGED[how])]
+    prune(write_config(), folder, *options)
     session = ort.InferenceSession(folder / "pruned.onnx")
     assert [port.name for port in session.get_outputs()] == NAMES[how]
     summary = json.loads((folder / "summary.json").read_text())
@@ -55,7 +72,7 @@ def test_every_output_is_delivered_and_loaded_however_it_is_returned(
 
 
 def test_a_free_batch_and_another_opset_on_request(write_config: WriteConfig, tmp_path: Path) -> None:
-    export = ["--set", "device.export={dynamic: [batch], opset: 17}", "--set", "model.pretrain=null"]
+    export = ["--set", "device.export={dynamic: [batch], opset: 17}", "--set", "model.pretrain=null", *judged("'0'")]
     prune(write_config(), tmp_path / "run", *export)
     session, model = ort.InferenceSession(tmp_path / "run" / "pruned.onnx"), amcsearch.load(tmp_path / "run").model
     assert [port.shape[0] for port in (*session.get_inputs(), *session.get_outputs())] == ["batch"] * 3
@@ -66,7 +83,9 @@ def test_a_free_batch_and_another_opset_on_request(write_config: WriteConfig, tm
 
 
 def test_int8_delivers_every_output(write_config: WriteConfig, tmp_path: Path) -> None:
-    prune(write_config(), tmp_path / "run", "--set", "device.dtype=int8", "--set", "model.pretrain=null")
+    prune(
+        write_config(), tmp_path / "run", "--set", "device.dtype=int8", "--set", "model.pretrain=null", *judged("'0'")
+    )
     session = ort.InferenceSession(tmp_path / "run" / "pruned.onnx")
     assert [port.name for port in session.get_outputs()] == NAMES["tuple"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["files"][0]["problem"] is None

@@ -86,7 +86,7 @@ def test_where_the_budget_allows_everything_half_of_every_group_goes(
     config = load(write_config())
     workload, widths = load_workload(config, train=False), []
 
-    def note(_config: object, _workload: object, model: nn.Module) -> None:
+    def note(_config: object, _workload: object, model: nn.Module, _given: object) -> None:
         widths.append(model.body[0].out_channels)
 
     monkeypatch.setattr(rehearsal, "one_step", note)
