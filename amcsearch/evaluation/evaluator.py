@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
-from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, remove
+from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, duplicate, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, fold_means, recalibrate_batch_norm
 from amcsearch.training import CLASS_IDS, Task, evaluate
@@ -88,7 +88,7 @@ class Evaluator:
         self.means = means
         self.task = task
         self.reconstruction = reconstruction
-        self.model = _channels_last(copy.deepcopy(model).to(torch_device).eval())
+        self.model = _channels_last(duplicate(model).to(torch_device).eval())
         self.calibration = None if calibration is None else _placed(calibration, torch_device)
         self.search = _placed(search, torch_device)
 

@@ -16,7 +16,7 @@ from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
-from amcsearch.graph.removal import remove, removed_positions, renumbered, tensors_of
+from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
 from amcsearch.graph.tracing.trace import trace
 
@@ -34,6 +34,7 @@ __all__ = [
     "as_batch",
     "channels_first",
     "check_kept",
+    "duplicate",
     "evaluating",
     "first_tensor",
     "make_channels_first",

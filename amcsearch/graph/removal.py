@@ -34,9 +34,12 @@ _ATOMIC |= {types.FunctionType, types.BuiltinFunctionType}
 _OWN_COPYING = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 
 
-def duplicate(module: _Module, memo: dict[int, Any]) -> _Module:
-    """Return a deep copy of ``module``; ``memo`` maps ids of objects already copied (or replaced) to their copies."""
-    copied: _Module = _copy(module, memo)
+def duplicate(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
+    """Return a deep copy of ``module``; ``memo`` maps ids of objects already copied (or replaced) to their copies.
+
+    A tensor that the module keeps from its last run is copied without the graph that made it.
+    """
+    copied: _Module = _copy(module, {} if memo is None else memo)
     return copied
 
 
@@ -48,10 +51,17 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if kind is dict or kind is OrderedDict:
         return _copy_mapping(value, memo)
+    if kind is list:
+        copied: list[Any] = []
+        memo[id(value)] = copied
+        copied.extend(_copy(item, memo) for item in value)
+        return copied
     if kind is nn.Parameter or kind is Tensor:
         return _copy_tensor(value, memo)
     if (kind is tuple or kind is set) and all(type(item) in _ATOMIC for item in value):
         return value if kind is tuple else set(value)
+    if kind is tuple:
+        return tuple(_copy(item, memo) for item in value)
     if isinstance(value, nn.Module) and _is_plain(kind):
         return _copy_module(value, memo)
     return copy.deepcopy(value, memo)

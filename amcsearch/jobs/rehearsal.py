@@ -5,7 +5,6 @@ network, data or task does. None of it depends on which policy is found. So each
 largest uniform policy within the budget; where that prunes nothing, with half of every group.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DivergedError, PruningPolicy, UserCode
-from amcsearch.graph import remove
+from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.finetuning import check_trainable, one_step
 from amcsearch.jobs.network_check import onnx_settings
@@ -52,7 +51,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
         pruned = remove(workload.model, workload.trace, _first_units(workload, policy))
     with _step("a step of fine-tuning"):
         few = _few_samples(config, workload)
-        one_step(config, few, copy.deepcopy(pruned), given)
+        one_step(config, few, duplicate(pruned), given)
     with _step("the export to ONNX"):
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))

@@ -1,6 +1,5 @@
 """Results: the smaller network with its policy, trials and report, as a verb returns it and as ``load`` finds it."""
 
-import copy
 import html
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, DivergedError, PruningPolicy
+from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
@@ -236,7 +236,7 @@ def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, o
         DivergedError: as ``fine_tune``; says how to go on with the policy.
         BadInputError: as ``fine_tune``, of a training of the user's own likewise.
     """
-    store, model = _TrainingOfPolicy(StateFile(run.finetuning_state), policy), copy.deepcopy(pruned)
+    store, model = _TrainingOfPolicy(StateFile(run.finetuning_state), policy), duplicate(pruned)
     try:
         return fine_tune(
             job.config,

@@ -4,7 +4,6 @@ Whatever it does with the network, only weights and buffers come back: they are 
 and that has to compute what the returned network computes.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config, import_factory
 from amcsearch.core import BadInputError, UserCode
-from amcsearch.graph import Batch, evaluating, tensors_of_tree
+from amcsearch.graph import Batch, duplicate, evaluating, tensors_of_tree
 from amcsearch.jobs.workload import InMemory, Workload
 from amcsearch.runs import make_folder
 from amcsearch.runtime import OUTPUTS
@@ -76,8 +75,8 @@ def train_by_user(training: UserTraining, config: Config, workload: Workload, mo
     """
     make_folder(folder)
     request = TrainingRequest(
-        model=copy.deepcopy(model).train(),
-        teacher=copy.deepcopy(workload.model).eval(),
+        model=duplicate(model).train(),
+        teacher=duplicate(workload.model).eval(),
         train=workload.splits.train,
         search=workload.splits.search,
         task=workload.task,

@@ -1,6 +1,5 @@
 """A trained network with its data and its channel groups: from a configuration, or from objects in memory."""
 
-import copy
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from amcsearch.config import Config, RecipeConfig, call_factory, import_named, n
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
-from amcsearch.graph import Batch, Batches, Trace, trace
+from amcsearch.graph import Batch, Batches, Trace, duplicate, trace
 from amcsearch.jobs.data import made_data, prepared_data
 from amcsearch.jobs.network_check import check_network
 from amcsearch.jobs.task import check_task, make_task, output_of, training_task
@@ -234,7 +233,7 @@ def copied(model: nn.Module) -> nn.Module:
         BadInputError: it cannot be copied.
     """
     with UserCode(f"model: {type(model).__name__} cannot be copied; make it work with copy.deepcopy, which"):
-        return _with_values(copy.deepcopy(model), "model").cpu().eval()
+        return _with_values(duplicate(model), "model").cpu().eval()
 
 
 def _with_values(model: nn.Module, key: str) -> nn.Module:
@@ -248,7 +247,7 @@ def _with_values(model: nn.Module, key: str) -> nn.Module:
         raise BadInputError(
             f"{key}: {type(model).__name__} is on the device meta and has no weights; make it on the CPU"
         )
-    return copy.deepcopy(model) if any(tensor.is_inference() for tensor in tensors) else model
+    return duplicate(model) if any(tensor.is_inference() for tensor in tensors) else model
 
 
 def made_by_factory(config: Config) -> nn.Module:

@@ -4,7 +4,6 @@ The same seed, data and recipe give the same weights on a CPU with the same numb
 training goes on from its last whole epoch.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
-from amcsearch.graph import Batch, Batches, channels_first, evaluating, make_channels_first
+from amcsearch.graph import Batch, Batches, channels_first, duplicate, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
 from amcsearch.training.reading import TrainReader
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
@@ -117,7 +116,7 @@ def fit(
     check_recipe(recipe, torch_device, is_hooked=hook is not None and type(hook) is not PlainTraining)
     model.to(torch_device).train()
     make_channels_first(model)
-    guide = copy.deepcopy(teacher).to(torch_device).eval() if teacher is not None else None
+    guide = duplicate(teacher).to(torch_device).eval() if teacher is not None else None
     objective = _Objective(task, recipe.label_smoothing, guide, distillation or Distillation())
     training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), seed, torch_device, augmentation)
     began = _largest(model)

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amcsearch.graph.removal import duplicate
 
@@ -54,3 +54,28 @@ def test_copies_attributes_of_every_module_as_deepcopy_does(traced):
     for (name, one), (_, other) in zip(ours.named_modules(), theirs.named_modules(), strict=True):
         assert list(vars(one)) == list(vars(other)), name
         assert {k: type(v) for k, v in vars(one).items()} == {k: type(v) for k, v in vars(other).items()}, name
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed last, bare and in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.last: object = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        self.last = {"bare": y, "list": [y, 1], "tuple": (y, "a")}
+        return y
+
+
+def test_tensors_that_a_module_keeps_are_copied_without_their_graph() -> None:
+    module = Keeping()
+    y = module(torch.ones(1, 2))
+    copied = duplicate(module).last
+    for tensor in (copied["bare"], copied["list"][0], copied["tuple"][0]):  # type: ignore[index]
+        assert tensor.grad_fn is None
+        assert tensor is not y
+        assert torch.equal(tensor, y)
+    assert (copied["list"][1], copied["tuple"][1]) == (1, "a")  # type: ignore[index]

@@ -104,7 +104,7 @@ def _training_batch(twin: nn.Module, batch: Batch, flow: Flow, observation: Obse
 def _twin(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode."""
     try:
-        twin = duplicate(model, {}).eval()
+        twin = duplicate(model).eval()
     except Exception as error:
         raise BadInputError(
             f"{type(model).__name__} cannot be deep-copied ({described(error)}); make it copyable"
@@ -197,7 +197,7 @@ def _half(units: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int6
 
 def _lively(model: nn.Module) -> nn.Module:
     """Copy the model with its vectors drawn afresh, in eval mode."""
-    twin = duplicate(model, {}).eval()
+    twin = duplicate(model).eval()
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
         for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:

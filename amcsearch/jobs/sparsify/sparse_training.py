@@ -1,6 +1,5 @@
 """Training with a gate or a mask schedule, and the exact cut to the target at its end."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config, import_named, make
 from amcsearch.core import PruningPolicy
-from amcsearch.graph import remove
+from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.setup import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
@@ -93,7 +92,7 @@ def sparse_training(
     Raises:
         BadInputError: a diverging training, or a target out of reach.
     """
-    model = copy.deepcopy(workload.model).to(config.evaluation.torch_device)
+    model = duplicate(workload.model).to(config.evaluation.torch_device)
     recipe = training_recipe(config.sparsify.training)
     samples = length(workload.splits.train, "train")
     steps = recipe.steps(samples) * recipe.epochs

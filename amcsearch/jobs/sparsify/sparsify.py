@@ -1,6 +1,5 @@
 """Sparsification: price the target, train with a gate or a mask schedule, cut exactly, fine-tune."""
 
-import copy
 import csv
 import io
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from torch import nn
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost, Limit
+from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import check_files, judge_stored, save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
@@ -78,7 +78,7 @@ def _tuned(
     config: Config, workload: Workload, sparse: Sparse, run: RunFolder, observer: Observer, given: InMemory
 ) -> nn.Module:
     """Return a copy of the sparse network that was trained on under its masks."""
-    tuned, store = copy.deepcopy(sparse.model), StateFile(run.finetuning_state)
+    tuned, store = duplicate(sparse.model), StateFile(run.finetuning_state)
     hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
     finetune, folder = config.recovery.finetune, run.user_training
     fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
