@@ -257,7 +257,7 @@ def _forms(
 ) -> Iterator[Form]:
     """Every form that an item may have."""
     parts = _parts_of(item)
-    judged = [_path(target)] if target is not None else _targets(parts, forward, inputs, where, is_judged=is_judged)
+    judged = [_path(target)] if target is not None else _targets(item, forward, inputs, where, is_judged=is_judged)
     for path in judged:
         if path is not None:
             _part(item, path, where)
@@ -284,9 +284,10 @@ def _named_targets(names: Sequence[object]) -> list[Path]:
 
 
 def _targets(
-    parts: Mapping[Any, object], forward: _Forward, inputs: Inputs | None, where: str, *, is_judged: bool
+    item: object, forward: _Forward, inputs: Inputs | None, where: str, *, is_judged: bool
 ) -> list[Path | None]:
     """Paths that may be the target's, by the rule."""
+    parts = _parts_of(item)
     names = list(parts)
     is_tuple = names == list(range(len(names)))
     paths: list[Path] = []
@@ -304,7 +305,9 @@ def _targets(
         paths = [(n,) for n in counts if has_only_numbers(parts[n])] or [(n,) for n in counts]
     if paths or not is_judged:
         return [*paths] or [None]
-    held = f"a mapping or data class of {', '.join(map(str, names))}" if names and not is_tuple else "no pair"
+    held = "None" if item is None else f"a {type(item).__name__}"
+    if names:
+        held = f"{held} of {len(names)}" if is_tuple else f"a mapping or data class of {', '.join(map(str, names))}"
     raise BadInputError(
         f"{where} is {held}, expected a pair (input, target), or a mapping whose target is named "
         f"{', '.join(TARGETS)}; name the target by data.target"

@@ -122,7 +122,8 @@ def test_it_works_or_says_in_one_line_why_not(
         assert all(not isinstance(v, float) or math.isfinite(v) for v in json.loads(out).values())
         return
     assert code == 2, errors
-    assert out == ""
+    printed = json.loads(out)["error"]
+    assert (printed["exit_code"], printed["kind"]) == (2, "bad_input")
     (line,) = lines
     for word in words:
         assert word.lower() in line.lower()
