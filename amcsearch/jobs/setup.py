@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import torch
+
 from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
 from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
 from amcsearch.evaluation import Evaluator
+from amcsearch.graph import duplicate
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.identity import begin_workload, end_workload
@@ -289,8 +292,10 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
 
 
 def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
-    batches = judged_batches(config, workload, "calibration")
-    calibration = Calibration(workload.model, workload.trace, batches, workload.task)
+    batches, model = judged_batches(config, workload, "calibration"), workload.model
+    if torch.device(config.evaluation.torch_device).type != "cpu":
+        model = duplicate(model).to(config.evaluation.torch_device)
+    calibration = Calibration(model, workload.trace, batches, workload.task)
     with settings_kept(name_of_choice(config)):
         return choose_channels(config, calibration, given)
 

@@ -161,7 +161,7 @@ def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, La
         layer_inputs = inputs[path]
         channels = np.stack([np.unique(part.positions[unit]) for unit in trace.units[group]])  # (n_units, channels)
         columns = (channels[:, :, None] * layer_inputs.taps + np.arange(layer_inputs.taps)).reshape(len(channels), -1)
-        readers.append(Reader(layer_inputs, weight_matrix(model.get_submodule(path)), torch.from_numpy(columns)))
+        readers.append(Reader(layer_inputs, weight_matrix(model.get_submodule(path)).cpu(), torch.from_numpy(columns)))
     if not readers:
         raise BadInputError(
             f"no convolution or linear layer reads group {group!r}, so no selector can judge it; "
