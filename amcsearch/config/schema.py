@@ -54,6 +54,10 @@ __all__ = [
 LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
 
 
+_Part = str | CountFrom0
+"""A part of an item, by name or position."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -185,9 +189,9 @@ class DataConfig(_Section):
     """Arguments of the factory."""
     targets: Literal["given", "dense"] = "given"
     """``dense`` keeps the dense network's outputs, by cosine or the task; labels serve ``model.pretrain`` alone."""
-    inputs: str | int | tuple[str | int, ...] | dict[str, str | int] | None = None
+    inputs: _Part | tuple[_Part, ...] | dict[str, _Part] | None = None
     """Parts of an item that the network gets, by name or position (``image``, ``0.x``): one, a list, or by argument."""
-    target: str | int | None = None
+    target: _Part | None = None
     """The part of an item that is the target; null goes by the same rule."""
     collate: ImportSpec | None = None
     """``module:callable`` or ``file.py:callable``: makes a batch of a list of items, as for a ``DataLoader``."""

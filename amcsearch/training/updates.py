@@ -83,10 +83,14 @@ def _spared(model: nn.Module, kinds: Iterable[str]) -> set[int]:
 
 
 def precision_of(recipe: TrainingRecipe, torch_device: str) -> AbstractContextManager[Any]:
-    """Return the context in which networks compute: autocast, or nothing for float32."""
+    """Return the context in which networks compute: autocast, or nothing for float32.
+
+    Casts are not cached: autocast forgets them only when the outermost one is left, which user code may have entered,
+    and every step changes the weights.
+    """
     if recipe.precision == "float32":
         return nullcontext()
-    return torch.autocast(torch.device(torch_device).type, getattr(torch, recipe.precision))
+    return torch.autocast(torch.device(torch_device).type, getattr(torch, recipe.precision), cache_enabled=False)
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:

@@ -339,3 +339,12 @@ def test_a_killed_training_with_every_option_goes_on_to_the_same_weights(tmp_pat
 def test_options_out_of_bounds_are_refused(field: dict[str, object]) -> None:
     with pytest.raises(BadInputError, match=next(iter(field))):
         TrainingRecipe(**{"epochs": 1, "learning_rate": 0.1, **field})
+
+
+def test_weights_are_cast_anew_in_every_step_where_user_code_left_autocast_on() -> None:
+    recipe = TrainingRecipe(epochs=3, learning_rate=0.1, batch_size=8, precision="bfloat16")
+    first = nn.Linear(2, 2)
+    second = copy.deepcopy(first)
+    losses = fit(first, blobs(), recipe, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fit(second, blobs(), recipe, seed=0) == losses
