@@ -33,6 +33,7 @@ from amcsearch.training import (
     first_item,
     fixed_splits,
     is_ragged,
+    is_stackable,
     judged_tensor,
     length,
     make_splits,
@@ -81,9 +82,10 @@ def prepared_data(
     if not is_named and config.data.targets == "given":
         check_clear(output, sample.targets)
     shapes = [tuple(tensor.shape[1:]) for tensor in sample.inputs.values()]
+    has_one_shape = len(shapes) == 1 and (config.model.input_shape is not None or is_stackable(splits.calibration))
     splits, doubtful, records = checked_splits(
         splits,
-        input_shape=shapes[0] if len(shapes) == 1 else None,
+        input_shape=shapes[0] if has_one_shape else None,
         output_shape=judged_tensor(output, task.output).shape[1:] if are_class_ids else (),
         targets=config.data.targets,
         labelled=_labelled(config),

@@ -14,12 +14,22 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
-from amcsearch.graph import Batch, Batches
+from amcsearch.graph import Batch, Batches, as_batch
 from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
 from amcsearch.runs import DeliveredFile, RunFolder
-from amcsearch.runtime import Agreement, Compared, OnnxModule, Signature, compare, program_module, torch_program
+from amcsearch.runtime import (
+    Agreement,
+    Compared,
+    OnnxModule,
+    OnnxSettings,
+    Signature,
+    compare,
+    program_module,
+    signature_of,
+    torch_program,
+)
 from amcsearch.training import Task, evaluate, save_state
 
 __all__ = ["check_files", "judge_onnx", "judge_stored", "save_network"]
@@ -33,7 +43,9 @@ _CURES: Final = {
 }
 
 
-def save_network(model: nn.Module, example: Batch | Tensor, run: RunFolder, warn: Callable[[str], None]) -> None:
+def save_network(
+    model: nn.Module, example: Batch | Tensor, run: RunFolder, settings: OnnxSettings, warn: Callable[[str], None]
+) -> None:
     """Write weights, one sample with its outputs, and the self-contained program: what ``load`` makes the network from.
 
     A network that ``torch.export`` cannot follow has no program: ``warn`` is told, and the log of the run says why.
@@ -44,7 +56,9 @@ def save_network(model: nn.Module, example: Batch | Tensor, run: RunFolder, warn
     save_state(model, run.pruned_safetensors)
     write_example(run.example_safetensors, model, example)
     try:
-        program = torch_program(model, example)
+        batch = as_batch(example)
+        free = settings.axes_of_inputs(batch, signature_of(model, batch).inputs)
+        program = torch_program(model, batch, free)
     except BadInputError as error:
         run.append_log({"program": None, "reason": str(error)})
         warn(f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl")

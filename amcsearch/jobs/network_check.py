@@ -60,19 +60,37 @@ def check_export(config: Config, model: nn.Module, splits: DataSplits, example: 
     """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on some samples.
 
     Raises:
-        BadInputError: a difference beyond the bounds of ``runtime.comparison``; or as ``runtime.exported``.
+        BadInputError: a difference beyond the bounds of ``runtime.comparison``; batches of shapes that the file does
+            not take; or as ``runtime.exported``.
     """
     settings = onnx_settings(config)
     with UserCode(_name(config, model)):
         signature = signature_of(model, example)
+    probes = _probes_of(splits)
+    _check_shapes(settings, as_batch(example), probes, signature.inputs)
     file = OnnxModule(exported(model, example, settings), signature=signature)
     in_torch = InBatches(model, as_batch(example).size, signature)
-    agreement = compare(in_torch, file, [_probes_of(splits)], labels=task.is_argmax)
+    agreement = compare(in_torch, file, [probes], labels=task.is_argmax)
     if agreement.problem is not None:
         raise BadInputError(
             f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "
             "follows one side of a branch: write it with torch.where, and make nothing depend on being exported"
         )
+
+
+def _check_shapes(settings: OnnxSettings, example: Batch, probes: Batch, names: tuple[str, ...]) -> None:
+    """Refuse samples whose shape is not that of the example along an axis that is not free."""
+    free = settings.axes_of_inputs(example, names)
+    pairs = zip(example.inputs.values(), probes.inputs.values(), strict=True)
+    for name, axes, (given, probe) in zip(names, free, pairs, strict=True):
+        sizes = enumerate(zip(given.shape[1:], probe.shape[1:], strict=False), 1)
+        axis, lengths = next(((i, pair) for i, pair in sizes if i not in axes and pair[0] != pair[1]), (0, (0, 0)))
+        if axis:
+            raise BadInputError(
+                f"data: batches have various shapes: axis {axis} of {name} has the lengths {lengths[0]} and "
+                f"{lengths[1]}, and pruned.onnx takes one; pad all to one length in data.collate, or free the axis by "
+                f"device.export.dynamic: {{length: {{{name}: {axis}}}}}"
+            )
 
 
 def onnx_settings(config: Config) -> OnnxSettings:

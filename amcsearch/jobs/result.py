@@ -16,6 +16,7 @@ from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
+from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
@@ -220,7 +221,7 @@ def deliver(
         tuned = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
     with phases("verify", "Exporting, measuring and reading the test split"):
-        save_network(tuned, job.workload.example, run, phases.observer.warn)
+        save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
     summary = summarise(job, described, finalists, outcome, phases.seconds)
     run.write_summary(summary)

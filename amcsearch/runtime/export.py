@@ -66,6 +66,11 @@ class OnnxSettings:
             free[axis_name] = having
         return free
 
+    def axes_of_inputs(self, batch: Batch, names: tuple[str, ...]) -> tuple[frozenset[int], ...]:
+        """Return the axes of every input that are free. Raises as ``free_axes``."""
+        free = self.free_axes(batch, names).values()
+        return tuple(frozenset(axes[name] for axes in free if name in axes) for name in names)
+
 
 FIXED: Final = OnnxSettings()
 

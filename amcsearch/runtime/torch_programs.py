@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from amcsearch.runtime.signature import Signature
 __all__ = ["exporting", "program_module", "reason_of", "torch_program"]
 
 
-def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
+def torch_program(model: nn.Module, example: Batch | Tensor, free: Sequence[Collection[int]] = ()) -> bytes:
     """Return ``model`` as a serialised ``torch.export`` program; the module is unchanged.
 
     ``torch.export.load`` reads it back where neither the module's source nor this package is installed: it takes and
@@ -30,6 +30,7 @@ def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
     Args:
         model: any module.
         example: what it is called with; a tensor (N, …) is its only argument.
+        free: axes of every input, beside the first, that may have any length; none where it is empty.
 
     Raises:
         BadInputError: torch cannot follow the module's forward, or cannot read back what it wrote; the message holds
@@ -42,7 +43,7 @@ def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
         for inputs, is_free in ((pair, True), (batch, False)):
             try:
                 file = io.BytesIO()
-                torch.export.save(_program(model, inputs, is_free=is_free), file)
+                torch.export.save(_program(model, inputs, free, is_free=is_free), file)
                 torch.export.load(io.BytesIO(file.getvalue()))  # it fails where a module has an unusual name
                 return file.getvalue()
             except Exception as error:  # whatever user code and torch may raise while tracing
@@ -50,17 +51,22 @@ def torch_program(model: nn.Module, example: Batch | Tensor) -> bytes:
     raise BadInputError(f"torch.export cannot follow {type(model).__name__} ({reason}); make its forward traceable")
 
 
-def _program(model: nn.Module, batch: Batch, *, is_free: bool) -> torch.export.ExportedProgram:
+def _program(
+    model: nn.Module, batch: Batch, free: Sequence[Collection[int]], *, is_free: bool
+) -> torch.export.ExportedProgram:
     args, kwargs = plain_tree(batch.args), plain_tree(dict(batch.kwargs))
     output = batch.map(Tensor.clone).through(model)
     if any(map(_has_classes, (batch.args, batch.kwargs, output))):
         model = _Plain(model, batch)
     shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     size = torch.export.Dim("batch", min=1)
-    for tensor in batch.inputs.values():
-        if tensor.ndim and len(tensor) == batch.size:
-            shapes[tensor] = {0: size}
-    dynamic = shapes.dynamic_shapes(model, args, kwargs) if is_free else None  # type: ignore[no-untyped-call]
+    for tensor, axes in zip(batch.inputs.values(), [*free, *[()] * len(batch.inputs)], strict=False):
+        of_samples = {0: size} if is_free and tensor.ndim and len(tensor) == batch.size else {}
+        named = {**dict.fromkeys(set(axes) - {0}, torch.export.Dim.DYNAMIC), **of_samples}
+        if named:
+            shapes[tensor] = named
+    is_fixed = not is_free and not any(set(axes) - {0} for axes in free)
+    dynamic = None if is_fixed else shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
     return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
 
 

@@ -17,12 +17,12 @@ from amcsearch.training.splits import (
     Changed,
     Held,
     Indices,
-    Items,
     Samples,
     is_in_memory,
     is_stackable,
     length,
     read,
+    read_stream,
     source_of,
     stream_of,
 )
@@ -59,9 +59,10 @@ def read_in_order(
     """
     source = source_of(dataset, [])
     workers = source.items.workers if source.items else 0
-    if not workers or is_in_memory(dataset) or isinstance(source.dataset, IterableDataset):
-        for rows in parts:
-            batch = read(dataset, rows, name)
+    is_stream = isinstance(source.dataset, IterableDataset)
+    if not workers or is_in_memory(dataset) or is_stream:
+        batches = read_stream(dataset, parts, name) if is_stream else (read(dataset, rows, name) for rows in parts)
+        for batch in batches:
             yield batch.pin_memory() if pinned else batch
         return
     loader: DataLoader[Batch] = DataLoader(
@@ -76,9 +77,7 @@ def read_in_order(
     for result in loader:
         if isinstance(result, BadInputError):
             raise result
-        for function in source.functions:
-            result = function(result)
-        yield result
+        yield source.changed(result)
 
 
 def _without_functions(dataset: Samples) -> Samples:
@@ -188,12 +187,9 @@ class TrainReader:
 
     def _streamed(self, parts: Sequence[Indices]) -> Iterator[Batch]:
         source = source_of(self._dataset, [])
-        items = source.items or Items(source.dataset)
         for rows in parts:
             chosen = self._next(len(rows))
-            batch = items.form.batch(chosen, range(self.drawn - len(rows), self.drawn), "train", items.collate)
-            for function in source.functions:
-                batch = function(batch)
+            batch = source.batch(chosen, range(self.drawn - len(rows), self.drawn), "train")
             yield batch.pin_memory() if self._pinned else batch
 
     def _next(self, count: int) -> list[object]:

@@ -7,7 +7,7 @@ target) as items needs no such knowledge. Tensors in memory are sliced; everythi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Final, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ __all__ = [
     "length",
     "probe_rows",
     "read",
+    "read_stream",
     "source_of",
     "source_rows",
     "stacked",
@@ -45,6 +46,8 @@ __all__ = [
 
 SPLITS: Final = ("train", "calibration", "search", "test")
 HEAD: Final = 16  # samples by which a split's size in memory is estimated
+
+_ENDED: Final = object()
 
 Indices = Sequence[int] | NDArray[np.int64]
 Samples = Dataset[Any]
@@ -160,6 +163,26 @@ class Source:
     functions: tuple[Callable[[Batch], Batch], ...] = ()
     seed: int | None = None
 
+    @property
+    def form(self) -> Form:
+        """How items become calls."""
+        return self.items.form if self.items else PAIR
+
+    @property
+    def collate(self) -> Collate | None:
+        """What makes batches of items; None stacks them."""
+        return self.items.collate if self.items else None
+
+    def batch(self, items: Sequence[object], numbers: Sequence[int], name: str) -> Batch:
+        """Return items of the split ``name`` as a batch, with what is done to it. Raises as ``Form.batch``."""
+        return self.changed(self.form.batch(items, numbers, name, self.collate))
+
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch with what is done to it."""
+        for function in self.functions:
+            batch = function(batch)
+        return batch
+
 
 def source_of(dataset: Samples, indices: Indices) -> Source:
     """Return the data set behind all subsets and changes, with the numbers that some samples have there."""
@@ -207,18 +230,28 @@ def read(dataset: Samples, indices: Indices, name: str = "given") -> Batch:
             sample.
     """
     source = source_of(dataset, indices)
-    form = source.items.form if source.items else PAIR
-    collate = source.items.collate if source.items else None
     tensors = source.dataset.tensors if type(source.dataset) is TensorDataset else ()
     if type(source.dataset) is Held:
         batch = source.dataset.whole.chosen(source.rows)
-    elif tensors and collate is None and _is_of_tensors(form, len(tensors)):
-        batch = form.sliced(tensors, torch.as_tensor(np.asarray(source.rows, dtype=np.int64)))
+    elif tensors and source.collate is None and _is_of_tensors(source.form, len(tensors)):
+        batch = source.form.sliced(tensors, torch.as_tensor(np.asarray(source.rows, dtype=np.int64)))
     else:
-        batch = form.batch(list(_items(source, name)), source.rows, name, collate)
-    for function in source.functions:
-        batch = function(batch)
-    return batch
+        return source.batch(list(_items(source, name)), source.rows, name)
+    return source.changed(batch)
+
+
+def read_stream(dataset: Samples, parts: Sequence[Indices], name: str) -> Iterator[Batch]:
+    """Yield a batch for the samples of each part of an iterable data set, which is gone through once.
+
+    Raises:
+        BadInputError: as ``read``, or parts that are not in the stream's order.
+    """
+    source = source_of(dataset, [int(row) for part in parts for row in part])
+    items, start = _items(source, name), 0
+    for part in parts:
+        numbers = source.rows[start : start + len(part)]
+        yield source.batch(list(islice(items, len(part))), numbers, name)
+        start += len(part)
 
 
 def _is_of_tensors(form: Form, count: int) -> bool:
@@ -240,16 +273,18 @@ def _repeating(seed: int | None, row: int) -> Any:
     return nullcontext() if seed is None else seeded(seed * 1_000_003 + row)
 
 
-def _streamed_items(dataset: Samples, rows: Sequence[int], name: str) -> list[object]:
-    """Read a stream from its beginning up to the last of some samples."""
-    wanted, chosen = set(rows), {}
-    for i, item in enumerate(islice(stream_of(dataset, name), max(rows, default=-1) + 1)):
-        if i in wanted:
-            chosen[i] = item
-    missing = next((row for row in rows if row not in chosen), None)
-    if missing is not None:
-        raise BadInputError(f"data: the {name} split ended before sample {missing}; lower data.epoch_samples or splits")
-    return [chosen[row] for row in rows]
+def _streamed_items(dataset: Samples, rows: Sequence[int], name: str) -> Iterator[object]:
+    """Yield some samples of a stream in its order, going through it once."""
+    if any(later <= earlier for earlier, later in pairwise(rows)):
+        raise BadInputError(f"data: the {name} split is an iterable data set, whose samples are read in their order")
+    stream = enumerate(stream_of(dataset, name))
+    for row in rows:
+        item = next((item for number, item in stream if number == row), _ENDED)
+        if item is _ENDED:
+            raise BadInputError(
+                f"data: the {name} split ended before sample {row}; lower data.epoch_samples or data.splits"
+            )
+        yield item
 
 
 def stream_of(dataset: Samples, name: str) -> Iterator[object]:
@@ -307,7 +342,7 @@ def held(dataset: Samples, name: str, most_bytes: float) -> Samples | None:
     if is_in_memory(dataset) and is_stackable(dataset):
         head = read(dataset, range(min(HEAD, count)), name)
         return Held(read(dataset, range(count), name)) if _bytes(head) * count <= most_bytes * head.size else None
-    form, collate = (source.items.form, source.items.collate) if source.items else (PAIR, None)
+    form, collate = source.form, source.collate
     items: list[object] = []
     for item in _items(source, name):
         items.append(item)

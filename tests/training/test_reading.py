@@ -1,6 +1,7 @@
 """Data of any size: how often samples are read, what is held, and that streamed samples are those that are held."""
 
 import tracemalloc
+import weakref
 from itertools import count, islice
 
 import numpy as np
@@ -17,7 +18,7 @@ from amcsearch.training.cuts import as_datasets, collate_of, make_splits
 from amcsearch.training.forms import PAIR, Form
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.preparation import checked_splits, fixed_splits
-from amcsearch.training.reading import StreamedBatches, TrainReader, all_targets, batches_of
+from amcsearch.training.reading import StreamedBatches, TrainReader, all_targets, batches_of, read_in_order
 from amcsearch.training.splits import Items, is_in_memory, length, read
 from amcsearch.training.surveys import check_splits
 
@@ -328,3 +329,35 @@ def test_tuples_of_tensors_are_items_of_as_many_parts():
     assert len(train[0]) == 3
     with pytest.raises(BadInputError, match=r"tensors of \[5, 4, 5\] samples"):
         as_datasets((torch.zeros(5, 2), torch.ones(4, 3), torch.arange(5)))
+
+
+def test_a_stream_is_gone_through_once_for_many_batches():
+    stream = Stream(10_000)
+    parts = [np.arange(i, i + 8) for i in range(0, 512, 8)]
+    batches = read_in_order(Items(stream, epoch_samples=10_000), parts, "train")
+    assert torch.cat([batch.args[0] for batch in batches])[:, 0].tolist() == list(range(512))
+    assert stream.reads == 512
+
+
+@pytest.mark.parametrize(("rows", "words"), [([2, 7], "ended before sample 7"), ([3, 2], "in their order")])
+def test_a_stream_says_what_it_cannot_give(rows, words):
+    with pytest.raises(BadInputError, match=words):
+        read(Items(Stream(4), epoch_samples=10), rows, "train")
+
+
+def test_a_training_reads_every_sample_once_an_epoch_and_holds_a_batch():
+    alive = {"now": 0, "most": 0}
+
+    class Followed(Lazy):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            alive["now"] += 1
+            alive["most"] = max(alive.values())
+            weakref.finalize(x, lambda: alive.update(now=alive["now"] - 1))
+            return x, y
+
+    data = Followed(400)
+    recipe = TrainingRecipe(epochs=2, learning_rate=1e-6, batch_size=32)
+    fit(nn.Linear(3, 4), Items(data), recipe, seed=0)
+    assert data.reads == 800
+    assert alive["most"] <= 64

@@ -14,6 +14,7 @@ from amcsearch.jobs.delivered_files import check_files, judge_stored, save_netwo
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
+from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
@@ -61,7 +62,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         save_tensors(sparse.masks, run.masks_safetensors)
         run.write_text(run.densities_csv, _csv(_densities(sparse)))
         run.write_policy(sparse.policy)
-        save_network(tuned, workload.example, run, observer.warn)
+        save_network(tuned, workload.example, run, onnx_settings(config), observer.warn)
         signature = signature_of(tuned, workload.example)
         test = batches_of(workload.splits.test, name="test")
         files = judge_stored(run, config, given, tuned, test, workload.task, signature)

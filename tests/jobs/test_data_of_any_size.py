@@ -1,0 +1,90 @@
+"""Data sets that are read sample by sample: how much a job reads, what it holds, and that it computes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amcsearch.cli.main import main
+
+FACTORIES = Path(__file__).parents[1] / "made_data.py"
+CONFIG = f"""
+name: any_size
+model: {{factory: "{FACTORIES}:network"}}
+data: {{factory: "{FACTORIES}:splits", kwargs: {{samples: 1000}}, splits: {{calibration: 64, search: 64, test: 64}}}}
+device: {{channel_multiple: 4, rounds: 5}}
+budget: {{macs: 0.6x}}
+recovery: {{finetune: null}}
+search: {{agent: random, trials: 3, baseline: null, finalists: 1}}
+"""
+
+
+def arguments(folder: Path, *settings: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    given = [part for setting in settings for part in ("--set", setting)]
+    return ["search", str(folder / "config.yaml"), "--out", str(folder / "run"), *given]
+
+
+def cost(folder: Path, samples: int, *more: str) -> dict[str, int]:
+    """Samples read by a search in a train split of this length, and its peak memory."""
+    report = folder.with_suffix(".json")
+    said = arguments(folder, f"data.kwargs.samples={samples}", f"data.kwargs.report={report}")
+    done = subprocess.run([sys.executable, "-m", "amcsearch", *said, *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(report.read_text())
+
+
+def metrics(folder: Path, *settings: str) -> list[Any]:
+    """What a search in this process says of the networks."""
+    assert main(arguments(folder, *settings)) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    return [(summary[name]["accuracy"], summary[name]["macs"]) for name in ("dense", "pruned", "finetuned")]
+
+
+def test_a_dry_run_reads_tens_of_samples(tmp_path: Path) -> None:
+    sizes = [f"--set=data.splits.{name}=2000" for name in ("calibration", "search", "test")]
+    assert cost(tmp_path / "a", 100_000, "--dry-run", *sizes)["reads"] < 150
+
+
+def test_reads_and_memory_do_not_grow_with_the_train_split(tmp_path: Path) -> None:
+    few, many = cost(tmp_path / "few", 10_000), cost(tmp_path / "many", 1_000_000)
+    assert many["reads"] == few["reads"] < 1500  # 1,024 of train, and those of the other splits
+    assert many["peak_kib"] < few["peak_kib"] + 6 * 1024
+
+
+def test_a_search_is_the_same_held_and_read_at_every_use(tmp_path: Path) -> None:
+    held = metrics(tmp_path / "held")
+    assert metrics(tmp_path / "read", "data.memory_mib=0.001") == held
+
+
+def test_a_search_and_its_training_take_streams(tmp_path: Path) -> None:
+    settings = (
+        f"data.factory={FACTORIES}:streams",
+        "data.kwargs={samples: 256}",
+        "data.epoch_samples=128",
+        "data.splits={calibration: 64}",
+        "recovery.finetune={epochs: 2, batch_size: 32, learning_rate: 0.05}",
+    )
+    assert len(metrics(tmp_path / "a", *settings)) == 3
+
+
+WIDTHS = (f"data.factory={FACTORIES}:widths", f"data.collate={FACTORIES}:padded")
+
+
+def test_padded_batches_of_various_shapes_need_a_free_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "a", *WIDTHS)) == 2
+    said = capsys.readouterr().err
+    assert "axis 3 of input has the lengths 9 and 10" in said
+    assert "device.export.dynamic: {length: {input: 3}}" in said
+
+
+def test_files_of_a_free_axis_take_batches_of_various_shapes(tmp_path: Path) -> None:
+    metrics(tmp_path / "a", *WIDTHS, "device.export={dynamic: [batch, width]}")
+    program = torch.export.load(tmp_path / "a" / "run" / "pruned.pt2").module()
+    for width in (8, 11):
+        assert program(torch.zeros(3, 1, 8, width)).shape == (3, 4)
