@@ -11,7 +11,7 @@ Each class makes its own small networks and problems. A fixture named ``maker`` 
 
 import pytest
 
-for _room in ("search", "selection", "sparsification"):
+for _room in ("search", "selection", "sparsification", "task"):
     pytest.register_assert_rewrite(f"amcsearch.testing.{_room}_contracts")  # before they are imported
 
 from amcsearch.testing.search_contracts import (  # noqa: E402
@@ -29,6 +29,7 @@ from amcsearch.testing.selection_contracts import (  # noqa: E402
     network_example,
 )
 from amcsearch.testing.sparsification_contracts import GateContract, ScheduleContract  # noqa: E402
+from amcsearch.testing.task_contracts import TaskContract, TaskExample  # noqa: E402
 
 __all__ = [
     "AgentContract",
@@ -40,6 +41,8 @@ __all__ = [
     "RewardContract",
     "ScheduleContract",
     "SelectorContract",
+    "TaskContract",
+    "TaskExample",
     "chain",
     "make_study",
     "network_example",

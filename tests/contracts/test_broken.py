@@ -9,10 +9,20 @@ import pytest
 import torch
 
 from amcsearch.core.cost import Cost
+from amcsearch.core.metric import Metric
 from amcsearch.methods.criteria.random_order import RandomOrder
 from amcsearch.search.budget import Budget
 from amcsearch.search.reward import RewardContext
-from amcsearch.testing import AgentContract, CostContract, CriterionContract, RewardContract, network_example
+from amcsearch.testing import (
+    AgentContract,
+    CostContract,
+    CriterionContract,
+    RewardContract,
+    TaskContract,
+    TaskExample,
+    network_example,
+)
+from amcsearch.training.tasks.regression import Regression
 
 
 class Idle:
@@ -85,6 +95,68 @@ def test_criteria_that_do_not_repeat_or_change_the_network(criterion):
         CriterionContract().test_it_ranks_every_unit_and_leaves_the_model_alone(
             criterion, network_example("resnet20", 5)
         )
+
+
+class Detached(Regression):
+    def loss(self, output, targets):
+        return super().loss(output, targets).detach()
+
+
+class Summed(Regression):
+    def loss(self, output, targets):
+        return super().loss(output, targets) * len(output)
+
+
+class OfTheLastBatch(Regression):
+    def meter(self):
+        meter = super().meter()
+        update = meter.update
+
+        def forget(output, targets):
+            meter.total, meter.known = 0.0, 0
+            update(output, targets)
+
+        meter.update = forget
+        return meter
+
+
+class OfOtherSamples(Regression):
+    def sample_values(self, output, targets):
+        return super().sample_values(output, targets) + 1.0
+
+
+class Unsown(Regression):
+    def draw(self, output, targets, generator):
+        return targets + torch.randn(targets.shape)
+
+
+def reversed_direction():
+    return Regression(Metric("mse"))
+
+
+class WithoutTeacher(Regression):
+    def distillation(self, student, teacher, targets, temperature, alpha):
+        return self.loss(student, targets) * 0.0
+
+
+@pytest.mark.parametrize(
+    ("task", "promise"),
+    [
+        (Detached, "test_its_loss_is_one_finite_number_with_a_gradient"),
+        (Summed, "test_its_loss_is_a_mean_over_what_it_counts"),
+        (OfTheLastBatch, "test_its_meter_gives_the_same_in_one_batch_and_in_parts"),
+        (OfOtherSamples, "test_its_values_of_samples_have_the_metric_as_their_mean"),
+        (Unsown, "test_it_draws_targets_by_a_seed_or_refuses"),
+        (reversed_direction, "test_perfect_outputs_are_judged_better"),
+        (WithoutTeacher, "test_it_trains_on_the_targets_and_towards_a_teacher"),
+    ],
+)
+def test_tasks_that_break_one_promise_each(task, promise):
+    output, targets = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [4.0], [2.0]])
+    example = TaskExample(output, targets, targets, 3)
+    getattr(TaskContract(), promise)(Regression, example)
+    with pytest.raises(AssertionError):
+        getattr(TaskContract(), promise)(task, example)
 
 
 def test_the_package_itself_imports_no_pytest():
