@@ -1,13 +1,13 @@
-"""Floating-point tensors in whatever a module returns: a tensor, or a tree of tensors (see ``batch``)."""
+"""Floating-point tensors in whatever a module returns, a tree of them (see ``batch``); tensors among arguments."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
 from amcsearch.core import BadInputError
 from amcsearch.graph.batch import tensors_of_tree
 
-__all__ = ["first_tensor", "output_tensors"]
+__all__ = ["first_tensor", "output_tensors", "tensors_in"]
 
 
 def output_tensors(output: object) -> Iterator[Tensor]:
@@ -30,3 +30,12 @@ def first_tensor(output: object) -> Tensor:
         f"the model returns a {type(output).__name__} without a floating-point tensor; "
         "return a tensor, or a tuple, list, mapping or data class that holds one"
     )
+
+
+def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or the results of a function, and those inside tuples and lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from tensors_in(value)

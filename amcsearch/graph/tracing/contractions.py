@@ -7,7 +7,7 @@ weight computed from others) make a product a layer with a weight. The scores of
 product that reads them the second half of an attention.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.layer_types import folded, merged, padded, pair
 
 __all__ = ["Attention", "Contraction", "ContractionLog", "Convolution", "Product", "Uncounted", "Weight"]
@@ -95,14 +96,6 @@ class Uncounted:
 Contraction = Product | Convolution | Attention | Uncounted
 
 
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-
-
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -132,12 +125,12 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         row = _ROWS.get(func.overloadpacket)
-        results = list(_tensors([result]))
+        results = list(tensors_in([result]))
         if row is not None:
             call = row(self, args, result)
             if call is not None:
                 self._calls.append(call)
-        operands = [*_tensors(args), *_tensors((kwargs or {}).values())]
+        operands = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
         self._carry_constants(operands, results, is_contraction=row is not None)
         if row is None:
             self._carry_scores(operands, results, is_softmax="softmax" in func.overloadpacket.__name__)
@@ -222,7 +215,7 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             shape = Product(groups, 1, terms, rows, channels=self._channels(right, (0, -2), result, (0, -2)))
         self._products += 1
         shape = replace(shape, number=self._products)
-        for tensor in _tensors([result]):
+        for tensor in tensors_in([result]):
             self._scores[_storage(tensor)] = (shape, False)
             self._held.append(tensor.untyped_storage())
         return shape

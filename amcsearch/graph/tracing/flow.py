@@ -6,7 +6,7 @@ single operations are in ``operators``. An operation without a rule blocks the c
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
 
-__all__ = ["Call", "Crossing", "Cut", "Flow", "Split", "outputs", "tensors_of_arguments"]
+__all__ = ["Call", "Crossing", "Cut", "Flow", "Split", "outputs"]
 
 _CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
 _ATTRIBUTE: Final = "_amcsearch_labels"
@@ -107,8 +108,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         return out
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        inputs = list(tensors_of_arguments((*args, *kwargs.values())))
-        outputs = list(tensors_of_arguments([out]))
+        inputs = list(tensors_in((*args, *kwargs.values())))
+        outputs = list(tensors_in([out]))
         name = func._overloadpacket.__name__
         if name.endswith("_") and not name.startswith("__"):
             name = name.rstrip("_")
@@ -304,13 +305,4 @@ def _of_rank(label: Tensor, rank: int) -> Tensor:
 
 def outputs(call: Call) -> list[Tensor]:
     """Return the tensors that an operation gave."""
-    return list(tensors_of_arguments([call.out]))
-
-
-def tensors_of_arguments(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among an operation's arguments, lists of tensors included."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from (item for item in value if isinstance(item, Tensor))
+    return list(tensors_in([call.out]))

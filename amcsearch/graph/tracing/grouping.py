@@ -29,7 +29,7 @@ Place = Axis | tuple[str, Side]
 
 @dataclass(frozen=True)
 class RawGroup:
-    """Units of one signature; ``positions`` maps all_places to (channels, factor).
+    """Units of one signature; ``positions`` maps each place to (channels, factor).
 
     ``units`` (n_units, unit) are channel indices; ``problem`` says why the group cannot be offered, if it cannot.
     """

@@ -8,15 +8,16 @@ the attention layer.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
 
 from amcsearch.core import LayerKind, LayerSpec, MapOp, MapStep
+from amcsearch.graph.outputs import tensors_in
 
-__all__ = ["MapFollower", "tensors_in"]
+__all__ = ["MapFollower"]
 
 _CONCATENATIONS: Final = frozenset({"cat", "concat", "concatenate"})
 _OF_LAYERS: Final = frozenset(
@@ -94,17 +95,20 @@ class MapFollower:
             self._keep(output, self._shares(source, output))
 
     def _of(self, tensor: Tensor) -> _Parts:
+        """Positions a channel of a tensor, by the layer that wrote them; none of a tensor that no layer wrote."""
         return self._parts[id(tensor)][1] if id(tensor) in self._parts else {}
 
     def _keep(self, tensor: Any, parts: _Parts) -> None:
+        """Note which layers wrote a tensor, which is held so that no other takes its id."""
         if isinstance(tensor, Tensor):
             self._parts[id(tensor)] = (tensor, parts)
 
     def _shares(self, source: Tensor, other: Tensor) -> _Parts:
-        """Positions of a map that goes with the channels of ``own``, by layer."""
+        """Positions of ``other``, a map that goes with the channels of ``source``, by layer."""
         return {layer: n * other.numel() // source.numel() for layer, n in self._of(source).items() if source.numel()}
 
     def _step(self, op: MapOp, source: Tensor, beside: list[Tensor], result: Tensor) -> None:
+        """Add an operation to the layers that wrote ``source``, each with its part of what is read and written."""
         read = [self._shares(source, tensor) for tensor in (source, *beside)]
         for layer, writes in self._shares(source, result).items():
             step = MapStep(op, tuple(shares[layer] for shares in read), writes)
@@ -113,13 +117,5 @@ class MapFollower:
 
 
 def _storage(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins: a view's is that of the tensor it looks at."""
     return tensor.untyped_storage().data_ptr()
-
-
-def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among some arguments, and those inside tuples and lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from (v for v in value if isinstance(v, Tensor))

@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from amcsearch.graph.tracing.flow import Call, Flow, Rule, outputs, tensors_of_arguments
+from amcsearch.graph.outputs import tensors_in
+from amcsearch.graph.tracing.flow import Call, Flow, Rule, outputs
 from amcsearch.graph.tracing.labels import NONE, small, tidy, varying
 from amcsearch.graph.tracing.move_rules import VIEWS, concatenate, cut, embedding, gather, move, pick, strided, view
 from amcsearch.graph.tracing.product_rules import attention, convolution, experts, product
@@ -32,7 +33,7 @@ def keep(flow: Flow, call: Call) -> None:
 
 def pointwise(flow: Flow, call: Call) -> None:
     """Element-wise: operands that meet are tied."""
-    operands = list(tensors_of_arguments((*call.args, *call.kwargs.values())))
+    operands = list(tensors_in((*call.args, *call.kwargs.values())))
     out = outputs(call)[0]
     if operands[0] is out and len(operands) == 1:
         return
@@ -48,7 +49,7 @@ def pointwise(flow: Flow, call: Call) -> None:
 def write(flow: Flow, call: Call) -> None:
     """Writing into a tensor: into zeros it labels the part that is written, else both are tied."""
     target = call.args[0]
-    sources = [t for t in tensors_of_arguments((*call.args[1:], *call.kwargs.values())) if flow.labels(t)]
+    sources = [t for t in tensors_in((*call.args[1:], *call.kwargs.values())) if flow.labels(t)]
     canvas = flow.canvas(target)
     if canvas is not None:
         for source in sources:
@@ -56,14 +57,14 @@ def write(flow: Flow, call: Call) -> None:
                 canvas.copy_(torch.where(canvas > NONE, canvas, label.expand(canvas.shape)))
     elif sources or flow.labels(target):
         reason = f"is written{flow.place()} into a tensor that keeps its width"
-        flow.combined([target, *(t for t in tensors_of_arguments(call.args[1:]))], reason)
+        flow.combined([target, *(t for t in tensors_in(call.args[1:]))], reason)
 
 
 def write_at(flow: Flow, call: Call) -> None:
     """Writing at indices (index_put, index_add, scatter): as ``write``, where the operation says."""
     target = call.args[0]
     canvas = flow.canvas(target)
-    sources = [t for t in tensors_of_arguments(call.args[1:]) if flow.labels(t)]
+    sources = [t for t in tensors_in(call.args[1:]) if flow.labels(t)]
     if not sources:
         return
     out = outputs(call)[0]
@@ -167,7 +168,7 @@ def pad(flow: Flow, call: Call) -> None:
 def norm(flow: Flow, call: Call) -> None:
     """Batch norm: dimension 1 with each of its vectors."""
     source = call.args[0]
-    vectors = [t for t in tensors_of_arguments((*call.args[1:], *call.kwargs.values())) if t.ndim == 1]
+    vectors = [t for t in tensors_in((*call.args[1:], *call.kwargs.values())) if t.ndim == 1]
     reason = f"{call.name}{flow.place()} has vectors of a fixed width"
     for label in flow.labels(source):
         if varying(label) != (1,):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amcsearch.graph.tracing.flow import Call, Flow, tensors_of_arguments
+from amcsearch.graph.outputs import tensors_in
+from amcsearch.graph.tracing.flow import Call, Flow
 from amcsearch.graph.tracing.labels import FRESH, NONE, small, varying
 
 __all__ = ["attention", "convolution", "experts", "product"]
@@ -17,7 +18,7 @@ __all__ = ["attention", "convolution", "experts", "product"]
 
 def product(flow: Flow, call: Call) -> None:
     """Matrix products: mm, bmm, mv, dot, and those that add a bias."""
-    operands = list(tensors_of_arguments(call.args))
+    operands = list(tensors_in(call.args))
     bias = operands.pop(0) if call.name in ("addmm", "baddbmm", "addmv", "addbmm") else None
     left, right = operands
     a = [_matrix(label, is_left=True) for label in flow.labels(left)]
@@ -96,7 +97,7 @@ def attention(flow: Flow, call: Call) -> None:
     k, v = ([label.repeat_interleave(shared if 1 in varying(label) else 1, 1) for label in t] for t in (k, v))
     scores = multiplied(flow, call.name, [x[0] for x in q], [y[0].mT for y in k], (False, False))
     mask = call.argument("attn_mask")
-    out = next(tensors_of_arguments([call.out]))
+    out = next(tensors_in([call.out]))
     shaped = [label[None] for label in scores]
     if isinstance(mask, Tensor) and flow.labels(mask):
         plain = torch.empty((1, *query.shape[1:3], key.shape[2]), device="meta")

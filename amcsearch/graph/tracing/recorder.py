@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.modes import unfused
-from amcsearch.graph.outputs import output_tensors
+from amcsearch.graph.outputs import output_tensors, tensors_in
 from amcsearch.graph.slices import Skipped
 from amcsearch.graph.tracing.contractions import (
     Attention,
@@ -34,7 +34,7 @@ from amcsearch.graph.tracing.contractions import (
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.layer_types import layer_type, tokens
-from amcsearch.graph.tracing.map_steps import MapFollower, tensors_in
+from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
 
 UNUSED: Final = "a parameter that this example never used: counted, left alone"

@@ -2,7 +2,7 @@
 
 Modules of a known type say which they have. For other code an integer counts where it says the size of something that
 shrinks: the number of heads where a view makes a grid of heads, the length of a part where code cuts a tensor, a width
-of a weight in the module that holds it. Whether the right ones fall is found by experiment (``verification``).
+of a weight in the module that holds it. Whether the right ones fall is found by experiment (``trace``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
