@@ -93,6 +93,11 @@ class ClassIds(Task):
         samples = len(_ids(targets))
         return right.reshape(samples, -1).double(), known.reshape(samples, -1)
 
+    def shares_right(self, output: Tree, targets: Tree) -> Tensor:
+        """Share of the predictions of each sample that are right, (N,); NaN of a sample without a target."""
+        right, known = self.right(output, targets)
+        return right.sum(1) / known.sum(1)
+
     def draw(self, output: Tree, targets: Tree, generator: torch.Generator) -> Tensor:
         """Classes drawn from softmax(logits); ignored positions stay ignored."""
         logits, ids = self.rows(output, targets)
@@ -167,8 +172,7 @@ class Classification(ClassIds):
 
     def sample_values(self, output: Tree, targets: Tree) -> Tensor | None:
         """See ``Task.sample_values``."""
-        right, known = self.right(output, targets)
-        return right.sum(1) / known.sum(1)
+        return self.shares_right(output, targets)
 
 
 @dataclass(frozen=True)
@@ -249,10 +253,7 @@ class Segmentation(ClassIds):
 
     def sample_values(self, output: Tree, targets: Tree) -> Tensor | None:
         """See ``Task.sample_values``."""
-        if self.metric.name != "pixel_accuracy":
-            return None
-        right, known = self.right(output, targets)
-        return right.sum(1) / known.sum(1)
+        return self.shares_right(output, targets) if self.metric.name == "pixel_accuracy" else None
 
     def guess(self, output: Tree, targets: Tree) -> Guess | None:
         """See ``Task.guess``."""

@@ -5,6 +5,7 @@ are 0 and 1 as numbers or truth values; (N,) fit logits (N, 1).
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -59,9 +60,9 @@ class YesOrNo(Task):
     def meter(self) -> Meter:
         return Mean(self._right) if self.metric.name == "accuracy" else TorchMeter(self.torch_metric, self._chances)
 
+    @abstractmethod
     def torch_metric(self, chances: Tensor, answers: Tensor) -> "torchmetrics.Metric":
         """Make the metric that is no share of right answers."""
-        raise NotImplementedError
 
     def sample_values(self, output: Tree, targets: Tree) -> Tensor | None:
         if self.metric.name != "accuracy":
