@@ -15,7 +15,7 @@ from torch import nn
 
 from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState, at_worst
 from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
-from amcsearch.jobs.network_check import onnx_settings, samples_of
+from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
@@ -168,7 +168,9 @@ class Exports:
 
     def in_device_type(self, model: bytes) -> bytes:
         """Return a model in the data type that the device computes in, calibrated on the calibration split."""
-        return converted(model, self.job.config.device.dtype, samples_of(self.job.workload.splits, "calibration"))
+        return converted(
+            model, self.job.config.device.dtype, batches_of(self.job.workload.splits.calibration, name="calibration")
+        )
 
     def measure(self, policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
         """Measure policies beside the dense network, all in the same interleaved rounds, as they would be delivered."""

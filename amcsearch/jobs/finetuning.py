@@ -2,17 +2,15 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
 from amcsearch.core import BadInputError, DivergedError, at_worst
-from amcsearch.graph import evaluating
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.user_training import train_by_user, user_training
 from amcsearch.jobs.workload import (
@@ -30,11 +28,11 @@ from amcsearch.training import (
     TrainingHook,
     TrainingRecipe,
     Watch,
-    all_targets,
     batches_of,
     check_recipe,
     evaluate,
     fit,
+    guess_on,
 )
 
 __all__ = ["check_trainable", "check_trainings", "fine_tune", "finetuning_recipe", "one_step", "recalibrate"]
@@ -180,7 +178,14 @@ def _by_recipe(
     if first_epoch >= recipe.epochs:
         return
     watch = _watch(finetune, workload)
-    began = _calibration_loss(workload, model)
+    calibration = batches_of(workload.splits.calibration, name="calibration")
+    guess = guess_on(model, calibration, workload.task)
+    began, _ = evaluate(model, calibration, workload.task)
+
+    def check(trained: nn.Module) -> None:
+        ended, _ = evaluate(trained.cpu(), calibration, workload.task)
+        _check_loss(began, ended, 0.0 if guess is None else guess.loss, recipe)
+
     with diverging("recovery.finetune"):
         _fit(config, finetune, workload)(
             model,
@@ -191,7 +196,7 @@ def _by_recipe(
             store=store,
             first_epoch=first_epoch,
             watch=watch,
-            check=lambda trained: _check_loss(began, _calibration_loss(workload, trained.cpu()), recipe),
+            check=check,
         )
     if watch is not None and finetune.keep == "best" and watch.best_epoch == 0:
         observer.warn(
@@ -213,29 +218,14 @@ def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
     return Watch(judge, keep_best=finetune.keep == "best", patience=finetune.patience)
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """Loss of the calibration split in eval mode, and what guessing gives: 0 where that is not known."""
-
-    value: float
-    guessing: float
-
-
-def _calibration_loss(workload: Workload, model: nn.Module) -> _Loss:
-    batches = batches_of(workload.splits.calibration, name="calibration")
-    with evaluating(model), torch.inference_mode():
-        guess = workload.task.guess(next(iter(batches.batched(1))).through(model), all_targets(batches))
-    loss, _ = evaluate(model, batches, workload.task)
-    return _Loss(loss, 0.0 if guess is None else guess.loss)
-
-
-def _check_loss(began: _Loss, ended: _Loss, recipe: TrainingRecipe) -> None:
-    most = MOST_LOSS * max(began.guessing, began.value)  # in this order a NaN at the beginning counts as guessing
-    if not ended.value <= most:
+def _check_loss(began: float, ended: float, guessing: float, recipe: TrainingRecipe) -> None:
+    """Compare losses of the calibration split; ``guessing`` is that of guessing, 0 where it is not known."""
+    most = MOST_LOSS * max(guessing, began)  # in this order a NaN at the beginning counts as guessing
+    if not ended <= most:
         raise DivergedError(
             f"the training diverged in epoch {recipe.epochs} at learning_rate = "
-            f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended.value:.4g}, before it was "
-            f"{began.value:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
+            f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended:.4g}, before it was "
+            f"{began:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
         )
 
 

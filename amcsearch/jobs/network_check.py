@@ -27,13 +27,12 @@ from amcsearch.runtime import (
     sample_axis,
     signature_of,
 )
-from amcsearch.training import DataSplits, Task, all_targets, batches_of
+from amcsearch.training import DataSplits, Task, batches_of, guess_on
 
-__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "samples_of"]
+__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
-BATCH: Final = 256
 
 
 def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
@@ -52,7 +51,7 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
         probes = _probes_of(splits)
         _check_input_kept(model, probes, name)
         for split in ("calibration", "search", "test"):
-            _check_outputs(model, samples_of(splits, split), name, split)
+            _check_outputs(model, batches_of(getattr(splits, split), name=split), name, split)
         _check_repeats(model, probes, config.device.batch, name)
 
 
@@ -98,16 +97,9 @@ def onnx_settings(config: Config) -> OnnxSettings:
     return OnnxSettings(config.device.export.opset, config.device.export.dynamic)
 
 
-def samples_of(splits: DataSplits, name: str, batch_size: int = BATCH) -> Batches:
-    """Return the samples of a split as the network takes them."""
-    return batches_of(getattr(splits, name), batch_size, name)
-
-
 def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation, task: Task) -> str | None:
     """Say that the dense network guesses: its metric on the search split is no better than the task's guess."""
-    batches = samples_of(splits, "search")
-    with evaluating(model), torch.inference_mode():
-        guess = task.guess(next(iter(batches.batched(1))).through(model), all_targets(batches))
+    guess = guess_on(model, batches_of(splits.search, name="search"), task)
     metric = task.metric
     if guess is None or metric.gain(dense.metric, guess.metric) > guess.margin:
         return None
@@ -124,7 +116,7 @@ def _name(config: Config, model: nn.Module) -> str:
 
 def _probes_of(splits: DataSplits) -> Batch:
     """Some samples of the calibration and search splits, in one batch."""
-    parts = [_probes(samples_of(splits, name)) for name in ("calibration", "search")]
+    parts = [_probes(batches_of(getattr(splits, name), name=name)) for name in ("calibration", "search")]
     left = [list(part.inputs.values()) for part in parts]
     if any(a.shape[1:] != b.shape[1:] for a, b in zip(*left, strict=False)) or len({len(each) for each in left}) > 1:
         return replace(parts[0], targets=None)  # batches that are padded, each to a length of its own

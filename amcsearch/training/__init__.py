@@ -23,9 +23,8 @@ from amcsearch.training.identity import (
     fingerprint,
     network_difference,
     record_network,
-    record_splits,
 )
-from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit
+from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit, guess_on
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
 from amcsearch.training.reading import all_targets, batches_of
@@ -120,6 +119,7 @@ __all__ = [
     "first_item",
     "fit",
     "fixed_splits",
+    "guess_on",
     "is_ragged",
     "is_stackable",
     "judged_tensor",
@@ -132,7 +132,6 @@ __all__ = [
     "read",
     "read_texts",
     "record_network",
-    "record_splits",
     "save_state",
     "save_tensors",
     "seeded",

@@ -27,7 +27,6 @@ from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import (
     SPLITS,
     Changed,
-    DataSplits,
     Samples,
     is_in_memory,
     is_stackable,
@@ -49,7 +48,6 @@ __all__ = [
     "read_parts",
     "record_network",
     "record_split",
-    "record_splits",
     "repeats_by_seed",
     "rows_that_count",
     "same_bytes",
@@ -135,11 +133,6 @@ def record_network(model: nn.Module, inputs: Tensor | Batch) -> NetworkRecord:
         outputs = first_tensor(probe.through(model)).double().cpu().flatten()
     kept = np.unique(np.linspace(0, len(outputs) - 1, min(len(outputs), OUTPUTS)).round().astype(np.int64))
     return NetworkRecord(tensors, tuple(outputs[torch.from_numpy(kept)].tolist()))
-
-
-def record_splits(splits: DataSplits, seed: int) -> dict[str, SplitRecord]:
-    """Describe every split; random transforms are read by the seed. Raises as ``read``."""
-    return {name: record_split(getattr(splits, name), name, seed) for name in SPLITS}
 
 
 def record_split(dataset: Samples, name: str, seed: int) -> SplitRecord:

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.graph import Batch, Batches, channels_first, duplicate, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
-from amcsearch.training.reading import TrainReader
+from amcsearch.training.reading import TrainReader, all_targets
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, length
-from amcsearch.training.task import Task
+from amcsearch.training.task import Guess, Task
 from amcsearch.training.tasks.class_ids import Classification
 from amcsearch.training.updates import Averages, LossScale, check_recipe, clip, make_optimizer, precision_of
 
-__all__ = ["CLASS_IDS", "Augmentation", "Progress", "evaluate", "fit", "random_shift"]
+__all__ = ["CLASS_IDS", "Augmentation", "Progress", "evaluate", "fit", "guess_on", "random_shift"]
 
 
 def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -157,6 +157,12 @@ def evaluate(model: nn.Module, batches: Batches, task: Task = CLASS_IDS) -> tupl
     if not count:
         raise BadInputError(f"evaluation of {batches.samples} samples found no targets, expected at least 1")
     return loss / count, meter.value()
+
+
+def guess_on(model: nn.Module, batches: Batches, task: Task) -> Guess | None:
+    """What guessing comes to on some samples; the model, in eval mode, shows on one of them what its outputs are."""
+    with evaluating(model), torch.inference_mode():
+        return task.guess(next(iter(batches.batched(1))).through(model), all_targets(batches))
 
 
 @dataclass(frozen=True)

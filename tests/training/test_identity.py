@@ -18,9 +18,8 @@ from amcsearch.training.identity import (
     network_difference,
     record_network,
     record_split,
-    record_splits,
 )
-from amcsearch.training.splits import DataSplits
+from amcsearch.training.splits import SPLITS, DataSplits
 
 INPUTS = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(100) % 3
@@ -48,7 +47,8 @@ def splits(inputs=INPUTS, targets=TARGETS):
 def identity(model=None, data=None, **more):
     parts = splits() if data is None else data
     record = record_network(network() if model is None else model, parts.calibration.tensors[0])
-    return Identity(**{"settings": "a", "named": {}, "network": record, "splits": record_splits(parts, 0), **more})
+    by_split = {name: record_split(getattr(parts, name), name, 0) for name in SPLITS}
+    return Identity(**{"settings": "a", "named": {}, "network": record, "splits": by_split, **more})
 
 
 def changed(tensor, index, by):
