@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, import_factory
 from amcsearch.core import BadInputError, UserCode
-from amcsearch.graph import Batch, duplicate, evaluating, tensors_of_tree
+from amcsearch.graph import Batch, duplicate
 from amcsearch.jobs.workload import InMemory, Workload
 from amcsearch.runs import make_folder
-from amcsearch.runtime import OUTPUTS
+from amcsearch.runtime import OUTPUTS, compare
 from amcsearch.training import Samples, Task, seeded
 
 __all__ = ["TrainingRequest", "UserTraining", "train_by_user", "user_training"]
@@ -113,14 +112,11 @@ def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
 
 def _check_outputs(model: nn.Module, returned: nn.Module, example: Batch) -> None:
     """Compare the pruned network under the returned weights with what was returned."""
-    with UserCode(f"{_KEY}: the network it returned"), evaluating(model), evaluating(returned), torch.inference_mode():
-        pairs = zip(tensors_of_tree(example.through(model)), tensors_of_tree(example.through(returned)), strict=True)
-        for (name, ours), (_, theirs) in pairs:
-            scale = float(ours.abs().max().clamp_min(1e-12)) if ours.is_floating_point() else 1.0
-            apart = float((ours.double() - theirs.double()).abs().max()) / scale if ours.numel() else 0.0
-            if not apart <= OUTPUTS:
-                raise BadInputError(
-                    f"{_KEY} returned another network: its output {name or 'of the example'} differs by {apart:.3g} of "
-                    f"its scale from that of the same weights in the pruned network, at most {OUTPUTS:g} is allowed; "
-                    "change weights and buffers alone"
-                )
+    with UserCode(f"{_KEY}: the network it returned"):
+        agreement = compare(model, returned, [example], labels=False)
+    if not agreement.relative <= OUTPUTS or agreement.changed:
+        raise BadInputError(
+            f"{_KEY} returned another network: its output {agreement.output or 'of the example'} differs by "
+            f"{agreement.relative:.3g} of its scale from that of the same weights in the pruned network, at most "
+            f"{OUTPUTS:g} is allowed; change weights and buffers alone"
+        )
