@@ -7,7 +7,14 @@ from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.global_ranking import NORMALISERS, comparable, removal_steps
 from amcsearch.methods.layer_densities import erk_densities, policy_from_densities
-from amcsearch.methods.layer_inputs import MEMORY_BYTES, POSITIONS, LayerInputs, calls_of, gather_inputs
+from amcsearch.methods.layer_inputs import (
+    MEMORY_BYTES,
+    POSITIONS,
+    LayerInputs,
+    calls_of,
+    following_norms,
+    gather_inputs,
+)
 from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
 from amcsearch.methods.needs import Need, Statistic, vanishes
@@ -58,6 +65,7 @@ __all__ = [
     "calls_of",
     "comparable",
     "erk_densities",
+    "following_norms",
     "gather",
     "gather_inputs",
     "keep",

@@ -29,7 +29,7 @@ from amcsearch.core import BadInputError, Side
 from amcsearch.graph import Batch, Batches, Trace, evaluating
 from amcsearch.methods.patches import READERS, patches
 
-__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "gather_inputs"]
+__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "following_norms", "gather_inputs"]
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
@@ -134,7 +134,7 @@ def gather_inputs(
     torch_device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), torch.no_grad():
-        norms = _following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
+        norms = following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
         centred = {layer: m.bias is not None or layer in norms for layer, m in modules.items()}
         moments = {layer: _RunningMoments() for layer in modules}
         for batch in (each.to(torch_device) for each in batches):
@@ -197,16 +197,16 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -
         yield calls.popleft()  # lets go of each input once it has been used
 
 
-def _following_norms(model: nn.Module, modules: Mapping[str, Any], sample: Batch) -> dict[str, str]:
-    """Layer → path of the batch norm that is called on exactly its output."""
-    outputs: dict[str, Tensor] = {}
+def following_norms(model: nn.Module, modules: Mapping[str, nn.Module], sample: Batch) -> dict[str, str]:
+    """Layer → path of the batch norm with running statistics that is called on exactly its output, in one pass."""
+    written: dict[int, tuple[Tensor, str]] = {}  # the tensor is held, so that its id is not given again
     norms: dict[str, str] = {}
 
     def leave(layer: str) -> Any:
-        return lambda _, __, output: outputs.__setitem__(layer, output)
+        return lambda _, __, output: written.__setitem__(id(output), (output, layer))
 
     def enter(path: str) -> Any:
-        return lambda _, args: norms.update({k: path for k, y in outputs.items() if y is args[0]})
+        return lambda _, args: norms.update({written[id(x)][1]: path for x in args[:1] if id(x) in written})
 
     with ExitStack() as stack:
         for layer, module in modules.items():

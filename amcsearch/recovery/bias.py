@@ -9,18 +9,16 @@ inputs of the dense network. With zero padding it is exact in the interior alone
 Transposed convolutions are left as they are, because their outputs use different taps.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from amcsearch.graph import Batch, Batches, Kept, Trace, check_kept, evaluating, removed_positions
-from amcsearch.methods import Criterion, LossFunction, Statistic, gather, readers
+from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.methods import Criterion, LossFunction, Statistic, following_norms, gather, readers
 
 __all__ = ["Means", "fold_means", "input_means", "means_for"]
 
@@ -62,7 +60,9 @@ def input_means(model: nn.Module, trace: Trace, batches: Batches, loss_fn: LossF
             weight = whole.weights[name]
             each = weight * whole.inputs[name].mean.to(weight)
             terms[name] = each.sum(tuple(range(2, each.ndim))) if each.ndim > 2 else each
-    norms = _norms_after(model, next(iter(batches.batched(1))))
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
+    with evaluating(model):
+        norms = following_norms(model, layers, next(iter(batches.batched(1))).to(next(model.parameters()).device))
     return Means(terms, {name: norms[_layer(name)] for name in terms if _layer(name) in norms})
 
 
@@ -101,31 +101,3 @@ def _add(modules: Mapping[str, nn.Module], name: str, norm: str | None, lost: Te
 
 def _layer(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _norms_after(model: nn.Module, sample: Batch) -> dict[str, str]:
-    """Layer → the batch norm with running statistics whose input IS the layer's output, by names."""
-    written: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept, so that its id is not given again
-    norm_of: dict[str, str] = {}
-
-    def left(name: str) -> Callable[..., None]:
-        def hook(_m: nn.Module, _i: object, output: Tensor) -> None:
-            written[id(output)] = output, name
-
-        return hook
-
-    def entered(name: str) -> Callable[..., None]:
-        def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args and id(args[0]) in written:
-                norm_of[written[id(args[0])][1]] = name
-
-        return hook
-
-    with ExitStack() as stack, evaluating(model):
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | _ConvNd):
-                stack.callback(module.register_forward_hook(left(name)).remove)
-            elif isinstance(module, _BatchNorm) and module.running_mean is not None:
-                stack.callback(module.register_forward_pre_hook(entered(name)).remove)
-        sample.to(next(model.parameters()).device).through(model)
-    return norm_of
