@@ -2,7 +2,7 @@
 
 from amcsearch.methods.criteria import ALIASES, CRITERIA, unaliased
 from amcsearch.methods.criterion import Criterion
-from amcsearch.methods.first_order import LossFunction, readers
+from amcsearch.methods.first_order import LossFunction, drawn_classes, readers
 from amcsearch.methods.gate import Gate, GateMethod
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.global_ranking import NORMALISERS, comparable, removal_steps
@@ -64,6 +64,7 @@ __all__ = [
     "UnitSlices",
     "calls_of",
     "comparable",
+    "drawn_classes",
     "erk_densities",
     "following_norms",
     "gather",

@@ -26,6 +26,7 @@ __all__ = [
     "LossFunction",
     "Taps",
     "called",
+    "drawn_classes",
     "drawn_targets",
     "mean_gradients",
     "readers",
@@ -183,9 +184,14 @@ def drawn_targets(loss_fn: LossFunction, output: Any, target: Tensor, generator:
     if target.is_floating_point():
         noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)
         return (scores + noise.to(scores.device)).reshape(target.shape)
-    flat = torch.softmax(scores.double().cpu(), -1).flatten(0, -2)
-    labels = torch.multinomial(flat, 1, generator=generator).reshape(target.shape).to(target.device)
-    return torch.where(target == _NO_TARGET, target, labels)
+    return drawn_classes(scores.flatten(0, -2), target.flatten(), _NO_TARGET, generator).reshape(target.shape)
+
+
+def drawn_classes(logits: Tensor, ids: Tensor, ignored: int, generator: torch.Generator) -> Tensor:
+    """Classes (P,) drawn from softmax(logits), (P, C), on the CPU; where ``ids`` (P,) are ``ignored`` they stay."""
+    chances = torch.softmax(logits.detach().double().cpu(), -1)
+    drawn = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(ids.device)
+    return torch.where(ids == ignored, ids, drawn)
 
 
 def readers(trace: Trace) -> set[str]:

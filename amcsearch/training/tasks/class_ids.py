@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from amcsearch.core import ACCURACY, METRICS, BadInputError, Metric
 from amcsearch.graph import Tree
+from amcsearch.methods import drawn_classes
 from amcsearch.training.task import Guess, Meter, Task, judged_tensor, others_apart
 from amcsearch.training.tasks.meters import Mean, TorchMeter
 
@@ -101,9 +102,7 @@ class ClassIds(Task):
     def draw(self, output: Tree, targets: Tree, generator: torch.Generator) -> Tensor:
         """Classes drawn from softmax(logits); ignored positions stay ignored."""
         logits, ids = self.rows(output, targets)
-        chances = torch.softmax(logits.detach().double().cpu(), -1)
-        drawn = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(ids.device)
-        return torch.where(ids == self.ignored, ids, drawn).reshape(_ids(targets).shape)
+        return drawn_classes(logits, ids, self.ignored, generator).reshape(_ids(targets).shape)
 
     def labels(self, targets: Tree) -> Tensor | None:
         ids = _ids(targets)
