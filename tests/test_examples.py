@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from amcsearch import config as cfg
 from amcsearch.cli import main
 from amcsearch.core.errors import BadInputError
-from amcsearch.testing import AgentContract, CostContract, CriterionContract
+from amcsearch.testing import AgentContract, CostContract, CriterionContract, TaskContract, TaskExample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = (
@@ -49,6 +50,72 @@ class TestAnnealing(AgentContract):
 class TestActivationMemory(CostContract):
     def make(self) -> Any:
         return example("my_cost").ActivationMemory()
+
+
+class TestClassAndBox(TaskContract):
+    def make(self) -> Any:
+        return example("my_task").ClassAndBox()
+
+    def example(self) -> TaskExample:
+        ids, boxes = torch.tensor([0, 1, 2, 1]), torch.arange(16.0).reshape(4, 4) / 16
+        guesses = {"classes": torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1), "boxes": torch.zeros(4, 4)}
+        perfect = {"classes": 20.0 * torch.eye(3)[ids], "boxes": boxes}
+        return TaskExample(guesses, {"class": ids, "box": boxes}, perfect, 4)
+
+
+def test_a_class_with_its_box_by_hand() -> None:
+    """Right; box off by 0.2; wrong class. The loss of the first: ln(1 + 1/e) + 0.05² / 2 / 4."""
+    task = example("my_task").ClassAndBox()
+    wanted = {"class": torch.tensor([0, 0, 1]), "box": torch.zeros(3, 4)}
+    boxes = torch.zeros(3, 4)
+    boxes[0, 1], boxes[1, 2] = 0.05, 0.2
+    output = {"classes": torch.tensor([[1.0, 0.0]]).repeat(3, 1), "boxes": boxes}
+    assert task.sample_values(output, wanted).tolist() == [1.0, 0.0, 0.0]
+    loss = task.loss({k: v[:1] for k, v in output.items()}, {k: v[:1] for k, v in wanted.items()})
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) + 0.05**2 / 8, abs=1e-6)
+
+
+BRIGHT_SQUARES = """
+import torch
+from torch import nn
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 32), nn.ReLU()
+        self.body = nn.Sequential(*layers)
+        self.classes, self.boxes = nn.Linear(32, 2), nn.Linear(32, 4)
+
+    def forward(self, x):
+        features = self.body(x)
+        return {"classes": self.classes(features), "boxes": self.boxes(features)}
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for number in range(320):
+        left, top = torch.randint(0, 6, (2,), generator=generator).tolist()
+        x = torch.zeros(1, 8, 8)
+        x[0, top : top + 3, left : left + 3] = 1.0 + number % 2
+        box = torch.tensor([left, top, left + 3, top + 3]) / 8
+        samples.append((x, {"class": number % 2, "box": box}))
+    return {"train": samples}
+"""
+
+
+def test_a_search_with_a_task_of_two_heads_from_a_file(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "bright_squares.py").write_text(BRIGHT_SQUARES)
+    summary = run(
+        write_config(),
+        tmp_path / "run",
+        f"task={{name: '{EXAMPLES}/my_task.py:ClassAndBox', params: {{tolerance: 0.2}}}}",
+        f"model.factory={tmp_path}/bright_squares.py:TwoHeads",
+        f"data.factory={tmp_path}/bright_squares.py:data",
+        "search.agent=random",
+    )
+    assert summary["metric"] == {"name": "localised", "unit": "%", "higher_is_better": True}
+    assert summary["finetuned"]["macs"] < summary["dense"]["macs"]
+    assert "Localised" in (tmp_path / "run" / "report.html").read_text()
 
 
 def run(path: Path, folder: Path, *overrides: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
