@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from amcsearch.core import BadInputError, Metric
-from amcsearch.graph import Tree, first_tensor, tensors_of_tree
+from amcsearch.graph import Tree, first_tensor, map_tensors, tensors_of_tree
 
 __all__ = ["Guess", "Meter", "Task", "judged_tensor", "others_apart"]
 
@@ -143,17 +143,28 @@ class Task(ABC):
         """Refuse outputs and targets that do not fit each other, by the loss and the metric of a batch.
 
         Raises:
-            BadInputError: as ``loss`` and the meter, or a loss or metric that is no number.
+            BadInputError: as ``loss`` and the meter, a loss or metric that is no number, or a loss without a gradient.
         """
-        loss = self.loss(output, targets)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            loss = self.loss(map_tensors(output, _with_gradient), map_tensors(targets, torch.clone))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
             raise BadInputError(f"the loss is of {shape}, must be a tensor of one number; take the mean over the batch")
+        if not loss.requires_grad:
+            raise BadInputError(
+                "the loss has no gradient, by which channels are ranked and networks trained; compute it from the "
+                "outputs by operations of torch, without .detach(), .item(), .numpy(), argmax or comparisons"
+            )
         meter = self.meter()
         meter.update(output, targets)
         value = meter.value()
         if not isinstance(value, int | float):
             raise BadInputError(f"metric {self.metric.name} is a {type(value).__name__}, must be a float")
+
+
+def _with_gradient(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()  # outside of inference mode: one that autograd can follow
+    return copied.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else copied
 
 
 def judged_tensor(output: Tree, path: str | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Losses, metrics, draws and guesses of the built-in tasks, by hand on the smallest tensors."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -219,6 +220,24 @@ def test_a_check_names_a_loss_and_a_metric_that_are_no_numbers() -> None:
     wide = Custom(lambda o, t: o.sum(), lambda o, t: o, Metric("m"))
     with pytest.raises(BadInputError, match=r"gives \(2, 1\); return a number for every sample"):
         wide.check(torch.zeros(2, 1), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, t: (o - t).square().mean().detach(),
+        lambda o, t: torch.tensor((o - t).square().mean().item()),
+        lambda o, t: (o.argmax(1) != t.argmax(1)).float().mean(),
+        lambda o, t: torch.from_numpy(((o - t) ** 2).detach().numpy()).mean(),
+    ],
+)
+def test_a_loss_without_a_gradient_is_refused(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    task = Custom(loss, lambda o, t: 1.0, Metric("m"))
+    with torch.inference_mode():
+        output = torch.tensor([[0.0, 1.0]])
+    with pytest.raises(BadInputError, match=r"loss has no gradient, .* without \.detach"):
+        task.check(output, torch.ones(1, 2))
+    Custom(lambda o, t: (o - t).square().mean(), lambda o, t: 1.0, Metric("m")).check(output, torch.ones(1, 2))
 
 
 def test_metrics_print_in_their_unit_and_know_their_direction() -> None:
