@@ -17,7 +17,7 @@ from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find,
 from amcsearch.config.messages import describe, hint, shown
 from amcsearch.config.schema import Config
 from amcsearch.config.table_folder import TABLE_FILES
-from amcsearch.config.values import added_costs
+from amcsearch.config.values import added_names
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError, Limit, check_depth, check_file, open_file
 from amcsearch.runs import expanded
@@ -300,7 +300,7 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
             holder[key] = _located(keys, holder[key], folder, at)
     try:
         # Through JSON: strict about types, and lists become tuples.
-        return Config.model_validate_json(json.dumps(data), context=added_costs(data))
+        return Config.model_validate_json(json.dumps(data), context=added_names(data))
     except ValidationError as error:
         raise BadInputError(_line(error.errors(), data, where, source)) from error
     except ValueError as error:  # Python writes no number of more than 4,300 digits

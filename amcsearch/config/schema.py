@@ -309,7 +309,7 @@ class SearchConfig(_Section):
     """Policies to evaluate."""
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
-    """Two or more objectives give a Pareto front instead of one best policy."""
+    """Two or more give a Pareto front instead of one best policy: ``metric``, or the metric's own name, and costs."""
     batch: Count = 1
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
 from amcsearch.config.messages import shown
-from amcsearch.core import COST_NAMES, SHARE, Limit, read_limit
+from amcsearch.core import COST_NAMES, METRICS, SHARE, Limit, read_limit
 from amcsearch.costs import StorageFormat
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "SparseFormat",
     "Target",
     "WrittenBudget",
-    "added_costs",
+    "added_names",
     "as_named",
     "limits_of",
     "with_models",
@@ -48,29 +49,49 @@ RESERVED: Final = frozenset(
 """Names that a cost of the user's own cannot have: other costs, and columns and keys beside which it is written."""
 
 
-def _cost_among(*further: str) -> AfterValidator:
-    """Accept the name of a cost, a built-in one or one of ``device.costs``, or one of ``further``.
+@dataclass(frozen=True)
+class AddedNames:
+    """Names that a configuration adds to the built-in ones: of costs, and of what its task judges by.
 
-    The names in ``device.costs`` are the validation's context; without one every name passes here, and whoever prices
-    it refuses what it does not know.
+    ``metrics`` None is any: a task of the user's own says the name later.
+    """
+
+    costs: tuple[str, ...]
+    metrics: tuple[str, ...] | None
+
+
+def added_names(data: dict[str, Any]) -> AddedNames:
+    """Return the names in ``device.costs`` and the metrics of ``task``, of a configuration not validated yet."""
+    device, task = data.get("device"), as_named(data.get("task"))
+    costs = device.get("costs") if isinstance(device, dict) else None
+    names = tuple(map(str, costs)) if isinstance(costs, dict) else ()
+    if not isinstance(task, dict):
+        return AddedNames(names, ())
+    if ":" in str(task.get("name")):
+        return AddedNames(names, None)
+    params = task.get("params")
+    further = params.get("metric_name") if isinstance(params, dict) else None
+    return AddedNames(names, (*METRICS, str(further)))
+
+
+def _cost_among(*further: str, or_metric: bool = False) -> AfterValidator:
+    """Accept the name of a cost, a built-in one or one of ``device.costs``, one of ``further``, or a metric.
+
+    The validation's context, ``AddedNames``, has those that the configuration adds; without one every name passes
+    here, and whoever prices or judges by it refuses what it does not know.
     """
     built_in = (*further, *COST_NAMES)
 
     def check(name: str, info: ValidationInfo) -> str:
-        known = (*built_in, *(info.context or ()))
-        if info.context is not None and name not in known:
-            *most, last = map(repr, known)
-            raise ValueError(f"expected {', '.join(most)} or {last}; device.costs adds costs of your own")
-        return name
+        added: AddedNames | None = info.context
+        if added is None or name in (*built_in, *added.costs):
+            return name
+        if or_metric and (added.metrics is None or name in added.metrics):
+            return name
+        *most, last = map(repr, (*built_in, *added.costs))
+        raise ValueError(f"expected {', '.join(most)} or {last}; device.costs adds costs of your own")
 
     return AfterValidator(check)
-
-
-def added_costs(data: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names in ``device.costs`` of a configuration that is not validated yet."""
-    device = data.get("device")
-    costs = device.get("costs") if isinstance(device, dict) else None
-    return tuple(map(str, costs)) if isinstance(costs, dict) else ()
 
 
 def as_named(value: Any) -> Any:
@@ -202,7 +223,7 @@ _WrittenLimit = Annotated[
 _CostName = Annotated[str, _cost_among()]
 _TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
 _PruneTargetName = Annotated[str, _cost_among("bytes")]
-Objective = Annotated[str, _cost_among("accuracy", "metric")]
+Objective = Annotated[str, _cost_among("accuracy", "metric", or_metric=True)]
 WrittenBudget = Annotated[dict[_CostName, _WrittenLimit], _as_limits("budget")]
 PruneTarget = Annotated[dict[_PruneTargetName, _WrittenLimit], AfterValidator(_one_cost), _as_limits("prune.target")]
 Target = Annotated[dict[_TargetName, Any], AfterValidator(_target)]

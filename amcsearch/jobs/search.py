@@ -20,6 +20,7 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import describe_search
+from amcsearch.jobs.task import check_objectives
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.runs import RunFolder
 from amcsearch.search import (
@@ -40,11 +41,13 @@ __all__ = ["check_fits", "make_agents", "make_env", "make_reward", "search"]
 
 
 def check_fits(config: Config, workload: Workload, device: Device, workers: int = 1) -> None:
-    """Refuse a policy to start from that does not fit, a reward that cannot price, a network that workers cannot get.
+    """Refuse objectives or a policy to start from that do not fit, and rewards and workers that cannot do their part.
 
     Raises:
-        BadInputError: as ``PruningPolicy.read``, ``NetworkSpec.kept_array``, ``bind`` and ``pickled``.
+        BadInputError: as ``check_objectives``, ``PruningPolicy.read``, ``NetworkSpec.kept_array``, ``bind`` and
+            ``pickled``.
     """
+    check_objectives(config, workload.task)
     if config.search.start is not None:
         workload.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
     bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget, workload.task.metric))

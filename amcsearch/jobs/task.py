@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import RESERVED, Config, check_contract, make
-from amcsearch.core import ACCURACY, BadInputError, UserCode
+from amcsearch.core import ACCURACY, COST_NAMES, BadInputError, UserCode
 from amcsearch.graph import Batch, Tree, first_tensor, tensors_of_tree
 from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, check_samples, judged_tensor, read
 
-__all__ = ["check_clear", "check_task", "first_output", "make_task", "output_of", "training_task"]
+__all__ = ["check_clear", "check_objectives", "check_task", "first_output", "make_task", "output_of", "training_task"]
 
 CURE: Final = "name one: task: {name: NAME} in the configuration, task='NAME' in Python, of `amcsearch list tasks`"
 
@@ -43,6 +43,22 @@ def make_task(config: Config, given: Task | None) -> Task:
             "choose task: {name: embedding} or {name: regression}, or leave data.targets out"
         )
     return task
+
+
+def check_objectives(config: Config, task: Task) -> None:
+    """Refuse objectives that are neither a cost nor the task's metric.
+
+    Raises:
+        BadInputError: the first of them.
+    """
+    known = tuple(dict.fromkeys(("metric", task.metric.name, *COST_NAMES, *config.device.costs)))
+    for name in config.search.objectives or ():
+        if name not in known:
+            *most, last = map(repr, known)
+            raise BadInputError(
+                f"search.objectives has {name!r}, and the task judges by {task.metric.name}; expected "
+                f"{', '.join(most)} or {last}"
+            )
 
 
 def training_task(config: Config, task: Task) -> Task:

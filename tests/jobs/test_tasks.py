@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import amcsearch
+from amcsearch.config import from_mapping
+from amcsearch.core import Metric
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph.batch import Tree
+from amcsearch.jobs.task import check_objectives, make_task
+from amcsearch.training.tasks.custom import Custom
+from amcsearch.training.tasks.regression import Regression
 
 SMALL = {
     "search.trials": 2,
@@ -61,3 +67,61 @@ def test_two_outputs_that_both_fit_are_refused_until_one_is_named() -> None:
     x = torch.randn(160, 4)
     with pytest.raises(BadInputError, match=r"returns '0', '1', which all fit .*output: '0'"):
         amcsearch.search(TwoHeads(), (x, torch.randint(0, 3, (160,))), settings=SMALL)
+
+
+class Counted(Regression):
+    """Errors that are counted have no gradient."""
+
+    def loss(self, output: Tree, targets: Tree) -> Tensor:
+        return ((output - targets).abs() > 1.0).float().mean()
+
+
+def test_a_task_whose_loss_has_no_gradient_is_refused_by_its_name_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="task = Counted: the loss has no gradient") as refused:
+        amcsearch.search(regressor(), data(), task=Counted(), settings=SMALL, folder=tmp_path / "run")
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "run" / "study.db").exists()
+
+
+def test_objectives_take_the_metric_by_its_name_or_as_metric() -> None:
+    """A random search of two policies trades the error off against MACs."""
+    fronts = [
+        amcsearch.search(
+            regressor(),
+            data(),
+            task="regression",
+            settings={**SMALL, "search.objectives": [name, "macs"], "recovery.finetune": None},
+            seed=0,
+        ).front
+        for name in ("mse", "metric")
+    ]
+    assert fronts[0][["mse", "macs"]].equals(fronts[1][["mse", "macs"]])
+
+
+OWN = "def loss(o, t): return (o - t).square().mean()\ndef miss(o, t): return (o - t).abs().mean(1)\n"
+
+
+def test_objectives_take_the_name_that_a_task_of_ones_own_gives(tmp_path: Path) -> None:
+    """A class says its metric's name only once it is made; of two functions ``metric_name`` says it."""
+    (tmp_path / "own.py").write_text(OWN)
+    functions = {"loss": f"{tmp_path}/own.py:loss", "metric": f"{tmp_path}/own.py:miss", "higher_is_better": False}
+    settings = {"model.factory": "a:b", "data.factory": "a:c", "search.objectives": ["miss", "macs"]}
+    by_functions = {"task": {"name": "custom", "params": {**functions, "metric_name": "miss"}}}
+    config = from_mapping(by_functions, "", settings)
+    check_objectives(config, make_task(config, None))
+    own = Custom(torch.nn.functional.mse_loss, torch.nn.functional.l1_loss, Metric("miss", higher_is_better=False))
+    config = from_mapping({"task": f"{tmp_path}/own.py:Mine"}, "", settings)
+    check_objectives(config, make_task(config, own))
+    with pytest.raises(BadInputError, match=r"has 'miss', and the task judges by mse; expected 'metric', 'mse'"):
+        check_objectives(config, make_task(config, Regression()))
+    with pytest.raises(BadInputError, match="expected 'macs'"):
+        from_mapping({**by_functions, "budget": {"miss": "0.5x"}}, "", settings)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "mae", "msee"])
+def test_objectives_that_are_no_cost_and_not_the_metric_are_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    settings = {**SMALL, "search.objectives": [name, "macs"]}
+    with pytest.raises(BadInputError, match=rf"search.objectives.*{name}.*") as refused:
+        amcsearch.search(regressor(), data(), task="regression", settings=settings, folder=tmp_path / "run")
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "run" / "study.db").exists()
