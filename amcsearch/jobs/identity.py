@@ -17,7 +17,7 @@ from amcsearch.core import BadInputError, read_text
 from amcsearch.graph import Batch
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory, Workload, make_workload, trained
-from amcsearch.runs import RunFolder
+from amcsearch.runs import MetricRecord, RunFolder
 from amcsearch.training import (
     PROBES,
     Identity,
@@ -53,6 +53,7 @@ def begin_workload(
         named={**named_digests(config), **_objects(given)},
         network=record_network(workload.model, _probe(workload)),
         splits=workload.records,
+        metric=MetricRecord.of(workload.task.metric),
     )
     return workload, now if run is None else _compared(run, now)
 

@@ -16,7 +16,7 @@ __all__ = ["Record", "read_record"]
 class Record:
     """The files of a run as values; None or empty where a file is missing or damaged. ``problems`` says which and why.
 
-    ``name`` is the folder's.
+    ``name`` is the folder's, ``judged_by`` the metric of a run without a result.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Record:
     trials: pd.DataFrame
     front: pd.DataFrame
     onnx_bytes: int | None
+    judged_by: Metric | None
     problems: tuple[str, ...]
 
     @property
@@ -51,9 +52,11 @@ class Record:
 
     @property
     def metric(self) -> Metric:
-        """What the task judges by: from the summary, or else by the column of the trials."""
+        """What the task judges by: from the summary, as the run began, or else by the column of the trials."""
         if self.result is not None:
             return self.result.metric
+        if self.judged_by is not None:
+            return self.judged_by
         name = metric_column(self.trials.columns)
         try:
             return METRICS[name] if name in METRICS else Metric(name)
@@ -77,15 +80,25 @@ class Record:
 def read_record(run: RunFolder) -> Record:
     """Read what there is."""
     problems: list[str] = []
+    config, result = _config(run, problems), _result(run, problems)
     return Record(
         run.path.resolve().name,
-        _config(run, problems),
-        _result(run, problems),
+        config,
+        result,
         _rows(run.trials_csv, problems),
         _rows(run.pareto_csv, problems),
         run.pruned_onnx.stat().st_size if run.pruned_onnx.is_file() else None,
+        _judged_by(run, problems) if result is None else None,
         tuple(problems),
     )
+
+
+def _judged_by(run: RunFolder, problems: list[str]) -> Metric | None:
+    try:
+        return run.read_metric()
+    except BadInputError as error:
+        problems.append(str(error))
+    return None
 
 
 def _config(run: RunFolder, problems: list[str]) -> ConfigFile:

@@ -1,6 +1,6 @@
 """The folder of a run on disk, and the typed documents in it."""
 
-from amcsearch.runs.documents import Document, StoredDocument, read_as
+from amcsearch.runs.documents import Document, MetricRecord, StoredDocument, read_as
 from amcsearch.runs.files import (
     check_outputs,
     check_replaceable,
@@ -53,6 +53,7 @@ __all__ = [
     "KeepAccuracyGoal",
     "LimitVerdict",
     "Measurement",
+    "MetricRecord",
     "ModelBlock",
     "PairedChange",
     "PolicyGoal",

@@ -15,9 +15,19 @@ from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, PruningPolicy
+from amcsearch.core import COST_NAMES, BadInputError, Cost, Metric, PruningPolicy
 
-__all__ = ["Document", "StoredDocument", "items_of", "key_of", "plain", "read_as", "read_cost", "read_number"]
+__all__ = [
+    "Document",
+    "MetricRecord",
+    "StoredDocument",
+    "items_of",
+    "key_of",
+    "plain",
+    "read_as",
+    "read_cost",
+    "read_number",
+]
 
 
 _MOST: Final = 2**64  # of a whole number: a seed may need as many bits
@@ -65,6 +75,25 @@ class StoredDocument(Document):
             raise BadInputError(f"{where} lacks {', '.join(missing)}")
         names = {item.name: key_of(item) for item in fields(cls) if key_of(item) in values}
         return cls(**{name: read_as(hints[name], values[key], f"{where}: {key}") for name, key in names.items()})
+
+
+@dataclass(frozen=True)
+class MetricRecord(StoredDocument):
+    """What a metric is: its name, unit and direction."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+
+    @classmethod
+    def of(cls, metric: Metric) -> Self:
+        """Describe a metric."""
+        return cls(metric.name, metric.unit, metric.higher_is_better)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric; raises as ``Metric``."""
+        return Metric(self.name, self.unit, self.higher_is_better)
 
 
 def key_of(item: "Field[Any]") -> str:

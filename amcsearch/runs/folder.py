@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial, parse_json, read_bytes, read_text
-from amcsearch.runs.documents import items_of, plain
+from amcsearch.core import BadInputError, Metric, PruningPolicy, Trial, parse_json, read_bytes, read_text
+from amcsearch.runs.documents import MetricRecord, items_of, plain
 from amcsearch.runs.files import (
     append_line,
     check_in_place,
@@ -261,6 +261,19 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return SparsifySummary.from_json(values) if "sparse" in values else Summary.from_json(values)
         except BadInputError as error:
             raise BadInputError(f"{self.summary_json} is damaged ({error}); {cure}") from error
+
+    def read_metric(self) -> Metric | None:
+        """Read what ``identity.json`` says that the run is judged by; None where it does not say it.
+
+        Raises:
+            BadInputError: the file is no JSON, or does not hold a metric there.
+        """
+        if not self.identity_json.exists():
+            return None
+        where = self.identity_json.name
+        values = items_of(parse_json(read_text(self.identity_json), where), where)
+        described = values.get("metric")
+        return None if described is None else MetricRecord.from_json(described, f"{where}: metric").metric
 
     def write_report(self, page: str) -> None:
         """Write ``report.html`` unless it is that page already, for the folder may be read-only.

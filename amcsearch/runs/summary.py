@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from amcsearch.core import ACCURACY, COST_NAMES, BadInputError, Cost, Limit, Metric, PruningPolicy
-from amcsearch.runs.documents import StoredDocument, items_of, plain, read_as, read_cost, read_number
+from amcsearch.runs.documents import MetricRecord, StoredDocument, items_of, plain, read_cost, read_number
 from amcsearch.runs.goals import Goal
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
 
@@ -311,8 +311,7 @@ def with_metric(values: dict[str, Any], metric: Metric) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if key != "metric"}
     if metric == ACCURACY:
         return values
-    described = {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better}
-    return {**_renamed(values, ACCURACY.name, metric.name), "metric": described}
+    return {**_renamed(values, ACCURACY.name, metric.name), "metric": MetricRecord.of(metric).to_json()}
 
 
 def without_metric(values: dict[str, Any], where: str) -> tuple[dict[str, Any], Metric]:
@@ -323,13 +322,7 @@ def without_metric(values: dict[str, Any], where: str) -> tuple[dict[str, Any], 
     """
     if "metric" not in values:
         return values, ACCURACY
-    at = f"{where}: metric"
-    given = items_of(values["metric"], at)
-    kinds: dict[str, Any] = {"name": str, "unit": str, "higher_is_better": bool}
-    missing = [key for key in kinds if key not in given]
-    if missing:
-        raise BadInputError(f"{at} lacks {', '.join(missing)}")
-    metric = Metric(**{key: read_as(kind, given[key], f"{at}: {key}") for key, kind in kinds.items()})
+    metric = MetricRecord.from_json(values["metric"], f"{where}: metric").metric
     without = {key: value for key, value in values.items() if key != "metric"}
     return _renamed(without, metric.name, ACCURACY.name), metric
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import UserCode
 from amcsearch.graph import Batch, PerSample, as_batch, evaluating, first_tensor, tensors_of_tree
-from amcsearch.runs import StoredDocument
+from amcsearch.runs import MetricRecord, StoredDocument
 from amcsearch.training.reading import read_in_order
 from amcsearch.training.seeding import seeded
 from amcsearch.training.splits import (
@@ -104,7 +104,7 @@ class Identity(StoredDocument):
 
     ``settings`` is a digest of the configuration without what it names; ``named`` are digests of what it names or was
     handed over in its place, by key. ``network`` is as it was before any training here, ``trained`` as it was after
-    ``model.pretrain``.
+    ``model.pretrain``. ``metric`` is what the task judges by, for pages of the run before it has a summary.
     """
 
     settings: str
@@ -112,6 +112,7 @@ class Identity(StoredDocument):
     network: NetworkRecord
     splits: Mapping[str, SplitRecord]
     trained: NetworkRecord | None = None
+    metric: MetricRecord | None = None
 
 
 def record_network(model: nn.Module, inputs: Tensor | Batch) -> NetworkRecord:

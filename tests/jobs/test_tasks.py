@@ -13,6 +13,10 @@ from amcsearch.core import Metric
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.batch import Tree
 from amcsearch.jobs.task import check_objectives, make_task
+from amcsearch.reporting.page import render
+from amcsearch.reporting.record import read_record
+from amcsearch.runs.folder import RunFolder
+from amcsearch.search.study import Study
 from amcsearch.training.tasks.custom import Custom
 from amcsearch.training.tasks.regression import Regression
 
@@ -51,6 +55,28 @@ def test_numbers_without_a_task_are_refused_with_the_lines_to_write(outputs: int
         amcsearch.search(regressor(outputs), data(outputs), settings=SMALL)
     assert words in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+class Halting:
+    """An agent that fails after two policies."""
+
+    def run(self, study: Study, seed: int) -> None:
+        del seed
+        for kept in (study.feasible.largest_uniform(), study.space.nearest_counts(study.space.dense // 4)):
+            study.evaluate([study.network.policy(kept)])
+        raise RuntimeError("lost")
+
+
+def test_the_page_of_a_search_that_did_not_finish_knows_an_error_of_ones_own(tmp_path: Path) -> None:
+    metric = Metric("miss", "px", higher_is_better=False)
+    task = Custom(torch.nn.functional.mse_loss, torch.nn.functional.l1_loss, metric)
+    with pytest.raises(BadInputError, match="lost"):
+        amcsearch.search(
+            regressor(), data(), task=task, agent=Halting(), settings=SMALL, folder=tmp_path / "run", seed=0
+        )
+    run = RunFolder.open(tmp_path / "run")
+    assert read_record(run).metric == metric
+    assert "Miss against MACs" in render(run)
 
 
 class TwoHeads(nn.Module):

@@ -9,8 +9,12 @@ import pandas as pd
 import pytest
 
 from amcsearch.core.cost import Cost
+from amcsearch.core.metric import Metric
 from amcsearch.core.policy import PruningPolicy
+from amcsearch.reporting.drawing import drawing
+from amcsearch.reporting.figures import _front_line
 from amcsearch.reporting.page import render
+from amcsearch.reporting.record import read_record
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 
 SECTIONS = (
@@ -187,6 +191,28 @@ def test_an_unfinished_run_says_so_and_shows_its_trials(interrupted):
     assert "Not there yet" in text
     assert page.count("<svg") == 2
     assert "Before and after" not in text
+
+
+def test_an_unfinished_run_is_judged_as_it_began(interrupted):
+    """An error of the user's own, lower is better: its front falls, and the axis has its unit."""
+    trials = pd.read_csv(interrupted.trials_csv).rename(columns={"accuracy": "miss"})
+    trials.to_csv(interrupted.trials_csv, index=False)
+    front = trials[trials["state"] == "complete"].sort_values("macs").iloc[:3].assign(miss=[5.0, 7.0, 3.0])
+    front.to_csv(interrupted.pareto_csv, index=False)
+    assert read_record(interrupted).metric == Metric("miss")
+    metric = {"name": "miss", "unit": "px", "higher_is_better": False}
+    interrupted.write_json(interrupted.identity_json, {"metric": metric})
+    record = read_record(interrupted)
+    assert record.metric == Metric("miss", "px", higher_is_better=False)
+    with drawing() as (_, axes):
+        _front_line(axes, record, "macs", 1.0)
+        assert list(axes.lines[0].get_ydata()) == [5.0, 3.0]
+    page = words(render(interrupted))
+    assert "Miss against MACs" in page
+    assert "identity.json" not in page
+    for damaged in ('{"metric": {"name": "miss"}}', "[]", "{", '{"metric": 3}'):
+        interrupted.identity_json.write_text(damaged)
+        assert "identity.json" in words(render(interrupted))
 
 
 def test_an_empty_run_is_a_page_too(run):
