@@ -129,7 +129,7 @@ def left_out(model: nn.Module, batches: Batches, task: Task) -> Array:
     meters = [task.meter() for _ in range(1 + groups)]
     order = np.random.default_rng(0).permutation(batches.samples)
     for number, rows in enumerate(np.array_split(order, groups), 1):
-        for output, batch in _outputs(model, batches.chosen(rows.tolist())):
+        for output, batch in _outputs(model, batches.chosen(np.sort(rows).tolist())):  # streams have one order
             for g, meter in enumerate(meters):
                 if g != number:
                     meter.update(output, batch.targets)

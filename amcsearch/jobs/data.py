@@ -9,10 +9,12 @@ from torch import nn
 from amcsearch.config import Config, call_factory, import_factory
 from amcsearch.core import BadInputError
 from amcsearch.graph import Batch
+from amcsearch.jobs.network_check import probes_of
 from amcsearch.jobs.task import check_clear, first_output, training_task
 from amcsearch.training import (
     DEFAULT_SIZES,
     SPLITS,
+    STREAM_SAMPLES,
     TRAIN_SAMPLES,
     Binary,
     Classification,
@@ -52,6 +54,7 @@ class PreparedData:
 
     splits: DataSplits
     sample: Batch
+    probes: Batch
     records: Mapping[str, SplitRecord]
     samples: Mapping[str, int]
     warnings: tuple[str, ...]
@@ -75,7 +78,7 @@ def prepared_data(
     """
     with seeded(config.seed):
         datasets = _as_calls(config, model, task, data)
-        cut = make_splits(datasets, config.data.splits.sizes(), config.seed)
+        cut = make_splits(datasets, config.data.splits.sizes(), config.seed, memory_mib=config.data.memory_mib)
     splits, changing = fixed_splits(cut, config.seed, memory_mib=config.data.memory_mib, limit=limit)
     are_class_ids = training_task(config, task).is_argmax
     sample, output = first_output(config, model, splits, task, are_class_ids=are_class_ids)
@@ -95,7 +98,8 @@ def prepared_data(
         are_class_ids=are_class_ids,
     )
     samples = {name: length(getattr(cut, name), name) for name in SPLITS}
-    return PreparedData(splits, sample, records, samples, (*_about_cuts(config, datasets, cut), *changing, *doubtful))
+    cuts = (*_about_cuts(config, datasets, cut), *_about_streams(config, datasets, cut))
+    return PreparedData(splits, sample, probes_of(splits), records, samples, (*cuts, *changing, *doubtful))
 
 
 def made_data(config: Config, given: object) -> object:
@@ -145,6 +149,18 @@ def _about_cuts(config: Config, datasets: Mapping[str, Samples], splits: DataSpl
     total = length(datasets["train"], "train")
     cut = ", ".join(f"{name} {size}" for name, size in sizes.items())
     return [f"data: {cut} are cut from {total} samples of train; set data.splits for other sizes"]
+
+
+def _about_streams(config: Config, datasets: Mapping[str, Samples], splits: DataSplits) -> list[str]:
+    """Say which iterable splits were cut short without being asked for."""
+    streams = {name for name, dataset in datasets.items() if isinstance(dataset, Items) and dataset.is_stream}
+    short = streams - {"train", *config.data.splits.sizes()}
+    return [
+        f"data: the {name} split is the first {STREAM_SAMPLES} samples of an iterable data set; set data.splits.{name} "
+        "for another number"
+        for name in SPLITS
+        if name in short and length(getattr(splits, name), name) == STREAM_SAMPLES
+    ]
 
 
 def _labelled(config: Config) -> tuple[str, ...]:

@@ -29,17 +29,17 @@ from amcsearch.runtime import (
 )
 from amcsearch.training import DataSplits, Task, batches_of, guess_on
 
-__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings"]
+__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "probes_of"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
 
 
-def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
+def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: Batch) -> None:
     """Refuse a network that does not give finite outputs of its input alone.
 
-    Outputs are checked on every sample that will be judged; some tens of samples of the calibration and search splits,
-    the most extreme ones among them, are run twice, and in batches of several sizes.
+    Outputs are checked on every sample that will be judged; the ``probes`` of ``probes_of`` are run twice, and in
+    batches of several sizes.
 
     Raises:
         BadInputError: weights or outputs that are not finite, outputs that differ from call to call or with the batch,
@@ -48,15 +48,14 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits) -> None:
     name = _name(config, model)
     _check_weights(model, name)
     with UserCode(name):
-        probes = _probes_of(splits)
         _check_input_kept(model, probes, name)
         for split in ("calibration", "search", "test"):
             _check_outputs(model, batches_of(getattr(splits, split), name=split), name, split)
         _check_repeats(model, probes, config.device.batch, name)
 
 
-def check_export(config: Config, model: nn.Module, splits: DataSplits, example: Batch | Tensor, task: Task) -> None:
-    """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on some samples.
+def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch | Tensor, task: Task) -> None:
+    """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on the ``probes``.
 
     Raises:
         BadInputError: a difference beyond the bounds of ``runtime.comparison``; batches of shapes that the file does
@@ -65,7 +64,6 @@ def check_export(config: Config, model: nn.Module, splits: DataSplits, example: 
     settings = onnx_settings(config)
     with UserCode(_name(config, model)):
         signature = signature_of(model, example)
-    probes = _probes_of(splits)
     _check_shapes(settings, as_batch(example), probes, signature.inputs)
     file = OnnxModule(exported(model, example, settings), signature=signature)
     in_torch = InBatches(model, as_batch(example).size, signature)
@@ -114,8 +112,8 @@ def _name(config: Config, model: nn.Module) -> str:
     return f"{'model' if config.model.factory is None else 'model.factory'}: {type(model).__name__}"
 
 
-def _probes_of(splits: DataSplits) -> Batch:
-    """Some samples of the calibration and search splits, in one batch."""
+def probes_of(splits: DataSplits) -> Batch:
+    """Some tens of samples of the calibration and search splits in one batch, the most extreme ones among them."""
     parts = [_probes(batches_of(getattr(splits, name), name=name)) for name in ("calibration", "search")]
     left = [list(part.inputs.values()) for part in parts]
     if any(a.shape[1:] != b.shape[1:] for a, b in zip(*left, strict=False)) or len({len(each) for each in left}) > 1:

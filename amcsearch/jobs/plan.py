@@ -100,7 +100,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     workload = load_workload(config, given, train=False)
     device = load_device(config, workload, config.limits, given, strict=strict)
     check_fits(config, workload, device)
-    export_s = _seconds(lambda: check_export(config, workload.model, workload.splits, workload.example, workload.task))
+    export_s = _seconds(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
     rehearse(config, workload, device, given)
     costs_s = time.perf_counter() - begun
     spec = workload.trace.network

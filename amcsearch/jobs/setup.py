@@ -249,12 +249,12 @@ def assemble(
             phases.observer.warn(text)
         if check is not None:
             check(workload, device)
-        check_export(config, workload.model, workload.splits, workload.example, workload.task)
+        check_export(config, workload.model, workload.probes, workload.example, workload.task)
         rehearse(config, workload, device, given)
     with phases("network", "Loading or training the network"):
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:
-            check_export(config, workload.model, workload.splits, workload.example, workload.task)
+            check_export(config, workload.model, workload.probes, workload.example, workload.task)
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)

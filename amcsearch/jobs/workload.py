@@ -111,10 +111,12 @@ class Workload(TracedNetwork):
     """A network with its data, its task and its channel groups.
 
     ``records`` describe the data for a run's identity, ``samples`` count those of each split, and ``warnings`` say what
-    is doubtful about them. In a workload for a plan the splits hold fewer samples than that.
+    is doubtful about them. In a workload for a plan the splits hold fewer samples than that. ``probes`` are those on
+    which a file is compared with the network before anything is trained.
     """
 
     splits: DataSplits
+    probes: Batch
     records: Mapping[str, SplitRecord]
     samples: Mapping[str, int]
     warnings: tuple[str, ...] = ()
@@ -170,7 +172,7 @@ def trained(
     if config.model.pretrain is not None and not is_trained:
         _pretrain(config, workload, progress)
         workload.model.eval()
-        check_network(config, workload.model, workload.splits)
+        check_network(config, workload.model, workload.splits, workload.probes)
     return _with_targets(config, workload)
 
 
@@ -203,7 +205,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
-    check_network(config, model, data.splits)
+    check_network(config, model, data.splits, data.probes)
     if config.data.targets == "given":
         batches = batches_of(data.splits.calibration, CHECKED, "calibration")
         batch = next(iter(batches))
@@ -211,7 +213,15 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
         task = task.fitted(all_targets(batches))
     network = _traced(config, model, data.sample)
     return Workload(
-        network.model, network.example, network.trace, data.splits, data.records, data.samples, data.warnings, task
+        network.model,
+        network.example,
+        network.trace,
+        data.splits,
+        data.probes,
+        data.records,
+        data.samples,
+        data.warnings,
+        task,
     )
 
 

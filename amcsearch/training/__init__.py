@@ -34,6 +34,7 @@ from amcsearch.training.seeding import seeded
 from amcsearch.training.sparsification import FixedMasks, GatedTraining, MaskedTraining, MaskedUnits, bake
 from amcsearch.training.splits import (
     SPLITS,
+    STREAM_SAMPLES,
     DataSplits,
     Held,
     Items,
@@ -68,6 +69,7 @@ __all__ = [
     "MODELS",
     "PROBES",
     "SPLITS",
+    "STREAM_SAMPLES",
     "TASKS",
     "TRAIN_SAMPLES",
     "Augmentation",

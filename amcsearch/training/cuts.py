@@ -30,15 +30,24 @@ from torch.utils.data import (
 from amcsearch.core import BadInputError, UserCode
 from amcsearch.training.collation import as_tensor
 from amcsearch.training.forms import Collate
-from amcsearch.training.seeding import seeded
-from amcsearch.training.splits import SPLITS, DataSplits, Items, Samples, is_in_memory, length, read, stream_of
+from amcsearch.training.splits import (
+    MEMORY_MIB,
+    SPLITS,
+    DataSplits,
+    Items,
+    Samples,
+    first_of_stream,
+    is_in_memory,
+    length,
+    read,
+    stream_of,
+)
 
 __all__ = ["DEFAULT_SIZES", "as_datasets", "collate_of", "first_item", "is_ragged", "make_splits", "stratified"]
 
 DEFAULT_SHARE: Final = 0.2  # of the train split, in a cut without a size
 DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  # the most that such a cut takes
 PROBES: Final = 16  # samples whose targets are compared
-STREAM_SAMPLES: Final = 512  # taken from an iterable split without a size
 SEARCH_NAMES: Final = ("val", "valid", "validation", "dev")
 
 _log = logging.getLogger(__name__)
@@ -169,30 +178,33 @@ def is_ragged(items: Items) -> bool:
     return False
 
 
-def make_splits(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> DataSplits:
+def make_splits(
+    factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int, *, memory_mib: float = MEMORY_MIB
+) -> DataSplits:
     """Cut the splits that a data factory does not give.
 
     ``search`` and ``test`` leave the train split; ``calibration`` is drawn from what remains of it. Cuts are repeatable
     by seed. They keep the class shares where class ids are known without reading samples: those of tensors and lists in
     memory, or an attribute ``targets`` or ``labels`` of the data set. A size applies to a split that is cut; without a
     size a cut takes a fifth of the train split, ``calibration`` and ``search`` at most 512 samples. Of iterable splits
-    the first samples are taken, 512 without a size.
+    the first samples are taken, 512 without a size: into memory, or read at every use where they do not fit.
 
     Args:
         factory_result: split name → dataset of (input, target), or ``Items``; ``train`` is needed, the rest may be
             absent.
         sizes: split name → samples.
         seed: of the cuts.
+        memory_mib: MiB that the samples of an iterable split may hold.
 
     Raises:
         BadInputError: not a mapping, an unknown or empty split, one whose length changes, no ``train``, two given
             splits that share samples of one dataset, sizes that do not fit, or as ``read``.
     """
-    given = _given(factory_result, sizes, seed)
+    given = _given(factory_result, sizes, seed, memory_mib)
     train = given["train"]
     total = length(train, "train")
     if _is_stream(train):
-        return _beside_stream(given, sizes, seed)
+        return _beside_stream(given, sizes, seed, memory_mib)
     streams = {name for name, dataset in factory_result.items() if _is_stream(dataset)}
     wanted = _cut_sizes(given, sizes, total, streams)
     if not wanted:
@@ -274,25 +286,16 @@ def _is_stream(dataset: Samples) -> bool:
     return isinstance(dataset.samples if isinstance(dataset, Items) else dataset, IterableDataset)
 
 
-def _beside_stream(given: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> DataSplits:
+def _beside_stream(given: Mapping[str, Samples], sizes: Mapping[str, int], seed: int, memory_mib: float) -> DataSplits:
     missing = [name for name in ("search", "test") if name not in given]
     if missing:
         raise BadInputError(
             f"data: the train split is an iterable data set, from which {' and '.join(missing)} cannot be cut; give "
             "these splits as well"
         )
-    calibration = given.get("calibration") or _taken(given["train"], "calibration", sizes, seed)
-    return DataSplits(given["train"], calibration, given["search"], given["test"])
-
-
-def _taken(dataset: Samples, name: str, sizes: Mapping[str, int], seed: int) -> Samples:
-    """The first samples of an iterable data set, in memory."""
-    items = dataset if isinstance(dataset, Items) else Items(dataset)
-    size = sizes.get(name, STREAM_SAMPLES)
-    with seeded(seed):
-        taken = list(islice(stream_of(items.samples, name), size))
-    _log.info("data: the %s split is the first %d samples of an iterable data set", name, len(taken))
-    return Items(cast(Samples, taken), items.form, items.collate)
+    train, size = given["train"], sizes.get("calibration")
+    calibration = given.get("calibration") or first_of_stream(train, "calibration", size, seed, memory_mib)
+    return DataSplits(train, calibration, given["search"], given["test"])
 
 
 def _targets_of(dataset: Samples) -> NDArray[np.int64] | None:
@@ -341,7 +344,9 @@ def _class_ids(targets: NDArray[Any]) -> NDArray[np.int64] | None:
     return targets.argmax(1).astype(np.int64) if is_one_hot else None
 
 
-def _given(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int) -> dict[str, Samples]:
+def _given(
+    factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int, memory_mib: float
+) -> dict[str, Samples]:
     if not isinstance(factory_result, Mapping):
         raise BadInputError(
             f"data.factory returned a {type(factory_result).__name__}, expected a mapping of {', '.join(SPLITS)}"
@@ -352,7 +357,8 @@ def _given(factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed
         raise BadInputError(f"data.factory returned {problem}, expected train and any of {', '.join(SPLITS[1:])}")
     given = {}
     for name, dataset in factory_result.items():
-        given[name] = _taken(dataset, name, sizes, seed) if name != "train" and _is_stream(dataset) else dataset
+        is_taken = name != "train" and _is_stream(dataset)
+        given[name] = first_of_stream(dataset, name, sizes.get(name), seed, memory_mib) if is_taken else dataset
         counts = [length(given[name], name) for _ in range(2)]
         if counts[0] != counts[1]:
             raise BadInputError(

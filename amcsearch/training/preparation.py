@@ -18,13 +18,23 @@ from torch.utils.data import Subset
 from amcsearch.core import MIB, BadInputError
 from amcsearch.graph import Batch, tensors_of_tree
 from amcsearch.training.identity import TRAIN_SAMPLES, SplitRecord, same_bytes
-from amcsearch.training.splits import SPLITS, Changed, DataSplits, Held, Samples, held, is_in_memory, length, read
+from amcsearch.training.splits import (
+    MEMORY_MIB,
+    SPLITS,
+    Changed,
+    DataSplits,
+    Held,
+    Samples,
+    held,
+    is_in_memory,
+    length,
+    read,
+)
 from amcsearch.training.surveys import SplitSurvey, check_splits
 
 __all__ = ["checked_splits", "fixed_splits"]
 
 REREAD: Final = 8  # samples at most that are read again, to see whether they change
-MEMORY_MIB: Final = 1024.0
 
 _log = logging.getLogger(__name__)
 

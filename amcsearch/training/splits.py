@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from amcsearch.core import BadInputError, UserCode
+from amcsearch.core import MIB, BadInputError, UserCode
 from amcsearch.graph import Batch, tensors_of_tree
 from amcsearch.training.forms import PAIR, Collate, Form
 from amcsearch.training.seeding import seeded
 
 __all__ = [
+    "MEMORY_MIB",
     "SPLITS",
+    "STREAM_SAMPLES",
     "Changed",
     "DataSplits",
     "Held",
@@ -31,6 +33,7 @@ __all__ = [
     "Samples",
     "Source",
     "fetch",
+    "first_of_stream",
     "held",
     "is_in_memory",
     "is_stackable",
@@ -45,6 +48,8 @@ __all__ = [
 ]
 
 SPLITS: Final = ("train", "calibration", "search", "test")
+MEMORY_MIB: Final = 1024.0  # that each split but train may hold, where nothing else is said
+STREAM_SAMPLES: Final = 512  # taken from an iterable split without a size
 HEAD: Final = 16  # samples by which a split's size in memory is estimated
 
 _ENDED: Final = object()
@@ -353,6 +358,25 @@ def held(dataset: Samples, name: str, most_bytes: float) -> Samples | None:
     if collate is not None:
         return Items(cast(Samples, items), form, collate)
     return Held(form.batch(items, source.rows, name, None))
+
+
+def first_of_stream(dataset: Samples, name: str, size: int | None, seed: int, memory_mib: float) -> Samples:
+    """Return the first ``size`` samples of an iterable data set, 512 without a size, or all where it has fewer.
+
+    They are in memory where they take at most ``memory_mib``, else read at every use. ``seed`` is of random transforms.
+
+    Raises:
+        BadInputError: as ``read``.
+    """
+    items, count = dataset if isinstance(dataset, Items) else Items(dataset), size or STREAM_SAMPLES
+    with seeded(seed):
+        stream = stream_of(items.samples, name)
+        taken = list(islice(stream, min(HEAD, count)))
+        head = items.form.batch(taken, range(len(taken)), name, items.collate) if taken else None
+        if head is not None and _bytes(head) * count > memory_mib * MIB * head.size:
+            return Subset(replace(items, epoch_samples=count), range(count))
+        taken.extend(islice(stream, count - len(taken)))
+    return Items(cast(Samples, taken), items.form, items.collate)
 
 
 def _bytes(batch: Batch) -> int:

@@ -1,10 +1,11 @@
 """A network with its data, from objects in memory: what fits, and what is refused in one line before any work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.request import make_request
@@ -60,6 +61,17 @@ def test_little_data_are_cut_into_smaller_splits_and_that_is_said() -> None:
     assert job.warnings[0].startswith("data: calibration 12, search 12, test 12 are cut from 60 samples of train;")
     assert [len(stacked(split)[0]) for split in (job.splits.calibration, job.splits.search)] == [12, 12]
     assert workload(network(), (IMAGES, LABELS)).warnings == ()
+
+
+def test_iterable_splits_that_are_cut_short_are_said() -> None:
+    class Repeated(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return ((IMAGES[i % 60], LABELS[i % 60]) for i in range(2000))
+
+    data = {"train": (IMAGES, LABELS), "search": Repeated(), "test": Repeated()}
+    said = workload(network(), data, {"data.splits": {"calibration": 8, "test": 600}}).warnings
+    assert any("the search split is the first 512 samples of an iterable data set" in text for text in said)
+    assert not any("the test split is the first" in text for text in said)
 
 
 def test_one_hot_targets_give_the_job_of_class_ids() -> None:

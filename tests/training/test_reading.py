@@ -51,8 +51,16 @@ class Stream(IterableDataset):
             yield torch.full((3,), float(i)), i % 4
 
 
+class Sized(Stream):
+    """An iterable data set with a length."""
+
+    def __len__(self):
+        return self.samples
+
+
 def prepared(data, memory_mib=100.0, limit=None, **sizes):
-    splits, _ = fixed_splits(make_splits(data, sizes, 0), 0, memory_mib=memory_mib, limit=limit)
+    cut = make_splits(data, sizes, 0, memory_mib=memory_mib)
+    splits, _ = fixed_splits(cut, 0, memory_mib=memory_mib, limit=limit)
     more = {} if limit is None else {"limit": limit}
     checked, _, _ = checked_splits(splits, input_shape=(3,), output_shape=(4,), targets="given", seed=0, **more)
     return checked
@@ -193,6 +201,20 @@ def test_the_first_samples_of_iterable_splits_are_taken():
     assert batches_of(splits.search, 64).whole.args[0][:, 0].tolist() == list(range(25))
     assert length(splits.test, "test") == 30
     assert data["search"].reads == 25
+
+
+@pytest.mark.parametrize("samples", [Stream(2000), Sized(2000)], ids=["without a length", "with a length"])
+def test_iterable_splits_over_the_memory_limit_are_read_at_every_use(samples):
+    data = {"train": Lazy(300), "search": samples, "test": Lazy(30)}
+    splits = prepared(data, memory_mib=0.005, search=1000, calibration=20)
+    batches = batches_of(splits.search, 64, "search")
+    assert isinstance(batches, StreamedBatches)
+    assert batches.samples == 1000
+    for _ in range(2):
+        read_values = torch.cat([batch.args[0][:, 0] for batch in batches])
+        assert read_values.tolist() == list(range(1000))
+    with pytest.raises(BadInputError, match=r"the search split ended before sample 2000; lower .* data\.splits"):
+        prepared(data, memory_mib=0.005, search=3000, calibration=20)
 
 
 def test_an_iterable_train_split_needs_its_own_other_splits_and_the_samples_of_an_epoch():
