@@ -1,6 +1,7 @@
 """Programs of ``torch.export``: a network that needs neither its source code nor this package. And quiet exporters."""
 
 import ctypes
+import functools
 import io
 import logging
 import os
@@ -78,14 +79,16 @@ def _has_classes(tree: Tree) -> bool:
 
 
 class _Plain(nn.Module):
-    """The network of data classes and mappings, as one of tuples, lists and dicts."""
+    """The network of data classes and mappings, as one of tuples, lists and dicts, with the same arguments."""
 
     def __init__(self, network: nn.Module, example: Batch) -> None:
         super().__init__()
         self.network = network
         self._example = example
+        # torch.export names free axes by the arguments of forward, and cannot where these are ``**kwargs``
+        self.forward = functools.update_wrapper(functools.partial(self._forward), network.forward)
 
-    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
+    def _forward(self, *args: Tree, **kwargs: Tree) -> Tree:
         left = iter([tensor for _, tensor in (*tensors_of_tree(args), *tensors_of_tree(kwargs))])
         return plain_tree(self._example.map(lambda _: next(left)).through(self.network))
 

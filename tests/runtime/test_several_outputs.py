@@ -183,6 +183,32 @@ def test_named_axes_of_several_inputs_are_free():
         assert compare(model, OnnxModule(content, signature=signature), [batch], labels=False).problem is None
 
 
+class Tagger(nn.Module):
+    """Scores of every position, by keywords, in a data class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(2, 4)
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None, **options: object) -> Found:
+        scores = self.scores(signal)
+        return Found(scores, scores if mask is None else scores * mask[..., None])
+
+
+def test_a_program_of_keywords_and_a_data_class_has_free_axes(tmp_path):
+    def batch(samples: int, length: int) -> Batch:
+        return Batch(
+            (), {"signal": torch.randn(samples, length, 2), "mask": torch.ones(samples, length)}, None, samples
+        )
+
+    model, example = Tagger().eval(), batch(1, 6)
+    path = tmp_path / "program.pt2"
+    path.write_bytes(torch_program(model, example, [{1}, {1}]))
+    for samples, length in ((1, 6), (3, 2), (8, 11)):
+        program = program_module(path, signature_of(model, example))
+        assert compare(model, program, [batch(samples, length)], labels=False).max_abs == 0.0
+
+
 class ReadsSize(nn.Module):
     """Computes with the number of samples as a number of Python: an exporter writes that number down."""
 
