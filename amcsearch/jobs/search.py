@@ -37,7 +37,7 @@ from amcsearch.search import (
     with_parameters,
 )
 
-__all__ = ["check_fits", "make_agents", "make_env", "make_reward", "search"]
+__all__ = ["check_fits", "make_agents", "make_env", "make_reward", "new_study", "run_agent", "search"]
 
 
 def check_fits(config: Config, workload: Workload, device: Device, workers: int = 1) -> None:
@@ -68,12 +68,9 @@ def _run_agents(
     studies: list[Study] = []
     try:
         for name, agent in make_agents(job.config, job.given):
-            study = _study(job, executor, name, storage or run.study_db, observer)
+            study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer)
             studies.append(study)
-            _start(job, study)
-            with settings_kept(name):
-                agent.run(study, job.config.seed)
-            _check_spent(study, name, observer)
+            run_agent(job, study, agent, observer)
     finally:
         executor.close()
         if studies:
@@ -82,12 +79,16 @@ def _run_agents(
     return studies[0], studies[1] if len(studies) > 1 else None
 
 
-def _check_spent(study: Study, name: str, observer: Observer) -> None:
-    """Say how many evaluations an agent left, which it does where it has no new policy.
+def run_agent(job: Job, study: Study, agent: Agent, observer: Observer) -> None:
+    """Let an agent spend a study's evaluations, after the policy to start from; say how many it leaves.
 
     Raises:
-        BadInputError: it evaluated nothing.
+        BadInputError: it evaluated nothing, or as ``Agent.run``.
     """
+    name = study.agent
+    _start(job, study)
+    with settings_kept(name):
+        agent.run(study, study.seed)
     if not study.trials:
         raise BadInputError(
             f"search.agent = {name!r} evaluated no policy; call study.evaluate in its run until study.remaining is 0"
@@ -180,7 +181,12 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     return LayerwiseEnv(job.workload.trace.network, job.device.feasible, episode_reward)
 
 
-def _study(job: Job, executor: Executor, agent: str, storage: Path | str, observer: Observer) -> Study:
+def new_study(job: Job, executor: Executor, agent: str, seed: int, storage: Path | str, observer: Observer) -> Study:
+    """Return the study of an agent under a seed, with the configured reward.
+
+    Raises:
+        BadInputError: as ``Study``.
+    """
     config, device = job.config, job.device
     return Study(
         job.workload.trace.network,
@@ -190,7 +196,7 @@ def _study(job: Job, executor: Executor, agent: str, storage: Path | str, observ
         executor,
         _bound_reward(job),
         agent=agent,
-        seed=config.seed,
+        seed=seed,
         trials=config.search.trials,
         storage=storage,
         name=config.name,

@@ -5,6 +5,14 @@ from typing import Final
 
 from amcsearch.search.baselines import ErkSearch, RandomSearch, SensitivitySearch, UniformSearch
 from amcsearch.search.budget import Budget, FeasibleSet, resolve_budget, without_dominated
+from amcsearch.search.comparison import (
+    AgentRun,
+    Mean,
+    equal_seconds,
+    hypervolumes,
+    mean_over_seeds,
+    paired_difference,
+)
 from amcsearch.search.energy_aware import EnergyAware
 from amcsearch.search.exact.dynamic_programming import DynamicProgramming
 from amcsearch.search.grid import GridSearch
@@ -33,10 +41,12 @@ __all__ = [
     "REWARDS",
     "Agent",
     "AgentFactory",
+    "AgentRun",
     "Budget",
     "CostOf",
     "FeasibleSet",
     "LayerwiseEnv",
+    "Mean",
     "OptunaAgent",
     "Progress",
     "Reward",
@@ -45,8 +55,12 @@ __all__ = [
     "accepted_rungs",
     "bind",
     "calls_at_most",
+    "equal_seconds",
     "global_ladder",
+    "hypervolumes",
     "last_verified",
+    "mean_over_seeds",
+    "paired_difference",
     "reach",
     "resolve_budget",
     "safest_first",

@@ -6,6 +6,7 @@ It runs again from the start and is served the stored results at once.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -124,6 +125,9 @@ class Study:
         self.metric = metric
         self.notes: list[str] = []
         self.trials: list[Trial] = []
+        self.own_s: list[float] = []
+        """Seconds that the agent itself had computed for when each of ``trials`` was asked for."""
+        self._own_s, self._served_at = 0.0, time.perf_counter()
         self.best: Trial | None = None
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._channels = {group.name: group.channels for group in network.groups}
@@ -179,8 +183,14 @@ class Study:
         new = [policy for policy in dict.fromkeys(policies) if policy not in self._served]
         if len(new) > self.remaining:
             raise ValueError(f"{len(new)} new policies asked for with {self.remaining} evaluations left")
-        if not new:
-            return [self._served[policy] for policy in policies]
+        if new:
+            self._own_s += time.perf_counter() - self._served_at
+            self._evaluate(new, probe=probe)
+            self._served_at = time.perf_counter()
+        return [self._served[policy] for policy in policies]
+
+    def _evaluate(self, new: Sequence[PruningPolicy], *, probe: bool) -> None:
+        """Evaluate policies that were not served before."""
         kept = np.stack([self.network.kept_array(policy) for policy in new])
         for row in kept:
             self.space.indices(row)  # refuses counts off the grid: nothing rounds after the agent
@@ -197,7 +207,6 @@ class Study:
                 evaluation = self._known[policy] if policy in self._known else next(results)
                 trial = self._record(policy, evaluation, probe=not inside)
             self._serve(trial)
-        return [self._served[policy] for policy in policies]
 
     def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> Trial:
         """Price, reward and store one evaluation."""
@@ -216,6 +225,7 @@ class Study:
     def _serve(self, trial: Trial) -> None:
         self._served[trial.policy] = trial
         self.trials.append(trial)
+        self.own_s.append(self._own_s)
         if trial.state is TrialState.COMPLETE and (self.best is None or trial.reward > self.best.reward):
             self.best = trial
         if self._progress is not None:
