@@ -49,7 +49,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
     "safetensors": ("training.tensor_files",),
-    "scipy": ("evaluation.paired", "evaluation.sensitivity", "measure.build.*"),
+    "scipy": ("evaluation.paired", "evaluation.sensitivity", "measure.build.*", "search.comparison"),
     "sklearn": ("training.data*",),
     "sqlalchemy": ("search.study*",),
     "stable_baselines3": ("search.reinforcement.*",),
