@@ -22,6 +22,7 @@ import os
 import platform
 import resource
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -225,6 +226,7 @@ def heads_of(model: nn.Module) -> dict[nn.Module, int]:
 def measured(name: str) -> Iterator[Record]:
     """Yield what is known of a network after every step; a step that fails is named with its error."""
     record: Record = {"name": name, "family": NETWORKS[name].family, "machine": machine(), "date": str(date.today())}
+    record["commit"] = commit()
     model, inputs = built(NETWORKS[name])
     record["parameters"] = sum(p.numel() for p in model.parameters())
     small: list[nn.Module] = []
@@ -272,6 +274,14 @@ def machine() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
     return f"{model}, one thread, torch {torch.__version__}"
+
+
+def commit() -> str:
+    """The commit that is measured, with a + where files differ from it; empty outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changes = subprocess.run([*git, "status", "--porcelain", "amcsearch"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def stop(*_: object) -> None:
