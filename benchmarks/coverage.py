@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from amcsearch.core import LayerSpec
 from amcsearch.costs.compute import macs
 from amcsearch.graph import Batch, Trace, masked, remove, tensors_of_tree, trace
 from amcsearch.runtime import OnnxModule, exported
@@ -117,22 +116,11 @@ def traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Recor
             "groups": len(found.network.groups),
             "macs": total,
             "reached": round(sum(macs(x) for x in layers if x.name in reached) / max(total, 1), 4),
-            "left": [[x.name, round(macs(x) / max(total, 1), 4), reason_of(x, found)] for x in left[:NAMED]],
+            "left": [[x.name, round(macs(x) / max(total, 1), 4), found.reason(x.name)] for x in left[:NAMED]],
             "uncounted": [x.reason for x in found.skipped if "not counted" in x.reason],
         },
         found,
     )
-
-
-def reason_of(layer: LayerSpec, found: Trace) -> str:
-    """The reason given for a layer, for the module around it, or for a group that begins in it."""
-    reasons = {x.name: x.reason for x in reversed(found.skipped)}
-    name = layer.name.split("#")[0]
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        if reason := reasons.get(".".join(parts[:end])):
-            return reason
-    return next((reason for key, reason in reasons.items() if key.split(":")[0] == name), reasons.get("", ""))
 
 
 def halved(model: nn.Module, found: Trace, inputs: tuple[Tensor, ...]) -> tuple[Record, nn.Module]:

@@ -102,9 +102,9 @@ class LayerSpec:
         """Return the layer with other widths.
 
         Depthwise convolutions and attention lose whole groups (filters, heads); a grouped convolution
-        keeps its groups and each becomes thinner.
+        keeps its groups and each becomes thinner, and so does attention where the width is not one of whole heads.
         """
-        conv_groups = self.conv_groups
-        if self.is_depthwise or self.kind is LayerKind.ATTENTION:
-            conv_groups = self.conv_groups * in_channels // self.in_channels
+        conv_groups, part = divmod(self.conv_groups * in_channels, self.in_channels)
+        if part or not (self.is_depthwise or self.kind is LayerKind.ATTENTION):
+            conv_groups = self.conv_groups
         return replace(self, in_channels=in_channels, out_channels=out_channels, conv_groups=conv_groups)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.graph.modes import unfused
+from amcsearch.graph.modes import forget, unfused
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
 from amcsearch.graph.tracing.layer_types import layer_type, norm_dim
@@ -39,6 +39,7 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
             module = model.get_submodule(path)
             wrapped.append(module)
             module.__dict__["forward"] = _on_kept(module, torch.from_numpy(keep))
+        forget(model)
         with unfused() if wrapped else nullcontext():
             yield model
     finally:
@@ -46,6 +47,7 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
             module.__dict__.pop("forward", None)
         for name, value in saved.items():
             touched[name].copy_(value)
+        forget(model)
 
 
 def _norm_channels(trace: Trace, removed: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from amcsearch.core import KEEPERS
 
-__all__ = ["evaluating", "modes_kept", "unfused"]
+__all__ = ["evaluating", "forget", "modes_kept", "unfused"]
 
 
 @contextmanager
@@ -28,6 +28,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode in every module; each gets its own mode back on leaving."""
     with modes_kept(model):
         yield model.eval()
+
+
+def forget(model: nn.Module) -> None:
+    """Let modules drop what they keep of their weights in evaluation mode: they do so where training begins."""
+    for module in model.modules():
+        if type(module).train is not nn.Module.train:
+            with modes_kept(module):
+                module.train()
 
 
 @contextmanager

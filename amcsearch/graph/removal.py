@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import PruningPolicy
+from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
 
@@ -151,6 +152,7 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
         path = name.rpartition(".")[0]
         free_heads(modules[path])
         free_heads(modules[path.rpartition(".")[0]])  # of its output projection
+    forget(small)
     return small
 
 

@@ -52,10 +52,14 @@ class WidthAttribute:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer, operation or group that is left alone or could not be followed, and why."""
+    """A layer, operation or group that is left alone or could not be followed, and why.
+
+    ``layers``: those whose widths the group would have changed.
+    """
 
     name: str
     reason: str
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,31 @@ class Trace:
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
         groups = tuple(group for group in self.network.groups if group.name not in lost)
+        layers = {group.name: tuple(coupling.layer for coupling in group.couplings) for group in self.network.groups}
         names = {group.name for group in groups}
         return Trace(
             NetworkSpec(self.network.layers, groups),
             {name: value for name, value in self.slices.items() if name in names},
             {name: value for name, value in self.units.items() if name in names},
-            self.skipped + tuple(Skipped(name, reason) for name, reason in lost.items()),
+            self.skipped + tuple(Skipped(name, reason, layers[name]) for name, reason in lost.items()),
             {name: value for name, value in self.norms.items() if name in names},
             tuple(a for a in self.attributes if a.group in names),
         )
+
+    def reason(self, layer: str) -> str:
+        """Why a layer is left alone: by its own name, as part of a group, by the module that holds it, or by a part."""
+        reasons = {skipped.name: skipped.reason for skipped in reversed(self.skipped)}
+        if layer in reasons:
+            return reasons[layer]
+        groups = [skipped.reason for skipped in self.skipped if layer in skipped.layers]
+        if groups:
+            return groups[0]
+        holding = [name for name in reasons if name and layer.startswith(f"{name}.")]
+        if holding:
+            return reasons[max(holding, key=len)]
+        begins = f"{layer.split('#')[0]}"
+        inside = [name for name in reasons if name.startswith((f"{begins}.", f"{begins}:"))]
+        return reasons[inside[0]] if inside else "none of the channels that it reads and writes can be pruned"
 
 
 def check_kept(trace: Trace, kept: Kept) -> dict[str, NDArray[np.int64]]:

@@ -35,15 +35,5 @@ def largest_left_alone(trace: Trace) -> tuple[LeftAlone, ...]:
     shares = np.where(is_reached, 0.0, counts / max(1.0, float(counts.sum())))
     order = [int(i) for i in np.argsort(-shares, kind="stable")[:NAMED] if shares[i] >= LEAST_SHARE]
     return tuple(
-        LeftAlone(network.layers[i].name, float(shares[i]), _reason(trace, network.layers[i].name)) for i in order
+        LeftAlone(network.layers[i].name, float(shares[i]), trace.reason(network.layers[i].name)) for i in order
     )
-
-
-def _reason(trace: Trace, layer: str) -> str:
-    """The reason of the layer itself, of the nearest module that holds it, or of a part of it."""
-    reasons = {skipped.name: skipped.reason for skipped in trace.skipped}
-    holding = [name for name in reasons if layer == name or layer.startswith(f"{name}.")]
-    if holding:
-        return reasons[max(holding, key=len)]
-    inside = next((name for name in reasons if name.startswith(f"{layer}.")), None)
-    return "none of the channels that it reads and writes can be pruned" if inside is None else reasons[inside]

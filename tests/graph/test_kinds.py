@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amcsearch.core import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.graph import Batch, masked, remove, tensors_of_tree, trace
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.recorder import observe
+from amcsearch.runtime import OnnxModule, exported
 
 IMAGE, SEQUENCE = (1, 3, 8, 8), (1, 5, 6)
 
@@ -128,6 +130,87 @@ def experts(net: Code, x: Tensor) -> Tensor:
 def two_heads(net: Code, x: Tensor) -> dict[str, object]:
     x = F.relu(net.stem(x))
     return {"classes": net.a(pooled(x)), "boxes": [net.b(F.relu(net.c(x)))]}
+
+
+class HeadsOfInput(nn.Module):
+    """Attention that takes the width of its input for that of all heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = heads, (width // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        y = (q @ k.mT * self.scale).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).reshape(n, t, c))
+
+
+class FewerKeys(nn.Module):
+    """Keys and values from a map that a convolution made smaller; checks its input, and caches the biases of heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.key_width, self.channels, self.all_values = heads, 2, width, 4 * heads
+        self.reduction, self.norm = nn.Conv2d(width, width, 2, 2), nn.LayerNorm(width)
+        self.q, self.kv = nn.Linear(width, 2 * heads), nn.Linear(width, 6 * heads)
+        self.out, self.bias = nn.Linear(4 * heads, width), nn.Parameter(torch.randn(heads, 16))
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "FewerKeys":
+        self.cache = {}
+        return super().train(mode)
+
+    def biases(self) -> Tensor:
+        if self.training or not self.cache:
+            self.cache["biases"] = self.bias[:, None]
+        return self.cache["biases"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if c != self.channels:
+            raise ValueError(f"{c} channels, must be {self.channels}")
+        y = self.norm(self.reduction(x).reshape(n, c, -1).mT)
+        q = self.q(x.flatten(2).mT).unflatten(-1, (self.heads, self.key_width)).transpose(1, 2)
+        k, v = self.kv(y).view(n, y.shape[1], self.heads, -1).split([self.key_width, 2 * self.key_width], 3)
+        y = (q @ k.permute(0, 2, 3, 1) + self.biases()).softmax(-1) @ v.transpose(1, 2)
+        y = self.out(y.transpose(1, 2).reshape(n, h * w, self.all_values))
+        return x + y.mT.reshape(n, c, h, w)
+
+
+class OneHead(nn.Module):
+    """Attention of one head, whose width plain code reckons."""
+
+    def __init__(self, width: int, inside: int) -> None:
+        super().__init__()
+        self.inside, self.heads = inside, 1
+        self.q, self.k, self.v = (nn.Linear(width, inside) for _ in range(3))
+        self.out = nn.Linear(inside, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).view(*x.shape[:2], self.heads, self.inside // self.heads) for p in (self.q, self.k, self.v))
+        scores = torch.einsum("nqhd,nkhd->nhqk", q, k) / 2
+        y = torch.einsum("nhqk,nkhd->nqhd", scores.softmax(-1), v).contiguous()
+        return x + self.out(y.view(*x.shape[:2], self.heads * (self.inside // self.heads)))
+
+
+def modulation(net: Code, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    q, context, gates = net.both(x).split([x.shape[1], x.shape[1], 2], 1)
+    context = net.near(context) * gates[:, :1] + context.mean((2, 3), keepdim=True) * gates[:, 1:]
+    return net.head(pooled(x + net.out(q * context)))
+
+
+def registers(net: Code, x: Tensor) -> Tensor:
+    x = torch.cat([net.first.expand(len(x), -1, -1), net.embed(x)], 1) + net.positions
+    x = torch.cat([x[:, :1], net.registers.expand(len(x), -1, -1), x[:, 1:]], 1)
+    return net.head(net.inside(net.norm(x))[:, 0])
+
+
+def probed(net: Code, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    return net.head(net.attention(net.probe.expand(len(x), -1, -1), x, x)[0][:, 0])
 
 
 def mlp(i: int, h: int, o: int) -> nn.Sequential:
@@ -287,6 +370,34 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
     "a mean of half precision": (
         lambda: plain(conv(3, 8), nn.ReLU(), *FLAT, nn.Linear(8, 2)).bfloat16(), IMAGE, [("0", 8, 1)],
     ),
+    "heads as wide as the input": (
+        lambda: plain(nn.Linear(6, 12), HeadsOfInput(12, 3), mlp(12, 10, 12), HeadsOfInput(12, 3), nn.Linear(12, 2)),
+        SEQUENCE, [("0", 12, 4), ("2.0", 10, 1), ("2.2", 12, 4)],
+    ),
+    "parts as wide as the input": (
+        lambda: Code(
+            modulation, stem=conv(3, 8), both=conv(8, 18), near=conv(8, 8, groups=8), out=conv(8, 8),
+            head=nn.Linear(8, 2),
+        ), IMAGE, [("stem", 8, 1)],
+    ),
+    "keys from a smaller map, narrower than values": (
+        lambda: plain(conv(3, 8), FewerKeys(8, 3), *FLAT, nn.Linear(8, 2)), IMAGE, [("0", 8, 1), ("1.q", 6, 2)],
+    ),
+    "one head": (
+        lambda: plain(nn.Linear(6, 5), OneHead(5, 8), nn.Linear(5, 2)), SEQUENCE, [("0", 5, 1), ("1.q", 8, 1)],
+    ),
+    "registers among the tokens": (
+        lambda: Code(
+            registers, embed=nn.Linear(6, 8), first=tensor(1, 1, 8), positions=tensor(1, 6, 8),
+            registers=tensor(1, 2, 8), norm=nn.LayerNorm(8), inside=mlp(8, 7, 8), head=nn.Linear(8, 2),
+        ), SEQUENCE, [("first", 8, 1), ("inside.0", 7, 1), ("inside.2", 8, 1)],
+    ),
+    "a learnt query": (
+        lambda: Code(
+            probed, embed=nn.Linear(6, 8), probe=tensor(1, 1, 8),
+            attention=nn.MultiheadAttention(8, 4, batch_first=True), head=nn.Linear(8, 2),
+        ), SEQUENCE, [("embed", 8, 1), ("attention.in_proj_bias", 8, 2), ("attention.out_proj", 8, 1)],
+    ),
     "double precision": (
         lambda: plain(conv(3, 8), nn.BatchNorm2d(8), *FLAT, nn.Linear(8, 2)).double(), IMAGE, [("0", 8, 1)],
     ),
@@ -348,6 +459,24 @@ def test_removal_computes_what_masking_does_in_the_shapes_predicted(subject: Sub
     widths = [(layer.in_channels, layer.out_channels) for layer in observation.layers]
     predicted = subject.trace.network.with_channels(policy).layers
     assert widths == [(layer.in_channels, layer.out_channels) for layer in predicted]
+
+
+NO_ONNX = {"LSTM with a projection"}  # of the dense network, too
+
+
+def test_onnx_computes_what_torch_does(kind: str, subject: Subject) -> None:
+    if kind in NO_ONNX:
+        with pytest.raises(BadInputError):
+            subject.batch.through(OnnxModule(exported(subject.model, subject.batch)))
+        return
+    small = remove(subject.model, subject.trace, subject.kept(4)).float()
+    batch = subject.batch.map(lambda x: x.float())
+    with torch.no_grad():
+        expected = dict(tensors_of_tree(batch.through(small)))
+        given = dict(tensors_of_tree(batch.through(OnnxModule(exported(small, batch)))))
+    assert len(given) == len(expected)
+    for a, b in zip(given.values(), expected.values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_the_smaller_network_trains(subject: Subject) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, NetworkSpec, Side
+from amcsearch.core import ChannelGroup, Coupling, LayerKind, NetworkSpec, Side, described
 from amcsearch.graph.slices import NormSlice, Skipped, TensorSlice, Trace, WidthAttribute
 from amcsearch.graph.tracing.flow import Cut, Split
 from amcsearch.graph.tracing.grouping import Place, RawGroup, grouped, renumbered_channels
@@ -49,14 +49,19 @@ class Assembler:
         for layer, _, group in ordered:
             name = self._fresh_name(layer)
             if group.problem:
-                lost.append(Skipped(name, group.problem))
+                lost.append(Skipped(name, group.problem, _layers(group)))
                 continue
-            couplings = tuple(self._couplings(group))
-            channel_groups.append(ChannelGroup(name, group.units.size, couplings, group.units.shape[1]))
-            slices[name], norms[name] = tuple(self._slices(group, layer)), tuple(self._norms(group))
-            units[name] = group.units
-            attributes += self._attributes(name, group)
-            attributes += self.code.of(name, group, self.unit_of)
+            try:
+                couplings = tuple(self._couplings(group))
+                whole = ChannelGroup(name, group.units.size, couplings, group.units.shape[1])
+                parts, mixing = tuple(self._slices(group, layer)), tuple(self._norms(group))
+                stated = [*self._attributes(name, group), *self.code.of(name, group, self.unit_of)]
+            except Exception as error:  # a place of a kind not thought of costs this group alone
+                lost.append(Skipped(name, f"its places cannot be written down: {described(error)}", _layers(group)))
+                continue
+            channel_groups.append(whole)
+            slices[name], norms[name], units[name] = parts, mixing, group.units
+            attributes += stated
         network = NetworkSpec(tuple(self.observation.layers), tuple(channel_groups))
         return Trace(
             network, slices, units, (*self.observation.skipped, *lost), norms, tuple(dict.fromkeys(attributes))
@@ -64,7 +69,8 @@ class Assembler:
 
     def _groups(self) -> Iterator[tuple[str, int, RawGroup]]:
         """Yield the groups of channels that layers write, with the first such layer and position."""
-        for group in grouped(self.slots, self.observation.channels):
+        attentions = {call.layer for call in self.observation.attentions}
+        for group in grouped(self.slots, self.observation.channels, attentions):
             written: dict[str, Place] = {}
             for place in group.positions:
                 if isinstance(place, tuple) and place[1] is Side.OUT:
@@ -187,6 +193,10 @@ class Assembler:
                 for axis in kind.axes(self.modules[path]) if kind is not None and path not in self.layer_of else ():
                     if (axis.tensor, axis.dim) == (leaf, place.dim):
                         yield path, axis.side, positions
+
+
+def _layers(group: RawGroup) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(place[0] for place in group.positions if isinstance(place, tuple)))
 
 
 def _reduced(lost: int, channels: int) -> tuple[int, int]:

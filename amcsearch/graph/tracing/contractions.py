@@ -209,7 +209,7 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             shape = Product(groups, columns, terms, rows, channels=self._channels(right, (0, -2), result, (0, -2)))
         if weight is not None and weight.numel == shape.terms * shape.columns and groups > 1:
             shape = replace(shape, groups=1, rows=shape.rows * groups)  # one weight for all of the batch
-        if weight is not None:
+        if weight is not None and (weight.name or left.ndim == 2 or shape.groups != groups):  # else a learnt query
             return replace(shape, weight=weight)
         if columns == 1 and rows > 1:  # a matrix times a vector: its rows are what it writes
             shape = Product(groups, 1, terms, rows, channels=self._channels(right, (0, -2), result, (0, -2)))

@@ -6,7 +6,7 @@ its layers allow: a head of width d is a unit of d channels.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Final
@@ -81,12 +81,15 @@ def _is_whole(grid: Indices, axis: int) -> bool:
     return bool((moved == moved[:, :1]).all())
 
 
-def grouped(slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | None]]) -> Iterator[RawGroup]:
+def grouped(
+    slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | None]], attentions: Collection[str] = ()
+) -> Iterator[RawGroup]:
     """Yield the groups that some layer writes, in no particular order.
 
     Args:
         slots: all relations, splits settled.
         layers: slots of the input and output channels of every layer; None where they hold none.
+        attentions: layers whose units are heads, which a layer may write as one number each (a bias of each head).
     """
     units, channels = slots.units(), slots.channels()
     all_places: list[Place] = [*slots.axes]
@@ -104,9 +107,11 @@ def grouped(slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | N
     by_signature: dict[tuple[tuple[int, int], ...], list[tuple[int, dict[int, Indices]]]] = defaultdict(list)
     for unit, here in _by_unit(units, vectors, set(units[produced].tolist())):
         by_signature[tuple((place, len(positions)) for place, positions in here.items())].append((unit, here))
+    heads = {i for i, place in enumerate(all_places) if isinstance(place, tuple) and place[0] in attentions}
     for signature, members in by_signature.items():
         reason = next((reasons[unit] for unit, _ in members if unit in reasons), "")
-        yield _group(all_places, vectors, produced, channels, signature, members, reason)
+        is_head = any(place in heads for place, _ in signature)
+        yield _group(all_places, vectors, produced, channels, signature, members, reason, is_head)
 
 
 def _by_unit(units: Indices, vectors: Sequence[Indices], wanted: set[int]) -> Iterator[tuple[int, dict[int, Indices]]]:
@@ -135,9 +140,12 @@ def _group(
     signature: tuple[tuple[int, int], ...],
     members: Sequence[tuple[int, dict[int, Indices]]],
     reason: str,
+    is_head: bool,
 ) -> RawGroup:
     """Cut the units of one signature into channels, numbered by their first position."""
     sides = [count for place, count in signature if not isinstance(all_places[place], Axis)]
+    if is_head:
+        sides = [count for count in sides if count > 1] or sides
     axes = [count for place, count in signature if produced[vectors[place][members[0][1][place]]].any()]
     width = gcd(*(sides or axes))
     positions: dict[Place, Indices] = {}

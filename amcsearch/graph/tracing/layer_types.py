@@ -20,6 +20,7 @@ __all__ = [
     "folded",
     "layer_type",
     "merged",
+    "norm_dim",
     "padded",
     "pair",
     "plane",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from amcsearch.core import Side
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.labels import small, varying
-from amcsearch.graph.tracing.layer_types import layer_type, unit_period
+from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, unit_period
 
 __all__ = ["entered", "left"]
 
@@ -53,7 +53,7 @@ def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], out
             flow.keeps(small(label), set(normalised) & set(dims), f"{path} keeps its width")  # a norm in each head
             layers.append(small(label))
             continue
-        if len(dims) != 1 or x.shape[dims[0]] != width or len(shape) > 1:
+        if dims != (norm_dim(module, x.shape),) or x.shape[dims[0]] != width or len(shape) > 1:
             over = f"over several dimensions {tuple(shape)}" if len(shape) > 1 else "over other channels than its own"
             flow.slots.block(small(label), f"{path} normalises {over}")
             continue

@@ -33,7 +33,7 @@ from amcsearch.graph.tracing.contractions import (
 )
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT
-from amcsearch.graph.tracing.layer_types import layer_type, tokens
+from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
 
@@ -260,7 +260,16 @@ class Recorder(TorchFunctionMode):
         has_bias = self.claim(getattr(module, "bias", None)) and spec.has_bias
         name = self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
         if self.flow is not None:
-            self._label(name, (self.flow.vector(x, range(x.ndim)), self.flow.vector(y, range(y.ndim))))
+            self._label(name, (self._channels(module, spec, x), self._channels(module, spec, y)))
+
+    def _channels(self, module: nn.Module, spec: LayerSpec, x: Tensor) -> NDArray[np.int64] | None:
+        """Labels of a layer's input or output, along its channels alone where positions have labels too."""
+        assert self.flow is not None
+        vector = self.flow.vector(x, range(x.ndim))
+        if vector is not None:
+            return vector
+        last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
+        return self.flow.vector(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
 
     def recurrent(self, module: nn.RNNBase, x: Tensor) -> None:
         """Record a recurrent module as the products that every step takes: inputs, hidden state and projection."""

@@ -102,10 +102,11 @@ class CodeWidths:
         labels = small(cut.label)
         lost: dict[int, set[int]] = {}
         for start, length in cut.parts:
-            part = labels.narrow(cut.dim, start, length).numpy()
+            part = np.moveaxis(labels.narrow(cut.dim, start, length).numpy(), cut.dim, 0).reshape(length, -1)
             here = np.where(part > 0, unit_of[np.maximum(part, 0)], 0)
-            inside = here[np.isin(here, units)]
-            lost.setdefault(length, set()).add(int((here == inside.flat[0]).sum()) if inside.size else 0)
+            whole = here[(here == here[:, :1]).all(axis=1), 0]  # an index that heads share stays with those left
+            inside = whole[np.isin(whole, units)]
+            lost.setdefault(length, set()).add(int((whole == inside[0]).sum()) if inside.size else 0)
         for attribute, value in self._integers(cut.module) if cut.module in self.modules else ():
             counts = lost.get(value, {0})
             if len(counts) == 1 and 0 not in counts and attribute not in ("head_dim", "head_size"):

@@ -1,0 +1,366 @@
+"""Check of channel groups by experiment: removing channels computes what masking them does, in the shapes predicted.
+
+All groups are checked at once, twice: a random share of the units of each is removed, then a half. Only where that
+fails, halves of the groups are checked until every one at fault is known: n groups of which k are wrong take about
+2 k log2(n) runs. The model's vectors (norms, biases, layer scales) are drawn at random in a copy, because a vector of
+zeros would make a wrong removal look right.
+
+A group that fails alone gets two more chances. Integers of plain code that equal its width fall with it. And it is
+joined with the groups of as many channels that read it or are read by it: code that takes the width of its input for
+that of its heads (``reshape(n, t, heads, c // heads)``) or of a part (``split([c, c, levels])``) keeps working as long
+as all of them lose as many channels.
+"""
+
+import traceback
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import combinations, islice
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, PruningPolicy, Side, described
+from amcsearch.graph.batch import Batch, tensors_of_tree
+from amcsearch.graph.masks import masked
+from amcsearch.graph.removal import duplicate, remove
+from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, WidthAttribute
+from amcsearch.graph.tracing.grouping import OUTPUT
+from amcsearch.graph.tracing.labels import components
+from amcsearch.graph.tracing.layer_types import layer_type
+from amcsearch.graph.tracing.recorder import observe
+
+__all__ = ["joined", "verified"]
+
+_TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of the largest output; structural mistakes are of order 1."""
+_DRAWS: Final = 2
+_JOINTS: Final = 8  # joint groups that are tried for one that fails
+_SEED: Final = 0
+
+Indices = NDArray[np.int64]
+
+
+def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | None = None) -> Trace:
+    """Return the trace without the groups whose removal differs from their masking, or changes an output's shape.
+
+    ``training``: samples on which the smaller network must run in training mode too.
+    """
+    if not trace.network.groups:
+        return trace
+    check = _Check(_lively(model), trace, batch, training)
+    check.add([group.name for group in trace.network.groups])
+    return check.trace.without(check.lost)
+
+
+class _Check:
+    """Groups that pass together, and those that were lost, with the reason."""
+
+    def __init__(self, model: nn.Module, trace: Trace, batch: Batch, training: Batch | None) -> None:
+        self.model, self.trace, self.batch, self.training = model, trace, batch, training
+        rng = np.random.default_rng(_SEED)
+        self.draws = [{name: _part(units, rng, i) for name, units in trace.units.items()} for i in range(_DRAWS)]
+        self.accepted: list[str] = []
+        self.failed: dict[str, str] = {}  # on top of those accepted, with the reason
+        self.lost: dict[str, str] = {}
+
+    def add(self, names: Sequence[str]) -> None:
+        """Accept these groups if they pass on top of those accepted; else try halves of them."""
+        names = [name for name in names if name in self.trace.units and name not in {*self.accepted, *self.lost}]
+        if not names:
+            return
+        if len(names) > 1:
+            if self._failure([*self.accepted, *names]) is None:
+                self.accepted += names
+                return
+            middle = len(names) // 2
+            self.add(names[:middle])
+            self.add(names[middle:])
+        elif not self._passes(names[0]) and not self._passes_joined(names[0]):
+            alone, reason = self._failure(names), self.failed[names[0]]
+            self.lost[names[0]] = alone.reason if alone is not None else f"clashes with another group: {reason}"
+
+    def _passes(self, name: str) -> bool:
+        """Accept a group if it passes, as it is or once integers of plain code that equal its width fall with it."""
+        if name in self.failed:
+            return False
+        before, names = self.trace, [*self.accepted, name]
+        first = failure = self._failure(names)
+        while failure is not None and (attributes := _stated(self.model, self.trace, name, failure.modules)):
+            self.trace = replace(self.trace, attributes=(*self.trace.attributes, *attributes))
+            failure = self._failure(names)
+        if failure is not None and (attributes := _stated(self.model, before, name, None)):
+            self.trace = replace(before, attributes=(*before.attributes, *attributes))
+            failure = self._failure(names)
+        if failure is None:
+            self.accepted.append(name)
+            return True
+        assert first is not None
+        self.trace, self.failed[name] = before, first.reason
+        return False
+
+    def _passes_joined(self, name: str) -> bool:
+        """Accept a group as one with those that fail too and have as many channels on the other side of a layer.
+
+        Groups that begin in layers of the same name (the queries of every block) are joined together or not at all.
+        """
+        roles: dict[str, list[str]] = defaultdict(list)
+        for partner in _partners(self.trace.network, name):
+            if partner not in {*self.accepted, *self.lost} and not self._passes(partner):
+                roles[partner.rpartition(".")[2]].append(partner)
+        choices = (c for size in range(len(roles), 0, -1) for c in combinations(roles, size))
+        for choice in islice(choices, _JOINTS):
+            if self._passes_as_one([name, *(partner for role in choice for partner in roles[role])]):
+                return True
+        return False
+
+    def _passes_as_one(self, names: Sequence[str]) -> bool:
+        before, whole = self.trace, joined(self.trace, names)
+        if whole is None:
+            return False
+        first = next(name for name in whole.units if name in names)
+        why = self.failed.pop(first)
+        self.trace = whole
+        self._draw(first)
+        if self._passes(first):
+            return True
+        self.trace, self.failed[first] = before, why
+        self._draw(first)
+        return False
+
+    def _draw(self, name: str) -> None:
+        rng = np.random.default_rng(_SEED)
+        for i, draw in enumerate(self.draws):
+            draw[name] = _part(self.trace.units[name], rng, i)
+
+    def _failure(self, names: Sequence[str]) -> "_Failure | None":
+        for draw in self.draws:
+            kept = {name: draw[name] for name in names}
+            try:
+                reason = _difference(self.model, self.trace, kept, (self.batch, self.training))
+            except _FailedRunError as error:
+                text = " ".join(str(error.__cause__).split())[:120]
+                modules = _modules_of(error.small, error.__cause__)
+                return _Failure(f"the smaller network does not run: {text}", modules)
+            except Exception as error:  # whatever a group that was written down wrongly leads to costs that group
+                return _Failure(f"cannot be checked: {described(error)}")
+            if reason:
+                return _Failure(reason)
+        return None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why groups do not pass; ``modules``: those whose code ran when it failed, the innermost first."""
+
+    reason: str
+    modules: tuple[str, ...] = ()
+
+
+class _FailedRunError(Exception):
+    """The smaller network raised; ``__cause__`` says what."""
+
+    def __init__(self, small: nn.Module) -> None:
+        super().__init__()
+        self.small = small
+
+
+def _modules_of(model: nn.Module, error: BaseException | None) -> tuple[str, ...]:
+    """Names of the modules in whose code an error was raised, the innermost first."""
+    names = {id(module): name for name, module in model.named_modules()}
+    frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
+    running = [names[id(frame.f_locals["self"])] for frame, _ in frames if id(frame.f_locals.get("self")) in names]
+    return tuple(dict.fromkeys(reversed(running)))
+
+
+def _stated(model: nn.Module, trace: Trace, name: str, modules: Sequence[str] | None) -> list[WidthAttribute]:
+    """Integers that equal a width of a group, in the first of some modules that has any.
+
+    With None: those of all modules that equal the width of the layer that writes it.
+    """
+    group = next(group for group in trace.network.groups if group.name == name)
+    widths: dict[int, Coupling] = {}
+    for coupling in sorted(group.couplings, key=lambda coupling: coupling.side is not Side.OUT):
+        if coupling.removed <= coupling.factor:  # numbers of heads are known by their names
+            widths.setdefault(group.channels * coupling.factor // coupling.removed, coupling)
+    known = {(a.module, a.attribute) for a in trace.attributes if a.group == name}
+    held = dict(model.named_modules())
+    entries = []
+    for path in held if modules is None else modules:
+        if layer_type(held[path]) is not None or isinstance(held[path], nn.RNNBase):
+            continue
+        entries += [
+            WidthAttribute(path, attribute, name, widths[value].factor, widths[value].removed)
+            for attribute, value in vars(held[path]).items()
+            if type(value) is int and value in widths and not attribute.startswith("_")
+            if (path, attribute) not in known and (modules is not None or value == next(iter(widths)))
+        ]
+        if entries and modules is not None:
+            break
+    return entries
+
+
+def _partners(network: NetworkSpec, name: str) -> list[str]:
+    """Groups of as many channels that write what layers make of this group, or that such layers read."""
+    sides: dict[tuple[str, Side], list[ChannelGroup]] = defaultdict(list)
+    for group in network.groups:
+        for coupling in group.couplings:
+            sides[coupling.layer, coupling.side].append(group)
+    group = next(group for group in network.groups if group.name == name)
+    across = [
+        other
+        for coupling in group.couplings
+        for other in sides[coupling.layer, Side.IN if coupling.side is Side.OUT else Side.OUT]
+    ]
+    names = {other.name for other in across if other.channels == group.channels} - {name}
+    return [other.name for other in network.groups if other.name in names]
+
+
+def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
+    """Return the trace with groups of equally many channels as one, under the first's name; None if units clash.
+
+    Channel c of the joint group is channel c of each; units that share a channel leave together.
+    """
+    groups = [group for group in trace.network.groups if group.name in names]
+    first = groups[0].name
+    ties = [np.stack(np.broadcast_arrays(u[:, :1], u), -1).reshape(-1, 2) for u in (trace.units[n] for n in names)]
+    number = components(groups[0].channels, ties)
+    roots, counts = np.unique(number, return_counts=True)
+    if len(roots) < 2 or len(set(counts.tolist())) > 1:
+        return None
+    units = np.argsort(number, kind="stable").reshape(len(roots), -1)
+    lost: dict[tuple[str, Side], Fraction] = defaultdict(Fraction)
+    for coupling in (coupling for group in groups for coupling in group.couplings):
+        lost[coupling.layer, coupling.side] += Fraction(coupling.factor, coupling.removed)
+    order = trace.network.layer_index
+    couplings = tuple(
+        Coupling(layer, side, n.numerator, n.denominator)
+        for (layer, side), n in sorted(lost.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    )
+    whole = ChannelGroup(first, groups[0].channels, couplings, units.shape[1])
+    others = {group.name for group in groups} - {first}
+    attributes = (replace(a, group=first if a.group in others else a.group) for a in trace.attributes)
+    return Trace(
+        NetworkSpec(
+            trace.network.layers,
+            tuple(whole if g.name == first else g for g in trace.network.groups if g.name not in others),
+        ),
+        {n: _slices(trace, groups) if n == first else s for n, s in trace.slices.items() if n not in others},
+        {n: units if n == first else u for n, u in trace.units.items() if n not in others},
+        trace.skipped,
+        {n: _norms(trace, groups) if n == first else s for n, s in trace.norms.items() if n not in others},
+        tuple(dict.fromkeys(attributes)),
+    )
+
+
+def _slices(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[TensorSlice, ...]:
+    positions: dict[tuple[str, int, Side, str], list[Indices]] = defaultdict(list)
+    for part in (part for group in groups for part in trace.slices[group.name]):
+        positions[part.tensor, part.dim, part.side, part.layer].append(part.positions)
+    return tuple(
+        TensorSlice(tensor, dim, np.concatenate(parts, 1), side, layer)
+        for (tensor, dim, side, layer), parts in positions.items()
+    )
+
+
+def _norms(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[NormSlice, ...]:
+    positions: dict[tuple[str, int], list[Indices]] = defaultdict(list)
+    for part in (part for group in groups for part in trace.norms.get(group.name, ())):
+        positions[part.module, part.width].append(part.positions)
+    return tuple(NormSlice(module, width, np.concatenate(parts, 1)) for (module, width), parts in positions.items())
+
+
+def _part(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDArray[np.int64]:
+    """Keep some of the units, never none, never all (groups have two or more).
+
+    In the first draw a random share from a quarter to three quarters: were all groups halved, code that needs two of
+    them to be equally wide would run. It is rounded as devices like it. In the second a half, rounded up.
+    """
+    count = len(units)
+    step = next(size for size in (8, 4, 2, 1) if count >= 4 * size or size == 1)
+    least, most = -(-count // (4 * step)), (count - count // 4) // step
+    n_keep = (count + 1) // 2 if draw else step * int(rng.integers(least, max(least, most) + 1))
+    return np.sort(units[rng.permutation(count)[: min(n_keep, count - 1)]].ravel())
+
+
+def _lively(model: nn.Module) -> nn.Module:
+    """Copy the model with its vectors drawn afresh, in eval mode."""
+    twin = duplicate(model).eval()
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+            if tensor.is_floating_point() and (tensor.numel() == max(tensor.shape, default=1) or not tensor.any()):
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                centred = name.endswith(("bias", "running_mean")) or tensor.ndim > 1
+                tensor.copy_(noise - 0.5 if centred else noise + 0.5)
+    return twin
+
+
+def _difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch, Batch | None]) -> str:
+    """Say how removing differs from masking; empty if it does not.
+
+    Raises:
+        _FailedRunError: the smaller network raised.
+    """
+    batch, training = batches
+    small = remove(model, trace, kept)
+    try:
+        observation = observe(small, batch)
+        if training is not None:
+            with torch.no_grad():
+                training.through(small.train())
+    except Exception as error:
+        raise _FailedRunError(small) from error
+    with masked(model, trace, kept):
+        dense = observe(model, batch)
+    expected = _outputs(dense.output)
+    outputs = _outputs(observation.output)
+    if [(name, t.shape) for name, t in outputs] != [(name, t.shape) for name, t in expected]:
+        return OUTPUT
+    for (name, a), (_, b) in zip(expected, outputs, strict=True):
+        scale, gap = (float(x.abs().max()) if x.numel() else 0.0 for x in (a, a - b))
+        if not gap <= _TOLERANCE.get(a.dtype, 1e-4) * max(scale, 1e-6):
+            where = f" in {name}" if name else ""
+            return (
+                f"removal differs from masking by {gap:.3g}{where} (outputs up to {scale:.3g}): not followed correctly"
+            )
+    return _unpredicted(trace.network, kept, dense.layers, observation.layers)
+
+
+def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], small: Sequence[LayerSpec]) -> str:
+    """Say which layers of the smaller network have other shapes than the masked network's predict; empty if none.
+
+    What the numbers of a sample decide (which expert takes which token) may make the layers others than the trace's.
+    """
+    routed = [x.name for x in dense] != [x.name for x in network.layers]
+    network = network if routed else NetworkSpec(tuple(dense), network.groups)
+    policy = PruningPolicy({**network.dense, **{name: len(index) for name, index in kept.items()}})
+    predicted = network.with_channels(policy).layers
+    if routed:
+        widths = {x.name: (x.in_channels, x.out_channels) for x in small}
+        wrong = [
+            x.name for x in predicted if widths.get(x.name, widths) not in (widths, (x.in_channels, x.out_channels))
+        ]
+    else:
+        wrong = [a.name for a, b in zip(predicted, small, strict=False) if _shape(a) != _shape(b)]
+    if wrong or (len(predicted) != len(small) and not routed):
+        return f"the shapes of {wrong[:3] or 'its layers'} after removal are not as predicted"
+    return ""
+
+
+def _shape(layer: LayerSpec) -> LayerSpec:
+    """The layer without its name (of a slice: its first row) and without the operations that follow it.
+
+    Of a parameter only its size counts: which dimension holds the channels cannot be told where one is left.
+    """
+    if layer.kind is LayerKind.PARAMETER:
+        layer = replace(layer, in_channels=1, out_channels=layer.in_channels * layer.out_channels)
+    return replace(layer, name="", steps=())
+
+
+def _outputs(output: object) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in tensors_of_tree(output) if tensor.is_floating_point()]
