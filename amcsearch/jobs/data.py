@@ -132,7 +132,7 @@ def _as_calls(config: Config, model: nn.Module, task: Task, data: object) -> dic
         collate=collate,
         is_judged=bool(_labelled(config)),
     )
-    if type(task) not in BUILT_IN and collate is None and is_ragged(Items(datasets["train"], form)):
+    if type(task) not in BUILT_IN and form.target is not None and is_ragged(Items(datasets["train"], form, collate)):
         form = replace(form, is_ragged=True)
     return {
         name: Items(dataset, form, collate, keys.workers, keys.epoch_samples if name == "train" else None)

@@ -6,7 +6,6 @@ from amcsearch.training.cuts import (
     as_datasets,
     collate_of,
     first_item,
-    is_ragged,
     make_splits,
     stratified,
 )
@@ -27,7 +26,7 @@ from amcsearch.training.identity import (
 from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit, guess_on
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
-from amcsearch.training.reading import all_targets, batches_of
+from amcsearch.training.reading import all_targets, batches_of, is_ragged
 from amcsearch.training.recipe import Distillation, TrainingRecipe
 from amcsearch.training.resume import StateFile
 from amcsearch.training.seeding import seeded

@@ -43,11 +43,10 @@ from amcsearch.training.splits import (
     stream_of,
 )
 
-__all__ = ["DEFAULT_SIZES", "as_datasets", "collate_of", "first_item", "is_ragged", "make_splits", "stratified"]
+__all__ = ["DEFAULT_SIZES", "as_datasets", "collate_of", "first_item", "make_splits", "stratified"]
 
 DEFAULT_SHARE: Final = 0.2  # of the train split, in a cut without a size
 DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  # the most that such a cut takes
-PROBES: Final = 16  # samples whose targets are compared
 SEARCH_NAMES: Final = ("val", "valid", "validation", "dev")
 
 _log = logging.getLogger(__name__)
@@ -164,18 +163,6 @@ def first_item(dataset: Samples, name: str) -> object:
     length(dataset, name)
     with UserCode(f"data: sample 0 of the {name} split"):
         return cast(object, dataset[0])
-
-
-def is_ragged(items: Items) -> bool:
-    """Whether the targets of the first samples differ in shape, so that they do not stack."""
-    form = replace(items.form, args=(), kwargs=())
-    count, rows = length(items, "train"), range(PROBES)
-    try:
-        read(replace(items, form=form), rows[:count], "train")
-    except BadInputError:
-        read(replace(items, form=replace(form, is_ragged=True)), rows[:count], "train")
-        return True
-    return False
 
 
 def make_splits(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, UserCode
-from amcsearch.graph import Batch, Tree, evaluating, map_tensors
+from amcsearch.graph import Batch, PerSample, Tree, evaluating, map_tensors
 from amcsearch.training.collation import Origin, as_tensor, children, has_only_numbers, kept_apart, stack, usual
 from amcsearch.training.seeding import seeded
 
@@ -45,7 +45,8 @@ _log = logging.getLogger(__name__)
 class Form:
     """How items become calls: the paths of positional and of keyword arguments, and of the target, if any.
 
-    ``width`` is the length of a tuple, None of other items. ``is_ragged`` keeps targets in a list, one for each sample.
+    ``width`` is the length of a tuple, None of other items. ``is_ragged`` keeps targets in a list, one for each sample;
+    those of a ``collate`` are one already.
     """
 
     args: tuple[Path, ...]
@@ -63,7 +64,7 @@ class Form:
         if collate is not None:
             with UserCode(f"data.collate, given {len(items)} samples of the {split} split,"):
                 collated = collate(list(items))
-            return self._call(self._collated(collated), len(items))
+            return self._call(self._collated(collated, len(items)), len(items))
         chosen = [self._chosen(item, Origin("", [n], split)) for item, n in zip(items, numbers, strict=True)]
         inputs = Origin("input", numbers, split)
         parts: dict[Key | None, Tree] = {
@@ -100,10 +101,18 @@ class Form:
         where = f"data: sample {origin.numbers[0]} of the {origin.split} split"
         return {key: _part(item, path, where) for key, path in self._paths()}
 
-    def _collated(self, collated: object) -> dict[Key | None, Tree]:
-        return {
-            key: map_tensors(_part(collated, path, "data.collate: its batch"), usual) for key, path in self._paths()
-        }
+    def _collated(self, collated: object, size: int) -> dict[Key | None, Tree]:
+        where = "data.collate: its batch"
+        parts = {key: map_tensors(_part(collated, path, where), usual) for key, path in self._paths()}
+        if self.is_ragged:
+            targets = parts[None]
+            if not isinstance(targets, list | tuple) or len(targets) != size:
+                raise BadInputError(
+                    f"{where} of {size} samples has a {type(targets).__name__} as targets, expected a list of {size}, "
+                    "as that of other batches"
+                )
+            parts[None] = PerSample(targets)
+        return parts
 
     @property
     def words(self) -> str:

@@ -175,7 +175,8 @@ def _check_targets(name: str, survey: SplitSurvey, output_shape: tuple[int, ...]
             "integers, name the task that they are of (task: {name: regression}, or one of `amcsearch list tasks`), "
             "or set data.targets: dense to keep the outputs of the dense network"
         )
-    if shape != (output_shape if survey.is_vector or _is_one_hot(survey, output_shape) else output_shape[:-1]):
+    wanted = output_shape if survey.is_vector or _is_one_hot(survey, output_shape) else output_shape[:-1]
+    if shape != wanted and not (survey.is_padded and len(shape) == len(wanted)):
         raise BadInputError(
             f"{where} has targets of shape {shape} a sample, the network gives outputs of shape {output_shape}; "
             f"expected class ids of shape {output_shape[:-1]}, or name the task (task: {{name: segmentation}}, …)"

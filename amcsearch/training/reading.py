@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from amcsearch.core import BadInputError
@@ -17,6 +18,7 @@ from amcsearch.training.splits import (
     Changed,
     Held,
     Indices,
+    Items,
     Samples,
     is_in_memory,
     is_stackable,
@@ -27,8 +29,9 @@ from amcsearch.training.splits import (
     stream_of,
 )
 
-__all__ = ["BATCH", "StreamedBatches", "TrainReader", "all_targets", "batches_of", "read_in_order"]
+__all__ = ["BATCH", "StreamedBatches", "TrainReader", "all_targets", "batches_of", "is_ragged", "read_in_order"]
 
+PROBES: Final = 16  # samples whose targets are compared
 BATCH: Final = 256  # samples in a forward pass where nothing else is said
 
 
@@ -133,15 +136,56 @@ class StreamedBatches:
 
 
 def all_targets(batches: Batches) -> Tree:
-    """Return the targets of all samples: along the first axis of every tensor, or in a list for each sample."""
+    """Return the targets of all samples: along the first axis of every tensor, or in a list for each sample.
+
+    Where batches are padded to various lengths, a tensor holds all numbers along one axis.
+
+    Raises:
+        BadInputError: targets of other parts in some batches.
+    """
     if isinstance(batches, HeldBatches):
         return batches.whole.targets
     parts = [batch.targets for batch in batches]
     if isinstance(parts[0], PerSample):
         return PerSample(tree for part in parts for tree in part)
+    paths = [[path for path, _ in tensors_of_tree(part)] for part in parts]
+    if any(each != paths[0] for each in paths):
+        other = next(each for each in paths if each != paths[0])
+        raise BadInputError(
+            f"data: the targets of a batch have the tensors {_few(paths[0])}, those of another {_few(other)}; make "
+            "them the same in data.collate, or a list with the targets of each sample"
+        )
     columns = zip(*([tensor for _, tensor in tensors_of_tree(part)] for part in parts), strict=True)
-    joined = iter([torch.cat(column) for column in columns])
+    joined = iter([_joined(column) for column in columns])
     return map_tensors(parts[0], lambda _: next(joined))
+
+
+def _few(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:4]) + (", …" if len(paths) > 4 else "")
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    is_padded = len({tensor.shape[1:] for tensor in tensors}) > 1
+    return torch.cat([tensor.reshape(-1) if is_padded else tensor for tensor in tensors])
+
+
+def is_ragged(items: Items) -> bool:
+    """Whether targets are a list with those of each sample: ``collate`` makes one, or they do not stack.
+
+    A list of a ``collate`` is one where it is as long as the batch, for batches of two sizes.
+    """
+    form = replace(items.form, args=(), kwargs=())
+    count, rows = length(items, "train"), range(PROBES)
+    if items.collate is not None:
+        sizes = sorted({1, min(count, len(rows))})
+        batches = [read(replace(items, form=form), rows[:size], "train") for size in sizes]
+        return all(isinstance(x.targets, list | tuple) and len(x.targets) == x.size for x in batches)
+    try:
+        read(replace(items, form=form), rows[:count], "train")
+    except BadInputError:
+        read(replace(items, form=replace(form, is_ragged=True)), rows[:count], "train")
+        return True
+    return False
 
 
 def batches_of(dataset: Samples, batch_size: int = BATCH, name: str = "given") -> Batches:

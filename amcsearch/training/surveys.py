@@ -5,7 +5,7 @@ Of a train split that is not in memory some samples are read, spread evenly; of 
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from amcsearch.training.identity import (
     repeats_by_seed,
     rows_that_count,
 )
-from amcsearch.training.splits import SPLITS, DataSplits, length, source_rows
+from amcsearch.training.splits import SPLITS, DataSplits, is_stackable, length, source_rows
 from amcsearch.training.tasks.class_ids import IGNORED_TARGET
 
 __all__ = ["SplitSurvey", "check_samples", "check_splits"]
@@ -131,16 +131,19 @@ class SplitSurvey:
 
     ``hashes`` (n,) of the inputs' bytes tell samples apart; ``classes`` are up to two of the classes that are there.
     ``is_one_hot`` where every target is a row of zeros with a single 1; ``is_vector`` where targets are no integers.
-    ``target_shape`` is None where targets are no one tensor. ``record`` describes the split for a run's identity.
+    ``target_shape`` is None where targets are no one tensor, and has None for an axis whose length differs between
+    batches; ``is_padded`` says that a ``collate`` may pad each batch to a length of its own. ``record`` describes the
+    split for a run's identity.
     """
 
     hashes: NDArray[np.uint64]
-    target_shape: tuple[int, ...] | None
+    target_shape: tuple[int | None, ...] | None
     is_vector: bool
     is_one_hot: bool
     has_targets: bool
     classes: frozenset[int]
     record: SplitRecord
+    is_padded: bool = False
 
 
 def check_splits(
@@ -188,7 +191,8 @@ def check_splits(
             )
             recorder.add(batch)
             parts.append(_surveyed(batch))
-        surveys[name] = _joined(parts, name, recorder.record(repeats=repeats_by_seed(dataset, rows, name, seed)))
+        record = recorder.record(repeats=repeats_by_seed(dataset, rows, name, seed))
+        surveys[name] = _joined(parts, name, record, is_padded=not is_stackable(dataset))
     return surveys
 
 
@@ -230,16 +234,28 @@ def _hashes(batch: Batch) -> NDArray[np.uint64]:
     return np.array(hashes, dtype=np.uint64)
 
 
-def _joined(parts: Sequence[SplitSurvey], name: str, record: SplitRecord) -> SplitSurvey:
-    shapes = sorted({part.target_shape for part in parts}, key=str)
-    if len(shapes) > 1 and None not in shapes:
-        raise BadInputError(f"data: the {name} split has targets of the shapes {shapes}; make all of one shape")
+def _joined(parts: Sequence[SplitSurvey], name: str, record: SplitRecord, *, is_padded: bool) -> SplitSurvey:
     return SplitSurvey(
         np.concatenate([part.hashes for part in parts]),
-        shapes[0],
+        _common_shape({part.target_shape for part in parts}, name, is_padded=is_padded),
         is_vector=any(part.is_vector for part in parts),
         is_one_hot=all(part.is_one_hot for part in parts),
         has_targets=any(part.has_targets for part in parts),
         classes=frozenset(sorted(frozenset.union(*(part.classes for part in parts)))[:CLASSES]),
         record=record,
+        is_padded=is_padded,
     )
+
+
+def _common_shape(
+    shapes: Set[tuple[int | None, ...] | None], name: str, *, is_padded: bool
+) -> tuple[int | None, ...] | None:
+    """The shape of the targets of all batches, with None for axes that are padded to various lengths."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    if len(known) > 1 and not (is_padded and len(set(map(len, known))) == 1):
+        raise BadInputError(
+            f"data: the {name} split has targets of the shapes {sorted(known, key=str)}; make all of one shape"
+        )
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*known, strict=True))

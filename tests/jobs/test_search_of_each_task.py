@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import amcsearch
+from amcsearch.core import Metric
+from amcsearch.training import Meter, Task
 
 SMALL = {
     "search.trials": 3,
@@ -108,3 +112,83 @@ def test_a_search_is_judged_by_the_metric_of_its_task(
     assert result.trials[metric].notna().all()
     assert f"{judged.label} against MACs" in (folder / "report.html").read_text()
     assert torch.equal(amcsearch.load(folder, model=model).model(data[0][:2]), result.model(data[0][:2]))
+
+
+def padded(items: list[Tensor]) -> dict[str, Tensor]:
+    """A batch of token ids as long as its longest sample, with labels that ignore what is padded."""
+    length = max(map(len, items)) - 1
+    ids, labels = torch.zeros(len(items), length, dtype=torch.int64), torch.full((len(items), length), -100)
+    for row, tokens in enumerate(items):
+        ids[row, : len(tokens) - 1], labels[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+    return {"ids": ids, "labels": labels}
+
+
+def test_tokens_of_batches_that_are_padded_each_to_its_longest(tmp_path: Path) -> None:
+    samples = [(torch.arange(6 + i % 5) + i) % 12 for i in range(SAMPLES)]
+    loader: DataLoader[Any] = DataLoader(samples, batch_size=16, collate_fn=padded)  # type: ignore[arg-type]
+    settings = {**SMALL, "device.export": {"dynamic": ["batch", "sequence"]}}
+    torch.manual_seed(0)
+    model, folder = NextToken().eval(), tmp_path / "run"
+    result = amcsearch.search(model, loader, task="language_modelling", settings=settings, folder=folder)
+    assert result.summary.finetuned.metric > result.summary.dense.metric
+    program = torch.export.load(folder / "pruned.pt2").module()
+    assert program(ids=torch.zeros(3, 9, dtype=torch.int64)).shape == (3, 9, 12)
+
+
+class CountOfBoxes(Task):
+    """How many boxes a picture has, from a list with a mapping for each picture."""
+
+    metric = Metric("counted", "%")
+
+    def loss(self, output: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        return F.mse_loss(output[:, 0], self._counts(targets))
+
+    def sample_values(self, output: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        return (output[:, 0].round() == self._counts(targets)).double()
+
+    def meter(self) -> Meter:
+        return Shares(self)
+
+    def _counts(self, targets: list[dict[str, Tensor]]) -> Tensor:
+        return torch.tensor([float(len(each["boxes"])) for each in targets])
+
+
+class Shares:
+    def __init__(self, task: Task) -> None:
+        self.task, self.values = task, list[Tensor]()
+
+    def update(self, output: Tensor, targets: object) -> None:
+        values = self.task.sample_values(output, targets)
+        assert values is not None
+        self.values.append(values)
+
+    def value(self) -> float:
+        return float(torch.cat(self.values).mean())
+
+
+def test_boxes_that_a_collate_leaves_in_a_list(tmp_path: Path) -> None:
+    pictures = noise(1, 8, 8)
+    samples = [(picture, {"boxes": torch.rand(i % 4, 4)}) for i, picture in enumerate(pictures)]
+
+    def collate(items: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        return torch.stack([picture for picture, _ in items]), [targets for _, targets in items]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), layers(1, 128))
+    loader: DataLoader[Any] = DataLoader(samples, batch_size=48, collate_fn=collate)  # type: ignore[arg-type]
+    settings = {**SMALL, "recovery.finetune.learning_rate": 0.01}
+    result = amcsearch.search(model.eval(), loader, task=CountOfBoxes(), settings=settings, folder=tmp_path / "run")
+    assert result.summary.metric.name == "counted"
+    assert result.summary.finetuned.cost["macs"] < result.summary.dense.cost["macs"]
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_convolutions_along_one_and_three_axes(tmp_path: Path, axes: int) -> None:
+    convolution, pool = {1: (nn.Conv1d, nn.AdaptiveAvgPool1d), 3: (nn.Conv3d, nn.AdaptiveAvgPool3d)}[axes]
+    torch.manual_seed(0)
+    body = convolution(1, 8, 3, padding=1), nn.ReLU(), convolution(8, 16, 3, padding=1), nn.ReLU()
+    model = nn.Sequential(*body, pool(1), nn.Flatten(), nn.Linear(16, 2))
+    signal = noise(1, *[6] * axes)
+    data = signal, (signal.flatten(1).mean(1) > 0).long()
+    result = amcsearch.search(model.eval(), data, settings=SMALL, folder=tmp_path / "run")
+    assert result.summary.finetuned.cost["macs"] < result.summary.dense.cost["macs"]

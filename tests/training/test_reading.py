@@ -2,6 +2,7 @@
 
 import tracemalloc
 import weakref
+from dataclasses import replace
 from itertools import count, islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 from amcsearch.core.errors import BadInputError
@@ -18,8 +20,8 @@ from amcsearch.training.cuts import as_datasets, collate_of, make_splits
 from amcsearch.training.forms import PAIR, Form
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.preparation import checked_splits, fixed_splits
-from amcsearch.training.reading import StreamedBatches, TrainReader, all_targets, batches_of, read_in_order
-from amcsearch.training.splits import Items, is_in_memory, length, read
+from amcsearch.training.reading import StreamedBatches, TrainReader, all_targets, batches_of, is_ragged, read_in_order
+from amcsearch.training.splits import DataSplits, Items, is_in_memory, length, read
 from amcsearch.training.surveys import check_splits
 
 
@@ -300,6 +302,39 @@ def test_ragged_targets_are_held_for_each_sample():
     assert isinstance(first.targets, PerSample)
     assert [len(target) for target in first.targets] == [0, 1, 2, 0, 1, 2, 0, 1]
     assert len(all_targets(batches)) == 30
+
+
+def test_targets_of_batches_that_are_padded_are_joined_and_have_one_shape_but_for_lengths():
+    items = [(torch.full((n % 3 + 1,), 1.0), torch.full((n % 3 + 1,), n)) for n in range(7)]
+
+    def padded(drawn):
+        length = max(len(x) for x, _ in drawn)
+        return tuple(torch.stack([F.pad(part[k], (0, length - len(part[k]))) for part in drawn]) for k in (0, 1))
+
+    split = Items(items, PAIR, padded)
+    assert all_targets(batches_of(split, 2)).tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 0, 0, 4, 4, 0, 5, 5, 5, 6]
+    surveys = check_splits(DataSplits(*[split] * 4), input_shape=None, num_classes=None)
+    assert surveys["train"].target_shape in ((None,), (3,))
+    assert surveys["train"].is_padded
+
+
+def test_a_list_of_a_collate_is_of_samples_where_it_is_as_long_as_every_batch():
+    items = [(torch.ones(2), torch.ones(n % 3, 4)) for n in range(9)]
+
+    def listed(drawn):
+        return torch.stack([x for x, _ in drawn]), [y for _, y in drawn]
+
+    def heads(drawn):
+        return torch.stack([x for x, _ in drawn]), [torch.zeros(len(drawn)), torch.ones(len(drawn), 4)]
+
+    assert is_ragged(Items(items, PAIR, listed))
+    assert not is_ragged(Items(items, PAIR, heads))
+    batches = batches_of(Items(items, replace(PAIR, is_ragged=True), listed), 4)
+    assert [len(y) for y in all_targets(batches)] == [0, 1, 2] * 3
+    with pytest.raises(BadInputError, match="has a list as targets, expected a list of 4"):
+        next(iter(batches_of(Items(items, replace(PAIR, is_ragged=True), heads), 4)))
+    with pytest.raises(BadInputError, match=r"targets of a batch have the tensors 0, 1, 2, 3, those of another 0;"):
+        all_targets(batches_of(Items(items, PAIR, listed), 4))
 
 
 def test_batches_of_collate_are_made_anew_from_samples_in_memory():
