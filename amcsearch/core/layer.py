@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from amcsearch.core.errors import BadInputError
 
 __all__ = ["LayerKind", "LayerSpec", "MapOp", "MapStep"]
+
+_Widths = TypeVar("_Widths", int, NDArray[np.int64])
 
 
 class LayerKind(StrEnum):
@@ -98,13 +104,33 @@ class LayerSpec:
         """Each input channel has filters of its own."""
         return self.kind is LayerKind.CONV and self.conv_groups > 1 and self.conv_groups == self.in_channels
 
-    def resized(self, in_channels: int, out_channels: int) -> "LayerSpec":
-        """Return the layer with other widths.
+    @property
+    def is_product(self) -> bool:
+        """A product of several pairs of maps, one a group (the queries and keys of each head)."""
+        plain = self.kernel == (1, 1) and not self.has_weight and not self.has_bias
+        return self.kind is LayerKind.CONV and self.conv_groups > 1 and plain
 
-        Depthwise convolutions and attention lose whole groups (filters, heads); a grouped convolution
-        keeps its groups and each becomes thinner, and so does attention where the width is not one of whole heads.
+    def groups_at(self, in_channels: _Widths, out_channels: _Widths) -> _Widths:
+        """Return ``conv_groups`` at other widths, integers or arrays of them.
+
+        Depthwise convolutions, norms of single channels and attention lose whole groups (filters, heads). A product of
+        maps loses whole groups as far as both sides shrink alike. Any other grouped layer keeps its groups and each
+        becomes thinner, and so does attention where the width is not one of whole heads.
         """
-        conv_groups, part = divmod(self.conv_groups * in_channels, self.in_channels)
-        if part or not (self.is_depthwise or self.kind is LayerKind.ATTENTION):
-            conv_groups = self.conv_groups
+        kept, base = in_channels, self.in_channels
+        if self.is_product:
+            kept, base = np.maximum(in_channels * self.out_channels, out_channels * base), base * self.out_channels
+        elif not (self.is_depthwise or self.kind is LayerKind.ATTENTION or self._is_instance_norm):
+            return 0 * in_channels + self.conv_groups
+        is_part = self.conv_groups * kept % base != 0
+        groups: _Widths = (self.conv_groups * kept // base) * (1 - is_part) + self.conv_groups * is_part
+        return groups
+
+    @property
+    def _is_instance_norm(self) -> bool:
+        return self.kind is LayerKind.GROUP_NORM and self.conv_groups == self.in_channels
+
+    def resized(self, in_channels: int, out_channels: int) -> "LayerSpec":
+        """Return the layer with other widths, and as many groups as ``groups_at`` says."""
+        conv_groups = int(self.groups_at(in_channels, out_channels))
         return replace(self, in_channels=in_channels, out_channels=out_channels, conv_groups=conv_groups)

@@ -8,7 +8,7 @@ masked scores as well. One MAC is two FLOPs.
 
 from collections.abc import Callable, Mapping
 from math import gcd, prod
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ def _is_grown(layer: LayerSpec, images: int) -> bool:
 
 def _conv_weights(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
     # a depthwise convolution loses whole groups, any other keeps its groups and each becomes thinner
+    if layer.is_product:  # whole groups leave as far as both sides shrink alike
+        return cast(_Widths, np.minimum(c_in * layer.out_channels, c_out * layer.in_channels) // layer.conv_groups)
     in_group = layer.in_channels // layer.conv_groups if layer.is_depthwise else c_in // layer.conv_groups
     return c_out * in_group * prod(layer.kernel)
 

@@ -59,6 +59,9 @@ class Widths:
         """Groups of channels, (L,): depthwise filters and heads go with the channels."""
         whole = np.full(len(self.in_channels), float(self.layer.conv_groups))
         follows = self.layer.is_depthwise or self.layer.kind is LayerKind.ATTENTION
+        if self.layer.is_product:
+            shares = self.in_channels / self.layer.in_channels, self.out_channels / self.layer.out_channels
+            return whole * np.maximum(*shares)
         return whole * self.in_channels // self.layer.in_channels if follows else whole
 
     @cached_property

@@ -56,8 +56,7 @@ def weight_mib_at(layer: LayerSpec, bytes_each: int, widths: NDArray[np.int64]) 
 
 
 def _weights(layer: LayerSpec, c_in: _Count, c_out: _Count) -> _Count:
-    groups = layer.conv_groups * c_in // layer.in_channels if layer.is_depthwise else layer.conv_groups
-    return c_in * c_out * layer.kernel[0] * layer.kernel[1] // groups
+    return c_in * c_out * layer.kernel[0] * layer.kernel[1] // layer.groups_at(c_in, c_out)
 
 
 @dataclass(frozen=True)

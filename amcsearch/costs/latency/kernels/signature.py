@@ -73,6 +73,8 @@ def keeps_signature(layer: LayerSpec, widths: NDArray[np.int64]) -> NDArray[np.b
     follows = layer.is_depthwise or layer.kind is LayerKind.ATTENTION
     groups = np.maximum(layer.conv_groups * c_in // layer.in_channels if follows else layer.conv_groups, 1)
     kept = (c_in > 0) & (c_out > 0)
+    if layer.is_product:
+        kept &= layer.groups_at(c_in, c_out) == groups
     if layer.kind is not LayerKind.EMBEDDING:
         kept &= (c_in % groups == 0) & (c_out % groups == 0)
     if layer.kind is LayerKind.CONV:
