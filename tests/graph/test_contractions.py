@@ -60,10 +60,10 @@ SEQUENCE = torch.randn(1, 6, 5)
         (lambda x, w: F.linear(x.reshape(3, 2, 8), w), [(7, 8)], "weights.0", LayerKind.LINEAR, (8, 7), 6, 56),
         # the rows of one expert of three: its numbers are counted with the parameter
         (lambda x, w: F.linear(x, w[1]), [(3, 7, 8)], "weights.0.1", LayerKind.LINEAR, (8, 7), 6, 0),
-        # a block-diagonal weight: two blocks of 4 → 3, as a grouped convolution
+        # a block-diagonal weight: two blocks of 4 → 3; its numbers are counted with the parameter
         (
             lambda x, w: torch.bmm(x.reshape(6, 2, 4).transpose(0, 1), w),
-            [(2, 4, 3)], "weights.0", LayerKind.CONV, (8, 6), 6, 24,
+            [(2, 4, 3)], "weights.0#2", LayerKind.CONV, (8, 6), 6, 0,
         ),
         (
             lambda x, w, b: F.conv1d(x.mT, w, b, padding=1),

@@ -12,7 +12,7 @@ as all of them lose as many channels.
 """
 
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -278,11 +278,12 @@ def _part(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDAr
     """Keep some of the units, never none, never all (groups have two or more).
 
     In the first draw a random share from a quarter to three quarters: were all groups halved, code that needs two of
-    them to be equally wide would run. It is rounded as devices like it. In the second a half, rounded up.
+    them to be equally wide would run. It is rounded as devices like it. In the second a half, rounded up. Not one unit
+    of four or more: the products of a single head are recorded as those of no head.
     """
     count = len(units)
     step = next(size for size in (8, 4, 2, 1) if count >= 4 * size or size == 1)
-    least, most = -(-count // (4 * step)), (count - count // 4) // step
+    least, most = max(-(-count // (4 * step)), 2 if count > 3 and step == 1 else 1), (count - count // 4) // step
     n_keep = (count + 1) // 2 if draw else step * int(rng.integers(least, max(least, most) + 1))
     return np.sort(units[rng.permutation(count)[: min(n_keep, count - 1)]].ravel())
 
@@ -340,6 +341,13 @@ def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], s
     network = network if routed else NetworkSpec(tuple(dense), network.groups)
     policy = PruningPolicy({**network.dense, **{name: len(index) for name, index in kept.items()}})
     predicted = network.with_channels(policy).layers
+    products, others = _apart(predicted)
+    products_run, small = _apart(small)
+    if products != products_run and not routed:
+        return (
+            f"the products of {sorted(set(products.items()) ^ set(products_run.items()))[0][0]!r} are not as predicted"
+        )
+    predicted = tuple(others)
     if routed:
         widths = {x.name: (x.in_channels, x.out_channels) for x in small}
         wrong = [
@@ -352,11 +360,30 @@ def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], s
     return ""
 
 
+def _apart(layers: Sequence[LayerSpec]) -> tuple[Counter[str], list[LayerSpec]]:
+    """Multiply-accumulates of products without a weight, by module, and the other layers.
+
+    How such products are divided into layers depends on what is left: those of one head may be equal to others.
+    """
+    products, others = Counter[str](), []
+    for layer in layers:
+        module, _, name = layer.name.split("#")[0].rpartition(".")
+        if name == "product" and not layer.has_weight:
+            pairs = layer.in_channels * layer.out_channels // layer.conv_groups
+            products[module] += pairs * layer.out_size[0] * layer.out_size[1]
+        else:
+            others.append(layer)
+    return products, others
+
+
 def _shape(layer: LayerSpec) -> LayerSpec:
     """The layer without its name (of a slice: its first row) and without the operations that follow it.
 
-    Of a parameter only its size counts: which dimension holds the channels cannot be told where one is left.
+    Of a parameter only its size counts: which dimension holds the channels cannot be told where one is left. A norm
+    inside each head runs at fewer positions once heads have left.
     """
+    if layer.kind is LayerKind.LAYER_NORM:
+        layer = replace(layer, in_size=(1, 1), out_size=(1, 1))
     if layer.kind is LayerKind.PARAMETER:
         layer = replace(layer, in_channels=1, out_channels=layer.in_channels * layer.out_channels)
     return replace(layer, name="", steps=())

@@ -200,7 +200,7 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         rows, terms, columns = int(left.shape[-2]), int(left.shape[-1]), int(right.shape[-1])
         if not groups * rows * terms * columns:
             return None
-        attention = self._attention(left, right, groups)
+        attention = self._attention(left, right, groups, result)
         if attention is not None:
             return attention
         shape = Product(groups, rows, terms, columns, channels=self._channels(left, (0, -1), result, (0, -1)))
@@ -220,15 +220,15 @@ class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             self._held.append(tensor.untyped_storage())
         return shape
 
-    def _attention(self, left: Tensor, right: Tensor, groups: int) -> Attention | None:
-        for scores, values in ((left, right), (right.mT, left.mT)):
+    def _attention(self, left: Tensor, right: Tensor, groups: int, result: Tensor) -> Attention | None:
+        for scores, values, written in ((left, right, result), (right.mT, left.mT, result.mT)):
             first, is_softmax = self._scores.get(_storage(scores), (None, False))
             if first is None or not is_softmax or first.groups != groups:
                 continue
             queries, keys = int(scores.shape[-2]), int(scores.shape[-1])
             if sorted((queries, keys)) == sorted((first.rows, first.columns)):
                 del self._scores[_storage(scores)]
-                channels = first.channels[0], self._labeller(values, (0, 2))
+                channels = first.channels[0], self._labeller(written, (0, 2) if written.ndim == 3 else (1,))
                 return Attention(groups, queries, keys, first.terms, int(values.shape[-1]), first.number, channels)
         return None
 
@@ -275,12 +275,9 @@ def _convolution(log: ContractionLog, args: Any, result: Any) -> Contraction | N
     return Convolution(layer, log.weight_of(weight, _distinct(weight)), channels)
 
 
-def _fused(log: ContractionLog, args: Any, _: Any) -> Contraction:
+def _fused(log: ContractionLog, args: Any, result: Any) -> Contraction:
     query, key, value = (tuple(map(int, tensor.shape)) for tensor in args[:3])
-    written = log.labels(args[2], (0, 1, 3))
-    if written is not None and len(query) > 2 and query[-3] != value[-3]:  # query heads that share a value head
-        written = written.reshape(-1, value[-1]).repeat(query[-3] // value[-3], axis=0).ravel()
-    channels = log.labels(args[0], (0, 1, 3)), written
+    channels = log.labels(args[0], (0, 1, 3)), log.labels(next(tensors_in([result])), (0, 1, 3))
     return Attention(prod(query[:-2]), query[-2], key[-2], query[-1], value[-1], channels=channels)
 
 

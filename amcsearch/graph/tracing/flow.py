@@ -94,6 +94,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         self.where: Callable[[], str] = str
         self.muted = 0
         self.splits: list[Split] = []
+        self.merges: list[Split] = []
         self.crossings: list[Crossing] = []
         self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         self._held: dict[int, tuple[Tensor, str]] = {}
@@ -171,11 +172,26 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
             return (tidy(_filled(state.canvas)),)
         return state.layers
 
-    def vector(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
-        """Return the labels that vary along some dimensions only, flat; None where there are none, or several."""
+    def vectors(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
+        """Return the labels that vary along some dimensions only, (n, size), flat; None where there are none.
+
+        One dimension may have several: of heads, and of their widths.
+        """
         inside = set(dims)
         matching = [label for label in self.labels(tensor) if varying(label) and set(varying(label)) <= inside]
-        return np.asarray(small(matching[0]).reshape(-1).numpy()) if len(matching) == 1 else None
+        if not matching or len({varying(label) for label in matching}) > 1:
+            return None
+        return np.stack([np.asarray(small(label).reshape(-1).numpy()) for label in matching])
+
+    def spread(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
+        """Return the labels along some dimensions, (n, size), in full: those of each head for all of its channels."""
+        inside = list(dims)
+        matching = [label for label in self.labels(tensor) if varying(label) and set(varying(label)) <= set(inside)]
+        if not matching:
+            return None
+        most = max(len(varying(label)) for label in matching)
+        index = tuple(slice(None) if dim in inside else 0 for dim in range(tensor.ndim))
+        return np.stack([label[index].reshape(-1).numpy() for label in matching if len(varying(label)) == most])
 
     def is_fresh(self, tensor: Tensor) -> bool:
         """Whether a tensor was filled in by plain code: its width goes with what it meets."""
@@ -203,6 +219,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
 
     def cut(self, label: Tensor, dim: int, start: int, length: int) -> None:
         """Note that plain code takes a part of a dimension of channels."""
+        if not length:
+            return
         self._held[id(label)] = (label, self.where())
         self._cuts[id(label), dim].append((start, length))
 
@@ -246,7 +264,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
     def combined(self, operands: Sequence[Tensor], reason: str) -> list[Tensor]:
         """Tie what an element-wise operation combines; return the labels of its result, small, of the result's rank."""
         shape = torch.broadcast_shapes(*(x.shape for x in operands))  # type: ignore[no-untyped-call]  # as above
-        sizes = [(1,) * (len(shape) - operand.ndim) + tuple(operand.shape) for operand in operands]
+        # what is repeated without a copy (expanded to as many heads) has no size of its own
+        sizes = [(1,) * (len(shape) - operand.ndim) + tuple(small(operand).shape) for operand in operands]
         layers = [[_of_rank(small(label), len(shape)) for label in self.labels(operand)] for operand in operands]
         fresh = [self.is_fresh(operand) for operand in operands]
         dropped: set[int] = set()

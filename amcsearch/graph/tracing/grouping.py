@@ -43,9 +43,9 @@ class RawGroup:
 def settle(slots: Slots, splits: Sequence[Split], crossings: Sequence[Crossing]) -> None:
     """Decide, for every dimension that plain code cuts into a grid, along which axis of the grid channels leave.
 
-    Where whole slices along an axis leave together already (a head in (heads, width)), it is that axis. Otherwise it is
-    the longest, and channels at the same place of the other axes leave together (the halves of a chunk, the groups of a
-    channel shuffle), so that the grid stays one.
+    Where a slice along an axis leaves as a whole already (a head in (heads, width)), it is that axis, and so do the
+    other slices. Otherwise it is the longest, and channels at the same place of the other axes leave together (the
+    halves of a chunk, the groups of a channel shuffle), so that the grid stays one.
 
     Where a grid meets labels of one of its axes (a rotation of each head's channels, a scale of each head), those keep
     their size if the grid shrinks along the other axes, and else leave with it.
@@ -57,6 +57,15 @@ def settle(slots: Slots, splits: Sequence[Split], crossings: Sequence[Crossing])
         grid = np.where(labels > 0, units[np.maximum(labels, 0)], labels)
         axes = range(grid.ndim - split.axes, grid.ndim)
         if any(_is_whole(grid, axis) for axis in axes):
+            continue
+        whole = {axis: _whole_slices(grid, axis) for axis in axes}
+        most = max(axes, key=whole.__getitem__)
+        if whole[most]:
+            first = split.labels
+            for axis in range(grid.ndim):
+                first = first if axis == most else first.narrow(axis, 0, 1)
+            slots.together(first, split.labels)
+            units = None
             continue
         longest = max(axes, key=lambda axis: grid.shape[axis])
         for axis in axes:
@@ -81,6 +90,12 @@ def _is_whole(grid: Indices, axis: int) -> bool:
     return bool((moved == moved[:, :1]).all())
 
 
+def _whole_slices(grid: Indices, axis: int) -> int:
+    """How many slices along an axis are of several channels of one unit."""
+    moved = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
+    return int(((moved == moved[:, :1]) & (moved > 0)).all(axis=1).sum()) if moved.shape[1] > 1 else 0
+
+
 def grouped(
     slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | None]], attentions: Collection[str] = ()
 ) -> Iterator[RawGroup]:
@@ -88,7 +103,7 @@ def grouped(
 
     Args:
         slots: all relations, splits settled.
-        layers: slots of the input and output channels of every layer; None where they hold none.
+        layers: slots (n, width) of the input and output channels of every layer; None where they hold none.
         attentions: layers whose units are heads, which a layer may write as one number each (a bias of each head).
     """
     units, channels = slots.units(), slots.channels()
@@ -96,9 +111,9 @@ def grouped(
     vectors: list[Indices] = [np.arange(axis.base, axis.base + axis.size) for axis in slots.axes]
     for layer, sides in layers.items():
         for side, vector in zip((Side.IN, Side.OUT), sides, strict=True):
-            if vector is not None:
+            for labels in vector if vector is not None else ():
                 all_places.append((layer, side))
-                vectors.append(np.maximum(vector, 0))
+                vectors.append(np.maximum(labels, 0))
     produced = slots.is_produced()
     reasons: dict[int, str] = {}
     for blocked, reason in sorted(slots.blocked, key=lambda entry: entry[1] != OUTPUT):
@@ -143,13 +158,13 @@ def _group(
     is_head: bool,
 ) -> RawGroup:
     """Cut the units of one signature into channels, numbered by their first position."""
-    sides = [count for place, count in signature if not isinstance(all_places[place], Axis)]
+    first = members[0][1]
+    sides = [len(np.unique(vectors[p][first[p]])) for p, _ in signature if not isinstance(all_places[p], Axis)]
     if is_head:
         sides = [count for count in sides if count > 1] or sides
-    axes = [count for place, count in signature if produced[vectors[place][members[0][1][place]]].any()]
+    axes = [count for place, count in signature if produced[vectors[place][first[place]]].any()]
     width = gcd(*(sides or axes))
     positions: dict[Place, Indices] = {}
-    uneven = ""
     for place, count in signature:
         stacked = np.stack([here[place] for _, here in members])  # (units, count)
         if count % width == 0:
@@ -159,10 +174,10 @@ def _group(
             positions[all_places[place]] = blocks.reshape(len(members) * width, -1)
         elif width % count == 0:
             positions[all_places[place]] = np.repeat(stacked, width // count, axis=1).reshape(len(members) * width, 1)
-        else:
-            uneven = f"channels that must leave together come in unequal numbers {sorted({count, width})}"
+        else:  # each channel has the positions of its whole unit
+            positions[all_places[place]] = np.repeat(stacked, width, axis=0)
     slots = np.unique(np.concatenate([vectors[p][here[p]] for _, here in members for p in here]))
-    problem = reason or uneven
+    problem = reason
     if not problem and len(members) == 1:
         problem = f"its {width} channels can only leave all together"
     units = np.arange(len(members) * width).reshape(len(members), width)

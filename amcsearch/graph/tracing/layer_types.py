@@ -163,6 +163,16 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
     return spec
 
 
+def _is_per_channel(m: Any) -> bool:
+    """Whether a group norm has a group for every channel."""
+    return isinstance(m, nn.GroupNorm) and m.num_groups == m.num_channels
+
+
+def _group_norm_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
+    width = (("num_channels", Side.OUT),)
+    return (*width, ("num_groups", Side.OUT)) if _is_per_channel(m) else width
+
+
 def norm_dim(m: Any, shape: Size) -> int:
     """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1.
 
@@ -236,7 +246,7 @@ LAYER_TYPES: dict[type[nn.Module], LayerType] = {
         _norm_spec(LayerKind.LAYER_NORM), _vector_axes(*_AFFINE), _stated(("normalized_shape", Side.OUT)), True, True
     ),
     nn.GroupNorm: LayerType(
-        _norm_spec(LayerKind.GROUP_NORM), _vector_axes(*_AFFINE), _stated(("num_channels", Side.OUT)), True, True
+        _norm_spec(LayerKind.GROUP_NORM), _vector_axes(*_AFFINE), _group_norm_attributes, True, True
     ),
     nn.PReLU: LayerType(_prelu_spec, _prelu_axes, _prelu_attributes, passes=True),
     nn.Embedding: LayerType(
@@ -270,6 +280,8 @@ def unit_period(module: Any, side: Side) -> int:
 
     A grouped convolution or group norm keeps its groups, so each loses the same positions.
     """
+    if _is_per_channel(module):
+        return 0
     if isinstance(module, nn.GroupNorm):
         return module.num_channels // module.num_groups if module.num_groups > 1 else 0
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and not _depthwise(module):

@@ -39,12 +39,15 @@ def _moved(call: Call, label: Tensor, outs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def view(flow: Flow, call: Call) -> None:
-    """A view in another shape; a dimension of channels that it cuts into a grid is noted."""
+    """A view in another shape; a dimension of channels that it cuts into a grid, or makes of several, is noted."""
     move(flow, call)
     source, out = call.args[0], outputs(call)[0]
     for label in flow.labels(source):
         dims = varying(label)
         for inside, outside in _regrouped(source.shape, out.shape):
+            if len(outside) == 1 and len(set(dims) & set(inside)) > 1:
+                grid = small(tidy(label.reshape(out.shape)))
+                flow.merges.append(Split(grid.movedim(outside[0], -1), 1, flow.where()))
             if len(set(dims) & set(inside)) != 1 or len([d for d in outside if out.shape[d] > 1]) < 2:
                 continue
             grid = small(tidy(label.reshape(out.shape)))
@@ -106,15 +109,14 @@ def _start(call: Call, size: int) -> int:
 
 
 def pick(flow: Flow, call: Call) -> None:
-    """One index of a dimension: a single channel picked by its number keeps its place."""
+    """One index of a dimension: a single channel picked by its number, and read, keeps its place."""
     source = call.args[0]
     dim = int(call.argument("dim") or 0) % source.ndim
-    for label in flow.labels(source):
-        if varying(label) == (dim,):
-            flow.slots.block(small(label), f"single channels are picked by number ({call.name}{flow.place()})".rstrip())
+    reason = f"single channels are picked by number ({call.name}{flow.place()})".rstrip()
+    picked = [(small(label), reason) for label in flow.labels(source) if varying(label) == (dim,)]
     move(flow, call)
     for out in outputs(call):
-        flow.put(out, [small(label) for label in flow.labels(out) if varying(label)])
+        flow.put(out, [small(label) for label in flow.labels(out) if varying(label)], mixed=picked)
 
 
 def gather(flow: Flow, call: Call) -> None:

@@ -122,15 +122,18 @@ def _squeezed(label: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def along(flow: Flow, call: Call) -> None:
-    """Operations along one dimension (softmax, cumsum, sort): over channels they mix them."""
+    """Operations along one dimension (softmax, cumsum, sort): over channels they mix them.
+
+    Channels in several rows (the taps of each head) are mixed in their row only, which leaves as a whole.
+    """
     source = call.args[0]
     dim = _dims(call, source.ndim)
     for out in outputs(call):
         layers = []
         for label in flow.labels(source):
             if set(dim) & set(varying(label)):
-                flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
-            else:
+                flow.keeps(small(label), set(dim) & set(varying(label)), f"{call.name}{flow.place()} over channels")
+            if not set(varying(label)) <= set(dim):
                 layers.append(small(label))
         flow.put(out, layers)
 
@@ -138,12 +141,37 @@ def along(flow: Flow, call: Call) -> None:
 def spatial(flow: Flow, call: Call) -> None:
     """Pooling, resizing and padding of maps (N, C, …): channels pass, positions change."""
     source = call.args[0]
+    pooled = _pooled(call, source.ndim)
     for out in outputs(call):
-        flow.put(out, [_spatial(flow, call, label, 2) for label in flow.labels(source)])
+        flow.put(out, [_spatial(flow, call, label, pooled) for label in flow.labels(source)])
 
 
-def _spatial(flow: Flow, call: Call, label: Tensor, first: int) -> Tensor:
-    positions = [d for d in varying(label) if d >= first]
+def _pooled(call: Call, rank: int) -> set[int]:
+    """Dimensions of positions that the operation changes: not those with windows of one (tokens pooled as a map)."""
+    sizes = [call.argument(name) for name in ("kernel_size", "stride", "padding")]
+    known = [list(size) if isinstance(size, list | tuple) else [size] for size in sizes if size not in (None, [])]
+    windows = [(size * (rank - 2))[: rank - 2] if len(size) == 1 else size for size in known]
+    if sizes[0] is None or any(len(window) != rank - 2 for window in windows):
+        return set(range(2, rank))
+    kernel, *more = windows
+    return {d + 2 for d, size in enumerate(kernel) if size != 1 or any(window[d] not in (0, 1) for window in more)}
+
+
+def windows(flow: Flow, call: Call) -> None:
+    """Windows of a map (N, C, H, W) as columns (N, C * taps, L): every tap has the channel that it is of."""
+    source, out = call.args[0], outputs(call)[0]
+    layers = []
+    for label in flow.labels(source):
+        if varying(label) == (source.ndim - 3,):
+            channels = small(label).reshape(-1)
+            layers.append(channels.repeat_interleave(out.shape[-2] // len(channels)).reshape(-1, 1))
+        else:
+            flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+    flow.put(out, layers)
+
+
+def _spatial(flow: Flow, call: Call, label: Tensor, pooled: set[int]) -> Tensor:
+    positions = [d for d in varying(label) if d in pooled]
     if positions and set(varying(label)) - set(positions):
         return flow.slots.contracted(small(label), positions)
     if positions:
@@ -231,6 +259,7 @@ _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
     "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d "
     "mkldnn_max_pool2d fractional_max_pool2d",
+    windows: "im2col",
     pad: "constant_pad_nd",
     norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
     "_batch_norm_with_update _batch_norm_no_update batch_norm",

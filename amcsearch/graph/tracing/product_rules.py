@@ -5,15 +5,19 @@ The other axis of a weight labels the result.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from amcsearch.graph.outputs import tensors_in
-from amcsearch.graph.tracing.flow import Call, Flow
+from amcsearch.graph.tracing.flow import Call, Crossing, Flow
 from amcsearch.graph.tracing.labels import FRESH, NONE, small, varying
 
 __all__ = ["attention", "convolution", "experts", "product"]
+
+
+_ALIGNMENT: Final = 16  # bytes
 
 
 def product(flow: Flow, call: Call) -> None:
@@ -59,21 +63,22 @@ def multiplied(
 ) -> list[Tensor]:
     """Labels of (batch, n, k) @ (batch, k, m), small; what is summed over is tied."""
     slots, result = flow.slots, []
+    for label in (*_widths_of_heads(a), *_widths_of_heads(b)):
+        slots.block(label, f"whole heads leave, and their widths stay ({name}{flow.place()})")
     reason = f"meets ({name}{flow.place()}) a matrix that keeps its width"
     inner_a, inner_b = [x for x in a if 2 in varying(x)], [x for x in b if 1 in varying(x)]
-    for label, others, is_fresh in [
-        *((x, inner_b, are_fresh[1]) for x in inner_a),
-        *((x, inner_a, are_fresh[0]) for x in inner_b),
+    for label, dim, others, is_fresh in [
+        *((x, 2, inner_b, are_fresh[1]) for x in inner_a),
+        *((x, 1, inner_a, are_fresh[0]) for x in inner_b),
     ]:
         if not others and not is_fresh:
-            slots.block(label, reason)
-    for x in inner_a:
-        for y in inner_b:
-            if 1 in varying(x) or 2 in varying(y):
-                slots.block(x, f"{name}{flow.place()} mixes channels")
-                slots.block(y, f"{name}{flow.place()} mixes channels")
-                continue
-            slots.same(x[:, 0, :], y[:, :, 0], reason)
+            flow.keeps(label, {dim}, reason)
+    for x, y in _partners(flow, inner_a, inner_b, reason):
+        if 1 in varying(x) or 2 in varying(y):
+            slots.block(x, f"{name}{flow.place()} mixes channels")
+            slots.block(y, f"{name}{flow.place()} mixes channels")
+            continue
+        _summed(flow, x[:, 0, :], y[:, :, 0], reason)
     for x in inner_a:
         result.append(slots.contracted(x, [2]))
     if not inner_a:
@@ -83,7 +88,71 @@ def multiplied(
     if inner_a or inner_b or terms == 1:
         for y in outer_b or [x for x in a if varying(x) == (1,)]:
             slots.produces(y)
-    return flow.merged([*result, *outer_b])
+    apart = [y for y in outer_b if varying(y) == (2,)]  # heads and their widths, of one tensor: neither implies another
+    return [*flow.merged([*result, *(y for y in outer_b if varying(y) != (2,))]), *_unique(apart)]
+
+
+def _widths_of_heads(layers: Sequence[Tensor]) -> list[Tensor]:
+    """Labels of (batch, n, m) along one of its dimensions, where others are those of heads along the batch."""
+    if not any(varying(label) == (0,) for label in layers):
+        return []
+    return [label for label in layers if varying(label) and 0 not in varying(label)]
+
+
+def _unique(labels: Sequence[Tensor]) -> list[Tensor]:
+    """Without labels that hold no channels, and without repeated ones."""
+    kept: list[Tensor] = []
+    for label in labels:
+        if bool((label != NONE).any()) and not any(torch.equal(label, other) for other in kept):
+            kept.append(label)
+    return kept
+
+
+def _partners(flow: Flow, a: Sequence[Tensor], b: Sequence[Tensor], reason: str) -> list[tuple[Tensor, Tensor]]:
+    """Pair the labels of both sides of a sum.
+
+    A dimension that is heads times widths may have a label for each. Labels that change at the same places are pairs.
+    Where none do (heads and widths meet the columns of a layer), whole heads leave, and the widths stay.
+    """
+    if len(a) < 2 and len(b) < 2:
+        return [(x, y) for x in a for y in b]
+    pairs = [(x, y) for x in a for y in b if torch.equal(_changes(x[0, 0, :]), _changes(y[0, :, 0]))]
+    if not pairs and a and b:
+        pairs = [(min(a, key=lambda x: _runs(x[0, 0, :])), min(b, key=lambda y: _runs(y[0, :, 0])))]
+    paired = {id(label) for pair in pairs for label in pair}
+    for label in (*a, *b) if a and b else ():
+        if id(label) not in paired:
+            flow.slots.block(label, reason)
+    return pairs
+
+
+def _changes(vector: Tensor) -> Tensor:
+    """For each place the number of its label among the distinct ones."""
+    return torch.unique(vector, return_inverse=True)[1]  # type: ignore[no-any-return]  # torch does not annotate it
+
+
+def _count(vector: Tensor) -> int:
+    return len(torch.unique(vector[vector > NONE]))
+
+
+def _runs(vector: Tensor) -> int:
+    """How often the label changes: labels of heads fewer times than those of widths in each head."""
+    return int(torch.count_nonzero(vector.diff()))
+
+
+def _summed(flow: Flow, x: Tensor, y: Tensor, reason: str) -> None:
+    """Tie (batch, k) and (batch, k), which a sum over k multiplies; a side without labels of its heads is shared."""
+    slots = flow.slots
+    if 0 in varying(x) and 0 not in varying(y):
+        flow.crossings.append(Crossing(x, y, reason))
+    elif 0 in varying(y) and 0 not in varying(x):
+        flow.crossings.append(Crossing(y, x, reason))
+    elif torch.equal(_changes(x[0]), _changes(y[0])) or _count(x[0]) == _count(y[0]):
+        slots.same(x, y, reason)
+    else:
+        slots.together(x, y)
+        slots.block(x[(y == NONE).expand(x.shape)], reason)
+        slots.block(y[(x == NONE).expand(y.shape)], reason)
 
 
 def attention(flow: Flow, call: Call) -> None:
@@ -120,7 +189,15 @@ def experts(flow: Flow, call: Call) -> None:
         else:
             b.append(small(label))
     layers = multiplied(flow, call.name, a, b, (flow.is_fresh(rows), flow.is_fresh(weights)))
+    for label in (*a, *(y.mT for y in b), *layers):
+        _aligned(flow, label, _ALIGNMENT // rows.element_size())
     flow.put(call.out, [label[0] for label in layers])
+
+
+def _aligned(flow: Flow, label: Tensor, block: int) -> None:
+    """Channels along the last dimension leave in blocks: torch multiplies grouped rows of whole 16 bytes only."""
+    if varying(label) == (label.ndim - 1,) and label.shape[-1] % block == 0:
+        flow.slots.together(label.reshape(-1, block)[:, :1], label.reshape(-1, block))
 
 
 def convolution(flow: Flow, call: Call) -> None:

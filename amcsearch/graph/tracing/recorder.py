@@ -105,7 +105,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.observation = Observation()
         self.flow = flow
-        self.log = ContractionLog(model) if flow is None else ContractionLog(model, flow.vector)
+        self.log = ContractionLog(model) if flow is None else ContractionLog(model, flow.spread)
         self.maps = MapFollower(self.observation.layers)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
@@ -162,7 +162,8 @@ class Recorder(TorchFunctionMode):
                 self.open[contraction.number] = _OpenProduct(self.here, len(self.observation.layers), contraction)
             case Product():
                 spec = _product_layer(contraction, operands)
-                name = self._weighted(spec, contraction.weight, _pairs(spec), operands)
+                whole = _pairs(spec) if contraction.groups == 1 else 0  # a weight of each head: a tensor of its own
+                name = self._weighted(spec, contraction.weight, whole, operands)
                 self._label(name, contraction.channels)
 
     def _label(self, name: str, channels: Channels) -> None:
@@ -265,11 +266,11 @@ class Recorder(TorchFunctionMode):
     def _channels(self, module: nn.Module, spec: LayerSpec, x: Tensor) -> NDArray[np.int64] | None:
         """Labels of a layer's input or output, along its channels alone where positions have labels too."""
         assert self.flow is not None
-        vector = self.flow.vector(x, range(x.ndim))
+        vector = self.flow.vectors(x, range(x.ndim))
         if vector is not None:
             return vector
         last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
-        return self.flow.vector(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
+        return self.flow.vectors(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
 
     def recurrent(self, module: nn.RNNBase, x: Tensor) -> None:
         """Record a recurrent module as the products that every step takes: inputs, hidden state and projection."""
@@ -287,15 +288,16 @@ class Recorder(TorchFunctionMode):
             )  # fmt: skip
             self.observation.add(spec, name)
             if self.flow is not None:
-                rows, columns = (self.flow.vector(weight, (dim,)) for dim in (0, 1))
+                rows, columns = (self.flow.vectors(weight, (dim,)) for dim in (0, 1))
                 self._label(name, (columns, rows))
 
 
-def _of_width(vector: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
+def _of_width(vectors: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
     """The labels of ``width`` channels out of several windows that have the same; None if they are others."""
-    if width < 2 or len(vector) % width or not (vector.reshape(-1, width) == vector[:width]).all():
+    if width < 2 or vectors.shape[1] % width:
         return None
-    return vector[:width]
+    windows = vectors.reshape(len(vectors), -1, width)
+    return windows[:, 0] if (windows == windows[:, :1]).all() else None
 
 
 def _counts_itself(module: nn.Module) -> bool:

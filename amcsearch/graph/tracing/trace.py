@@ -60,7 +60,7 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
     grids = flow.grids()
     try:
         settle(slots, grids, flow.crossings)
-        assembled = Assembler(twin, observation, slots, (grids, flow.cuts())).trace()
+        assembled = Assembler(twin, observation, slots, ([*grids, *flow.merges], flow.cuts())).trace()
     except Exception as error:
         reason = f"its channels cannot be put in groups ({described(error)}): counted, left alone"
         skipped = (*observation.skipped, Skipped(type(twin).__name__, reason))

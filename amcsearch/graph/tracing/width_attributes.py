@@ -35,6 +35,8 @@ _WIDTHS: Final = frozenset(
 _READ: Final = frozenset({"nx", "in_features", "in_channels", "in_dim", "d_in", "input_size", "input_dim", "n_in"})
 _WRITTEN: Final = frozenset({"nf", "out_features", "out_channels", "out_dim", "d_out", "output_size", "n_out"})
 
+_NO_CONFIG: Final = type("NoConfig", (), {})()
+
 Indices = NDArray[np.int64]
 
 
@@ -67,6 +69,12 @@ class CodeWidths:
             if type(value) is int and not attribute.startswith("_"):
                 yield attribute, value
 
+    def _configured(self, path: str) -> Iterator[tuple[str, int]]:
+        """Integers of the configuration that a module reads while it runs."""
+        for attribute, value in vars(getattr(self.modules.get(path), "config", _NO_CONFIG)).items():
+            if type(value) is int and not attribute.startswith("_"):
+                yield f"config.{attribute}", value
+
     def _around(self, path: str) -> Iterator[str]:
         """The module and those that it is in."""
         while True:
@@ -91,12 +99,13 @@ class CodeWidths:
             if here.all():
                 continue  # this axis keeps its size
             lost = int(here.sum())
-            for path in self._around(split.module):
-                for attribute, value in self._integers(path):
-                    if attribute in _HEADS and value == grid.shape[axis]:
-                        yield WidthAttribute(path, attribute, name, lost, width)
-                    if attribute in _WIDTHS and value in (total, total // 3, 2 * total):
-                        yield WidthAttribute(path, attribute, name, value // len(moved) * lost, width)
+            around = [(path, *stated) for path in self._around(split.module) for stated in self._integers(path)]
+            around += [(split.module, *stated) for stated in self._configured(split.module)]
+            for path, attribute, value in around:
+                if attribute.rpartition(".")[2] in _HEADS and value == grid.shape[axis]:
+                    yield WidthAttribute(path, attribute, name, lost, width)
+                if attribute.rpartition(".")[2] in _WIDTHS and value in (total, total // 3, 2 * total):
+                    yield WidthAttribute(path, attribute, name, value // len(moved) * lost, width)
 
     def _parts(self, name: str, cut: Cut, unit_of: Indices, units: Indices, width: int) -> Iterator[WidthAttribute]:
         labels = small(cut.label)

@@ -1,0 +1,303 @@
+"""Attention as networks of language and speech write it: groups by hand, removal beside masking, layers predicted."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from amcsearch.core import LayerKind, LayerSpec, PruningPolicy
+from amcsearch.costs.compute import macs
+from amcsearch.graph import Batch, Trace, masked, remove, trace
+from amcsearch.runtime import OnnxModule, exported
+
+TOKENS, WIDTH, HEADS, EACH = 6, 6, 4, 3
+
+
+def split(x: Tensor, width: int = EACH) -> Tensor:
+    """(N, T, heads * width) → (N, heads, T, width)."""
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+class Net(nn.Module):
+    """A stream, something that attends, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out, self.head = nn.Linear(WIDTH, 8), nn.Linear(HEADS * EACH, 8), nn.Linear(8, 2)
+
+    def attended(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head((x + self.out(self.attended(x))).mean(1))
+
+
+class NormedHeads(Net):
+    """A norm inside each head of queries and keys; two query heads share a key and a value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.q_norm, self.k_norm = nn.RMSNorm(EACH), nn.RMSNorm(EACH)
+
+    def attended(self, x: Tensor) -> Tensor:
+        k, v = (t.repeat_interleave(2, 1) for t in (self.k_norm(split(self.k(x))), split(self.v(x))))
+        return joined(F.scaled_dot_product_attention(self.q_norm(split(self.q(x))), k, v))
+
+
+class SharedKeys(Net):
+    """All heads share one key head and one value head, turned by angles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(8, 12), nn.Linear(8, 2 * EACH)
+        self.register_buffer("angles", torch.tensor([1.0, 0.3, 0.1]))
+
+    def attended(self, x: Tensor) -> Tensor:
+        turn = torch.cos(torch.arange(x.shape[1])[:, None] * self.angles)
+        k, v = (split(t) for t in self.kv(x).chunk(2, -1))
+        scores = (split(self.q(x)) * turn) @ (k * turn).mT / math.sqrt(EACH)
+        return joined(scores.softmax(-1) @ v)
+
+
+class FusedSharedKeys(Net):
+    """As above, with queries, the key and the value in one layer, as rows of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv = HEADS, nn.Linear(8, (HEADS + 2) * EACH)
+
+    def attended(self, x: Tensor) -> Tensor:
+        rows = self.qkv(x).view(*x.shape[:2], self.num_heads + 2, EACH)
+        q, k, v = rows[..., :-2, :], rows[..., [-2], :], rows[..., [-1], :]
+        return joined(F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), enable_gqa=False))
+
+
+class Configured(Net):
+    """Counts its heads by a configuration that others share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_attention_heads=HEADS)
+        self.qkv = nn.Linear(8, 3 * HEADS * EACH)
+
+    def attended(self, x: Tensor) -> Tensor:
+        width = self.config.num_attention_heads * EACH
+        qkv = self.qkv(x)
+        q, k, v = (split(t) for t in (qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :]))
+        return joined(F.scaled_dot_product_attention(q, k, v))
+
+
+class Disentangled(Net):
+    """Content to content, content to position and position to content, as sums of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.positions = nn.Parameter(torch.randn(2 * TOKENS - 1, 8))
+
+    def attended(self, x: Tensor) -> Tensor:
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        places = self.positions[None]
+        order = torch.arange(TOKENS)
+        distance = (order[:, None] - order[None] + TOKENS - 1).expand(1, q.shape[1], -1, -1)
+        scores = q @ k.mT + (q @ split(self.k(places)).mT).gather(-1, distance)
+        scores = scores + (k @ split(self.q(places)).mT).gather(-1, distance).mT
+        return joined(scores.softmax(-1) @ v)
+
+
+class HeadTensors(Net):
+    """Weights (width, heads, width of a head) in einsum, biases of heads, and segments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(8, HEADS, EACH)) for _ in range(3))
+        self.o = nn.Parameter(torch.randn(8, HEADS, EACH))
+        self.q_bias = nn.Parameter(torch.randn(HEADS, EACH))
+        self.segments = nn.Parameter(torch.randn(2, HEADS, EACH))
+        self.out = nn.Identity()
+
+    def attended(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("ntc,chd->nthd", x, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("nihd,njhd->nhij", q + self.q_bias, k)
+        kinds = torch.einsum("nihd,shd->nhis", q, self.segments)
+        same = torch.ones(1, TOKENS, TOKENS, dtype=torch.bool).tril()[:, None].expand(-1, q.shape[2], -1, -1)
+        scores = scores + torch.where(same, kinds[..., :1].expand(same.shape), kinds[..., 1:].expand(same.shape))
+        y = torch.einsum("nhij,njhd->nihd", scores.softmax(-1), v)
+        return torch.einsum("nthd,chd->ntc", y, self.o)
+
+
+class PooledTokens(Net):
+    """Queries from tokens pooled in pairs, as maps of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(8, HEADS * EACH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.embed(x)[:, None], (2, 1), ceil_mode=True)[:, 0]
+        return self.head((x + self.out(F.relu(self.inside(x)))).mean(1))
+
+
+class LengthOfOneChannel(Net):
+    """Picks one channel for its shape alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.places = nn.Linear(8, HEADS * EACH), nn.Embedding(TOKENS, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.places(torch.arange(x[:, :, -1].shape[1]))
+        return self.head((x + self.out(F.relu(self.inside(x)))).mean(1))
+
+
+class NormOfChannels(nn.Module):
+    """A convolution with a norm of every channel, as many groups as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv1d(WIDTH, 8, 3, padding=1), nn.GroupNorm(8, 8)
+        self.b, self.head = nn.Conv1d(8, 6, 3, padding=1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.b(F.gelu(self.norm(self.a(x.mT))))).mean(2))
+
+
+class GroupedExperts(nn.Module):
+    """Rows of tokens, sorted by expert, by one product of all experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router = nn.Linear(WIDTH, 8), nn.Linear(8, 2)
+        self.up, self.down = nn.Parameter(torch.randn(2, 24, 8)), nn.Parameter(torch.randn(2, 8, 12))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)[0]
+        share, chosen = self.router(x).softmax(-1).max(-1)
+        order = chosen.argsort(stable=True)
+        ends = torch.stack([(chosen == 0).sum(), torch.tensor(len(x))]).int()
+        gate, up = torch._grouped_mm(x[order], self.up.mT, offs=ends).chunk(2, -1)
+        y = torch._grouped_mm(F.silu(gate) * up, self.down.mT, offs=ends)
+        y = torch.zeros_like(x).index_add(0, order, y * share[order, None])
+        return self.head((x + y).mean(0, keepdim=True))
+
+
+Groups = list[tuple[str, int, int]]
+STREAM = ("embed", 8, 1)
+KINDS: dict[str, tuple[type[nn.Module], Groups]] = {
+    "norms inside heads": (NormedHeads, [STREAM, ("k", 6, 3)]),
+    "a key head for all": (SharedKeys, [STREAM, ("q", 12, 3)]),
+    "a key head for all, fused": (FusedSharedKeys, [STREAM, ("qkv", 12, 3)]),
+    "heads counted by a configuration": (Configured, [STREAM, ("qkv", 12, 3)]),
+    "disentangled attention": (Disentangled, [STREAM, ("q", 12, 3)]),
+    "weights with an axis of heads": (HeadTensors, [STREAM, ("q", 4, 1)]),
+    "tokens pooled as a map": (PooledTokens, [STREAM, ("inside", 12, 1)]),
+    "a channel picked for its length": (LengthOfOneChannel, [STREAM, ("inside", 12, 1)]),
+    "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
+    "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
+}
+NO_ONNX = {"grouped rows of experts"}  # of the dense network, too
+
+_CACHE: dict[str, tuple[nn.Module, Batch, Trace]] = {}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def subject(kind: str) -> tuple[nn.Module, Batch, Trace]:
+    if kind not in _CACHE:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            model, x = KINDS[kind][0]().eval(), torch.randn(1, TOKENS, WIDTH)
+        _CACHE[kind] = model, Batch.of(x), trace(model, x)
+    return _CACHE[kind]
+
+
+def chosen(found: Trace, seed: int) -> dict[str, np.ndarray]:
+    """A random choice of units, two or more where there are as many."""
+    rng, kept = np.random.default_rng(seed), {}
+    for name, units in found.units.items():
+        count = int(rng.integers(min(2, len(units) - 1), len(units)))
+        kept[name] = np.sort(units[rng.permutation(len(units))[:count]].ravel())
+    return kept
+
+
+def test_groups_by_hand(kind: str, subject: tuple[nn.Module, Batch, Trace]) -> None:
+    found = [(group.name, group.channels, group.unit) for group in subject[2].network.groups]
+    assert found == KINDS[kind][1], subject[2].skipped
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_removal_computes_what_masking_does_and_macs_are_predicted(
+    subject: tuple[nn.Module, Batch, Trace], seed: int
+) -> None:
+    model, batch, found = subject
+    kept = chosen(found, seed)
+    with torch.no_grad(), masked(model, found, kept):
+        expected = batch.through(model)
+    small = remove(model, found, kept)
+    with torch.no_grad():
+        assert torch.allclose(batch.through(small), expected, atol=1e-5, rtol=1e-5)
+    policy = PruningPolicy({name: len(index) for name, index in kept.items()})
+    predicted = sum(map(macs, found.network.with_channels(policy).layers))
+    assert predicted == sum(map(macs, trace(small, batch, verify=False).network.layers))
+
+
+def test_macs_are_those_of_torchs_counter(subject: tuple[nn.Module, Batch, Trace], kind: str) -> None:
+    model, batch, found = subject
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        batch.through(model)
+    grouped = TOKENS * (8 * 24 + 12 * 8) if kind == "grouped rows of experts" else 0  # has no formula of its own
+    assert sum(map(macs, found.network.layers)) == counter.get_total_flops() // 2 + grouped
+
+
+def test_onnx_computes_what_torch_does(kind: str, subject: tuple[nn.Module, Batch, Trace]) -> None:
+    if kind in NO_ONNX:
+        return
+    model, batch, found = subject
+    small = remove(model, found, chosen(found, 4))
+    with torch.no_grad():
+        expected = batch.through(small)
+    assert torch.allclose(batch.through(OnnxModule(exported(small, batch))), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_configuration_keeps_its_count_where_another_module_reads_it() -> None:
+    model = Configured().eval()
+    found = trace(model, torch.randn(1, TOKENS, WIDTH))
+    small = remove(model, found, {"qkv": np.arange(6)})
+    assert (small.config.num_attention_heads, model.config.num_attention_heads) == (2, HEADS)
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "products"),
+    [((24, 16), 4, 24 * 16 // 4), ((12, 8), 2, 12 * 8 // 2), ((12, 16), 4, 12 * 16 // 4), ((6, 8), 2, 6 * 8 // 2)],
+)
+def test_products_lose_whole_groups_as_far_as_both_sides_shrink(
+    widths: tuple[int, int], groups: int, products: int
+) -> None:
+    layer = LayerSpec("product", LayerKind.CONV, 24, 16, conv_groups=4, has_weight=False)
+    resized = layer.resized(*widths)
+    assert (resized.conv_groups, macs(resized)) == (groups, products)
+    every = layer.groups_at(np.array([widths[0]]), np.array([widths[1]]))
+    assert every.tolist() == [groups]
+
+
+def test_a_norm_of_every_channel_loses_groups_and_a_convolution_keeps_them() -> None:
+    norm = LayerSpec("norm", LayerKind.GROUP_NORM, 8, 8, conv_groups=8)
+    convolution = LayerSpec("conv", LayerKind.CONV, 8, 8, (3, 3), conv_groups=2)
+    assert (norm.resized(5, 5).conv_groups, convolution.resized(4, 4).conv_groups) == (5, 2)
