@@ -20,9 +20,9 @@ from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
-from amcsearch.training import read
+from amcsearch.training import length, read
 
-__all__ = ["PlannedNetwork", "SearchPlan", "plan"]
+__all__ = ["PlannedNetwork", "SearchPlan", "growth", "plan"]
 
 PROGRAM_EXPORTS: Final = 8  # a program of torch.export takes about as long as so many exports to ONNX
 TEST_PASSES: Final = 6  # dense, pruned and fine-tuned in torch, and each of three delivered files
@@ -139,7 +139,9 @@ def _expected_seconds(
     begun = time.perf_counter()
     evaluator = make_evaluator(config, workload, given)
     evaluator.evaluate(uniform)
-    ranking_s = time.perf_counter() - begun
+    ranking_s = (time.perf_counter() - begun) * growth(workload, "calibration")
+    judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
+    evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
     is_ours = user_training(config, given) is None
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
@@ -152,11 +154,17 @@ def _expected_seconds(
     return {
         "network": 0.0 if pretrain is None else _training_seconds(workload, pretrain) + export_s,
         "ranking": ranking_s,
-        "search": evaluator.evaluate(uniform).seconds * config.search.trials * searches,
+        "search": evaluation_s * config.search.trials * searches,
         "finalists": (1 + config.search.finalists) * export_s + measuring_s(config.search.finalists),
         "finetune": _finetuning_seconds(workload, finetune) if finetune is not None and is_ours else 0.0,
         "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
     }
+
+
+def growth(workload: Workload, *splits: str) -> float:
+    """How many times as many samples splits have as were read of them for the plan."""
+    read_here = sum(length(getattr(workload.splits, name), name) for name in splits)
+    return sum(workload.samples[name] for name in splits) / read_here
 
 
 def _finetuning_seconds(workload: Workload, recipe: FinetuneConfig) -> float:

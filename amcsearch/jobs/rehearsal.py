@@ -27,6 +27,7 @@ from amcsearch.training import SPLITS, DataSplits, Held, Samples, batches_of, ev
 __all__ = ["rehearse"]
 
 SAMPLES: Final = 32
+TRAINED: Final = 8  # in the step of fine-tuning: whether it runs does not depend on the batch, and its cost does
 HALF: Final = 0.5
 
 _CURES: Final = {
@@ -65,7 +66,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
 def _few_samples(config: Config, workload: Workload) -> Workload:
     """Return the workload with one batch of training data and some samples of every other split, its targets set."""
     finetune, few = config.recovery.finetune, {}
-    sizes = dict.fromkeys(SPLITS, SAMPLES) | {"train": finetune.batch_size if finetune else SAMPLES}
+    sizes = dict.fromkeys(SPLITS, SAMPLES) | {"train": min(TRAINED, finetune.batch_size) if finetune else TRAINED}
     for name, size in sizes.items():
         split = getattr(workload.splits, name)
         few[name] = _first_samples(split, min(size, length(split, name)), name)

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from amcsearch.cli.main import main
+from amcsearch.config.loading import load
+from amcsearch.jobs.plan import growth
+from amcsearch.jobs.workload import PLAN_SAMPLES, load_workload
 
 FACTORIES = Path(__file__).parents[1] / "made_data.py"
 CONFIG = f"""
@@ -49,6 +52,14 @@ def metrics(folder: Path, *settings: str) -> list[Any]:
 def test_a_dry_run_reads_tens_of_samples(tmp_path: Path) -> None:
     sizes = [f"--set=data.splits.{name}=2000" for name in ("calibration", "search", "test")]
     assert cost(tmp_path / "a", 100_000, "--dry-run", *sizes)["reads"] < 150
+
+
+def test_a_plan_expects_the_time_of_all_samples_from_the_few_that_it_reads(tmp_path: Path) -> None:
+    arguments(tmp_path / "a")
+    workload = load_workload(load(tmp_path / "a" / "config.yaml"), train=False)
+    assert len(workload.splits.search) == PLAN_SAMPLES
+    assert growth(workload, "search") == 64 / PLAN_SAMPLES
+    assert growth(workload, "calibration", "search") == 128 / (2 * PLAN_SAMPLES)
 
 
 def test_reads_and_memory_do_not_grow_with_the_train_split(tmp_path: Path) -> None:

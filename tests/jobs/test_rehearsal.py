@@ -11,7 +11,7 @@ from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError, DivergedError
 from amcsearch.jobs import rehearsal
 from amcsearch.jobs.device import load_device
-from amcsearch.jobs.workload import load_workload
+from amcsearch.jobs.workload import Workload, load_workload
 
 WriteConfig = Callable[..., Path]
 ODD = Path(__file__).parents[1] / "odd_networks.py"
@@ -92,3 +92,19 @@ def test_where_the_budget_allows_everything_half_of_every_group_goes(
     monkeypatch.setattr(rehearsal, "one_step", note)
     rehearsal.rehearse(config, workload, load_device(config, workload, ()))
     assert widths == [12]  # of 24
+
+
+def test_the_step_of_fine_tuning_takes_a_few_samples_however_large_the_batch(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def note(_config: object, workload: Workload, _model: object, _given: object) -> None:
+        counts.append(len(workload.splits.train))
+
+    monkeypatch.setattr(rehearsal, "one_step", note)
+    for size in (64, 4):
+        config = load(write_config(), [f"recovery.finetune.batch_size={size}"])
+        workload = load_workload(config, train=False)
+        rehearsal.rehearse(config, workload, load_device(config, workload, config.limits))
+    assert counts == [8, 4]

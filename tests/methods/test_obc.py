@@ -1,5 +1,6 @@
 """The trace of removals: exact errors and weights of every kept count from one pass."""
 
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import torch
 from amcsearch.core.errors import BadInputError
 from amcsearch.methods.least_squares import damped, output_error, refit_least_squares
 from amcsearch.methods.selector import Problem
+from amcsearch.methods.selectors import obc
 from amcsearch.methods.selectors.amc import Amc
 from amcsearch.methods.selectors.obc import Obc, trace_removals
 
@@ -67,6 +69,32 @@ def test_each_step_removes_what_costs_least_and_errors_only_grow(readers: Module
             assert step.errors[0] == pytest.approx(min(every))
         removed[step.unit] = True
     assert all(a <= b for a, b in pairwise(errors))
+
+
+@pytest.mark.parametrize("fold", [1, 2, 5, 32])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_taking_updates_into_the_inverse_changes_no_order_error_or_weight(
+    readers: ModuleType, monkeypatch: pytest.MonkeyPatch, seed: int, width: int, fold: int
+) -> None:
+    """Two readers, the second with columns of no unit; ``fold`` below the columns drops some in the middle."""
+    first = readers.random_reader(seed, channels=8, width=width)[0]
+    wide = readers.random_reader(seed + 50, channels=10, width=width, outputs=3)[0]
+    second = replace(wide, columns=wide.columns[1:9])
+    taps = torch.arange(10 * width).reshape(10, width)
+    monkeypatch.setattr(obc, "FOLD", fold)
+    removed = [torch.zeros(8, dtype=torch.bool), torch.zeros(10, dtype=torch.bool)]
+    for count, step in enumerate(trace_removals([first, second]), 1):
+        removed[0][step.unit] = removed[1][1 + step.unit] = True
+        for it, gone, error, weight in zip((first, second), removed, step.errors, step.weights, strict=True):
+            exact = torch.zeros_like(it.weight)
+            if not gone.all():
+                exact = refit_least_squares(it.weight, it.inputs.gram, gone, width, 0.01)
+            torch.testing.assert_close(weight, exact, rtol=1e-7, atol=1e-9)
+            assert not weight[:, :, taps[: len(gone)][gone].flatten()].any()
+            assert error == pytest.approx(output_error(it.weight, exact, damped(it.inputs.gram, 0.01)), rel=1e-7)
+        assert int(removed[0].sum()) == count
+    assert count == 8
 
 
 @pytest.mark.parametrize("seed", range(10))

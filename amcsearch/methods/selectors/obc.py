@@ -14,7 +14,7 @@ and updates each; the Gram matrix is centred where the reader's constant is refi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -27,18 +27,97 @@ from amcsearch.methods.selector import Problem, Reader
 
 __all__ = ["Obc", "Removal", "trace_removals"]
 
+FOLD: Final = 32  # columns of the update that are held before they are taken into the inverse
+
 
 @dataclass(frozen=True)
 class Removal:
-    """One step of the trace: the unit that left, each reader's error so far, and each reader's weights now.
+    """One step of the trace: the unit that left, and each reader's error so far.
 
-    ``errors[i]`` is the damped E||y - y'||^2 of reader i; ``weights[i]`` (conv_groups, C_out / conv_groups, columns), 0
-    where units left. The weights are those of the running pass: clone them to keep them.
+    ``errors[i]`` is the damped E||y - y'||^2 of reader i.
     """
 
     unit: int
     errors: tuple[float, ...]
-    weights: tuple[Tensor, ...]
+    passes: tuple["_Pass", ...]
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Each reader's weights (conv_groups, C_out / conv_groups, columns) after this step, 0 where units left.
+
+        They are those of the running pass: read them before the next step.
+        """
+        return tuple(each.whole_weight() for each in self.passes)
+
+
+class _Pass:
+    """Weights and inverse of one reader while its units leave.
+
+    Of B, (g, D, D), only the entries of units that are left are held, and of those the state at the last fold:
+    B = base - V V^T with V (g, D, K). A removal appends the columns B_:,S L^-T of the units S, with L L^T = B_SS, so it
+    costs D K rather than D^2. Every ``FOLD`` columns V is taken into the base by one matrix product, and what left is
+    dropped.
+    """
+
+    def __init__(self, reader: Reader, damping: float) -> None:
+        self.shape = reader.weight.shape
+        self.kept = torch.arange(self.shape[-1])  # columns of the reader that are left, at the last fold
+        self.columns = reader.columns.clone()  # (U, w) of each unit, among ``kept``
+        self.weight = reader.weight.clone()
+        self.base = _inverse(damped(reader.inputs.gram, damping))
+        self.update = self.base.new_zeros(*self.base.shape[:2], 0)
+        self.share = 1.0 / (reader.energy or 1.0)
+        self.blocks = self.base[:, self.columns[:, :, None], self.columns[:, None, :]]  # (g, U, w, w)
+        self.is_left = torch.ones(self.shape[-1], dtype=torch.bool)  # of ``kept``, since the last fold
+        self.error = 0.0
+
+    def scores(self, left: Tensor) -> Tensor:
+        """tr(W_S (B_SS)^-1 W_S^T) of the units ``left`` (u,), summed over conv groups: (u,)."""
+        columns = self.columns[left]
+        blocks = self.blocks[:, left]
+        if columns.shape[1] == 1:
+            squares = self.weight.square().sum(1)[:, columns[:, 0]]  # (g, u)
+            return (squares / blocks[:, :, 0, 0]).sum(0)
+        slices = self.weight[:, :, columns].permute(0, 2, 3, 1)  # (g, u, w, O)
+        products = slices @ slices.mT
+        solved = torch.linalg.solve(blocks, products)
+        total: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum((0, 2))
+        return total
+
+    def remove(self, unit: int) -> None:
+        """Update W, B and the blocks for the removal of a unit; its weights become exactly 0."""
+        columns = self.columns[unit]
+        lower = torch.linalg.cholesky(self.blocks[:, unit])  # (g, w, w)
+        inverse = self.base[:, :, columns] - self.update @ self.update[:, columns].mT  # B_:,S (g, D, w)
+        new = torch.linalg.solve_triangular(lower.mT, inverse, upper=True, left=False)
+        slices = torch.linalg.solve_triangular(lower.mT, self.weight[:, :, columns], upper=True, left=False)
+        self.is_left[columns] = False
+        new[:, ~self.is_left] = 0.0
+        self.weight -= slices @ new.mT
+        self.weight[:, :, columns] = 0.0
+        parts = new[:, self.columns]  # (g, U, w, w)
+        self.blocks -= parts @ parts.mT
+        self.update = torch.cat((self.update, new), -1)
+
+    def fold(self, left: Tensor) -> None:
+        """Take the update into the base, and drop the columns of all units but ``left`` once there are enough."""
+        if self.update.shape[-1] < FOLD or not len(left):
+            return
+        stays = self.is_left
+        update = self.update[:, stays]
+        self.base = self.base[:, stays][:, :, stays].baddbmm_(update, update.mT, alpha=-1.0)
+        self.weight, self.kept = self.weight[:, :, stays], self.kept[stays]
+        self.update = update.new_zeros(*update.shape[:2], 0)
+        place = stays.cumsum(0) - 1
+        self.columns = place[self.columns]  # without meaning for units that are gone
+        self.is_left = torch.ones(len(self.kept), dtype=torch.bool)
+        self.blocks[:, left] = self.base[:, self.columns[left][:, :, None], self.columns[left][:, None, :]]
+
+    def whole_weight(self) -> Tensor:
+        """W of all columns: (g, O, D)."""
+        whole = self.weight.new_zeros(self.shape)
+        whole[:, :, self.kept] = self.weight
+        return whole
 
 
 def trace_removals(readers: Sequence[Reader], damping: float = DAMPING) -> Iterator[Removal]:
@@ -47,42 +126,24 @@ def trace_removals(readers: Sequence[Reader], damping: float = DAMPING) -> Itera
     Raises:
         BadInputError: a Gram matrix that is singular in spite of the damping.
     """
-    weights = [reader.weight.clone() for reader in readers]
-    inverses = [_inverse(damped(reader.inputs.gram, damping)) for reader in readers]
-    shares = [1.0 / (reader.energy or 1.0) for reader in readers]
-    errors = [0.0] * len(readers)
-    left = list(range(len(readers[0].columns)))
-    while left:
-        scores = [_scores(w, b, r.columns[left]) for w, b, r in zip(weights, inverses, readers, strict=True)]
-        total = torch.stack([score * share for score, share in zip(scores, shares, strict=True)]).sum(0)
+    passes = tuple(_Pass(reader, damping) for reader in readers)
+    left = torch.arange(len(readers[0].columns))
+    while len(left):
+        scores = [each.scores(left) for each in passes]
+        total = torch.stack([score * each.share for score, each in zip(scores, passes, strict=True)]).sum(0)
         place = int(total.argmin())
-        unit = left.pop(place)
-        for i, reader in enumerate(readers):
-            errors[i] += float(scores[i][place])
-            _remove(weights[i], inverses[i], reader.columns[unit])
-        yield Removal(unit, tuple(errors), tuple(weights))
+        unit = int(left[place])
+        left = torch.cat((left[:place], left[place + 1 :]))
+        for score, each in zip(scores, passes, strict=True):
+            each.error += float(score[place])
+            each.remove(unit)
+        yield Removal(unit, tuple(each.error for each in passes), passes)
+        for each in passes:
+            each.fold(left)
 
 
 def _inverse(gram: Tensor) -> Tensor:
     return solve(gram, torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram))
-
-
-def _scores(weight: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
-    """tr(W_S (B_SS)^-1 W_S^T) of units that own columns (U, w), summed over conv groups: (U,)."""
-    blocks = inverse[:, columns[:, :, None], columns[:, None, :]]  # (g, U, w, w)
-    slices = weight[:, :, columns].permute(0, 2, 3, 1)  # (g, U, w, O)
-    scores: Tensor = (slices * torch.linalg.solve(blocks, slices)).sum((0, 2, 3))
-    return scores
-
-
-def _remove(weight: Tensor, inverse: Tensor, columns: Tensor) -> None:
-    """Update W (g, O, D) and B (g, D, D) in place for the removal of some columns; their entries become exactly 0."""
-    rows = torch.linalg.solve(inverse[:, columns][:, :, columns], inverse[:, columns])  # (B_SS)^-1 B_S,: (g, w, D)
-    weight -= weight[:, :, columns] @ rows
-    inverse -= inverse[:, :, columns] @ rows
-    weight[:, :, columns] = 0.0
-    inverse[:, columns] = 0.0
-    inverse[:, :, columns] = 0.0
 
 
 @dataclass(frozen=True)
