@@ -27,7 +27,7 @@ from amcsearch.runtime import (
     sample_axis,
     signature_of,
 )
-from amcsearch.training import DataSplits, Task, batches_of, guess_on
+from amcsearch.training import DataSplits, Task, batches_of, fitting_batch_size, guess_on
 
 __all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "probes_of"]
 
@@ -38,8 +38,8 @@ EXTREME: Final = 6  # … and those with the largest and the smallest of each ex
 def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: Batch) -> None:
     """Refuse a network that does not give finite outputs of its input alone.
 
-    Outputs are checked on every sample that will be judged; the ``probes`` of ``probes_of`` are run twice, and in
-    batches of several sizes.
+    Outputs are checked on every sample that will be judged; the ``probes`` of ``probes_of``, or as many of them as go
+    through the network at once, are run twice, and in batches of several sizes.
 
     Raises:
         BadInputError: weights or outputs that are not finite, outputs that differ from call to call or with the batch,
@@ -47,11 +47,12 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: 
     """
     name = _name(config, model)
     _check_weights(model, name)
+    few = probes.chosen(_spread(probes.size, fitting_batch_size(probes)))
     with UserCode(name):
-        _check_input_kept(model, probes, name)
+        _check_input_kept(model, few, name)
         for split in ("calibration", "search", "test"):
             _check_outputs(model, batches_of(getattr(splits, split), name=split), name, split)
-        _check_repeats(model, probes, config.device.batch, name)
+        _check_repeats(model, few, config.device.batch, name)
 
 
 def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch | Tensor, task: Task) -> None:
@@ -122,9 +123,14 @@ def probes_of(splits: DataSplits) -> Batch:
     return replace(parts[0].map(lambda _: next(joined)), targets=None, size=sum(part.size for part in parts))
 
 
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` numbers below ``count``, spread evenly."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long().tolist()
+
+
 def _probes(samples: Batches) -> Batch:
     """Samples spread evenly, and those with the largest and the smallest peaks and sums of each input."""
-    rows = torch.linspace(0, samples.samples - 1, min(EVEN, samples.samples)).round().long()
+    rows = torch.tensor(_spread(samples.samples, EVEN))
     peaks = torch.cat([_peaks(batch) for batch in samples]).T  # (3 * inputs, N)
     orders = [values.argsort() for values in peaks]
     ends = [end for order in orders for end in (order[:EXTREME], order[-EXTREME:])]

@@ -26,7 +26,7 @@ from amcsearch.training.identity import (
 from amcsearch.training.loop import CLASS_IDS, Augmentation, Progress, evaluate, fit, guess_on
 from amcsearch.training.models import MODELS
 from amcsearch.training.preparation import checked_splits, fixed_splits
-from amcsearch.training.reading import all_targets, batches_of, is_ragged
+from amcsearch.training.reading import all_targets, batches_of, fitting_batch_size, is_ragged
 from amcsearch.training.recipe import Distillation, TrainingRecipe
 from amcsearch.training.resume import StateFile
 from amcsearch.training.seeding import seeded
@@ -119,6 +119,7 @@ __all__ = [
     "fingerprint",
     "first_item",
     "fit",
+    "fitting_batch_size",
     "fixed_splits",
     "guess_on",
     "is_ragged",

@@ -32,7 +32,9 @@ from amcsearch.training.splits import (
 __all__ = ["BATCH", "StreamedBatches", "TrainReader", "all_targets", "batches_of", "is_ragged", "read_in_order"]
 
 PROBES: Final = 16  # samples whose targets are compared
-BATCH: Final = 256  # samples in a forward pass where nothing else is said
+BATCH: Final = 256  # samples in a forward pass where nothing else is said …
+LEAST_BATCH: Final = 16
+PIXELS: Final = BATCH * 32 * 32  # … or as many larger images: 256 of 224x224 would take gigabytes a layer
 
 
 class _Reader(Dataset[Any]):
@@ -188,17 +190,29 @@ def is_ragged(items: Items) -> bool:
     return False
 
 
-def batches_of(dataset: Samples, batch_size: int = BATCH, name: str = "given") -> Batches:
+def fitting_batch_size(samples: Batch) -> int:
+    """Return how many of some samples go through a network at once: 256, or fewer (at least 16) images above 32x32."""
+    sizes = (x.shape[2:].numel() for x in samples.inputs.values() if x.ndim >= 4)
+    return max(LEAST_BATCH, min(BATCH, PIXELS // max(1, *sizes, 1)))
+
+
+def batches_of(dataset: Samples, batch_size: int | None = None, name: str = "given") -> Batches:
     """Return all samples of a data set in batches: from memory where they are there, else read at every reading.
+
+    Without a ``batch_size``, batches are of ``fitting_batch_size``, and of 256 where samples are read at every use.
 
     Raises:
         BadInputError: as ``read`` and ``length``.
     """
     if isinstance(dataset, Held):
-        return HeldBatches(dataset.whole, batch_size)
+        return _held(dataset.whole, batch_size)
     if is_in_memory(dataset) and is_stackable(dataset):
-        return HeldBatches(read(dataset, range(length(dataset, name)), name), batch_size)
-    return StreamedBatches.of(dataset, batch_size, name)
+        return _held(read(dataset, range(length(dataset, name)), name), batch_size)
+    return StreamedBatches.of(dataset, BATCH if batch_size is None else batch_size, name)
+
+
+def _held(whole: Batch, batch_size: int | None) -> HeldBatches:
+    return HeldBatches(whole, fitting_batch_size(whole) if batch_size is None else batch_size)
 
 
 class TrainReader:

@@ -418,3 +418,15 @@ def test_a_training_reads_every_sample_once_an_epoch_and_holds_a_batch():
     fit(nn.Linear(3, 4), Items(data), recipe, seed=0)
     assert data.reads == 800
     assert alive["most"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((3, 8, 8), 256), ((3, 32, 32), 256), ((3, 64, 64), 64), ((3, 100, 100), 26), ((3, 224, 224), 16), ((9,), 256)],
+)
+def test_fewer_large_images_go_through_a_network_at_once(shape: tuple[int, ...], size: int) -> None:
+    """256 * 32 * 32 pixels a batch, at least 16 images; a size that is asked for counts more."""
+    images = torch.zeros(1, *shape).expand(300, *shape)
+    dataset = TensorDataset(images, torch.zeros(300, dtype=torch.long))
+    assert [batch.size for batch in batches_of(dataset)][:1] == [size]
+    assert [batch.size for batch in batches_of(dataset, 200)] == [200, 100]
