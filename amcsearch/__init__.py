@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from amcsearch.api import compare as compare
     from amcsearch.api import energy as energy
     from amcsearch.api import load as load
     from amcsearch.api import make_env as make_env
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS: Final = {
-    "api": ("energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"),
+    "api": (
+        *("compare", "energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity"),
+        "sparsify",
+    ),
     "config": ("Config", "read_device", "read_latency_table", "write_latency_table"),
     "core": (
         *("BadInputError", "ChannelGroup", "Cost", "Evaluation", "InfeasibleBudgetError", "LayerKind", "LayerSpec"),
@@ -32,6 +36,7 @@ _ROOMS: Final = {
     "evaluation": ("Evaluator", "ProcessExecutor", "SerialExecutor"),
     "graph": ("Trace", "masked", "remove", "trace"),
     "jobs": (
+        "Comparison",
         "EnergyReport",
         "Observer",
         "RunResult",

@@ -40,6 +40,7 @@ PUBLIC = [
     "Budget",
     "CRITERIA",
     "ChannelGroup",
+    "Comparison",
     "Config",
     "Cost",
     "CostGrid",
@@ -81,6 +82,7 @@ PUBLIC = [
     "Trace",
     "TrainingRequest",
     "Trial",
+    "compare",
     "energy",
     "load",
     "make_env",
@@ -606,7 +608,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_the_verb_search_survives_the_import_of_its_room() -> None:
     from amcsearch.search.study import Study
 
-    assert amcsearch.search.__module__ == "amcsearch.api"
+    assert amcsearch.search.__module__ == "amcsearch.api.searches"
     assert Study is amcsearch.Study
 
 

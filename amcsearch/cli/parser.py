@@ -53,6 +53,16 @@ def _count(text: str) -> int:
     return value
 
 
+def _counts(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [_count(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    """Read names with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _minutes(text: str) -> float:
     """Read a duration, as ``_count``."""
     try:
@@ -151,6 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"amcsearch {__version__}")
     commands = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _search(commands)
+    _compare(commands)
     _table(commands)
     _sensitivity(commands)
     _energy(commands)
@@ -196,6 +207,26 @@ def _search(commands: "Commands") -> None:
     command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
     command.add_argument("--dry-run", action="store_true", help="print the plan, sizes and expected time, and stop")
+
+
+def _compare(commands: "Commands") -> None:
+    example = "amcsearch compare configs/searches/digits.yaml --agents dynamic_programming,uniform,random --seeds 0,1,2"
+    text = "run agents under several seeds on one network: equal evaluations, equal seconds, with intervals"
+    command = _verb(commands, "compare", verbs.compare, text, example)
+    _config(command)
+    command.add_argument(
+        "--agents",
+        type=_names,
+        required=True,
+        help="names of `amcsearch list agents`, or specs; the first is the reference",
+    )
+    command.add_argument("--seeds", type=_counts, default=[0, 1, 2], help="of the agents (0,1,2)")
+    command.add_argument("-o", "--out", type=_path, help="folder (default: runs/<name>-compared)")
+    command.add_argument(
+        "--resume", action="store_true", help="go on with what is there, also with more agents or seeds"
+    )
+    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
+    command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
 
 
 def _table(commands: "Commands") -> None:

@@ -1,14 +1,16 @@
 """Results as text for a terminal."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from amcsearch.jobs import EnergyReport, LayerReport, SearchPlan
+    from amcsearch.jobs import Comparison, EnergyReport, LayerReport, SearchPlan
     from amcsearch.runs import ModelBlock, SparsifySummary, Summary, Verdict
+    from amcsearch.search import Mean
 
-__all__ = ["columns", "energy_text", "plan_text", "sparsify_text", "summary_text"]
+__all__ = ["columns", "comparison_text", "energy_text", "plan_text", "sparsify_text", "summary_text"]
 
 
 def summary_text(summary: "Summary", folder: Path) -> str:
@@ -138,6 +140,42 @@ def plan_text(plan: "SearchPlan") -> str:
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
     ]
     return "\n".join(lines)
+
+
+def comparison_text(comparison: "Comparison") -> str:
+    """Agents side by side, each a mean over seeds with the half width of its interval."""
+    first, *others = comparison.agents
+    head = ["", "evaluations", "best reward", comparison.metric.metric.word, f"reward at {comparison.seconds:.3g} s"]
+    rows = [[*head, "hypervolume", "seconds", f"difference to {first.agent}"]]
+    scale, unit = comparison.metric.metric.scale, " %" if comparison.metric.metric.is_share else ""
+    for agent in comparison.agents:
+        rows.append(
+            [
+                agent.agent,
+                f"{agent.evaluations:g}",
+                _mean(agent.best_reward),
+                _mean(agent.metric, scale) + unit,
+                _mean(agent.reward_at_equal_seconds),
+                _mean(agent.hypervolume),
+                _mean(agent.seconds),
+                "" if agent.difference is None else _mean(agent.difference, sign="+"),
+            ]
+        )
+    seeds, lines = len(comparison.seeds), []
+    for agent in others:
+        said = f"{agent.agent} reached {first.agent}'s best reward under {agent.reached_reference} of {seeds} seeds"
+        count = agent.evaluations_to_reference
+        lines.append(said if count is None else f"{said}, after {count:.3g} evaluations in the mean")
+    interval = "± half of the 95 % interval of the mean" if seeds > 1 else "one seed: no interval"
+    lines.insert(0, f"{seeds} seeds, {comparison.trials} evaluations each; {interval}")
+    return "\n".join([*columns(rows), "", *lines, *(f"{name}: {path}" for name, path in comparison.files.items())])
+
+
+def _mean(mean: "Mean", scale: float = 1.0, sign: str = "") -> str:
+    if not math.isfinite(mean.value):
+        return "–"
+    half = "" if mean.half_width is None else f" ± {mean.half_width * scale:.2g}"
+    return f"{mean.value * scale:{sign}.4g}{half}"
 
 
 def energy_text(report: "EnergyReport") -> str:

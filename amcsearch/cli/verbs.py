@@ -18,6 +18,7 @@ MOST_WORKERS: Final = 1024
 
 __all__ = [
     "KINDS",
+    "compare",
     "energy",
     "entries",
     "list_registry",
@@ -157,9 +158,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch import api
     from amcsearch.cli.text import plan_text, summary_text
 
-    if not 1 <= args.workers <= MOST_WORKERS:
-        raise BadInputError(f"--workers {args.workers}, must be at least 1 and at most {MOST_WORKERS}")
-    config = load_config(args)
+    workers, config = _workers(args), load_config(args)
     if args.dry_run:
         from amcsearch.jobs import plan
 
@@ -170,13 +169,19 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         config=config,
         folder=_folder(args, config),
         resume=args.resume,
-        workers=args.workers,
+        workers=workers,
         storage=args.storage,
         strict=args.strict,
         observer=console,
     )
     console.close()
     _show_result(args, result, summary_text(result.summary, result.folder))
+
+
+def _workers(args: argparse.Namespace) -> int:
+    if not 1 <= args.workers <= MOST_WORKERS:
+        raise BadInputError(f"--workers {args.workers}, must be at least 1 and at most {MOST_WORKERS}")
+    return int(args.workers)
 
 
 def _show_result(args: argparse.Namespace, result: "RunResult", text: str) -> None:
@@ -195,6 +200,26 @@ def _folder(args: argparse.Namespace, config: "Config") -> Path:
     from amcsearch.config import config_hash
 
     return args.out or Path("runs") / f"{config.name}-{config_hash(config)}"
+
+
+def compare(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Put agents side by side."""
+    from amcsearch import api
+    from amcsearch.cli.text import comparison_text
+
+    config = load_config(args)
+    result = api.compare(
+        config=config,
+        agents=args.agents,
+        seeds=args.seeds,
+        folder=args.out or Path("runs") / f"{config.name}-compared",
+        resume=args.resume,
+        workers=_workers(args),
+        strict=args.strict,
+        observer=console,
+    )
+    console.close()
+    show(args, result.to_json(), comparison_text(result), args.out)
 
 
 def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:

@@ -1,8 +1,9 @@
 """What a user asks for: one function a verb, a typed request in and a typed result out."""
 
+from amcsearch.jobs.compare import Comparison, compare
 from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.loading import Source
-from amcsearch.jobs.observer import CallersObserver, Observer
+from amcsearch.jobs.observer import Observer, watcher
 from amcsearch.jobs.plan import SearchPlan, plan
 from amcsearch.jobs.prune.prune import prune
 from amcsearch.jobs.request import Settings, given_path, given_policy, in_folder, make_request
@@ -18,7 +19,7 @@ from amcsearch.jobs.workload import InMemory
 
 __all__ = [
     "VARIANTS",
-    "CallersObserver",
+    "Comparison",
     "EnergyReport",
     "InMemory",
     "LayerReport",
@@ -35,6 +36,7 @@ __all__ = [
     "build_into",
     "check_into",
     "check_table",
+    "compare",
     "energy_report",
     "given_path",
     "given_policy",
@@ -50,4 +52,5 @@ __all__ = [
     "search",
     "sensitivity",
     "sparsify",
+    "watcher",
 ]

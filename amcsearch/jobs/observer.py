@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from amcsearch.core import CallersOwn, Trial, check_interrupt
+from amcsearch.reporting import ProgressBar
 
-__all__ = ["CallersObserver", "Observer", "Phases"]
+__all__ = ["Observer", "Phases", "watcher"]
 
 
 class Observer(Protocol):
@@ -31,7 +32,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class CallersObserver(Observer):
+class _CallersObserver(Observer):
     """Tells the observer of a caller; what that raises reaches the caller as it is, as a way to stop a run."""
 
     observer: Observer
@@ -60,6 +61,11 @@ class CallersObserver(Observer):
         """Take a step of a measurement."""
         with CallersOwn():
             self.observer.progress(share, text)
+
+
+def watcher(observer: Observer | None) -> Observer:
+    """Return what a job tells of its progress: the caller's observer, or a bar on stderr."""
+    return ProgressBar() if observer is None else _CallersObserver(observer)
 
 
 class Phases:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config, config_hash, dump, from_mapping, load, trial_settings
 from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy
-from amcsearch.jobs.result import RunResult
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, expanded
 
@@ -20,7 +19,7 @@ __all__ = ["Settings", "given_path", "given_policy", "in_folder", "make_request"
 Settings = Mapping[str, object]
 """Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
 
-Result = TypeVar("Result", bound=RunResult)
+Result = TypeVar("Result")
 
 _OBJECTS: Final = {
     "device.table": "table",

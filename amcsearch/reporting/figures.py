@@ -1,4 +1,7 @@
-"""The pictures of a run, each a function from a ``Record`` to SVG, or to None where there is nothing to draw."""
+"""The pictures of a run, each a function from a ``Record`` to SVG, or to None where there is nothing to draw.
+
+And that of a comparison of agents, from its curves.
+"""
 
 import math
 from typing import Any, Final
@@ -7,17 +10,35 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from amcsearch.core import TrialState
-from amcsearch.reporting.drawing import ACCENT, BAND, INK, LINE, MUTED, SECOND, SURFACE, drawing, page_svg
+from amcsearch.core import BadInputError, TrialState
+from amcsearch.reporting.drawing import (
+    ACCENT,
+    BAND,
+    INK,
+    LINE,
+    MUTED,
+    SECOND,
+    SURFACE,
+    drawing,
+    page_svg,
+    standalone_svg,
+)
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import axis, axis_of, known
 from amcsearch.runs import FinalistSummary, metric_column
 
-__all__ = ["channels", "convergence", "front", "latency"]
+__all__ = ["channels", "comparison_picture", "convergence", "front", "latency"]
 
 _BAND_SHARE: Final = 0.10
 _LABEL_LENGTH: Final = 24
+_COLOURS: Final = (ACCENT, SECOND, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, MUTED)  # Okabe and Ito's
+_DASHES: Final[tuple[Any, ...]] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_POINTS: Final = 400  # along the seconds
+_BAND: Final = 0.16  # opacity
+
+Array = NDArray[np.float64]
 
 
 def front(record: Record, cost: str) -> str | None:
@@ -158,6 +179,54 @@ def _predicted_and_measured(finalist: FinalistSummary) -> tuple[float, float, fl
     """Predicted latency, and the median and ends of the measured one, in ms; NaN where there is none."""
     predicted, measured = finalist.latency_ms_predicted, finalist.latency_ms_measured
     return math.nan if predicted is None else predicted, measured.median, measured.low, measured.high
+
+
+def comparison_picture(curves: pd.DataFrame) -> str:
+    """Return an SVG file: the mean over seeds of every agent's best reward so far, and the range of its seeds.
+
+    ``curves`` has one row an evaluation with ``agent``, ``seed``, ``evaluation``, ``seconds`` and ``best_reward``. A
+    search that ended early keeps its best. A mean begins where every seed has a complete trial.
+
+    Raises:
+        BadInputError: no rows.
+    """
+    if curves.empty:
+        raise BadInputError("a comparison without an evaluation has no picture")
+    with drawing(8.6, 3.7) as (figure, axes):
+        axes.remove()
+        left, right = figure.subplots(1, 2, sharey=True)
+        most, longest = int(curves["evaluation"].max()), float(curves["seconds"].max())
+        _draw_agents(left, curves, "evaluation", np.arange(1.0, most + 1))
+        _draw_agents(right, curves, "seconds", np.linspace(0.0, longest, _POINTS))
+        left.set_xlabel("Evaluations")
+        left.set_ylabel("Best reward so far")
+        right.set_xlabel("Seconds of evaluation and of the agent")
+        left.set_xlim(left=1)
+        right.set_xlim(left=0)
+        left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        count = curves["agent"].nunique()
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=min(4, count))
+        return standalone_svg(figure, "comparison")
+
+
+def _draw_agents(axes: Axes, curves: pd.DataFrame, along: str, grid: Array) -> None:
+    for number, (agent, rows) in enumerate(curves.groupby("agent", sort=False)):
+        seeds = np.array([_on_grid(of_seed, along, grid) for _, of_seed in rows.groupby("seed")])
+        colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[(number // len(_COLOURS)) % len(_DASHES)]
+        mean = seeds.mean(axis=0)
+        axes.step(grid, mean, where="post", linewidth=1.8, label=str(agent), color=colour, linestyle=dash)
+        if len(seeds) > 1:
+            axes.fill_between(
+                grid, seeds.min(axis=0), seeds.max(axis=0), step="post", alpha=_BAND, linewidth=0, color=colour
+            )
+
+
+def _on_grid(rows: pd.DataFrame, along: str, grid: Array) -> Array:
+    """Best reward at every point of the grid, NaN before the first."""
+    rewards = rows["best_reward"].to_numpy(dtype=np.float64)
+    at = np.searchsorted(rows[along].to_numpy(dtype=np.float64), grid, side="right") - 1
+    values = np.where(at >= 0, rewards[np.maximum(at, 0)], np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _best_so_far(rows: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

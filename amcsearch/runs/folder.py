@@ -38,7 +38,7 @@ __all__ = ["ConfigFile", "RunFolder"]
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
-    *("example.safetensors", "identity.json"),
+    *("example.safetensors", "identity.json", "comparison.csv", "curves.csv", "comparison.svg", "comparison.json"),
 )
 _HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
 _NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
@@ -128,6 +128,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """What was judged and on what: the network and the data of this run, which ``--resume`` compares."""
     trained_safetensors = _File(".trained.safetensors")
     """Weights of the dense network where this run trained it, so that it goes on with no other."""
+    comparison_csv = _File("comparison.csv")
+    """Of a comparison of agents: one search a row."""
+    curves_csv = _File("curves.csv")
+    """The best reward so far of each of them, one evaluation a row."""
+    comparison_svg = _File("comparison.svg")
+    """Those curves as a picture."""
+    comparison_json = _File("comparison.json")
+    """Means over seeds, with their intervals."""
     log_jsonl = _File("log.jsonl")
     """What happened when, one JSON object a line."""
 

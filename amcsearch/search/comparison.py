@@ -98,12 +98,15 @@ class AgentRun:
 
 
 def equal_seconds(runs: Sequence[AgentRun]) -> float:
-    """Seconds that every run had which spent as many evaluations as any: those of the fastest of them.
+    """Seconds at which agents are compared: those of the fastest agent, the median over its seeds.
 
-    An agent that ends early, because it has no new policy left, keeps its best for the time that remains.
+    Only searches that spent as many evaluations as any count. An agent that ends early, because it has no new policy
+    left, keeps its best for the time that remains.
     """
     most = max(len(run.trials) for run in runs)
-    return min(float(run.seconds[-1]) for run in runs if len(run.trials) == most)
+    whole = [run for run in runs if len(run.trials) == most]
+    agents = {run.agent for run in whole}
+    return min(float(np.median([run.seconds[-1] for run in whole if run.agent == agent])) for agent in agents)
 
 
 def hypervolume(points: Array) -> float:

@@ -48,9 +48,11 @@ def test_probes_and_failed_trials_are_never_the_best_but_cost_their_seconds():
     assert AgentRun("a", 0, trials[:2], np.zeros(2)).best_trial is None
 
 
-def test_equal_seconds_are_those_of_the_fastest_that_spent_all_evaluations():
-    slow, fast, early = run([0.1] * 4, own_s=[0, 0, 0, 6.0]), run([0.1] * 4), run([0.1])
-    assert equal_seconds([slow, fast, early]) == 4.0
+def test_equal_seconds_are_the_median_of_the_fastest_agent_that_spent_all_evaluations():
+    slow, early = run([0.1] * 4, own_s=[0, 0, 0, 6.0]), run([0.1], agent="c")
+    fast = [run([0.1] * 4, agent="b", seed=seed, seconds=seconds) for seed, seconds in enumerate((1.0, 9.0, 1.5))]
+    assert equal_seconds([slow, *fast, early]) == 6.0
+    assert equal_seconds([slow, early]) == 10.0
     assert equal_seconds([early]) == 1.0
 
 

@@ -1,39 +1,36 @@
-"""The verbs as functions: objects in, typed results out. The command line calls exactly these.
+"""Searching and pruning as functions: objects in, typed results out. The command line calls exactly these.
 
 Each takes a network and data in memory, which count more, or ``config``: a configuration file, or a ``Config``.
 ``settings`` sets any key by its dotted name, such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amcsearch import jobs
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, PruningPolicy, guarded_job
+from amcsearch.core import PruningPolicy, guarded_job
 from amcsearch.jobs import (
-    CallersObserver,
     Observer,
     SearchResult,
     Settings,
-    given_path,
-    given_policy,
     in_folder,
     make_request,
+    watcher,
 )
-from amcsearch.reporting import ProgressBar
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from amcsearch.costs import DeviceProfile, LatencyTable
     from amcsearch.methods import Criterion, Selector
     from amcsearch.search import Agent, LayerwiseEnv
     from amcsearch.training import Task
 
-__all__ = ["energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity", "sparsify"]
+__all__ = ["compare", "load", "make_env", "prune", "search", "sparsify"]
 
 Limits = Mapping[str, str | float]
 
@@ -106,7 +103,74 @@ def search(
     }
     request, given = make_request(config, settings, named, model, data)
     job = partial(jobs.search, workers=workers, storage=storage, strict=strict)
-    return in_folder(request, folder, resume, lambda run: job(request, run, _watcher(observer), given), anew=True)
+    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given), anew=True)
+
+
+@guarded_job(signal.SIGINT)
+def compare(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    agents: "Sequence[Agent | str]",
+    seeds: Sequence[int] = (0, 1, 2),
+    config: Config | Path | str | None = None,
+    budget: Limits | None = None,
+    table: "LatencyTable | Path | str | None" = None,
+    profile: "DeviceProfile | Path | str | None" = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    strict: bool = False,
+    observer: Observer | None = None,
+) -> jobs.Comparison:
+    """Run several agents under several seeds on one network, and compare them at equal evaluations and equal seconds.
+
+    Nothing is fine-tuned, measured or exported. The other arguments mean what they mean for ``search``.
+
+    Args:
+        model: as for ``search``.
+        data: as for ``search``.
+        agents: names of ``amcsearch list agents``, import specs, or objects; the first is the reference.
+        seeds: of the agents; one search each.
+        config: as for ``search``.
+        budget: as for ``search``.
+        table: as for ``search``.
+        profile: as for ``search``.
+        criterion: as for ``search``.
+        selector: as for ``search``.
+        task: as for ``search``.
+        trials: evaluations of every agent under every seed.
+        seed: of the network and the data.
+        settings: as for ``search``.
+        folder: as for ``search``; further agents and seeds join what is there by ``resume``.
+        resume: as for ``search``.
+        workers: as for ``search``.
+        strict: as for ``search``.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: no agent or seed, or one twice; or as ``search``.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    named = {
+        "budget": budget,
+        "selection.criterion": criterion,
+        "selection.selector": selector,
+        "task": task,
+        "search.trials": trials,
+        "seed": seed,
+        "device.table": table,
+        "device.profile": profile,
+    }
+    request, given = make_request(config, settings, named, model, data)
+    job = partial(jobs.compare, agents=agents, seeds=seeds, workers=workers, strict=strict)
+    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
 
 
 @guarded_job(signal.SIGINT)
@@ -169,9 +233,7 @@ def prune(
     }
     request, given = make_request(config, settings, named, model, data)
     anew = request.prune.rounds == 1  # the training of a round decides what the next one cuts
-    return in_folder(
-        request, folder, resume, lambda run: jobs.prune(request, run, _watcher(observer), given), anew=anew
-    )
+    return in_folder(request, folder, resume, lambda run: jobs.prune(request, run, watcher(observer), given), anew=anew)
 
 
 @guarded_job(signal.SIGINT)
@@ -222,138 +284,7 @@ def sparsify(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, _watcher(observer), given))
-
-
-@guarded_job(signal.SIGINT)
-def measure_latency_table(
-    model: "nn.Module | None" = None,
-    example: "Tensor | None" = None,
-    *,
-    config: Config | Path | str | None = None,
-    name: str | None = None,
-    known: "LatencyTable | None" = None,
-    variants: int | None = None,
-    minutes: float | None = None,
-    seed: int | None = None,
-    settings: Settings | None = None,
-    folder: Path | str | None = None,
-    resume: bool = False,
-    observer: Observer | None = None,
-) -> "LatencyTable":
-    """Measure a network and pruned variants of it on this machine, and return its latency table.
-
-    Args:
-        model: the network; its weights need no training. It is copied.
-        example: one input with batch dimension, (1, …); of several the first counts.
-        config: as for ``search``.
-        name: of the network in the table.
-        known: this machine's table that is there already; it is extended. Not with ``folder``.
-        variants: networks to measure; None measures as many as are needed.
-        minutes: bound of the measuring.
-        seed: of the variants.
-        settings: as for ``search``; section ``device`` has threads, batch and data type.
-        folder: of the table, begun or extended there; it keeps what is measured. None keeps nothing if interrupted.
-        resume: go on with what an interrupted measuring left in ``folder``, or begin one there.
-        observer: as for ``search``.
-
-    Raises:
-        BadInputError: a network that cannot be exported, ``known`` of another device or setting, or a ``folder`` that
-            cannot be used or holds measurements without ``resume``.
-    """
-    request, given = make_request(config, settings, {"name": name, "seed": seed}, model, example=example)
-    watcher, path = _watcher(observer), given_path(folder)
-    if path is None:
-        return jobs.measure_table(request, watcher, given, variants=variants, known=known, minutes=minutes)
-    if known is not None:
-        raise BadInputError("known and folder are both given; a folder extends its own table: leave one out")
-    return jobs.measure_into(path, request, watcher, given, variants=variants, minutes=minutes, resume=resume)
-
-
-@guarded_job(signal.SIGINT)
-def energy(
-    model: "nn.Module | None" = None,
-    example: "Tensor | None" = None,
-    *,
-    config: Config | Path | str | None = None,
-    profile: "DeviceProfile | Path | str | None" = None,
-    table: "LatencyTable | Path | str | None" = None,
-    policy: Mapping[str, int] | Path | str | None = None,
-    densities: Path | str | None = None,
-    storage: str = "bitmap",
-    measure: bool = False,
-    seed: int | None = None,
-    settings: Settings | None = None,
-    folder: Path | str | None = None,
-    observer: Observer | None = None,
-) -> jobs.EnergyReport:
-    """Predict the energy of every layer on a device, dense beside pruned and sparse; ``.layers`` is a table of it.
-
-    Args:
-        model: as for ``measure_latency_table``.
-        example: as for ``measure_latency_table``.
-        config: as for ``search``.
-        profile: as for ``search``; needed here.
-        table: as for ``search``; needed for static power.
-        policy: as for ``prune``; shown as ``pruned``.
-        densities: ``densities.csv`` of a ``sparsify`` run, shown as ``sparse``.
-        storage: of sparse weights in DRAM: ``dense``, ``bitmap``, ``csr`` or ``run_length``.
-        measure: also measure on this machine, if it has a counter of energy.
-        seed: as for ``search``.
-        settings: as for ``search``; section ``device`` has the batch.
-        folder: where to write the table and a picture; None writes nothing.
-        observer: as for ``search``.
-
-    Raises:
-        BadInputError: no profile, a policy or densities that do not fit, no counter to measure with; or as ``search``.
-    """
-    named = {"device.profile": profile, "device.table": table, "seed": seed}
-    request, given = make_request(config, settings, named, model, example=example)
-    path, watcher = given_path(folder), _watcher(observer)
-    kept, used = given_policy(policy), given_path(densities)
-    return jobs.energy_report(
-        *(request, path, watcher, given), policy=kept, densities=used, storage=storage, measure=measure
-    )
-
-
-@guarded_job(signal.SIGINT)
-def sensitivity(
-    model: "nn.Module | None" = None,
-    data: object = None,
-    *,
-    config: Config | Path | str | None = None,
-    criterion: "Criterion | str | None" = None,
-    selector: "Selector | str | None" = None,
-    task: "Task | Mapping[str, object] | str | None" = None,
-    points: int = 5,
-    joint: int = 50,
-    seed: int | None = None,
-    settings: Settings | None = None,
-    folder: Path | str | None = None,
-    observer: Observer | None = None,
-) -> jobs.Sensitivity:
-    """Prune one group at a time and return loss and accuracy at every width; ``.curves`` is a table of them.
-
-    Args:
-        model: as for ``search``.
-        data: as for ``search``.
-        config: as for ``search``.
-        criterion: as for ``search``.
-        selector: as for ``search``.
-        task: as for ``search``.
-        points: widths of each group.
-        joint: random policies whose loss is held against the sum over their groups.
-        seed: as for ``search``.
-        settings: as for ``search``.
-        folder: where to write tables and pictures; None writes nothing.
-        observer: as for ``search``.
-
-    Raises:
-        BadInputError: fewer than 2 points; or as ``search``.
-    """
-    named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
-    request, given = make_request(config, settings, named, model, data)
-    return jobs.sensitivity(request, given_path(folder), _watcher(observer), given, points=points, joint=joint)
+    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, watcher(observer), given))
 
 
 @guarded_job(signal.SIGINT)
@@ -390,11 +321,7 @@ def make_env(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    return jobs.make_env(request, _watcher(observer), given)
+    return jobs.make_env(request, watcher(observer), given)
 
 
 load = guarded_job(signal.SIGINT)(jobs.load)
-
-
-def _watcher(observer: Observer | None) -> Observer:
-    return ProgressBar() if observer is None else CallersObserver(observer)

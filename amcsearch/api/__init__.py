@@ -1,0 +1,16 @@
+"""The verbs as functions: objects in, typed results out."""
+
+from amcsearch.api.measurements import energy, measure_latency_table, sensitivity
+from amcsearch.api.searches import compare, load, make_env, prune, search, sparsify
+
+__all__ = [
+    "compare",
+    "energy",
+    "load",
+    "make_env",
+    "measure_latency_table",
+    "prune",
+    "search",
+    "sensitivity",
+    "sparsify",
+]

@@ -1,0 +1,242 @@
+"""Agents compared on one network, device and budget: equal evaluations and equal seconds, over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from amcsearch.config import Config, check_contract, label, make
+from amcsearch.core import BadInputError
+from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.search import check_fits, make_reward, new_study, run_agent
+from amcsearch.jobs.setup import Job, assemble
+from amcsearch.jobs.workload import CONFIGURED, InMemory
+from amcsearch.reporting import comparison_picture
+from amcsearch.runs import Document, MetricRecord, RunFolder
+from amcsearch.search import (
+    AGENTS,
+    Agent,
+    AgentRun,
+    Mean,
+    OptunaAgent,
+    equal_seconds,
+    hypervolumes,
+    mean_over_seeds,
+    paired_difference,
+)
+
+__all__ = ["CURVE_COLUMNS", "RUN_COLUMNS", "AgentComparison", "Comparison", "compare"]
+
+MOST_SEEDS: Final = 1000
+RUN_COLUMNS: Final = (
+    *("agent", "seed", "evaluations", "best_reward", "metric", "seconds", "reward_at_equal_seconds", "hypervolume"),
+    *("evaluations_to_reference", "policy"),
+)
+CURVE_COLUMNS: Final = ("agent", "seed", "evaluation", "seconds", "best_reward")
+
+
+@dataclass(frozen=True)
+class AgentComparison(Document):
+    """One agent over all seeds; a ``Mean`` has the half width of its 95 % interval.
+
+    ``best_reward`` is that of all evaluations, ``metric`` that of the same trial, ``reward_at_equal_seconds`` the best
+    within ``Comparison.seconds``. ``difference`` is ``best_reward`` less the reference's, seed by seed; None for the
+    reference itself. Of the seeds, ``reached_reference`` found the reference's final best reward, after
+    ``evaluations_to_reference`` evaluations in the mean, None where none did.
+    """
+
+    agent: str
+    evaluations: float
+    best_reward: Mean
+    metric: Mean
+    seconds: Mean
+    reward_at_equal_seconds: Mean
+    hypervolume: Mean
+    difference: Mean | None
+    reached_reference: int
+    evaluations_to_reference: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Document):
+    """Agents side by side; the first is the reference.
+
+    ``seconds`` are the equal ones, of evaluations and of the agent itself: those of the fastest agent.
+    ``objectives`` are those of the hypervolume. ``files`` are the paths written, by what they are. ``runs`` has one row
+    a search with ``RUN_COLUMNS``, ``curves`` one an evaluation with ``CURVE_COLUMNS``.
+    """
+
+    agents: tuple[AgentComparison, ...]
+    seeds: tuple[int, ...]
+    trials: int
+    metric: MetricRecord
+    seconds: float
+    objectives: tuple[str, ...]
+    files: Mapping[str, str]
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the rows, which are in the files."""
+        values = super().to_json()
+        return {key: value for key, value in values.items() if key not in ("runs", "curves")}
+
+
+def compare(
+    config: Config,
+    run: RunFolder,
+    observer: Observer,
+    given: InMemory = CONFIGURED,
+    *,
+    agents: Sequence[str | Agent],
+    seeds: Sequence[int],
+    workers: int = 1,
+    strict: bool = False,
+) -> Comparison:
+    """Run every agent under every seed on one network, ranked once, and put them side by side.
+
+    Each has ``search.trials`` evaluations. A policy is evaluated once; its seconds count for every agent that asks for
+    it. What the run folder stores is taken up again, and further agents and seeds join it. Writes ``comparison.csv``,
+    ``curves.csv``, ``comparison.svg``, ``comparison.json`` and ``trials.csv``.
+
+    Raises:
+        BadInputError: no agent, or one twice; no seed, or one twice; a seed that is negative; or as ``search``.
+        InfeasibleBudgetError: no policy meets the budget.
+    """
+    made = _agents(config, agents)
+    _check_seeds(seeds)
+    make_reward(config)
+    phases = Phases(observer, run.append_log)
+    check = partial(check_fits, config, workers=workers)
+    job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
+    executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
+    searches: list[AgentRun] = []
+    try:
+        for seed in seeds:
+            for name, agent in made.items():
+                with phases(f"{name}, seed {seed}", f"Searching with {name}, seed {seed}"):
+                    study = new_study(job, executor, name, seed, run.study_db, observer)
+                    run_agent(job, study, agent, observer)
+                    searches.append(AgentRun.of(study))
+    finally:
+        executor.close()
+        if searches:
+            run.write_trials(trial for search in searches for trial in search.trials)
+    return _written(_compared(job, searches, seeds), run)
+
+
+def _agents(config: Config, asked: Sequence[str | Agent]) -> dict[str, Agent]:
+    """Make the agents, each with the name that its trials carry; ``search.agent_params`` are for ``search.agent``."""
+    named: dict[str, Agent] = {}
+    for each in asked:
+        if isinstance(each, str):
+            params = config.search.agent_params if each == config.search.agent else {}
+            name, agent = label(each), make(AGENTS, each, params, ("agents", "search.agent_params"), Agent)
+        else:
+            check_contract(each, Agent, "agents")
+            name, agent = type(each).__name__, each
+        if name in named:
+            raise BadInputError(f"agents: {name} is there twice; name each agent once")
+        if isinstance(agent, OptunaAgent):
+            agent.check_objectives(config.search.objectives or ())
+        named[name] = agent
+    if not named:
+        raise BadInputError("agents: none is named, expected one or more, such as dynamic_programming and random")
+    return named
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise BadInputError(
+            f"seeds = {list(seeds)[:10]}, expected from 1 to {MOST_SEEDS} whole numbers of at least 0, each once"
+        )
+
+
+def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> Comparison:
+    metric, limits = job.workload.task.metric, job.device.feasible.budget.limits
+    names = job.config.search.objectives or ("metric", *limits)
+    objectives = tuple(metric.name if name == "metric" else name for name in names)
+    seconds, reference = equal_seconds(searches), searches[0].agent
+    goals = {search.seed: float(search.best[-1]) for search in searches if search.agent == reference}
+    rows = [
+        _row(search, seconds, volume, goals[search.seed])
+        for search, volume in zip(searches, hypervolumes(searches, objectives), strict=True)
+    ]
+    runs = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+    groups = [(str(name), group) for name, group in runs.groupby("agent", sort=False)]
+    compared = tuple(_agent(name, group, None if name == reference else goals) for name, group in groups)
+    trials = job.config.search.trials
+    judged = MetricRecord.of(metric)
+    return Comparison(compared, tuple(seeds), trials, judged, seconds, objectives, {}, runs, _curves(searches))
+
+
+def _row(search: AgentRun, seconds: float, hypervolume: float, goal: float) -> tuple[object, ...]:
+    best = search.best_trial
+    return (
+        search.agent,
+        search.seed,
+        len(search.trials),
+        float(search.best[-1]),
+        np.nan if best is None else best.evaluation.metric,
+        float(search.seconds[-1]),
+        search.best_after(seconds),
+        hypervolume,
+        search.evaluations_to(goal),
+        "" if best is None else best.policy.to_json(),
+    )
+
+
+def _agent(name: str, rows: pd.DataFrame, goals: Mapping[int, float] | None) -> AgentComparison:
+    best = {int(seed): float(reward) for seed, reward in zip(rows["seed"], rows["best_reward"], strict=True)}
+    reached = rows["evaluations_to_reference"].dropna()
+    return AgentComparison(
+        agent=name,
+        evaluations=float(rows["evaluations"].mean()),
+        best_reward=mean_over_seeds(list(best.values())),
+        metric=mean_over_seeds(rows["metric"].tolist()),
+        seconds=mean_over_seeds(rows["seconds"].tolist()),
+        reward_at_equal_seconds=mean_over_seeds(rows["reward_at_equal_seconds"].tolist()),
+        hypervolume=mean_over_seeds(rows["hypervolume"].tolist()),
+        difference=None if goals is None else paired_difference(best, goals),
+        reached_reference=len(reached),
+        evaluations_to_reference=float(reached.mean()) if len(reached) else None,
+    )
+
+
+def _curves(searches: Sequence[AgentRun]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(
+            {
+                "agent": search.agent,
+                "seed": search.seed,
+                "evaluation": np.arange(1, len(search.trials) + 1),
+                "seconds": search.seconds,
+                "best_reward": search.best,
+            },
+            columns=list(CURVE_COLUMNS),
+        )
+        for search in searches
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _written(comparison: Comparison, run: RunFolder) -> Comparison:
+    """Write the files of a comparison and return it with their paths."""
+    files = {
+        "runs": run.comparison_csv,
+        "curves": run.curves_csv,
+        "picture": run.comparison_svg,
+        "comparison": run.comparison_json,
+        "trials": run.trials_csv,
+    }
+    comparison = replace(comparison, files={name: str(path) for name, path in files.items()})
+    for path, rows in ((run.comparison_csv, comparison.runs), (run.curves_csv, comparison.curves)):
+        with run.replacing(path) as temporary:
+            rows.to_csv(temporary, index=False)
+    run.write_text(run.comparison_svg, comparison_picture(comparison.curves))
+    run.write_json(run.comparison_json, comparison)
+    return comparison
