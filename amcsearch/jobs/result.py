@@ -20,7 +20,7 @@ from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
-from amcsearch.jobs.user_training import user_training
+from amcsearch.jobs.user_training import training_folder, user_training
 from amcsearch.reporting import render
 from amcsearch.runs import (
     RunFolder,
@@ -247,7 +247,7 @@ def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, o
             observer,
             store=store,
             given=job.given,
-            folder=run.user_training,
+            folder=training_folder(run, job.config, job.given),
         )
     except BadInputError as error:
         has_diverged = isinstance(error, DivergedError)

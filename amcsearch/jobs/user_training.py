@@ -4,6 +4,7 @@ Whatever it does with the network, only weights and buffers come back: they are 
 and that has to compute what the returned network computes.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from amcsearch.config import Config, import_factory
 from amcsearch.core import BadInputError, UserCode
 from amcsearch.graph import Batch, duplicate
 from amcsearch.jobs.workload import InMemory, Workload
-from amcsearch.runs import make_folder
+from amcsearch.runs import RunFolder, make_folder
 from amcsearch.runtime import OUTPUTS, compare
 from amcsearch.training import Samples, Task, seeded
 
-__all__ = ["TrainingRequest", "UserTraining", "train_by_user", "user_training"]
+__all__ = ["TrainingRequest", "UserTraining", "train_by_user", "training_folder", "user_training"]
 
 _KEY: Final = "recovery.finetune.factory"
+LONGEST: Final = 80  # characters of the name of a folder
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class TrainingRequest:
     splits ``train`` and ``search`` are map-style data sets of (input, target) for a ``torch.utils.data.DataLoader``;
     the samples of ``search`` are those that policies are judged on. ``task`` has the loss and the metric:
     ``task.loss(outputs, targets)`` is a scalar tensor. ``seed`` is the configuration's: torch, numpy and
-    Python are seeded by it. ``torch_device`` is where to train. ``folder`` is for files such as checkpoints; it lies in
-    the run folder and stays there, so that a training that was interrupted finds its own again.
+    Python are seeded by it. ``torch_device`` is where to train. ``folder`` is for files such as checkpoints; it stays
+    in the run folder as ``.user_training/NAME``, so that a training that was interrupted finds its own again.
     """
 
     model: nn.Module
@@ -63,6 +65,15 @@ def user_training(config: Config, given: InMemory) -> UserTraining | None:
     if training is not None and not callable(training):
         raise BadInputError(f"finetune is a {type(training).__name__}, expected a function of a TrainingRequest")
     return training
+
+
+def training_folder(run: RunFolder, config: Config, given: InMemory) -> Path:
+    """Where a training of the user's keeps its files: a folder for each training, so that none takes up another's."""
+    finetune, training = config.recovery.finetune, given.finetune
+    name = "recipe" if finetune is None or finetune.factory is None else finetune.factory
+    if training is not None:
+        name = str(getattr(training, "__qualname__", type(training).__qualname__))
+    return run.user_training / re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-LONGEST:].lstrip(".")
 
 
 def train_by_user(training: UserTraining, config: Config, workload: Workload, model: nn.Module, folder: Path) -> None:

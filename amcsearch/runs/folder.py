@@ -83,6 +83,19 @@ class ConfigFile:
         return cls(text, config_hash, name)
 
 
+@dataclass(frozen=True)
+class _Delivered:
+    """The configuration of files that a run delivered, and which files they are."""
+
+    config: str
+    files: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, path: Path, config: str) -> Self:
+        states = [(path / name).stat() for name in ("summary.json", "pruned.onnx") if (path / name).exists()]
+        return cls(config, tuple((state.st_ino, state.st_mtime_ns) for state in states))
+
+
 @dataclass
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run on disk. ``create`` takes it for writing and holds its lock until ``close``; ``open`` only looks."""
@@ -91,6 +104,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     _lock: IO[bytes] | None = field(default=None, repr=False)
     _made: list[Path] | None = field(default=None, repr=False)
     """Folders that ``create`` made, the deepest first; None where the run goes on with what was there."""
+    _delivered: "_Delivered | None" = field(default=None, repr=False)
+    """What a finished run had delivered before it went on under another configuration."""
 
     config_yaml = _File("config.yaml")
     """The whole configuration, every default written out."""
@@ -196,6 +211,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     ) -> None:
         if error is not None and self._made is not None and not self._has_results():
             self._remove(self._made)
+        before = self._delivered
+        if isinstance(error, Exception) and before is not None and before == _Delivered.of(self.path, before.config):
+            self.write_text(self.config_yaml, before.config)  # that of the files which are still there
         self.close()
 
     def close(self) -> None:
@@ -332,8 +350,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
             left.unlink(missing_ok=True)
         if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config.text):
-            self.finetuning_state.unlink(missing_ok=True)  # it may be of another recipe
-            self.write_text(self.config_yaml, f"{_HASH}{config.config_hash}\n{config.text}")
+            self._replace_config(config)
+
+    def _replace_config(self, config: ConfigFile) -> None:
+        self.finetuning_state.unlink(missing_ok=True)  # it may be of another recipe
+        if self.config_yaml.exists() and self.summary_json.exists():
+            self._delivered = _Delivered.of(self.path, self.read_config().text)
+        self.write_text(self.config_yaml, f"{_HASH}{config.config_hash}\n{config.text}")
 
     def _check_same(self, config: ConfigFile, deciding: Callable[[str], str]) -> None:
         if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand

@@ -38,6 +38,26 @@ def test_a_finished_search_is_delivered_anew_without_new_trials(
     assert "finetune" not in line  # that may differ
 
 
+def test_a_delivery_that_fails_leaves_the_configuration_of_the_files_that_are_there(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    folder, config = tmp_path / "run", str(write_config())
+    arguments = ["search", config, *SHORT, "--out", str(folder)]
+    assert main(arguments) == 0
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "summary.json", "pruned.onnx")}
+    (tmp_path / "boom.py").write_text(
+        "def train(request):\n    (request.folder / 'mine').touch()\n    raise OSError('no')\n"
+    )
+    (tmp_path / "calm.py").write_text(
+        "def train(request):\n    assert not any(request.folder.iterdir())\n    return request.model\n"
+    )
+    other = ["--resume", "--set", f"recovery.finetune.factory={tmp_path}"]
+    assert main([*arguments, *other[:-1], f"{other[-1]}/boom.py:train"]) == 2
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert main([*arguments, *other[:-1], f"{other[-1]}/calm.py:train"]) == 0
+    assert "calm.py" in (folder / "config.yaml").read_text()
+
+
 def test_rounds_of_pruning_keep_their_training(write_config: WriteConfig, tmp_path: Path) -> None:
     folder, config = tmp_path / "run", str(write_config())
     arguments = ["prune", config, *SHORT, "--target", "macs=0.5x", "--out", str(folder)]

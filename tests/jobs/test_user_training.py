@@ -157,9 +157,10 @@ def test_the_example_trains_a_pruned_network_of_a_configuration(write_config: Wr
     folder = tmp_path / "run"
     factory = ["--set", f"recovery.finetune.factory={EXAMPLE}:follow"]
     assert main(["prune", str(write_config()), "--target", "macs=0.7x", *SHORT, *factory, "--out", str(folder)]) == 0
-    kept = sorted(path.name for path in (folder / ".user_training").iterdir())
-    assert kept == ["epoch_1.pt", "epoch_2.pt"]
-    trained = torch.load(folder / ".user_training" / "epoch_2.pt", weights_only=True)
+    (kept,) = (folder / ".user_training").iterdir()
+    assert kept.name.endswith("my_training.py_follow")
+    assert sorted(path.name for path in kept.iterdir()) == ["epoch_1.pt", "epoch_2.pt"]
+    trained = torch.load(kept / "epoch_2.pt", weights_only=True)
     delivered = amcsearch.load(folder).model.state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in delivered.items())
     assert json.loads((folder / "summary.json").read_text())["finetuned"]["accuracy"] > 0.0

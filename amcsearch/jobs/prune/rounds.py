@@ -25,6 +25,7 @@ from amcsearch.jobs.finetuning import fine_tune, finetuning_recipe
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.target_cost import Proposal, reach_target
 from amcsearch.jobs.setup import Job, reranked
+from amcsearch.jobs.user_training import training_folder
 from amcsearch.methods import keep, round_sparsities
 from amcsearch.runs import RoundSummary, RunFolder, TargetGoal
 from amcsearch.search import Budget, FeasibleSet
@@ -81,7 +82,7 @@ def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[
         with phases(f"round_{i + 1}", text):
             file = StateFile(run.round_state(i + 1))
             budget = Budget({target.cost: limits[i]})
-            folder = run.user_training / f"round_{i + 1}"
+            folder = training_folder(run, job.config, job.given) / f"round_{i + 1}"
             job, summary = _round(replace(job, finetune=finetune), budget, file, folder, phases.observer)
         done.append(summary)
     return replace(job, finetune=last), done

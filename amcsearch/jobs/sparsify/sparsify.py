@@ -19,6 +19,7 @@ from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
+from amcsearch.jobs.user_training import training_folder
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
 from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
@@ -81,7 +82,7 @@ def _tuned(
     """Return a copy of the sparse network that was trained on under its masks."""
     tuned, store = duplicate(sparse.model), StateFile(run.finetuning_state)
     hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
-    finetune, folder = config.recovery.finetune, run.user_training
+    finetune, folder = config.recovery.finetune, training_folder(run, config, given)
     fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
     if sparse.granularity == "weights":
         bake(tuned, sparse.masks)  # which a training of the user's own does not know
