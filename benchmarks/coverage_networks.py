@@ -133,6 +133,7 @@ _READS: Mapping[str, Callable[[Mapping[str, Any]], Tensor]] = {
     "pixel_values": lambda sizes: torch.randn(1, 3, sizes.get("image_size", 64), sizes.get("image_size", 64)),
     "input_features": lambda sizes: torch.randn(1, sizes.get("num_mel_bins", 16), 64),
     "input_values": lambda _: torch.randn(1, 1600),
+    "frames": lambda sizes: torch.randn(1, 64, sizes["input_feat_per_channel"]),
     "audio": lambda sizes: torch.randn(1, sizes["max_length"], sizes["num_mel_bins"]),
 }
 
@@ -207,6 +208,16 @@ _FAMILIES: Mapping[str, _Family] = {
     "longformer": _Family("LongformerForSequenceClassification", {**_ROBERTA, "attention_window": 8}),
     "convbert": _Family("ConvBertForSequenceClassification", {**_BERT, "embedding_size": 64}),
     "esm": _Family("EsmForSequenceClassification", {**_BERT, "pad_token_id": 1, "position_embedding_type": "rotary"}),
+    "data2vec_text": _Family("Data2VecTextForSequenceClassification", _ROBERTA),
+    "ernie": _Family("ErnieForSequenceClassification", _BERT),
+    "roformer": _Family("RoFormerForSequenceClassification", {**_BERT, "embedding_size": 64}),
+    "nystromformer": _Family(
+        "NystromformerForSequenceClassification", {**_BERT, "num_landmarks": 4, "segment_means_seq_len": TOKENS}
+    ),
+    "xlm": _Family(
+        "XLMForSequenceClassification", {"vocab_size": VOCABULARY, "emb_dim": 64, "n_layers": 2, "n_heads": 4}
+    ),
+    "layoutlm": _Family("LayoutLMForSequenceClassification", _BERT),
     # decoders of text
     "gpt2": _Family("GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4}),
     "gpt_neo": _Family(
@@ -258,6 +269,51 @@ _FAMILIES: Mapping[str, _Family] = {
         "Qwen3MoeForCausalLM",
         {**_LLAMA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
     ),
+    "gpt_bigcode": _Family(
+        "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    ),
+    "codegen": _Family(
+        "CodeGenForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+    ),
+    "mpt": _Family("MptForCausalLM", {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4}),
+    "biogpt": _Family("BioGptForCausalLM", _BERT),
+    "xglm": _Family(
+        "XGLMForCausalLM",
+        {"vocab_size": VOCABULARY, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 128},
+    ),
+    "starcoder2": _Family("Starcoder2ForCausalLM", _LLAMA),
+    "persimmon": _Family("PersimmonForCausalLM", _BERT),
+    "nemotron": _Family("NemotronForCausalLM", {**_LLAMA, "head_dim": 16}),
+    "olmo": _Family("OlmoForCausalLM", _LLAMA),
+    "cohere": _Family("CohereForCausalLM", {**_LLAMA, "pad_token_id": 0}),
+    "cohere2": _Family("Cohere2ForCausalLM", {**_LLAMA, "pad_token_id": 0}),
+    "glm": _Family("GlmForCausalLM", {**_LLAMA, "head_dim": 16, "pad_token_id": 0}),
+    "helium": _Family("HeliumForCausalLM", {**_LLAMA, "head_dim": 16, "pad_token_id": 0}),
+    "olmoe": _Family("OlmoeForCausalLM", {**_LLAMA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "granite_moe": _Family("GraniteMoeForCausalLM", _MOE),
+    "gpt_oss": _Family("GptOssForCausalLM", {**_MOE, "head_dim": 16}),
+    "deepseek_v3": _Family(
+        "DeepseekV3ForCausalLM",
+        {
+            **_BERT,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 48,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "falcon_mamba": _Family(
+        "FalconMambaForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2}
+    ),
+    "rwkv": _Family("RwkvForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2}),
     "mamba": _Family("MambaForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2}),
     "mamba2": _Family(
         "Mamba2ForCausalLM",
@@ -282,6 +338,28 @@ _FAMILIES: Mapping[str, _Family] = {
     "pegasus": _Family("PegasusForConditionalGeneration", _BART, _SEQ),
     "marian": _Family("MarianMTModel", {**_BART, "pad_token_id": 0}, _SEQ),
     "m2m_100": _Family("M2M100ForConditionalGeneration", _BART, _SEQ),
+    "blenderbot": _Family("BlenderbotForConditionalGeneration", _BART, _SEQ),
+    "prophetnet": _Family(
+        "ProphetNetForConditionalGeneration",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128,
+        },
+        _SEQ,
+    ),
+    "longt5": _Family("LongT5ForConditionalGeneration", {**_T5, "local_radius": 4}, _SEQ),
+    "umt5": _Family("UMT5ForConditionalGeneration", _T5, _SEQ),
+    "switch_transformers": _Family(
+        "SwitchTransformersForConditionalGeneration",
+        {**_T5, "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        _SEQ,
+    ),
     # pictures
     "vit": _Family("ViTForImageClassification", _VIT, _PIXELS),
     "deit": _Family("DeiTForImageClassification", _VIT, _PIXELS),
@@ -401,6 +479,41 @@ _FAMILIES: Mapping[str, _Family] = {
     "wav2vec2_ctc": _Family("Wav2Vec2ForCTC", {**_AUDIO, "vocab_size": VOCABULARY}, ("input_values",)),
     "hubert": _Family("HubertForSequenceClassification", _AUDIO, ("input_values",)),
     "wavlm": _Family("WavLMForSequenceClassification", _AUDIO, ("input_values",)),
+    "data2vec_audio": _Family("Data2VecAudioForSequenceClassification", _AUDIO, ("input_values",)),
+    "unispeech": _Family("UniSpeechForSequenceClassification", _AUDIO, ("input_values",)),
+    "sew": _Family("SEWForSequenceClassification", {**_AUDIO, "squeeze_factor": 2}, ("input_values",)),
+    "wav2vec2_conformer": _Family(
+        "Wav2Vec2ConformerForSequenceClassification", {**_AUDIO, "conv_depthwise_kernel_size": 7}, ("input_values",)
+    ),
+    "whisper": _Family(
+        "WhisperForConditionalGeneration",
+        {**_BART, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32, "pad_token_id": 0},
+        ("input_features", "decoder_input_ids"),
+    ),
+    "whisper_classifier": _Family(
+        "WhisperForAudioClassification",
+        {**_BART, "num_mel_bins": 16, "max_source_positions": 32, "pad_token_id": 0},
+        ("input_features",),
+    ),
+    "speech_to_text": _Family(
+        "Speech2TextForConditionalGeneration",
+        {**_BART, "input_feat_per_channel": 16, "conv_channels": 32, "max_source_positions": 64},
+        ("frames", "decoder_input_ids"),
+    ),
+    "moonshine": _Family(
+        "MoonshineForConditionalGeneration",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "encoder_num_hidden_layers": 2,
+            "decoder_num_hidden_layers": 2,
+            "encoder_num_attention_heads": 4,
+            "decoder_num_attention_heads": 4,
+        },
+        ("input_values", "decoder_input_ids"),
+    ),
+    "clap_text": _Family("ClapTextModelWithProjection", {**_ROBERTA, "projection_dim": 32}, config="ClapTextConfig"),
     "ast": _Family(
         "ASTForAudioClassification",
         {**_VIT, "max_length": 64, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
@@ -414,6 +527,8 @@ def _family_inputs(family: _Family) -> Callable[[], Mapping[str, Tensor]]:
         made = dict(family.inputs())
         if "audio" in made:
             made["input_values"] = made.pop("audio")
+        if "frames" in made:
+            made = {"input_features": made.pop("frames"), **made}
         return made
 
     return inputs
