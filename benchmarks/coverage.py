@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amcsearch.costs.compute import macs
-from amcsearch.graph import Batch, Trace, masked, remove, tensors_of_tree, trace
+from amcsearch.graph import Batch, Trace, fold_weights, masked, remove, tensors_of_tree, trace
 from amcsearch.runtime import OnnxModule, exported
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +85,7 @@ def built(network: Network) -> tuple[nn.Module, tuple[Tensor, ...]]:
                 tensor.normal_(0, tensor[0].numel() ** -0.5)
     if "" not in inputs:
         model = Delivers(model, tuple(inputs)).eval()
+    fold_weights(model, Batch(tuple(inputs.values())))  # weight norm and standardised weights, as a job does
     return model, tuple(inputs.values())
 
 

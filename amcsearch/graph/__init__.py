@@ -12,6 +12,7 @@ from amcsearch.graph.batch import (
     plain_tree,
     tensors_of_tree,
 )
+from amcsearch.graph.folding import fold_weights
 from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
@@ -37,6 +38,7 @@ __all__ = [
     "duplicate",
     "evaluating",
     "first_tensor",
+    "fold_weights",
     "make_channels_first",
     "map_tensors",
     "masked",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import load
 from amcsearch.core import BadInputError, PruningPolicy, UserCode
-from amcsearch.graph import Batch, Tree, remove, trace
+from amcsearch.graph import Batch, Tree, fold_weights, remove, trace
 from amcsearch.jobs.example_file import read_example
 from amcsearch.jobs.workload import copied, made_by_factory
 from amcsearch.runs import RunFolder
@@ -105,6 +105,8 @@ def with_stored_weights(run: RunFolder, dense: nn.Module) -> nn.Module:
         BadInputError: the policy or the weights cannot be read, or do not fit the network.
     """
     policy = PruningPolicy.read(run.policy_json)
+    if run.example_safetensors.is_file():
+        fold_weights(dense, _example(run))
     kept_everything = run.masks_safetensors.is_file() and not _closes_channels(run)
     smaller = dense if kept_everything else _resized(run, dense, policy)
     load_checkpoint(smaller, run.pruned_safetensors)

@@ -16,7 +16,7 @@ from amcsearch.config import Config, RecipeConfig, call_factory, import_named, n
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
-from amcsearch.graph import Batch, Batches, Trace, duplicate, trace
+from amcsearch.graph import Batch, Batches, Trace, duplicate, fold_weights, trace
 from amcsearch.jobs.data import made_data, prepared_data
 from amcsearch.jobs.network_check import check_network
 from amcsearch.jobs.task import check_task, make_task, output_of, training_task
@@ -211,6 +211,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
         batch = next(iter(batches))
         check_task(config, given.task, task, output_of(model, batch), batch.targets)
         task = task.fitted(all_targets(batches))
+    folded = _folded(model, data.sample)
     network = _traced(config, model, data.sample)
     return Workload(
         network.model,
@@ -220,7 +221,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
         data.probes,
         data.records,
         data.samples,
-        data.warnings,
+        (*data.warnings, *folded),
         task,
     )
 
@@ -232,7 +233,9 @@ def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
         BadInputError: as ``load_workload``.
     """
     if given.example is not None:
-        return _traced(config, dense_network(config, given), Batch.of(given.example[:1]))
+        model, sample = dense_network(config, given), Batch.of(given.example[:1])
+        _folded(model, sample)
+        return _traced(config, model, sample)
     return load_workload(config, given, train=False)
 
 
@@ -312,6 +315,18 @@ def _traced(config: Config, model: nn.Module, sample: Batch) -> TracedNetwork:
             f"{LARGEST_BATCH // size:,}: a batch and its outputs are held in memory"
         )
     return TracedNetwork(model, sample.chosen([0] * config.device.batch), traced)
+
+
+def _folded(model: nn.Module, sample: Batch) -> tuple[str, ...]:
+    """Fold computed weights into plain ones, in place, and say of which layers."""
+    layers = fold_weights(model, sample)
+    if not layers:
+        return ()
+    names = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+    return (
+        f"the weight norm, spectral norm or other computed weight of {len(layers)} layers ({names}) was folded into "
+        "plain weights, which can be pruned; training goes on without it",
+    )
 
 
 def _pretrain(config: Config, workload: Workload, progress: Progress | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils.data import IterableDataset
 
 from amcsearch.core.errors import BadInputError
@@ -61,6 +62,17 @@ def test_little_data_are_cut_into_smaller_splits_and_that_is_said() -> None:
     assert job.warnings[0].startswith("data: calibration 12, search 12, test 12 are cut from 60 samples of train;")
     assert [len(stacked(split)[0]) for split in (job.splits.calibration, job.splits.search)] == [12, 12]
     assert workload(network(), (IMAGES, LABELS)).warnings == ()
+
+
+def test_computed_weights_are_folded_in_a_copy_and_that_is_said() -> None:
+    model = network()
+    parametrizations.weight_norm(model[0])
+    job = workload(model, (IMAGES, LABELS))
+    (said,) = job.warnings
+    assert said.startswith("the weight norm, spectral norm or other computed weight of 1 layers (0) was folded")
+    assert [group.name for group in job.trace.network.groups] == ["0", "2"]
+    assert "0.weight" in dict(job.model.named_parameters())
+    assert "0.weight" not in dict(model.named_parameters())
 
 
 def test_iterable_splits_that_are_cut_short_are_said() -> None:
