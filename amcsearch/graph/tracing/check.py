@@ -1,9 +1,9 @@
 """Check of channel groups by experiment: removing channels computes what masking them does, in the shapes predicted.
 
 All groups are checked at once, twice: a random share of the units of each is removed, then a half. Only where that
-fails, halves of the groups are checked until every one at fault is known: n groups of which k are wrong take about
-2 k log2(n) runs. The model's vectors (norms, biases, layer scales) are drawn at random in a copy, because a vector of
-zeros would make a wrong removal look right.
+fails are the groups at fault looked for: those with layers in the module whose code failed, and where the outputs
+differ, by halves: n groups of which k are wrong take about 2 k log2(n) runs. The model's vectors (norms, biases, layer
+scales) are drawn at random in a copy, because a vector of zeros would make a wrong removal look right.
 
 A group that fails alone gets two more chances. Integers of plain code that equal its width fall with it. And it is
 joined with the groups of as many channels that read it or are read by it: code that takes the width of its input for
@@ -69,20 +69,45 @@ class _Check:
         self.lost: dict[str, str] = {}
 
     def add(self, names: Sequence[str]) -> None:
-        """Accept these groups if they pass on top of those accepted; else try halves of them."""
-        names = [name for name in names if name in self.trace.units and name not in {*self.accepted, *self.lost}]
+        """Accept these groups if they pass on top of those accepted; else look for those at fault.
+
+        They are looked for in the module whose code failed, and where that says nothing, in halves.
+        """
+        names = self._open(names)
         if not names:
             return
-        if len(names) > 1:
-            if self._failure([*self.accepted, *names]) is None:
-                self.accepted += names
-                return
+        failure = self._failure([*self.accepted, *names]) if len(names) > 1 else None
+        if len(names) > 1 and failure is None:
+            self.accepted += names
+            return
+        suspects = self._suspects(names, failure)
+        if len(names) == 1 or suspects:
+            for name in suspects or names:
+                self._try(name)
+            self.add(names if suspects else [])
+        else:
             middle = len(names) // 2
             self.add(names[:middle])
             self.add(names[middle:])
-        elif not self._passes(names[0]) and not self._passes_joined(names[0]):
-            alone, reason = self._failure(names), self.failed[names[0]]
-            self.lost[names[0]] = alone.reason if alone is not None else f"clashes with another group: {reason}"
+
+    def _open(self, names: Sequence[str]) -> list[str]:
+        """Those of some groups that are there and undecided."""
+        return [name for name in names if name in self.trace.units and name not in {*self.accepted, *self.lost}]
+
+    def _try(self, name: str) -> None:
+        """Decide about one group."""
+        if self._open([name]) and not self._passes(name) and not self._passes_joined(name):
+            alone, reason = self._failure([name]), self.failed[name]
+            self.lost[name] = alone.reason if alone is not None else f"clashes with another group: {reason}"
+
+    def _suspects(self, names: Sequence[str], failure: "_Failure | None") -> list[str]:
+        """The groups of fewest layers around the code that failed: those of the innermost module that has any."""
+        for path in failure.modules if failure is not None else ():
+            groups = [group for group in self.trace.network.groups if group.name in names]
+            inside = [g.name for g in groups if any(c.layer.startswith(f"{path}.") for c in g.couplings)]
+            if path and inside:
+                return inside if len(inside) <= max(2, len(names) // 4) else []
+        return []
 
     def _passes(self, name: str) -> bool:
         """Accept a group if it passes, as it is or once integers of plain code that equal its width fall with it."""
@@ -106,12 +131,13 @@ class _Check:
     def _passes_joined(self, name: str) -> bool:
         """Accept a group as one with those that fail too and have as many channels on the other side of a layer.
 
-        Groups that begin in layers of the same name (the queries of every block) are joined together or not at all.
+        Groups that begin in layers of the same name (the queries of every block) are joined together or not at all, and
+        the first is tried for all of them.
         """
-        roles: dict[str, list[str]] = defaultdict(list)
-        for partner in _partners(self.trace.network, name):
-            if partner not in {*self.accepted, *self.lost} and not self._passes(partner):
-                roles[partner.rpartition(".")[2]].append(partner)
+        roles: dict[str, list[str]] = {}
+        for partner in self._open(_partners(self.trace.network, name)):
+            roles.setdefault(partner.rpartition(".")[2], []).append(partner)
+        roles = {role: partners for role, partners in roles.items() if not self._passes(partners[0])}
         choices = (c for size in range(len(roles), 0, -1) for c in combinations(roles, size))
         for choice in islice(choices, _JOINTS):
             if self._passes_as_one([name, *(partner for role in choice for partner in roles[role])]):
