@@ -34,8 +34,7 @@ def fold_weights(model: nn.Module, batch: Batch) -> list[str]:
     folded = [name for name, module in model.named_modules() if _remove_hooks(module)]
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):
-                _unparametrized(module, tensor)
+            _unparametrized(module)
             folded.append(name)
     standardised = [m for m in model.modules() if isinstance(m, _PLAIN) and type(m).forward is not _base(m).forward]
     if standardised:
@@ -57,12 +56,17 @@ def _remove_hooks(module: nn.Module) -> bool:
     return any(isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks)
 
 
-def _unparametrized(module: nn.Module, tensor: str) -> None:
-    """Make a plain parameter of a computed tensor; one that is made of several is left as a buffer or less by torch."""
-    value = getattr(module, tensor).detach().clone()
-    parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
-    if tensor not in module._parameters:
-        delattr(module, tensor)
+def _unparametrized(module: nn.Module) -> None:
+    """Make plain parameters of computed tensors.
+
+    Torch's own removal changes the class of the module, which copies of it share: they would lose their weights.
+    """
+    parametrizations = module._modules["parametrizations"]
+    assert isinstance(parametrizations, nn.ModuleDict)
+    values = {tensor: getattr(module, tensor).detach().clone() for tensor in parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for tensor, value in values.items():
         module.register_parameter(tensor, nn.Parameter(value))
 
 

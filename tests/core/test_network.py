@@ -44,6 +44,7 @@ def test_widths_after_removal_by_hand() -> None:
 def test_heads_leave_whole_and_grouped_convolutions_keep_their_groups() -> None:
     attention = LayerSpec("attn", LayerKind.ATTENTION, 64, 64, conv_groups=4)
     assert attention.resized(32, 32).conv_groups == 2
+    assert attention.resized(40, 40).conv_groups == 4  # thinner heads: 2.5 whole ones there are not
     grouped = LayerSpec("g", LayerKind.CONV, 8, 16, conv_groups=4)
     assert grouped.resized(4, 8).conv_groups == 4
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from amcsearch.graph import Batch, fold_weights, remove, trace
+from amcsearch.graph import Batch, duplicate, fold_weights, remove, trace
 
 
 class Standardised(nn.Conv2d):
@@ -42,10 +42,12 @@ def network(first: nn.Module) -> nn.Module:
 def test_a_folded_network_computes_the_same_and_can_be_pruned(case: str) -> None:
     torch.manual_seed(0)
     model, x = network(CASES[case]()), torch.randn(1, 3, 5, 5)
+    original, model = model, duplicate(model)
     with torch.no_grad():
-        expected = model(x)
+        expected = original(x)
         assert fold_weights(model, Batch.of(x)) == ["0"]
         assert torch.allclose(model(x), expected, atol=1e-6)
+        assert torch.equal(original(x), expected)  # which shares nothing with its copy
     assert sorted(dict(model.named_parameters())) == ["0.bias", "0.weight", "4.bias", "4.weight"]
     traced = trace(model, x)
     assert [(g.name, g.channels) for g in traced.network.groups] == [("0", 6)]
