@@ -1,14 +1,17 @@
 """Traces: the shapes of a network, its channel groups, and where each channel lives in its tensors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, NetworkSpec, Side
+from amcsearch.core import BadInputError, ChannelGroup, Coupling, NetworkSpec, Side
+from amcsearch.graph.tracing.labels import components
 
-__all__ = ["Kept", "NormSlice", "Skipped", "TensorSlice", "Trace", "WidthAttribute", "check_kept"]
+__all__ = ["Kept", "NormSlice", "Skipped", "TensorSlice", "Trace", "WidthAttribute", "check_kept", "joined"]
 
 Kept = Mapping[str, NDArray[np.int64]]
 """Group name → sorted channel indices kept, of ``range(group.channels)``."""
@@ -105,6 +108,60 @@ class Trace:
         begins = f"{layer.split('#')[0]}"
         inside = [name for name in reasons if name.startswith((f"{begins}.", f"{begins}:"))]
         return reasons[inside[0]] if inside else "none of the channels that it reads and writes can be pruned"
+
+
+def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
+    """Return the trace with groups of equally many channels as one, under the first's name; None if units clash.
+
+    Channel c of the joint group is channel c of each; units that share a channel leave together.
+    """
+    groups = [group for group in trace.network.groups if group.name in names]
+    first = groups[0].name
+    ties = [np.stack(np.broadcast_arrays(u[:, :1], u), -1).reshape(-1, 2) for u in (trace.units[n] for n in names)]
+    number = components(groups[0].channels, ties)
+    roots, counts = np.unique(number, return_counts=True)
+    if len(roots) < 2 or len(set(counts.tolist())) > 1:
+        return None
+    units = np.argsort(number, kind="stable").reshape(len(roots), -1)
+    lost: dict[tuple[str, Side], Fraction] = defaultdict(Fraction)
+    for coupling in (coupling for group in groups for coupling in group.couplings):
+        lost[coupling.layer, coupling.side] += Fraction(coupling.factor, coupling.removed)
+    order = trace.network.layer_index
+    couplings = tuple(
+        Coupling(layer, side, n.numerator, n.denominator)
+        for (layer, side), n in sorted(lost.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    )
+    whole = ChannelGroup(first, groups[0].channels, couplings, units.shape[1])
+    others = {group.name for group in groups} - {first}
+    attributes = (replace(a, group=first if a.group in others else a.group) for a in trace.attributes)
+    return Trace(
+        NetworkSpec(
+            trace.network.layers,
+            tuple(whole if g.name == first else g for g in trace.network.groups if g.name not in others),
+        ),
+        {n: _slices_of(trace, groups) if n == first else s for n, s in trace.slices.items() if n not in others},
+        {n: units if n == first else u for n, u in trace.units.items() if n not in others},
+        trace.skipped,
+        {n: _norms_of(trace, groups) if n == first else s for n, s in trace.norms.items() if n not in others},
+        tuple(dict.fromkeys(attributes)),
+    )
+
+
+def _slices_of(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[TensorSlice, ...]:
+    positions: dict[tuple[str, int, Side, str], list[NDArray[np.int64]]] = defaultdict(list)
+    for part in (part for group in groups for part in trace.slices[group.name]):
+        positions[part.tensor, part.dim, part.side, part.layer].append(part.positions)
+    return tuple(
+        TensorSlice(tensor, dim, np.concatenate(parts, 1), side, layer)
+        for (tensor, dim, side, layer), parts in positions.items()
+    )
+
+
+def _norms_of(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[NormSlice, ...]:
+    positions: dict[tuple[str, int], list[NDArray[np.int64]]] = defaultdict(list)
+    for part in (part for group in groups for part in trace.norms.get(group.name, ())):
+        positions[part.module, part.width].append(part.positions)
+    return tuple(NormSlice(module, width, np.concatenate(parts, 1)) for (module, width), parts in positions.items())
 
 
 def check_kept(trace: Trace, kept: Kept) -> dict[str, NDArray[np.int64]]:

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side
 from amcsearch.graph import trace
-from amcsearch.graph.slices import Skipped, TensorSlice, Trace
+from amcsearch.graph.slices import Skipped, TensorSlice, Trace, joined
 from amcsearch.graph.tracing import assemble
-from amcsearch.graph.tracing.check import joined
 
 
 def linear(name: str, i: int, o: int) -> LayerSpec:

@@ -15,7 +15,6 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import combinations, islice
 from typing import Final
 
@@ -28,13 +27,12 @@ from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, Network
 from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import duplicate, remove
-from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, WidthAttribute
+from amcsearch.graph.slices import Kept, Trace, WidthAttribute, joined
 from amcsearch.graph.tracing.grouping import OUTPUT
-from amcsearch.graph.tracing.labels import components
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.recorder import observe
 
-__all__ = ["joined", "verified"]
+__all__ = ["verified"]
 
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest output; structural mistakes are of order 1."""
@@ -244,60 +242,6 @@ def _partners(network: NetworkSpec, name: str) -> list[str]:
     ]
     names = {other.name for other in across if other.channels == group.channels} - {name}
     return [other.name for other in network.groups if other.name in names]
-
-
-def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
-    """Return the trace with groups of equally many channels as one, under the first's name; None if units clash.
-
-    Channel c of the joint group is channel c of each; units that share a channel leave together.
-    """
-    groups = [group for group in trace.network.groups if group.name in names]
-    first = groups[0].name
-    ties = [np.stack(np.broadcast_arrays(u[:, :1], u), -1).reshape(-1, 2) for u in (trace.units[n] for n in names)]
-    number = components(groups[0].channels, ties)
-    roots, counts = np.unique(number, return_counts=True)
-    if len(roots) < 2 or len(set(counts.tolist())) > 1:
-        return None
-    units = np.argsort(number, kind="stable").reshape(len(roots), -1)
-    lost: dict[tuple[str, Side], Fraction] = defaultdict(Fraction)
-    for coupling in (coupling for group in groups for coupling in group.couplings):
-        lost[coupling.layer, coupling.side] += Fraction(coupling.factor, coupling.removed)
-    order = trace.network.layer_index
-    couplings = tuple(
-        Coupling(layer, side, n.numerator, n.denominator)
-        for (layer, side), n in sorted(lost.items(), key=lambda item: (order[item[0][0]], item[0][1]))
-    )
-    whole = ChannelGroup(first, groups[0].channels, couplings, units.shape[1])
-    others = {group.name for group in groups} - {first}
-    attributes = (replace(a, group=first if a.group in others else a.group) for a in trace.attributes)
-    return Trace(
-        NetworkSpec(
-            trace.network.layers,
-            tuple(whole if g.name == first else g for g in trace.network.groups if g.name not in others),
-        ),
-        {n: _slices(trace, groups) if n == first else s for n, s in trace.slices.items() if n not in others},
-        {n: units if n == first else u for n, u in trace.units.items() if n not in others},
-        trace.skipped,
-        {n: _norms(trace, groups) if n == first else s for n, s in trace.norms.items() if n not in others},
-        tuple(dict.fromkeys(attributes)),
-    )
-
-
-def _slices(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[TensorSlice, ...]:
-    positions: dict[tuple[str, int, Side, str], list[Indices]] = defaultdict(list)
-    for part in (part for group in groups for part in trace.slices[group.name]):
-        positions[part.tensor, part.dim, part.side, part.layer].append(part.positions)
-    return tuple(
-        TensorSlice(tensor, dim, np.concatenate(parts, 1), side, layer)
-        for (tensor, dim, side, layer), parts in positions.items()
-    )
-
-
-def _norms(trace: Trace, groups: Sequence[ChannelGroup]) -> tuple[NormSlice, ...]:
-    positions: dict[tuple[str, int], list[Indices]] = defaultdict(list)
-    for part in (part for group in groups for part in trace.norms.get(group.name, ())):
-        positions[part.module, part.width].append(part.positions)
-    return tuple(NormSlice(module, width, np.concatenate(parts, 1)) for (module, width), parts in positions.items())
 
 
 def _part(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDArray[np.int64]:
