@@ -102,6 +102,7 @@ def tables(records: Sequence[Record]) -> str:
     parts = [
         "## By network",
         "All figures: {machine}, {date}, host shared with other work.".format(**latest(records)),
+        engines(records),
     ]
     for family in dict.fromkeys(record["family"] for record in records):
         rows = [row_of(record) for record in records if record["family"] == family]
@@ -114,6 +115,23 @@ def latest(records: Sequence[Record]) -> dict[str, str]:
     machines = sorted({record.get("machine", "machine unknown") for record in records})
     dates = sorted({record.get("date", "") for record in records} - {""})
     return {"machine": "; ".join(machines), "date": " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))}
+
+
+def engines(records: Sequence[Record]) -> str:
+    """Say which commits the records were measured with; + after one: with changes that were not committed yet."""
+    by_commit: dict[str, list[str]] = {}
+    for record in records:
+        by_commit.setdefault(record.get("commit") or "", []).append(short(record["name"]))
+    parts = [f"`{commit}`: {', '.join(names)}" for commit, names in by_commit.items() if commit]
+    before = len(by_commit.get("", []))
+    if len(by_commit) < 2:
+        return f"Measured with {', '.join(by_commit) or 'no commit'}."
+    return (
+        f"The records are of several engines, and tracing was mended between them. {before} networks were measured "
+        "before results named their commit; the others, with a + where changes were not committed yet, are of "
+        + "; ".join(parts)
+        + "."
+    )
 
 
 def row_of(record: Record) -> str:
