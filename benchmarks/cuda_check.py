@@ -128,7 +128,7 @@ def statistics_lines(config: Config, workload: Workload, torch_device: str) -> l
         def orders(device: str) -> Ranking:
             selector = SELECTORS[name]()
             calibration = Calibration(models[device], traced, batches, task)
-            return select(problem_of(calibration, labels=selector.labels), selector)[0]
+            return select(problem_of(calibration, labels=selector.labels), selector).orders
 
         return orders
 

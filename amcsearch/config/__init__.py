@@ -27,6 +27,7 @@ from amcsearch.config.loading import (
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
+    EXACT,
     Config,
     CostConfig,
     DataConfig,
@@ -49,6 +50,7 @@ from amcsearch.config.values import RESERVED
 __all__ = [
     "AFTER_SEARCH",
     "DEVICES",
+    "EXACT",
     "RESERVED",
     "TABLES",
     "Config",

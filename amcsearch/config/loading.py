@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
-from amcsearch.config.schema import Config
+from amcsearch.config.schema import EXACT, Config
 from amcsearch.config.table_folder import TABLE_FILES
 from amcsearch.config.values import added_names
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
@@ -98,6 +98,8 @@ _PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
     ("search", "start"): None,
     ("prune", "policy"): None,
 }
+# Words that such a key takes in place of a file.
+_WORDS: Final[dict[tuple[str, ...], tuple[str, ...]]] = {("search", "start"): (EXACT, "none")}
 # Keys that may name a class or function as file.py:Class; * stands for every key of a mapping.
 _SPECS: Final = (
     ("model", "factory"),
@@ -312,6 +314,8 @@ def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
     if keys in _SPECS:
         return resolve_spec(value, folder, at)
     kind = _PATHS[keys]
+    if value in _WORDS.get(keys, ()):
+        return value
     if kind is None:
         return _found(value, folder, at)
     if kind is TABLES and lookup(kind, value, folder) is None:

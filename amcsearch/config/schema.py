@@ -3,7 +3,7 @@
 A criterion, selector, agent, reward, task, gate or schedule is a row of ``amcsearch list KIND``, or an import spec.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
@@ -33,6 +33,7 @@ from amcsearch.core import COST_NAMES, Limit
 from amcsearch.costs import StorageFormat
 
 __all__ = [
+    "EXACT",
     "Config",
     "CostConfig",
     "DataConfig",
@@ -50,6 +51,9 @@ __all__ = [
     "TaskConfig",
 ]
 
+
+EXACT: Final = "exact"
+"""What ``search.start`` and ``prune.allocation`` call the exact programme's policies."""
 
 LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
 
@@ -108,8 +112,11 @@ class PruneConfig(_Section):
     """One cost and its limit, as in the budget."""
     keep_accuracy: Magnitude | None = None
     """How much of the metric may be lost, as far as that can be shown: points of a share, else the metric's unit."""
-    allocation: str = "global"
-    """How groups share the pruning: by all scores (global), one ratio (uniform), or score per cost saved (per_cost)."""
+    allocation: str = "auto"
+    """How groups share the pruning: at the least sum of a selector's errors (exact), by all scores (global), one ratio
+    (uniform), or score per cost saved (per_cost).
+
+    auto: exact with a selector that knows its errors, such as obc, global with a criterion, else uniform."""
     rounds: Count = 1
     """Reach ``target`` in so many rounds of pruning and training, which share ``recovery.finetune.epochs``."""
     round_shape: str = "cubic"
@@ -318,8 +325,12 @@ class SearchConfig(_Section):
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
     finalists: Count = 3
     """The best policies that are exported and measured on the device."""
-    start: str | None = None
-    """A ``policy.json`` that every agent evaluates first, repaired to the budget where it exceeds it."""
+    start: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = EXACT
+    """What the agent evaluates first: ``exact``, none, or a ``policy.json``, brought within the budget if need be.
+
+    ``exact``: the policy that the exact programme allocates from the errors that a selector such as obc knows for every
+    kept count, which costs no evaluation (for several objectives, some along the front); then the uniform policy. The
+    baseline starts from a ``policy.json`` too, but not from these."""
 
 
 class Config(_Section):

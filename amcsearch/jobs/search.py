@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from amcsearch.config import Config, check_contract, label, make, pick
+from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
@@ -33,6 +33,8 @@ from amcsearch.search import (
     RewardContext,
     Study,
     bind,
+    removal_errors,
+    starting_policies,
     storage_url,
     with_parameters,
 )
@@ -48,7 +50,7 @@ def check_fits(config: Config, workload: Workload, device: Device, workers: int 
             ``pickled``.
     """
     check_objectives(config, workload.task)
-    if config.search.start is not None:
+    if config.search.start not in (None, EXACT):
         workload.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
     bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget, workload.task.metric))
     if workers > 1:
@@ -67,10 +69,10 @@ def _run_agents(
     executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
     studies: list[Study] = []
     try:
-        for name, agent in make_agents(job.config, job.given):
+        for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
             study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer)
             studies.append(study)
-            run_agent(job, study, agent, observer)
+            run_agent(job, study, agent, observer, is_baseline=i > 0)
     finally:
         executor.close()
         if studies:
@@ -79,14 +81,16 @@ def _run_agents(
     return studies[0], studies[1] if len(studies) > 1 else None
 
 
-def run_agent(job: Job, study: Study, agent: Agent, observer: Observer) -> None:
-    """Let an agent spend a study's evaluations, after the policy to start from; say how many it leaves.
+def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_baseline: bool = False) -> None:
+    """Let an agent spend a study's evaluations, after the policies to start from; say how many it leaves.
+
+    A baseline does without those of ``search.start: exact``, for it shows what a search is worth.
 
     Raises:
         BadInputError: it evaluated nothing, or as ``Agent.run``.
     """
     name = study.agent
-    _start(job, study)
+    _start(job, study, is_baseline=is_baseline)
     with settings_kept(name):
         agent.run(study, study.seed)
     if not study.trials:
@@ -101,9 +105,14 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer) -> None:
         observer.warn(study.notes[-1])
 
 
-def _start(job: Job, study: Study) -> None:
-    """Evaluate the configured policy first, rounded to the channel grid and brought within the budget."""
-    if job.config.search.start is None:
+def _start(job: Job, study: Study, *, is_baseline: bool) -> None:
+    """Evaluate first the exact programme's policies, which a baseline does without, or the configured policy.
+
+    That one is rounded to the channel grid and brought within the budget.
+    """
+    if job.config.search.start == EXACT and not is_baseline:
+        study.evaluate(starting_policies(study))
+    if job.config.search.start in (None, EXACT):
         return
     network = job.workload.trace.network
     asked = PruningPolicy.read(Path(job.config.search.start))
@@ -205,6 +214,7 @@ def new_study(job: Job, executor: Executor, agent: str, seed: int, storage: Path
         batch=config.search.batch,
         fingerprint=job.fingerprint,
         metric=job.workload.task.metric,
+        errors=None if job.errors is None else removal_errors(device.space, job.errors),
     )
 
 

@@ -31,6 +31,7 @@ from amcsearch.methods import (
     Criterion,
     LayerInputs,
     Ranking,
+    RemovalErrors,
     Selector,
     UnitScores,
     gather_inputs,
@@ -64,13 +65,15 @@ _RECONSTRUCTIONS: Final = dict.fromkeys(("auto", *REFITS, "sequential"))
 class Choice:
     """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means.
 
-    ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none.
+    ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none. ``errors`` are
+    those of every kept count, where the selector knows them.
     """
 
     ranking: Ranking
     reconstruction: Reconstruction | SequentialReconstruction | None
     means: Means | None
     scores: UnitScores | None = None
+    errors: RemovalErrors | None = None
 
 
 def name_of_choice(config: Config) -> str:
@@ -180,11 +183,10 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
 
 
 def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
-    ranking, layer_inputs = select(problem_of(calibration, labels=selector.labels), selector)
+    selection = select(problem_of(calibration, labels=selector.labels), selector)
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
-    if refit == "none":
-        return Choice(ranking, None, None)
-    return Choice(ranking, _reconstruction(refit, calibration, layer_inputs), None)
+    reconstruction = None if refit == "none" else _reconstruction(refit, calibration, selection.inputs)
+    return Choice(selection.orders, reconstruction, None, errors=selection.errors)
 
 
 def _reconstruction(
@@ -202,8 +204,8 @@ class Job:
 
     ``workload`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
     and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
-    channels. ``fingerprint`` identifies all that decides a result. ``finetune`` is the training after removal: the
-    configured one, or a round's share of it.
+    channels; ``errors`` of every kept count are None where it does not know them. ``fingerprint`` identifies all that
+    decides a result. ``finetune`` is the training after removal: the configured one, or a round's share of it.
     """
 
     config: Config
@@ -215,6 +217,7 @@ class Job:
     given: InMemory
     fingerprint: str
     finetune: FinetuneConfig | None
+    errors: RemovalErrors | None = None
 
 
 Check = Callable[[Workload, Device], None]
@@ -269,7 +272,18 @@ def assemble(
         phases.observer.warn(guesses)
         device = replace(device, warnings=(*device.warnings, guesses))
     finetune = config.recovery.finetune
-    return Job(config, workload, device, evaluator, dense, choice.scores, given, fingerprint(identity), finetune)
+    return Job(
+        config,
+        workload,
+        device,
+        evaluator,
+        dense,
+        choice.scores,
+        given,
+        fingerprint(identity),
+        finetune,
+        choice.errors,
+    )
 
 
 def reranked(job: Job, workload: Workload) -> Job:
@@ -279,7 +293,8 @@ def reranked(job: Job, workload: Workload) -> Job:
         BadInputError: as ``make_evaluator``.
     """
     choice = _choice(job.config, workload, job.given)
-    return replace(job, evaluator=_evaluator(job.config, workload, choice), scores=choice.scores)
+    evaluator = _evaluator(job.config, workload, choice)
+    return replace(job, evaluator=evaluator, scores=choice.scores, errors=choice.errors)
 
 
 def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGURED) -> Evaluator:

@@ -23,7 +23,16 @@ from amcsearch.methods.ranking import Ranking, UnitScores, keep, rank, rank_unit
 from amcsearch.methods.reduction import REDUCTIONS
 from amcsearch.methods.schedules import SCHEDULES
 from amcsearch.methods.schedules.rounds import ROUND_SHAPES, round_sparsities
-from amcsearch.methods.selector import Calibration, Problem, Refitted, Selector, problem_of, refitted, select
+from amcsearch.methods.selector import (
+    Calibration,
+    Problem,
+    Refitted,
+    RemovalErrors,
+    Selector,
+    problem_of,
+    refitted,
+    select,
+)
 from amcsearch.methods.selectors import SELECTORS
 from amcsearch.methods.statistics import Statistics, gather
 from amcsearch.methods.unit_slices import UnitSlices
@@ -57,6 +66,7 @@ __all__ = [
     "Problem",
     "Ranking",
     "Refitted",
+    "RemovalErrors",
     "Selector",
     "Statistic",
     "Statistics",

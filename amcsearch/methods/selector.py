@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from amcsearch.methods.ranking import Ranking
 
 __all__ = [
     "Calibration",
+    "ErrorSelector",
     "Problem",
     "Reader",
     "Refitted",
+    "RemovalErrors",
+    "Selection",
     "Selector",
     "contributions",
     "problem_of",
@@ -89,6 +92,35 @@ class Selector(Protocol):
         ...
 
 
+RemovalErrors = Mapping[str, NDArray[np.float64]]
+"""Group name → error of keeping 0, 1, … of its units, best first: (n_units + 1,), never rising, 0 for all of them.
+
+Each reader's error after its refit counts as a share of its output's energy, summed over the readers. So a reader that
+loses every input counts 1, and groups compare.
+"""
+
+
+@runtime_checkable
+class ErrorSelector(Selector, Protocol):
+    """A selector that knows with the order what every kept count of a group does to the layers that read it."""
+
+    def orders_and_errors(self, problem: Problem) -> tuple[Ranking, RemovalErrors]:
+        """Return what ``orders`` does, and the error of every kept count."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The order of every group's units, the inputs of all readers by layer, and errors where the selector knows them.
+
+    From the order and the inputs any policy is refitted.
+    """
+
+    orders: Ranking
+    inputs: Mapping[str, LayerInputs]
+    errors: RemovalErrors | None
+
+
 @dataclass(frozen=True)
 class Refitted:
     """A reader's new weight, of its module's matrix shape with 0 where channels left, and what it does to its outputs.
@@ -116,17 +148,29 @@ def problem_of(calibration: Calibration, *, labels: bool = False, positions: int
     )
 
 
-def select(problem: Problem, selector: Selector) -> tuple[Ranking, dict[str, LayerInputs]]:
-    """Return the order of every group's units, and the inputs of all readers, from which any policy is refitted.
+def select(problem: Problem, selector: Selector) -> Selection:
+    """Order every group's units.
 
     Raises:
         ValueError: a selector that breaks its promise.
     """
-    orders = selector.orders(problem)
+    errors: RemovalErrors | None = None
+    if isinstance(selector, ErrorSelector):
+        orders, errors = selector.orders_and_errors(problem)
+    else:
+        orders = selector.orders(problem)
     for group, readers in problem.readers.items():
         if sorted(orders[group].tolist()) != list(range(len(readers[0].columns))):
             raise ValueError(f"{type(selector).__name__} does not order every unit of group {group!r} once")
-    return orders, {reader.inputs.layer: reader.inputs for readers in problem.readers.values() for reader in readers}
+        if errors is not None and not _are_errors(errors[group], len(readers[0].columns)):
+            raise ValueError(f"{type(selector).__name__} gives no falling errors for every count of group {group!r}")
+    inputs = {reader.inputs.layer: reader.inputs for readers in problem.readers.values() for reader in readers}
+    return Selection(orders, inputs, errors)
+
+
+def _are_errors(errors: NDArray[np.float64], units: int) -> bool:
+    is_finite = errors.shape == (units + 1,) and bool(np.isfinite(errors).all())
+    return is_finite and errors[-1] == 0.0 and bool((np.diff(errors) <= 0.0).all())
 
 
 def refitted(inputs: LayerInputs, weight: Tensor, removed: Tensor, refit: str, damping: float = DAMPING) -> Refitted:

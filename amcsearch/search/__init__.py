@@ -14,7 +14,9 @@ from amcsearch.search.comparison import (
     paired_difference,
 )
 from amcsearch.search.energy_aware import EnergyAware
-from amcsearch.search.exact.dynamic_programming import DynamicProgramming
+from amcsearch.search.exact.allocator import Allocator
+from amcsearch.search.exact.dynamic_programming import DynamicProgramming, starting_policies
+from amcsearch.search.exact.harm import removal_errors
 from amcsearch.search.grid import GridSearch
 from amcsearch.search.local_search import unseen
 from amcsearch.search.netadapt import NetAdapt
@@ -42,6 +44,7 @@ __all__ = [
     "Agent",
     "AgentFactory",
     "AgentRun",
+    "Allocator",
     "Budget",
     "CostOf",
     "FeasibleSet",
@@ -62,8 +65,10 @@ __all__ = [
     "mean_over_seeds",
     "paired_difference",
     "reach",
+    "removal_errors",
     "resolve_budget",
     "safest_first",
+    "starting_policies",
     "storage_url",
     "unseen",
     "with_parameters",

@@ -12,7 +12,8 @@ With g = f∘repair the sampler searches an unconstrained space, and what it is 
   are told too, at no cost, because its population has to fill.
 
 After ``asks`` proposals without a new policy, a random unseen neighbour of the last one is evaluated instead. Every
-sampler starts from the largest uniform policy within the budget.
+sampler starts from the largest uniform policy within the budget. What the study evaluated before (``search.start``) is
+told first; CMA-ES takes the best of it as the mean of its first distribution.
 
 Deb 2002 (NSGA-II); Bergstra 2011 and Watanabe 2023, 2304.11127 (TPE); Hansen 2016, 1604.00772 (CMA-ES); Hamano 2022,
 2205.13482 (CMA-ES with margin, for integers); Optuna: Akiba 2019, 1907.10902.
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -49,11 +50,15 @@ class Told(StrEnum):
 
 @dataclass(frozen=True)
 class Start:
-    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once."""
+    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once.
+
+    ``best`` are the sampler's numbers of the best policy evaluated before, if there is one.
+    """
 
     seed: int
     evaluations: int
     batch: int
+    best: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,28 @@ class _Session:
             if len(choices) > 1
         }
         self._told: set[tuple[int, ...]] = set()
-        start = Start(seed, study.remaining, study.batch)
+        best = None if study.best is None else self._params(self._indices(study.best)) or None
+        start = Start(seed, study.remaining, study.batch, best)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(sampler=agent.make_sampler(start), directions=study.directions)
+        if agent.told is not Told.ASKED:
+            for trial in study.trials:
+                self._begin_with(trial)
         self._optuna.enqueue_trial(self._params(study.space.indices(study.feasible.largest_uniform())))
+
+    def _begin_with(self, trial: Trial) -> None:
+        """Tell the sampler of a policy that was evaluated before, as if it had asked for it."""
+        if trial.state is not TrialState.COMPLETE:
+            return
+        indices = self._indices(trial)
+        self._optuna.enqueue_trial(self._params(indices))
+        asked = self._optuna.ask(self._distributions)
+        _ = asked.relative_params  # as in ``_ask``
+        self.learn(_Proposal(trial.policy, asked, indices, moved=False), trial)
+
+    def _indices(self, trial: Trial) -> NDArray[np.int64]:
+        """Choice indices (G,) of a trial's policy."""
+        return self._study.space.indices(self._study.network.kept_array(trial.policy))
 
     def propose(self, count: int) -> list[_Proposal]:
         """Return up to ``count`` new feasible policies; none when nothing new is left."""
@@ -146,7 +169,7 @@ class _Session:
 
     def learn(self, proposal: _Proposal, trial: Trial) -> None:
         """Tell the sampler what a proposal was worth."""
-        indices = self._study.space.indices(self._study.network.kept_array(trial.policy))
+        indices = self._indices(trial)
         if self._agent.told is Told.REPAIRED:
             attributes = dict(self._optuna.get_trials(deepcopy=False)[proposal.asked.number].system_attrs)
             self._drop(proposal.asked)
@@ -252,6 +275,6 @@ def cmaes() -> OptunaAgent:
     """CMA-ES with margin, so that no width of the grid becomes unreachable; one objective."""
 
     def sampler(start: Start) -> BaseSampler:
-        return CmaEsSampler(seed=start.seed, with_margin=True, warn_independent_sampling=False)
+        return CmaEsSampler(x0=start.best, seed=start.seed, with_margin=True, warn_independent_sampling=False)
 
     return OptunaAgent("cmaes", sampler, Told.ASKED, several_objectives=False)

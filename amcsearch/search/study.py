@@ -91,7 +91,8 @@ class Study:
     given, names what a multi-objective agent trades off: the metric by its name, or as ``metric``, and costs. ``batch``
     is how many policies an agent should propose at once (the workers of the executor). ``fingerprint`` identifies
     everything that decides a result besides agent and seed (a hash of the configuration): a stored study goes on only
-    under the same one. ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
+    under the same one. ``storage`` is the path of a SQLite file, or Optuna's URL of a database. ``errors`` are known
+    without an evaluation: one for every choice of every group, (choices,) each, never rising with the width.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
@@ -116,13 +117,14 @@ class Study:
         batch: int = 1,
         fingerprint: str = "",
         metric: Metric = ACCURACY,
+        errors: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         if trials < 1 or batch < 1:
             raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
         objectives = _named(objectives, metric, grid.names)
         self.network, self.space, self.grid, self.feasible = network, space, grid, feasible
         self.agent, self.seed, self.objectives, self.batch = agent, seed, objectives, batch
-        self.metric = metric
+        self.metric, self.errors = metric, errors
         self.notes: list[str] = []
         self.trials: list[Trial] = []
         self.own_s: list[float] = []
@@ -247,6 +249,7 @@ class Agent(Protocol):
 
     - it evaluates through ``study.evaluate`` alone, and only policies within the budget (probes excepted);
     - it spends every evaluation, and returns early, without an error, only when no new policy is left;
+    - where policies were evaluated before it began, which ``study.trials`` holds, it goes on from there;
     - it is a function of the seed and of the results it is served, and keeps no file of its own: resuming a
       killed run means running it again from the start, and the study serves what storage already holds.
     """

@@ -162,9 +162,10 @@ class SelectorContract:
         selector, trace = maker(), problem.calibration.trace
         untouched = _Untouched(problem.calibration.model)
         assert selector.refit in REFITS
-        orders, inputs = select(problem, selector)
+        selection = select(problem, selector)
+        orders, inputs = selection.orders, selection.inputs
         assert set(orders) == {group.name for group in trace.network.groups}
-        again, _ = select(problem, selector)
+        again = select(problem, selector).orders
         for group in trace.network.groups:
             order = orders[group.name]
             assert sorted(order.tolist()) == list(range(group.channels // group.unit))

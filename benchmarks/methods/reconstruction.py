@@ -60,7 +60,8 @@ def orders(calibration: Calibration) -> tuple[dict[str, tuple[Ranking, float]], 
     inputs: dict[str, LayerInputs] = {}
     for name, make in {**SELECTORS, "thinet (keep)": lambda: ThiNet("keep")}.items():
         start = time.perf_counter()
-        ranking, inputs = select(problem, make())
+        selection = select(problem, make())
+        ranking, inputs = selection.orders, selection.inputs
         found[name] = ranking, time.perf_counter() - start
     return found, inputs, gathering
 

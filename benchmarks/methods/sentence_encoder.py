@@ -107,7 +107,8 @@ def ways(workload: Workload, seed: int) -> Iterator[tuple[str, str, float, Evalu
         yield name, "none" if means is None else "means folded", orders[name][1], evaluator
     start = time.perf_counter()
     problem = problem_of(Calibration(model, trace, batches, CLASS_IDS))
-    ranking, seen = select(problem, SELECTORS["thinet"]())
+    selection = select(problem, SELECTORS["thinet"]())
+    ranking, seen = selection.orders, selection.inputs
     orders["thinet"] = ranking, time.perf_counter() - start
     refit = Reconstruction(model, trace, seen.values(), "least_squares")
     for name in (*REFITTED, "thinet"):

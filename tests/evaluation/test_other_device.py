@@ -162,7 +162,7 @@ def test_selectors_order_alike(job, name):
     selector = SELECTORS[name]()
 
     def orders(m: nn.Module, _: str) -> dict[str, Any]:
-        return select(problem_of(Calibration(m, traced, batches, CLASS_IDS), labels=selector.labels), selector)[0]
+        return select(problem_of(Calibration(m, traced, batches, CLASS_IDS), labels=selector.labels), selector).orders
 
     expected, ranking = orders(model, CPU), there(model, orders)
     assert all(np.array_equal(ranking[group], expected[group]) for group in expected)

@@ -5,6 +5,7 @@ was accepted is verified on the other. The test split stays for the end, as in a
 """
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, Cost, Evaluation, Metric
 from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.prune.target_cost import Proposal, cost_of, ladder_of
+from amcsearch.jobs.prune.target_cost import Proposal, ladder_of
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import FailedRung, KeepAccuracyGoal, PairedChange, RunFolder
 from amcsearch.search import Study, accepted_rungs, calls_at_most, last_verified, safest_first
 from amcsearch.training import stratified
 
 __all__ = ["check_tolerance", "keep_accuracy"]
+
+EXACT_RUNGS: Final = 128  # budgets of the exact programme: steps of less than a hundredth of the dense cost
 
 
 def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
@@ -33,8 +36,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     prune, network, metric = job.config.prune, job.workload.trace.network, job.workload.task.metric
     assert prune.keep_accuracy is not None
     tolerance = prune.keep_accuracy / metric.scale
-    cost = cost_of(job, "latency_ms" if job.device.table is not None else "macs")
-    ladder = ladder_of(job, cost)
+    allocation, ladder = ladder_of(job, "latency_ms" if job.device.table is not None else "macs", EXACT_RUNGS)
     rungs = [network.policy(kept) for kept in ladder]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
     study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.study_db, observer)
@@ -56,7 +58,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     goal = KeepAccuracyGoal(
         points=prune.keep_accuracy,
         confidence=prune.confidence,
-        allocation=prune.allocation,
+        allocation=allocation,
         evaluated=_how_evaluated(job),
         rungs=len(rungs),
         rung=last,

@@ -12,7 +12,7 @@ from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.prune.kept_accuracy import check_tolerance, keep_accuracy
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
-from amcsearch.jobs.prune.target_cost import Proposal, reach_target
+from amcsearch.jobs.prune.target_cost import ALLOCATIONS, AUTO, Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.summary import Origin, describe_proposal
@@ -20,7 +20,6 @@ from amcsearch.jobs.task import make_task
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import NORMALISERS, ROUND_SHAPES
 from amcsearch.runs import PolicyGoal, RunFolder
-from amcsearch.search import LADDERS
 
 __all__ = ["prune"]
 
@@ -66,7 +65,8 @@ def _goal_of(config: Config, metric: Metric) -> str:
         return f"Reading {prune.policy}" if isinstance(prune.policy, str) else "Taking the policy that was given"
     if prune.limit is not None:
         begin = "Pruning" if prune.rounds == 1 else f"Round {prune.rounds} of {prune.rounds}: pruning"
-        return f"{begin} to {prune.limit.cost} = {prune.limit.written}, {prune.allocation} allocation"
+        how = "" if prune.allocation == AUTO else f", {prune.allocation} allocation"
+        return f"{begin} to {prune.limit.cost} = {prune.limit.written}{how}"
     if prune.keep_accuracy is not None:
         check_tolerance(prune.keep_accuracy, metric)
         turns = "falls" if metric.higher_is_better else "rises"
@@ -78,7 +78,7 @@ def _goal_of(config: Config, metric: Metric) -> str:
 
 def _check_rules(config: Config) -> None:
     """Check the names of allocation, round shape and normaliser, before anything is loaded or trained."""
-    choose(LADDERS, config.prune.allocation, "prune.allocation")
+    choose(ALLOCATIONS, config.prune.allocation, "prune.allocation")
     choose(ROUND_SHAPES, config.prune.round_shape, "prune.round_shape")
     choose(NORMALISERS, config.prune.normaliser, "prune.normaliser")
 

@@ -1,20 +1,27 @@
 """Pruning to a cost: the first rung of the ladder within it, grown to within one step of a single group.
 
-A ladder is a sequence of nested policies from dense to the narrowest, as the configured allocation orders the groups.
+A ladder is a sequence of policies from dense to the narrowest, as the configured allocation orders the groups.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
+import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
+from amcsearch.config import EXACT
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.jobs.setup import Job
-from amcsearch.methods import comparable
+from amcsearch.jobs.setup import Job, name_of_choice
+from amcsearch.methods import UnitScores, comparable
 from amcsearch.runs import Goal, TargetGoal
-from amcsearch.search import LADDERS, CostOf, reach
+from amcsearch.search import LADDERS, Allocator, CostOf, reach, removal_errors
 
-__all__ = ["Proposal", "cost_of", "ladder_of", "reach_target"]
+__all__ = ["ALLOCATIONS", "AUTO", "Proposal", "ladder_of", "reach_target"]
+
+AUTO: Final = "auto"
+ALLOCATIONS: Final = dict.fromkeys((AUTO, EXACT, *LADDERS))
+"""Names that ``prune.allocation`` takes."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +35,61 @@ class Proposal:
     notes: tuple[str, ...] = ()
 
 
-def ladder_of(job: Job, cost: CostOf) -> NDArray[int64]:
-    """Return the nested policies (R, G) of the configured allocation, from dense to the narrowest.
+def ladder_of(job: Job, cost: str, exact_rungs: int) -> tuple[str, NDArray[int64]]:
+    """Return the allocation, and its policies (R, G) from dense to the narrowest.
+
+    Those of the exact one are of least error for up to ``exact_rungs`` budgets of ``cost``, and need not be nested; all
+    others are.
 
     Raises:
-        BadInputError: scores that the normaliser cannot take, or an allocation that compares scores where a selector
-            gives none.
+        BadInputError: scores that the normaliser cannot take, or an allocation for which the selection has no scores or
+            errors.
     """
-    prune = job.config.prune
-    if job.scores is None and prune.allocation != "uniform":
+    prune, space = job.config.prune, job.device.space
+    name = _allocation(job)
+    if name == EXACT:
+        if job.errors is None:
+            raise BadInputError(
+                f"prune.allocation = {EXACT!r} needs the error of every kept count, which "
+                f"{name_of_choice(job.config)} does not know; choose selection.selector = obc, or another allocation"
+            )
+        allocator = Allocator(job.device.feasible, axis=cost)
+        try:
+            return name, allocator.ladder(removal_errors(space, job.errors), exact_rungs)
+        except BadInputError:
+            if prune.allocation != AUTO:
+                raise
+            name = "global"  # layers of so many groups have no exact solution
+    return name, LADDERS[name](space, _scores(job, name), cost_of(job, cost))
+
+
+def _allocation(job: Job) -> str:
+    """The configured allocation, or the best one that the selection has scores or errors for."""
+    asked = job.config.prune.allocation
+    if asked != AUTO:
+        return asked
+    if job.errors is not None:
+        return EXACT
+    return "uniform" if job.scores is None else "global"
+
+
+def _scores(job: Job, allocation: str) -> UnitScores:
+    """Scores of the units on one scale for all groups: a criterion's, normalised, or what each adds to the errors.
+
+    Raises:
+        BadInputError: there are none, and the allocation compares them; or as ``comparable``.
+    """
+    if job.errors is not None:
+        return {group: np.diff(errors[::-1]) for group, errors in job.errors.items()}
+    if job.scores is not None:
+        return comparable(job.scores, job.workload.trace, job.config.prune.normaliser)
+    if allocation != "uniform":
         raise BadInputError(
-            f"prune.allocation = {prune.allocation!r} compares scores between groups, and selection.selector = "
-            f"{job.config.selection.selector!r} has none; choose uniform, or a criterion in place of the selector"
+            f"prune.allocation = {allocation!r} compares scores between groups, and selection.selector = "
+            f"{job.config.selection.selector!r} has none; choose uniform, obc as the selector, or a criterion in its "
+            "place"
         )
-    scores = {} if job.scores is None else comparable(job.scores, job.workload.trace, prune.normaliser)
-    return LADDERS[prune.allocation](job.device.space, scores, cost)
+    return {}
 
 
 def cost_of(job: Job, name: str) -> CostOf:
@@ -59,12 +106,12 @@ def reach_target(job: Job) -> Proposal:
     (target,), space, feasible = job.device.limits, job.device.space, job.device.feasible
     limit, unit = feasible.budget.limits[target.cost], target.unit
     cost = cost_of(job, target.cost)
-    ladder = ladder_of(job, cost)
+    allocation, ladder = ladder_of(job, target.cost, 1)
     reached = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
     goal = TargetGoal(
         cost=target.asked.cost,
         asked=target.asked.written,
-        allocation=job.config.prune.allocation,
+        allocation=allocation,
         limit=limit * unit,
         dense=target.dense * unit,
         achieved=reached.value * unit,

@@ -23,7 +23,7 @@ from torch import Tensor
 from amcsearch.core import BadInputError
 from amcsearch.methods.least_squares import DAMPING, damped, solve
 from amcsearch.methods.ranking import Ranking
-from amcsearch.methods.selector import Problem, Reader
+from amcsearch.methods.selector import Problem, Reader, RemovalErrors
 
 __all__ = ["Obc", "Removal", "trace_removals"]
 
@@ -164,5 +164,15 @@ class Obc:
 
     def orders(self, problem: Problem) -> Ranking:
         """Return every group's units, last removed first."""
-        traces = {g: [step.unit for step in trace_removals(r, self.damping)] for g, r in problem.readers.items()}
-        return {group: np.array(units[::-1], dtype=np.int64) for group, units in traces.items()}
+        return self.orders_and_errors(problem)[0]
+
+    def orders_and_errors(self, problem: Problem) -> tuple[Ranking, RemovalErrors]:
+        """As ``ErrorSelector.orders_and_errors``: the one pass that gives the order has the errors too."""
+        orders, errors = {}, {}
+        for group, readers in problem.readers.items():
+            shares = [1.0 / (reader.energy or 1.0) for reader in readers]
+            steps = [(step.unit, float(np.dot(step.errors, shares))) for step in trace_removals(readers, self.damping)]
+            orders[group] = np.array([unit for unit, _ in reversed(steps)], dtype=np.int64)
+            rising = np.maximum.accumulate([0.0, *(error for _, error in steps)])
+            errors[group] = np.asarray(rising[::-1], dtype=np.float64)
+        return orders, errors

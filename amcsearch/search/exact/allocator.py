@@ -28,10 +28,14 @@ from amcsearch.search.exact.elimination import elimination_steps, largest_table,
 from amcsearch.search.exact.factors import cost_factors, layer_scopes
 from amcsearch.search.exact.min_sum import BudgetedSum, Solution
 
-__all__ = ["Allocator", "Errors"]
+__all__ = ["BUCKETS", "ROUNDS", "SUMS", "Allocator", "Errors"]
 
 Errors = Sequence[NDArray[np.float64]]
 """Error of every choice of every group: (choices,) for each, finite, never rising with the width."""
+
+BUCKETS: Final = 4_000
+SUMS: Final = 3e8
+ROUNDS: Final = 8
 
 _WIDER: Final = 12  # wider choices of one group tried when what is left over is spent
 _TABLE_BYTES: Final = 1 << 29
@@ -52,7 +56,14 @@ class Allocator:
         BadInputError: a layer depends on so many groups that even two choices for each are too many.
     """
 
-    def __init__(self, feasible: FeasibleSet, buckets: int, sums: float, rounds: int, axis: str | None = None) -> None:
+    def __init__(
+        self,
+        feasible: FeasibleSet,
+        buckets: int = BUCKETS,
+        sums: float = SUMS,
+        rounds: int = ROUNDS,
+        axis: str | None = None,
+    ) -> None:
         self.feasible, self.buckets, self.rounds = feasible, buckets, rounds
         self._sums = sums
         self.axis = axis or self._binding()
@@ -82,6 +93,27 @@ class Allocator:
         """
         chosen = zip(self._thinned.choices, solution.choice(bucket), strict=True)
         return np.array([choices[i] for choices, i in chosen], dtype=np.int64)
+
+    def along_front(self, solution: Solution, share: float) -> NDArray[np.int64]:
+        """Return the policy (G,) of the largest budget up to a place on the front, repaired where its price is over.
+
+        ``share`` goes from 0, the cheapest policy, to 1, the whole budget.
+        """
+        front = solution.front
+        if not len(front):
+            return self.feasible.repair(self.feasible.space.floor)
+        place = front[0] + share * (front[-1] - front[0])
+        bucket = front[np.searchsorted(front, place, side="right") - 1]
+        return self.feasible.repair(self.policy(solution, int(bucket)))
+
+    def ladder(self, errors: Errors, rungs: int) -> NDArray[np.int64]:
+        """Return policies (R, G) of least error for up to ``rungs`` budgets of the axis, dense first, each cheaper."""
+        assert self.axis is not None
+        solution, rows = self.solve(errors), [self.feasible.space.dense, self.best(errors)]
+        rows += [self.along_front(solution, float(share)) for share in np.linspace(1.0, 0.0, rungs)[1:]]
+        prices = self.feasible.grid.price(np.stack(rows))[self.axis]
+        least = np.minimum.accumulate(np.append(np.inf, prices[:-1]))
+        return np.stack(rows)[prices < least]
 
     def _binding(self) -> str | None:
         limits = self.feasible.budget.limits

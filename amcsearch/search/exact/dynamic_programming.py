@@ -1,12 +1,19 @@
 """Exact allocation for measured errors, then a local search over coefficients of these errors.
 
-    minimise Σ_g e_g(k_g) within the budget,   e_g(k) = c_g · (harm_g(k) + prior · scale · r²),   r = 1 - k / channels
+    minimise Σ_g c_g · e_g(k_g) within the budget
 
-harm_g is the rise of the loss when group g alone shrinks, measured by probes; r² is SPDY's prior, which also tells
-choices apart that the probes do not (scale: the median rise at the narrowest choices; 1 without probes). With c = 1 the
-least sum within the budget comes from exact dynamic programming (``allocator.py``). Effects of single groups do not add
-up, so a search over c follows, as in SPDY: draw a few of the best coefficients again, solve, evaluate, and keep the
-better ones. Draws start at ``resample`` of the coefficients and shrink with the evaluations left, to one.
+e_g(k) is known for every count where a selector's refit leaves an error (``methods.RemovalErrors``): no evaluation is
+spent on it. Otherwise, by probes,
+
+    e_g(k) = harm_g(k) + prior · scale · r²,   r = 1 - k / channels
+
+where harm_g is the rise of the loss when group g alone shrinks; r² is SPDY's prior, which also tells choices apart that
+the probes do not (scale: the median rise at the narrowest choices; 1 without probes).
+
+With c = 1 the least sum within the budget comes from exact dynamic programming (``allocator.py``). Effects of single
+groups do not add up, so a search over c follows, as in SPDY: draw a few of the best coefficients again, solve,
+evaluate, and keep the better ones. Draws start at ``resample`` of the coefficients and shrink with the evaluations
+left, to one.
 
 With several objectives, one of them a cost, the last row of the programme is a whole front. The first policies lie
 evenly along it. Then coefficients are drawn again at random positions of the front, and kept when their policy joins
@@ -19,24 +26,69 @@ factors within 1/spread … spread, log-uniform, where SPDY's lie in [0, 1]; ful
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial
-from amcsearch.search.exact.allocator import Allocator, Errors
+from amcsearch.search.exact.allocator import BUCKETS, ROUNDS, SUMS, Allocator, Errors
 from amcsearch.search.exact.harm import errors_of, harms, probed_curves
 from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
-__all__ = ["DynamicProgramming"]
+__all__ = ["DynamicProgramming", "starting_policies"]
+
+_STARTS_SHARE: Final = 8  # one in so many evaluations goes to the first policies along a front …
+_MOST_STARTS: Final = 8  # … and at most so many
+
+
+def starting_policies(study: Study) -> list[PruningPolicy]:
+    """Return policies to evaluate first: those of the exact programme for ``study.errors``, then the largest uniform.
+
+    One of least error within the budget, or with several objectives some of least error along the front of each cost
+    among them. Without errors, or where layers depend on too many groups, the uniform one alone. None costs more than
+    the budget; there are at most as many as evaluations left.
+    """
+    policies = [*map(study.network.policy, _allocated(study)), study.network.policy(study.feasible.largest_uniform())]
+    return list(dict.fromkeys(policies))[: study.remaining]
+
+
+def _allocated(study: Study) -> list[NDArray[np.int64]]:
+    if study.errors is None:
+        study.note("search.start: no errors of every kept count are known, so it starts from the uniform policy alone")
+        return []
+    costs = _cost_objectives(study)
+    try:
+        if not costs:
+            return [Allocator(study.feasible).best(study.errors)]
+        count = min(_MOST_STARTS, max(1, study.remaining // _STARTS_SHARE // len(costs)))
+        rows = []
+        for cost in costs:
+            allocator = Allocator(study.feasible, axis=cost)
+            solution = allocator.solve(study.errors)
+            rows += [allocator.along_front(solution, (i + 1) / count) for i in reversed(range(count))]
+        return rows
+    except BadInputError as error:
+        study.note(f"search.start: starts from the uniform policy alone; {error}")
+        return []
+
+
+def _cost_objectives(study: Study) -> list[str]:
+    """Costs among several objectives; none where there is one goal."""
+    several = study.objectives is not None and len(study.objectives) > 1
+    return [name for name in study.objectives or () if name in study.grid.names] if several else []
 
 
 @dataclass(frozen=True)
 class DynamicProgramming:
-    """Probe every group alone, allocate by exact dynamic programming, then search over the errors' coefficients (SPDY).
+    """Allocate by exact dynamic programming, then search over the errors' coefficients (SPDY).
+
+    The errors are those that the study knows without an evaluation (``Study.errors``). Where it knows none, every group
+    is probed alone.
 
     Args:
+        probe: probe, whatever the study knows.
         points: most kept counts a group that are probed, for at most half of the evaluations; 0 is SPDY's prior alone.
         prior: weight of the quadratic prior beside measured curves.
         buckets: resolution of the budget; the solution is no worse than for a budget smaller by groups / buckets.
@@ -52,11 +104,12 @@ class DynamicProgramming:
         BadInputError: a parameter out of its range.
     """
 
+    probe: bool = False
     points: int = 6
     prior: float = 0.1
-    buckets: int = 4_000
-    sums: float = 3e8
-    rounds: int = 8
+    buckets: int = BUCKETS
+    sums: float = SUMS
+    rounds: int = ROUNDS
     resample: float = 0.1
     spread: float = 8.0
     starts: int = 20
@@ -82,19 +135,21 @@ class DynamicProgramming:
         Raises:
             BadInputError: a layer depends on too many groups to be solved exactly.
         """
+        errors, starts = (study.errors, 0) if study.errors and not self.probe else self._probed(study)
+        costs = _cost_objectives(study)
+        allocator = Allocator(study.feasible, self.buckets, self.sums, self.rounds, next(iter(costs), None))
+        most = max(map(len, study.space.choices), default=0)
+        if allocator.offered < most:
+            study.note(f"dynamic_programming: {allocator.offered} of up to {most} kept counts a group fit `sums`")
+        (_FrontSearch if costs else _Search)(self, study, allocator, errors, starts, seed).run()
+
+    def _probed(self, study: Study) -> tuple[Errors, int]:
+        """Errors by probes, or the prior's where there are none; and evaluations of coefficients all drawn anew."""
         measured = probed_curves(study, self.points)
         if measured is None:
             study.note(f"dynamic_programming: no probes, the quadratic prior alone ({study.remaining} evaluations)")
         rises = harms(study.space, measured) if measured else [np.zeros(len(c)) for c in study.space.choices]
-        errors = errors_of(study.space, rises, self.prior)
-        costs = [name for name in study.objectives or () if name in study.grid.names]
-        several = len(study.objectives or ()) > 1 and bool(costs)
-        allocator = Allocator(study.feasible, self.buckets, self.sums, self.rounds, costs[0] if several else None)
-        most = max(map(len, study.space.choices), default=0)
-        if allocator.offered < most:
-            study.note(f"dynamic_programming: {allocator.offered} of up to {most} kept counts a group fit `sums`")
-        starts = 0 if measured else self.starts
-        (_FrontSearch if several else _Search)(self, study, allocator, errors, starts, seed).run()
+        return errors_of(study.space, rises, self.prior), 0 if measured else self.starts
 
 
 class _Search:
@@ -186,13 +241,7 @@ class _FrontSearch(_Search):
 
     def solve(self, errors: Errors) -> NDArray[np.int64]:
         """The policy (G,) of the largest budget up to the place on the front, repaired where its true price is over."""
-        solution = self.allocator.solve(errors)
-        front = solution.front
-        if not len(front):
-            return self.study.feasible.repair(self.study.space.floor)
-        place = front[0] + self.share * (front[-1] - front[0])
-        bucket = front[np.searchsorted(front, place, side="right") - 1]
-        return self.study.feasible.repair(self.allocator.policy(solution, int(bucket)))
+        return self.allocator.along_front(self.allocator.solve(errors), self.share)
 
     def learn(self, coefficients: NDArray[np.float64], trial: Trial) -> None:
         """Keep coefficients whose policy nothing dominates."""

@@ -1,4 +1,4 @@
-"""Rise of the loss when one group alone is narrowed: measured by probes, interpolated between them."""
+"""Errors of every choice of every group: a selector's own, or the rise of the loss as measured by probes."""
 
 from typing import Final
 
@@ -7,11 +7,18 @@ from numpy.typing import NDArray
 
 from amcsearch.core import PolicySpace
 from amcsearch.evaluation import Curves, curves
+from amcsearch.methods import RemovalErrors
 from amcsearch.search.study import Study
 
-__all__ = ["errors_of", "harms", "probed_curves"]
+__all__ = ["errors_of", "harms", "probed_curves", "removal_errors"]
 
 _FAILED: Final = 10.0  # error of a choice whose probe gave no finite loss, as a multiple of the worst that did
+
+
+def removal_errors(space: PolicySpace, errors: RemovalErrors) -> list[NDArray[np.float64]]:
+    """Return a selector's errors at the choices of every group, (choices,) for each."""
+    groups = zip(space.groups, space.choices, strict=True)
+    return [errors[group.name][choices // group.unit] for group, choices in groups]
 
 
 def probed_curves(study: Study, most: int) -> Curves | None:

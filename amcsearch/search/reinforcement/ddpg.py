@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, PruningPolicy
+from amcsearch.core import BadInputError, PruningPolicy, TrialState
 from amcsearch.search.local_search import climb, random_policies
 from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
 from amcsearch.search.reinforcement.environment import LayerwiseEnv
@@ -124,6 +124,9 @@ class _Run:
         self.decays = 0  # episodes whose noise counts as spent
         self.free = 0  # episodes in a row that brought nothing new
         self.worst = math.inf  # lowest finite reward so far
+        for trial in list(study.trials):  # what was evaluated before the first episode
+            if trial.state is TrialState.COMPLETE:
+                self._learn(*self._played(study.network.kept_array(trial.policy)), train=False)
 
     def until_settled(self) -> None:
         """Episodes until nothing remains or nothing new comes up."""
@@ -149,7 +152,10 @@ class _Run:
 
     def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
         """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
-        kept = self._uniform() if sigma is None else self._explored(sigma)
+        return self._played(self._uniform() if sigma is None else self._explored(sigma))
+
+    def _played(self, kept: NDArray[np.int64]) -> tuple[list[Features], list[Features], float]:
+        """The episode that leads to kept counts (G,), as ``_episode`` returns it."""
         observations = list(self.observer.episode(kept))
         ratios = (1.0 - kept / self.study.space.dense).astype(np.float32)
         actions = [self.learner.policy.scale_action(ratio) for ratio in ratios[:, None]]  # [0, 1] -> [-1, 1]
