@@ -265,6 +265,15 @@ def test_bad_sparsify_sections_are_one_line(write, text, wanted):
     assert wanted in refusal(write(f"{SMALLEST}sparsify: {text}"))
 
 
+def test_words_in_place_of_a_starting_policy(write):
+    starts = {
+        word: cfg.load(write(f"{SMALLEST}search: {{start: {word}}}")).search.start for word in ("exact", "none", "null")
+    }
+    assert starts == {"exact": "exact", "none": None, "null": None}
+    assert cfg.load(write(SMALLEST)).search.start == "exact"
+    assert "exactly" in refusal(write(f"{SMALLEST}search: {{start: exactly}}"))
+
+
 def test_a_starting_policy_is_found_and_its_content_decides_the_hash(write, tmp_path):
     text = f"{SMALLEST}search: {{start: policy.json}}"
     assert "policy.json" in refusal(write(text))

@@ -13,7 +13,7 @@ With g = f∘repair the sampler searches an unconstrained space, and what it is 
 
 After ``asks`` proposals without a new policy, a random unseen neighbour of the last one is evaluated instead. Every
 sampler starts from the largest uniform policy within the budget. What the study evaluated before (``search.start``) is
-told first; CMA-ES takes the best of it as the mean of its first distribution.
+told first, as if the sampler had asked for it.
 
 Deb 2002 (NSGA-II); Bergstra 2011 and Watanabe 2023, 2304.11127 (TPE); Hansen 2016, 1604.00772 (CMA-ES); Hamano 2022,
 2205.13482 (CMA-ES with margin, for integers); Optuna: Akiba 2019, 1907.10902.
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import optuna
@@ -50,15 +50,11 @@ class Told(StrEnum):
 
 @dataclass(frozen=True)
 class Start:
-    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once.
-
-    ``best`` are the sampler's numbers of the best policy evaluated before, if there is one.
-    """
+    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once."""
 
     seed: int
     evaluations: int
     batch: int
-    best: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,11 @@ class _Session:
             if len(choices) > 1
         }
         self._told: set[tuple[int, ...]] = set()
-        best = None if study.best is None else self._params(self._indices(study.best)) or None
-        start = Start(seed, study.remaining, study.batch, best)
+        start = Start(seed, study.remaining, study.batch)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(sampler=agent.make_sampler(start), directions=study.directions)
-        if agent.told is not Told.ASKED:
-            for trial in study.trials:
-                self._begin_with(trial)
+        for trial in study.trials:
+            self._begin_with(trial)
         self._optuna.enqueue_trial(self._params(study.space.indices(study.feasible.largest_uniform())))
 
     def _begin_with(self, trial: Trial) -> None:
@@ -275,6 +269,6 @@ def cmaes() -> OptunaAgent:
     """CMA-ES with margin, so that no width of the grid becomes unreachable; one objective."""
 
     def sampler(start: Start) -> BaseSampler:
-        return CmaEsSampler(x0=start.best, seed=start.seed, with_margin=True, warn_independent_sampling=False)
+        return CmaEsSampler(seed=start.seed, with_margin=True, warn_independent_sampling=False)
 
     return OptunaAgent("cmaes", sampler, Told.ASKED, several_objectives=False)

@@ -30,7 +30,18 @@ from amcsearch.core import (
 from amcsearch.costs import CostGrid, CostModel, Macs, Params, layer_costs
 from amcsearch.evaluation import Executor
 from amcsearch.runs import trial_rows
-from amcsearch.search import Agent, Budget, FeasibleSet, Progress, Reward, RewardContext, Study, bind, resolve_budget
+from amcsearch.search import (
+    Agent,
+    Budget,
+    FeasibleSet,
+    Progress,
+    Reward,
+    RewardContext,
+    Study,
+    bind,
+    resolve_budget,
+    starting_policies,
+)
 
 __all__ = ["AgentContract", "CostContract", "MadeUpEvaluator", "RewardContract", "chain", "make_study"]
 
@@ -96,8 +107,12 @@ def make_study(
     batch: int = 1,
     fingerprint: str = "",
     progress: Progress | None = None,
+    errors: bool = False,
 ) -> Study:
-    """Return a study of the made-up problem: a chain of convolutions, priced in MACs and parameters."""
+    """Return a study of the made-up problem: a chain of convolutions, priced in MACs and parameters.
+
+    With ``errors`` it knows those of every choice: its own squares, but all of one weight.
+    """
     network = chain(widths)
     space = PolicySpace.on_grid(network.groups, multiple, max_pruning_ratio)
     grid = CostGrid(network, [Macs(), Params()])
@@ -119,6 +134,7 @@ def make_study(
         batch=batch,
         fingerprint=fingerprint,
         progress=progress,
+        errors=[(1.0 - choices / choices[-1]) ** 2 for choices in space.choices] if errors else None,
     )
 
 
@@ -196,17 +212,17 @@ class AgentContract:
         assert again.best == first.best
         assert again.notes == first.notes
 
-    def test_goes_on_from_a_policy_evaluated_before(self, maker: Callable[[], Agent], tmp_path: Path) -> None:
-        """A policy that the study holds already is neither evaluated nor lost."""
+    def test_goes_on_from_what_was_evaluated_before(self, maker: Callable[[], Agent], tmp_path: Path) -> None:
+        """Policies that the study holds already are neither evaluated again nor lost."""
         storage = f"sqlite:///{tmp_path}/study.db"
         ends = []
         for _ in range(2):  # the second is served what the first stored
-            study = make_study(trials=12, budget=TIGHT, storage=storage)
-            start = study.network.policy(study.feasible.repair(study.space.dense // 2))
-            study.evaluate([start])
+            study = make_study(trials=12, budget=TIGHT, storage=storage, errors=True)
+            starts = starting_policies(study)
+            study.evaluate(starts)
             maker().run(study, 0)
             assert study.remaining == 0
-            assert study.trials[0].policy == start
+            assert [trial.policy for trial in study.trials[: len(starts)]] == starts
             _check_trials(study)
             ends.append(_comparable(study))
         assert ends[0] == ends[1]

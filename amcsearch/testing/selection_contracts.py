@@ -166,6 +166,7 @@ class SelectorContract:
         orders, inputs = selection.orders, selection.inputs
         assert set(orders) == {group.name for group in trace.network.groups}
         again = select(problem, selector).orders
+        assert selection.errors is None or set(selection.errors) == set(orders)
         for group in trace.network.groups:
             order = orders[group.name]
             assert sorted(order.tolist()) == list(range(group.channels // group.unit))

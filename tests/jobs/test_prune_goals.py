@@ -12,6 +12,7 @@ from amcsearch.cli.main import main
 from amcsearch.evaluation.executors import SerialExecutor
 
 WriteConfig = Callable[..., Path]
+THINET = ["--set", "selection.selector=thinet"]
 UNTUNED = ["--set", "recovery.finetune.epochs=0"]
 REWOUND = ["--set", "recovery.finetune.epochs=3", "--set", "recovery.finetune.schedule=rewound"]
 MORE_DATA = ["--set", "data.kwargs.samples=900", "--set", "data.splits={calibration: 64, search: 300, test: 60}"]
@@ -22,13 +23,21 @@ def summary_of(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("target", "allocation"), [("macs=0.5x", "global"), ("bytes=0.3x", "uniform"), ("energy_mj=0.6x", "per_cost")]
+    ("target", "allocation", "selection"),
+    [
+        ("macs=0.5x", "global", "{criterion: taylor}"),
+        ("bytes=0.3x", "uniform", "{criterion: taylor}"),
+        ("energy_mj=0.6x", "per_cost", "{criterion: taylor}"),
+        ("macs=0.5x", "exact", "{selector: obc}"),
+        ("energy_mj=0.6x", "global", "{selector: obc}"),
+        ("macs=0.6x", "per_cost", "{selector: obc}"),
+    ],
 )
 def test_a_target_is_met_to_one_step_of_a_group(
-    write_config: WriteConfig, tmp_path: Path, target: str, allocation: str
+    write_config: WriteConfig, tmp_path: Path, target: str, allocation: str, selection: str
 ) -> None:
     folder = tmp_path / "run"
-    options = ["--target", target, "--allocation", allocation, *UNTUNED]
+    options = ["--target", target, "--allocation", allocation, "--set", f"selection={selection}", *UNTUNED]
     assert main(["prune", str(write_config()), *options, "-o", str(folder)]) == 0
     summary = summary_of(folder)
     goal = summary["goal"]
@@ -40,6 +49,29 @@ def test_a_target_is_met_to_one_step_of_a_group(
     else:
         assert goal["achieved"] == pytest.approx(summary["finetuned"][goal["cost"]])
     assert "Asked and achieved" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("selection", "allocation"),
+    [("{selector: obc}", "exact"), ("{selector: thinet}", "uniform"), ("{criterion: taylor}", "global")],
+)
+def test_the_allocation_is_the_best_that_the_selection_allows(
+    write_config: WriteConfig, tmp_path: Path, selection: str, allocation: str
+) -> None:
+    options = ["--target", "macs=0.5x", "--set", f"selection={selection}", *UNTUNED, "-o", str(tmp_path / "run")]
+    assert main(["prune", str(write_config()), *options]) == 0
+    assert summary_of(tmp_path / "run")["goal"]["allocation"] == allocation
+
+
+def test_accuracy_is_kept_along_the_exact_allocations_of_a_selector(write_config: WriteConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--keep-accuracy", "8", "--set", "selection={selector: obc}", *MORE_DATA, *UNTUNED, "-o", str(folder)]
+    assert main(["prune", str(write_config()), *options]) == 0
+    summary = summary_of(folder)
+    goal = summary["goal"]
+    assert (goal["allocation"], goal["rung"] > 0) == ("exact", True)
+    assert goal["verification"]["change_low"] > -0.08
+    assert summary["finetuned"]["macs"] < summary["dense"]["macs"]
 
 
 def test_accuracy_is_kept_said_with_its_bound_and_not_evaluated_again(
@@ -98,7 +130,9 @@ def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path
         (["--keep-accuracy", "much"], 2, "prune.keep_accuracy"),
         (["--policy", "nowhere.json"], 2, "nowhere.json"),
         (["--target", "macs=0.5x", "--set", "prune.normaliser=median"], 2, "normaliser = 'median' is unknown"),
-        (["--target", "macs=0.5x", "--set", "selection.selector=thinet"], 2, "choose uniform, or a criterion"),
+        (["--target", "macs=0.5x", "--allocation", "global", *THINET], 2, "choose uniform, obc as the selector, or"),
+        (["--target", "macs=0.5x", "--allocation", "exact", *THINET], 2, "thinet does not know; choose selection.sel"),
+        (["--target", "macs=0.5x", "--allocation", "best"], 2, "prune.allocation = 'best' is unknown"),
         (["--target", "macs=0.5x", "--rounds", "0"], 2, "prune.rounds = 0"),
         (["--target", "macs=0.5x", "--rounds", "some"], 2, "prune.rounds = 'some'"),
         (["--keep-accuracy", "1", "--rounds", "2"], 2, "rounds = 2 lead to a target, and keep_accuracy is set"),

@@ -9,11 +9,18 @@ import pytest
 
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
-from amcsearch.jobs.setup import make_evaluator
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.setup import assemble, make_evaluator
 from amcsearch.jobs.workload import load_workload
 from amcsearch.methods.selectors import SELECTORS
+from amcsearch.search import Allocator, removal_errors
 
 WriteConfig = Callable[..., Path]
+
+
+class Silent(Observer):
+    """Watches nothing."""
 
 
 def refit_of(path: Path, *overrides: str) -> str | None:
@@ -67,6 +74,30 @@ def test_a_search_by_a_selector_is_the_same_with_workers(write_config: WriteConf
         tables.append(pd.read_csv(folder / "trials.csv").drop(columns="seconds"))
         assert json.loads((folder / "summary.json").read_text())["onnx_max_abs_diff"] < 1e-4
     pd.testing.assert_frame_equal(*tables, atol=1e-5)
+
+
+def test_a_search_starts_from_the_exact_allocation_and_the_uniform_policy_and_resumes_so(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = load(write_config(), ["selection.selector=obc", "model.pretrain=null"])
+    job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
+    exact = Allocator(job.device.feasible).best(removal_errors(job.device.space, job.errors))
+    expected = [job.workload.trace.network.policy(kept) for kept in (exact, job.device.feasible.largest_uniform())]
+    options = ["--set", "selection.selector=obc", "--set", "search.trials=4", "--set", "model.pretrain=null"]
+    command = ["search", str(write_config()), *options, "--out"]
+    folder = tmp_path / "run"
+    assert main([*command, str(folder)]) == 0
+    trials = pd.read_csv(folder / "trials.csv")
+    agent, baseline = (trials[trials["agent"] == name] for name in ("ddpg", "random"))
+    assert [PruningPolicy(json.loads(text)) for text in agent["policy"][:2]] == expected
+    assert len(agent) == len(baseline) == 4
+    assert PruningPolicy(json.loads(baseline["policy"].iloc[0])) != expected[0]
+    assert main([*command, str(folder), "--resume"]) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "trials.csv"), trials)
+    none = tmp_path / "none"
+    assert main([*command, str(none), "--set", "search.start=none"]) == 0
+    first = pd.read_csv(none / "trials.csv")["policy"].iloc[0]
+    assert PruningPolicy(json.loads(first)) not in expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.methods.least_squares import damped, output_error, refit_least_squares
-from amcsearch.methods.selector import Problem
+from amcsearch.methods.selector import Problem, select
 from amcsearch.methods.selectors import obc
 from amcsearch.methods.selectors.amc import Amc
 from amcsearch.methods.selectors.obc import Obc, trace_removals
@@ -31,6 +31,30 @@ def test_by_hand_on_orthogonal_inputs_the_smallest_contribution_leaves_and_nothi
         assert unit == e_unit
         assert error == pytest.approx(e_error)
         assert weights == pytest.approx(e_weights)
+
+
+def test_by_hand_errors_of_every_count_are_shares_summed_over_the_readers(readers: ModuleType) -> None:
+    x = torch.eye(2).double()
+    one = readers.reader(torch.tensor([[1.0, 3.0]]).double(), x)  # of its energy, 10: 0.1 and 0.9
+    two = readers.reader(torch.tensor([[1.0, 1.0]]).double(), x)  # 0.5 and 0.5
+    problem = Problem({"a": (one,), "b": (one, two)}, None)
+    orders, errors = Obc(0.0).orders_and_errors(problem)
+    assert errors["a"].tolist() == pytest.approx([1.0, 0.1, 0.0])
+    assert errors["b"].tolist() == pytest.approx([2.0, 0.6, 0.0])
+    assert {group: order.tolist() for group, order in orders.items()} == {"a": [1, 0], "b": [1, 0]}
+    assert {group: order.tolist() for group, order in Obc(0.0).orders(problem).items()} == {"a": [1, 0], "b": [1, 0]}
+
+
+def test_the_errors_of_a_selector_that_breaks_its_promise_are_refused(readers: ModuleType) -> None:
+    it = readers.reader(torch.tensor([[1.0, 3.0]]).double(), torch.eye(2).double())
+
+    class Rising(Obc):
+        def orders_and_errors(self, problem: Problem):
+            orders, errors = super().orders_and_errors(problem)
+            return orders, {group: e[::-1].copy() for group, e in errors.items()}
+
+    with pytest.raises(ValueError, match="Rising gives no falling errors for every count of group 'g'"):
+        select(Problem({"g": (it,)}, None), Rising())
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01])

@@ -402,3 +402,15 @@ def test_a_setting_out_of_range_is_named(setting):
     (name,) = setting
     with pytest.raises(BadInputError, match=f"ddpg: {name} = .*must be"):
         DDPG(**setting)
+
+
+def test_the_replay_begins_with_what_was_evaluated_before() -> None:
+    study = FakeStudy(lambda kept: float(kept.mean()))
+    rows = [study.feasible.largest_uniform(), study.space.floor]
+    study.evaluate([study.network.policy(kept) for kept in rows])
+    run = _Run(DDPG(), study, 0)
+    groups = len(study.network.groups)
+    assert run.replay.size() == 2 * groups
+    executed = (run.replay.actions[: 2 * groups].reshape(2, groups) + 1.0) / 2.0  # from [-1, 1] to pruning ratios
+    np.testing.assert_allclose(executed, 1.0 - np.array(rows) / study.space.dense, atol=1e-6)
+    assert study.executed == 2

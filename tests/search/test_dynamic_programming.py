@@ -17,9 +17,9 @@ from amcsearch.evaluation.sensitivity import Curve, Curves
 from amcsearch.search.baselines import RandomSearch
 from amcsearch.search.budget import Budget, FeasibleSet
 from amcsearch.search.exact.allocator import Allocator
-from amcsearch.search.exact.dynamic_programming import DynamicProgramming
+from amcsearch.search.exact.dynamic_programming import DynamicProgramming, starting_policies
 from amcsearch.search.exact.factors import cost_factors
-from amcsearch.search.exact.harm import errors_of, harms
+from amcsearch.search.exact.harm import errors_of, harms, removal_errors
 
 
 class WithResidency(Macs):
@@ -206,3 +206,64 @@ def test_several_objectives_give_policies_all_along_the_front(synthetic):
 def test_bad_parameters_are_named(parameters, message):
     with pytest.raises(BadInputError, match=message):
         DynamicProgramming(**parameters)
+
+
+def test_a_selectors_errors_are_read_at_the_units_that_every_choice_keeps():
+    group = ChannelGroup("g", 6, (Coupling("a", Side.OUT), Coupling("b", Side.IN)), unit=2)
+    space = PolicySpace((group,), (np.array([2, 6]),))
+    (errors,) = removal_errors(space, {"g": np.array([1.0, 0.5, 0.2, 0.0])})
+    assert errors.tolist() == [0.5, 0.0]
+
+
+def test_known_errors_cost_no_evaluation_and_their_optimum_comes_first(synthetic):
+    study = synthetic.make_study(trials=6, errors=True)
+    best = study.network.policy(Allocator(study.feasible).best(study.errors))
+    uniform = study.network.policy(study.feasible.largest_uniform())
+    assert starting_policies(study) == [best, uniform]
+    DynamicProgramming().run(study, 0)
+    assert study.trials[0].policy == best
+    assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
+    probing = synthetic.make_study(trials=20, errors=True)
+    DynamicProgramming(probe=True).run(probing, 0)
+    assert "probes" in " ".join(probing.notes)
+
+
+def test_a_study_starts_with_no_more_than_it_may_evaluate_and_without_errors_with_the_uniform_policy(synthetic):
+    assert len(starting_policies(synthetic.make_study(trials=1, errors=True))) == 1
+    study = synthetic.make_study(trials=6)
+    assert starting_policies(study) == [study.network.policy(study.feasible.largest_uniform())]
+
+
+def test_several_objectives_start_along_the_front_of_each_cost(synthetic):
+    objectives = ("accuracy", "macs", "params")
+    study = synthetic.make_study(trials=64, errors=True, budget={}, objectives=objectives)
+    starts = starting_policies(study)
+    assert len(starts) == len(set(starts)) <= 2 * 4 + 1
+    costs = np.array([study.grid.cost(policy)["macs"] for policy in starts])
+    assert costs.min() < 0.4 * costs.max()
+    study.evaluate(starts)
+    DynamicProgramming().run(study, 0)
+    assert study.remaining == 0
+
+
+def test_a_network_that_has_no_exact_solution_starts_from_the_uniform_policy_and_says_why(synthetic, monkeypatch):
+    def refuse(*_):
+        raise BadInputError("too many groups")
+
+    monkeypatch.setattr(Allocator, "best", refuse)
+    study = synthetic.make_study(trials=6, errors=True)
+    assert starting_policies(study) == [study.network.policy(study.feasible.largest_uniform())]
+    assert "too many groups" in study.notes[0]
+
+
+def test_a_ladder_begins_dense_gets_cheaper_and_is_the_optimum_at_every_rung():
+    feasible = feasible_set({})
+    errors = quadratic(feasible.space)
+    ladder = allocator(feasible, axis="macs").ladder(errors, 12)
+    prices = feasible.grid.price(ladder)["macs"]
+    assert ladder[0].tolist() == feasible.space.dense.tolist()
+    assert (np.diff(prices) < 0).all()
+    assert len(ladder) > 6
+    for kept, price in zip(ladder, prices, strict=True):
+        limited = FeasibleSet(feasible.space, feasible.grid, Budget({"macs": float(price)}))
+        assert error_of(feasible, errors, kept) == pytest.approx(brute_force(limited, errors)[1])

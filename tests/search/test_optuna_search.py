@@ -6,6 +6,7 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.search import AGENTS
+from amcsearch.search.exact.dynamic_programming import starting_policies
 from amcsearch.search.samplers import OptunaAgent, Told, _Session, cmaes, gp, nsga2, tpe
 
 
@@ -54,6 +55,27 @@ def test_starts_from_the_largest_uniform_policy(synthetic):
     study, session = session_of(synthetic, Told.BOTH, [FLOOR])
     trial = step(study, session)
     assert study.network.kept_array(trial.policy).tolist() == study.feasible.largest_uniform().tolist()
+
+
+@pytest.mark.parametrize("mode", Told)
+def test_what_was_evaluated_before_is_told_first(synthetic, mode):
+    study = synthetic.make_study(errors=True)
+    starts = starting_policies(study)
+    trials = study.evaluate(starts)
+    session = _Session(OptunaAgent("scripted", lambda start: Scripted([FLOOR]), mode), study, seed=0)
+    indices = [tuple(study.space.indices(study.network.kept_array(policy)).tolist()) for policy in starts]
+    assert told(session) == [(at, trial.reward) for at, trial in zip(indices, trials, strict=True)]
+    assert step(study, session).policy not in starts
+
+
+def test_a_population_of_nsga2_begins_with_what_was_evaluated_before(synthetic):
+    study = synthetic.make_study(errors=True)
+    starts = starting_policies(study)
+    study.evaluate(starts)
+    session = _Session(nsga2(), study, seed=0)
+    complete = [t for t in session._optuna.trials if t.state is optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == len(starts)
+    assert all(any("generation" in key for key in trial.system_attrs) for trial in complete)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,6 @@ def starting_policies(study: Study) -> list[PruningPolicy]:
 
 def _allocated(study: Study) -> list[NDArray[np.int64]]:
     if study.errors is None:
-        study.note("search.start: no errors of every kept count are known, so it starts from the uniform policy alone")
         return []
     costs = _cost_objectives(study)
     try:
