@@ -279,7 +279,7 @@ def _prune(commands: "Commands") -> None:
         metavar="POINTS",
         help="percentage points that accuracy may lose, such as 0.5; of a metric that is no share, its own unit",
     )
-    command.add_argument("--allocation", help="how groups share the pruning, such as uniform (default: global)")
+    command.add_argument("--allocation", help="how groups share the pruning: exact, global, uniform or per_cost (auto)")
     command.add_argument("--rounds", metavar="N", help="reach the target in N rounds of pruning and training (1)")
     command.add_argument(
         "--round-shape",

@@ -271,19 +271,8 @@ def assemble(
     if guesses is not None:
         phases.observer.warn(guesses)
         device = replace(device, warnings=(*device.warnings, guesses))
-    finetune = config.recovery.finetune
-    return Job(
-        config,
-        workload,
-        device,
-        evaluator,
-        dense,
-        choice.scores,
-        given,
-        fingerprint(identity),
-        finetune,
-        choice.errors,
-    )
+    finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
+    return Job(config, workload, device, evaluator, dense, scores, given, fingerprint(identity), finetune, errors)
 
 
 def reranked(job: Job, workload: Workload) -> Job:
