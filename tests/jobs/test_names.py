@@ -29,7 +29,7 @@ SEVERAL = "search.objectives=[accuracy, macs]"
         ("search", ["--set", "recovery.reconstruction=obc"], "auto, bias, least_squares, none, scales, sequential"),
         ("search", ["--dry-run", "--set", "search.agent=ppo"], "search.agent = 'ppo' is unknown"),
         ("prune", [*TARGET, "--allocation", "globl"], "prune.allocation = 'globl' is unknown; did you mean 'global'"),
-        ("prune", [*TARGET, "--allocation", "mine.py:Rule"], "known: global, per_cost, uniform"),
+        ("prune", [*TARGET, "--allocation", "mine.py:Rule"], "known: auto, exact, global, per_cost, uniform"),
         ("prune", [*TARGET, "--round-shape", "round"], "known: cubic, geometric, linear"),
         ("prune", [*TARGET, "--set", "prune.normaliser=median"], "known: l2, lamp, max, mean, none, standardise, sum"),
         ("prune", [*TARGET, "--set", "selection.criterion=taylr"], "did you mean 'taylor'"),
