@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
+
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
@@ -36,6 +38,7 @@ from amcsearch.search import (
     removal_errors,
     starting_policies,
     storage_url,
+    unseen,
     with_parameters,
 )
 
@@ -91,9 +94,11 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
     """
     name = study.agent
     _start(job, study, is_baseline=is_baseline)
+    begun = len(study.trials)
     with settings_kept(name):
         agent.run(study, study.seed)
-    if not study.trials:
+    is_idle = len(study.trials) == begun and study.remaining > 0
+    if not study.trials or (is_idle and _has_new(study)):
         raise BadInputError(
             f"search.agent = {name!r} evaluated no policy; call study.evaluate in its run until study.remaining is 0"
         )
@@ -103,6 +108,11 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
             f"no new policy left (the space has {study.space.size}, not all within the budget)"
         )
         observer.warn(study.notes[-1])
+
+
+def _has_new(study: Study) -> bool:
+    """Whether a policy within the budget is left that the study has not evaluated."""
+    return unseen(study, study.feasible.largest_uniform(), np.random.default_rng(study.seed)) is not None
 
 
 def _start(job: Job, study: Study, *, is_baseline: bool) -> None:
