@@ -32,6 +32,7 @@ from amcsearch.search import (
 __all__ = ["CURVE_COLUMNS", "RUN_COLUMNS", "AgentComparison", "Comparison", "compare"]
 
 MOST_SEEDS: Final = 1000
+_PLAIN: Final = ("uniform", "random")  # what others are held to: they begin without the exact programme's policies
 RUN_COLUMNS: Final = (
     *("agent", "seed", "evaluations", "best_reward", "metric", "seconds", "reward_at_equal_seconds", "hypervolume"),
     *("evaluations_to_reference", "policy"),
@@ -120,7 +121,7 @@ def compare(
             for name, agent in made.items():
                 with phases(f"{name}, seed {seed}", f"Searching with {name}, seed {seed}"):
                     study = new_study(job, executor, name, seed, run.study_db, observer)
-                    run_agent(job, study, agent, observer)
+                    run_agent(job, study, agent, observer, is_baseline=name in _PLAIN)
                     searches.append(AgentRun.of(study))
     finally:
         executor.close()
