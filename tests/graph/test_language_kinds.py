@@ -83,6 +83,19 @@ class FusedSharedKeys(Net):
         return joined(F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), enable_gqa=False))
 
 
+class RepeatedKeys(Net):
+    """All heads share one key head and one value head, repeated as often as an attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_key_value_heads=1)
+        self.q, self.kv, self.num_key_value_groups = nn.Linear(8, 12), nn.Linear(8, 2 * EACH), HEADS
+
+    def attended(self, x: Tensor) -> Tensor:
+        k, v = (split(t).expand(-1, self.num_key_value_groups, -1, -1) for t in self.kv(x).chunk(2, -1))
+        return joined(F.scaled_dot_product_attention(split(self.q(x)), k, v))
+
+
 class Configured(Net):
     """Counts its heads by a configuration that others share."""
 
@@ -200,6 +213,7 @@ KINDS: dict[str, tuple[type[nn.Module], Groups]] = {
     "norms inside heads": (NormedHeads, [STREAM, ("k", 6, 3)]),
     "a key head for all": (SharedKeys, [STREAM, ("q", 12, 3)]),
     "a key head for all, fused": (FusedSharedKeys, [STREAM, ("qkv", 12, 3)]),
+    "a key head for all, repeated": (RepeatedKeys, [STREAM, ("q", 12, 3)]),
     "heads counted by a configuration": (Configured, [STREAM, ("qkv", 12, 3)]),
     "disentangled attention": (Disentangled, [STREAM, ("q", 12, 3)]),
     "weights with an axis of heads": (HeadTensors, [STREAM, ("q", 4, 1)]),

@@ -26,6 +26,9 @@ _HEADS: Final = frozenset(
         *("n_kv_heads", "num_kv_heads", "n_local_heads", "n_local_kv_heads", "n_kv_head"),
     }
 )
+_KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_SHARING: Final = frozenset({"num_key_value_groups", "n_rep", "num_queries_per_kv"})
+"""Query heads of one key head: as many as there are query heads where there is one key head."""
 _WIDTHS: Final = frozenset(
     {
         *("all_head_size", "inner_dim", "inner_size", "attention_dim", "attn_dim", "attention_width", "inner_width"),
@@ -99,9 +102,13 @@ class CodeWidths:
             if here.all():
                 continue  # this axis keeps its size
             lost = int(here.sum())
-            around = [(path, *stated) for path in self._around(split.module) for stated in self._integers(path)]
-            around += [(split.module, *stated) for stated in self._configured(split.module)]
+            around = [(path, *integer) for path in self._around(split.module) for integer in self._integers(path)]
+            around += [(split.module, *integer) for integer in self._configured(split.module)]
+            stated = {attribute.rpartition(".")[2]: value for path, attribute, value in around if path == split.module}
+            shared = any(stated.get(key) == 1 for key in _KEY_HEADS)
             for path, attribute, value in around:
+                if shared and attribute in _SHARING and value == grid.shape[axis]:
+                    yield WidthAttribute(path, attribute, name, lost, width)
                 if attribute.rpartition(".")[2] in _HEADS and value == grid.shape[axis]:
                     yield WidthAttribute(path, attribute, name, lost, width)
                 if attribute.rpartition(".")[2] in _WIDTHS and value in (total, total // 3, 2 * total):
