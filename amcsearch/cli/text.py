@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Comparison, EnergyReport, LayerReport, SearchPlan
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from amcsearch.search import Mean
 
 __all__ = ["columns", "comparison_text", "energy_text", "plan_text", "sparsify_text", "summary_text"]
+
+
+_BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
 
 
 def summary_text(summary: "Summary", folder: Path) -> str:
@@ -21,7 +24,8 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     metric = summary.metric
     judged = [metric.word] if delivered is None else [f"{metric.word} {delivered.dtype}", "in torch, float32"]
     further = list(summary.finetuned.cost.further)
-    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ", *further]
+    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ"]
+    costs += [_BYTES.get(name, name) for name in further]
     rows = [["", *judged, *costs]]
     for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
         measured = block.latency_ms
@@ -35,7 +39,7 @@ def summary_text(summary: "Summary", folder: Path) -> str:
                 _predicted(block),
                 f"{measured.median:.3f} ({measured.low:.3f}–{measured.high:.3f})",
                 _number(block.cost.energy_mj),
-                *(_number(block.cost.get(cost)) for cost in further),
+                *(_further(cost, block.cost.get(cost)) for cost in further),
             ]
         )
     ratio = summary.latency_ratio
@@ -230,6 +234,10 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _count(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def _further(name: str, value: float | None) -> str:
+    return _number(value / 1024 if name in _BYTES and value is not None else value)
 
 
 def _number(value: float | None) -> str:

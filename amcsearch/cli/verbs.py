@@ -53,6 +53,8 @@ def _costs() -> dict[str, str]:
         "params": "parameters",
         "latency_ms": "measured ONNX Runtime latency, from device.table",
         "energy_mj": "memory accesses and MACs at the energies of device.profile",
+        "model_bytes": "bytes of the delivered file's weights, in device.dtype",
+        "peak_memory_bytes": "most bytes of inputs, outputs and maps that are live at once in one inference",
     }
 
 

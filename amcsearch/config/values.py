@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 
 from amcsearch.config.messages import shown
-from amcsearch.core import COST_NAMES, METRICS, SHARE, Limit, read_limit
+from amcsearch.core import COST_NAMES, METRICS, SHARE, SIZE, Limit, is_size, read_limit
 from amcsearch.costs import StorageFormat
 
 __all__ = [
@@ -113,9 +113,9 @@ def with_models(costs: Any) -> Any:
 
 
 def _limit(value: Any) -> str | float:
-    """Accept a share of dense such as ``0.5x``, kept as written, or an absolute limit above zero."""
+    """Accept a share of dense such as ``0.5x`` or a size such as ``300 KiB``, kept as written, or a number above 0."""
     number, of_dense = read_limit(value)
-    return value if of_dense else number
+    return value if of_dense or is_size(value) else number
 
 
 def limits_of(written: Mapping[Any, Any], section: str) -> tuple[Limit, ...]:
@@ -218,7 +218,15 @@ ChannelMultiple = Annotated[
 _WrittenLimit = Annotated[
     Any,
     BeforeValidator(_limit),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{SHARE.pattern}$"}, {"type": "number"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{SHARE.pattern}$"},
+                {"type": "string", "pattern": f"^{SIZE.pattern}$"},
+                {"type": "number"},
+            ]
+        }
+    ),
 ]
 _CostName = Annotated[str, _cost_among()]
 _TargetName = Annotated[str, _cost_among("sparsity", "bytes")]

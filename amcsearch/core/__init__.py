@@ -1,11 +1,12 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
-from amcsearch.core.cost import COST_NAMES, Cost
+from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
 from amcsearch.core.errors import BadInputError, DeliveryError, DivergedError, InfeasibleBudgetError
+from amcsearch.core.execution import Execution, LiveTensor, MomentBytes, WidthSum
 from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
-from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep
-from amcsearch.core.limit import SHARE, Limit, read_limit
+from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep, Stored
+from amcsearch.core.limit import SHARE, SIZE, Limit, is_size, read_limit
 from amcsearch.core.metric import ACCURACY, METRICS, Metric
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.order import at_worst
@@ -29,10 +30,12 @@ __all__ = [
     "ACCURACY",
     "COST_NAMES",
     "DEEPEST",
+    "FIRST_COSTS",
     "KEEPERS",
     "METRICS",
     "MIB",
     "SHARE",
+    "SIZE",
     "BadInputError",
     "CallersOwn",
     "ChannelGroup",
@@ -41,21 +44,26 @@ __all__ = [
     "DeliveryError",
     "DivergedError",
     "Evaluation",
+    "Execution",
     "InfeasibleBudgetError",
     "Interrupted",
     "LayerKind",
     "LayerSpec",
     "Limit",
+    "LiveTensor",
     "MapOp",
     "MapStep",
     "Metric",
+    "MomentBytes",
     "NetworkSpec",
     "PolicySpace",
     "PruningPolicy",
     "Side",
+    "Stored",
     "Trial",
     "TrialState",
     "UserCode",
+    "WidthSum",
     "at_worst",
     "check_csv",
     "check_depth",
@@ -65,6 +73,7 @@ __all__ = [
     "described",
     "guarded_job",
     "interruptible",
+    "is_size",
     "open_file",
     "parse_json",
     "printable",

@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-__all__ = ["COST_NAMES", "Cost"]
+__all__ = ["COST_NAMES", "FIRST_COSTS", "Cost"]
 
-COST_NAMES: Final = ("macs", "params", "latency_ms", "energy_mj")
+FIRST_COSTS: Final = ("macs", "params", "latency_ms", "energy_mj")
+"""The costs that have a place of their own in every file of a run; others come after them."""
+COST_NAMES: Final = (*FIRST_COSTS, "model_bytes", "peak_memory_bytes")
 """The built-in costs, whose units are known; a cost of the user's own has any other name."""
 
 
 class Cost(Mapping[str, float]):
-    """Cost of one inference by name: MACs and parameters as counts, latency in ms, energy in mJ, and the user's own.
+    """Cost of one inference by name: MACs and parameters as counts, latency in ms, energy in mJ, memory in bytes, and
+    the user's own.
 
     Immutable. Made of a mapping or of the four named costs; ``None`` is a cost that no model gave (no latency table,
     no device profile). As a mapping it holds only what is known, the four first.
@@ -79,5 +82,5 @@ class Cost(Mapping[str, float]):
 
     @property
     def further(self) -> dict[str, float]:
-        """The user's own costs."""
-        return {name: value for name, value in self.items() if name not in COST_NAMES}
+        """Costs beyond the first four: memory, and the user's own."""
+        return {name: value for name, value in self.items() if name not in FIRST_COSTS}

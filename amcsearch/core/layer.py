@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core.errors import BadInputError
 
-__all__ = ["LayerKind", "LayerSpec", "MapOp", "MapStep"]
+__all__ = ["LayerKind", "LayerSpec", "MapOp", "MapStep", "Stored"]
 
 _Widths = TypeVar("_Widths", int, NDArray[np.int64])
 
@@ -25,6 +25,21 @@ class LayerKind(StrEnum):
     EMBEDDING = "embedding"
     ATTENTION = "attention"
     PARAMETER = "parameter"
+
+
+class Stored(StrEnum):
+    """What the delivered file stores of a layer's weights.
+
+    - ``all``: its parameters; of a batch norm also its running statistics;
+    - ``bias``: a batch norm that is folded into the convolution before it, which has its bias from it;
+    - ``nothing``: a batch norm that is folded into a convolution with a bias;
+    - ``copy``: a linear layer that shares the weight of an embedding, of which the file has a transposed copy.
+    """
+
+    ALL = "all"
+    BIAS = "bias"
+    NOTHING = "nothing"
+    COPY = "copy"
 
 
 class MapOp(StrEnum):
@@ -69,6 +84,8 @@ class LayerSpec:
 
     ``steps`` are the operations without weights that follow the layer, in order; only energy counts them.
 
+    ``stored`` says what the delivered file holds of it; only the bytes of the file count that.
+
     Raises:
         BadInputError: a count below one, or ``conv_groups`` that does not divide the channels.
     """
@@ -87,6 +104,7 @@ class LayerSpec:
     has_weight: bool = True
     has_bias: bool = False
     steps: tuple[MapStep, ...] = ()
+    stored: Stored = Stored.ALL
 
     def __post_init__(self) -> None:
         for field in ("in_channels", "out_channels", "conv_groups"):

@@ -8,11 +8,15 @@ from typing import Final
 
 from amcsearch.core.errors import BadInputError
 
-__all__ = ["SHARE", "Limit", "read_limit"]
+__all__ = ["SHARE", "SIZE", "Limit", "is_size", "read_limit"]
 
 SHARE: Final = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)x")
 """A share of dense as users write it: ``0.5x``."""
-COUNTED: Final = frozenset({"macs", "params", "bytes"})  # whole numbers: less than 1 of them cannot be meant
+BYTES: Final = frozenset({"bytes", "model_bytes", "peak_memory_bytes"})
+COUNTED: Final = frozenset({"macs", "params", *BYTES})  # whole numbers: less than 1 of them cannot be meant
+SIZE: Final = re.compile(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB|KiB|MiB|GiB)")
+"""A number of bytes as users write it: ``300 KiB``."""
+_UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _MODEL_OF: Final = {
     "latency_ms": "give device.table a latency table",
@@ -52,6 +56,8 @@ class Limit:
     def parse(cls, cost: str, written: str | float, key: str, dense: float | None = None) -> "Limit":
         """Make a limit of what a user writes: ``"0.5x"`` is half of dense; a number, or its text, is absolute.
 
+        A limit of bytes may have a unit: ``"300 KiB"``.
+
         ``dense`` is the dense network's cost where it is known already: errors then name it as the bound.
 
         Raises:
@@ -59,6 +65,8 @@ class Limit:
         """
         try:
             value, of_dense = read_limit(written)
+            if cost not in BYTES and is_size(written):
+                raise ValueError(f"{cost} is not counted in bytes")
         except ValueError as error:
             bound = "above 0" if dense is None else _up_to(dense, cost)
             raise BadInputError(_out_of_range(key, written, bound)) from error
@@ -98,14 +106,17 @@ class Limit:
 
 
 def read_limit(written: object) -> tuple[float, bool]:
-    """Read what a user writes as a limit: its value, and whether that is a share of dense.
+    """Read what a user writes as a limit: its value, and whether that is a share of dense; a size is read as bytes.
 
     Raises:
         ValueError: neither a share in (0x, 1x] nor a finite number above 0, nor the text of one of them.
     """
     text = written.strip() if isinstance(written, str) else ""
     share = SHARE.fullmatch(text)
+    size = SIZE.fullmatch(text)
     number = share[1] if share else text or written
+    if size:
+        number = str(float(size[1]) * _UNITS[size[2]])
     try:
         value = math.nan if isinstance(number, bool) else float(number)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -113,6 +124,11 @@ def read_limit(written: object) -> tuple[float, bool]:
     if not 0.0 < value < math.inf or (share and value > 1.0):
         raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
     return value, share is not None
+
+
+def is_size(written: object) -> bool:
+    """Whether what a user writes as a limit is a number of bytes with its unit, such as ``300 KiB``."""
+    return isinstance(written, str) and SIZE.fullmatch(written.strip()) is not None
 
 
 def _number(value: float) -> str:

@@ -1,14 +1,15 @@
 """Networks as shapes: layers in order of execution, and the groups that couple their widths."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.core.execution import Execution
 from amcsearch.core.group import ChannelGroup, Side
 from amcsearch.core.layer import LayerSpec
 from amcsearch.core.policy import PruningPolicy
@@ -20,12 +21,16 @@ __all__ = ["NetworkSpec"]
 class NetworkSpec:
     """Layers in order of execution, and the channel groups in order of their first layer.
 
+    ``execution`` says which tensors are live together; it follows from the module, so networks are compared without it.
+
     Raises:
-        BadInputError: two layers or groups of one name, or a coupling to a layer that does not exist.
+        BadInputError: two layers or groups of one name, or a coupling to a layer, or a tensor of a group, that does not
+            exist.
     """
 
     layers: tuple[LayerSpec, ...]
     groups: tuple[ChannelGroup, ...]
+    execution: Execution = field(default=Execution(), compare=False)
 
     def __post_init__(self) -> None:
         for kind, names in (
@@ -40,6 +45,9 @@ class NetworkSpec:
             lost = {c.layer for c in group.couplings} - known
             if lost:
                 raise BadInputError(f"group {group.name!r} is coupled to unknown layers {sorted(lost)}")
+        unknown = self.execution.groups - {group.name for group in self.groups}
+        if unknown:
+            raise BadInputError(f"live tensors depend on unknown groups {sorted(unknown)}")
 
     @cached_property
     def dense(self) -> PruningPolicy:
@@ -110,4 +118,10 @@ class NetworkSpec:
             ChannelGroup(group.name, int(n), group.couplings, group.unit)
             for group, n in zip(self.groups, kept, strict=True)
         )
-        return NetworkSpec(layers, groups)
+        return NetworkSpec(layers, groups, self.execution)
+
+    def without_groups(self, lost: Collection[str]) -> "NetworkSpec":
+        """Return the same layers without some groups, whose channels all stay."""
+        channels = {group.name: group.channels for group in self.groups if group.name in lost}
+        groups = tuple(group for group in self.groups if group.name not in channels)
+        return NetworkSpec(self.layers, groups, self.execution.without(channels))

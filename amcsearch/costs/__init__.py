@@ -1,9 +1,9 @@
-"""Costs as pure functions of shapes: MACs, parameters, measured latency, energy; no torch.
+"""Costs as pure functions of shapes: MACs, parameters, measured latency, energy, memory; no torch.
 
 A network costs its model's ``constant`` plus the sum over its layers. ``CostGrid`` prices policies in batches.
 """
 
-from amcsearch.costs.base import BatchedCostModel, CostModel, JointCost, layer_costs
+from amcsearch.costs.base import BatchedCostModel, CostModel, JointCost, PeakCost, layer_costs
 from amcsearch.costs.compute import Macs, Params, macs, params
 from amcsearch.costs.device import DeviceProfile, MemoryLevel
 from amcsearch.costs.energy.breakdown import LayerEnergy
@@ -39,6 +39,7 @@ from amcsearch.costs.latency.rows import (
     row_key,
 )
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
+from amcsearch.costs.memory import ModelBytes, PeakMemory
 
 __all__ = [
     "COLUMNS",
@@ -64,9 +65,12 @@ __all__ = [
     "LayerEnergy",
     "Macs",
     "MemoryLevel",
+    "ModelBytes",
     "NetworkEntry",
     "Observation",
     "Params",
+    "PeakCost",
+    "PeakMemory",
     "Provenance",
     "RowKey",
     "Sigma",

@@ -5,9 +5,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import LayerSpec
+from amcsearch.core import LayerSpec, MomentBytes
 
-__all__ = ["BatchedCostModel", "CostModel", "JointCost", "layer_costs"]
+__all__ = ["BatchedCostModel", "CostModel", "JointCost", "PeakCost", "layer_costs"]
 
 
 class CostModel(Protocol):
@@ -58,6 +58,19 @@ class JointCost(Protocol):
 
     def joint(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over layers (P, 2) → cost (P,), in the unit of the model."""
+        ...
+
+
+@runtime_checkable
+class PeakCost(Protocol):
+    """A cost that is a maximum over moments, not a sum over layers, such as the peak of what is live in memory.
+
+    ``constant`` and ``layer_cost`` are 0; the price is the maximum over ``moments``.
+    """
+
+    @property
+    def moments(self) -> MomentBytes:
+        """What the cost is the maximum of, as polynomials in kept counts."""
         ...
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 
-__all__ = ["Macs", "Params", "is_transposed", "macs", "macs_at", "params"]
+__all__ = ["Macs", "Params", "is_transposed", "macs", "macs_at", "params", "params_at"]
 
 _Widths = TypeVar("_Widths", int, NDArray[np.int64])
 
@@ -120,6 +120,11 @@ def macs_at(layer: LayerSpec, in_channels: NDArray[Any], out_channels: NDArray[A
     return np.asarray(_MACS[layer.kind](layer, in_channels, out_channels), dtype=np.float64)
 
 
+def params_at(layer: LayerSpec, in_channels: NDArray[Any], out_channels: NDArray[Any]) -> NDArray[np.float64]:
+    """Trainable numbers, (L,), of ``layer`` resized to each pair of widths."""
+    return np.asarray(_PARAMS[layer.kind](layer, in_channels, out_channels), dtype=np.float64)
+
+
 class Macs:
     """Multiply-accumulates for one sample, as a cost."""
 
@@ -151,4 +156,4 @@ class Params:
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Parameters of one layer at many widths."""
-        return np.asarray(_PARAMS[layer.kind](layer, in_channels, out_channels), dtype=np.float64)
+        return params_at(layer, in_channels, out_channels)

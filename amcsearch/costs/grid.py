@@ -17,12 +17,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, Cost, LayerSpec, NetworkSpec, PruningPolicy
-from amcsearch.costs.base import CostModel, JointCost, layer_costs
+from amcsearch.core import BadInputError, Cost, LayerSpec, MomentBytes, NetworkSpec, PruningPolicy
+from amcsearch.costs.base import CostModel, JointCost, PeakCost, layer_costs
 from amcsearch.costs.distinct import distinct
 
 __all__ = ["CostGrid"]
 
+_ROWS: Final = 2**13  # policies whose moments are held at once
 _BLOCK: Final = 2**17  # policies a pass: models are asked once for all that a pass lacks, and like many widths at once
 
 
@@ -50,7 +51,8 @@ class _WidthTable:
 class CostGrid:
     """Prices policies of one network under several cost models.
 
-    ``names`` are the costs, in the order of the models. Pickling keeps the network and the models, and drops the
+    ``names`` are the costs, in the order of the models; ``peaks`` has the moments of those that are a maximum over
+    moments. Pickling keeps the network and the models, and drops the
     tables, which fill again on use.
 
     Raises:
@@ -69,6 +71,7 @@ class CostGrid:
         # 0 in `_slots` means "not asked yet": fresh zero pages cost no memory until an entry is used
         self._slots = np.zeros(self._bases[-1], dtype=np.int32)
         self._joint = {i: m for i, m in enumerate(self.models) if isinstance(m, JointCost) and m.has_joint}
+        self.peaks: dict[str, MomentBytes] = {m.name: m.moments for m in self.models if isinstance(m, PeakCost)}
         # one row a model, then two for each joint cost
         self._values = np.zeros((len(self.models) + 2 * len(self._joint), 1024), dtype=np.float64)
         self._used = 1
@@ -121,11 +124,15 @@ class CostGrid:
                     total[policies] += values.take(layer_slots)
         for i, model in self._joint.items():
             prices[self.names[i]] += model.joint(amounts[i].T)
+        for name, moments in self.peaks.items():
+            for start in range(0, len(kept), _ROWS):
+                rows = slice(start, start + _ROWS)
+                prices[name][rows] = moments.of(kept[rows]).max(axis=1)
         _check_finite(prices)
         return prices
 
     def price_layers(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Costs layer by layer, without constants and joint costs: kept counts (P, G) → name → (P, L).
+        """Costs layer by layer, without constants, joint costs and peaks: kept counts (P, G) → name → (P, L).
 
         Raises:
             BadInputError: as ``price``.

@@ -82,11 +82,11 @@ class Trace:
 
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
-        groups = tuple(group for group in self.network.groups if group.name not in lost)
+        network = self.network.without_groups(lost)
         layers = {group.name: tuple(coupling.layer for coupling in group.couplings) for group in self.network.groups}
-        names = {group.name for group in groups}
+        names = {group.name for group in network.groups}
         return Trace(
-            NetworkSpec(self.network.layers, groups),
+            network,
             {name: value for name, value in self.slices.items() if name in names},
             {name: value for name, value in self.units.items() if name in names},
             self.skipped + tuple(Skipped(name, reason, layers[name]) for name, reason in lost.items()),

@@ -4,8 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
-from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, PolicySpace
-from amcsearch.costs import CostGrid, CostModel, DeviceProfile, EnergyModel, LatencyModel, LatencyTable, Macs, Params
+from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, NetworkSpec, PolicySpace
+from amcsearch.costs import (
+    CostGrid,
+    CostModel,
+    DeviceProfile,
+    EnergyModel,
+    LatencyModel,
+    LatencyTable,
+    Macs,
+    ModelBytes,
+    Params,
+    PeakMemory,
+)
 from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runtime import differences, provenance
@@ -103,7 +114,7 @@ def load_device(
         models.append(table)
     if profile is not None:
         models.append(EnergyModel(profile, config.device.batch, table))
-    grid = CostGrid(spec, [*models, *further_costs(config)])
+    grid = CostGrid(spec, [*models, *_memory(config, spec), *further_costs(config)])
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
     foreign = _foreign(config, measured)
@@ -121,6 +132,13 @@ def load_device(
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     told = (*foreign, *warnings, *unmet)
     return Device(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits)
+
+
+def _memory(config: Config, spec: NetworkSpec) -> list[CostModel]:
+    """Make the costs of memory; the peak only where the order of execution is known."""
+    dtype, batch = config.device.dtype, config.device.batch
+    peak = [PeakMemory(spec, dtype, batch)] if spec.execution.moments else []
+    return [ModelBytes(dtype), *peak]
 
 
 def _with_left_alone(error: InfeasibleBudgetError, network: TracedNetwork) -> InfeasibleBudgetError:

@@ -15,6 +15,8 @@ _UNITS: Final = {
     "bytes": "bytes of weights",
     "latency_ms": "ms",
     "energy_mj": "mJ",
+    "model_bytes": "bytes",
+    "peak_memory_bytes": "bytes",
 }
 
 

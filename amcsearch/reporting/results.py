@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from amcsearch.core import COST_NAMES, Cost
+from amcsearch.core import FIRST_COSTS, Cost
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -133,11 +133,11 @@ def _before_and_after(summary: Summary) -> str:
 def _priced(costs: Sequence[Cost]) -> list[str]:
     """Names of the costs that any network has, without latency, which is also measured."""
     names = dict.fromkeys(name for priced in costs for name in priced)
-    return [name for name in (*_COLUMNS, *(name for name in names if name not in COST_NAMES)) if name in names]
+    return [name for name in (*_COLUMNS, *(name for name in names if name not in FIRST_COSTS)) if name in names]
 
 
 def _column(name: str) -> str:
-    return escape(_COLUMNS.get(name, name))
+    return escape(_COLUMNS.get(name, LABELS.get(name, name)))
 
 
 def _metrics(summary: Summary, block: ModelBlock) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "deviation",
     "escape",
     "interval",
+    "kibibytes",
     "known",
     "measured",
     "milliseconds",
@@ -31,12 +32,16 @@ LABELS: Final = {
     "params": "Parameters",
     "latency_ms": "Latency",
     "energy_mj": "Energy",
+    "model_bytes": "Model size",
+    "peak_memory_bytes": "Peak memory",
 }
 _AXES: Final = {
     "macs": ("MACs (millions)", 1e-6),
     "params": ("Parameters (thousands)", 1e-3),
     "latency_ms": ("Predicted latency (ms)", 1.0),
     "energy_mj": ("Predicted energy (mJ)", 1.0),
+    "model_bytes": ("Model size (KiB)", 1 / 1024),
+    "peak_memory_bytes": ("Peak memory (KiB)", 1 / 1024),
 }
 
 
@@ -126,12 +131,19 @@ def cost(name: str, value: float | None) -> str:
         return _NONE
     if name in ("macs", "params", "bytes"):
         return _count(value)
+    if name in ("model_bytes", "peak_memory_bytes"):
+        return kibibytes(value)
     return _digits(value) + {"latency_ms": f"{_SPACE}ms", "energy_mj": f"{_SPACE}mJ"}.get(name, "")
 
 
 def size(value: int) -> str:
     """Write bytes as kB or MB."""
     return f"{value / 1e6:.2f}{_SPACE}MB" if value >= 1e6 else f"{value / 1e3:.0f}{_SPACE}kB"
+
+
+def kibibytes(value: float) -> str:
+    """Write bytes as KiB or MiB, the units in which limits are written."""
+    return f"{_digits(value / 2**20)}{_SPACE}MiB" if value >= 2**20 else f"{_digits(value / 2**10)}{_SPACE}KiB"
 
 
 def seconds(value: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from amcsearch.core import COST_NAMES, BadInputError, Cost, Metric, PruningPolicy
+from amcsearch.core import FIRST_COSTS, BadInputError, Cost, Metric, PruningPolicy
 
 __all__ = [
     "Document",
@@ -122,7 +122,7 @@ def read_cost(values: Mapping[str, Any], apart: Iterable[str], where: str) -> Co
     """
     names = [name for name in values if name not in set(apart) and values[name] is not None]
     numbers = [name for name in names if isinstance(values[name], int | float) and not isinstance(values[name], bool)]
-    order = [name for name in COST_NAMES if name in names] + [name for name in numbers if name not in COST_NAMES]
+    order = [name for name in FIRST_COSTS if name in names] + [name for name in numbers if name not in FIRST_COSTS]
     return Cost({name: read_number(values[name], f"{where}: {name}") for name in order})
 
 

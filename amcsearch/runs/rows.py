@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amcsearch.core import ACCURACY, COST_NAMES, MIB, BadInputError, Trial, TrialState, check_csv, read_text
+from amcsearch.core import ACCURACY, FIRST_COSTS, MIB, BadInputError, Trial, TrialState, check_csv, read_text
 
 __all__ = ["DENSITY_COLUMNS", "TRIAL_COLUMNS", "metric_column", "read_densities", "read_trials", "trial_rows"]
 
 TRIAL_COLUMNS: Final = (
     *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
-    *COST_NAMES,
+    *FIRST_COSTS,
     *("seconds", "policy"),
 )
 
@@ -32,7 +32,7 @@ def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
     """
     trials = list(trials)
     further = dict.fromkeys(name for trial in trials for name in trial.cost.further)
-    after = TRIAL_COLUMNS.index(COST_NAMES[-1]) + 1
+    after = TRIAL_COLUMNS.index(FIRST_COSTS[-1]) + 1
     columns = [*TRIAL_COLUMNS[:after], *further, *TRIAL_COLUMNS[after:]]
     rows = pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
     return rows.rename(columns={ACCURACY.name: trials[0].judged_by.name} if trials else {})
@@ -136,7 +136,7 @@ def _row(trial: Trial) -> dict[str, Any]:
     values = (
         *(trial.number, trial.agent, trial.seed, trial.state.value, trial.reward),
         *(evaluation.metric, evaluation.loss),
-        *(trial.cost.get(name) for name in COST_NAMES),
+        *(trial.cost.get(name) for name in FIRST_COSTS),
         *(evaluation.seconds, trial.policy.to_json()),
     )
     return dict(zip(TRIAL_COLUMNS, values, strict=True))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
-from amcsearch.core import ACCURACY, COST_NAMES, BadInputError, Cost, Limit, Metric, PruningPolicy
+from amcsearch.core import ACCURACY, FIRST_COSTS, BadInputError, Cost, Limit, Metric, PruningPolicy
 from amcsearch.runs.documents import MetricRecord, StoredDocument, items_of, plain, read_cost, read_number
 from amcsearch.runs.goals import Goal
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
@@ -68,7 +68,7 @@ class ModelBlock(StoredDocument):
         """Return an object of JSON, in which each cost has its key."""
         values = {
             "accuracy": self.metric,
-            **{name: self.cost.get(name) for name in COST_NAMES if name != "latency_ms"},
+            **{name: self.cost.get(name) for name in FIRST_COSTS if name != "latency_ms"},
             **self.cost.further,
             "latency_ms_predicted": self.cost.latency_ms,
             "latency_ms_predicted_sigma": self.latency_ms_sigma,

@@ -21,7 +21,14 @@ __all__ = ["DeliveredFile", "Interval", "LimitVerdict", "Measurement", "Verdict"
 MOST_DISTURBED: Final = 0.5  # share of rounds
 LEAST_ROUNDS: Final = 5  # the interval of fewer is too narrow to be believed
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
-_UNITS: Final = {"macs": "MACs", "params": "parameters", "latency_ms": "ms", "energy_mj": "mJ"}
+_UNITS: Final = {
+    "macs": "MACs",
+    "params": "parameters",
+    "latency_ms": "ms",
+    "energy_mj": "mJ",
+    "model_bytes": "bytes",
+    "peak_memory_bytes": "bytes",
+}
 _MEASURE: Final = "measure it on an idle machine: amcsearch prune CONFIG --policy policy.json"
 _REMEASURE: Final = f"{_MEASURE}, or raise device.rounds"
 

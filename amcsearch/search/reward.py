@@ -133,6 +133,8 @@ def weighted_sum(
     energy_mj: float = 0.1,
     macs: float = 0.1,
     params: float = 0.0,
+    model_bytes: float = 0.0,
+    peak_memory_bytes: float = 0.0,
 ) -> float:
     """Worth - sum_c w_c * cost_c / dense_c: each weight is the worth given for removing that cost wholly.
 
@@ -140,7 +142,14 @@ def weighted_sum(
         BadInputError: a weight on a cost nothing prices.
     """
     reward = context.worth(evaluation)
-    weights = {"latency_ms": latency_ms, "energy_mj": energy_mj, "macs": macs, "params": params}
+    weights = {
+        "latency_ms": latency_ms,
+        "energy_mj": energy_mj,
+        "macs": macs,
+        "params": params,
+        "model_bytes": model_bytes,
+        "peak_memory_bytes": peak_memory_bytes,
+    }
     for name, weight in weights.items():
         if weight == 0.0:
             continue

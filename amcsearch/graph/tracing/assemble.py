@@ -1,18 +1,20 @@
 """Assembly of a trace: groups, slices, norms and attributes from units and the places that they occupy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, NetworkSpec, Side, described
+from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side, Stored, described
 from amcsearch.graph.slices import NormSlice, Skipped, TensorSlice, Trace, WidthAttribute
 from amcsearch.graph.tracing.flow import Cut, Split
 from amcsearch.graph.tracing.grouping import Place, RawGroup, grouped, renumbered_channels
 from amcsearch.graph.tracing.labels import Axis, Slots
 from amcsearch.graph.tracing.layer_types import layer_type
+from amcsearch.graph.tracing.live_tensors import LiveLog, SlotsOf
 from amcsearch.graph.tracing.recorder import Observation, loose_dim
 from amcsearch.graph.tracing.width_attributes import CodeWidths
 
@@ -37,7 +39,7 @@ class Assembler:
         self.code = CodeWidths(model, self.tensors, code, self.produced)
         self.unit_of = slots.units()
 
-    def trace(self) -> Trace:
+    def trace(self, live: LiveLog) -> Trace:
         """Return the trace of the groups that have no problem; the others are named with theirs."""
         ordered = sorted(self._groups(), key=lambda entry: (self.order[entry[0]], entry[1]))
         lost: list[Skipped] = []
@@ -45,6 +47,7 @@ class Assembler:
         slices: dict[str, tuple[TensorSlice, ...]] = {}
         norms: dict[str, tuple[NormSlice, ...]] = {}
         units: dict[str, Indices] = {}
+        channels: dict[str, tuple[Indices, int]] = {}  # units of slots, and how many channels they are
         attributes: list[WidthAttribute] = []
         for layer, _, group in ordered:
             name = self._fresh_name(layer)
@@ -61,11 +64,28 @@ class Assembler:
                 continue
             channel_groups.append(whole)
             slices[name], norms[name], units[name] = parts, mixing, group.units
+            channels[name] = np.unique(self.unit_of[group.slots]), group.units.size
             attributes += stated
-        network = NetworkSpec(tuple(self.observation.layers), tuple(channel_groups))
+        execution, folded = live.execution(SlotsOf.of(self.unit_of, channels))
+        network = NetworkSpec(tuple(self._stored(folded)), tuple(channel_groups), execution)
         return Trace(
             network, slices, units, (*self.observation.skipped, *lost), norms, tuple(dict.fromkeys(attributes))
         )
+
+    def _stored(self, folded: Mapping[str, str]) -> Iterator[LayerSpec]:
+        """Yield the layers with what a file stores; ``folded`` maps a batch norm to its convolution, by path."""
+        embeddings = {id(x.weight) for x in self.modules.values() if isinstance(x, nn.Embedding)}
+        for layer in self.observation.layers:
+            path = self.observation.modules[layer.name]
+            weight = getattr(self.modules.get(path), "weight", None)
+            if layer.kind is LayerKind.BATCH_NORM and path in folded:
+                convolution = self.specs.get(self.layer_of.get(folded[path], ""))
+                has_bias = convolution is not None and convolution.has_bias
+                yield replace(layer, stored=Stored.NOTHING if has_bias else Stored.BIAS)
+            elif layer.kind is LayerKind.LINEAR and not layer.has_weight and id(weight) in embeddings:
+                yield replace(layer, stored=Stored.COPY)
+            else:
+                yield layer
 
     def _groups(self) -> Iterator[tuple[str, int, RawGroup]]:
         """Yield the groups of channels that layers write, with the first such layer and position."""

@@ -8,7 +8,7 @@ single operations are in ``operators``. An operation without a rule blocks the c
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
 
-__all__ = ["Call", "Crossing", "Cut", "Flow", "Split", "outputs"]
+__all__ = ["Call", "Crossing", "Cut", "Flow", "Listener", "Split", "outputs"]
 
 _CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
 _ATTRIBUTE: Final = "_amcsearch_labels"
@@ -43,6 +43,18 @@ class Call:
                     return self.args[i]
                 return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
         return default
+
+
+class Listener(Protocol):
+    """Whoever is told of everything that runs, once its results are labelled."""
+
+    def saw(self, call: Call) -> None:
+        """Hear of an operation."""
+        ...
+
+    def ran(self, name: str, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Hear of a module that is followed as a whole."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         self._held: dict[int, tuple[Tensor, str]] = {}
         self.uses: dict[int, Tensor] = {}
+        self.listeners: list[Listener] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -106,6 +119,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         if not self.muted:
             with torch._C.DisableTorchFunction():
                 self._follow(func, args, kwargs, out)
+                for listener in self.listeners:
+                    listener.saw(Call(func._overloadpacket.__name__, func, args, kwargs, out))
         return out
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

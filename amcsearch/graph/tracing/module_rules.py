@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import Side
+from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.labels import small, varying
 from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, unit_period
@@ -30,6 +31,8 @@ def left(flow: Flow, module: nn.Module, path: str, inputs: Sequence[Tensor], out
     flow.muted -= 1
     if not flow.muted:
         rule(flow, module, path, tuple(inputs), output)
+        for listener in flow.listeners:
+            listener.ran(type(module).__name__, inputs, list(tensors_in([output])))
 
 
 def _rule(module: nn.Module) -> ModuleRule | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, NetworkSpec, described
-from amcsearch.graph.batch import Batch, as_batch
+from amcsearch.graph.batch import Batch, as_batch, tensors_of_tree
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate
 from amcsearch.graph.slices import Skipped, Trace
@@ -22,6 +22,7 @@ from amcsearch.graph.tracing.check import verified
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import settle
 from amcsearch.graph.tracing.labels import Slots
+from amcsearch.graph.tracing.live_tensors import LiveLog
 from amcsearch.graph.tracing.operators import RULES, unlisted
 from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
 
@@ -48,6 +49,8 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
     twin = _twin(model)
     slots = Slots(dict(_tensors(twin)))
     flow = Flow(slots, RULES, unlisted)
+    live = LiveLog(flow)
+    live.begin(batch.inputs.values())
     try:
         observation = observe(twin, batch, flow)
     except Exception as error:
@@ -56,11 +59,12 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         raise BadInputError(
             f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
         ) from error
+    live.end(tensor for _, tensor in tensors_of_tree(observation.output))
     training = _training_batch(twin, batch, flow, observation)
     grids = flow.grids()
     try:
         settle(slots, grids, flow.crossings)
-        assembled = Assembler(twin, observation, slots, ([*grids, *flow.merges], flow.cuts())).trace()
+        assembled = Assembler(twin, observation, slots, ([*grids, *flow.merges], flow.cuts())).trace(live)
     except Exception as error:
         reason = f"its channels cannot be put in groups ({described(error)}): counted, left alone"
         skipped = (*observation.skipped, Skipped(type(twin).__name__, reason))

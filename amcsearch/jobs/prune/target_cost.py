@@ -22,6 +22,7 @@ __all__ = ["ALLOCATIONS", "AUTO", "Proposal", "ladder_of", "reach_target"]
 AUTO: Final = "auto"
 ALLOCATIONS: Final = dict.fromkeys((AUTO, EXACT, *LADDERS))
 """Names that ``prune.allocation`` takes."""
+_NORM: Final = 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def ladder_of(job: Job, cost: str, exact_rungs: int) -> tuple[str, NDArray[int64
             if prune.allocation != AUTO:
                 raise
             name = "global"  # layers of so many groups have no exact solution
-    return name, LADDERS[name](space, _scores(job, name), cost_of(job, cost))
+    return name, LADDERS[name](space, _scores(job, name), _stepwise(job, cost))
 
 
 def _allocation(job: Job) -> str:
@@ -95,6 +96,18 @@ def _scores(job: Job, allocation: str) -> UnitScores:
 def cost_of(job: Job, name: str) -> CostOf:
     """Return what prices kept counts (P, G) by one cost."""
     return lambda kept: job.device.grid.price(kept)[name]
+
+
+def _stepwise(job: Job, name: str) -> CostOf:
+    """Return what orders single steps by a cost: of a maximum, a norm that every large moment adds to.
+
+    Where two moments are equally large, no step of a single group lowers their maximum.
+    """
+    moments = job.device.grid.peaks.get(name)
+    if moments is None:
+        return cost_of(job, name)
+    largest = float(moments.of(job.device.space.dense[None, :]).max())
+    return lambda kept: ((moments.of(kept) / largest) ** _NORM).sum(axis=1)
 
 
 def reach_target(job: Job) -> Proposal:

@@ -15,6 +15,7 @@ from amcsearch.core import (
     MapStep,
     NetworkSpec,
     Side,
+    Stored,
 )
 from amcsearch.runs import read_as
 
@@ -31,6 +32,7 @@ def network_record(network: NetworkSpec) -> dict[str, Any]:
         {"kind": layer.kind.value}
         | {key: getattr(layer, key) for key in _PLAIN}
         | {key: list(getattr(layer, key)) for key in _PAIRS}
+        | ({} if layer.stored is Stored.ALL else {"stored": layer.stored.value})
         | {"steps": [[step.op.value, list(step.reads), step.writes] for step in layer.steps]}
         for layer in network.layers
     ]
@@ -74,10 +76,14 @@ def _layer(record: object, where: str) -> LayerSpec:
                 f"{_LEAST.get(key, 1)} to {_MOST}"
             )
     kind = _named(LayerKind, values.pop("kind"), f"{where}: kind")
-    # a kit of an earlier release knows of no steps
+    # a kit of an earlier release knows of neither
+    stored = _named(Stored, given.get("stored", Stored.ALL.value), f"{where}: stored")
     steps = read_as(tuple[object, ...], given.get("steps", ()), f"{where}: steps")
     return LayerSpec(
-        kind=kind, steps=tuple(_step(step, f"{where}: step {i + 1}") for i, step in enumerate(steps)), **values
+        kind=kind,
+        steps=tuple(_step(step, f"{where}: step {i + 1}") for i, step in enumerate(steps)),
+        stored=stored,
+        **values,
     )
 
 

@@ -6,6 +6,8 @@ else is checked afterwards with the true price of the policy:
 - what a cost adds for all layers together (``JointCost``: weights beyond the caches) is no sum over layers. The axis
   leaves it out. It is never negative, so the programme's optimum is a lower bound. Where the true price of its policy
   exceeds the limit, the axis is bisected for the largest budget whose policy does not;
+- a limit on a cost that is a maximum over moments (``PeakCost``) is exact: choices that exceed it at a moment are
+  excluded. Where nothing else is limited, the maximum is the axis;
 - further limits are weighed: minimise error + w · Σ cost/limit over those exceeded, w doubled until they hold, then
   bisected. This finds the lower convex hull only: a better policy may lie between two weights.
 
@@ -25,7 +27,7 @@ from amcsearch.core import BadInputError, PolicySpace
 from amcsearch.evaluation import spread
 from amcsearch.search.budget import FeasibleSet
 from amcsearch.search.exact.elimination import elimination_steps, largest_table, work
-from amcsearch.search.exact.factors import cost_factors, layer_scopes
+from amcsearch.search.exact.factors import cost_factors, layer_scopes, peak_factors, peak_scopes
 from amcsearch.search.exact.min_sum import BudgetedSum, Solution
 
 __all__ = ["BUCKETS", "ROUNDS", "SUMS", "Allocator", "Errors"]
@@ -50,10 +52,12 @@ class Allocator:
         buckets: resolution of the budget axis.
         sums: most additions a solution may take; at about 10⁹ a second.
         rounds: most solutions tried for further limits.
-        axis: the cost on the axis; by default the limited one that binds the largest uniform policy.
+        axis: the cost on the axis; by default the limited one that binds the largest uniform policy, a sum over layers
+            where any is limited.
 
     Raises:
-        BadInputError: a layer depends on so many groups that even two choices for each are too many.
+        BadInputError: a layer, or a moment of a limited peak, depends on so many groups that even two choices for each
+            are too many.
     """
 
     def __init__(
@@ -116,15 +120,34 @@ class Allocator:
         return np.stack(rows)[prices < least]
 
     def _binding(self) -> str | None:
-        limits = self.feasible.budget.limits
+        limits, peaks = self.feasible.budget.limits, self.feasible.grid.peaks
         prices = self.feasible.grid.price(self.feasible.largest_uniform()[None, :])
-        return max(limits, key=lambda name: float(prices[name][0]) / limits[name], default=None)
+        sums = [name for name in limits if name not in peaks]
+        return max(sums or limits, key=lambda name: float(prices[name][0]) / limits[name], default=None)
+
+    @property
+    def _caps(self) -> dict[str, float]:
+        """Limits of peaks beside the axis."""
+        limits, peaks = self.feasible.budget.limits, self.feasible.grid.peaks
+        return {name: limit for name, limit in limits.items() if name in peaks and name != self.axis}
+
+    @cached_property
+    def _allowed(self) -> dict[str, float]:
+        """Bytes of peaks that never exclude a policy: the caps, and of the axis what the narrowest policy needs."""
+        feasible, axis = self.feasible, self.axis
+        if axis is None or axis not in feasible.grid.peaks:
+            return self._caps
+        least = float(feasible.grid.price(feasible.space.floor[None, :])[axis][0])
+        return {**self._caps, axis: least * (1.0 - 1e-9)}
 
     @cached_property
     def _offered(self) -> list[NDArray[np.int64]]:
         """Positions of the choices each group offers to the programme, as many as the work allows."""
         sizes = [len(choices) for choices in self.feasible.space.choices]
-        steps = elimination_steps(sizes, layer_scopes(self.feasible.grid.network))
+        feasible = self.feasible
+        layers = [*layer_scopes(feasible.grid.network)]
+        peaks = [scope for _, scope in peak_scopes(feasible.space, feasible.grid, self._allowed)]
+        steps = elimination_steps(sizes, [*layers, *peaks])
 
         def fits(most: int) -> bool:
             fewer = [min(most, size) for size in sizes]
@@ -133,10 +156,13 @@ class Allocator:
 
         most = next((n for n in range(max(sizes, default=1), 1, -1) if fits(n)), None)
         if most is None and max(sizes, default=1) > 1:
-            widest = max(len(scope) for scope in layer_scopes(self.feasible.grid.network))
+            widest, wide = max(map(len, layers)), max(map(len, peaks), default=0)
+            what = f"layers that depend on up to {widest} groups"
+            if wide > widest:
+                what = f"{' and '.join(self._allowed)}, which depends on up to {wide} groups at one moment"
             raise BadInputError(
-                f"dynamic_programming: sums = {self._sums:.3g} are too few for layers that depend on up to {widest} "
-                "groups; raise search.agent_params.sums, or choose nsga2"
+                f"dynamic_programming: sums = {self._sums:.3g} are too few for {what}; raise search.agent_params.sums, "
+                "or choose nsga2"
             )
         return [spread(np.arange(size), most or 1) for size in sizes]
 
@@ -151,11 +177,13 @@ class Allocator:
         grid, dense = self.feasible.grid, self.feasible.space.dense
         limit = self.feasible.budget.limits.get(self.axis, float(grid.price(dense[None, :])[self.axis][0]))
         sizes = [len(choices) for choices in self._thinned.choices]
-        return BudgetedSum(sizes, cost_factors(self._thinned, grid), self.axis, limit, self.buckets)
+        peaks = peak_factors(self._thinned, grid, self._allowed)
+        return BudgetedSum(sizes, cost_factors(self._thinned, grid), self.axis, limit, self.buckets, peaks, self._caps)
 
     def _weighed(self, errors: Errors) -> NDArray[np.int64] | None:
         """The best of a few weights of the further limits; None where no budget of the axis is within every limit."""
-        others = {name: limit for name, limit in self.feasible.budget.limits.items() if name != self.axis}
+        excluded = {self.axis, *self._caps}
+        others = {name: limit for name, limit in self.feasible.budget.limits.items() if name not in excluded}
         best: NDArray[np.int64] | None = None
         low, high, weight = 0.0, inf, 0.0
         for _ in range(self.rounds):

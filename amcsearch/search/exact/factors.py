@@ -3,6 +3,9 @@
 A layer's cost depends on its two widths, and these on the groups that its input and output belong to: one or two as a
 rule, more behind a concatenation. Layers of the same groups share a table. The part of a cost that depends on all
 layers together (``JointCost``) is no such sum and is left out.
+
+A cost that is a maximum over moments (``PeakCost``) is no sum either. Each moment depends on the few groups whose
+channels are live then, so it is a table of its own, and a limit on the maximum is a limit on every table.
 """
 
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from amcsearch.core import NetworkSpec, PolicySpace
 from amcsearch.costs import CostGrid
 
-__all__ = ["Factor", "cost_factors", "layer_scopes"]
+__all__ = ["Factor", "PeakFactor", "cost_factors", "layer_scopes", "peak_factors", "peak_scopes"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,52 @@ class Factor:
 
     scope: tuple[int, ...]
     costs: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class PeakFactor:
+    """The largest of some moments of the cost ``name``, over the choices of the groups ``scope``, as in ``Factor``."""
+
+    name: str
+    scope: tuple[int, ...]
+    values: NDArray[np.float64]
+
+
+def peak_scopes(
+    space: PolicySpace, grid: CostGrid, allowed: Mapping[str, float]
+) -> dict[tuple[str, tuple[int, ...]], list[int]]:
+    """Return the moments (positions) by the cost and the groups that they depend on.
+
+    ``allowed`` are the bytes of each such cost that no policy need be refused for: moments that never exceed them are
+    left out.
+    """
+    members: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for name, bound in allowed.items():
+        moments = grid.peaks[name]
+        largest = moments.of(space.dense[None, :])[0]  # no moment falls when a width grows
+        for moment in np.flatnonzero(largest > bound).tolist():
+            members.setdefault((name, moments.scope(moment)), []).append(moment)
+    return members
+
+
+def peak_factors(space: PolicySpace, grid: CostGrid, allowed: Mapping[str, float]) -> list[PeakFactor]:
+    """Return the factors of which costs that are maxima are the largest, where they exceed what is ``allowed``."""
+    factors = []
+    for (name, scope), moments in peak_scopes(space, grid, allowed).items():
+        rows, shape = _combinations(space, scope)
+        values = grid.peaks[name].of(rows)[:, moments].max(axis=1)
+        factors.append(PeakFactor(name, scope, values.reshape(shape)))
+    return factors
+
+
+def _combinations(space: PolicySpace, scope: tuple[int, ...]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Kept counts (combinations, G) of every combination of choices of some groups, and the shape of the table."""
+    shape = tuple(len(space.choices[g]) for g in scope)
+    index = np.indices(shape).reshape(len(scope), -1)  # (scope, combinations)
+    rows = np.repeat(space.dense[None, :], index.shape[1], axis=0)
+    for g, column in zip(scope, index, strict=True):
+        rows[:, g] = space.choices[g][column]
+    return rows, shape
 
 
 def layer_scopes(network: NetworkSpec) -> dict[tuple[int, ...], list[int]]:
@@ -36,7 +85,9 @@ def layer_scopes(network: NetworkSpec) -> dict[tuple[int, ...], list[int]]:
 
 
 def cost_factors(space: PolicySpace, grid: CostGrid) -> list[Factor]:
-    """Return the factors whose sum is the price of a policy, joint costs left out; the constants are in scope ().
+    """Return the factors whose sum is the price of a policy; the constants are in scope ().
+
+    Joint costs and maxima are left out.
 
     Raises:
         BadInputError: a layer a model cannot price.
@@ -44,11 +95,7 @@ def cost_factors(space: PolicySpace, grid: CostGrid) -> list[Factor]:
     scopes = layer_scopes(grid.network)
     factors = [Factor((), {model.name: np.array(model.constant, dtype=np.float64) for model in grid.models})]
     for scope, layers in scopes.items():
-        shape = tuple(len(space.choices[g]) for g in scope)
-        index = np.indices(shape).reshape(len(scope), -1)  # (scope, combinations)
-        rows = np.repeat(space.dense[None, :], index.shape[1], axis=0)
-        for g, column in zip(scope, index, strict=True):
-            rows[:, g] = space.choices[g][column]
+        rows, shape = _combinations(space, scope)
         prices = grid.price_layers(rows)  # name → (combinations, L)
         factors.append(Factor(scope, {name: p[:, layers].sum(axis=1).reshape(shape) for name, p in prices.items()}))
     return factors

@@ -10,6 +10,11 @@ All that a step completes is rounded once, and up: no solution exceeds T, and no
 budget T - G·δ (G groups; SPDY rounds to nearest and may exceed it). ``base`` sums the least of every step. Chains,
 residual stages and branches are the same to it. Hot loop: one shift-and-add of a row for each joint choice of a step.
 
+A cost that is a maximum over moments is exact without rounding. As a further limit (``caps``) it excludes every joint
+choice that exceeds it at a moment: ticks = B + 1. As the axis, b stands for what is allowed, and nothing is spent:
+
+    D'[kept, b] = min over decided of  D[table, b] + e(joint)   where ticks <= b,   ticks = ceil((peak - base) / δ)
+
 Multiple-choice knapsack for pruning: HALP (Shen et al. 2022), SPDY (Frantar & Alistarh 2022), both for separable
 costs; a layer's cost here depends on its input width as well. float32: sums that differ by less than 1e-6 of their
 size count as equal.
@@ -18,17 +23,18 @@ size count as equal.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import InfeasibleBudgetError
 from amcsearch.search.exact.elimination import Step, elimination_steps
-from amcsearch.search.exact.factors import Factor
+from amcsearch.search.exact.factors import Factor, PeakFactor
 
 __all__ = ["BudgetedSum", "Solution"]
 
+_Scoped = TypeVar("_Scoped", Factor, PeakFactor)
 _SLACK: Final = 1e-11  # relative to the limit: the same cost summed in another order is still the same cost
 
 
@@ -40,6 +46,7 @@ class _Stage:
     shape: tuple[int, int, int]
     ticks: NDArray[np.int64]
     costs: Mapping[str, NDArray[np.float64]]
+    is_sum: bool
 
     @property
     def stays(self) -> bool:
@@ -56,19 +63,37 @@ class BudgetedSum:
         axis: name of the cost that is limited; the other costs may be weighed against errors.
         limit: T, in the unit of ``axis``.
         buckets: B, at least 1; where all costs are multiples of δ nothing is lost to rounding.
+        peaks: costs that are maxima over moments; those of ``axis`` make it one.
+        caps: limits of the other ones.
     """
 
-    def __init__(self, sizes: Sequence[int], factors: Sequence[Factor], axis: str, limit: float, buckets: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        factors: Sequence[Factor],
+        axis: str,
+        limit: float,
+        buckets: int,
+        peaks: Sequence[PeakFactor] = (),
+        caps: Mapping[str, float] | None = None,
+    ) -> None:
         self.sizes, self.axis, self.limit, self.buckets = tuple(sizes), axis, limit, buckets
         self._names = tuple(factors[0].costs) if factors else (axis,)
-        steps = elimination_steps(sizes, [factor.scope for factor in factors])
+        self._caps = dict(caps or {})
+        steps = elimination_steps(sizes, [*(f.scope for f in factors), *(p.scope for p in peaks)])
         tables = [self._tables(step, closed) for step, closed in zip(steps, _closed(steps, factors), strict=True)]
-        constant = sum(float(factor.costs[axis]) for factor in factors if not factor.scope)
-        self.base = constant + sum(float(costs[axis].min()) for costs in tables)
+        maxima = [self._maxima(step, closed) for step, closed in zip(steps, _closed(steps, peaks), strict=True)]
+        is_sum = not any(peak.name == axis for peak in peaks)
+        if is_sum:
+            constant = sum(float(factor.costs[axis]) for factor in factors if not factor.scope)
+            self.base = constant + sum(float(costs[axis].min()) for costs in tables)
+        else:
+            fixed = [float(peak.values) for peak in peaks if not peak.scope and peak.name == axis]
+            self.base = max([*fixed, *(float(peak[axis].min()) for peak in maxima)])
         self.bucket = max((limit - self.base) / buckets, _SLACK * abs(limit))
         self._stages = [
-            _Stage(step, costs[axis].shape, self._ticks(costs[axis]), costs)
-            for step, costs in zip(steps, tables, strict=True)
+            _Stage(step, peak[axis].shape, self._ticks(costs if is_sum else peak, peak, is_sum), costs, is_sum)
+            for step, costs, peak in zip(steps, tables, maxima, strict=True)
         ]
 
     def solve(self, errors: Sequence[NDArray[np.float64]], weights: Mapping[str, float] | None = None) -> "Solution":
@@ -111,11 +136,32 @@ class BudgetedSum:
             total[name] = summed.reshape([prod(self._shape(part)) for part in parts])
         return total
 
-    def _ticks(self, costs: NDArray[np.float64]) -> NDArray[np.int64]:
+    def _maxima(self, step: Step, closed: Sequence[PeakFactor]) -> dict[str, NDArray[np.float64]]:
+        """Maxima by name that a step completes: (R, F, V)."""
+        parts = (step.kept, step.gone, (step.group,))
+        axes = [g for part in parts for g in part]
+        largest: dict[str, NDArray[np.float64]] = {}
+        for name in {*self._caps, self.axis}:
+            values = np.zeros(self._shape(axes))
+            for factor in closed:
+                if factor.name == name:
+                    values = np.maximum(values, _along(factor.values, factor.scope, axes))
+            largest[name] = values.reshape([prod(self._shape(part)) for part in parts])
+        return largest
+
+    def _ticks(
+        self, costs: Mapping[str, NDArray[np.float64]], peaks: Mapping[str, NDArray[np.float64]], is_sum: bool
+    ) -> NDArray[np.int64]:
+        """What every joint choice spends of a sum, or needs of a maximum; B + 1 of what exceeds a limit by itself."""
+        values = costs[self.axis]
         if self.base > self.limit + _SLACK * abs(self.limit):
-            return np.full(costs.shape, self.buckets + 1)
-        excess = (costs - costs.min() - _SLACK * abs(self.limit)) / self.bucket
-        return np.asarray(np.ceil(np.clip(excess, 0.0, self.buckets + 1)), dtype=np.int64)
+            return np.full(values.shape, self.buckets + 1)
+        least = float(values.min()) if is_sum else self.base
+        excess = (values - least - _SLACK * abs(self.limit)) / self.bucket
+        ticks = np.asarray(np.ceil(np.clip(excess, 0.0, self.buckets + 1)), dtype=np.int64)
+        for name, cap in self._caps.items():
+            ticks[peaks[name] > cap * (1.0 + _SLACK)] = self.buckets + 1
+        return ticks
 
 
 @dataclass(frozen=True)
@@ -170,14 +216,14 @@ class Solution:
         r = int(np.ravel_multi_index(chosen[kept].tolist(), [sizes[g] for g in kept])) if kept else 0
         introduced = slice(int(chosen[step.group]), int(chosen[step.group]) + 1) if stage.stays else slice(None)
         ticks = stage.ticks[r, :, introduced]  # (F, V)
-        left = bucket - ticks
+        left = bucket - ticks if stage.is_sum else np.where(ticks <= bucket, bucket, -1)
         sums = np.take_along_axis(before[r], np.maximum(left, 0), axis=1) + value[r, :, introduced]
         f, v = np.unravel_index(int(np.argmin(np.where(left >= 0, sums, np.inf))), sums.shape)
         if gone:
             chosen[gone] = np.unravel_index(f, [sizes[g] for g in gone])
         if not stage.stays:
             chosen[step.group] = v
-        return int(ticks[f, v])
+        return int(ticks[f, v]) if stage.is_sum else 0
 
 
 def _advance(stage: _Stage, old: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -189,7 +235,8 @@ def _advance(stage: _Stage, old: NDArray[np.float32], value: NDArray[np.float32]
     for r, f, v in np.argwhere(stage.ticks < width).tolist():
         ticks = stage.ticks[r, f, v]
         target, moved = new[r, v if stage.stays else 0, ticks:], shifted[: width - ticks]
-        np.add(old[r, f, : width - ticks], value[r, f, v], out=moved)
+        start = 0 if stage.is_sum else ticks
+        np.add(old[r, f, start : start + width - ticks], value[r, f, v], out=moved)
         np.minimum(target, moved, out=target)
     return new
 
@@ -198,10 +245,10 @@ def _positions(of: Sequence[int], groups: Sequence[int]) -> list[int]:
     return [of.index(g) for g in groups]
 
 
-def _closed(steps: Sequence[Step], factors: Sequence[Factor]) -> list[list[Factor]]:
+def _closed(steps: Sequence[Step], factors: Sequence[_Scoped]) -> list[list[_Scoped]]:
     """The factors each step completes: those whose last group it introduces."""
     when = {step.group: i for i, step in enumerate(steps)}
-    closed: list[list[Factor]] = [[] for _ in steps]
+    closed: list[list[_Scoped]] = [[] for _ in steps]
     for factor in factors:
         if factor.scope:
             closed[max(when[g] for g in factor.scope)].append(factor)

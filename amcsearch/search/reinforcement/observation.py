@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import COST_NAMES, LayerKind, LayerSpec, NetworkSpec, Side
+from amcsearch.core import FIRST_COSTS, LayerKind, LayerSpec, NetworkSpec, Side
 from amcsearch.search.budget import FeasibleSet
 
 __all__ = ["FEATURES", "Observer"]
@@ -22,7 +22,7 @@ _STATIC: Final = (
     *("macs", "latency_share", "energy_share"),
 )
 _SUMMED: Final = ("macs", "latency_ms", "energy_mj")  # the costs behind the last three
-_DYNAMIC: Final = ("reduced", "rest", "previous_action", *(f"remaining_{name}" for name in COST_NAMES))
+_DYNAMIC: Final = ("reduced", "rest", "previous_action", *(f"remaining_{name}" for name in FIRST_COSTS))
 _KINDS: Final = tuple(LayerKind)
 
 FEATURES: Final = (*_STATIC, *_DYNAMIC)
@@ -82,7 +82,7 @@ class Observer:
     def _remaining(self, prefix: NDArray[np.int64]) -> list[float]:
         prices = self._feasible.grid.price(self._feasible.completion(prefix)[None, :])
         limits = self._feasible.budget.limits
-        return [1.0 - float(prices[name][0]) / limits[name] if name in limits else 1.0 for name in COST_NAMES]
+        return [1.0 - float(prices[name][0]) / limits[name] if name in limits else 1.0 for name in FIRST_COSTS]
 
 
 def _producer(network: NetworkSpec, g: int) -> LayerSpec:

@@ -1,0 +1,94 @@
+"""Memory costs beside the delivered file: bytes of its initialisers, and what is live as its nodes run in order."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from amcsearch.core import PruningPolicy
+from amcsearch.costs import CostGrid, ModelBytes, PeakMemory
+from amcsearch.graph import as_batch, remove, trace
+from amcsearch.runtime import exported
+from amcsearch.runtime.quantisation.quantisation import quantised
+from amcsearch.training.models import language_model, mobilenetv2, resnet20, vgg, vit
+
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose")
+IMAGE = torch.zeros(1, 1, 16, 16)
+NETWORKS = {
+    "resnet20": (lambda: resnet20(), IMAGE),
+    "mobilenetv2": (lambda: mobilenetv2(), IMAGE),
+    "vgg": (lambda: vgg(width=4, input_size=16), IMAGE),
+    "vit": (lambda: vit(image_size=16, depth=2), IMAGE),
+    "language_model": (lambda: language_model(depth=2), torch.arange(64)[None]),
+    "tied": (lambda: language_model(depth=1, tie_embeddings=True), torch.arange(64)[None]),
+}
+
+
+def halved(name):
+    """A traced network with distinct numbers everywhere, half of every group removed, and the grid's costs."""
+    make, x = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():  # equal vectors would be stored once
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.1)
+    traced = trace(model, x)
+    kept = {key: np.sort(units[: (len(units) + 1) // 2].ravel()) for key, units in traced.units.items()}
+    policy = PruningPolicy({key: len(index) for key, index in kept.items()})
+    return traced.network, policy, remove(model, traced, kept).eval(), x
+
+
+def initialiser_bytes(content):
+    return sum(numpy_helper.to_array(x).nbytes for x in onnx.load_from_string(content).graph.initializer)
+
+
+def peak_of_file(content, x):
+    """Largest sum of live tensors over the nodes that depend on the input, in the order of the file."""
+    graph, shown = onnx.load_from_string(content).graph, onnx.load_from_string(content)
+    outputs = {value.name for value in graph.output}
+    hidden = [name for node in graph.node for name in node.output if name and name not in outputs]
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in hidden)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    arrays = session.run(None, {graph.input[0].name: x.numpy()})
+    sizes = {value.name: array.nbytes for value, array in zip(session.get_outputs(), arrays, strict=True)}
+    sizes[graph.input[0].name] = x.numpy().nbytes
+    lies_in, first, last, moment = {}, {graph.input[0].name: 0}, {}, 0
+    for node in graph.node:
+        reads = [lies_in.get(name, name) for name in node.input]
+        reads = [name for name in reads if name in first]
+        if not reads:
+            continue
+        if node.op_type in VIEWS:
+            lies_in[node.output[0]] = reads[0]
+            continue
+        first |= dict.fromkeys(node.output, moment)
+        last |= dict.fromkeys([*reads, *node.output], moment)
+        moment += 1
+    live = np.zeros(moment)
+    for name in first:
+        until = moment - 1 if name in outputs or name in {lies_in.get(output) for output in outputs} else last[name]
+        live[first[name] : until + 1] += sizes[name]
+    return float(live.max())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_are_those_of_the_delivered_file(name):
+    network, policy, small, x = halved(name)
+    cost = CostGrid(network, [ModelBytes(), PeakMemory(network)]).cost(policy)
+    content = exported(small, x)
+    assert cost["model_bytes"] == pytest.approx(initialiser_bytes(content), abs=64)
+    assert cost["peak_memory_bytes"] == peak_of_file(content, x)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit"])
+def test_bytes_of_an_int8_file_are_those_of_integers_with_their_scales(name):
+    network, policy, small, x = halved(name)
+    cost = CostGrid(network, [ModelBytes("int8")]).cost(policy)
+    samples = as_batch(torch.rand(4, *x.shape[1:]))
+    content = quantised(exported(small, x), [samples])
+    assert cost["model_bytes"] == pytest.approx(initialiser_bytes(content), rel=0.03)
