@@ -272,7 +272,8 @@ def _prune(commands: "Commands") -> None:
     goal.add_argument(
         "--target",
         metavar="COST=LIMIT",
-        help="macs, params, bytes, latency_ms or energy_mj: 0.5x is half of dense, a number is absolute",
+        help="macs, params, bytes, latency_ms, energy_mj, model_bytes or peak_memory_bytes: 0.5x is half of dense, a "
+        "number is absolute",
     )
     goal.add_argument(
         *("--keep-accuracy", "--keep-metric"),

@@ -4,7 +4,7 @@ A moment is one operation. A tensor is live from the moment that writes it to th
 live from the first moment, outputs to the last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -28,6 +28,14 @@ class WidthSum:
         """Return the length where some groups, with their channels, keep all of them."""
         whole = sum(step * lost[name] for name, step in self.steps if name in lost)
         return WidthSum(self.fixed + whole, tuple(step for step in self.steps if step[0] not in lost))
+
+    def joined(self, others: Collection[str], first: str) -> "WidthSum":
+        """Return the length where ``others`` are one group with ``first``."""
+        steps: dict[str, float] = {}
+        for name, step in self.steps:
+            group = first if name in others else name
+            steps[group] = steps.get(group, 0.0) + step
+        return WidthSum(self.fixed, tuple(steps.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,13 @@ class Execution:
     def groups(self) -> frozenset[str]:
         """Names of all groups that a tensor's size depends on."""
         return frozenset(name for tensor in self.tensors for width in tensor.widths for name, _ in width.steps)
+
+    def joined(self, others: Collection[str], first: str) -> "Execution":
+        """Return the same where ``others`` are one group with ``first``, of as many channels."""
+        return Execution(
+            self.moments,
+            tuple(replace(x, widths=tuple(width.joined(others, first) for width in x.widths)) for x in self.tensors),
+        )
 
     def without(self, lost: Mapping[str, int]) -> "Execution":
         """Return the same where some groups, with their channels, keep all of them."""

@@ -138,6 +138,7 @@ def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
         NetworkSpec(
             trace.network.layers,
             tuple(whole if g.name == first else g for g in trace.network.groups if g.name not in others),
+            trace.network.execution.joined(others, first),
         ),
         {n: _slices_of(trace, groups) if n == first else s for n, s in trace.slices.items() if n not in others},
         {n: units if n == first else u for n, u in trace.units.items() if n not in others},

@@ -144,3 +144,12 @@ def test_a_tensor_of_two_dimensions_of_channels_is_their_product():
     # 2 · 4 bytes · (1 + 4) · (2 + 6) and 2 · 4 · (1 + 2) · (1 + 2)
     price = CostGrid(network, [PeakMemory(network)]).price(np.array([[4, 3], [2, 1]]))
     assert price["peak_memory_bytes"].tolist() == [320.0, 72.0]
+
+
+def test_groups_that_become_one_keep_the_same_peak():
+    network = with_maps(residual())
+    joined = network.execution.joined({"inner_a"}, "stream")
+    assert joined.groups == {"stream", "inner_b"}
+    one = joined.moment_bytes(["stream", "inner_b"], 4).of(np.array([[3, 2]]))
+    several = network.execution.moment_bytes(["stream", "inner_a", "inner_b"], 4).of(np.array([[3, 3, 2]]))
+    assert one.tolist() == several.tolist()
