@@ -516,7 +516,8 @@ def test_a_file_beside_the_configuration_becomes_absolute_and_counts_by_content(
         ("search: {agent: 'nowhere.py:Mine'}", "search.yaml:3: search.agent: file nowhere.py does not exist"),
         (
             "budget: {mib: 0.5x}",
-            "unknown key budget.mib; expected 'macs', 'params', 'latency_ms' or 'energy_mj'; ",
+            "unknown key budget.mib; expected 'macs', 'params', 'latency_ms', 'energy_mj', 'model_bytes' or "
+            "'peak_memory_bytes'; ",
         ),
         ("device: {costs: {macs: 'math:sqrt'}}", "'macs' cannot name a cost of your own"),
         ("device: {costs: {Big: 'math:sqrt'}}", "'Big' cannot name a cost of your own"),

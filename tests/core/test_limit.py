@@ -147,3 +147,29 @@ def test_anything_is_read_or_refused(written: str | float | bool) -> None:
     else:
         assert 0.0 < value < float("inf")
         assert not of_dense or value <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("300 KiB", 307_200.0), ("1.5MiB", 1_572_864.0), ("300 kB", 300_000.0), ("2 GB", 2e9), (" 64 B ", 64.0)],
+)
+@pytest.mark.parametrize("cost", ["model_bytes", "peak_memory_bytes", "bytes"])
+def test_bytes_may_have_a_unit(cost, written, size):
+    limit = Limit.parse(cost, written, f"budget.{cost}")
+    assert (limit.value, limit.of_dense) == (size, False)
+    assert Limit.parse(cost, limit.written, "budget") == Limit(cost, size, False, "budget")
+
+
+@pytest.mark.parametrize(
+    ("cost", "written"),
+    [
+        ("latency_ms", "300 KiB"),
+        ("macs", "1 MB"),
+        ("model_bytes", "300 Kib"),
+        ("model_bytes", "0 KiB"),
+        ("bytes", "KiB"),
+    ],
+)
+def test_units_of_other_costs_and_unknown_ones_are_refused(cost, written):
+    with pytest.raises(BadInputError, match=rf"budget\.{cost} = '{written}'"):
+        Limit.parse(cost, written, f"budget.{cost}")
