@@ -90,10 +90,11 @@ def test_a_cost_without_a_model_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("door", ["budget", "prune.target", "--target", "sparsify.target of channels"])
+@pytest.mark.parametrize("limit", ["macs: 0.0001x", "model_bytes: 64B", "peak_memory_bytes: 0.01x"])
 def test_a_limit_that_no_policy_meets_is_infeasible_before_anything_is_trained(
-    refused: Callable[[list[str]], tuple[int, str]], door: str
+    refused: Callable[[list[str]], tuple[int, str]], door: str, limit: str
 ) -> None:
-    code, line = refused(DOORS[door]("macs: 0.0001x"))
+    code, line = refused(DOORS[door](limit))
     assert code == 3
     assert "smallest found" in line
 
