@@ -8,6 +8,7 @@ It runs again from the start and is served the stored results at once.
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -62,15 +63,20 @@ Progress = Callable[[Trial, Trial | None, int, int], None]
 """Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
 
 
-def _priced(trials: list[Trial], costs: Sequence[str]) -> list[Trial]:
-    """Return stored trials, each of which must have every cost."""
+def _priced(trials: list[Trial], grid: "CostGrid") -> list[Trial]:
+    """Return stored trials, each of which must have every cost; those of an earlier release get those of memory."""
+    priced = []
     for trial in trials:
-        lacking = [name for name in costs if name not in trial.cost]
+        lacking = [name for name in grid.names if name not in trial.cost]
+        if lacking and set(lacking) <= {"model_bytes", "peak_memory_bytes"}:
+            priced.append(replace(trial, cost=Cost({**grid.cost(trial.policy), **trial.cost})))
+            continue
         if lacking:
             raise BadInputError(
                 f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or --out"
             )
-    return trials
+        priced.append(trial)
+    return priced
 
 
 def _named(objectives: tuple[str, ...] | None, metric: Metric, costs: Sequence[str]) -> tuple[str, ...] | None:
@@ -135,7 +141,7 @@ class Study:
         self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric)
-        self._stored = {trial.policy: trial for trial in _priced(self._store.load(), grid.names)}
+        self._stored = {trial.policy: trial for trial in _priced(self._store.load(), grid)}
         self._written = len(self._stored)
         self._known = self._store.siblings()
 
