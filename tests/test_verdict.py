@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -103,3 +104,23 @@ def test_a_verdict_is_read_back() -> None:
     assert Verdict.from_json(values, "verdict") == verdict
     with pytest.raises(BadInputError, match="state is 'perhaps', expected one of met, missed, undecided, refused"):
         LimitVerdict.from_json({**values["limits"][0], "state": "perhaps"}, "limit")
+
+
+def test_an_interval_that_wide_is_no_verdict_but_the_prediction_with_its_error() -> None:
+    for low, high in ((0.870, 2.026), (0.1, 0.49), (0.6, 1.4)):  # also where it lies on one side of the limit
+        wide = replace(measured(low, high), sigma_ms=0.1, again="measure it later: amcsearch prune C --policy P")
+        verdict = LimitVerdict.by_measurement(HALF, 1.96, 4.0, wide)
+        assert verdict.state is UNDECIDED
+        assert "but the host was too busy: the 95 % interval" in verdict.reason
+        assert "is wider than 40% of its middle" in verdict.reason
+        assert "; predicted 0.49 ± 0.025x of dense; measure it later: amcsearch prune C --policy P" in verdict.reason
+        assert verdict.reason.endswith(", or raise device.patience_s")
+    absolute = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, replace(measured(0.3, 0.9), sigma_ms=0.1))
+    assert "; predicted 1.96 ± 0.1 ms; " in absolute.reason
+    untabled = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, measured(0.3, 0.9))
+    assert "; predicted 1.96 ms; " in untabled.reason
+
+
+@pytest.mark.parametrize(("low", "high", "in_doubt"), [(0.8, 1.2, False), (0.79, 1.21, True), (1.0, 1.0, False)])
+def test_the_width_that_decides_nothing_is_a_share_of_the_middle(low: float, high: float, in_doubt: bool) -> None:
+    assert (measured(low, high).doubt is not None) == in_doubt

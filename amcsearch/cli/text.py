@@ -46,7 +46,8 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     lines = [
         *columns(rows),
         "",
-        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})",
+        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})"
+        + _doubt(summary),
         f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
         *_table_lines(summary),
         *goal_lines(summary.goal, metric),
@@ -56,6 +57,14 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _doubt(summary: "Summary") -> str:
+    """What counts where the measured latency says nothing."""
+    if summary.latency_doubt is None:
+        return ""
+    share = summary.predicted_ratio
+    return ": undecided, the host was too busy" + ("" if share is None else f"; predicted {share:.3f}x")
 
 
 def _verdict_lines(verdict: "Verdict") -> list[str]:

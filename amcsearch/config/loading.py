@@ -87,7 +87,7 @@ def digest(value: str | None) -> str | None:
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
 MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a checkpoint of 4e9 parameters
 _MOST_KEYS: Final = 16  # parts of a dotted key
-AFTER_SEARCH: Final = ("recovery.finetune", "search.finalists", "device.rounds", "device.export")
+AFTER_SEARCH: Final = ("recovery.finetune", "search.finalists", "device.rounds", "device.patience_s", "device.export")
 """Keys that decide no trial of a search: a run goes on with other ones."""
 
 # Keys that name files, and what kind of things they name where those have names.

@@ -49,7 +49,10 @@ Measure = Callable[[Sequence[PruningPolicy]], Sequence[PairedLatency]]
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial with its measured latency; ``overshoot`` is its share of the limit (0: no limit), see there."""
+    """A trial with its measured latency; ``overshoot`` is its share of the limit (0: no limit), see there.
+
+    Where the measurement decides nothing, it is the predicted share.
+    """
 
     trial: Trial
     latency: PairedLatency
@@ -73,7 +76,7 @@ def measure_finalists(
 
     Each round takes the ``count`` best trials by reward whose predicted latency, corrected by what the rounds before
     taught (median of measured over predicted), is within the limit. A predictor that is wrong by a constant factor so
-    costs one more round, not the budget.
+    costs one more round, not the budget. A measurement in doubt teaches nothing: the prediction stands.
 
     Args:
         trials: of the search; only complete ones count.
@@ -95,10 +98,18 @@ def measure_finalists(
         if not chosen:
             break
         for trial, latency in zip(chosen, measure([t.policy for t in chosen]), strict=True):
-            finalists.append(Finalist(trial, latency, latency_overshoot(limit, latency)))
+            finalists.append(Finalist(trial, latency, _overshoot(trial, limit, limit_ms, latency)))
         if any(finalist.overshoot <= 1.0 for finalist in finalists):
             break
     return finalists
+
+
+def _overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None, latency: PairedLatency) -> float:
+    """The share of the limit as measured; as predicted where a busy host left the measurement in doubt."""
+    predicted = trial.cost.latency_ms
+    if latency.doubt is None or limit_ms is None or predicted is None:
+        return latency_overshoot(limit, latency)
+    return predicted / limit_ms
 
 
 def choose(finalists: Sequence[Finalist]) -> Finalist:
@@ -183,6 +194,7 @@ class Exports:
             threads=device.threads,
             rounds=device.rounds,
             seed=self.job.config.seed,
+            patience_s=device.patience_s,
         )
 
 
@@ -205,6 +217,7 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         threads=device.threads,
         rounds=device.rounds,
         seed=job.config.seed,
+        patience_s=device.patience_s,
     )
     batches = batches_of(workload.splits.test, name="test")
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}

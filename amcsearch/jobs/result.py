@@ -223,7 +223,7 @@ def deliver(
     with phases("verify", "Exporting, measuring and reading the test split"):
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
-    summary = summarise(job, described, finalists, outcome, phases.seconds)
+    summary = summarise(job, described, finalists, outcome, phases.seconds, run)
     run.write_summary(summary)
     run.write_report(render(run))
     check_files(run, outcome.files)

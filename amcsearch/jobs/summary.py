@@ -21,6 +21,7 @@ from amcsearch.runs import (
     LimitVerdict,
     Measurement,
     ModelBlock,
+    RunFolder,
     SkippedLayer,
     Summary,
     TableErrors,
@@ -55,12 +56,17 @@ def describe_proposal(proposal: Proposal) -> Origin:
 
 
 def summarise(
-    job: Job, origin: Origin, finalists: Sequence[Finalist], outcome: Outcome, seconds: Mapping[str, float]
+    job: Job,
+    origin: Origin,
+    finalists: Sequence[Finalist],
+    outcome: Outcome,
+    seconds: Mapping[str, float],
+    run: RunFolder,
 ) -> Summary:
     """Return the model blocks of dense, pruned and fine-tuned, and how they came about; ``seconds`` by phase."""
     trial, trace, device = outcome.chosen.trial, job.workload.trace, job.device
     dense, pruned, finetuned = _blocks(job, outcome)
-    verdict = _verdict(job, outcome)
+    verdict = _verdict(job, outcome, run)
     return Summary(
         dense=dense,
         pruned=pruned,
@@ -98,11 +104,21 @@ def _limit_verdict(limit: PricedLimit, cost: Cost, made: Measurement) -> LimitVe
     return LimitVerdict.by_prediction(limit.asked, predicted, dense)
 
 
-def _verdict(job: Job, outcome: Outcome) -> Verdict:
+def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
     """The verdict by the final measurement of the delivered file."""
-    cost, latency = outcome.chosen.trial.cost, outcome.latency
-    made = Measurement(_pruned_ms(latency), _ratio(latency), latency.rounds, latency.disturbed)
+    trial, latency = outcome.chosen.trial, outcome.latency
+    cost, sigma_ms = trial.cost, _sigma_ms(job, trial.policy)
+    made = Measurement(
+        _pruned_ms(latency), _ratio(latency), latency.rounds, latency.disturbed, sigma_ms, _again(job, run)
+    )
     return Verdict.of((_limit_verdict(limit, cost, made) for limit in job.device.limits), outcome.files, made)
+
+
+def _again(job: Job, run: RunFolder) -> str:
+    """How to measure the policy once the host is idle: a command, or a call where the network is in memory."""
+    if job.given.model is None:
+        return f"measure it on an idle machine: amcsearch prune {run.config_yaml} --policy {run.policy_json}"
+    return f"measure it on an idle machine: amcsearch.prune(model, data, policy={str(run.policy_json)!r})"
 
 
 def _table(job: Job) -> TableSummary | None:

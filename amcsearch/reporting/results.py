@@ -80,6 +80,10 @@ def _speed_card(summary: Summary) -> str:
     middle = known(summary.latency_ratio.median)
     ends = f"{milliseconds(before.median)} → {milliseconds(after.median)}"
     share = f"{middle:.3f}x of dense, 95 % interval {interval(summary.latency_ratio)}" if middle else ""
+    if summary.latency_doubt is not None:
+        predicted = summary.predicted_ratio
+        said = "" if predicted is None else f"predicted {predicted:.3f}x of dense"
+        return _card("Measured latency", "undecided", "the host was too busy", share, said)
     return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share)
 
 

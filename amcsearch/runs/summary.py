@@ -246,6 +246,17 @@ class Summary(StoredDocument):
         return Verdict.of(_limits(self.budget, self.dense.cost, made), (), made)
 
     @property
+    def latency_doubt(self) -> str | None:
+        """Why the measured latency says nothing; None where it does."""
+        return Measurement(self.finetuned.latency_ms, self.latency_ratio).doubt
+
+    @property
+    def predicted_ratio(self) -> float | None:
+        """Predicted latency of the delivered network as a share of dense, None without a latency table."""
+        before, after = self.dense.cost.latency_ms, self.finetuned.cost.latency_ms
+        return after / before if before and after is not None else None
+
+    @property
     def total_seconds(self) -> float:
         """Wall time of all phases."""
         return sum(self.seconds.values())

@@ -6,11 +6,12 @@ stays paired, and the interval of the ratio is as narrow as the pairing makes it
 
 A busy neighbour slows models unequally for seconds (measured: a ratio of 0.57 instead of 0.49). So rounds are spread
 over several seconds, and those in which the DENSE model was disturbed are left out for all models: the choice never
-looks at the model that is judged.
+looks at the model that is judged. Where the result decides nothing all the same (too many rounds disturbed, or too wide
+an interval), rounds are added until it does, or until patience runs out.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError
+from amcsearch.runs import Interval, Measurement
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.session import bound_call
@@ -29,6 +31,7 @@ __all__ = [
     "PairedLatency",
     "measure_many",
     "measure_paired",
+    "measured_until_decided",
     "measuring_seconds",
     "median_interval",
     "paired_latency",
@@ -105,6 +108,12 @@ class PairedLatency:
     rounds: int
     disturbed: int = 0
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the measurement decides nothing; None where it does."""
+        ms = Interval(self.pruned_ms, self.pruned_low, self.pruned_high)
+        return Measurement(ms, Interval(self.ratio, self.ratio_low, self.ratio_high), self.rounds, self.disturbed).doubt
+
 
 def median_interval(
     samples: NDArray[np.float64], rng: np.random.Generator, resamples: int = RESAMPLES
@@ -161,6 +170,7 @@ def measure_many(
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
+    patience_s: float = 0.0,
 ) -> list[PairedLatency]:
     """Measure several pruned models beside the dense one, all in the same interleaved rounds.
 
@@ -171,16 +181,50 @@ def measure_many(
         rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
         seed: of the orders and the bootstrap.
+        patience_s: how much longer to measure, in all, where the rounds leave a model in doubt.
 
     Raises:
         BadInputError: as ``make_session`` and ``time_interleaved``.
     """
     rng = np.random.default_rng(seed)
     sessions = [make_session(model, threads) for model in (dense, *pruned)]
+    return measured_until_decided(
+        lambda count: time_interleaved(sessions, inputs, count, min_ms, rng), rounds, patience_s, rng
+    )
+
+
+def measured_until_decided(
+    sample: Callable[[int], NDArray[np.float64]],
+    rounds: int,
+    patience_s: float,
+    rng: np.random.Generator,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[PairedLatency]:
+    """Sample so many rounds, then go on a block at a time while a model is in doubt and patience lasts.
+
+    Args:
+        sample: times a number of rounds: (1 + pruned, rounds) ms, the dense model first.
+        rounds: at least so many.
+        patience_s: of the rounds beyond, by ``clock``; a block that has begun is finished.
+        rng: source of the bootstrap.
+        clock: seconds.
+        pause: waits so many seconds between two blocks.
+    """
     blocks = []
     for done in range(0, rounds, BLOCK):
-        time.sleep(PAUSE_S if done else 0.0)
-        blocks.append(time_interleaved(sessions, inputs, min(BLOCK, rounds - done), min_ms, rng))
+        pause(PAUSE_S if done else 0.0)
+        blocks.append(sample(min(BLOCK, rounds - done)))
+    latencies, asked = _paired(blocks, rng), clock()
+    while any(latency.doubt for latency in latencies) and clock() - asked < patience_s:
+        pause(PAUSE_S)
+        blocks.append(sample(BLOCK))
+        latencies = _paired(blocks, rng)
+    return latencies
+
+
+def _paired(blocks: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> list[PairedLatency]:
+    """Statistics of every model beside the dense one, of the rounds in which that one was quiet."""
     samples = np.concatenate(blocks, axis=1)  # (1 + pruned, rounds)
     quiet = quiet_rounds(samples[0])
     paired = [paired_latency(samples[0, quiet], row[quiet], rng) for row in samples[1:]]
@@ -204,6 +248,9 @@ def measure_paired(
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
+    patience_s: float = 0.0,
 ) -> PairedLatency:
     """Measure one pruned model beside the dense one; see ``measure_many``."""
-    return measure_many(dense, [pruned], inputs, threads=threads, rounds=rounds, min_ms=min_ms, seed=seed)[0]
+    return measure_many(
+        dense, [pruned], inputs, threads=threads, rounds=rounds, min_ms=min_ms, seed=seed, patience_s=patience_s
+    )[0]

@@ -89,3 +89,18 @@ def test_ties_prefer_the_smaller_measured_overshoot_only_when_none_is_within() -
     better = Finalist(trial(1, 0.95, 1.0), latency(1.0), 0.99)
     outside = Finalist(trial(2, 0.99, 1.0), latency(1.0), 1.01)
     assert choose([inside, better, outside]) is better
+
+
+def test_a_measurement_that_decides_nothing_leaves_the_prediction() -> None:
+    trials = [trial(0, 0.9, 1.0), trial(1, 0.95, 0.99), trial(2, 0.8, 0.5)]
+    busy = PairedLatency(2.0, 1.0, 4.0, 2.5, 1.7, 4.0, 1.244, 0.870, 2.026, rounds=300)
+    rounds: list[int] = []
+
+    def measure(policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
+        rounds.append(len(policies))
+        return [busy] * len(policies)
+
+    finalists = measure_finalists(trials, 2, HALF, 1.0, measure)
+    assert rounds == [2]  # nothing was learnt that would call for cheaper policies
+    assert [finalist.overshoot for finalist in finalists] == [0.99, 1.0]
+    assert choose(finalists).trial.number == 1

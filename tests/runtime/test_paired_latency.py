@@ -7,6 +7,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.runtime.paired_latency import (
     measure_many,
     measure_paired,
+    measured_until_decided,
     measuring_seconds,
     median_interval,
     paired_latency,
@@ -99,3 +100,52 @@ def test_the_time_of_measuring_is_pauses_samples_and_warm_up():
     assert measuring_seconds(1.0, models=2, rounds=40) == pytest.approx(0.6 + 2 * (40 * 0.006 + 2 * 0.010))
     # a call of 20 ms is a sample by itself, and the warm-up is two calls
     assert measuring_seconds(20.0, models=3, rounds=10) == pytest.approx(3 * (10 * 0.040 + 0.040))
+
+
+class ScriptedHost:
+    """A clock that sampling and pauses move, and a pruned model at half of dense that a neighbour disturbs at first."""
+
+    def __init__(self, busy_blocks, seconds=2.0):
+        self.now, self.busy_blocks, self.seconds, self.blocks = 0.0, busy_blocks, seconds, []
+
+    def __call__(self, count):
+        self.now += self.seconds
+        noise = np.where(np.arange(count) % 2, 0.3, 3.0) if len(self.blocks) < self.busy_blocks else np.ones(count)
+        self.blocks.append(count)
+        return np.stack([np.full(count, 4.0), 2.0 * noise])
+
+    def clock(self):
+        return self.now
+
+    def pause(self, seconds):
+        self.now += seconds
+
+    def measure(self, rounds, patience_s):
+        return measured_until_decided(self, rounds, patience_s, rng(), self.clock, self.pause)[0]
+
+
+def test_a_quiet_host_is_measured_no_longer_than_asked():
+    host = ScriptedHost(busy_blocks=0)
+    assert host.measure(50, 60.0).doubt is None
+    assert host.blocks == [20, 20, 10]
+
+
+def test_a_busy_host_is_measured_on_until_the_result_decides():
+    host = ScriptedHost(busy_blocks=2)
+    latency = host.measure(40, 600.0)
+    assert latency.doubt is None
+    assert latency.ratio == pytest.approx(0.5)
+    assert host.blocks[:2] == [20, 20]
+    assert 3 <= len(host.blocks) < 12
+    assert latency.rounds + latency.disturbed == sum(host.blocks)
+
+
+def test_patience_ends_and_the_doubt_is_told():
+    host = ScriptedHost(busy_blocks=10**6)
+    latency = host.measure(40, 10.0)
+    # two blocks were asked for; blocks of 2 s with pauses of 0.6 s begin at 0, 2.6, 5.2 and 7.8 s of patience
+    assert host.blocks == [20] * 6
+    assert "too busy: the 95 % interval" in latency.doubt
+    impatient = ScriptedHost(busy_blocks=10**6)
+    assert impatient.measure(40, 0.0).doubt is not None
+    assert impatient.blocks == [20, 20]
