@@ -17,6 +17,9 @@ a convolution is folded into it, and a head that shares its embedding's weight i
 graph itself (100 to 300 bytes for each operation), tables that are no parameters, and weights that the exporter stores
 once because they happen to be equal.
 
+A batch of N samples takes N times every tensor, also of the few that all samples share (a mask). Weights are not part
+of the peak: add ``model_bytes`` where they lie in the same memory.
+
 Maps take 4 bytes a number in float32 and 1 in int8; inputs and outputs keep their data type. In int8, operations that
 the file leaves in float32 (softmax, layer norms) are counted as if they were integers.
 """

@@ -19,18 +19,15 @@ from amcsearch.core import (
     Cost,
     Coupling,
     Evaluation,
-    Execution,
     LayerKind,
     LayerSpec,
-    LiveTensor,
     NetworkSpec,
     PolicySpace,
     PruningPolicy,
     Side,
     TrialState,
-    WidthSum,
 )
-from amcsearch.costs import CostGrid, CostModel, Macs, Params, PeakMemory, layer_costs
+from amcsearch.costs import CostGrid, CostModel, Macs, Params, layer_costs
 from amcsearch.evaluation import Executor
 from amcsearch.runs import trial_rows
 from amcsearch.search import (
@@ -64,19 +61,7 @@ def chain(widths: Sequence[int], size: int = 8) -> NetworkSpec:
         ChannelGroup(f"g{i}", n, (Coupling(f"c{i}", Side.OUT), Coupling(f"c{i + 1}", Side.IN)))
         for i, n in enumerate(widths)
     )
-    return NetworkSpec(layers, groups, _execution(layers, [group.name for group in groups]))
-
-
-def _execution(layers: Sequence[LayerSpec], groups: Sequence[str]) -> Execution:
-    """The input, and what each layer writes until the next one has read it."""
-    last = len(layers) - 1
-    tensors = [LiveTensor("input", 0, 0, math.prod(layers[0].in_size), is_map=False)]
-    for i, (layer, group) in enumerate(zip(layers, groups, strict=False)):
-        widths = (WidthSum(0.0, ((group, 1.0),)),)
-        tensors.append(LiveTensor(layer.name, i, i + 1, math.prod(layer.out_size), widths))
-    size = layers[-1].out_channels * math.prod(layers[-1].out_size)
-    tensors.append(LiveTensor(layers[-1].name, last, last, size, is_map=False))
-    return Execution(tuple(layer.name for layer in layers), tuple(tensors))
+    return NetworkSpec(layers, groups)
 
 
 @dataclass
@@ -130,8 +115,7 @@ def make_study(
     """
     network = chain(widths)
     space = PolicySpace.on_grid(network.groups, multiple, max_pruning_ratio)
-    peak = [PeakMemory(network)] if PeakMemory.name in budget else []
-    grid = CostGrid(network, [Macs(), Params(), *peak])
+    grid = CostGrid(network, [Macs(), Params()])
     dense = grid.cost(network.dense)
     limits = resolve_budget(budget, dense)
     return Study(
@@ -267,13 +251,6 @@ class AgentContract:
     def test_no_limits_at_all(self, maker: Callable[[], Agent]) -> None:
         """An empty budget."""
         study = make_study(budget={}, trials=10)
-        maker().run(study, 0)
-        assert study.remaining == 0
-        _check_trials(study)
-
-    def test_a_limit_on_the_peak_of_memory(self, maker: Callable[[], Agent]) -> None:
-        """A maximum over moments, which no single group lowers where two moments are equally large."""
-        study = make_study(trials=10, budget={"peak_memory_bytes": "0.6x"})
         maker().run(study, 0)
         assert study.remaining == 0
         _check_trials(study)

@@ -15,7 +15,6 @@ from amcsearch.costs.grid import CostGrid
 from amcsearch.costs.memory import PeakMemory
 from amcsearch.search.budget import Budget, FeasibleSet
 from amcsearch.search.exact.allocator import Allocator
-from amcsearch.testing import make_study
 
 from .test_dynamic_programming import brute_force, error_of, quadratic, residual
 
@@ -154,14 +153,3 @@ def test_groups_that_become_one_keep_the_same_peak():
     one = joined.moment_bytes(["stream", "inner_b"], 4).of(np.array([[3, 2]]))
     several = network.execution.moment_bytes(["stream", "inner_a", "inner_b"], 4).of(np.array([[3, 3, 2]]))
     assert one.tolist() == several.tolist()
-
-
-def test_a_study_stored_before_memory_was_priced_goes_on(tmp_path):
-    storage = f"sqlite:///{tmp_path}/study.db"
-    before = make_study(trials=2, storage=storage, budget={"macs": "1x"})
-    policy = before.network.dense
-    before.evaluate([policy])
-    after = make_study(trials=2, storage=storage, budget={"macs": "1x", "peak_memory_bytes": "1x"})
-    (trial,) = after.evaluate([policy])
-    assert trial.cost == after.grid.cost(policy)
-    assert "peak_memory_bytes" in trial.cost
