@@ -49,8 +49,10 @@ BEFORE, AFTER = "#d98c1f", "#0b6e99"
 class Point:
     """One share of the dense latency: what was measured of the network before and after fine-tuning.
 
-    ``ratio`` is the measured latency as a share of the dense network's with its 95 % interval, ``uniform`` the cosine
-    on the search split of one ratio for all groups, ``searched`` that of the policy that was chosen.
+    ``predicted`` is the table's latency as a share of the dense network's, ``ratio`` the measured one with its 95 %
+    interval, ``uniform`` the cosine on the search split of one ratio for all groups, ``searched`` that of the policy
+    that was chosen. ``cosine`` and ``agreement`` are those of the test patches, before and after; before alone where
+    ``recovery.finetune`` is null.
     """
 
     share: float
@@ -61,10 +63,10 @@ class Point:
     params: float
     dense_ms: float
     pruned_ms: float
-    predicted_ms: float
+    predicted: float
     ratio: tuple[float, float, float]
-    cosine: tuple[float, float]
-    agreement: tuple[float, float]
+    cosine: tuple[float, ...]
+    agreement: tuple[float, ...]
     seconds: float
     cpu_seconds: float
     load: float
@@ -118,8 +120,9 @@ def measured(job: Job, share: float, study_folder: Path) -> Point:
     best = max(study.trials, key=lambda trial: trial.reward)
     exports = Exports(job)
     (latency,) = exports.measure([best.policy])
-    before = exports.pruned(best.policy)
-    after = fine_tune(job.config, job.finetune, job.workload, duplicate(before), Silent())
+    networks = [exports.pruned(best.policy)]
+    if job.finetune is not None:
+        networks.append(fine_tune(job.config, job.finetune, job.workload, duplicate(networks[0]), Silent()))
     return Point(
         share=share,
         evaluations=len(study.trials),
@@ -129,10 +132,10 @@ def measured(job: Job, share: float, study_folder: Path) -> Point:
         params=best.cost["params"] / job.device.dense["params"],
         dense_ms=latency.dense_ms,
         pruned_ms=latency.pruned_ms,
-        predicted_ms=best.cost["latency_ms"],
+        predicted=best.cost["latency_ms"] / job.device.dense["latency_ms"],
         ratio=(latency.ratio, latency.ratio_low, latency.ratio_high),
-        cosine=(cosine(before, job), cosine(after, job)),
-        agreement=(agreement(before, job), agreement(after, job)),
+        cosine=tuple(cosine(network, job) for network in networks),
+        agreement=tuple(agreement(network, job) for network in networks),
         seconds=time.perf_counter() - begun,
         cpu_seconds=time.process_time() - cpu,
         load=os.getloadavg()[0],
@@ -172,10 +175,12 @@ def points(out: Path) -> list[Point]:
 def row(point: Point) -> str:
     """Return a row of the page's table."""
     ratio, low, high = point.ratio
+    cosines = " | ".join(f"{value:.3f}" for value in point.cosine)
+    shares = " | ".join(f"{value:.1%}" for value in point.agreement)
     return (
-        f"| {point.share:g}x | {ratio:.3f} ({low:.3f}–{high:.3f}) | {point.macs:.2f} | {point.params:.2f} "
-        f"| {point.cosine[0]:.3f} | {point.cosine[1]:.3f} | {point.agreement[0]:.1%} | {point.agreement[1]:.1%} "
-        f"| {point.cpu_seconds:.0f} |"
+        f"| {point.share:g}x | {point.predicted:.3f} | {ratio:.3f} ({low:.3f}–{high:.3f}) "
+        f"| {point.macs:.2f} | {point.params:.2f} "
+        f"| {cosines} | {shares} |"
     )
 
 
@@ -183,20 +188,22 @@ def page(measurements: Sequence[Point], path: Path) -> Iterator[str]:
     """Draw the picture and yield the lines of the table."""
     mpl.rcParams["svg.hashsalt"] = "amcsearch"
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    ratios = [point.ratio[0] for point in measurements]
+    ratios = [point.predicted for point in measurements]
     labels = {"cosine": "mean cosine of the logits", "agreement": "same class as the dense network (%)"}
     for axis, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         scale = 100.0 if name == "agreement" else 1.0
-        for place, colour, text in ((0, BEFORE, "pruned and refitted"), (1, AFTER, "and fine-tuned")):
+        ways = ((0, BEFORE, "pruned and refitted"), (1, AFTER, "and fine-tuned"))
+        for place, colour, text in ways[: len(measurements[0].cosine)]:
             values = [scale * getattr(point, name)[place] for point in measurements]
-            axis.plot([*ratios, 1.0], [*values, scale], marker="o", color=colour, label=text)
-        axis.set(xlabel="measured latency, share of dense", ylabel=label)
+            axis.plot([1.0, *ratios], [scale, *values], marker="o", color=colour, label=text)
+        axis.set(xlabel="predicted latency, share of dense", ylabel=label)
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
     axis.legend(loc="lower left")
     figure.savefig(path, metadata={"Date": None})
-    yield "| budget | measured (95 %) | MACs | parameters | cosine | fine-tuned | agreement | fine-tuned | CPU s |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    tuned = " fine-tuned |" if len(measurements[0].cosine) > 1 else ""
+    yield f"| budget | predicted | measured (95 %) | MACs | parameters | cosine |{tuned} agreement |{tuned}"
+    yield "|" + "---|" * (9 if tuned else 7)
     yield from map(row, measurements)
 
 
