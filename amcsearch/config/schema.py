@@ -260,9 +260,10 @@ class DeviceConfig(_Section):
     export: ExportConfig = ExportConfig()
     rounds: Count = 300
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
-    patience_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
-    """Seconds that a measurement goes on beyond ``rounds`` while a busy host leaves it in doubt. After that the verdict
-    is undecided: the prediction is reported with its error, and how to measure later."""
+    patience_s: Annotated[float, Field(ge=0, le=3600)] | None = None
+    """Seconds that a measurement goes on beyond ``rounds`` while a busy host leaves it in doubt; null: three times as
+    long as the rounds took. After that the verdict is undecided: the prediction is reported with its error, and how to
+    measure later."""
 
 
 class SelectionConfig(_Section):

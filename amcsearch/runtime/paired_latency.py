@@ -85,6 +85,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 ROUNDS = 300
 BLOCK = 20  # rounds in a row …
+PATIENCE = 3.0  # times as long as the rounds that were asked for, where nothing else is said
 PAUSE_S = 0.6  # … and then a pause, so that all of them together outlast a disturbance of seconds
 
 
@@ -170,7 +171,7 @@ def measure_many(
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
-    patience_s: float = 0.0,
+    patience_s: float | None = 0.0,
 ) -> list[PairedLatency]:
     """Measure several pruned models beside the dense one, all in the same interleaved rounds.
 
@@ -181,7 +182,8 @@ def measure_many(
         rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
         seed: of the orders and the bootstrap.
-        patience_s: how much longer to measure, in all, where the rounds leave a model in doubt.
+        patience_s: how much longer to measure, in all, where the rounds leave a model in doubt; None is three times as
+            long as they took.
 
     Raises:
         BadInputError: as ``make_session`` and ``time_interleaved``.
@@ -196,7 +198,7 @@ def measure_many(
 def measured_until_decided(
     sample: Callable[[int], NDArray[np.float64]],
     rounds: int,
-    patience_s: float,
+    patience_s: float | None,
     rng: np.random.Generator,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
@@ -206,16 +208,18 @@ def measured_until_decided(
     Args:
         sample: times a number of rounds: (1 + pruned, rounds) ms, the dense model first.
         rounds: at least so many.
-        patience_s: of the rounds beyond, by ``clock``; a block that has begun is finished.
+        patience_s: of the rounds beyond, by ``clock``; None is three times as long as the rounds took. A block that has
+            begun is finished.
         rng: source of the bootstrap.
         clock: seconds.
         pause: waits so many seconds between two blocks.
     """
-    blocks = []
+    blocks, begun = [], clock()
     for done in range(0, rounds, BLOCK):
         pause(PAUSE_S if done else 0.0)
         blocks.append(sample(min(BLOCK, rounds - done)))
     latencies, asked = _paired(blocks, rng), clock()
+    patience_s = PATIENCE * (asked - begun) if patience_s is None else patience_s
     while any(latency.doubt for latency in latencies) and clock() - asked < patience_s:
         pause(PAUSE_S)
         blocks.append(sample(BLOCK))
@@ -248,7 +252,7 @@ def measure_paired(
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
-    patience_s: float = 0.0,
+    patience_s: float | None = 0.0,
 ) -> PairedLatency:
     """Measure one pruned model beside the dense one; see ``measure_many``."""
     return measure_many(

@@ -149,3 +149,10 @@ def test_patience_ends_and_the_doubt_is_told():
     impatient = ScriptedHost(busy_blocks=10**6)
     assert impatient.measure(40, 0.0).doubt is not None
     assert impatient.blocks == [20, 20]
+
+
+def test_without_a_stated_patience_it_is_three_times_as_long_as_the_rounds():
+    host = ScriptedHost(busy_blocks=10**6)
+    assert host.measure(40, None).doubt is not None
+    # the two blocks took 4.6 s; blocks of 2.6 s begin until 13.8 s of patience have passed
+    assert host.blocks == [20] * 8
