@@ -89,7 +89,7 @@ def test_a_failure_of_one_group_costs_that_group(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_failure_of_all_groups_leaves_a_trace_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(self: assemble.Assembler) -> Trace:
+    def failing(*_: object) -> Trace:
         raise ValueError("min() arg is an empty sequence")
 
     monkeypatch.setattr(assemble.Assembler, "trace", failing)

@@ -8,6 +8,7 @@ A cost that is a maximum over moments (``PeakCost``) is no sum either. Each mome
 channels are live then, so it is a table of its own, and a limit on the maximum is a limit on every table.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def peak_factors(space: PolicySpace, grid: CostGrid, allowed: Mapping[str, float
 def _combinations(space: PolicySpace, scope: tuple[int, ...]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     """Kept counts (combinations, G) of every combination of choices of some groups, and the shape of the table."""
     shape = tuple(len(space.choices[g]) for g in scope)
-    index = np.indices(shape).reshape(len(scope), -1)  # (scope, combinations)
+    index = np.indices(shape).reshape(len(scope), math.prod(shape))  # (scope, combinations)
     rows = np.repeat(space.dense[None, :], index.shape[1], axis=0)
     for g, column in zip(scope, index, strict=True):
         rows[:, g] = space.choices[g][column]
