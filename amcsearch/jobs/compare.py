@@ -8,21 +8,18 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from amcsearch.config import Config, check_contract, label, make
+from amcsearch.config import Config, label
 from amcsearch.core import BadInputError
-from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.search import check_fits, make_reward, new_study, run_agent
+from amcsearch.jobs.search import check_fits, executor_of, made_agent, make_reward, new_study, run_agent
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.reporting import comparison_picture
 from amcsearch.runs import Document, MetricRecord, RunFolder
 from amcsearch.search import (
-    AGENTS,
     Agent,
     AgentRun,
     Mean,
-    OptunaAgent,
     equal_seconds,
     hypervolumes,
     mean_over_seeds,
@@ -114,7 +111,7 @@ def compare(
     phases = Phases(observer, run.append_log)
     check = partial(check_fits, config, workers=workers)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
-    executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
+    executor = executor_of(job, workers)
     searches: list[AgentRun] = []
     try:
         for seed in seeds:
@@ -134,17 +131,11 @@ def _agents(config: Config, asked: Sequence[str | Agent]) -> dict[str, Agent]:
     """Make the agents, each with the name that its trials carry; ``search.agent_params`` are for ``search.agent``."""
     named: dict[str, Agent] = {}
     for each in asked:
-        if isinstance(each, str):
-            params = config.search.agent_params if each == config.search.agent else {}
-            name, agent = label(each), make(AGENTS, each, params, ("agents", "search.agent_params"), Agent)
-        else:
-            check_contract(each, Agent, "agents")
-            name, agent = type(each).__name__, each
+        name = label(each) if isinstance(each, str) else type(each).__name__
+        params = config.search.agent_params if each == config.search.agent else {}
         if name in named:
             raise BadInputError(f"agents: {name} is there twice; name each agent once")
-        if isinstance(agent, OptunaAgent):
-            agent.check_objectives(config.search.objectives or ())
-        named[name] = agent
+        named[name] = made_agent(config, each, params, ("agents", "search.agent_params"))
     if not named:
         raise BadInputError("agents: none is named, expected one or more, such as dynamic_programming and random")
     return named

@@ -42,7 +42,17 @@ from amcsearch.search import (
     with_parameters,
 )
 
-__all__ = ["check_fits", "make_agents", "make_env", "make_reward", "new_study", "run_agent", "search"]
+__all__ = [
+    "check_fits",
+    "executor_of",
+    "made_agent",
+    "make_agents",
+    "make_env",
+    "make_reward",
+    "new_study",
+    "run_agent",
+    "search",
+]
 
 
 def check_fits(config: Config, workload: Workload, device: Device, workers: int = 1) -> None:
@@ -69,7 +79,7 @@ def _run_agents(
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
             be used.
     """
-    executor: Executor = SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
+    executor = executor_of(job, workers)
     studies: list[Study] = []
     try:
         for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
@@ -139,18 +149,35 @@ def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
         BadInputError: as ``config.make``, or several objectives for an agent of one.
     """
     section = config.search
-    keys = ("search.agent", "search.agent_params")
-    if given.agent is not None:
-        check_contract(given.agent, Agent, "agent")
-    agent = given.agent or make(AGENTS, section.agent, section.agent_params, keys, Agent)
-    agents = [(label(section.agent), agent)]
+    keys = ("search.agent", "search.agent_params") if given.agent is None else ("agent", "agent")
+    agents = [(label(section.agent), made_agent(config, given.agent or section.agent, section.agent_params, keys))]
     if section.baseline is not None and section.baseline != section.agent:
-        keys = ("search.baseline", "search.baseline")
-        agents.append((label(section.baseline), make(AGENTS, section.baseline, {}, keys, Agent)))
-    for _, made in agents:
-        if isinstance(made, OptunaAgent):
-            made.check_objectives(section.objectives or ())
+        baseline = made_agent(config, section.baseline, {}, ("search.baseline", "search.baseline"))
+        agents.append((label(section.baseline), baseline))
     return agents
+
+
+def made_agent(config: Config, asked: str | Agent, params: Mapping[str, object], keys: tuple[str, str]) -> Agent:
+    """Make an agent by its name, or take one that is in memory; ``keys`` name it and its parameters in errors.
+
+    Raises:
+        BadInputError: as ``config.make`` and ``check_contract``, or several objectives for an agent of one.
+    """
+    if not isinstance(asked, str):
+        check_contract(asked, Agent, keys[0])
+    agent = make(AGENTS, asked, params, keys, Agent) if isinstance(asked, str) else asked
+    if isinstance(agent, OptunaAgent):
+        agent.check_objectives(config.search.objectives or ())
+    return agent
+
+
+def executor_of(job: Job, workers: int) -> Executor:
+    """Return what evaluates policies: this process, or so many worker processes.
+
+    Raises:
+        BadInputError: as ``ProcessExecutor``.
+    """
+    return SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
 
 
 def make_reward(config: Config) -> Reward:

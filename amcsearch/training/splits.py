@@ -346,15 +346,14 @@ def held(dataset: Samples, name: str, most_bytes: float) -> Samples | None:
     source = source_of(dataset, range(count))
     if is_in_memory(dataset) and is_stackable(dataset):
         head = read(dataset, range(min(HEAD, count)), name)
-        return Held(read(dataset, range(count), name)) if _bytes(head) * count <= most_bytes * head.size else None
+        return Held(read(dataset, range(count), name)) if _fits(head, count, most_bytes) else None
     form, collate = source.form, source.collate
     items: list[object] = []
     for item in _items(source, name):
         items.append(item)
-        if len(items) == min(HEAD, count):
-            size = _bytes(form.batch(items, source.rows[: len(items)], name, collate))
-            if size * count > most_bytes * len(items):
-                return None
+        is_head = len(items) == min(HEAD, count)
+        if is_head and not _fits(form.batch(items, source.rows[: len(items)], name, collate), count, most_bytes):
+            return None
     if collate is not None:
         return Items(cast(Samples, items), form, collate)
     return Held(form.batch(items, source.rows, name, None))
@@ -373,12 +372,13 @@ def first_of_stream(dataset: Samples, name: str, size: int | None, seed: int, me
         stream = stream_of(items.samples, name)
         taken = list(islice(stream, min(HEAD, count)))
         head = items.form.batch(taken, range(len(taken)), name, items.collate) if taken else None
-        if head is not None and _bytes(head) * count > memory_mib * MIB * head.size:
+        if head is not None and not _fits(head, count, memory_mib * MIB):
             return Subset(replace(items, epoch_samples=count), range(count))
         taken.extend(islice(stream, count - len(taken)))
     return Items(cast(Samples, taken), items.form, items.collate)
 
 
-def _bytes(batch: Batch) -> int:
-    tensors = [*batch.inputs.values(), *(tensor for _, tensor in tensors_of_tree(batch.targets))]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _fits(head: Batch, count: int, most_bytes: float) -> bool:
+    """Whether so many samples, each as large as those of ``head``, take at most so many bytes."""
+    tensors = [*head.inputs.values(), *(tensor for _, tensor in tensors_of_tree(head.targets))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * count <= most_bytes * head.size
