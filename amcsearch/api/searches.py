@@ -17,6 +17,7 @@ from amcsearch.jobs import (
     Observer,
     SearchResult,
     Settings,
+    extended,
     in_folder,
     make_request,
     watcher,
@@ -49,7 +50,7 @@ def search(
     selector: "Selector | str | None" = None,
     task: "Task | Mapping[str, object] | str | None" = None,
     finetune: "jobs.UserTraining | str | None" = None,
-    trials: int | None = None,
+    trials: int | str | None = None,
     seed: int | None = None,
     settings: Settings | None = None,
     folder: Path | str | None = None,
@@ -75,7 +76,7 @@ def search(
         selector: chooses channels in place of the criterion: likewise.
         task: judges outputs: likewise, or a mapping of ``name`` and ``params``.
         finetune: a training of your own: a function of a ``TrainingRequest`` that returns the network, or its spec.
-        trials: evaluations of the agent.
+        trials: evaluations of the agent; ``"+200"`` adds so many to the run in ``folder``, with ``resume``.
         seed: of everything that is random.
         settings: further keys of the configuration, by dotted name.
         folder: run folder; None works in a temporary one (``result.save`` keeps it).
@@ -96,12 +97,13 @@ def search(
         "selection.selector": selector,
         "task": task,
         "recovery.finetune.factory": finetune,
-        "search.trials": trials,
+        "search.trials": None if isinstance(trials, str) else trials,
         "seed": seed,
         "device.table": table,
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
+    request = extended(request, folder, resume, trials)
     job = partial(jobs.search, workers=workers, storage=storage, strict=strict)
     return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given), anew=True)
 

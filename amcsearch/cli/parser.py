@@ -203,6 +203,9 @@ def _search(commands: "Commands") -> None:
     command = _verb(commands, "search", verbs.search, text, example)
     _config(command)
     _run_folder(command)
+    command.add_argument(
+        "--trials", metavar="N|+N", help="evaluations (search.trials); +N adds N to the run that --resume goes on with"
+    )
     command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
     command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")

@@ -160,8 +160,13 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch import api
     from amcsearch.cli.text import plan_text, summary_text
 
-    workers, config = _workers(args), load_config(args)
+    workers, trials = _workers(args), args.trials
+    if trials is not None and trials.isdecimal():
+        args.overrides, trials = [*args.overrides, f"search.trials={trials}"], None
+    config = load_config(args)
     if args.dry_run:
+        if trials is not None:
+            raise BadInputError(f"--trials {trials[:40]} adds to a run, which --dry-run does not plan; leave one out")
         from amcsearch.jobs import plan
 
         planned = plan(config, strict=args.strict)
@@ -169,6 +174,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         return
     result = api.search(
         config=config,
+        trials=trials,
         folder=_folder(args, config),
         resume=args.resume,
         workers=workers,

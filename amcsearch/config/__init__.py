@@ -12,18 +12,15 @@ from amcsearch.config.factories import (
     make,
     pick,
 )
-from amcsearch.config.loading import (
+from amcsearch.config.identity import (
     AFTER_SEARCH,
-    check_priced,
     config_hash,
-    dump,
-    from_mapping,
-    json_schema,
-    load,
+    further_trials,
     named_digests,
     settings_hash,
     trial_settings,
 )
+from amcsearch.config.loading import check_priced, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
@@ -81,6 +78,7 @@ __all__ = [
     "dump",
     "find",
     "from_mapping",
+    "further_trials",
     "import_factory",
     "import_named",
     "json_schema",

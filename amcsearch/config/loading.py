@@ -1,40 +1,33 @@
 """A configuration file and its overrides → a valid ``Config``, and back to text.
 
-Files named in a configuration become absolute paths, and count in its hash by what they hold.
+Files named in a configuration become absolute paths.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, Kind, find, find_file, lookup
+from amcsearch.config.identity import MOST_BYTES, PATHS, SPECS, WORDS, texts_at
+from amcsearch.config.lookup import CONFIGURATIONS, TABLES, find, find_file, lookup
 from amcsearch.config.messages import describe, hint, shown
-from amcsearch.config.schema import EXACT, Config
-from amcsearch.config.table_folder import TABLE_FILES
+from amcsearch.config.schema import Config
 from amcsearch.config.values import added_names
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
-from amcsearch.core import BadInputError, Limit, check_depth, check_file, open_file
+from amcsearch.core import BadInputError, Limit, check_depth, check_file
 from amcsearch.runs import expanded
 
 __all__ = [
-    "AFTER_SEARCH",
     "check_priced",
-    "config_hash",
-    "digest",
     "dump",
     "from_mapping",
     "json_schema",
     "load",
-    "named_digests",
     "resolve_spec",
-    "settings_hash",
-    "trial_settings",
 ]
 
 
@@ -58,71 +51,8 @@ def _found(value: str, folder: Path, where: str) -> str:
     return path
 
 
-def digest(value: str | None) -> str | None:
-    """Replace an absolute path by a digest of what it holds; anything else comes back as it is.
-
-    A latency table is digested by the names and contents of its files. Another folder, a device or a missing path
-    counts as missing: whoever reads it refuses it.
-
-    Raises:
-        BadInputError: as ``check_file``.
-    """
-    if value is None or not Path(value.partition(".py:")[0]).is_absolute():
-        return value
-    stem, is_factory, name = value.partition(".py:")
-    path = Path(stem + ".py") if is_factory else Path(value)
-    table = [path / file for file in sorted(TABLE_FILES) if os.path.isfile(path / file)]
-    files = table if TABLES.is_one(path) else [path]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(str(file.relative_to(path)).encode(errors="surrogateescape") + b"\0")
-        if not os.path.isfile(file):
-            total.update(b"missing")
-            continue
-        with open_file(file, "file", MOST_BYTES) as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest() + (":" + name if is_factory else "")
-
-
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
-MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a checkpoint of 4e9 parameters
 _MOST_KEYS: Final = 16  # parts of a dotted key
-AFTER_SEARCH: Final = ("recovery.finetune", "search.finalists", "device.rounds", "device.patience_s", "device.export")
-"""Keys that decide no trial of a search: a run goes on with other ones."""
-
-# Keys that name files, and what kind of things they name where those have names.
-_PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
-    ("model", "checkpoint"): None,
-    ("device", "profile"): DEVICES,
-    ("device", "table"): TABLES,
-    ("search", "start"): None,
-    ("prune", "policy"): None,
-}
-# Words that such a key takes in place of a file.
-_WORDS: Final[dict[tuple[str, ...], tuple[str, ...]]] = {("search", "start"): (EXACT, "none")}
-# Keys that may name a class or function as file.py:Class; * stands for every key of a mapping.
-_SPECS: Final = (
-    ("model", "factory"),
-    ("data", "factory"),
-    ("data", "collate"),
-    ("task",),
-    ("task", "name"),
-    ("task", "params", "loss"),
-    ("task", "params", "metric"),
-    ("model", "pretrain", "augmentation"),
-    ("recovery", "finetune", "factory"),
-    ("recovery", "finetune", "augmentation"),
-    ("sparsify", "training", "augmentation"),
-    ("device", "costs", "*"),
-    ("device", "costs", "*", "model"),
-    ("selection", "criterion"),
-    ("selection", "selector"),
-    ("search", "agent"),
-    ("search", "baseline"),
-    ("search", "reward", "name"),
-    ("sparsify", "method"),
-    ("sparsify", "criterion"),
-)
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, object] | None = None) -> Config:
@@ -203,56 +133,6 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
         )
 
 
-def config_hash(config: Config) -> str:
-    """Twelve hexadecimal digits of the canonical JSON.
-
-    Named files count by content, not by place: the hash survives a move to another folder or machine, and changes
-    when a latency table is measured again.
-    """
-    data = config.model_dump(mode="json")
-    for keys in (*_PATHS, *_SPECS):
-        for _, holder, key in _texts(data, keys):
-            holder[key] = digest(holder[key])
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def settings_hash(config: Config) -> str:
-    """Twelve hexadecimal digits of what decides trials, without what keys of files and of code name."""
-    data = _before_delivery(config.model_dump(mode="json"))
-    for keys in (*_PATHS, *_SPECS):
-        for _, holder, key in list(_texts(data, keys)):
-            holder[key] = None
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def trial_settings(text: str) -> str:
-    """Return the text of a configuration without ``AFTER_SEARCH``; one that is damaged comes back as it is."""
-    try:
-        data, _ = parse_yaml(text, "configuration")
-    except BadInputError:
-        return text
-    return to_yaml(_before_delivery(data)) if isinstance(data, dict) else text
-
-
-def _before_delivery(data: dict[str, Any]) -> dict[str, Any]:
-    """Remove ``AFTER_SEARCH`` from the plain values of a configuration, in place."""
-    for key in AFTER_SEARCH:
-        section, _, name = key.partition(".")
-        if isinstance(data.get(section), dict):
-            data[section].pop(name, None)
-    return data
-
-
-def named_digests(config: Config) -> dict[str, str]:
-    """Digests of what the configuration names, by dotted key: files by their content, registered names as they are.
-
-    The factories of the network and of the data are left out: these count by what they give.
-    """
-    data = config.model_dump(mode="json")
-    texts = (text for keys in (*_PATHS, *_SPECS) if keys[-1] != "factory" for text in _texts(data, keys))
-    return {".".join(path): str(digest(holder[key])) for path, holder, key in texts}
-
-
 def json_schema() -> dict[str, Any]:
     """JSON schema of the configuration, for editors and other services."""
     return Config.model_json_schema()
@@ -296,8 +176,8 @@ def _set(data: dict[str, Any], dotted: str, value: object, source: str) -> tuple
 
 
 def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, folder: Path) -> Config:
-    for keys in (*_PATHS, *_SPECS):
-        for path, holder, key in _texts(data, keys):
+    for keys in (*PATHS, *SPECS):
+        for path, holder, key in texts_at(data, keys):
             at = _at(where.get(path, source), ".".join(path))
             holder[key] = _located(keys, holder[key], folder, at)
     try:
@@ -311,10 +191,10 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
 
 def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
     """The absolute path of the file that a key names, or the spec with its file absolute."""
-    if keys in _SPECS:
+    if keys in SPECS:
         return resolve_spec(value, folder, at)
-    kind = _PATHS[keys]
-    if value in _WORDS.get(keys, ()):
+    kind = PATHS[keys]
+    if value in WORDS.get(keys, ()):
         return value
     if kind is None:
         return _found(value, folder, at)
@@ -322,17 +202,6 @@ def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
         # no error yet: the same configuration is used to make the table; a bare name stays one
         return value if Path(value).name == value else os.path.abspath(expanded(value))
     return str(find(kind, value, folder, at))
-
-
-def _texts(data: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any], str]]:
-    """Texts at a path of keys, each as its path, the mapping that holds it and its key there."""
-    first, *later = keys
-    for key in list(data) if first == "*" else [first]:
-        inner = data.get(key)
-        if not later and isinstance(inner, str):
-            yield (key,), data, key
-        elif later and isinstance(inner, dict):
-            yield from (((key, *path), holder, last) for path, holder, last in _texts(inner, tuple(later)))
 
 
 def _line(errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[KeyPath, str], source: str) -> str:

@@ -318,6 +318,8 @@ class SearchConfig(_Section):
     """Fields of the agent's dataclass."""
     trials: Count = 200
     """Policies to evaluate."""
+    further_trials: tuple[Count, ...] = ()
+    """Evaluations added to the finished search, one number for each time that ``--trials +N`` did so."""
     reward: RewardConfig = RewardConfig()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more give a Pareto front instead of one best policy: ``metric``, or the metric's own name, and costs."""
@@ -335,6 +337,11 @@ class SearchConfig(_Section):
     ``exact``: the policy that the exact programme allocates from the errors that a selector such as obc knows for every
     kept count, which costs no evaluation (for several objectives, some along the front); then the uniform policy. The
     baseline starts from a ``policy.json`` too, but not from these."""
+
+    @property
+    def evaluations(self) -> int:
+        """All that were asked for: ``trials`` and ``further_trials``."""
+        return self.trials + sum(self.further_trials)
 
 
 class Config(_Section):

@@ -161,7 +161,7 @@ def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> C
     runs = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
     groups = [(str(name), group) for name, group in runs.groupby("agent", sort=False)]
     compared = tuple(_agent(name, group, None if name == reference else goals) for name, group in groups)
-    trials = job.config.search.trials
+    trials = job.config.search.evaluations
     judged = MetricRecord.of(metric)
     return Comparison(compared, tuple(seeds), trials, judged, seconds, objectives, {}, runs, _curves(searches))
 

@@ -120,7 +120,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         policies=device.space.size,
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
-        trials=config.search.trials,
+        trials=config.search.evaluations,
         warnings=(*workload.warnings, *device.warnings),
         expected_seconds={"costs": costs_s, **_expected_seconds(config, workload, given, uniform, export_s)},
     )
@@ -154,7 +154,7 @@ def _expected_seconds(
     return {
         "network": 0.0 if pretrain is None else _training_seconds(workload, pretrain) + export_s,
         "ranking": ranking_s,
-        "search": evaluation_s * config.search.trials * searches,
+        "search": evaluation_s * config.search.evaluations * searches,
         "finalists": (1 + config.search.finalists) * export_s + measuring_s(config.search.finalists),
         "finetune": _finetuning_seconds(workload, finetune) if finetune is not None and is_ours else 0.0,
         "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,

@@ -1,5 +1,6 @@
 """Requests: a configuration with what is in memory beside it, and the run folder that a request works in."""
 
+import re
 import shutil
 import tempfile
 import weakref
@@ -9,12 +10,12 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
-from amcsearch.config import Config, config_hash, dump, from_mapping, load, trial_settings
+from amcsearch.config import Config, config_hash, dump, from_mapping, further_trials, load, trial_settings
 from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.jobs.workload import InMemory
-from amcsearch.runs import RunFolder, expanded
+from amcsearch.runs import RunFolder, Summary, expanded
 
-__all__ = ["Settings", "given_path", "given_policy", "in_folder", "make_request"]
+__all__ = ["Settings", "extended", "given_path", "given_policy", "in_folder", "make_request"]
 
 Settings = Mapping[str, object]
 """Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
@@ -135,6 +136,49 @@ def in_folder(
     if folder is None:
         weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
     return result
+
+
+def extended(request: Config, folder: Path | str | None, resume: bool, trials: int | str | None) -> Config:
+    """Return the request of a search with the further trials that its run has already, and those of a ``"+200"``.
+
+    Where the run was stopped while it spent as many as are added, it goes on with these and none is added twice.
+
+    Raises:
+        BadInputError: text that is no such number, trials are added to no run, or the request's own further trials are
+            not those of the run.
+    """
+    added = _added(trials) if isinstance(trials, str) else 0
+    run = None if folder is None or not resume else RunFolder(expanded(folder))
+    if run is None or not run.config_yaml.exists():
+        if added:
+            raise BadInputError(
+                f"trials = +{added} adds to a run, and "
+                + (f"{run.path} holds none" if run is not None else "none is resumed")
+                + "; name its folder (--out) and resume it (--resume)"
+            )
+        return request
+    asked, begun = request.search.further_trials, further_trials(run.read_config().text)
+    further = max(asked, begun, key=len)
+    if asked != further[: len(asked)] or begun != further[: len(begun)]:
+        raise BadInputError(
+            f"search.further_trials = {list(asked)}, and the run in {run.path} has {list(begun)}; leave the key out to "
+            "go on with those"
+        )
+    if added and (further[-1:] != (added,) or _is_spent(run, request.search.trials + sum(further))):
+        further = (*further, added)
+    return from_mapping(request.model_dump(mode="json"), "", {"search.further_trials": list(further)})
+
+
+def _added(trials: str) -> int:
+    if not re.fullmatch(r"\+[1-9][0-9]{0,8}", trials):
+        raise BadInputError(f"trials = {trials[:40]!r}, expected a count, or +N to add N to a run that is resumed")
+    return int(trials)
+
+
+def _is_spent(run: RunFolder, evaluations: int) -> bool:
+    """Whether a run has ended after so many evaluations."""
+    summary = run.read_summary() if run.summary_json.exists() else None
+    return isinstance(summary, Summary) and summary.evaluations >= evaluations
 
 
 def given_policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:

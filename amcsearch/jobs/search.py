@@ -97,7 +97,8 @@ def _run_agents(
 def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_baseline: bool = False) -> None:
     """Let an agent spend a study's evaluations, after the policies to start from; say how many it leaves.
 
-    A baseline does without those of ``search.start: exact``, for it shows what a search is worth.
+    A baseline does without those of ``search.start: exact``, for it shows what a search is worth. For each of
+    ``search.further_trials`` the agent runs again, with a seed of its own, and goes on from the trials before.
 
     Raises:
         BadInputError: it evaluated nothing, or as ``Agent.run``.
@@ -107,14 +108,18 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
     begun = len(study.trials)
     with settings_kept(name):
         agent.run(study, study.seed)
+        for number, trials in enumerate(job.config.search.further_trials, 1):
+            study.extend(trials)
+            agent.run(study, int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0] // 2))
     is_idle = len(study.trials) == begun and study.remaining > 0
     if not study.trials or (is_idle and _has_new(study)):
         raise BadInputError(
             f"search.agent = {name!r} evaluated no policy; call study.evaluate in its run until study.remaining is 0"
         )
     if study.remaining:
+        asked = "search.trials" + " and search.further_trials" * bool(job.config.search.further_trials)
         study.note(
-            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than search.trials: it had "
+            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {asked}: it had "
             f"no new policy left (the space has {study.space.size}, not all within the budget)"
         )
         observer.warn(study.notes[-1])

@@ -150,6 +150,16 @@ class Study:
         """Evaluations left to spend."""
         return self._total - len(self.trials)
 
+    def extend(self, trials: int) -> None:
+        """Allow further evaluations.
+
+        Raises:
+            BadInputError: not at least 1.
+        """
+        if trials < 1:
+            raise BadInputError(f"search.further_trials: {trials}, must be at least 1")
+        self._total += trials
+
     @property
     def front(self) -> list[Trial]:
         """Complete trials that no other dominates in ``objectives`` (the metric and the priced costs if none given)."""

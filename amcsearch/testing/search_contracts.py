@@ -192,6 +192,17 @@ class AgentContract:
         assert study.trials
         _check_trials(study)
 
+    def test_goes_on_when_the_study_is_extended(self, maker: Callable[[], Agent]) -> None:
+        """Run again with further evaluations it keeps what it had and spends them on new policies."""
+        study = make_study(trials=7)
+        maker().run(study, 3)
+        first = list(study.trials)
+        study.extend(5)
+        maker().run(study, 4)
+        assert study.trials[:7] == first
+        assert study.remaining == 0
+        _check_trials(study)
+
     def test_is_a_function_of_the_seed(self, maker: Callable[[], Agent]) -> None:
         """One seed gives one search."""
         studies = [make_study(trials=12) for _ in range(2)]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amcsearch.config.devices import read_device
-from amcsearch.config.loading import config_hash, dump, load
+from amcsearch.config.identity import config_hash
+from amcsearch.config.loading import dump, load
 from amcsearch.config.lookup import CONFIGURATIONS, DEVICES, TABLES, find, find_file, listed, lookup, writable
 from amcsearch.config.table_folder import read_latency_table
 from amcsearch.core.errors import BadInputError

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import amcsearch
 from amcsearch.cli.main import main
-from amcsearch.config.loading import config_hash, dump
+from amcsearch.config.identity import config_hash
+from amcsearch.config.loading import dump
 from amcsearch.core.errors import BadInputError
 from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.jobs.identity import _digest, begin_workload, end_workload
