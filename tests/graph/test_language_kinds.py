@@ -1,6 +1,7 @@
 """Attention as networks of language and speech write it: groups by hand, removal beside masking, layers predicted."""
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,9 +208,72 @@ class GroupedExperts(nn.Module):
         return self.head((x + y).mean(0, keepdim=True))
 
 
+class VectorAtAMask(Net):
+    """A learnt vector instead of some tokens of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.inside = nn.Parameter(torch.randn(8)), nn.Linear(8, HEADS * EACH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x[(torch.arange(TOKENS) % 3 == 1).expand(len(x), -1)] = self.hidden
+        return self.head((x + self.out(F.relu(self.inside(x)))).mean(1))
+
+
+class RoutedToFew(Net):
+    """An expert for every token of which some have none, and layers that read the stream behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.inside = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, HEADS * EACH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)[0]
+        y = torch.zeros_like(x)
+        y.index_add_(0, torch.tensor([0, 2]), self.one(x[[0, 2]]))
+        y.index_add_(0, torch.tensor([2, 5]), self.two(x[[2, 5]]))
+        x = x + y
+        return self.head((x + self.out(F.relu(self.inside(x)))).mean(0, keepdim=True))
+
+
+class SharedBiases(Net):
+    """Two attentions that add one table of zeros, with a row for each head."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.num_heads = fused, HEADS
+        self.first, self.second = nn.Linear(8, 3 * HEADS * EACH), nn.Linear(8, 3 * HEADS * EACH)
+        self.between = nn.Linear(HEADS * EACH, 8)
+
+    def attention(self, qkv: Tensor, biases: Tensor) -> Tensor:
+        q, k, v = (split(t) for t in qkv.chunk(3, -1))
+        if self.fused:
+            return joined(F.scaled_dot_product_attention(q, k, v, biases))
+        return joined((q @ k.mT / math.sqrt(EACH) + biases).softmax(-1) @ v)
+
+    def attended(self, x: Tensor) -> Tensor:
+        biases = torch.zeros(1, self.num_heads, TOKENS, TOKENS)
+        x = x + self.between(self.attention(self.first(x), biases))
+        return self.attention(self.second(x), biases)
+
+
+class TokensOfChannels(Net):
+    """Each token becomes two, of half of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.inside = nn.Linear(8, 14), nn.Linear(7, HEADS * EACH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(F.relu(self.embed(x)))
+        x = x.reshape(len(x), 2 * TOKENS, -1)
+        return self.head(self.out(F.relu(self.inside(x))).mean(1))
+
+
 Groups = list[tuple[str, int, int]]
 STREAM = ("embed", 8, 1)
-KINDS: dict[str, tuple[type[nn.Module], Groups]] = {
+KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "norms inside heads": (NormedHeads, [STREAM, ("k", 6, 3)]),
     "a key head for all": (SharedKeys, [STREAM, ("q", 12, 3)]),
     "a key head for all, fused": (FusedSharedKeys, [STREAM, ("qkv", 12, 3)]),
@@ -221,8 +285,13 @@ KINDS: dict[str, tuple[type[nn.Module], Groups]] = {
     "a channel picked for its length": (LengthOfOneChannel, [STREAM, ("inside", 12, 1)]),
     "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
+    "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
+    "tokens without an expert": (RoutedToFew, [STREAM, ("inside", 12, 1)]),
+    "biases shared by two attentions": (lambda: SharedBiases(False), [STREAM, ("first", 12, 3)]),
+    "biases shared by two fused attentions": (lambda: SharedBiases(True), [STREAM, ("first", 12, 3)]),
+    "tokens made of channels": (TokensOfChannels, [STREAM, ("up", 7, 1), ("inside", 12, 1), ("out", 8, 1)]),
 }
-NO_ONNX = {"grouped rows of experts"}  # of the dense network, too
+NO_ONNX = {"grouped rows of experts", "a vector at a mask"}  # of the dense network, too
 
 _CACHE: dict[str, tuple[nn.Module, Batch, Trace]] = {}
 

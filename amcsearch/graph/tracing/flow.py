@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
 
-__all__ = ["Call", "Crossing", "Cut", "Flow", "Listener", "Split", "outputs"]
+__all__ = ["Call", "Crossing", "Cut", "Flow", "Listener", "Split", "filled", "outputs"]
 
 _CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
 _ATTRIBUTE: Final = "_amcsearch_labels"
@@ -184,7 +184,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         """Return the label tensors of a tensor, each of its shape; none where it holds no channels."""
         state = self._state(tensor)
         if state.canvas is not None and bool((state.canvas > NONE).any()):
-            return (tidy(_filled(state.canvas)),)
+            return (tidy(filled(state.canvas)),)
         return state.layers
 
     def vectors(self, tensor: Tensor, dims: Iterable[int]) -> NDArray[np.int64] | None:
@@ -289,7 +289,10 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
                 dims = set(varying(label))
                 for j, others in enumerate(layers):
                     wide = {d for d in dims if sizes[j][d] > 1}
-                    if j == i or not wide or fresh[j]:
+                    if j == i or not wide:
+                        continue
+                    if fresh[j]:
+                        self._adopt(operands[j], label, wide)
                         continue
                     beside = [other for other in others if dims & set(varying(other))]
                     if not beside:
@@ -299,6 +302,17 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
                         self._tie(label, beside, reason)
         kept = [label for mine in layers for label in mine if id(label) not in dropped]
         return self.merged(kept, tied=True)
+
+    def _adopt(self, tensor: Tensor, label: Tensor, dims: set[int]) -> None:
+        """What plain code fills in has the width of the first that it meets: whoever meets it next is as wide."""
+        if dims != set(varying(label)) or self.labels(tensor):
+            return
+        label = small(label).reshape(label.shape[label.ndim - tensor.ndim :]).expand(tensor.shape)
+        canvas = self.canvas(tensor)
+        if canvas is None:
+            self.put(tensor, [label])
+        elif bool((label > NONE).all()):
+            canvas.copy_(label)
 
     def keeps(self, label: Tensor, dims: Iterable[int], reason: str) -> None:
         """Some dimensions of a tensor keep their size: what lies along them leaves as a whole, or not at all."""
@@ -324,7 +338,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
                 self.slots.together(label, other)
 
 
-def _filled(canvas: Tensor) -> Tensor:
+def filled(canvas: Tensor) -> Tensor:
     """Labels of a tensor that was written in parts: what was left as filled in goes with the rest of its dimension."""
     for dim in range(canvas.ndim):
         most = canvas.amax(dim, keepdim=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from amcsearch.graph.outputs import tensors_in
-from amcsearch.graph.tracing.flow import Call, Flow, Rule, outputs
-from amcsearch.graph.tracing.labels import NONE, small, tidy, varying
+from amcsearch.graph.tracing.flow import Call, Flow, Rule, filled, outputs
+from amcsearch.graph.tracing.labels import FRESH, NONE, small, tidy, varying
 from amcsearch.graph.tracing.move_rules import VIEWS, concatenate, cut, embedding, gather, move, pick, strided, view
 from amcsearch.graph.tracing.product_rules import attention, convolution, experts, product
 
@@ -61,31 +61,54 @@ def write(flow: Flow, call: Call) -> None:
 
 
 def write_at(flow: Flow, call: Call) -> None:
-    """Writing at indices (index_put, index_add, scatter): as ``write``, where the operation says."""
-    target = call.args[0]
+    """Writing at indices (index_put, index_add, scatter): the labels are written where the operation says.
+
+    What is written at other indices lies along the same channels: hence labels of the same place are one channel.
+    """
+    target, out = call.args[0], outputs(call)[0]
     canvas = flow.canvas(target)
-    sources = [t for t in tensors_in(call.args[1:]) if flow.labels(t)]
-    if not sources:
+    mine = [small(label) for label in flow.labels(target)]
+    written = [
+        _written_at(call, source, label)
+        for source in tensors_in((*call.args[1:], *call.kwargs.values()))
+        for label in flow.labels(source)
+    ]
+    if canvas is not None and len(written) == 1:
+        flow.slots.same(_only(canvas), _only(written[0]), "")
+        canvas.copy_(_levelled(flow, torch.where(canvas > NONE, canvas, written[0]), written[0]))
+        flow.put(out, [], True, canvas)
         return
-    out = outputs(call)[0]
-    for source in sources:
-        layers = [small(label) for label in flow.labels(source)]
-        if canvas is not None and len(layers) == 1:
-            args = [flow.labels(source)[0].contiguous() if a is source else a for a in call.args]
-            name = call.func._schema.name.removeprefix("aten::")
-            if name.rstrip("_") == "index_add":
-                args[0] = torch.zeros_like(canvas)
-            result = call.func(args[0] if args[0] is not target else canvas.clone(), *args[1:])
-            canvas.copy_(torch.where(canvas > NONE, canvas, result))
-            flow.put(out, [], True, canvas)
-        else:
-            same_rank = [label for label in layers if label.ndim == out.ndim]
-            mine = [small(label) for label in flow.labels(target)]
-            for label in same_rank:
-                for other in mine:
-                    if varying(label) == varying(other):
-                        flow.slots.same(label, other, f"is written{flow.place()} into other channels")
-            flow.put(out, mine or same_rank)
+    whole = [small(tidy(filled(label))) for label in written]
+    for label in whole:
+        for other in mine:
+            if varying(label) == varying(other):
+                flow.slots.same(label, other, f"is written{flow.place()} into other channels")
+    if written:
+        flow.put(out, mine or whole)
+
+
+def _written_at(call: Call, source: Tensor, label: Tensor) -> Tensor:
+    """Labels of what an operation writes, in a tensor like its target, ``FRESH`` elsewhere."""
+    args = [label.contiguous() if argument is source else argument for argument in call.args]
+    args[0] = torch.full(call.args[0].shape, FRESH)
+    name = call.func._schema.name.removeprefix("aten::").rstrip("_")
+    if name in _ADDING:  # labels of the same place must not be added up
+        return _ADDING[name](*args[:4])
+    written: Tensor = call.func(*(args[:3] if "index_put" in name else args))
+    return written
+
+
+def _only(label: Tensor) -> Tensor:
+    return torch.where(label > NONE, label, FRESH)
+
+
+def _levelled(flow: Flow, canvas: Tensor, written: Tensor) -> Tensor:
+    """Tie the labels of one place in all rows, where rows are what the written labels do not vary in."""
+    for dim in set(range(canvas.ndim)) - set(varying(tidy(filled(written)))):
+        most = canvas.amax(dim, keepdim=True)
+        flow.slots.same(_only(most), _only(canvas), "")
+        canvas = torch.where(canvas > NONE, most, canvas)
+    return canvas
 
 
 def reduce(flow: Flow, call: Call) -> None:
@@ -235,6 +258,7 @@ def like(flow: Flow, call: Call) -> None:
         flow._make(out)
 
 
+_ADDING: Final[dict[str, Callable[..., Tensor]]] = {"index_add": torch.index_copy, "scatter_add": torch.scatter}
 _SUMS: Final = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
 _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     keep: "clone contiguous _to_copy detach alias lift_fresh lift lift_fresh_copy tril triu bernoulli native_dropout "

@@ -67,6 +67,9 @@ def multiplied(
         slots.block(label, f"whole heads leave, and their widths stay ({name}{flow.place()})")
     reason = f"meets ({name}{flow.place()}) a matrix that keeps its width"
     inner_a, inner_b = [x for x in a if 2 in varying(x)], [x for x in b if 1 in varying(x)]
+    if inner_a and inner_b:
+        inner_a = [_of_terms(flow, x, 1, f"{name}{flow.place()} mixes channels") for x in inner_a]
+        inner_b = [_of_terms(flow, y, 2, f"{name}{flow.place()} mixes channels") for y in inner_b]
     for label, dim, others, is_fresh in [
         *((x, 2, inner_b, are_fresh[1]) for x in inner_a),
         *((x, 1, inner_a, are_fresh[0]) for x in inner_b),
@@ -74,10 +77,6 @@ def multiplied(
         if not others and not is_fresh:
             flow.keeps(label, {dim}, reason)
     for x, y in _partners(flow, inner_a, inner_b, reason):
-        if 1 in varying(x) or 2 in varying(y):
-            slots.block(x, f"{name}{flow.place()} mixes channels")
-            slots.block(y, f"{name}{flow.place()} mixes channels")
-            continue
         _summed(flow, x[:, 0, :], y[:, :, 0], reason)
     for x in inner_a:
         result.append(slots.contracted(x, [2]))
@@ -90,6 +89,16 @@ def multiplied(
             slots.produces(y)
     apart = [y for y in outer_b if varying(y) == (2,)]  # heads and their widths, of one tensor: neither implies another
     return [*flow.merged([*result, *(y for y in outer_b if varying(y) != (2,))]), *_unique(apart)]
+
+
+def _of_terms(flow: Flow, label: Tensor, rows: int, reason: str) -> Tensor:
+    """Labels along the terms of a sum; where they differ by row (positions made of channels), all of a term leave."""
+    if rows not in varying(label):
+        return label
+    terms = flow.slots.contracted(label, [rows])
+    if not varying(terms):  # every term reads the same channels
+        flow.slots.block(label, reason)
+    return terms
 
 
 def _widths_of_heads(layers: Sequence[Tensor]) -> list[Tensor]:
@@ -168,7 +177,7 @@ def attention(flow: Flow, call: Call) -> None:
     mask = call.argument("attn_mask")
     out = next(tensors_in([call.out]))
     shaped = [label[None] for label in scores]
-    if isinstance(mask, Tensor) and flow.labels(mask):
+    if isinstance(mask, Tensor) and (flow.labels(mask) or flow.is_fresh(mask)):
         plain = torch.empty((1, *query.shape[1:3], key.shape[2]), device="meta")
         flow.put(plain, shaped)
         shaped = flow.combined([plain, mask], f"meets ({call.name}{flow.place()}) a mask that keeps its heads")

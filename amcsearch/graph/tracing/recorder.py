@@ -266,11 +266,12 @@ class Recorder(TorchFunctionMode):
     def _channels(self, module: nn.Module, spec: LayerSpec, x: Tensor) -> NDArray[np.int64] | None:
         """Labels of a layer's input or output, along its channels alone where positions have labels too."""
         assert self.flow is not None
-        vector = self.flow.vectors(x, range(x.ndim))
-        if vector is not None:
-            return vector
         last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
-        return self.flow.vectors(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
+        vector = self.flow.vectors(x, range(x.ndim))
+        if vector is None:
+            return self.flow.vectors(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
+        # positions made of channels: one row tells, since what lies behind the other rows leaves with it
+        return vector[:, : x.shape[-1]] if last and self.flow.vectors(x, range(x.ndim - 1)) is None else vector
 
     def recurrent(self, module: nn.RNNBase, x: Tensor) -> None:
         """Record a recurrent module as the products that every step takes: inputs, hidden state and projection."""
