@@ -80,6 +80,12 @@ def _gates() -> dict[str, str]:
     return _first_lines(GATES)
 
 
+def _keys() -> dict[str, str]:
+    from amcsearch.config import described_keys
+
+    return described_keys()
+
+
 def _models() -> dict[str, str]:
     from amcsearch.training import MODELS
 
@@ -146,6 +152,7 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
     "datasets": _datasets,
     "devices": _devices,
     "gates": _gates,
+    "keys": _keys,
     "models": _models,
     "rewards": _rewards,
     "tasks": _tasks,

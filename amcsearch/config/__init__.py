@@ -20,7 +20,7 @@ from amcsearch.config.identity import (
     settings_hash,
     trial_settings,
 )
-from amcsearch.config.loading import check_priced, dump, from_mapping, json_schema, load
+from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
 from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
@@ -75,6 +75,7 @@ __all__ = [
     "check_priced",
     "choose",
     "config_hash",
+    "described_keys",
     "dump",
     "find",
     "from_mapping",

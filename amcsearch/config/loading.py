@@ -5,12 +5,12 @@ Files named in a configuration become absolute paths.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from amcsearch.config.identity import MOST_BYTES, PATHS, SPECS, WORDS, texts_at
 from amcsearch.config.lookup import CONFIGURATIONS, TABLES, find, find_file, lookup
@@ -23,6 +23,7 @@ from amcsearch.runs import expanded
 
 __all__ = [
     "check_priced",
+    "described_keys",
     "dump",
     "from_mapping",
     "json_schema",
@@ -131,6 +132,23 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
             f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
             "`amcsearch list devices`"
         )
+
+
+def described_keys() -> dict[str, str]:
+    """Return every key of the configuration by dotted name: its default, or that it is required, and its meaning."""
+    return dict(_described(Config, ""))
+
+
+def _described(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        inner = None if get_origin(field.annotation) is dict else _section(field.annotation)
+        if inner is None or field.default is None:
+            value = field.default_factory() if callable(field.default_factory) else field.default  # type: ignore[call-arg]
+            default = "required" if field.is_required() else json.dumps(to_jsonable_python(value), ensure_ascii=False)
+            meaning = " ".join((field.description or "").split("\n\n")[0].replace("``", "").split())
+            yield prefix + name, f"{default}; {meaning}".removesuffix("; ")
+        if inner is not None:
+            yield from _described(inner, f"{prefix}{name}.")
 
 
 def json_schema() -> dict[str, Any]:
