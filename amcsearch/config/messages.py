@@ -39,9 +39,14 @@ def describe(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(context["error"])
     if error["type"] in _EXPECTED:
-        return "expected " + _EXPECTED[error["type"]].format(**context)
+        quoted = f'; write it in quotes: "{error["input"]}"' if _is_number_for_text(error) else ""
+        return "expected " + _EXPECTED[error["type"]].format(**context) + quoted
     message = error["msg"]
     return message[:1].lower() + message[1:]
+
+
+def _is_number_for_text(error: ErrorDetails) -> bool:
+    return error["type"] == "string_type" and type(error["input"]) in (int, float)
 
 
 def hint(name: str, known: Iterable[str] | Mapping[str, Any]) -> str:

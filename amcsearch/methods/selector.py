@@ -1,6 +1,6 @@
 """The contract of selectors, what a selector is given, and the kept units and refitted weights it leads to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -207,8 +207,17 @@ def _readers(model: nn.Module, trace: Trace, group: str, inputs: Mapping[str, La
         columns = (channels[:, :, None] * layer_inputs.taps + np.arange(layer_inputs.taps)).reshape(len(channels), -1)
         readers.append(Reader(layer_inputs, weight_matrix(model.get_submodule(path)).cpu(), torch.from_numpy(columns)))
     if not readers:
+        named = ", ".join(dict.fromkeys(_reader_names(model, trace, group)))
         raise BadInputError(
-            f"no convolution or linear layer reads group {group!r}, so no selector can judge it; "
-            "set selection.selector to null and choose a criterion"
+            f"no convolution or linear layer reads group {group!r}{f' (read by {named})' if named else ''}, so no "
+            "selector can judge it; set selection.selector to null and choose a criterion"
         )
     return tuple(readers)
+
+
+def _reader_names(model: nn.Module, trace: Trace, group: str) -> Iterator[str]:
+    """What reads a group, with its type."""
+    for part in trace.slices[group]:
+        path = part.tensor.rpartition(".")[0]
+        if part.side is Side.IN:
+            yield f"{path}: {type(model.get_submodule(path)).__name__}"

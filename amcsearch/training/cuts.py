@@ -50,7 +50,7 @@ DEFAULT_SIZES: Final[Mapping[str, int]] = {"calibration": 512, "search": 512}  #
 SEARCH_NAMES: Final = ("val", "valid", "validation", "dev")
 
 _log = logging.getLogger(__name__)
-_NO_DATASETS: Final = (Tensor, np.ndarray, str, bytes)
+_NO_DATASETS: Final = (str, bytes)
 
 
 def as_datasets(data: object, key: str = "data") -> dict[str, Samples]:
@@ -80,6 +80,8 @@ def as_datasets(data: object, key: str = "data") -> dict[str, Samples]:
 def _as_dataset(value: object, name: str, key: str) -> Samples:
     if isinstance(value, DataLoader):
         return _of_loader(value, name, key)
+    if isinstance(value, Tensor | np.ndarray):  # inputs alone: of a network that keeps its own outputs
+        return _of_arrays([value], name)
     if isinstance(value, tuple | list) and value:
         if all(isinstance(part, Tensor | np.ndarray) for part in value) and (len(value) == 2 or type(value) is tuple):
             return _of_arrays(value, name)
@@ -93,7 +95,7 @@ def _as_dataset(value: object, name: str, key: str) -> Samples:
     if not (is_stream or has_items) or isinstance(value, _NO_DATASETS):
         raise BadInputError(
             f"data: the {name} split is a {type(value).__name__}, expected a dataset of (input, target) with a length, "
-            "an iterable one, a loader of one, or a pair of tensors or numpy arrays (inputs, targets)"
+            "an iterable one, a loader of one, a pair of tensors or numpy arrays (inputs, targets), or the inputs alone"
         )
     return cast(Samples, value)
 

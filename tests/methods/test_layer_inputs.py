@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods import layer_inputs
+from amcsearch.methods import Calibration, layer_inputs
 from amcsearch.methods.layer_inputs import gather_inputs
 from amcsearch.methods.patches import patches, weight_matrix
+from amcsearch.methods.selector import problem_of
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (3, 6)),
@@ -128,6 +129,14 @@ def test_readers_of_other_kinds_are_named(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level("INFO"):
         assert list(gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 2))) == ["4"]
     assert "not refitted: 2 (ConvTranspose2d)" in caplog.text
+
+
+def test_what_reads_a_group_that_no_selector_can_judge_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3)).eval()
+    x = torch.randn(3, 1, 6, 6)
+    calibration = Calibration(model, trace(model, x[:1]), HeldBatches.of(x, x, 2), F.mse_loss)
+    with pytest.raises(BadInputError, match=r"reads group '0' \(read by 2: ConvTranspose2d\), so no selector can"):
+        problem_of(calibration)
 
 
 def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,12 +313,21 @@ def test_numpy_arrays_are_data_as_tensors_are(dtype):
     [
         ((INPUTS.numpy(), TARGETS.numpy()[:39]), "40 inputs and 39 targets"),
         ((np.array(["a"] * 40), TARGETS.numpy()), "numpy array of <U1, expected numbers"),
-        (INPUTS.numpy(), "the train split is a ndarray, expected a dataset"),
+        (np.float32(3.0), "the train split is a float32, expected a dataset"),
+        (np.zeros(()), r"the train split has tensors of \[0\] samples"),
     ],
 )
 def test_arrays_that_are_no_samples_are_named(data, words):
     with pytest.raises(BadInputError, match=words):
         as_datasets(data)
+
+
+@pytest.mark.parametrize("data", [INPUTS, INPUTS.numpy(), {"train": INPUTS}])
+def test_inputs_alone_are_samples_without_targets(data):
+    (name,) = as_datasets(data)
+    assert name == "train"
+    (first,) = as_datasets(data)["train"][0]
+    assert torch.equal(first, INPUTS[0])
 
 
 def test_class_shares_are_kept_by_an_attribute_of_targets_where_it_fits(caplog):
