@@ -221,6 +221,38 @@ class VectorAtAMask(Net):
         return self.head((x + self.out(F.relu(self.inside(x)))).mean(1))
 
 
+class WrittenByToken(Net):
+    """A state that runs through the tokens, each of which is written into a tensor of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v, self.decay = nn.Linear(8, 12), nn.Linear(8, 12), nn.Parameter(torch.randn(12))
+
+    def attended(self, x: Tensor) -> Tensor:
+        k, v = self.k(x), self.v(x)
+        state, y = torch.zeros_like(k[:, 0]), torch.zeros_like(k)
+        for token in range(TOKENS):
+            state = state * torch.sigmoid(self.decay) + k[:, token]
+            y[:, token] = state * v[:, token]
+        return y
+
+
+class KeysOfGroups(Net):
+    """Values and gates of heads and keys of groups of heads, cut from one layer; a number equals that of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.n_groups, self.chunk_size = HEADS, 2, HEADS
+        self.every = nn.Linear(8, HEADS * EACH + 2 * EACH + HEADS)
+
+    def attended(self, x: Tensor) -> Tensor:
+        sizes = [self.num_heads * EACH, self.n_groups * EACH, self.num_heads]
+        values, keys, gates = self.every(x).split(sizes, -1)
+        keys = split(keys).repeat_interleave(self.num_heads // self.n_groups, 1)
+        y = (keys @ keys.mT).softmax(-1) @ split(values) * gates.mT[..., None]
+        return joined(y) / self.chunk_size
+
+
 class RoutedToFew(Net):
     """An expert for every token of which some have none, and layers that read the stream behind them."""
 
@@ -286,6 +318,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
+    "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),
+    "keys of groups of heads": (KeysOfGroups, [STREAM, ("every", 2, 1)]),
     "tokens without an expert": (RoutedToFew, [STREAM, ("inside", 12, 1)]),
     "biases shared by two attentions": (lambda: SharedBiases(False), [STREAM, ("first", 12, 3)]),
     "biases shared by two fused attentions": (lambda: SharedBiases(True), [STREAM, ("first", 12, 3)]),

@@ -116,7 +116,8 @@ def pick(flow: Flow, call: Call) -> None:
     picked = [(small(label), reason) for label in flow.labels(source) if varying(label) == (dim,)]
     move(flow, call)
     for out in outputs(call):
-        flow.put(out, [small(label) for label in flow.labels(out) if varying(label)], mixed=picked)
+        labels = [small(label) for label in flow.labels(out) if varying(label)]
+        flow.put(out, labels, flow.is_fresh(source), flow.canvas(out), picked)
 
 
 def gather(flow: Flow, call: Call) -> None:

@@ -23,7 +23,7 @@ __all__ = ["CodeWidths"]
 _HEADS: Final = frozenset(
     {
         *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "num_head", "heads", "num_key_value_heads"),
-        *("n_kv_heads", "num_kv_heads", "n_local_heads", "n_local_kv_heads", "n_kv_head"),
+        *("n_kv_heads", "num_kv_heads", "n_local_heads", "n_local_kv_heads", "n_kv_head", "n_groups"),
     }
 )
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -123,9 +123,12 @@ class CodeWidths:
             whole = here[(here == here[:, :1]).all(axis=1), 0]  # an index that heads share stays with those left
             inside = whole[np.isin(whole, units)]
             lost.setdefault(length, set()).add(int((whole == inside[0]).sum()) if inside.size else 0)
-        for attribute, value in self._integers(cut.module) if cut.module in self.modules else ():
+        integers = list(self._integers(cut.module)) if cut.module in self.modules else []
+        heads = {value for attribute, value in integers if attribute in _HEADS}
+        for attribute, value in integers:
             counts = lost.get(value, {0})
-            if len(counts) == 1 and 0 not in counts and attribute not in ("head_dim", "head_size"):
+            is_other = value in heads and attribute not in _HEADS  # happens to equal the number of heads
+            if len(counts) == 1 and 0 not in counts and not is_other and attribute not in ("head_dim", "head_size"):
                 yield WidthAttribute(cut.module, attribute, name, next(iter(counts)), width)
 
     def _weights(self, name: str, group: RawGroup) -> Iterator[WidthAttribute]:
