@@ -253,6 +253,21 @@ class KeysOfGroups(Net):
         return joined(y) / self.chunk_size
 
 
+class LatentAsWideAsAHead(Net):
+    """Values from a narrow latent that is cut from a layer, and as wide as a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_rank, self.v_head_dim = EACH, EACH
+        self.latent, self.q, self.k = nn.Linear(8, EACH + 2), nn.Linear(8, HEADS * EACH), nn.Linear(8, HEADS * EACH)
+        self.up, self.turn = nn.Linear(EACH, HEADS * EACH), nn.Linear(2, HEADS * EACH)
+
+    def attended(self, x: Tensor) -> Tensor:
+        latent, turn = self.latent(x).split([self.latent_rank, 2], -1)
+        q, k, v = (split(t, self.v_head_dim) for t in (self.q(x), self.k(x) + self.turn(turn), self.up(latent)))
+        return joined(F.scaled_dot_product_attention(q, k, v))
+
+
 class RoutedToFew(Net):
     """An expert for every token of which some have none, and layers that read the stream behind them."""
 
@@ -320,6 +335,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
     "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),
     "keys of groups of heads": (KeysOfGroups, [STREAM, ("every", 2, 1)]),
+    "a latent as wide as a head": (LatentAsWideAsAHead, [STREAM, ("latent", 3, 1), ("q", 12, 3)]),
     "tokens without an expert": (RoutedToFew, [STREAM, ("inside", 12, 1)]),
     "biases shared by two attentions": (lambda: SharedBiases(False), [STREAM, ("first", 12, 3)]),
     "biases shared by two fused attentions": (lambda: SharedBiases(True), [STREAM, ("first", 12, 3)]),

@@ -128,7 +128,8 @@ class CodeWidths:
         for attribute, value in integers:
             counts = lost.get(value, {0})
             is_other = value in heads and attribute not in _HEADS  # happens to equal the number of heads
-            if len(counts) == 1 and 0 not in counts and not is_other and attribute not in ("head_dim", "head_size"):
+            is_other |= attribute.endswith(("head_dim", "head_size"))  # heads leave whole, and keep their width
+            if len(counts) == 1 and 0 not in counts and not is_other:
                 yield WidthAttribute(cut.module, attribute, name, next(iter(counts)), width)
 
     def _weights(self, name: str, group: RawGroup) -> Iterator[WidthAttribute]:
