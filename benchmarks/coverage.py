@@ -1,6 +1,7 @@
 """Which networks can be pruned, and how much of each?
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--only NAME …] [--family FAMILY …] [--again] [--results FILE]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--only NAME …] [--family FAMILY …] [--again] [--keep FILE] \
+        [--results FILE]
     python benchmarks/coverage.py --page
 
 For every network of ``coverage_networks.py``: CPU seconds of ``trace``, channel groups, the share of MACs in layers of
@@ -212,10 +213,13 @@ def heads_of(model: nn.Module) -> dict[nn.Module, int]:
     return heads
 
 
-def measured(name: str) -> Iterator[Record]:
-    """Yield what is known of a network after every step; a step that fails is named with its error."""
+def measured(name: str, of_other: Record) -> Iterator[Record]:
+    """Yield what is known of a network after every step; a step that fails is named with its error.
+
+    ``of_other``: what is known of Torch-Pruning already, which is then not measured.
+    """
     record: Record = {"name": name, "family": NETWORKS[name].family, "machine": machine(), "date": str(date.today())}
-    record["commit"] = commit()
+    record |= {"commit": commit(), **of_other}
     model, inputs = built(NETWORKS[name])
     record["parameters"] = sum(p.numel() for p in model.parameters())
     small: list[nn.Module] = []
@@ -239,8 +243,7 @@ def measured(name: str) -> Iterator[Record]:
         "count": lambda: iter([counted(model, inputs)]),
         "removal": removal,
         "onnx": lambda: iter([in_onnx(small[0], inputs)]),
-        "tp": other,
-    }
+    } | ({} if of_other else {"tp": other})
     for step, run in steps.items():
         try:
             signal.setitimer(signal.ITIMER_PROF, TP_SECONDS[record["family"]] if step == "tp" else 0)
@@ -278,7 +281,7 @@ def stop(*_: object) -> None:
     raise TimeoutError("not done within its CPU time")
 
 
-def run_one(name: str, results: Connection) -> None:
+def run_one(name: str, results: Connection, of_other: Record) -> None:
     """Send the record of a network after every step; the last counts."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)  # exporters print from C++
@@ -286,16 +289,16 @@ def run_one(name: str, results: Connection) -> None:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGPROF, stop)
     resource.setrlimit(resource.RLIMIT_AS, (GIBIBYTES << 30, GIBIBYTES << 30))
-    for record in measured(name):
+    for record in measured(name, of_other):
         results.send(record)
 
 
-def in_a_process(name: str, seconds: int) -> Record:
+def in_a_process(name: str, seconds: int, of_other: Record) -> Record:
     """Run a network in a process of its own and return what it knew when it ended or was stopped."""
     record: Record = {"name": name, "family": NETWORKS[name].family}
     context = multiprocessing.get_context("fork")  # the libraries are loaded once
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=run_one, args=(name, sending))
+    process = context.Process(target=run_one, args=(name, sending, of_other))
     process.start()
     sending.close()
     end = time.monotonic() + seconds
@@ -324,6 +327,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="networks, by any part of their names")
     parser.add_argument("--family", nargs="+", default=[], choices=sorted({n.family for n in NETWORKS.values()}))
     parser.add_argument("--again", action="store_true", help="measure networks that have a result")
+    parser.add_argument("--keep", type=Path, help="results whose figures of Torch-Pruning are taken over")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit for one network")
     parser.add_argument("--page", action="store_true", help="write docs/coverage.md and its picture, measure nothing")
@@ -334,13 +338,14 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     load_libraries()
-    known = read(given.results)
+    known, kept = read(given.results), read(given.keep) if given.keep else {}
     for name, network in NETWORKS.items():
         wanted = (not given.only or any(part == name if "/" in part else part in name for part in given.only)) and (
             not given.family or network.family in given.family
         )
         if wanted and (given.again or name not in known):
-            record = in_a_process(name, given.seconds)
+            of_other = {key: x for key, x in kept.get(name, {}).items() if key.startswith("tp_")}
+            record = in_a_process(name, given.seconds, of_other)
             with given.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps({k: v for k, v in record.items() if k != "left"}), flush=True)
