@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from amcsearch.api import compare as compare
     from amcsearch.api import energy as energy
+    from amcsearch.api import front as front
     from amcsearch.api import load as load
     from amcsearch.api import make_env as make_env
     from amcsearch.api import measure_latency_table as measure_latency_table
@@ -24,8 +25,8 @@ __version__ = "0.1.0"
 
 _ROOMS: Final = {
     "api": (
-        *("compare", "energy", "load", "make_env", "measure_latency_table", "prune", "search", "sensitivity"),
-        "sparsify",
+        *("compare", "energy", "front", "load", "make_env", "measure_latency_table", "prune", "search"),
+        *("sensitivity", "sparsify"),
     ),
     "config": ("Config", "read_device", "read_latency_table", "write_latency_table"),
     "core": (
@@ -49,7 +50,7 @@ _ROOMS: Final = {
         *("CRITERIA", "GATES", "REDUCTIONS", "SCHEDULES", "SELECTORS"),
         *("Criterion", "Need", "Selector", "Statistics"),
     ),
-    "runs": ("SparsifySummary", "Summary"),
+    "runs": ("FrontResult", "SparsifySummary", "Summary"),
     "search": ("AGENTS", "Agent", "Budget", "FeasibleSet", "LayerwiseEnv", "Study"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

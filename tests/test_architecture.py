@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "jobs.result",
         "jobs.compare",
         "jobs.energy",
+        "jobs.front",
         "jobs.sensitivity",
     ),
     "pydantic": ("config.*",),

@@ -1,11 +1,12 @@
 """The verbs as functions: objects in, typed results out."""
 
 from amcsearch.api.measurements import energy, measure_latency_table, sensitivity
-from amcsearch.api.searches import compare, load, make_env, prune, search, sparsify
+from amcsearch.api.searches import compare, front, load, make_env, prune, search, sparsify
 
 __all__ = [
     "compare",
     "energy",
+    "front",
     "load",
     "make_env",
     "measure_latency_table",

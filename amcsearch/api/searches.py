@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from amcsearch.costs import DeviceProfile, LatencyTable
     from amcsearch.methods import Criterion, Selector
+    from amcsearch.runs import FrontResult
     from amcsearch.search import Agent, LayerwiseEnv
     from amcsearch.training import Task
 
-__all__ = ["compare", "load", "make_env", "prune", "search", "sparsify"]
+__all__ = ["compare", "front", "load", "make_env", "prune", "search", "sparsify"]
 
 Limits = Mapping[str, str | float]
 
@@ -172,6 +173,56 @@ def compare(
     }
     request, given = make_request(config, settings, named, model, data)
     job = partial(jobs.compare, agents=agents, seeds=seeds, workers=workers, strict=strict)
+    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
+
+
+@guarded_job(signal.SIGINT)
+def front(
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    devices: "Sequence[jobs.AskedDevice]" = (),
+    evaluations: int = 12,
+    config: Config | Path | str | None = None,
+    criterion: "Criterion | str | None" = None,
+    selector: "Selector | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    observer: Observer | None = None,
+) -> "FrontResult":
+    """Find the policies of least predicted error for every budget of every cost on several devices.
+
+    ``result.within({"latency_ms": "0.4x"}, device)`` then gives the policy of a budget at once; ``FrontResult.open`` in
+    any process. One set of error tables serves all devices. Nothing is fine-tuned, measured or exported. The other
+    arguments mean what they mean for ``search``.
+
+    Args:
+        model: as for ``search``.
+        data: as for ``search``.
+        devices: device profiles and latency tables: names, files, folders or objects. A name that is both is one
+            device with both, as is one that the configuration names. None of them: the configured device.
+        evaluations: policies of the fronts that are evaluated, so that what their errors say of the metric is known.
+        config: as for ``search``; its budget does not count.
+        criterion: as for ``search``; a criterion knows no errors, so every group is probed at a few widths.
+        selector: as for ``search``; ``obc`` knows the errors of all widths.
+        task: as for ``search``.
+        seed: of the network and the data.
+        settings: as for ``search``.
+        folder: as for ``search``; other devices and more evaluations join what is there by ``resume``.
+        resume: as for ``search``.
+        workers: as for ``search``.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: an unknown device or one twice, a device that cannot price the network; or as ``search``.
+    """
+    named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
+    request, given = make_request(config, settings, named, model, data)
+    job = partial(jobs.front, devices=devices, evaluations=evaluations, workers=workers)
     return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
 
 

@@ -162,6 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _search(commands)
     _compare(commands)
+    _front(commands)
     _table(commands)
     _sensitivity(commands)
     _energy(commands)
@@ -230,6 +231,44 @@ def _compare(commands: "Commands") -> None:
     )
     command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
+
+
+def _front(commands: "Commands") -> None:
+    example = (
+        "amcsearch front configs/searches/digits.yaml --devices x86_epyc_avx512,edge_cpu -o runs/front, then amcsearch "
+        "front runs/front --budget latency_ms=0.4x --device x86_epyc_avx512"
+    )
+    text = "the best policy for every budget on several devices from one set of error tables, then that of any budget"
+    command = _verb(commands, "front", verbs.front, text, example)
+    command.add_argument("config", type=_path, help="configuration file or name; or the folder of a front, to ask it")
+    command.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key, repeatable"
+    )
+    command.add_argument(
+        "--devices",
+        type=_names,
+        default=[],
+        help="profiles and latency tables, by name, file or folder, with commas between (default: the configured one)",
+    )
+    command.add_argument(
+        "--evaluations", type=_count, default=12, help="policies evaluated, so that predictions can be trusted (12)"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with what is there, also with more devices")
+    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
+    command.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="COST=LIMIT",
+        help="ask the front in a folder for a policy: 0.4x is that share of dense, a number is absolute; repeatable",
+    )
+    command.add_argument("--device", help="which device the budget is of (default: the only one)")
+    command.add_argument(
+        "-o",
+        "--out",
+        type=_path,
+        help="folder (default: runs/<name>-front); of a budget: policy file (policy.json there)",
+    )
 
 
 def _table(commands: "Commands") -> None:

@@ -6,11 +6,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from amcsearch.core import Metric
     from amcsearch.jobs import Comparison, EnergyReport, LayerReport, SearchPlan
-    from amcsearch.runs import ModelBlock, SparsifySummary, Summary, Verdict
+    from amcsearch.runs import (
+        EvaluatedPolicy,
+        FrontChoice,
+        FrontResult,
+        FrontSummary,
+        ModelBlock,
+        SparsifySummary,
+        Summary,
+        TableSummary,
+        Verdict,
+    )
     from amcsearch.search import Mean
 
-__all__ = ["columns", "comparison_text", "energy_text", "plan_text", "sparsify_text", "summary_text"]
+__all__ = [
+    "choice_text",
+    "columns",
+    "comparison_text",
+    "energy_text",
+    "front_text",
+    "plan_text",
+    "sparsify_text",
+    "summary_text",
+]
 
 
 _BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
@@ -82,9 +102,12 @@ def _predicted(block: "ModelBlock") -> str:
 
 def _table_lines(summary: "Summary") -> list[str]:
     """How good the latency table is on networks it had not seen, and what it took from the search."""
-    table = summary.table
-    if table is None:
+    if summary.table is None:
         return []
+    return [_table_said(summary.table) + _left_out(summary.widths_left_out)]
+
+
+def _table_said(table: "TableSummary") -> str:
     errors, said = table.accuracy, "not checked on this network"
     if errors is not None and None not in (errors.mape, errors.within_5, errors.within_10):
         said = (
@@ -93,7 +116,7 @@ def _table_lines(summary: "Summary") -> list[str]:
         )
         if errors.noise_mape is not None:
             said += f"; measuring twice differs by {errors.noise_mape:.2%}"
-    return [f"latency table {table.name}: {said}" + _left_out(summary.widths_left_out)]
+    return f"latency table {table.name}: {said}"
 
 
 def _left_out(count: int) -> str:
@@ -189,6 +212,49 @@ def _mean(mean: "Mean", scale: float = 1.0, sign: str = "") -> str:
         return "–"
     half = "" if mean.half_width is None else f" ± {mean.half_width * scale:.2g}"
     return f"{mean.value * scale:{sign}.4g}{half}"
+
+
+def front_text(result: "FrontResult") -> str:
+    """What the dense network and the cheapest policies cost on every device, what was evaluated, and the files."""
+    summary = result.summary
+    rows = [["device", "cost", "dense", "smallest", "of dense", "policies"]]
+    for (device, along), points in result.points.groupby(["device", "along"], sort=False):
+        dense, least = summary.device(str(device)).dense[str(along)], float(points[str(along)].min())
+        share = f"{least / dense:.3g}x" if dense else ""
+        rows.append([str(device), str(along), _number(dense), _number(least), share, str(len(points))])
+    metric = summary.judged_by
+    lines = [f"errors from {summary.errors_from}; {summary.confidence_text}"]
+    for each in summary.evaluated:
+        interval = (
+            "" if each.low is None or each.high is None else f" ({metric.text(each.low)} to {metric.text(each.high)})"
+        )
+        lines.append(f"  {each.device}, {each.along}: error {each.error:.3g}, {metric.text(each.metric)}{interval}")
+    lines += [f"WARNING: {text}" for text in summary.warnings]
+    return "\n".join([*columns(rows), "", *lines, *(f"{name}: {path}" for name, path in result.files.items())])
+
+
+def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> str:
+    """The policy of a budget: what it costs, how far that and its metric are known, and its file."""
+    rows = [["cost", "predicted", "of dense", "limit"]]
+    for name, value in choice.cost.items():
+        share = choice.of_dense.get(name)
+        rows.append([name, _number(value), "" if share is None else f"{share:.3f}x", _number(choice.limits.get(name))])
+    metric, measured = summary.judged_by, choice.measured
+    lines = [f"predicted error: {choice.error:.4g} (0 is dense)", f"confidence: {choice.confidence.text}"]
+    if measured is not None:
+        ends = (measured.low, measured.high)
+        interval = "" if None in ends else f" ({' to '.join(metric.text(end) for end in ends if end is not None)})"
+        lines.append(
+            f"measured before fine-tuning: {metric.text(measured.metric)}{interval}, {summary.samples} samples"
+        )
+    if choice.table is not None:
+        lines.append(_table_said(choice.table))
+    return "\n".join([f"device {choice.device}", *columns(rows), *lines, f"policy: {path}"])
+
+
+def _measured(policy: "EvaluatedPolicy", metric: "Metric") -> str:
+    interval = [metric.text(end) for end in (policy.low, policy.high) if end is not None]
+    return metric.text(policy.metric) + (f" ({' to '.join(interval)})" if interval else "")
 
 
 def energy_text(report: "EnergyReport") -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "energy",
     "entries",
+    "front",
     "list_registry",
     "load_config",
     "prune",
@@ -235,6 +236,56 @@ def compare(args: argparse.Namespace, console: "ProgressBar") -> None:
     )
     console.close()
     show(args, result.to_json(), comparison_text(result), args.out)
+
+
+def front(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Make fronts, or ask those in a folder for the policy of a budget."""
+    if args.budget or args.config.is_dir():
+        console.close()
+        _ask_front(args)
+        return
+    from amcsearch import api
+    from amcsearch.cli.text import front_text
+
+    if args.device is not None:
+        raise BadInputError("--device goes with --budget, to ask a front; its devices are named by --devices")
+    config = load_config(args)
+    result = api.front(
+        config=config,
+        devices=args.devices,
+        evaluations=args.evaluations,
+        folder=args.out or Path("runs") / f"{config.name}-front",
+        resume=args.resume,
+        workers=_workers(args),
+        observer=console,
+    )
+    console.close()
+    show(args, result.to_json(), front_text(result), args.out)
+
+
+def _ask_front(args: argparse.Namespace) -> None:
+    """Print what a front holds, or the policy of a budget, which is written; imports nothing heavy."""
+    from amcsearch.cli.text import choice_text, front_text
+    from amcsearch.runs import FrontResult, RunFolder
+
+    if args.devices or args.overrides or args.resume:
+        raise BadInputError(
+            f"{args.config}: a budget is asked of the folder of a front; --devices, --set and --resume make a front, "
+            "and go with a configuration"
+        )
+    result = FrontResult.open(args.config)
+    if not args.budget:
+        show(args, result.to_json(), front_text(result), args.config)
+        return
+    budget = {}
+    for text in args.budget:
+        cost, equals, limit = text.partition("=")
+        if not equals or cost in budget:
+            raise BadInputError(f"--budget {text}: expected COST=LIMIT, each cost once, such as latency_ms=0.4x")
+        budget[cost] = limit
+    choice = result.within(budget, args.device)
+    path = choice.save(args.out or RunFolder(args.config).policy_json)
+    show(args, {**choice.to_json(), "file": str(path)}, choice_text(choice, result.summary, path), path)
 
 
 def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:

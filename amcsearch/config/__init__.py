@@ -21,7 +21,8 @@ from amcsearch.config.identity import (
     trial_settings,
 )
 from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load
-from amcsearch.config.lookup import DEVICES, TABLES, find, listed, writable
+from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, listed, lookup, writable
+from amcsearch.config.messages import hint
 from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
     EXACT,
@@ -58,6 +59,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "FinetuneConfig",
+    "Kind",
     "ModelConfig",
     "PruneConfig",
     "RecipeConfig",
@@ -80,12 +82,14 @@ __all__ = [
     "find",
     "from_mapping",
     "further_trials",
+    "hint",
     "import_factory",
     "import_named",
     "json_schema",
     "label",
     "listed",
     "load",
+    "lookup",
     "make",
     "named_digests",
     "pick",

@@ -80,6 +80,10 @@ class Metric:
             return f"{100.0 * value:.{digits}f} %"
         return f"{value:.4g}" + (f" {self.unit}" if self.unit else "")
 
+    def difference_text(self, value: float, digits: int = 2) -> str:
+        """Write a difference of values: ``1.25 points`` of a share, else as ``text``."""
+        return f"{100.0 * value:.{digits}f} points" if self.is_share else self.text(value, digits)
+
 
 ACCURACY: Final = Metric("accuracy", "%")
 """Share of right predictions."""

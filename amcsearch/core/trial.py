@@ -15,14 +15,15 @@ class Evaluation:
     """What the proxy measured on the search split.
 
     ``metric`` is the task's metric in its own unit (accuracy as a share, a squared error), ``loss`` the task's mean
-    loss, ``seconds`` the wall time spent. ``change_low``, where it was asked for, is the lower confidence bound of how
-    much better the metric is than the dense network's (``Metric.gain``).
+    loss, ``seconds`` the wall time spent. ``change_low`` and ``change_high``, where they were asked for, are the lower
+    and the upper confidence bound of how much better the metric is than the dense network's (``Metric.gain``).
     """
 
     metric: float
     loss: float
     seconds: float
     change_low: float | None = None
+    change_high: float | None = None
 
 
 class TrialState(StrEnum):

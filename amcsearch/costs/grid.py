@@ -10,7 +10,7 @@ A batch is priced table by table, so that the table at hand stays within the cac
 Entries are asked of the cost models when first needed, once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -84,6 +84,7 @@ class CostGrid:
         numbers: dict[_WidthTable, int] = {}
         self._tables: list[_WidthTable] = []
         self._layers: list[list[int]] = []  # of each table
+        self._tables_of: list[int] = []  # of each layer
         self._strides: list[list[tuple[int, int]]] = []  # of each layer: groups, and addresses a removed unit of them
         for index, layer in enumerate(self.network.layers):
             table, stride = self._table_of(index, layer)
@@ -92,6 +93,7 @@ class CostGrid:
                 self._tables.append(table)
                 self._layers.append([])
             self._layers[numbers[table]].append(index)
+            self._tables_of.append(numbers[table])
             self._strides.append([(g, int(stride[g])) for g in np.flatnonzero(stride).tolist()])
         self._bases = np.cumsum([0, *(table.size for table in self._tables)]).tolist()
 
@@ -131,17 +133,22 @@ class CostGrid:
         _check_finite(prices)
         return prices
 
-    def price_layers(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    def price_layers(
+        self, kept: NDArray[np.int64], layers: Sequence[int] | None = None
+    ) -> dict[str, NDArray[np.float64]]:
         """Costs layer by layer, without constants, joint costs and peaks: kept counts (P, G) → name → (P, L).
+
+        ``layers`` are the positions of those to be priced, all by default.
 
         Raises:
             BadInputError: as ``price``.
         """
-        shape = (len(kept), len(self.network.layers))
-        prices = {name: np.empty(shape, dtype=np.float64) for name in self.names}
-        for policies, layers, slots in self._looked_up(kept):
+        wanted = range(len(self.network.layers)) if layers is None else layers
+        prices = {name: np.empty((len(kept), len(wanted)), dtype=np.float64) for name in self.names}
+        columns = {layer: column for column, layer in enumerate(wanted)}
+        for policies, at, slots in self._looked_up(kept, wanted):
             for values, price in zip(self._values, prices.values(), strict=False):
-                price[policies, layers] = values.take(slots).T
+                price[policies, [columns[layer] for layer in at]] = values.take(slots).T
         _check_finite(prices)
         return prices
 
@@ -154,16 +161,23 @@ class CostGrid:
         prices = self.price(self.network.kept_array(policy)[None, :])
         return Cost({name: float(price[0]) for name, price in prices.items()})
 
-    def _looked_up(self, kept: NDArray[np.int64]) -> Iterator[tuple[slice, list[int], NDArray[np.int32]]]:
+    def _looked_up(
+        self, kept: NDArray[np.int64], wanted: Iterable[int] | None = None
+    ) -> Iterator[tuple[slice, list[int], NDArray[np.int32]]]:
         """Columns of ``_values`` for a batch, table by table: policies, layers, slots (layers, policies).
 
-        Missing entries are filled.
+        Missing entries are filled. ``wanted`` are the layers, all by default.
         """
         self._check(kept)
+        by_table = dict(enumerate(self._layers))
+        if wanted is not None:
+            by_table = {}
+            for layer in wanted:
+                by_table.setdefault(self._tables_of[layer], []).append(layer)
         for start in range(0, len(kept), _BLOCK):
             policies = slice(start, start + _BLOCK)
             removed_units = np.ascontiguousarray(((self._channels - kept[policies]) // self._units).T)
-            for t, layers in enumerate(self._layers):
+            for t, layers in by_table.items():
                 entries = np.zeros((len(layers), removed_units.shape[1]), dtype=np.int64)
                 for layer_entries, layer in zip(entries, layers, strict=True):
                     for group, stride in self._strides[layer]:

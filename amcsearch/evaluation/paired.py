@@ -72,7 +72,7 @@ class PairedEvaluator:
         return float(self._dense.mean() if self.is_mean else self._dense[0])
 
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        """As ``Evaluator.evaluate``, with the lower bound of the gain over the dense network.
+        """As ``Evaluator.evaluate``, with one-sided bounds of the gain over the dense network, one for each side.
 
         A mean over samples is that here also where sequences have more or fewer targets.
 
@@ -87,11 +87,15 @@ class PairedEvaluator:
         if self.is_mean:
             values = sample_values(pruned, self._batches, self._task)
             assert values is not None
-            low = change_low(sign * (values - self._dense), self.confidence, outcomes=metric.is_share)
-            return Evaluation(float(values.mean()), loss, time.perf_counter() - start, low)
+            gains = sign * (values - self._dense)
+            low, high = (
+                side * change_low(side * gains, self.confidence, outcomes=metric.is_share) for side in (1.0, -1.0)
+            )
+            return Evaluation(float(values.mean()), loss, time.perf_counter() - start, low, high)
         values = left_out(pruned, self._batches, self._task)
-        low = jackknife_low(sign * (values - self._dense), self.confidence)
-        return Evaluation(float(values[0]), loss, time.perf_counter() - start, low)
+        gains = sign * (values - self._dense)
+        low, high = (side * jackknife_low(side * gains, self.confidence) for side in (1.0, -1.0))
+        return Evaluation(float(values[0]), loss, time.perf_counter() - start, low, high)
 
 
 def _outputs(model: nn.Module, batches: Batches) -> Iterator[tuple[object, Batch]]:

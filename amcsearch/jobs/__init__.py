@@ -2,6 +2,8 @@
 
 from amcsearch.jobs.compare import Comparison, compare
 from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
+from amcsearch.jobs.front import front
+from amcsearch.jobs.front_devices import AskedDevice
 from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import Observer, watcher
 from amcsearch.jobs.plan import SearchPlan, plan
@@ -19,6 +21,7 @@ from amcsearch.jobs.workload import InMemory
 
 __all__ = [
     "VARIANTS",
+    "AskedDevice",
     "Comparison",
     "EnergyReport",
     "InMemory",
@@ -39,6 +42,7 @@ __all__ = [
     "compare",
     "energy_report",
     "extended",
+    "front",
     "given_path",
     "given_policy",
     "in_folder",

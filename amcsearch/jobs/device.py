@@ -19,6 +19,7 @@ from amcsearch.costs import (
 )
 from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
+from amcsearch.runs import TableErrors, TableSummary
 from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_device",
     "priced",
     "table_name",
+    "table_summary",
 ]
 
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
@@ -94,11 +96,12 @@ def load_device(
     given: InMemory = CONFIGURED,
     *,
     strict: bool = False,
+    is_here: bool = True,
 ) -> Device:
     """Price the network on the target and find the policies within the limits.
 
     Shapes alone matter, so the network need not be trained yet. ``strict`` turns a latency table made elsewhere from a
-    warning into an error.
+    warning into an error; without ``is_here`` nothing will be measured on this machine, and the table may be of any.
 
     Raises:
         BadInputError: a missing or unfit profile or table, or a limit that is out of range or nothing prices.
@@ -117,7 +120,7 @@ def load_device(
     grid = CostGrid(spec, [*models, *_memory(config, spec), *further_costs(config)])
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
-    foreign = _foreign(config, measured)
+    foreign = _foreign(config, measured) if is_here else []
     warnings = [*_table_warnings(config, measured, table), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
@@ -216,6 +219,17 @@ def given_table(config: Config, given: InMemory) -> LatencyTable | None:
 def table_name(config: Config) -> str:
     """Name the latency table in messages: its folder, or that it was handed over in Python."""
     return config.device.table or "in memory"
+
+
+def table_summary(table: LatencyModel | None, name: str) -> TableSummary | None:
+    """Say how well a table predicts the network, None without a table."""
+    if table is None:
+        return None
+    if table.accuracy is None:
+        return TableSummary(name, table.network)
+    errors = table.accuracy.as_mapping()
+    numbers = {key: value for key, value in errors.items() if value is None or isinstance(value, int | float)}
+    return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
 
 
 def _channel_multiple(config: Config, table: LatencyModel | None, profile: DeviceProfile | None) -> int:

@@ -49,12 +49,15 @@ from amcsearch.training import Task, fingerprint
 __all__ = [
     "Choice",
     "Job",
+    "Prepared",
     "assemble",
     "check_named",
     "choose_channels",
+    "judged",
     "make_criterion",
     "make_evaluator",
     "name_of_choice",
+    "prepare",
     "reranked",
 ]
 
@@ -240,8 +243,38 @@ def assemble(
     network or other data than the run's end the job before anything is trained.
 
     Raises:
-        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``rehearse``,
-            ``end_workload`` and ``make_evaluator``, or a dense loss that is not finite.
+        BadInputError: as ``prepare`` and ``judged``.
+        InfeasibleBudgetError: no policy meets the limits.
+    """
+    return judged(prepare(config, limits, phases, given, run=run, check=check, strict=strict), phases)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network that is priced and trained, whose channels are not ranked yet; ``fingerprint`` as of ``Job``."""
+
+    config: Config
+    workload: Workload
+    device: Device
+    given: InMemory
+    fingerprint: str
+
+
+def prepare(
+    config: Config,
+    limits: Sequence[Limit],
+    phases: Phases,
+    given: InMemory = CONFIGURED,
+    *,
+    run: RunFolder | None = None,
+    check: Check | None = None,
+    strict: bool = False,
+) -> Prepared:
+    """Do the first steps of ``assemble``: price the network on the device, and load or train it.
+
+    Raises:
+        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``rehearse`` and
+            ``end_workload``.
         InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
@@ -258,6 +291,16 @@ def assemble(
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:
             check_export(config, workload.model, workload.probes, workload.example, workload.task)
+    return Prepared(config, workload, device, given, fingerprint(identity))
+
+
+def judged(prepared: Prepared, phases: Phases) -> Job:
+    """Do the last steps of ``assemble``: rank the channels and evaluate the network unpruned.
+
+    Raises:
+        BadInputError: as ``make_evaluator``, or a dense loss that is not finite.
+    """
+    config, workload, given = prepared.config, prepared.workload, prepared.given
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
         evaluator = _evaluator(config, workload, choice)
@@ -267,12 +310,12 @@ def assemble(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
+    device, guesses = prepared.device, chance_warning(workload.model, workload.splits, dense, workload.task)
     if guesses is not None:
         phases.observer.warn(guesses)
         device = replace(device, warnings=(*device.warnings, guesses))
     finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
-    return Job(config, workload, device, evaluator, dense, scores, given, fingerprint(identity), finetune, errors)
+    return Job(config, workload, device, evaluator, dense, scores, given, prepared.fingerprint, finetune, errors)
 
 
 def reranked(job: Job, workload: Workload) -> Job:

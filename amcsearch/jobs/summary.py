@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.jobs.delivery import Finalist, Outcome
-from amcsearch.jobs.device import PricedLimit, table_name
+from amcsearch.jobs.device import PricedLimit, table_name, table_summary
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import (
@@ -24,8 +24,6 @@ from amcsearch.runs import (
     RunFolder,
     SkippedLayer,
     Summary,
-    TableErrors,
-    TableSummary,
     Verdict,
 )
 from amcsearch.runtime import PairedLatency
@@ -75,7 +73,7 @@ def summarise(
         latency_ratio=_ratio(outcome.latency),
         budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
         dense_search_metric=job.dense.metric,
-        table=_table(job),
+        table=table_summary(job.device.table, Path(table_name(job.config)).name),
         versions=_versions(),
         onnx_max_abs_diff=outcome.files[0].max_abs_diff,
         agent=origin.agent,
@@ -119,17 +117,6 @@ def _again(job: Job, run: RunFolder) -> str:
     if job.given.model is None:
         return f"measure it on an idle machine: amcsearch prune {run.config_yaml} --policy {run.policy_json}"
     return f"measure it on an idle machine: amcsearch.prune(model, data, policy={str(run.policy_json)!r})"
-
-
-def _table(job: Job) -> TableSummary | None:
-    table, name = job.device.table, Path(table_name(job.config)).name
-    if table is None:
-        return None
-    if table.accuracy is None:
-        return TableSummary(name, table.network)
-    errors = table.accuracy.as_mapping()
-    numbers = {key: value for key, value in errors.items() if value is None or isinstance(value, int | float)}
-    return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:

@@ -1,6 +1,7 @@
 """Pictures and the page that show what a run found and why to trust it."""
 
 from amcsearch.reporting.figures import comparison_picture
+from amcsearch.reporting.fronts import front_page
 from amcsearch.reporting.goals import goal_lines
 from amcsearch.reporting.latency_curves import write_latency_curves
 from amcsearch.reporting.layer_charts import check_charts, write_additivity, write_curves, write_energy
@@ -11,6 +12,7 @@ __all__ = [
     "ProgressBar",
     "check_charts",
     "comparison_picture",
+    "front_page",
     "goal_lines",
     "render",
     "write_additivity",

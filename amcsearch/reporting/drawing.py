@@ -18,7 +18,19 @@ from matplotlib.figure import Figure
 
 from amcsearch.core import printable
 
-__all__ = ["ACCENT", "BAND", "INK", "LINE", "MUTED", "SECOND", "SURFACE", "drawing", "page_svg", "standalone_svg"]
+__all__ = [
+    "ACCENT",
+    "BAND",
+    "INK",
+    "LINE",
+    "MUTED",
+    "SECOND",
+    "SURFACE",
+    "drawing",
+    "page_svg",
+    "series",
+    "standalone_svg",
+]
 
 INK: Final = "#1b1f24"
 MUTED: Final = "#6a727d"
@@ -66,6 +78,15 @@ _STYLE: Final[dict[Any, Any]] = {
     "legend.handlelength": 1.6,
     "figure.facecolor": "none",
 }
+
+
+_SERIES: Final = (ACCENT, SECOND, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, MUTED)
+_DASHES: Final[tuple[Any, ...]] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+def series(number: int) -> tuple[str, Any]:
+    """Return the colour and the dash of a series by its number: another dash where colours come again."""
+    return _SERIES[number % len(_SERIES)], _DASHES[(number // len(_SERIES)) % len(_DASHES)]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from amcsearch.reporting.drawing import (
     SURFACE,
     drawing,
     page_svg,
+    series,
     standalone_svg,
 )
 from amcsearch.reporting.record import Record
@@ -33,8 +34,6 @@ __all__ = ["channels", "comparison_picture", "convergence", "front", "latency"]
 
 _BAND_SHARE: Final = 0.10
 _LABEL_LENGTH: Final = 24
-_COLOURS: Final = (ACCENT, SECOND, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, MUTED)  # Okabe and Ito's
-_DASHES: Final[tuple[Any, ...]] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _POINTS: Final = 400  # along the seconds
 _BAND: Final = 0.16  # opacity
 
@@ -212,7 +211,7 @@ def comparison_picture(curves: pd.DataFrame) -> str:
 def _draw_agents(axes: Axes, curves: pd.DataFrame, along: str, grid: Array) -> None:
     for number, (agent, rows) in enumerate(curves.groupby("agent", sort=False)):
         seeds = np.array([_on_grid(of_seed, along, grid) for _, of_seed in rows.groupby("seed")])
-        colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[(number // len(_COLOURS)) % len(_DASHES)]
+        colour, dash = series(number)
         mean = seeds.mean(axis=0)
         axes.step(grid, mean, where="post", linewidth=1.8, label=str(agent), color=colour, linestyle=dash)
         if len(seeds) > 1:

@@ -5,6 +5,7 @@ run folder, and says plainly what is not there. ``CSS`` uses system fonts and on
 readable on a phone and on paper.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from amcsearch import __version__
@@ -15,7 +16,7 @@ from amcsearch.reporting.sections import pictures, provenance, reproduce, state,
 from amcsearch.reporting.words import escape
 from amcsearch.runs import RunFolder
 
-__all__ = ["CSS", "render"]
+__all__ = ["CSS", "document", "render"]
 
 CSS: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --muted: #5d6570; --line: #dfe3e8; --band: #eceff3;
@@ -88,14 +89,20 @@ def render(run: RunFolder) -> str:
         provenance(record),
         reproduce(record),
     ]
+    made_from = f"from the run folder {record.name}"
+    return document(record.title, _lead(record), "pruning report", body, made_from)
+
+
+def document(title: str, lead: str, kind: str, body: Iterable[str], made_from: str = "") -> str:
+    """Return a page of sections that are HTML already; title, lead and what it was made from are text."""
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(record.title)}: pruning report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(record.title)}</h1><p>{escape(_lead(record))}</p></header>\n"
+        f"<title>{escape(title)}: {escape(kind)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>\n"
         + "\n".join(part for part in body if part)
-        + f"\n<p class='note'>Made by amcsearch {escape(__version__)} from the run folder {escape(record.name)}.</p>"
+        + f"\n<p class='note'>Made by amcsearch {escape(f'{__version__} {made_from}'.strip())}.</p>"
         "\n</main>\n</body>\n</html>\n"
     )
 

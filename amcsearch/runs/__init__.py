@@ -12,6 +12,17 @@ from amcsearch.runs.files import (
     writing,
 )
 from amcsearch.runs.folder import ConfigFile, RunFolder
+from amcsearch.runs.front import (
+    FRONT_COLUMNS,
+    Confidence,
+    ErrorTables,
+    EvaluatedPolicy,
+    FrontChoice,
+    FrontDevice,
+    FrontFiles,
+    FrontResult,
+    FrontSummary,
+)
 from amcsearch.runs.goals import (
     FailedRung,
     Goal,
@@ -38,15 +49,24 @@ from amcsearch.runs.summary import (
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
 
 __all__ = [
+    "FRONT_COLUMNS",
     "TRIAL_COLUMNS",
     "BudgetEntry",
+    "Confidence",
     "ConfigFile",
     "DeliveredFile",
     "DeliveredMetric",
     "Density",
     "Document",
+    "ErrorTables",
+    "EvaluatedPolicy",
     "FailedRung",
     "FinalistSummary",
+    "FrontChoice",
+    "FrontDevice",
+    "FrontFiles",
+    "FrontResult",
+    "FrontSummary",
     "Goal",
     "GroupWidth",
     "Interval",

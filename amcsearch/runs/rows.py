@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from amcsearch.core import ACCURACY, FIRST_COSTS, MIB, BadInputError, Trial, TrialState, check_csv, read_text
 
-__all__ = ["DENSITY_COLUMNS", "TRIAL_COLUMNS", "metric_column", "read_densities", "read_trials", "trial_rows"]
+__all__ = [
+    "DENSITY_COLUMNS",
+    "TRIAL_COLUMNS",
+    "metric_column",
+    "read_densities",
+    "read_points",
+    "read_trials",
+    "trial_rows",
+]
 
 TRIAL_COLUMNS: Final = (
     *("number", "agent", "seed", "state", "reward", "accuracy", "loss"),
@@ -85,6 +93,22 @@ def read_densities(path: Path) -> pd.DataFrame:
     _refuse_first(rows, "total", ~_is_whole(total) | (total < 1), "a whole number of at least 1", where)
     _refuse_first(rows, "kept", ~_is_whole(kept) | (kept < 0) | (kept > total), "a whole number, 0 to total", where)
     _refuse_first(rows, "density", ~(np.abs(density - kept / total) <= _ROUNDING), "kept / total", where)
+    return rows
+
+
+def read_points(path: Path, columns: Iterable[str], costs: Iterable[str]) -> pd.DataFrame:
+    """Return the rows of ``front.csv``: texts and numbers in ``columns``, and a number or nothing for each cost.
+
+    Raises:
+        BadInputError: as ``read_text`` and ``check_csv``, or a value that the column cannot have; names its row.
+    """
+    where, texts, costs = f"front {path}", ("device", "along", "policy"), list(costs)
+    rows = _read_rows(path, "front", [*columns, *costs], texts)
+    for name in (*(column for column in columns if column not in texts), *costs):
+        rows[name] = _numbers(rows, name, where)
+    for name in texts:
+        _refuse_first(rows, name, rows[name].isna().to_numpy(), "a text", where)
+    _refuse_first(rows, "error", ~np.isfinite(rows["error"].to_numpy()), "a number", where)
     return rows
 
 

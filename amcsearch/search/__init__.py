@@ -16,7 +16,7 @@ from amcsearch.search.comparison import (
 from amcsearch.search.energy_aware import EnergyAware
 from amcsearch.search.exact.allocator import Allocator
 from amcsearch.search.exact.dynamic_programming import DynamicProgramming, starting_policies
-from amcsearch.search.exact.harm import removal_errors
+from amcsearch.search.exact.harm import probed_errors, removal_errors
 from amcsearch.search.grid import GridSearch
 from amcsearch.search.local_search import unseen
 from amcsearch.search.netadapt import NetAdapt
@@ -64,6 +64,7 @@ __all__ = [
     "last_verified",
     "mean_over_seeds",
     "paired_difference",
+    "probed_errors",
     "reach",
     "removal_errors",
     "resolve_budget",

@@ -241,6 +241,7 @@ def _encode(trial: Trial) -> dict[str, Any]:
         "seconds": _number(trial.evaluation.seconds),
         "cost": dict(trial.cost),
         "change_low": trial.evaluation.change_low,
+        "change_high": trial.evaluation.change_high,
     }
 
 
@@ -258,6 +259,7 @@ class _StoredTrial(StoredDocument):
     seconds: float | str
     cost: Mapping[str, float]
     change_low: float | None = None
+    change_high: float | None = None
 
 
 def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
@@ -272,7 +274,9 @@ def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
             seed=read.seed,
             state=TrialState(read.state),
             policy=PruningPolicy.from_json(read.policy),
-            evaluation=Evaluation(float(read.metric), float(read.loss), float(read.seconds), read.change_low),
+            evaluation=Evaluation(
+                *(float(read.metric), float(read.loss), float(read.seconds), read.change_low, read.change_high)
+            ),
             cost=Cost(read.cost),
             reward=float(read.reward),
             judged_by=metric,

@@ -147,7 +147,7 @@ def test_the_parser_offers_exactly_the_listed_kinds(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "verb", [["search"], ["compare"], ["sensitivity"], ["energy"], ["prune"], ["report"], ["list"]]
+    "verb", [["search"], ["compare"], ["front"], ["sensitivity"], ["energy"], ["prune"], ["report"], ["list"]]
 )
 def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -161,3 +161,33 @@ def test_a_long_residual_stage_costs_a_little_more_for_each_block():
     steps = elimination_steps(sizes, scopes)
     assert work(steps, sizes) <= 20 * (8 * 4 * 4 + 8 * 4) + 8
     assert largest_table(steps, sizes) <= 20 * (8 * 4 + 8) + 1
+
+
+def test_variables_that_nothing_ties_together_are_ordered_apart():
+    steps = elimination_steps([3] * 6, [(0, 4), (4, 2), (1,), (3, 5)])
+    assert [step.group for step in steps] in ([0, 4, 2, 1, 3, 5], [2, 4, 0, 1, 3, 5])
+    assert [step.after == () for step in steps] == [False, False, True, True, False, True]
+    assert elimination_steps([], []) == ()
+
+
+@pytest.mark.parametrize("scopes", [[(i, i + 1) for i in range(299)], [(0, i) for i in range(1, 300)]])
+def test_many_variables_in_a_chain_or_around_a_hub_meet_in_pairs(scopes):
+    steps = elimination_steps([4] * 300, scopes)
+    assert sorted(step.group for step in steps) == list(range(300))
+    assert work(steps, [4] * 300) == 4 + 299 * 16
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems, st.integers(1, 50))
+def test_choices_of_many_budgets_reach_the_least_errors(problem, limit):
+    shape, sizes, seed = problem
+    rng = np.random.default_rng(seed)
+    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    solution = in_units(sizes, terms, limit).solve(errors)
+    buckets = np.flatnonzero(np.isfinite(solution.least))
+    chosen = solution.choices(buckets)
+    assert chosen.tolist() == [solution.choice(b).tolist() for b in buckets]
+    assert [error_of(errors, choice) for choice in chosen] == pytest.approx(solution.least[buckets].tolist(), rel=1e-5)
+    if len(buckets) and buckets[0] > 0:
+        with pytest.raises(InfeasibleBudgetError):
+            solution.choices(np.array([buckets[-1], 0]))

@@ -110,6 +110,26 @@ class Allocator:
         bucket = front[np.searchsorted(front, place, side="right") - 1]
         return self.feasible.repair(self.policy(solution, int(bucket)))
 
+    def front(self, errors: Errors, points: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return policies (R, G) of least error along the whole axis, each dearer than the last, and their errors (R,).
+
+        One solution gives all of them. Up to ``points`` budgets, evenly spaced, are read off it. Prices are the true
+        ones: a policy that is no cheaper than one of no more error is left out.
+        """
+        solution = self.solve(errors)
+        front = solution.front
+        even = np.linspace(front[0], front[-1], points)
+        buckets = np.unique(front[np.searchsorted(front, even, side="right") - 1])
+        # what is rounded up may leave the whole network no budget
+        kept = np.vstack([self._thinned.counts(solution.choices(buckets)), self.feasible.space.dense])
+        error = self._errors(errors, kept)
+        assert self.axis is not None
+        price = self.feasible.grid.price(kept)[self.axis]
+        order = np.lexsort((error, price))
+        kept, error = kept[order], error[order]
+        falls = error < np.minimum.accumulate(np.append(np.inf, error[:-1]))
+        return kept[falls], error[falls]
+
     def ladder(self, errors: Errors, rungs: int) -> NDArray[np.int64]:
         """Return policies (R, G) of least error for up to ``rungs`` budgets of the axis, dense first, each cheaper."""
         assert self.axis is not None
@@ -239,5 +259,11 @@ class Allocator:
             kept = rows[int(np.argmax(gain))]
 
     def _error(self, errors: Errors, kept: NDArray[np.int64]) -> float:
-        at = (np.searchsorted(c, n) for c, n in zip(self.feasible.space.choices, kept, strict=True))
-        return float(sum(e[i] for e, i in zip(errors, at, strict=True)))
+        return float(self._errors(errors, kept[None, :])[0])
+
+    def _errors(self, errors: Errors, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Summed errors (P,) of kept counts (P, G)."""
+        total = np.zeros(len(kept))
+        for e, choices, counts in zip(errors, self.feasible.space.choices, kept.T, strict=True):
+            total += e[np.searchsorted(choices, counts)]
+        return total

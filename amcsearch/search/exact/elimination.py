@@ -8,14 +8,20 @@ variable in the table, a residual stage the width of the stage and one width ins
 There is one table at a time. Variable elimination in general keeps one for each branch and joins them. Our tables have
 a budget axis, and joining two would take a min-plus convolution over it, quadratic in its resolution. The order is
 greedy: the next variable is the one that leaves the smallest table. Every variable is tried as the first, and the
-cheapest order is kept.
+cheapest order is kept. Of more than 32 variables that are tied together, eight of the fewest ties are tried as the
+first and 32 as the next, so that the time grows with the number of variables and not with its square.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 __all__ = ["Step", "elimination_steps", "largest_table", "work"]
+
+_MOST_FIRSTS: Final = 32
+_FEW_FIRSTS: Final = 8
+_MOST_CANDIDATES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -53,27 +59,56 @@ def largest_table(steps: Sequence[Step], sizes: Sequence[int]) -> int:
 
 
 def elimination_steps(sizes: Sequence[int], scopes: Iterable[Collection[int]]) -> tuple[Step, ...]:
-    """Return one step for each variable, given how many values each has and which ones each function names."""
+    """Return one step for each variable, given how many values each has and which ones each function names.
+
+    Variables that no chain of functions ties together are ordered apart, so their work adds up.
+    """
     neighbours: list[set[int]] = [set() for _ in sizes]
     for scope in scopes:
         for g in scope:
             neighbours[g] |= set(scope) - {g}
-    orders = [_greedy(first, sizes, neighbours) for first in range(len(sizes))]
-    return min(orders, key=lambda steps: work(steps, sizes), default=())
-
-
-def _greedy(first: int, sizes: Sequence[int], neighbours: Sequence[set[int]]) -> tuple[Step, ...]:
-    steps = [_step(first, (), set(), neighbours)]
-    eliminated = {first}
-    while len(eliminated) < len(sizes):
-        table = steps[-1].after
-        near = set().union(*(neighbours[g] for g in table)) - eliminated
-        candidates = [
-            _step(g, table, eliminated, neighbours) for g in sorted(near or set(range(len(sizes))) - eliminated)
-        ]
-        steps.append(min(candidates, key=lambda step: _greed(step, sizes)))
-        eliminated.add(steps[-1].group)
+    steps: list[Step] = []
+    for component in _components(neighbours):
+        orders = [_greedy(first, sizes, neighbours) for first in _firsts(component, neighbours)]
+        cheapest: list[Step] = min(orders, key=lambda order: work(order, sizes))
+        steps += cheapest
     return tuple(steps)
+
+
+def _components(neighbours: Sequence[set[int]]) -> list[list[int]]:
+    """Sets of variables that are tied together, each ascending."""
+    components, reached = [], set[int]()
+    for start in range(len(neighbours)):
+        if start in reached:
+            continue
+        members, waiting = {start}, [start]
+        while waiting:
+            new = neighbours[waiting.pop()] - members
+            members |= new
+            waiting += new
+        reached |= members
+        components.append(sorted(members))
+    return components
+
+
+def _firsts(component: Sequence[int], neighbours: Sequence[set[int]]) -> list[int]:
+    """Variables to begin with: all of a few, those tied to the fewest of many."""
+    if len(component) <= _MOST_FIRSTS:
+        return list(component)
+    return sorted(sorted(component, key=lambda g: len(neighbours[g]))[:_FEW_FIRSTS])
+
+
+def _greedy(first: int, sizes: Sequence[int], neighbours: Sequence[set[int]]) -> list[Step]:
+    eliminated: set[int] = set()
+    steps = [_step(first, (), eliminated, neighbours)]
+    while True:
+        table = steps[-1].after
+        eliminated.add(steps[-1].group)
+        near = sorted(set().union(*(neighbours[g] for g in table)) - eliminated)
+        if not near:
+            return steps
+        candidates = (_step(g, table, eliminated, neighbours) for g in near[:_MOST_CANDIDATES])
+        steps.append(min(candidates, key=lambda step: _greed(step, sizes)))
 
 
 def _greed(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
@@ -81,5 +116,5 @@ def _greed(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
 
 
 def _step(group: int, table: tuple[int, ...], eliminated: set[int], neighbours: Sequence[set[int]]) -> Step:
-    known = eliminated | {group}
-    return Step(group, table, tuple(g for g in (*table, group) if not neighbours[g] <= known))
+    after = (g for g in (*table, group) if any(n != group and n not in eliminated for n in neighbours[g]))
+    return Step(group, table, tuple(after))

@@ -97,6 +97,6 @@ def cost_factors(space: PolicySpace, grid: CostGrid) -> list[Factor]:
     factors = [Factor((), {model.name: np.array(model.constant, dtype=np.float64) for model in grid.models})]
     for scope, layers in scopes.items():
         rows, shape = _combinations(space, scope)
-        prices = grid.price_layers(rows)  # name → (combinations, L)
-        factors.append(Factor(scope, {name: p[:, layers].sum(axis=1).reshape(shape) for name, p in prices.items()}))
+        prices = grid.price_layers(rows, layers)  # name → (combinations, layers)
+        factors.append(Factor(scope, {name: p.sum(axis=1).reshape(shape) for name, p in prices.items()}))
     return factors

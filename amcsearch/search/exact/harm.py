@@ -10,7 +10,7 @@ from amcsearch.evaluation import Curves, curves
 from amcsearch.methods import RemovalErrors
 from amcsearch.search.study import Study
 
-__all__ = ["errors_of", "harms", "probed_curves", "removal_errors"]
+__all__ = ["errors_of", "harms", "probed_curves", "probed_errors", "removal_errors"]
 
 _FAILED: Final = 10.0  # error of a choice whose probe gave no finite loss, as a multiple of the worst that did
 
@@ -19,6 +19,15 @@ def removal_errors(space: PolicySpace, errors: RemovalErrors) -> list[NDArray[np
     """Return a selector's errors at the choices of every group, (choices,) for each."""
     groups = zip(space.groups, space.choices, strict=True)
     return [errors[group.name][choices // group.unit] for group, choices in groups]
+
+
+def probed_errors(study: Study, points: int, prior: float = 0.1) -> list[NDArray[np.float64]]:
+    """Return errors of every choice of every group, (choices,) each, from probes at up to ``points`` counts a group.
+
+    ``prior`` is the weight of SPDY's quadratic one beside what was measured.
+    """
+    measured = curves(lambda batch: study.evaluate(batch, probe=True), study.space, points)
+    return errors_of(study.space, harms(study.space, measured), prior)
 
 
 def probed_curves(study: Study, most: int) -> Curves | None:

@@ -35,6 +35,7 @@ from amcsearch.search.exact.factors import Factor, PeakFactor
 __all__ = ["BudgetedSum", "Solution"]
 
 _Scoped = TypeVar("_Scoped", Factor, PeakFactor)
+_BLOCK: Final = 2**20  # joint choices of all policies looked at together
 _SLACK: Final = 1e-11  # relative to the limit: the same cost summed in another order is still the same cost
 
 
@@ -190,16 +191,29 @@ class Solution:
         Raises:
             InfeasibleBudgetError: nothing fits.
         """
-        problem, bucket = self.problem, range(self.problem.buckets + 1)[bucket]
-        if not np.isfinite(self.least[bucket]):
-            limit = min(problem.limit, problem.base + bucket * problem.bucket)
+        return np.asarray(self.choices(np.array([range(self.problem.buckets + 1)[bucket]]))[0])
+
+    def choices(self, buckets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of each group's choice (P, G) that give ``least[buckets]`` for buckets (P,) from 0 to B.
+
+        Raises:
+            InfeasibleBudgetError: nothing fits the smallest of them.
+        """
+        problem = self.problem
+        lacking = buckets[~np.isfinite(self.least[buckets])]
+        if len(lacking):
+            limit = min(problem.limit, problem.base + int(lacking.min()) * problem.bucket)
             raise InfeasibleBudgetError(
                 f"no policy within {problem.axis} ≤ {limit:.6g} was found; no layer by itself allows less than "
                 f"{problem.base:.6g} together; raise the limit or allow more pruning"
             )
-        chosen = np.zeros(len(problem.sizes), dtype=np.int64)
+        chosen = np.zeros((len(buckets), len(problem.sizes)), dtype=np.int64)
+        left = buckets.astype(np.int64)
         for stage, before, value in zip(self._stages[::-1], self._tables[-2::-1], self._values[::-1], strict=True):
-            bucket -= self._decide(stage, problem.seen_from(stage.step, before), value, chosen, bucket)
+            table, joint = problem.seen_from(stage.step, before), stage.shape[1] * stage.shape[2]
+            for start in range(0, len(buckets), max(1, _BLOCK // joint)):
+                rows = slice(start, start + max(1, _BLOCK // joint))
+                left[rows] -= self._decide(stage, table, value, chosen[rows], left[rows])
         return chosen
 
     def _decide(
@@ -208,22 +222,28 @@ class Solution:
         before: NDArray[np.float32],
         value: NDArray[np.float32],
         chosen: NDArray[np.int64],
-        bucket: int,
-    ) -> int:
-        """Fill in what the step decided, given what later steps did; return the ticks it spent."""
-        step, sizes = stage.step, self.problem.sizes
+        buckets: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Fill in, in ``chosen`` (P, G), what the step decided, given later steps; return the ticks it spent, (P,)."""
+        step, sizes, policies = stage.step, self.problem.sizes, np.arange(len(buckets))
         kept, gone = list(step.kept), list(step.gone)
-        r = int(np.ravel_multi_index(chosen[kept].tolist(), [sizes[g] for g in kept])) if kept else 0
-        introduced = slice(int(chosen[step.group]), int(chosen[step.group]) + 1) if stage.stays else slice(None)
-        ticks = stage.ticks[r, :, introduced]  # (F, V)
-        left = bucket - ticks if stage.is_sum else np.where(ticks <= bucket, bucket, -1)
-        sums = np.take_along_axis(before[r], np.maximum(left, 0), axis=1) + value[r, :, introduced]
-        f, v = np.unravel_index(int(np.argmin(np.where(left >= 0, sums, np.inf))), sums.shape)
+        r = np.zeros(len(buckets), dtype=np.int64)
+        if kept:
+            r = np.ravel_multi_index(tuple(chosen[:, kept].T), [sizes[g] for g in kept])
+        ticks, values = stage.ticks[r], value[r]  # (P, F, V)
+        if stage.stays:
+            introduced = chosen[:, step.group]
+            ticks, values = ticks[policies, :, introduced, None], values[policies, :, introduced, None]
+        at = buckets[:, None, None]
+        left = at - ticks if stage.is_sum else np.where(ticks <= at, at, -1)
+        sums = before[r[:, None, None], np.arange(ticks.shape[1])[:, None], np.maximum(left, 0)] + values
+        best = np.where(left >= 0, sums, np.inf).reshape(len(buckets), -1).argmin(axis=1)
+        f, v = np.divmod(best, ticks.shape[2])
         if gone:
-            chosen[gone] = np.unravel_index(f, [sizes[g] for g in gone])
+            chosen[:, gone] = np.stack(np.unravel_index(f, [sizes[g] for g in gone]), axis=1)
         if not stage.stays:
-            chosen[step.group] = v
-        return int(ticks[f, v]) if stage.is_sum else 0
+            chosen[:, step.group] = v
+        return np.asarray(ticks[policies, f, v]) if stage.is_sum else np.zeros(len(buckets), dtype=np.int64)
 
 
 def _advance(stage: _Stage, old: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,353 @@
+"""Whole fronts: policies of least predicted error for every budget of every cost on several devices.
+
+One set of error tables serves all of them: those of a selector that knows what every kept count does, else probes of
+one group at a time. A front is one sweep of the exact programme. A few policies of the fronts are evaluated, so that
+what their errors say of the metric is known.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, Evaluation, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.costs import CostGrid
+from amcsearch.evaluation import (
+    Executor,
+    PairedEvaluator,
+    ProcessExecutor,
+    SerialExecutor,
+    policies,
+    rank_correlation,
+)
+from amcsearch.jobs.device import Device, table_summary
+from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of, without_device
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.setup import Job, Prepared, judged, name_of_choice, prepare
+from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
+from amcsearch.reporting import front_page
+from amcsearch.runs import (
+    FRONT_COLUMNS,
+    ErrorTables,
+    EvaluatedPolicy,
+    FrontDevice,
+    FrontFiles,
+    FrontResult,
+    FrontSummary,
+    MetricRecord,
+    RunFolder,
+)
+from amcsearch.search import Allocator, Budget, FeasibleSet, Study, probed_errors, removal_errors
+
+__all__ = ["front"]
+
+MOST_EVALUATIONS: Final = 10_000
+POINTS: Final = 200  # policies of a front: of a budget at most 1/200 of the front's range is left unused
+SUMS: Final = 1e9  # additions that a front may take: less than a second
+PROBES: Final = 6  # kept counts a group, where the errors are probed
+CONFIDENCE: Final = 0.975  # of each side of an interval
+_NEAR: Final = 0.1  # of an error: how far a front's policy may be from it
+_FIRST: Final = ("latency_ms", "energy_mj", "macs")  # the costs whose fronts are evaluated first
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Policies of least error against the cost ``along`` on a device, the cheapest first; errors and prices (R,)."""
+
+    device: str
+    along: str
+    error: NDArray[np.float64]
+    prices: Mapping[str, NDArray[np.float64]]
+    policies: tuple[PruningPolicy, ...]
+
+    def nearest(self, error: float, without: Collection[PruningPolicy]) -> int | None:
+        """Return which policy comes nearest to an error, of those that are not among others."""
+        order = np.argsort(np.abs(self.error - error), kind="stable").tolist()
+        return next((i for i in order if self.policies[i] not in without), None)
+
+
+def front(
+    config: Config,
+    run: RunFolder,
+    observer: Observer,
+    given: InMemory = CONFIGURED,
+    *,
+    devices: Sequence[AskedDevice] = (),
+    evaluations: int = 12,
+    workers: int = 1,
+) -> FrontResult:
+    """Make the fronts of all costs on all devices, and evaluate some of their policies.
+
+    Without ``devices`` it is the configured one; its budget does not count. Writes ``errors.json``, ``front.csv``,
+    ``front.json``, ``front.html`` and ``trials.csv``. What the run folder stores is taken up again: tables, probes and
+    evaluations; other devices and more evaluations join by it.
+
+    Raises:
+        BadInputError: an unknown device or one named twice, a device whose table cannot price the network, fewer than 0
+            evaluations, or as ``prepare`` and ``judged``.
+    """
+    if not 0 <= evaluations <= MOST_EVALUATIONS:
+        raise BadInputError(f"evaluations = {evaluations}, must be from 0 to {MOST_EVALUATIONS}")
+    targets = targets_of(config, devices)
+    phases, loaded = Phases(observer, run.append_log), dict[str, Device]()
+
+    def check(workload: Workload, _: Device) -> None:
+        loaded.update({target.name: device_of(config, workload, target, given) for target in targets})
+
+    prepared = prepare(without_device(config), (), phases, given, run=run, check=check)
+    judge = _Judge(prepared, phases, workers, run, observer)
+    try:
+        tables = judge.tables()
+        with phases("fronts", "Finding the policies of least error for every budget"):
+            made = [_fronts_of(target, loaded[target.name], tables) for target in targets]
+        fronts = [front for device in made for front in device.fronts]
+        with phases("evaluations", "Evaluating policies of the fronts"):
+            chosen = _spread(fronts, evaluations, prepared.workload.trace.network.dense)
+            evaluated = judge.evaluated(chosen, loaded, tables.dense_metric)
+    finally:
+        judge.close()
+    summary = _summary(prepared, tables, made, evaluated, phases)
+    for text in summary.warnings:
+        observer.warn(text)
+    return _written(summary, fronts, run)
+
+
+def _summary(
+    prepared: Prepared,
+    tables: ErrorTables,
+    made: "Sequence[_DeviceFronts]",
+    evaluated: tuple[EvaluatedPolicy, ...],
+    phases: Phases,
+) -> FrontSummary:
+    metric = prepared.workload.task.metric
+    losses = [metric.gain(tables.dense_metric, each.metric) for each in evaluated]
+    return FrontSummary(
+        name=prepared.config.name,
+        metric=MetricRecord.of(metric),
+        dense_metric=tables.dense_metric,
+        samples=tables.samples,
+        errors_from=tables.source,
+        devices=tuple(device.entry for device in made),
+        evaluated=evaluated,
+        rank_correlation=rank_correlation([each.error for each in evaluated], losses) if evaluated else None,
+        warnings=tuple(text for device in made for text in device.warnings),
+        seconds=phases.seconds,
+    )
+
+
+class _Judge:
+    """Evaluates policies as an ``Executor`` does, and gives the error tables; ranks channels when that is needed."""
+
+    def __init__(self, prepared: Prepared, phases: Phases, workers: int, run: RunFolder, observer: Observer) -> None:
+        self.prepared, self.phases, self.workers, self.run, self.observer = prepared, phases, workers, run, observer
+        self.studies: list[Study] = []
+
+    @cached_property
+    def job(self) -> Job:
+        """The job with its channels ranked."""
+        return judged(self.prepared, self.phases)
+
+    @cached_property
+    def paired(self) -> PairedEvaluator:
+        """Evaluates on the whole search split, beside the dense network."""
+        rows = np.arange(self.job.evaluator.search.samples, dtype=np.int64)
+        return PairedEvaluator(self.job.evaluator, rows, CONFIDENCE)
+
+    @cached_property
+    def _executor(self) -> Executor:
+        return SerialExecutor(self.paired) if self.workers == 1 else ProcessExecutor(self.paired, self.workers)
+
+    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+        """Yield evaluations in the order of ``policies``."""
+        return self._executor.map(policies) if policies else iter(())
+
+    def close(self) -> None:
+        """End all workers, and write the trials."""
+        if "_executor" in self.__dict__:
+            self._executor.close()
+        if self.studies:
+            self.run.write_trials(trial for study in self.studies for trial in study.trials)
+
+    def tables(self) -> ErrorTables:
+        """The error tables of the run folder, or those that the selector knows or probes give, which are stored."""
+        path = FrontFiles.of(self.run).tables
+        if path.exists():
+            return ErrorTables.read(path)
+        config, groups = self.prepared.config, self.prepared.workload.trace.network.groups
+        space = PolicySpace.on_grid(groups, max_pruning_ratio=config.search.max_pruning_ratio)
+        source, known = name_of_choice(config), self.job.errors
+        if known is None:
+            source = f"{source}, by probes"
+            errors = self._probed(space)
+        else:
+            errors = removal_errors(space, known)
+        by_group = list(zip(groups, space.choices, errors, strict=True))
+        tables = ErrorTables(
+            source=source,
+            dense_metric=self.paired.dense_metric,
+            samples=self.paired.samples,
+            kept={group.name: tuple(choices.tolist()) for group, choices, _ in by_group},
+            error={group.name: tuple(values.tolist()) for group, _, values in by_group},
+        )
+        self.run.write_json(path, tables)
+        return tables
+
+    def _probed(self, space: PolicySpace) -> list[NDArray[np.float64]]:
+        grid = self.prepared.device.grid
+        probes = len(policies(space, PROBES))
+        with self.phases("probes", f"Probing every group at up to {PROBES} kept counts"):
+            study = self._study("front probes", space, grid, FeasibleSet(space, grid, Budget({})), probes)
+            return probed_errors(study, PROBES)
+
+    def evaluated(
+        self, chosen: Sequence[tuple[_Front, int]], devices: Mapping[str, Device], dense_metric: float
+    ) -> tuple[EvaluatedPolicy, ...]:
+        """Evaluate policies of fronts, each through its device's study; those without a finite loss are left out."""
+        trials: dict[PruningPolicy, Trial] = {}
+        for name, device in devices.items():
+            asked = [front.policies[i] for front, i in chosen if front.device == name]
+            if asked:
+                study = self._study(f"front on {name}", device.space, device.grid, device.feasible, len(asked))
+                trials.update(zip(asked, study.evaluate(asked), strict=True))
+        return tuple(
+            _as_evaluated(front, i, trials[front.policies[i]], dense_metric)
+            for front, i in chosen
+            if trials[front.policies[i]].state is TrialState.COMPLETE
+        )
+
+    def _study(self, agent: str, space: PolicySpace, grid: CostGrid, feasible: FeasibleSet, trials: int) -> Study:
+        config, workload = self.prepared.config, self.prepared.workload
+        study = Study(
+            workload.trace.network,
+            space,
+            grid,
+            feasible,
+            self,
+            lambda evaluation, _: workload.task.metric.gain(evaluation.metric, 0.0),
+            agent=agent,
+            seed=config.seed,
+            trials=trials,
+            storage=self.run.study_db,
+            name=config.name,
+            progress=self.observer.trial,
+            fingerprint=self.prepared.fingerprint,
+            metric=workload.task.metric,
+        )
+        self.studies.append(study)
+        return study
+
+
+def _as_evaluated(front: _Front, i: int, trial: Trial, dense_metric: float) -> EvaluatedPolicy:
+    """The measured metric, and its interval from the bounds of the gain over the dense network."""
+    metric, evaluation = trial.judged_by, trial.evaluation
+    bounds = [evaluation.change_low, evaluation.change_high]
+    ends = [dense_metric + metric.gain(change, 0.0) for change in bounds if change is not None]
+    return EvaluatedPolicy(
+        device=front.device,
+        along=front.along,
+        policy=front.policies[i],
+        error=float(front.error[i]),
+        metric=evaluation.metric,
+        loss=evaluation.loss,
+        low=min(ends, default=None),
+        high=max(ends, default=None),
+    )
+
+
+def _spread(fronts: Sequence[_Front], count: int, dense: PruningPolicy) -> list[tuple[_Front, int]]:
+    """Choose up to ``count`` policies, each once and none dense: from the largest error down, evenly among all points.
+
+    Of the fronts that have a policy of about such an error, it is taken from the one that gave the fewest.
+    """
+    ordered = sorted(fronts, key=lambda front: _FIRST.index(front.along) if front.along in _FIRST else len(_FIRST))
+    given, chosen, taken = [0] * len(ordered), list[tuple[_Front, int]](), {dense}
+    errors = np.concatenate([front.error for front in ordered])
+    for error in np.quantile(errors, np.linspace(1.0, 0.0, count + 1)[:-1]).tolist():
+        offers = [(f, front.nearest(error, taken)) for f, front in enumerate(ordered)]
+        gaps = {f: abs(float(ordered[f].error[i]) - error) for f, i in offers if i is not None}
+        if not gaps:
+            break
+        near = [f for f, gap in gaps.items() if gap <= _NEAR * error] or [min(gaps, key=lambda f: gaps[f])]
+        f = min(near, key=lambda f: given[f])
+        i = dict(offers)[f]
+        assert i is not None
+        given[f] += 1
+        taken.add(ordered[f].policies[i])
+        chosen.append((ordered[f], i))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _DeviceFronts:
+    """The fronts of all costs of a device, what is said of it, and what is to be warned of."""
+
+    fronts: list[_Front]
+    entry: FrontDevice
+    warnings: list[str]
+
+
+def _fronts_of(target: Target, device: Device, tables: ErrorTables) -> _DeviceFronts:
+    """Find the fronts of all costs of a device.
+
+    Raises:
+        BadInputError: there is none against any.
+    """
+    start, name, space = time.perf_counter(), target.name, device.space
+    errors = [tables.of(group.name, choices) for group, choices in zip(space.groups, space.choices, strict=True)]
+    fronts, told = list[_Front](), [f"device {name}: {text}" for text in device.warnings]
+    for along in device.grid.names:
+        try:
+            kept, error = Allocator(device.feasible, sums=SUMS, axis=along).front(errors, POINTS)
+        except BadInputError as problem:
+            told.append(f"device {name}: no front against {along}: {problem}")
+            continue
+        cheapest_first = tuple(map(device.grid.network.policy, kept))
+        fronts.append(_Front(name, along, error, device.grid.price(kept), cheapest_first))
+    if not fronts:
+        raise BadInputError(told[-1])
+    entry = FrontDevice(
+        name=name,
+        profile=None if device.profile is None else device.profile.name,
+        table=table_summary(device.table, Path(target.table).name if isinstance(target.table, str) else name),
+        channel_multiple=device.channel_multiple,
+        dense=device.dense,
+        seconds=time.perf_counter() - start,
+    )
+    return _DeviceFronts(fronts, entry, told)
+
+
+def _rows(fronts: Sequence[_Front], summary: FrontSummary) -> pd.DataFrame:
+    """One policy a row, the fronts one after another, with ``FRONT_COLUMNS`` and a column for each cost."""
+    costs = dict.fromkeys(name for front in fronts for name in front.prices)
+    parts = [
+        pd.DataFrame(
+            {
+                "device": front.device,
+                "along": front.along,
+                "error": front.error,
+                "expected": summary.expected(front.error),
+                **front.prices,
+                "policy": [policy.to_json() for policy in front.policies],
+            }
+        )
+        for front in fronts
+    ]
+    return pd.concat(parts, ignore_index=True)[[*FRONT_COLUMNS[:-1], *costs, FRONT_COLUMNS[-1]]]
+
+
+def _written(summary: FrontSummary, fronts: Sequence[_Front], run: RunFolder) -> FrontResult:
+    """Write the files of a front and return it with their paths."""
+    files = FrontFiles.of(run)
+    result = FrontResult(summary, _rows(fronts, summary), files.by_name)
+    with run.replacing(files.points) as temporary:
+        result.points.to_csv(temporary, index=False)
+    run.write_text(files.page, front_page(result))
+    run.write_json(files.front, summary)
+    return result

@@ -1,0 +1,109 @@
+"""Several target devices of one job, each a device profile, a latency table, or both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from amcsearch.config import DEVICES, TABLES, Config, Kind, hint, listed, lookup, read_latency_table
+from amcsearch.core import BadInputError
+from amcsearch.costs import DeviceProfile, LatencyTable
+from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.workload import InMemory, Workload
+
+__all__ = ["AskedDevice", "Target", "device_of", "targets_of", "without_device"]
+
+CONFIGURED_NAME: Final = "configured"
+
+AskedDevice = str | Path | DeviceProfile | LatencyTable
+"""A device profile or a latency table, or the file, folder or name of one."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as it was asked for: its name, and what its costs are predicted from."""
+
+    name: str
+    profile: str | DeviceProfile | None = None
+    table: str | LatencyTable | None = None
+
+
+def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
+    """Return what is known of the devices that were asked for: the configured one where none was.
+
+    Raises:
+        BadInputError: an unknown device, or one twice.
+    """
+    if not devices:
+        return [Target(CONFIGURED_NAME, config.device.profile, config.device.table)]
+    targets = [_target(config, asked) for asked in devices]
+    names = [target.name for target in targets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"devices: {twice} is there twice; name each device once")
+    return targets
+
+
+def _target(config: Config, asked: AskedDevice) -> Target:
+    """A device by its name; one that the configuration names has the configured profile and table, both."""
+    if isinstance(asked, DeviceProfile):
+        return Target(asked.name, profile=asked)
+    if isinstance(asked, LatencyTable):
+        return Target(asked.provenance.cpu or "table", table=asked)
+    if not isinstance(asked, str | Path):
+        raise BadInputError(
+            f"devices: {asked!r:.60} is no device; give a name, a file, a folder, a DeviceProfile or a LatencyTable"
+        )
+    profile, table = (_path(kind, asked) for kind in (DEVICES, TABLES))
+    if profile is None and table is None:
+        known = sorted({*listed(DEVICES), *listed(TABLES)})
+        raise BadInputError(
+            f"devices: {asked} is no device profile and no latency table{hint(Path(asked).name, known)}; give the file "
+            f"of a profile, the folder of a table, or one of {', '.join(known)}"
+        )
+    if table is None and profile == config.device.profile:
+        table = config.device.table
+    if profile is None and table == config.device.table:
+        profile = config.device.profile
+    return Target(Path(asked).name.removesuffix(".yaml"), profile, table)
+
+
+def _path(kind: Kind, asked: str | Path) -> str | None:
+    path = lookup(kind, asked)
+    fits = path is not None and kind.fits(path) and (not kind.parts or kind.is_one(path))
+    return str(path) if fits else None
+
+
+def _on(config: Config, target: Target) -> Config:
+    """The configuration with another device; what is in memory is no part of it."""
+    files = {"profile": target.profile, "table": target.table}
+    update = {key: value if isinstance(value, str) else None for key, value in files.items()}
+    device, search = config.device.model_copy(update=update), config.search.model_copy(update={"objectives": None})
+    return config.model_copy(update={"device": device, "search": search})
+
+
+def without_device(config: Config) -> Config:
+    """Return the configuration without a target: what is judged there is the same for all devices."""
+    return _on(config, Target(""))
+
+
+def device_of(config: Config, workload: Workload, target: Target, given: InMemory) -> Device:
+    """Price the network on a device, without limits.
+
+    Raises:
+        BadInputError: a profile or table that cannot be used, or a table that lacks the network; names the device.
+    """
+    profile = target.profile if isinstance(target.profile, DeviceProfile) else None
+    try:
+        table = read_latency_table(target.table) if isinstance(target.table, str) else target.table
+        there = replace(given, table=table, profile=profile)
+        device = load_device(_on(config, target), workload, (), there, is_here=False)
+    except BadInputError as error:
+        raise BadInputError(f"device {target.name}: {error}") from error
+    if table is not None and device.table is not None and device.table.network is None:
+        raise BadInputError(
+            f"device {target.name}: its latency table holds no measurement of this network, only of "
+            f"{', '.join(table.networks)}; add it: amcsearch table measure CONFIG -o latency_tables/{target.name}, or "
+            "leave the device out"
+        )
+    return device
