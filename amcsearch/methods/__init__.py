@@ -11,9 +11,9 @@ from amcsearch.methods.layer_inputs import (
     MEMORY_BYTES,
     POSITIONS,
     LayerInputs,
-    calls_of,
     following_norms,
     gather_inputs,
+    read_calls,
 )
 from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
@@ -72,7 +72,6 @@ __all__ = [
     "Statistics",
     "UnitScores",
     "UnitSlices",
-    "calls_of",
     "comparable",
     "drawn_classes",
     "erk_densities",
@@ -91,6 +90,7 @@ __all__ = [
     "problem_of",
     "rank",
     "rank_units",
+    "read_calls",
     "readers",
     "refit_drifted",
     "refitted",

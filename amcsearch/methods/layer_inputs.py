@@ -3,8 +3,10 @@
     mean = E[x],  G = E[(x - mean)(x - mean)^T]   where the layer's constant can be refitted (a bias, or a batch norm)
                   G = E[x x^T], mean = 0          where it has none
 
-x is a row of X in Y = X W^T + b (see ``patches``). Batches are merged exactly by Chan's rule, M2 = M2_a + M2_b +
-d d^T n_a n_b / n, in double precision; never more than one batch's rows of one layer are held.
+x is a row of X in Y = X W^T + b (see ``patches``). Rows are taken about each channel's mean in the first batch, so
+products in the network's own precision, float32 as a rule, lose nothing to the mean; sums of at most ``ROWS`` of them
+are added up in float64. Of the symmetric products one half is computed, in blocks of ``WIDTH`` columns. Never more than
+one batch's rows of one layer are held.
 
 Memory: 8 * conv_groups * columns^2 bytes a layer, columns = C_in / conv_groups * kH * kW (a 3x3 convolution of 64
 channels 2.7 MB, of 512 channels 170 MB); the sum over layers is checked against ``MEMORY_BYTES`` before anything is
@@ -15,8 +17,8 @@ more positions a sample, and the constant is always refitted, without which ReLU
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,12 +29,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError, Side
 from amcsearch.graph import Batch, Batches, Trace, evaluating
-from amcsearch.methods.patches import READERS, patches
+from amcsearch.methods.patches import READERS, channel_means, tap_major_rows, taps_of
 
-__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "calls_of", "following_norms", "gather_inputs"]
+__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "following_norms", "gather_inputs", "read_calls"]
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
+ROWS: Final = 2**11  # summed in the network's own precision; so many of a wide layer still fit a cache
+WIDTH: Final = 128  # columns of a block of products
+_NOISE: Final = 256.0  # rounding errors of a sum of ROWS squares
 
 _log = logging.getLogger(__name__)
 
@@ -65,42 +70,163 @@ class LayerInputs:
     classes: ClassMoments | None = None
 
 
+@dataclass(frozen=True)
+class _Products:
+    """Of rows: their number, sums (conv_groups, columns), and blocks of X^T X from the diagonal on, float64.
+
+    ``blocks[i]`` (conv_groups, WIDTH or fewer, columns from i * WIDTH on) has the products of the columns i * WIDTH ….
+    """
+
+    rows: int
+    sums: Tensor
+    blocks: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[Tensor]) -> "_Products":
+        """Multiply rows (conv_groups, n, columns), each part in its own precision, and add the parts up in float64."""
+        rows, sums, blocks = 0, torch.zeros(()), list[Tensor]()
+        for part in parts:
+            products = [part[..., i : i + WIDTH].mT @ part[..., i:] for i in range(0, part.shape[2], WIDTH)]
+            if not rows:
+                sums, blocks = part.sum(1).double(), [product.double() for product in products]
+            else:
+                sums += part.sum(1)
+                for block, product in zip(blocks, products, strict=True):
+                    block += product
+            rows += part.shape[1]
+        return cls(rows, sums, tuple(blocks))
+
+
 @dataclass
 class _RunningMoments:
-    """Running moments of one layer."""
+    """Running sums of one layer's rows, columns in the order [tap, channel], about ``shift`` where it is centred."""
 
+    is_centred: bool
+    shift: Tensor | None = None
     rows: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    scatter: Tensor = field(default_factory=lambda: torch.zeros(()))
-    counts: Tensor | None = None
     sums: Tensor = field(default_factory=lambda: torch.zeros(()))
+    scatter: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, products: _Products) -> None:
+        """Add the products of more rows."""
+        if not self.rows:
+            columns = products.sums.shape[1]
+            self.sums = torch.zeros_like(products.sums)
+            self.scatter = products.sums.new_zeros(len(products.sums), columns, columns)
+        self.rows += products.rows
+        self.sums += products.sums
+        for number, block in enumerate(products.blocks):
+            first = number * WIDTH
+            self.scatter[:, first : first + block.shape[1], first:] += block
+
+    def finish(self, taps: int, noise: float) -> tuple[Tensor, Tensor]:
+        """Return mean (conv_groups, columns) and Gram matrix, columns channel-major, on the CPU; the sums are used up.
+
+        Where the rows are not centred, the mean is 0. Columns whose variance is a share ``noise`` or less of their mean
+        square about the shift are constants as far as the rows' precision tells, and get exact zeros.
+        """
+        gram = self.scatter.div_(self.rows)
+        if self.shift is None:
+            mean = torch.zeros_like(self.sums)
+        else:
+            offset = self.sums / self.rows
+            gram.baddbmm_(offset[:, :, None], offset[:, None], alpha=-1.0)
+            varies = gram.diagonal(dim1=1, dim2=2) > noise * offset.square()
+            gram *= varies[:, :, None]
+            gram *= varies[:, None]
+            mean = offset + self.shift.double().repeat(1, taps)
+        for first in range(0, gram.shape[2], WIDTH):
+            last = first + WIDTH
+            square = gram[:, first:last, first:last]
+            square.copy_(square.triu() + square.triu(1).mT)
+            gram[:, last:, first:last] = gram[:, first:last, last:].mT
+        groups, columns = mean.shape
+        if taps > 1:
+            by_tap = gram.reshape(groups, taps, columns // taps, taps, columns // taps)
+            gram = by_tap.permute(0, 2, 1, 4, 3).reshape(groups, columns, columns)
+            mean = mean.reshape(groups, taps, -1).mT.flatten(1)
+        return mean.cpu(), gram.cpu()
+
+
+@dataclass
+class _ClassSums:
+    """Running sums of one layer's pooled inputs by class."""
+
+    counts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(0))
     squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def add(self, rows: Tensor, centred: bool) -> None:
-        """Merge rows (conv_groups, n, columns)."""
-        new, total = rows.shape[1], self.rows + rows.shape[1]
-        mean = rows.mean(1) if centred else torch.zeros_like(rows[:, 0])
-        rows = rows - mean[:, None]
-        step = (mean - self.mean.to(mean.device)).cpu()
-        self.scatter = self.scatter + (rows.mT @ rows).cpu()
-        self.scatter += step[:, :, None] * step[:, None] * (self.rows * new / total)
-        self.mean = self.mean + step * (new / total)
-        self.rows = total
-
-    def classify(self, features: Tensor, labels: Tensor) -> None:
+    def add(self, features: Tensor, labels: Tensor) -> None:
         """Merge pooled features (n, C_in) with labels (n,); negative labels are left out."""
         features, labels = features[labels >= 0], labels[labels >= 0]
         if not len(labels):
             return
-        known = 0 if self.counts is None else len(self.counts)
+        known = len(self.counts)
         classes = max(known, int(labels.max()) + 1)
         one_hot = nn.functional.one_hot(labels, classes).to(features)
         counts, sums = one_hot.sum(0).cpu(), (one_hot.T @ features).cpu()
-        if self.counts is not None:
+        if known:
             counts[:known] += self.counts
             sums[:known] += self.sums
         self.counts, self.sums = counts, sums
         self.squares = self.squares + features.square().sum(0).cpu()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The last rows that were multiplied: layers that read the same tensor in the same way share their products."""
+
+    x: Tensor
+    version: int
+    geometry: tuple[Any, ...]
+    shift: Tensor | None
+    products: _Products
+
+
+class _Gathering:
+    """What one pass over the data gathers, call by call: layers are read while the network runs."""
+
+    def __init__(self, modules: Mapping[str, Any], centred: AbstractSet[str], positions: int | None, seed: int) -> None:
+        self.modules = modules
+        self.positions = positions
+        self.generator = torch.Generator().manual_seed(seed)
+        self.moments = {layer: _RunningMoments(layer in centred) for layer in modules}
+        self.classes: dict[str, _ClassSums] = {layer: _ClassSums() for layer in modules}
+        self.labels: Tensor | None = None
+        self.last: _Call | None = None
+
+    def read(self, layer: str, x: Tensor) -> None:
+        """Take up one call of a layer."""
+        module, moments = self.modules[layer], self.moments[layer]
+        if self.labels is not None:
+            self.classes[layer].add(*_pooled(module, x, self.labels))
+        if not self._is_last(module, moments, x):
+            self.last = self._call(module, moments, x)
+        assert self.last is not None
+        moments.shift = self.last.shift
+        moments.add(self.last.products)
+
+    def _is_last(self, module: nn.Module, moments: _RunningMoments, x: Tensor) -> bool:
+        last = self.last
+        if last is None or last.x is not x or last.version != x._version or last.geometry != _geometry(module):
+            return False
+        if not moments.rows:
+            return moments.is_centred == (last.shift is not None)
+        return moments.shift is last.shift
+
+    def _call(self, module: nn.Module, moments: _RunningMoments, x: Tensor) -> _Call:
+        values = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        shift = moments.shift
+        if moments.is_centred and shift is None:
+            shift = channel_means(module, values)
+        parts = tap_major_rows(module, values, self.positions, self.generator, shift=shift, count=ROWS)
+        return _Call(x, x._version, _geometry(module), shift, _Products.of(parts))
+
+
+def _geometry(module: nn.Module) -> tuple[Any, ...]:
+    """Return what decides a layer's rows beside its input."""
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return (isinstance(module, nn.Linear), *(getattr(module, name, None) for name in names))
 
 
 def gather_inputs(
@@ -132,22 +258,18 @@ def gather_inputs(
     modules = _reading_modules(model, trace)
     _check_memory(modules)
     torch_device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
     with evaluating(model), torch.no_grad():
         norms = following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
-        centred = {layer: m.bias is not None or layer in norms for layer, m in modules.items()}
-        moments = {layer: _RunningMoments() for layer in modules}
+        centred = {layer for layer, m in modules.items() if m.bias is not None or layer in norms}
+        gathering = _Gathering(modules, centred, positions, seed)
         for batch in (each.to(torch_device) for each in batches):
-            ids = _class_ids(batch) if labels else None
-            for layer, x in calls_of(model, modules, batch):
-                rows = patches(modules[layer], x, positions, generator).double()
-                moments[layer].add(rows, centred[layer])
-                if ids is not None:
-                    moments[layer].classify(*_pooled(modules[layer], x, ids))
+            gathering.labels = _class_ids(batch) if labels else None
+            read_calls(model, modules, batch, gathering.read)
+    gathering.last = None
     return {
-        layer: _finish(layer, m, norms.get(layer), moments[layer])
+        layer: _finish(layer, m, norms.get(layer), gathering.moments.pop(layer), gathering.classes[layer])
         for layer, m in modules.items()
-        if moments[layer].rows
+        if gathering.moments[layer].rows
     }
 
 
@@ -185,16 +307,18 @@ def _check_memory(modules: Mapping[str, Any]) -> None:
         )
 
 
-def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """Yield (layer, input) of every call of some layers in one forward pass, in order of execution."""
-    calls: deque[tuple[str, Tensor]] = deque()
+def read_calls(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch, read: Callable[[str, Tensor], None]
+) -> None:
+    """Run the model on a batch and call ``read(layer, input)`` just before every call of some layers.
+
+    The input may change afterwards, in place: read it at once.
+    """
     with ExitStack() as stack:
         for layer, module in modules.items():
-            hook = module.register_forward_pre_hook(lambda _, args, name=layer: calls.append((name, args[0])))
+            hook = module.register_forward_pre_hook(lambda _, args, name=layer: read(name, args[0]))
             stack.callback(hook.remove)
         batch.through(model)
-    while calls:
-        yield calls.popleft()  # lets go of each input once it has been used
 
 
 def following_norms(model: nn.Module, modules: Mapping[str, nn.Module], sample: Batch) -> dict[str, str]:
@@ -227,14 +351,13 @@ def _pooled(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return x.double().reshape(len(x), -1, x.shape[-1]).mean(1), labels
 
 
-def _finish(layer: str, module: Any, norm: str | None, moments: _RunningMoments) -> LayerInputs:
-    taps = module.weight[0, 0].numel()
+def _finish(layer: str, module: Any, norm: str | None, moments: _RunningMoments, classes: _ClassSums) -> LayerInputs:
     bias = f"{layer}.bias" if module.bias is not None else None
-    classes = None if moments.counts is None else ClassMoments(moments.counts, moments.sums, moments.squares)
-    gram = moments.scatter / moments.rows
-    if not (gram.isfinite().all() and moments.mean.isfinite().all()):
+    mean, gram = moments.finish(taps_of(module), _NOISE * torch.finfo(module.weight.dtype).eps)
+    if not (gram.isfinite().all() and mean.isfinite().all()):
         raise BadInputError(
             f"what layer {layer!r} reads is not finite on the calibration data, so its channels cannot be compared; "
             "look for a division by 0 or an overflow before it"
         )
-    return LayerInputs(layer, f"{layer}.weight", bias, norm, taps, moments.rows, moments.mean, gram, classes)
+    by_class = ClassMoments(classes.counts, classes.sums, classes.squares) if len(classes.counts) else None
+    return LayerInputs(layer, f"{layer}.weight", bias, norm, taps_of(module), moments.rows, mean, gram, by_class)

@@ -4,23 +4,28 @@ A row is one sample at one output position. A convolution's row is its unfolded 
 owns the columns [c*taps, (c+1)*taps), taps = kH*kW, as in ``weight.reshape(conv_groups, C_out/conv_groups, -1)``.
 Padding is part of the patch, whatever its mode. Only the chosen positions are cut out, so memory is samples x positions
 x columns.
+
+``tap_major_rows`` has the same columns in the order [tap, channel]: each tap of a patch is then one run of memory in
+a map whose channels come last, and cutting patches is a copy of whole runs.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["READERS", "patches", "weight_matrix"]
+__all__ = ["READERS", "channel_means", "patches", "tap_major_rows", "taps_of", "weight_matrix"]
 
 READERS: Final = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_SLOWER: Final = 12  # cutting a value out of a map whose channels do not come last, beside putting it in order
 
 
 def patches(
     module: nn.Module, x: Tensor, positions: int | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return the rows of a layer's input x, shape (conv_groups, rows, columns).
+    """Return the rows of a layer's input x, detached, shape (conv_groups, rows, columns).
 
     Args:
         module: one of ``READERS``.
@@ -28,23 +33,86 @@ def patches(
         positions: at most so many output positions, the same ones for every sample of ``x``; None takes all.
         generator: draws the positions.
     """
+    (rows,) = tap_major_rows(module, x, positions, generator)
+    channels = rows.shape[2] // taps_of(module)
+    return rows.reshape(*rows.shape[:2], -1, channels).mT.flatten(-2)
+
+
+def tap_major_rows(
+    module: nn.Module,
+    x: Tensor,
+    positions: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    shift: Tensor | None = None,
+    count: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield the rows that ``patches`` has, columns in the order [tap, channel], minus ``shift`` of each channel.
+
+    ``shift`` is (conv_groups, C_in / conv_groups), as ``channel_means`` gives it. Each part has the rows of whole
+    samples, at most ``count`` of them unless a sample alone has more; None: all in one. Use a part before the next.
+    """
+    x = x.detach()
     if isinstance(module, nn.Linear):
-        tokens = x.reshape(len(x), -1, x.shape[-1])
-        return tokens[:, _chosen(tokens.shape[1], positions, generator)].reshape(1, -1, x.shape[-1])
+        maps = x.reshape(len(x), -1, x.shape[-1]).mT  # (N, C_in, tokens)
+        index = _chosen(maps.shape[2], positions, generator)
+    else:
+        maps, index = _cut(module, x, positions, generator)
+    a_sample = len(index) // taps_of(module)  # rows
+    if _SLOWER * len(index) < maps.shape[2]:
+        maps, index = maps.index_select(2, index.to(x.device)), torch.arange(len(index))
+    places, groups = maps.shape[2], getattr(module, "groups", 1)
+    last = maps.mT.reshape(len(x), places, groups, -1).permute(2, 0, 1, 3)  # (groups, N, places, C_in / groups)
+    if shift is None:
+        values = last.contiguous()
+    else:
+        values = torch.sub(last, shift[:, None, None], out=last.new_empty(last.shape))
+    samples = len(x) if count is None else max(1, min(len(x), count // a_sample))
+    if torch.equal(index, torch.arange(places)):
+        for part in torch.split(values, samples, 1):
+            yield part.reshape(groups, part.shape[1] * a_sample, -1)
+        return
+    index = (torch.arange(samples)[:, None] * places + index).flatten().to(x.device)
+    buffer = values.new_empty(groups, len(index), values.shape[3])
+    for part in torch.split(values, samples, 1):
+        chosen = index[: part.shape[1] * len(index) // samples]
+        rows = torch.index_select(part.flatten(1, 2), 1, chosen, out=buffer[:, : len(chosen)])
+        yield rows.reshape(groups, part.shape[1] * a_sample, -1)
+
+
+def _cut(
+    module: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return a convolution's padded maps (N, C_in, H * W) and the places of its patches in them.
+
+    The places are (positions * taps,), position-major.
+    """
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    if any(module._reversed_padding_repeated_twice):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode)
     if x.ndim == 3:
         x = x.unsqueeze(-1)
     (kh, kw), (sh, sw), (dh, dw) = (_pair(v) for v in (module.kernel_size, module.stride, module.dilation))
     height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
     width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
     chosen = _chosen(height * width, positions, generator)
-    rows = (chosen // width * sh)[:, None] + torch.arange(kh) * dh  # (P, kH)
-    columns = (chosen % width * sw)[:, None] + torch.arange(kw) * dw  # (P, kW)
-    cut = x[:, :, rows[:, :, None].to(x.device), columns[:, None, :].to(x.device)]  # (N, C_in, P, kH, kW)
-    split = cut.reshape(len(x), module.groups, -1, len(chosen), kh * kw)  # (N, groups, C_in / groups, P, taps)
-    return split.permute(1, 0, 3, 2, 4).reshape(module.groups, len(x) * len(chosen), -1)
+    corner = chosen // width * sh * x.shape[3] + chosen % width * sw  # (P,)
+    taps = (torch.arange(kh)[:, None] * dh * x.shape[3] + torch.arange(kw) * dw).flatten()  # (kH * kW,)
+    return x.flatten(2), (corner[:, None] + taps).flatten()
+
+
+def channel_means(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the mean of each input channel over samples and positions: (conv_groups, C_in / conv_groups)."""
+    last = x if isinstance(module, nn.Linear) else x.movedim(1, -1)
+    means: Tensor = last.mean(tuple(range(last.ndim - 1))).reshape(getattr(module, "groups", 1), -1)
+    return means
+
+
+def taps_of(module: nn.Module) -> int:
+    """Return kH*kW, the columns of one input channel; 1 for a linear layer."""
+    assert isinstance(module.weight, Tensor)
+    return module.weight[0, 0].numel()
 
 
 def weight_matrix(module: nn.Module) -> Tensor:

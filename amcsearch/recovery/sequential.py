@@ -12,7 +12,8 @@ Departure: the target of a residual block's last convolution is the dense convol
 add the error of the shortcut, but a trace does not say which outputs are added.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ from amcsearch.methods import (
     MEMORY_BYTES,
     POSITIONS,
     LayerInputs,
-    calls_of,
     patches,
+    read_calls,
     refit_drifted,
     weight_matrix,
 )
@@ -72,8 +73,9 @@ class SequentialReconstruction:
         weights = {layer: weight_matrix(module) for layer, module in modules.items()}
         with evaluating(model), torch.no_grad():
             outputs: dict[str, list[Tensor]] = {layer: [] for layer in modules}
-            for layer, rows in self._rows(model, modules):
-                outputs[layer].append((rows @ weights[layer].mT).float().cpu())
+            self._read_rows(
+                model, modules, lambda layer, rows: outputs[layer].append((rows @ weights[layer].mT).float().cpu())
+            )
         self._targets = {layer: torch.cat(parts, 1) for layer, parts in outputs.items()}  # (conv_groups, rows, O)
 
     def apply(self, smaller: nn.Module, kept: Kept) -> None:
@@ -95,25 +97,15 @@ class SequentialReconstruction:
         """Fit one layer to targets (conv_groups, rows, kept outputs); means and sums are gathered batch by batch."""
         modules: dict[str, Any] = _modules(smaller, [layer_inputs.layer])
         module = modules[layer_inputs.layer]
-        centred, start = layer_inputs.bias is not None or layer_inputs.norm is not None, 0
-        sums: list[Tensor] = []
+        centred = layer_inputs.bias is not None or layer_inputs.norm is not None
         wanted = targets.double().mean(1, keepdim=True) if centred else torch.zeros(1, dtype=torch.float64)
-        offset: Tensor | None = None
-        for _, rows in self._rows(smaller, modules):
-            rows = rows.cpu()
-            offset = (
-                (rows.mean(1, keepdim=True) if centred else torch.zeros_like(rows[:, :1])) if offset is None else offset
-            )
-            x = rows - offset  # about the first batch's mean: near enough to the mean for what is subtracted below
-            y = targets[:, start : start + rows.shape[1]].double() - wanted
-            start += rows.shape[1]
-            more = [x.sum(1), x.mT @ x, x.mT @ y]
-            sums = more if not sums else [a + b for a, b in zip(sums, more, strict=True)]
-        assert offset is not None
-        total, gram, cross = (each / start for each in sums)
+        sums = _Sums(targets, wanted, centred)
+        self._read_rows(smaller, modules, lambda _, rows: sums.add(rows.cpu()))
+        assert sums.offset is not None
+        total, gram, cross = (each / sums.rows for each in sums.parts)
         if centred:
             gram = gram - total[:, :, None] * total[:, None]
-        mean = offset[:, 0] + total
+        mean = sums.offset[:, 0] + total
         weight = refit_drifted(weight_matrix(module).cpu(), gram, cross, self.damping)
         module.weight.copy_(weight.reshape(module.weight.shape))
         if centred:
@@ -121,13 +113,43 @@ class SequentialReconstruction:
             shift = wanted[:, 0].flatten() - (weight @ mean[:, :, None]).flatten()
             _set_constant(smaller, layer_inputs, shift, output / targets.double().var(1, correction=0).flatten())
 
-    def _rows(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (layer, rows (conv_groups, n, columns)), batch by batch, at the same positions whatever the network."""
+    def _read_rows(
+        self, model: nn.Module, modules: Mapping[str, nn.Module], take: Callable[[str, Tensor], None]
+    ) -> None:
+        """Give ``take`` (layer, rows (conv_groups, n, columns)), call by call, at the same positions in any network."""
         torch_device = next(model.parameters()).device
         generators = {layer: torch.Generator().manual_seed(i) for i, layer in enumerate(self._inputs)}
+
+        def read(layer: str, x: Tensor) -> None:
+            take(layer, patches(modules[layer], x, self.positions, generators[layer]).double())
+
         for batch in self._batches:
-            for layer, x in calls_of(model, modules, batch.to(torch_device)):
-                yield layer, patches(modules[layer], x, self.positions, generators[layer]).double()
+            read_calls(model, modules, batch.to(torch_device), read)
+
+
+@dataclass
+class _Sums:
+    """Running sums of one layer: of its rows x, x^T x and x^T y, y the targets about their mean ``wanted``.
+
+    Where they are centred, x is about the first batch's mean: near enough to the mean for what is subtracted later.
+    """
+
+    targets: Tensor
+    wanted: Tensor
+    is_centred: bool
+    offset: Tensor | None = None
+    rows: int = 0
+    parts: tuple[Tensor, ...] = ()
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (conv_groups, n, columns), the next n of the targets'."""
+        if self.offset is None:
+            self.offset = rows.mean(1, keepdim=True) if self.is_centred else torch.zeros_like(rows[:, :1])
+        x = rows - self.offset
+        y = self.targets[:, self.rows : self.rows + rows.shape[1]].double() - self.wanted
+        self.rows += rows.shape[1]
+        more = x.sum(1), x.mT @ x, x.mT @ y
+        self.parts = tuple(a + b for a, b in zip(self.parts, more, strict=True)) if self.parts else more
 
 
 def _modules(model: nn.Module, layers: Mapping[str, LayerInputs] | list[str]) -> dict[str, nn.Module]:

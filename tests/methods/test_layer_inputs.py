@@ -146,3 +146,98 @@ def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.Mon
     monkeypatch.setattr(layer_inputs, "MEMORY_BYTES", 8 * (36**2 + 6**2 + 5**2) - 1)
     with pytest.raises(BadInputError, match=r"Gram matrices would take .* largest is that of b"):
         gather_inputs(model, found, HeldBatches.of(x, None, 4))
+
+
+class Branches(nn.Module):
+    """Readers of every kind in single precision; ``left`` and ``right`` read one tensor, which changes afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 40, 3, padding=1, stride=2)
+        self.c = nn.Conv2d(40, 12, (3, 2), groups=4, padding=(1, 0), dilation=(2, 1), bias=False)
+        self.left, self.right, self.plain = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 6, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c(F.relu(self.b(F.relu(self.norm(self.a(x))))))
+        tokens = x.flatten(2).mT.contiguous()
+        mixed = self.left(tokens) * self.right(tokens).sigmoid() + self.plain(tokens)
+        tokens += 1.0
+        return self.head(mixed.mean(1))
+
+
+def plain_moments(layer: nn.Module, calls: list[Tensor], is_centred: bool) -> tuple[Tensor, Tensor]:
+    rows = torch.cat([patches(layer, x.double()) for x in calls], 1)
+    mean = rows.mean(1) if is_centred else torch.zeros_like(rows[:, 0])
+    return mean, (rows - mean[:, None]).mT @ (rows - mean[:, None]) / rows.shape[1]
+
+
+@pytest.mark.parametrize("rows", [20, 2048])
+@pytest.mark.parametrize("width", [5, 128])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_single_precision_gives_the_moments_of_double_precision(
+    monkeypatch: pytest.MonkeyPatch, offset: float, width: int, rows: int
+) -> None:
+    """However far the mean is from 0, however few rows and columns are multiplied at once."""
+    torch.manual_seed(0)
+    model = Branches().eval()
+    model.norm.bias.data += offset
+    x = torch.randn(9, 2, 12, 9)
+    calls: dict[str, list[Tensor]] = {}
+    monkeypatch.setattr(layer_inputs, "WIDTH", width)
+    monkeypatch.setattr(layer_inputs, "ROWS", rows)
+    gathered = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 4), positions=None)
+    for layer in gathered:
+        model.get_submodule(layer).register_forward_pre_hook(
+            lambda _, args, layer=layer: calls.setdefault(layer, []).append(args[0].clone())
+        )
+    for batch in x.split(4):
+        model(batch)
+    assert list(gathered) == ["b", "c", "left", "right", "plain", "head"]
+    for layer, inputs in gathered.items():
+        mean, gram = plain_moments(model.get_submodule(layer), calls[layer], layer not in ("c", "plain"))
+        scale = float(gram.diagonal(dim1=1, dim2=2).mean())
+        torch.testing.assert_close(inputs.mean, mean, rtol=1e-6, atol=1e-6 * scale**0.5)
+        torch.testing.assert_close(inputs.gram, gram, rtol=0.0, atol=2e-6 * scale)
+        assert torch.equal(inputs.gram, inputs.gram.mT)
+
+
+def test_layers_that_read_the_same_tensor_share_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Branches().eval(), torch.randn(4, 2, 12, 9)
+    multiplied = []
+    of = layer_inputs._Products.of
+    monkeypatch.setattr(layer_inputs._Products, "of", lambda parts: multiplied.append(1) or of(parts))
+    found = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 2), positions=None)
+    assert torch.equal(found["left"].gram, found["right"].gram)
+    assert not torch.equal(found["left"].gram, found["plain"].gram)  # no constant to refit: not centred
+    assert len(multiplied) == 2 * 5  # two batches; left and right are one of five
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1000.7])
+def test_a_channel_that_never_varies_has_exact_zeros(value: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).eval(), torch.randn(50, 1, 9, 9)
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0.0, value
+    inputs = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 7))["2"]
+    assert inputs.mean[0, 9:18].tolist() == pytest.approx([value] * 9)
+    assert not inputs.gram[0, 9:18].any()
+    assert bool((inputs.gram[0].diagonal() > 0).reshape(4, 9).all(1)[[0, 2, 3]].all())
+
+
+def test_an_input_that_changes_after_it_was_read_counts_as_it_was_read() -> None:
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y = self.b(x)
+            x.mul_(0.0)
+            return y
+
+    model, x = Changed().double().eval(), torch.randn(20, 3, dtype=torch.float64)
+    inputs = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 8))["b"]
+    torch.testing.assert_close(inputs.gram[0], torch.cov(model.a(x).detach().T, correction=0))
