@@ -13,7 +13,7 @@ M_cd = tr(W_c G_cd W_d^T) is the Gram matrix of the channels' contributions to Y
 obey E(least_squares) <= E(scales) <= E(bias). Under every rule but ``none`` the constant moves by (W - W') E[x].
 
 Departures: G_KK (and M_KK) get damping * mean(diag) on the diagonal, which draws the CHANGE of the weights to 0, not
-the weights; inputs that never vary get 1 there. Everything is solved in double precision by Cholesky.
+the weights; where that leaves 0, it gets 1. Everything is solved in double precision by Cholesky.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,10 +43,10 @@ Refit = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """Return gram + damping * mean(diag) * I, with 1 on the diagonal where it is 0; shape (…, D, D)."""
+    """Return gram + damping * mean(diag) * I, with 1 on the diagonal where that leaves 0; shape (…, D, D)."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    ridge = damping * diagonal.mean(-1, keepdim=True) + (diagonal == 0).to(gram)
-    return gram + torch.diag_embed(ridge.expand_as(diagonal))
+    ridge = damping * diagonal.mean(-1, keepdim=True)
+    return gram + torch.diag_embed(ridge + (diagonal + ridge == 0).to(gram))
 
 
 def solve(gram: Tensor, right: Tensor) -> Tensor:

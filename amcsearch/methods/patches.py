@@ -61,18 +61,18 @@ def tap_major_rows(
     a_sample = len(index) // taps_of(module)  # rows
     if _SLOWER * len(index) < maps.shape[2]:
         maps, index = maps.index_select(2, index.to(x.device)), torch.arange(len(index))
-    places, groups = maps.shape[2], getattr(module, "groups", 1)
-    last = maps.mT.reshape(len(x), places, groups, -1).permute(2, 0, 1, 3)  # (groups, N, places, C_in / groups)
+    size, groups = maps.shape[2], getattr(module, "groups", 1)
+    last = maps.mT.reshape(len(x), size, groups, -1).permute(2, 0, 1, 3)  # (groups, N, …, C_in / groups)
     if shift is None:
         values = last.contiguous()
     else:
         values = torch.sub(last, shift[:, None, None], out=last.new_empty(last.shape))
     samples = len(x) if count is None else max(1, min(len(x), count // a_sample))
-    if torch.equal(index, torch.arange(places)):
+    if torch.equal(index, torch.arange(size)):
         for part in torch.split(values, samples, 1):
             yield part.reshape(groups, part.shape[1] * a_sample, -1)
         return
-    index = (torch.arange(samples)[:, None] * places + index).flatten().to(x.device)
+    index = (torch.arange(samples)[:, None] * size + index).flatten().to(x.device)
     buffer = values.new_empty(groups, len(index), values.shape[3])
     for part in torch.split(values, samples, 1):
         chosen = index[: part.shape[1] * len(index) // samples]

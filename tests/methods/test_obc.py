@@ -164,6 +164,14 @@ def test_the_norms_of_several_readers_are_shares(readers: ModuleType) -> None:
     np.testing.assert_array_equal(both, [1, 0, 2])  # 0.3 + 0.8, 0.5 + 0.1, 0.2 + 0.1
 
 
+def test_a_channel_that_never_varies_leaves_first_however_large_its_weight(readers: ModuleType) -> None:
+    rows = torch.tensor([[0.01, 5.0, 0.02], [-0.01, 5.0, 0.01], [0.0, 5.0, -0.03]]).double()
+    it = readers.reader(torch.tensor([[1.0, 3.0, 2.0]]).double(), rows, centred=True)
+    orders, errors = Obc().orders_and_errors(Problem({"g": (it,)}, None))
+    assert orders["g"][-1] == 1
+    assert errors["g"][2] == pytest.approx(0.01 * float(it.inputs.gram[0].diagonal().mean()) * 9.0 / it.energy)
+
+
 def test_bad_damping_is_named() -> None:
     with pytest.raises(BadInputError, match=r"damping = -0\.1"):
         Obc(-0.1)
