@@ -29,6 +29,7 @@ __all__ = [
     "REFITS",
     "channel_gram",
     "damped",
+    "inverse",
     "output_error",
     "refit_drifted",
     "refit_least_squares",
@@ -44,9 +45,11 @@ Refit = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 def damped(gram: Tensor, damping: float) -> Tensor:
     """Return gram + damping * mean(diag) * I, with 1 on the diagonal where that leaves 0; shape (…, D, D)."""
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    ridge = damping * diagonal.mean(-1, keepdim=True)
-    return gram + torch.diag_embed(ridge + (diagonal + ridge == 0).to(gram))
+    matrix = gram.clone()
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    diagonal += damping * diagonal.mean(-1, keepdim=True)
+    diagonal += (diagonal == 0).to(gram)
+    return matrix
 
 
 def solve(gram: Tensor, right: Tensor) -> Tensor:
@@ -55,13 +58,28 @@ def solve(gram: Tensor, right: Tensor) -> Tensor:
     Raises:
         BadInputError: the matrix is not positive definite.
     """
+    solved: Tensor = torch.cholesky_solve(right, _factor(gram))
+    return solved
+
+
+def inverse(gram: Tensor) -> Tensor:
+    """Return gram^-1 for a positive definite gram (…, D, D).
+
+    Raises:
+        BadInputError: the matrix is not positive definite.
+    """
+    inverted: Tensor = torch.cholesky_inverse(_factor(gram))
+    return inverted
+
+
+def _factor(gram: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool(info.any()) or not bool(torch.isfinite(factor).all()):
         raise BadInputError(
             f"a Gram matrix of {gram.shape[-1]} inputs is singular or not finite; raise damping above 0 "
             f"({DAMPING} as a rule), give more calibration samples, or look for NaN in the network"
         )
-    return torch.cholesky_solve(right, factor)
+    return factor
 
 
 def channel_gram(weight: Tensor, gram: Tensor, columns: Tensor) -> Tensor:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from amcsearch.core import BadInputError
-from amcsearch.methods.least_squares import DAMPING, damped, solve
+from amcsearch.methods.least_squares import DAMPING, damped, inverse
 from amcsearch.methods.ranking import Ranking
 from amcsearch.methods.selector import Problem, Reader, RemovalErrors
 
 __all__ = ["Obc", "Removal", "trace_removals"]
 
-FOLD: Final = 32  # columns of the update that are held before they are taken into the inverse
+FOLD: Final = 128  # columns of the update that are held before they are taken into the inverse
+HELD: Final = 0.75  # share of the columns that is left where the others are dropped
 
 
 @dataclass(frozen=True)
@@ -53,70 +54,89 @@ class Removal:
 class _Pass:
     """Weights and inverse of one reader while its units leave.
 
-    Of B, (g, D, D), only the entries of units that are left are held, and of those the state at the last fold:
-    B = base - V V^T with V (g, D, K). A removal appends the columns B_:,S L^-T of the units S, with L L^T = B_SS, so it
-    costs D K rather than D^2. Every ``FOLD`` columns V is taken into the base by one matrix product, and what left is
-    dropped.
+    Of B, (g, D, D), only the entries of units that are left are held, and of W, (g, O, D), only their columns; of both
+    the state at the last fold. B = base - V V^T and W = weight - Z V^T with V (g, D, K) and Z (g, O, K). A removal
+    appends the columns B_:,S L^-T of the units S to V and W_S L^-T to Z, with L L^T = B_SS, so it costs D K and one
+    look at W rather than D^2. Once there are ``FOLD`` columns, they are taken into base and weight by one matrix
+    product. What left is dropped when it is a quarter.
     """
 
     def __init__(self, reader: Reader, damping: float) -> None:
         self.shape = reader.weight.shape
-        self.kept = torch.arange(self.shape[-1])  # columns of the reader that are left, at the last fold
+        self.kept = torch.arange(self.shape[-1])  # columns of the reader that are held
         self.columns = reader.columns.clone()  # (U, w) of each unit, among ``kept``
+        self.is_left = torch.ones(self.shape[-1], dtype=torch.bool)  # of ``kept``
         self.weight = reader.weight.clone()
-        self.base = _inverse(damped(reader.inputs.gram, damping))
-        self.update = self.base.new_zeros(*self.base.shape[:2], 0)
+        self.base = inverse(damped(reader.inputs.gram, damping))
+        self.blocks, self.products = self._blocks(self.columns)
         self.share = 1.0 / (reader.energy or 1.0)
-        self.blocks = self.base[:, self.columns[:, :, None], self.columns[:, None, :]]  # (g, U, w, w)
-        self.is_left = torch.ones(self.shape[-1], dtype=torch.bool)  # of ``kept``, since the last fold
         self.error = 0.0
+        self._empty()
+
+    def _empty(self) -> None:
+        """Hold no columns of an update."""
+        self.count = 0
+        groups, outputs, columns = self.weight.shape
+        room = FOLD + self.columns.shape[1]
+        self.all_v = self.base.new_empty(groups, columns, room)
+        self.all_z = self.base.new_empty(groups, outputs, room)
+
+    def _blocks(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """B_SS and W_S^T W_S of the units with ``columns`` (u, w), both (g, u, w, w), where no update is held."""
+        slices = self.weight.mT[:, columns]  # (g, u, w, O)
+        return self.base[:, columns[:, :, None], columns[:, None, :]], slices @ slices.mT
 
     def scores(self, left: Tensor) -> Tensor:
         """tr(W_S (B_SS)^-1 W_S^T) of the units ``left`` (u,), summed over conv groups: (u,)."""
-        columns = self.columns[left]
-        blocks = self.blocks[:, left]
-        if columns.shape[1] == 1:
-            squares = self.weight.square().sum(1)[:, columns[:, 0]]  # (g, u)
-            return (squares / blocks[:, :, 0, 0]).sum(0)
-        slices = self.weight[:, :, columns].permute(0, 2, 3, 1)  # (g, u, w, O)
-        products = slices @ slices.mT
+        blocks, products = self.blocks[:, left], self.products[:, left]
+        if self.columns.shape[1] == 1:
+            return (products / blocks).sum((0, 2, 3))
         solved = torch.linalg.solve(blocks, products)
         total: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum((0, 2))
         return total
 
     def remove(self, unit: int) -> None:
-        """Update W, B and the blocks for the removal of a unit; its weights become exactly 0."""
+        """Update W, B, the blocks and the products for the removal of a unit."""
         columns = self.columns[unit]
+        v, z = self.all_v[:, :, : self.count], self.all_z[:, :, : self.count]
         lower = torch.linalg.cholesky(self.blocks[:, unit])  # (g, w, w)
-        inverse = self.base[:, :, columns] - self.update @ self.update[:, columns].mT  # B_:,S (g, D, w)
-        new = torch.linalg.solve_triangular(lower.mT, inverse, upper=True, left=False)
-        slices = torch.linalg.solve_triangular(lower.mT, self.weight[:, :, columns], upper=True, left=False)
+        between = self.base[:, columns].mT - v @ v[:, columns].mT  # B_:,S (g, D, w)
+        slices = self.weight[:, :, columns] - z @ v[:, columns].mT  # W_S (g, O, w)
+        new_v = torch.linalg.solve_triangular(lower.mT, between, upper=True, left=False)
+        new_z = torch.linalg.solve_triangular(lower.mT, slices, upper=True, left=False)
         self.is_left[columns] = False
-        new[:, ~self.is_left] = 0.0
-        self.weight -= slices @ new.mT
-        self.weight[:, :, columns] = 0.0
-        parts = new[:, self.columns]  # (g, U, w, w)
+        new_v[:, ~self.is_left] = 0.0
+        overlap = self.weight.mT @ new_z - v @ (z.mT @ new_z)  # W^T Z of the new columns (g, D, w)
+        overlap -= new_v @ (new_z.mT @ new_z) / 2
+        parts, overlaps = new_v[:, self.columns], overlap[:, self.columns]  # (g, U, w, w)
         self.blocks -= parts @ parts.mT
-        self.update = torch.cat((self.update, new), -1)
+        crossed = overlaps @ parts.mT
+        self.products -= crossed + crossed.mT
+        last = self.count + len(columns)
+        self.all_v[:, :, self.count : last], self.all_z[:, :, self.count : last] = new_v, new_z
+        self.count = last
 
     def fold(self, left: Tensor) -> None:
-        """Take the update into the base, and drop the columns of all units but ``left`` once there are enough."""
-        if self.update.shape[-1] < FOLD or not len(left):
+        """Take the update into base and weight once there is enough of it, and drop columns of all but ``left``."""
+        if self.count < FOLD or not len(left):
             return
+        v, z = self.all_v[:, :, : self.count], self.all_z[:, :, : self.count]
+        self.base.baddbmm_(v, v.mT, alpha=-1.0)
+        self.weight.baddbmm_(z, v.mT, alpha=-1.0)
         stays = self.is_left
-        update = self.update[:, stays]
-        self.base = self.base[:, stays][:, :, stays].baddbmm_(update, update.mT, alpha=-1.0)
-        self.weight, self.kept = self.weight[:, :, stays], self.kept[stays]
-        self.update = update.new_zeros(*update.shape[:2], 0)
-        place = stays.cumsum(0) - 1
-        self.columns = place[self.columns]  # without meaning for units that are gone
-        self.is_left = torch.ones(len(self.kept), dtype=torch.bool)
-        self.blocks[:, left] = self.base[:, self.columns[left][:, :, None], self.columns[left][:, None, :]]
+        if float(stays.double().mean()) <= HELD:
+            self.base = self.base[:, stays][:, :, stays]
+            self.weight, self.kept = self.weight[:, :, stays], self.kept[stays]
+            self.columns = (stays.cumsum(0) - 1)[self.columns]  # without meaning for units that are gone
+            self.is_left = torch.ones(len(self.kept), dtype=torch.bool)
+        self._empty()
+        self.blocks[:, left], self.products[:, left] = self._blocks(self.columns[left])
 
     def whole_weight(self) -> Tensor:
-        """W of all columns: (g, O, D)."""
+        """W of all columns, 0 where units left: (g, O, D)."""
         whole = self.weight.new_zeros(self.shape)
-        whole[:, :, self.kept] = self.weight
+        v, z = self.all_v[:, :, : self.count], self.all_z[:, :, : self.count]
+        whole[:, :, self.kept] = (self.weight - z @ v.mT) * self.is_left
         return whole
 
 
@@ -140,10 +160,6 @@ def trace_removals(readers: Sequence[Reader], damping: float = DAMPING) -> Itera
         yield Removal(unit, tuple(each.error for each in passes), passes)
         for each in passes:
             each.fold(left)
-
-
-def _inverse(gram: Tensor) -> Tensor:
-    return solve(gram, torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram))
 
 
 @dataclass(frozen=True)
