@@ -73,6 +73,7 @@ def inverse(gram: Tensor) -> Tensor:
 
 
 def _factor(gram: Tensor) -> Tensor:
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool(info.any()) or not bool(torch.isfinite(factor).all()):
         raise BadInputError(
