@@ -98,15 +98,15 @@ class RepeatedKeys(Net):
 
 
 class Configured(Net):
-    """Counts its heads by a configuration that others share."""
+    """Counts its heads by a configuration that others share, under a name of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "num_attention_heads") -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_attention_heads=HEADS)
+        self.config, self.name = SimpleNamespace(**{name: HEADS}), name
         self.qkv = nn.Linear(8, 3 * HEADS * EACH)
 
     def attended(self, x: Tensor) -> Tensor:
-        width = self.config.num_attention_heads * EACH
+        width = getattr(self.config, self.name) * EACH
         qkv = self.qkv(x)
         q, k, v = (split(t) for t in (qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :]))
         return joined(F.scaled_dot_product_attention(q, k, v))
@@ -326,6 +326,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "a key head for all, fused": (FusedSharedKeys, [STREAM, ("qkv", 12, 3)]),
     "a key head for all, repeated": (RepeatedKeys, [STREAM, ("q", 12, 3)]),
     "heads counted by a configuration": (Configured, [STREAM, ("qkv", 12, 3)]),
+    "heads of a decoder, counted": (lambda: Configured("decoder_attention_heads"), [STREAM, ("qkv", 12, 3)]),
     "disentangled attention": (Disentangled, [STREAM, ("q", 12, 3)]),
     "weights with an axis of heads": (HeadTensors, [STREAM, ("q", 4, 1)]),
     "tokens pooled as a map": (PooledTokens, [STREAM, ("inside", 12, 1)]),

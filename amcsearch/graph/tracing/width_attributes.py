@@ -20,12 +20,7 @@ from amcsearch.graph.tracing.layer_types import layer_type
 
 __all__ = ["CodeWidths"]
 
-_HEADS: Final = frozenset(
-    {
-        *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "num_head", "heads", "num_key_value_heads"),
-        *("n_kv_heads", "num_kv_heads", "n_local_heads", "n_local_kv_heads", "n_kv_head", "n_groups"),
-    }
-)
+_HEADS: Final = frozenset({"nhead", "num_head", "n_head", "heads", "n_kv_head", "n_groups"})
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _SHARING: Final = frozenset({"num_key_value_groups", "n_rep", "num_queries_per_kv"})
 """Query heads of one key head: as many as there are query heads where there is one key head."""
@@ -109,7 +104,7 @@ class CodeWidths:
             for path, attribute, value in around:
                 if shared and attribute in _SHARING and value == grid.shape[axis]:
                     yield WidthAttribute(path, attribute, name, lost, width)
-                if attribute.rpartition(".")[2] in _HEADS and value == grid.shape[axis]:
+                if _counts_heads(attribute) and value == grid.shape[axis]:
                     yield WidthAttribute(path, attribute, name, lost, width)
                 if attribute.rpartition(".")[2] in _WIDTHS and value in (total, total // 3, 2 * total):
                     yield WidthAttribute(path, attribute, name, value // len(moved) * lost, width)
@@ -124,10 +119,10 @@ class CodeWidths:
             inside = whole[np.isin(whole, units)]
             lost.setdefault(length, set()).add(int((whole == inside[0]).sum()) if inside.size else 0)
         integers = list(self._integers(cut.module)) if cut.module in self.modules else []
-        heads = {value for attribute, value in integers if attribute in _HEADS}
+        heads = {value for attribute, value in integers if _counts_heads(attribute)}
         for attribute, value in integers:
             counts = lost.get(value, {0})
-            is_other = value in heads and attribute not in _HEADS  # happens to equal the number of heads
+            is_other = value in heads and not _counts_heads(attribute)  # happens to equal the number of heads
             is_other |= attribute.endswith(("head_dim", "head_size"))  # heads leave whole, and keep their width
             if len(counts) == 1 and 0 not in counts and not is_other:
                 yield WidthAttribute(cut.module, attribute, name, next(iter(counts)), width)
@@ -154,3 +149,9 @@ class CodeWidths:
                 for attribute, value in self._integers(path):
                     if value == self.tensors[tensor].shape[place.dim] and attribute in (_READ | _WRITTEN) - other:
                         yield WidthAttribute(path, attribute, name, factor)
+
+
+def _counts_heads(attribute: str) -> bool:
+    """Whether an integer says how many heads there are: ``num_heads``, ``config.encoder_num_key_value_heads``, …"""
+    name = attribute.rpartition(".")[2]
+    return name in _HEADS or name.endswith("_heads")
