@@ -81,9 +81,8 @@ class UniformSearch:
     def run(self, study: Study, seed: int) -> None:
         """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
-        for kept in self._ladder(study):
-            if study.remaining:
-                study.evaluate([study.network.policy(kept)])
+        first = [study.network.policy(kept) for kept in self._ladder(study)]
+        study.evaluate(list(dict.fromkeys(policy for policy in first if not study.seen(policy)))[: study.remaining])
         while study.remaining and evaluate_near(study, study.feasible.largest_uniform(), rng):
             continue
 

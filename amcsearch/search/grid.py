@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy, Side
-from amcsearch.search.local_search import unseen
+from amcsearch.search.local_search import climb
 from amcsearch.search.study import Study
 
 __all__ = ["GridSearch", "grid_points", "stages"]
@@ -127,9 +127,4 @@ class GridSearch:
     def _neighbours(self, study: Study, rng: np.random.Generator) -> None:
         if study.remaining:
             study.note(f"grid exhausted with {study.remaining} evaluations left: going on near the best policy")
-        while study.remaining:
-            centre = study.best.policy if study.best else study.network.policy(study.feasible.largest_uniform())
-            kept = unseen(study, study.network.kept_array(centre), rng)
-            if kept is None:
-                return
-            study.evaluate([study.network.policy(kept)])
+        climb(study, rng)

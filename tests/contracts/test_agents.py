@@ -1,12 +1,12 @@
 """What every agent promises, over the registry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from amcsearch.core.errors import BadInputError
+from amcsearch.core import BadInputError, Evaluation, NetworkSpec, PruningPolicy
 from amcsearch.search import AGENTS, Agent
-from amcsearch.testing import AgentContract, make_study
+from amcsearch.testing import AgentContract, MadeUpEvaluator, make_study
 
 SINGLE_OBJECTIVE = ("ddpg", "cmaes")
 
@@ -23,6 +23,36 @@ class TestAgentsOfOneObjective(AgentContract):
     @pytest.fixture(params=SINGLE_OBJECTIVE)
     def maker(self, request: pytest.FixtureRequest) -> Callable[[], Agent]:
         return AGENTS[request.param]
+
+
+class _Sizes(MadeUpEvaluator):
+    """Remembers how many policies were asked for at once."""
+
+    sizes: list[int]
+
+    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+        self.sizes.append(len(policies))
+        return super().map(policies)
+
+
+ONE_AFTER_ANOTHER = ("energy_aware",)  # each step of its bisection depends on the one before
+
+
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name not in ONE_AFTER_ANOTHER])
+def test_four_workers_are_kept_busy(agent):
+    evaluators = []
+
+    def evaluator(network: NetworkSpec) -> _Sizes:
+        evaluators.append(_Sizes(network))
+        evaluators[-1].sizes = []
+        return evaluators[-1]
+
+    study = make_study(agent, trials=48, batch=4, budget={"macs": "0.3x"}, evaluator=evaluator)
+    AGENTS[agent]().run(study, 0)
+    sizes = evaluators[0].sizes
+    rounds = sum(-(-size // 4) for size in sizes)  # each as long as one evaluation
+    assert sum(sizes) == 48
+    assert rounds <= 48 / 3  # three of four workers busy, on average
 
 
 @pytest.mark.parametrize("agent", SINGLE_OBJECTIVE)

@@ -170,7 +170,7 @@ def test_networks_and_rates_are_amcs():
     assert (run.learner.gamma, run.learner.tau) == (1.0, 0.01)
     assert run.replay.buffer_size == 100 * 4
     assert run.learner.replay_buffer is run.replay
-    run.replay.add_episode(*run._episode(None))
+    run.replay.add_episode(*run._played(run._drawn(None)))
     run.learner.train(gradient_steps=1, batch_size=64)
     rates = [opt.param_groups[0]["lr"] for opt in (run.learner.actor.optimizer, run.learner.critic.optimizer)]
     assert rates == [1e-4, 1e-3]
@@ -179,8 +179,8 @@ def test_networks_and_rates_are_amcs():
 def test_critic_target_is_reward_minus_baseline_plus_undiscounted_next_value():
     """One gradient step's loss, worked from the networks: baseline 4 after one batch of the rewards 3 and 5."""
     run = _Run(FAST, FakeStudy(additive), seed=0)
-    run.replay.add_episode(*run._episode(None)[:2], 3.0)
-    run.replay.add_episode(*run._episode(None)[:2], 5.0)
+    run.replay.add_episode(*run._played(run._drawn(None))[:2], 3.0)
+    run.replay.add_episode(*run._played(run._drawn(None))[:2], 5.0)
     drawn = np.random.default_rng([0, 1]).integers(0, 8, 16)  # what the replay is about to draw
     tensors = [torch.from_numpy(a[drawn, 0]) for a in (run.replay.observations, run.replay.next_observations)]
     actions, done = torch.from_numpy(run.replay.actions[drawn, 0]), torch.from_numpy(run.replay.dones[drawn])
@@ -195,7 +195,7 @@ def test_critic_target_is_reward_minus_baseline_plus_undiscounted_next_value():
 
 def test_replay_stores_the_executed_action_in_the_learners_scale():
     run = _Run(FAST, FakeStudy(additive, multiple=8, budget="0.5x"), seed=0)
-    observations, actions, _ = run._episode(None)
+    observations, actions, _ = run._played(run._drawn(None))
     kept = run.study.network.kept_array(run.study.trials[0].policy)
     assert np.allclose(np.concatenate(actions), 2.0 * (1.0 - kept / 16) - 1.0)
     assert len(observations) == len(actions) + 1
@@ -205,7 +205,7 @@ def test_an_episode_is_the_environments_under_the_executed_actions():
     """The environment, stepped with the actions the replay stored, sees the same and ends with the same policy."""
     run = _Run(DDPG(hidden=(8, 8), best_share=0.3), FakeStudy(additive, widths=(32, 24, 20), multiple=4), seed=0)
     for sigma in (None, None, 0.5, 0.5, 0.5, 0.1):
-        observations, actions, reward = run._episode(sigma)
+        observations, actions, reward = run._played(run._drawn(sigma))
         observation, _ = run.env.reset()
         for seen_by_agent, action in zip(observations, actions, strict=False):
             assert np.array_equal(observation, seen_by_agent)
@@ -223,7 +223,7 @@ def test_a_feasible_policy_is_evaluated_though_the_bound_would_not_lead_to_it(mo
     run = _Run(DDPG(hidden=(8, 8)), study, seed=0)
     monkeypatch.setattr(run, "feasible_draws", iter([np.array([4, 4])]))
     monkeypatch.setattr(study.feasible, "allowed", lambda prefix: np.arange(1, 9) == 8)
-    _, actions, _ = run._episode(None)
+    _, actions, _ = run._played(run._drawn(None))
     assert study.network.kept_array(study.trials[0].policy).tolist() == [4, 4]
     assert np.concatenate(actions).tolist() == [0.0, 0.0]  # half removed, in [-1, 1]
 
@@ -249,7 +249,7 @@ def test_the_warm_up_goes_on_where_rejection_finds_no_feasible_policy(monkeypatc
 
 def test_every_second_episode_explores_around_the_best_policy(monkeypatch):
     run = _Run(FAST, FakeStudy(additive), seed=0)
-    run._episode(None)
+    run._played(run._drawn(None))
     best = run.study.best.policy
     asked = []
     monkeypatch.setattr(run.learner, "pruning_ratio", lambda seen: asked.append(len(asked)) or 0.0)
@@ -257,7 +257,7 @@ def test_every_second_episode_explores_around_the_best_policy(monkeypatch):
     monkeypatch.setattr(run, "_evaluate", lambda policy: played.append(policy) or 0.0)
     for _ in range(4):
         before = len(asked)
-        run._episode(0.0)
+        run._played(run._drawn(0.0))
         assert len(asked) - before == (4 if len(played) % 2 else 0)  # the actor is asked for each group, or never
     assert played[1] == played[3] == best  # without noise it is the best policy itself
 
@@ -266,7 +266,7 @@ def test_what_the_actor_proposes_is_brought_within_the_budget_as_a_whole(monkeyp
     """An actor that prunes nothing is repaired towards dense evenly; the bound alone would empty the last groups."""
     run = _Run(DDPG(hidden=(8, 8), best_share=0.0), FakeStudy(additive, widths=(32,) * 6), seed=0)
     monkeypatch.setattr(run.learner, "pruning_ratio", lambda seen: 0.0)
-    _, actions, _ = run._episode(0.0)
+    _, actions, _ = run._played(run._drawn(0.0))
     ratios = (np.concatenate(actions) + 1.0) / 2.0
     kept = run.study.network.kept_array(run.study.trials[0].policy)
     assert np.allclose(ratios, 1.0 - kept / 32, atol=1e-6)
@@ -276,13 +276,13 @@ def test_what_the_actor_proposes_is_brought_within_the_budget_as_a_whole(monkeyp
 
 def test_noise_starts_after_the_warm_up_and_decays_each_new_episode(monkeypatch):
     study, sigmas = FakeStudy(additive, trials=12), []
-    original = _Run._episode
+    original = _Run._drawn
 
     def record(self, sigma):
         sigmas.append(sigma)
         return original(self, sigma)
 
-    monkeypatch.setattr(_Run, "_episode", record)
+    monkeypatch.setattr(_Run, "_drawn", record)
     DDPG(hidden=(8, 8), warm_up_share=0.5).run(study, 0)
     assert sigmas[:6] == [None] * 6
     assert sigmas[6:] == pytest.approx([0.5 * 0.95**k for k in range(6)])

@@ -24,6 +24,7 @@ The replay stores the action the budget allowed, not the one proposed. Where we 
   an agent that repeats itself while evaluations remain explores more widely again.
 - After ``max_free_episodes`` such episodes in a row the remaining evaluations go to neighbours of the best policy
   (``local_search.climb``).
+- ``search.batch`` episodes are explored with one actor and one σ and evaluated side by side, and then learnt in order.
 - An evaluation that failed (no finite loss) is learnt as the worst reward so far.
 """
 
@@ -93,6 +94,15 @@ class DDPG:
         climb(study, np.random.default_rng([seed, 2]))
 
 
+@dataclass(frozen=True)
+class _Episode:
+    """Kept counts (G,) that an episode leads to, its noise (None: drawn at random), and whether no other led there."""
+
+    kept: NDArray[np.int64]
+    sigma: float | None
+    is_new: bool
+
+
 class _Run:
     """One search: the environment, what was learnt, and the counters of the exploration."""
 
@@ -120,6 +130,7 @@ class _Run:
                 discount=settings.discount,
             )
         self.warm_up = max(1, round(settings.warm_up_share * study.remaining))  # new policies to try at random
+        self.evaluated = 0  # new policies
         self.guided = 0  # episodes since the warm-up
         self.decays = 0  # episodes whose noise counts as spent
         self.free = 0  # episodes in a row that brought nothing new
@@ -130,17 +141,29 @@ class _Run:
 
     def until_settled(self) -> None:
         """Episodes until nothing remains or nothing new comes up."""
-        evaluated = 0
         while self.study.remaining and self.free < self.settings.max_free_episodes:
-            warming = evaluated < self.warm_up
-            sigma = None if warming else self.settings.sigma * self.settings.sigma_decay**self.decays
-            before = self.study.remaining
-            self._learn(*self._episode(sigma), train=not warming)
-            new = self.study.remaining < before
-            evaluated += new
-            self.free = 0 if new else self.free + 1
-            if not warming:
-                self.decays = self.decays + 1 if new else max(0, self.decays - 1)
+            for episode in self._proposed(min(self.study.batch, self.study.remaining)):
+                self._learn(*self._played(episode.kept), train=episode.sigma is not None)
+                self.free = 0 if episode.is_new else self.free + 1
+                if episode.sigma is not None:
+                    self.decays = self.decays + 1 if episode.is_new else max(0, self.decays - 1)
+
+    def _proposed(self, count: int) -> list[_Episode]:
+        """Explore ``count`` episodes with one actor, and evaluate their policies side by side."""
+        episodes: list[_Episode] = []
+        new: dict[PruningPolicy, None] = {}
+        for _ in range(count):
+            is_warm_up = self.evaluated + len(new) < self.warm_up
+            sigma = None if is_warm_up else self.settings.sigma * self.settings.sigma_decay**self.decays
+            kept = self._drawn(sigma)
+            policy = self.study.network.policy(kept)
+            is_new = not self.study.seen(policy) and policy not in new
+            if is_new:
+                new[policy] = None
+            episodes.append(_Episode(kept, sigma, is_new))
+        self.study.evaluate(list(new))
+        self.evaluated += len(new)
+        return episodes
 
     def _evaluate(self, policy: PruningPolicy) -> float:
         """Reward of a finished episode, through the only door."""
@@ -150,12 +173,8 @@ class _Run:
             return trial.reward
         return self.worst
 
-    def _episode(self, sigma: float | None) -> tuple[list[Features], list[Features], float]:
-        """Play one episode; ``sigma`` None is uniform. Returns observations (T + 1), executed actions (T), reward."""
-        return self._played(self._uniform() if sigma is None else self._explored(sigma))
-
     def _played(self, kept: NDArray[np.int64]) -> tuple[list[Features], list[Features], float]:
-        """The episode that leads to kept counts (G,), as ``_episode`` returns it."""
+        """The episode that leads to kept counts (G,): observations (T + 1), executed actions (T), reward."""
         observations = list(self.observer.episode(kept))
         ratios = (1.0 - kept / self.study.space.dense).astype(np.float32)
         actions = [self.learner.policy.scale_action(ratio) for ratio in ratios[:, None]]  # [0, 1] -> [-1, 1]
@@ -175,6 +194,10 @@ class _Run:
         """Random feasible policies (G,), until rejection finds none."""
         while (rows := random_policies(self.study, self.explore)) is not None:
             yield from rows
+
+    def _drawn(self, sigma: float | None) -> NDArray[np.int64]:
+        """Kept counts (G,) of an episode with this noise; None is uniform."""
+        return self._uniform() if sigma is None else self._explored(sigma)
 
     def _explored(self, sigma: float) -> NDArray[np.int64]:
         """Kept counts (G,) around the actor's or the best policy's, repaired into the budget."""
