@@ -58,8 +58,14 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
     "safetensors": ("training.tensor_files",),
-    "scipy": ("evaluation.paired", "evaluation.sensitivity", "measure.build.*", "search.comparison"),
-    "sklearn": ("training.data*",),
+    "scipy": (
+        "evaluation.paired",
+        "evaluation.sensitivity",
+        "measure.build.*",
+        "search.comparison",
+        "search.surrogate",
+    ),
+    "sklearn": ("search.surrogate", "training.data*"),
     "sqlalchemy": ("search.study*",),
     "stable_baselines3": ("search.reinforcement.*",),
     "torch": (

@@ -118,9 +118,10 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
         )
     if study.remaining:
         asked = "search.trials" + " and search.further_trials" * bool(job.config.search.further_trials)
+        why = "expected nothing better" if _has_new(study) else "had no new policy left"
         study.note(
-            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {asked}: it had "
-            f"no new policy left (the space has {study.space.size}, not all within the budget)"
+            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {asked}: it {why} "
+            f"(the space has {study.space.size}, not all within the budget)"
         )
         observer.warn(study.notes[-1])
 

@@ -18,6 +18,7 @@ from amcsearch.search.exact.allocator import Allocator
 from amcsearch.search.exact.dynamic_programming import DynamicProgramming, starting_policies
 from amcsearch.search.exact.harm import probed_errors, removal_errors
 from amcsearch.search.grid import GridSearch
+from amcsearch.search.ladder import Ladder
 from amcsearch.search.local_search import unseen
 from amcsearch.search.netadapt import NetAdapt
 from amcsearch.search.reinforcement.ddpg import DDPG
@@ -83,6 +84,7 @@ AGENTS: Final[Mapping[str, AgentFactory]] = {
     "gp": gp,
     "cmaes": cmaes,
     "dynamic_programming": DynamicProgramming,
+    "ladder": Ladder,
     "grid": GridSearch,
     "random": RandomSearch,
     "uniform": UniformSearch,

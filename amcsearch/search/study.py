@@ -264,7 +264,8 @@ class Agent(Protocol):
     The promise, held by the contract tests over ``AGENTS``:
 
     - it evaluates through ``study.evaluate`` alone, and only policies within the budget (probes excepted);
-    - it spends every evaluation, and returns early, without an error, only when no new policy is left;
+    - it spends every evaluation, and returns early, without an error, only when no new policy is left, or when it
+      expects none that is better, which it notes;
     - where policies were evaluated before it began, which ``study.trials`` holds, it goes on from there;
     - it is a function of the seed and of the results it is served, and keeps no file of its own: resuming a
       killed run means running it again from the start, and the study serves what storage already holds.

@@ -63,8 +63,8 @@ def test_the_refusal_of_several_objectives_names_the_agent_and_the_cure(agent):
     assert not study.trials
 
 
-def test_the_registry_holds_the_thirteen_agents():
+def test_the_registry_holds_the_fourteen_agents():
     assert set(AGENTS) == {
-        *("ddpg", "nsga2", "tpe", "gp", "cmaes", "dynamic_programming", "netadapt", "energy_aware"),
+        *("ddpg", "nsga2", "tpe", "gp", "cmaes", "dynamic_programming", "ladder", "netadapt", "energy_aware"),
         *("grid", "random", "uniform", "erk", "sensitivity"),
     }

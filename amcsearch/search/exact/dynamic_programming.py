@@ -37,7 +37,7 @@ from amcsearch.search.exact.harm import errors_of, harms, probed_curves
 from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
-__all__ = ["DynamicProgramming", "starting_policies"]
+__all__ = ["DynamicProgramming", "cost_objectives", "starting_policies"]
 
 _STARTS_SHARE: Final = 8  # one in so many evaluations goes to the first policies along a front …
 _MOST_STARTS: Final = 8  # … and at most so many
@@ -57,7 +57,7 @@ def starting_policies(study: Study) -> list[PruningPolicy]:
 def _allocated(study: Study) -> list[NDArray[np.int64]]:
     if study.errors is None:
         return []
-    costs = _cost_objectives(study)
+    costs = cost_objectives(study)
     try:
         if not costs:
             return [Allocator(study.feasible).best(study.errors)]
@@ -73,7 +73,7 @@ def _allocated(study: Study) -> list[NDArray[np.int64]]:
         return []
 
 
-def _cost_objectives(study: Study) -> list[str]:
+def cost_objectives(study: Study) -> list[str]:
     """Costs among several objectives; none where there is one goal."""
     several = study.objectives is not None and len(study.objectives) > 1
     return [name for name in study.objectives or () if name in study.grid.names] if several else []
@@ -135,7 +135,7 @@ class DynamicProgramming:
             BadInputError: a layer depends on too many groups to be solved exactly.
         """
         errors, starts = (study.errors, 0) if study.errors and not self.probe else self._probed(study)
-        costs = _cost_objectives(study)
+        costs = cost_objectives(study)
         allocator = Allocator(study.feasible, self.buckets, self.sums, self.rounds, next(iter(costs), None))
         most = max(map(len, study.space.choices), default=0)
         if allocator.offered < most:

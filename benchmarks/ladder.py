@@ -1,0 +1,231 @@
+"""How soon ``ladder`` finds the best policy: an enumerated network, and DDPG's final reward.
+
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py enumerate
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py optimum [--agents ladder nsga2 …] [--budgets 0.3x …]
+    python benchmarks/ladder.py against runs/digits-resnet20-compared
+
+``enumerate`` trains a little network on scikit-learn's digits, cuts it with ``obc``, evaluates all 16,807 policies
+and writes ``tests/search/little_network.npz``: of every policy the pictures named right, out of 384, and the loss, and
+the errors that ``obc`` knows. ``optimum`` runs agents on these, ten seeds of 30 evaluations each, and counts how many
+come within 1 % of the range of rewards of the best policy in the budget. ``against`` reads what ``amcsearch compare``
+wrote: evaluations and seconds until each agent had the first one's final best reward.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amcsearch.config.loading import load
+from amcsearch.core.cost import Cost
+from amcsearch.core.policy import PruningPolicy
+from amcsearch.core.trial import Evaluation, TrialState
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.setup import Job, assemble
+from amcsearch.search import AGENTS, FeasibleSet, Study, removal_errors, resolve_budget, starting_policies
+from amcsearch.search.local_search import walk_space
+
+DATA = Path(__file__).parents[1] / "tests/search/little_network.npz"
+PICTURES = 384
+PLAIN = ("uniform", "random")
+CONFIG = f"""
+name: little
+model:
+  factory: {__file__}:little
+  pretrain: {{epochs: 12, learning_rate: 0.05, warmup_epochs: 1, batch_size: 32, max_shift: 1}}
+data:
+  factory: "amcsearch.training.data:digits"
+  kwargs: {{test_share: 0.25, size: 8}}
+  splits: {{calibration: 256, search: {PICTURES}}}
+device: {{profile: x86_server, threads: 1, channel_multiple: 2}}
+selection: {{selector: obc}}
+"""
+
+
+class Silent(Observer):
+    """Watches nothing."""
+
+
+class Little(nn.Module):
+    """A stem, a residual block, two strided convolutions and a hidden layer, for 1x8x8 pictures."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = convolution(1, width)
+        self.inner, self.outer = convolution(width, width), convolution(width, width)
+        self.down, self.last = convolution(width, width, 2), convolution(width, width, 2)
+        self.hidden, self.head = nn.Linear(4 * width, width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = self.stem(x).relu()
+        x = (x + self.outer(self.inner(x).relu())).relu()
+        x = self.last(self.down(x).relu()).relu()
+        return self.head(self.hidden(x.flatten(1)).relu())
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution and its batch norm."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+def little() -> nn.Module:
+    """Make the network."""
+    return Little()
+
+
+def little_job() -> Job:
+    """Train the network and rank its channels."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "little.yaml"
+        path.write_text(CONFIG)
+        config = load(path, [])
+    return assemble(config, config.limits, Phases(Silent(), lambda _: None))
+
+
+def enumerate_policies(options: argparse.Namespace) -> None:
+    """Evaluate every policy, and write what came of it."""
+    del options
+    job, begun = little_job(), time.perf_counter()
+    network, space = job.workload.trace.network, job.device.space
+    kept = np.concatenate(list(walk_space(space)))
+    evaluations = [job.evaluator.evaluate(network.policy(row)) for row in kept]
+    assert job.errors is not None
+    np.savez_compressed(
+        DATA,
+        right=np.array([round(e.metric * PICTURES) for e in evaluations], dtype=np.uint16),
+        loss=np.array([e.loss for e in evaluations], dtype=np.float16),
+        errors=np.stack(removal_errors(space, job.errors)).astype(np.float32),
+    )
+    print(f"{len(kept)} policies, {time.perf_counter() - begun:.0f} s")
+
+
+@dataclass
+class Stored:
+    """Serves evaluations of the enumerated policies."""
+
+    job: Job
+    right: NDArray[np.int64]
+    loss: NDArray[np.float64]
+
+    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+        """As ``Executor.map``."""
+        space, network = self.job.device.space, self.job.workload.trace.network
+        sizes = [len(choices) for choices in space.choices]
+        for policy in policies:
+            at = np.ravel_multi_index(space.indices(network.kept_array(policy)), sizes)
+            yield Evaluation(self.right[at] / PICTURES, float(self.loss[at]), 0.0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def rewarded(judge: str, evaluation: Evaluation) -> float:
+    """Accuracy, or the negative loss."""
+    return evaluation.metric if judge == "accuracy" else -evaluation.loss
+
+
+def optimum(options: argparse.Namespace) -> None:
+    """Print how many of ten seeds come near the best policy, after how many evaluations, and what is left to it."""
+    job = little_job()
+    with np.load(DATA) as data:
+        stored, errors = Stored(job, data["right"].astype(np.int64), data["loss"].astype(float)), list(data["errors"])
+    kept = np.concatenate(list(walk_space(job.device.space)))
+    print("| reward | MACs | policies | agent | within 1 %, of 10 seeds | evaluations, median | mean regret |")
+    print("|---|---|---|---|---|---|---|")
+    for judge in ("accuracy", "loss"):
+        rewards = stored.right / PICTURES if judge == "accuracy" else -stored.loss
+        for budget in options.budgets:
+            limits = resolve_budget({"macs": budget}, job.device.dense)
+            feasible = FeasibleSet(job.device.space, job.device.grid, limits)
+            within = rewards[feasible.contains(kept)]
+            for agent in options.agents:
+                curves = [searched(job, feasible, stored, errors, judge, agent, seed) for seed in range(10)]
+                regrets = (within.max() - np.stack(curves)) / np.ptp(within)  # (seeds, evaluations)
+                first = np.where((regrets <= 0.01).any(axis=1), 1 + np.argmax(regrets <= 0.01, axis=1), np.inf)
+                near, middle = int(np.isfinite(first).sum()), float(np.median(first))
+                print(
+                    f"| {judge} | {budget} | {len(within):,} | {agent} | {near} | "
+                    f"{f'{middle:.0f}' if np.isfinite(middle) else '–'} | {100 * regrets[:, -1].mean():.2f} % |",
+                    flush=True,
+                )
+
+
+def searched(
+    job: Job,
+    feasible: FeasibleSet,
+    stored: Stored,
+    errors: list[NDArray[np.float64]],
+    judge: str,
+    agent: str,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Best reward after each of 30 evaluations; an agent that stops keeps its best."""
+
+    def reward(evaluation: Evaluation, cost: Cost) -> float:
+        del cost
+        return rewarded(judge, evaluation)
+
+    study = Study(
+        job.workload.trace.network,
+        job.device.space,
+        job.device.grid,
+        feasible,
+        stored,
+        reward,
+        agent=agent,
+        seed=seed,
+        trials=30,
+        storage="sqlite:///:memory:",
+        name="optimum",
+        errors=errors,
+    )
+    if agent not in PLAIN:
+        study.evaluate(starting_policies(study))
+    AGENTS[agent]().run(study, seed)
+    rewards = [t.reward if t.state is TrialState.COMPLETE else -np.inf for t in study.trials]
+    best = np.maximum.accumulate(np.array(rewards))
+    return np.append(best, np.full(30 - len(best), best[-1]))
+
+
+def against(options: argparse.Namespace) -> None:
+    """Print evaluations and seconds until each agent had the final best reward of the first, seed by seed."""
+    curves = pd.read_csv(options.folder / "curves.csv")
+    reference = curves["agent"].iloc[0]
+    print("| agent | seed | final reward | evaluations | seconds | evaluations to the reference | seconds to it |")
+    print("|---|---|---|---|---|---|---|")
+    for (agent, seed), curve in curves.groupby(["agent", "seed"], sort=False):
+        goal = curves[(curves["agent"] == reference) & (curves["seed"] == seed)]["best_reward"].max()
+        reached = curve[curve["best_reward"] >= goal]
+        soon = reached.iloc[0] if len(reached) else None
+        told = "– | –" if soon is None else f"{soon['evaluation']:.0f} | {soon['seconds']:.1f}"
+        last = curve.iloc[-1]
+        whole = f"{last['best_reward']:.4f} | {last['evaluation']:.0f} | {last['seconds']:.1f}"
+        print(f"| {agent} | {seed} | {whole} | {told} |")
+
+
+def main() -> None:
+    """Do one of the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True)
+    parts.add_parser("enumerate").set_defaults(part=enumerate_policies)
+    best = parts.add_parser("optimum")
+    best.add_argument("--agents", nargs="+", default=["ladder", "dynamic_programming", "nsga2", "tpe", "random"])
+    best.add_argument("--budgets", nargs="+", default=["0.4x", "0.3x", "0.25x", "0.2x"])
+    best.set_defaults(part=optimum)
+    beside = parts.add_parser("against")
+    beside.add_argument("folder", type=Path)
+    beside.set_defaults(part=against)
+    options = parser.parse_args()
+    options.part(options)
+
+
+if __name__ == "__main__":
+    main()
