@@ -39,6 +39,11 @@ def test_objectives_minimise_an_error() -> None:
     assert [direction(name, MSE) for name in ("mse", "macs", "reward")] == ["minimize", "minimize", "maximize"]
 
 
+def test_a_difference_is_in_points_of_a_share_and_else_in_the_unit() -> None:
+    assert Metric("accuracy", "%").difference_text(0.0125) == "1.25 points"
+    assert Metric("mae", "K", higher_is_better=False).difference_text(0.25) == "0.25 K"
+
+
 def test_the_jackknife_by_hand() -> None:
     """Two groups: gains 1 and 3 without each, mean 2, deviation sqrt(1/2·2) = 1; t of 95 % with one degree is 6.314."""
     assert jackknife_low(np.array([2.0, 1.0, 3.0]), 0.95) == pytest.approx(2.0 - 6.313752, abs=1e-5)

@@ -240,8 +240,7 @@ def compare(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def front(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Make fronts, or ask those in a folder for the policy of a budget."""
-    if args.budget or args.config.is_dir():
-        console.close()
+    if args.budget or (args.config / "front.json").is_file():
         _ask_front(args)
         return
     from amcsearch import api
@@ -266,13 +265,10 @@ def front(args: argparse.Namespace, console: "ProgressBar") -> None:
 def _ask_front(args: argparse.Namespace) -> None:
     """Print what a front holds, or the policy of a budget, which is written; imports nothing heavy."""
     from amcsearch.cli.text import choice_text, front_text
-    from amcsearch.runs import FrontResult, RunFolder
+    from amcsearch.runs import FrontResult
 
     if args.devices or args.overrides or args.resume:
-        raise BadInputError(
-            f"{args.config}: a budget is asked of the folder of a front; --devices, --set and --resume make a front, "
-            "and go with a configuration"
-        )
+        raise BadInputError(f"{args.config}: a front is asked for a policy; --devices, --set and --resume make another")
     result = FrontResult.open(args.config)
     if not args.budget:
         show(args, result.to_json(), front_text(result), args.config)
@@ -284,7 +280,7 @@ def _ask_front(args: argparse.Namespace) -> None:
             raise BadInputError(f"--budget {text}: expected COST=LIMIT, each cost once, such as latency_ms=0.4x")
         budget[cost] = limit
     choice = result.within(budget, args.device)
-    path = choice.save(args.out or RunFolder(args.config).policy_json)
+    path = choice.save(args.out or args.config / "policy.json")
     show(args, {**choice.to_json(), "file": str(path)}, choice_text(choice, result.summary, path), path)
 
 
@@ -362,13 +358,14 @@ def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
 def report(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Write a run's page again."""
     del console
-    from amcsearch.reporting import render
-    from amcsearch.runs import RunFolder
+    from amcsearch.reporting import front_page, render
+    from amcsearch.runs import FrontFiles, FrontResult, RunFolder
 
     with RunFolder.open(args.run_folder) as run:
         if run.summary_json.exists():
             run.read_summary()  # a damaged one is refused before the page is replaced
-        run.write_report(render(run))
+        is_front = FrontFiles.of(run).front.exists()
+        run.write_report(front_page(FrontResult.open(run.path)) if is_front else render(run))
         show(args, {"report": str(run.report_html)}, str(run.report_html), run.report_html)
 
 

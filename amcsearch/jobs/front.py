@@ -86,7 +86,7 @@ def front(
     """Make the fronts of all costs on all devices, and evaluate some of their policies.
 
     Without ``devices`` it is the configured one; its budget does not count. Writes ``errors.json``, ``front.csv``,
-    ``front.json``, ``front.html`` and ``trials.csv``. What the run folder stores is taken up again: tables, probes and
+    ``front.json``, ``report.html`` and ``trials.csv``. What the run folder stores is taken up again: tables, probes and
     evaluations; other devices and more evaluations join by it.
 
     Raises:
@@ -348,6 +348,6 @@ def _written(summary: FrontSummary, fronts: Sequence[_Front], run: RunFolder) ->
     result = FrontResult(summary, _rows(fronts, summary), files.by_name)
     with run.replacing(files.points) as temporary:
         result.points.to_csv(temporary, index=False)
-    run.write_text(files.page, front_page(result))
+    run.write_report(front_page(result))
     run.write_json(files.front, summary)
     return result

@@ -16,7 +16,7 @@ from amcsearch.core import BadInputError, PruningPolicy, UserCode
 from amcsearch.graph import Batch, Tree, fold_weights, remove, trace
 from amcsearch.jobs.example_file import read_example
 from amcsearch.jobs.workload import copied, made_by_factory
-from amcsearch.runs import RunFolder
+from amcsearch.runs import FrontFiles, RunFolder
 from amcsearch.runtime import Compared
 from amcsearch.training import check_archive, load_checkpoint, load_tensors
 
@@ -92,6 +92,10 @@ def check_finished(run: RunFolder, source: Source) -> None:
     Raises:
         BadInputError: it has none, or the source is unknown.
     """
+    if FrontFiles.of(run).front.is_file():
+        raise BadInputError(
+            f"run {run.path} holds fronts and no network; open it with amcsearch.FrontResult.open, prune by a policy"
+        )
     if not run.pruned_safetensors.is_file() or not run.summary_json.is_file():
         raise BadInputError(f"run {run.path} has not finished: there is no network yet; resume it first")
     if source not in get_args(Source):

@@ -39,7 +39,7 @@ _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
     *("example.safetensors", "identity.json", "comparison.csv", "curves.csv", "comparison.svg", "comparison.json"),
-    *("errors.json", "front.csv", "front.json", "front.html"),
+    *("errors.json", "front.csv", "front.json"),
 )
 _HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
 _NAME: Final = "name: "  # and the name: the second, for the configuration begins with it

@@ -61,7 +61,7 @@ class FrontFiles:
     @classmethod
     def of(cls, run: RunFolder) -> Self:
         """Return those in a run folder."""
-        return cls(*(run.path / name for name in ("errors.json", "front.csv", "front.json", "front.html")))
+        return cls(*(run.path / name for name in ("errors.json", "front.csv", "front.json", "report.html")))
 
     @property
     def by_name(self) -> dict[str, str]:
@@ -292,7 +292,7 @@ class FrontResult(Document):
         Raises:
             BadInputError: no front there, or a damaged one.
         """
-        run = RunFolder.open(expanded(folder))
+        run = RunFolder(expanded(folder))
         files = FrontFiles.of(run)
         if not files.front.exists():
             raise BadInputError(

@@ -136,6 +136,9 @@ def test_a_price_is_the_constant_and_the_sum_over_the_shrunken_layers(
     models = all_models()
     grid = CostGrid(network, models)
     prices, layers = grid.price(kept), grid.price_layers(kept)
+    some = list(range(len(network.layers)))[::-2]
+    for name, priced_alone in CostGrid(network, models).price_layers(kept, some).items():
+        np.testing.assert_array_equal(priced_alone, layers[name][:, some])
     for p, row in enumerate(kept):
         smaller = network.with_channels(network.policy(row))
         cost = grid.cost(network.policy(row))

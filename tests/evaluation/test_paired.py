@@ -109,6 +109,7 @@ def test_an_evaluation_is_paired_with_dense_on_its_rows() -> None:
     found = paired.evaluate(object())
     assert (paired.samples, paired.dense_metric, found.metric) == (2, 1.0, 0.5)
     assert found.change_low == tango_low(0, 1, 2, 0.95)
+    assert found.change_high == -tango_low(1, 0, 2, 0.95)
     with pytest.raises(BadInputError, match="0 samples"):
         PairedEvaluator(Pruned(), np.array([], dtype=np.int64), 0.95)
 

@@ -179,7 +179,14 @@ def test_the_command_makes_a_front_and_answers_budgets(
     printed = capsys.readouterr().out
     assert "3 policies evaluated; rank correlation of predicted error and what was lost" in printed
     assert "x86_server" in printed
-    assert (out / "front.html").read_text().startswith("<!doctype html>")
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
+    with pytest.raises(BadInputError, match="holds fronts and no network; open it with"):
+        amcsearch.load(out)
+    capsys.readouterr()
     ask = ["front", str(out), "--device", "eyeriss_65nm"]
     assert main([*ask, "--budget", "energy_mj=0.5x"]) == 0
     printed = capsys.readouterr().out
@@ -192,6 +199,7 @@ def test_the_command_makes_a_front_and_answers_budgets(
     assert main([*ask, "--budget", "macs=0.001x"]) == 3
     assert main([*ask, "--budget", "latency_ms=0.5x"]) == 2
     assert main([*ask, "--budget", "macs"]) == 2
+    assert main(["front", str(tmp_path / "tiny.yaml"), "--budget", "macs=0.5x"]) == 2
     assert main(["front", str(out)]) == 0
     assert main([*ask, "--budget", "macs=0.5x", "--resume"]) == 2
     assert main([*arguments, "--device", "x86_server"]) == 2

@@ -39,7 +39,7 @@ def front(is_evaluated: bool) -> FrontResult:
             for along in ("macs", "mine")
         ]
     )
-    return FrontResult(summary, points, {"page": "/runs/it/front.html"})
+    return FrontResult(summary, points, {"page": "/runs/it/report.html"})
 
 
 def test_a_picture_a_cost_with_every_device_in_it() -> None:
