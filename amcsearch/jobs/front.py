@@ -262,14 +262,16 @@ def _as_evaluated(front: _Front, i: int, trial: Trial, dense_metric: float) -> E
 
 
 def _spread(fronts: Sequence[_Front], count: int, dense: PruningPolicy) -> list[tuple[_Front, int]]:
-    """Choose up to ``count`` policies, each once and none dense: from the largest error down, evenly among all points.
+    """Choose up to ``count`` policies, each once and none dense, from the largest error down.
 
-    Of the fronts that have a policy of about such an error, it is taken from the one that gave the fewest.
+    Their errors are spread half by how many points of the fronts have them and half by their size. Of the fronts that
+    have a policy of about such an error, it is taken from the one that gave the fewest.
     """
     ordered = sorted(fronts, key=lambda front: _FIRST.index(front.along) if front.along in _FIRST else len(_FIRST))
     given, chosen, taken = [0] * len(ordered), list[tuple[_Front, int]](), {dense}
-    errors = np.concatenate([front.error for front in ordered])
-    for error in np.quantile(errors, np.linspace(1.0, 0.0, count + 1)[:-1]).tolist():
+    errors = np.sort(np.concatenate([front.error for front in ordered]))
+    share = (np.linspace(0.0, 1.0, len(errors)) + errors / max(errors[-1], 1e-300)) / 2
+    for error in np.interp(np.linspace(1.0, 0.0, count + 1)[:-1], share, errors).tolist():
         offers = [(f, front.nearest(error, taken)) for f, front in enumerate(ordered)]
         gaps = {f: abs(float(ordered[f].error[i]) - error) for f, i in offers if i is not None}
         if not gaps:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.reporting.drawing import INK, MUTED, drawing, page_svg, series
 from amcsearch.reporting.page import document
-from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted, seconds
+from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted
 from amcsearch.runs import EvaluatedPolicy, FrontDevice, FrontResult, FrontSummary
 
 __all__ = ["front_page"]
@@ -176,11 +176,13 @@ def _devices(summary: FrontSummary, costs: Sequence[str]) -> str:
         errors = None if device.table is None else device.table.accuracy
         known = "" if device.table is None else "not checked" if errors is None else percent(errors.mape)
         rows.append(
-            f"<tr><th>{escape(device.name)}</th>{cells}<td>{escape(known)}</td><td>{device.channel_multiple}</td>"
-            f"<td>{escape(seconds(device.seconds))}</td></tr>"
+            f"<tr><th>{escape(device.name)}</th>{cells}<td>{escape(known)}</td><td>{device.channel_multiple}</td></tr>"
         )
-    note = "Costs of the dense network; the error is the latency table's mean on variants of this network not seen."
-    head = f"<tr><th></th>{head}<th>Table's error</th><th>Multiple</th><th>Fronts took</th></tr>"
+    note = (
+        "Costs of the dense network; the mean error of the latency table on variants of the network that it had not "
+        "seen; what kept channels are multiples of."
+    )
+    head = f"<tr><th></th>{head}<th>Table's error</th><th>Multiple</th></tr>"
     return (
         f"<section id='devices'><h2>Devices</h2><p class='note'>{note}</p><div class='scroll'><table>"
         f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div></section>"

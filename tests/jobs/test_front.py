@@ -15,6 +15,7 @@ import amcsearch
 from amcsearch.cli.main import main
 from amcsearch.core import PruningPolicy
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.jobs.front import _Front, _spread
 from amcsearch.runs import FRONT_COLUMNS, ErrorTables, read_trials
 
 SMALL = {"data.splits": {"calibration": 32, "search": 64, "test": 32}}
@@ -36,8 +37,31 @@ def data() -> tuple[Tensor, Tensor]:
 def made(data: Any, tmp_path_factory: pytest.TempPathFactory) -> amcsearch.FrontResult:
     folder = tmp_path_factory.mktemp("front") / "run"
     return amcsearch.front(
-        network(), data, devices=DEVICES, evaluations=4, selector="obc", settings=SMALL, folder=folder
+        network(), data, devices=DEVICES, evaluations=8, selector="obc", settings=SMALL, folder=folder
     )
+
+
+def made_up(along: str, errors: list[float], first: int) -> _Front:
+    policies = tuple(PruningPolicy({"g": first + i}) for i in range(len(errors)))
+    return _Front("a", along, np.array(errors), {}, policies)
+
+
+def test_what_is_evaluated_is_spread_over_errors_and_fronts() -> None:
+    fronts = [
+        made_up("macs", [4.0, 2.1, 1.0, 0.0], 10),
+        made_up("mine", [3.0, 2.0, 0.1], 20),
+        made_up("latency_ms", [1.9, 1.01, 0.0], 30),
+    ]
+    # errors 0, 0, 0.1, 1, 1.01, 1.9, 2, 2.1, 3, 4; half rank, half size: 4, then 2.1 or so, then 1.0 or so
+    chosen = _spread(fronts, 3, PruningPolicy({"g": 13}))
+    assert [(front.along, float(front.error[i])) for front, i in chosen] == [
+        ("macs", 4.0),
+        ("mine", 2.0),
+        ("latency_ms", 1.01),
+    ]
+    everything = _spread(fronts, 50, PruningPolicy({"g": 13}))
+    assert len(everything) == len({front.policies[i] for front, i in everything}) == 9
+    assert _spread(fronts, 0, PruningPolicy({"g": 13})) == []
 
 
 def test_every_device_has_a_front_against_every_cost(made: amcsearch.FrontResult) -> None:
@@ -58,8 +82,8 @@ def test_every_device_has_a_front_against_every_cost(made: amcsearch.FrontResult
 
 def test_evaluated_policies_have_intervals_and_are_spread(made: amcsearch.FrontResult) -> None:
     summary, folder = made.summary, Path(made.files["points"]).parent
-    assert len(summary.evaluated) == 4
-    assert len({each.policy for each in summary.evaluated}) == 4
+    assert len(summary.evaluated) == 8
+    assert len({each.policy for each in summary.evaluated}) == 8
     assert max(each.error for each in summary.evaluated) == made.points["error"].max()
     for each in summary.evaluated:
         assert each.low is not None
@@ -100,7 +124,7 @@ def test_what_is_stored_is_not_computed_again_and_devices_join(
     arguments: dict[str, Any] = {"selector": "obc", "settings": SMALL, "folder": folder, "resume": True}
     with monkeypatch.context() as patch:
         patch.setattr("amcsearch.jobs.setup.choose_channels", refuse)
-        again = amcsearch.front(network(), data, devices=DEVICES, evaluations=4, **arguments)
+        again = amcsearch.front(network(), data, devices=DEVICES, evaluations=8, **arguments)
     pd.testing.assert_frame_equal(again.points, made.points)
     assert again.summary.evaluated == made.summary.evaluated
     more = amcsearch.front(network(), data, devices=["npu_int8"], evaluations=0, **arguments)
