@@ -16,7 +16,7 @@ from amcsearch.costs import Accuracy
 from amcsearch.reporting.results import budget
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.goals import (
-    FailedRung,
+    FailedLevel,
     Goal,
     KeepAccuracyGoal,
     PairedChange,
@@ -271,7 +271,7 @@ def test_goals_are_read_into_their_types() -> None:
     kept = Goal.from_json(KEEP_ACCURACY, "goal")
     assert isinstance(kept, KeepAccuracyGoal)
     assert kept.verification == PairedChange(192, None, None)
-    assert kept.failed == (FailedRung(5, PairedChange(192, -0.02, -0.03)),)
+    assert kept.failed == (FailedLevel(5, PairedChange(192, -0.02, -0.03)),)
 
 
 @pytest.mark.parametrize("target", [SPARSE["target"], {"sparsity": 0.75, "kept_asked": 0.25, "kept": 0.25}])

@@ -41,13 +41,13 @@ def _target(goal: TargetGoal, metric: Metric) -> list[str]:
     left = (
         "no group has a step left" if step is None else f"one more step of any group would add at least {_number(step)}"
     )
-    ladder = f"{goal.allocation} ladder" + (" of the last round" if goal.rounds else "")
+    sequence = f"{goal.allocation} sequence" + (" of the last round" if goal.rounds else "")
     return [
         f"Target: {goal.cost} = {goal.asked}, at most {_number(goal.limit)} {unit}; achieved "
         f"{_number(goal.achieved)} {unit} ({goal.achieved / goal.dense:.4f}x of dense); {left}.",
         *(_round(i, part, unit, metric) for i, part in enumerate(goal.rounds, 1)),
-        f"Rung {goal.rung} of {goal.rungs - 1} of the {ladder} came to "
-        f"{_number(goal.rung_value)} {unit}; {goal.moves} steps of single groups filled the rest.",
+        f"Level {goal.level} of {goal.levels - 1} of the {sequence} came to "
+        f"{_number(goal.level_value)} {unit}; {goal.moves} steps of single groups filled the rest.",
     ]
 
 
@@ -64,16 +64,18 @@ def _keep_accuracy(goal: KeepAccuracyGoal, metric: Metric) -> list[str]:
     level = percent(goal.confidence, 0)
     lines = [
         f"Asked: {asked}, at {level} one-sided confidence, paired with the dense network, {goal.evaluated}.",
-        f"Achieved: rung {goal.rung} of {goal.rungs - 1} of the {goal.allocation} ladder"
-        + ("." if goal.rung else ", the dense network: nothing bolder could be shown to keep its " + metric.word + "."),
+        f"Achieved: level {goal.level} of {goal.levels - 1} of the {goal.allocation} sequence"
+        + (
+            "." if goal.level else ", the dense network: nothing bolder could be shown to keep its " + metric.word + "."
+        ),
     ]
     parts = (
         ("On the part of the search split that the search saw", goal.search),
         ("Verified on the part that it did not see", goal.verification),
     )
-    lines += [f"{where}: {_change(part, metric)}." for where, part in parts if goal.rung and part.change is not None]
+    lines += [f"{where}: {_change(part, metric)}." for where, part in parts if goal.level and part.change is not None]
     lines += [
-        f"Bolder rung {part.rung} did not stand the verification: {_change(part.evidence, metric)}."
+        f"Bolder level {part.level} did not stand the verification: {_change(part.evidence, metric)}."
         for part in goal.failed
     ]
     return lines

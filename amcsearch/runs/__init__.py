@@ -24,7 +24,7 @@ from amcsearch.runs.front import (
     FrontSummary,
 )
 from amcsearch.runs.goals import (
-    FailedRung,
+    FailedLevel,
     Goal,
     KeepAccuracyGoal,
     PairedChange,
@@ -60,7 +60,7 @@ __all__ = [
     "Document",
     "ErrorTables",
     "EvaluatedPolicy",
-    "FailedRung",
+    "FailedLevel",
     "FinalistSummary",
     "FrontChoice",
     "FrontDevice",

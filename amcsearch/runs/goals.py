@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from amcsearch.core import BadInputError
 from amcsearch.runs.documents import StoredDocument, items_of
 
-__all__ = ["FailedRung", "Goal", "KeepAccuracyGoal", "PairedChange", "PolicyGoal", "RoundSummary", "TargetGoal"]
+__all__ = ["FailedLevel", "Goal", "KeepAccuracyGoal", "PairedChange", "PolicyGoal", "RoundSummary", "TargetGoal"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class RoundSummary(StoredDocument):
 class TargetGoal(Goal):
     """A cost that was to be reached, in its own unit.
 
-    ``asked`` is what the user wrote, ``limit`` what it means. ``rung`` of ``rungs`` (counted from the dense network, 0)
-    came to ``rung_value``, and ``moves`` steps of single groups to ``achieved``; ``smallest_step`` is the least that
-    one more step would add, None where no group has one left. ``rounds`` are those of gradual pruning, none where
-    there was one.
+    ``asked`` is what the user wrote, ``limit`` what it means. ``level`` of ``levels`` (counted from the dense network,
+    0) came to ``level_value``, and ``moves`` steps of single groups to ``achieved``. ``smallest_step`` is the least
+    that one more step would add, None where no group has one left. ``rounds`` are those of gradual pruning, none where
+    there was one. JSON calls a level ``rung``, as the first releases did.
     """
 
     kind: ClassVar[str] = "target"
@@ -72,9 +72,9 @@ class TargetGoal(Goal):
     dense: float
     achieved: float
     smallest_step: float | None
-    rungs: int
-    rung: int
-    rung_value: float
+    levels: int = field(metadata={"key": "rungs"})
+    level: int = field(metadata={"key": "rung"})
+    level_value: float = field(metadata={"key": "rung_value"})
     moves: int
     rounds: tuple[RoundSummary, ...] = ()
 
@@ -100,15 +100,15 @@ class PairedChange(StoredDocument):
 
 
 @dataclass(frozen=True)
-class FailedRung(StoredDocument):
-    """A rung that the verification did not accept."""
+class FailedLevel(StoredDocument):
+    """A level that the verification did not accept."""
 
-    rung: int
+    level: int = field(metadata={"key": "rung"})
     evidence: PairedChange
 
     def to_json(self) -> dict[str, Any]:
-        """Return an object of JSON that holds the evidence beside the rung."""
-        return {"rung": self.rung, **self.evidence.to_json()}
+        """Return an object of JSON that holds the evidence beside the level."""
+        return {"rung": self.level, **self.evidence.to_json()}
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Self:
@@ -123,7 +123,7 @@ class KeepAccuracyGoal(Goal):
 
     ``points`` is how much of it may be lost, in percentage points of a share, else in its own unit; ``confidence`` is
     one-sided. ``evaluated`` says in words how
-    policies were evaluated. ``rung`` of ``rungs`` was chosen among those ``accepted`` on the ``search`` part of the
+    policies were evaluated. ``level`` of ``levels`` was chosen among those ``accepted`` on the ``search`` part of the
     search split, and stood the ``verification`` on the other part, which ``failed`` did not.
     """
 
@@ -133,9 +133,9 @@ class KeepAccuracyGoal(Goal):
     confidence: float
     allocation: str
     evaluated: str
-    rungs: int
-    rung: int
+    levels: int = field(metadata={"key": "rungs"})
+    level: int = field(metadata={"key": "rung"})
     accepted: tuple[int, ...]
     search: PairedChange
     verification: PairedChange
-    failed: tuple[FailedRung, ...]
+    failed: tuple[FailedLevel, ...]

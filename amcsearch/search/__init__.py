@@ -27,12 +27,12 @@ from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_p
 from amcsearch.search.samplers import OptunaAgent, cmaes, gp, nsga2, tpe
 from amcsearch.search.study import Agent, AgentFactory, Progress, Study
 from amcsearch.search.study_store import storage_url
-from amcsearch.search.targets.ladder import (
-    LADDERS,
+from amcsearch.search.targets.sequences import (
+    SEQUENCES,
     CostOf,
-    accepted_rungs,
+    accepted_levels,
     calls_at_most,
-    global_ladder,
+    global_sequence,
     last_verified,
     reach,
     safest_first,
@@ -40,8 +40,8 @@ from amcsearch.search.targets.ladder import (
 
 __all__ = [
     "AGENTS",
-    "LADDERS",
     "REWARDS",
+    "SEQUENCES",
     "Agent",
     "AgentFactory",
     "AgentRun",
@@ -56,11 +56,11 @@ __all__ = [
     "Reward",
     "RewardContext",
     "Study",
-    "accepted_rungs",
+    "accepted_levels",
     "bind",
     "calls_at_most",
     "equal_seconds",
-    "global_ladder",
+    "global_sequence",
     "hypervolumes",
     "last_verified",
     "mean_over_seeds",

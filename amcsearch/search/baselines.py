@@ -81,12 +81,12 @@ class UniformSearch:
     def run(self, study: Study, seed: int) -> None:
         """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
-        first = [study.network.policy(kept) for kept in self._ladder(study)]
+        first = [study.network.policy(kept) for kept in self._sequence(study)]
         study.evaluate(list(dict.fromkeys(policy for policy in first if not study.seen(policy)))[: study.remaining])
         while study.remaining and evaluate_near(study, study.feasible.largest_uniform(), rng):
             continue
 
-    def _ladder(self, study: Study) -> NDArray[np.int64]:
+    def _sequence(self, study: Study) -> NDArray[np.int64]:
         """Distinct feasible uniform policies (P, G), largest first."""
         space, largest = study.space, study.feasible.largest_uniform()
         keep_ratios = np.unique(np.concatenate([choices / choices[-1] for choices in space.choices]))[::-1]

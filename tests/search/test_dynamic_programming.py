@@ -256,14 +256,14 @@ def test_a_network_that_has_no_exact_solution_starts_from_the_uniform_policy_and
     assert "too many groups" in study.notes[0]
 
 
-def test_a_ladder_begins_dense_gets_cheaper_and_is_the_optimum_at_every_rung():
+def test_a_sequence_begins_dense_gets_cheaper_and_is_the_optimum_at_every_level():
     feasible = feasible_set({})
     errors = quadratic(feasible.space)
-    ladder = allocator(feasible, axis="macs").ladder(errors, 12)
-    prices = feasible.grid.price(ladder)["macs"]
-    assert ladder[0].tolist() == feasible.space.dense.tolist()
+    sequence = allocator(feasible, axis="macs").sequence(errors, 12)
+    prices = feasible.grid.price(sequence)["macs"]
+    assert sequence[0].tolist() == feasible.space.dense.tolist()
     assert (np.diff(prices) < 0).all()
-    assert len(ladder) > 6
-    for kept, price in zip(ladder, prices, strict=True):
+    assert len(sequence) > 6
+    for kept, price in zip(sequence, prices, strict=True):
         limited = FeasibleSet(feasible.space, feasible.grid, Budget({"macs": float(price)}))
         assert error_of(feasible, errors, kept) == pytest.approx(brute_force(limited, errors)[1])

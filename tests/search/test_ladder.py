@@ -1,94 +1,340 @@
-"""Ladders by hand, and what every ladder promises: nested rungs from dense, and costs that fall with them."""
+"""The agent ``ladder`` and its surrogate: small problems whose answers are known, one of them really evaluated."""
 
-from itertools import pairwise
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from amcsearch.core.group import ChannelGroup
-from amcsearch.core.policy import PolicySpace
-from amcsearch.search.targets.ladder import LADDERS, global_ladder, per_cost_ladder, uniform_ladder
+from amcsearch.core import (
+    BadInputError,
+    ChannelGroup,
+    Cost,
+    Coupling,
+    Evaluation,
+    LayerKind,
+    LayerSpec,
+    NetworkSpec,
+    PolicySpace,
+    PruningPolicy,
+    Side,
+    Trial,
+)
+from amcsearch.costs import CostGrid, Macs
+from amcsearch.search import AGENTS, FeasibleSet, Study, resolve_budget
+from amcsearch.search.exact.allocator import Allocator
+from amcsearch.search.ladder import Ladder, _Run
+from amcsearch.search.local_search import walk_space
+from amcsearch.search.surrogate import Surrogate, expected_improvement
 
-
-def space(*channels: int, multiple: int = 1) -> PolicySpace:
-    return PolicySpace.on_grid([ChannelGroup(f"g{i}", n, ()) for i, n in enumerate(channels)], multiple)
-
-
-def scores_of(*values: list[float]) -> dict[str, np.ndarray]:
-    return {f"g{i}": np.array(scores) for i, scores in enumerate(values)}
-
-
-def test_the_global_ladder_takes_the_lowest_score_of_all_groups() -> None:
-    rows = global_ladder(space(3, 2), scores_of([5.0, 1.0, 4.0], [0.1, 3.0]))
-    assert rows.tolist() == [[3, 2], [3, 1], [2, 1], [1, 1]]
-
-
-def test_the_lowest_of_all_groups_go_and_a_floor_stays() -> None:
-    rows = global_ladder(space(3, 2), scores_of([5.0, 1.0, 4.0], [0.1, 0.2])).tolist()
-    assert rows[2] == [2, 1]  # 0.2 is the last of g1: guarded
-    assert rows[3] == [1, 1]
+PICTURES = 384
 
 
-@given(st.data())
-def test_exactly_so_many_channels_go_also_with_ties(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
-    values = st.sampled_from([0.0, 0.1, 0.3, 1.0])
-    scores = [np.array(data.draw(st.lists(values, min_size=n, max_size=n))) for n in sizes]
-    free = sum(sizes) - len(sizes)
-    n_remove = data.draw(st.integers(0, free))
-    kept = global_ladder(space(*sizes), scores_of(*scores))[n_remove].tolist()
-    assert sum(sizes) - sum(kept) == n_remove
-    lost = [v for score, n in zip(scores, kept, strict=True) for v in np.sort(score)[: len(score) - n]]
-    could = [np.sort(score)[len(score) - n] for score, n in zip(scores, kept, strict=True) if n > 1]
-    assert not lost or not could or max(lost) <= min(could)
+def conv(name: str, channels: tuple[int, int], size: int, stride: int = 1) -> LayerSpec:
+    in_size = (size * stride, size * stride)
+    return LayerSpec(
+        name, LayerKind.CONV, *channels, (3, 3), (stride, stride), (1, 1), in_size=in_size, out_size=(size, size)
+    )
 
 
-def test_the_uniform_ladder_holds_every_ratio_and_no_other_policy() -> None:
-    own = space(8, 6, multiple=2)
-    rows = uniform_ladder(own)
-    every = {tuple(own.nearest(np.full(2, ratio)).tolist()) for ratio in np.linspace(0.0, 1.0, 4001)}
-    assert {tuple(row) for row in rows.tolist()} == every
-    assert rows[0].tolist() == [8, 6]
-    assert rows[-1].tolist() == [2, 2]
+def group(name: str, *couplings: Coupling) -> ChannelGroup:
+    return ChannelGroup(name, 16, couplings)
 
 
-def test_per_cost_takes_what_gives_up_least_for_what_it_saves() -> None:
-    """Group 0 has the lower scores, but a channel of group 1 saves ten times as much."""
-    rows = per_cost_ladder(space(2, 2), scores_of([1.0, 9.0], [2.0, 9.0]), lambda kept: kept @ np.array([1.0, 10.0]))
-    assert rows.tolist() == [[2, 2], [2, 1], [1, 1]]
+def little_network() -> NetworkSpec:
+    """The network of benchmarks/ladder.py: a stem, a residual block, two strided convolutions, a hidden layer."""
+    layers = (
+        conv("stem", (1, 16), 8),
+        conv("inner", (16, 16), 8),
+        conv("outer", (16, 16), 8),
+        conv("down", (16, 16), 4, stride=2),
+        conv("last", (16, 16), 2, stride=2),
+        LayerSpec("hidden", LayerKind.LINEAR, 64, 16),
+        LayerSpec("head", LayerKind.LINEAR, 16, 10),
+    )
+    into, out = Side.IN, Side.OUT
+    stream = (Coupling("stem", out), Coupling("inner", into), Coupling("outer", out), Coupling("down", into))
+    return NetworkSpec(
+        layers,
+        (
+            group("stem", *stream),
+            group("inner", Coupling("inner", out), Coupling("outer", into)),
+            group("down", Coupling("down", out), Coupling("last", into)),
+            group("last", Coupling("last", out), Coupling("hidden", into, factor=4)),
+            group("hidden", Coupling("hidden", out), Coupling("head", into)),
+        ),
+    )
 
 
-def test_per_cost_steps_over_widths_that_save_nothing() -> None:
-    """A staircase: only multiples of 4 are faster. Its steps are the stairs, and it ends where nothing is saved."""
-    rows = per_cost_ladder(space(8), scores_of([1.0] * 8), lambda kept: np.ceil(kept[:, 0] / 4.0))
-    assert rows.tolist() == [[8], [4]]
+class Reached(Exception):  # noqa: N818 (the good end)
+    """A policy near enough to the optimum was evaluated."""
 
 
-@pytest.mark.parametrize("name", LADDERS)
-@given(data=st.data())
-def test_rungs_are_nested_and_their_costs_fall(name: str, data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
-    own = space(*sizes, multiple=data.draw(st.sampled_from([1, 2, 4])))
-    values = st.floats(0.0, 1.0)
-    scores = scores_of(*(data.draw(st.lists(values, min_size=n, max_size=n)) for n in sizes))
+@dataclass
+class Enumerated:
+    """All 16,807 policies of the little network, evaluated once: pictures named right, and the loss."""
 
-    def cost(kept: np.ndarray) -> np.ndarray:
-        return np.prod(kept, axis=1).astype(np.float64)  # multiplicative in coupled widths
+    right: np.ndarray
+    loss: np.ndarray
+    errors: list[np.ndarray]
 
-    rows = LADDERS[name](own, scores, cost)
-    assert rows[0].tolist() == own.dense.tolist()
-    assert rows[-1].tolist() == own.floor.tolist()
-    for wide, narrow in pairwise(rows):
-        assert (narrow <= wide).all()
-        assert (narrow < wide).any()
-        assert all(n in choices for n, choices in zip(narrow, own.choices, strict=True))
-    prices = cost(rows)
-    assert (np.diff(prices) < 0.0).all()
-    limit = data.draw(st.floats(float(prices[-1]), float(prices[0])))
-    low, high = -1, len(rows) - 1  # bisection on the number of the rung finds the first within the limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if prices[middle] <= limit else (middle, high)
-    assert high == int(np.argmax(prices <= limit))
+    def __post_init__(self) -> None:
+        self.network = little_network()
+        self.space = PolicySpace.on_grid(self.network.groups, 2, 0.8)
+        self.kept = np.concatenate(list(walk_space(self.space)))
+        self.grid = CostGrid(self.network, [Macs()])
+
+    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+        return map(self.evaluate, policies)
+
+    def evaluate(self, policy: PruningPolicy) -> Evaluation:
+        sizes = [len(choices) for choices in self.space.choices]
+        at = np.ravel_multi_index(self.space.indices(self.network.kept_array(policy)), sizes)
+        return Evaluation(self.right[at] / PICTURES, float(self.loss[at]), 0.0)
+
+    def rewards(self, judge: str) -> np.ndarray:
+        return self.right / PICTURES if judge == "accuracy" else -self.loss.astype(np.float64)
+
+    def evaluations_to_optimum(self, judge: str, budget: str, seed: int, most: int = 30) -> float:
+        """Evaluations until the best reward is within 1 % of the range of rewards in the budget; inf if never."""
+        feasible = FeasibleSet(
+            self.space, self.grid, resolve_budget({"macs": budget}, self.grid.cost(self.network.dense))
+        )
+        within = self.rewards(judge)[feasible.contains(self.kept)]
+        enough = within.max() - 0.01 * np.ptp(within)
+
+        def reward(evaluation: Evaluation, cost: Cost) -> float:
+            return evaluation.metric if judge == "accuracy" else -evaluation.loss
+
+        def watch(trial: Trial, best: Trial | None, done: int, total: int) -> None:
+            if trial.reward >= enough:
+                raise Reached(done)
+
+        study = Study(
+            self.network,
+            self.space,
+            self.grid,
+            feasible,
+            self,
+            reward,
+            agent="ladder",
+            seed=seed,
+            trials=most,
+            storage="sqlite:///:memory:",
+            name="enumerated",
+            progress=watch,
+            errors=self.errors,
+        )
+        try:
+            AGENTS["ladder"]().run(study, seed)
+        except Reached as reached:
+            return float(reached.args[0])
+        return math.inf
+
+
+@pytest.fixture(scope="module")
+def enumerated() -> Enumerated:
+    with np.load(Path(__file__).with_name("little_network.npz")) as data:
+        return Enumerated(data["right"], data["loss"], list(data["errors"]))
+
+
+def test_the_enumerated_problem_has_no_gaps(enumerated):
+    assert len(enumerated.kept) == len(enumerated.right) == len(enumerated.loss) == 7**5
+    assert np.isfinite(enumerated.loss).all()
+    assert len(enumerated.errors) == 5
+    assert enumerated.right[-1] / PICTURES > 0.95 > enumerated.right[0] / PICTURES  # dense, and narrowest
+
+
+@pytest.mark.parametrize(("judge", "budget"), [("loss", "0.3x"), ("accuracy", "0.25x")])
+def test_it_reaches_the_true_optimum_within_30_evaluations(enumerated, judge, budget):
+    spent = [enumerated.evaluations_to_optimum(judge, budget, seed) for seed in range(10)]
+    assert sum(count <= 30 for count in spent) >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["loss", "accuracy"])
+def test_it_reaches_the_true_optimum_of_a_tight_budget(enumerated, judge):
+    spent = [enumerated.evaluations_to_optimum(judge, "0.2x", seed) for seed in range(10)]
+    assert sum(count <= 30 for count in spent) >= 9
+
+
+def chain_space(widths: Sequence[int], multiple: int = 1) -> tuple[NetworkSpec, PolicySpace, CostGrid]:
+    """Convolutions one after another, priced in MACs; ``widths`` are those of the groups."""
+    channels = (1, *widths, 4)
+    layers = tuple(conv(f"c{i}", channels[i : i + 2], 8) for i in range(len(widths) + 1))
+    groups = tuple(
+        ChannelGroup(f"g{i}", n, (Coupling(f"c{i}", Side.OUT), Coupling(f"c{i + 1}", Side.IN)))
+        for i, n in enumerate(widths)
+    )
+    network = NetworkSpec(layers, groups)
+    return network, PolicySpace.on_grid(groups, multiple), CostGrid(network, [Macs()])
+
+
+@dataclass
+class Made:
+    """Loss by a function of the kept counts."""
+
+    network: NetworkSpec
+    loss_of: object
+
+    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+        for policy in policies:
+            loss = float(self.loss_of(self.network.kept_array(policy)))
+            yield Evaluation(math.exp(-loss), loss, 0.0)
+
+
+def made_study(loss_of, *, trials: int, errors: bool = True, widths: Sequence[int] = (12, 12, 12), **settings) -> Study:
+    network, space, grid = chain_space(widths)
+    limits = resolve_budget({"macs": settings.pop("macs", "0.4x")}, grid.cost(network.dense))
+    squares = [(1.0 - choices / choices[-1]) ** 2 for choices in space.choices]
+    return Study(
+        network,
+        space,
+        grid,
+        FeasibleSet(space, grid, limits),
+        Made(network, loss_of),
+        lambda evaluation, _: -evaluation.loss,
+        agent="ladder",
+        seed=0,
+        trials=trials,
+        storage="sqlite:///:memory:",
+        name="made",
+        errors=squares if errors else None,
+        **settings,
+    )
+
+
+def weighed(weights: Sequence[float]):
+    return lambda kept: float(np.sum(np.asarray(weights) * (1.0 - kept / 12.0) ** 2))
+
+
+def best_loss(study: Study, loss_of) -> float:
+    kept = np.concatenate(list(walk_space(study.space)))
+    return min(map(loss_of, kept[study.feasible.contains(kept)]))
+
+
+def test_improvement_of_a_normal_worth_by_hand():
+    mean, deviation = np.array([1.0, 3.0, 0.0]), np.array([2.0, 0.0, 0.0])
+    gain = expected_improvement(mean, deviation, 1.0)
+    assert gain.tolist() == pytest.approx([2.0 / math.sqrt(2.0 * math.pi), 2.0, 0.0])
+
+
+def test_the_surrogate_learns_the_weight_of_every_group():
+    _, space, grid = chain_space((12, 12, 12))
+    errors = [(1.0 - choices / choices[-1]) ** 2 for choices in space.choices]
+    surrogate, weights = Surrogate(space, grid, errors), np.array([4.0, 1.0, 0.25])
+    kept = space.random(200, np.random.default_rng(0))
+    kept = kept[(kept < 12).all(axis=1)][:60]
+    worth = -((1.0 - kept / 12.0) ** 2) @ weights
+    surrogate.fit(kept[:40], worth[:40])
+    mean, deviation = surrogate.predict(kept[40:])
+    assert np.abs(mean - worth[40:]).max() < 0.1 * np.ptp(worth)
+    assert (deviation >= 0.0).all()
+    narrowest = np.array([table[0] for table in surrogate.tables()])
+    assert narrowest[0] > narrowest[1] > narrowest[2]
+
+
+def test_corrected_tables_never_rise_with_the_width_and_end_at_zero():
+    _, space, grid = chain_space((12, 8))
+    errors = [(1.0 - choices / choices[-1]) ** 2 for choices in space.choices]
+    surrogate, rng = Surrogate(space, grid, errors), np.random.default_rng(0)
+    kept = space.random(12, rng)
+    surrogate.fit(kept, rng.standard_normal(12))
+    for tables in (surrogate.tables(), *(surrogate.tables(rng) for _ in range(20))):
+        assert [len(table) for table in tables] == [12, 8]
+        assert all((np.diff(table) <= 0.0).all() and table[-1] == 0.0 for table in tables)
+
+
+def test_a_believed_policy_has_less_to_gain():
+    _, space, grid = chain_space((12, 12))
+    surrogate = Surrogate(space, grid, [(1.0 - choices / choices[-1]) ** 2 for choices in space.choices])
+    kept = np.array([[12, 3], [3, 12], [6, 6], [9, 4], [2, 2]])
+    surrogate.fit(kept, np.array([0.0, -1.0, 0.5, 0.2, -2.0]))
+    asked = np.array([[8, 8]])
+    (mean,), (before,) = surrogate.predict(asked)
+    surrogate.believe(asked[0])
+    (same,), (after,) = surrogate.predict(asked)
+    assert after < 0.5 * before
+    assert same == pytest.approx(mean, abs=0.05)
+
+
+def test_worths_that_are_all_equal_promise_nothing():
+    _, space, grid = chain_space((4, 4))
+    surrogate = Surrogate(space, grid, [1.0 - choices / choices[-1] for choices in space.choices])
+    surrogate.fit(np.array([[4, 2], [2, 4], [3, 3]]), np.full(3, -0.5))
+    mean, deviation = surrogate.predict(np.array([[1, 1], [4, 4]]))
+    assert mean.tolist() == [-0.5, -0.5]
+    assert deviation.tolist() == [0.0, 0.0]
+    assert surrogate.noise == 0.0
+
+
+def test_exchanges_trade_steps_between_groups():
+    study = made_study(weighed((1, 1)), trials=5, widths=(3, 3))
+    run = _Run(Ladder(), study, 0)
+    rows = {tuple(row) for row in run._exchanges(np.array([2, 3])).tolist()}
+    alone = {(2, 3), (3, 3), (1, 3), (2, 2), (2, 1)}
+    assert rows == alone | {(3, 2), (3, 1)}
+
+
+def test_the_first_evaluation_is_the_exact_programmes_policy():
+    study = made_study(weighed((1, 1, 1)), trials=3)
+    AGENTS["ladder"]().run(study, 0)
+    exact = Allocator(study.feasible).best(study.errors)
+    assert study.trials[0].policy == study.network.policy(exact)
+
+
+def test_it_learns_weights_that_the_errors_lack():
+    weights = (8.0, 1.0, 0.1)
+    study = made_study(weighed(weights), trials=16)
+    AGENTS["ladder"]().run(study, 0)
+    assert -study.best.reward <= best_loss(study, weighed(weights)) * 1.01
+    assert -study.trials[0].reward > best_loss(study, weighed(weights)) * 1.1
+
+
+def test_without_errors_it_begins_with_the_uniform_policy_and_says_so():
+    weights = (4.0, 1.0, 0.25)
+    study = made_study(weighed(weights), trials=20, errors=False)
+    AGENTS["ladder"]().run(study, 0)
+    assert study.trials[0].policy == study.network.policy(study.feasible.largest_uniform())
+    assert "no errors are known" in study.notes[0]
+    assert -study.best.reward <= best_loss(study, weighed(weights)) * 1.02
+
+
+def test_it_stops_where_nothing_better_is_expected_and_says_so():
+    study = made_study(lambda _: 1.0, trials=60)
+    AGENTS["ladder"](patience=8).run(study, 0)
+    assert 8 < len(study.trials) < 20
+    assert "none was expected to improve" in study.notes[-1]
+
+
+def test_without_an_exact_programme_it_goes_on_and_says_so():
+    study = made_study(weighed((4.0, 1.0, 0.25)), trials=10)
+    AGENTS["ladder"](sums=1.0).run(study, 0)
+    assert len(study.trials) == 10
+    assert any("without optima of the corrected tables" in note for note in study.notes)
+
+
+def test_any_batch_finds_as_good_a_policy():
+    weights = (8.0, 1.0, 0.1)
+    study = made_study(weighed(weights), trials=24, batch=4)
+    AGENTS["ladder"]().run(study, 0)
+    assert -study.best.reward <= best_loss(study, weighed(weights)) * 1.02
+
+
+def test_several_objectives_spread_along_the_front():
+    study = made_study(weighed((4.0, 1.0, 0.25)), trials=24, macs="1.0x", objectives=("metric", "macs"))
+    AGENTS["ladder"]().run(study, 0)
+    shares = [trial.cost["macs"] / study.grid.cost(study.network.dense)["macs"] for trial in study.front]
+    assert len(shares) >= 8
+    assert min(shares) < 0.3 < 0.7 < max(shares)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("starts", 1), ("patience", 0), ("spread", 1.0), ("tolerance", -1.0), ("sums", 0.0), ("buckets", 0)],
+)
+def test_parameters_out_of_range_are_refused(setting, value):
+    with pytest.raises(BadInputError, match=f"ladder: {setting} = "):
+        Ladder(**{setting: value})

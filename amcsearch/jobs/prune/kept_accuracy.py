@@ -1,7 +1,7 @@
 """Prune as far as the metric demonstrably stays within a tolerance of the dense network's.
 
-The search split is cut in two by seed, every class in its share: rungs of the ladder are accepted on one part, and what
-was accepted is verified on the other. The test split stays for the end, as in a search.
+The search split is cut in two by seed, every class in its share: levels of the sequence are accepted on one part, and
+what was accepted is verified on the other. The test split stays for the end, as in a search.
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, Cost, Evaluation, Metric
 from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.prune.target_cost import Proposal, ladder_of
+from amcsearch.jobs.prune.target_cost import Proposal, sequence_of
 from amcsearch.jobs.setup import Job
-from amcsearch.runs import FailedRung, KeepAccuracyGoal, PairedChange, RunFolder
-from amcsearch.search import Study, accepted_rungs, calls_at_most, last_verified, safest_first
+from amcsearch.runs import FailedLevel, KeepAccuracyGoal, PairedChange, RunFolder
+from amcsearch.search import Study, accepted_levels, calls_at_most, last_verified, safest_first
 from amcsearch.training import stratified
 
 __all__ = ["check_tolerance", "keep_accuracy"]
 
-EXACT_RUNGS: Final = 128  # budgets of the exact programme: steps of less than a hundredth of the dense cost
+EXACT_LEVELS: Final = 128  # budgets of the exact programme: steps of less than a hundredth of the dense cost
 
 
 def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
@@ -31,43 +31,43 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     Every evaluation of the search goes through a ``Study`` and is stored before the next, so a killed run goes on.
 
     Raises:
-        BadInputError: as ``ladder_of``, a search split too small to be cut, or storage that cannot be used.
+        BadInputError: as ``sequence_of``, a search split too small to be cut, or storage that cannot be used.
     """
     prune, network, metric = job.config.prune, job.workload.trace.network, job.workload.task.metric
     assert prune.keep_accuracy is not None
     tolerance = prune.keep_accuracy / metric.scale
-    allocation, ladder = ladder_of(job, "latency_ms" if job.device.table is not None else "macs", EXACT_RUNGS)
-    rungs = [network.policy(kept) for kept in ladder]
+    allocation, sequence = sequence_of(job, "latency_ms" if job.device.table is not None else "macs", EXACT_LEVELS)
+    levels = [network.policy(kept) for kept in sequence]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
-    study = _study(job, searched, tolerance, 1 + calls_at_most(len(rungs), prune.scan), run.study_db, observer)
-    study.evaluate(rungs[:1])
-    accepted = accepted_rungs(
-        len(rungs), lambda rung: _keeps(study.evaluate([rungs[rung]])[0].evaluation, tolerance), prune.scan
+    study = _study(job, searched, tolerance, 1 + calls_at_most(len(levels), prune.scan), run.study_db, observer)
+    study.evaluate(levels[:1])
+    accepted = accepted_levels(
+        len(levels), lambda level: _keeps(study.evaluate([levels[level]])[0].evaluation, tolerance), prune.scan
     )
     run.write_trials(study.trials)
     run.write_pareto(study.front)
-    sequence, verified = safest_first(accepted), dict[int, Evaluation]()
+    candidates, verified = safest_first(accepted), dict[int, Evaluation]()
 
-    def verify(rung: int) -> bool:
-        verified[rung] = held_out.evaluate(rungs[rung])
-        observer.progress(len(verified) / (len(sequence) - 1), "of the candidates verified")
-        return _keeps(verified[rung], tolerance)
+    def verify(level: int) -> bool:
+        verified[level] = held_out.evaluate(levels[level])
+        observer.progress(len(verified) / (len(candidates) - 1), "of the candidates verified")
+        return _keeps(verified[level], tolerance)
 
-    last = last_verified(sequence, verify)
+    last = last_verified(candidates, verify)
     evaluations = {trial.policy: trial.evaluation for trial in study.trials}
     goal = KeepAccuracyGoal(
         points=prune.keep_accuracy,
         confidence=prune.confidence,
         allocation=allocation,
         evaluated=_how_evaluated(job),
-        rungs=len(rungs),
-        rung=last,
+        levels=len(levels),
+        level=last,
         accepted=tuple(accepted),
-        search=_change(evaluations.get(rungs[last]), searched, metric),
+        search=_change(evaluations.get(levels[last]), searched, metric),
         verification=_change(verified.get(last), held_out, metric),
         failed=_failed(verified, held_out, tolerance, metric),
     )
-    return Proposal(rungs[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
+    return Proposal(levels[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
 
 
 def check_tolerance(asked: float, metric: Metric) -> None:
@@ -133,10 +133,10 @@ def _change(evaluation: Evaluation | None, evaluator: PairedEvaluator, metric: M
 
 def _failed(
     verified: dict[int, Evaluation], held_out: PairedEvaluator, tolerance: float, metric: Metric
-) -> tuple[FailedRung, ...]:
-    """Rungs that the verification did not accept, with their bounds."""
-    rungs = [(rung, evaluation) for rung, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
-    return tuple(FailedRung(rung, _change(evaluation, held_out, metric)) for rung, evaluation in rungs)
+) -> tuple[FailedLevel, ...]:
+    """Levels that the verification did not accept, with their bounds."""
+    levels = [(level, evaluation) for level, evaluation in verified.items() if not _keeps(evaluation, tolerance)]
+    return tuple(FailedLevel(level, _change(evaluation, held_out, metric)) for level, evaluation in levels)
 
 
 def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Pruning to a cost: the first rung of the ladder within it, grown to within one step of a single group.
+"""Pruning to a cost: the first level of the sequence within it, grown to within one step of a single group.
 
-A ladder is a sequence of policies from dense to the narrowest, as the configured allocation orders the groups.
+A sequence holds policies from dense to the narrowest, as the configured allocation orders the groups.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.jobs.setup import Job, name_of_choice
 from amcsearch.methods import UnitScores, comparable
 from amcsearch.runs import Goal, TargetGoal
-from amcsearch.search import LADDERS, Allocator, CostOf, reach, removal_errors
+from amcsearch.search import SEQUENCES, Allocator, CostOf, reach, removal_errors
 
-__all__ = ["ALLOCATIONS", "AUTO", "Proposal", "ladder_of", "reach_target"]
+__all__ = ["ALLOCATIONS", "AUTO", "Proposal", "reach_target", "sequence_of"]
 
 AUTO: Final = "auto"
-ALLOCATIONS: Final = dict.fromkeys((AUTO, EXACT, *LADDERS))
+ALLOCATIONS: Final = dict.fromkeys((AUTO, EXACT, *SEQUENCES))
 """Names that ``prune.allocation`` takes."""
 _NORM: Final = 16
 
@@ -36,11 +36,11 @@ class Proposal:
     notes: tuple[str, ...] = ()
 
 
-def ladder_of(job: Job, cost: str, exact_rungs: int) -> tuple[str, NDArray[int64]]:
+def sequence_of(job: Job, cost: str, exact_levels: int) -> tuple[str, NDArray[int64]]:
     """Return the allocation, and its policies (R, G) from dense to the narrowest.
 
-    Those of the exact one are of least error for up to ``exact_rungs`` budgets of ``cost``, and need not be nested; all
-    others are.
+    Those of the exact one are of least error for up to ``exact_levels`` budgets of ``cost``, and need not be nested;
+    all others are.
 
     Raises:
         BadInputError: scores that the normaliser cannot take, or an allocation for which the selection has no scores or
@@ -56,12 +56,12 @@ def ladder_of(job: Job, cost: str, exact_rungs: int) -> tuple[str, NDArray[int64
             )
         allocator = Allocator(job.device.feasible, axis=cost)
         try:
-            return name, allocator.ladder(removal_errors(space, job.errors), exact_rungs)
+            return name, allocator.sequence(removal_errors(space, job.errors), exact_levels)
         except BadInputError:
             if prune.allocation != AUTO:
                 raise
             name = "global"  # layers of so many groups have no exact solution
-    return name, LADDERS[name](space, _scores(job, name), _stepwise(job, cost))
+    return name, SEQUENCES[name](space, _scores(job, name), _stepwise(job, cost))
 
 
 def _allocation(job: Job) -> str:
@@ -114,13 +114,13 @@ def reach_target(job: Job) -> Proposal:
     """Find the policy of ``prune.target``, the only limit of the job; what is reached is the budget, all or part of it.
 
     Raises:
-        BadInputError: as ``ladder_of``.
+        BadInputError: as ``sequence_of``.
     """
     (target,), space, feasible = job.device.limits, job.device.space, job.device.feasible
     limit, unit = feasible.budget.limits[target.cost], target.unit
     cost = cost_of(job, target.cost)
-    allocation, ladder = ladder_of(job, target.cost, 1)
-    reached = reach(ladder, space, cost, limit, feasible.repair(ladder[-1]))
+    allocation, sequence = sequence_of(job, target.cost, 1)
+    reached = reach(sequence, space, cost, limit, feasible.repair(sequence[-1]))
     goal = TargetGoal(
         cost=target.asked.cost,
         asked=target.asked.written,
@@ -129,9 +129,9 @@ def reach_target(job: Job) -> Proposal:
         dense=target.dense * unit,
         achieved=reached.value * unit,
         smallest_step=None if reached.smallest_step is None else reached.smallest_step * unit,
-        rungs=len(ladder),
-        rung=reached.rung,
-        rung_value=reached.rung_value * unit,
+        levels=len(sequence),
+        level=reached.level,
+        level_value=reached.level_value * unit,
         moves=reached.moves,
     )
     return Proposal(job.workload.trace.network.policy(reached.kept), "target", 1, goal)

@@ -21,7 +21,7 @@ from amcsearch.costs import StorageFormat, macs, params, stored_bits
 from amcsearch.graph import Trace
 from amcsearch.jobs.device import Device
 from amcsearch.methods import keep_most, keep_overall, keep_top, layer_of, n_kept
-from amcsearch.search import global_ladder
+from amcsearch.search import global_sequence
 
 __all__ = ["UnitTarget", "WeightTarget"]
 
@@ -75,7 +75,7 @@ class UnitTarget:
         The last block closed is the one that was needed.
         """
         by_group = {name: value.double().cpu().numpy() for name, value in scores.items()}
-        rows = global_ladder(self.device.space, by_group)
+        rows = global_sequence(self.device.space, by_group)
         within = self._within(self._shares(rows))
         row = rows[int(np.argmax(within))] if within.any() else self.device.feasible.repair(rows[-1])
         groups = zip(self.trace.network.groups, row, strict=True)

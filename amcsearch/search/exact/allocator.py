@@ -130,11 +130,11 @@ class Allocator:
         falls = error < np.minimum.accumulate(np.append(np.inf, error[:-1]))
         return kept[falls], error[falls]
 
-    def ladder(self, errors: Errors, rungs: int) -> NDArray[np.int64]:
-        """Return policies (R, G) of least error for up to ``rungs`` budgets of the axis, dense first, each cheaper."""
+    def sequence(self, errors: Errors, levels: int) -> NDArray[np.int64]:
+        """Return policies (R, G) of least error for up to ``levels`` budgets of the axis, dense first, each cheaper."""
         assert self.axis is not None
         solution, rows = self.solve(errors), [self.feasible.space.dense, self.best(errors)]
-        rows += [self.along_front(solution, float(share)) for share in np.linspace(1.0, 0.0, rungs)[1:]]
+        rows += [self.along_front(solution, float(share)) for share in np.linspace(1.0, 0.0, levels)[1:]]
         prices = self.feasible.grid.price(np.stack(rows))[self.axis]
         least = np.minimum.accumulate(np.append(np.inf, prices[:-1]))
         return np.stack(rows)[prices < least]

@@ -1,7 +1,7 @@
-"""Ladders of nested policies, from dense to the narrowest, and how to choose a rung of one.
+"""Sequences of nested policies, from dense to the narrowest, and how to choose a level of one.
 
-A ladder holds kept counts (R, G). Each rung is nowhere wider than the one before and somewhere narrower, so one number,
-the rung, says how much is pruned. ``LADDERS`` makes them:
+A sequence holds kept counts (R, G). Each level is nowhere wider than the one before and somewhere narrower, so one
+number, the level, says how much is pruned. ``SEQUENCES`` makes them:
 
     global    grid steps of all groups in the order of their scores; the number is a threshold
     uniform   one pruning ratio for all groups, rounded to each group's grid
@@ -10,17 +10,17 @@ the rung, says how much is pruned. ``LADDERS`` makes them:
 ``per_cost`` is the greedy form of what HALP solves (Shen et al. 2021, arXiv 2110.10811): the saving of a step depends
 on the neighbours' widths of the moment, and a step may skip widths that save nothing.
 
-``reach`` meets a cost: the first rung within the limit, then single groups grow while they fit. Cost is multiplicative
+``reach`` meets a cost: the first level within the limit, then single groups grow while they fit. Cost is multiplicative
 in coupled widths, so a share of channels is not a share of a cost: the cost of each shrunken network itself is compared
-with the limit. A grid prices all rungs at once, so the rung is looked up, not bisected; that is right also where a
-latency staircase makes a narrower rung cost more.
+with the limit. A grid prices all levels at once, so the level is looked up, not bisected; that is right also where a
+latency staircase makes a narrower level cost more.
 
-``accepted_rungs`` and ``last_verified`` prune as far as accuracy demonstrably stays:
+``accepted_levels`` and ``last_verified`` prune as far as accuracy demonstrably stays:
 
-1. Bisection finds the last accepted rung. A few rungs beyond the first rejected one are tried as well, because accuracy
-   is not exactly monotone.
-2. The accepted rungs, and a few below the lowest of them, are tested on other samples, from the least to the most
-   pruned, until the first fails. Such a fixed sequence keeps the chance of choosing a rung that breaks the promise at
+1. Bisection finds the last accepted level. A few levels beyond the first rejected one are tried as well, because
+   accuracy is not exactly monotone.
+2. The accepted levels, and a few below the lowest of them, are tested on other samples, from the least to the most
+   pruned, until the first fails. Such a fixed sequence keeps the chance of choosing a level that breaks the promise at
    the level of ONE test (Angelopoulos et al. 2021, Learn then Test, arXiv 2110.01052). The opposite order would not.
 """
 
@@ -36,47 +36,47 @@ from amcsearch.core import PolicySpace
 from amcsearch.methods import UnitScores, removal_steps
 
 __all__ = [
-    "LADDERS",
+    "SEQUENCES",
     "CostOf",
     "Reached",
-    "accepted_rungs",
+    "accepted_levels",
     "calls_at_most",
-    "global_ladder",
+    "global_sequence",
     "last_verified",
-    "per_cost_ladder",
+    "per_cost_sequence",
     "reach",
     "safest_first",
-    "uniform_ladder",
+    "uniform_sequence",
     "wider_by_one",
 ]
 
 
-def accepted_rungs(rungs: int, accept: Callable[[int], bool], scan: int = 0) -> list[int]:
-    """Return the accepted ones of all rungs that were asked for, ascending; rung 0, the dense network, always is.
+def accepted_levels(levels: int, accept: Callable[[int], bool], scan: int = 0) -> list[int]:
+    """Return the accepted ones of all levels that were asked for, ascending; level 0, the dense network, always is.
 
-    Bisection asks at most ceil(log2(rungs)) times and finds the last accepted rung where acceptance is monotone; then
-    ``scan`` rungs beyond are asked for, 2, 3, 5, 9, … above it. No rung is asked for twice.
+    Bisection asks at most ceil(log2(levels)) times and finds the last accepted level where acceptance is monotone; then
+    ``scan`` levels beyond are asked for, 2, 3, 5, 9, … above it. No level is asked for twice.
     """
     asked = {0: True}
-    low, high = 0, rungs  # accepted, rejected; rung ``rungs`` does not exist
+    low, high = 0, levels  # accepted, rejected; level ``levels`` does not exist
     while high - low > 1:
         middle = (low + high) // 2
         asked[middle] = accept(middle)
         low, high = (middle, high) if asked[middle] else (low, middle)
     for bolder in (low + 1 + 2**k for k in range(scan)):
-        if bolder < rungs and bolder not in asked:
+        if bolder < levels and bolder not in asked:
             asked[bolder] = accept(bolder)
-    return sorted(rung for rung, accepted in asked.items() if accepted)
+    return sorted(level for level, accepted in asked.items() if accepted)
 
 
-def calls_at_most(rungs: int, scan: int) -> int:
-    """Most rungs that ``accepted_rungs`` asks for."""
-    return math.ceil(math.log2(max(rungs, 1))) + scan
+def calls_at_most(levels: int, scan: int) -> int:
+    """Most levels that ``accepted_levels`` asks for."""
+    return math.ceil(math.log2(max(levels, 1))) + scan
 
 
 def safest_first(accepted: Sequence[int]) -> list[int]:
-    """Return the rungs to verify, ascending: the accepted ones, and a half, a quarter, … of the lowest above rung 0."""
-    below, lowest = [], next((rung for rung in accepted if rung), 0)
+    """Return the levels to verify, ascending: the accepted ones, and a half, a quarter, … of the lowest above 0."""
+    below, lowest = [], next((level for level in accepted if level), 0)
     while lowest > 1:
         lowest //= 2
         below.append(lowest)
@@ -96,11 +96,11 @@ def last_verified(candidates: Sequence[int], verify: Callable[[int], bool]) -> i
 CostOf = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """Cost (P,) of kept counts (P, G)."""
 
-_REACH: Final = 16  # grid steps of one group that a rung of ``per_cost`` may take at once
+_REACH: Final = 16  # grid steps of one group that a level of ``per_cost`` may take at once
 
 
-def global_ladder(space: PolicySpace, scores: UnitScores) -> NDArray[np.int64]:
-    """Return kept counts (R, G): one grid step of one group a rung, lowest mean score first.
+def global_sequence(space: PolicySpace, scores: UnitScores) -> NDArray[np.int64]:
+    """Return kept counts (R, G): one grid step of one group a level, lowest mean score first.
 
     Args:
         space: kept counts each group may choose from.
@@ -114,20 +114,20 @@ def global_ladder(space: PolicySpace, scores: UnitScores) -> NDArray[np.int64]:
     return np.stack(rows)
 
 
-def uniform_ladder(space: PolicySpace) -> NDArray[np.int64]:
-    """Return the distinct kept counts (R, G) of one ratio for all groups: every ratio is one of the rungs."""
+def uniform_sequence(space: PolicySpace) -> NDArray[np.int64]:
+    """Return the distinct kept counts (R, G) of one ratio for all groups: every ratio is one of the levels."""
     turns = [1.0 - (c[1:] + c[:-1]) / (2.0 * c[-1]) for c in space.choices]  # where a group's nearest choice changes
     ends = np.unique(np.concatenate([[0.0, 1.0], *turns]))
     rows = np.array([space.nearest(np.full(len(space.choices), ratio)) for ratio in (ends[1:] + ends[:-1]) / 2.0])
     return np.array(list(dict.fromkeys(map(tuple, rows.tolist()))), dtype=np.int64).reshape(-1, len(space.choices))
 
 
-def per_cost_ladder(space: PolicySpace, scores: UnitScores, cost: CostOf) -> NDArray[np.int64]:
+def per_cost_sequence(space: PolicySpace, scores: UnitScores, cost: CostOf) -> NDArray[np.int64]:
     """Return kept counts (R, G) from dense until no step of a single group saves anything any more.
 
     Args:
         space: kept counts each group may choose from.
-        scores: as in ``global_ladder``, at least 0 (lower ones count as 0).
+        scores: as in ``global_sequence``, at least 0 (lower ones count as 0).
         cost: what is to be saved.
     """
     given_up = [
@@ -157,10 +157,10 @@ def _importance_given_up(scores: NDArray[np.float64], choices: NDArray[np.int64]
     return np.asarray(lowest_first[(choices[-1] - choices) // unit])
 
 
-LADDERS: Final[Mapping[str, Callable[[PolicySpace, UnitScores, CostOf], NDArray[np.int64]]]] = {
-    "global": lambda space, scores, cost: global_ladder(space, scores),  # noqa: ARG005 (one signature for all)
-    "uniform": lambda space, scores, cost: uniform_ladder(space),  # noqa: ARG005 (as above)
-    "per_cost": per_cost_ladder,
+SEQUENCES: Final[Mapping[str, Callable[[PolicySpace, UnitScores, CostOf], NDArray[np.int64]]]] = {
+    "global": lambda space, scores, cost: global_sequence(space, scores),  # noqa: ARG005 (one signature for all)
+    "uniform": lambda space, scores, cost: uniform_sequence(space),  # noqa: ARG005 (as above)
+    "per_cost": per_cost_sequence,
 }
 
 
@@ -171,30 +171,30 @@ _TOLERANCE: Final = 1e-9  # relative, as in the budget
 class Reached:
     """A policy within a limit, that no grid step of a single group is left under.
 
-    ``kept`` (G,) costs ``value``; the rung it grew from cost ``rung_value``, ``moves`` grid steps before;
+    ``kept`` (G,) costs ``value``; the level it grew from cost ``level_value``, ``moves`` grid steps before;
     ``smallest_step`` is the least that one more step of any group would add (None where all are whole).
     """
 
     kept: NDArray[np.int64]
     value: float
-    rung: int
-    rung_value: float
+    level: int
+    level_value: float
     moves: int
     smallest_step: float | None
 
 
 def reach(
-    ladder: NDArray[np.int64], space: PolicySpace, cost: CostOf, limit: float, fallback: NDArray[np.int64]
+    sequence: NDArray[np.int64], space: PolicySpace, cost: CostOf, limit: float, fallback: NDArray[np.int64]
 ) -> Reached:
-    """Find the first rung of ``ladder`` (R, G) within ``limit`` and grow it to within one step of a single group.
+    """Find the first level of ``sequence`` (R, G) within ``limit`` and grow it to within one step of a single group.
 
-    ``fallback`` (G,), a policy within the limit, is taken where no rung is. Each move grows the group whose step costs
+    ``fallback`` (G,), a policy within the limit, is taken where no level is. Each move grows the group whose step costs
     most among those that still fit.
     """
     limit *= 1.0 + _TOLERANCE
-    within = cost(ladder) <= limit
-    rung = int(np.argmax(within)) if within.any() else len(ladder) - 1
-    kept = ladder[rung] if within.any() else fallback
+    within = cost(sequence) <= limit
+    level = int(np.argmax(within)) if within.any() else len(sequence) - 1
+    kept = sequence[level] if within.any() else fallback
     start = float(cost(kept[None, :])[0])
     moves = 0
     while True:
@@ -206,7 +206,7 @@ def reach(
         kept, moves = wider[int(np.argmax(np.where(fits, prices, -np.inf)))], moves + 1
     value = float(cost(kept[None, :])[0])
     smallest = float(prices.min()) - value if len(prices) else None
-    return Reached(kept, value, rung, start, moves, smallest)
+    return Reached(kept, value, level, start, moves, smallest)
 
 
 def wider_by_one(kept: NDArray[np.int64], space: PolicySpace) -> NDArray[np.int64]:
