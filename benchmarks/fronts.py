@@ -1,12 +1,14 @@
-"""Whole fronts: CPU seconds of the error tables and of one front, from 8 to 200 layers.
+"""Whole fronts: CPU seconds of tables and of one front, from 8 to 200 layers, and how often the metric is as expected.
 
     OMP_NUM_THREADS=1 python benchmarks/fronts.py layers
     OMP_NUM_THREADS=1 python benchmarks/fronts.py tables [--samples 1024]
+    python benchmarks/fronts.py confidence FRONT MORE
 
 ``layers`` makes chains of 3x3 convolutions and residual networks of two-layer blocks, 64 channels wide, with errors
 c_g · r² of random c, and times the front against MACs: its tables of costs, the sweep, and reading off 200 policies.
 ``tables`` times the errors of ResNet-20 by ``obc`` on pictures of 3x32x32, for all counts, and then one front against
-MACs at 16 widths a group.
+MACs at 16 widths a group. ``confidence`` holds what a front expects of the metric to further policies, which a second
+front of the same network and devices evaluated (``amcsearch front`` with more ``--evaluations``).
 """
 
 import argparse
@@ -23,6 +25,7 @@ from amcsearch.costs import CostGrid, Macs, ModelBytes, Params
 from amcsearch.graph import trace
 from amcsearch.jobs.front import POINTS, SUMS
 from amcsearch.methods import SELECTORS, Calibration, problem_of, select
+from amcsearch.runs import FrontResult
 from amcsearch.search import Allocator, Budget, FeasibleSet, removal_errors
 from amcsearch.training import CLASS_IDS, batches_of
 from amcsearch.training.models.residual import resnet20
@@ -109,6 +112,19 @@ def tables(options: argparse.Namespace) -> None:
     print(f"front against MACs, {len(groups)} groups of 16 widths: {seconds:.2f} s, {len(kept)} policies")
 
 
+def confidence(options: argparse.Namespace) -> None:
+    """Print how far further policies are from what a front expects of them."""
+    front, more = (FrontResult.open(folder).summary for folder in (options.front, options.more))
+    known = {each.policy for each in front.evaluated}
+    further = [each for each in more.evaluated if each.policy not in known]
+    expected = front.expected(np.array([each.error for each in further]))
+    miss = np.abs(expected - [each.metric for each in further]) * front.judged_by.scale
+    within = (front.within or 0.0) * front.judged_by.scale
+    print(f"{front.confidence_text}; for all {len(more.evaluated)}: {more.rank_correlation:.2f}")
+    share, off = np.mean(miss <= within), np.nanmean(miss)
+    print(f"{len(further)} further policies: {share:.0%} within {within:.2f}, off by {off:.2f}")
+
+
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,6 +133,10 @@ def main() -> None:
     command = commands.add_parser("tables")
     command.add_argument("--samples", type=int, default=1024)
     command.set_defaults(run=tables)
+    command = commands.add_parser("confidence")
+    command.add_argument("front", help="folder of a front")
+    command.add_argument("more", help="folder of the same front with more evaluations")
+    command.set_defaults(run=confidence)
     options = parser.parse_args()
     options.run(options)
 

@@ -1,6 +1,8 @@
 """The policy that a budget picks from stored fronts, and what is said of its metric: by hand, and as properties."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +168,18 @@ def test_a_front_is_read_as_it_was_written_and_gives_a_policy_file(tmp_path: Pat
     choice = front.within({"macs": "0.5x"}, "a")
     assert PruningPolicy.read(choice.save(tmp_path / "p.json")) == choice.policy
     assert json.loads(json.dumps(choice.to_json()))["confidence"]["evaluated"] == 2
+
+
+def test_a_front_is_asked_without_anything_heavy(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run")
+    code = (
+        "import sys; from amcsearch.cli.main import main; "
+        f"code = main(['front', {str(folder)!r}, '--budget', 'macs=0.5x', '--device', 'a']); "
+        "print(code, [m for m in ('torch', 'matplotlib', 'scipy', 'optuna', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert PruningPolicy.read(folder / "policy.json") == PruningPolicy({"g": 2})
 
 
 @pytest.mark.parametrize(

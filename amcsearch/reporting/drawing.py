@@ -10,13 +10,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Final
 
 from amcsearch.core import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 __all__ = [
     "ACCENT",
@@ -30,6 +31,7 @@ __all__ = [
     "page_svg",
     "series",
     "standalone_svg",
+    "whole_ticks",
 ]
 
 INK: Final = "#1b1f24"
@@ -90,14 +92,24 @@ def series(number: int) -> tuple[str, Any]:
 
 
 @contextmanager
-def drawing(width: float = 4.9, height: float = 3.5) -> Iterator[tuple[Figure, Axes]]:
+def drawing(width: float = 4.9, height: float = 3.5) -> Iterator[tuple["Figure", "Axes"]]:
     """Give a figure of ``width`` x ``height`` inches with one pair of axes, in our style."""
+    import matplotlib  # half of a second that most verbs need not wait
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
 
-def page_svg(figure: Figure, name: str, label: str) -> str:
+def whole_ticks(axis: "Axis") -> None:
+    """Mark about six whole numbers on an axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def page_svg(figure: "Figure", name: str, label: str) -> str:
     """Return the figure as an element of a page, coloured by its CSS variables.
 
     ``name`` keeps the ids of several pictures apart; ``label`` tells a screen reader what is seen.
@@ -114,13 +126,15 @@ def page_svg(figure: Figure, name: str, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"{size}', 1)
 
 
-def standalone_svg(figure: Figure, name: str) -> str:
+def standalone_svg(figure: "Figure", name: str) -> str:
     """Return the figure as an SVG file on a light ground."""
     figure.patch.set_facecolor(SURFACE)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + _svg(figure, name)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: "Figure", name: str) -> str:
+    import matplotlib
+
     stream = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     # The salt makes ids, and so the whole text, a function of the picture alone.

@@ -4,12 +4,10 @@ And that of a comparison of agents, from its curves.
 """
 
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, TrialState
@@ -25,10 +23,14 @@ from amcsearch.reporting.drawing import (
     page_svg,
     series,
     standalone_svg,
+    whole_ticks,
 )
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import axis, axis_of, known
 from amcsearch.runs import FinalistSummary, metric_column
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["channels", "comparison_picture", "convergence", "front", "latency"]
 
@@ -63,7 +65,7 @@ def front(record: Record, cost: str) -> str | None:
         )
 
 
-def _front_line(axes: Axes, record: Record, cost: str, scale: float) -> None:
+def _front_line(axes: "Axes", record: Record, cost: str, scale: float) -> None:
     rows, metric = record.front, record.metric
     column, higher = metric_column(rows.columns), metric.higher_is_better
     rows = rows[rows[cost].notna() & rows[column].notna()].sort_values([cost, column], ascending=[True, not higher])
@@ -74,7 +76,7 @@ def _front_line(axes: Axes, record: Record, cost: str, scale: float) -> None:
         axes.step(x, y, where="post", color=INK, linewidth=1.4, marker="o", markersize=3, label="front")
 
 
-def _landmarks(axes: Axes, record: Record, cost: str, scale: float) -> None:
+def _landmarks(axes: "Axes", record: Record, cost: str, scale: float) -> None:
     summary = record.summary
     if summary is None:
         return
@@ -115,7 +117,7 @@ def channels(record: Record) -> str | None:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole_ticks(axes.xaxis)
         axes.set_xlabel("Channels")
         _legend(axes, columns=2)
         return page_svg(figure, "channels", "Channels kept in every group of the network")
@@ -138,7 +140,7 @@ def convergence(record: Record) -> str | None:
         axes.set_xlabel("Evaluations")
         axes.set_ylabel("Best reward so far")
         axes.set_xlim(left=1)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole_ticks(axes.xaxis)
         _legend(axes, columns=len(curves))
         return page_svg(figure, "convergence", "Best reward so far against the number of evaluations")
 
@@ -202,13 +204,13 @@ def comparison_picture(curves: pd.DataFrame) -> str:
         right.set_xlabel("Seconds of evaluation and of the agent")
         left.set_xlim(left=1)
         right.set_xlim(left=0)
-        left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole_ticks(left.xaxis)
         count = curves["agent"].nunique()
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=min(4, count))
         return standalone_svg(figure, "comparison")
 
 
-def _draw_agents(axes: Axes, curves: pd.DataFrame, along: str, grid: Array) -> None:
+def _draw_agents(axes: "Axes", curves: pd.DataFrame, along: str, grid: Array) -> None:
     for number, (agent, rows) in enumerate(curves.groupby("agent", sort=False)):
         seeds = np.array([_on_grid(of_seed, along, grid) for _, of_seed in rows.groupby("seed")])
         colour, dash = series(number)
@@ -239,7 +241,7 @@ def _complete(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["state"] == TrialState.COMPLETE.value]
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def _legend(axes: "Axes", columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
 
 

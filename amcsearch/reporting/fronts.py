@@ -3,17 +3,19 @@
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.reporting.drawing import INK, MUTED, drawing, page_svg, series
 from amcsearch.reporting.page import document
 from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted
 from amcsearch.runs import EvaluatedPolicy, FrontDevice, FrontResult, FrontSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["front_page"]
 
@@ -80,7 +82,7 @@ def _measured_against_error(summary: FrontSummary) -> str:
 
 
 def _draw_measured(
-    axes: Axes,
+    axes: "Axes",
     x: Sequence[float],
     policies: Sequence[EvaluatedPolicy],
     summary: FrontSummary,
@@ -132,7 +134,7 @@ def _along(points: pd.DataFrame, device: FrontDevice, name: str) -> pd.DataFrame
     return points[(points["device"] == device.name) & (points["along"] == name)]
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def _legend(axes: "Axes", columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
 
 

@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs import LatencyModel, LatencyTable, keeps_signature, measured_layers, signature
 from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
 from amcsearch.runs import check_outputs, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["LayerCurve", "layer_curves", "write_latency_curves"]
 
@@ -157,7 +159,7 @@ def _picture(name: str, multiple: int | None, curves: list[LayerCurve]) -> str:
         return standalone_svg(figure, name)
 
 
-def _fill(axes: Axes, curve: LayerCurve, multiple: int) -> None:
+def _fill(axes: "Axes", curve: LayerCurve, multiple: int) -> None:
     most = int(curve.widths[-1])
     step = multiple * max(1, math.ceil(most / multiple / 8))
     lines = list(range(step, most + 1, step))

@@ -11,11 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter
 
 from amcsearch.core import ACCURACY, BadInputError, Metric, PruningPolicy
 from amcsearch.costs import LayerEnergy
@@ -26,6 +21,8 @@ from amcsearch.runs import check_outputs, replacing
 if TYPE_CHECKING:
     from _csv import Writer as CsvWriter
 
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["check_charts", "write_additivity", "write_curves", "write_energy"]
 
@@ -113,7 +110,7 @@ def _curves_picture(rows: list[Row], metric: Metric) -> str:
         return standalone_svg(figure, "sensitivity")
 
 
-def _fill_panels(figure: Figure, panels: list[Axes], groups: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
+def _fill_panels(figure: "Figure", panels: "list[Axes]", groups: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
     for axes, (name, lines) in zip(panels, groups.items(), strict=False):
         channels = max(kept for points in lines.values() for kept, _ in points)
         for recovery, points in reversed(lines.items()):
@@ -130,6 +127,8 @@ def _fill_panels(figure: Figure, panels: list[Axes], groups: dict[str, dict[str,
 
 
 def _scatter(rows: list[Joint], rank_correlation: float | None) -> str:
+    from matplotlib.ticker import NullFormatter
+
     with drawing(4.6, 3.8) as (figure, axes):
         nats = np.array([row[:2] for row in rows])
         expected, measured = nats[np.isfinite(nats).all(axis=1)].clip(min=_LEAST_NATS).T
@@ -191,6 +190,8 @@ def _write_energies(writer: "CsvWriter", networks: Mapping[str, Sequence[LayerEn
 
 
 def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) -> str:
+    from matplotlib.patches import Patch
+
     shown = [i for i, layers in enumerate(zip(*networks.values(), strict=True)) if any(x.total_mj for x in layers)]
     names = [_short(networks["dense"][i].name) for i in shown]
     height = 0.155 * len(shown) * max(len(networks), 1.4) + 1.3
@@ -214,7 +215,9 @@ def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) 
         return standalone_svg(figure, "energy")
 
 
-def _bars(axes: Axes, layers: Sequence[LayerEnergy], number: int, count: int, kept: float) -> None:
+def _bars(axes: "Axes", layers: Sequence[LayerEnergy], number: int, count: int, kept: float) -> None:
+    from matplotlib.colors import to_rgb
+
     thickness = 0.8 / count
     heights = [row + (number - (count - 1) / 2) * thickness for row in range(len(layers))]
     left = [0.0] * len(layers)
