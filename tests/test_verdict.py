@@ -124,3 +124,12 @@ def test_an_interval_that_wide_is_no_verdict_but_the_prediction_with_its_error()
 @pytest.mark.parametrize(("low", "high", "in_doubt"), [(0.8, 1.2, False), (0.79, 1.21, True), (1.0, 1.0, False)])
 def test_the_width_that_decides_nothing_is_a_share_of_the_middle(low: float, high: float, in_doubt: bool) -> None:
     assert (measured(low, high).doubt is not None) == in_doubt
+
+
+def test_a_verdict_keeps_the_doubt_of_its_measurement() -> None:
+    busy = Verdict.of([], made=measured(0.4, 0.41, disturbed=60, rounds=40))
+    assert busy.doubt == "the host was too busy: 60 of 100 rounds were disturbed, at most 50 may be"
+    assert Verdict.from_json(json.loads(json.dumps(busy.to_json())), "verdict").doubt == busy.doubt
+    assert Verdict.of([], made=measured(0.4, 0.41)).doubt is None
+    before = {key: value for key, value in busy.to_json().items() if key != "doubt"}  # of a run of before
+    assert Verdict.from_json(before, "verdict").doubt is None

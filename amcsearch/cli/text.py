@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         FrontChoice,
         FrontResult,
         FrontSummary,
+        Interval,
         ModelBlock,
         SparsifySummary,
         Summary,
@@ -48,7 +49,6 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     costs += [_BYTES.get(name, name) for name in further]
     rows = [["", *judged, *costs]]
     for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
-        measured = block.latency_ms
         in_file, in_torch = metric.text(block.in_file), metric.text(block.in_torch)
         rows.append(
             [
@@ -57,11 +57,13 @@ def summary_text(summary: "Summary", folder: Path) -> str:
                 _count(block.cost.macs),
                 _count(block.cost.params),
                 _predicted(block),
-                f"{measured.median:.3f} ({measured.low:.3f}–{measured.high:.3f})",
+                _milliseconds(block.latency_ms),
                 _number(block.cost.energy_mj),
                 *(_further(cost, block.cost.get(cost)) for cost in further),
             ]
         )
+    if summary.float32_ms is not None:
+        rows.insert(1, _in_float32(summary, len(rows[0])))
     ratio = summary.latency_ratio
     lines = [
         *columns(rows),
@@ -77,6 +79,18 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _in_float32(summary: "Summary", columns: int) -> list[str]:
+    """The row of the dense network in float32, where the file is of another data type."""
+    dense, latency = summary.dense, summary.float32_ms
+    shown = [_count(dense.cost.macs), _count(dense.cost.params), "", "" if latency is None else _milliseconds(latency)]
+    row = ["dense, float32", "", summary.metric.text(dense.in_torch), *shown]
+    return [*row, *[""] * (columns - len(row))]
+
+
+def _milliseconds(latency: "Interval") -> str:
+    return f"{latency.median:.3f} ({latency.low:.3f}–{latency.high:.3f})"
 
 
 def _doubt(summary: "Summary") -> str:

@@ -25,7 +25,6 @@ from amcsearch.runtime import (
     converted,
     exported,
     measure_many,
-    measure_paired,
     signature_of,
 )
 from amcsearch.training import batches_of, evaluate
@@ -137,7 +136,8 @@ class Outcome:
 
     ``metric`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
     device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files`` say
-    how far each delivered file agrees with torch, ``pruned.onnx`` first.
+    how far each delivered file agrees with torch, ``pruned.onnx`` first. ``in_float32`` is the dense network in float32
+    beside the dense one, where the device computes in another data type.
     """
 
     chosen: Finalist
@@ -145,6 +145,7 @@ class Outcome:
     delivered: dict[str, float]
     files: tuple[DeliveredFile, ...]
     latency: PairedLatency
+    in_float32: PairedLatency | None = None
 
 
 class Exports:
@@ -210,9 +211,10 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     in_float32 = exports.in_float32(tuned)
     with run.replacing(run.pruned_onnx) as path:
         path.write_bytes(exports.in_device_type(in_float32))
-    latency = measure_paired(
+    quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
+    latency, *dense_in_float32 = measure_many(
         exports.dense_delivered,
-        run.pruned_onnx,
+        [run.pruned_onnx, exports.dense] if quantised else [run.pruned_onnx],
         arrays_of(workload.example),
         threads=device.threads,
         rounds=device.rounds,
@@ -223,10 +225,9 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     task = workload.task
     metric = {name: evaluate(module, batches, task)[1] for name, module in modules.items()}
-    quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
     file, in_file = judge_onnx(run, tuned, in_float32, batches, task, signature, quantised=quantised)
     delivered = {"finetuned": in_file}
     if quantised:
         delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), batches, task)[1]
     files = (file, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
-    return Outcome(chosen, metric, delivered, files, latency)
+    return Outcome(chosen, metric, delivered, files, latency, next(iter(dense_in_float32), None))

@@ -70,6 +70,7 @@ def summarise(
         pruned=pruned,
         finetuned=finetuned,
         dtype=job.config.device.dtype,
+        float32_ms=None if outcome.in_float32 is None else _pruned_ms(outcome.in_float32),
         latency_ratio=_ratio(outcome.latency),
         budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
         dense_search_metric=job.dense.metric,

@@ -128,10 +128,25 @@ def _before_and_after(summary: Summary) -> str:
         ]
         for title, block in blocks.items()
     ]
+    if summary.float32_ms is not None:
+        rows.insert(0, _in_float32(summary, len(judged), names, summary.float32_ms))
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}"
         f"<p class='note'>{_note(summary)}</p>{budget(summary)}</section>"
     )
+
+
+def _in_float32(summary: Summary, judged: int, costs: Sequence[str], latency: Interval) -> list[str]:
+    """The row of the dense network in float32; costs of bytes and energy are of the data type of the file."""
+    of_shapes = {name: summary.dense.cost.get(name) for name in ("macs", "params")}
+    return [
+        "Dense, float32",
+        *["–"] * (judged - 1),
+        measured(summary.metric, summary.dense.in_torch),
+        *(cost(name, of_shapes[name]) if name in of_shapes else "–" for name in costs),
+        "–",
+        _measured(latency),
+    ]
 
 
 def _priced(costs: Sequence[Cost]) -> list[str]:
@@ -177,6 +192,12 @@ def _note(summary: Summary) -> str:
             f" The ONNX file and the latencies are of {escape(summary.dtype)}; {word} in torch is that of the "
             "network in float32, before it was quantised."
         )
+        alone, both = summary.of_float32(summary.dense), summary.of_float32(summary.finetuned)
+        if alone is not None and both is not None:
+            note += (
+                f" Of the dense network's latency in float32, {escape(summary.dtype)} alone leaves {alone:.3f}x, and "
+                f"with pruning {both:.3f}x."
+            )
     elif summary.finetuned.torch_metric is not None:
         in_torch = measured(summary.metric, summary.finetuned.torch_metric)
         note += (

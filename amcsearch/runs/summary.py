@@ -204,7 +204,8 @@ class Summary(StoredDocument):
 
     ``metric`` is what the task judges by; the keys of JSON that hold its values bear its name.
 
-    ``dtype`` is that of the ONNX file; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
+    ``dtype`` is that of the ONNX file, and ``float32_ms``, where that is not float32, the dense network's measured
+    latency in float32; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
     ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
     policy, ``baseline`` spent as many ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
@@ -215,6 +216,7 @@ class Summary(StoredDocument):
     pruned: ModelBlock
     finetuned: ModelBlock
     dtype: str = "float32"
+    float32_ms: Interval | None = None
     latency_ratio: Interval
     budget: Mapping[str, BudgetEntry]
     dense_search_metric: float = field(metadata={"key": "dense_search_accuracy"})
@@ -248,13 +250,18 @@ class Summary(StoredDocument):
     @property
     def latency_doubt(self) -> str | None:
         """Why the measured latency says nothing; None where it does."""
-        return Measurement(self.finetuned.latency_ms, self.latency_ratio).doubt
+        stored = None if self.verdict is None else self.verdict.doubt
+        return stored or Measurement(self.finetuned.latency_ms, self.latency_ratio).doubt
 
     @property
     def predicted_ratio(self) -> float | None:
         """Predicted latency of the delivered network as a share of dense, None without a latency table."""
         before, after = self.dense.cost.latency_ms, self.finetuned.cost.latency_ms
         return after / before if before and after is not None else None
+
+    def of_float32(self, block: ModelBlock) -> float | None:
+        """Measured latency as a share of the dense network's in float32, None where the file is of float32."""
+        return None if self.float32_ms is None else block.latency_ms.median / self.float32_ms.median
 
     @property
     def total_seconds(self) -> float:
@@ -269,6 +276,8 @@ class Summary(StoredDocument):
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
+        if self.float32_ms is None:
+            del values["float32_ms"]
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"]
         return with_metric(values, self.metric)

@@ -169,12 +169,13 @@ class Verdict(StoredDocument):
     """What came of every limit, by the final measurement of the delivered file.
 
     ``warnings`` are sentences about the network that no limit speaks of; ``problems`` say which delivered files are not
-    what was judged.
+    what was judged; ``doubt`` says why the measured latency decides nothing, None where it does.
     """
 
     limits: tuple[LimitVerdict, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    doubt: str | None = None
 
     @classmethod
     def of(
@@ -184,7 +185,9 @@ class Verdict(StoredDocument):
         problems = tuple(f"{file.name}: {file.problem}" for file in files if file.problem is not None)
         judged = tuple(limits)
         in_doubt = not any(limit.measured is not None for limit in judged)  # else the limit says so
-        return cls(judged, problems, () if made is None else tuple(_slower(made, in_doubt)))
+        if made is None:
+            return cls(judged, problems)
+        return cls(judged, problems, tuple(_slower(made, in_doubt)), made.doubt)
 
     @property
     def state(self) -> VerdictState:

@@ -12,7 +12,7 @@ from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.records import SUM, parsed_lines
 from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
-from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measure_paired, measuring_seconds
+from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measuring_seconds
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, differences, make_session, provenance
 from amcsearch.runtime.signature import Signature, arrays_of, outputs_of, sample_axis, signature_of
@@ -56,7 +56,6 @@ __all__ = [
     "make_session",
     "measure_energy",
     "measure_many",
-    "measure_paired",
     "measuring_seconds",
     "outputs_of",
     "parsed_lines",

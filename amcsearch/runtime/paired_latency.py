@@ -30,7 +30,6 @@ from amcsearch.runtime.session import make_session
 __all__ = [
     "PairedLatency",
     "measure_many",
-    "measure_paired",
     "measured_until_decided",
     "measuring_seconds",
     "median_interval",
@@ -241,20 +240,3 @@ def measuring_seconds(call_ms: float, models: int, rounds: int, min_ms: float = 
     sample_ms = max(min_ms, call_ms) + call_ms  # an untimed call comes before every sample
     warm_ms = max(WARMUP_MS, 2 * call_ms)
     return (blocks - 1) * PAUSE_S + models * (rounds * sample_ms + blocks * warm_ms) / 1e3
-
-
-def measure_paired(
-    dense: Path | bytes,
-    pruned: Path | bytes,
-    inputs: Inputs,
-    *,
-    threads: int = 1,
-    rounds: int = ROUNDS,
-    min_ms: float = 5.0,
-    seed: int = 0,
-    patience_s: float | None = 0.0,
-) -> PairedLatency:
-    """Measure one pruned model beside the dense one; see ``measure_many``."""
-    return measure_many(
-        dense, [pruned], inputs, threads=threads, rounds=rounds, min_ms=min_ms, seed=seed, patience_s=patience_s
-    )[0]

@@ -104,13 +104,16 @@ def test_an_int8_device_gets_an_int8_model_with_its_own_accuracy(
     policy.write_text(json.dumps({"stem.0": 8, "body.0": 12}))
     arguments = ["prune", str(write_config()), "--policy", str(policy), "-o", str(folder), "--set", "device.dtype=int8"]
     assert main(arguments) == 0
-    assert "accuracy int8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "accuracy int8" in printed
+    assert "dense, float32" in printed
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["dtype"] == "int8"
     assert summary["onnx_max_abs_diff"] < 1e-4  # of the float32 export: quantising changes more
     for name in ("dense", "finetuned"):
         assert abs(summary[name]["accuracy_int8"] - summary[name]["accuracy"]) < 0.1
     assert "accuracy_int8" not in summary["pruned"]
+    assert 0 < summary["float32_ms"]["low"] <= summary["float32_ms"]["median"] <= summary["float32_ms"]["high"]
     graph = onnx.load(str(folder / "pruned.onnx")).graph
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
     assert "energy is predicted for those" in summary["warnings"][0]

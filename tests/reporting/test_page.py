@@ -157,17 +157,28 @@ def test_a_prediction_is_shown_with_its_standard_deviation(finished):
     assert "0.255 ms ±0.00610 ms" in change(finished, doubt)
 
 
+def test_a_latency_in_doubt_is_no_speed(finished):
+    verdict = {"limits": [], "problems": [], "warnings": [], "doubt": "the host was too busy: 60 of 100 rounds"}
+    text = change(finished, lambda summary: summary.update(verdict=verdict, files=[]))
+    assert "Measured latency undecided the host was too busy" in text
+
+
 def test_accuracy_of_an_int8_model_is_shown_as_delivered(finished):
     assert "int8" not in words(render(finished))
+    assert "Dense, float32" not in words(render(finished))
 
     def quantise(summary):
         summary["dtype"] = "int8"
         summary["dense"]["accuracy_int8"], summary["finetuned"]["accuracy_int8"] = 0.9871, 0.9812
+        in_int8 = summary["dense"]["latency_ms_measured"]["median"]
+        summary["float32_ms"] = {"median": 4 * in_int8, "low": 3.9 * in_int8, "high": 4.1 * in_int8}
 
     text = change(finished, quantise)
     assert "Accuracy, int8" in text
     assert "98.12 % dense 98.71 % −0.59 points, test split, as delivered" in text
     assert "98.61 %" in text  # of the network in float32
+    assert "Dense, float32" in text
+    assert "Of the dense network's latency in float32, int8 alone leaves 0.250x, and with pruning 0." in text
 
 
 def test_widths_left_out_are_counted(finished):

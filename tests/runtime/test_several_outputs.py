@@ -16,7 +16,7 @@ from amcsearch.graph.batch import Batch
 from amcsearch.runtime.comparison import Compared, InBatches, compare
 from amcsearch.runtime.export import EXPORTERS, OnnxSettings, exported
 from amcsearch.runtime.on_device.session import bound_call
-from amcsearch.runtime.paired_latency import measure_paired
+from amcsearch.runtime.paired_latency import measure_many
 from amcsearch.runtime.quantisation.quantisation import quantised
 from amcsearch.runtime.session import OnnxModule, make_session
 from amcsearch.runtime.signature import arrays_of, signature_of
@@ -280,10 +280,10 @@ def test_int8_calibrates_on_batches_of_two_inputs():
 
 def test_timing_feeds_every_input():
     dense = exported(Two(), two(1))
-    latency = measure_paired(dense, dense, arrays_of(two(1)), rounds=2, min_ms=0.1)
+    (latency,) = measure_many(dense, [dense], arrays_of(two(1)), rounds=2, min_ms=0.1)
     assert latency.rounds >= 1
     with pytest.raises(BadInputError, match="the model has 2 inputs, 1 were given"):
-        measure_paired(dense, dense, arrays_of(two(1))[:1], rounds=2, min_ms=0.1)
+        measure_many(dense, [dense], arrays_of(two(1))[:1], rounds=2, min_ms=0.1)
     bound_call(make_session(dense), arrays_of(two(1)))()
     with pytest.raises(BadInputError, match=r"it has 2 inputs \(input_0, input_1\), 1 were given"):
         OnnxModule(dense)(torch.zeros(1, 2))
