@@ -41,6 +41,25 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
     from amcsearch.reporting import goal_lines
 
+    metric, ratio = summary.metric, summary.latency_ratio
+    lines = [
+        *columns(_networks(summary)),
+        "",
+        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})"
+        + _doubt(summary),
+        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
+        *_table_lines(summary),
+        *goal_lines(summary.goal, metric),
+        *_verdict_lines(summary.judged),
+        *(f"WARNING: {text}" for text in summary.warnings),
+        f"model: {folder / 'pruned.onnx'}",
+        f"report: {folder / 'report.html'}",
+    ]
+    return "\n".join(lines)
+
+
+def _networks(summary: "Summary") -> list[list[str]]:
+    """A head, and a row for each network; the dense one in float32 too where the file is of another data type."""
     delivered = summary.finetuned.delivered
     metric = summary.metric
     judged = [metric.word] if delivered is None else [f"{metric.word} {delivered.dtype}", "in torch, float32"]
@@ -64,21 +83,7 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         )
     if summary.float32_ms is not None:
         rows.insert(1, _in_float32(summary, len(rows[0])))
-    ratio = summary.latency_ratio
-    lines = [
-        *columns(rows),
-        "",
-        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})"
-        + _doubt(summary),
-        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
-        *_table_lines(summary),
-        *goal_lines(summary.goal, metric),
-        *_verdict_lines(summary.judged),
-        *(f"WARNING: {text}" for text in summary.warnings),
-        f"model: {folder / 'pruned.onnx'}",
-        f"report: {folder / 'report.html'}",
-    ]
-    return "\n".join(lines)
+    return rows
 
 
 def _in_float32(summary: "Summary", columns: int) -> list[str]:
