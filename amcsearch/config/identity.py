@@ -31,7 +31,7 @@ __all__ = [
 MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a checkpoint of 4e9 parameters
 
 AFTER_SEARCH: Final = (
-    *("search.further_trials", "recovery.finetune", "search.finalists"),
+    *("search.further_trials", "recovery.finetune", "search.finalists", "search.finalist_epochs"),
     *("device.rounds", "device.patience_s", "device.export"),
 )
 """Keys that change no trial which a search has stored: a run goes on with other ones."""

@@ -331,6 +331,10 @@ class SearchConfig(_Section):
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
     finalists: Count = 3
     """The best policies that are exported and measured on the device."""
+    finalist_epochs: CountFrom0 | None = None
+    """Those within the limit are trained for so many epochs of ``recovery.finetune``, and the search split then says
+    which is best: accuracy before fine-tuning does not rank accuracy after it. null: a fifth of its epochs, at least 1;
+    0: none, the search's reward says it, as it does for a training of your own."""
     start: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = EXACT
     """What the agent evaluates first: ``exact``, none, or a ``policy.json``, brought within the budget if need be.
 

@@ -1,11 +1,13 @@
 """Finalists and the delivered model: export, measured latency, metric of the file on the test split.
 
-Prediction is never the last word: the best policies are measured on the device, and one of them is chosen.
+Prediction is never the last word: the best policies are measured on the device. Those within the limit are fine-tuned
+for a few epochs, and the best of them on the search split is chosen.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -13,10 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amcsearch.core import BadInputError, Limit, PruningPolicy, Trial, TrialState, at_worst
+from amcsearch.config import Config, FinetuneConfig
+from amcsearch.core import (
+    BadInputError,
+    Cost,
+    DivergedError,
+    Evaluation,
+    Limit,
+    PruningPolicy,
+    Trial,
+    TrialState,
+    at_worst,
+)
+from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
+from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import Job
+from amcsearch.jobs.user_training import user_training
+from amcsearch.jobs.workload import InMemory, judged_batches
 from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
     OnnxModule,
@@ -37,10 +55,13 @@ __all__ = [
     "choose",
     "latency_overshoot",
     "measure_finalists",
+    "short_training",
+    "train_finalists",
     "verify",
 ]
 
 ROUNDS: Final = 4
+SHORT: Final = 5  # the short fine-tuning of finalists takes one in so many epochs of the whole one
 
 Measure = Callable[[Sequence[PruningPolicy]], Sequence[PairedLatency]]
 """Measures policies beside the dense network, all in the same interleaved rounds."""
@@ -50,12 +71,20 @@ Measure = Callable[[Sequence[PruningPolicy]], Sequence[PairedLatency]]
 class Finalist:
     """A trial with its measured latency; ``overshoot`` is its share of the limit (0: no limit), see there.
 
-    Where the measurement decides nothing, it is the predicted share.
+    Where the measurement decides nothing, it is the predicted share. ``trained`` is its evaluation after a short
+    fine-tuning, and ``trained_reward`` what that is worth; None where it was not fine-tuned.
     """
 
     trial: Trial
     latency: PairedLatency
     overshoot: float
+    trained: Evaluation | None = None
+    trained_reward: float | None = None
+
+    @property
+    def worth(self) -> float:
+        """The reward after the short fine-tuning, or that of the trial; minus infinity where it is no number."""
+        return at_worst(self.trial.reward if self.trained_reward is None else self.trained_reward, -math.inf)
 
 
 def latency_overshoot(limit: Limit | None, latency: PairedLatency) -> float:
@@ -112,10 +141,10 @@ def _overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None, latenc
 
 
 def choose(finalists: Sequence[Finalist]) -> Finalist:
-    """Return the best reward among those within the limit as measured, or the smallest overshoot if none is."""
+    """Return the one of most worth among those within the limit as measured, or the smallest overshoot if none is."""
     within = [finalist for finalist in finalists if finalist.overshoot <= 1.0]
     if within:
-        return max(within, key=lambda finalist: at_worst(finalist.trial.reward, -math.inf))
+        return max(within, key=lambda finalist: finalist.worth)
     return min(finalists, key=lambda finalist: at_worst(finalist.overshoot))
 
 
@@ -197,6 +226,58 @@ class Exports:
             seed=self.job.config.seed,
             patience_s=device.patience_s,
         )
+
+
+def short_training(config: Config, given: InMemory) -> FinetuneConfig | None:
+    """Return the fine-tuning that finalists are judged after; None where there is none, or one of the user's own."""
+    finetune, asked = config.recovery.finetune, config.search.finalist_epochs
+    if finetune is None or user_training(config, given) is not None:
+        return None
+    epochs = min(finetune.epochs, max(1, finetune.epochs // SHORT) if asked is None else asked)
+    return finetune.model_copy(update={"epochs": epochs}) if epochs else None
+
+
+def train_finalists(
+    job: Job,
+    finalists: Sequence[Finalist],
+    pruned: Callable[[PruningPolicy], nn.Module],
+    reward: Callable[[Evaluation, Cost], float],
+    observer: Observer,
+) -> list[Finalist]:
+    """Fine-tune a copy of each finalist within the limit by ``short_training``, and judge it on the search split.
+
+    Nothing is trained where fewer than two are within the limit. A training that diverges is worth minus infinity.
+
+    Raises:
+        BadInputError: as ``fine_tune``.
+    """
+    training, within = short_training(job.config, job.given), sum(finalist.overshoot <= 1.0 for finalist in finalists)
+    if training is None or within < 2:
+        return list(finalists)
+    return [
+        finalist if finalist.overshoot > 1.0 else _trained(job, finalist, pruned, reward, training, observer)
+        for finalist in finalists
+    ]
+
+
+def _trained(
+    job: Job,
+    finalist: Finalist,
+    pruned: Callable[[PruningPolicy], nn.Module],
+    reward: Callable[[Evaluation, Cost], float],
+    training: FinetuneConfig,
+    observer: Observer,
+) -> Finalist:
+    begun, model = time.perf_counter(), duplicate(pruned(finalist.trial.policy))
+    try:
+        fine_tune(job.config, training, job.workload, model, observer, given=job.given)
+    except DivergedError as error:
+        observer.warn(f"trial {finalist.trial.number} as a finalist: {error}")
+        return replace(finalist, trained_reward=-math.inf)
+    batches = judged_batches(job.config, job.workload, "search")
+    loss, metric = evaluate(model, batches, job.workload.task)
+    trained = Evaluation(metric, loss, time.perf_counter() - begun)
+    return replace(finalist, trained=trained, trained_reward=reward(trained, finalist.trial.cost))
 
 
 def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:

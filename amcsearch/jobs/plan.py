@@ -10,6 +10,7 @@ import torch
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, label
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.graph import evaluating
+from amcsearch.jobs.delivery import short_training
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.network_check import check_export
@@ -143,7 +144,8 @@ def _expected_seconds(
     judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
     evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
-    is_ours = user_training(config, given) is None
+    is_ours, count = user_training(config, given) is None, config.search.finalists
+    short = short_training(config, given)
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     call_s = _pass_seconds(workload, 1)
     test_s = TEST_PASSES * _pass_seconds(workload, workload.samples["test"])
@@ -151,12 +153,15 @@ def _expected_seconds(
     def measuring_s(pruned: int) -> float:
         return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
 
+    def trained_s(recipe: FinetuneConfig | None) -> float:
+        return 0.0 if recipe is None else _finetuning_seconds(workload, recipe)
+
     return {
         "network": 0.0 if pretrain is None else _training_seconds(workload, pretrain) + export_s,
         "ranking": ranking_s,
         "search": evaluation_s * config.search.evaluations * searches,
-        "finalists": (1 + config.search.finalists) * export_s + measuring_s(config.search.finalists),
-        "finetune": _finetuning_seconds(workload, finetune) if finetune is not None and is_ours else 0.0,
+        "finalists": (1 + count) * export_s + measuring_s(count) + (count > 1) * count * trained_s(short),
+        "finetune": trained_s(finetune if is_ours else None),
         "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
-from amcsearch.jobs.delivery import Exports, measure_finalists
+from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
@@ -294,4 +294,5 @@ def search(
         finalists = measure_finalists(
             trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure
         )
+        finalists = train_finalists(job, finalists, exports.pruned, _bound_reward(job), observer)
     return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))

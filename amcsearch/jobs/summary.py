@@ -171,6 +171,7 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
         trial.cost.latency_ms,
         _pruned_ms(latency),
         _ratio(latency),
+        None if finalist.trained is None else finalist.trained.metric,
     )
 
 

@@ -303,21 +303,26 @@ def finalists(record: Record) -> str:
     """The measured policies, prediction beside measurement; nothing where none was measured."""
     entries = [] if record.summary is None else record.summary.finalists
     rows, mark = [], None
+    is_trained = any(entry.metric_trained is not None for entry in entries)
     for i, entry in enumerate(entries):
         predicted, median = known(entry.latency_ms_predicted), known(entry.latency_ms_measured.median)
         error = f"{100 * (predicted / median - 1):+.1f}\u00a0%".replace("-", "−") if predicted and median else "–"
         mark = i if entry.chosen else mark
         name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
         latency = _measured(entry.latency_ms_measured)
-        rows.append([name, measured(record.metric, entry.metric), milliseconds(predicted), latency, escape(error)])
+        trained = [] if entry.metric_trained is None else [measured(record.metric, entry.metric_trained)]
+        judged = [measured(record.metric, entry.metric), *(trained or ["–"] * is_trained)]
+        rows.append([name, *judged, milliseconds(predicted), latency, escape(error)])
     if not rows:
         return ""
     head = [
         "Policy",
         f"{escape(record.metric.label)}, search split",
+        *["After a short fine-tuning"] * is_trained,
         "Latency, predicted",
         "Latency, measured",
         "Prediction error",
     ]
-    note = "Measured before fine-tuning, which changes no shape; the best one within the budget as measured was chosen."
+    by = "after a short fine-tuning of each" if is_trained else "within the budget as measured"
+    note = f"Measured before fine-tuning, which changes no shape; the best one {by} was chosen."
     return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

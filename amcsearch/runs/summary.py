@@ -116,7 +116,8 @@ class _FlatBlock(StoredDocument):
 class FinalistSummary(StoredDocument):
     """A policy that was measured before fine-tuning.
 
-    ``metric`` and ``reward`` are those of its trial; latencies are in ms, ``latency_ratio`` is the share of dense.
+    ``metric`` and ``reward`` are those of its trial, ``metric_trained`` that after a short fine-tuning, all on the
+    search split; latencies are in ms, ``latency_ratio`` is the share of dense.
     """
 
     trial: int
@@ -127,6 +128,14 @@ class FinalistSummary(StoredDocument):
     latency_ms_predicted: float | None
     latency_ms_measured: Interval
     latency_ratio: Interval | None = None
+    metric_trained: float | None = field(default=None, metadata={"key": "accuracy_trained"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object of JSON, without ``metric_trained`` where nothing was trained."""
+        values = super().to_json()
+        if self.metric_trained is None:
+            del values["accuracy_trained"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -320,7 +329,7 @@ def without_total(value: object, where: str) -> dict[str, Any]:
 
 _BLOCKS: Final = ("dense", "pruned", "sparse", "finetuned")
 _LISTS: Final = ("finalists", "rounds")
-_SUFFIXES: Final = ("", "_torch", "_float32", "_int8", "_pruned", "_finetuned")
+_SUFFIXES: Final = ("", "_torch", "_float32", "_int8", "_pruned", "_finetuned", "_trained")
 
 
 def with_metric(values: dict[str, Any], metric: Metric) -> dict[str, Any]:

@@ -1,15 +1,24 @@
 """Choosing by measurement, with measurements made up by hand."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
 
+from amcsearch.config import Config
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
-from amcsearch.jobs.delivery import Finalist, choose, latency_overshoot, measure_finalists
+from amcsearch.jobs.delivery import (
+    Finalist,
+    choose,
+    latency_overshoot,
+    measure_finalists,
+    short_training,
+)
+from amcsearch.jobs.workload import CONFIGURED
 from amcsearch.runtime.paired_latency import PairedLatency
 
 HALF = Limit("latency_ms", 0.5, True, "budget.latency_ms")
@@ -104,3 +113,48 @@ def test_a_measurement_that_decides_nothing_leaves_the_prediction() -> None:
     assert rounds == [2]  # nothing was learnt that would call for cheaper policies
     assert [finalist.overshoot for finalist in finalists] == [0.99, 1.0]
     assert choose(finalists).trial.number == 1
+
+
+def test_what_a_short_training_is_worth_decides_among_those_within_the_limit() -> None:
+    trials = [trial(0, 0.9, 1.0), trial(1, 0.95, 0.99), trial(2, 0.8, 0.5)]
+    better, worse, over = (
+        Finalist(t, latency(1.0), overshoot, Evaluation(0.0, 0.0, 0.0), worth)
+        for t, overshoot, worth in zip(trials, (0.9, 0.99, 1.2), (0.97, 0.96, 0.99), strict=True)
+    )
+    assert choose([worse, better, over]) is better
+    assert choose([Finalist(trials[1], latency(1.0), 0.9), Finalist(trials[0], latency(1.0), 0.9)]).trial.number == 1
+
+
+def test_where_every_short_training_diverged_the_first_finalist_is_chosen() -> None:
+    diverged = [Finalist(trial(i, 0.9 - i / 10, 1.0), latency(1.0), 0.9, None, -math.inf) for i in range(2)]
+    assert choose(diverged).trial.number == 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "asked", "short"), [(20, None, 4), (3, None, 1), (20, 7, 7), (5, 9, 5), (20, 0, None), (0, None, None)]
+)
+def test_a_short_training_is_a_fifth_of_the_whole_or_what_was_asked(
+    epochs: int, asked: int | None, short: int | None
+) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"factory": "somewhere:network"},
+            "data": {"factory": "somewhere:data"},
+            "recovery": {"finetune": {"epochs": epochs, "learning_rate": 0.03}},
+            "search": {"finalist_epochs": asked},
+        }
+    )
+    training = short_training(config, CONFIGURED)
+    assert (None if training is None else training.epochs) == short
+    assert training is None or training.learning_rate == 0.03
+
+
+def test_a_training_of_the_users_own_is_not_made_shorter() -> None:
+    config = Config.model_validate(
+        {
+            "model": {"factory": "somewhere:network"},
+            "data": {"factory": "somewhere:data"},
+            "recovery": {"finetune": {"factory": "json:dumps"}},
+        }
+    )
+    assert short_training(config, CONFIGURED) is None

@@ -42,6 +42,9 @@ def test_from_a_file_to_a_proven_model(
     assert summary["onnx_max_abs_diff"] < 1e-4
     assert summary["evaluations"] == 12
     assert len(trials(folder)) == 24  # the agent's and the baseline's
+    trained = [finalist["accuracy_trained"] for finalist in summary["finalists"]]
+    assert len(trained) >= 2
+    assert [finalist["accuracy_trained"] for finalist in summary["finalists"] if finalist["chosen"]] == [max(trained)]
     session = ort.InferenceSession(str(folder / "pruned.onnx"))
     assert session.get_inputs()[0].shape == [1, 1, 8, 8]
     kept = json.loads((folder / "policy.json").read_text())
