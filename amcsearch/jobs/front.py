@@ -6,6 +6,7 @@ what their errors say of the metric is known.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,15 @@ class _Front:
         return next((i for i in order if self.policies[i] not in without), None)
 
 
+@dataclass(frozen=True)
+class _DeviceFronts:
+    """The fronts of all costs of a device, what is said of it, and what is to be warned of."""
+
+    fronts: list[_Front]
+    entry: FrontDevice
+    warnings: list[str]
+
+
 def front(
     config: Config,
     run: RunFolder,
@@ -109,7 +119,8 @@ def front(
             made = [_fronts_of(target, loaded[target.name], tables) for target in targets]
         fronts = [front for device in made for front in device.fronts]
         with phases("evaluations", "Evaluating policies of the fronts"):
-            chosen = _spread(fronts, evaluations, prepared.workload.trace.network.dense)
+            dense, before = prepared.workload.trace.network.dense, _evaluated_before(run)
+            chosen = _spread(fronts, evaluations, dense, before)
             evaluated = judge.evaluated(chosen, loaded, tables.dense_metric)
     finally:
         judge.close()
@@ -122,7 +133,7 @@ def front(
 def _summary(
     prepared: Prepared,
     tables: ErrorTables,
-    made: "Sequence[_DeviceFronts]",
+    made: Sequence[_DeviceFronts],
     evaluated: tuple[EvaluatedPolicy, ...],
     phases: Phases,
 ) -> FrontSummary:
@@ -261,38 +272,48 @@ def _as_evaluated(front: _Front, i: int, trial: Trial, dense_metric: float) -> E
     )
 
 
-def _spread(fronts: Sequence[_Front], count: int, dense: PruningPolicy) -> list[tuple[_Front, int]]:
-    """Choose up to ``count`` policies, each once and none dense, from the largest error down.
+def _evaluated_before(run: RunFolder) -> tuple[EvaluatedPolicy, ...]:
+    """What a finished front in the run folder evaluated."""
+    return FrontResult.open(run.path).summary.evaluated if FrontFiles.of(run).front.exists() else ()
 
-    Their errors are spread half by how many points of the fronts have them and half by their size. Of the fronts that
-    have a policy of about such an error, it is taken from the one that gave the fewest.
+
+def _spread(
+    fronts: Sequence[_Front], count: int, dense: PruningPolicy, before: Sequence[EvaluatedPolicy] = ()
+) -> list[tuple[_Front, int]]:
+    """Choose up to ``count`` policies, each once and none dense: those of the fronts from ``before``, then new ones.
+
+    The errors of new ones are spread from the largest down, half by how many points of the fronts have them and half by
+    their size; those of old ones count. Of the fronts that have a policy of about such an error, it is taken from the
+    one that gave the fewest.
     """
+    if not count:
+        return []
     ordered = sorted(fronts, key=lambda front: _FIRST.index(front.along) if front.along in _FIRST else len(_FIRST))
-    given, chosen, taken = [0] * len(ordered), list[tuple[_Front, int]](), {dense}
     errors = np.sort(np.concatenate([front.error for front in ordered]))
     share = (np.linspace(0.0, 1.0, len(errors)) + errors / max(errors[-1], 1e-300)) / 2
-    for error in np.interp(np.linspace(1.0, 0.0, count + 1)[:-1], share, errors).tolist():
-        offers = [(f, front.nearest(error, taken)) for f, front in enumerate(ordered)]
-        gaps = {f: abs(float(ordered[f].error[i]) - error) for f, i in offers if i is not None}
-        if not gaps:
+    wanted = np.interp(np.linspace(1.0, 0.0, count + 1)[:-1], share, errors).tolist()
+    chosen = [place for each in before if (place := _place(ordered, each)) is not None]
+    for known in [float(front.error[i]) for front, i in chosen[:count]]:
+        wanted.remove(min(wanted, key=lambda error: abs(error - known)))
+    given, taken = Counter(id(front) for front, _ in chosen), {dense, *(front.policies[i] for front, i in chosen)}
+    for error in wanted:
+        offers = [(front, at) for front in ordered if (at := front.nearest(error, taken)) is not None]
+        if not offers:
             break
-        near = [f for f, gap in gaps.items() if gap <= _NEAR * error] or [min(gaps, key=lambda f: gaps[f])]
-        f = min(near, key=lambda f: given[f])
-        i = dict(offers)[f]
-        assert i is not None
-        given[f] += 1
-        taken.add(ordered[f].policies[i])
-        chosen.append((ordered[f], i))
+        gaps = [abs(float(front.error[at]) - error) for front, at in offers]
+        near = [offer for offer, gap in zip(offers, gaps, strict=True) if gap <= max(_NEAR * error, min(gaps))]
+        fewest = min(near, key=lambda offer: given[id(offer[0])])
+        given[id(fewest[0])] += 1
+        taken.add(fewest[0].policies[fewest[1]])
+        chosen.append(fewest)
     return chosen
 
 
-@dataclass(frozen=True)
-class _DeviceFronts:
-    """The fronts of all costs of a device, what is said of it, and what is to be warned of."""
-
-    fronts: list[_Front]
-    entry: FrontDevice
-    warnings: list[str]
+def _place(fronts: Sequence[_Front], evaluated: EvaluatedPolicy) -> tuple[_Front, int] | None:
+    """A front that holds a policy, and where: the one that it was evaluated for, if that is among them."""
+    holders = [front for front in fronts if evaluated.policy in front.policies]
+    holders.sort(key=lambda front: (front.device, front.along) != (evaluated.device, evaluated.along))
+    return (holders[0], holders[0].policies.index(evaluated.policy)) if holders else None
 
 
 def _fronts_of(target: Target, device: Device, tables: ErrorTables) -> _DeviceFronts:

@@ -218,7 +218,7 @@ class FrontSummary(StoredDocument):
         metric, count, within = self.judged_by, len(self.evaluated), self.within
         expected: float | None = float(self.expected(np.array([error]))[0])
         if not count:
-            text = "predicted only: no policy of this front was evaluated; evaluate some with --evaluations 12 --resume"
+            text = "predicted only: no policy of this front was evaluated; go on with --evaluations 12 --resume"
             return Confidence(None, None, 0, None, text)
         correlation = self.rank_correlation
         ranks = f"; rank correlation of predicted error and what was lost {_two_digits(correlation)}"

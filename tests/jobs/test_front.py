@@ -16,7 +16,7 @@ from amcsearch.cli.main import main
 from amcsearch.core import PruningPolicy
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.jobs.front import _Front, _spread
-from amcsearch.runs import FRONT_COLUMNS, ErrorTables, read_trials
+from amcsearch.runs import FRONT_COLUMNS, ErrorTables, EvaluatedPolicy, read_trials
 
 SMALL = {"data.splits": {"calibration": 32, "search": 64, "test": 32}}
 DEVICES = ["edge_cpu", "eyeriss_65nm"]
@@ -61,7 +61,16 @@ def test_what_is_evaluated_is_spread_over_errors_and_fronts() -> None:
     ]
     everything = _spread(fronts, 50, PruningPolicy({"g": 13}))
     assert len(everything) == len({front.policies[i] for front, i in everything}) == 9
-    assert _spread(fronts, 0, PruningPolicy({"g": 13})) == []
+    before = [
+        EvaluatedPolicy("a", "latency_ms", PruningPolicy({"g": kept}), 1.01, 0.9, 0.1, None, None) for kept in (31, 99)
+    ]  # the second is on no front
+    assert _spread(fronts, 0, PruningPolicy({"g": 13}), before) == []
+    joined = _spread(fronts, 3, PruningPolicy({"g": 13}), before)
+    assert [(front.along, float(front.error[i])) for front, i in joined] == [
+        ("latency_ms", 1.01),
+        ("macs", 4.0),
+        ("mine", 2.0),
+    ]
 
 
 def test_every_device_has_a_front_against_every_cost(made: amcsearch.FrontResult) -> None:
@@ -127,6 +136,9 @@ def test_what_is_stored_is_not_computed_again_and_devices_join(
         again = amcsearch.front(network(), data, devices=DEVICES, evaluations=8, **arguments)
     pd.testing.assert_frame_equal(again.points, made.points)
     assert again.summary.evaluated == made.summary.evaluated
+    further = amcsearch.front(network(), data, devices=DEVICES, evaluations=10, **arguments)
+    assert further.summary.evaluated[:8] == made.summary.evaluated
+    assert len(further.summary.evaluated) == 10
     more = amcsearch.front(network(), data, devices=["npu_int8"], evaluations=0, **arguments)
     assert [device.name for device in more.summary.devices] == ["npu_int8"]
     assert more.summary.evaluated == ()

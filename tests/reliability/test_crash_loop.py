@@ -43,6 +43,9 @@ VERBS = {
     "prune to an accuracy": Verb(("prune", "CONFIG", "--keep-accuracy", "5", *FINE)),
     "sparsify weights": Verb(("sparsify", "CONFIG", "--set", "sparsify.method=one_shot"), SPARSE),
     "sparsify channels": Verb(("sparsify", "CONFIG", *CHANNELS), SPARSE),
+    "front": Verb(
+        ("front", "CONFIG", "--set", "selection.selector=obc", "--evaluations", "6"), ("errors.json", "front.csv")
+    ),
     "measure a table": Verb(("table", "measure", "CONFIG", "--variants", "12"), ()),
 }
 
