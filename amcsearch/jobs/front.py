@@ -29,7 +29,7 @@ from amcsearch.evaluation import (
     rank_correlation,
 )
 from amcsearch.jobs.device import Device, table_summary
-from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of, without_device
+from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job, Prepared, judged, name_of_choice, prepare
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
@@ -108,10 +108,11 @@ def front(
     targets = targets_of(config, devices)
     phases, loaded = Phases(observer, run.append_log), dict[str, Device]()
 
-    def check(workload: Workload, _: Device) -> None:
+    def load(workload: Workload) -> Device:
         loaded.update({target.name: device_of(config, workload, target, given) for target in targets})
+        return device_of(config, workload, Target(""), given)
 
-    prepared = prepare(without_device(config), (), phases, given, run=run, check=check)
+    prepared = prepare(config, (), phases, given, run=run, load=load)
     judge = _Judge(prepared, phases, workers, run, observer)
     try:
         tables = judge.tables()

@@ -11,7 +11,7 @@ from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.workload import InMemory, Workload
 
-__all__ = ["AskedDevice", "Target", "device_of", "targets_of", "without_device"]
+__all__ = ["AskedDevice", "Target", "device_of", "targets_of"]
 
 CONFIGURED_NAME: Final = "configured"
 
@@ -21,7 +21,7 @@ AskedDevice = str | Path | DeviceProfile | LatencyTable
 
 @dataclass(frozen=True)
 class Target:
-    """A device as it was asked for: its name, and what its costs are predicted from."""
+    """A device as it was asked for: its name, and what its costs are predicted from; shapes alone without both."""
 
     name: str
     profile: str | DeviceProfile | None = None
@@ -80,11 +80,6 @@ def _on(config: Config, target: Target) -> Config:
     update = {key: value if isinstance(value, str) else None for key, value in files.items()}
     device, search = config.device.model_copy(update=update), config.search.model_copy(update={"objectives": None})
     return config.model_copy(update={"device": device, "search": search})
-
-
-def without_device(config: Config) -> Config:
-    """Return the configuration without a target: what is judged there is the same for all devices."""
-    return _on(config, Target(""))
 
 
 def device_of(config: Config, workload: Workload, target: Target, given: InMemory) -> Device:

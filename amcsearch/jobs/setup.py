@@ -269,8 +269,11 @@ def prepare(
     run: RunFolder | None = None,
     check: Check | None = None,
     strict: bool = False,
+    load: Callable[[Workload], Device] | None = None,
 ) -> Prepared:
     """Do the first steps of ``assemble``: price the network on the device, and load or train it.
+
+    ``load`` makes the device, in place of the configuration.
 
     Raises:
         BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``rehearse`` and
@@ -280,7 +283,7 @@ def prepare(
     check_named(config, given)
     with phases("costs", "Pricing the network on the device"):
         workload, identity = begin_workload(config, given, run, phases.observer)
-        device = load_device(config, workload, limits, given, strict=strict)
+        device = load_device(config, workload, limits, given, strict=strict) if load is None else load(workload)
         for text in device.warnings:
             phases.observer.warn(text)
         if check is not None:
