@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py [--only NAME …] [--family FAMILY …] [--again] [--keep FILE] \
         [--results FILE]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py --speed
     python benchmarks/coverage.py --page
 
 For every network of ``coverage_networks.py``: CPU seconds of ``trace``, channel groups, the share of MACs in layers of
@@ -11,7 +12,8 @@ Torch-Pruning's own pruner on the same module.
 
 Each network runs in a process of its own, one thread, with a limit on time and memory, and is one line of the results
 file (JSON lines). Networks that have a line are left out unless ``--again``. ``--page`` writes ``docs/coverage.md`` and
-its picture from the file. Needs ``torchvision`` and ``transformers``.
+its picture from the file. ``--speed`` adds the CPU seconds of ``trace`` at the published picture size. ``--keep`` takes
+over what another results file says of Torch-Pruning. Needs ``torchvision`` and ``transformers``.
 """
 
 import argparse
@@ -51,6 +53,8 @@ SECONDS, GIBIBYTES = 420, 14
 # of CPU time: Torch-Pruning's walk does not end where slices feed each other, as in rotary embeddings
 TP_SECONDS = {"transformers": 3, "classification": 60, "segmentation": 60}
 NAMED = 6  # layers left alone that are named
+PUBLISHED = {"resnet50": 224, "densenet121": 224, "inception_v3": 299}  # pixels of a side
+RUNS = 3
 
 Record = dict[str, Any]
 
@@ -258,6 +262,18 @@ def measured(name: str, of_other: Record) -> Iterator[Record]:
     yield record
 
 
+def speed(name: str, pixels: int) -> Record:
+    """Least CPU seconds of ``trace`` in a few runs, of a network of torchvision at its published picture size."""
+    model = NETWORKS[f"torchvision/{name}"].build().eval()
+    seconds = []
+    for _ in range(RUNS):
+        start = time.process_time()
+        trace(model, torch.randn(1, 3, pixels, pixels))
+        seconds.append(time.process_time() - start)
+    record = {"name": f"speed/{name}", "family": "speed", "pixels": pixels, "seconds": round(min(seconds), 2)}
+    return record | {"machine": machine(), "commit": commit(), "date": str(date.today())}
+
+
 def machine() -> str:
     """The processor, the release of torch, and that one thread was used."""
     cpu = Path("/proc/cpuinfo")
@@ -321,6 +337,13 @@ def read(path: Path) -> dict[str, Record]:
     return {record["name"]: record for record in map(json.loads, lines)}
 
 
+def append(record: Record, path: Path) -> None:
+    """Add a record to a results file, and print it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    print(json.dumps({k: v for k, v in record.items() if k != "left"}), flush=True)
+
+
 def main() -> None:
     """Measure what has no result yet, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -330,6 +353,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="results whose figures of Torch-Pruning are taken over")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit for one network")
+    parser.add_argument("--speed", action="store_true", help="time trace at the published picture size, nothing else")
     parser.add_argument("--page", action="store_true", help="write docs/coverage.md and its picture, measure nothing")
     given = parser.parse_args()
     if given.page:
@@ -338,6 +362,10 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     load_libraries()
+    if given.speed:
+        for name, pixels in PUBLISHED.items():
+            append(speed(name, pixels), given.results)
+        return
     known, kept = read(given.results), read(given.keep) if given.keep else {}
     for name, network in NETWORKS.items():
         wanted = (not given.only or any(part == name if "/" in part else part in name for part in given.only)) and (
@@ -346,9 +374,7 @@ def main() -> None:
         if wanted and (given.again or name not in known):
             of_other = {key: x for key, x in kept.get(name, {}).items() if key.startswith("tp_")}
             record = in_a_process(name, given.seconds, of_other)
-            with given.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            print(json.dumps({k: v for k, v in record.items() if k != "left"}), flush=True)
+            append(record, given.results)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ Record = Mapping[str, Any]
 CLOSE = 1e-4  # of the largest output: torch and ONNX Runtime round differently in float32
 MACS_CLOSE = 0.005
 REACHED = 0.9
+REASON, CAUSE = 140, 240  # characters
+UNMEASURED = "not measured"
 OURS, THEIRS = "#0b6e99", "#d98c1f"
 STEPS = {"trace": "tracing", "count": "counting", "removal": "removal", "onnx": "ONNX"}
 
@@ -23,7 +25,8 @@ def write_page(names: Sequence[str], records: Mapping[str, Record], folder: Path
     """Write ``coverage.md`` and ``coverage.svg`` into a folder; networks without a record are left out."""
     measured = [records[name] for name in names if name in records]
     figure(measured).savefig(folder / "coverage.svg", metadata={"Date": None})
-    parts = [HEAD.strip(), summary(measured), tables(measured), failures(measured), missing(names, records)]
+    parts = [HEAD.strip(), summary(measured), speed(records), tables(measured), failures(measured)]
+    parts.append(missing(names, records))
     text = "\n\n".join(part for part in parts if part) + "\n"
     (folder / "coverage.md").write_text(text, encoding="utf-8")
 
@@ -32,6 +35,7 @@ HEAD = """
 # Networks that can be pruned
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py --speed
     python benchmarks/coverage.py --page
 
 Every classifier and segmenter of torchvision 0.28.0 at its published width and depth, on small images, and families of
@@ -48,16 +52,37 @@ trained. A network of several inputs is traced with all of them; of a `transform
 - **removal**, **ONNX**: a random half of every group removed at once. The largest difference between the outputs and
   those of the masked network, and between ONNX Runtime and torch, as a share of the largest output.
 - **Torch-Pruning**: whether the network still runs after its own pruner took half of every group, with heads declared
-  by the attributes that state them. Its pruner has 3 s of CPU time for small networks and 60 s for large ones.
+  by the attributes that state them. Its pruner has 3 s of CPU time for small networks and 60 s for large ones; it was
+  not run on four Swin transformers, `vit_h_14` and `regnet_y_128gf`.
+- Each network has 15 minutes (those of torchvision 25) and 14 GiB of memory.
 
 ![Share of multiply-accumulates that pruning can reach, by network](coverage.svg)
 """
 
 
-TIED = """
-Where the last layer shares its weight with the embedding, Torch-Pruning takes the two apart: after its pruner the
-weights of `bert_mlm` are no longer the same tensor, nor equal. Here they stay tied, so what is two groups there is one.
+DENSE = """
+All of these but for Longformer are failures of the exporter or of ONNX Runtime with the dense network too; Longformer's
+dense network differs as well.
 """
+MISSING = {"vit_h_14": "632 million parameters; no result within ten minutes on the shared host"}
+_TIED = "one table of embeddings for {}, which stays one: their channels leave together"
+_SEVERAL = _TIED.format("the encoder, the decoder and the last layer")
+_CROSS = f"{_SEVERAL}; and the attentions to the encoder share one table with a row for each head"
+_SLOPES = "slopes of positions are computed from the number of heads: with fewer heads, those left would get others"
+_AS_WIDE = "code reshapes a smaller map to the width of the stream, so that the two are one group"
+WHY_FEWER = {
+    "bert_mlm": _TIED.format("the input and the last layer"),
+    **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "umt5"), _SEVERAL),
+    **dict.fromkeys(("t5", "t5_gated", "mt5", "longt5", "switch_transformers"), _CROSS),
+    **dict.fromkeys(("bloom", "mpt"), _SLOPES),
+    **dict.fromkeys(("segformer", "pvt"), _AS_WIDE),
+    "squeezebert": "queries, keys and values are grouped convolutions, whose groups cannot leave alone",
+    "convbert": "attention and convolution are joined head by head, and one number counts the heads of both",
+    "nystromformer": "a maximum over all heads scales each of them, so that it changes when heads leave",
+    "codegen": "code cuts the heads into four parts",
+    "convnextv2": "a norm divides by the mean over all channels, so that it changes when channels leave",
+    "wavlm": "torch's attention function requires heads that are together as wide as the stream",
+}
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -94,8 +119,21 @@ def macs_gap(record: Record) -> float:
     return abs(record["macs"] - record["macs_torch"]) / max(record["macs_torch"], 1)
 
 
+def speed(records: Mapping[str, Record]) -> str:
+    """How long tracing takes at the published picture size."""
+    timed = [record for name, record in records.items() if name.startswith("speed/")]
+    rows = [f"| {short(r['name'])} | {r['pixels']} | {r['seconds']:.1f} |" for r in timed]
+    if not rows:
+        return ""
+    where = "CPU time of `trace` at the published picture size, least of three runs: {machine}, {date}, commit".format(
+        **latest(timed)
+    )
+    head = ["## Speed", "", f"{where} `{timed[0]['commit']}`.", "", "| network | pixels | seconds |", "|---" * 3 + "|"]
+    return "\n".join([*head, *rows])
+
+
 def tables(records: Sequence[Record]) -> str:
-    """One table a family."""
+    """one table a family."""
     head = (
         "| network | seconds | groups | reached | MACs | removal | ONNX | Torch-Pruning | largest layers left alone |"
     )
@@ -118,20 +156,18 @@ def latest(records: Sequence[Record]) -> dict[str, str]:
 
 
 def engines(records: Sequence[Record]) -> str:
-    """Say which commits the records were measured with; + after one: with changes that were not committed yet."""
+    """Say which commits the records were measured with."""
     by_commit: dict[str, list[str]] = {}
     for record in records:
         by_commit.setdefault(record.get("commit") or "", []).append(short(record["name"]))
-    parts = [f"`{commit}`: {', '.join(names)}" for commit, names in by_commit.items() if commit]
-    before = len(by_commit.get("", []))
-    if len(by_commit) < 2:
-        return f"Measured with {', '.join(by_commit) or 'no commit'}."
-    return (
-        f"The records are of several engines, and tracing was mended between them. {before} networks were measured "
-        "before results named their commit; the others, with a + where changes were not committed yet, are of "
-        + "; ".join(parts)
-        + "."
-    )
+    most, *others = sorted(by_commit, key=lambda commit: -len(by_commit[commit]))
+    words = f"Measured with commit `{most}`"
+    if not others:
+        return words + "."
+    parts = [
+        (f"`{commit}`" if commit else "an unnamed one") + f" ({', '.join(by_commit[commit])})" for commit in others
+    ]
+    return f"{words}, but for networks that are measured with an earlier one: {'; '.join(parts)}."
 
 
 def row_of(record: Record) -> str:
@@ -147,7 +183,7 @@ def row_of(record: Record) -> str:
         small(record.get("removal")),
         small(record.get("onnx")),
         "runs" if record.get("tp_runs") else broken(record),
-        "; ".join(f"`{name}` {percent(share)}: {reason[:140]}" for name, share, reason in record["left"][:2]),
+        "; ".join(f"`{plain(name)}` {percent(share)}: {plain(reason)}" for name, share, reason in record["left"][:2]),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -157,12 +193,24 @@ def broken(record: Record) -> str:
     error = record.get("tp_error", record.get("ended", ""))
     if "Timeout" in error or "stopped" in error:
         return "does not end"
+    if error == UNMEASURED:
+        return UNMEASURED
     return "breaks" if "tp_groups" in record else "cannot trace"
 
 
 def short(name: str) -> str:
     """The name without its library."""
     return name.partition("/")[2]
+
+
+def plain(text: str) -> str:
+    """A name or a reason without the module that calls the network, at most as long as a cell holds."""
+    return shortened(text.replace("network.", "").replace(" in network ", " "), REASON)
+
+
+def shortened(text: str, length: int) -> str:
+    """A text cut at a word."""
+    return text if len(text) <= length else text[:length].rpartition(" ")[0] + " …"
 
 
 def percent(share: float | None) -> str:
@@ -191,37 +239,49 @@ def error_of(record: Record) -> str:
 def failures(records: Sequence[Record]) -> str:
     """What did not work, and where Torch-Pruning has more groups."""
     lines = [
-        f"- {short(record['name'])}, {words}: {record[f'{step}_error'][:240]}"
+        f"- {short(record['name'])}, {words}: {cause(record[f'{step}_error'])}"
         for record in records
         for step, words in STEPS.items()
         if f"{step}_error" in record
+    ]
+    lines += [
+        f"- {short(record['name'])}, ONNX: ONNX Runtime differs by {record['onnx']:.0e} of the largest output"
+        for record in records
+        if record.get("onnx", 0) > CLOSE
     ]
     lines += [
         f"- {short(record['name'])}: {record['ended'][:240]}"
         for record in records
         if record.get("ended") and "onnx" not in record
     ]
-    fewer = [
-        f"- {short(r['name'])}: {r['groups']} against {r['tp_groups']}"
-        + ("" if r.get("tp_runs") else "; the network does not run after its pruner")
-        for r in records
-        if r.get("groups", 0) < r.get("tp_groups", 0)
-    ]
+    fewer: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("groups", 0) < record.get("tp_groups", 0):
+            star = "" if record.get("tp_runs") else "\\*"
+            words = f"{short(record['name'])}{star} {record['groups']} against {record['tp_groups']}"
+            fewer.setdefault(WHY_FEWER.get(short(record["name"]), "not looked into"), []).append(words)
     return "\n\n".join(
         [
             "## What did not work",
             "\n".join(lines) or "Nothing.",
+            DENSE.strip() if lines else "",
             "## Fewer groups than Torch-Pruning",
-            TIED.strip() if fewer else "None.",
-            "\n".join(fewer),
+            "\\*: the network does not run after Torch-Pruning's pruner." if fewer else "None.",
+            "\n".join(f"- {', '.join(networks)}: {reason}" for reason, networks in fewer.items()),
         ]
     )
 
 
+def cause(error: str) -> str:
+    """An error without the names of its class and of the module that calls the network, cut at a word."""
+    return shortened(error.partition(": ")[2].replace("Delivers", "the network"), CAUSE)
+
+
 def missing(names: Sequence[str], records: Mapping[str, Record]) -> str:
     """Name the networks that have no record."""
-    absent = [name for name in names if name not in records]
-    return f"## Not measured\n\n{len(absent)} networks: {', '.join(map(short, absent))}." if absent else ""
+    absent = [short(name) for name in names if name not in records]
+    lines = [f"- {name}: {MISSING[name]}" if name in MISSING else f"- {name}" for name in absent]
+    return "\n\n".join(["## Not measured", "\n".join(lines)]) if absent else ""
 
 
 def figure(records: Sequence[Record]) -> Figure:
