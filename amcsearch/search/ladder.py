@@ -111,7 +111,6 @@ class _Run:
         self.costs = cost_objectives(study)
         self.allocators = self._allocators()
         self.signs = np.array([1.0 if way == "maximize" else -1.0 for way in study.directions])
-        self.best = -math.inf  # worth of the best policy, as the surrogate last learnt it
         self.promise = math.inf  # expected improvement of the last proposal, as a share of the noise
 
     def until_settled(self) -> None:
@@ -199,7 +198,6 @@ class _Run:
         kept = np.stack([self.study.network.kept_array(trial.policy) for trial in complete])
         worth = self._worths(complete)
         order = np.argsort(-worth, kind="stable")[:_LEARNT]
-        self.best = float(worth[order[0]])
         self.surrogate.fit(kept[order], worth[order])
         return np.asarray(kept[order[:_CENTRES]])
 
@@ -214,7 +212,8 @@ class _Run:
         return np.asarray(-(weighted.max(axis=1) + 0.05 * weighted.sum(axis=1)))
 
     def _gains(self, rows: Counts) -> NDArray[np.float64]:
-        return expected_improvement(*self.surrogate.predict(rows), self.best)
+        """Expected improvement on the best policy so far, (P,)."""
+        return expected_improvement(*self.surrogate.predict(rows), 0.0)
 
     def _candidates(self, centres: Counts) -> Counts:
         """New policies within the budget, (P, G): optima, random ones, exchanges, and exchanges around the best."""

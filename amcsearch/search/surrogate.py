@@ -1,6 +1,6 @@
 """Worth of a policy predicted from the policies evaluated so far, with its uncertainty: a Gaussian process.
 
-    worth(k) = a + b · Σ_g e_g(k_g)                the additive prediction: errors of single groups, added up
+    y(k) =     a + b · Σ_g e_g(k_g)                the additive prediction: errors of single groups, added up
              + Σ_g (u_g · e_g(k_g) + v_g · r_g)    what single groups count for beyond it,   r_g = 1 - k_g / channels
              + Σ_c w_c · log cost_c(k)             for rewards that look at costs
              + f(e, r, log cost) + noise           what adding up cannot say: a Matérn-5/2 process
@@ -9,8 +9,11 @@ The weights are normal with mean 0, b freer than the others. Their variance, the
 marginal likelihood. The first two lines are a table for every group, so the exact programme finds the policy for which
 they are largest (``tables``).
 
-Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 and 5; computed by scikit-learn. Worths
-far below the best are moved closer, for a search needs to tell good policies apart, not bad ones.
+y is the worth, compressed: 0 for the best policy so far and -log(1 + (best - worth) / s) for another, s the median
+distance to the best. A search needs to tell good policies apart, and a broken one must not pull the weights about; yet
+how bad it is still counts.
+
+Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 and 5; computed by scikit-learn.
 """
 
 import warnings
@@ -32,12 +35,11 @@ Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _SHARED: Final = 3.0  # a priori deviation of b, in those of the other weights
-_FARTHEST: Final = 4.0  # a worth counts as at most so many times as far below the best as the median is
 _JITTER: Final = 1e-8
 
 
 def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
-    """Return E[max(0, worth - best)] of normal worths, all (P,) (Jones, Schonlau & Welch 1998)."""
+    """Return E[max(0, y - best)] of normal y, all (P,) (Jones, Schonlau & Welch 1998)."""
     from scipy.special import ndtr  # not for searches of other agents
 
     scale = np.maximum(deviation, 1e-300)
@@ -46,7 +48,7 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
 
 
 class Surrogate:
-    """Learns the worth of policies of one space; larger is better. ``fit`` comes first.
+    """Learns how far policies of one space are behind the best, y of the module. ``fit`` comes first.
 
     Args:
         space: kept counts of every group.
@@ -63,13 +65,13 @@ class Surrogate:
         self._process: GaussianProcessRegressor
 
     def fit(self, kept: Counts, worth: Array) -> None:
-        """Learn from policies (P, G) and their worths (P,), all finite."""
+        """Learn from policies (P, G) and their worths (P,), larger is better, all finite."""
         from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
         sums = self._errors_of(kept).sum(axis=1)
         self._scale = float(sums.std()) or float(sums.mean()) or 1.0
-        best, median = float(worth.max()), float(np.median(worth))
-        near = np.maximum(worth, best - _FARTHEST * (best - median)) if median < best else worth
+        behind = worth.max() - worth
+        near = -np.log1p(behind / (float(np.median(behind)) or float(behind.mean()) or 1.0))
         self._mean, self._deviation = float(near.mean()), float(near.std())
         self._centre = np.zeros(1)
         features = self._features(kept)
@@ -82,7 +84,7 @@ class Surrogate:
         self._fit(kernel, "fmin_l_bfgs_b", features - self._centre, (near - self._mean) / (self._deviation or 1.0))
 
     def believe(self, kept: Counts) -> None:
-        """Take the predicted worth of a policy (G,) as if it had been evaluated, so that what is proposed next differs.
+        """Take the prediction of a policy (G,) as if it had been evaluated, so that what is proposed next differs.
 
         Ginsbourger, Le Riche & Carraro 2010, Kriging is well-suited to parallelize optimization: the believer.
         """
@@ -100,11 +102,11 @@ class Surrogate:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of what the model cannot tell apart, in the unit of the worth."""
+        """Standard deviation of what the model cannot tell apart, in the unit of y."""
         return self._deviation * float(np.sqrt(self._process.kernel_.k2.noise_level))
 
     def predict(self, kept: Counts) -> tuple[Array, Array]:
-        """Return mean and standard deviation of the worths of policies (P, G), without the noise: (P,) each."""
+        """Return mean and standard deviation of y of policies (P, G), without the noise: (P,) each."""
         mean, deviation = self._process.predict(self._features(kept), return_std=True)
         variance = np.maximum(deviation**2 - self._process.kernel_.k2.noise_level, 0.0)
         return self._mean + self._deviation * mean, self._deviation * np.sqrt(variance)
