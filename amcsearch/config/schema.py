@@ -22,6 +22,7 @@ from amcsearch.config.values import (
     ImportSpec,
     Objective,
     PruneTarget,
+    Recalibration,
     SparseFormat,
     Target,
     WrittenBudget,
@@ -280,8 +281,10 @@ class SelectionConfig(_Section):
 class RecoveryConfig(_Section):
     """How the metric is regained."""
 
-    bn_recalibration: bool = True
-    """Batch norms take their statistics anew on the calibration split."""
+    bn_recalibration: Recalibration = "auto"
+    """Batch norms take their statistics anew on the calibration split; auto: unless that makes the dense network
+    clearly worse, and a pruned one too, as where the calibration data are not like what the network was trained on.
+    """
     reconstruction: str = "auto"
     """How what reads pruned channels is refitted, also within the search: none, bias, scales, least_squares or
     sequential; auto: as the selector says, else none.

@@ -18,6 +18,7 @@ __all__ = [
     "ImportSpec",
     "Objective",
     "PruneTarget",
+    "Recalibration",
     "SparseFormat",
     "Target",
     "WrittenBudget",
@@ -181,6 +182,13 @@ def _channel_multiple(value: Any) -> int | str:
     return value  # type: ignore[no-any-return]
 
 
+def _recalibration(value: Any) -> bool | str:
+    """Accept ``auto``, true or false."""
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("expected auto, true or false")
+    return value  # type: ignore[no-any-return]
+
+
 def _sparse_format(value: Any) -> StorageFormat:
     """Accept a format that stores a tensor with zeros in less than its dense size."""
     if value not in _SPARSE_FORMATS:
@@ -214,6 +222,9 @@ ChannelMultiple = Annotated[
     Any,
     BeforeValidator(_channel_multiple),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MAX_CHANNELS}]}),
+]
+Recalibration = Annotated[
+    Any, BeforeValidator(_recalibration), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
 ]
 _WrittenLimit = Annotated[
     Any,

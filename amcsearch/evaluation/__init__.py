@@ -5,7 +5,7 @@ Nothing is imported here: a worker process starts with its own module alone.
 
 from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
 from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
-from amcsearch.evaluation.paired import PairedEvaluator, tango_low
+from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration, tango_low
 from amcsearch.evaluation.sensitivity import (
     Curves,
     check_points,
@@ -29,6 +29,7 @@ __all__ = [
     "curves",
     "default_batch_size",
     "expected_increase",
+    "judge_recalibration",
     "pickled",
     "policies",
     "rank_correlation",

@@ -14,7 +14,14 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
 from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, duplicate, remove
 from amcsearch.methods import Ranking, keep
-from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, fold_means, recalibrate_batch_norm
+from amcsearch.recovery import (
+    Means,
+    Reconstruction,
+    SequentialReconstruction,
+    fold_means,
+    keeps_statistics,
+    recalibrate_batch_norm,
+)
 from amcsearch.training import CLASS_IDS, Task, evaluate
 
 __all__ = [
@@ -92,6 +99,17 @@ class Evaluator:
         self.model = _channels_last(duplicate(model).to(torch_device).eval())
         self.calibration = None if calibration is None else _placed(calibration, torch_device)
         self.search = _placed(search, torch_device)
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether batch norms of a smaller network take their statistics anew."""
+        return self.calibration is not None and keeps_statistics(self.model)
+
+    def without_recalibration(self) -> "Evaluator":
+        """The same evaluator, but batch norms keep their statistics."""
+        evaluator = copy.copy(self)
+        evaluator.calibration = None
+        return evaluator
 
     def bare(self) -> "Evaluator":
         """The same evaluator without recovery: networks are cut, but neither refitted nor recalibrated."""

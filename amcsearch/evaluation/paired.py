@@ -24,6 +24,7 @@ With d_g the gain without group g and d the gain on all,
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
@@ -37,12 +38,23 @@ from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.graph import Batch, Batches, evaluating
 from amcsearch.training import Task, evaluate
 
-__all__ = ["PairedEvaluator", "change_low", "jackknife_low", "left_out", "sample_values", "tango_low"]
+__all__ = [
+    "PairedEvaluator",
+    "Recalibration",
+    "change_low",
+    "jackknife_low",
+    "judge_recalibration",
+    "left_out",
+    "sample_values",
+    "tango_low",
+]
 
 Array = NDArray[np.float64]
 _BOOTSTRAPS: Final = 2000
 _HALVINGS: Final = 60
 _GROUPS: Final = 10
+_JUDGING: Final = 128  # samples that tell a recalibration that does harm
+_CONFIDENCE: Final = 0.99
 
 
 class PairedEvaluator:
@@ -96,6 +108,46 @@ class PairedEvaluator:
         gains = sign * (values - self._dense)
         low, high = (side * jackknife_low(side * gains, self.confidence) for side in (1.0, -1.0))
         return Evaluation(float(values[0]), loss, time.perf_counter() - start, low, high)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What new statistics of batch norms do: the metric (without, with them) of the dense and of a pruned network.
+
+    ``samples`` are those that were judged. ``pruned`` is None where the dense network loses nothing beyond noise.
+    """
+
+    dense: tuple[float, float]
+    pruned: tuple[float, float] | None
+    samples: int
+    is_harmful: bool
+
+
+def judge_recalibration(evaluator: Evaluator, policy: PruningPolicy) -> Recalibration | None:
+    """Compare the evaluator with itself without recalibration, on some samples of the search split.
+
+    It is harmful where the dense network's metric is worse beyond noise and that of ``policy`` is worse too: what is
+    lost of the dense network can be less than what is regained of a pruned one. None where nothing is recalibrated, or
+    where a single sample says nothing.
+
+    Raises:
+        BadInputError: the policy does not fit the network.
+    """
+    samples = min(evaluator.search.samples, _JUDGING)
+    if not evaluator.recalibrates or samples < 2:
+        return None
+    rows = np.linspace(0, evaluator.search.samples - 1, samples).round().astype(np.int64)
+    paired, metric = PairedEvaluator(evaluator, rows, _CONFIDENCE), evaluator.task.metric
+    recalibrated = paired.evaluate(evaluator.trace.network.dense)
+    dense, highest = (paired.dense_metric, recalibrated.metric), recalibrated.change_high
+    if highest is not None and highest >= 0.0:
+        return Recalibration(dense, None, samples, is_harmful=False)
+    batches = evaluator.search.chosen(rows.tolist())
+    kept, anew = (
+        evaluate(each.pruned(policy), batches, evaluator.task)[1]
+        for each in (evaluator.without_recalibration(), evaluator)
+    )
+    return Recalibration(dense, (kept, anew), samples, is_harmful=not metric.gain(anew, kept) >= 0.0)
 
 
 def _outputs(model: nn.Module, batches: Batches) -> Iterator[tuple[object, Batch]]:

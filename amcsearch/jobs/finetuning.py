@@ -21,7 +21,7 @@ from amcsearch.jobs.workload import (
     judged_batches,
     training_recipe,
 )
-from amcsearch.recovery import recalibrate_batch_norm
+from amcsearch.recovery import keeps_statistics, recalibrate_batch_norm
 from amcsearch.training import (
     Distillation,
     StateStore,
@@ -230,6 +230,17 @@ def _check_loss(began: float, ended: float, guessing: float, recipe: TrainingRec
 
 
 def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:
-    """Take the statistics of batch norms anew from the calibration split, where the configuration asks for it."""
-    if config.recovery.bn_recalibration:
-        recalibrate_batch_norm(model, judged_batches(config, workload, "calibration"))
+    """Take the statistics of batch norms anew from the calibration split, where the configuration asks for it.
+
+    Under ``auto`` they go back where the metric on the search split is worse for it.
+    """
+    asked = config.recovery.bn_recalibration
+    if not asked or not keeps_statistics(model):
+        return
+    search, task = judged_batches(config, workload, "search"), workload.task
+    kept = evaluate(model, search, task)[1] if asked == "auto" else None
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    recalibrate_batch_norm(model, judged_batches(config, workload, "calibration"))
+    if kept is not None and not task.metric.gain(evaluate(model, search, task)[1], kept) >= 0.0:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])

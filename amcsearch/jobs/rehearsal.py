@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, Subset
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, DivergedError, PruningPolicy, UserCode
+from amcsearch.core import BadInputError, DivergedError, NetworkSpec, PolicySpace, PruningPolicy, UserCode
 from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.finetuning import check_trainable, one_step
@@ -24,7 +24,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, trained
 from amcsearch.runtime import OnnxModule, converted, exported, signature_of
 from amcsearch.training import SPLITS, DataSplits, Held, Samples, batches_of, evaluate, length, source_of
 
-__all__ = ["rehearse"]
+__all__ = ["half_of", "pruned_policy", "rehearse"]
 
 SAMPLES: Final = 32
 TRAINED: Final = 8  # in the step of fine-tuning: whether it runs does not depend on the batch, and its cost does
@@ -47,7 +47,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     """
     if config.model.pretrain is not None:
         check_trainable(workload.model, "model.pretrain")
-    policy, example = _policy(workload, device), workload.example
+    policy, example = pruned_policy(workload, device), workload.example
     with _step("removing channels"):
         pruned = remove(workload.model, workload.trace, _first_units(workload, policy))
     with _step("a step of fine-tuning"):
@@ -80,12 +80,18 @@ def _first_samples(split: Samples, count: int, name: str) -> Samples:
     return first
 
 
-def _policy(workload: Workload, device: Device) -> PruningPolicy:
+def pruned_policy(workload: Workload, device: Device) -> PruningPolicy:
+    """Return the largest uniform policy within the budget; where that prunes nothing, half of every group."""
     network = workload.trace.network
     policy = network.policy(device.feasible.largest_uniform())
     if policy != network.dense:
         return policy
-    return network.policy(device.space.nearest(np.full(len(network.groups), HALF)))
+    return half_of(network, device.space)
+
+
+def half_of(network: NetworkSpec, space: PolicySpace) -> PruningPolicy:
+    """Return the policy of a space that is nearest to half of every group."""
+    return network.policy(space.nearest(np.full(len(network.groups), HALF)))
 
 
 def _first_units(workload: Workload, policy: PruningPolicy) -> dict[str, NDArray[np.int64]]:

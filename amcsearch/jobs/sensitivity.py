@@ -13,7 +13,8 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, Cost, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, check_points, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.setup import check_named, make_evaluator
+from amcsearch.jobs.rehearsal import half_of
+from amcsearch.jobs.setup import check_named, make_evaluator, settled
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import check_charts, write_additivity, write_curves
 from amcsearch.runs import Document
@@ -79,13 +80,16 @@ def sensitivity(
     workload = load_workload(config, given, progress=observer.epoch)
     for text in workload.warnings:
         observer.warn(text)
-    evaluator = make_evaluator(config, workload, given)
     multiple = config.device.channel_multiple
     space = PolicySpace.on_grid(
         workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
     )
+    network = workload.trace.network
+    evaluator, warnings = settled(config, make_evaluator(config, workload, given), half_of(network, space))
+    for text in warnings:
+        observer.warn(text)
     drawn = space.random(joint, np.random.default_rng(config.seed))
-    together = [workload.trace.network.policy(row) for row in drawn]
+    together = [network.policy(row) for row in drawn]
     total = 2 * len(policies(space, points)) + len(together)
     observer.phase(f"Evaluating {total} policies")
     evaluate = _counting(config.seed, total, observer)

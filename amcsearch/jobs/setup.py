@@ -11,15 +11,15 @@ from typing import Any, Final
 import torch
 
 from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
-from amcsearch.core import BadInputError, Evaluation, Limit, settings_kept
-from amcsearch.evaluation import Evaluator
+from amcsearch.core import BadInputError, Evaluation, Limit, PruningPolicy, settings_kept
+from amcsearch.evaluation import Evaluator, judge_recalibration
 from amcsearch.graph import duplicate
 from amcsearch.jobs.device import Device, further_costs, load_device
 from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
-from amcsearch.jobs.rehearsal import rehearse
+from amcsearch.jobs.rehearsal import pruned_policy, rehearse
 from amcsearch.jobs.task import make_task
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, judged_batches
 from amcsearch.methods import (
@@ -59,6 +59,7 @@ __all__ = [
     "name_of_choice",
     "prepare",
     "reranked",
+    "settled",
 ]
 
 _RECONSTRUCTIONS: Final = dict.fromkeys(("auto", *REFITS, "sequential"))
@@ -306,17 +307,20 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
     config, workload, given = prepared.config, prepared.workload, prepared.given
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
         choice = _choice(config, workload, given)
-        evaluator = _evaluator(config, workload, choice)
+        evaluator, warnings = settled(
+            config, _evaluator(config, workload, choice), pruned_policy(workload, prepared.device)
+        )
         dense = evaluator.evaluate(workload.trace.network.dense)
     if not math.isfinite(dense.loss):
         raise BadInputError(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
-    device, guesses = prepared.device, chance_warning(workload.model, workload.splits, dense, workload.task)
-    if guesses is not None:
-        phases.observer.warn(guesses)
-        device = replace(device, warnings=(*device.warnings, guesses))
+    guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
+    warnings = warnings if guesses is None else (*warnings, guesses)
+    for text in warnings:
+        phases.observer.warn(text)
+    device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
     finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
     return Job(config, workload, device, evaluator, dense, scores, given, prepared.fingerprint, finetune, errors)
 
@@ -329,7 +333,31 @@ def reranked(job: Job, workload: Workload) -> Job:
     """
     choice = _choice(job.config, workload, job.given)
     evaluator = _evaluator(job.config, workload, choice)
+    if not job.evaluator.recalibrates:
+        evaluator = evaluator.without_recalibration()
     return replace(job, evaluator=evaluator, scores=choice.scores, errors=choice.errors)
+
+
+def settled(config: Config, evaluator: Evaluator, policy: PruningPolicy) -> tuple[Evaluator, tuple[str, ...]]:
+    """Decide what ``recovery.bn_recalibration: auto`` means, once for the job; say so where recalibration does harm.
+
+    Raises:
+        BadInputError: as ``judge_recalibration``.
+    """
+    asked, metric = config.recovery.bn_recalibration, evaluator.task.metric
+    judged = judge_recalibration(evaluator, policy) if asked else None
+    if judged is None or judged.pruned is None or not judged.is_harmful:
+        return evaluator, ()
+    (kept, anew), (pruned_kept, pruned_anew) = (map(metric.text, pair) for pair in (judged.dense, judged.pruned))
+    changes = (
+        f"with statistics of the calibration split the dense network's {metric.word} goes from {kept} to {anew}, a "
+        f"pruned one's from {pruned_kept} to {pruned_anew} ({judged.samples} samples of the search split)"
+    )
+    cure = "give calibration data like those that the network was trained on"
+    if asked == "auto":
+        told = f"batch norms keep their statistics: {changes}; to recalibrate them, {cure}"
+        return evaluator.without_recalibration(), (told,)
+    return evaluator, (f"recovery.bn_recalibration = true does harm: {changes}; set it to auto or false, or {cure}",)
 
 
 def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGURED) -> Evaluator:

@@ -88,6 +88,7 @@ def summarise(
         skipped=tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in trace.skipped),
         channel_multiple=device.channel_multiple,
         widths_left_out=device.widths_left_out,
+        recalibrated=job.evaluator.recalibrates,
         warnings=(*job.workload.warnings, *device.warnings, *verdict.texts, *_similarity(job), *origin.notes),
         verdict=verdict,
         files=outcome.files,

@@ -16,7 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.graph import Batches, modes_kept
 
-__all__ = ["recalibrate_batch_norm"]
+__all__ = ["keeps_statistics", "recalibrate_batch_norm"]
+
+
+def keeps_statistics(model: nn.Module) -> bool:
+    """Whether a batch norm of the model keeps running statistics, so that recalibration changes something."""
+    return bool(_norms(model))
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Batches) -> None:
@@ -25,7 +34,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Batches) -> None:
     A smaller last batch weighs by its samples. Modes and momenta are left as found. Nothing happens, and nothing is
     read, where no batch norm keeps running statistics.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = _norms(model)
     if not norms:
         return
     torch_device = next(model.parameters()).device

@@ -218,6 +218,7 @@ class Summary(StoredDocument):
     ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
     policy, ``baseline`` spent as many ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
+    ``recalibrated`` says whether batch norms took their statistics anew for every evaluation.
     ``verdict`` says whether the budget is met, ``files`` how far each delivered file is the network that was judged.
     """
 
@@ -243,6 +244,7 @@ class Summary(StoredDocument):
     skipped: tuple[SkippedLayer, ...] = ()
     channel_multiple: int
     widths_left_out: int = 0
+    recalibrated: bool | None = None
     warnings: tuple[str, ...] = ()
     verdict: Verdict | None = None
     files: tuple[DeliveredFile, ...] = ()
@@ -288,7 +290,7 @@ class Summary(StoredDocument):
         if self.float32_ms is None:
             del values["float32_ms"]
         if self.verdict is None:  # as a run of version 0.1.0 has it
-            del values["verdict"], values["files"]
+            del values["verdict"], values["files"], values["recalibrated"]
         return with_metric(values, self.metric)
 
     @classmethod

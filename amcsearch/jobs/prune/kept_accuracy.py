@@ -156,7 +156,7 @@ def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ..
 
 
 def _how_evaluated(job: Job) -> str:
-    done = ["batch-norm recalibration"] if job.evaluator.calibration is not None else []
+    done = ["batch-norm recalibration"] if job.evaluator.recalibrates else []
     refit = job.evaluator.reconstruction
     done += [f"reconstruction ({refit.refit})"] if refit is not None else []
     return f"after {' and '.join(done)}, before fine-tuning" if done else "as pruned, before fine-tuning"
