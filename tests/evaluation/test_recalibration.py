@@ -193,9 +193,7 @@ def test_the_curves_of_sensitivity_are_judged_in_the_same_way() -> None:
 def test_a_sparse_network_keeps_the_statistics_that_are_better(
     asked: bool | str, calibration: tuple[Tensor, Tensor]
 ) -> None:
-    config = Config(
-        model={"factory": "in:memory"}, data={"factory": "in:memory"}, recovery={"bn_recalibration": asked}
-    )
+    config = Config(model={"factory": "in:memory"}, data={"factory": "in:memory"}, recovery={"bn_recalibration": asked})
     data = {"train": LIKE, "calibration": calibration, "search": LIKE, "test": LIKE}
     workload = load_workload(config, InMemory(model=Bright().eval(), data=data))
     model = Bright().eval()
