@@ -16,7 +16,7 @@ from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
-from amcsearch.jobs.setup import check_named, make_evaluator
+from amcsearch.jobs.setup import check_named, choice_of, evaluator_of
 from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
@@ -138,9 +138,11 @@ def _expected_seconds(
 ) -> dict[str, float]:
     """Wall time of each phase after ``costs``; ``export_s`` is that of one export, compared with torch."""
     begun = time.perf_counter()
-    evaluator = make_evaluator(config, workload, given)
+    choice = choice_of(config, workload, given)
+    evaluator = evaluator_of(config, workload, choice)
     evaluator.evaluate(uniform)
-    ranking_s = (time.perf_counter() - begun) * growth(workload, "calibration")
+    reading_s = time.perf_counter() - begun - choice.ordering_s
+    ranking_s = reading_s * growth(workload, "calibration") + choice.ordering_s
     judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
     evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device

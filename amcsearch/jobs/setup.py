@@ -4,6 +4,7 @@ The configured criterion or selector says which channels go, and the reconstruct
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -52,7 +53,9 @@ __all__ = [
     "Prepared",
     "assemble",
     "check_named",
+    "choice_of",
     "choose_channels",
+    "evaluator_of",
     "judged",
     "make_criterion",
     "make_evaluator",
@@ -70,7 +73,8 @@ class Choice:
     """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means.
 
     ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none. ``errors`` are
-    those of every kept count, where the selector knows them.
+    those of every kept count, where the selector knows them. ``ordering_s`` is the wall time of a selector's ordering,
+    which does not grow with the samples.
     """
 
     ranking: Ranking
@@ -78,6 +82,7 @@ class Choice:
     means: Means | None
     scores: UnitScores | None = None
     errors: RemovalErrors | None = None
+    ordering_s: float = 0.0
 
 
 def name_of_choice(config: Config) -> str:
@@ -187,10 +192,13 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
 
 
 def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
-    selection = select(problem_of(calibration, labels=selector.labels), selector)
+    problem = problem_of(calibration, labels=selector.labels)
+    begun = time.perf_counter()
+    selection = select(problem, selector)
+    ordering_s = time.perf_counter() - begun
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
     reconstruction = None if refit == "none" else _reconstruction(refit, calibration, selection.inputs)
-    return Choice(selection.orders, reconstruction, None, errors=selection.errors)
+    return Choice(selection.orders, reconstruction, None, errors=selection.errors, ordering_s=ordering_s)
 
 
 def _reconstruction(
@@ -306,9 +314,9 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
     """
     config, workload, given = prepared.config, prepared.workload, prepared.given
     with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
-        choice = _choice(config, workload, given)
+        choice = choice_of(config, workload, given)
         evaluator, warnings = settled(
-            config, _evaluator(config, workload, choice), pruned_policy(workload, prepared.device)
+            config, evaluator_of(config, workload, choice), pruned_policy(workload, prepared.device)
         )
         dense = evaluator.evaluate(workload.trace.network.dense)
     if not math.isfinite(dense.loss):
@@ -331,8 +339,8 @@ def reranked(job: Job, workload: Workload) -> Job:
     Raises:
         BadInputError: as ``make_evaluator``.
     """
-    choice = _choice(job.config, workload, job.given)
-    evaluator = _evaluator(job.config, workload, choice)
+    choice = choice_of(job.config, workload, job.given)
+    evaluator = evaluator_of(job.config, workload, choice)
     if not job.evaluator.recalibrates:
         evaluator = evaluator.without_recalibration()
     return replace(job, evaluator=evaluator, scores=choice.scores, errors=choice.errors)
@@ -366,10 +374,11 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
     Raises:
         BadInputError: as ``choose_channels``.
     """
-    return _evaluator(config, workload, _choice(config, workload, given))
+    return evaluator_of(config, workload, choice_of(config, workload, given))
 
 
-def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
+def choice_of(config: Config, workload: Workload, given: InMemory) -> Choice:
+    """Rank the channels of a workload as ``choose_channels`` does."""
     batches, model = judged_batches(config, workload, "calibration"), workload.model
     if torch.device(config.evaluation.torch_device).type != "cpu":
         model = duplicate(model).to(config.evaluation.torch_device)
@@ -378,7 +387,8 @@ def _choice(config: Config, workload: Workload, given: InMemory) -> Choice:
         return choose_channels(config, calibration, given)
 
 
-def _evaluator(config: Config, workload: Workload, choice: Choice) -> Evaluator:
+def evaluator_of(config: Config, workload: Workload, choice: Choice) -> Evaluator:
+    """Return the proxy of a choice; where ``recovery.bn_recalibration`` is ``auto``, it recalibrates."""
     return Evaluator(
         workload.model,
         workload.trace,
