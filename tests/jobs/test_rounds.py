@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_pat
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = ["prune", str(write_config("fatal")), "--target", "macs=0.2x", "--rounds", "3", *SEVEN_EPOCHS, "-o"]
     assert main([*command, str(whole)]) == 0
-    dying = {**os.environ, "TINY_JOB_DIES_AT": "90"}  # in the second epoch of the second round
+    dying = {**os.environ, "TINY_JOB_DIES_AT": "94"}  # in the second epoch of the second round
     process = [sys.executable, "-m", "amcsearch", *command, str(broken)]
     assert subprocess.run(process, capture_output=True, check=False, env=dying).returncode == -9
     assert torch.load(broken / ".round-2.pt", weights_only=True)["training"]["epochs"] == 1
