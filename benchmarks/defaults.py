@@ -1,15 +1,20 @@
 """Which selection and which agent are the default: every pair at equal evaluations, over networks, budgets and seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/defaults.py run [--networks digits …] [--seeds 0 1 2] [--evaluations 32]
+    OMP_NUM_THREADS=1 python benchmarks/defaults.py run [--networks digits …] [--seeds 0 1 2] [--evaluations 40]
     python benchmarks/defaults.py report
+    OMP_NUM_THREADS=1 python benchmarks/defaults.py samples [--networks digits …]
 
 ``run`` appends a line a search to ``benchmarks/defaults.csv``; what stands there already is not run again. A seed
 changes the data split, the training, the search and the fine-tuning. ``obc`` refits by least squares, ``taylor`` does
 not; batch norms are recalibrated under both. Agents with ``obc`` begin with the exact allocation of its errors and the
 uniform policy (``search.start: exact``), ``uniform`` and ``random`` without: they are what a search is held to. The
 best policy on the search split is judged on the test split, at once and after a short fine-tuning with the dense
-network as teacher (the configuration's, of ``--epochs`` epochs) for the rows of TUNED. ``report`` prints means over
-seeds with their standard deviation.
+network as teacher (the configuration's, of ``--epochs`` epochs) for the rows of TUNED. Where the fine-tuning keeps its
+best epoch (``keep: best``), that may be the network it began with. ``report`` prints means over seeds with their
+standard deviation.
+
+``samples`` prints the metric on the test split of the largest uniform policy within a budget, recalibrated, by the
+selection and by how many calibration samples it and the batch norms see (seed 0).
 """
 
 import argparse
@@ -23,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
+
 from amcsearch.config.loading import load
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
@@ -35,16 +42,19 @@ from amcsearch.jobs.workload import judged_batches
 from amcsearch.search import AGENTS, RewardContext, Study, bind, removal_errors, starting_policies
 from amcsearch.training.loop import evaluate
 
-NETWORKS = ("digits", "digits-vgg", "digits-mobilenetv2", "digits-vit")
-BUDGETS = ("macs 0.5x", "macs 0.3x", "latency_ms 0.5x")
+NETWORKS = ("digits", "digits-mobilenetv2", "digits-vit")
+BUDGETS = ("macs 0.15x", "macs 0.1x")
 ROWS = (
     *(("obc", agent) for agent in ("dynamic_programming", "ddpg", "nsga2", "uniform", "random")),
     *(("taylor", agent) for agent in ("ddpg", "uniform")),
 )
-TUNED = (("obc", "dynamic_programming"), ("obc", "uniform"), ("taylor", "ddpg"))
-TUNED_BUDGET = "macs 0.3x"
+TUNED = (("obc", "dynamic_programming"), ("obc", "ddpg"), ("obc", "uniform"), ("taylor", "ddpg"))
+TUNED_BUDGET = "macs 0.15x"
 PLAIN = ("uniform", "random")
 SELECTIONS = {"obc": "{selector: obc}", "taylor": "{criterion: taylor}"}
+FEW = (1, 2, 4, 16, 64, 256)
+FEW_BUDGETS = ("macs 0.5x", "macs 0.3x")
+FEW_SELECTIONS = {**SELECTIONS, "wanda_channels": "{criterion: wanda_channels}"}
 MARKS = (1, 8)
 TABLE = Path(__file__).with_suffix(".csv")
 FIELDS = (
@@ -126,7 +136,7 @@ def rows_of(
     config = load(where, [f"seed={seed}", f"data.kwargs.seed={seed}", f"selection={SELECTIONS['obc']}"])
     job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
     dense = evaluate(job.workload.model, judged_batches(config, job.workload, "test"), job.workload.task)[1]
-    for selection in SELECTIONS:
+    for selection in options.selections:
         if selection == "taylor":
             keys = [f"seed={seed}", f"data.kwargs.seed={seed}", f"selection={SELECTIONS['taylor']}"]
             job = reranked(replace(job, config=load(where, keys)), job.workload)
@@ -155,6 +165,31 @@ def rows_of(
                     "test": test,
                     "tuned": tuned,
                 }
+
+
+def samples(options: argparse.Namespace) -> None:
+    """Print a line a network, a number of samples and a selection."""
+    print(f"| network | calibration samples | selection | {' | '.join(FEW_BUDGETS)} |")
+    print(f"|---|---|---|{'---|' * len(FEW_BUDGETS)}")
+    for network in options.networks:
+        where = Path(__file__).parents[1] / f"configs/searches/{network}.yaml"
+        config = load(where, ["selection={selector: obc}", "budget={macs: 0.5x}"])
+        job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
+        workload, test = job.workload, judged_batches(config, job.workload, "test")
+        for count in FEW:
+            calibration = Subset(workload.splits.calibration, range(count))
+            fewer = replace(workload, splits=replace(workload.splits, calibration=calibration))
+            for name, selection in FEW_SELECTIONS.items():
+                ranked = reranked(replace(job, config=load(where, [f"selection={selection}"])), fewer)
+                cells = []
+                for budget in FEW_BUDGETS:
+                    cost, limit = budget.split()
+                    limited = load(where, [f"budget={{{cost}: {limit}}}"])
+                    feasible = load_device(limited, workload, limited.limits).feasible
+                    policy = workload.trace.network.policy(feasible.largest_uniform())
+                    metric = evaluate(ranked.evaluator.pruned(policy), test, workload.task)[1]
+                    cells.append(f"{workload.task.metric.scale * metric:.1f}")
+                print(f"| {network} | {count} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -208,15 +243,16 @@ def mean_text(values: list[str]) -> str:
 def main() -> None:
     """Run or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("run", "report"))
+    parser.add_argument("part", choices=("run", "report", "samples"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=BUDGETS)
     parser.add_argument("--agents", nargs="+", default=list(dict.fromkeys(agent for _, agent in ROWS)))
-    parser.add_argument("--evaluations", type=int, default=32)
+    parser.add_argument("--selections", nargs="+", default=list(SELECTIONS), choices=SELECTIONS)
+    parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=2, help="of the fine-tuning")
     options = parser.parse_args()
-    {"run": run, "report": report}[options.part](options)
+    {"run": run, "report": report, "samples": samples}[options.part](options)
 
 
 if __name__ == "__main__":

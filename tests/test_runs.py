@@ -16,8 +16,9 @@ from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
+from amcsearch.runs.documents import ConfigFile
 from amcsearch.runs.files import replacing
-from amcsearch.runs.folder import ConfigFile, RunFolder
+from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.rows import TRIAL_COLUMNS, trial_rows
 
 CONFIG = "name: x\nseed: 0\n"
@@ -47,6 +48,18 @@ def test_a_new_run_holds_its_configuration(tmp_path):
         assert run.read_config() == ConfigFile("# configuration abc123\nname: x\nseed: 0\n", "abc123", "x")
         assert run.report_html == tmp_path / "runs" / "one" / "report.html"
     assert RunFolder.open(tmp_path / "runs" / "one").path == run.path
+
+
+def test_what_was_chosen_stands_above_the_configuration_and_stays_there(tmp_path):
+    with create(tmp_path) as run:
+        run.complete_config("name: x\nseed: 0\nselector: obc\n", "fed987", "obc, by default: it fits")
+        text = "# configuration fed987\n# selection: obc, by default: it fits\nname: x\nseed: 0\nselector: obc\n"
+        assert run.read_config() == ConfigFile(text, "fed987", "x", "obc, by default: it fits")
+        run.write_policy(PruningPolicy({"a": 4}))
+    assert "where there is now 'nothing'" in refused(tmp_path, CONFIG, "abc123", resume=True)
+    run = RunFolder.create(tmp_path, CONFIG + "epochs: 3\n", "fed987", resume=True)
+    assert run.read_config().selection == "obc, by default: it fits"
+    run.close()
 
 
 def test_a_second_run_needs_resume_and_the_same_configuration(tmp_path):

@@ -73,7 +73,8 @@ def search(
         table: the target's latency table, or its folder or name; needed for ``latency_ms``.
         profile: the target's device profile, or its file or name; needed for ``energy_mj``.
         agent: proposes policies: a name of ``amcsearch list agents``, an import spec, or an object.
-        criterion: ranks channels: likewise, of ``amcsearch list criteria``.
+        criterion: ranks channels: likewise, of ``amcsearch list criteria``. Without it and a selector, the network and
+            the data choose (``result.summary.selection``).
         selector: chooses channels in place of the criterion: likewise.
         task: judges outputs: likewise, or a mapping of ``name`` and ``params``.
         finetune: a training of your own: a function of a ``TrainingRequest`` that returns the network, or its spec.

@@ -47,7 +47,7 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         "",
         f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})"
         + _doubt(summary),
-        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
+        *_how_lines(summary),
         *_table_lines(summary),
         *goal_lines(summary.goal, metric),
         *_verdict_lines(summary.judged),
@@ -96,6 +96,15 @@ def _in_float32(summary: "Summary", columns: int) -> list[str]:
 
 def _milliseconds(latency: "Interval") -> str:
     return f"{latency.median:.3f} ({latency.low:.3f}–{latency.high:.3f})"
+
+
+def _how_lines(summary: "Summary") -> list[str]:
+    """What chose channels, and who searched for how long."""
+    selection = [f"selection: {summary.selection}"] if summary.selection else []
+    return [
+        *selection,
+        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
+    ]
 
 
 def _doubt(summary: "Summary") -> str:
@@ -190,6 +199,7 @@ def plan_text(plan: "SearchPlan") -> str:
         f"channel multiple {plan.channel_multiple}, {float(plan.policies):.3g} policies"
         + _left_out(plan.widths_left_out),
         *columns(rows),
+        f"selection: {plan.selection}",
         f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
         *(f"WARNING: {text}" for text in plan.warnings),
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
@@ -222,7 +232,8 @@ def comparison_text(comparison: "Comparison") -> str:
         count = agent.evaluations_to_reference
         lines.append(said if count is None else f"{said}, after {count:.3g} evaluations in the mean")
     interval = "± half of the 95 % interval of the mean" if seeds > 1 else "one seed: no interval"
-    lines.insert(0, f"{seeds} seeds, {comparison.trials} evaluations each; {interval}")
+    first_line = f"{seeds} seeds, {comparison.trials} evaluations each; {interval}"
+    lines = [first_line, f"selection: {comparison.selection}", *lines]
     return "\n".join([*columns(rows), "", *lines, *(f"{name}: {path}" for name, path in comparison.files.items())])
 
 

@@ -212,10 +212,10 @@ def _show_result(args: argparse.Namespace, result: "RunResult", text: str) -> No
 
 
 def _folder(args: argparse.Namespace, config: "Config") -> Path:
-    """The run folder that was asked for, or one named by the configuration."""
-    from amcsearch.config import config_hash
+    """The run folder that was asked for, or the one that the configuration means."""
+    from amcsearch.jobs import default_folder
 
-    return args.out or Path("runs") / f"{config.name}-{config_hash(config)}"
+    return args.out or default_folder(config, args.config)
 
 
 def compare(args: argparse.Namespace, console: "ProgressBar") -> None:

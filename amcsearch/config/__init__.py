@@ -44,6 +44,7 @@ from amcsearch.config.schema import (
 )
 from amcsearch.config.table_folder import TableFolder, read_latency_table, table_digest, write_latency_table
 from amcsearch.config.values import RESERVED
+from amcsearch.config.yaml_text import parse_mapping
 
 __all__ = [
     "AFTER_SEARCH",
@@ -92,6 +93,7 @@ __all__ = [
     "lookup",
     "make",
     "named_digests",
+    "parse_mapping",
     "pick",
     "read_device",
     "read_latency_table",

@@ -52,12 +52,10 @@ __all__ = [
     "TaskConfig",
 ]
 
-
 EXACT: Final = "exact"
 """What ``search.start`` and ``prune.allocation`` call the exact programme's policies."""
 
 LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
-
 
 _Part = str | CountFrom0
 """A part of an item, by name or position."""
@@ -270,12 +268,25 @@ class DeviceConfig(_Section):
 class SelectionConfig(_Section):
     """Which channels of a group go."""
 
-    criterion: str = "taylor"
+    criterion: str | None = None
     """Ranks channels by a saliency of their weights."""
     selector: str | None = None
-    """Judges channels by what reads them, in place of the criterion, and says how that is refitted."""
+    """Judges channels by what reads them, in place of the criterion, and says how that is refitted.
+
+    With neither: obc where it fits, else a criterion; the run says which and why, also in ``config.yaml``."""
     params: dict[str, JsonValue] = {}
     """Fields of the criterion's dataclass, or of the selector's where there is one."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the network and the data are to decide."""
+        return self.criterion is None and self.selector is None
+
+    @model_validator(mode="after")
+    def _check_params(self) -> "SelectionConfig":
+        if self.is_open and self.params:
+            raise ValueError("params are those of a criterion or a selector, and neither is named; name one")
+        return self
 
 
 class RecoveryConfig(_Section):

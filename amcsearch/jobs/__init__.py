@@ -8,7 +8,7 @@ from amcsearch.jobs.loading import Source
 from amcsearch.jobs.observer import Observer, watcher
 from amcsearch.jobs.plan import SearchPlan, plan
 from amcsearch.jobs.prune.prune import prune
-from amcsearch.jobs.request import Settings, extended, given_path, given_policy, in_folder, make_request
+from amcsearch.jobs.request import Settings, default_folder, extended, given_path, given_policy, in_folder, make_request
 from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load
 from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
@@ -40,6 +40,7 @@ __all__ = [
     "check_into",
     "check_table",
     "compare",
+    "default_folder",
     "energy_report",
     "extended",
     "front",

@@ -63,7 +63,8 @@ class AgentComparison(Document):
 class Comparison(Document):
     """Agents side by side; the first is the reference.
 
-    ``seconds`` are the equal ones, of evaluations and of the agent itself: those of the fastest agent.
+    ``selection`` says what chose channels for all of them, and why where nobody chose it. ``seconds`` are the equal
+    ones, of evaluations and of the agent itself: those of the fastest agent.
     ``objectives`` are those of the hypervolume. ``files`` are the paths written, by what they are. ``runs`` has one row
     a search with ``RUN_COLUMNS``, ``curves`` one an evaluation with ``CURVE_COLUMNS``.
     """
@@ -72,6 +73,7 @@ class Comparison(Document):
     seeds: tuple[int, ...]
     trials: int
     metric: MetricRecord
+    selection: str
     seconds: float
     objectives: tuple[str, ...]
     files: Mapping[str, str]
@@ -163,7 +165,8 @@ def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> C
     compared = tuple(_agent(name, group, None if name == reference else goals) for name, group in groups)
     trials = job.config.search.evaluations
     judged = MetricRecord.of(metric)
-    return Comparison(compared, tuple(seeds), trials, judged, seconds, objectives, {}, runs, _curves(searches))
+    curves = _curves(searches)
+    return Comparison(compared, tuple(seeds), trials, judged, job.selection, seconds, objectives, {}, runs, curves)
 
 
 def _row(search: AgentRun, seconds: float, hypervolume: float, goal: float) -> tuple[object, ...]:

@@ -31,7 +31,8 @@ from amcsearch.evaluation import (
 from amcsearch.jobs.device import Device, table_summary
 from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.setup import Job, Prepared, judged, name_of_choice, prepare
+from amcsearch.jobs.selection import name_of_choice
+from amcsearch.jobs.setup import Job, Prepared, judged, prepare
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.reporting import front_page
 from amcsearch.runs import (

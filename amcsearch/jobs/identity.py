@@ -29,7 +29,7 @@ from amcsearch.training import (
     save_state,
 )
 
-__all__ = ["begin_workload", "end_workload"]
+__all__ = ["begin_identity", "begin_workload", "end_workload", "new_workload"]
 
 _DEEPEST: Final = 12  # nesting of an object that is handed over in Python
 _log = logging.getLogger(__name__)
@@ -40,14 +40,33 @@ def begin_workload(
 ) -> tuple[Workload, Identity]:
     """Make the untrained workload, and see to it that a run goes on with the network and data that it began with.
 
-    Without a run folder there is nothing to compare with.
+    Raises:
+        BadInputError: as ``new_workload`` and ``begin_identity``.
+    """
+    workload = new_workload(config, given, observer)
+    return workload, begin_identity(config, workload, given, run)
+
+
+def new_workload(config: Config, given: InMemory, observer: Observer) -> Workload:
+    """Make the untrained workload, and tell what is doubtful about it.
 
     Raises:
-        BadInputError: as ``make_workload``, or another configuration, network or data than the run's; says which.
+        BadInputError: as ``make_workload``.
     """
     workload = make_workload(config, given)
     for text in workload.warnings:
         observer.warn(text)
+    return workload
+
+
+def begin_identity(config: Config, workload: Workload, given: InMemory, run: RunFolder | None) -> Identity:
+    """Return what a run belongs to; it goes on with the network and data that it began with.
+
+    Without a run folder there is nothing to compare with.
+
+    Raises:
+        BadInputError: another configuration, network or data than the run's; says which.
+    """
     now = Identity(
         settings=settings_hash(config),
         named={**named_digests(config), **_objects(given)},
@@ -55,7 +74,7 @@ def begin_workload(
         splits=workload.records,
         metric=MetricRecord.of(workload.task.metric),
     )
-    return workload, now if run is None else _compared(run, now)
+    return now if run is None else _compared(run, now)
 
 
 def _probe(workload: Workload) -> Batch:

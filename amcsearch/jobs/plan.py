@@ -16,7 +16,8 @@ from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
-from amcsearch.jobs.setup import check_named, choice_of, evaluator_of
+from amcsearch.jobs.selection import check_named, with_selection
+from amcsearch.jobs.setup import choice_of, evaluator_of
 from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, load_workload
 from amcsearch.runs import Document, SkippedLayer, with_total
@@ -49,7 +50,8 @@ class SearchPlan(Document):
 
     ``samples`` are those of each split; ``dense`` and ``largest_uniform`` are costs of the dense network and of the
     largest policy of one ratio within the ``budget`` (limits in the unit of each cost); ``policies`` counts those of
-    the space; ``expected_seconds`` are the wall time of each phase.
+    the space; ``selection`` says what chooses channels, and why where nobody chose it; ``expected_seconds`` are the
+    wall time of each phase.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SearchPlan(Document):
     channel_multiple: int
     widths_left_out: int
     policies: int
+    selection: str
     agent: str
     baseline: str | None
     trials: int
@@ -101,6 +104,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     workload = load_workload(config, given, train=False)
     device = load_device(config, workload, config.limits, given, strict=strict)
     check_fits(config, workload, device)
+    config, selection = with_selection(config, workload, given)
     export_s = _seconds(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
     rehearse(config, workload, device, given)
     costs_s = time.perf_counter() - begun
@@ -119,6 +123,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         channel_multiple=device.channel_multiple,
         widths_left_out=device.widths_left_out,
         policies=device.space.size,
+        selection=selection,
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.evaluations,

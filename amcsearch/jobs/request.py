@@ -10,12 +10,30 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
-from amcsearch.config import Config, config_hash, dump, from_mapping, further_trials, load, trial_settings
-from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy
+from amcsearch.config import (
+    Config,
+    config_hash,
+    dump,
+    from_mapping,
+    further_trials,
+    load,
+    parse_mapping,
+    trial_settings,
+)
+from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, Summary, expanded
 
-__all__ = ["Settings", "extended", "given_path", "given_policy", "in_folder", "make_request"]
+__all__ = [
+    "Settings",
+    "as_begun",
+    "default_folder",
+    "extended",
+    "given_path",
+    "given_policy",
+    "in_folder",
+    "make_request",
+]
 
 Settings = Mapping[str, object]
 """Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
@@ -98,6 +116,20 @@ def _configured(config: Config | Path | str | None, keys: Settings) -> Config:
     return from_mapping({} if config is None else config.model_dump(mode="json"), "", keys)
 
 
+def as_begun(config: Config, config_yaml: Path) -> Config:
+    """Return a configuration with the selection of a run's ``config.yaml`` where it leaves that open.
+
+    A file that is damaged or not there decides nothing.
+    """
+    if not config.selection.is_open or not config_yaml.exists():
+        return config
+    try:
+        values, _ = parse_mapping(read_text(config_yaml), str(config_yaml))
+        return _configured(config, {"selection": values["selection"]})
+    except (BadInputError, KeyError):
+        return config
+
+
 def _as_text(value: object) -> object:
     """Return a value of the configuration: paths as text, objects by the name of their class."""
     if isinstance(value, Path):
@@ -120,6 +152,8 @@ def in_folder(
     ``anew`` lets a run go on with other keys of ``AFTER_SEARCH``.
     """
     path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
+    if resume:
+        request = as_begun(request, RunFolder(path).config_yaml)
     try:
         deciding = trial_settings if anew else None
         with RunFolder.create(path, dump(request), config_hash(request), resume=resume, deciding=deciding) as run:
@@ -179,6 +213,14 @@ def _is_spent(run: RunFolder, evaluations: int) -> bool:
     """Whether a run has ended after so many evaluations."""
     summary = run.read_summary() if run.summary_json.exists() else None
     return isinstance(summary, Summary) and summary.evaluations >= evaluations
+
+
+def default_folder(config: Config, file: Path) -> Path:
+    """Return the run folder of a configuration: its own where ``file`` is a run's ``config.yaml``, else a new name."""
+    run, identity = RunFolder(file.parent), config_hash(config)
+    if file == run.config_yaml and run.read_config().config_hash == identity:
+        return run.path
+    return Path("runs") / f"{config.name}-{identity}"
 
 
 def given_policy(policy: Mapping[str, int] | Path | str | None) -> PruningPolicy | None:

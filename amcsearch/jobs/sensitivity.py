@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, Cost, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Cost, NetworkSpec, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, check_points, curves, expected_increase, policies, rank_correlation
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.rehearsal import half_of
-from amcsearch.jobs.setup import check_named, make_evaluator, settled
+from amcsearch.jobs.selection import check_named, with_selection
+from amcsearch.jobs.setup import make_evaluator, settled
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import check_charts, write_additivity, write_curves
 from amcsearch.runs import Document
@@ -80,11 +81,10 @@ def sensitivity(
     workload = load_workload(config, given, progress=observer.epoch)
     for text in workload.warnings:
         observer.warn(text)
-    multiple = config.device.channel_multiple
-    space = PolicySpace.on_grid(
-        workload.trace.network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio
-    )
+    config, selection = with_selection(config, workload, given)
+    observer.phase(f"Ranking channels by {selection}")
     network = workload.trace.network
+    space = _space(config, network)
     evaluator, warnings = settled(config, make_evaluator(config, workload, given), half_of(network, space))
     for text in warnings:
         observer.warn(text)
@@ -102,6 +102,11 @@ def sensitivity(
         correlation = rank_correlation(expected, measured)
         files |= {} if folder is None else write_additivity(joint_rows, correlation, folder)
     return Sensitivity(recovered, bare, len(together), correlation, files)
+
+
+def _space(config: Config, network: NetworkSpec) -> PolicySpace:
+    multiple = config.device.channel_multiple
+    return PolicySpace.on_grid(network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio)
 
 
 def _rows(recovered: Curves, bare: Curves) -> list[tuple[str, int, float, float, str]]:

@@ -1,223 +1,49 @@
-"""The job of a run: everything a search needs, assembled from its configuration and what is in memory.
-
-The configured criterion or selector says which channels go, and the reconstruction how what reads them is refitted.
-"""
+"""The job of a run: everything a search needs, assembled from its configuration and what is in memory."""
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
 
 import torch
 
-from amcsearch.config import Config, FinetuneConfig, check_contract, choose, label, make
+from amcsearch.config import Config, FinetuneConfig, config_hash, dump
 from amcsearch.core import BadInputError, Evaluation, Limit, PruningPolicy, settings_kept
 from amcsearch.evaluation import Evaluator, judge_recalibration
 from amcsearch.graph import duplicate
-from amcsearch.jobs.device import Device, further_costs, load_device
-from amcsearch.jobs.finetuning import check_trainings
-from amcsearch.jobs.identity import begin_workload, end_workload
+from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.identity import begin_identity, end_workload, new_workload
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.rehearsal import pruned_policy, rehearse
-from amcsearch.jobs.task import make_task
+from amcsearch.jobs.selection import Choice, check_named, choose_channels, name_of_choice, with_selection
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, judged_batches
-from amcsearch.methods import (
-    CRITERIA,
-    REDUCTIONS,
-    REFITS,
-    SELECTORS,
-    Calibration,
-    Criterion,
-    LayerInputs,
-    Ranking,
-    RemovalErrors,
-    Selector,
-    UnitScores,
-    gather_inputs,
-    problem_of,
-    rank,
-    score_units,
-    select,
-    unaliased,
-    vanishes,
-)
-from amcsearch.recovery import Means, Reconstruction, SequentialReconstruction, means_for
+from amcsearch.methods import Calibration, RemovalErrors, UnitScores
 from amcsearch.runs import RunFolder
-from amcsearch.training import Task, fingerprint
+from amcsearch.training import Identity, fingerprint
 
 __all__ = [
-    "Choice",
     "Job",
     "Prepared",
     "assemble",
-    "check_named",
     "choice_of",
-    "choose_channels",
     "evaluator_of",
     "judged",
-    "make_criterion",
     "make_evaluator",
-    "name_of_choice",
     "prepare",
     "reranked",
     "settled",
 ]
-
-_RECONSTRUCTIONS: Final = dict.fromkeys(("auto", *REFITS, "sequential"))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The order of every group's units, and what is done to the readers of what leaves: a refit, or folded means.
-
-    ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none. ``errors`` are
-    those of every kept count, where the selector knows them. ``ordering_s`` is the wall time of a selector's ordering,
-    which does not grow with the samples.
-    """
-
-    ranking: Ranking
-    reconstruction: Reconstruction | SequentialReconstruction | None
-    means: Means | None
-    scores: UnitScores | None = None
-    errors: RemovalErrors | None = None
-    ordering_s: float = 0.0
-
-
-def name_of_choice(config: Config) -> str:
-    """Name what chooses channels: the selector, or the criterion where there is none."""
-    return label(config.selection.selector or config.selection.criterion)
-
-
-def make_criterion(name: str, params: Mapping[str, Any], keys: tuple[str, str]) -> Criterion:
-    """Make the criterion that the configuration names at ``keys``, by its own name or an alias.
-
-    Raises:
-        BadInputError: as ``config.make``, or a reduction that does not exist.
-    """
-    criterion = make(CRITERIA, *unaliased(name, params), keys, Criterion)
-    _check_reduction(criterion, f"{keys[0]} = {name!r}")
-    return criterion
-
-
-def _check_reduction(criterion: Criterion, where: str) -> None:
-    if criterion.reduction not in REDUCTIONS:
-        raise BadInputError(f"{where}: reduction = {criterion.reduction!r}, must be one of {', '.join(REDUCTIONS)}")
-    if not isinstance(criterion.needs, frozenset | set):
-        raise BadInputError(f"{where}: needs = {criterion.needs!r}, must be a frozenset of what it looks at")
-
-
-def _criterion(config: Config) -> Criterion:
-    keys = ("selection.criterion", "selection.params")
-    return make_criterion(config.selection.criterion, config.selection.params, keys)
-
-
-def _selector(config: Config, name: str) -> Selector:
-    keys = ("selection.selector", "selection.params")
-    selector = make(SELECTORS, name, config.selection.params, keys, Selector)
-    _check_refit(selector, f"{keys[0]} = {name!r}")
-    return selector
-
-
-def _check_refit(selector: Selector, where: str) -> None:
-    if selector.refit not in REFITS:
-        raise BadInputError(f"{where}: refit = {selector.refit!r}, must be one of {', '.join(REFITS)}")
-
-
-def _check_labels(selector: Selector, task: Task, where: str) -> None:
-    if selector.labels and not task.is_argmax:
-        raise BadInputError(
-            f"{where} compares channels by class, and the task {type(task).__name__} has none; choose another, "
-            "such as lasso or obc, or a criterion"
-        )
-
-
-def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
-    """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
-
-    Raises:
-        BadInputError: what a key names cannot be imported or made, or lacks something of its contract; a criterion of
-            gradients that are 0; an unknown reconstruction; or as ``check_trainings``.
-    """
-    name, task = config.selection.selector, make_task(config, given.task)
-    if given.criterion is not None:
-        check_contract(given.criterion, Criterion, "criterion")
-        _check_reduction(given.criterion, "criterion")
-    if given.selector is not None:
-        check_contract(given.selector, Selector, "selector")
-        _check_refit(given.selector, "selector")
-        _check_labels(given.selector, task, "selector")
-    criterion = given.criterion
-    if given.criterion is None and given.selector is None:
-        if name is None:
-            criterion = _criterion(config)
-        else:
-            _check_labels(_selector(config, name), task, f"selection.selector = {name!r}")
-    if criterion is not None:
-        _check_says_something(config, criterion)
-    check_trainings(config, given)
-    choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")
-    further_costs(config)
-
-
-def choose_channels(config: Config, calibration: Calibration, given: InMemory) -> Choice:
-    """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
-
-    Raises:
-        BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
-    """
-    model, trace, selector = calibration.model, calibration.trace, config.selection.selector
-    if given.selector is not None:
-        return _by_selector(config, calibration, given.selector)
-    if selector is not None and given.criterion is None:
-        return _by_selector(config, calibration, _selector(config, selector))
-    criterion = given.criterion or _criterion(config)
-    scores = score_units(model, trace, {"": criterion}, calibration.batches, calibration.loss_fn)[""]
-    ranking = rank(scores)
-    if config.recovery.reconstruction in ("auto", "none"):
-        means = means_for(criterion, model, trace, calibration.batches, calibration.loss_fn)
-        return Choice(ranking, None, means, scores)
-    layer_inputs = gather_inputs(model, trace, calibration.batches)
-    return Choice(ranking, _reconstruction(config.recovery.reconstruction, calibration, layer_inputs), None, scores)
-
-
-def _check_says_something(config: Config, criterion: Criterion) -> None:
-    if config.data.targets == "dense" and criterion.needs and all(map(vanishes, criterion.needs)):
-        raise BadInputError(
-            f"selection.criterion = {config.selection.criterion!r} looks at the gradient of the loss, which is 0 where "
-            "the targets are the dense network's own outputs (data.targets: dense); choose true_fisher or obd (second "
-            "derivatives), wanda_channels or activation_variance (what is read), or a selector such as obc"
-        )
-
-
-def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
-    problem = problem_of(calibration, labels=selector.labels)
-    begun = time.perf_counter()
-    selection = select(problem, selector)
-    ordering_s = time.perf_counter() - begun
-    refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
-    reconstruction = None if refit == "none" else _reconstruction(refit, calibration, selection.inputs)
-    return Choice(selection.orders, reconstruction, None, errors=selection.errors, ordering_s=ordering_s)
-
-
-def _reconstruction(
-    refit: str, calibration: Calibration, layer_inputs: Mapping[str, LayerInputs]
-) -> Reconstruction | SequentialReconstruction:
-    model, trace = calibration.model, calibration.trace
-    if refit == "sequential":
-        return SequentialReconstruction(model, trace, layer_inputs, calibration.batches)
-    return Reconstruction(model, trace, layer_inputs.values(), refit)
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a search needs: ``dense`` is what the proxy measures of the dense network.
 
-    ``workload`` is the dense one. After a round of pruning ``evaluator`` and ``scores`` are those of the smaller one,
-    and the device's space is what that leaves to choose. ``scores`` of the units are None where a selector chooses
-    channels; ``errors`` of every kept count are None where it does not know them. ``fingerprint`` identifies all that
-    decides a result. ``finetune`` is the training after removal: the configured one, or a round's share of it.
+    ``selection`` is the line of ``with_selection``. ``workload`` is the dense one. After a round of pruning
+    ``evaluator`` and ``scores`` are those of the smaller one, and the device's space is what that leaves to choose.
+    ``scores`` of the units are None where a selector chooses channels; ``errors`` of every kept count are None where it
+    does not know them. ``fingerprint`` identifies all that decides a result. ``finetune`` is the training after
+    removal: the configured one, or a round's share of it.
     """
 
     config: Config
@@ -225,6 +51,7 @@ class Job:
     device: Device
     evaluator: Evaluator
     dense: Evaluation
+    selection: str
     scores: UnitScores | None
     given: InMemory
     fingerprint: str
@@ -260,13 +87,14 @@ def assemble(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network that is priced and trained, whose channels are not ranked yet; ``fingerprint`` as of ``Job``."""
+    """A network that is priced and trained, whose channels are not ranked yet; the last two are as of ``Job``."""
 
     config: Config
     workload: Workload
     device: Device
     given: InMemory
     fingerprint: str
+    selection: str
 
 
 def prepare(
@@ -285,13 +113,14 @@ def prepare(
     ``load`` makes the device, in place of the configuration.
 
     Raises:
-        BadInputError: as ``check_named``, ``begin_workload``, ``load_device``, ``check_export``, ``rehearse`` and
-            ``end_workload``.
+        BadInputError: as ``check_named``, ``new_workload``, ``begin_identity``, ``load_device``, ``check_export``,
+            ``rehearse`` and ``end_workload``.
         InfeasibleBudgetError: no policy meets the limits.
     """
     check_named(config, given)
     with phases("costs", "Pricing the network on the device"):
-        workload, identity = begin_workload(config, given, run, phases.observer)
+        workload = new_workload(config, given, phases.observer)
+        config, identity, selection = _begun(config, workload, given, run)
         device = load_device(config, workload, limits, given, strict=strict) if load is None else load(workload)
         for text in device.warnings:
             phases.observer.warn(text)
@@ -303,7 +132,7 @@ def prepare(
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:
             check_export(config, workload.model, workload.probes, workload.example, workload.task)
-    return Prepared(config, workload, device, given, fingerprint(identity))
+    return Prepared(config, workload, device, given, fingerprint(identity), selection)
 
 
 def judged(prepared: Prepared, phases: Phases) -> Job:
@@ -313,7 +142,7 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
         BadInputError: as ``make_evaluator``, or a dense loss that is not finite.
     """
     config, workload, given = prepared.config, prepared.workload, prepared.given
-    with phases("ranking", f"Ranking channels by {name_of_choice(config)}"):
+    with phases("ranking", f"Ranking channels by {prepared.selection}"):
         choice = choice_of(config, workload, given)
         evaluator, warnings = settled(
             config, evaluator_of(config, workload, choice), pruned_policy(workload, prepared.device)
@@ -330,7 +159,18 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
         phases.observer.warn(text)
     device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
     finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
-    return Job(config, workload, device, evaluator, dense, scores, given, prepared.fingerprint, finetune, errors)
+    selection, finger = prepared.selection, prepared.fingerprint
+    return Job(config, workload, device, evaluator, dense, selection, scores, given, finger, finetune, errors)
+
+
+def _begun(config: Config, workload: Workload, given: InMemory, run: RunFolder | None) -> tuple[Config, Identity, str]:
+    """Choose what the configuration leaves open, and write that where the run belongs to this network and data."""
+    is_open = config.selection.is_open
+    config, selection = with_selection(config, workload, given, run)
+    identity = begin_identity(config, workload, given, run)
+    if is_open and run is not None:
+        run.complete_config(dump(config), config_hash(config), selection)
+    return config, identity, selection
 
 
 def reranked(job: Job, workload: Workload) -> Job:
@@ -374,6 +214,7 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
     Raises:
         BadInputError: as ``choose_channels``.
     """
+    config, _ = with_selection(config, workload, given)
     return evaluator_of(config, workload, choice_of(config, workload, given))
 
 

@@ -63,8 +63,7 @@ def summarise(
 ) -> Summary:
     """Return the model blocks of dense, pruned and fine-tuned, and how they came about; ``seconds`` by phase."""
     trial, trace, device = outcome.chosen.trial, job.workload.trace, job.device
-    dense, pruned, finetuned = _blocks(job, outcome)
-    verdict = _verdict(job, outcome, run)
+    (dense, pruned, finetuned), verdict = _blocks(job, outcome), _verdict(job, outcome, run)
     return Summary(
         dense=dense,
         pruned=pruned,
@@ -77,6 +76,7 @@ def summarise(
         table=table_summary(job.device.table, Path(table_name(job.config)).name),
         versions=_versions(),
         onnx_max_abs_diff=outcome.files[0].max_abs_diff,
+        selection=job.selection,
         agent=origin.agent,
         baseline=origin.baseline,
         goal=origin.goal,

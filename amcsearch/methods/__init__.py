@@ -14,6 +14,8 @@ from amcsearch.methods.layer_inputs import (
     following_norms,
     gather_inputs,
     read_calls,
+    unread_group,
+    why_too_large,
 )
 from amcsearch.methods.least_squares import DAMPING, REFITS, output_error, refit_drifted
 from amcsearch.methods.mask_schedule import Masks, MaskSchedule, Moment, Plan
@@ -100,7 +102,9 @@ __all__ = [
     "select",
     "sparse_weights",
     "unaliased",
+    "unread_group",
     "vanishes",
     "weight_matrix",
     "weight_scores",
+    "why_too_large",
 ]

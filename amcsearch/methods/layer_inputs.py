@@ -31,7 +31,17 @@ from amcsearch.core import BadInputError, Side
 from amcsearch.graph import Batch, Batches, Trace, evaluating
 from amcsearch.methods.patches import READERS, channel_means, tap_major_rows, taps_of
 
-__all__ = ["MEMORY_BYTES", "POSITIONS", "ClassMoments", "LayerInputs", "following_norms", "gather_inputs", "read_calls"]
+__all__ = [
+    "MEMORY_BYTES",
+    "POSITIONS",
+    "ClassMoments",
+    "LayerInputs",
+    "following_norms",
+    "gather_inputs",
+    "read_calls",
+    "unread_group",
+    "why_too_large",
+]
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
@@ -256,7 +266,9 @@ def gather_inputs(
             ``MEMORY_BYTES``.
     """
     modules = _reading_modules(model, trace)
-    _check_memory(modules)
+    too_large = _too_large(modules)
+    if too_large is not None:
+        raise BadInputError(f"{too_large}; choose a criterion and reconstruction: none")
     torch_device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
         norms = following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
@@ -297,27 +309,50 @@ def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:
     return dict(sorted(modules.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _check_memory(modules: Mapping[str, Any]) -> None:
+def unread_group(model: nn.Module, trace: Trace, sample: Batch) -> str | None:
+    """Name a group of which no reader's inputs are seen; None where every group has such a reader.
+
+    That is a convolution or linear layer which is called as a module, tried on ``sample``.
+    """
+    called = set[str]()
+    with evaluating(model), torch.no_grad():
+        read_calls(model, _reading_modules(model, trace), sample, lambda layer, _: called.add(layer))
+    for group, parts in trace.slices.items():
+        if not any(part.side is Side.IN and part.tensor.rpartition(".")[0] in called for part in parts):
+            return group
+    return None
+
+
+def why_too_large(model: nn.Module, trace: Trace) -> str | None:
+    """Say that the Gram matrices take more than ``MEMORY_BYTES``; None where they do not."""
+    return _too_large(_reading_modules(model, trace))
+
+
+def _too_large(modules: Mapping[str, Any]) -> str | None:
     sizes = {layer: 8 * getattr(m, "groups", 1) * m.weight[0].numel() ** 2 for layer, m in modules.items()}
-    if sum(sizes.values()) > MEMORY_BYTES:
-        largest = max(sizes, key=lambda layer: sizes[layer])
-        raise BadInputError(
-            f"Gram matrices would take {sum(sizes.values()) / 2**30:.1f} GiB, at most {MEMORY_BYTES / 2**30:.0f} GiB "
-            f"(the largest is that of {largest}); choose a criterion and reconstruction: none"
-        )
+    total = sum(sizes.values())
+    if total <= MEMORY_BYTES:
+        return None
+    takes = f"Gram matrices would take {total / 2**30:.1f} GiB, at most {MEMORY_BYTES / 2**30:.0f} GiB"
+    return f"{takes} (the largest is that of {max(sizes, key=lambda layer: sizes[layer])})"
 
 
 def read_calls(
     model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch, read: Callable[[str, Tensor], None]
 ) -> None:
-    """Run the model on a batch and call ``read(layer, input)`` just before every call of some layers.
+    """Run the model on a batch and call ``read(layer, input)`` just before every call of some layers with an input.
 
     The input may change afterwards, in place: read it at once.
     """
     with ExitStack() as stack:
         for layer, module in modules.items():
-            hook = module.register_forward_pre_hook(lambda _, args, name=layer: read(name, args[0]))
-            stack.callback(hook.remove)
+
+            def enter(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = layer) -> None:
+                x = args[0] if args else kwargs["input"]
+                if x.numel():  # an expert may get no token
+                    read(name, x)
+
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
         batch.through(model)
 
 

@@ -107,7 +107,7 @@ def _config(run: RunFolder, problems: list[str]) -> ConfigFile:
             return run.read_config()
     except BadInputError as error:
         problems.append(str(error))
-    return ConfigFile("", None, None)
+    return ConfigFile("")
 
 
 def _result(run: RunFolder, problems: list[str]) -> Summary | SparsifySummary | None:

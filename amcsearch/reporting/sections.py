@@ -141,6 +141,7 @@ def provenance(record: Record) -> str:
 
 def _of_search(summary: Summary) -> dict[str, str]:
     return {
+        "Selection": summary.selection,
         "Widths left out": _left_out(summary.widths_left_out),
         "Torch against ONNX Runtime": _difference(summary),
         "Latency table": "" if summary.table is None else _table(summary.table),

@@ -1,6 +1,6 @@
 """The folder of a run on disk, and the typed documents in it."""
 
-from amcsearch.runs.documents import Document, MetricRecord, StoredDocument, read_as
+from amcsearch.runs.documents import ConfigFile, Document, MetricRecord, StoredDocument, read_as
 from amcsearch.runs.files import (
     check_outputs,
     check_replaceable,
@@ -11,7 +11,7 @@ from amcsearch.runs.files import (
     take_lock,
     writing,
 )
-from amcsearch.runs.folder import ConfigFile, RunFolder
+from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.front import (
     FRONT_COLUMNS,
     Confidence,

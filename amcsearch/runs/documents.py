@@ -18,6 +18,7 @@ import numpy as np
 from amcsearch.core import FIRST_COSTS, BadInputError, Cost, Metric, PruningPolicy
 
 __all__ = [
+    "ConfigFile",
     "Document",
     "MetricRecord",
     "StoredDocument",
@@ -31,6 +32,38 @@ __all__ = [
 
 
 _MOST: Final = 2**64  # of a whole number: a seed may need as many bits
+_HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
+_SELECTION: Final = "# selection: "  # and what was chosen, and why: the second where the configuration left it open
+_NAME: Final = "name: "  # and the name: the next, for the configuration begins with it
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """``config.yaml``: its text, and what its first lines say, None where they lack it.
+
+    ``config_hash`` tells configurations apart, with the files that they name; ``name`` is the configuration's;
+    ``selection`` is what the network and the data decided on where it left that open, and why.
+    """
+
+    text: str
+    config_hash: str | None = None
+    name: str | None = None
+    selection: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read the first lines."""
+        lines, heads = text.splitlines(), list[str | None]()
+        for head in (_HASH, _SELECTION, _NAME):
+            is_there = bool(lines) and lines[0].startswith(head)
+            heads.append(lines.pop(0).removeprefix(head) if is_there else None)
+        config_hash, selection, name = heads
+        return cls(text, config_hash, name and name.strip("'\""), selection)
+
+    def with_head(self) -> str:
+        """Return the text under the lines of the hash and of the selection."""
+        selection = "" if self.selection is None else f"{_SELECTION}{self.selection}\n"
+        return f"{_HASH}{self.config_hash}\n{selection}{self.text}"
 
 
 def plain(value: object) -> Any:

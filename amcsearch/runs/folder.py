@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from amcsearch.core import BadInputError, Metric, PruningPolicy, Trial, parse_json, read_bytes, read_text
-from amcsearch.runs.documents import MetricRecord, items_of, plain
+from amcsearch.runs.documents import ConfigFile, MetricRecord, items_of, plain
 from amcsearch.runs.files import (
     append_line,
     check_in_place,
@@ -33,7 +33,7 @@ from amcsearch.runs.rows import trial_rows
 from amcsearch.runs.sparsify_summary import SparsifySummary
 from amcsearch.runs.summary import Summary
 
-__all__ = ["ConfigFile", "RunFolder"]
+__all__ = ["RunFolder"]
 
 _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
@@ -41,8 +41,6 @@ _FILES: Final = (
     *("example.safetensors", "identity.json", "comparison.csv", "curves.csv", "comparison.svg", "comparison.json"),
     *("errors.json", "front.csv", "front.json"),
 )
-_HASH: Final = "# configuration "  # and the hash: the first line of config.yaml
-_NAME: Final = "name: "  # and the name: the second, for the configuration begins with it
 _STUDY: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 _IN_PLACE: Final = (*_STUDY, "log.jsonl")  # not by renaming
 _LEFT_BEFORE: Final = re.compile(  # partial files of earlier versions
@@ -62,26 +60,6 @@ class _File:
 
     def __get__(self, run: "RunFolder", owner: type["RunFolder"]) -> Path:
         return run.path / self.name
-
-
-@dataclass(frozen=True)
-class ConfigFile:
-    """``config.yaml``: its text, and the hash and the name of the configuration, None where its first lines lack them.
-
-    The hash tells configurations apart, with the files that they name.
-    """
-
-    text: str
-    config_hash: str | None
-    name: str | None
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """Read the first two lines."""
-        first, second, *_ = [*text.splitlines()[:2], "", ""]
-        config_hash = first.removeprefix(_HASH) if first.startswith(_HASH) else None
-        name = second.removeprefix(_NAME).strip("'\"") if second.startswith(_NAME) else None
-        return cls(text, config_hash, name)
 
 
 @dataclass(frozen=True)
@@ -187,7 +165,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         run = cls(path)
         run._lock = take_lock(path / _LOCK)
         try:
-            run._begin(ConfigFile(config_text, config_hash, None), resume, made, deciding or str)
+            run._begin(ConfigFile(config_text, config_hash), resume, made, deciding or str)
         except BaseException:
             run.close()
             raise
@@ -259,6 +237,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def complete_config(self, config_text: str, config_hash: str, selection: str) -> None:
+        """Write the configuration again, with the selection that the network and the data decided on, and why.
+
+        Raises:
+            BadInputError: as ``files.replacing``.
+        """
+        self.write_text(self.config_yaml, ConfigFile(config_text, config_hash, selection=selection).with_head())
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write plain values (numpy numbers included) as indented JSON; infinite and undefined numbers become null.
@@ -355,9 +341,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _replace_config(self, config: ConfigFile) -> None:
         self.finetuning_state.unlink(missing_ok=True)  # it may be of another recipe
-        if self.config_yaml.exists() and self.summary_json.exists():
-            self._delivered = _Delivered.of(self.path, self.read_config().text)
-        self.write_text(self.config_yaml, f"{_HASH}{config.config_hash}\n{config.text}")
+        before = self.read_config() if self.config_yaml.exists() else None
+        if before is not None:
+            config = replace(config, selection=before.selection)
+            if self.summary_json.exists():
+                self._delivered = _Delivered.of(self.path, before.text)
+        self.write_text(self.config_yaml, config.with_head())
 
     def _check_same(self, config: ConfigFile, deciding: Callable[[str], str]) -> None:
         if not self.config_yaml.exists():  # killed before its first file was whole, or tidied by hand

@@ -217,7 +217,8 @@ class Summary(StoredDocument):
     latency in float32; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
     ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
-    policy, ``baseline`` spent as many ``evaluations`` beside it. ``seconds`` are the wall time of each phase.
+    policy, ``baseline`` spent as many ``evaluations`` beside it. ``selection`` says what chose the channels, and why
+    where the configuration left that open. ``seconds`` are the wall time of each phase.
     ``recalibrated`` says whether batch norms took their statistics anew for every evaluation.
     ``verdict`` says whether the budget is met, ``files`` how far each delivered file is the network that was judged.
     """
@@ -233,6 +234,7 @@ class Summary(StoredDocument):
     table: TableSummary | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx_max_abs_diff: float
+    selection: str = ""
     agent: str
     baseline: str | None = None
     goal: Goal | None = None
@@ -289,6 +291,8 @@ class Summary(StoredDocument):
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
         if self.float32_ms is None:
             del values["float32_ms"]
+        if not self.selection:  # of a run that wrote none
+            del values["selection"]
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"], values["recalibrated"]
         return with_metric(values, self.metric)

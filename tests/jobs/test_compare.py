@@ -49,6 +49,7 @@ def test_every_agent_has_a_row_a_seed_and_a_mean(compared: amcsearch.Comparison)
         assert 0.0 <= agent.hypervolume.value <= 1.0
     assert [agent.difference is None for agent in compared.agents] == [True, False, False]
     assert compared.agents[0].reached_reference == 2  # the reference reached its own
+    assert compared.selection == "obc, by default: what reads removed channels is refitted by least squares"
 
 
 def test_curves_end_at_the_best_and_seconds_rise(compared: amcsearch.Comparison) -> None:
@@ -126,6 +127,7 @@ def test_the_command_prints_a_row_an_agent(
     out = capsys.readouterr().out
     assert "difference to random" in out
     assert "2 seeds, 3 evaluations each" in out
+    assert "selection: taylor" in out.splitlines()
     assert main([*arguments, "--out", str(tmp_path / "c"), "--set", "search.trials=3", "--resume", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["agents"]) == 2
 

@@ -62,6 +62,21 @@ def test_a_search_without_labels_keeps_the_embeddings(config: Path, tmp_path: Pa
     np.testing.assert_allclose(trials["cosine"], 1.0 - trials["loss"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("reconstruction", "line"),
+    [
+        ("auto", "selection: obc, by default: what reads removed channels is refitted by least squares"),
+        ("none", "selection: wanda_channels, by default: not obc, because recovery.reconstruction is none"),
+    ],
+)
+def test_without_a_selection_nothing_needs_labels(
+    config: Path, capsys: pytest.CaptureFixture[str], reconstruction: str, line: str
+) -> None:
+    options = ["--set", "selection.selector=null", "--set", f"recovery.reconstruction={reconstruction}", "--dry-run"]
+    assert main(["search", str(config), *options]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_a_criterion_of_gradients_is_refused_with_a_cure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--set", "selection.selector=null", "--set", "selection.criterion=taylor", "--dry-run"]
     assert main(["search", str(config), *options]) == 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import amcsearch
 from amcsearch.cli.main import main
+from amcsearch.config.loading import load
 from amcsearch.core import PruningPolicy
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.jobs.front import _Front, _spread
@@ -210,11 +211,13 @@ def test_the_command_makes_a_front_and_answers_budgets(
     write_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "f"
-    arguments = ["front", str(write_config()), "--set", "selection.selector=obc", "--out", str(out)]
+    arguments = ["front", str(write_config()), "--set", "selection.criterion=null", "--out", str(out)]
     assert main([*arguments, "--devices", "x86_server,eyeriss_65nm", "--evaluations", "3"]) == 0
     printed = capsys.readouterr().out
     assert "3 policies evaluated; rank correlation of predicted error and what was lost" in printed
     assert "x86_server" in printed
+    written = load(out / "config.yaml")
+    assert (written.selection.selector, written.device.channel_multiple) == ("obc", 4)
     page = (out / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     (out / "report.html").unlink()

@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor, nn
 
 from amcsearch.cli.main import main
+from amcsearch.config import config_hash, dump
 from amcsearch.config.loading import load
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.request import make_request
+from amcsearch.jobs.selection import with_selection
 from amcsearch.jobs.setup import assemble, make_evaluator
-from amcsearch.jobs.workload import load_workload
+from amcsearch.jobs.workload import InMemory, load_workload
+from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.selectors import SELECTORS
+from amcsearch.runs.folder import RunFolder
 from amcsearch.search import Allocator, removal_errors
 
 WriteConfig = Callable[..., Path]
+REFITTED = "what reads removed channels is refitted by least squares"
 
 
 class Silent(Observer):
@@ -100,11 +108,79 @@ def test_a_search_starts_from_the_exact_allocation_and_the_uniform_policy_and_re
     assert PruningPolicy(json.loads(first)) not in expected
 
 
+def test_a_search_that_names_no_selection_says_and_keeps_what_was_chosen_and_resumes(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, line = tmp_path / "run", f"obc, by default: {REFITTED}"
+    options = ["selection.criterion=null", "model.pretrain=null", "search.trials=3", "search.baseline=null"]
+    sets = [part for option in options for part in ("--set", option)]
+    asked = ["search", str(write_config()), *sets]
+    assert main([*asked, "--out", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert f"selection: {line}" in captured.out.splitlines()
+    assert f"Ranking channels by {line}" in captured.err
+    written = (folder / "config.yaml").read_text()
+    assert written.splitlines()[1] == f"# selection: {line}"
+    assert load(folder / "config.yaml").selection.selector == "obc"
+    assert json.loads((folder / "summary.json").read_text())["selection"] == line
+    assert line in (folder / "report.html").read_text()
+    trials, tuned = (folder / "trials.csv").read_text(), ["--set", "recovery.finetune.learning_rate=0.01"]
+    for command in (["search", str(folder / "config.yaml")], [*asked, "--out", str(folder), *tuned]):
+        assert main([*command, "--resume"]) == 0
+        assert (folder / "trials.csv").read_text() == trials
+        assert json.loads((folder / "summary.json").read_text())["selection"] == line
+    assert (folder / "config.yaml").read_text().splitlines()[1] == f"# selection: {line}"
+    assert main([*asked, "--out", str(folder), "--resume", "--set", "selection.criterion=taylor"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_run_that_began_with_another_default_goes_on_with_it(write_config: WriteConfig, tmp_path: Path) -> None:
+    begun = load(write_config())  # a release before wrote the default, taylor
+    with RunFolder.create(tmp_path / "run", dump(begun), config_hash(begun), resume=False) as run:
+        config = load(write_config(), ["selection.criterion=null"])
+        assert with_selection(config, load_workload(config, train=False), run=run) == (begun, "taylor")
+
+
+def chosen(model: nn.Module, x: Tensor, given: InMemory | None = None, **settings: object) -> tuple[str | None, ...]:
+    """Selector and criterion that a configuration ends with, and the line that says so."""
+    keys = {"data.splits": {"calibration": 16, "search": 32, "test": 32}, **settings}
+    data = (x, torch.arange(len(x)) % 3)
+    config, held = make_request(None, keys, {}, model.eval(), data)
+    workload = load_workload(config, held, train=False)
+    config, line = with_selection(config, workload, given or held)
+    return config.selection.selector, config.selection.criterion, line
+
+
+def test_the_network_and_the_data_choose_the_selection() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(120, 1, 6, 6)
+    plain = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    turned = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    assert chosen(plain, x) == ("obc", None, f"obc, by default: {REFITTED}")
+    why = "not obc, because no convolution or linear layer reads group '0'"
+    assert chosen(turned, x) == (None, "taylor", f"taylor, by default: {why}")
+    dense = {"data.targets": "dense", "task": "embedding"}
+    assert chosen(turned, x, **dense) == (None, "magnitude", f"magnitude, by default: {why}")
+    few = {"data.splits": {"calibration": 3, "search": 32, "test": 32}}
+    why = "not obc, because there are 3 calibration samples, and its refit needs 4"
+    assert chosen(plain, x, **few) == (None, "wanda_channels", f"wanda_channels, by default: {why}")
+    assert chosen(plain, x, **few, **dense) == (None, "wanda_channels", f"wanda_channels, by default: {why}")
+    why = "not obc, because recovery.reconstruction is none"
+    unrefitted = {"recovery.reconstruction": "none"}
+    assert chosen(plain, x, **unrefitted) == (None, "wanda_channels", f"wanda_channels, by default: {why}")
+    assert chosen(plain, x, **{"selection.criterion": "magnitude"}) == (None, "magnitude", "magnitude")
+    assert chosen(plain, x, **{"selection.selector": "lasso"}) == ("lasso", None, "lasso")
+    assert chosen(plain, x, InMemory(criterion=CRITERIA["magnitude"]()))[:2] == (None, None)  # as it was handed over
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("selection.selector=thinnet", ["selection.selector = 'thinnet'", "did you mean 'thinet'"]),
         ("recovery.reconstruction=obc", ["recovery.reconstruction", "least_squares"]),
+        ("selection={params: {power: 2.0}}", ["selection", "neither is named; name one"]),
     ],
 )
 def test_a_bad_name_is_one_line(

@@ -72,7 +72,7 @@ def test_the_page_of_a_search_that_did_not_finish_knows_an_error_of_ones_own(tmp
     task = Custom(torch.nn.functional.mse_loss, torch.nn.functional.l1_loss, metric)
     with pytest.raises(BadInputError, match="lost"):
         amcsearch.search(
-            regressor(), data(), task=task, agent=Halting(), settings=SMALL, folder=tmp_path / "run", seed=0
+            regressor(), data(), task=task, agent=Halting(), criterion="taylor", settings=SMALL, folder=tmp_path / "run"
         )
     run = RunFolder.open(tmp_path / "run")
     assert read_record(run).metric == metric

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.graph import HeldBatches
+from amcsearch.graph import HeldBatches, as_batch
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods import Calibration, layer_inputs
-from amcsearch.methods.layer_inputs import gather_inputs
+from amcsearch.methods import layer_inputs
+from amcsearch.methods.layer_inputs import gather_inputs, read_calls, unread_group, why_too_large
 from amcsearch.methods.patches import patches, weight_matrix
-from amcsearch.methods.selector import problem_of
+from amcsearch.methods.selector import Calibration, problem_of
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (3, 6)),
@@ -139,6 +139,30 @@ def test_what_reads_a_group_that_no_selector_can_judge_is_named() -> None:
         problem_of(calibration)
 
 
+class Routed(nn.Module):
+    """Calls a layer by keyword, and an expert with no token at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.idle = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        none = x[torch.zeros(len(x), dtype=torch.bool)]
+        return self.b(input=x) + self.idle(none).sum()
+
+
+def test_inputs_by_keyword_count_and_empty_ones_do_not() -> None:
+    torch.manual_seed(0)
+    model, x = Routed().double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    readers = {"b": model.b, "idle": model.idle}
+    with torch.no_grad():
+        calls = list[tuple[str, Tensor]]()
+        read_calls(model, readers, as_batch(x), lambda layer, read: calls.append((layer, read.clone())))
+        assert [layer for layer, _ in calls] == ["b"]
+        torch.testing.assert_close(calls[0][1], F.relu(model.a(x)))
+
+
 def test_too_much_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network()
     found = trace(model, x[:1])
@@ -241,3 +265,39 @@ def test_an_input_that_changes_after_it_was_read_counts_as_it_was_read() -> None
     model, x = Changed().double().eval(), torch.randn(20, 3, dtype=torch.float64)
     inputs = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 8))["b"]
     torch.testing.assert_close(inputs.gram[0], torch.cov(model.a(x).detach().T, correction=0))
+
+
+def test_it_says_before_any_statistics_whether_all_groups_can_be_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network()
+    traced = trace(model, x[:1])
+    assert unread_group(model, traced, as_batch(x[:1])) is None
+    monkeypatch.setattr(layer_inputs, "MEMORY_BYTES", 8 * (36**2 + 6**2 + 5**2))
+    assert why_too_large(model, traced) is None
+    monkeypatch.setattr(layer_inputs, "MEMORY_BYTES", 8 * (36**2 + 6**2 + 5**2) - 1)
+    assert why_too_large(model, traced) == "Gram matrices would take 0.0 GiB, at most 0 GiB (the largest is that of b)"
+
+
+class Multiplies(nn.Module):
+    """Reads ``a`` by a layer whose weight plain code multiplies with: no call of the module shows its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.relu(self.a(x)), self.b.weight, self.b.bias)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "group"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3)), (1, 1, 6, 6), "0"),
+        (Multiplies(), (1, 4), "a"),
+    ],
+)
+def test_a_group_without_a_reader_that_is_called_is_named(model: nn.Module, shape: tuple[int, ...], group: str) -> None:
+    x = torch.randn(shape)
+    traced = trace(model.eval(), x)
+    assert unread_group(model, traced, as_batch(x)) == group
+    with pytest.raises(BadInputError, match=f"no convolution or linear layer reads group {group!r} "):
+        problem_of(Calibration(model, traced, HeldBatches.of(x, None, 1), F.mse_loss))

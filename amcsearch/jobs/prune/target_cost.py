@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from amcsearch.config import EXACT
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.jobs.setup import Job, name_of_choice
+from amcsearch.jobs.selection import name_of_choice
+from amcsearch.jobs.setup import Job
 from amcsearch.methods import UnitScores, comparable
 from amcsearch.runs import Goal, TargetGoal
 from amcsearch.search import SEQUENCES, Allocator, CostOf, reach, removal_errors

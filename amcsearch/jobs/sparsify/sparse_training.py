@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from amcsearch.config import Config, import_named, make
 from amcsearch.core import PruningPolicy
 from amcsearch.graph import duplicate, remove
-from amcsearch.jobs.setup import make_criterion
+from amcsearch.jobs.selection import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
 from amcsearch.methods import (
