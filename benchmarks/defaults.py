@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("part", choices=("run", "report", "samples"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=BUDGETS)
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--agents", nargs="+", default=list(dict.fromkeys(agent for _, agent in ROWS)))
     parser.add_argument("--selections", nargs="+", default=list(SELECTIONS), choices=SELECTIONS)
     parser.add_argument("--evaluations", type=int, default=40)
