@@ -17,7 +17,6 @@ fine-tuning. Judged by the loss, which tells more policies apart than the accura
 """
 
 import argparse
-import copy
 import csv
 import math
 import time
@@ -79,8 +78,6 @@ def chosen_policies(job: Job, count: int) -> tuple[NDArray[np.int64], NDArray[np
 def judges(job: Job, epochs: int) -> dict[str, Judge]:
     """Return what gives loss and metric on the search split in each way but the first."""
     task, batches = job.workload.task, judged_batches(job.config, job.workload, "search")
-    plain = copy.copy(job.evaluator)
-    plain.calibration = None
     finetune = job.config.recovery.finetune
     assert finetune is not None
 
@@ -102,7 +99,7 @@ def judges(job: Job, epochs: int) -> dict[str, Judge]:
         return judge
 
     return {
-        "refitted": evaluated(plain),
+        "refitted": evaluated(job.evaluator.without_recalibration()),
         "recalibrated": evaluated(job.evaluator),
         "short": tuned(max(1, epochs // 5)),
         "long": tuned(epochs),
