@@ -11,7 +11,7 @@ import torch
 
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
-from amcsearch.jobs import setup
+from amcsearch.jobs import selection
 from amcsearch.jobs.plan import growth, plan
 from amcsearch.jobs.workload import PLAN_SAMPLES, load_workload
 
@@ -47,13 +47,13 @@ def test_the_time_of_an_ordering_does_not_grow_with_the_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments(tmp_path / "a")
-    select, now = setup.select, [0.0]
+    select, now = selection.select, [0.0]
 
     def slow(*of: Any) -> Any:
         now[0] += 100.0
         return select(*of)
 
-    monkeypatch.setattr(setup, "select", slow)
+    monkeypatch.setattr(selection, "select", slow)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     planned = plan(load(tmp_path / "a" / "config.yaml", ["selection={selector: obc}"]))
     assert planned.expected_seconds["ranking"] == 100.0

@@ -91,7 +91,7 @@ def test_what_does_not_fit_the_network_is_refused_before_training(
     policy = tmp_path / "policy.json"
     policy.write_text('{"nowhere": 3}')
     monkeypatch.setattr("amcsearch.jobs.setup.end_workload", _no_work)
-    monkeypatch.setattr(import_module("amcsearch.jobs.plan"), "make_evaluator", _no_work)
+    monkeypatch.setattr(import_module("amcsearch.jobs.plan"), "choice_of", _no_work)
     options = [option.replace("POLICY", str(policy)) for option in options]
     assert main([verb, str(write_config()), "--out", str(tmp_path / "run"), *options]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amcsearch: ")]
