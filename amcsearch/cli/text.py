@@ -82,14 +82,14 @@ def _networks(summary: "Summary") -> list[list[str]]:
             ]
         )
     if summary.float32_ms is not None:
-        rows.insert(1, _in_float32(summary, len(rows[0])))
+        rows.insert(1, _in_float32(summary, summary.float32_ms, len(rows[0])))
     return rows
 
 
-def _in_float32(summary: "Summary", columns: int) -> list[str]:
+def _in_float32(summary: "Summary", latency: "Interval", columns: int) -> list[str]:
     """The row of the dense network in float32, where the file is of another data type."""
-    dense, latency = summary.dense, summary.float32_ms
-    shown = [_count(dense.cost.macs), _count(dense.cost.params), "", "" if latency is None else _milliseconds(latency)]
+    dense = summary.dense
+    shown = [_count(dense.cost.macs), _count(dense.cost.params), "", _milliseconds(latency)]
     row = ["dense, float32", "", summary.metric.text(dense.in_torch), *shown]
     return [*row, *[""] * (columns - len(row))]
 
@@ -255,10 +255,7 @@ def front_text(result: "FrontResult") -> str:
     metric = summary.judged_by
     lines = [f"errors from {summary.errors_from}; {summary.confidence_text}"]
     for each in summary.evaluated:
-        interval = (
-            "" if each.low is None or each.high is None else f" ({metric.text(each.low)} to {metric.text(each.high)})"
-        )
-        lines.append(f"  {each.device}, {each.along}: error {each.error:.3g}, {metric.text(each.metric)}{interval}")
+        lines.append(f"  {each.device}, {each.along}: error {each.error:.3g}, {_measured(each, metric)}")
     lines += [f"WARNING: {text}" for text in summary.warnings]
     return "\n".join([*columns(rows), "", *lines, *(f"{name}: {path}" for name, path in result.files.items())])
 
@@ -272,17 +269,14 @@ def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> s
     metric, measured = summary.judged_by, choice.measured
     lines = [f"predicted error: {choice.error:.4g} (0 is dense)", f"confidence: {choice.confidence.text}"]
     if measured is not None:
-        ends = (measured.low, measured.high)
-        interval = "" if None in ends else f" ({' to '.join(metric.text(end) for end in ends if end is not None)})"
-        lines.append(
-            f"measured before fine-tuning: {metric.text(measured.metric)}{interval}, {summary.samples} samples"
-        )
+        lines.append(f"measured before fine-tuning: {_measured(measured, metric)}, {summary.samples} samples")
     if choice.table is not None:
         lines.append(_table_said(choice.table))
     return "\n".join([f"device {choice.device}", *columns(rows), *lines, f"policy: {path}"])
 
 
 def _measured(policy: "EvaluatedPolicy", metric: "Metric") -> str:
+    """The metric of an evaluated policy, with the ends of its interval."""
     interval = [metric.text(end) for end in (policy.low, policy.high) if end is not None]
     return metric.text(policy.metric) + (f" ({' to '.join(interval)})" if interval else "")
 

@@ -4,7 +4,7 @@ Nothing is imported here: a worker process starts with its own module alone.
 """
 
 from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
-from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor
+from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor, executor_of
 from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration, tango_low
 from amcsearch.evaluation.sensitivity import (
     Curves,
@@ -28,6 +28,7 @@ __all__ = [
     "check_torch_device",
     "curves",
     "default_batch_size",
+    "executor_of",
     "expected_increase",
     "judge_recalibration",
     "pickled",

@@ -10,7 +10,7 @@ import torch
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
 from amcsearch.evaluation.worker import CanEvaluate, Worker, WorkerStartError, pickled
 
-__all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor"]
+__all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor", "executor_of"]
 
 MOST_PROCESSES = 1024  # and threads of each
 MAX_DEATHS = 3  # workers one policy may kill in a row
@@ -148,6 +148,15 @@ class ProcessExecutor:
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_DEATHS:
             raise BadInputError(_killed("starting", worker.exit_code))
+
+
+def executor_of(evaluator: CanEvaluate, workers: int) -> Executor:
+    """Return what evaluates policies: this process, or so many worker processes.
+
+    Raises:
+        BadInputError: as ``ProcessExecutor``.
+    """
+    return SerialExecutor(evaluator) if workers == 1 else ProcessExecutor(evaluator, workers)
 
 
 def _killed(what: str, exit_code: int | None) -> str:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError
+from amcsearch.evaluation import executor_of
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.search import check_fits, executor_of, made_agent, make_reward, new_study, run_agent
+from amcsearch.jobs.search import check_fits, made_agent, make_reward, new_study, run_agent
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.reporting import comparison_picture
@@ -113,7 +114,7 @@ def compare(
     phases = Phases(observer, run.append_log)
     check = partial(check_fits, config, workers=workers)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
-    executor = executor_of(job, workers)
+    executor = executor_of(job.evaluator, workers)
     searches: list[AgentRun] = []
     try:
         for seed in seeds:

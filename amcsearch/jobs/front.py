@@ -23,8 +23,7 @@ from amcsearch.costs import CostGrid
 from amcsearch.evaluation import (
     Executor,
     PairedEvaluator,
-    ProcessExecutor,
-    SerialExecutor,
+    executor_of,
     policies,
     rank_correlation,
 )
@@ -175,7 +174,7 @@ class _Judge:
 
     @cached_property
     def _executor(self) -> Executor:
-        return SerialExecutor(self.paired) if self.workers == 1 else ProcessExecutor(self.paired, self.workers)
+        return executor_of(self.paired, self.workers)
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""

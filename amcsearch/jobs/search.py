@@ -15,7 +15,7 @@ import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
-from amcsearch.evaluation import Executor, ProcessExecutor, SerialExecutor, pickled
+from amcsearch.evaluation import Executor, executor_of, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
@@ -44,7 +44,6 @@ from amcsearch.search import (
 
 __all__ = [
     "check_fits",
-    "executor_of",
     "made_agent",
     "make_agents",
     "make_env",
@@ -79,7 +78,7 @@ def _run_agents(
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
             be used.
     """
-    executor = executor_of(job, workers)
+    executor = executor_of(job.evaluator, workers)
     studies: list[Study] = []
     try:
         for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
@@ -175,15 +174,6 @@ def made_agent(config: Config, asked: str | Agent, params: Mapping[str, object],
     if isinstance(agent, OptunaAgent):
         agent.check_objectives(config.search.objectives or ())
     return agent
-
-
-def executor_of(job: Job, workers: int) -> Executor:
-    """Return what evaluates policies: this process, or so many worker processes.
-
-    Raises:
-        BadInputError: as ``ProcessExecutor``.
-    """
-    return SerialExecutor(job.evaluator) if workers == 1 else ProcessExecutor(job.evaluator, workers)
 
 
 def make_reward(config: Config) -> Reward:

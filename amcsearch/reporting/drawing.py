@@ -28,6 +28,7 @@ __all__ = [
     "SECOND",
     "SURFACE",
     "drawing",
+    "legend_above",
     "page_svg",
     "series",
     "standalone_svg",
@@ -145,3 +146,8 @@ def _svg(figure: "Figure", name: str) -> str:
     svg = "\n".join(map(printable, stream.getvalue().split("\n")))
     svg = svg[svg.index("<svg") :]
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg).rstrip()
+
+
+def legend_above(axes: "Axes", columns: int) -> None:
+    """Put the legend above the axes, at their left end."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)

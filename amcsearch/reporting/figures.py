@@ -20,6 +20,7 @@ from amcsearch.reporting.drawing import (
     SECOND,
     SURFACE,
     drawing,
+    legend_above,
     page_svg,
     series,
     standalone_svg,
@@ -59,7 +60,7 @@ def front(record: Record, cost: str) -> str | None:
         _landmarks(axes, record, cost, scale)
         axes.set_xlabel(title)
         axes.set_ylabel(axis_of(metric))
-        _legend(axes, columns=2)
+        legend_above(axes, columns=2)
         return page_svg(
             figure, f"front-{cost.replace('_', '-')}", f"{metric.label} against {title} of all evaluated policies"
         )
@@ -119,7 +120,7 @@ def channels(record: Record) -> str | None:
         axes.tick_params(axis="y", length=0)
         whole_ticks(axes.xaxis)
         axes.set_xlabel("Channels")
-        _legend(axes, columns=2)
+        legend_above(axes, columns=2)
         return page_svg(figure, "channels", "Channels kept in every group of the network")
 
 
@@ -141,7 +142,7 @@ def convergence(record: Record) -> str | None:
         axes.set_ylabel("Best reward so far")
         axes.set_xlim(left=1)
         whole_ticks(axes.xaxis)
-        _legend(axes, columns=len(curves))
+        legend_above(axes, columns=len(curves))
         return page_svg(figure, "convergence", "Best reward so far against the number of evaluations")
 
 
@@ -172,7 +173,7 @@ def latency(record: Record) -> str | None:
         axes.set_ylim(low_end, high_end)
         axes.set_xlabel("Predicted latency (ms)")
         axes.set_ylabel("Measured latency (ms)")
-        _legend(axes, columns=2)
+        legend_above(axes, columns=2)
         return page_svg(figure, "latency", "Predicted against measured latency of the finalists")
 
 
@@ -239,10 +240,6 @@ def _best_so_far(rows: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float
 
 def _complete(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["state"] == TrialState.COMPLETE.value]
-
-
-def _legend(axes: "Axes", columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
 
 
 def _short(name: str) -> str:

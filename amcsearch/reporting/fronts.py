@@ -1,7 +1,7 @@
 """The page of whole fronts: one picture a cost, devices as series, and how far predictions are to be trusted."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
-from amcsearch.reporting.drawing import INK, MUTED, drawing, page_svg, series
+from amcsearch.reporting.drawing import INK, MUTED, drawing, legend_above, page_svg, series
 from amcsearch.reporting.page import document
-from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted
+from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted, warnings_section
 from amcsearch.runs import EvaluatedPolicy, FrontDevice, FrontResult, FrontSummary
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def front_page(result: FrontResult) -> str:
     """Return the page of a front, self-contained HTML."""
     summary = result.summary
     costs = list(dict.fromkeys(name for device in summary.devices for name in device.dense))
-    body = [_warnings(summary.warnings), _trust(summary)]
+    body = [warnings_section(summary.warnings), _trust(summary)]
     body.append(f"<section class='pictures'>{''.join(_picture(result, name) for name in costs)}</section>")
     body += [_bought(result, costs), _devices(summary, costs), _commands(result)]
     lead = (
@@ -34,11 +34,6 @@ def front_page(result: FrontResult) -> str:
         f"{summary.errors_from}, policies of least error by exact dynamic programming"
     )
     return document(summary.name, lead, "pruning fronts", body)
-
-
-def _warnings(texts: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<section class='warnings' id='warnings'><h2>Warnings</h2><ul>{items}</ul></section>" if items else ""
 
 
 def _trust(summary: FrontSummary) -> str:
@@ -77,7 +72,7 @@ def _measured_against_error(summary: FrontSummary) -> str:
         axes.scatter([0.0], [summary.dense_metric * metric.scale], s=34, marker="D", color=INK, label="dense", zorder=4)
         axes.set_xlabel("Predicted error")
         axes.set_ylabel(axis_of(metric))
-        _legend(axes, 3)
+        legend_above(axes, 3)
         return page_svg(figure, "trust", f"{metric.label} as measured against the predicted error")
 
 
@@ -123,7 +118,7 @@ def _picture(result: FrontResult, name: str) -> str:
         axes.set_xlim(0.0, 1.02)
         axes.set_xlabel(f"{label} (share of the dense network's)")
         axes.set_ylabel(axis_of(metric) if has_metric else "Predicted error")
-        _legend(axes, 2)
+        legend_above(axes, 2)
         svg = page_svg(figure, f"front-{name.replace('_', '-')}", f"Fronts against {label}, one a device")
     what = metric.label if has_metric else "Predicted error"
     title = escape(f"{what} against {label}")
@@ -132,10 +127,6 @@ def _picture(result: FrontResult, name: str) -> str:
 
 def _along(points: pd.DataFrame, device: FrontDevice, name: str) -> pd.DataFrame:
     return points[(points["device"] == device.name) & (points["along"] == name)]
-
-
-def _legend(axes: "Axes", columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
 
 
 def _bought(result: FrontResult, costs: Sequence[str]) -> str:

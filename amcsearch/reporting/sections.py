@@ -7,7 +7,7 @@ from typing import Final
 from amcsearch.core import COST_NAMES
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import LABELS, escape, known, percent, preformatted, seconds
+from amcsearch.reporting.words import LABELS, escape, known, percent, preformatted, seconds, warnings_section
 from amcsearch.runs import Summary, TableErrors, TableSummary, with_total
 
 __all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
@@ -34,10 +34,7 @@ def state(record: Record) -> str:
 def warnings(record: Record) -> str:
     """What weakens the evidence, or nothing."""
     texts = [] if record.result is None else [*record.result.warnings, *_finalist_warnings(record)]
-    if not texts:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
-    return f"<section class='warnings' id='warnings'><h2>Warnings</h2><ul>{items}</ul></section>"
+    return warnings_section(dict.fromkeys(texts))
 
 
 def _finalist_warnings(record: Record) -> list[str]:

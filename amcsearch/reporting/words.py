@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from amcsearch.core import Metric, printable
@@ -25,6 +26,7 @@ __all__ = [
     "preformatted",
     "seconds",
     "size",
+    "warnings_section",
 ]
 
 LABELS: Final = {
@@ -63,6 +65,12 @@ def preformatted(text: str) -> str:
     """Return a block of HTML that shows a text of several lines as it is."""
     lines = "\n".join(escape(line) for line in text.split("\n"))
     return f"<pre>{lines}</pre>"
+
+
+def warnings_section(texts: Iterable[str]) -> str:
+    """Return the section of a page that lists warnings, or nothing where there are none."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<section class='warnings' id='warnings'><h2>Warnings</h2><ul>{items}</ul></section>" if items else ""
 
 
 def known(value: float | None) -> float | None:
