@@ -23,22 +23,26 @@ from amcsearch.config.identity import (
 from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load
 from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, listed, lookup, writable
 from amcsearch.config.messages import hint
-from amcsearch.config.recipes import Distillation, FinetuneConfig, RecipeConfig
 from amcsearch.config.schema import (
     EXACT,
     Config,
-    CostConfig,
-    DataConfig,
-    DeviceConfig,
     EvaluationConfig,
-    ExportConfig,
-    ModelConfig,
     PruneConfig,
     RecoveryConfig,
     RewardConfig,
     SearchConfig,
     SelectionConfig,
     SparsifyConfig,
+)
+from amcsearch.config.sections import (
+    CostConfig,
+    DataConfig,
+    DeviceConfig,
+    Distillation,
+    ExportConfig,
+    FinetuneConfig,
+    ModelConfig,
+    RecipeConfig,
     SplitsConfig,
     TaskConfig,
 )

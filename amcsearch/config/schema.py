@@ -1,25 +1,25 @@
-"""The configuration of a search: every key with its default, its bound and its meaning.
+"""The configuration of a job: every key with its default, its bound and its meaning.
 
 A criterion, selector, agent, reward, task, gate or schedule is a row of ``amcsearch list KIND``, or an import spec.
 """
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from amcsearch.config.recipes import (
-    MAX_BATCH,
-    MAX_THREADS,
+from amcsearch.config.sections import (
     Count,
     CountFrom0,
+    DataConfig,
+    DeviceConfig,
     FinetuneConfig,
     Magnitude,
+    ModelConfig,
     RecipeConfig,
+    Section,
+    TaskConfig,
 )
 from amcsearch.config.values import (
-    ChannelMultiple,
-    FreeAxes,
-    ImportSpec,
     Objective,
     PruneTarget,
     Recalibration,
@@ -28,7 +28,6 @@ from amcsearch.config.values import (
     WrittenBudget,
     as_named,
     limits_of,
-    with_models,
 )
 from amcsearch.core import COST_NAMES, Limit
 from amcsearch.costs import StorageFormat
@@ -36,38 +35,20 @@ from amcsearch.costs import StorageFormat
 __all__ = [
     "EXACT",
     "Config",
-    "CostConfig",
-    "DataConfig",
-    "DeviceConfig",
     "EvaluationConfig",
-    "ExportConfig",
-    "ModelConfig",
     "PruneConfig",
     "RecoveryConfig",
     "RewardConfig",
     "SearchConfig",
     "SelectionConfig",
     "SparsifyConfig",
-    "SplitsConfig",
-    "TaskConfig",
 ]
 
 EXACT: Final = "exact"
 """What ``search.start`` and ``prune.allocation`` call the exact programme's policies."""
 
-LEAST_OPSET, MOST_OPSET = 13, 23  # int8 needs an axis for scales; ONNX Runtime knows the last
 
-_Part = str | CountFrom0
-"""A part of an item, by name or position."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class SparsifyConfig(_Section):
+class SparsifyConfig(Section):
     """What ``amcsearch sparsify`` does: gates or masks that are decided while the network trains."""
 
     method: str = "gradual"
@@ -102,7 +83,7 @@ class SparsifyConfig(_Section):
         return None if "sparsity" in self.target else limits_of(self.target, "sparsify.target")[0]
 
 
-class PruneConfig(_Section):
+class PruneConfig(Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the metric."""
 
     policy: dict[str, Count] | str | None = None
@@ -150,122 +131,7 @@ class PruneConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
-    """The network: made by a factory, then loaded from a checkpoint or trained on the spot."""
-
-    factory: ImportSpec | None
-    """``module:callable`` or ``file.py:callable``: gives a module for ``kwargs``; null: handed over in Python."""
-    kwargs: dict[str, JsonValue] = {}
-    """Arguments of the factory."""
-    checkpoint: str | None = None
-    """A state dict: ``.safetensors``, or ``.pt`` read with ``weights_only``."""
-    input_shape: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Shape of one input without the batch dimension; null takes it from the data."""
-    pretrain: RecipeConfig | None = None
-    """Train the network first; null means that the factory or the checkpoint gives a trained one."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
-        if self.checkpoint is not None and self.pretrain is not None:
-            raise ValueError("checkpoint and pretrain are both set; keep one of them")
-        return self
-
-
-class SplitsConfig(_Section):
-    """Samples of each split that the data factory does not give itself."""
-
-    calibration: Count | None = None
-    """For saliency, recalibration and refitting; null takes a fifth of ``train``, at most 512."""
-    search: Count | None = None
-    """For the metric that an agent sees; null takes a fifth of ``train``, at most 512."""
-    test: Count | None = None
-    """For the metric in the report; null takes a fifth of ``train``."""
-
-    def sizes(self) -> dict[str, int]:
-        """Split name → samples, without the splits left to their default."""
-        return self.model_dump(exclude_none=True)
-
-
-class DataConfig(_Section):
-    """The data: a factory that returns the datasets ``train``, ``calibration``, ``search``, ``test``, or fewer."""
-
-    factory: ImportSpec | None
-    """``module:callable`` or ``file.py:callable``: gives the datasets for ``kwargs``; null: handed over in Python."""
-    kwargs: dict[str, JsonValue] = {}
-    """Arguments of the factory."""
-    targets: Literal["given", "dense"] = "given"
-    """``dense`` keeps the dense network's outputs, by cosine or the task; labels serve ``model.pretrain`` alone."""
-    inputs: _Part | tuple[_Part, ...] | dict[str, _Part] | None = None
-    """Parts of an item that the network gets, by name or position (``image``, ``0.x``): one, a list, or by argument."""
-    target: _Part | None = None
-    """The part of an item that is the target; null goes by the same rule."""
-    collate: ImportSpec | None = None
-    """``module:callable`` or ``file.py:callable``: makes a batch of a list of items, as for a ``DataLoader``."""
-    workers: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
-    """Processes that read batches side by side from data sets that are not in memory."""
-    memory_mib: Magnitude = 1024.0
-    """MiB that each of calibration, search and test may hold in memory; larger ones are read at every use."""
-    epoch_samples: Count | None = None
-    """Samples of an epoch of an iterable train split; needed where it has no length."""
-    splits: SplitsConfig = SplitsConfig()
-
-
-class TaskConfig(_Section):
-    """How outputs are judged by targets, in training and in every evaluation."""
-
-    name: str
-    """A task."""
-    params: dict[str, JsonValue] = {}
-    """Its parameters, such as ``metric`` and ``output``."""
-
-
-class CostConfig(_Section):
-    """A cost of the user's own: a class that fulfils ``costs.CostModel``, or a function that gives such an object."""
-
-    model: ImportSpec
-    params: dict[str, JsonValue] = {}
-
-
-class ExportConfig(_Section):
-    """The ONNX file."""
-
-    opset: Annotated[int, Field(ge=LEAST_OPSET, le=MOST_OPSET)] = 20
-    """Version of the operators; the latency table is measured with 20."""
-    dynamic: FreeAxes = {}
-    """Axes of any length: names among batch, sequence, height and width (axes 0 to 3), as in ``[batch]``; or any name
-    with its axis in every input, ``{time: 2}``, or in some inputs, ``{time: {spectrum: 2}}``.
-
-    Empty: the file takes ``device.batch`` samples of the data's shape. Finalists are timed as they are delivered."""
-
-
-class DeviceConfig(_Section):
-    """The target."""
-
-    profile: str | None = None
-    """A device YAML (energy constants, channel multiple); without it energy is not priced."""
-    table: str | None = None
-    """A folder made by ``amcsearch table measure``; without it latency is not priced."""
-    costs: Annotated[dict[str, CostConfig], BeforeValidator(with_models)] = {}
-    """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
-    channel_multiple: ChannelMultiple = "auto"
-    """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
-    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
-    """Of ONNX Runtime."""
-    batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
-    """Samples in one call."""
-    dtype: Literal["float32", "int8"] = "float32"
-    """What the device computes in. int8: tables, finalists and ``pruned.onnx`` are quantised after training, calibrated
-    on the calibration split; the search itself judges in float32."""
-    export: ExportConfig = ExportConfig()
-    rounds: Count = 300
-    """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
-    patience_s: Annotated[float, Field(ge=0, le=3600)] | None = None
-    """Seconds that a measurement goes on beyond ``rounds`` while a busy host leaves it in doubt; null: three times as
-    long as the rounds took. After that the verdict is undecided: the prediction is reported with its error, and how to
-    measure later."""
-
-
-class SelectionConfig(_Section):
+class SelectionConfig(Section):
     """Which channels of a group go."""
 
     criterion: str | None = None
@@ -289,7 +155,7 @@ class SelectionConfig(_Section):
         return self
 
 
-class RecoveryConfig(_Section):
+class RecoveryConfig(Section):
     """How the metric is regained."""
 
     bn_recalibration: Recalibration = "auto"
@@ -305,7 +171,7 @@ class RecoveryConfig(_Section):
     finetune: FinetuneConfig | None = FinetuneConfig()
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How a policy is evaluated."""
 
     batch_size: Count | None = None
@@ -314,7 +180,7 @@ class EvaluationConfig(_Section):
     """Where torch computes: training, saliency and evaluation."""
 
 
-class RewardConfig(_Section):
+class RewardConfig(Section):
     """What the agent maximises."""
 
     name: str = "accuracy"
@@ -323,7 +189,7 @@ class RewardConfig(_Section):
     """Parameters of the reward."""
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """How the policies are searched."""
 
     agent: str = "ddpg"
@@ -362,7 +228,7 @@ class SearchConfig(_Section):
         return self.trials + sum(self.further_trials)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a search needs, valid by construction."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = "search"

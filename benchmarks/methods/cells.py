@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from amcsearch.config.schema import Config, FinetuneConfig
+from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core.policy import PolicySpace
 from amcsearch.core.trial import Trial
 from amcsearch.evaluation.evaluator import default_batch_size

@@ -13,8 +13,8 @@ from typing import Final
 
 from torch.utils.data import Subset
 
+from amcsearch.config import Config, RecipeConfig
 from amcsearch.config.loading import load
-from amcsearch.config.schema import Config, RecipeConfig
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.training.recipe import TrainingRecipe

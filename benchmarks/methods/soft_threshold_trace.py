@@ -18,7 +18,7 @@ import torch
 from scenes import SCENES, configured, loaded
 from torch import nn
 
-from amcsearch.config.schema import Config
+from amcsearch.config import Config
 from amcsearch.jobs.finetuning import recalibrate
 from amcsearch.jobs.sparsify.sparse_training import fixed
 from amcsearch.jobs.workload import Workload, training_recipe

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from amcsearch.cli.main import main
+from amcsearch.config import Config
 from amcsearch.config.loading import load
-from amcsearch.config.schema import Config
 from amcsearch.config.table_folder import write_latency_table
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind

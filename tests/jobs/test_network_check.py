@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from amcsearch.config.schema import Config, DataConfig, DeviceConfig, ModelConfig
+from amcsearch.config import Config, DataConfig, DeviceConfig, ModelConfig
 from amcsearch.graph.batch import Batch
 from amcsearch.jobs.network_check import check_network, probes_of
 from amcsearch.training.splits import DataSplits, Held
