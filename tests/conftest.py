@@ -9,10 +9,11 @@ import importlib.util
 import multiprocessing.process
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
@@ -25,6 +26,9 @@ from amcsearch.runtime.on_device.plan import InputSpec
 from amcsearch.runtime.on_device.timing import Clock
 from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
+
+if TYPE_CHECKING:
+    from postgresql import PostgreSQL
 
 # Speed is not what property tests assert, and the cores are shared: no example has a deadline.
 hypothesis.settings.register_profile("suite", parent=hypothesis.settings(), deadline=None)
@@ -216,15 +220,32 @@ def small_plan():
     return make
 
 
-@pytest.fixture(scope="session")
-def simulated() -> ModuleType:
-    """``simulated_device.py``."""
-    path = Path(__file__).parent / "simulated_device.py"
-    spec = importlib.util.spec_from_file_location("simulated_device", path)
+def _module(name: str) -> ModuleType:
+    """A module of this folder."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def simulated() -> ModuleType:
+    """``simulated_device.py``."""
+    return _module("simulated_device")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator["PostgreSQL"]:
+    """A PostgreSQL server, started once a session of each worker of pytest-xdist; see ``postgresql.py``."""
+    with _module("postgresql").running() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: "PostgreSQL") -> str:
+    """The address of an empty PostgreSQL database, with its password, for SQLAlchemy and ``--storage``."""
+    return postgresql.new_database()
 
 
 @pytest.fixture(scope="session")
