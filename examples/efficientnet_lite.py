@@ -15,6 +15,7 @@ mate-backgrounds: GPL-2+; ukui-wallpapers: CC-BY-SA-3.0):
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def build() -> nn.Module:
 class Patches(Dataset[tuple[Tensor, int]]):
     """Square patches of pictures, some mirrored: patch i is always the same, ``least`` to all of the shorter side."""
 
-    def __init__(self, pictures: list[NDArray[np.uint8]], count: int, size: int, seed: int, least: float = 0.3) -> None:
+    def __init__(self, pictures: list[Path], count: int, size: int, seed: int, least: float = 0.3) -> None:
         self.pictures, self.count, self.size, self.seed, self.least = pictures, count, size, seed, least
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class Patches(Dataset[tuple[Tensor, int]]):
         if not 0 <= index < self.count:
             raise IndexError(f"patch {index} of {self.count}")
         rng = np.random.default_rng([self.seed, index])
-        picture = self.pictures[index % len(self.pictures)]
+        picture = opened(self.pictures[index % len(self.pictures)])
         height, width, _ = picture.shape
         side = int(min(height, width) * rng.uniform(self.least, 1))
         top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
@@ -74,7 +75,7 @@ def patches(
     Raises:
         FileNotFoundError: fewer than four pictures in the folder.
     """
-    pictures = [opened(path) for path in picture_files(Path(folder))]
+    pictures = picture_files(Path(folder))
     if len(pictures) < 4:
         raise FileNotFoundError(
             f"{folder}: {len(pictures)} pictures of at least {LEAST_SIDE} pixels, must be at least 4; "
@@ -106,8 +107,9 @@ def _size(path: Path) -> tuple[int, int]:
         return image.size
 
 
+@cache
 def opened(path: Path) -> NDArray[np.uint8]:
-    """Return a picture as (height, width, 3), at most ``KEPT_SIDE`` long."""
+    """Return a picture as (height, width, 3), at most ``KEPT_SIDE`` long; it is read once."""
     with Image.open(path) as image:
         image.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
         picture = image.convert("RGB")

@@ -1,7 +1,7 @@
 """The plan of a search: its sizes, its costs, and how long each phase will take, without doing it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -143,11 +143,11 @@ def _expected_seconds(
 ) -> dict[str, float]:
     """Wall time of each phase after ``costs``; ``export_s`` is that of one export, compared with torch."""
     begun = time.perf_counter()
-    choice = choice_of(config, workload, given)
+    choice = choice_of(config, workload, given, planned=True)
     evaluator = evaluator_of(config, workload, choice)
     evaluator.evaluate(uniform)
     reading_s = time.perf_counter() - begun - choice.ordering_s
-    ranking_s = reading_s * growth(workload, "calibration") + choice.ordering_s
+    ranking_s = reading_s * growth(workload, "calibration") + choice.ordering_s / choice.ordered
     judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
     evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
@@ -156,15 +156,16 @@ def _expected_seconds(
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     call_s = _pass_seconds(workload, 1)
     test_s = TEST_PASSES * _pass_seconds(workload, workload.samples["test"])
+    step_s = _step_seconds(workload, [recipe for recipe in (pretrain, finetune, short) if recipe])
 
     def measuring_s(pruned: int) -> float:
         return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
 
-    def trained_s(recipe: FinetuneConfig | None) -> float:
-        return 0.0 if recipe is None else _finetuning_seconds(workload, recipe)
+    def trained_s(recipe: RecipeConfig | None) -> float:
+        return 0.0 if recipe is None else recipe.epochs * _epoch_seconds(workload, recipe, step_s)
 
     return {
-        "network": 0.0 if pretrain is None else _training_seconds(workload, pretrain) + export_s,
+        "network": 0.0 if pretrain is None else trained_s(pretrain) + export_s,
         "ranking": ranking_s,
         "search": evaluation_s * config.search.evaluations * searches,
         "finalists": (1 + count) * export_s + measuring_s(count) + (count > 1) * count * trained_s(short),
@@ -179,12 +180,6 @@ def growth(workload: Workload, *splits: str) -> float:
     return sum(workload.samples[name] for name in splits) / read_here
 
 
-def _finetuning_seconds(workload: Workload, recipe: FinetuneConfig) -> float:
-    """Training, with the passes of the teacher."""
-    taught = recipe.epochs * workload.samples["train"] if recipe.distillation else 0
-    return _training_seconds(workload, recipe) + _pass_seconds(workload, taught)
-
-
 def _pass_seconds(workload: Workload, samples: int) -> float:
     """Time the second of two passes of a batch of the device's size in eval mode, times the batches of ``samples``."""
     example = workload.example
@@ -193,10 +188,19 @@ def _pass_seconds(workload: Workload, samples: int) -> float:
         return _seconds(lambda: example.through(workload.model)) * samples / example.size
 
 
-def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
-    """Time one forward and backward pass of a batch (the second of two), times the batches of the recipe."""
-    count = workload.samples["train"]
-    batch = read(workload.splits.train, range(min(recipe.batch_size, PLAN_SAMPLES, count)), "train")
+def _epoch_seconds(workload: Workload, recipe: RecipeConfig, step_s: float) -> float:
+    """Steps of ``step_s`` a sample over the training split, with the passes of a teacher."""
+    samples = workload.samples["train"]
+    taught = isinstance(recipe, FinetuneConfig) and recipe.distillation is not None
+    return samples * step_s + (_pass_seconds(workload, samples) if taught else 0.0)
+
+
+def _step_seconds(workload: Workload, recipes: Sequence[RecipeConfig]) -> float:
+    """Time one forward and backward pass of a few samples, for each of them; the rehearsal has trained before."""
+    if not recipes:
+        return 0.0
+    size = min(PLAN_SAMPLES, workload.samples["train"], *(recipe.batch_size for recipe in recipes))
+    batch = read(workload.splits.train, range(size), "train")
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
 
     def step() -> None:
@@ -204,5 +208,4 @@ def _training_seconds(workload: Workload, recipe: RecipeConfig) -> float:
             workload.task.loss(batch.through(workload.model), batch.targets), parameters, allow_unused=True
         )
 
-    step()
-    return _seconds(step) * count / batch.size * recipe.epochs
+    return _seconds(step) / batch.size

@@ -67,6 +67,7 @@ def _few_samples(config: Config, workload: Workload) -> Workload:
     """Return the workload with one batch of training data and some samples of every other split, its targets set."""
     finetune, few = config.recovery.finetune, {}
     sizes = dict.fromkeys(SPLITS, SAMPLES) | {"train": min(TRAINED, finetune.batch_size) if finetune else TRAINED}
+    sizes["test"] = 1  # nothing is judged on it here
     for name, size in sizes.items():
         split = getattr(workload.splits, name)
         few[name] = _first_samples(split, min(size, length(split, name)), name)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from amcsearch.config import Config, check_contract, choose, label, make
 from amcsearch.core import BadInputError
 from amcsearch.jobs.device import further_costs
@@ -54,7 +56,7 @@ class Choice:
 
     ``scores`` are a criterion's; a selector orders the units of each group by themselves and has none. ``errors`` are
     those of every kept count, where the selector knows them. ``ordering_s`` is the wall time of a selector's ordering,
-    which does not grow with the samples.
+    which does not grow with the samples, and ``ordered`` the share of that work that was done: below 1 for a plan.
     """
 
     ranking: Ranking
@@ -63,6 +65,7 @@ class Choice:
     scores: UnitScores | None = None
     errors: RemovalErrors | None = None
     ordering_s: float = 0.0
+    ordered: float = 1.0
 
 
 def name_of_choice(config: Config) -> str:
@@ -177,17 +180,20 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     further_costs(config)
 
 
-def choose_channels(config: Config, calibration: Calibration, given: InMemory) -> Choice:
+def choose_channels(config: Config, calibration: Calibration, given: InMemory, *, planned: bool = False) -> Choice:
     """Rank the units of every group on calibration data, and prepare the refit of every policy where one is asked for.
+
+    ``planned`` spares a selector all groups but the one that takes most work: enough to know how long all take, and how
+    long an evaluation does.
 
     Raises:
         BadInputError: an unknown criterion, selector or parameter, or a network that the selector cannot judge.
     """
     model, trace, selector = calibration.model, calibration.trace, config.selection.selector
     if given.selector is not None:
-        return _by_selector(config, calibration, given.selector)
+        return _by_selector(config, calibration, given.selector, planned)
     if selector is not None and given.criterion is None:
-        return _by_selector(config, calibration, _selector(config, selector))
+        return _by_selector(config, calibration, _selector(config, selector), planned)
     criterion = given.criterion or _criterion(config)
     scores = score_units(model, trace, {"": criterion}, calibration.batches, calibration.loss_fn)[""]
     ranking = rank(scores)
@@ -207,14 +213,17 @@ def _check_says_something(config: Config, criterion: Criterion) -> None:
         )
 
 
-def _by_selector(config: Config, calibration: Calibration, selector: Selector) -> Choice:
+def _by_selector(config: Config, calibration: Calibration, selector: Selector, planned: bool) -> Choice:
     problem = problem_of(calibration, labels=selector.labels)
+    ordered, share = problem.largest() if planned else (problem, 1.0)
     begun = time.perf_counter()
-    selection = select(problem, selector)
+    selection = select(ordered, selector)
     ordering_s = time.perf_counter() - begun
+    orders = {group: np.arange(len(readers[0].columns)) for group, readers in problem.readers.items()}
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
-    reconstruction = None if refit == "none" else _reconstruction(refit, calibration, selection.inputs)
-    return Choice(selection.orders, reconstruction, None, errors=selection.errors, ordering_s=ordering_s)
+    reconstruction = None if refit == "none" else _reconstruction(refit, calibration, problem.inputs)
+    ranking, errors = {**orders, **selection.orders}, None if planned else selection.errors
+    return Choice(ranking, reconstruction, None, errors=errors, ordering_s=ordering_s, ordered=share)
 
 
 def _reconstruction(

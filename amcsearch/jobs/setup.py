@@ -218,14 +218,14 @@ def make_evaluator(config: Config, workload: Workload, given: InMemory = CONFIGU
     return evaluator_of(config, workload, choice_of(config, workload, given))
 
 
-def choice_of(config: Config, workload: Workload, given: InMemory) -> Choice:
+def choice_of(config: Config, workload: Workload, given: InMemory, *, planned: bool = False) -> Choice:
     """Rank the channels of a workload as ``choose_channels`` does."""
     batches, model = judged_batches(config, workload, "calibration"), workload.model
     if torch.device(config.evaluation.torch_device).type != "cpu":
         model = duplicate(model).to(config.evaluation.torch_device)
     calibration = Calibration(model, workload.trace, batches, workload.task)
     with settings_kept(name_of_choice(config)):
-        return choose_channels(config, calibration, given)
+        return choose_channels(config, calibration, given, planned=planned)
 
 
 def evaluator_of(config: Config, workload: Workload, choice: Choice) -> Evaluator:

@@ -59,7 +59,7 @@ __all__ = [
 
 LARGEST_BATCH: Final = 2**31  # bytes
 CHECKED: Final = 16  # samples whose outputs and targets the task is tried on
-PLAN_SAMPLES: Final = 12  # of each split that is not in memory, for a plan
+PLAN_SAMPLES: Final = 8  # of each split that is not in memory, for a plan
 
 _log = logging.getLogger(__name__)
 

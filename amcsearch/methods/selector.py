@@ -67,6 +67,23 @@ class Problem:
     readers: Mapping[str, Sequence[Reader]]
     calibration: Calibration
 
+    @property
+    def inputs(self) -> dict[str, LayerInputs]:
+        """What every reader reads, by layer."""
+        return {reader.inputs.layer: reader.inputs for readers in self.readers.values() for reader in readers}
+
+    def largest(self) -> tuple["Problem", float]:
+        """Return the problem of the one group that takes most work to order, and its share of the work of all.
+
+        The work of a group is counted as its units times the entries of its readers' Gram matrices.
+        """
+        work = {
+            group: len(readers[0].columns) * sum(reader.inputs.gram.numel() for reader in readers)
+            for group, readers in self.readers.items()
+        }
+        group = max(work, key=lambda name: work[name])
+        return Problem({group: self.readers[group]}, self.calibration), work[group] / sum(work.values())
+
 
 class Selector(Protocol):
     """Which units of a group to keep, judged by the layers that read them, and how those are refitted.
@@ -164,8 +181,7 @@ def select(problem: Problem, selector: Selector) -> Selection:
             raise ValueError(f"{type(selector).__name__} does not order every unit of group {group!r} once")
         if errors is not None and not _are_errors(errors[group], len(readers[0].columns)):
             raise ValueError(f"{type(selector).__name__} gives no falling errors for every count of group {group!r}")
-    inputs = {reader.inputs.layer: reader.inputs for readers in problem.readers.values() for reader in readers}
-    return Selection(orders, inputs, errors)
+    return Selection(orders, problem.inputs, errors)
 
 
 def _are_errors(errors: NDArray[np.float64], units: int) -> bool:

@@ -175,3 +175,11 @@ def test_a_channel_that_never_varies_leaves_first_however_large_its_weight(reade
 def test_bad_damping_is_named() -> None:
     with pytest.raises(BadInputError, match=r"damping = -0\.1"):
         Obc(-0.1)
+
+
+def test_the_largest_group_has_most_units_times_entries_of_its_gram_matrices(readers: ModuleType) -> None:
+    narrow, wide = (readers.random_reader(0, channels)[0] for channels in (4, 6))
+    problem = Problem({"a": (narrow, narrow, narrow), "b": (wide,)}, None)  # 4 * 3 * 16 = 192 and 6 * 36 = 216
+    largest, share = problem.largest()
+    assert list(largest.readers) == ["b"]
+    assert share == 216 / 408

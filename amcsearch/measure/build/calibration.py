@@ -22,7 +22,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
 
 from amcsearch.core import at_worst
 from amcsearch.costs import KNOTS_MIB, CacheOverflow, KernelModel, Observation, by_signature, is_plain, weight_mib
@@ -208,6 +207,8 @@ def _fit_whole(
 
     ``weights_mib`` are (V, 2), all and streamed.
     """
+    from scipy.optimize import lsq_linear  # half a second of imports that no search needs
+
     total, streamed = weights_mib.T
     knots = [knot for knot in KNOTS_MIB if total.max() - knot > 0.02 * total.max()]
     beyond = [CacheOverflow({knot: 1.0}).extra_ms(total, streamed) for knot in knots]
@@ -228,6 +229,8 @@ def _fit_whole(
 
 def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
     """Variance of relative residuals as floor² + octave² · far²: (floor, octave)."""
+    from scipy.optimize import lsq_linear  # half a second of imports that no search needs
+
     design = np.column_stack([np.ones(len(far)), far**2])
     floor, octave = lsq_linear(design, residuals**2, bounds=(0.0, np.inf)).x
     return float(np.sqrt(floor)), float(np.sqrt(octave))

@@ -17,8 +17,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
-from scipy.stats import spearmanr
 
 from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs import (
@@ -49,6 +47,8 @@ def accuracy(predicted: NDArray[np.float64], passes_ms: Sequence[Sequence[float]
 
     The truth is the median of the passes.
     """
+    from scipy.stats import spearmanr  # half a second of imports that no search needs
+
     truth = np.array([np.median(passes) for passes in passes_ms])
     twice = [passes[0] / passes[-1] - 1.0 for passes in passes_ms if len(passes) > 1]
     signed = predicted / truth - 1.0
@@ -172,6 +172,8 @@ def _fit(
     model: LatencyModel, anchors: Sequence[MeasuredVariant], strength: float
 ) -> tuple[dict[str, float], float, float]:
     """Factors by kernel family, constant in ms, and factor of what weights cost beyond the caches."""
+    from scipy.optimize import lsq_linear  # half a second of imports that no search needs
+
     kernels = [[kernel for layer in v.layers for kernel in model.kernel_latencies(layer)] for v in anchors]
     families = sorted({kernel.kernel for of_anchor in kernels for kernel in of_anchor})
     sums = np.array([[sum(k.ms for k in of_anchor if k.kernel == name) for name in families] for of_anchor in kernels])
