@@ -32,6 +32,7 @@ FLOORS = (
     {"search"},
     {"jobs", "testing"},
     {"api"},
+    {"service"},
     {"cli"},
     {"__main__"},
 )
@@ -39,7 +40,11 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # the only modules that may import a library
 DOORS: dict[str, tuple[str, ...]] = {
+    "alembic": ("service.database", "service.migrations.*"),
+    "anyio": ("service.routes.*",),
+    "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
+    "httpx": ("service.client",),
     "matplotlib": ("reporting.*",),
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),
@@ -54,6 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "jobs.front",
         "jobs.sensitivity",
     ),
+    "prometheus_client": ("service.routes.health",),
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),
@@ -66,14 +72,16 @@ DOORS: dict[str, tuple[str, ...]] = {
         "search.surrogate",
     ),
     "sklearn": ("search.surrogate", "training.data*"),
-    "sqlalchemy": ("search.study*",),
+    "sqlalchemy": ("search.study*", "service.*"),
     "stable_baselines3": ("search.reinforcement.*",),
+    "starlette": ("service.*",),
     "torch": (
         *("graph.*", "methods.*", "runtime.*", "measure.*", "training.*", "recovery.*", "evaluation.*"),
         *("search.reinforcement.*", "jobs.*", "api.*", "testing.*"),
     ),
     "torchmetrics": ("training.tasks.*",),
     "tqdm": ("reporting.progress",),
+    "uvicorn": ("service.*",),
     "yaml": ("config.*",),
     "numpy": ("*",),
 }
@@ -85,6 +93,7 @@ ROWS = (
     "training.tasks.*",
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
     *("cli.main", "graph.masks"),
+    *("service.app", "service.routes.*", "service.migrations.*"),
 )
 
 

@@ -1,0 +1,39 @@
+"""The HTTP interface of a service as a FastAPI application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from amcsearch import __version__
+from amcsearch.runs import make_folder
+from amcsearch.service.database import Database
+from amcsearch.service.job_table import JobTable
+from amcsearch.service.problems import add_problem_handlers
+from amcsearch.service.routes import ROUTERS
+from amcsearch.service.running import Service
+from amcsearch.service.settings import ServiceSettings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Return the application of a service; its database is opened and brought up to date.
+
+    Raises:
+        BadInputError: a database that cannot be opened, or a folder of runs that cannot be made.
+    """
+    make_folder(settings.runs)
+    database = Database(settings.database_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(title="amcsearch", version=__version__, lifespan=lifespan)
+    app.state.service = Service(settings, JobTable(database))
+    add_problem_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

@@ -1,0 +1,148 @@
+"""Jobs, progress and workers as the job table holds them: frozen values, the same over HTTP and in Python."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from amcsearch.runs import Document, StoredDocument
+
+__all__ = [
+    "ENDED",
+    "BestSoFar",
+    "Claim",
+    "JobPage",
+    "JobRecord",
+    "JobState",
+    "Problem",
+    "Progress",
+    "StaleClaimError",
+    "WorkerRecord",
+]
+
+MOST_WARNINGS: Final = 50  # of one attempt; a job repeats what it warns of
+
+
+class JobState(StrEnum):
+    """``queued`` waits for a worker, also after an interruption; ``done``, ``failed`` and ``cancelled`` are ends."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED: Final = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True)
+class BestSoFar(StoredDocument):
+    """The best trial so far: its metric in its unit, predicted costs by name, and channels kept by group."""
+
+    trial: int
+    metric_name: str
+    metric: float
+    costs: Mapping[str, float]
+    policy: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Progress(StoredDocument):
+    """How far an attempt is.
+
+    ``evaluations`` of ``total`` are done (``total`` 0 where it is not known); ``share`` of a measurement or training,
+    from 0 to 1, where one runs; ``evaluations_per_s`` over this attempt.
+    """
+
+    phase: str = ""
+    text: str = ""
+    evaluations: int = 0
+    total: int = 0
+    share: float | None = None
+    evaluations_per_s: float | None = None
+    best: BestSoFar | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem(StoredDocument):
+    """Why a request or a job failed: a ``kind`` of the command line's (``bad_input``, …), and its one line."""
+
+    kind: str
+    detail: str
+    key: str | None = None
+    bound: str | None = None
+    cure: str | None = None
+
+
+@dataclass(frozen=True)
+class JobRecord(StoredDocument):
+    """One job.
+
+    ``attempt`` counts claims and fences writes; ``revision`` counts changes of the record and numbers events.
+    ``is_cancel_asked`` holds from the request to cancel until the worker has stopped. ``waits_for`` says what a queued
+    job needs. Moments are seconds since 1970 by the database's clock. ``result`` is what the command line prints with
+    ``--json``.
+    """
+
+    id: str
+    sequence: int
+    kind: str
+    name: str
+    owner: str
+    state: JobState
+    request: Mapping[str, object]
+    attempt: int
+    revision: int
+    created_s: float
+    changed_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    worker: str | None = None
+    lost: int = 0
+    is_cancel_asked: bool = False
+    waits_for: str | None = None
+    progress: Progress = field(default_factory=Progress)
+    result: Mapping[str, object] | None = None
+    problem: Problem | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no worker will change it any more."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class JobPage(Document):
+    """Jobs, the newest first, and the cursor of the next page, None on the last one."""
+
+    jobs: Sequence[JobRecord]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that a worker holds; ``attempt`` is its fencing token: a later attempt makes all its writes refused."""
+
+    job: JobRecord
+    worker: str
+    attempt: int
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class WorkerRecord(Document):
+    """A worker with what it can run and its last sign of life, by the database's clock; ``age_s`` ago."""
+
+    name: str
+    kinds: tuple[str, ...]
+    host: str
+    job: str | None
+    begun_s: float
+    seen_s: float
+    age_s: float
+
+
+class StaleClaimError(Exception):
+    """A worker wrote for an attempt that it no longer holds: the job was cancelled, taken over or removed."""

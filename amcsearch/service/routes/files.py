@@ -1,0 +1,69 @@
+"""Routes of what a job left: its files, and the policy that a front has for a budget."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from amcsearch.core import BadInputError
+from amcsearch.runs import FrontResult
+from amcsearch.service.access import Scope, requires
+from amcsearch.service.running import Service, service_of
+
+__all__ = ["ROUTER"]
+
+ROUTER = APIRouter(prefix="/jobs", tags=["files"], dependencies=[Depends(requires(Scope.READ))])
+
+Running = Annotated[Service, Depends(service_of)]
+_HIDDEN: Final = "."  # names of locks and of trainings on their way begin with it
+
+
+@ROUTER.get("/{job}/files")
+def listed(service: Running, job: str) -> Response:
+    """List the files of a job, by path in its run folder, with their sizes."""
+    folder = service.folder(service.table.get(job))
+    names = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    kept = (path for path in names if not any(p.startswith(_HIDDEN) for p in path.relative_to(folder).parts))
+    return JSONResponse(
+        {"files": [{"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size} for path in kept]}
+    )
+
+
+@ROUTER.get("/{job}/files/{path:path}", response_class=FileResponse)
+def fetched(service: Running, job: str, path: str) -> FileResponse:
+    """Fetch one file of a job."""
+    folder = service.folder(service.table.get(job))
+    return FileResponse(_inside(folder, path), filename=Path(path).name)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The file of that path below a folder; no link and no ``..`` leads out of it.
+
+    Raises:
+        HTTPException: there is no such file.
+    """
+    lost = HTTPException(404, f"there is no file {path[:80]!r} in this job; GET its /files lists them")
+    parts = Path(path).parts
+    if "\0" in path or not parts or any(part.startswith(_HIDDEN) or part == "/" for part in parts):
+        raise lost
+    try:
+        whole = (folder / path).resolve(strict=True)
+        is_inside = whole.is_relative_to(folder.resolve(strict=True)) and whole.is_file()
+    except OSError as error:
+        raise lost from error
+    if not is_inside:
+        raise lost
+    return whole
+
+
+@ROUTER.get("/{job}/policy")
+def of_budget(request: Request, service: Running, job: str, device: str | None = None) -> Response:
+    """Ask a finished front for the policy of a budget: every other parameter is a cost, such as latency_ms=0.4x."""
+    budget = {name: value for name, value in request.query_params.items() if name != "device"}
+    record = service.table.get(job)
+    if record.kind != "front":
+        raise BadInputError(f"job {job} is a {record.kind}, only a front is asked for a budget")
+    if not budget:
+        raise BadInputError("no budget: add a cost and its limit, such as ?latency_ms=0.4x")
+    return JSONResponse(FrontResult.open(service.folder(record)).within(budget, device).to_json())

@@ -1,0 +1,73 @@
+"""Routes for those who operate a service: alive, ready, workers, and metrics for Prometheus."""
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from amcsearch.service.access import Scope, requires
+from amcsearch.service.job_table import JobTable
+from amcsearch.service.running import Service, service_of
+
+__all__ = ["ROUTER"]
+
+ROUTER = APIRouter(tags=["operation"])
+
+_READ: Final = [Depends(requires(Scope.READ))]
+Running = Annotated[Service, Depends(service_of)]
+
+
+class _Jobs(Collector):
+    """Numbers of jobs and workers, read from the job table at every scrape."""
+
+    def __init__(self, table: JobTable) -> None:
+        self.table = table
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("amcsearch_jobs", "Jobs by kind and state.", labels=["kind", "state"])
+        for (kind, state), count in self.table.counts().items():
+            jobs.add_metric([kind, state], count)
+        yield jobs
+        silence = GaugeMetricFamily(
+            "amcsearch_worker_silence_seconds", "Since a worker's sign of life.", labels=["worker"]
+        )
+        busy = GaugeMetricFamily("amcsearch_worker_busy", "Whether a worker runs a job.", labels=["worker"])
+        for worker in self.table.workers():
+            silence.add_metric([worker.name], worker.age_s)
+            busy.add_metric([worker.name], float(worker.job is not None))
+        yield silence
+        yield busy
+
+
+@ROUTER.get("/healthz")
+def alive() -> Response:
+    """Whether this process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+@ROUTER.get("/readyz")
+def ready(service: Running) -> Response:
+    """Whether the database answers and the folder of runs is there."""
+    service.table.page(limit=1)
+    if not service.settings.runs.is_dir():
+        raise HTTPException(503, f"the folder of runs {service.settings.runs} is not there; mount it")
+    return JSONResponse({"status": "ok"})
+
+
+@ROUTER.get("/workers", dependencies=_READ)
+def workers(service: Running) -> Response:
+    """List workers with what they run and their last sign of life."""
+    return JSONResponse({"workers": [worker.to_json() for worker in service.table.workers()]})
+
+
+@ROUTER.get("/metrics", dependencies=_READ)
+def metrics(service: Running) -> Response:
+    """Metrics for Prometheus."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Jobs(service.table))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

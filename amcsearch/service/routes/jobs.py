@@ -1,0 +1,165 @@
+"""Routes of jobs: submit, list, look, follow, cancel, resume and extend."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Final
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from amcsearch.core import BadInputError, parse_json
+from amcsearch.runs import read_as
+from amcsearch.service.access import Caller, Scope, check_factories, requires
+from amcsearch.service.job_kinds import SearchRequest, read_request, request_of, submission_schema
+from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
+from amcsearch.service.records import JobRecord, JobState
+from amcsearch.service.running import Service, service_of
+
+__all__ = ["ROUTER"]
+
+_PROBLEM: Final[dict[str, Any]] = {"description": "A problem", "content": {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}}
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = dict.fromkeys((401, 403, 404, 409, 422, 503), _PROBLEM)
+
+ROUTER = APIRouter(prefix="/jobs", tags=["jobs"], responses=_PROBLEMS)
+
+_READ: Final = [Depends(requires(Scope.READ))]
+_SUBMIT: Final = [Depends(requires(Scope.SUBMIT))]
+Submitter = Annotated[Caller, Depends(requires(Scope.SUBMIT))]
+Running = Annotated[Service, Depends(service_of)]
+
+
+async def _body(request: Request, service: Service) -> object:
+    """The JSON of a request of bounded size.
+
+    Raises:
+        BadInputError: no JSON.
+        HTTPException: it is too large.
+    """
+    most, size, parts = service.settings.limits.request_bytes, 0, []
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HTTPException(413, f"the request has more than {most} bytes; send a smaller one")
+        parts.append(part)
+    try:
+        text = b"".join(parts).decode()
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"the request is not UTF-8 text (byte {error.start}); send JSON") from error
+    return parse_json(text, "the request")
+
+
+_SUBMISSION: Final = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": submission_schema()}}}
+}
+
+
+@ROUTER.post("", status_code=201, openapi_extra=_SUBMISSION)
+async def submit(
+    request: Request,
+    service: Running,
+    caller: Submitter,
+    idempotency_key: Annotated[str | None, Header(max_length=128)] = None,
+) -> Response:
+    """Submit a job; with a header Idempotency-Key, the same request again returns the job that is there."""
+    body = await _body(request, service)
+    record = await run_sync(_submitted, service, caller, body, idempotency_key)
+    return JSONResponse(service.shown(record), 201, {"Location": f"/jobs/{record.id}"})
+
+
+def _submitted(service: Service, caller: Caller, body: object, key: str | None) -> JobRecord:
+    kind, asked = read_request(body)
+    config = asked.configuration
+    check_factories(config, service.settings.factories)
+    most = service.settings.limits.waiting_jobs
+    return service.table.submit(kind, config.name, asked.to_json(), caller.name, key, most)
+
+
+@ROUTER.get("", dependencies=_READ)
+def listed(
+    service: Running,
+    cursor: Annotated[str | None, Query(max_length=32)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    state: JobState | None = None,
+) -> Response:
+    """List jobs, the newest first; ``next_cursor`` leads to the next page."""
+    page = service.table.page(cursor, limit, state)
+    return JSONResponse({"jobs": [service.shown(job) for job in page.jobs], "next_cursor": page.next_cursor})
+
+
+@ROUTER.get("/{job}", dependencies=_READ)
+def looked_at(service: Running, job: str) -> Response:
+    """Look at a job."""
+    return JSONResponse(service.shown(service.table.get(job)))
+
+
+def _existing(service: Running, job: str) -> JobRecord:
+    """The job of a path, looked up before the response begins."""
+    return service.table.get(job)
+
+
+@ROUTER.get("/{job}/events", response_class=EventSourceResponse, dependencies=_READ)
+async def followed(
+    service: Running,
+    record: Annotated[JobRecord, Depends(_existing)],
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Follow a job: an event with the whole job at every change, until it has ended; resumes from Last-Event-ID."""
+    sent = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
+    while True:
+        if record.revision > sent:
+            sent = record.revision
+            yield ServerSentEvent(data=service.shown(record), event="job", id=str(sent))
+        if record.has_ended:
+            return
+        await asyncio.sleep(service.settings.poll_s)
+        record = await run_sync(service.table.get, record.id)
+
+
+@ROUTER.post("/{job}/cancel", dependencies=_SUBMIT)
+def cancelled(service: Running, job: str) -> Response:
+    """Cancel a job: at once where it waits; else its worker stops it, and it can be resumed."""
+    return JSONResponse(service.shown(service.table.cancel(job)))
+
+
+@ROUTER.post("/{job}/resume", dependencies=_SUBMIT)
+def resumed(service: Running, job: str) -> Response:
+    """Let a job that was cancelled or failed go on from where it stopped."""
+    return JSONResponse(service.shown(service.table.resume(job)))
+
+
+_EXTENSION: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["trials"],
+                    "properties": {"trials": {"type": "integer", "minimum": 1}},
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+
+
+@ROUTER.post("/{job}/extend", dependencies=_SUBMIT, openapi_extra=_EXTENSION)
+async def extended(request: Request, service: Running, job: str) -> Response:
+    """Add trials to a search that has ended, and let it go on."""
+    body = read_as(Mapping[str, object], await _body(request, service), "the request")
+    trials = body.get("trials")
+    if set(body) != {"trials"} or not isinstance(trials, int) or isinstance(trials, bool):
+        raise BadInputError(f'the request is {json.dumps(body):.60}, expected {{"trials": N}}, N a whole number')
+    return JSONResponse(service.shown(await run_sync(_extended, service, job, trials)))
+
+
+def _extended(service: Service, job: str, trials: int) -> JobRecord:
+    record = service.table.get(job)
+    request = request_of(record.kind, record.request)
+    if not isinstance(request, SearchRequest):
+        raise BadInputError(f"job {job} is a {record.kind}; only a search takes further trials")
+    return service.table.resume(job, request.extended(trials).to_json())

@@ -1,0 +1,53 @@
+"""Settings of a service, which its operator decides: database, runs, allowed factories, tokens and limits."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amcsearch.core import MIB, BadInputError
+
+__all__ = ["ServiceLimits", "ServiceSettings", "default_database"]
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """What one caller may ask for: jobs that wait or run, and bytes of one request."""
+
+    waiting_jobs: int = 100
+    request_bytes: int = MIB
+
+    def __post_init__(self) -> None:
+        for name, value in (("waiting_jobs", self.waiting_jobs), ("request_bytes", self.request_bytes)):
+            if value < 1:
+                raise BadInputError(f"{name} = {value}, must be at least 1")
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """A service.
+
+    Args:
+        runs: folder of all jobs, one a folder; workers see the same one.
+        database: SQLAlchemy's address; "" is ``service.db`` in ``runs``.
+        factories: patterns ``module:callable`` of the code that a request may name besides what ships, such as
+            ``my_models:*``.
+        needs_token: whether every request needs a bearer token; without it only this machine is answered.
+        limits: of one caller.
+        poll_s: between two looks at a job that is followed.
+    """
+
+    runs: Path
+    database: str = ""
+    factories: tuple[str, ...] = ()
+    needs_token: bool = False
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    poll_s: float = 0.5
+
+    @property
+    def database_url(self) -> str:
+        """The address of the database."""
+        return self.database or default_database(self.runs)
+
+
+def default_database(runs: Path) -> str:
+    """Return the address of the SQLite file in the folder of all jobs."""
+    return f"sqlite:///{(runs / 'service.db').absolute()}"
