@@ -312,7 +312,10 @@ def _energy_rows(report: "EnergyReport") -> list[list[str]]:
     for layer in dense.layers:
         row = [layer.name, _channels(layer), *map(_number, (layer.energy_mj, *layer.parts_mj.values()))]
         for name, layers in others.items():
-            after = layers[layer.name]
+            after = layers.get(layer.name)
+            if after is None:
+                row += ["vanished", _number(0.0)]
+                continue
             changed = _channels(after) if name == "pruned" else _number(report.densities.get(layer.name))
             row += [changed, _number(after.energy_mj)]
         rows.append(row)

@@ -86,8 +86,8 @@ class SparsifyConfig(Section):
 class PruneConfig(Section):
     """What ``amcsearch prune`` does: apply a known policy, reach a cost, or keep the metric."""
 
-    policy: dict[str, Count] | str | None = None
-    """Channels kept, by name of the group; or a ``policy.json``."""
+    policy: dict[str, CountFrom0] | str | None = None
+    """Channels kept, by name of the group; or a ``policy.json``. 0 lets a residual branch vanish."""
     target: PruneTarget | None = None
     """One cost and its limit, as in the budget."""
     keep_accuracy: Magnitude | None = None
@@ -207,6 +207,10 @@ class SearchConfig(Section):
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
+    vanish: bool = False
+    """Whether a residual branch may vanish: its groups may keep 0 channels, whatever ``max_pruning_ratio``, and the
+    shortcut alone is left of the block. ``sparsify`` and rounds of ``prune`` never let one vanish. Excludes
+    ``peak_memory_bytes``."""
     baseline: str | None = "random"
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
     finalists: Count = 3
@@ -255,6 +259,11 @@ class Config(Section):
     def limits(self) -> tuple[Limit, ...]:
         """The budget as limits on costs."""
         return limits_of(self.budget, "budget")
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether groups may keep 0 channels. Between rounds none does: a later round narrows what is left."""
+        return self.search.vanish and self.prune.rounds == 1
 
     @model_validator(mode="after")
     def _has_a_goal(self) -> "Config":

@@ -152,3 +152,9 @@ class LayerSpec:
         """Return the layer with other widths, and as many groups as ``groups_at`` says."""
         conv_groups = int(self.groups_at(in_channels, out_channels))
         return replace(self, in_channels=in_channels, out_channels=out_channels, conv_groups=conv_groups)
+
+    def bias_alone(self) -> "LayerSpec | None":
+        """Return what is left of the layer where it reads no channels: its bias, a parameter; None without a bias."""
+        if not self.has_bias:
+            return None
+        return LayerSpec(f"{self.name}.bias" if self.name else "", LayerKind.PARAMETER, 1, self.out_channels)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,7 +42,7 @@ class NetworkSpec:
                 raise BadInputError(f"{kind} names must differ: {sorted(repeated)}")
         known = {layer.name for layer in self.layers}
         for group in self.groups:
-            lost = {c.layer for c in group.couplings} - known
+            lost = {*(c.layer for c in group.couplings), *group.idle_layers} - known
             if lost:
                 raise BadInputError(f"group {group.name!r} is coupled to unknown layers {sorted(lost)}")
         unknown = self.execution.groups - {group.name for group in self.groups}
@@ -71,6 +71,14 @@ class NetworkSpec:
                 matrices[coupling.side][g, self.layer_index[coupling.layer]] += coupling.factor / coupling.removed
         return matrices[Side.IN], matrices[Side.OUT]
 
+    @cached_property
+    def idles(self) -> NDArray[np.bool_]:
+        """Which layers (L,) nothing reads any more where a group (G,) keeps no channels: (G, L)."""
+        idle = np.zeros((len(self.groups), len(self.layers)), dtype=np.bool_)
+        for g, group in enumerate(self.groups):
+            idle[g, [self.layer_index[name] for name in group.idle_layers]] = True
+        return idle
+
     def kept_array(self, policy: PruningPolicy) -> NDArray[np.int64]:
         """Kept channels of each group, shape (G,), in the order of ``groups``.
 
@@ -82,12 +90,7 @@ class NetworkSpec:
             unknown, missing = sorted(set(policy) - set(names)), sorted(set(names) - set(policy))
             raise BadInputError(f"policy does not fit the network: unknown groups {unknown}, missing groups {missing}")
         for group in self.groups:
-            n_keep = policy[group.name]
-            if not 1 <= n_keep <= group.channels or n_keep % group.unit:
-                raise BadInputError(
-                    f"group {group.name!r}: n_keep = {n_keep}, must be a multiple of {group.unit} "
-                    f"from {group.unit} to {group.channels}"
-                )
+            group.check(policy[group.name])
         return np.array([policy[name] for name in names], dtype=np.int64)
 
     def policy(self, kept: NDArray[np.int64]) -> PruningPolicy:
@@ -106,22 +109,48 @@ class NetworkSpec:
     def with_channels(self, policy: PruningPolicy) -> "NetworkSpec":
         """Return the shapes after removing what ``policy`` does not keep; the groups shrink too.
 
+        Layers without outputs and idle ones are gone, and those without inputs are their bias alone. Groups that no
+        layer reads any more are gone too.
+
         Raises:
             BadInputError: as ``kept_array``.
         """
         kept = self.kept_array(policy)
         width_in, width_out = (w[0] for w in self.widths(kept[None, :]))
-        layers = tuple(
-            layer.resized(int(i), int(o)) for layer, i, o in zip(self.layers, width_in, width_out, strict=True)
-        )
-        groups = tuple(
-            ChannelGroup(group.name, int(n), group.couplings, group.unit)
-            for group, n in zip(self.groups, kept, strict=True)
-        )
-        return NetworkSpec(layers, groups, self.execution)
+        idle = self.idles[kept == 0].any(axis=0)
+        left = {
+            layer.name: None if is_idle else _resized(layer, int(i), int(o))
+            for layer, i, o, is_idle in zip(self.layers, width_in, width_out, idle, strict=True)
+        }
+        shrunk = (_shrunk(group, int(n), left) for group, n in zip(self.groups, kept, strict=True))
+        groups = tuple(group for group in shrunk if group is not None)
+        layers = tuple(layer for layer in left.values() if layer is not None)
+        return NetworkSpec(layers, groups, self.execution if kept.all() else Execution())
 
     def without_groups(self, lost: Collection[str]) -> "NetworkSpec":
         """Return the same layers without some groups, whose channels all stay."""
         channels = {group.name: group.channels for group in self.groups if group.name in lost}
         groups = tuple(group for group in self.groups if group.name not in channels)
         return NetworkSpec(self.layers, groups, self.execution.without(channels))
+
+
+def _resized(layer: LayerSpec, in_channels: int, out_channels: int) -> LayerSpec | None:
+    """The layer at other widths, its bias alone where it reads nothing, None where nothing of it is left."""
+    if in_channels and out_channels:
+        return layer.resized(in_channels, out_channels)
+    alone = layer.bias_alone() if out_channels else None
+    return alone and alone.resized(1, out_channels)
+
+
+def _shrunk(group: ChannelGroup, n_keep: int, left: Mapping[str, LayerSpec | None]) -> ChannelGroup | None:
+    """The group of ``n_keep`` channels, coupled to what is left of its layers; None where no layer reads it now."""
+    couplings = []
+    for coupling in group.couplings:
+        layer = left[coupling.layer]
+        if layer is not None and (layer.name == coupling.layer or coupling.side is Side.OUT):
+            couplings.append(replace(coupling, layer=layer.name))
+    reads, still_reads = (any(c.side is Side.IN for c in each) for each in (group.couplings, couplings))
+    if not n_keep or (reads and not still_reads):
+        return None
+    idle = tuple(name for name in group.idle_layers if left[name] is not None)
+    return replace(group, channels=n_keep, couplings=tuple(couplings), idle_layers=idle)

@@ -24,7 +24,7 @@ class PruningPolicy(Mapping[str, int]):
     """How many channels every group keeps: an immutable, hashable mapping of group name to ``n_keep``.
 
     Raises:
-        BadInputError: a count that is not a whole number from 1 to ``MOST_CHANNELS``.
+        BadInputError: a count that is not a whole number from 0 to ``MOST_CHANNELS``.
     """
 
     __slots__ = ("_kept",)
@@ -32,8 +32,8 @@ class PruningPolicy(Mapping[str, int]):
     def __init__(self, kept: Mapping[str, int]) -> None:
         for name, n_keep in kept.items():
             is_whole = isinstance(n_keep, int | np.integer) and not isinstance(n_keep, bool)
-            if not is_whole or not 1 <= n_keep <= MOST_CHANNELS:
-                bound = f"at most {MOST_CHANNELS}" if is_whole and n_keep > 1 else "at least 1"
+            if not is_whole or not 0 <= n_keep <= MOST_CHANNELS:
+                bound = f"at most {MOST_CHANNELS}" if is_whole and n_keep > 1 else "at least 0"
                 raise BadInputError(
                     f"policy: n_keep of {name!r:.80} is {n_keep!r:.40}, must be a whole number of {bound}"
                 )
@@ -100,9 +100,16 @@ class PolicySpace:
 
     @classmethod
     def on_grid(
-        cls, groups: Sequence[ChannelGroup], multiple: int = 1, max_pruning_ratio: float = 1.0
+        cls,
+        groups: Sequence[ChannelGroup],
+        multiple: int = 1,
+        max_pruning_ratio: float = 1.0,
+        *,
+        vanish: bool = False,
     ) -> "PolicySpace":
         """Return the space of multiples of ``multiple`` that remove at most ``max_pruning_ratio`` of any group.
+
+        With ``vanish`` groups that can vanish may also keep 0 channels, whatever the ratio.
 
         Raises:
             BadInputError: a multiple below 1, or a ratio outside (0, 1].
@@ -111,7 +118,9 @@ class PolicySpace:
             raise BadInputError(f"channel_multiple = {multiple}, must be at least 1")
         if not 0.0 < max_pruning_ratio <= 1.0:
             raise BadInputError(f"max_pruning_ratio = {max_pruning_ratio}, must be in (0, 1]")
-        choices = tuple(np.array(group.choices(multiple, max_pruning_ratio), dtype=np.int64) for group in groups)
+        choices = tuple(
+            np.array(group.choices(multiple, max_pruning_ratio, vanish=vanish), dtype=np.int64) for group in groups
+        )
         return cls(tuple(groups), choices)
 
     @property

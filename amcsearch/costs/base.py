@@ -1,5 +1,7 @@
 """The contract of every cost: a number for each layer, from its shapes alone."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerSpec, MomentBytes
 
-__all__ = ["BatchedCostModel", "CostModel", "JointCost", "PeakCost", "layer_costs"]
+__all__ = ["BatchedCostModel", "CostModel", "JointCost", "PeakCost", "layer_amounts", "layer_costs"]
 
 
 class CostModel(Protocol):
@@ -94,9 +96,44 @@ def layer_costs(
 ) -> NDArray[np.float64]:
     """Ask any model for ``layer`` at many widths (L,), at once where it can.
 
+    A width may be 0, which no model sees: a layer that reads no channels costs what its bias does, one that writes none
+    costs nothing.
+
     Raises:
         BadInputError: as ``CostModel.layer_cost``.
     """
+    return _widths_asked(partial(_asked, model), layer, (in_channels, out_channels), ())
+
+
+def layer_amounts(
+    model: JointCost, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Ask a joint cost for the two sums of ``layer`` at many widths (L,): (L, 2); raises as ``layer_costs``."""
+    return _widths_asked(model.layer_amounts, layer, (in_channels, out_channels), (2,))
+
+
+_Ask = Callable[[LayerSpec, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+
+def _widths_asked(
+    ask: _Ask, layer: LayerSpec, widths: tuple[NDArray[np.int64], NDArray[np.int64]], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Ask for widths (L,) of which some are 0: a layer that reads nothing is its bias, one that writes nothing is 0."""
+    in_channels, out_channels = widths
+    works, biased = (in_channels > 0) & (out_channels > 0), (in_channels == 0) & (out_channels > 0)
+    if works.all():
+        return ask(layer, in_channels, out_channels)
+    values, bias = np.zeros((len(works), *shape)), layer.bias_alone()
+    if works.any():
+        values[works] = ask(layer, in_channels[works], out_channels[works])
+    if bias is not None and biased.any():
+        values[biased] = ask(bias, np.ones_like(out_channels[biased]), out_channels[biased])
+    return values
+
+
+def _asked(
+    model: CostModel, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
+) -> NDArray[np.float64]:
     if isinstance(model, BatchedCostModel):
         return model.layer_costs(layer, in_channels, out_channels)
     pairs = zip(in_channels.tolist(), out_channels.tolist(), strict=True)

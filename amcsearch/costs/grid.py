@@ -6,6 +6,8 @@ the address of layer l under policy p is
 
     address[l, p] = base[l] + Σ_g stride[l, g] · removed_units[g, p]
 
+A layer that nothing reads once a group keeps no channels costs nothing then.
+
 A batch is priced table by table, so that the table at hand stays within the cache however many policies look it up.
 Entries are asked of the cost models when first needed, once.
 """
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, Cost, LayerSpec, MomentBytes, NetworkSpec, PruningPolicy
-from amcsearch.costs.base import CostModel, JointCost, PeakCost, layer_costs
+from amcsearch.costs.base import CostModel, JointCost, PeakCost, layer_amounts, layer_costs
 from amcsearch.costs.distinct import distinct
 
 __all__ = ["CostGrid"]
@@ -67,6 +69,8 @@ class CostGrid:
             raise BadInputError(f"cost models {list(self.names)}: each name may appear once; drop a model")
         self._units = np.array([group.unit for group in network.groups], dtype=np.int64)
         self._channels = np.array([group.channels for group in network.groups], dtype=np.int64)
+        self._smallest = np.array([group.smallest for group in network.groups], dtype=np.int64)
+        self._idles: list[list[int]] = [np.flatnonzero(column).tolist() for column in network.idles.T]  # of each layer
         self._lay_out()
         # 0 in `_slots` means "not asked yet": fresh zero pages cost no memory until an entry is used
         self._slots = np.zeros(self._bases[-1], dtype=np.int32)
@@ -104,7 +108,7 @@ class CostGrid:
         )
         step_in, step_out = (max(1, int(np.gcd.reduce(lost, initial=0))) for lost in (lost_in, lost_out))
         by_in, by_out = lost_in // step_in, lost_out // step_out
-        most = self._channels // self._units - 1
+        most = (self._channels - self._smallest) // self._units
         n_in, n_out = int(most @ by_in) + 1, int(most @ by_out) + 1
         together = bool(n_in > 1 and np.array_equal(by_in, by_out))
         table = _WidthTable(replace(layer, name=""), step_in, step_out, n_in, n_out, together)
@@ -182,7 +186,11 @@ class CostGrid:
                 for layer_entries, layer in zip(entries, layers, strict=True):
                     for group, stride in self._strides[layer]:
                         layer_entries += stride * removed_units[group]
-                yield policies, layers, self._slots_of(t, entries)
+                slots = self._slots_of(t, entries)
+                for layer_slots, layer in zip(slots, layers, strict=True):
+                    for group in self._idles[layer]:
+                        layer_slots[kept[policies, group] == 0] = 0  # of which every value is 0
+                yield policies, layers, slots
 
     def _slots_of(self, t: int, entries: NDArray[np.int64]) -> NDArray[np.int32]:
         """Slots of entries of a table, of any shape, those that no model was asked for yet filled first."""
@@ -198,14 +206,10 @@ class CostGrid:
     def _check(self, kept: NDArray[np.int64]) -> None:
         if kept.ndim != 2 or kept.shape[1] != len(self._channels):
             raise BadInputError(f"kept counts have shape {kept.shape}, must be (policies, {len(self._channels)})")
-        wrong = (kept < 1) | (kept > self._channels) | (kept % self._units != 0)
+        wrong = (kept < self._smallest) | (kept > self._channels) | (kept % self._units != 0)
         if wrong.any():
             p, g = np.argwhere(wrong)[0]
-            group = self.network.groups[g]
-            raise BadInputError(
-                f"group {group.name!r}: n_keep = {kept[p, g]}, must be a multiple of {group.unit} "
-                f"from {group.unit} to {group.channels}"
-            )
+            self.network.groups[g].check(int(kept[p, g]))
 
     def _asked(self, table: _WidthTable, entries: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ask every model for entries (E,) of a table: their slots (E,)."""
@@ -218,7 +222,7 @@ class CostGrid:
         for values, model in zip(self._values, self.models, strict=False):
             values[first:end] = layer_costs(model, table.layer, *widths)
         for row, joint in zip(range(len(self.models), len(self._values), 2), self._joint.values(), strict=True):
-            self._values[row : row + 2, first:end] = joint.layer_amounts(table.layer, *widths).T
+            self._values[row : row + 2, first:end] = layer_amounts(joint, table.layer, *widths).T
         self._used = end
         return np.arange(first, end)
 

@@ -17,13 +17,15 @@ from amcsearch.graph.layout import channels_first, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
-from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of
+from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
 from amcsearch.graph.tracing.trace import trace
+from amcsearch.graph.vanished import ConstantLayer
 
 __all__ = [
     "Batch",
     "Batches",
+    "ConstantLayer",
     "HeldBatches",
     "Kept",
     "MappedBatches",
@@ -50,4 +52,5 @@ __all__ = [
     "tensors_of",
     "tensors_of_tree",
     "trace",
+    "vanished_layers",
 ]

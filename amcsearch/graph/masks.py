@@ -68,6 +68,8 @@ def _on_kept(module: nn.Module, keep: Tensor) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         dim, index = norm_dim(module, x.shape), keep.to(x.device)
+        if not len(keep):
+            return torch.zeros_like(x)
         small = copy.copy(module)
         small.__dict__.pop("forward", None)
         small.__dict__["_parameters"] = {}

@@ -15,6 +15,7 @@ import copy
 import types
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,12 +23,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import PruningPolicy
+from amcsearch.core import PruningPolicy, Side
 from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
-from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, check_kept
+from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, Vanishing, check_kept
+from amcsearch.graph.vanished import emptied
 
-__all__ = ["duplicate", "leaving", "remove", "removed_positions", "renumbered", "tensors_of"]
+__all__ = [
+    "VanishedLayers",
+    "duplicate",
+    "leaving",
+    "remove",
+    "removed_positions",
+    "renumbered",
+    "tensors_of",
+    "vanished_layers",
+]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _ATOMIC = {int, float, str, bool, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size, torch.layout}
@@ -131,12 +142,16 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
     """Return a copy of ``model`` with only the ``kept`` channels; groups not named keep everything.
 
     Its output equals the masked module's. ``model`` is untouched and shares nothing mutable with the result;
-    mode and ``requires_grad`` are kept.
+    mode and ``requires_grad`` are kept. Where a group keeps no channels, its layers are replaced (``vanished``).
 
     Raises:
         BadInputError: kept channels that do not fit the trace.
     """
     removed = check_kept(trace, kept)
+    branches = _gone_branches(trace, removed)
+    for name, branch in branches.items():  # code that does not run on no channels is left ``width`` of zeros
+        stand_ins = trace.units[name].ravel()[: branch.width]
+        removed[name] = np.setdiff1d(removed[name], stand_ins)
     positions = removed_positions(trace, removed)
     dense = tensors_of(model, (name for name, _ in positions))
     memo: dict[int, object] = {id(dense[name]): tensor for name, tensor in _sliced(dense, positions).items()}
@@ -152,8 +167,35 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
         path = name.rpartition(".")[0]
         free_heads(modules[path])
         free_heads(modules[path.rpartition(".")[0]])  # of its output projection
+    emptied(small, branches)
     forget(small)
     return small
+
+
+def _gone_branches(trace: Trace, removed: Mapping[str, NDArray[np.int64]]) -> dict[str, Vanishing]:
+    """Return the branches of groups that keep no channels; ``removed``: as of ``check_kept``."""
+    widths = {group.name: group.channels for group in trace.network.groups}
+    return {name: trace.vanishing[name] for name, gone in removed.items() if len(gone) == widths[name]}
+
+
+@dataclass(frozen=True)
+class VanishedLayers:
+    """Convolutions and linear layers of vanished branches, by path: those that write a constant, and those that write
+    nothing any more."""
+
+    constant: frozenset[str]
+    silent: frozenset[str]
+
+
+def vanished_layers(trace: Trace, kept: Kept) -> VanishedLayers:
+    """Return the layers that ``remove(model, trace, kept)`` has replaced.
+
+    Raises:
+        BadInputError: kept channels that do not fit the trace.
+    """
+    branches = _gone_branches(trace, check_kept(trace, kept)).values()
+    silent = frozenset(path for branch in branches for path in (*branch.writers, *branch.idle))
+    return VanishedLayers(frozenset(path for branch in branches for path in branch.readers) - silent, silent)
 
 
 def tensors_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -196,10 +238,13 @@ Indices = NDArray[np.int64]
 def renumbered(trace: Trace, kept: Kept) -> Trace:
     """Return the trace of ``remove(model, trace, kept)``, its groups named and ordered as in ``trace``.
 
+    Groups that keep no channels are gone, and so are others that only their branches read.
+
     Raises:
         BadInputError: kept channels that do not fit the trace.
     """
     removed = defaultdict(_nothing, check_kept(trace, kept))
+    branches = _gone_branches(trace, removed)
     left = {name: np.setdiff1d(units, removed[name]) for name, units in trace.units.items()}
     in_tensors = defaultdict(_nothing, removed_positions(trace, removed))
     in_norms = defaultdict(_nothing, leaving(trace.norms, removed, lambda part: part.module))
@@ -215,13 +260,48 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
     def unit_rows(units: Indices, group: str) -> Indices:
         return _closed_up(units[np.isin(units[:, 0], left[group])], removed[group])
 
-    return Trace(
-        trace.network.with_channels(PruningPolicy({name: len(channels) for name, channels in left.items()})),
-        {name: tuple(in_tensor(part, name) for part in parts) for name, parts in trace.slices.items()},
-        {name: unit_rows(units, name) for name, units in trace.units.items()},
-        trace.skipped,
-        {name: tuple(in_norm(part, name) for part in parts) for name, parts in trace.norms.items()},
-        trace.attributes,
+    network = trace.network.with_channels(PruningPolicy({name: len(channels) for name, channels in left.items()}))
+    smaller = replace(
+        trace,
+        network=network,
+        slices={name: tuple(in_tensor(part, name) for part in parts) for name, parts in trace.slices.items()},
+        units={name: unit_rows(units, name) for name, units in trace.units.items()},
+        norms={name: tuple(in_norm(part, name) for part in parts) for name, parts in trace.norms.items()},
+    )
+    return _without(smaller, branches)
+
+
+def _without(trace: Trace, branches: Mapping[str, Vanishing]) -> Trace:
+    """Return the trace of groups of its network alone, without what the modules of vanished branches held."""
+    names = {group.name: group.couplings[0].layer for group in trace.network.groups}
+    gone = {path for b in branches.values() for path in (*b.writers, *b.norms, *b.idle)}
+    constants = {path for b in branches.values() for path in b.readers} - gone
+    gone |= constants
+
+    def parts_left(name: str) -> Iterable[TensorSlice]:
+        parts = trace.slices[name]
+        biased = {part.tensor for part in parts if part.tensor.endswith("bias")}
+        for part in parts:
+            path, _, leaf = part.tensor.rpartition(".")
+            if path not in gone:
+                yield part
+            elif path in constants and leaf == "bias":
+                yield replace(part, layer=f"{part.layer}.bias")
+            elif path in constants and part.side is Side.OUT and f"{path}.bias" not in biased:  # a buffer of zeros
+                yield TensorSlice(f"{path}.bias", 0, part.positions, Side.OUT, names[name])
+
+    def branch_left(branch: Vanishing) -> Vanishing:
+        roles = (branch.readers, branch.writers, branch.norms, branch.idle)
+        readers, writers, norms, idle = (tuple(path for path in paths if path not in gone) for paths in roles)
+        return replace(branch, readers=readers, writers=writers, norms=norms, idle=idle)
+
+    return replace(
+        trace,
+        slices={name: tuple(parts_left(name)) for name in names},
+        units={name: trace.units[name] for name in names},
+        norms={name: tuple(p for p in trace.norms.get(name, ()) if p.module not in gone) for name in names},
+        attributes=tuple(a for a in trace.attributes if a.group in names and a.module not in gone),
+        vanishing={name: branch_left(branch) for name, branch in trace.vanishing.items() if name in names},
     )
 
 

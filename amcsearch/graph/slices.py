@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, ChannelGroup, Coupling, NetworkSpec, Side
 from amcsearch.graph.tracing.labels import components
 
-__all__ = ["Kept", "NormSlice", "Skipped", "TensorSlice", "Trace", "WidthAttribute", "check_kept", "joined"]
+__all__ = [
+    "Kept",
+    "NormSlice",
+    "Skipped",
+    "TensorSlice",
+    "Trace",
+    "Vanishing",
+    "WidthAttribute",
+    "check_kept",
+    "joined",
+]
 
 Kept = Mapping[str, NDArray[np.int64]]
 """Group name → sorted channel indices kept, of ``range(group.channels)``."""
@@ -66,11 +76,30 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Vanishing:
+    """What becomes of the modules of a group that keeps no channels, by their paths.
+
+    ``readers`` write a constant, ``writers`` nothing, and ``norms`` (also PReLU) pass on what they are given. ``idle``
+    are layers of other groups that nothing reads then: they pass on what they are given, or write zeros. ``width``
+    channels of zeros flow in between, so that the forward of the network runs as it is: 0 where it can. A constant is
+    spread over all positions where ``spread``; else it has size 1 there, and the addition spreads it.
+    """
+
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+    norms: tuple[str, ...]
+    idle: tuple[str, ...] = ()
+    width: int = 0
+    spread: bool = False
+
+
+@dataclass(frozen=True)
 class Trace:
     """A module's shapes with its channel groups; holds no tensors and can be pickled.
 
     ``slices``, ``units`` and ``norms`` are keyed by group name. ``units`` are (n_units, unit) channel indices that
-    leave together: a head's channels, or one channel of each group of a grouped convolution.
+    leave together: a head's channels, or one channel of each group of a grouped convolution. ``vanishing`` names the
+    groups that may keep no channels.
     """
 
     network: NetworkSpec
@@ -79,6 +108,7 @@ class Trace:
     skipped: tuple[Skipped, ...] = ()
     norms: Mapping[str, tuple[NormSlice, ...]] = field(default_factory=dict)
     attributes: tuple[WidthAttribute, ...] = ()
+    vanishing: Mapping[str, Vanishing] = field(default_factory=dict)
 
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
@@ -92,6 +122,7 @@ class Trace:
             self.skipped + tuple(Skipped(name, reason, layers[name]) for name, reason in lost.items()),
             {name: value for name, value in self.norms.items() if name in names},
             tuple(a for a in self.attributes if a.group in names),
+            {name: value for name, value in self.vanishing.items() if name in names},
         )
 
     def reason(self, layer: str) -> str:
@@ -169,7 +200,8 @@ def check_kept(trace: Trace, kept: Kept) -> dict[str, NDArray[np.int64]]:
     """Return the REMOVED channels of each group that loses some; groups not named keep everything.
 
     Raises:
-        BadInputError: an unknown group, indices that are not sorted, out of range or none, or a split unit.
+        BadInputError: an unknown group, indices that are not sorted or out of range, none of a group that cannot
+            vanish, or a split unit.
     """
     groups = {group.name: group for group in trace.network.groups}
     removed = {}
@@ -177,15 +209,12 @@ def check_kept(trace: Trace, kept: Kept) -> dict[str, NDArray[np.int64]]:
         if name not in groups:
             raise BadInputError(f"kept names unknown group {name!r}; known are {sorted(groups)}")
         group, index = groups[name], np.asarray(indices, dtype=np.int64)
-        if (
-            index.ndim != 1
-            or not index.size
-            or index[0] < 0
-            or index[-1] >= group.channels
-            or (np.diff(index) < 1).any()
-        ):
+        least = int(not group.can_vanish)
+        is_sorted = index.ndim == 1 and not (np.diff(index) < 1).any()
+        if not is_sorted or len(index) < least or (len(index) and not 0 <= index[0] <= index[-1] < group.channels):
             raise BadInputError(
-                f"group {name!r}: kept channels must be sorted, distinct and at least one of 0 … {group.channels - 1}"
+                f"group {name!r}: kept channels must be sorted, distinct and {'at least one ' * least}"
+                f"of 0 … {group.channels - 1}"
             )
         present = np.zeros(group.channels, dtype=bool)
         present[index] = True

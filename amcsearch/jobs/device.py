@@ -30,6 +30,7 @@ __all__ = [
     "given_profile",
     "given_table",
     "load_device",
+    "policy_space",
     "priced",
     "table_name",
     "table_summary",
@@ -124,7 +125,7 @@ def load_device(
     warnings = [*_table_warnings(config, measured, table), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
-    whole = PolicySpace.on_grid(spec.groups, multiple, config.search.max_pruning_ratio)
+    whole = policy_space(config, spec, multiple)
     bits = _weight_bits(profile)
     priced_limits = tuple(priced(limit, dense, bits) for limit in limits)
     thinned = table is not None and config.device.channel_multiple == "auto"
@@ -138,10 +139,15 @@ def load_device(
 
 
 def _memory(config: Config, spec: NetworkSpec) -> list[CostModel]:
-    """Make the costs of memory; the peak only where the order of execution is known."""
+    """Make the costs of memory; the peak only where the order of execution is known, whatever a policy keeps."""
     dtype, batch = config.device.dtype, config.device.batch
-    peak = [PeakMemory(spec, dtype, batch)] if spec.execution.moments else []
+    peak = [PeakMemory(spec, dtype, batch)] if spec.execution.moments and not config.may_vanish else []
     return [ModelBytes(dtype), *peak]
+
+
+def policy_space(config: Config, network: NetworkSpec, multiple: int) -> PolicySpace:
+    """Return the policies that the configuration allows on a channel grid."""
+    return PolicySpace.on_grid(network.groups, multiple, config.search.max_pruning_ratio, vanish=config.may_vanish)
 
 
 def _with_left_alone(error: InfeasibleBudgetError, network: TracedNetwork) -> InfeasibleBudgetError:

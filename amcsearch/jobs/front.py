@@ -27,7 +27,7 @@ from amcsearch.evaluation import (
     policies,
     rank_correlation,
 )
-from amcsearch.jobs.device import Device, table_summary
+from amcsearch.jobs.device import Device, policy_space, table_summary
 from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.selection import name_of_choice
@@ -192,15 +192,15 @@ class _Judge:
         path = FrontFiles.of(self.run).tables
         if path.exists():
             return ErrorTables.read(path)
-        config, groups = self.prepared.config, self.prepared.workload.trace.network.groups
-        space = PolicySpace.on_grid(groups, max_pruning_ratio=config.search.max_pruning_ratio)
+        config, network = self.prepared.config, self.prepared.workload.trace.network
+        space = policy_space(config, network, 1)
         source, known = name_of_choice(config), self.job.errors
         if known is None:
             source = f"{source}, by probes"
             errors = self._probed(space)
         else:
             errors = removal_errors(space, known)
-        by_group = list(zip(groups, space.choices, errors, strict=True))
+        by_group = list(zip(space.groups, space.choices, errors, strict=True))
         tables = ErrorTables(
             source=source,
             dense_metric=self.paired.dense_metric,

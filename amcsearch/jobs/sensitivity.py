@@ -12,6 +12,7 @@ import pandas as pd
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Cost, NetworkSpec, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.evaluation import Curves, Evaluator, check_points, curves, expected_increase, policies, rank_correlation
+from amcsearch.jobs.device import policy_space
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.rehearsal import half_of
 from amcsearch.jobs.selection import check_named, with_selection
@@ -106,7 +107,7 @@ def sensitivity(
 
 def _space(config: Config, network: NetworkSpec) -> PolicySpace:
     multiple = config.device.channel_multiple
-    return PolicySpace.on_grid(network.groups, 1 if multiple == "auto" else multiple, config.search.max_pruning_ratio)
+    return policy_space(config, network, 1 if multiple == "auto" else multiple)
 
 
 def _rows(recovered: Curves, bare: Curves) -> list[tuple[str, int, float, float, str]]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amcsearch.graph import Batches, modes_kept
+from amcsearch.graph import Batches, ConstantLayer, modes_kept
 
 __all__ = ["keeps_statistics", "recalibrate_batch_norm"]
 
@@ -45,6 +45,9 @@ def recalibrate_batch_norm(model: nn.Module, batches: Batches) -> None:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.train()
+            for module in model.modules():
+                if isinstance(module, ConstantLayer):
+                    module.train()  # spread over all positions, of which a batch norm in train mode needs two
             sample_count = 0
             for batch in batches:
                 sample_count += batch.size

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.graph import (
+    Batches,
+    ConstantLayer,
+    Kept,
+    Trace,
+    check_kept,
+    evaluating,
+    removed_positions,
+    vanished_layers,
+)
 from amcsearch.methods import Criterion, LossFunction, Statistic, following_norms, gather, readers
 
 __all__ = ["Means", "fold_means", "input_means", "means_for"]
@@ -74,10 +83,11 @@ def fold_means(smaller: nn.Module, trace: Trace, kept: Kept, means: Means) -> No
     """
     removed = check_kept(trace, kept)
     positions = removed_positions(trace, removed)
+    silent = vanished_layers(trace, kept).silent
     modules = dict(smaller.named_modules(remove_duplicate=False))
     for name, terms in means.terms.items():
         gone = positions.get((name, 1))
-        if gone is None:
+        if gone is None or _layer(name) in silent:
             continue
         lost = terms[:, torch.from_numpy(gone)].sum(1)
         rows = np.delete(np.arange(len(terms)), positions.get((name, 0), np.empty(0, dtype=np.int64)))
@@ -86,17 +96,16 @@ def fold_means(smaller: nn.Module, trace: Trace, kept: Kept, means: Means) -> No
 
 def _add(modules: Mapping[str, nn.Module], name: str, norm: str | None, lost: Tensor) -> None:
     layer = modules[_layer(name)]
-    assert isinstance(layer, nn.Linear | _ConvNd)
+    assert isinstance(layer, nn.Linear | _ConvNd | ConstantLayer)
     with torch.no_grad():
-        lost = lost.to(layer.weight)
         if layer.bias is not None:
-            layer.bias += lost
+            layer.bias += lost.to(layer.bias)
         elif norm is not None:
             running = modules[norm].running_mean
             assert isinstance(running, Tensor)
             running -= lost.to(running)
         else:
-            layer.bias = nn.Parameter(lost, requires_grad=layer.weight.requires_grad)
+            layer.bias = nn.Parameter(lost.to(layer.weight), requires_grad=layer.weight.requires_grad)
 
 
 def _layer(name: str) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Kept, Trace, check_kept, removed_positions, tensors_of
+from amcsearch.graph import Kept, Trace, check_kept, removed_positions, tensors_of, vanished_layers
 from amcsearch.methods import DAMPING, REFITS, LayerInputs, Refitted, refitted, weight_matrix
 
 __all__ = ["CACHE_BYTES", "Reconstruction"]
@@ -67,10 +67,14 @@ class Reconstruction:
             BadInputError: kept channels that do not fit the trace, or a Gram matrix that cannot be solved.
         """
         gone = removed_positions(self.trace, check_kept(self.trace, kept))
-        touched = tensors_of(smaller, (name for layer_inputs in self._inputs for name in _names(layer_inputs)))
-        for layer_inputs in self._inputs:
-            if (layer_inputs.weight, 1) in gone:
-                self._refit(layer_inputs, gone, touched)
+        vanished = vanished_layers(self.trace, kept)
+        losing = [each for each in self._inputs if (each.weight, 1) in gone and each.layer not in vanished.silent]
+        names = {layer_inputs.layer: _names(layer_inputs) for layer_inputs in losing}
+        for layer in vanished.constant & set(names):
+            names[layer] = names[layer][1:]  # nothing is left of its weight
+        touched = tensors_of(smaller, (name for layer in names.values() for name in layer))
+        for layer_inputs in losing:
+            self._refit(layer_inputs, gone, touched)
 
     def _refit(
         self,
@@ -81,13 +85,16 @@ class Reconstruction:
         new = self._solved(layer_inputs, gone[layer_inputs.weight, 1])
         rows = torch.ones(len(new.weight), dtype=torch.bool)
         rows[torch.from_numpy(gone.get((layer_inputs.weight, 0), np.empty(0, np.int64)))] = False
-        weight = touched[layer_inputs.weight].data
-        weight.copy_(new.weight[rows].reshape(weight.shape))
+        if layer_inputs.weight in touched:
+            weight = touched[layer_inputs.weight].data
+            weight.copy_(new.weight[rows].reshape(weight.shape))
         if layer_inputs.bias is not None:
-            touched[layer_inputs.bias].data.add_(new.shift[rows].to(weight))
+            bias = touched[layer_inputs.bias].data
+            bias.add_(new.shift[rows].to(bias))
         if layer_inputs.norm is not None:
             mean, variance = (touched[name] for name in _running(layer_inputs.norm))
-            variance.mul_(new.spread[rows].to(variance))
+            if layer_inputs.weight in touched:  # a constant has no variance to follow
+                variance.mul_(new.spread[rows].to(variance))
             if layer_inputs.bias is None:
                 mean.sub_(new.shift[rows].to(mean))
 

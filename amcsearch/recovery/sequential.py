@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions
+from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions, vanished_layers
 from amcsearch.methods import (
     DAMPING,
     MEMORY_BYTES,
@@ -87,11 +87,15 @@ class SequentialReconstruction:
         removed = check_kept(self.trace, kept)
         if not removed:
             return
-        gone = removed_positions(self.trace, removed)
+        gone, vanished = removed_positions(self.trace, removed), vanished_layers(self.trace, kept)
         with evaluating(smaller), torch.no_grad():
             for layer, layer_inputs in self._inputs.items():
                 targets = _kept_outputs(self._targets[layer], gone.get((layer_inputs.weight, 0)))
-                self._refit(smaller, layer_inputs, targets)
+                if layer in vanished.constant:
+                    shift = targets.double().mean(1).flatten()
+                    _set_constant(smaller, layer_inputs, shift, torch.ones_like(shift))
+                elif layer not in vanished.silent:
+                    self._refit(smaller, layer_inputs, targets)
 
     def _refit(self, smaller: nn.Module, layer_inputs: LayerInputs, targets: Tensor) -> None:
         """Fit one layer to targets (conv_groups, rows, kept outputs); means and sums are gathered batch by batch."""

@@ -108,8 +108,9 @@ def channels(record: Record) -> str | None:
         axes.barh(positions, [group.channels for group in groups], height=0.72, color=LINE, label="dense")
         axes.barh(positions, [group.kept for group in groups], height=0.72, color=ACCENT, label="kept")
         for position, group in enumerate(groups):
+            text = f"{group.kept} of {group.channels}" if group.kept else "vanished"
             axes.annotate(
-                f"{group.kept} of {group.channels}", (group.channels, position), (4, 0), textcoords="offset points",
+                text, (group.channels, position), (4, 0), textcoords="offset points",
                 va="center", color=MUTED, fontsize=8,
             )  # fmt: skip
         axes.set_yticks(positions, [_short(group.group) for group in groups])

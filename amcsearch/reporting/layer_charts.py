@@ -192,14 +192,15 @@ def _write_energies(writer: "CsvWriter", networks: Mapping[str, Sequence[LayerEn
 def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) -> str:
     from matplotlib.patches import Patch
 
-    shown = [i for i, layers in enumerate(zip(*networks.values(), strict=True)) if any(x.total_mj for x in layers)]
-    names = [_short(networks["dense"][i].name) for i in shown]
+    named = {network: {layer.name: layer for layer in layers} for network, layers in networks.items()}
+    order = [layer.name for layer in networks["dense"]]  # of a block that vanished, a smaller network has no layers
+    shown = [name for name in order if any(layers[name].total_mj for layers in named.values() if name in layers)]
     height = 0.155 * len(shown) * max(len(networks), 1.4) + 1.3
     with drawing(8.2, height) as (figure, axes):
-        for number, (network, layers) in enumerate(networks.items()):
+        for number, (network, layers_of) in enumerate(named.items()):
             kept = _FADED if len(networks) > 1 and network == "dense" else 1.0
-            _bars(axes, [layers[i] for i in shown], number, len(networks), kept)
-        axes.set_yticks(range(len(shown)), names)
+            _bars(axes, [layers_of.get(name) for name in shown], number, len(networks), kept)
+        axes.set_yticks(range(len(shown)), [_short(name) for name in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.tick_params(axis="y", labelcolor=INK, labelsize=7.5)
         axes.grid(axis="y", visible=False)
@@ -215,14 +216,14 @@ def _energy_picture(networks: Mapping[str, Sequence[LayerEnergy]], device: str) 
         return standalone_svg(figure, "energy")
 
 
-def _bars(axes: "Axes", layers: Sequence[LayerEnergy], number: int, count: int, kept: float) -> None:
+def _bars(axes: "Axes", layers: Sequence[LayerEnergy | None], number: int, count: int, kept: float) -> None:
     from matplotlib.colors import to_rgb
 
     thickness = 0.8 / count
     heights = [row + (number - (count - 1) / 2) * thickness for row in range(len(layers))]
     left = [0.0] * len(layers)
     for part, colour in _COLOURS.items():
-        widths = [layer.parts_mj[part] for layer in layers]
+        widths = [0.0 if layer is None else layer.parts_mj[part] for layer in layers]
         if any(widths):
             # mixed with the background, not transparent: the grid would show through
             mixed = [

@@ -67,7 +67,8 @@ def pictures(record: Record) -> str:
         _picture(
             ("channels", "Kept channels"),
             figures.channels(record),
-            "One bar a channel group, in order of execution: channels kept in front of all channels.",
+            "One bar a channel group, in order of execution: channels kept in front of all channels. Of a block that "
+            "vanished, the shortcut alone is left.",
             "needs the chosen policy in summary.json",
         )
     )

@@ -8,17 +8,19 @@ over and its nodes are renamed to the same convention, ``/outer/inner/Op``. Both
 
 import tempfile
 from ast import literal_eval
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Batch, as_batch, evaluating, tensors_of_tree
+from amcsearch.graph import Batch, ConstantLayer, as_batch, evaluating, tensors_of_tree
 from amcsearch.runtime.comparison import Compared
 from amcsearch.runtime.session import OnnxModule
 from amcsearch.runtime.signature import Signature, signature_of
@@ -208,6 +210,8 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
             try:
                 proto = exporter(_Flat(model, batch).eval(), request)
                 _add_unused_inputs(proto.graph, request)
+                if any(isinstance(module, ConstantLayer) for module in model.modules()):
+                    _fold_vanished(proto)
                 onnx.checker.check_model(proto)
                 content = bytes(proto.SerializeToString())
                 _check_free(model, batch, content, request)
@@ -228,6 +232,49 @@ def _add_unused_inputs(graph: onnx.GraphProto, request: _Request) -> None:
     ordered = [ports[name] for name in request.signature.inputs]
     del graph.input[:]
     graph.input.extend(ordered)
+
+
+def _fold_vanished(proto: onnx.ModelProto) -> None:
+    """Fold the batch norms of constants, which branches that have vanished leave, and drop additions of zeros."""
+    graph, known = proto.graph, onnx.shape_inference.infer_shapes(proto).graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # inner graphs read names too
+    types = {port.name: port.type for port in (*known.input, *known.output, *known.value_info)}
+    outputs = {port.name for port in graph.output}
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in list(graph.node):
+        operands, result = {name: values.get(name) for name in node.input}, node.output[0]
+        variable = [name for name, value in operands.items() if value is None]
+        if node.op_type == "Identity" and not variable:
+            values[result] = values[node.input[0]]
+        elif node.op_type == "BatchNormalization" and not variable:
+            (folded, *_) = ReferenceEvaluator(node).run(None, operands)
+            values[result] = np.asarray(folded)
+            graph.initializer.append(onnx.numpy_helper.from_array(values[result], result))
+            graph.node.remove(node)
+        elif node.op_type == "Add" and len(variable) == 1 and result in types and result not in outputs:
+            constant = [value for value in operands.values() if value is not None]
+            if constant and not constant[0].any() and types.get(variable[0]) == types[result]:
+                _rename(graph, result, variable[0])
+                graph.node.remove(node)
+    _drop_unread(graph, outputs)
+
+
+def _rename(graph: onnx.GraphProto, name: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if each == name else each for each in node.input]
+
+
+def _drop_unread(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
+    """Leave out the copies and initializers that nothing reads."""
+    read = {*outputs, *(name for node in graph.node if node.op_type != "Identity" for name in node.input)}
+    for node in [node for node in graph.node if node.op_type == "Identity"][::-1]:
+        if node.output[0] in read:
+            read.add(node.input[0])
+        else:
+            graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def _not_exported(model: nn.Module, reason: str) -> BadInputError:

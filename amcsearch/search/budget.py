@@ -115,7 +115,7 @@ def _starts(space: PolicySpace) -> NDArray[np.int64]:
 
 
 def _first_multiple(choices: NDArray[np.int64], grid: int) -> int:
-    on_grid = choices[choices % grid == 0]
+    on_grid = choices[(choices % grid == 0) & (choices > 0)]
     return int(on_grid[0] if len(on_grid) else choices[0])
 
 

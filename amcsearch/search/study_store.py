@@ -182,7 +182,7 @@ class TrialStore:
 
     def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> None:
         """Write one finished trial in one transaction; ``channels`` bounds each group's parameter."""
-        distributions: dict[str, BaseDistribution] = {g: IntDistribution(1, n) for g, n in channels.items()}
+        distributions: dict[str, BaseDistribution] = {g: IntDistribution(0, n) for g, n in channels.items()}
         with self._readable_errors():
             self._study.add_trial(
                 create_trial(

@@ -14,14 +14,8 @@ import pytest
 for _room in ("search", "selection", "sparsification", "task"):
     pytest.register_assert_rewrite(f"amcsearch.testing.{_room}_contracts")  # before they are imported
 
-from amcsearch.testing.search_contracts import (  # noqa: E402
-    AgentContract,
-    CostContract,
-    MadeUpEvaluator,
-    RewardContract,
-    chain,
-    make_study,
-)
+from amcsearch.testing.made_up import MadeUpEvaluator, chain, make_study  # noqa: E402
+from amcsearch.testing.search_contracts import AgentContract, CostContract, RewardContract  # noqa: E402
 from amcsearch.testing.selection_contracts import (  # noqa: E402
     CriterionContract,
     NetworkExample,

@@ -2,140 +2,22 @@
 
 import math
 import pickle
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from amcsearch.core import (
-    BadInputError,
-    ChannelGroup,
-    Cost,
-    Coupling,
-    Evaluation,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PolicySpace,
-    PruningPolicy,
-    Side,
-    TrialState,
-)
-from amcsearch.costs import CostGrid, CostModel, Macs, Params, layer_costs
-from amcsearch.evaluation import Executor
+from amcsearch.core import BadInputError, Cost, Evaluation, NetworkSpec, PruningPolicy, TrialState
+from amcsearch.costs import CostGrid, CostModel, layer_costs
 from amcsearch.runs import trial_rows
-from amcsearch.search import (
-    Agent,
-    Budget,
-    FeasibleSet,
-    Progress,
-    Reward,
-    RewardContext,
-    Study,
-    bind,
-    resolve_budget,
-    starting_policies,
-)
+from amcsearch.search import Agent, Budget, Reward, RewardContext, Study, starting_policies
+from amcsearch.testing.made_up import TIGHT, MadeUpEvaluator, chain, make_study
 
-__all__ = ["AgentContract", "CostContract", "MadeUpEvaluator", "RewardContract", "chain", "make_study"]
-
-HALF_MACS: Final = MappingProxyType({"macs": "0.5x"})
-TIGHT: Final = MappingProxyType({"macs": "0.3x", "params": "0.4x"})
-
-
-def chain(widths: Sequence[int], size: int = 8) -> NetworkSpec:
-    """Return convolutions one after another; each width but the last (the classes) is a group."""
-    channels = [1, *widths, 10]
-    layers = tuple(
-        LayerSpec(f"c{i}", LayerKind.CONV, a, b, (3, 3), padding=(1, 1), in_size=(s, s), out_size=(s, s))
-        for i, (a, b) in enumerate(pairwise(channels))
-        for s in [max(1, size >> (i // 2))]
-    )
-    groups = tuple(
-        ChannelGroup(f"g{i}", n, (Coupling(f"c{i}", Side.OUT), Coupling(f"c{i + 1}", Side.IN)))
-        for i, n in enumerate(widths)
-    )
-    return NetworkSpec(layers, groups)
-
-
-@dataclass
-class MadeUpEvaluator:
-    """Accuracy falls with the weighted squares of the shares removed, so the optimum is not uniform.
-
-    The loss of the evaluations numbered in ``nan_at``, from 1, is not a number; ``calls`` are the policies evaluated.
-    """
-
-    network: NetworkSpec
-    nan_at: frozenset[int] = frozenset()
-    calls: list[PruningPolicy] = field(default_factory=list)
-
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
-        """Yield evaluations in the order of ``policies``."""
-        return (self.evaluate(policy) for policy in policies)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        """Return the made-up accuracy and loss."""
-        self.calls.append(policy)
-        groups = self.network.groups
-        removed = np.array([1 - policy[group.name] / group.channels for group in groups])
-        harm = float(np.linspace(0.2, 1.0, len(groups)) @ removed**2) / max(1, len(groups))
-        loss = math.nan if len(self.calls) in self.nan_at else harm
-        return Evaluation(math.exp(-harm), loss, time.perf_counter())
-
-
-def make_study(
-    agent: str = "test",
-    *,
-    widths: Sequence[int] = (8, 8, 16, 16),
-    budget: Mapping[str, str | float] = HALF_MACS,
-    multiple: int = 1,
-    max_pruning_ratio: float = 1.0,
-    trials: int = 12,
-    seed: int = 0,
-    storage: str = "sqlite:///:memory:",
-    evaluator: Callable[[NetworkSpec], Executor] = MadeUpEvaluator,
-    objectives: tuple[str, ...] | None = None,
-    batch: int = 1,
-    fingerprint: str = "",
-    progress: Progress | None = None,
-    errors: bool = False,
-) -> Study:
-    """Return a study of the made-up problem: a chain of convolutions, priced in MACs and parameters.
-
-    With ``errors`` it knows those of every choice: its own squares, but all of one weight.
-    """
-    network = chain(widths)
-    space = PolicySpace.on_grid(network.groups, multiple, max_pruning_ratio)
-    grid = CostGrid(network, [Macs(), Params()])
-    dense = grid.cost(network.dense)
-    limits = resolve_budget(budget, dense)
-    return Study(
-        network,
-        space,
-        grid,
-        FeasibleSet(space, grid, limits),
-        evaluator(network),
-        bind("accuracy", {}, RewardContext(dense, 1.0, limits)),
-        agent=agent,
-        seed=seed,
-        trials=trials,
-        storage=storage,
-        name="synthetic",
-        objectives=objectives,
-        batch=batch,
-        fingerprint=fingerprint,
-        progress=progress,
-        errors=[(1.0 - choices / choices[-1]) ** 2 for choices in space.choices] if errors else None,
-    )
+__all__ = ["AgentContract", "CostContract", "RewardContract"]
 
 
 def _comparable(study: Study) -> dict[Any, Any]:
@@ -237,6 +119,18 @@ class AgentContract:
             _check_trials(study)
             ends.append(_comparable(study))
         assert ends[0] == ends[1]
+
+    def test_takes_no_channels_for_a_choice_like_others(self, maker: Callable[[], Agent]) -> None:
+        """Groups that can vanish: every policy is on the grid and within a budget that most widths exceed."""
+        budget = {"macs": "0.15x"}
+        study = make_study(budget=budget, max_pruning_ratio=0.8, trials=12, vanish=True)
+        assert study.space.floor.tolist() == [2, 0, 4, 0]
+        maker().run(study, 0)
+        assert study.remaining == 0
+        _check_trials(study)
+        small = make_study(widths=(2, 2), budget={}, max_pruning_ratio=0.5, trials=9, vanish=True)
+        maker().run(small, 0)
+        assert {tuple(trial.policy.values()) for trial in small.trials} == set(product((1, 2), (0, 1, 2)))
 
     def test_returns_when_a_space_of_one_group_is_exhausted(self, maker: Callable[[], Agent]) -> None:
         """Six policies and nine evaluations: each policy once, and an end."""

@@ -98,7 +98,7 @@ def test_policies_are_values() -> None:
     [
         ("{", r"^policy is not JSON \(Expecting property name .*\); expected {group: n_keep, …}$"),
         ("[1]", "^policy is a list; expected an object {group: n_keep, …}$"),
-        ('{"a": 0}', "^policy: n_keep of 'a' is 0, must be a whole number of at least 1$"),
+        ('{"a": -1}', "^policy: n_keep of 'a' is -1, must be a whole number of at least 0$"),
         ('{"a": 1.5}', "^policy: n_keep of 'a' is 1.5, must be"),
         ('{"a": true}', "^policy: n_keep of 'a' is True, must be"),
     ],

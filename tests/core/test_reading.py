@@ -111,7 +111,7 @@ def test_a_table_has_the_columns_it_needs(content: str, words: str | None) -> No
         (b"[1]", "policy is a list"),
         (b"\xff", "not UTF-8"),
         (b'{"a": 1, "a": 2}', "given 2 times"),
-        (b'{"a": 0}', "n_keep of 'a' is 0, must be a whole number of at least 1"),
+        (b'{"a": -1}', "n_keep of 'a' is -1, must be a whole number of at least 0"),
         (b'{"a": -3}', "is -3"),
         (b'{"a": 1.0}', "is 1.0"),
         (b'{"a": true}', "is True"),

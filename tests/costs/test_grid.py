@@ -244,3 +244,51 @@ def test_a_layer_the_model_cannot_price_leaves_the_grid_usable() -> None:
     with pytest.raises(BadInputError, match="no row"):
         grid.price(np.array([[2], [3]]))
     assert grid.price(np.array([[3]]))["macs"].tolist() == [24]
+
+
+def branch_that_vanishes() -> NetworkSpec:
+    """stem → norm → up → down, with a shortcut around the last three; the group ``up`` may keep no channels."""
+    norm = LayerSpec("norm", LayerKind.LAYER_NORM, 6, 6, in_size=(5, 1), out_size=(5, 1), has_bias=True)
+    linear = LayerSpec("stem", LayerKind.LINEAR, 3, 6, in_size=(5, 1), out_size=(5, 1), has_bias=True)
+    layers = (linear, norm, replace(linear, name="up", in_channels=6, out_channels=8),
+              replace(linear, name="down", in_channels=8, out_channels=6),
+              replace(linear, name="head", in_channels=6, out_channels=2))  # fmt: skip
+    stream = [("stem", Side.OUT), ("norm", Side.IN), ("norm", Side.OUT), ("up", Side.IN), ("down", Side.OUT)]
+    inner = (Coupling("up", Side.OUT), Coupling("down", Side.IN))
+    return NetworkSpec(
+        layers,
+        (
+            ChannelGroup("stem", 6, tuple(Coupling(*place) for place in (*stream, ("head", Side.IN)))),
+            ChannelGroup("up", 8, inner, can_vanish=True, idle_layers=("norm",)),
+        ),
+    )
+
+
+def test_a_branch_that_is_gone_costs_its_constant() -> None:
+    network = branch_that_vanishes()
+    price = CostGrid(network, [Macs(), Params()]).price(np.array([[6, 8], [6, 0], [4, 0]]))
+    assert price["macs"].tolist() == [5 * (3 * 6 + 6 * 8 + 8 * 6 + 6 * 2), 5 * (3 * 6 + 6 * 2), 5 * (3 * 4 + 4 * 2)]
+    ends = [3 * n + n + 2 * n + 2 for n in (6, 4)]
+    assert price["params"].tolist() == [ends[0] + 2 * 6 + 6 * 8 + 8 + 8 * 6 + 6, ends[0] + 6, ends[1] + 4]
+
+
+def test_prices_at_no_channels_are_those_of_the_layers_left() -> None:
+    network = branch_that_vanishes()
+    grid = CostGrid(network, all_models())
+    for kept in ([6, 0], [1, 0], [3, 5], [6, 8]):
+        left = network.with_channels(network.policy(np.array(kept))).layers
+        for model in grid.models:
+            expected = model.constant + sum(model.layer_cost(layer) for layer in left)
+            assert grid.price(np.array([kept]))[model.name][0] == pytest.approx(expected)
+
+
+def test_only_groups_that_can_vanish_keep_no_channels() -> None:
+    network = branch_that_vanishes()
+    with pytest.raises(BadInputError, match=r"^group 'stem': n_keep = 0, must be a multiple of 1 from 1 to 6$"):
+        CostGrid(network, [Macs()]).price(np.array([[0, 8]]))
+    assert network.with_channels(network.policy(np.array([6, 0]))).groups[0].couplings == (
+        Coupling("stem", Side.OUT), Coupling("down.bias", Side.OUT), Coupling("head", Side.IN),
+    )  # fmt: skip
+    choices = [group.choices(2, 0.5, vanish=True) for group in network.groups]
+    assert choices == [(4, 6), (0, 4, 6, 8)]
+    assert network.groups[1].choices(2, 0.5) == (4, 6, 8)

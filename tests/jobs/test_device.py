@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from amcsearch.cli.main import main
 from amcsearch.config import Config
@@ -17,7 +19,8 @@ from amcsearch.core.layer import LayerKind
 from amcsearch.core.network import NetworkSpec
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
-from amcsearch.jobs.device import Device, load_device
+from amcsearch.graph import trace
+from amcsearch.jobs.device import Device, load_device, policy_space
 from amcsearch.jobs.workload import load_workload
 from amcsearch.runtime.session import provenance
 
@@ -139,3 +142,33 @@ def test_plan_and_summary_say_how_sure_the_table_is(
     dense = summary["dense"]  # every kernel was measured: the default's share of 3 % alone
     assert dense["latency_ms_predicted_sigma"] == pytest.approx(0.03 * dense["latency_ms_predicted"])
     assert "within 10 %" in (tmp_path / "run" / "report.html").read_text()
+
+
+class _TwoLayers(nn.Module):
+    """A branch of two layers, with a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "narrowest"),
+    [((), 2), (("search.vanish=true",), 0), (("search.vanish=true", "prune={target: {macs: 0.5x}, rounds: 2}"), 2)],
+)
+def test_a_branch_vanishes_where_it_is_asked_for(
+    overrides: tuple[str, ...], narrowest: int, write_config: WriteConfig
+) -> None:
+    network = trace(_TwoLayers(), torch.zeros(1, 4)).network
+    space = policy_space(load(write_config(), list(overrides)), network, 2)
+    assert [choices[0] for choices in space.choices] == [narrowest]
+
+
+def test_a_peak_is_priced_only_where_no_branch_may_vanish(write_config: WriteConfig) -> None:
+    config = load(write_config(), ["search.vanish=true"])
+    assert "peak_memory_bytes" not in device_of(config).grid.names
+    assert "peak_memory_bytes" in device_of(load(write_config(), ["search.vanish=false"])).grid.names
+    assert "model_bytes" in device_of(config).grid.names

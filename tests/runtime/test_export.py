@@ -1,11 +1,13 @@
 import warnings
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.graph import remove, trace
 from amcsearch.runtime import export
 from amcsearch.runtime.comparison import compare
 from amcsearch.runtime.export import EXPORTERS, exported
@@ -52,6 +54,32 @@ def test_mappings_tokens_and_dropout():
     graph = onnx.load_from_string(content).graph
     assert [i.name for i in graph.input] == ["input"]  # weights are initializers, else the fast layout is off
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+class Residual(nn.Module):
+    def __init__(self, bias, norm):
+        super().__init__()
+        self.stem, self.up, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 5, 3)
+        self.down = nn.Sequential(nn.Conv2d(6, 8, 1, bias=bias), *([nn.BatchNorm2d(8)] if norm else []))
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.down(torch.relu(self.up(x)))))
+
+
+@pytest.mark.parametrize(("bias", "norm", "additions"), [(False, False, 0), (True, False, 1), (False, True, 1)])
+def test_of_a_branch_that_is_gone_only_a_constant_is_left(bias, norm, additions):
+    model, x = Residual(bias, norm).eval(), torch.randn(1, 3, 8, 8)
+    if norm:
+        nn.init.uniform_(model.down[1].bias, 0.5, 1.5)
+    traced = trace(model, x)
+    small = remove(model, traced, {"up": np.zeros(0, dtype=np.int64)})
+    content = exported(small, x)
+    graph = onnx.load_from_string(content).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds == ["Conv", "Relu", *["Add"] * additions, "Relu", "Conv"]
+    assert len(graph.initializer) == 4 + additions
+    assert compare(small, OnnxModule(content), x).max_abs < 1e-5
 
 
 def test_a_difference_is_seen():

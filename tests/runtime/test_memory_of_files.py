@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from amcsearch.core import PruningPolicy
 from amcsearch.costs import CostGrid, ModelBytes, PeakMemory
 from amcsearch.graph import as_batch, remove, trace
-from amcsearch.runtime import exported
+from amcsearch.runtime import OnnxModule, compare, exported
 from amcsearch.runtime.quantisation.quantisation import quantised
 from amcsearch.training.models import language_model, mobilenetv2, resnet20, vgg, vit
 
@@ -26,16 +26,21 @@ NETWORKS = {
 }
 
 
-def halved(name):
-    """A traced network with distinct numbers everywhere, half of every group removed, and the grid's costs."""
-    make, x = NETWORKS[name]
+def varied(make, x):
+    """A network with distinct numbers everywhere, and its trace."""
     torch.manual_seed(0)
     model = make().eval()
     with torch.no_grad():  # equal vectors would be stored once
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.add_(torch.rand_like(tensor) * 0.1)
-    traced = trace(model, x)
+    return trace(model, x), model
+
+
+def halved(name):
+    """A network's shapes, half of every group, and what is left of it."""
+    make, x = NETWORKS[name]
+    traced, model = varied(make, x)
     kept = {key: np.sort(units[: (len(units) + 1) // 2].ravel()) for key, units in traced.units.items()}
     policy = PruningPolicy({key: len(index) for key, index in kept.items()})
     return traced.network, policy, remove(model, traced, kept).eval(), x
@@ -83,6 +88,20 @@ def test_costs_are_those_of_the_delivered_file(name):
     content = exported(small, x)
     assert cost["model_bytes"] == pytest.approx(initialiser_bytes(content), abs=64)
     assert cost["peak_memory_bytes"] == peak_of_file(content, x)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit", "language_model"])
+def test_bytes_of_a_file_without_the_blocks_that_can_vanish(name):
+    make, x = NETWORKS[name]
+    traced, model = varied(make, x)
+    assert traced.vanishing
+    small = remove(model, traced, dict.fromkeys(traced.vanishing, np.zeros(0, dtype=np.int64))).eval()
+    policy = PruningPolicy({**traced.network.dense, **dict.fromkeys(traced.vanishing, 0)})
+    content = exported(small, x)
+    assert CostGrid(traced.network, [ModelBytes()]).cost(policy)["model_bytes"] == pytest.approx(
+        initialiser_bytes(content), abs=64
+    )
+    assert compare(small, OnnxModule(content), x).max_abs < 1e-4
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit"])

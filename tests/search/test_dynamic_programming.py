@@ -1,6 +1,7 @@
 """The exact allocation on priced networks, and the agent around it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,9 @@ def test_a_selectors_errors_are_read_at_the_units_that_every_choice_keeps():
     space = PolicySpace((group,), (np.array([2, 6]),))
     (errors,) = removal_errors(space, {"g": np.array([1.0, 0.5, 0.2, 0.0])})
     assert errors.tolist() == [0.5, 0.0]
+    vanishing = PolicySpace.on_grid((replace(group, can_vanish=True),), 1, 0.5, vanish=True)
+    (errors,) = removal_errors(vanishing, {"g": np.array([1.0, 0.5, 0.2, 0.0])})
+    assert dict(zip(vanishing.choices[0].tolist(), errors.tolist(), strict=True)) == {0: 1.0, 4: 0.2, 6: 0.0}
 
 
 def test_known_errors_cost_no_evaluation_and_their_optimum_comes_first(synthetic):

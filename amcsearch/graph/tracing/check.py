@@ -32,7 +32,7 @@ from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.recorder import observe
 
-__all__ = ["verified"]
+__all__ = ["FailedRunError", "difference", "lively", "some_units", "verified"]
 
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest output; structural mistakes are of order 1."""
@@ -50,7 +50,7 @@ def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | Non
     """
     if not trace.network.groups:
         return trace
-    check = _Check(_lively(model), trace, batch, training)
+    check = _Check(lively(model), trace, batch, training)
     check.add([group.name for group in trace.network.groups])
     return check.trace.without(check.lost)
 
@@ -61,7 +61,7 @@ class _Check:
     def __init__(self, model: nn.Module, trace: Trace, batch: Batch, training: Batch | None) -> None:
         self.model, self.trace, self.batch, self.training = model, trace, batch, training
         rng = np.random.default_rng(_SEED)
-        self.draws = [{name: _part(units, rng, i) for name, units in trace.units.items()} for i in range(_DRAWS)]
+        self.draws = [{name: some_units(units, rng, i) for name, units in trace.units.items()} for i in range(_DRAWS)]
         self.accepted: list[str] = []
         self.failed: dict[str, str] = {}  # on top of those accepted, with the reason
         self.lost: dict[str, str] = {}
@@ -159,14 +159,14 @@ class _Check:
     def _draw(self, name: str) -> None:
         rng = np.random.default_rng(_SEED)
         for i, draw in enumerate(self.draws):
-            draw[name] = _part(self.trace.units[name], rng, i)
+            draw[name] = some_units(self.trace.units[name], rng, i)
 
     def _failure(self, names: Sequence[str]) -> "_Failure | None":
         for draw in self.draws:
             kept = {name: draw[name] for name in names}
             try:
-                reason = _difference(self.model, self.trace, kept, (self.batch, self.training))
-            except _FailedRunError as error:
+                reason = difference(self.model, self.trace, kept, (self.batch, self.training))
+            except FailedRunError as error:
                 text = " ".join(str(error.__cause__).split())[:120]
                 modules = _modules_of(error.small, error.__cause__)
                 return _Failure(f"the smaller network does not run: {text}", modules)
@@ -185,7 +185,7 @@ class _Failure:
     modules: tuple[str, ...] = ()
 
 
-class _FailedRunError(Exception):
+class FailedRunError(Exception):
     """The smaller network raised; ``__cause__`` says what."""
 
     def __init__(self, small: nn.Module) -> None:
@@ -244,7 +244,7 @@ def _partners(network: NetworkSpec, name: str) -> list[str]:
     return [other.name for other in network.groups if other.name in names]
 
 
-def _part(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDArray[np.int64]:
+def some_units(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDArray[np.int64]:
     """Keep some of the units, never none, never all (groups have two or more).
 
     In the first draw a random share from a quarter to three quarters: were all groups halved, code that needs two of
@@ -258,7 +258,7 @@ def _part(units: NDArray[np.int64], rng: np.random.Generator, draw: int) -> NDAr
     return np.sort(units[rng.permutation(count)[: min(n_keep, count - 1)]].ravel())
 
 
-def _lively(model: nn.Module) -> nn.Module:
+def lively(model: nn.Module) -> nn.Module:
     """Copy the model with its vectors drawn afresh, in eval mode."""
     twin = duplicate(model).eval()
     generator = torch.Generator().manual_seed(_SEED)
@@ -271,11 +271,11 @@ def _lively(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch, Batch | None]) -> str:
+def difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch, Batch | None]) -> str:
     """Say how removing differs from masking; empty if it does not.
 
     Raises:
-        _FailedRunError: the smaller network raised.
+        FailedRunError: the smaller network raised.
     """
     batch, training = batches
     small = remove(model, trace, kept)
@@ -285,7 +285,7 @@ def _difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch
             with torch.no_grad():
                 training.through(small.train())
     except Exception as error:
-        raise _FailedRunError(small) from error
+        raise FailedRunError(small) from error
     with masked(model, trace, kept):
         dense = observe(model, batch)
     expected = _outputs(dense.output)
@@ -350,9 +350,9 @@ def _shape(layer: LayerSpec) -> LayerSpec:
     """The layer without its name (of a slice: its first row) and without the operations that follow it.
 
     Of a parameter only its size counts: which dimension holds the channels cannot be told where one is left. A norm
-    inside each head runs at fewer positions once heads have left.
+    inside each head runs at fewer positions once heads have left, and a batch norm of a constant at one.
     """
-    if layer.kind is LayerKind.LAYER_NORM:
+    if layer.kind in (LayerKind.LAYER_NORM, LayerKind.BATCH_NORM):
         layer = replace(layer, in_size=(1, 1), out_size=(1, 1))
     if layer.kind is LayerKind.PARAMETER:
         layer = replace(layer, in_channels=1, out_channels=layer.in_channels * layer.out_channels)

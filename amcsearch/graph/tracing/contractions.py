@@ -275,7 +275,9 @@ def _convolution(log: ContractionLog, args: Any, result: Any) -> Contraction | N
     return Convolution(layer, log.weight_of(weight, _distinct(weight)), channels)
 
 
-def _fused(log: ContractionLog, args: Any, result: Any) -> Contraction:
+def _fused(log: ContractionLog, args: Any, result: Any) -> Contraction | None:
+    if not next(tensors_in([result])).numel():
+        return None
     query, key, value = (tuple(map(int, tensor.shape)) for tensor in args[:3])
     channels = log.labels(args[0], (0, 1, 3)), log.labels(next(tensors_in([result])), (0, 1, 3))
     return Attention(prod(query[:-2]), query[-2], key[-2], query[-1], value[-1], channels=channels)

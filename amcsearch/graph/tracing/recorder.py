@@ -138,7 +138,7 @@ class Recorder(TorchFunctionMode):
             for contraction in self.log.take():
                 self.contracted(contraction, operands)
             for tensor in operands:
-                if id(tensor) in self.loose and self.claim(tensor):
+                if id(tensor) in self.loose and tensor.numel() and self.claim(tensor):  # none: of a vanished branch
                     self._parameter(self.loose[id(tensor)], tensor)
             if any(layer.kind is not LayerKind.PARAMETER for layer in self.observation.layers[before:]):
                 self.maps.wrote(result)
@@ -394,7 +394,7 @@ def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observa
     recorder.add_open_products()
     observation = recorder.observation
     for key, name in recorder.parameters.items():
-        if key not in recorder.owned:
+        if key not in recorder.owned and recorder.tensors[name].numel():
             recorder._parameter(name, recorder.tensors[name])
             observation.skipped.append(Skipped(name, UNUSED))
     return observation

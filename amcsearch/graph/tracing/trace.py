@@ -8,6 +8,7 @@ groups are then checked by experiment: removing channels must compute what maski
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from amcsearch.graph.tracing.labels import Slots
 from amcsearch.graph.tracing.live_tensors import LiveLog
 from amcsearch.graph.tracing.operators import RULES, unlisted
 from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
+from amcsearch.graph.tracing.vanishing import vanishable
 
 __all__ = ["trace"]
 
@@ -36,7 +38,7 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         model: left untouched (mode, gradients, hooks): a copy is traced in eval mode.
         example: one sample, as the network takes it; a tensor (1, …) is that of a network of one argument.
         verify: mask half of each group, remove it, and compare the outputs; a group that differs, or that changes
-            the shape of an output, is moved to ``skipped`` with the reason.
+            the shape of an output, is moved to ``skipped`` with the reason. Only then groups that can vanish are known.
 
     Raises:
         BadInputError: the example has another batch size, or the model cannot be copied or run on it.
@@ -69,7 +71,14 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         reason = f"its channels cannot be put in groups ({described(error)}): counted, left alone"
         skipped = (*observation.skipped, Skipped(type(twin).__name__, reason))
         assembled = Trace(NetworkSpec(tuple(observation.layers), ()), {}, {}, skipped)
-    return verified(twin, assembled, batch, training) if verify else assembled
+    if not verify:
+        return assembled
+    checked = verified(twin, assembled, batch, training)
+    try:
+        return vanishable(twin, checked, observation.modules, (batch, training))
+    except Exception as error:  # of code that runs only as it is
+        reason = f"which of its blocks can vanish is not known ({described(error)}): none is offered"
+        return replace(checked, skipped=(*checked.skipped, Skipped(type(twin).__name__, reason)))
 
 
 def _training_batch(twin: nn.Module, batch: Batch, flow: Flow, observation: Observation) -> Batch | None:

@@ -32,6 +32,9 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
         InfeasibleBudgetError: no policy meets the target.
     """
     phases = Phases(observer, run.append_log)
+    policy = _policy(config)
+    if policy is not None and 0 in policy.values():
+        config = config.model_copy(update={"search": config.search.model_copy(update={"vanish": True})})
     goal = _goal_of(config, make_task(config, given.task).metric)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained

@@ -39,6 +39,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     """
     phases = Phases(observer, run.append_log)
     section = config.sparsify
+    config = config.model_copy(update={"search": config.search.model_copy(update={"vanish": False})})
     method = make_method(config)  # what cannot be made is refused before anything is trained
     further_costs(config)
     check_trainings(config, given, sparsifies=True)

@@ -1,8 +1,9 @@
 """The cost of a network as a sum of tables, each over the kept counts of the few groups it depends on.
 
 A layer's cost depends on its two widths, and these on the groups that its input and output belong to: one or two as a
-rule, more behind a concatenation. Layers of the same groups share a table. The part of a cost that depends on all
-layers together (``JointCost``) is no such sum and is left out.
+rule, more behind a concatenation. A layer that serves a branch that may vanish depends on the group of the branch too.
+Layers of the same groups share a table. The part of a cost that depends on all layers together (``JointCost``) is no
+such sum and is left out.
 
 A cost that is a maximum over moments (``PeakCost``) is no sum either. Each moment depends on the few groups whose
 channels are live then, so it is a table of its own, and a limit on the maximum is a limit on every table.
@@ -76,9 +77,9 @@ def _combinations(space: PolicySpace, scope: tuple[int, ...]) -> tuple[NDArray[n
 
 
 def layer_scopes(network: NetworkSpec) -> dict[tuple[int, ...], list[int]]:
-    """Return the layers (positions) by the groups their widths depend on; () holds those that nothing resizes."""
+    """Return the layers (positions) by the groups their costs depend on; () holds those that no group touches."""
     lost_in, lost_out = network.removal_matrices  # (G, L)
-    touched = (lost_in != 0) | (lost_out != 0)
+    touched = (lost_in != 0) | (lost_out != 0) | network.idles
     members: dict[tuple[int, ...], list[int]] = {}
     for layer in range(len(network.layers)):
         members.setdefault(tuple(np.flatnonzero(touched[:, layer]).tolist()), []).append(layer)
