@@ -43,7 +43,7 @@ def refused(path: Path) -> str:
     ("key", "value", "words"),
     [
         ("policy", "{", "is not JSON"),
-        ("policy", json.dumps('{"g": 0}'), "n_keep of 'g' is 0"),
+        ("policy", json.dumps('{"g": -1}'), "n_keep of 'g' is -1"),
         ("policy", "5", "policy is 5, expected a text"),
         ("reward", '"fast"', "could not convert"),
         ("reward", '"nan"', "it is complete, and its reward"),
