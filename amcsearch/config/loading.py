@@ -116,8 +116,7 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
     ``table`` and ``profile`` say that one is at hand already, whatever the configuration names.
 
     Raises:
-        BadInputError: latency without a table, energy without a profile, or peak memory of blocks that may vanish;
-            names the key and the cure.
+        BadInputError: latency without a table, or energy without a profile; names the key and the cure.
     """
     wanted: Mapping[str, str] = {
         **dict.fromkeys(config.search.objectives or (), "search.objectives"),
@@ -132,12 +131,6 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
         raise BadInputError(
             f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
             "`amcsearch list devices`"
-        )
-    if "peak_memory_bytes" in wanted and config.may_vanish:
-        raise BadInputError(
-            f"{wanted['peak_memory_bytes']} names peak_memory_bytes, which cannot be priced where a block may keep 0 "
-            "channels (search.vanish: true, or a policy with a 0); set search.vanish to false, or name another cost, "
-            "such as model_bytes"
         )
 
 

@@ -209,8 +209,7 @@ class SearchConfig(Section):
     """The largest share of channels that any group may lose."""
     vanish: bool = False
     """Whether a residual branch may vanish: its groups may keep 0 channels, whatever ``max_pruning_ratio``, and the
-    shortcut alone is left of the block. ``sparsify`` and rounds of ``prune`` never let one vanish. Excludes
-    ``peak_memory_bytes``."""
+    shortcut alone is left of the block. ``sparsify`` and rounds of ``prune`` never let one vanish."""
     baseline: str | None = "random"
     """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
     finalists: Count = 3

@@ -7,6 +7,9 @@ The first is a sum over layers, as any cost. The second is a maximum over moment
 
 - pricing: all moments are polynomials in the kept counts, linear but where one tensor has two dimensions of channels.
   A batch of policies is one matrix product and a maximum. Moments that another exceeds in every term are left out;
+- blocks that vanish: some terms count only while certain groups keep channels, for their tensors are not written
+  otherwise. They never grow as groups shrink, so all else holds. The addition of a constant counts as an operation,
+  also where the constant is 0 and the file does without;
 - a limit on the maximum is the same limit on every moment, so feasibility is exact;
 - the exact programme (``search.exact``) excludes every combination of choices that exceeds the limit at a moment, or
   has the maximum itself as its axis.

@@ -139,9 +139,9 @@ def load_device(
 
 
 def _memory(config: Config, spec: NetworkSpec) -> list[CostModel]:
-    """Make the costs of memory; the peak only where the order of execution is known, whatever a policy keeps."""
+    """Make the costs of memory; the peak only where the order of execution is known."""
     dtype, batch = config.device.dtype, config.device.batch
-    peak = [PeakMemory(spec, dtype, batch)] if spec.execution.moments and not config.may_vanish else []
+    peak = [PeakMemory(spec, dtype, batch)] if spec.execution.moments else []
     return [ModelBytes(dtype), *peak]
 
 

@@ -99,37 +99,18 @@ def test_a_limit_that_no_policy_meets_is_infeasible_before_anything_is_trained(
     assert "smallest found" in line
 
 
+@pytest.mark.parametrize("door", ["budget", "--target"])
+def test_a_peak_that_no_policy_meets_is_infeasible_where_blocks_may_vanish(
+    refused: Callable[[list[str]], tuple[int, str]], door: str
+) -> None:
+    code, line = refused([*DOORS[door]("peak_memory_bytes: 0.01x"), "--set", "search.vanish=true"])
+    assert code == 3
+    assert "peak_memory_bytes" in line
+
+
 def test_a_cost_of_single_weights_is_refused_before_anything_is_trained(
     refused: Callable[[list[str]], tuple[int, str]],
 ) -> None:
     code, line = refused(_sparsify("macs: 0.5x"))
     assert code == 2
     assert "the schedule 'gradual' counts single weights" in line
-
-
-PEAK = "peak_memory_bytes: 0.5x"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        ([*_search(PEAK), "--set", "search.vanish=true"], "budget.peak_memory_bytes"),
-        ([*_target(PEAK), "--set", "search.vanish=true"], "prune.target.peak_memory_bytes"),
-        (
-            ["search", "--set", "search.vanish=true", "--set", "search.objectives=[metric, peak_memory_bytes]"],
-            "search.objectives",
-        ),
-        (
-            ["prune", "--set", "prune.policy={stem: 0}", "--set", f"budget={{{PEAK}}}"],
-            "budget.peak_memory_bytes",
-        ),
-    ],
-    ids=["budget", "target", "objectives", "policy"],
-)
-def test_peak_memory_of_blocks_that_may_vanish_is_refused_before_anything_is_trained(
-    refused: Callable[[list[str]], tuple[int, str]], arguments: list[str], key: str
-) -> None:
-    code, line = refused(arguments)
-    assert code == 2
-    assert f"{key} names peak_memory_bytes, which cannot be priced where a block may keep 0 channels" in line
-    assert "set search.vanish to false, or name another cost" in line

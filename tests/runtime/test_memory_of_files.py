@@ -91,17 +91,22 @@ def test_costs_are_those_of_the_delivered_file(name):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit", "language_model"])
-def test_bytes_of_a_file_without_the_blocks_that_can_vanish(name):
+def test_costs_of_a_file_without_blocks_that_can_vanish(name):
     make, x = NETWORKS[name]
     traced, model = varied(make, x)
     assert traced.vanishing
-    small = remove(model, traced, dict.fromkeys(traced.vanishing, np.zeros(0, dtype=np.int64))).eval()
-    policy = PruningPolicy({**traced.network.dense, **dict.fromkeys(traced.vanishing, 0)})
-    content = exported(small, x)
-    assert CostGrid(traced.network, [ModelBytes()]).cost(policy)["model_bytes"] == pytest.approx(
-        initialiser_bytes(content), abs=64
-    )
-    assert compare(small, OnnxModule(content), x).max_abs < 1e-4
+    grid = CostGrid(traced.network, [ModelBytes(), PeakMemory(traced.network)])
+    rng = np.random.default_rng(0)
+    half = [group for group in traced.vanishing if rng.random() < 0.5]
+    for gone, shares in ((list(traced.vanishing), 1), (half, 2)):
+        kept = {key: np.sort(units[: (len(units) + 1) // shares].ravel()) for key, units in traced.units.items()}
+        kept |= dict.fromkeys(gone, np.zeros(0, dtype=np.int64))
+        small = remove(model, traced, kept).eval()
+        cost = grid.cost(PruningPolicy({key: len(index) for key, index in kept.items()}))
+        content = exported(small, x)
+        assert cost["model_bytes"] == pytest.approx(initialiser_bytes(content), abs=64)
+        assert cost["peak_memory_bytes"] == peak_of_file(content, x)
+        assert compare(small, OnnxModule(content), x).relative < 1e-5
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit"])

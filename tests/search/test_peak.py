@@ -1,12 +1,13 @@
 """Limits on a maximum over moments: every door prices them exactly, and the exact programme finds the true optimum."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
-from amcsearch.core.execution import Execution, LiveTensor, WidthSum
+from amcsearch.core.execution import ALWAYS, Execution, LiveTensor, WidthSum
 from amcsearch.core.group import ChannelGroup
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PolicySpace
@@ -18,9 +19,15 @@ from amcsearch.search.exact.allocator import Allocator
 
 from .test_dynamic_programming import brute_force, error_of, quadratic, residual
 
+READS = ((0,), (1,), (2,), (1, 3), (4,), (5,), (4, 6))
+WRITES = tuple((i,) for i in range(1, 8))
 
-def with_maps(network, skip=False):
-    """Maps of 16 positions a channel: a stream that stays live beside each block's inner map; ``skip``: all of them."""
+
+def with_maps(network, skip=False, vanish=False):
+    """Maps of 16 positions a channel: a stream that stays live beside each block's inner map; ``skip``: all of them.
+
+    With ``vanish`` both blocks may.
+    """
     stream, a, b = (group.name for group in network.groups)
     positions = 16.0
 
@@ -38,12 +45,17 @@ def with_maps(network, skip=False):
         LiveTensor("output", 6, 6, 10.0, is_map=False),
     ]
     moments = ("stem", "a1", "a2", "add", "b1", "b2", "head")
-    return NetworkSpec(network.layers, network.groups, Execution(moments, tuple(tensors)))
+    execution = Execution(moments, tuple(tensors), READS, WRITES)
+    if not vanish:
+        return NetworkSpec(network.layers, network.groups, execution)
+    groups = tuple(replace(group, can_vanish=group.name in (a, b)) for group in network.groups)
+    return NetworkSpec(network.layers, groups, execution.where_vanishing({a: [2], b: [5]}))
 
 
-def feasible_set(limits, skip=False):
-    network = with_maps(residual(), skip)
-    space, grid = PolicySpace.on_grid(network.groups), CostGrid(network, [Macs(), Params(), PeakMemory(network)])
+def feasible_set(limits, skip=False, vanish=False):
+    network = with_maps(residual(), skip, vanish)
+    grid = CostGrid(network, [Macs(), Params(), PeakMemory(network)])
+    space = PolicySpace.on_grid(network.groups, vanish=vanish)
     dense = grid.cost(network.dense)
     return FeasibleSet(space, grid, Budget({name: share * dense[name] for name, share in limits.items()}))
 
@@ -61,11 +73,53 @@ def test_the_price_is_the_largest_moment_worked_by_hand():
     assert feasible.grid.price(np.array([[1, 3, 5], [2, 3, 1]]))["peak_memory_bytes"].tolist() == [7 * 64.0, 7 * 64.0]
 
 
+def test_blocks_that_are_gone_write_nothing():
+    grid = feasible_set({}, vanish=True).grid
+    # in maps of a channel, stream 4: without a, b1 and b2 are 4 + 5 + 4; without b, a2 is 4 + 3 + 4 and the addition
+    # 12; without both, the addition of the constant reads and writes the stream
+    peaks = grid.price(np.array([[4, 3, 5], [4, 0, 5], [4, 3, 0], [4, 0, 0]]))["peak_memory_bytes"]
+    assert (peaks / 64).tolist() == [13, 13, 12, 8]
+    execution = grid.network.execution
+    live = {}
+    for tensor in execution.tensors:
+        needs = {tuple(sorted(groups)) for groups in tensor.needs}
+        live.setdefault(tensor.name, []).append((tensor.first, tensor.last, needs))
+    assert live["stem"] == [(0, 3, {()})]
+    assert live["a1"] == [(1, 2, {("inner_a",)})]
+    assert live["a2"] == [(2, 3, {("inner_a",)})]
+    assert live["b2"] == [(5, 6, {("inner_b",)})]
+    assert live["output"] == [(6, 6, {()})]
+
+
+def test_what_only_a_branch_reads_is_live_no_longer_than_others_read_it():
+    def live(name, first, last):
+        return LiveTensor(name, first, last, 1.0)
+
+    # x is read by f and by a branch of two operations, g, whose result is added to f's
+    tensors = live("x", 0, 1), live("f", 0, 3), live("g1", 1, 2), live("g2", 2, 3), live("sum", 3, 4), live("y", 4, 4)
+    reads, writes = ((0,), (0,), (2,), (1, 3), (4,)), ((1,), (2,), (3,), (4,), (5,))
+    execution = Execution(tuple("fghij"), tensors, reads, writes)
+    needs_g = frozenset({frozenset({"g"})})
+    assert [(t.name, t.first, t.last, t.needs) for t in execution.where_vanishing({"g": [2]}).tensors] == [
+        ("x", 0, 0, ALWAYS),
+        ("x", 1, 1, needs_g),
+        ("f", 0, 3, ALWAYS),
+        ("g1", 1, 2, needs_g),
+        ("g2", 2, 3, needs_g),
+        ("sum", 3, 4, ALWAYS),
+        ("y", 4, 4, ALWAYS),
+    ]
+    assert execution.where_vanishing({}).tensors == tensors
+    both = execution.where_vanishing({"f": [0], "g": [2]})
+    assert {t.needs for t in both.tensors if t.name == "sum"} == {frozenset({frozenset({"f"}), frozenset({"g"})})}
+
+
+@pytest.mark.parametrize("vanish", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.65, 0.8, 0.95])
 @pytest.mark.parametrize("weights", [(3.0, 1.0, 2.0), (1.0, 5.0, 5.0)])
-def test_a_limit_on_the_peak_alone_is_solved_as_brute_force_solves_it(skip, share, weights):
-    feasible = feasible_set({"peak_memory_bytes": share}, skip)
+def test_a_limit_on_the_peak_alone_is_solved_as_brute_force_solves_it(skip, share, weights, vanish):
+    feasible = feasible_set({"peak_memory_bytes": share}, skip, vanish)
     errors = quadratic(feasible.space, weights)
     finder = allocator(feasible, buckets=7)  # no bucket is lost to rounding: nothing adds up
     kept = finder.policy(finder.solve(errors), -1)
@@ -74,10 +128,11 @@ def test_a_limit_on_the_peak_alone_is_solved_as_brute_force_solves_it(skip, shar
     assert error_of(feasible, errors, finder.best(errors)) == pytest.approx(brute_force(feasible, errors)[1])
 
 
+@pytest.mark.parametrize("vanish", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("macs", "peak"), itertools.product((0.3, 0.52, 0.8), (0.4, 0.6, 0.9)))
-def test_a_peak_beside_a_sum_is_exact_too(skip, macs, peak):
-    feasible = feasible_set({"macs": macs, "peak_memory_bytes": peak}, skip)
+def test_a_peak_beside_a_sum_is_exact_too(skip, macs, peak, vanish):
+    feasible = feasible_set({"macs": macs, "peak_memory_bytes": peak}, skip, vanish)
     errors = quadratic(feasible.space, (1.0, 5.0, 5.0))
     finder = allocator(feasible)
     assert finder.axis == "macs"
@@ -117,12 +172,13 @@ def test_a_limit_that_no_policy_meets_names_the_smallest_peak():
         feasible_set({"peak_memory_bytes": 0.1})
 
 
-def test_moments_that_another_exceeds_are_left_out_and_change_nothing():
-    network = with_maps(residual())
+@pytest.mark.parametrize("vanish", [False, True])
+def test_moments_that_another_exceeds_are_left_out_and_change_nothing(vanish):
+    network = with_maps(residual(), vanish=vanish)
     names = [group.name for group in network.groups]
     moments = network.execution.moment_bytes(names, 4)
     largest = moments.largest()
-    rows = np.array(list(itertools.product(*PolicySpace.on_grid(network.groups).choices)))
+    rows = np.array(list(itertools.product(*PolicySpace.on_grid(network.groups, vanish=vanish).choices)))
     assert len(largest.bytes) < len(moments.bytes)
     assert largest.of(rows).max(axis=1).tolist() == moments.of(rows).max(axis=1).tolist()
 

@@ -181,7 +181,9 @@ class LiveLog:
         ends = {*self._outputs, *self._inputs}
         names = {i: f"{x.place}.{x.name}".lstrip(".") for x in reversed(operations) for i in x.writes}
         tensors = []
-        for i, (begun, ended) in sorted(live.items(), key=lambda item: item[1][0]):
+        order = sorted(live, key=lambda i: live[i][0])
+        for i in order:
+            begun, ended = live[i]
             value, name = self._values[i], names.get(i, "input")
             fixed, widths = _sizes(value, self._flow, slots)
             until = last if i in self._outputs else ended
@@ -189,7 +191,12 @@ class LiveLog:
                 LiveTensor(name, begun, until, fixed, widths, value.item_bytes, value.is_float and i not in ends)
             )
         moments = tuple(f"{x.place}.{x.name}".lstrip(".") for x in operations)
-        return Execution(moments, tuple(tensors)), folded
+        position = {i: place for place, i in enumerate(order)}
+        reads, writes = (
+            tuple(tuple(position[i] for i in indices) for indices in of_all)
+            for of_all in ([x.reads for x in operations], [x.writes for x in operations])
+        )
+        return Execution(moments, tuple(tensors), reads, writes), folded
 
     def _needed(self) -> list[_Operation]:
         """The operations that the outputs depend on, without results that nothing reads."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amcsearch.core import ChannelGroup, LayerKind, LayerSpec, Side, described
+from amcsearch.core import ChannelGroup, Execution, LayerKind, LayerSpec, Side, described
 from amcsearch.graph.batch import Batch
 from amcsearch.graph.modes import unfused
 from amcsearch.graph.outputs import output_tensors, tensors_in
@@ -70,7 +70,19 @@ def vanishable(
     if not any(search.add_all(residual, form) for form in _FORMS):
         for form in _FORMS:
             search.add([name for name in residual if name not in search.accepted], form)
-    return search.trace()
+    marked = search.trace()
+    execution = _where_vanishing(marked.network.execution, marked.vanishing)
+    return replace(marked, network=replace(marked.network, execution=execution))
+
+
+def _where_vanishing(execution: Execution, branches: Mapping[str, Vanishing]) -> Execution:
+    """Return what is live when, also where the branches are gone."""
+    modules = [moment.rpartition(".")[0] for moment in execution.moments]
+    readers = {
+        name: [moment for moment, path in enumerate(modules) if path in branch.readers]
+        for name, branch in branches.items()
+    }
+    return execution.where_vanishing(readers)
 
 
 def _experiment(model: nn.Module, batches: tuple[Batch, Batch | None]) -> Differs:
