@@ -8,9 +8,9 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.service.job_table import NoSuchJobError, WrongStateError
-from amcsearch.service.records import Problem
+from amcsearch.service.records import Problem, problem_of
 
-__all__ = ["PROBLEM_SCHEMA", "PROBLEM_TYPE", "add_problem_handlers", "problem_of"]
+__all__ = ["PROBLEM_SCHEMA", "PROBLEM_TYPE", "add_problem_handlers"]
 
 PROBLEM_TYPE = "application/problem+json"
 PROBLEM_SCHEMA = {
@@ -33,12 +33,6 @@ _TITLES = {
     "conflict": "Not in this state",
     "unavailable": "The database does not answer",
 }
-
-
-def problem_of(error: BadInputError | InfeasibleBudgetError) -> Problem:
-    """Return an error of a request as a problem."""
-    kind = "infeasible" if isinstance(error, InfeasibleBudgetError) else "bad_input"
-    return Problem(kind, str(error))
 
 
 def _response(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:

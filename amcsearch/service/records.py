@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import Document, StoredDocument
 
 __all__ = [
     "ENDED",
+    "MOST_WARNINGS",
     "BestSoFar",
     "Claim",
     "JobPage",
@@ -18,6 +20,7 @@ __all__ = [
     "Progress",
     "StaleClaimError",
     "WorkerRecord",
+    "problem_of",
 ]
 
 MOST_WARNINGS: Final = 50  # of one attempt; a job repeats what it warns of
@@ -74,6 +77,11 @@ class Problem(StoredDocument):
     key: str | None = None
     bound: str | None = None
     cure: str | None = None
+
+
+def problem_of(error: BadInputError | InfeasibleBudgetError) -> Problem:
+    """Return an error of a request as a problem."""
+    return Problem("infeasible" if isinstance(error, InfeasibleBudgetError) else "bad_input", str(error))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from typing import Final
 
 from fastapi import Request
 
+from amcsearch.service.job_process import RUN
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.settings import ServiceSettings
 
-__all__ = ["RUN", "Service", "service_of"]
+__all__ = ["Service", "service_of"]
 
-RUN: Final = "run"
-"""The run folder inside the folder of a job; beside it lies what the job printed."""
 _SILENT_S: Final = 120.0  # after which a worker counts as gone
 
 

@@ -1,0 +1,162 @@
+"""The process that runs one job for a worker: it reads the job from standard input and tells what happens in lines.
+
+Each line is a ``Message`` as JSON. What the job itself prints goes to standard error, the job's ``output.log``. SIGTERM
+stops the job so that it can be resumed. When the worker dies, standard input ends, and the process kills its session.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Final
+
+from amcsearch.core import BadInputError, InfeasibleBudgetError, Trial, guarded_job, interruptible, printable
+from amcsearch.runs import StoredDocument, make_folder
+from amcsearch.service.job_kinds import JobRequest, request_of
+from amcsearch.service.records import MOST_WARNINGS, BestSoFar, Problem, Progress, problem_of
+
+__all__ = ["RUN", "Message", "main"]
+
+RUN: Final = "run"
+"""The run folder inside the folder of a job; beside it lies what the job printed."""
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM)
+_EVERY_S: Final = 0.2  # between two messages of progress
+_BUSY_S: Final = 20.0  # that the process of an earlier attempt may take to die
+
+
+@dataclass(frozen=True)
+class Message(StoredDocument):
+    """What happened: progress, or one of the ends; ``is_busy`` where the process of an earlier attempt still lives."""
+
+    progress: Progress | None = None
+    result: Mapping[str, object] | None = None
+    problem: Problem | None = None
+    is_stopped: bool = False
+    is_busy: bool = False
+
+
+class _Reporter:
+    """The ``Observer`` of a job: keeps its progress, and tells it now and then."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream, self._progress = stream, Progress()
+        self._told_s = -_EVERY_S
+        self._first: tuple[int, float] | None = None
+
+    def phase(self, text: str) -> None:
+        """Begin a phase of the run."""
+        self._progress = replace(self._progress, phase=text, text="", share=None)
+        self._tell(at_once=True)
+
+    def warn(self, text: str) -> None:
+        """Say something the user should know."""
+        if text not in self._progress.warnings and len(self._progress.warnings) < MOST_WARNINGS:
+            self._progress = replace(self._progress, warnings=(*self._progress.warnings, text))
+            self._tell(at_once=True)
+
+    def epoch(self, epoch: int, loss: float) -> None:
+        """End an epoch of training."""
+        self._progress = replace(self._progress, text=f"epoch {epoch}: loss {loss:.4f}")
+        self._tell()
+
+    def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
+        """End one evaluation."""
+        now = time.monotonic()
+        first, begun = self._first = self._first or (done, now)
+        per_s = (done - first) / (now - begun) if now > begun else None
+        self._progress = replace(
+            self._progress,
+            text=f"{trial.agent} trial {done}/{total}",
+            evaluations=done,
+            total=total,
+            evaluations_per_s=per_s,
+            best=None if best is None else _best(best),
+        )
+        self._tell(at_once=done == total)
+
+    def progress(self, share: float, text: str) -> None:
+        """Take a step of a measurement."""
+        self._progress = replace(self._progress, share=share, text=text)
+        self._tell()
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() >= self._told_s + _EVERY_S:
+            self._told_s = time.monotonic()
+            _say(self._stream, Message(progress=self._progress))
+
+
+def _best(trial: Trial) -> BestSoFar:
+    metric = trial.judged_by.name
+    return BestSoFar(trial.number, metric, trial.evaluation.metric, dict(trial.cost), dict(trial.policy))
+
+
+def _say(stream: IO[str], message: Message) -> None:
+    stream.write(json.dumps(message.to_json(), allow_nan=False) + "\n")
+    stream.flush()
+
+
+def main() -> None:
+    """Run the job that standard input names, and end the process."""
+    lines = os.fdopen(os.dup(0))
+    told = os.fdopen(os.dup(1), "w")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    task = json.loads(lines.readline())
+    threading.Thread(target=_die_with_worker, args=(lines,), daemon=True).start()
+    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _die_with_worker(lines: IO[str]) -> None:
+    """Wait until the worker's end of standard input closes, which it does also when the worker is killed."""
+    lines.read()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str]) -> Message:
+    """Run the job and return how it ended."""
+    try:
+        with interruptible(*_STOPS, replace=True), guarded_job(*_STOPS), (folder / ".lock").open("w") as lock:
+            if not _taken(lock):
+                return Message(is_busy=True)
+            return Message(result=_result(request_of(kind, stored), folder / RUN, told))
+    except KeyboardInterrupt:
+        return Message(is_stopped=True)
+    except (BadInputError, InfeasibleBudgetError) as error:
+        return Message(problem=problem_of(error))
+    except Exception as error:
+        traceback.print_exc()
+        line = printable(" ".join(str(error).split())[:500])
+        detail = f"the job raised {type(error).__name__}: {line}; its output.log has the traceback"
+        return Message(problem=Problem("internal", detail))
+
+
+def _result(request: JobRequest, run: Path, told: IO[str]) -> Mapping[str, object]:
+    make_folder(run.parent)
+    return request.run(run, _Reporter(told))
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Wait for the lock of the job's folder, which the process of an earlier attempt holds until it is dead."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
