@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError, Trial, guarded_job, interruptible, printable
-from amcsearch.runs import StoredDocument, make_folder
+from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.job_kinds import JobRequest, request_of
 from amcsearch.service.records import MOST_WARNINGS, BestSoFar, Problem, Progress, problem_of
 
@@ -93,8 +93,8 @@ class _Reporter:
 
 
 def _best(trial: Trial) -> BestSoFar:
-    metric = trial.judged_by.name
-    return BestSoFar(trial.number, metric, trial.evaluation.metric, dict(trial.cost), dict(trial.policy))
+    judged_by = MetricRecord.of(trial.judged_by)
+    return BestSoFar(trial.number, trial.evaluation.metric, judged_by, dict(trial.cost), dict(trial.policy))
 
 
 def _say(stream: IO[str], message: Message) -> None:

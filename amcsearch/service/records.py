@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
-from amcsearch.runs import Document, StoredDocument
+from amcsearch.runs import Document, MetricRecord, StoredDocument
 
 __all__ = [
     "ENDED",
@@ -41,11 +41,11 @@ ENDED: Final = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
 
 @dataclass(frozen=True)
 class BestSoFar(StoredDocument):
-    """The best trial so far: its metric in its unit, predicted costs by name, and channels kept by group."""
+    """The best trial so far: its metric and what that is, predicted costs by name, and channels kept by group."""
 
     trial: int
-    metric_name: str
     metric: float
+    judged_by: MetricRecord
     costs: Mapping[str, float]
     policy: Mapping[str, int]
 

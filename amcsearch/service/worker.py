@@ -90,7 +90,7 @@ class WorkerSettings:
     poll_s: float = 1.0
     grace_s: float = 30.0
     limits: JobLimits = field(default_factory=JobLimits)
-    program: tuple[str, ...] = (sys.executable, "-m", "amcsearch.service.job_process")
+    program: tuple[str, ...] = (sys.executable, "-c", "from amcsearch.service.job_process import main; main()")
 
     def __post_init__(self) -> None:
         if not self.kinds:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amcsearch.core import BadInputError
+from amcsearch.runs import MetricRecord
 from amcsearch.service.database import METADATA, Database
 from amcsearch.service.job_table import MOST_LOST, JobTable, NoSuchJobError, WrongStateError
 from amcsearch.service.records import ENDED, BestSoFar, Claim, JobState, Problem, Progress, StaleClaimError
@@ -158,7 +159,7 @@ class TestEnding:
     def test_progress_is_kept_and_shown(self, table: JobTable) -> None:
         job = submitted(table)
         claim = claimed(table)
-        best = BestSoFar(4, "accuracy", 0.9, {"macs": 5e6}, {"conv1": 3})
+        best = BestSoFar(4, 0.9, MetricRecord("accuracy", "share", True), {"macs": 5e6}, {"conv1": 3})
         progress = Progress("search", "Searching", 7, 100, 0.5, 3.5, best, ("slow disk",))
         assert table.renew(claim, progress).progress == table.get(job).progress == progress
 
