@@ -35,6 +35,7 @@ class StubRequest(JobRequest):
     def run(self, folder: Path, observer) -> Mapping[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "evaluations.txt"
+        (folder / "process").write_text(str(os.getpid()))
         observer.phase("Searching")
         sys.stdout.write("what the job prints\n")
         sys.stdout.flush()
@@ -94,7 +95,7 @@ def spread(stored: Path) -> Mapping[str, object]:
 
 
 def wait(stored: Path) -> Mapping[str, object]:
-    (stored.parent / "waits").write_text(str(os.getpid()))
+    (stored.parent / "waits").touch()
     while True:
         time.sleep(0.01)
 

@@ -149,7 +149,7 @@ def _session_of(settings: WorkerSettings, job: str) -> list[int]:
     """Processes of a job that still live."""
     from amcsearch.service.worker import _resident_bytes
 
-    return list(_resident_bytes(int((settings.runs / job / "run" / "waits").read_text())))
+    return list(_resident_bytes(int((settings.runs / job / "run" / "process").read_text())))
 
 
 def test_a_limit_that_nothing_fits_in_is_refused() -> None:
