@@ -175,6 +175,74 @@ def test_a_residual_branch_can_vanish(kind: str, writes_in_place: bool) -> None:
         assert torch.allclose(computed, expected, atol=1e-6), name
 
 
+class Gated(nn.Module):
+    """The MLP of Llama: one linear layer gates another."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate, self.act, self.up, self.down = nn.Linear(8, 12), gate, nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class Attention(nn.Module):
+    """Four heads of two channels, from one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, 2)).movedim(-3, 0).transpose(-3, -2)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
+
+
+class Tokens(nn.Module):
+    """A stem, a branch behind a layer norm with its shortcut, and a head, over tokens."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm, self.branch, self.head = nn.Linear(4, 8), nn.LayerNorm(8), branch, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.branch(self.norm(x)))
+
+
+TOKENS = {
+    "MLP": (lambda: nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)), {"branch.0"}),
+    "MLP without biases": (
+        lambda: nn.Sequential(nn.Linear(8, 12, bias=False), nn.SiLU(), nn.Linear(12, 8, bias=False)),
+        {"branch.0"},
+    ),
+    "gated MLP": (lambda: Gated(nn.SiLU()), {"branch.gate"}),
+    "MLP gated by a sigmoid": (lambda: Gated(nn.Sigmoid()), {"branch.gate"}),
+    "attention": (Attention, {"branch.qkv"}),
+    "encoder layer": (
+        lambda: nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True),
+        {"branch.self_attn.in_proj", "branch.linear1"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_branch_over_tokens_can_vanish(kind: str) -> None:
+    make, names = TOKENS[kind]
+    torch.manual_seed(2)
+    model, x = Tokens(make()).eval(), torch.randn(1, 5, 4)
+    traced = trace(model, x)
+    assert set(traced.vanishing) == names
+    for gone in ([name] for name in names):
+        expected, computed = outputs(model, traced, without(traced, *gone), x)
+        assert torch.allclose(computed, expected, atol=1e-6), gone
+    expected, computed = outputs(model, traced, without(traced), x)
+    assert torch.allclose(computed, expected, atol=1e-6)
+    assert not torch.allclose(computed, model(x), atol=1e-3)
+    small = remove(model, traced, without(traced))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     "model",
     [
