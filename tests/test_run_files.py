@@ -15,7 +15,8 @@ from amcsearch.core.reading import read_bytes
 from amcsearch.runs import files
 from amcsearch.runs.files import append_line, expanded, replacing, sweep, take_lock
 from amcsearch.runs.folder import RunFolder
-from amcsearch.search.study_store import TrialStore, storage_url
+from amcsearch.search.study_database import storage_url
+from amcsearch.search.study_store import TrialStore
 
 CONFIG = "name: x\nseed: 0\n"
 NAMES = (

@@ -24,6 +24,11 @@ class Executor(Protocol):
     executor started; a second call does nothing.
     """
 
+    @property
+    def capacity(self) -> int:
+        """How many policies it evaluates at once."""
+        ...
+
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         ...
@@ -37,6 +42,7 @@ class SerialExecutor:
     """Evaluates in this process, one after the other, on ``threads`` torch threads (restored after each)."""
 
     def __init__(self, evaluator: CanEvaluate, threads: int = 1) -> None:
+        self.capacity = 1
         self._evaluator = evaluator
         self._threads = _checked("threads", threads)
 
@@ -64,7 +70,7 @@ class ProcessExecutor:
     """
 
     def __init__(self, evaluator: CanEvaluate, workers: int, threads: int = 1) -> None:
-        self._count = _checked("workers", workers)
+        self.capacity = _checked("workers", workers)
         self._threads = _checked("threads", threads)
         self._payload = pickled(evaluator)
         self._workers: list[Worker] = []
@@ -110,7 +116,7 @@ class ProcessExecutor:
     def _fill(self, wanted: int, policies: Sequence[PruningPolicy], waiting: list[int]) -> None:
         """Start missing workers and give every idle one a policy."""
         busy = sum(worker.task is not None for worker in self._workers)
-        while len(self._workers) < min(self._count, busy + wanted):
+        while len(self._workers) < min(self.capacity, busy + wanted):
             self._workers.append(Worker(self._payload, self._threads))
         for worker in self._workers:
             if worker.is_ready and worker.task is None and waiting:

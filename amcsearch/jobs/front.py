@@ -176,6 +176,11 @@ class _Judge:
     def _executor(self) -> Executor:
         return executor_of(self.paired, self.workers)
 
+    @property
+    def capacity(self) -> int:
+        """How many policies it evaluates at once."""
+        return self._executor.capacity
+
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         return self._executor.map(policies) if policies else iter(())

@@ -26,7 +26,7 @@ from amcsearch.search.reinforcement.environment import LayerwiseEnv
 from amcsearch.search.reward import REWARDS, Reward, RewardContext, bind, with_parameters
 from amcsearch.search.samplers import OptunaAgent, cmaes, gp, nsga2, tpe
 from amcsearch.search.study import Agent, AgentFactory, Progress, Study
-from amcsearch.search.study_store import storage_url
+from amcsearch.search.study_database import storage_url
 from amcsearch.search.targets.sequences import (
     SEQUENCES,
     CostOf,

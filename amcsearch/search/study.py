@@ -3,12 +3,17 @@
 Every evaluation is priced, executed, rewarded and stored before the next begins, so a run killed at any moment loses at
 most what was being evaluated. Resuming is replay: an agent is a function of its seed and of the results it is served.
 It runs again from the start and is served the stored results at once.
+
+For the same reason several drivers can work on one study in a shared database: each runs the agent, which asks all of
+them for the same policies in the same order. A driver evaluates the policies that it claims first, and is served what
+the others store.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -26,6 +31,7 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
+    check_interrupt,
 )
 from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
 
@@ -36,6 +42,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
+
+
+_POLL_S = 0.1  # between questions after what other drivers evaluate
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -141,7 +150,7 @@ class Study:
         self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric)
-        self._stored = {trial.policy: trial for trial in _priced(self._store.load(), grid)}
+        self._stored = {trial.policy: trial for trial in _priced(self._store.news(), grid)}
         self._written = len(self._stored)
         self._known = self._store.siblings()
 
@@ -218,16 +227,51 @@ class Study:
         fresh = [policy for policy in new if policy not in self._stored]
         if fresh and self._stored and not any(policy in self._stored for policy in new):
             self._note_divergence()
-        results = iter(self._executor.map([policy for policy in fresh if policy not in self._known]))
-        for policy, inside in zip(new, within, strict=True):
+        probes = {policy for policy, inside in zip(new, within, strict=True) if not inside}
+        trials = self._shared(new, probes) if self._store.is_shared else self._alone(new, probes)
+        for trial in trials:
+            self._serve(trial)
+
+    def _alone(self, new: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> Iterator[Trial]:
+        """Yield the stored or new trial of every policy, in order."""
+        unknown = [policy for policy in new if policy not in self._stored and policy not in self._known]
+        results = iter(self._executor.map(unknown))
+        for policy in new:
             trial = self._stored.pop(policy, None)
             if trial is None:
                 evaluation = self._known[policy] if policy in self._known else next(results)
-                trial = self._record(policy, evaluation, probe=not inside)
-            self._serve(trial)
+                trial, _ = self._record(policy, evaluation, probe=policy in probes)
+            yield trial
 
-    def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> Trial:
-        """Price, reward and store one evaluation."""
+    def _shared(self, new: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> Iterator[Trial]:
+        """Yield the trial of every policy, in order, as this driver and the others store them."""
+        try:
+            for position, policy in enumerate(new):
+                while policy not in self._stored:
+                    if not self._do_share(new[position:], probes):
+                        check_interrupt()
+                        time.sleep(_POLL_S)
+                yield replace(self._stored.pop(policy), number=len(self.trials))  # whoever stored which first
+        finally:
+            self._store.release()
+
+    def _do_share(self, wanted: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> bool:
+        """Evaluate as many policies as the executor does at once, of those nobody else does; false where it is none."""
+        claimed = (policy for policy in wanted if policy not in self._stored and self._store.claim(policy))
+        mine = list(islice(claimed, self._executor.capacity))
+        results = iter(self._executor.map([policy for policy in mine if policy not in self._known]))
+        for policy in mine:
+            evaluation = self._known[policy] if policy in self._known else next(results)
+            trial, is_stored = self._record(policy, evaluation, probe=policy in probes)
+            if is_stored:
+                self._stored[policy] = trial
+        for trial in _priced(self._store.news(), self.grid):
+            if trial.policy not in self._served:
+                self._stored.setdefault(trial.policy, trial)
+        return bool(mine)
+
+    def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> tuple[Trial, bool]:
+        """Price, reward and store one evaluation; false where another driver has stored it, or will."""
         cost = self.grid.cost(policy)
         state = TrialState.PROBE if probe else TrialState.COMPLETE
         reward = -math.inf
@@ -236,9 +280,9 @@ class Study:
         if not math.isfinite(reward):
             state, reward = TrialState.FAILED, -math.inf
         trial = Trial(self._written, self.agent, self.seed, state, policy, evaluation, cost, reward, self.metric)
-        self._store.append(trial, self._channels, self.values(trial))
+        is_stored = self._store.append(trial, self._channels, self.values(trial))
         self._written += 1
-        return trial
+        return trial, is_stored
 
     def _serve(self, trial: Trial) -> None:
         self._served[trial.policy] = trial

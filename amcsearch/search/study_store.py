@@ -3,23 +3,24 @@
 A finished trial is written once, in one transaction: there are no running trials that a killed run could leave behind
 (Optuna's ask/tell has no heartbeat). States map to Optuna's: complete, probe to PRUNED (no value, so a policy over
 budget is never shown as the best), failed to FAIL. Everything else of a trial is in its user attributes.
+
+A database that is named by its address may be shared by several drivers of one study (``study_rows.Claims``). One on a
+server that restarts is asked again for two minutes.
 """
 
 import math
-import sqlite3
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
-from sqlalchemy import inspect
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from amcsearch.core import (
     ACCURACY,
@@ -30,17 +31,19 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
-    check_file,
+    check_interrupt,
 )
 from amcsearch.runs import StoredDocument
+from amcsearch.search.study_database import check_owner, masked, open_storage, opened_by_one, storage_url
+from amcsearch.search.study_rows import Claims, add_trial, can_be_shared
 
-__all__ = ["REWARD", "TrialStore", "direction", "objective", "storage_url"]
+__all__ = ["REWARD", "TrialStore", "direction", "objective"]
 
-MOST_BYTES: Final = 2**34
-"""Of a SQLite file: millions of trials."""
-LOCK_TIMEOUT_S: Final = 5.0
-"""How long a statement waits for another process that holds a SQLite file."""
-
+LEASE_S: Final = 60.0
+"""How long a claim on a policy outlives its driver, before another one takes it over."""
+RETRIED_S: Final = 120.0
+"""How long a database on a server may be away."""
+_PAUSE_S: Final = 0.5
 REWARD: Final = ("reward",)
 """What a study without named objectives maximises."""
 
@@ -63,70 +66,14 @@ def objective(trial: Trial, name: str, metric: Metric) -> float:
     return trial.evaluation.metric if name == metric.name else trial.cost[name]
 
 
-_STUDY_TABLES: Final = frozenset(
-    {"studies", "study_user_attributes", "trials", "trial_user_attributes", "version_info"}
-)
-"""Tables of every version of Optuna's storage."""
-
-
-def storage_url(storage: Path | str) -> URL:
-    """Return the address of a database; the name of a file may hold any character.
-
-    Raises:
-        BadInputError: a text that is no URL, or a file that this SQLAlchemy cannot address.
-    """
-    if not isinstance(storage, Path):
-        try:
-            return make_url(storage)
-        except (ArgumentError, ValueError) as error:
-            raise BadInputError(
-                f"study storage {storage} cannot be used: it is no URL; name one such as sqlite:////tmp/study.db"
-            ) from error
-    url = URL.create("sqlite", database=str(storage.absolute()))
-    if make_url(url.render_as_string()) != url:  # before SQLAlchemy 2.1
-        raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another --out")
-    return url
-
-
-def _check_owner(url: URL) -> None:
-    """Refuse what is no file, another program's SQLite file, and one that lost tables, before any is added."""
-    file = url.database or ""
-    if url.get_backend_name() != "sqlite" or file in ("", ":memory:") or file.startswith("file:"):
-        return
-    path = Path(file).absolute()
-    if not path.exists():
-        return
-    check_file(path, "study storage", MOST_BYTES)
-    if not path.stat().st_size:
-        return
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_TIMEOUT_S)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        known = sorted(tables & _STUDY_TABLES)
-        has_rows = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in known)
-    lost = sorted(_STUDY_TABLES - tables)
-    if lost and has_rows:  # Optuna would make them anew, and the trials would be gone without a word
-        raise BadInputError(
-            f"study storage {path} is damaged: it lacks the tables {', '.join(lost)}; restore it, or name another "
-            "--storage or --out"
-        )
-    tables = {name for name in tables if not name.startswith("sqlite_")}
-    if tables and not tables >= _STUDY_TABLES and not tables <= _tables_of_optuna():
-        raise BadInputError(
-            f"study storage {path} is the database of another program (its tables: {', '.join(sorted(tables)[:5])}); "
-            "name another --storage or --out"
-        )
-
-
-def _tables_of_optuna() -> set[str]:
-    """The tables that a new storage has: a killed run may have made some of them."""
-    storage = optuna.storages.RDBStorage("sqlite:///:memory:")
-    return {*inspect(storage.engine).get_table_names(), "alembic_version"}
+_Value = TypeVar("_Value")
 
 
 class TrialStore:
     """The trials of one (name, agent, seed) in a database.
 
-    ``storage`` is the path of a SQLite file, or Optuna's URL of a database.
+    ``storage`` is the path of a SQLite file, which this driver alone uses, or Optuna's URL of a database, which several
+    drivers may share: each claims a policy for ``lease_s`` seconds, and renews that while it lives.
 
     Raises:
         BadInputError: the database cannot be opened, is no study database, is another program's, is locked, or holds
@@ -142,29 +89,61 @@ class TrialStore:
         fingerprint: str,
         objectives: Sequence[str] | None,
         metric: Metric = ACCURACY,
+        lease_s: float = LEASE_S,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         url = storage_url(storage)
-        self._shown = str(storage) if isinstance(storage, Path) else url.render_as_string()  # without a password
+        self._url = url
+        self._shown = str(storage) if isinstance(storage, Path) else masked(url.render_as_string())
         self._metrics, self._metric = list(objectives or REWARD), metric
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
+        self._claims: Claims | None = None
+        self._told = 0
         with self._readable_errors():
-            _check_owner(url)
-            connect = {"timeout": LOCK_TIMEOUT_S} if url.get_backend_name() == "sqlite" else {}
-            text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
-            self._storage = optuna.storages.RDBStorage(text, engine_kwargs={"connect_args": connect})
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=f"{name}/{agent}/{seed}",
-                directions=[direction(name, metric) for name in self._metrics],
-                load_if_exists=True,
-            )
-            self._check_context()
+            check_owner(url)
+            with opened_by_one(url):
+                self._storage = open_storage(url)
+                self._study = optuna.create_study(
+                    storage=self._storage,
+                    study_name=f"{name}/{agent}/{seed}",
+                    directions=[direction(name, metric) for name in self._metrics],
+                    load_if_exists=True,
+                )
+                self._check_context()
+                if not isinstance(storage, Path) and can_be_shared(self._storage.engine):
+                    self._claims = Claims(self._storage.engine, self._study._study_id, lease_s)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other drivers may evaluate policies of this study."""
+        return self._claims is not None
 
     def load(self) -> list[Trial]:
-        """Return the stored trials in the order of their evaluation."""
+        """Return the stored trials in the order in which they were stored."""
         with self._readable_errors():
-            return [_decode(stored, self._metric) for stored in self._study.get_trials(deepcopy=False)]
+            return [_decode(trial, self._metric) for trial in self._trials()]
+
+    def news(self) -> list[Trial]:
+        """Return the trials that were stored since it was last asked."""
+        with self._readable_errors():
+            stored = self._trials()[self._told :]
+            self._told += len(stored)
+            return [_decode(trial, self._metric) for trial in stored]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._retried(lambda: self._study.get_trials(deepcopy=False))
+
+    def claim(self, policy: PruningPolicy) -> bool:
+        """Claim a policy of a shared study; false where another driver evaluates it, or its trial is stored."""
+        claims = self._claims
+        assert claims is not None
+        with self._readable_errors():
+            return self._retried(lambda: claims.take(policy))
+
+    def release(self) -> None:
+        """Give up claims on policies that were not evaluated."""
+        if self._claims is not None:
+            self._claims.release()
 
     def siblings(self) -> dict[PruningPolicy, Evaluation]:
         """Return what other agents and seeds measured under the same name and fingerprint."""
@@ -180,19 +159,41 @@ class TrialStore:
                     evaluations.update((trial.policy, trial.evaluation) for trial in trials)
         return evaluations
 
-    def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> None:
-        """Write one finished trial in one transaction; ``channels`` bounds each group's parameter."""
+    def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> bool:
+        """Write one finished trial in one transaction; ``channels`` bounds each group's parameter.
+
+        False in a shared study where the trial is already stored, or another driver has taken over the policy.
+        """
         distributions: dict[str, BaseDistribution] = {g: IntDistribution(0, n) for g, n in channels.items()}
+        finished = create_trial(
+            state=_OPTUNA_STATE[trial.state],
+            params=dict(trial.policy),
+            distributions=distributions,
+            values=list(values) if trial.state is TrialState.COMPLETE else None,
+            user_attrs=_encode(trial),
+        )
+        study = self._study._study_id
         with self._readable_errors():
-            self._study.add_trial(
-                create_trial(
-                    state=_OPTUNA_STATE[trial.state],
-                    params=dict(trial.policy),
-                    distributions=distributions,
-                    values=list(values) if trial.state is TrialState.COMPLETE else None,
-                    user_attrs=_encode(trial),
-                )
-            )
+            return self._retried(lambda: add_trial(self._storage, study, finished, self._claims)) is not None
+
+    def _retried(self, call: Callable[[], _Value]) -> _Value:
+        """Call again while the database's server is away; what is called may have been done by a call that failed."""
+        deadline = time.monotonic() + RETRIED_S
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not (self._is_away(error) and time.monotonic() < deadline):
+                    raise
+            check_interrupt()
+            time.sleep(_PAUSE_S)
+
+    def _is_away(self, error: Exception) -> bool:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        is_lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
+        return self._url.get_backend_name() != "sqlite" and (
+            is_lost or isinstance(cause, OperationalError | InterfaceError)
+        )
 
     def _check_context(self) -> None:
         stored = self._study.user_attrs.get("context")
@@ -215,9 +216,16 @@ class TrialStore:
             yield
         except BadInputError:
             raise
+        except ModuleNotFoundError as error:
+            raise BadInputError(
+                f"study storage {self._shown} cannot be used: {error.name} is not installed; type: pip install "
+                "'amcsearch[cluster]'"
+            ) from error
         except Exception as error:  # a damaged database makes Optuna and its layers raise almost anything
             cause = error.__cause__ or error
             reason = str(getattr(cause, "orig", None) or cause) or type(cause).__name__
+            if self._url.password:
+                reason = reason.replace(str(self._url.password), "***")
             raise BadInputError(
                 f"study storage {self._shown} cannot be used: {reason.splitlines()[0]}; close other programs that hold "
                 "it, free disk space, or name another --storage or --out (trials stored so far stay there)"

@@ -61,6 +61,7 @@ class MadeUpEvaluator:
     network: NetworkSpec
     nan_at: frozenset[int] = frozenset()
     calls: list[PruningPolicy] = field(default_factory=list)
+    capacity = 1
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""

@@ -13,7 +13,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import TrialState
 from amcsearch.runs.rows import trial_rows
-from amcsearch.search import study_store
+from amcsearch.search import study_database
 
 
 def policy(*kept):
@@ -185,7 +185,7 @@ def test_folder_that_is_missing_or_url_that_is_none_is_one_clear_line(synthetic,
 
 def test_database_held_by_another_program_is_one_clear_line(synthetic, storage, tmp_path, monkeypatch):
     synthetic.make_study(storage=storage)
-    monkeypatch.setattr(study_store, "LOCK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(study_database, "LOCK_TIMEOUT_S", 0.01)
     with sqlite3.connect(tmp_path / "study.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(BadInputError, match=r"locked.*close other programs"):

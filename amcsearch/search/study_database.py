@@ -1,0 +1,127 @@
+"""The database of studies: its address, whose it is, and how it is opened."""
+
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from amcsearch.core import BadInputError, check_file
+
+__all__ = ["LOCK_TIMEOUT_S", "check_owner", "masked", "open_storage", "opened_by_one", "storage_url"]
+
+MOST_BYTES: Final = 2**34
+"""Of a SQLite file: millions of trials."""
+LOCK_TIMEOUT_S: Final = 5.0
+"""How long a statement waits for another process that holds a SQLite file."""
+
+_PAUSE_S: Final = 0.05
+_LOCK: Final = 6_702_881_517
+"""Number of the PostgreSQL lock under which drivers open a database one after the other."""
+
+_STUDY_TABLES: Final = frozenset(
+    {"studies", "study_user_attributes", "trials", "trial_user_attributes", "version_info"}
+)
+"""Tables of every version of Optuna's storage."""
+
+
+def storage_url(storage: Path | str) -> URL:
+    """Return the address of a database; the name of a file may hold any character.
+
+    Raises:
+        BadInputError: a text that is no URL, or a file that this SQLAlchemy cannot address.
+    """
+    if not isinstance(storage, Path):
+        try:
+            return make_url(storage)
+        except (ArgumentError, ValueError):
+            raise BadInputError(
+                f"study storage {masked(storage)} cannot be used: it is no URL; name one such as "
+                "sqlite:////tmp/study.db or postgresql+psycopg://user@host/database"
+            ) from None
+    url = URL.create("sqlite", database=str(storage.absolute()))
+    if make_url(url.render_as_string()) != url:  # before SQLAlchemy 2.1
+        raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another --out")
+    return url
+
+
+def masked(storage: str) -> str:
+    """Return a text that may be an address without passwords: neither that of the user nor that of a parameter."""
+    storage = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", storage, flags=re.DOTALL)
+    return re.sub(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", r"\1***", storage, flags=re.IGNORECASE)
+
+
+def check_owner(url: URL) -> None:
+    """Refuse what is no file, another program's SQLite file, and one that lost tables, before any is added.
+
+    Raises:
+        BadInputError: it is one of these.
+    """
+    file = url.database or ""
+    if url.get_backend_name() != "sqlite" or file in ("", ":memory:") or file.startswith("file:"):
+        return
+    path = Path(file).absolute()
+    if not path.exists():
+        return
+    check_file(path, "study storage", MOST_BYTES)
+    if not path.stat().st_size:
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCK_TIMEOUT_S)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        known = sorted(tables & _STUDY_TABLES)
+        has_rows = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in known)
+    lost = sorted(_STUDY_TABLES - tables)
+    if lost and has_rows:  # Optuna would make them anew, and the trials would be gone without a word
+        raise BadInputError(
+            f"study storage {path} is damaged: it lacks the tables {', '.join(lost)}; restore it, or name another "
+            "--storage or --out"
+        )
+    tables = {name for name in tables if not name.startswith("sqlite_")}
+    if tables and not tables >= _STUDY_TABLES and not tables <= _tables_of_optuna():
+        raise BadInputError(
+            f"study storage {path} is the database of another program (its tables: {', '.join(sorted(tables)[:5])}); "
+            "name another --storage or --out"
+        )
+
+
+def _tables_of_optuna() -> set[str]:
+    """The tables that a new storage has: a killed run may have made some of them."""
+    storage = optuna.storages.RDBStorage("sqlite:///:memory:")
+    return {*inspect(storage.engine).get_table_names(), "alembic_version"}
+
+
+def open_storage(url: URL) -> optuna.storages.RDBStorage:
+    """Open a database with its tables; on a SQLite file another driver may be making them, too."""
+    address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
+    is_file = url.get_backend_name() == "sqlite"
+    settings: dict[str, Any] = {"connect_args": {"timeout": LOCK_TIMEOUT_S}} if is_file else {"pool_pre_ping": True}
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            return optuna.storages.RDBStorage(address, engine_kwargs=settings)
+        except OperationalError as error:
+            if not is_file or "already exists" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+@contextmanager
+def opened_by_one(url: URL) -> Iterator[None]:
+    """Let drivers that start together make the tables of a PostgreSQL database one after the other."""
+    if url.get_backend_name() != "postgresql":
+        yield
+        return
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+            yield
+    finally:
+        engine.dispose()  # the lock ends with its connection
