@@ -1,8 +1,8 @@
 """The database of studies: its address, whose it is, and how it is opened."""
 
+import fcntl
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final
 import optuna
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError
 
 from amcsearch.core import BadInputError, check_file
 
@@ -22,7 +22,6 @@ MOST_BYTES: Final = 2**34
 LOCK_TIMEOUT_S: Final = 5.0
 """How long a statement waits for another process that holds a SQLite file."""
 
-_PAUSE_S: Final = 0.05
 _LOCK: Final = 6_702_881_517
 """Number of the PostgreSQL lock under which drivers open a database one after the other."""
 
@@ -98,30 +97,31 @@ def _tables_of_optuna() -> set[str]:
 
 
 def open_storage(url: URL) -> optuna.storages.RDBStorage:
-    """Open a database with its tables; on a SQLite file another driver may be making them, too."""
+    """Open a database, and make its tables where they lack."""
     address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
     is_file = url.get_backend_name() == "sqlite"
     settings: dict[str, Any] = {"connect_args": {"timeout": LOCK_TIMEOUT_S}} if is_file else {"pool_pre_ping": True}
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            return optuna.storages.RDBStorage(address, engine_kwargs=settings)
-        except OperationalError as error:
-            if not is_file or "already exists" not in str(error.orig) or time.monotonic() > deadline:
-                raise
-        time.sleep(_PAUSE_S)
+    return optuna.storages.RDBStorage(address, engine_kwargs=settings)
 
 
 @contextmanager
 def opened_by_one(url: URL) -> Iterator[None]:
-    """Let drivers that start together make the tables of a PostgreSQL database one after the other."""
-    if url.get_backend_name() != "postgresql":
-        yield
-        return
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
-            connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+    """Let drivers that start together make the tables of a shared database one after the other.
+
+    Beside a SQLite file the lock is a file, which stays: ``study.db.lock``.
+    """
+    kind, name = url.get_backend_name(), url.database or ""
+    if kind == "postgresql":
+        engine = create_engine(url)
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+                yield
+        finally:
+            engine.dispose()  # the lock ends with its connection
+    elif kind == "sqlite" and name and not name.startswith((":memory:", "file:")):
+        with Path(f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-    finally:
-        engine.dispose()  # the lock ends with its connection
+    else:
+        yield

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -101,7 +101,7 @@ class TrialStore:
         self._told = 0
         with self._readable_errors():
             check_owner(url)
-            with opened_by_one(url):
+            with nullcontext() if isinstance(storage, Path) else opened_by_one(url):
                 self._storage = open_storage(url)
                 self._study = optuna.create_study(
                     storage=self._storage,
