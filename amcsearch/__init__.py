@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from amcsearch.api import search as search
     from amcsearch.api import sensitivity as sensitivity
     from amcsearch.api import sparsify as sparsify
+    from amcsearch.service import connect as connect
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _ROOMS: Final = {
         *("Criterion", "Need", "Selector", "Statistics"),
     ),
     "runs": ("FrontResult", "SparsifySummary", "Summary"),
+    "service": ("connect",),
     "search": ("AGENTS", "Agent", "Budget", "FeasibleSet", "LayerwiseEnv", "Study"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from amcsearch import __version__
 from amcsearch.cli import table_verbs, verbs
+from amcsearch.cli.service_verbs import add_service_verbs
 from amcsearch.core import BadInputError, printable
 from amcsearch.runs import expanded
 
@@ -170,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
     _sparsify(commands)
     _report(commands)
     _list(commands)
+    add_service_verbs(commands, _verb, _config, _path, _count)
     return parser
 
 

@@ -20,7 +20,7 @@ from amcsearch.config.identity import (
     settings_hash,
     trial_settings,
 )
-from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load
+from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load, read_unchecked
 from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, listed, lookup, writable
 from amcsearch.config.messages import hint
 from amcsearch.config.schema import (
@@ -101,6 +101,7 @@ __all__ = [
     "pick",
     "read_device",
     "read_latency_table",
+    "read_unchecked",
     "settings_hash",
     "table_digest",
     "trial_settings",

@@ -28,6 +28,7 @@ __all__ = [
     "from_mapping",
     "json_schema",
     "load",
+    "read_unchecked",
     "resolve_spec",
 ]
 
@@ -68,6 +69,23 @@ def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, obj
         BadInputError: one line naming the file and line, the key, its value and what is expected: file missing,
             YAML syntax, repeated or unknown key, wrong type, value out of bounds, a named file that does not exist.
     """
+    path, data, where = _read(path, overrides)
+    for path_of_key in _set_all(data, keys or {}, ""):
+        where[path_of_key] = ""
+    return _validated(data, where, str(path), path.parent)
+
+
+def read_unchecked(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, object]:
+    """Read a configuration as ``load`` does, but leave it to a service to check: it has other files than this machine.
+
+    Raises:
+        BadInputError: the file is missing, its syntax, a repeated key, or an override without a key.
+    """
+    return _read(path, overrides)[1]
+
+
+def _read(path: Path | str, overrides: Sequence[str]) -> tuple[Path, dict[str, Any], dict[KeyPath, str]]:
+    """Return the path of a configuration, its values with overrides, and where each key was written."""
     path = Path(path)
     if not (path.is_absolute() or CONFIGURATIONS.fits(path)):
         path = find(CONFIGURATIONS, path)
@@ -75,9 +93,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, obj
     where = {keys: f"{path}:{line}" for keys, line in lines.items()}
     for text in overrides:
         _override(data, where, text)
-    for path_of_key in _set_all(data, keys or {}, ""):
-        where[path_of_key] = ""
-    return _validated(data, where, str(path), path.parent)
+    return path, data, where
 
 
 def from_mapping(

@@ -48,7 +48,7 @@ class _Reporter:
     def __init__(self, stream: IO[str]) -> None:
         self._stream, self._progress = stream, Progress()
         self._told_s = -_EVERY_S
-        self._first: tuple[int, float] | None = None
+        self._first = ("", 0, 0.0)
 
     def phase(self, text: str) -> None:
         """Begin a phase of the run."""
@@ -69,7 +69,9 @@ class _Reporter:
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation."""
         now = time.monotonic()
-        first, begun = self._first = self._first or (done, now)
+        if self._first[0] != trial.agent:  # an agent counts its own evaluations
+            self._first = (trial.agent, done, now)
+        _, first, begun = self._first
         per_s = (done - first) / (now - begun) if now > begun else None
         self._progress = replace(
             self._progress,

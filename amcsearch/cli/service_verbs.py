@@ -1,0 +1,168 @@
+"""The verbs of the search service: serve, worker and submit."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from amcsearch.cli.verbs import show
+from amcsearch.core import MIB, BadInputError
+
+if TYPE_CHECKING:
+    from amcsearch.reporting import ProgressBar
+    from amcsearch.service import RemoteJob
+
+    Verb = Callable[..., argparse.ArgumentParser]
+    Read = Callable[[str], object]
+
+__all__ = ["TOKEN_VARIABLE", "add_service_verbs", "serve", "submit", "worker"]
+
+TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
+_KINDS: Final = ("search", "prune", "sparsify", "front", "compare", "table_measure", "table_check")
+_RUNS: Final = Path("runs")
+
+
+def add_service_verbs(
+    commands: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]", path: "Read", count: "Read"
+) -> None:
+    """Add the verbs of the service, by the helpers of the main parser."""
+    example = "amcsearch serve --runs /srv/amcsearch --workers 2"
+    command = verb(commands, "serve", serve, "serve searches over HTTP, with workers beside it", example)
+    command.add_argument("--runs", type=path, default=_RUNS, help="folder of all jobs (runs)")
+    _database(command)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    command.add_argument("--port", type=count, default=8765, help="port to listen on (8765)")
+    command.add_argument("--workers", type=count, default=1, help="workers on this machine; 0 for none (1)")
+    command.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE:CALLABLE",
+        help="code of your own that requests may name, such as my_models:*; repeatable",
+    )
+    _limits(command, count)
+    example = "amcsearch worker --runs /srv/amcsearch --connect postgresql+psycopg://amc@db/amc"
+    command = verb(commands, "worker", worker, "run jobs of a service on this machine", example)
+    command.add_argument("--runs", type=path, default=_RUNS, help="folder of all jobs, that of the service (runs)")
+    _database(command)
+    command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
+    command.add_argument("--kinds", default=",".join(_KINDS), help="kinds of jobs that it runs, with commas between")
+    _limits(command, count)
+    example = "amcsearch submit configs/searches/digits.yaml --connect http://127.0.0.1:8765 --follow"
+    command = verb(commands, "submit", submit, "submit a job to a service", example)
+    config(command)
+    command.add_argument("--connect", required=True, metavar="URL", help="address of the service")
+    command.add_argument("--kind", choices=_KINDS, default="search", help="what to do (search)")
+    command.add_argument(
+        "--argument",
+        dest="arguments",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the verb, such as agents=[random, nsga2] of compare; repeatable",
+    )
+    command.add_argument("--key", help="the same key with the same request gives the same job (Idempotency-Key)")
+    command.add_argument("--follow", action="store_true", help="show progress, wait for the end, and fetch the files")
+    command.add_argument("-o", "--out", type=path, help="with --follow: folder for the files (runs/<name>-<job>)")
+
+
+def _database(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--connect",
+        metavar="DATABASE",
+        help="of the jobs: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME (AMCSEARCH_DATABASE, else "
+        "service.db in --runs)",
+    )
+
+
+def _limits(command: argparse.ArgumentParser, count: "Read") -> None:
+    command.add_argument("--most-minutes", type=count, metavar="N", help="that a job may run")
+    command.add_argument("--most-memory", type=count, metavar="MIB", help="that a job may take")
+    command.add_argument("--most-processes", type=count, metavar="N", help="that a job may start")
+
+
+def _address(args: argparse.Namespace) -> str:
+    from amcsearch.service import DATABASE_VARIABLE
+
+    return args.connect or os.environ.get(DATABASE_VARIABLE, "")
+
+
+def serve(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Serve until interrupted."""
+    from amcsearch.service import ServiceSettings
+    from amcsearch.service import serve as run
+
+    settings = ServiceSettings(args.runs, _address(args), tuple(args.allow))
+    limits = {"minutes": args.most_minutes, "memory": args.most_memory, "processes": args.most_processes}
+    options = [word for name, value in limits.items() if value is not None for word in (f"--most-{name}", str(value))]
+    console.phase(f"Serving on http://{args.host}:{args.port}, jobs in {args.runs}; Ctrl-C ends")
+    run(settings, args.host, args.port, args.workers, options)
+    show(args, {"state": "ended"}, "the service has ended; jobs that ran wait to go on")
+
+
+def worker(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Run jobs until interrupted."""
+    from amcsearch.service import KINDS, JobLimits, WorkerSettings, work
+
+    kinds = tuple(part.strip() for part in args.kinds.split(",") if part.strip())
+    unknown = next((kind for kind in kinds if kind not in KINDS), None)
+    if unknown is not None:
+        raise BadInputError(f"--kinds {unknown}: expected some of {', '.join(KINDS)}")
+    limits = JobLimits(
+        seconds=None if args.most_minutes is None else args.most_minutes * 60.0,
+        memory_bytes=None if args.most_memory is None else args.most_memory * MIB,
+        processes=args.most_processes,
+    )
+    console.phase(f"Waiting for jobs in {args.runs}; Ctrl-C gives a running job back")
+    work(WorkerSettings(args.runs, _address(args), args.name, kinds, limits=limits))
+    show(args, {"state": "ended"}, "the worker has ended")
+
+
+def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Submit a job; with ``--follow``, wait for it and fetch what it left."""
+    from amcsearch.config import read_unchecked
+    from amcsearch.service import connect
+
+    client = connect(args.connect, os.environ.get(TOKEN_VARIABLE))
+    job = client.submit(
+        args.kind,
+        read_unchecked(args.config, args.overrides),
+        arguments=_arguments(args.arguments),
+        idempotency_key=args.key,
+    )
+    if not args.follow:
+        if args.out is not None:
+            raise BadInputError("--out goes with --follow, which fetches the files")
+        show(args, job.record.to_json(), f"job {job.id} is {job.record.state}; {args.connect}/jobs/{job.id}")
+        return
+    console.phase(f"Following job {job.id}; Ctrl-C leaves it running")
+    job.wait(console)
+    console.close()
+    folder = job.fetch(args.out or _RUNS / f"{job.record.name}-{job.id}")
+    show(args, {**job.record.to_json(), "folder": str(folder)}, _text(job, folder), folder)
+
+
+def _text(job: "RemoteJob", folder: Path) -> str:
+    """What the verb prints when it runs here, or where its files are."""
+    from amcsearch.cli.text import front_text, sparsify_text, summary_text
+    from amcsearch.runs import FrontResult, RunFolder, SparsifySummary
+
+    if job.record.kind == "front":
+        return front_text(FrontResult.open(folder))
+    if job.record.kind not in ("search", "prune", "sparsify"):
+        return f"job {job.id} is done; its files are in {folder}"
+    summary = RunFolder.open(folder).read_summary()
+    return sparsify_text(summary, folder) if isinstance(summary, SparsifySummary) else summary_text(summary, folder)
+
+
+def _arguments(texts: list[str]) -> dict[str, object]:
+    from amcsearch.config import parse_mapping
+
+    values: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name in values:
+            raise BadInputError(f"--argument {text[:60]}: expected NAME=VALUE, each name once, such as evaluations=20")
+        values |= parse_mapping(f"{name}: {value}", f"--argument {text[:60]}")[0]
+    return values
