@@ -44,7 +44,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "anyio": ("service.routes.*",),
     "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
-    "httpx": ("service.client",),
+    "httpx": ("service.client", "service.connection"),
     "matplotlib": ("reporting.*",),
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),
@@ -93,7 +93,7 @@ ROWS = (
     "training.tasks.*",
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
     *("cli.main", "graph.masks"),
-    *("service.app", "service.routes.*", "service.migrations.*"),
+    *("service.app", "service.serve", "service.routes.*", "service.migrations.*"),
 )
 
 

@@ -42,6 +42,11 @@ def add_service_verbs(
         help="code of your own that requests may name, such as my_models:*; repeatable",
     )
     _limits(command, count)
+    _worker(commands, verb, path, count)
+    _submit(commands, verb, config, path)
+
+
+def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None:
     example = "amcsearch worker --runs /srv/amcsearch --connect postgresql+psycopg://amc@db/amc"
     command = verb(commands, "worker", worker, "run jobs of a service on this machine", example)
     command.add_argument("--runs", type=path, default=_RUNS, help="folder of all jobs, that of the service (runs)")
@@ -49,6 +54,9 @@ def add_service_verbs(
     command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
     command.add_argument("--kinds", default=",".join(_KINDS), help="kinds of jobs that it runs, with commas between")
     _limits(command, count)
+
+
+def _submit(commands: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]", path: "Read") -> None:
     example = "amcsearch submit configs/searches/digits.yaml --connect http://127.0.0.1:8765 --follow"
     command = verb(commands, "submit", submit, "submit a job to a service", example)
     config(command)

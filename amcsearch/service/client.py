@@ -7,10 +7,8 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import quote
 
 from amcsearch.config import Config, read_unchecked
 from amcsearch.core import (
@@ -21,14 +19,12 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
-    parse_json,
 )
-from amcsearch.runs import FrontResult, expanded, make_folder, read_as, replacing
+from amcsearch.runs import FrontResult, expanded, make_folder, read_as
+from amcsearch.service.connection import Connection
 from amcsearch.service.records import JobRecord, JobState, Progress
 
 if TYPE_CHECKING:
-    import httpx
-
     from amcsearch.jobs import Observer, RunResult, SearchResult, SparsifyResult
 
 __all__ = ["Client", "RemoteJob", "connect"]
@@ -56,7 +52,7 @@ def connect(url: str, token: str | None = None, *, patience_s: float = 300.0) ->
     if not url.startswith(("http://", "https://")):
         raise BadInputError(f"{url[:80]!r} is no address of a service; write http://HOST:PORT or https://HOST")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return Client(httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_S), patience_s=patience_s)
+    return Client(Connection(httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_S), patience_s))
 
 
 class Client:
@@ -67,8 +63,8 @@ class Client:
     name. A verb waits for its job's end; interrupted, it leaves the job running, and ``job`` finds it again.
     """
 
-    def __init__(self, http: "httpx.Client", patience_s: float = 300.0) -> None:
-        self._http, self.patience_s = http, patience_s
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def search(
         self,
@@ -168,98 +164,33 @@ class Client:
         values = _values(config)
         body = {"kind": kind, "config": values, "settings": dict(settings or {}), **(arguments or {})}
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        return RemoteJob(self, read_as(JobRecord, self.ask("POST", "/jobs", body, headers), "job"))
+        return RemoteJob(
+            self._connection, read_as(JobRecord, self._connection.ask("POST", "/jobs", body, headers), "job")
+        )
 
     def job(self, name: str) -> "RemoteJob":
         """Return a job by its ``id``; raises BadInputError where there is none."""
-        return RemoteJob(self, read_as(JobRecord, self.ask("GET", f"/jobs/{name}"), "job"))
+        return RemoteJob(self._connection, read_as(JobRecord, self._connection.ask("GET", f"/jobs/{name}"), "job"))
 
     def jobs(self, state: JobState | None = None) -> Iterator[JobRecord]:
         """Give every job, the newest first, those of one state where one is named."""
         cursor: str | None = None
         while True:
             asked = {"limit": "500", **({} if state is None else {"state": str(state)})}
-            page = self.ask("GET", "/jobs", parameters=asked if cursor is None else {**asked, "cursor": cursor})
+            page = self._connection.ask(
+                "GET", "/jobs", parameters=asked if cursor is None else {**asked, "cursor": cursor}
+            )
             yield from read_as(tuple[JobRecord, ...], page["jobs"], "jobs")
             cursor = read_as(str | None, page["next_cursor"], "next_cursor")
             if cursor is None:
                 return
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-        parameters: Mapping[str, str] | None = None,
-    ) -> Mapping[str, object]:
-        """Send a request and return the object that the service answers with, also after it was away for a while.
-
-        Raises:
-            BadInputError, InfeasibleBudgetError: the service refuses, with its own words, or stays away.
-        """
-        for _ in self.tries():
-            with suppress(*_away()):
-                response = self._http.request(method, path, json=body, headers=headers, params=parameters)
-                if response.status_code not in _RETRIED:
-                    _check(response)
-                    return _object(response)
-        raise self.gone()
-
-    def tries(self) -> Iterator[None]:
-        """Give as many tries as fit into the patience."""
-        deadline = time.monotonic() + self.patience_s
-        yield
-        while time.monotonic() < deadline:
-            time.sleep(min(_AGAIN_S, self.patience_s))
-            yield
-
-    def gone(self) -> BadInputError:
-        """The error of a service that stays away."""
-        return BadInputError(
-            f"the service at {self._http.base_url} does not answer for {self.patience_s:g} s; start it, or name "
-            "another address"
-        )
-
-    def events(self, job: str, last: int) -> Iterator[JobRecord | None]:
-        """Give None once connected, then a job at each change after revision ``last``, until the connection ends."""
-        headers = {"Last-Event-ID": str(last), "Accept": "text/event-stream"}
-        with suppress(*_away()), self._http.stream("GET", f"/jobs/{job}/events", headers=headers) as response:
-            if response.status_code in _RETRIED:
-                return
-            if response.is_error:
-                response.read()
-            _check(response)
-            yield None
-            for line in response.iter_lines():
-                if line.startswith("data:"):
-                    yield read_as(JobRecord, parse_json(line.removeprefix("data:"), "event"), "event")
-
-    def download(self, job: str, path: str, target: Path) -> None:
-        """Fetch a file of a job; a connection that breaks begins it again.
-
-        Raises:
-            BadInputError: as ``ask``, or the file cannot be written.
-        """
-        for _ in self.tries():
-            with suppress(*_away()), self._http.stream("GET", f"/jobs/{job}/files/{quote(path)}") as response:
-                if response.status_code in _RETRIED:
-                    continue
-                if response.is_error:
-                    response.read()
-                _check(response)
-                with replacing(target) as temporary, temporary.open("wb") as stream:
-                    for part in response.iter_bytes():
-                        stream.write(part)
-                return
-        raise self.gone()
-
 
 class RemoteJob:
     """A job of a service; ``record`` is what was last heard of it."""
 
-    def __init__(self, client: Client, record: JobRecord) -> None:
-        self._client, self.record = client, record
+    def __init__(self, connection: Connection, record: JobRecord) -> None:
+        self._connection, self.record = connection, record
 
     @property
     def id(self) -> str:
@@ -273,8 +204,8 @@ class RemoteJob:
             BadInputError: the service stays away, or the token is no longer valid.
         """
         last, heard_s = 0, time.monotonic()
-        while time.monotonic() < heard_s + self._client.patience_s:
-            for record in self._client.events(self.id, last):
+        while time.monotonic() < heard_s + self._connection.patience_s:
+            for record in self._connection.events(self.id, last):
                 if record is not None:
                     self.record, last = record, record.revision
                     yield record
@@ -282,7 +213,7 @@ class RemoteJob:
                         return
                 heard_s = time.monotonic()
             time.sleep(_AGAIN_S)
-        raise self._client.gone()
+        raise self._connection.gone()
 
     def wait(self, observer: "Observer | None" = None) -> JobRecord:
         """Wait until the job is done, telling ``observer`` of its progress.
@@ -315,7 +246,7 @@ class RemoteJob:
         return self._changed("extend", {"trials": trials})
 
     def _changed(self, what: str, body: Mapping[str, object] | None = None) -> JobRecord:
-        answer = self._client.ask("POST", f"/jobs/{self.id}/{what}", body)
+        answer = self._connection.ask("POST", f"/jobs/{self.id}/{what}", body)
         self.record = read_as(JobRecord, answer, "job")
         return self.record
 
@@ -347,7 +278,7 @@ class RemoteJob:
             raise BadInputError(f"cannot fetch into {target}: it is there already; name a new or an empty folder")
         make_folder(target)
         listed = read_as(
-            tuple[Mapping[str, object], ...], self._client.ask("GET", f"/jobs/{self.id}/files")["files"], ""
+            tuple[Mapping[str, object], ...], self._connection.ask("GET", f"/jobs/{self.id}/files")["files"], ""
         )
         for path in (PurePosixPath(read_as(str, file["path"], "path")) for file in listed):
             if path.is_absolute() or ".." in path.parts:
@@ -355,40 +286,8 @@ class RemoteJob:
                     f"the service names a file {str(path)!r} outside its run; is it an amcsearch service?"
                 )
             make_folder((target / path).parent)
-            self._client.download(self.id, str(path), target / path)
+            self._connection.download(self.id, str(path), target / path)
         return target
-
-
-_RETRIED: Final = frozenset({502, 503, 504})
-
-
-def _away() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.TransportError,)
-
-
-def _object(response: "httpx.Response") -> Mapping[str, object]:
-    values: Mapping[str, object] = read_as(Mapping[str, object], parse_json(response.text, "the answer"), "the answer")
-    return values
-
-
-def _check(response: "httpx.Response") -> None:
-    """Raise what a service refuses a request with.
-
-    Raises:
-        BadInputError, InfeasibleBudgetError: with the words of the service.
-    """
-    if not response.is_error:
-        return
-    try:
-        problem = _object(response)
-        detail, kind = str(problem["detail"]), str(problem["type"])
-    except (BadInputError, KeyError):
-        raise BadInputError(
-            f"{response.request.url} answers {response.status_code} and no problem details; is it an amcsearch service?"
-        ) from None
-    raise (InfeasibleBudgetError if kind.endswith(":infeasible") else BadInputError)(detail)
 
 
 def _settings(settings: Mapping[str, object] | None, given: Mapping[str, object]) -> dict[str, object]:
