@@ -9,6 +9,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from amcsearch.core import BadInputError
 from amcsearch.runs import FrontResult
 from amcsearch.service.access import Scope, requires
+from amcsearch.service.job_table import WrongStateError
+from amcsearch.service.records import JobState
 from amcsearch.service.running import Service, service_of
 
 __all__ = ["ROUTER"]
@@ -66,4 +68,6 @@ def of_budget(request: Request, service: Running, job: str, device: str | None =
         raise BadInputError(f"job {job} is a {record.kind}, only a front is asked for a budget")
     if not budget:
         raise BadInputError("no budget: add a cost and its limit, such as ?latency_ms=0.4x")
+    if record.state is not JobState.DONE:
+        raise WrongStateError(f"job {job} is {record.state}, a front is asked when it is done; wait for it")
     return JSONResponse(FrontResult.open(service.folder(record)).within(budget, device).to_json())

@@ -1,0 +1,158 @@
+"""The client against a service that listens: results, errors, broken connections, and the verbs of the command line."""
+
+import json
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+import amcsearch
+from amcsearch.cli import service_verbs
+from amcsearch.cli.main import main
+from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.service import connection
+from amcsearch.service.client import Client, connect
+from amcsearch.service.connection import Connection
+from amcsearch.service.records import JobState
+
+from .conftest import LiveService, listening
+
+TINY = Path(__file__).parents[1] / "tiny_job.py"
+CONFIG = {"name": "tiny", "model": {"factory": f"{TINY}:network"}, "data": {"factory": f"{TINY}:quadrants"}}
+
+
+@pytest.fixture(autouse=True)
+def _tries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_AGAIN_S", 0.02)
+
+
+class Watcher:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.trials: list[tuple[int, int, float]] = []
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def warn(self, text: str) -> None:
+        raise AssertionError(text)
+
+    def epoch(self, epoch: int, loss: float) -> None:
+        raise AssertionError(epoch)
+
+    def trial(self, trial, best, done: int, total: int) -> None:
+        self.trials.append((done, total, best.evaluation.metric))
+
+    def progress(self, share: float, text: str) -> None:
+        raise AssertionError(text)
+
+
+def test_a_job_is_submitted_followed_and_fetched(live: LiveService, tmp_path: Path) -> None:
+    job = amcsearch.connect(live.url).submit("stub", CONFIG, arguments={"evaluations": 4})
+    watcher = Watcher()
+    with live.worker():
+        record = job.wait(watcher)
+    assert (record.state, record.result) == (JobState.DONE, {"evaluations": 4, "nan": None})
+    assert watcher.phases == ["Searching"]
+    assert watcher.trials[-1] == (4, 4, 0.9)
+    folder = job.fetch(tmp_path / "fetched")
+    assert (folder / "evaluations.txt").read_text() == "0\n1\n2\n3\n"
+    with pytest.raises(BadInputError, match=r"cannot fetch into .*fetched: it is there already"):
+        job.fetch(folder)
+    assert [other.id for other in connect(live.url).jobs(JobState.DONE)] == [job.id]
+    assert connect(live.url).job(job.id).record == record
+
+
+@pytest.mark.parametrize(
+    ("does", "error", "words"),
+    [
+        ("refuse", BadInputError, "search.trials = 0; expected a number above 0"),
+        ("find_nothing", InfeasibleBudgetError, "budget.macs = 0.01x"),
+    ],
+)
+def test_a_job_that_fails_raises_what_the_local_call_raises(
+    live: LiveService, does: str, error: type[Exception], words: str
+) -> None:
+    job = connect(live.url).submit("stub", CONFIG, arguments={"does": does})
+    with live.worker(), pytest.raises(error, match=words):
+        job.wait()
+
+
+def test_a_cancelled_job_says_so_and_can_be_resumed(live: LiveService) -> None:
+    job = connect(live.url).submit("stub", CONFIG)
+    assert job.cancel().state is JobState.CANCELLED
+    with pytest.raises(BadInputError, match=f"job {job.id} was cancelled; resume it"):
+        job.wait()
+    job.resume()
+    with live.worker():
+        assert job.wait().state is JobState.DONE
+
+
+def test_what_the_service_refuses_is_raised_in_its_words(live: LiveService) -> None:
+    client = connect(live.url)
+    with pytest.raises(BadInputError, match=r"search.trials = 0; expected a number above 0"):
+        client.search(CONFIG, trials=0)
+    with pytest.raises(BadInputError, match="there is no job abc"):
+        client.job("abc")
+    with pytest.raises(BadInputError, match="only a search takes further trials"):
+        client.submit("stub", CONFIG).extend(3)
+
+
+def test_what_is_no_service_is_named(live: LiveService) -> None:
+    with pytest.raises(BadInputError, match="'localhost' is no address of a service; write http://HOST:PORT"):
+        connect("localhost")
+    with pytest.raises(BadInputError, match=r"does not answer for 0.1 s; start it"):
+        connect("http://127.0.0.1:9", patience_s=0.1).job("a")
+    other = httpx.MockTransport(lambda _: httpx.Response(404, text="<html>"))
+    client = Client(Connection(httpx.Client(transport=other, base_url="http://x"), 0.1))
+    with pytest.raises(BadInputError, match="http://x/jobs/a answers 404 and no problem details; is it an amcsearch"):
+        client.job("a")
+
+
+@pytest.mark.parametrize("path", ["../../outside", "/outside", "a/../../outside"])
+def test_a_service_cannot_write_outside_the_folder(tmp_path: Path, path: str, live: LiveService) -> None:
+    job = connect(live.url).submit("stub", CONFIG)
+    listed = httpx.MockTransport(lambda _: httpx.Response(200, json={"files": [{"path": path, "bytes": 1}]}))
+    job._connection = Connection(httpx.Client(transport=listed, base_url="http://x"), 0.1)
+    with pytest.raises(BadInputError, match="outside its run"):
+        job.fetch(tmp_path / "a" / "fetched")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_follower_outlives_a_restart_of_the_service(live: LiveService) -> None:
+    with listening(live.settings) as first:
+        job = connect(first.url).submit("stub", CONFIG)
+        heard = job.follow()
+        assert next(heard).state is JobState.QUEUED
+    states: list[JobState] = []
+    thread = threading.Thread(target=lambda: states.extend(record.state for record in heard))
+    thread.start()
+    with listening(live.settings, first.port), live.worker():
+        thread.join()
+    assert states[-1] is JobState.DONE
+
+
+def test_the_command_line_submits_and_fetches(
+    live: LiveService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(CONFIG))
+    submit = ["submit", str(file), "--connect", live.url]
+    assert main([*submit, "--json", "--set", "search.trials=7", "--key", "a"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["state"], shown["request"]["config"]["search"]["trials"]) == ("queued", 7)
+    assert main([*submit, "--set", "search.trials=0"]) == 2
+    assert "amcsearch: search.trials = 0; expected a number above 0" in capsys.readouterr().err
+    assert main([*submit, "--out", "x"]) == 2
+    assert "--out goes with --follow" in capsys.readouterr().err
+    assert main([*submit, "--argument", "workers"]) == 2
+    assert "--argument workers: expected NAME=VALUE" in capsys.readouterr().err
+    monkeypatch.setattr(service_verbs, "_KINDS", ("stub",))
+    with live.worker():
+        assert main([*submit, "--kind", "stub", "--argument", "evaluations=2", "--follow", "-o", "fetched"]) == 0
+    assert capsys.readouterr().out.endswith("is done; its files are in fetched\n")
+    assert (tmp_path / "fetched" / "evaluations.txt").read_text() == "0\n1\n"
