@@ -218,7 +218,7 @@ def _validated(data: dict[str, Any], where: Mapping[KeyPath, str], source: str, 
         # Through JSON: strict about types, and lists become tuples.
         return Config.model_validate_json(json.dumps(data), context=added_names(data))
     except ValidationError as error:
-        raise BadInputError(_line(error.errors(), data, where, source)) from error
+        raise _refusal(error.errors(), data, where, source) from error
     except ValueError as error:  # Python writes no number of more than 4,300 digits
         raise BadInputError(_at(source, f"a number has too many digits ({error}); write a smaller one")) from error
 
@@ -238,7 +238,10 @@ def _located(keys: tuple[str, ...], value: str, folder: Path, at: str) -> str:
     return str(find(kind, value, folder, at))
 
 
-def _line(errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[KeyPath, str], source: str) -> str:
+def _refusal(
+    errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[KeyPath, str], source: str
+) -> BadInputError:
+    """The error of the first value that was refused: its line, its key, and what it may be."""
     error = errors[0]
     keys, is_of_key = _written(error, data)
     at = next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
@@ -246,18 +249,25 @@ def _line(errors: list[ErrorDetails], data: Mapping[str, Any], where: Mapping[Ke
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     raised = error.get("ctx", {}).get("error")
     if isinstance(raised, BadInputError):  # which names its key and value itself
-        return _at(at, f"{raised}{more}")
+        return BadInputError(_at(at, f"{raised}{more}"), raised.key or dotted or None, raised.bound)
+    text, bound = _sentence(error, keys, dotted, is_of_key)
+    return BadInputError(_at(at, text + more), dotted or None, bound)
+
+
+def _sentence(error: ErrorDetails, keys: KeyPath, dotted: str, is_of_key: bool) -> tuple[str, str]:
+    """What is wrong with a value or a key, and what it may be."""
+    bound = describe(error)
     if error["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
-        close = hint(str(keys[-1]), known) or f"; known: {', '.join(known)}"
-        return _at(at, f"unknown key {dotted}{close}{more}")
+        bound = f"known: {', '.join(known)}"
+        return f"unknown key {dotted}{hint(str(keys[-1]), known) or f'; {bound}'}", bound
     if is_of_key:
-        return _at(at, f"unknown key {dotted}; {describe(error)}{more}")
+        return f"unknown key {dotted}; {bound}", bound
     if error["type"] == "missing":
-        return _at(at, f"{dotted} is missing; it has no default{more}")
+        return f"{dotted} is missing; it has no default", bound
     if error["type"] == "value_error" and isinstance(error["input"], dict):
-        return _at(at, f"{dotted + ': ' if dotted else ''}{describe(error)}{more}")
-    return _at(at, f"{dotted} = {shown(error['input'])}; {describe(error)}{more}")
+        return f"{dotted + ': ' if dotted else ''}{bound}", bound
+    return f"{dotted} = {shown(error['input'])}; {bound}", bound
 
 
 def _written(error: ErrorDetails, data: Any) -> tuple[KeyPath, bool]:

@@ -9,9 +9,13 @@ MOST_CHARACTERS: Final = 2000
 
 
 class _RequestError(ValueError):
-    """An error whose message is one line of at most ``MOST_CHARACTERS``; what is longer loses its middle."""
+    """An error whose message is one line of at most ``MOST_CHARACTERS``; what is longer loses its middle.
 
-    def __init__(self, message: str) -> None:
+    ``key`` is the key of the configuration that the message is about, and ``bound`` what it may be, where one is known.
+    """
+
+    def __init__(self, message: str, key: str | None = None, bound: str | None = None) -> None:
+        self.key, self.bound = key, bound
         line = " ".join(part.strip() for part in message.splitlines()) if len(message.splitlines()) > 1 else message
         if len(line) > MOST_CHARACTERS:
             half = MOST_CHARACTERS // 2 - 2

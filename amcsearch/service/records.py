@@ -80,8 +80,10 @@ class Problem(StoredDocument):
 
 
 def problem_of(error: BadInputError | InfeasibleBudgetError) -> Problem:
-    """Return an error of a request as a problem."""
-    return Problem("infeasible" if isinstance(error, InfeasibleBudgetError) else "bad_input", str(error))
+    """Return an error of a request as a problem; an error's line ends with its cure, after a semicolon."""
+    kind = "infeasible" if isinstance(error, InfeasibleBudgetError) else "bad_input"
+    _, semicolon, cure = str(error).rpartition("; ")
+    return Problem(kind, str(error), error.key, error.bound, cure if semicolon else None)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,24 @@ def test_what_the_command_line_refuses_is_refused_in_its_words(
 
 
 @pytest.mark.parametrize(
+    ("settings", "key", "bound", "cure"),
+    [
+        ({"search.trials": 0}, "search.trials", "expected a number above 0", "expected a number above 0"),
+        ({"search.trails": 5}, "search.trails", "known: agent, agent_params, ", "did you mean 'trials'?"),
+        ({"budget": {"macs": "1.5x"}}, "budget.macs", None, None),
+        ({"data.factory": None, "model": None}, "model", "expected a mapping of keys", "expected a mapping of keys"),
+    ],
+)
+def test_a_problem_names_key_bound_and_cure(
+    http: TestClient, settings: Mapping[str, Any], key: str, bound: str | None, cure: str | None
+) -> None:
+    said = problem(http, 422, "POST", "/jobs", json={**SEARCH, "settings": settings})
+    assert said["key"] == key
+    assert (said["bound"] or "").startswith(bound or "")
+    assert cure is None or said["cure"] == cure
+
+
+@pytest.mark.parametrize(
     ("content", "detail"),
     [
         (b"{", "the request is not JSON"),
