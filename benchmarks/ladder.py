@@ -1,7 +1,7 @@
 """How soon ``ladder`` finds the best policy: an enumerated network, and DDPG's final reward.
 
     OMP_NUM_THREADS=1 python benchmarks/ladder.py enumerate
-    OMP_NUM_THREADS=1 python benchmarks/ladder.py optimum [--agents ladder nsga2 …] [--budgets 0.3x …]
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py optimum [--without-errors] [--agents ladder …] [--budgets 0.3x …]
     python benchmarks/ladder.py against runs/digits-resnet20-compared
 
 ``enumerate`` trains a little network on scikit-learn's digits, cuts it with ``obc``, evaluates all 16,807 policies
@@ -15,18 +15,20 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.config.loading import load
 from amcsearch.core.cost import Cost
-from amcsearch.core.policy import PruningPolicy
+from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Evaluation, TrialState
+from amcsearch.costs import CostGrid, Macs, ModelBytes, Params, PeakMemory
+from amcsearch.graph import trace
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.search import AGENTS, FeasibleSet, Study, removal_errors, resolve_budget, starting_policies
@@ -107,20 +109,22 @@ def enumerate_policies(options: argparse.Namespace) -> None:
     print(f"{len(kept)} policies, {time.perf_counter() - begun:.0f} s")
 
 
-@dataclass
-class Stored:
-    """Serves evaluations of the enumerated policies."""
+class Enumerated:
+    """The little network's policies and what they cost; serves their stored evaluations."""
 
-    job: Job
-    right: NDArray[np.int64]
-    loss: NDArray[np.float64]
+    def __init__(self) -> None:
+        network = trace(little(), torch.zeros(1, 1, 8, 8)).network
+        self.network, self.space = network, PolicySpace.on_grid(network.groups, 2, 0.8)
+        self.grid = CostGrid(network, [Macs(), Params(), ModelBytes(), PeakMemory(network)])
+        with np.load(DATA) as data:
+            self.right, self.loss = data["right"].astype(np.int64), data["loss"].astype(np.float64)
+            self.errors: list[NDArray[np.float64]] = list(data["errors"])
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """As ``Executor.map``."""
-        space, network = self.job.device.space, self.job.workload.trace.network
-        sizes = [len(choices) for choices in space.choices]
+        sizes = [len(choices) for choices in self.space.choices]
         for policy in policies:
-            at = np.ravel_multi_index(space.indices(network.kept_array(policy)), sizes)
+            at = np.ravel_multi_index(self.space.indices(self.network.kept_array(policy)), sizes)
             yield Evaluation(self.right[at] / PICTURES, float(self.loss[at]), 0.0)
 
     def close(self) -> None:
@@ -134,20 +138,19 @@ def rewarded(judge: str, evaluation: Evaluation) -> float:
 
 def optimum(options: argparse.Namespace) -> None:
     """Print how many of ten seeds come near the best policy, after how many evaluations, and what is left to it."""
-    job = little_job()
-    with np.load(DATA) as data:
-        stored, errors = Stored(job, data["right"].astype(np.int64), data["loss"].astype(float)), list(data["errors"])
-    kept = np.concatenate(list(walk_space(job.device.space)))
+    problem = Enumerated()
+    errors = None if options.without_errors else problem.errors
+    kept = np.concatenate(list(walk_space(problem.space)))
     print("| reward | MACs | policies | agent | within 1 %, of 10 seeds | evaluations, median | mean regret |")
     print("|---|---|---|---|---|---|---|")
     for judge in ("accuracy", "loss"):
-        rewards = stored.right / PICTURES if judge == "accuracy" else -stored.loss
+        rewards = problem.right / PICTURES if judge == "accuracy" else -problem.loss
         for budget in options.budgets:
-            limits = resolve_budget({"macs": budget}, job.device.dense)
-            feasible = FeasibleSet(job.device.space, job.device.grid, limits)
+            limits = resolve_budget({"macs": budget}, problem.grid.cost(problem.network.dense))
+            feasible = FeasibleSet(problem.space, problem.grid, limits)
             within = rewards[feasible.contains(kept)]
             for agent in options.agents:
-                curves = [searched(job, feasible, stored, errors, judge, agent, seed) for seed in range(10)]
+                curves = [searched(problem, feasible, errors, judge, agent, seed) for seed in range(10)]
                 regrets = (within.max() - np.stack(curves)) / np.ptp(within)  # (seeds, evaluations)
                 first = np.where((regrets <= 0.01).any(axis=1), 1 + np.argmax(regrets <= 0.01, axis=1), np.inf)
                 near, middle = int(np.isfinite(first).sum()), float(np.median(first))
@@ -159,10 +162,9 @@ def optimum(options: argparse.Namespace) -> None:
 
 
 def searched(
-    job: Job,
+    problem: Enumerated,
     feasible: FeasibleSet,
-    stored: Stored,
-    errors: list[NDArray[np.float64]],
+    errors: list[NDArray[np.float64]] | None,
     judge: str,
     agent: str,
     seed: int,
@@ -174,11 +176,11 @@ def searched(
         return rewarded(judge, evaluation)
 
     study = Study(
-        job.workload.trace.network,
-        job.device.space,
-        job.device.grid,
+        problem.network,
+        problem.space,
+        problem.grid,
         feasible,
-        stored,
+        problem,
         reward,
         agent=agent,
         seed=seed,
@@ -219,6 +221,7 @@ def main() -> None:
     best = parts.add_parser("optimum")
     best.add_argument("--agents", nargs="+", default=["ladder", "dynamic_programming", "nsga2", "tpe", "random"])
     best.add_argument("--budgets", nargs="+", default=["0.4x", "0.3x", "0.25x", "0.2x"])
+    best.add_argument("--without-errors", action="store_true", help="let agents know nothing of obc's errors")
     best.set_defaults(part=optimum)
     beside = parts.add_parser("against")
     beside.add_argument("folder", type=Path)

@@ -14,9 +14,10 @@ is of a real policy. A few optima of the same errors times random factors follow
 It stops after ``patience`` evaluations in a row of which none was better than the best before and none was expected to
 improve by more than ``tolerance`` of the noise. The noise is what the surrogate cannot tell apart.
 
-Without errors (``Study.errors``), the squares of the shares removed stand in for them, the uniform policy is first, and
-the surrogate learns the groups' weights from policies within the budget alone: no probes. With several objectives,
-every proposal draws weights for them and improves the largest weighted distance to the best value of each.
+Without errors (``Study.errors``), r² / (1 - r) stands in for them, r the share of a group that is removed, the uniform
+policy is first, and the surrogate learns the groups' weights from policies within the budget alone: no probes. With
+several objectives, every proposal draws weights for them and improves the largest weighted distance to the best value
+of each.
 
 SPDY (Frantar & Alistarh 2022) searches coefficients of an exact programme at random; here they are learnt. Jones 1998,
 Efficient global optimization. Russo et al. 2018, A tutorial on Thompson sampling, arXiv 1707.02038. Knowles 2006,
@@ -32,7 +33,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.search.exact.allocator import BUCKETS, ROUNDS, Allocator, Errors
 from amcsearch.search.exact.dynamic_programming import cost_objectives, starting_policies
 from amcsearch.search.local_search import unseen
@@ -106,7 +107,7 @@ class _Run:
     def __init__(self, settings: Ladder, study: Study, seed: int) -> None:
         self.settings, self.study = settings, study
         self.rng = np.random.default_rng([seed, 1])
-        self.errors: Errors = study.errors or [(1.0 - c / c[-1]) ** 2 for c in study.space.choices]
+        self.errors: Errors = study.errors or _stand_ins(study.space)
         self.surrogate = Surrogate(study.space, study.grid, self.errors)
         self.costs = cost_objectives(study)
         self.allocators = self._allocators()
@@ -272,3 +273,12 @@ class _Run:
             pairs = self.rng.choice(pairs, self.settings.exchanges, replace=False)
         up, down = np.divmod(pairs, len(narrower))
         return space.counts(at + wider[up] + narrower[down])
+
+
+def _stand_ins(space: PolicySpace) -> list[NDArray[np.float64]]:
+    """Return r² / (1 - r) for every choice, (choices,) each, r the share removed: least squares loses about so much.
+
+    A group that keeps nothing counts as if it kept half of its narrowest choice.
+    """
+    kept = (np.maximum(c, 0.5 * c[c > 0][0]) / c[-1] for c in space.choices)
+    return [(1.0 - share) ** 2 / share for share in kept]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from amcsearch.core import (
 from amcsearch.costs import CostGrid, Macs
 from amcsearch.search import AGENTS, FeasibleSet, Study, resolve_budget
 from amcsearch.search.exact.allocator import Allocator
-from amcsearch.search.ladder import Ladder, _Run
+from amcsearch.search.ladder import Ladder, _Run, _stand_ins
 from amcsearch.search.local_search import walk_space
 from amcsearch.search.surrogate import Surrogate, expected_improvement
 
@@ -78,7 +78,7 @@ class Enumerated:
 
     right: np.ndarray
     loss: np.ndarray
-    errors: list[np.ndarray]
+    errors: list[np.ndarray] | None
 
     def __post_init__(self) -> None:
         self.network = little_network()
@@ -150,6 +150,13 @@ def test_the_enumerated_problem_has_no_gaps(enumerated):
 @pytest.mark.parametrize(("judge", "budget"), [("loss", "0.3x"), ("accuracy", "0.25x")])
 def test_it_reaches_the_true_optimum_within_30_evaluations(enumerated, judge, budget):
     spent = [enumerated.evaluations_to_optimum(judge, budget, seed) for seed in range(10)]
+    assert sum(count <= 30 for count in spent) >= 9
+
+
+@pytest.mark.parametrize("budget", ["0.3x", pytest.param("0.2x", marks=pytest.mark.slow)])
+def test_it_reaches_the_true_optimum_without_errors(enumerated, budget):
+    unknown = replace(enumerated, errors=None)
+    spent = [unknown.evaluations_to_optimum("loss", budget, seed) for seed in range(10)]
     assert sum(count <= 30 for count in spent) >= 9
 
 
@@ -302,6 +309,12 @@ def test_without_errors_it_begins_with_the_uniform_policy_and_says_so():
     assert study.trials[0].policy == study.network.policy(study.feasible.largest_uniform())
     assert "no errors are known" in study.notes[0]
     assert -study.best.reward <= best_loss(study, weighed(weights)) * 1.02
+
+
+def test_without_errors_what_stands_in_rises_as_channels_go_and_is_finite_for_none():
+    group = ChannelGroup("g", 8, (), can_vanish=True)
+    (errors,) = _stand_ins(PolicySpace((group,), (np.array([0, 4, 6, 8]),)))
+    assert errors.tolist() == [2.25, 0.5, pytest.approx(1 / 12), 0.0]  # 0 as if 2 stayed
 
 
 def test_it_stops_where_nothing_better_is_expected_and_says_so():
