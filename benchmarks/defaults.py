@@ -45,10 +45,10 @@ from amcsearch.training.loop import evaluate
 NETWORKS = ("digits", "digits-mobilenetv2", "digits-vit")
 BUDGETS = ("macs 0.15x", "macs 0.1x")
 ROWS = (
-    *(("obc", agent) for agent in ("dynamic_programming", "ddpg", "nsga2", "uniform", "random")),
+    *(("obc", agent) for agent in ("dynamic_programming", "ladder", "ddpg", "nsga2", "uniform", "random")),
     *(("taylor", agent) for agent in ("ddpg", "uniform")),
 )
-TUNED = (("obc", "dynamic_programming"), ("obc", "ddpg"), ("obc", "uniform"), ("taylor", "ddpg"))
+TUNED = (("obc", "dynamic_programming"), ("obc", "ladder"), ("obc", "ddpg"), ("obc", "uniform"), ("taylor", "ddpg"))
 TUNED_BUDGET = "macs 0.15x"
 PLAIN = ("uniform", "random")
 SELECTIONS = {"obc": "{selector: obc}", "taylor": "{criterion: taylor}"}
