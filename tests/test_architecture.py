@@ -41,7 +41,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # the only modules that may import a library
 DOORS: dict[str, tuple[str, ...]] = {
     "alembic": ("service.database", "service.migrations.*"),
-    "anyio": ("service.routes.*",),
+    "anyio": ("service.access", "service.routes.*"),
     "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
     "httpx": ("service.client", "service.connection"),

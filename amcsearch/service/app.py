@@ -7,12 +7,15 @@ from fastapi import FastAPI
 
 from amcsearch import __version__
 from amcsearch.runs import make_folder
+from amcsearch.service.access import Guard
+from amcsearch.service.allowed import Allowed
 from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.problems import add_problem_handlers
 from amcsearch.service.routes import ROUTERS
 from amcsearch.service.running import Service
 from amcsearch.service.settings import ServiceSettings
+from amcsearch.service.tokens import TokenTable
 
 __all__ = ["create_app"]
 
@@ -31,8 +34,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         yield
         database.close()
 
-    app = FastAPI(title="amcsearch", version=__version__, lifespan=lifespan)
-    app.state.service = Service(settings, JobTable(database))
+    # FastAPI's own pages of documentation load scripts from elsewhere
+    app = FastAPI(title="amcsearch", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    tokens, allowed = TokenTable(database), Allowed(settings.runs, settings.factories, settings.folders)
+    app.state.service = Service(settings, JobTable(database), tokens, allowed)
+    app.add_middleware(Guard, tokens=tokens)
     add_problem_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

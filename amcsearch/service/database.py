@@ -33,7 +33,7 @@ from sqlalchemy.sql.expression import ColumnElement, literal_column
 from amcsearch.core import BadInputError
 from amcsearch.runs import make_folder
 
-__all__ = ["JOBS", "METADATA", "WORKERS", "Database"]
+__all__ = ["AUDIT", "JOBS", "METADATA", "TOKENS", "WORKERS", "Database"]
 
 _BUSY_S: Final = 30.0  # that a connection waits for another's transaction on SQLite
 _MIGRATION_LOCK: Final = 4_026_531_840_117  # any number of our own, for PostgreSQL's advisory lock
@@ -86,6 +86,33 @@ WORKERS = Table(
     Column("seen_s", Double, nullable=False),
 )
 """One worker a row, with its last sign of life."""
+
+TOKENS = Table(
+    "amcsearch_tokens",
+    METADATA,
+    Column("id", String(8), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("most_jobs", Integer),
+    Column("created_s", Double, nullable=False),
+    Column("expires_s", Double),
+    Column("revoked_s", Double),
+)
+"""One token a row; the moments are seconds since 1970 by the database's clock."""
+
+AUDIT = Table(
+    "amcsearch_audit",
+    METADATA,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("at_s", Double, nullable=False),
+    Column("caller", String(64), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("target", String(255), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("address", String(64), nullable=False),
+)
+"""Who did what, when and from where; triggers refuse every change of a row and every removal."""
 
 
 class Database:

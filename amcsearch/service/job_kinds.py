@@ -17,7 +17,7 @@ from amcsearch.runs import StoredDocument, read_as
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer
 
-__all__ = ["KINDS", "JobRequest", "read_request", "request_of", "submission_schema"]
+__all__ = ["KINDS", "MEASURING", "JobRequest", "read_request", "request_of", "submission_schema"]
 
 _MOST_WORKERS: Final = 1024
 _MOST_EVALUATIONS: Final = 1_000_000
@@ -237,6 +237,8 @@ KINDS: Final[Mapping[str, type[JobRequest]]] = {
     "table_check": CheckRequest,
 }
 """Kinds of jobs by name."""
+MEASURING: Final = frozenset({"table_measure", "table_check"})
+"""Kinds that keep a machine to themselves while they measure it."""
 
 
 def read_request(submission: object) -> tuple[str, JobRequest]:

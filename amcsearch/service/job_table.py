@@ -240,12 +240,15 @@ class JobTable:
             row = row if row is not None else connection.execute(select(JOBS).where(is_mine)).first()
         return _existing(row, job)
 
-    def resume(self, job: str, request: Mapping[str, object] | None = None) -> JobRecord:
+    def resume(
+        self, job: str, request: Mapping[str, object] | None = None, most_waiting: int | None = None
+    ) -> JobRecord:
         """Let a job go on: one that was cancelled or failed, or, with a larger ``request``, one that is done.
 
         Raises:
             NoSuchJobError: there is no such job.
             WrongStateError: it waits or runs, or is done and nothing is added.
+            BadInputError: more than ``most_waiting`` jobs of its owner would wait or run.
         """
         allowed = ENDED if request is not None else ENDED - {JobState.DONE}
         again: dict[str, object] = {
@@ -256,12 +259,12 @@ class JobTable:
             "lost": 0,
         }
         changes = {} if request is None else {"request": dict(request)}
+        is_meant = and_(JOBS.c.id == job, JOBS.c.state.in_(allowed))
         with self.database.writing() as connection:
-            row = self._changed(
-                connection,
-                and_(JOBS.c.id == job, JOBS.c.state.in_(allowed)),
-                {**self._ended(), **again, **changes},
-            )
+            owner = connection.execute(select(JOBS.c.owner).where(is_meant)).scalar()
+            if owner is not None:
+                self._check_quota(connection, owner, most_waiting)
+            row = self._changed(connection, is_meant, {**self._ended(), **again, **changes})
             if row is not None:
                 return _record(row)
             record = _existing(connection.execute(select(JOBS).where(JOBS.c.id == job)).first(), job)

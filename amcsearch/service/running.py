@@ -7,10 +7,12 @@ from typing import Final
 
 from fastapi import Request
 
+from amcsearch.service.allowed import Allowed
 from amcsearch.service.job_process import RUN
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.settings import ServiceSettings
+from amcsearch.service.tokens import TokenTable
 
 __all__ = ["Service", "service_of"]
 
@@ -23,6 +25,8 @@ class Service:
 
     settings: ServiceSettings
     table: JobTable
+    tokens: TokenTable
+    allowed: Allowed
 
     def folder(self, record: JobRecord) -> Path:
         """The run folder of a job."""

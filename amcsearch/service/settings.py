@@ -31,16 +31,18 @@ class ServiceSettings:
         factories: patterns ``module:callable`` of the code that a request may name besides what ships, such as
             ``my_models:*``.
         needs_token: whether every request needs a bearer token; without it only this machine is answered.
+        folders: whose files a request may name, besides tables and devices that have names, and what jobs left.
         limits: of one caller.
         poll_s: between two looks at a job that is followed.
     """
 
     runs: Path
-    database: str = ""
+    database: str = field(default="", repr=False)  # it may hold a password
     factories: tuple[str, ...] = ()
     needs_token: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     poll_s: float = 0.5
+    folders: tuple[Path, ...] = ()
 
     @property
     def database_url(self) -> str:

@@ -1,6 +1,5 @@
 """Routes of what a job left: its files, and the policy that a front has for a budget."""
 
-from pathlib import Path
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -8,17 +7,19 @@ from fastapi.responses import FileResponse, JSONResponse
 
 from amcsearch.core import BadInputError
 from amcsearch.runs import FrontResult
-from amcsearch.service.access import Scope, requires
+from amcsearch.service.access import requires
+from amcsearch.service.allowed import file_inside
 from amcsearch.service.job_table import WrongStateError
 from amcsearch.service.records import JobState
 from amcsearch.service.running import Service, service_of
+from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(prefix="/jobs", tags=["files"], dependencies=[Depends(requires(Scope.READ))])
 
 Running = Annotated[Service, Depends(service_of)]
-_HIDDEN: Final = "."  # names of locks and of trainings on their way begin with it
+_HIDDEN: Final = "."
 
 
 @ROUTER.get("/{job}/files")
@@ -36,27 +37,10 @@ def listed(service: Running, job: str) -> Response:
 def fetched(service: Running, job: str, path: str) -> FileResponse:
     """Fetch one file of a job."""
     folder = service.folder(service.table.get(job))
-    return FileResponse(_inside(folder, path), filename=Path(path).name)
-
-
-def _inside(folder: Path, path: str) -> Path:
-    """The file of that path below a folder; no link and no ``..`` leads out of it.
-
-    Raises:
-        HTTPException: there is no such file.
-    """
-    lost = HTTPException(404, f"there is no file {path[:80]!r} in this job; GET its /files lists them")
-    parts = Path(path).parts
-    if "\0" in path or not parts or any(part.startswith(_HIDDEN) or part == "/" for part in parts):
-        raise lost
-    try:
-        whole = (folder / path).resolve(strict=True)
-        is_inside = whole.is_relative_to(folder.resolve(strict=True)) and whole.is_file()
-    except OSError as error:
-        raise lost from error
-    if not is_inside:
-        raise lost
-    return whole
+    file = file_inside(folder, path)
+    if file is None:
+        raise HTTPException(404, f"there is no file {path[:80]!r} in this job; GET its /files lists them")
+    return FileResponse(file, filename=file.name)
 
 
 @ROUTER.get("/{job}/policy")

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from amcsearch.service.access import Scope, requires
+from amcsearch.service.access import requires
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.running import Service, service_of
+from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
@@ -71,3 +72,13 @@ def metrics(service: Running) -> Response:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Jobs(service.table))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@ROUTER.get("/audit", dependencies=[Depends(requires(Scope.ADMIN))])
+def audit(
+    service: Running,
+    before: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> Response:
+    """List what callers changed and what was refused, the newest first; ``before`` is a number of an earlier page."""
+    return JSONResponse({"entries": [entry.to_json() for entry in service.tokens.audit(before, limit)]})

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.runs import read_as
-from amcsearch.service.access import Caller, Scope, check_factories, requires
-from amcsearch.service.job_kinds import SearchRequest, read_request, request_of, submission_schema
+from amcsearch.service.access import Caller, read_body, requires
+from amcsearch.service.job_kinds import MEASURING, SearchRequest, read_request, request_of, submission_schema
 from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.running import Service, service_of
+from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
@@ -26,8 +27,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = dict.fromkeys((401, 403, 404
 ROUTER = APIRouter(prefix="/jobs", tags=["jobs"], responses=_PROBLEMS)
 
 _READ: Final = [Depends(requires(Scope.READ))]
-_SUBMIT: Final = [Depends(requires(Scope.SUBMIT))]
-Submitter = Annotated[Caller, Depends(requires(Scope.SUBMIT))]
+Submitter = Annotated[Caller, Depends(requires(Scope.SUBMIT, Scope.MEASURE))]
 Running = Annotated[Service, Depends(service_of)]
 
 
@@ -38,14 +38,8 @@ async def _body(request: Request, service: Service) -> object:
         BadInputError: no JSON.
         HTTPException: it is too large.
     """
-    most, size, parts = service.settings.limits.request_bytes, 0, []
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise HTTPException(413, f"the request has more than {most} bytes; send a smaller one")
-        parts.append(part)
     try:
-        text = b"".join(parts).decode()
+        text = (await read_body(request, service.settings.limits.request_bytes)).decode()
     except UnicodeDecodeError as error:
         raise BadInputError(f"the request is not UTF-8 text (byte {error.start}); send JSON") from error
     return parse_json(text, "the request")
@@ -70,11 +64,28 @@ async def submit(
 
 
 def _submitted(service: Service, caller: Caller, body: object, key: str | None) -> JobRecord:
+    service.allowed.check(body)  # before reading it looks at the files that it names
     kind, asked = read_request(body)
-    config = asked.configuration
-    check_factories(config, service.settings.factories)
-    most = service.settings.limits.waiting_jobs
-    return service.table.submit(kind, config.name, asked.to_json(), caller.name, key, most)
+    caller.check(_scope(kind))
+    stored = asked.to_json()
+    service.allowed.check(stored)  # names that turned out to be files
+    return service.table.submit(kind, asked.configuration.name, stored, caller.name, key, _most(service, caller))
+
+
+def _scope(kind: str) -> Scope:
+    return Scope.MEASURE if kind in MEASURING else Scope.SUBMIT
+
+
+def _most(service: Service, caller: Caller) -> int:
+    return service.settings.limits.waiting_jobs if caller.most_jobs is None else caller.most_jobs
+
+
+def _controlled(service: Service, caller: Caller, job: str) -> JobRecord:
+    """The job, which the caller may change."""
+    record = service.table.get(job)
+    caller.check(_scope(record.kind))
+    caller.check_owns(record)
+    return record
 
 
 @ROUTER.get("", dependencies=_READ)
@@ -118,16 +129,18 @@ async def followed(
         record = await run_sync(service.table.get, record.id)
 
 
-@ROUTER.post("/{job}/cancel", dependencies=_SUBMIT)
-def cancelled(service: Running, job: str) -> Response:
+@ROUTER.post("/{job}/cancel")
+def cancelled(service: Running, caller: Submitter, job: str) -> Response:
     """Cancel a job: at once where it waits; else its worker stops it, and it can be resumed."""
+    _controlled(service, caller, job)
     return JSONResponse(service.shown(service.table.cancel(job)))
 
 
-@ROUTER.post("/{job}/resume", dependencies=_SUBMIT)
-def resumed(service: Running, job: str) -> Response:
+@ROUTER.post("/{job}/resume")
+def resumed(service: Running, caller: Submitter, job: str) -> Response:
     """Let a job that was cancelled or failed go on from where it stopped."""
-    return JSONResponse(service.shown(service.table.resume(job)))
+    service.allowed.check(_controlled(service, caller, job).request)  # the operator may allow less than before
+    return JSONResponse(service.shown(service.table.resume(job, most_waiting=_most(service, caller))))
 
 
 _EXTENSION: Final = {
@@ -147,19 +160,20 @@ _EXTENSION: Final = {
 }
 
 
-@ROUTER.post("/{job}/extend", dependencies=_SUBMIT, openapi_extra=_EXTENSION)
-async def extended(request: Request, service: Running, job: str) -> Response:
+@ROUTER.post("/{job}/extend", openapi_extra=_EXTENSION)
+async def extended(request: Request, service: Running, caller: Submitter, job: str) -> Response:
     """Add trials to a search that has ended, and let it go on."""
     body = read_as(Mapping[str, object], await _body(request, service), "the request")
     trials = body.get("trials")
     if set(body) != {"trials"} or not isinstance(trials, int) or isinstance(trials, bool):
         raise BadInputError(f'the request is {json.dumps(body):.60}, expected {{"trials": N}}, N a whole number')
-    return JSONResponse(service.shown(await run_sync(_extended, service, job, trials)))
+    return JSONResponse(service.shown(await run_sync(_extended, service, caller, job, trials)))
 
 
-def _extended(service: Service, job: str, trials: int) -> JobRecord:
-    record = service.table.get(job)
+def _extended(service: Service, caller: Caller, job: str, trials: int) -> JobRecord:
+    record = _controlled(service, caller, job)
+    service.allowed.check(record.request)
     request = request_of(record.kind, record.request)
     if not isinstance(request, SearchRequest):
         raise BadInputError(f"job {job} is a {record.kind}; only a search takes further trials")
-    return service.table.resume(job, request.extended(trials).to_json())
+    return service.table.resume(job, request.extended(trials).to_json(), _most(service, caller))
