@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from amcsearch import __version__
 from amcsearch.cli import table_verbs, verbs
 from amcsearch.cli.service_verbs import add_service_verbs
+from amcsearch.cli.token_verbs import add_token_verbs
 from amcsearch.core import BadInputError, printable
 from amcsearch.runs import expanded
 
@@ -172,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     _report(commands)
     _list(commands)
     add_service_verbs(commands, _verb, _config, _path, _count)
+    add_token_verbs(commands, _verb, _path, _count, _names)
     return parser
 
 

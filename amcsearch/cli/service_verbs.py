@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     Verb = Callable[..., argparse.ArgumentParser]
     Read = Callable[[str], object]
 
-__all__ = ["TOKEN_VARIABLE", "add_service_verbs", "serve", "submit", "worker"]
+__all__ = [
+    "RUNS",
+    "TOKEN_VARIABLE",
+    "add_database",
+    "add_service_verbs",
+    "database_address",
+    "serve",
+    "submit",
+    "worker",
+]
 
 TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
 _KINDS: Final = ("search", "prune", "sparsify", "front", "compare", "table_measure", "table_check")
-_RUNS: Final = Path("runs")
+RUNS: Final = Path("runs")
+"""Folder of all jobs unless another is named."""
 
 
 def add_service_verbs(
@@ -29,8 +39,8 @@ def add_service_verbs(
     """Add the verbs of the service, by the helpers of the main parser."""
     example = "amcsearch serve --runs /srv/amcsearch --workers 2"
     command = verb(commands, "serve", serve, "serve searches over HTTP, with workers beside it", example)
-    command.add_argument("--runs", type=path, default=_RUNS, help="folder of all jobs (runs)")
-    _database(command)
+    command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs (runs)")
+    add_database(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     command.add_argument("--port", type=count, default=8765, help="port to listen on (8765)")
     command.add_argument("--workers", type=count, default=1, help="workers on this machine; 0 for none (1)")
@@ -39,7 +49,15 @@ def add_service_verbs(
         action="append",
         default=[],
         metavar="MODULE:CALLABLE",
-        help="code of your own that requests may name, such as my_models:*; repeatable",
+        help="code of your own that requests may name, such as my_models:make_*; repeatable",
+    )
+    command.add_argument(
+        "--allow-files",
+        action="append",
+        default=[],
+        type=path,
+        metavar="FOLDER",
+        help="folder whose files requests may name, such as checkpoints; repeatable",
     )
     _limits(command, count)
     _worker(commands, verb, path, count)
@@ -49,8 +67,8 @@ def add_service_verbs(
 def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None:
     example = "amcsearch worker --runs /srv/amcsearch --connect postgresql+psycopg://amc@db/amc"
     command = verb(commands, "worker", worker, "run jobs of a service on this machine", example)
-    command.add_argument("--runs", type=path, default=_RUNS, help="folder of all jobs, that of the service (runs)")
-    _database(command)
+    command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs, that of the service (runs)")
+    add_database(command)
     command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
     command.add_argument("--kinds", default=",".join(_KINDS), help="kinds of jobs that it runs, with commas between")
     _limits(command, count)
@@ -75,7 +93,8 @@ def _submit(commands: object, verb: "Verb", config: "Callable[[argparse.Argument
     command.add_argument("-o", "--out", type=path, help="with --follow: folder for the files (runs/<name>-<job>)")
 
 
-def _database(command: argparse.ArgumentParser) -> None:
+def add_database(command: argparse.ArgumentParser) -> None:
+    """Add the option for the database of a service."""
     command.add_argument(
         "--connect",
         metavar="DATABASE",
@@ -90,7 +109,8 @@ def _limits(command: argparse.ArgumentParser, count: "Read") -> None:
     command.add_argument("--most-processes", type=count, metavar="N", help="that a job may start")
 
 
-def _address(args: argparse.Namespace) -> str:
+def database_address(args: argparse.Namespace) -> str:
+    """Return the database's address as typed, else as the environment has it, else none."""
     from amcsearch.service import DATABASE_VARIABLE
 
     return args.connect or os.environ.get(DATABASE_VARIABLE, "")
@@ -101,7 +121,7 @@ def serve(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.service import ServiceSettings
     from amcsearch.service import serve as run
 
-    settings = ServiceSettings(args.runs, _address(args), tuple(args.allow))
+    settings = ServiceSettings(args.runs, database_address(args), tuple(args.allow), folders=tuple(args.allow_files))
     limits = {"minutes": args.most_minutes, "memory": args.most_memory, "processes": args.most_processes}
     options = [word for name, value in limits.items() if value is not None for word in (f"--most-{name}", str(value))]
     console.phase(f"Serving on http://{args.host}:{args.port}, jobs in {args.runs}; Ctrl-C ends")
@@ -123,7 +143,7 @@ def worker(args: argparse.Namespace, console: "ProgressBar") -> None:
         processes=args.most_processes,
     )
     console.phase(f"Waiting for jobs in {args.runs}; Ctrl-C gives a running job back")
-    work(WorkerSettings(args.runs, _address(args), args.name, kinds, limits=limits))
+    work(WorkerSettings(args.runs, database_address(args), args.name, kinds, limits=limits))
     show(args, {"state": "ended"}, "the worker has ended")
 
 
@@ -147,7 +167,7 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
     console.phase(f"Following job {job.id}; Ctrl-C leaves it running")
     job.wait(console)
     console.close()
-    folder = job.fetch(args.out or _RUNS / f"{job.record.name}-{job.id}")
+    folder = job.fetch(args.out or RUNS / f"{job.record.name}-{job.id}")
     show(args, {**job.record.to_json(), "folder": str(folder)}, _text(job, folder), folder)
 
 

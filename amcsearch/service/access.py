@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -21,9 +20,10 @@ from starlette.datastructures import MutableHeaders
 from amcsearch.core import BadInputError
 from amcsearch.service.records import JobRecord
 from amcsearch.service.running import service_of
+from amcsearch.service.settings import is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable
 
-__all__ = ["COOKIE", "Caller", "Guard", "caller_of", "is_loopback", "read_body", "requires"]
+__all__ = ["COOKIE", "Caller", "Guard", "caller_of", "read_body", "requires"]
 
 COOKIE: Final = "amcsearch_token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -78,15 +78,6 @@ class Caller:
             raise HTTPException(
                 403, f"job {job.id} is {job.owner}'s, and {self.name} lacks the scope admin; ask {job.owner}"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or a name means this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False
 
 
 def requires(*scopes: Scope) -> Callable[..., Caller]:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from ipaddress import ip_address
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 from amcsearch.core import BadInputError
-from amcsearch.service.settings import ServiceSettings
+from amcsearch.service.settings import ServiceSettings, is_loopback
+from amcsearch.service.tokens import open_tokens
 
 __all__ = ["DATABASE_VARIABLE", "check_address", "serve"]
 
@@ -21,7 +22,7 @@ _AGAIN_S: Final = 2.0  # before a worker that died is started again
 _CLOSE_S: Final = 5  # that followers have when the service ends
 
 
-def check_address(host: str, port: int, needs_token: bool) -> None:
+def check_address(host: str, port: int, has_tokens: bool) -> None:
     """Check where a service is to listen: without tokens, on this machine alone.
 
     Raises:
@@ -29,20 +30,25 @@ def check_address(host: str, port: int, needs_token: bool) -> None:
     """
     if not 0 <= port <= 65535:
         raise BadInputError(f"port {port}, must be at least 0 and at most 65535")
-    is_loopback = host == "localhost"
-    with suppress(ValueError):
-        is_loopback = ip_address(host).is_loopback
-    if not is_loopback and not needs_token:
-        raise BadInputError(f"host {host}: others reach it, and no token is asked for; listen on 127.0.0.1")
+    if not is_loopback(host) and not has_tokens:
+        raise BadInputError(
+            f"host {host}: others reach it, and no token is valid; make one with amcsearch token create, or listen on "
+            "127.0.0.1"
+        )
 
 
 def serve(settings: ServiceSettings, host: str, port: int, workers: int, options: Sequence[str] = ()) -> None:
     """Serve until SIGINT or SIGTERM, with so many workers on this machine; ``options`` are those of each worker.
 
+    Where any token is valid at the start, every request needs one.
+
     Raises:
         BadInputError: as ``check_address`` and ``create_app``, or the extra is not installed.
     """
-    check_address(host, port, settings.needs_token)
+    with open_tokens(settings.runs, settings.database) as tokens:
+        has_tokens = not tokens.is_empty()
+    check_address(host, port, has_tokens)
+    settings = replace(settings, needs_token=settings.needs_token or has_tokens)
     try:
         import uvicorn
 

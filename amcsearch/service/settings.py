@@ -1,11 +1,13 @@
 """Settings of a service, which its operator decides: database, runs, allowed factories, tokens and limits."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from amcsearch.core import MIB, BadInputError
 
-__all__ = ["ServiceLimits", "ServiceSettings", "default_database"]
+__all__ = ["ServiceLimits", "ServiceSettings", "default_database", "is_loopback"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class ServiceSettings:
     def database_url(self) -> str:
         """The address of the database."""
         return self.database or default_database(self.runs)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name means this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return False
 
 
 def default_database(runs: Path) -> str:

@@ -8,9 +8,11 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, and_, insert, or_, select, update
@@ -19,8 +21,9 @@ from sqlalchemy.sql.expression import ColumnElement
 from amcsearch.core import BadInputError
 from amcsearch.runs import Document
 from amcsearch.service.database import AUDIT, TOKENS, Database
+from amcsearch.service.settings import default_database
 
-__all__ = ["AuditEntry", "NewToken", "Scope", "TokenRecord", "TokenTable", "read_lifetime"]
+__all__ = ["AuditEntry", "NewToken", "Scope", "TokenRecord", "TokenTable", "open_tokens", "read_lifetime"]
 
 _TOKEN: Final = re.compile(r"amc_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -87,6 +90,20 @@ def read_lifetime(text: str) -> float:
             f"expires = {text[:40]!r}, expected a number of hours, days or weeks, such as 12h, 90d or 2w"
         )
     return int(match[1]) * _SECONDS[match[2]]
+
+
+@contextmanager
+def open_tokens(runs: Path, database: str = "") -> Iterator["TokenTable"]:
+    """Open the tokens of a service by its folder of runs and its database's address, "" for the file in that folder.
+
+    Raises:
+        BadInputError: a database that cannot be opened.
+    """
+    opened = Database(database or default_database(runs))
+    try:
+        yield TokenTable(opened)
+    finally:
+        opened.close()
 
 
 class TokenTable:

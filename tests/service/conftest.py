@@ -78,5 +78,5 @@ def listening(settings: ServiceSettings, port: int = 0) -> Iterator[LiveService]
 
 @pytest.fixture
 def live(tmp_path: Path, _stub_kind: None) -> Iterator[LiveService]:
-    with listening(ServiceSettings(tmp_path / "runs", poll_s=0.02)) as service:
+    with listening(ServiceSettings(tmp_path / "runs", factories=("/*.py:*",), poll_s=0.02)) as service:
         yield service

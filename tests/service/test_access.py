@@ -12,10 +12,10 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from amcsearch.core import BadInputError
-from amcsearch.service.access import COOKIE, is_loopback
+from amcsearch.service.access import COOKIE
 from amcsearch.service.app import create_app
 from amcsearch.service.database import AUDIT, TOKENS, Database
-from amcsearch.service.settings import ServiceLimits, ServiceSettings
+from amcsearch.service.settings import ServiceLimits, ServiceSettings, is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable, read_lifetime
 
 HERE = ("127.0.0.1", 50000)

@@ -23,8 +23,8 @@ FOR_EVER = 1e6
 @pytest.fixture
 def http(tmp_path: Path) -> Iterator[TestClient]:
     limits = ServiceLimits(waiting_jobs=8, request_bytes=20_000)
-    settings = ServiceSettings(tmp_path / "runs", factories=("*",), limits=limits, poll_s=0.01)
-    with TestClient(create_app(settings)) as client:
+    settings = ServiceSettings(tmp_path / "runs", factories=("*:*", "/*.py:*"), limits=limits, poll_s=0.01)
+    with TestClient(create_app(settings), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
         yield client
 
 
