@@ -115,13 +115,13 @@ def table_measure(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Hold a table to networks measured now; with anchors, bring it up to date first."""
-    from amcsearch.config import TABLES, read_latency_table, writable
-    from amcsearch.jobs import check_into, check_table
+    from amcsearch.config import read_latency_table
+    from amcsearch.jobs import check_into, check_table, learning_folder
 
     config = load_config(args)
     if args.resume and not args.write:
         raise BadInputError("--resume: without --write nothing is kept that could be gone on with; give both")
-    folder = writable(TABLES, args.table) if args.write else None
+    folder = learning_folder(args.table, config) if args.write else None
     if folder is None:
         table = read_latency_table(args.table)
         check = check_table(table, config, console, fresh=args.fresh, anchors=args.anchors)

@@ -132,7 +132,8 @@ def _table_lines(summary: "Summary") -> list[str]:
     """How good the latency table is on networks it had not seen, and what it took from the search."""
     if summary.table is None:
         return []
-    return [_table_said(summary.table) + _left_out(summary.widths_left_out)]
+    said = [_table_said(summary.table) + _left_out(summary.widths_left_out)]
+    return said if summary.table.origin is None else [*said, f"latency table {summary.table.origin.sentence}"]
 
 
 def _table_said(table: "TableSummary") -> str:
@@ -272,6 +273,8 @@ def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> s
         lines.append(f"measured before fine-tuning: {_measured(measured, metric)}, {summary.samples} samples")
     if choice.table is not None:
         lines.append(_table_said(choice.table))
+        if choice.table.origin is not None:
+            lines.append(f"latency table {choice.table.origin.sentence}")
     return "\n".join([f"device {choice.device}", *columns(rows), *lines, f"policy: {path}"])
 
 

@@ -20,7 +20,16 @@ from amcsearch.config.identity import (
     settings_hash,
     trial_settings,
 )
-from amcsearch.config.loading import check_priced, described_keys, dump, from_mapping, json_schema, load, read_unchecked
+from amcsearch.config.loading import (
+    asks_latency,
+    check_priced,
+    described_keys,
+    dump,
+    from_mapping,
+    json_schema,
+    load,
+    read_unchecked,
+)
 from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, listed, lookup, writable
 from amcsearch.config.messages import hint
 from amcsearch.config.schema import (
@@ -35,6 +44,7 @@ from amcsearch.config.schema import (
     SparsifyConfig,
 )
 from amcsearch.config.sections import (
+    AUTO,
     CostConfig,
     DataConfig,
     DeviceConfig,
@@ -52,6 +62,7 @@ from amcsearch.config.yaml_text import parse_mapping
 
 __all__ = [
     "AFTER_SEARCH",
+    "AUTO",
     "DEVICES",
     "EXACT",
     "RESERVED",
@@ -76,6 +87,7 @@ __all__ = [
     "SplitsConfig",
     "TableFolder",
     "TaskConfig",
+    "asks_latency",
     "build",
     "call_factory",
     "check_contract",

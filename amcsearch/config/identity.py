@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from amcsearch.config.lookup import DEVICES, TABLES, Kind
 from amcsearch.config.schema import EXACT, Config
+from amcsearch.config.sections import AUTO
 from amcsearch.config.table_folder import TABLE_FILES
 from amcsearch.config.yaml_text import parse_yaml, to_yaml
 from amcsearch.core import BadInputError, open_file
@@ -44,7 +45,10 @@ PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
     ("prune", "policy"): None,
 }
 """Keys that name files, and what kind of things they name where those have names."""
-WORDS: Final[dict[tuple[str, ...], tuple[str, ...]]] = {("search", "start"): (EXACT, "none")}
+WORDS: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
+    ("search", "start"): (EXACT, "none"),
+    ("device", "table"): (AUTO,),
+}
 """Words that such a key takes in place of a file."""
 SPECS: Final = (
     ("model", "factory"),

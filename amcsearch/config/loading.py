@@ -22,6 +22,7 @@ from amcsearch.core import BadInputError, Limit, check_depth, check_file
 from amcsearch.runs import expanded
 
 __all__ = [
+    "asks_latency",
     "check_priced",
     "described_keys",
     "dump",
@@ -140,14 +141,25 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
     }
     if "latency_ms" in wanted and config.device.table is None and not table:
         raise BadInputError(
-            f"{wanted['latency_ms']} needs a latency table, device.table is null; make one with "
-            "`amcsearch table measure CONFIG -o latency_tables/NAME` and set device.table to it"
+            f"{wanted['latency_ms']} needs a latency table, device.table is null; set it to auto, which "
+            "measures this machine, or to what `amcsearch table measure CONFIG -o latency_tables/NAME` makes"
         )
     if "energy_mj" in wanted and config.device.profile is None and not profile:
         raise BadInputError(
             f"{wanted['energy_mj']} needs device.profile, which is null; set it to a file, or to a name of "
             "`amcsearch list devices`"
         )
+
+
+def asks_latency(config: Config, limits: Sequence[Limit] = ()) -> bool:
+    """Whether a limit, an objective or the reward is in ``latency_ms``: what ``device.table: auto`` goes by.
+
+    A reward of the user's own says so by a parameter of that name.
+    """
+    name, reward = "latency_ms", config.search.reward
+    weight = reward.params.get(name, float(reward.name == "weighted_sum"))
+    limited = any(limit.cost == name for limit in (*limits, *config.limits))
+    return limited or name in (config.search.objectives or ()) or bool(weight)
 
 
 def described_keys() -> dict[str, str]:

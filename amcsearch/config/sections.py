@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 from amcsearch.config.values import ChannelMultiple, FreeAxes, ImportSpec, with_models
 
 __all__ = [
+    "AUTO",
     "CostConfig",
     "Count",
     "CountFrom0",
@@ -23,6 +24,8 @@ __all__ = [
     "TaskConfig",
 ]
 
+AUTO: Final = "auto"
+"""What ``device.table`` calls this machine's own table."""
 MAX_COUNT: Final = 10_000_000
 """Of samples, epochs, evaluations: more than any machine does in a year, few enough to hold one number for each."""
 MAX_MAGNITUDE: Final = 1e6
@@ -198,7 +201,7 @@ class ExportConfig(Section):
     """The ONNX file."""
 
     opset: Annotated[int, Field(ge=LEAST_OPSET, le=MOST_OPSET)] = 20
-    """Version of the operators; the latency table is measured with 20."""
+    """Version of the operators, also of what latency tables are measured with."""
     dynamic: FreeAxes = {}
     """Axes of any length: names among batch, sequence, height and width (axes 0 to 3), as in ``[batch]``; or any name
     with its axis in every input, ``{time: 2}``, or in some inputs, ``{time: {spectrum: 2}}``.
@@ -211,8 +214,11 @@ class DeviceConfig(Section):
 
     profile: str | None = None
     """A device YAML (energy constants, channel multiple); without it energy is not priced."""
-    table: str | None = None
-    """A folder made by ``amcsearch table measure``; without it latency is not priced."""
+    table: str | None = AUTO
+    """A folder made by ``amcsearch table measure``, or its name; null: latency is not priced.
+
+    auto: where a limit, an objective or the reward asks for latency, this machine's table for these threads, batch and
+    dtype, from the cache folder; what it lacks is measured first, and what is old is brought up to date."""
     costs: Annotated[dict[str, CostConfig], BeforeValidator(with_models)] = {}
     """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
     channel_multiple: ChannelMultiple = "auto"

@@ -14,7 +14,7 @@ from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.table_check import check_table
-from amcsearch.jobs.table_files import build_into, check_into, measure_into
+from amcsearch.jobs.table_files import build_into, check_into, learning_folder, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
 from amcsearch.jobs.user_training import TrainingRequest, UserTraining
 from amcsearch.jobs.workload import InMemory
@@ -47,6 +47,7 @@ __all__ = [
     "given_path",
     "given_policy",
     "in_folder",
+    "learning_folder",
     "load",
     "make_env",
     "make_kit",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amcsearch.config import Config, check_priced, make, read_device, read_latency_table
+from amcsearch.config import AUTO, Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, NetworkSpec, PolicySpace
 from amcsearch.costs import (
     CostGrid,
@@ -18,8 +18,9 @@ from amcsearch.costs import (
     PeakMemory,
 )
 from amcsearch.jobs.left_alone import largest_left_alone
+from amcsearch.jobs.machine_table import MachineTable
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
-from amcsearch.runs import TableErrors, TableSummary
+from amcsearch.runs import TableErrors, TableOrigin, TableSummary
 from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
@@ -70,7 +71,7 @@ class Device:
 
     ``table`` predicts the network's latency. ``limits`` are those that were asked for, ``feasible`` holds their budget.
     ``widths_left_out`` counts the choices that the space lacks because a wider one is no slower. ``weight_bits`` are
-    those of a stored weight.
+    those of a stored weight. ``origin`` is that of the table of ``device.table: auto``.
     """
 
     profile: DeviceProfile | None
@@ -84,6 +85,7 @@ class Device:
     widths_left_out: int = 0
     limits: tuple[PricedLimit, ...] = ()
     weight_bits: int = FLOAT_BITS
+    origin: TableOrigin | None = None
 
     def limit(self, cost: str) -> Limit | None:
         """What was asked of one cost; None where nothing was."""
@@ -98,11 +100,13 @@ def load_device(
     *,
     strict: bool = False,
     is_here: bool = True,
+    machine: MachineTable | None = None,
 ) -> Device:
     """Price the network on the target and find the policies within the limits.
 
     Shapes alone matter, so the network need not be trained yet. ``strict`` turns a latency table made elsewhere from a
     warning into an error; without ``is_here`` nothing will be measured on this machine, and the table may be of any.
+    ``machine`` is this machine's table, for ``device.table: auto``; without it that does not price latency.
 
     Raises:
         BadInputError: a missing or unfit profile or table, or a limit that is out of range or nothing prices.
@@ -110,19 +114,16 @@ def load_device(
     """
     check_priced(config, limits, table=given.table is not None, profile=given.profile is not None)
     profile, spec = given_profile(config, given), network.trace.network
-    measured = given_table(config, given)
-    _check_dtype(config, measured)
+    measured = given_table(config, given) if machine is None else machine.table
+    name = table_name(config, None if machine is None else machine.origin)
+    _check_dtype(config, measured, name)
     table = None if measured is None else measured.bind(spec)
-    models: list[CostModel] = [Macs(), Params()]
-    if table is not None:
-        models.append(table)
-    if profile is not None:
-        models.append(EnergyModel(profile, config.device.batch, table))
-    grid = CostGrid(spec, [*models, *_memory(config, spec), *further_costs(config)])
+    grid = CostGrid(spec, _cost_models(config, spec, table, profile))
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
-    foreign = _foreign(config, measured) if is_here else []
-    warnings = [*_table_warnings(config, measured, table), *_word_warnings(config, profile)]
+    is_final = machine is None or machine.is_final
+    foreign = _foreign(config, measured, name) if is_here and is_final else []
+    warnings = [*_table_warnings(config, measured if is_final else None, table, name), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
     whole = policy_space(config, spec, multiple)
@@ -135,7 +136,22 @@ def load_device(
         raise _with_left_alone(error, network) from error
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     told = (*foreign, *warnings, *unmet)
-    return Device(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits)
+    origin = None if machine is None else machine.origin
+    return Device(
+        *(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits),
+        origin=origin,
+    )
+
+
+def _cost_models(
+    config: Config, spec: NetworkSpec, table: LatencyModel | None, profile: DeviceProfile | None
+) -> list[CostModel]:
+    models: list[CostModel] = [Macs(), Params()]
+    if table is not None:
+        models.append(table)
+    if profile is not None:
+        models.append(EnergyModel(profile, config.device.batch, table))
+    return [*models, *_memory(config, spec), *further_costs(config)]
 
 
 def _memory(config: Config, spec: NetworkSpec) -> list[CostModel]:
@@ -216,26 +232,26 @@ def given_profile(config: Config, given: InMemory) -> DeviceProfile | None:
 
 
 def given_table(config: Config, given: InMemory) -> LatencyTable | None:
-    """Return the target's latency table: the one in memory, else the configured one."""
-    if given.table is not None or not config.device.table:
+    """Return the target's latency table: the one in memory, else the configured one; None for ``auto``."""
+    if given.table is not None or config.device.table in (None, AUTO):
         return given.table
     return read_latency_table(config.device.table)
 
 
-def table_name(config: Config) -> str:
+def table_name(config: Config, origin: TableOrigin | None = None) -> str:
     """Name the latency table in messages: its folder, or that it was handed over in Python."""
-    return config.device.table or "in memory"
+    return origin.folder if origin is not None else config.device.table or "in memory"
 
 
-def table_summary(table: LatencyModel | None, name: str) -> TableSummary | None:
+def table_summary(table: LatencyModel | None, name: str, origin: TableOrigin | None = None) -> TableSummary | None:
     """Say how well a table predicts the network, None without a table."""
     if table is None:
         return None
     if table.accuracy is None:
-        return TableSummary(name, table.network)
+        return TableSummary(name, table.network, origin=origin)
     errors = table.accuracy.as_mapping()
     numbers = {key: value for key, value in errors.items() if value is None or isinstance(value, int | float)}
-    return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"))
+    return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"), origin)
 
 
 def _channel_multiple(config: Config, table: LatencyModel | None, profile: DeviceProfile | None) -> int:
@@ -247,41 +263,41 @@ def _channel_multiple(config: Config, table: LatencyModel | None, profile: Devic
     return 1
 
 
-def _check_dtype(config: Config, table: LatencyTable | None) -> None:
+def _check_dtype(config: Config, table: LatencyTable | None, name: str) -> None:
     """Refuse a table of another data type: unlike another machine's, it says nothing of what will be delivered."""
     wanted = config.device.dtype
     measured = wanted if table is None else table.provenance.dtype or "float32"
     if measured != wanted:
         raise BadInputError(
-            f"device.dtype is {wanted}, latency table {table_name(config)} was measured in {measured}; set "
+            f"device.dtype is {wanted}, latency table {name} was measured in {measured}; set "
             f"device.dtype={measured}, or measure another one: amcsearch table measure CONFIG -o latency_tables/NAME"
         )
 
 
-def _foreign(config: Config, table: LatencyTable | None) -> list[str]:
+def _foreign(config: Config, table: LatencyTable | None, name: str) -> list[str]:
     """How the table's device and setting differ from this machine's."""
     if table is None:
         return []
-    cure = "measure your own: amcsearch table measure CONFIG -o latency_tables/NAME"
+    cure = "leave device.table at auto, which measures this machine's own"
     device = config.device
     here = provenance(device.threads, device.batch, device.dtype)
     differing = differences(table.provenance, here)
-    return [f"latency table {table_name(config)}: {difference}; {cure}" for difference in differing]
+    return [f"latency table {name}: {difference}; {cure}" for difference in differing]
 
 
-def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyModel | None) -> list[str]:
+def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyModel | None, folder: str) -> list[str]:
     """Why the table's predictions of this network may be wrong, whatever the machine."""
     if table is None or model is None:
         return []
-    name, cure = f"latency table {table_name(config)}", "amcsearch.measure_latency_table(model, example, known=table)"
+    name, cure = f"latency table {folder}", "amcsearch.measure_latency_table(model, example, known=table)"
     if config.device.table is not None:
-        cure = f"amcsearch table measure CONFIG -o {config.device.table}"
+        cure = f"amcsearch table measure CONFIG -o {folder}"
     if model.network is None:
         known = ", ".join(table.networks)
         return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
     accuracy = model.accuracy
     if accuracy is None or accuracy.mape is None or accuracy.within_10 is None:
-        check = f"amcsearch table check {config.device.table or 'FOLDER'} CONFIG --write"
+        check = f"amcsearch table check {'FOLDER' if config.device.table is None else folder} CONFIG --write"
         return [f"{name} was never checked on this network; run {check}"]
     if accuracy.mape <= POOR_ERROR and accuracy.within_10 >= GOOD_SHARE:
         return []

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ from amcsearch.evaluation import (
 )
 from amcsearch.jobs.device import Device, policy_space, table_summary
 from amcsearch.jobs.front_devices import AskedDevice, Target, device_of, targets_of
+from amcsearch.jobs.machine_table import own_table
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.selection import name_of_choice
 from amcsearch.jobs.setup import Job, Prepared, judged, prepare
@@ -109,7 +110,8 @@ def front(
     phases, loaded = Phases(observer, run.append_log), dict[str, Device]()
 
     def load(workload: Workload) -> Device:
-        loaded.update({target.name: device_of(config, workload, target, given) for target in targets})
+        machine = cache(partial(own_table, config, workload, observer, run))
+        loaded.update({target.name: device_of(config, workload, target, given, machine) for target in targets})
         return device_of(config, workload, Target(""), given)
 
     prepared = prepare(config, (), phases, given, run=run, load=load)
@@ -344,12 +346,17 @@ def _fronts_of(target: Target, device: Device, tables: ErrorTables) -> _DeviceFr
     entry = FrontDevice(
         name=name,
         profile=None if device.profile is None else device.profile.name,
-        table=table_summary(device.table, Path(target.table).name if isinstance(target.table, str) else name),
+        table=table_summary(device.table, _table_name(device, target), device.origin),
         channel_multiple=device.channel_multiple,
         dense=device.dense,
         seconds=time.perf_counter() - start,
     )
     return _DeviceFronts(fronts, entry, told)
+
+
+def _table_name(device: Device, target: Target) -> str:
+    folder = target.table if device.origin is None else device.origin.folder
+    return Path(folder).name if isinstance(folder, str) else target.name
 
 
 def _rows(fronts: Sequence[_Front], summary: FrontSummary) -> pd.DataFrame:

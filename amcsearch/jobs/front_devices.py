@@ -1,14 +1,15 @@
 """Several target devices of one job, each a device profile, a latency table, or both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import DEVICES, TABLES, Config, Kind, hint, listed, lookup, read_latency_table
+from amcsearch.config import AUTO, DEVICES, TABLES, Config, Kind, asks_latency, hint, listed, lookup, read_latency_table
 from amcsearch.core import BadInputError
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.machine_table import MachineTable
 from amcsearch.jobs.workload import InMemory, Workload
 
 __all__ = ["AskedDevice", "Target", "device_of", "targets_of"]
@@ -35,7 +36,8 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
         BadInputError: an unknown device, or one twice.
     """
     if not devices:
-        return [Target(CONFIGURED_NAME, config.device.profile, config.device.table)]
+        is_unpriced = config.device.table == AUTO and not asks_latency(config)
+        return [Target(CONFIGURED_NAME, config.device.profile, None if is_unpriced else config.device.table)]
     targets = [_target(config, asked) for asked in devices]
     names = [target.name for target in targets]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -45,7 +47,12 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
 
 
 def _target(config: Config, asked: AskedDevice) -> Target:
-    """A device by its name; one that the configuration names has the configured profile and table, both."""
+    """A device by its name; one that the configuration names has the configured profile and table, both.
+
+    ``auto`` is this machine.
+    """
+    if asked == AUTO:
+        return Target(AUTO, config.device.profile, AUTO)
     if isinstance(asked, DeviceProfile):
         return Target(asked.name, profile=asked)
     if isinstance(asked, LatencyTable):
@@ -82,17 +89,28 @@ def _on(config: Config, target: Target) -> Config:
     return config.model_copy(update={"device": device, "search": search})
 
 
-def device_of(config: Config, workload: Workload, target: Target, given: InMemory) -> Device:
-    """Price the network on a device, without limits.
+def _table(target: Target) -> LatencyTable | None:
+    return read_latency_table(target.table) if isinstance(target.table, str) else target.table
+
+
+def device_of(
+    config: Config,
+    workload: Workload,
+    target: Target,
+    given: InMemory,
+    machine: Callable[[], MachineTable] | None = None,
+) -> Device:
+    """Price the network on a device, without limits; ``machine`` gives this machine's table where a target is this one.
 
     Raises:
         BadInputError: a profile or table that cannot be used, or a table that lacks the network; names the device.
     """
     profile = target.profile if isinstance(target.profile, DeviceProfile) else None
     try:
-        table = read_latency_table(target.table) if isinstance(target.table, str) else target.table
+        measured = None if target.table != AUTO or machine is None else machine()
+        table = _table(target) if measured is None else measured.table
         there = replace(given, table=table, profile=profile)
-        device = load_device(_on(config, target), workload, (), there, is_here=False)
+        device = load_device(_on(config, target), workload, (), there, is_here=False, machine=measured)
     except BadInputError as error:
         raise BadInputError(f"device {target.name}: {error}") from error
     if table is not None and device.table is not None and device.table.network is None:

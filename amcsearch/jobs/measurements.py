@@ -18,6 +18,7 @@ from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, read_results
 from amcsearch.runs import StoredDocument, make_folder, replacing
+from amcsearch.runtime import OPSET
 
 __all__ = ["Measurements", "MeasuringRequest", "request_of"]
 
@@ -39,17 +40,21 @@ class MeasuringRequest(StoredDocument):
     variants: int
     anchors: int
     table: str | None
+    opset: int = OPSET
 
 
 class Measurements:
     """Results in a folder, those of an interrupted run included where ``resume`` asks for them.
 
+    ``anew`` measures anew, in place of refusing, where the interrupted run was asked for something else or its files
+    are damaged.
+
     Raises:
         BadInputError: results of an interrupted run without ``resume``, or files that are damaged.
     """
 
-    def __init__(self, folder: Path, *, resume: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, resume: bool, anew: bool = False) -> None:
+        self.folder, self._anew = folder, anew
         if folder.is_symlink():
             raise BadInputError(f"cannot write {folder}: it is a link; delete it")
         if not any(_TIMING in stage.read_bytes() for stage in folder.glob("stage-*.jsonl")):
@@ -69,13 +74,18 @@ class Measurements:
             BadInputError: the interrupted run was asked for something else; names it.
         """
         self._request = request
-        for item in fields(request) if self.before is not None else ():
-            was, now = getattr(self.before, item.name), getattr(request, item.name)
-            if was != now:
-                raise BadInputError(
-                    f"cannot go on with the measurements in {self.folder}: {item.name} was {was} and is {now}; restore "
-                    "it, or delete the folder to begin anew"
-                )
+        if self.before is None or self.before == request:
+            return
+        if self._anew:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.before = None
+            return
+        values = ((item.name, getattr(self.before, item.name), getattr(request, item.name)) for item in fields(request))
+        name, was, now = next(each for each in values if each[1] != each[2])
+        raise BadInputError(
+            f"cannot go on with the measurements in {self.folder}: {name} was {was} and is {now}; restore "
+            "it, or delete the folder to begin anew"
+        )
 
     def stage(
         self,
@@ -105,6 +115,9 @@ class Measurements:
         try:
             return MeasuringRequest.from_json(parse_json(read_text(path), path.name), path.name)
         except BadInputError as error:
+            if self._anew:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                return None
             raise BadInputError(f"{path} is damaged ({error}); delete {self.folder} to begin anew") from error
 
     def _write(self) -> None:
@@ -135,4 +148,5 @@ def request_of(
         variants=variants,
         anchors=anchors,
         table=None if table is None else table_digest(table),
+        opset=device.export.opset,
     )

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import torch
 
-from amcsearch.config import Config, FinetuneConfig, RecipeConfig, label
+from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.graph import evaluating
 from amcsearch.jobs.delivery import short_training
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
+from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
@@ -102,8 +103,11 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     make_agents(config, given), make_reward(config)
     check_named(config, given)
     workload = load_workload(config, given, train=False)
-    device = load_device(config, workload, config.limits, given, strict=strict)
-    check_fits(config, workload, device)
+    expected = expected_table(config, workload, config.limits, given)
+    machine = None if expected is None else expected.table
+    priced = config if expected is None or machine is not None else _without_latency(config)
+    device = load_device(priced, workload, priced.limits, given, strict=strict, machine=machine)
+    check_fits(priced, workload, device)
     config, selection = with_selection(config, workload, given)
     export_s = _seconds(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
     rehearse(config, workload, device, given)
@@ -127,9 +131,26 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.evaluations,
-        warnings=(*workload.warnings, *device.warnings),
-        expected_seconds={"costs": costs_s, **_expected_seconds(config, workload, given, uniform, export_s)},
+        warnings=(*workload.warnings, *_said_of(expected), *device.warnings),
+        expected_seconds={
+            "costs": costs_s,
+            **({"table": expected.seconds} if expected is not None and expected.seconds else {}),
+            **_expected_seconds(config, workload, given, uniform, export_s),
+        },
     )
+
+
+def _said_of(expected: ExpectedTable | None) -> tuple[str, ...]:
+    return () if expected is None or expected.text is None else (expected.text,)
+
+
+def _without_latency(config: Config) -> Config:
+    """The configuration without limits, objectives and a reward in latency, which nothing prices yet."""
+    search, name = config.search, "latency_ms"
+    objectives = tuple(objective for objective in search.objectives or () if objective != name)
+    update = {"objectives": objectives if len(objectives) > 1 else None, "reward": RewardConfig()}
+    budget = {key: limit for key, limit in config.budget.items() if key != name}
+    return config.model_copy(update={"budget": budget, "search": search.model_copy(update=update)})
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ from amcsearch.evaluation import Evaluator, judge_recalibration
 from amcsearch.graph import duplicate
 from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.identity import begin_identity, end_workload, new_workload
+from amcsearch.jobs.machine_table import machine_table
 from amcsearch.jobs.network_check import chance_warning, check_export
 from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.rehearsal import pruned_policy, rehearse
@@ -121,7 +122,11 @@ def prepare(
     with phases("costs", "Pricing the network on the device"):
         workload = new_workload(config, given, phases.observer)
         config, identity, selection = _begun(config, workload, given, run)
-        device = load_device(config, workload, limits, given, strict=strict) if load is None else load(workload)
+        if load is None:
+            machine = machine_table(config, workload, limits, given, phases.observer, run)
+            device = load_device(config, workload, limits, given, strict=strict, machine=machine)
+        else:
+            device = load(workload)
         for text in device.warnings:
             phases.observer.warn(text)
         if check is not None:

@@ -73,7 +73,7 @@ def summarise(
         latency_ratio=_ratio(outcome.latency),
         budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
         dense_search_metric=job.dense.metric,
-        table=table_summary(job.device.table, Path(table_name(job.config)).name),
+        table=table_summary(job.device.table, Path(table_name(job.config, job.device.origin)).name, job.device.origin),
         versions=_versions(),
         onnx_max_abs_diff=outcome.files[0].max_abs_diff,
         selection=job.selection,

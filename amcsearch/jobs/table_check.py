@@ -1,24 +1,31 @@
 """Checks of a latency table against networks measured now, and what it learns from a few of them.
 
-A network that the table holds is brought up to date by factors (``anchored``). One that it does not hold is added with
-the profiles of its few runs: they correct what other networks' rows say of layers like its own. Which kernels its
-layers become is read from the runtime's optimised graphs of more variants, which takes no run.
+A table of another device or setting is a prior: the anchors make a table of this machine of it. In a table of this
+machine, a network that the table holds is brought up to date by factors (``anchored``). One that it does not hold is
+added with the profiles of its few runs: they correct what other networks' rows say of layers like its own. Which
+kernels its layers become is read from the runtime's optimised graphs of more variants, which takes no run.
 """
 
+import hashlib
+import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
-from amcsearch.config import Config
+from amcsearch.config import AUTO, Config
 from amcsearch.core import BadInputError
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.tables import check_setting, measured_here, subject_of
+from amcsearch.jobs.tables import measured_here, subject_of
+from amcsearch.jobs.workload import cache_folder
 from amcsearch.measure import (
     KitPlan,
+    KitResult,
     MeasuredSubject,
     MeasuredVariant,
     anchored,
@@ -26,11 +33,13 @@ from amcsearch.measure import (
     measurement_plan,
     merged,
     prediction_errors,
+    table_from_results,
     table_of,
     with_accuracy,
 )
+from amcsearch.runtime import COMPARED, differences, provenance
 
-__all__ = ["FRESH", "READ", "TableCheck", "check_table"]
+__all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
 
 FRESH: Final = 24  # variants measured against predictions
 READ: Final = 40  # variants of a new network whose optimised graphs are read
@@ -40,7 +49,8 @@ READ: Final = 40  # variants of a new network whose optimised graphs are read
 class TableCheck:
     """Errors of a table as it is, and after anchors, and the table with what was learnt.
 
-    ``before`` is None where the table cannot predict the network, ``after`` without anchors.
+    ``before`` is None where the table cannot predict the network, ``after`` without anchors. ``table`` is this
+    machine's; of another machine's without anchors, the one that was checked.
     """
 
     before: Accuracy | None
@@ -57,11 +67,13 @@ def check_table(
     anchors: int = 0,
     seed: int | None = None,
     measurements: Measurements | None = None,
+    subject: MeasuredSubject | None = None,
+    minutes: float | None = None,
 ) -> TableCheck:
     """Measure fresh variants of a network on this machine against a table's predictions.
 
     Args:
-        table: of this device and setting.
+        table: of this device and setting, or of another, which then says how far it errs here.
         config: names the network.
         observer: sees phases and progress.
         fresh: variants to measure.
@@ -69,32 +81,32 @@ def check_table(
             the fresh ones again.
         seed: of the variants; another one each time if None, so that none of the build's returns.
         measurements: as for ``measure_table``.
+        subject: as for ``measure_table``.
+        minutes: bound of the measuring, None for none.
 
     Raises:
-        BadInputError: a table of another device or setting, a network it cannot predict, fewer than 3 variants or
-            0 anchors, or measurements of another request.
+        BadInputError: a network that the table cannot predict, fewer than 3 variants or 0 anchors, or measurements of
+            another request.
     """
     if fresh < 3:
         raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
     if anchors < 0:
         raise BadInputError(f"table check: {anchors} anchors, at least 0 are possible")
-    check_setting(table, config)
-    observer.phase("Tracing the network")
-    subject = subject_of(config)
-    model = table.bind(subject.trace.network)
-    lowered = READ if anchors and not model.network else 0
-    if seed is None:
-        interrupted = None if measurements is None else measurements.before
-        seed = secrets.randbelow(2**31) if interrupted is None else interrupted.seed
-    make_plan = partial(_check_plan, config, observer, subject, fresh, anchors, lowered, seed)
-    if measurements is None:
-        result = measured_here(make_plan(), config, observer)
-    else:
-        measurements.begin(request_of("check", config, subject, table, seed, fresh, anchors))
-        result = measurements.stage(1, make_plan, lambda plan, out: measured_here(plan, config, observer, out=out))
+    _check_dtype(table, config)
+    if subject is None:
+        observer.phase("Tracing the network")
+        subject = subject_of(config)
+    model, is_here = table.bind(subject.trace.network), is_of_machine(table, config)
+    lowered = READ if anchors and not (model.network and is_here) else 0
+    result = _measured(config, observer, subject, (fresh, anchors, lowered), seed, measurements, minutes, table)
     network, whole, held_out = measured_variants(result, subject.name)
     before = _errors(model, held_out, needed=not anchors)
     name = model.network or subject.name
+    if not is_here:
+        if not anchors:
+            return TableCheck(before, None, table)
+        learnt = _with_prior(result, subject.name, table)
+        return TableCheck(before, learnt.networks[subject.name].accuracy, learnt)
     if not anchors:
         same = table if model.network is None else table.with_entry(name, replace(model.entry, accuracy=before))
         return TableCheck(before, None, same)
@@ -104,6 +116,78 @@ def check_table(
         updated = table_of(name, network, whole, [], result.overhead_ms, table.provenance, table)
     checked = with_accuracy(merged([table, updated]), name, held_out)
     return TableCheck(before, checked.networks[name].accuracy, checked)
+
+
+def _check_dtype(table: LatencyTable, config: Config) -> None:
+    """Refuse a table of another data type: its kernels say nothing of those that would be measured."""
+    there, here = table.provenance.dtype, config.device.dtype
+    if there is not None and there != here:
+        raise BadInputError(
+            f"data type: the table was measured with {there!r}, device.dtype is {here!r}; set device.dtype={there}, or "
+            "measure a table of its own with `amcsearch table measure`"
+        )
+
+
+def is_of_machine(table: LatencyTable, config: Config) -> bool:
+    """Whether a table is of this machine and the configured setting."""
+    device = config.device
+    return not differences(table.provenance, provenance(device.threads, device.batch, device.dtype))
+
+
+def machine_folder(config: Config) -> Path:
+    """Where this machine's own table lies: in the cache folder, named by machine, runtime, setting and opset.
+
+    Raises:
+        BadInputError: ONNX Runtime does not work here.
+    """
+    device, opset = config.device, config.device.export.opset
+    try:
+        here = provenance(device.threads, device.batch, device.dtype)
+    except BadInputError as error:
+        raise BadInputError(
+            f"device.table = {AUTO} measures with ONNX Runtime on this machine, which fails: {error}; set device.table "
+            "to the folder of a table, or to null"
+        ) from error
+    said = here.as_mapping()
+    identity = {**{key: said.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    words = f"{here.cpu} ort{here.ort_version} {here.threads}t b{here.batch} {here.dtype}"
+    name = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("(r)", "")).strip("-.")[:80]
+    return cache_folder() / "tables" / f"{name}-{digest}"
+
+
+def _with_prior(result: KitResult, name: str, prior: LatencyTable) -> LatencyTable:
+    """This machine's table of a network, of another machine's table and a few runs."""
+    table = table_from_results([result], (), prior)
+    if table.networks[name].accuracy is not None:
+        return table
+    return with_accuracy(table, name, measured_variants(result, name).held_out)
+
+
+def _measured(
+    config: Config,
+    observer: Observer,
+    subject: MeasuredSubject,
+    counts: tuple[int, int, int],
+    seed: int | None,
+    measurements: Measurements | None,
+    minutes: float | None,
+    table: LatencyTable,
+) -> KitResult:
+    """Run fresh variants and anchors, and read the graphs of lowered ones: so many of each as ``counts`` says."""
+    if seed is None:
+        interrupted = None if measurements is None else measurements.before
+        seed = secrets.randbelow(2**31) if interrupted is None else interrupted.seed
+    fresh, anchors, lowered = counts
+    make_plan = partial(_check_plan, config, observer, subject, fresh, anchors, lowered, seed)
+    if measurements is None:
+        return measured_here(make_plan(), config, observer, minutes)
+    measurements.begin(request_of("check", config, subject, table, seed, fresh, anchors))
+    return measurements.stage(1, make_plan, partial(_measure, config, observer, minutes))
+
+
+def _measure(config: Config, observer: Observer, minutes: float | None, plan: KitPlan, out: Path) -> None:
+    measured_here(plan, config, observer, minutes, out)
 
 
 def _check_plan(
@@ -124,6 +208,7 @@ def _check_plan(
         lowered=lowered,
         batch=config.device.batch,
         dtype=config.device.dtype,
+        opset=config.device.export.opset,
         seed=seed,
         progress=observer.progress,
     )

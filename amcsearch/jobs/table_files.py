@@ -1,17 +1,20 @@
 """Latency tables in their folders: measure, build and check under the folder's lock, and keep what is measured."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from amcsearch.config import Config, TableFolder, read_latency_table
+from amcsearch.config import TABLES, Config, TableFolder, read_latency_table, writable
+from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.table_check import FRESH, TableCheck, check_table
+from amcsearch.jobs.table_check import FRESH, TableCheck, check_table, is_of_machine, machine_folder
 from amcsearch.jobs.tables import build_table, check_measuring, measure_table
 from amcsearch.jobs.workload import CONFIGURED, InMemory
+from amcsearch.measure import merged
 
-__all__ = ["build_into", "check_into", "measure_into"]
+__all__ = ["build_into", "check_into", "learning_folder", "measure_into"]
 
 
 def measure_into(
@@ -82,8 +85,10 @@ def check_into(
 ) -> TableCheck:
     """Check a table as ``check_table`` and write what was learnt into a folder, which is locked all the while.
 
+    Of another machine's table the anchors make one of this machine, which joins the table that is in the folder.
+
     Args:
-        folder: where to write, usually the table's own.
+        folder: where to write: see ``learning_folder``.
         table: folder or name of the table.
         config: as for ``check_table``.
         observer: as for ``check_table``.
@@ -92,11 +97,28 @@ def check_into(
         resume: as for ``measure_into``.
 
     Raises:
-        BadInputError: as ``check_table`` and ``measure_into``.
+        BadInputError: as ``check_table`` and ``measure_into``, or another machine's table without anchors.
     """
+    known = read_latency_table(table)
+    is_here = is_of_machine(known, config)
+    if not is_here and not anchors:
+        raise BadInputError(
+            f"table check --write: {table} is another machine's or of another setting, and nothing corrects it with "
+            "--anchors 0; give --anchors 10, which makes this machine's table of it"
+        )
     with TableFolder.take(folder) as taken:
         measurements = Measurements(taken.measuring, resume=resume)
-        known = read_latency_table(table)
+        before = taken.read()
         check = check_table(known, config, observer, fresh=fresh, anchors=anchors, measurements=measurements)
-        taken.write(check.table, was_measured=True)
-    return check
+        learnt = check.table if is_here or before is None else merged([check.table, before, check.table])
+        taken.write(learnt, was_measured=True)
+    return replace(check, table=learnt)
+
+
+def learning_folder(table: Path, config: Config) -> Path:
+    """Where to write what a check of a table learns: in place, or this machine's folder for another machine's table.
+
+    Raises:
+        BadInputError: no such table, or ONNX Runtime does not work here.
+    """
+    return writable(TABLES, table) if is_of_machine(read_latency_table(table), config) else machine_folder(config)

@@ -2,31 +2,28 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import Config
+from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import CONFIGURED, InMemory, load_network
+from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
     KitPlan,
     KitResult,
     MeasuredSubject,
-    anchored,
     check_kit_file,
+    held_out_count,
     measure_here,
-    measured_variants,
     measurement_plan,
-    merged,
     read_results,
     table_from_results,
-    with_accuracy,
     write_kit,
 )
 from amcsearch.runtime import differences, provenance
@@ -39,24 +36,33 @@ __all__ = [
     "known_share",
     "make_kit",
     "measure_table",
+    "measured_count",
     "measured_here",
     "needed_variants",
+    "prior_of",
+    "subject_from",
     "subject_of",
+    "wanted_variants",
 ]
 
 VARIANTS: Final = 72
+LEAST_KNOWN: Final = 0.5  # share of a network's time that a prior must know: its other layers would be guesses
 Bind = Callable[[NetworkSpec], LatencyModel]
 STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then where the table is least sure
 
 
 def subject_of(config: Config, given: InMemory = CONFIGURED) -> MeasuredSubject:
     """The network as its factory makes it: its time does not depend on training."""
-    network = load_network(config, given)
+    return subject_from(config.name, load_network(config, given))
+
+
+def subject_from(name: str, network: TracedNetwork) -> MeasuredSubject:
+    """A network that is loaded already, under a name in the table."""
     inputs = list(network.example.inputs.values())
     rows = [layer.in_channels for layer in network.trace.network.layers if layer.kind is LayerKind.EMBEDDING]
     tokens = min(rows, default=max(int(x.max()) for x in inputs) + 1)  # every embedding must have a row for every token
     high = None if any(x.is_floating_point() for x in inputs) else tokens
-    return MeasuredSubject(config.name, network.model, network.trace, network.example.chosen([0]), high)
+    return MeasuredSubject(name, network.model, network.trace, network.example.chosen([0]), high)
 
 
 def known_share(model: LatencyModel, network: NetworkSpec) -> float:
@@ -130,6 +136,7 @@ def make_kit(
         anchors=anchors,
         batch=first.device.batch,
         dtype=first.device.dtype,
+        opset=first.device.export.opset,
         seed=first.seed,
         bind=None if table is None else table.bind,
         progress=observer.progress,
@@ -152,21 +159,12 @@ def build_table(
     Args:
         paths: result files of one device.
         known: the table they extend.
-        source: a table of another device; the results' anchors carry it to theirs.
+        source: a table of another device; it answers where the results are silent, at the speed that they say.
 
     Raises:
         BadInputError: results or tables that do not fit together.
     """
-    results = read_results(paths)
-    if source is None:
-        return table_from_results(results, [known] if known is not None else [])
-    tables = [_carried(source, result, name) for result in results for name in result.networks]
-    return merged([*([known] if known is not None else []), *tables])
-
-
-def _carried(source: LatencyTable, result: KitResult, name: str) -> LatencyTable:
-    network, whole, held_out = measured_variants(result, name)
-    return with_accuracy(anchored(source, name, network, whole, result.provenance), name, held_out)
+    return table_from_results(read_results(paths), [known] if known is not None else [], source)
 
 
 def measured_here(
@@ -217,8 +215,12 @@ def measure_table(
     known: LatencyTable | None = None,
     minutes: float | None = None,
     measurements: Measurements | None = None,
+    subject: MeasuredSubject | None = None,
 ) -> LatencyTable:
     """Measure a configuration's network on this machine, first at random, then where the table is least sure.
+
+    Where there is no table of this machine yet, a shipped one of another is the prior: it says where to measure, and
+    answers where the measurements are silent.
 
     Args:
         config: names the network and the setting.
@@ -228,6 +230,7 @@ def measure_table(
         known: the device's table that is there already; it is extended.
         minutes: bound of the measuring, None for none.
         measurements: where results are kept as they are made; None keeps nothing of a run that is broken off.
+        subject: the network where it is loaded already.
 
     Raises:
         BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, or
@@ -236,50 +239,98 @@ def measure_table(
     check_measuring(variants, minutes)
     if measurements is None:
         with tempfile.TemporaryDirectory() as folder:
-            kept = Measurements(Path(folder) / "measurements", resume=False)
-            return _measured_table(config, observer, given, variants, known, minutes, kept)
-    return _measured_table(config, observer, given, variants, known, minutes, measurements)
+            measurements = Measurements(Path(folder) / "measurements", resume=False)
+            return measure_table(
+                *(config, observer, given),
+                variants=variants,
+                known=known,
+                minutes=minutes,
+                measurements=measurements,
+                subject=subject,
+            )
+    if subject is None:
+        observer.phase("Tracing the network")
+        subject = subject_of(config, given)
+    if known is not None:
+        check_setting(known, config)
+    return _measured_table(config, observer, subject, variants, known, minutes, measurements)
 
 
 def _measured_table(
     config: Config,
     observer: Observer,
-    given: InMemory,
+    subject: MeasuredSubject,
     variants: int | None,
     known: LatencyTable | None,
     minutes: float | None,
     measurements: Measurements,
 ) -> LatencyTable:
-    observer.phase("Tracing the network")
-    subject = subject_of(config, given)
-    if known is not None:
-        check_setting(known, config)
-    bind = None if known is None else cache(known.bind)  # asked here and by the first plan
-    wanted = _wanted(variants, bind, subject.trace.network, observer)
+    network = subject.trace.network
+    prior = prior_of(config, network) if known is None else None
+    source = known or prior
+    bind = None if source is None else cache(source.bind)  # asked here and by the first plan
+    wanted = variants or wanted_variants(known, prior, network)
+    if source is not None and variants is None:
+        observer.phase(_fewer(wanted, source))
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
-    counts = [round(share * wanted) for share in STAGES]
     table, results = None, []
-    for stage, count in enumerate(counts if min(counts) >= LEAST_VARIANTS else [wanted]):
+    for stage, count in enumerate(_stages(wanted)):
         asked = bind if table is None else table.bind
         make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, asked)
         bound = minutes and minutes * count / wanted
         results.append(measurements.stage(stage + 1, make_plan, partial(_measure, config, observer, bound)))
         observer.phase("Building the table")
-        table = table_from_results(results, [known] if known is not None else [])
+        table = table_from_results(results, [known] if known is not None else [], prior)
     assert table is not None
     return table
 
 
-def _wanted(variants: int | None, bind: Bind | None, network: NetworkSpec, observer: Observer) -> int:
-    """Return how many variants to measure, and say so where a table knows some of the network's layers."""
-    share_known = 0.0 if bind is None else known_share(bind(network), network)
-    wanted = needed_variants(share_known) if variants is None else variants
-    if bind is not None:
-        observer.phase(
-            f"{wanted} variants instead of {VARIANTS}: {share_known:.0%} of the network's time is in "
-            f"layers that the table knows"
-        )
-    return wanted
+def wanted_variants(known: LatencyTable | None, prior: LatencyTable | None, network: NetworkSpec) -> int:
+    """How many variants to measure: what another machine's rows know counts half."""
+    here = None if known is None else _of_measured_networks(known)
+    shares = [0.0 if here is None else known_share(here.bind(network), network)]
+    shares += [0.5 * known_share(table.bind(network), network) for table in (known or prior,) if table is not None]
+    return needed_variants(max(shares))
+
+
+def _of_measured_networks(table: LatencyTable) -> LatencyTable | None:
+    """A table without rows that were carried over from another machine."""
+    networks = {name: entry for name, entry in table.networks.items() if entry.fingerprint is not None}
+    return (
+        replace(table, rows=table.rows[table.rows["network"].isin(networks)], networks=networks) if networks else None
+    )
+
+
+def measured_count(variants: int) -> int:
+    """Networks that are run for so many variants: the dense one in every stage, and those held out, too."""
+    return sum(1 + count + held_out_count(count) for count in _stages(variants))
+
+
+def _stages(variants: int) -> list[int]:
+    counts = [round(share * variants) for share in STAGES]
+    return counts if min(counts) >= LEAST_VARIANTS else [variants]
+
+
+def _fewer(wanted: int, source: LatencyTable) -> str:
+    return f"{wanted} variants instead of {VARIANTS}: the table of {source.provenance.cpu} knows layers of the network"
+
+
+def prior_of(config: Config, network: NetworkSpec) -> LatencyTable | None:
+    """The shipped table of another machine that knows most of a network; None where none knows half of it.
+
+    Its data type and its blocks of channels must be those of this machine: other kernels say nothing.
+    """
+    here = provenance(config.device.threads, config.device.batch, config.device.dtype)
+    best, most = None, LEAST_KNOWN
+    for folder in (path for root in TABLES.shipped_folders for path in sorted(root.iterdir()) if TABLES.is_one(path)):
+        table = read_latency_table(folder)
+        there = table.provenance
+        if (there.dtype, there.nchwc_block, there.provider) != (here.dtype, here.nchwc_block, here.provider):
+            continue
+        share = known_share(table.bind(network), network)
+        if share >= most:
+            best, most = table, share
+    return best
 
 
 def _stage_plan(
@@ -291,6 +342,7 @@ def _stage_plan(
         variants=count,
         batch=config.device.batch,
         dtype=config.device.dtype,
+        opset=config.device.export.opset,
         seed=seed,
         bind=bind,
         progress=observer.progress,
@@ -302,7 +354,7 @@ def _measure(config: Config, observer: Observer, minutes: float | None, plan: Ki
 
 
 def check_setting(table: LatencyTable, config: Config) -> None:
-    """Refuse to measure here for a table of another device or setting.
+    """Refuse to measure here into a table of another device or setting.
 
     Raises:
         BadInputError: names the first difference.
@@ -311,6 +363,7 @@ def check_setting(table: LatencyTable, config: Config) -> None:
     differing = differences(table.provenance, provenance(device.threads, device.batch, device.dtype))
     if differing:
         raise BadInputError(
-            f"this machine cannot extend or check the table: {differing[0]}; use its device, and its setting in the "
-            "configuration's section device"
+            f"this machine cannot extend the table: {differing[0]}; use its device, and its setting in the "
+            "configuration's section device, or measure this machine's own: leave device.table at auto, or name a new "
+            "folder"
         )

@@ -8,6 +8,7 @@ from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     LEAST_VARIANTS,
     MeasuredSubject,
+    held_out_count,
     measurement_plan,
 )
 from amcsearch.measure.plan.variants import random_kept
@@ -22,6 +23,7 @@ __all__ = [
     "MeasuredVariant",
     "anchored",
     "check_kit_file",
+    "held_out_count",
     "measure_here",
     "measured_variants",
     "measurement_plan",

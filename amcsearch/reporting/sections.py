@@ -178,7 +178,8 @@ def _table(table: TableSummary) -> str:
     said = [text.format(percent(share)) for share, text in shares if known(share) is not None]
     if said and known(errors.noise_mape) is not None:
         said.append(f"measuring twice differs by {percent(errors.noise_mape)}")
-    return ": ".join(text for text in (table.name, ", ".join(said)) if text)
+    origin = "" if table.origin is None else f"; {table.origin.sentence}"
+    return ": ".join(text for text in (table.name, ", ".join(said)) if text) + origin
 
 
 def _difference(summary: Summary) -> str:

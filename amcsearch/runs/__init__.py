@@ -2,6 +2,7 @@
 
 from amcsearch.runs.documents import ConfigFile, Document, MetricRecord, StoredDocument, read_as
 from amcsearch.runs.files import (
+    InUseError,
     check_outputs,
     check_replaceable,
     expanded,
@@ -42,10 +43,9 @@ from amcsearch.runs.summary import (
     ModelBlock,
     SkippedLayer,
     Summary,
-    TableErrors,
-    TableSummary,
     with_total,
 )
+from amcsearch.runs.table_summary import TableErrors, TableOrigin, TableSummary
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "FrontSummary",
     "Goal",
     "GroupWidth",
+    "InUseError",
     "Interval",
     "KeepAccuracyGoal",
     "LimitVerdict",
@@ -86,6 +87,7 @@ __all__ = [
     "StoredDocument",
     "Summary",
     "TableErrors",
+    "TableOrigin",
     "TableSummary",
     "TargetGoal",
     "Verdict",

@@ -22,6 +22,7 @@ from amcsearch.core import BadInputError, read_bytes
 from amcsearch.runs.documents import plain
 
 __all__ = [
+    "InUseError",
     "append_line",
     "check_in_place",
     "check_outputs",
@@ -263,13 +264,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class InUseError(BadInputError):
+    """Another process holds a lock."""
+
+
 def take_lock(path: Path, what: str = "run folder") -> IO[bytes]:
     """Lock the file ``path`` for this process until the returned stream is closed; the file holds its number.
 
     ``what`` names the folder of the file in errors.
 
     Raises:
-        BadInputError: another process holds it (names that process), or the file cannot be written or locked.
+        InUseError: another process holds it; names that process.
+        BadInputError: the file cannot be written or locked.
     """
     while True:
         lock = _open_in_place(path)
@@ -296,7 +302,7 @@ def _lock_now(lock: IO[bytes], path: Path, what: str) -> None:
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read(20).decode("ascii", "replace").strip() or "unknown"
-        raise BadInputError(
+        raise InUseError(
             f"{what} {path.parent} is in use by process {owner}; wait for it to end or name another --out"
         ) from error
 

@@ -8,6 +8,7 @@ synced line at a time; a line torn by a kill is ended before the next.
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
@@ -88,6 +89,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     config_yaml = _File("config.yaml")
     """The whole configuration, every default written out."""
+    latency_table = _File("latency_table")
+    """The latency table of ``device.table: auto`` as the run began with it: a folder."""
     study_db = _File("study.db")
     """Optuna's storage (SQLite): every evaluation as it was made. ``Study`` takes this path as its storage."""
     trials_csv = _File("trials.csv")
@@ -203,11 +206,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _has_results(self) -> bool:
         """Whether anything was computed: a file besides those of every beginning, or a study with a trial."""
-        known = {_LOCK, "lost+found", *_BEFORE_WORK}
+        known = {_LOCK, "lost+found", *_BEFORE_WORK, self.latency_table.name}
         return any(name not in known for name in os.listdir(self.path)) or _has_trials(self.study_db)
 
     def _remove(self, made: Iterable[Path]) -> None:
         with suppress(OSError):  # a folder that was removed or became read-only
+            shutil.rmtree(self.latency_table, ignore_errors=True)
             for name in (*_BEFORE_WORK, _LOCK):
                 (self.path / name).unlink(missing_ok=True)
             for folder in made:
@@ -321,6 +325,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         sweep(self.path)
         is_begun = any((self.path / name).exists() for name in _FILES)
         if is_begun and not resume and not self._has_results():
+            shutil.rmtree(self.latency_table, ignore_errors=True)
             for name in _BEFORE_WORK:
                 (self.path / name).unlink(missing_ok=True)
             is_begun = False

@@ -27,7 +27,7 @@ from amcsearch.runs.documents import Document, MetricRecord, StoredDocument
 from amcsearch.runs.files import expanded, replacing
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.rows import read_points
-from amcsearch.runs.summary import TableSummary
+from amcsearch.runs.table_summary import TableSummary
 
 __all__ = [
     "FRONT_COLUMNS",

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from amcsearch.core import ACCURACY, FIRST_COSTS, BadInputError, Cost, Limit, Metric, PruningPolicy
 from amcsearch.runs.documents import MetricRecord, StoredDocument, items_of, plain, read_cost, read_number
 from amcsearch.runs.goals import Goal
+from amcsearch.runs.table_summary import TableSummary
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
 
 __all__ = [
@@ -17,8 +18,6 @@ __all__ = [
     "ModelBlock",
     "SkippedLayer",
     "Summary",
-    "TableErrors",
-    "TableSummary",
     "with_metric",
     "with_total",
     "without_metric",
@@ -145,49 +144,6 @@ class BudgetEntry(StoredDocument):
     asked: str | float
     limit: float
     predicted: float
-
-
-@dataclass(frozen=True)
-class TableErrors(StoredDocument):
-    """Errors of a latency table on variants of the network that it had not seen, as shares; None is not known.
-
-    A run folder keeps them as they were when the run was made: the fields are those of ``costs.Accuracy``.
-    ``mape`` is the mean and ``median`` the median absolute relative error; ``within_5`` and ``within_10`` are the
-    shares of variants within 5 and 10 %; ``noise_mape`` is what measuring twice differs by. ``unknown`` names those
-    that the table states to be unknown.
-    """
-
-    variants: int | None = None
-    mape: float | None = None
-    median: float | None = None
-    worst: float | None = None
-    within_5: float | None = None
-    within_10: float | None = None
-    bias: float | None = None
-    spearman: float | None = None
-    noise_mape: float | None = None
-    unknown: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return an object of JSON with what is known, and null for what is stated to be unknown."""
-        values = {name: value for name, value in super().to_json().items() if name != "unknown"}
-        return {name: value for name, value in values.items() if value is not None or name in self.unknown}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
-        given = items_of(value, where)
-        unknown = [item.name for item in fields(cls) if item.name in given and given[item.name] is None]
-        return super().from_json({**given, "unknown": unknown}, where)
-
-
-@dataclass(frozen=True)
-class TableSummary(StoredDocument):
-    """The latency table: its name, the network in it that predicts, and its errors there, None where unchecked."""
-
-    name: str
-    network: str | None = None
-    accuracy: TableErrors | None = None
 
 
 @dataclass(frozen=True)

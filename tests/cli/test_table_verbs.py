@@ -123,15 +123,15 @@ def test_bad_arguments_are_one_line(
     assert not (tmp_path / "kit.pyz").exists()
 
 
-def test_a_table_of_another_device_is_neither_extended_nor_checked_here(
+def test_a_table_of_another_device_is_not_extended_and_learns_nothing_without_anchors(
     table: Path, write_config: WriteConfig, capsys: Capture
 ) -> None:
     of_another_device(table)
     config = str(write_config())
-    for arguments in (["measure", config, "-o", str(table)], ["check", str(table), config]):
-        line = fails(["table", *arguments], capsys)
-        assert "cannot extend or check the table: ONNX Runtime" in line
-        assert "1.0.0" in line
+    line = fails(["table", "measure", config, "-o", str(table)], capsys)
+    assert "cannot extend the table: ONNX Runtime" in line
+    assert "1.0.0" in line
+    assert "--anchors 10" in fails(["table", "check", str(table), config, "--write"], capsys)
 
 
 def test_a_table_that_cannot_predict_the_network_says_which_layer_it_lacks(

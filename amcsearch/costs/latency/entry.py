@@ -284,7 +284,7 @@ class NetworkEntry(_Document):
 
     ``constant_ms`` is what a call costs beside its layers; ``smoothing`` the noise of surfaces; ``residency`` what
     weights beyond the caches cost; ``accuracy`` is None until checked; ``channel_multiple`` is the channel grid that
-    the device rewards, None where that was not asked.
+    the device rewards, None where that was not asked; ``timestamp`` is when its runs were measured.
 
     Raises:
         BadInputError: no ``constant_ms``.
@@ -305,3 +305,9 @@ class NetworkEntry(_Document):
     drift: Annotated[DriftRecord | None, _document(DriftRecord)] = None
     notes: Annotated[tuple[str, ...] | None, _texts] = None
     anchors: Annotated[Anchors | None, _document(Anchors)] = None
+    timestamp: Text = None
+
+    @property
+    def brought_up_to_date(self) -> str | None:
+        """When the network was last measured, None where that is not known."""
+        return (self.anchors and self.anchors.timestamp) or self.timestamp

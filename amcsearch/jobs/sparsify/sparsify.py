@@ -14,6 +14,7 @@ from amcsearch.jobs.delivered_files import check_files, judge_stored, save_netwo
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
+from amcsearch.jobs.machine_table import machine_table
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
@@ -45,7 +46,9 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     check_trainings(config, given, sparsifies=True)
     with phases("target", "Pricing the target"):
         workload, identity = begin_workload(config, given, run, observer)
-        device = load_device(config, workload, _limits(config, method), given)
+        limits = _limits(config, method)
+        machine = machine_table(config, workload, limits, given, observer, run)
+        device = load_device(config, workload, limits, given, machine=machine)
         limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
         target = _target(config, workload, device, method, limit)
     with phases("network", "Loading or training the network"):

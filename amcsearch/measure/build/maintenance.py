@@ -8,6 +8,9 @@ constant and what weights cost beyond the caches,
 
 which is the median of measured by predicted. Few anchors move little but that factor, least of all where the table is
 of this device and network: its kernels drift together.
+
+A table of another device is a prior: its rows, carried over by such factors, answer where the runs' own profiles are
+silent. Factors alone err by more: one CPU is not the other times a number a kernel.
 """
 
 from collections.abc import Sequence
@@ -25,6 +28,7 @@ from amcsearch.costs import (
     CacheOverflow,
     LatencyModel,
     LatencyTable,
+    NetworkEntry,
     Provenance,
     fingerprint,
     joined_rows,
@@ -33,7 +37,7 @@ from amcsearch.costs import (
 from amcsearch.measure.build.measured import MeasuredVariant
 from amcsearch.runtime import COMPARED, differences
 
-__all__ = ["accuracy", "anchored", "merged", "prediction_errors", "with_accuracy"]
+__all__ = ["accuracy", "anchored", "carried", "merged", "prediction_errors", "with_accuracy"]
 
 LEAST_ANCHORS: Final = 3
 PULL: Final = 0.7  # a factor twice the common one costs as much as one anchor wrong by this share
@@ -156,6 +160,55 @@ def anchored(
     if not model.network:  # rows of several networks become one network's: the first of equal shapes stays
         rows = rows.drop_duplicates([column for column in rows.columns if column not in _MEASURED])
     return LatencyTable(rows, provenance or table.provenance, {name: entry})
+
+
+def carried(
+    source: LatencyTable, network: NetworkSpec, anchors: Sequence[MeasuredVariant], provenance: Provenance
+) -> LatencyTable | None:
+    """Every row of another device's table at the speed of this one, as one network that says where it is from.
+
+    None where the source says nothing of the network: it lacks layers, or
+    is of another data type or of other blocks of channels.
+
+    Args:
+        source: of another device or setting.
+        network: dense shapes of a network that was run here.
+        anchors: its runs, three or more.
+        provenance: of the runs.
+    """
+    of_source = source.provenance
+    timed = [variant for variant in anchors if variant.passes_ms]
+    differs = any(
+        None not in pair and pair[0] != pair[1]
+        for pair in ((of_source.dtype, provenance.dtype), (of_source.nchwc_block, provenance.nchwc_block))
+    )
+    if differs or len(timed) < LEAST_ANCHORS:
+        return None
+    model = source.bind(network)
+    try:
+        factors, constant_ms, joint = _fit(model, timed, PULL)
+    except BadInputError:
+        return None
+    common = float(np.median(list(factors.values())))
+    origin = Anchors(
+        count=len(timed), factors=factors, timestamp=provenance.timestamp, from_cpu=of_source.cpu or "another device"
+    )
+
+    rows = source.rows.assign(
+        network=f"from {origin.from_cpu}",
+        latency_ms=source.rows["latency_ms"] * source.rows["kernel"].map(lambda kernel: factors.get(kernel, common)),
+    )
+    rows = rows.drop_duplicates([column for column in rows.columns if column not in _MEASURED])
+    slopes = {knot: joint * slope for knot, slope in model.entry.residency.slopes.items()}
+    entry = NetworkEntry(
+        constant_ms=constant_ms,
+        smoothing=model.entry.smoothing,
+        residency=CacheOverflow(slopes),
+        sigma=model.entry.sigma,
+        channel_multiple=model.entry.channel_multiple,
+        anchors=origin,
+    )
+    return LatencyTable(rows, provenance, {f"from {origin.from_cpu}": entry})
 
 
 def _check_block(ours: Provenance, theirs: Provenance | None) -> None:

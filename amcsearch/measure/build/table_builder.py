@@ -23,6 +23,7 @@ from amcsearch.costs import (
     COLUMNS,
     GRAPH,
     NO_KERNEL,
+    Anchors,
     CacheOverflow,
     CalibrationRecord,
     ChannelGrid,
@@ -42,7 +43,7 @@ from amcsearch.costs import (
     weight_mib,
 )
 from amcsearch.measure.build.calibration import Calibration, calibrate, observe
-from amcsearch.measure.build.maintenance import merged, prediction_errors
+from amcsearch.measure.build.maintenance import carried, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
 from amcsearch.measure.kit.kit_results import KitResult
 from amcsearch.measure.plan.variants import neighbour_pairs
@@ -236,10 +237,17 @@ def _lowered(variant: MeasuredVariant) -> list[Observation]:
     return [Observation(layer, kernels(layer)) for layer in variant.layers]
 
 
-def table_from_results(results: Iterable[KitResult], known: Sequence[LatencyTable] = ()) -> LatencyTable:
+def table_from_results(
+    results: Iterable[KitResult], known: Sequence[LatencyTable] = (), prior: LatencyTable | None = None
+) -> LatencyTable:
     """Make one table of all networks in results of one device, beside those of tables that are there already.
 
     Variants of a network in several results count together, brought to the speed of the first by its dense network.
+
+    Args:
+        results: of the device.
+        known: tables of the device.
+        prior: a table of another device, which answers where the results are silent: see ``carried``.
 
     Raises:
         BadInputError: no result, two devices, or too few variants of a network.
@@ -252,10 +260,23 @@ def table_from_results(results: Iterable[KitResult], known: Sequence[LatencyTabl
     for name, measured in parts.items():
         last, _ = measured[-1]
         whole = _joined([network for _, network in measured])
-        table = table_of(name, *whole, last.overhead_ms, last.provenance)
+        lent = None if prior is None else carried(prior, whole.network, whole.building, last.provenance)
+        table = table_of(name, *whole, last.overhead_ms, last.provenance, lent)
         drift = DriftRecord(disturbed_share=last.drift.disturbed_share, largest=last.drift.largest)
-        tables.append(table.with_entry(name, replace(table.networks[name], drift=drift, notes=last.notes)))
+        entry = replace(table.networks[name], drift=drift, notes=last.notes, timestamp=last.provenance.timestamp)
+        if lent is None:
+            tables.append(table.with_entry(name, entry))
+            continue
+        entry = replace(entry, anchors=_origin(whole.building, lent))
+        both = with_accuracy(merged([lent, table.with_entry(name, entry)]), name, whole.held_out)
+        tables.append(both)
     return merged(tables)
+
+
+def _origin(runs: Sequence[MeasuredVariant], lent: LatencyTable) -> Anchors | None:
+    """What says that another device's rows answer beside a network's own."""
+    carried_by = next(iter(lent.networks.values())).anchors
+    return carried_by and replace(carried_by, count=sum(bool(run.passes_ms) for run in runs), factors=None)
 
 
 def _joined(parts: Sequence[MeasuredNetwork]) -> MeasuredNetwork:

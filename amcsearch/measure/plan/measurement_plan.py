@@ -20,9 +20,9 @@ from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.plan.network_record import network_record
 from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, cast
 from amcsearch.measure.plan.variants import random_kept
-from amcsearch.runtime import InputSpec, converted, exported
+from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, converted, exported
 
-__all__ = ["LEAST_VARIANTS", "MeasuredSubject", "measurement_plan"]
+__all__ = ["LEAST_VARIANTS", "MeasuredSubject", "held_out_count", "measurement_plan"]
 
 LEAST_VARIANTS: Final = 12
 HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
@@ -45,6 +45,11 @@ class MeasuredSubject:
     high: int | Mapping[str, int] | None = None
 
 
+def held_out_count(variants: int) -> int:
+    """How many variants check a table that so many build."""
+    return max(LEAST_VARIANTS, variants // HELD_OUT_SHARE)
+
+
 def _predicting(bind: Bind | None, network: NetworkSpec) -> LatencyModel | None:
     """The model of the network, None where it cannot predict it."""
     if bind is None:
@@ -61,10 +66,12 @@ def _batched(example: Batch | Tensor, batch: int) -> Batch:
     return as_batch(example).chosen([0] * batch)
 
 
-def _reference(subject: MeasuredSubject, x: Batch, dtype: str) -> tuple[KitModel, dict[str, Any]]:
+def _reference(
+    subject: MeasuredSubject, x: Batch, dtype: str, settings: OnnxSettings
+) -> tuple[KitModel, dict[str, Any]]:
     """The dense model, and what the plan says of the network; names are those of the model before it was converted."""
     network = subject.trace.network
-    dense = exported(subject.model, x)
+    dense = exported(subject.model, x, settings)
     owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
     model = converted(dense, dtype, [x])
     reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, dict(network.dense))
@@ -77,6 +84,7 @@ def _models(
     x: Batch,
     dtype: str,
     rng: np.random.Generator,
+    settings: OnnxSettings,
 ) -> Iterator[KitModel]:
     """Remove random channels as each policy says (latency depends on how many alone), and export.
 
@@ -84,7 +92,7 @@ def _models(
     """
     for number, (role, policy) in enumerate(chosen):
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
-        model = converted(exported(pruned, x), dtype, [x])
+        model = converted(exported(pruned, x, settings), dtype, [x])
         name, runs = f"{subject.name}/{number:03d}", role != LOWERED
         yield KitModel(name, model, subject.name, role, dict(policy), timed=runs, profiled=runs and role != HELD_OUT)
 
@@ -98,6 +106,7 @@ def measurement_plan(
     lowered: int = 0,
     batch: int = 1,
     dtype: str = "float32",
+    opset: int = OPSET,
     passes: int = 3,
     seed: int = 0,
     bind: Bind | None = None,
@@ -113,6 +122,7 @@ def measurement_plan(
         lowered: of each, variants whose optimised graph alone is read.
         batch: inputs a call.
         dtype: that the models compute in, float32 or int8; their inputs stay what they are.
+        opset: of the exported models.
         passes: independent measurements of each model, spread over the run.
         seed: of all choices.
         bind: ``bind`` of a table of this device: variants are then chosen where its model is least sure.
@@ -127,27 +137,32 @@ def measurement_plan(
             f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
             f"lowered = {lowered}, held out = {held_out} (at least 0), batch = {batch} (at least 1)"
         )
-    names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        raise BadInputError(f"latency table: the networks {sorted(names)} must have different names")
+    _check_names(subjects)
     models: list[tuple[float, KitModel]] = []
+    settings = OnnxSettings(opset)
     info: dict[str, Any] = {}
     for number, subject in enumerate(subjects):
         rng = np.random.default_rng([seed, number])
         network = subject.trace.network
         x = _batched(subject.example, batch)
-        reference, info[subject.name] = _reference(subject, x, dtype)
-        kept_out = max(LEAST_VARIANTS, variants // HELD_OUT_SHARE) if held_out is None else held_out
+        reference, info[subject.name] = _reference(subject, x, dtype, settings)
+        kept_out = held_out_count(variants) if held_out is None else held_out
         wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
         chosen = cast(network, wanted, rng, _predicting(bind, network))
         models.append((-1.0, reference))
-        for i, model in enumerate(_models(subject, chosen, x, dtype, rng)):
+        for i, model in enumerate(_models(subject, chosen, x, dtype, rng, settings)):
             models.append((i / len(chosen), model))
             if progress is not None:
                 progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
     inputs = {s.name: _inputs_of(s, batch) for s in subjects}
     return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
+
+
+def _check_names(subjects: Sequence[MeasuredSubject]) -> None:
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise BadInputError(f"latency table: the networks {sorted(names)} must have different names")
 
 
 def _inputs_of(subject: MeasuredSubject, batch: int) -> InputSpec | tuple[InputSpec, ...]:
