@@ -25,7 +25,8 @@ from amcsearch.runs.goals import (
     TargetGoal,
 )
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
-from amcsearch.runs.summary import DeliveredMetric, Interval, ModelBlock, Summary, TableErrors
+from amcsearch.runs.summary import DeliveredMetric, Interval, ModelBlock, Summary
+from amcsearch.runs.table_summary import TableErrors
 
 SEARCH = """{
   "dense": {

@@ -46,9 +46,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     check_trainings(config, given, sparsifies=True)
     with phases("target", "Pricing the target"):
         workload, identity = begin_workload(config, given, run, observer)
-        limits = _limits(config, method)
-        machine = machine_table(config, workload, limits, given, observer, run)
-        device = load_device(config, workload, limits, given, machine=machine)
+        device = _device(config, workload, _limits(config, method), given, observer, run)
         limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
         target = _target(config, workload, device, method, limit)
     with phases("network", "Loading or training the network"):
@@ -78,6 +76,13 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
     check_files(run, files)
     return SparsifyResult(run, lambda: tuned)
+
+
+def _device(
+    config: Config, workload: Workload, limits: Sequence[Limit], given: InMemory, observer: Observer, run: RunFolder
+) -> Device:
+    machine = machine_table(config, workload, limits, given, observer, run)
+    return load_device(config, workload, limits, given, machine=machine)
 
 
 def _tuned(
