@@ -88,7 +88,7 @@ CONFIG = """
 name: tiny
 model: {factory: "FACTORY", pretrain: {epochs: 2, learning_rate: 0.05, batch_size: 32}}
 data: {factory: "DATA", splits: {calibration: 64, search: 96, test: 96}}
-device: {profile: configs/devices/x86_server.yaml, channel_multiple: 4, rounds: 10, patience_s: 0}
+device: {profile: configs/devices/x86_server.yaml, table: null, channel_multiple: 4, rounds: 10, patience_s: 0}
 budget: {macs: 0.6x, params: 0.7x}
 selection: {criterion: taylor}
 recovery: {finetune: {epochs: 1, learning_rate: 0.02, batch_size: 32}}

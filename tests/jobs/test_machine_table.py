@@ -26,6 +26,7 @@ from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here
 
 WriteConfig = Callable[..., Path]
 LATENCY = "budget={latency_ms: 0.8x}"
+OWN = ("device.table=auto", LATENCY)
 VARIANTS = 12
 
 
@@ -69,7 +70,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(write_config: WriteConfig) -> Callable[..., tuple[Config, TracedNetwork]]:
     def make(*overrides: str, factory: str = "network") -> tuple[Config, TracedNetwork]:
-        config = load(write_config(factory), [LATENCY, *overrides])
+        config = load(write_config(factory), [*OWN, *overrides])
         return config, load_network(config, InMemory())
 
     return make
@@ -236,7 +237,18 @@ def test_a_search_keeps_the_table_that_priced_its_trials(
     write_config: WriteConfig, cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, run = str(write_config()), tmp_path / "run"
-    command = ["search", config, "--set", LATENCY, "--set", "search.trials=2", "--set", "search.agent=random"]
+    command = [
+        "search",
+        config,
+        "--set",
+        OWN[0],
+        "--set",
+        LATENCY,
+        "--set",
+        "search.trials=2",
+        "--set",
+        "search.agent=random",
+    ]
     command += ["--set", "search.baseline=null", "--out", str(run)]
     assert main(command) == 0
     assert "used as it was on" in capsys.readouterr().out
@@ -254,7 +266,7 @@ def test_a_search_keeps_the_table_that_priced_its_trials(
 def test_a_dry_run_says_what_it_would_measure_and_writes_nothing(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", str(write_config()), "--set", LATENCY, "--dry-run"]) == 0
+    assert main(["search", str(write_config()), "--set", OWN[0], "--set", LATENCY, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "no latency table of this machine holds this network" in said
     minutes = r"at most [1-9][0-9]* minutes\); until then nothing prices latency"

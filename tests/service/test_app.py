@@ -81,7 +81,10 @@ def test_the_same_key_gives_the_same_job(http: TestClient) -> None:
     [
         ({"settings": {"search.trials": 0}}, "search.trials = 0; expected a number above 0"),
         ({"settings": {"search.trails": 5}}, "unknown key search.trails; did you mean 'trials'?"),
-        ({"settings": {"budget": {"latency_ms": "0.5x"}}}, "budget.latency_ms needs a latency table"),
+        (
+            {"settings": {"budget": {"latency_ms": "0.5x"}, "device.table": None}},
+            "budget.latency_ms needs a latency table",
+        ),
         ({"config": {**CONFIG, "model": {"factory": "nowhere.py:f"}}}, "nowhere.py"),
         ({"kind": "serch"}, "kind = 'serch', expected one of search, prune, sparsify, front, compare"),
         ({"workers": 0}, "workers = 0, must be at least 1 and at most 1024"),
