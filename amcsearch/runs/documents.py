@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
@@ -90,6 +91,12 @@ class Document:
         return {key_of(item): plain(getattr(self, item.name)) for item in fields(self)}
 
 
+@cache
+def _hints(kind: type) -> Mapping[str, object]:
+    """The types of a document's fields; reading annotations takes longer than reading a document."""
+    return get_type_hints(kind)
+
+
 @dataclass(frozen=True)
 class StoredDocument(Document):
     """A document that is read back from a file of JSON."""
@@ -101,7 +108,7 @@ class StoredDocument(Document):
         Raises:
             BadInputError: a key is missing, or a value is of another type than its field.
         """
-        values, hints = items_of(value, where), get_type_hints(cls)
+        values, hints = items_of(value, where), _hints(cls)  # type: ignore[arg-type]  # mypy: classes are hashable
         needed = {key_of(item) for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
         missing = sorted(needed - set(values))
         if missing:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, case, false, func, insert, select, update
+from sqlalchemy import Connection, Double, Row, and_, bindparam, case, false, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.expression import ColumnElement
 
@@ -53,6 +53,32 @@ class JobTable:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        now, is_able = database.now, JOBS.c.kind.in_(bindparam("kinds", expanding=True))
+        # made once: putting a statement together takes longer than running it
+        self._lost = (
+            select(JOBS.c.sequence, JOBS.c.lost, JOBS.c.is_cancel_asked)
+            .where(JOBS.c.state == JobState.RUNNING, JOBS.c.lease_until_s <= now, is_able)
+            .order_by(JOBS.c.lease_until_s)
+            .with_for_update(skip_locked=True)
+        )
+        self._waiting = (
+            select(JOBS.c.sequence)
+            .where(JOBS.c.state == JobState.QUEUED, is_able)
+            .order_by(JOBS.c.sequence)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        taken: dict[str, Any] = {
+            "state": JobState.RUNNING,
+            "worker": bindparam("by"),
+            "attempt": JOBS.c.attempt + 1,
+            "lost": JOBS.c.lost + bindparam("lost_now"),
+            "lease_until_s": now + bindparam("lease_s", type_=Double),
+            "started_s": func.coalesce(JOBS.c.started_s, now),
+            "revision": JOBS.c.revision + 1,
+            "changed_s": now,
+        }
+        self._take = update(JOBS).where(JOBS.c.sequence == bindparam("taken")).values(taken).returning(JOBS)
 
     def submit(
         self,
@@ -134,40 +160,27 @@ class JobTable:
             kinds: of jobs that it runs.
             lease_s: seconds until the job counts as lost unless ``renew`` is called.
         """
-        now = self.database.now
         with self.database.writing() as connection:
-            self._fail_poisonous(connection)
-            for state, lost, condition, order in (
-                (JobState.RUNNING, 1, JOBS.c.lease_until_s <= now, JOBS.c.lease_until_s),
-                (JobState.QUEUED, 0, and_(True), JOBS.c.sequence),
-            ):
-                oldest = select(JOBS.c.sequence).where(JOBS.c.state == state, JOBS.c.kind.in_(kinds), condition)
-                oldest = oldest.order_by(order).limit(1).with_for_update(skip_locked=True)
-                sequence = connection.execute(oldest).scalar()
-                if sequence is None:
-                    continue
-                taken = {
-                    "state": JobState.RUNNING,
-                    "worker": worker,
-                    "attempt": JOBS.c.attempt + 1,
-                    "lost": JOBS.c.lost + lost,
-                    "lease_until_s": now + lease_s,
-                    "started_s": func.coalesce(JOBS.c.started_s, now),
-                }
-                row = self._changed(connection, JOBS.c.sequence == sequence, taken)
-                if row is not None:
-                    return Claim(_record(row), worker, row.attempt, lease_s)
-        return None
+            sequence, lost = self._taken_over(connection, kinds), 1
+            if sequence is None:
+                sequence, lost = connection.execute(self._waiting, {"kinds": list(kinds)}).scalar(), 0
+            if sequence is None:
+                return None
+            asked = {"taken": sequence, "by": worker, "lost_now": lost, "lease_s": lease_s}
+            row = connection.execute(self._take, asked).one()
+            return Claim(_record(row), worker, row.attempt, lease_s)
 
-    def _fail_poisonous(self, connection: Connection) -> None:
-        """End what lost its lease once too often, or lost it while it was to be cancelled."""
-        ran_out = and_(JOBS.c.state == JobState.RUNNING, JOBS.c.lease_until_s <= self.database.now)
-        ended: dict[str, object] = {"ended_s": self.database.now, "lease_until_s": None, "worker": None}
-        cancelled = {**ended, "state": JobState.CANCELLED, "is_cancel_asked": False}
-        self._changed(connection, and_(ran_out, JOBS.c.is_cancel_asked), cancelled)
-        problem = Problem("lost", f"{MOST_LOST + 1} workers were lost in a row; {_CURE_OF_LOSS}").to_json()
-        failed = {**ended, "state": JobState.FAILED, "problem": problem, "lost": JOBS.c.lost + 1}
-        self._changed(connection, and_(ran_out, JOBS.c.lost >= MOST_LOST), failed)
+    def _taken_over(self, connection: Connection, kinds: Collection[str]) -> int | None:
+        """The first job whose lease ran out; those that were to be cancelled, or are lost once too often, end."""
+        for job in connection.execute(self._lost, {"kinds": list(kinds)}).all():
+            if not job.is_cancel_asked and job.lost < MOST_LOST:
+                return int(job.sequence)
+            ended = {**self._ended(), "state": JobState.CANCELLED}
+            if not job.is_cancel_asked:
+                problem = Problem("lost", f"{MOST_LOST + 1} workers were lost in a row; {_CURE_OF_LOSS}").to_json()
+                ended |= {"state": JobState.FAILED, "problem": problem, "lost": JOBS.c.lost + 1}
+            self._changed(connection, JOBS.c.sequence == job.sequence, ended)
+        return None
 
     def renew(self, claim: Claim, progress: Progress | None = None) -> JobRecord:
         """Prolong a lease, and note the progress of the job; the record says whether the job is to be cancelled.
@@ -222,16 +235,17 @@ class JobTable:
         return {"ended_s": self.database.now, "lease_until_s": None, "worker": None, "is_cancel_asked": False}
 
     def cancel(self, job: str) -> JobRecord:
-        """Cancel a job: at once where it waits; else its worker stops it. One that has ended stays as it is.
+        """Cancel a job: at once where no worker holds it; else its worker stops it. One that has ended stays as it is.
 
         Raises:
             NoSuchJobError: there is no such job.
         """
         is_mine = JOBS.c.id == job
+        ran_out = and_(JOBS.c.state == JobState.RUNNING, JOBS.c.lease_until_s <= self.database.now)
         with self.database.writing() as connection:
             row = self._changed(
                 connection,
-                and_(is_mine, JOBS.c.state == JobState.QUEUED),
+                and_(is_mine, or_(JOBS.c.state == JobState.QUEUED, ran_out)),
                 {**self._ended(), "state": JobState.CANCELLED},
             )
             if row is None:

@@ -221,12 +221,20 @@ class TestCancelling:
         assert (ended.state, ended.is_cancel_asked) == (JobState.CANCELLED, False)
         assert ended.ended_s is not None
 
-    def test_what_runs_nowhere_any_more_is_cancelled_too(self, table: JobTable) -> None:
+    def test_what_runs_nowhere_any_more_is_cancelled_at_once(self, table: JobTable) -> None:
         job = submitted(table)
         claimed(table, lease_s=RAN_OUT)
-        table.cancel(job)
+        assert table.cancel(job).state is JobState.CANCELLED
         assert table.claim("w", KINDS, FOR_EVER) is None
-        assert table.get(job).state is JobState.CANCELLED
+
+    def test_so_is_what_its_worker_was_to_stop_when_it_was_lost(self, table: JobTable) -> None:
+        job = submitted(table)
+        claim = claimed(table)
+        table.cancel(job)
+        table.renew(Claim(claim.job, claim.worker, claim.attempt, RAN_OUT))
+        assert table.claim("w", KINDS, FOR_EVER) is None
+        record = table.get(job)
+        assert (record.state, record.is_cancel_asked, record.worker) == (JobState.CANCELLED, False, None)
 
     def test_what_has_ended_stays(self, table: JobTable) -> None:
         job = submitted(table)

@@ -1,0 +1,157 @@
+"""SIGKILL of workers, the service and the database while jobs run: none is lost, no evaluation is repeated.
+
+``pytest -m slow tests/service/test_kills.py --kills 100 --crash-seed 7`` kills a hundred times on each database.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy.exc import OperationalError
+
+import amcsearch
+from amcsearch.service.client import connect
+from amcsearch.service.database import Database
+from amcsearch.service.job_table import JobTable
+from amcsearch.service.records import JobState
+from amcsearch.service.worker import Worker, WorkerSettings
+
+from .conftest import PROGRAM
+
+PATIENCE_S = 120.0  # a machine under load
+SERVER = Path(__file__).parent / "stub_server.py"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def submitted(table: JobTable, evaluations: int, pause_s: float) -> str:
+    return table.submit("stub", "stub", {"config": {}, "evaluations": evaluations, "pause_s": pause_s}, "ada").id
+
+
+def stored(runs: Path, job: str) -> list[str]:
+    file = runs / job / "run" / "evaluations.txt"
+    return file.read_text().split() if file.exists() else []
+
+
+def test_a_killed_database_costs_a_running_job_nothing(postgresql, postgresql_url: str, tmp_path: Path) -> None:
+    database = Database(postgresql_url)
+    table = JobTable(database)
+    job = submitted(table, 60, 0.02)
+    worker = Worker(table, WorkerSettings(tmp_path, kinds=("stub",), poll_s=0.05, program=PROGRAM))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        until(lambda: len(stored(tmp_path, job)) > 5)
+        postgresql.stop(signal.SIGKILL)
+        with pytest.raises(OperationalError):
+            table.get(job)
+        until(lambda: len(stored(tmp_path, job)) > 20)
+        postgresql.start()
+        until(lambda: table.get(job).has_ended)
+        record = table.get(job)
+        assert (record.state, record.attempt) == (JobState.DONE, 1)
+        assert stored(tmp_path, job) == [str(number) for number in range(60)]
+    finally:
+        worker.stop()
+        thread.join()
+        database.close()
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, which is killed at the end."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True) as started:
+        try:
+            yield started
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+
+
+class Fleet:
+    """Two workers and a service as processes; whatever is killed is started again."""
+
+    def __init__(self, stack: ExitStack, runs: Path, database: str) -> None:
+        script = (
+            "import sys; from pathlib import Path; from amcsearch.service.worker import *; "
+            f"work(WorkerSettings(Path({str(runs)!r}), {database!r}, kinds=('stub',), lease_s=1.0, poll_s=0.05, "
+            f"program={PROGRAM!r}))"
+        )
+        commands = [("-c", script), ("-c", script), (str(SERVER), str(runs), database)]
+        self._stack, self._commands = stack, commands
+        self._processes = [stack.enter_context(process(*command)) for command in commands]
+
+    def kill(self, number: int) -> None:
+        self._processes[number].kill()
+        self._processes[number].wait()
+        self._processes[number] = self._stack.enter_context(process(*self._commands[number]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_jobs_outlive_whatever_is_killed(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    kills, chance = 5 * request.config.option.kills, random.Random(request.config.option.crash_seed)
+    is_file = kind == "sqlite"
+    url = f"sqlite:///{tmp_path}/service.db" if is_file else request.getfixturevalue("postgresql_url")
+    database = Database(url)
+    table = JobTable(database)
+    jobs = [submitted(table, 40, 0.05) for _ in range(2 * kills)]
+    with ExitStack() as stack:
+        fleet = Fleet(stack, tmp_path, url)
+        for _ in range(kills):
+            time.sleep(chance.uniform(0.2, 4.0))
+            victim = chance.randrange(3 if is_file else 4)
+            if victim < 3:
+                fleet.kill(victim)
+            else:
+                server = request.getfixturevalue("postgresql")
+                server.stop(signal.SIGKILL)
+                server.start()
+        until(lambda: all(table.get(job).has_ended for job in jobs))
+    for job in jobs:
+        record = table.get(job)
+        assert (record.state, record.result) == (JobState.DONE, {"evaluations": 40, "nan": None})
+        assert stored(tmp_path, job) == [str(number) for number in range(40)]
+    database.close()
+
+
+@pytest.mark.slow
+def test_a_search_through_a_service_is_the_local_search(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config, runs = write_config(), tmp_path / "runs"
+    local = amcsearch.search(config=config, folder=tmp_path / "local")
+    with process("-m", "amcsearch", "serve", "--runs", str(runs), "--port", "18766", "--workers", "0"):
+        url = "http://127.0.0.1:18766"
+        until(lambda: _answers(url))
+        job = connect(url).submit("search", config)
+        worker = ("-m", "amcsearch", "worker", "--runs", str(runs))
+        with process(*worker) as first:
+            until(lambda: connect(url).job(job.id).record.progress.evaluations > 2)
+            first.kill()
+        with process(*worker):
+            result = job.result(tmp_path / "fetched")
+    columns = ["number", "agent", "state", "policy", "reward"]
+    assert type(result) is type(local)
+    assert result.trials[columns].equals(local.trials[columns])
+    assert dict(result.policy) == dict(local.policy)
+    assert job.record.attempt == 2
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/readyz").is_success
+    return False
