@@ -15,7 +15,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.expression import ColumnElement
 
 from amcsearch.core import BadInputError
-from amcsearch.runs import read_as
 from amcsearch.service.database import JOBS, WORKERS, Database
 from amcsearch.service.records import (
     ENDED,
@@ -378,27 +377,8 @@ def _existing(row: Row[Any] | None, job: str) -> JobRecord:
 
 
 def _record(row: Row[Any]) -> JobRecord:
-    return JobRecord(
-        id=row.id,
-        sequence=row.sequence,
-        kind=row.kind,
-        name=row.name,
-        owner=row.owner,
-        state=JobState(row.state),
-        request=row.request,
-        attempt=row.attempt,
-        revision=row.revision,
-        created_s=row.created_s,
-        changed_s=row.changed_s,
-        started_s=row.started_s,
-        ended_s=row.ended_s,
-        worker=row.worker,
-        lost=row.lost,
-        is_cancel_asked=row.is_cancel_asked,
-        progress=read_as(Progress, row.progress, f"progress of job {row.id}"),
-        result=row.result,
-        problem=read_as(Problem | None, row.problem, f"problem of job {row.id}"),
-    )
+    """A row as a record: its columns have the names of the fields."""
+    return JobRecord.from_json(row._mapping, f"job {row.id}")
 
 
 def _text(request: Mapping[str, object]) -> str:
