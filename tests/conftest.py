@@ -28,6 +28,7 @@ from amcsearch.training.models.inverted_residual import mobilenetv2
 from amcsearch.training.models.residual import resnet20
 
 if TYPE_CHECKING:
+    from dask_cluster import Cluster
     from postgresql import PostgreSQL
 
 # Speed is not what property tests assert, and the cores are shared: no example has a deadline.
@@ -240,6 +241,14 @@ def postgresql() -> Iterator["PostgreSQL"]:
     """A PostgreSQL server, started once a session of each worker of pytest-xdist; see ``postgresql.py``."""
     with _module("postgresql").running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    """A Dask scheduler with two workers, started once a session of each worker of pytest-xdist."""
+    cluster = _module("dask_cluster").Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def search(
     folder: Path | str | None = None,
     resume: bool = False,
     workers: int = 1,
+    scheduler: str | None = None,
     storage: str | None = None,
     strict: bool = False,
     observer: Observer | None = None,
@@ -84,7 +85,8 @@ def search(
         folder: run folder; None works in a temporary one (``result.save`` keeps it).
         resume: go on with the run in ``folder``, or begin one there.
         workers: evaluations side by side, in processes.
-        storage: Optuna storage URL; None keeps the study in the run folder.
+        scheduler: address of a Dask scheduler, ``tcp://HOST:8786``, whose workers evaluate in place of ``workers``.
+        storage: Optuna storage URL, of a study that drivers may share; None keeps the study in the run folder.
         strict: refuse a latency table made on other hardware.
         observer: sees progress; None draws a bar on stderr.
 
@@ -106,7 +108,7 @@ def search(
     }
     request, given = make_request(config, settings, named, model, data)
     request = extended(request, folder, resume, trials)
-    job = partial(jobs.search, workers=workers, storage=storage, strict=strict)
+    job = partial(jobs.search, workers=workers, scheduler=scheduler, storage=storage, strict=strict)
     return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given), anew=True)
 
 
@@ -130,6 +132,7 @@ def compare(
     folder: Path | str | None = None,
     resume: bool = False,
     workers: int = 1,
+    scheduler: str | None = None,
     strict: bool = False,
     observer: Observer | None = None,
 ) -> jobs.Comparison:
@@ -155,6 +158,7 @@ def compare(
         folder: as for ``search``; further agents and seeds join what is there by ``resume``.
         resume: as for ``search``.
         workers: as for ``search``.
+        scheduler: as for ``search``.
         strict: as for ``search``.
         observer: as for ``search``.
 
@@ -173,7 +177,7 @@ def compare(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    job = partial(jobs.compare, agents=agents, seeds=seeds, workers=workers, strict=strict)
+    job = partial(jobs.compare, agents=agents, seeds=seeds, workers=workers, scheduler=scheduler, strict=strict)
     return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
 
 
@@ -193,6 +197,7 @@ def front(
     folder: Path | str | None = None,
     resume: bool = False,
     workers: int = 1,
+    scheduler: str | None = None,
     observer: Observer | None = None,
 ) -> "FrontResult":
     """Find the policies of least predicted error for every budget of every cost on several devices.
@@ -216,6 +221,7 @@ def front(
         folder: as for ``search``; other devices and more evaluations join what is there by ``resume``.
         resume: as for ``search``.
         workers: as for ``search``.
+        scheduler: as for ``search``.
         observer: as for ``search``.
 
     Raises:
@@ -223,7 +229,7 @@ def front(
     """
     named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
-    job = partial(jobs.front, devices=devices, evaluations=evaluations, workers=workers)
+    job = partial(jobs.front, devices=devices, evaluations=evaluations, workers=workers, scheduler=scheduler)
     return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
 
 

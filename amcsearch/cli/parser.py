@@ -202,6 +202,13 @@ def _run_folder(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="tcp://HOST:8786 of a Dask scheduler, whose workers evaluate instead"
+    )
+
+
 def _search(commands: "Commands") -> None:
     example = "amcsearch search configs/searches/digits.yaml --set search.trials=100"
     text = "find a pruning policy, prove it, and export a smaller ONNX model"
@@ -211,8 +218,8 @@ def _search(commands: "Commands") -> None:
     command.add_argument(
         "--trials", metavar="N|+N", help="evaluations (search.trials); +N adds N to the run that --resume goes on with"
     )
-    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
-    command.add_argument("--storage", help="Optuna storage URL (default: study.db in the run folder)")
+    _engine(command)
+    command.add_argument("--storage", help="Optuna storage URL, which drivers may share (default: study.db in the run)")
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
     command.add_argument("--dry-run", action="store_true", help="print the plan, sizes and expected time, and stop")
 
@@ -233,7 +240,7 @@ def _compare(commands: "Commands") -> None:
     command.add_argument(
         "--resume", action="store_true", help="go on with what is there, also with more agents or seeds"
     )
-    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
+    _engine(command)
     command.add_argument("--strict", action="store_true", help="refuse a latency table made on other hardware")
 
 
@@ -258,7 +265,7 @@ def _front(commands: "Commands") -> None:
         "--evaluations", type=_count, default=12, help="policies evaluated, so that predictions can be trusted (12)"
     )
     command.add_argument("--resume", action="store_true", help="go on with what is there, also with more devices")
-    command.add_argument("--workers", type=_count, default=1, help="evaluations side by side, in processes")
+    _engine(command)
     command.add_argument(
         "--budget",
         action="append",

@@ -186,6 +186,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         folder=_folder(args, config),
         resume=args.resume,
         workers=workers,
+        scheduler=args.scheduler,
         storage=args.storage,
         strict=args.strict,
         observer=console,
@@ -231,6 +232,7 @@ def compare(args: argparse.Namespace, console: "ProgressBar") -> None:
         folder=args.out or Path("runs") / f"{config.name}-compared",
         resume=args.resume,
         workers=_workers(args),
+        scheduler=args.scheduler,
         strict=args.strict,
         observer=console,
     )
@@ -256,6 +258,7 @@ def front(args: argparse.Namespace, console: "ProgressBar") -> None:
         folder=args.out or Path("runs") / f"{config.name}-front",
         resume=args.resume,
         workers=_workers(args),
+        scheduler=args.scheduler,
         observer=console,
     )
     console.close()

@@ -1,10 +1,7 @@
-"""Evaluation of a policy: prune, recalibrate, measure loss and metric; in this process or in workers.
-
-Nothing is imported here: a worker process starts with its own module alone.
-"""
+"""Evaluation of a policy: prune, recalibrate, measure loss and metric; in this process, in workers or on a cluster."""
 
 from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
-from amcsearch.evaluation.executors import Executor, ProcessExecutor, SerialExecutor, executor_of
+from amcsearch.evaluation.executors import Engine, Executor, ProcessExecutor, SerialExecutor
 from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration, tango_low
 from amcsearch.evaluation.sensitivity import (
     Curves,
@@ -19,6 +16,7 @@ from amcsearch.evaluation.worker import pickled
 
 __all__ = [
     "Curves",
+    "Engine",
     "Evaluator",
     "Executor",
     "PairedEvaluator",
@@ -28,7 +26,6 @@ __all__ = [
     "check_torch_device",
     "curves",
     "default_batch_size",
-    "executor_of",
     "expected_increase",
     "judge_recalibration",
     "pickled",

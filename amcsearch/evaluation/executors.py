@@ -1,27 +1,40 @@
 """Executors: evaluate policies in this process, or in worker processes."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
-from amcsearch.evaluation.worker import CanEvaluate, Worker, WorkerStartError, pickled
+from amcsearch.evaluation.worker import (
+    CURE,
+    MAX_DEATHS,
+    CanEvaluate,
+    Deaths,
+    Worker,
+    WorkerStartError,
+    pickled,
+    prepare_workers,
+)
 
-__all__ = ["MAX_DEATHS", "Executor", "ProcessExecutor", "SerialExecutor", "executor_of"]
+__all__ = ["Engine", "Executor", "ProcessExecutor", "SerialExecutor"]
+
+_log = logging.getLogger(__name__)
 
 MOST_PROCESSES = 1024  # and threads of each
-MAX_DEATHS = 3  # workers one policy may kill in a row
 
 
 class Executor(Protocol):
     """Evaluates batches of policies.
 
     Promise: ``map`` yields one evaluation a policy, in the order given, each as soon as it and all before it are done.
-    The evaluations are the same on every executor with the same number of threads. ``close`` ends everything that the
-    executor started; a second call does nothing.
+    The evaluations are the same on every executor with the same number of threads. A policy that kills its workers has
+    an evaluation without numbers (``Deaths``). ``close`` ends everything that the executor started; a second call does
+    nothing.
     """
 
     @property
@@ -69,12 +82,15 @@ class ProcessExecutor:
         BadInputError: fewer than 1 worker or thread, or an evaluator that cannot be sent.
     """
 
-    def __init__(self, evaluator: CanEvaluate, workers: int, threads: int = 1) -> None:
+    def __init__(
+        self, evaluator: CanEvaluate, workers: int, threads: int = 1, warn: Callable[[str], None] = _log.warning
+    ) -> None:
         self.capacity = _checked("workers", workers)
         self._threads = _checked("threads", threads)
         self._payload = pickled(evaluator)
         self._workers: list[Worker] = []
         self._failed_starts = 0
+        self._deaths = Deaths(warn)
 
     def __enter__(self) -> "ProcessExecutor":
         return self
@@ -86,7 +102,7 @@ class ProcessExecutor:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
-            BadInputError: a policy that killed three workers in a row, or workers that die while starting.
+            BadInputError: as ``Deaths.record``, or workers that die while starting.
             Exception: whatever the evaluation of a policy raised.
         """
         waiting = list(range(len(policies)))[::-1]
@@ -99,6 +115,7 @@ class ProcessExecutor:
                     check_interrupt()
                     self._fill(len(waiting), policies, waiting)
                     self._collect(policies, waiting, deaths, done)
+                self._fill(len(waiting), policies, waiting)  # nobody waits while the result is stored
                 yield done.pop(wanted)
             finished = True
         finally:
@@ -143,9 +160,11 @@ class ProcessExecutor:
                     waiting.append(task)
                     deaths[task] += 1
                     if deaths[task] == MAX_DEATHS:
-                        raise BadInputError(_killed(f"policy {policies[task].to_json()}", worker.exit_code)) from None
+                        waiting.pop()
+                        done[task] = self._deaths.record(policies[task], _killed(worker.exit_code))
                 continue
             if answer is not None and task is not None:
+                self._deaths.survived()
                 done[task] = answer
 
     def _bury(self, worker: Worker) -> None:
@@ -153,23 +172,57 @@ class ProcessExecutor:
         worker.join()
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_DEATHS:
-            raise BadInputError(_killed("starting", worker.exit_code))
+            raise BadInputError(f"starting {_killed(worker.exit_code)}; {CURE}")
 
 
-def executor_of(evaluator: CanEvaluate, workers: int) -> Executor:
-    """Return what evaluates policies: this process, or so many worker processes.
+@dataclass(frozen=True)
+class Engine:
+    """What evaluates policies: this process, so many worker processes, or the cluster of a Dask scheduler.
 
     Raises:
-        BadInputError: as ``ProcessExecutor``.
+        BadInputError: fewer than 1 worker, workers and a scheduler, or as ``check_scheduler``.
     """
-    return SerialExecutor(evaluator) if workers == 1 else ProcessExecutor(evaluator, workers)
+
+    workers: int = 1
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        _checked("workers", self.workers)
+        if self.scheduler is None:
+            return
+        if self.workers > 1:
+            raise BadInputError(
+                f"workers = {self.workers} and scheduler = {self.scheduler}: a scheduler has its own; leave one out"
+            )
+        from amcsearch.evaluation.cluster import check_scheduler  # Dask is an extra
+
+        check_scheduler(self.scheduler)
+
+    @property
+    def sends(self) -> bool:
+        """Whether the evaluator leaves this process."""
+        return self.workers > 1 or self.scheduler is not None
+
+    def prepare(self) -> None:
+        """Begin what takes seconds and needs no evaluator."""
+        if self.workers > 1:
+            prepare_workers()
+
+    def executor(self, evaluator: CanEvaluate, warn: Callable[[str], None] = _log.warning) -> Executor:
+        """Return the executor; ``warn`` is told of policies that fail because they kill workers.
+
+        Raises:
+            BadInputError: as ``ProcessExecutor`` or ``ClusterExecutor``.
+        """
+        if self.scheduler is not None:
+            from amcsearch.evaluation.cluster import ClusterExecutor
+
+            return ClusterExecutor(evaluator, self.scheduler, warn)
+        return SerialExecutor(evaluator) if self.workers == 1 else ProcessExecutor(evaluator, self.workers, warn=warn)
 
 
-def _killed(what: str, exit_code: int | None) -> str:
-    return (
-        f"{what} killed {MAX_DEATHS} worker processes in a row (exit code {exit_code}; -9 is usually out of memory); "
-        "use fewer workers or a smaller evaluation batch"
-    )
+def _killed(exit_code: int | None) -> str:
+    return f"killed {MAX_DEATHS} worker processes in a row (exit code {exit_code}; -9 is usually out of memory)"
 
 
 def _checked(name: str, value: int) -> int:

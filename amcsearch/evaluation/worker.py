@@ -3,24 +3,44 @@
 We start processes ourselves and do not use ``concurrent.futures``. When a worker of its pool dies, the pool cannot say
 which policy that worker had, and it abandons all other policies too.
 
+Workers are forked from one server process (``multiprocessing``'s), which has imported torch and nothing of this job: an
+import takes 2.3 s of processor time, a fork none. ``prepare_workers`` starts the server, which then imports beside the
+first steps of a job. Nothing is forked from this process, whose threads would not survive it.
+
 The child blocks SIGINT (it inherits the signal mask it was started under), so that Ctrl-C is the parent's to handle,
 and it ends by itself when the parent's end of the pipe closes, also after ``kill -9`` of the parent.
 """
 
+import math
 import multiprocessing
 import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from typing import Final, Protocol
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, UserCode, described
 
-__all__ = ["CanEvaluate", "Worker", "WorkerStartError", "pickled"]
+__all__ = [
+    "CURE",
+    "MAX_DEATHS",
+    "CanEvaluate",
+    "Deaths",
+    "Worker",
+    "WorkerStartError",
+    "answer",
+    "pickled",
+    "prepare_workers",
+]
+
+MAX_DEATHS: Final = 3
+"""Workers that one policy may kill in a row."""
+CURE: Final = "use fewer workers or a smaller evaluation batch"
+
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
@@ -52,13 +72,45 @@ def pickled(evaluator: object) -> bytes:
         ) from error
 
 
+def prepare_workers() -> None:
+    """Start the process from which workers are forked, where it does not run; it imports while this process goes on."""
+    multiprocessing.set_forkserver_preload(["amcsearch.evaluation"])
+    with _interrupts_blocked():
+        forkserver.ensure_running()
+
+
+class Deaths:
+    """Policies that kill every worker which evaluates them: each fails alone, unless nothing else succeeds."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._in_a_row = 0
+
+    def survived(self) -> None:
+        """Note that an evaluation succeeded."""
+        self._in_a_row = 0
+
+    def record(self, policy: PruningPolicy, what: str) -> Evaluation:
+        """Return the evaluation of a policy that killed its workers, which is told.
+
+        Raises:
+            BadInputError: it is the third such policy in a row: the fault is not theirs.
+        """
+        self._in_a_row += 1
+        if self._in_a_row == MAX_DEATHS:
+            raise BadInputError(f"policy {policy.to_json()} {what}, as {MAX_DEATHS - 1} before it; {CURE}")
+        self._warn(f"policy {policy.to_json()} {what}; it is recorded as failed")
+        return Evaluation(metric=math.nan, loss=math.nan, seconds=math.nan)
+
+
 class Worker:
-    """A spawned process and this side of its pipe; ``task`` is what it works on (None: nothing)."""
+    """A forked process and this side of its pipe; ``task`` is what it works on (None: nothing)."""
 
     def __init__(self, payload: bytes, threads: int) -> None:
         self.task: int | None = None
         self.is_ready = False
-        context = multiprocessing.get_context("spawn")
+        prepare_workers()
+        context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
         with _interrupts_blocked():
@@ -138,6 +190,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection, threads: int) -> None:
     """Run in the worker: load the evaluator, report that it is ready, then answer policies until the pipe closes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a server that code of the user started does not
     try:
         connection.send(None)
         try:
@@ -149,12 +202,13 @@ def _serve(connection: Connection, threads: int) -> None:
             sys.modules["torch"].set_num_threads(threads)
         connection.send(None)
         while True:
-            connection.send(_answer(evaluator, connection.recv()))
+            connection.send(answer(evaluator, connection.recv()))
     except (EOFError, OSError):
         sys.exit(0)  # the parent has gone
 
 
-def _answer(evaluator: CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
+def answer(evaluator: CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
+    """Return the evaluation, or what it raised in a form that can be sent back."""
     try:
         with UserCode("the evaluation of a policy"):
             return evaluator.evaluate(policy)

@@ -10,9 +10,9 @@ import pandas as pd
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError
-from amcsearch.evaluation import executor_of
+from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.search import check_fits, made_agent, make_reward, new_study, run_agent
+from amcsearch.jobs.search import check_fits, made_agent, make_reward, new_study, run_agent, warn_of_idle_workers
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.reporting import comparison_picture
@@ -96,6 +96,7 @@ def compare(
     agents: Sequence[str | Agent],
     seeds: Sequence[int],
     workers: int = 1,
+    scheduler: str | None = None,
     strict: bool = False,
 ) -> Comparison:
     """Run every agent under every seed on one network, ranked once, and put them side by side.
@@ -112,11 +113,14 @@ def compare(
     _check_seeds(seeds)
     make_reward(config)
     phases = Phases(observer, run.append_log)
-    check = partial(check_fits, config, workers=workers)
+    engine = Engine(workers, scheduler)
+    engine.prepare()
+    check = partial(check_fits, config, engine=engine)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
-    executor = executor_of(job.evaluator, workers)
+    executor = engine.executor(job.evaluator, observer.warn)
     searches: list[AgentRun] = []
     try:
+        warn_of_idle_workers(config, executor, observer)
         for seed in seeds:
             for name, agent in made.items():
                 with phases(f"{name}, seed {seed}", f"Searching with {name}, seed {seed}"):

@@ -21,9 +21,9 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.costs import CostGrid
 from amcsearch.evaluation import (
+    Engine,
     Executor,
     PairedEvaluator,
-    executor_of,
     policies,
     rank_correlation,
 )
@@ -93,6 +93,7 @@ def front(
     devices: Sequence[AskedDevice] = (),
     evaluations: int = 12,
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> FrontResult:
     """Make the fronts of all costs on all devices, and evaluate some of their policies.
 
@@ -106,6 +107,8 @@ def front(
     """
     if not 0 <= evaluations <= MOST_EVALUATIONS:
         raise BadInputError(f"evaluations = {evaluations}, must be from 0 to {MOST_EVALUATIONS}")
+    engine = Engine(workers, scheduler)
+    engine.prepare()
     targets = targets_of(config, devices)
     phases, loaded = Phases(observer, run.append_log), dict[str, Device]()
 
@@ -115,7 +118,7 @@ def front(
         return device_of(config, workload, Target(""), given)
 
     prepared = prepare(config, (), phases, given, run=run, load=load)
-    judge = _Judge(prepared, phases, workers, run, observer)
+    judge = _Judge(prepared, phases, engine, run, observer)
     try:
         tables = judge.tables()
         with phases("fronts", "Finding the policies of least error for every budget"):
@@ -159,8 +162,8 @@ def _summary(
 class _Judge:
     """Evaluates policies as an ``Executor`` does, and gives the error tables; ranks channels when that is needed."""
 
-    def __init__(self, prepared: Prepared, phases: Phases, workers: int, run: RunFolder, observer: Observer) -> None:
-        self.prepared, self.phases, self.workers, self.run, self.observer = prepared, phases, workers, run, observer
+    def __init__(self, prepared: Prepared, phases: Phases, engine: Engine, run: RunFolder, observer: Observer) -> None:
+        self.prepared, self.phases, self.engine, self.run, self.observer = prepared, phases, engine, run, observer
         self.studies: list[Study] = []
 
     @cached_property
@@ -176,7 +179,7 @@ class _Judge:
 
     @cached_property
     def _executor(self) -> Executor:
-        return executor_of(self.paired, self.workers)
+        return self.engine.executor(self.paired, self.observer.warn)
 
     @property
     def capacity(self) -> int:

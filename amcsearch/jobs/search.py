@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
-from amcsearch.evaluation import Executor, executor_of, pickled
+from amcsearch.evaluation import Engine, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
@@ -51,10 +52,13 @@ __all__ = [
     "new_study",
     "run_agent",
     "search",
+    "warn_of_idle_workers",
 ]
 
+ALONE: Final = Engine()
 
-def check_fits(config: Config, workload: Workload, device: Device, workers: int = 1) -> None:
+
+def check_fits(config: Config, workload: Workload, device: Device, engine: Engine = ALONE) -> None:
     """Refuse objectives or a policy to start from that do not fit, and rewards and workers that cannot do their part.
 
     Raises:
@@ -65,12 +69,22 @@ def check_fits(config: Config, workload: Workload, device: Device, workers: int 
     if config.search.start not in (None, EXACT):
         workload.trace.network.kept_array(PruningPolicy.read(Path(config.search.start)))
     bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget, workload.task.metric))
-    if workers > 1:
+    if engine.workers > 1:
         pickled(workload.model)
 
 
+def warn_of_idle_workers(config: Config, executor: Executor, observer: Observer) -> None:
+    """Say that an agent proposes fewer policies at a time than the executor evaluates."""
+    capacity, batch = executor.capacity, config.search.batch
+    if capacity > batch:
+        observer.warn(
+            f"{capacity - batch} of {capacity} workers stay idle: search.batch = {batch} is how many policies an agent "
+            f"proposes at a time, which decides what it finds; raise it, for example to {2 * capacity}"
+        )
+
+
 def _run_agents(
-    job: Job, run: RunFolder, observer: Observer, workers: int, storage: str | None
+    job: Job, run: RunFolder, observer: Observer, engine: Engine, storage: str | None
 ) -> tuple[Study, Study | None]:
     """Run the agent, then the baseline; every trial is stored before the next begins.
 
@@ -78,9 +92,10 @@ def _run_agents(
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
             be used.
     """
-    executor = executor_of(job.evaluator, workers)
+    executor = engine.executor(job.evaluator, observer.warn)
     studies: list[Study] = []
     try:
+        warn_of_idle_workers(job.config, executor, observer)
         for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
             study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer)
             studies.append(study)
@@ -258,12 +273,14 @@ def search(
     given: InMemory = CONFIGURED,
     *,
     workers: int = 1,
+    scheduler: str | None = None,
     storage: str | None = None,
     strict: bool = False,
 ) -> SearchResult:
     """Do the main job.
 
-    What the run folder already stores is taken up again, so a killed run resumes.
+    What the run folder already stores is taken up again, so a killed run resumes. ``workers`` and ``scheduler`` are
+    those of ``Engine``.
 
     Raises:
         BadInputError: as the rooms it passes through.
@@ -273,10 +290,12 @@ def search(
     make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
     if storage is not None:
         storage_url(storage)
-    check = partial(check_fits, config, workers=workers)
+    engine = Engine(workers, scheduler)
+    engine.prepare()
+    check = partial(check_fits, config, engine=engine)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
-        study, baseline = _run_agents(job, run, observer, workers, storage)
+        study, baseline = _run_agents(job, run, observer, engine, storage)
     exports = Exports(job)
     with phases("finalists", "Measuring the best policies beside the dense network"):
         trials = study.front if config.search.objectives else study.trials

@@ -1,5 +1,6 @@
 """Evaluators that worker processes can import; a program too, for the tests that kill it."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -50,6 +51,17 @@ class Deadly(Echo):
         return super().evaluate(policy)
 
 
+class Loaded(Echo):
+    """Marks in ``folder`` where it is loaded, by the number of the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.folder = state["folder"]
+        (self.folder / f"{os.getpid()}-{len(list(self.folder.iterdir()))}").touch()
+
+
 class Unloadable:
     """Cannot be loaded by a worker."""
 
@@ -86,9 +98,10 @@ class Reporting(Echo):
     """Policy 1 says when it began, then waits until its parent has gone."""
 
     def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        parent = os.getppid()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
         os.write(1, b"begun\n")
-        while os.getppid() == parent:
+        while parent.is_alive():
             os.sched_yield()
         return super().evaluate(policy)
 

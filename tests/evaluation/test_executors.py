@@ -89,12 +89,28 @@ def test_a_killed_worker_is_replaced_and_its_policy_tried_again(fakes: ModuleTyp
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_policy_that_kills_three_workers_is_named(fakes: ModuleType, tmp_path: Path) -> None:
-    executor = ProcessExecutor(fakes.Deadly(tmp_path, times=9), workers=1)
-    with pytest.raises(BadInputError, match=r'policy \{"g": 1\} killed 3 worker processes in a row \(exit code -9'):
-        list(executor.map(kept(1, 2)))
-    assert worker_ids() == []
+def test_a_policy_that_kills_three_workers_fails_alone_and_is_named(fakes: ModuleType, tmp_path: Path) -> None:
+    told: list[str] = []
+    with ProcessExecutor(fakes.Deadly(tmp_path, times=9), workers=1, warn=told.append) as executor:
+        losses = [e.loss for e in executor.map(kept(3, 1, 2))]
+    assert losses[1] != losses[1]
+    assert [losses[0], losses[2]] == [3, 2]
+    (line,) = told
+    assert line.startswith('policy {"g": 1} killed 3 worker processes in a row (exit code -9')
+    assert line.endswith("it is recorded as failed")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_policies_that_all_kill_their_workers_end_the_search(fakes: ModuleType, tmp_path: Path) -> None:
+    told: list[str] = []
+    executor = ProcessExecutor(fakes.Deadly(tmp_path, times=99), workers=1, warn=told.append)
+    with pytest.raises(
+        BadInputError, match=r'policy \{"g": 1\} killed 3 worker .* as 2 before it; use fewer workers or a smaller'
+    ):
+        list(executor.map(kept(1, 1, 1, 2)))
+    assert worker_ids() == []
+    assert len(told) == 2
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 def test_what_an_evaluation_raises_is_raised_here_and_the_executor_can_be_used_again(fakes: ModuleType) -> None:
