@@ -11,7 +11,7 @@ from amcsearch.core import MIB, BadInputError
 
 if TYPE_CHECKING:
     from amcsearch.reporting import ProgressBar
-    from amcsearch.service import RemoteJob
+    from amcsearch.service import JobLimits, RemoteJob
 
     Verb = Callable[..., argparse.ArgumentParser]
     Read = Callable[[str], object]
@@ -109,6 +109,16 @@ def _limits(command: argparse.ArgumentParser, count: "Read") -> None:
     command.add_argument("--most-processes", type=count, metavar="N", help="that a job may start")
 
 
+def _job_limits(args: argparse.Namespace) -> "JobLimits":
+    from amcsearch.service import JobLimits
+
+    return JobLimits(
+        seconds=None if args.most_minutes is None else args.most_minutes * 60.0,
+        memory_bytes=None if args.most_memory is None else args.most_memory * MIB,
+        processes=args.most_processes,
+    )
+
+
 def database_address(args: argparse.Namespace) -> str:
     """Return the database's address as typed, else as the environment has it, else none."""
     from amcsearch.service import DATABASE_VARIABLE
@@ -122,26 +132,21 @@ def serve(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.service import serve as run
 
     settings = ServiceSettings(args.runs, database_address(args), tuple(args.allow), folders=tuple(args.allow_files))
-    limits = {"minutes": args.most_minutes, "memory": args.most_memory, "processes": args.most_processes}
-    options = [word for name, value in limits.items() if value is not None for word in (f"--most-{name}", str(value))]
+    limits = _job_limits(args)
     console.phase(f"Serving on http://{args.host}:{args.port}, jobs in {args.runs}; Ctrl-C ends")
-    run(settings, args.host, args.port, args.workers, options)
+    run(settings, args.host, args.port, args.workers, limits)
     show(args, {"state": "ended"}, "the service has ended; jobs that ran wait to go on")
 
 
 def worker(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Run jobs until interrupted."""
-    from amcsearch.service import KINDS, JobLimits, WorkerSettings, work
+    from amcsearch.service import KINDS, WorkerSettings, work
 
     kinds = tuple(part.strip() for part in args.kinds.split(",") if part.strip())
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
     if unknown is not None:
         raise BadInputError(f"--kinds {unknown}: expected some of {', '.join(KINDS)}")
-    limits = JobLimits(
-        seconds=None if args.most_minutes is None else args.most_minutes * 60.0,
-        memory_bytes=None if args.most_memory is None else args.most_memory * MIB,
-        processes=args.most_processes,
-    )
+    limits = _job_limits(args)
     console.phase(f"Waiting for jobs in {args.runs}; Ctrl-C gives a running job back")
     work(WorkerSettings(args.runs, database_address(args), args.name, kinds, limits=limits))
     show(args, {"state": "ended"}, "the worker has ended")

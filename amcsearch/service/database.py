@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -156,6 +154,9 @@ class Database:
         self.engine.dispose()
 
     def _migrate(self) -> None:
+        from alembic import command  # a fifth of a second, which the process of a job need not wait
+        from alembic.config import Config as AlembicConfig
+
         config = AlembicConfig()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         with self.writing() as connection:

@@ -1,25 +1,29 @@
 """A service on a machine: the HTTP interface, and workers beside it that are started again when they die."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Final
 
 from amcsearch.core import BadInputError
 from amcsearch.service.settings import ServiceSettings, is_loopback
 from amcsearch.service.tokens import open_tokens
+from amcsearch.service.worker import JobLimits, WorkerSettings, work
 
-__all__ = ["DATABASE_VARIABLE", "check_address", "serve"]
+__all__ = ["DATABASE_VARIABLE", "check_address", "serve", "work_beside"]
 
 DATABASE_VARIABLE: Final = "AMCSEARCH_DATABASE"
 """Environment variable of the database's address, which a process list does not show."""
 _AGAIN_S: Final = 2.0  # before a worker that died is started again
 _CLOSE_S: Final = 5  # that followers have when the service ends
+_WORKER: Final = (sys.executable, "-c", "from amcsearch.service.serve import work_beside; work_beside()")
 
 
 def check_address(host: str, port: int, has_tokens: bool) -> None:
@@ -37,10 +41,11 @@ def check_address(host: str, port: int, has_tokens: bool) -> None:
         )
 
 
-def serve(settings: ServiceSettings, host: str, port: int, workers: int, options: Sequence[str] = ()) -> None:
-    """Serve until SIGINT or SIGTERM, with so many workers on this machine; ``options`` are those of each worker.
+def serve(settings: ServiceSettings, host: str, port: int, workers: int, limits: JobLimits | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, with so many workers on this machine, each job within ``limits``.
 
-    Where any token is valid at the start, every request needs one.
+    Where any token is valid at the start, every request needs one. A worker ends when the service does, also when the
+    service is killed.
 
     Raises:
         BadInputError: as ``check_address`` and ``create_app``, or the extra is not installed.
@@ -64,31 +69,35 @@ def serve(settings: ServiceSettings, host: str, port: int, workers: int, options
     # uvicorn has its own handlers while it serves, and raises the signal again when it has closed
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _workers(settings, workers, options):
+        with _workers(settings, workers, limits or JobLimits()):
             server.run()
+    except SystemExit:  # uvicorn's way to say that the address is taken; it has logged why
+        pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not server.started:
-        raise BadInputError(f"cannot listen on {host}:{port}; name another --port")
+        raise BadInputError(
+            f"cannot listen on {host}:{port}: it is in use, or not of this machine; name another --port"
+        )
 
 
 @contextmanager
-def _workers(settings: ServiceSettings, count: int, options: Sequence[str]) -> Iterator[None]:
+def _workers(settings: ServiceSettings, count: int, limits: JobLimits) -> Iterator[None]:
     """Workers in processes of their own; at the end each gives its job back."""
-    command = [sys.executable, "-m", "amcsearch", "worker", "--runs", str(settings.runs), *options]
-    environment = {**os.environ, DATABASE_VARIABLE: settings.database_url}
+    told = {"runs": str(settings.runs), "database": settings.database_url, "limits": asdict(limits)}
     ending = threading.Event()
 
     def keep() -> None:
         while not ending.is_set():
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
-            while process.poll() is None:
-                if ending.wait(0.2):
-                    process.terminate()
-                    process.wait()
-                    return
-            ending.wait(_AGAIN_S)
+            with subprocess.Popen(_WORKER, stdin=subprocess.PIPE, start_new_session=True) as process:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(told).encode() + b"\n")
+                    process.stdin.flush()
+                while process.poll() is None and not ending.wait(0.2):
+                    pass
+            ending.wait(_AGAIN_S)  # standard input is closed, which ends the worker
 
     threads = [threading.Thread(target=keep, name=f"worker {i}") for i in range(count)]
     for thread in threads:
@@ -99,3 +108,16 @@ def _workers(settings: ServiceSettings, count: int, options: Sequence[str]) -> I
         ending.set()
         for thread in threads:
             thread.join()
+
+
+def work_beside() -> None:
+    """Run the worker that standard input describes until it closes: when the service ends, or is killed."""
+    told = json.loads(sys.stdin.readline())
+    limits = JobLimits(**told["limits"])
+
+    def end() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    work(WorkerSettings(Path(told["runs"]), told["database"], limits=limits))

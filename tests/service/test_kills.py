@@ -6,6 +6,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,10 +20,13 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 import amcsearch
+from amcsearch.core import BadInputError
 from amcsearch.service.client import connect
 from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobState
+from amcsearch.service.serve import serve
+from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.worker import Worker, WorkerSettings
 
 from .conftest import PROGRAM
@@ -69,6 +73,24 @@ def test_a_killed_database_costs_a_running_job_nothing(postgresql, postgresql_ur
         worker.stop()
         thread.join()
         database.close()
+
+
+def test_workers_beside_a_service_end_with_it_also_when_it_is_killed(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/service.db")
+    table = JobTable(database)
+    with process(str(SERVER), str(tmp_path), str(database.engine.url), "1") as server:
+        until(lambda: bool(table.workers()))
+        server.kill()
+        until(lambda: not table.workers())
+    database.close()
+
+
+def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInputError, match=f"cannot listen on 127.0.0.1:{port}: it is in use") as error:
+            serve(ServiceSettings(tmp_path), "127.0.0.1", port, workers=0)
+    assert "name another --port" in str(error.value)
 
 
 @contextmanager
