@@ -1,6 +1,6 @@
 """A running service: its settings, its job table, and where the files of a job are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from fastapi import Request
 from amcsearch.service.allowed import Allowed
 from amcsearch.service.job_process import RUN
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.records import JobRecord, JobState
+from amcsearch.service.records import JobRecord, JobState, WorkerRecord
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable
 
@@ -34,16 +34,23 @@ class Service:
 
     def shown(self, record: JobRecord) -> Mapping[str, object]:
         """A job as JSON; one that waits says for what."""
-        values = record.to_json()
-        if record.state is JobState.QUEUED:
-            values["waits_for"] = self._missing(record)
-        return values
+        return self.all_shown([record])[0]
 
-    def _missing(self, record: JobRecord) -> str:
-        able = [w for w in self.table.workers() if record.kind in w.kinds and w.age_s < _SILENT_S]
-        if not able:
-            return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
-        return f"one of {len(able)} workers that run {record.kind}"
+    def all_shown(self, records: Sequence[JobRecord]) -> list[Mapping[str, object]]:
+        """Several as ``shown``, with one look at the workers."""
+        waiting = any(record.state is JobState.QUEUED for record in records)
+        workers = [worker for worker in self.table.workers() if worker.age_s < _SILENT_S] if waiting else []
+        return [
+            {**record.to_json(), "waits_for": _missing(record, workers) if record.state is JobState.QUEUED else None}
+            for record in records
+        ]
+
+
+def _missing(record: JobRecord, workers: Sequence[WorkerRecord]) -> str:
+    able = sum(record.kind in worker.kinds for worker in workers)
+    if not able:
+        return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
+    return f"one of {able} workers that run {record.kind}"
 
 
 def service_of(request: Request) -> Service:

@@ -68,6 +68,14 @@ def test_a_job_that_waits_says_for_what(http: TestClient) -> None:
     assert http.get(f"/jobs/{job['id']}").json()["waits_for"] == "one of 1 workers that run search"
 
 
+def test_a_page_looks_at_the_workers_once(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [submitted(http) for _ in range(4)]
+    looks: list[object] = []
+    monkeypatch.setattr(JobTable, "workers", lambda table: looks.append(table) or [])
+    assert http.get("/jobs").json()["jobs"] == jobs[::-1]
+    assert len(looks) == 1
+
+
 def test_the_same_key_gives_the_same_job(http: TestClient) -> None:
     first = submitted(http, **{"Idempotency-Key": "a"})
     assert submitted(http, **{"Idempotency-Key": "a"})["id"] == first["id"]

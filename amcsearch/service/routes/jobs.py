@@ -60,7 +60,7 @@ async def submit(
     """Submit a job; with a header Idempotency-Key, the same request again returns the job that is there."""
     body = await _body(request, service)
     record = await run_sync(_submitted, service, caller, body, idempotency_key)
-    return JSONResponse(service.shown(record), 201, {"Location": f"/jobs/{record.id}"})
+    return JSONResponse(await run_sync(service.shown, record), 201, {"Location": f"/jobs/{record.id}"})
 
 
 def _submitted(service: Service, caller: Caller, body: object, key: str | None) -> JobRecord:
@@ -97,7 +97,7 @@ def listed(
 ) -> Response:
     """List jobs, the newest first; ``next_cursor`` leads to the next page."""
     page = service.table.page(cursor, limit, state)
-    return JSONResponse({"jobs": [service.shown(job) for job in page.jobs], "next_cursor": page.next_cursor})
+    return JSONResponse({"jobs": service.all_shown(page.jobs), "next_cursor": page.next_cursor})
 
 
 @ROUTER.get("/{job}", dependencies=_READ)
@@ -122,7 +122,7 @@ async def followed(
     while True:
         if record.revision > sent:
             sent = record.revision
-            yield ServerSentEvent(data=service.shown(record), event="job", id=str(sent))
+            yield ServerSentEvent(data=await run_sync(service.shown, record), event="job", id=str(sent))
         if record.has_ended:
             return
         await asyncio.sleep(service.settings.poll_s)
@@ -167,7 +167,7 @@ async def extended(request: Request, service: Running, caller: Submitter, job: s
     trials = body.get("trials")
     if set(body) != {"trials"} or not isinstance(trials, int) or isinstance(trials, bool):
         raise BadInputError(f'the request is {json.dumps(body):.60}, expected {{"trials": N}}, N a whole number')
-    return JSONResponse(service.shown(await run_sync(_extended, service, caller, job, trials)))
+    return JSONResponse(await run_sync(service.shown, await run_sync(_extended, service, caller, job, trials)))
 
 
 def _extended(service: Service, caller: Caller, job: str, trials: int) -> JobRecord:
