@@ -149,9 +149,18 @@ def _check(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentPars
 
 def _show(parts: object, verb: "Verb") -> None:
     example = "amcsearch table show latency_tables/x86_epyc_avx512 -o curves"
-    command = verb(parts, "show", table_verbs.table_show, "print a table's provenance, accuracy and grid", example)
-    command.add_argument("table", type=_path, help="folder of the table, or a name of `amcsearch list tables`")
-    command.add_argument("-o", "--out", type=_path, help="folder for pictures of latency against width")
+    text = "print a table's provenance, accuracy and grid, or hold several side by side"
+    command = verb(parts, "show", table_verbs.table_show, text, example)
+    command.add_argument(
+        "tables",
+        nargs="+",
+        metavar="table",
+        type=_path,
+        help="folder or name (`amcsearch list tables`); several are compared on the network of --config",
+    )
+    command.add_argument("--config", type=_path, help="configuration whose network is priced by every table")
+    command.add_argument("--policy", type=_path, help="policy.json of a run, priced beside uniform policies")
+    command.add_argument("-o", "--out", type=_path, help="folder for pictures")
 
 
 def make_parser() -> argparse.ArgumentParser:

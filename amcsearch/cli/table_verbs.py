@@ -10,11 +10,21 @@ from amcsearch.cli.verbs import load_config, show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
-    from amcsearch.costs import Accuracy, DriftRecord, LatencyTable
+    from amcsearch.costs import Accuracy, LatencyTable
     from amcsearch.reporting import ProgressBar
+    from amcsearch.runs import TableComparison
 
 
-__all__ = ["check_text", "table_build", "table_check", "table_kit", "table_measure", "table_show", "table_text"]
+__all__ = [
+    "check_text",
+    "comparison_text",
+    "table_build",
+    "table_check",
+    "table_kit",
+    "table_measure",
+    "table_show",
+    "table_text",
+]
 
 _HEAD = ["", "variants", "mean error", "median", "worst", "within 5 %", "within 10 %", "rank corr.", "measured twice"]
 
@@ -54,18 +64,58 @@ def table_text(table: "LatencyTable", folder: Path) -> str:
         *columns([_HEAD, *(_errors(name, entry.accuracy) for name, entry in table.networks.items())]),
         "",
     ]
+    return "\n".join([*lines, *_grid_lines(table), *_quiet_lines(table)])
+
+
+def _grid_lines(table: "LatencyTable") -> list[str]:
+    """What a finer channel grid saves of the time, network by network, and which grid is rewarded."""
+    grids = {
+        name: {} if entry.channel_grid is None else {step.multiple: step for step in entry.channel_grid.tried}
+        for name, entry in table.networks.items()
+    }
+    multiples = sorted({multiple for grid in grids.values() for multiple in grid}, reverse=True)
+    rows = [["", "used", *(f"{2 * multiple} to {multiple}" for multiple in multiples)]]
+    for name, grid in grids.items():
+        steps = (grid.get(multiple) for multiple in multiples)
+        saved = ["" if s is None else f"{s.time_saved:.0%} for {s.macs_saved:.0%}" for s in steps]
+        rows.append([name, str(table.networks[name].channel_multiple or "not asked"), *saved])
+    head = ["time saved for MACs saved by each halving of the channel multiple:"] if multiples else []
+    return [*head, *columns(rows)]
+
+
+def _quiet_lines(table: "LatencyTable") -> list[str]:
+    """How quiet the device was, and since when each network is known."""
+    rows = [["", "measured", "rounds disturbed", "largest drift", "anchors", "carried from"]]
     for name, entry in table.networks.items():
-        tried = () if entry.channel_grid is None else entry.channel_grid.tried
-        steps = ", ".join(f"{s.multiple}: {s.time_saved:.0%} time for {s.macs_saved:.0%} MACs" for s in tried)
-        lines.append(f"{name}: channel multiple {entry.channel_multiple}; a finer grid of … saves {steps}")
-        if entry.drift is not None:
-            lines.append(f"{name}: {_drift_text(entry.drift)}")
+        drift, anchors = entry.drift, entry.anchors
+        disturbed = None if drift is None else drift.disturbed_share
+        largest = None if drift is None or drift.largest is None else drift.largest - 1.0
+        rows.append(
+            [
+                name,
+                entry.brought_up_to_date or table.provenance.timestamp or "",
+                _share(disturbed, 1),
+                "" if largest is None else f"{largest:+.1%}",
+                "" if anchors is None or anchors.count is None else str(anchors.count),
+                "" if anchors is None or anchors.from_cpu == table.provenance.cpu else anchors.from_cpu or "",
+            ]
+        )
+    used = [at for at in range(len(rows[0])) if at < 2 or any(row[at] for row in rows[1:])]
+    return ["", *columns([[row[at] for at in used] for row in rows])]
+
+
+def comparison_text(comparison: "TableComparison") -> str:
+    """Tables side by side: latency of the same policies, and how many times as fast as dense they are."""
+    tables = comparison.tables
+    rows = [["", "MACs", *(text for table in tables for text in (table.name, ""))]]
+    for at, policy in enumerate(comparison.policies):
+        each = ((f"{t.ms[at]:.3f} ± {t.sigma_ms[at]:.3f} ms", f"{t.speed_up[at]:.2f}x") for t in tables)
+        rows.append([policy, f"{comparison.macs[at]:.0%}", *(text for pair in each for text in pair)])
+    lines = [f"{comparison.network}: the same policies on {len(tables)} tables", "", *columns(rows), ""]
+    for table in tables:
+        error = "errors not checked" if table.mape is None else f"mean error {table.mape:.1%}"
+        lines.append(f"{table.name}: {table.setting}; channel multiple {table.channel_multiple or 'unknown'}; {error}")
     return "\n".join(lines)
-
-
-def _drift_text(drift: "DriftRecord") -> str:
-    shares = {"disturbed_share": drift.disturbed_share, "largest": drift.largest}
-    return ", ".join(f"{key} {value:.4g}" for key, value in shares.items() if value is not None)
 
 
 def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -139,17 +189,46 @@ def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 
 def table_show(args: argparse.Namespace, console: "ProgressBar") -> None:
-    """Print what a table says of itself, and draw latency against width."""
-    del console
+    """Print what a table says of itself and draw latency against width, or hold several tables side by side."""
     from amcsearch.config import read_latency_table
 
-    table = read_latency_table(args.table)
+    if args.config is not None or len(args.tables) > 1:
+        _compare(args, console)
+        return
+    if args.policy is not None:
+        raise BadInputError("--policy is compared on the network of a configuration; name that with --config")
+    table = read_latency_table(args.tables[0])
     files: dict[str, Path] = {}
     if args.out is not None:
         from amcsearch.reporting import write_latency_curves
 
         files = write_latency_curves(table, args.out)
-    _show(args, table, args.table, files)
+    _show(args, table, args.tables[0], files)
+
+
+def _compare(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Hold tables side by side on one network."""
+    from amcsearch.config import load, read_latency_table
+    from amcsearch.jobs import compare_tables
+
+    if args.config is None:
+        raise BadInputError(f"{len(args.tables)} tables are compared on one network; name it with --config CONFIG")
+    named = {path.name: path for path in args.tables}
+    if len(named) < len(args.tables):
+        named = {str(path): path for path in args.tables}
+    tables = {name: read_latency_table(path) for name, path in named.items()}
+    comparison = compare_tables(tables, load(args.config), args.policy)
+    console.close()
+    text, said = comparison_text(comparison), comparison.to_json()
+    if args.out is not None:
+        from amcsearch.reporting import write_table_comparison
+        from amcsearch.runs import make_folder
+
+        picture = args.out / "tables.svg"
+        make_folder(args.out)
+        write_table_comparison(comparison, picture)
+        text, said = f"{text}\n\npicture: {picture}", {**said, "picture": str(picture)}
+    show(args, said, text, args.out)
 
 
 def _read(folder: Path | None) -> "LatencyTable | None":

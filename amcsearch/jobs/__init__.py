@@ -14,6 +14,7 @@ from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
 from amcsearch.jobs.table_check import check_table
+from amcsearch.jobs.table_comparison import compare_tables
 from amcsearch.jobs.table_files import build_into, check_into, learning_folder, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
 from amcsearch.jobs.user_training import TrainingRequest, UserTraining
@@ -40,6 +41,7 @@ __all__ = [
     "check_into",
     "check_table",
     "compare",
+    "compare_tables",
     "default_folder",
     "energy_report",
     "extended",

@@ -3,7 +3,7 @@
 from amcsearch.reporting.figures import comparison_picture
 from amcsearch.reporting.fronts import front_page
 from amcsearch.reporting.goals import goal_lines
-from amcsearch.reporting.latency_curves import write_latency_curves
+from amcsearch.reporting.latency_curves import write_latency_curves, write_table_comparison
 from amcsearch.reporting.layer_charts import check_charts, write_additivity, write_curves, write_energy
 from amcsearch.reporting.page import render
 from amcsearch.reporting.progress import ProgressBar
@@ -19,4 +19,5 @@ __all__ = [
     "write_curves",
     "write_energy",
     "write_latency_curves",
+    "write_table_comparison",
 ]

@@ -45,13 +45,14 @@ from amcsearch.runs.summary import (
     Summary,
     with_total,
 )
-from amcsearch.runs.table_summary import TableErrors, TableOrigin, TableSummary
+from amcsearch.runs.table_summary import ComparedTable, TableComparison, TableErrors, TableOrigin, TableSummary
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
 
 __all__ = [
     "FRONT_COLUMNS",
     "TRIAL_COLUMNS",
     "BudgetEntry",
+    "ComparedTable",
     "Confidence",
     "ConfigFile",
     "DeliveredFile",
@@ -86,6 +87,7 @@ __all__ = [
     "SparsityTarget",
     "StoredDocument",
     "Summary",
+    "TableComparison",
     "TableErrors",
     "TableOrigin",
     "TableSummary",

@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from amcsearch.cli.main import main
-from amcsearch.config.table_folder import write_latency_table
+from amcsearch.config.table_folder import read_latency_table, write_latency_table
 from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.costs.latency.entry import ChannelGrid, GridStep
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable
 from amcsearch.runtime.session import provenance
@@ -61,6 +63,18 @@ def test_show_prints_what_a_table_says_of_itself(table: Path, capsys: Capture) -
     assert "not checked" in shown
     assert main(["table", "show", str(table), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1
+
+
+def test_show_says_what_each_channel_multiple_saves(table: Path, capsys: Capture) -> None:
+    before = read_latency_table(table)
+    steps = (GridStep(8, macs_saved=0.4, time_saved=0.25), GridStep(4, macs_saved=0.2, time_saved=-0.1))
+    entry = replace(before.networks["one"], channel_multiple=8, channel_grid=ChannelGrid(tried=steps))
+    write_latency_table(before.with_entry("one", entry), table)
+    assert main(["table", "show", str(table)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("time saved for MACs saved"))
+    assert lines[at + 1].split() == ["used", "16", "to", "8", "8", "to", "4"]
+    assert lines[at + 2].split() == ["one", "8", "25%", "for", "40%", "-10%", "for", "20%"]
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path, capsys: Capture) -> None:
