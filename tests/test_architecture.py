@@ -47,6 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
     "httpx": ("service.client", "service.connection"),
+    "jinja2": ("service.routes.pages",),
     "matplotlib": ("reporting.*",),
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),

@@ -23,7 +23,7 @@ from amcsearch.service.running import service_of
 from amcsearch.service.settings import is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable
 
-__all__ = ["COOKIE", "Caller", "Guard", "caller_of", "read_body", "requires"]
+__all__ = ["COOKIE", "Caller", "Guard", "caller_of", "check_site", "read_body", "requires"]
 
 COOKIE: Final = "amcsearch_token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -34,7 +34,7 @@ _HEADERS: Final = {
     "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send Origin: null with our own forms
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -104,7 +104,7 @@ def caller_of(request: Request) -> Caller:
         known = _holder(tokens, text.strip() if scheme.lower() == "bearer" else "")
     elif cookie is not None:
         known = _holder(tokens, cookie)
-        _check_site(request, is_browser=True)
+        check_site(request, is_browser=True)
     else:
         _check_open(request)
         known = Caller("loopback", frozenset(Scope))
@@ -134,12 +134,16 @@ def _check_open(request: Request) -> None:
     host = request.headers.get("host", "")
     with suppress(ValueError):
         if is_loopback(urlsplit(f"//{host}").hostname or ""):
-            return _check_site(request, is_browser=False)
+            return check_site(request, is_browser=False)
     raise HTTPException(403, f"host {host[:80]!r} is not this machine; without tokens ask 127.0.0.1 or localhost")
 
 
-def _check_site(request: Request, *, is_browser: bool) -> None:
-    """Refuse what another site's page sends to change something (Fetch Metadata, W3C 2021; and ``Origin``)."""
+def check_site(request: Request, *, is_browser: bool) -> None:
+    """Refuse what another site's page sends to change something (Fetch Metadata, W3C 2021; and ``Origin``).
+
+    Raises:
+        HTTPException: it does, or a browser that must say where it comes from does not.
+    """
     if request.method in _SAFE:
         return
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
 
 from amcsearch import __version__
 from amcsearch.runs import make_folder
@@ -13,6 +14,7 @@ from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.problems import add_problem_handlers
 from amcsearch.service.routes import ROUTERS
+from amcsearch.service.routes.pages import STATIC
 from amcsearch.service.running import Service
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable
@@ -40,6 +42,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.service = Service(settings, JobTable(database), tokens, allowed)
     app.add_middleware(Guard, tokens=tokens)
     add_problem_handlers(app)
+    app.mount("/static", StaticFiles(directory=STATIC))
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -20,7 +20,7 @@ from typing import IO, Final
 from amcsearch.core import BadInputError, InfeasibleBudgetError, Trial, guarded_job, interruptible, printable
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.job_kinds import JobRequest, request_of
-from amcsearch.service.records import MOST_WARNINGS, BestSoFar, Problem, Progress, problem_of
+from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, Problem, Progress, problem_of
 
 __all__ = ["RUN", "Message", "main"]
 
@@ -71,8 +71,12 @@ class _Reporter:
         now = time.monotonic()
         if self._first[0] != trial.agent:  # an agent counts its own evaluations
             self._first = (trial.agent, done, now)
+            self._progress = replace(self._progress, best=None, improvements=())
         _, first, begun = self._first
         per_s = (done - first) / (now - begun) if now > begun else None
+        improvements, earlier = self._progress.improvements, self._progress.best
+        if best is not None and (earlier is None or earlier.trial != best.number):
+            improvements = (*improvements, (float(done), best.evaluation.metric))[-MOST_IMPROVEMENTS:]
         self._progress = replace(
             self._progress,
             text=f"{trial.agent} trial {done}/{total}",
@@ -80,6 +84,7 @@ class _Reporter:
             total=total,
             evaluations_per_s=per_s,
             best=None if best is None else _best(best),
+            improvements=improvements,
         )
         self._tell(at_once=done == total)
 

@@ -10,6 +10,7 @@ from amcsearch.runs import Document, MetricRecord, StoredDocument
 
 __all__ = [
     "ENDED",
+    "MOST_IMPROVEMENTS",
     "MOST_WARNINGS",
     "BestSoFar",
     "Claim",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 MOST_WARNINGS: Final = 50  # of one attempt; a job repeats what it warns of
+MOST_IMPROVEMENTS: Final = 200  # that are kept, the latest
 
 
 class JobState(StrEnum):
@@ -55,7 +57,8 @@ class Progress(StoredDocument):
     """How far an attempt is.
 
     ``evaluations`` of ``total`` are done (``total`` 0 where it is not known); ``share`` of a measurement or training,
-    from 0 to 1, where one runs; ``evaluations_per_s`` over this attempt.
+    from 0 to 1, where one runs; ``evaluations_per_s`` over this attempt. ``improvements`` of the agent that runs: the
+    evaluations done and the metric of the best so far, at each new best of this attempt.
     """
 
     phase: str = ""
@@ -65,6 +68,7 @@ class Progress(StoredDocument):
     share: float | None = None
     evaluations_per_s: float | None = None
     best: BestSoFar | None = None
+    improvements: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
 
 

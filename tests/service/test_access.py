@@ -267,7 +267,7 @@ class TestBrowsers:
             assert "default-src 'none'" in headers["content-security-policy"]
             assert "unsafe" not in headers["content-security-policy"]
             assert "frame-ancestors 'none'" in headers["content-security-policy"]
-            assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+            assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
 
     def test_the_cookie_changes_something_from_our_own_pages_alone(self, running: Running) -> None:
         running.client.cookies.set(COOKIE, running.texts["submit"])

@@ -13,13 +13,20 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.runs import read_as
 from amcsearch.service.access import Caller, read_body, requires
-from amcsearch.service.job_kinds import MEASURING, SearchRequest, read_request, request_of, submission_schema
+from amcsearch.service.job_kinds import (
+    MEASURING,
+    JobRequest,
+    SearchRequest,
+    read_request,
+    request_of,
+    submission_schema,
+)
 from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
 
-__all__ = ["ROUTER"]
+__all__ = ["ROUTER", "add_job", "checked_request", "controlled", "resume_job"]
 
 _PROBLEM: Final[dict[str, Any]] = {"description": "A problem", "content": {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}}
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = dict.fromkeys((401, 403, 404, 409, 422, 503), _PROBLEM)
@@ -59,17 +66,29 @@ async def submit(
 ) -> Response:
     """Submit a job; with a header Idempotency-Key, the same request again returns the job that is there."""
     body = await _body(request, service)
-    record = await run_sync(_submitted, service, caller, body, idempotency_key)
+    record = await run_sync(add_job, service, caller, body, idempotency_key)
     return JSONResponse(await run_sync(service.shown, record), 201, {"Location": f"/jobs/{record.id}"})
 
 
-def _submitted(service: Service, caller: Caller, body: object, key: str | None) -> JobRecord:
+def checked_request(service: Service, caller: Caller, body: object) -> tuple[str, JobRequest]:
+    """Return the kind and the request of a submission that the caller may make.
+
+    Raises:
+        BadInputError: as ``read_request``, or it names what the service does not allow.
+        HTTPException: the caller lacks the scope.
+    """
     service.allowed.check(body)  # before reading it looks at the files that it names
     kind, asked = read_request(body)
     caller.check(_scope(kind))
-    stored = asked.to_json()
-    service.allowed.check(stored)  # names that turned out to be files
-    return service.table.submit(kind, asked.configuration.name, stored, caller.name, key, _most(service, caller))
+    service.allowed.check(asked.to_json())  # names that turned out to be files
+    return kind, asked
+
+
+def add_job(service: Service, caller: Caller, body: object, key: str | None = None) -> JobRecord:
+    """Submit a job, or return the one that is there under the same key; raises as ``checked_request``."""
+    kind, asked = checked_request(service, caller, body)
+    name, most = asked.configuration.name, _most(service, caller)
+    return service.table.submit(kind, name, asked.to_json(), caller.name, key, most)
 
 
 def _scope(kind: str) -> Scope:
@@ -80,8 +99,13 @@ def _most(service: Service, caller: Caller) -> int:
     return service.settings.limits.waiting_jobs if caller.most_jobs is None else caller.most_jobs
 
 
-def _controlled(service: Service, caller: Caller, job: str) -> JobRecord:
-    """The job, which the caller may change."""
+def controlled(service: Service, caller: Caller, job: str) -> JobRecord:
+    """Return a job that the caller may change.
+
+    Raises:
+        NoSuchJobError: there is no such job.
+        HTTPException: the caller may not.
+    """
     record = service.table.get(job)
     caller.check(_scope(record.kind))
     caller.check_owns(record)
@@ -132,15 +156,20 @@ async def followed(
 @ROUTER.post("/{job}/cancel")
 def cancelled(service: Running, caller: Submitter, job: str) -> Response:
     """Cancel a job: at once where it waits; else its worker stops it, and it can be resumed."""
-    _controlled(service, caller, job)
+    controlled(service, caller, job)
     return JSONResponse(service.shown(service.table.cancel(job)))
 
 
 @ROUTER.post("/{job}/resume")
 def resumed(service: Running, caller: Submitter, job: str) -> Response:
     """Let a job that was cancelled or failed go on from where it stopped."""
-    service.allowed.check(_controlled(service, caller, job).request)  # the operator may allow less than before
-    return JSONResponse(service.shown(service.table.resume(job, most_waiting=_most(service, caller))))
+    return JSONResponse(service.shown(resume_job(service, caller, job)))
+
+
+def resume_job(service: Service, caller: Caller, job: str) -> JobRecord:
+    """Let a job go on that the caller may change; raises as ``controlled`` and ``JobTable.resume``."""
+    service.allowed.check(controlled(service, caller, job).request)  # the operator may allow less than before
+    return service.table.resume(job, most_waiting=_most(service, caller))
 
 
 _EXTENSION: Final = {
@@ -171,7 +200,7 @@ async def extended(request: Request, service: Running, caller: Submitter, job: s
 
 
 def _extended(service: Service, caller: Caller, job: str, trials: int) -> JobRecord:
-    record = _controlled(service, caller, job)
+    record = controlled(service, caller, job)
     service.allowed.check(record.request)
     request = request_of(record.kind, record.request)
     if not isinstance(request, SearchRequest):

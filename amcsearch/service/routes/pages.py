@@ -1,0 +1,309 @@
+"""Pages for people: jobs, a job as it runs, its report and budget, two jobs side by side, tables and workers.
+
+Pages are made here from templates; htmx (vendored) fetches their moving parts again. They need no script to be read.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from amcsearch.config import TABLES, listed, read_latency_table
+from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.runs import FrontResult
+from amcsearch.service.access import Caller, caller_of
+from amcsearch.service.records import ENDED, BestSoFar, JobRecord, JobState, Progress
+from amcsearch.service.routes.jobs import controlled, resume_job
+from amcsearch.service.running import Service, service_of
+from amcsearch.service.tokens import Scope
+
+__all__ = ["ROUTER", "STATIC", "drawn", "page_for"]
+
+_FOLDER: Final = Path(__file__).parents[1] / "pages"
+STATIC: Final = _FOLDER / "static"
+"""Folder of styles and scripts, which anybody may fetch."""
+_REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
+_MOST_COMPARED: Final = 100  # jobs to choose from
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 64, 32  # of a drawing, and of its margins
+_MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
+
+ROUTER = APIRouter(include_in_schema=False)
+Running = Annotated[Service, Depends(service_of)]
+
+
+def page_for(*scopes: Scope) -> Callable[[Request], Caller]:
+    """Return a dependency that gives the caller of a page, and sends one who is not known to the log-in form."""
+
+    def caller(request: Request) -> Caller:
+        try:
+            known = caller_of(request)
+        except HTTPException as error:
+            if error.status_code != 401:
+                raise
+            raise HTTPException(303, "log in first", {"Location": "/login"}) from error
+        known.check(*scopes)
+        return known
+
+    return caller
+
+
+Reader = Annotated[Caller, Depends(page_for(Scope.READ))]
+Changer = Annotated[Caller, Depends(page_for(Scope.SUBMIT, Scope.MEASURE))]
+
+
+def _moment(moment_s: float) -> str:
+    return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(seconds: float) -> str:
+    for most, unit, name in ((2 * _MINUTE_S, 1.0, "s"), (2 * _HOUR_S, _MINUTE_S, "min"), (2 * _DAY_S, _HOUR_S, "h")):
+        if seconds < most:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / _DAY_S:.0f} days"
+
+
+def _judged(best: BestSoFar) -> str:
+    return best.judged_by.metric.text(best.metric)
+
+
+_TEMPLATES: Final = Environment(
+    loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined
+)
+_TEMPLATES.filters |= {"moment": _moment, "duration": _duration, "judged": _judged}
+
+
+def drawn(template: str, values: Mapping[str, object], status: int = 200) -> HTMLResponse:
+    """Return a page of a template."""
+    return HTMLResponse(_TEMPLATES.get_template(template).render(values), status)
+
+
+@ROUTER.get("/")
+def jobs(service: Running, caller: Reader, cursor: Annotated[str | None, Query(max_length=32)] = None) -> Response:
+    """Jobs and the queue."""
+    query = "" if cursor is None else f"?cursor={cursor}"
+    return drawn("jobs.html", {**_queue(service, cursor), "caller": caller, "here": "/", "query": query})
+
+
+@ROUTER.get("/page/queue")
+def queue(service: Running, _: Reader, cursor: Annotated[str | None, Query(max_length=32)] = None) -> Response:
+    """The moving part of the page of jobs."""
+    return drawn("queue.html", _queue(service, cursor))
+
+
+def _queue(service: Service, cursor: str | None) -> Mapping[str, object]:
+    page, counts = service.table.page(cursor, 50), service.table.counts()
+    by_state = [(state, sum(n for (_, other), n in counts.items() if other is state)) for state in JobState]
+    return {"jobs": page.jobs, "counts": by_state, "next_cursor": page.next_cursor}
+
+
+@ROUTER.get("/page/jobs/{job}")
+def looked_at(service: Running, caller: Reader, job: str) -> Response:
+    """A job as it runs, and what it left."""
+    record = service.table.get(job)
+    folder = service.folder(record)
+    files = sorted(path.name for path in folder.glob("[!.]*") if path.is_file() and not path.is_symlink())
+    front = _front(service, record)
+    is_own = record.owner == caller.name and caller.may(Scope.SUBMIT, Scope.MEASURE)
+    values: Mapping[str, object] = {
+        **_live(service, record),
+        "caller": caller,
+        "here": "",
+        "may_change": is_own or caller.may(Scope.ADMIN),
+        "has_report": record.state is JobState.DONE and "report.html" in files,
+        "files": files,
+        "front_devices": [] if front is None else [device.name for device in front.summary.devices],
+        "front_costs": [] if front is None else list(front.summary.devices[0].dense),
+    }
+    return drawn("job.html", values)
+
+
+@ROUTER.get("/page/jobs/{job}/live")
+def live(service: Running, _: Reader, job: str) -> Response:
+    """The moving part of a job's page; asks for the whole page when the job has ended."""
+    record = service.table.get(job)
+    answer = drawn("live.html", _live(service, record))
+    if record.has_ended:
+        answer.headers["HX-Refresh"] = "true"
+    return answer
+
+
+def _live(service: Service, record: JobRecord) -> Mapping[str, object]:
+    widths, is_of_all = _widths(record)
+    return {
+        "job": record,
+        "waits_for": service.shown(record).get("waits_for"),
+        "left_s": None if record.state in ENDED else _left_s(record.progress),
+        "curve": _curve(record.progress),
+        "widths": widths,
+        "is_of_all": is_of_all,
+    }
+
+
+def _left_s(progress: Progress) -> float | None:
+    if not progress.total or not progress.evaluations_per_s:
+        return None
+    return (progress.total - progress.evaluations) / progress.evaluations_per_s
+
+
+def _widths(record: JobRecord) -> tuple[list[tuple[str, int, int]], bool]:
+    """Channels kept by group, each with those of the dense network where the result has them, else of the widest."""
+    network = (record.result or {}).get("network")
+    if isinstance(network, list) and all(isinstance(group, dict) and "kept" in group for group in network):
+        return [(group["group"], group["kept"], group["channels"]) for group in network], True
+    policy = {} if record.progress.best is None else record.progress.best.policy
+    widest = max(policy.values(), default=1)
+    return [(group, kept, max(widest, 1)) for group, kept in policy.items()], False
+
+
+def _curve(progress: Progress) -> Mapping[str, object] | None:
+    """The best metric so far against evaluations, as what its drawing needs."""
+    points = [(x, y) for x, y in progress.improvements if math.isfinite(y)]
+    if progress.best is None or not points:
+        return None
+    metric, last = progress.best.judged_by.metric, max(progress.total, progress.evaluations, 1)
+    steps = [*points, (float(progress.evaluations), points[-1][1])]
+    low, high = min(y for _, y in steps), max(y for _, y in steps)
+    span = (high - low) or 1.0
+
+    def place(x: float, y: float) -> str:
+        across = _LEFT + (_WIDTH - _LEFT - 12) * x / last
+        return f"{across:.1f} {(_HEIGHT - _BOTTOM) - (_HEIGHT - _BOTTOM - 24) * (y - low) / span:.1f}"
+
+    path = f"M {place(*steps[0])}"
+    for (_, before), (x, y) in pairwise(steps):
+        path += f" L {place(x, before)} L {place(x, y)}"
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "base": _HEIGHT - _BOTTOM,
+        "path": path,
+        "high": metric.text(high),
+        "low": "" if low == high else metric.text(low),
+        "last": last,
+        "told": f"Best {metric.name} so far: {metric.text(points[-1][1])} after {progress.evaluations} evaluations",
+    }
+
+
+@ROUTER.get("/page/jobs/{job}/report")
+def report(service: Running, _: Reader, job: str) -> Response:
+    """The report of a job, for a frame in its page: it may load and run nothing."""
+    file = service.folder(service.table.get(job)) / "report.html"
+    if not file.is_file() or file.is_symlink():
+        raise HTTPException(404, f"job {job} has no report yet; wait until it is done")
+    headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+    return HTMLResponse(file.read_bytes(), headers=headers)
+
+
+@ROUTER.post("/page/jobs/{job}/cancel")
+def cancelled(service: Running, caller: Changer, job: str) -> Response:
+    """Cancel a job, and show it."""
+    service.table.cancel(controlled(service, caller, job).id)
+    return RedirectResponse(f"/page/jobs/{job}", 303)
+
+
+@ROUTER.post("/page/jobs/{job}/resume")
+def resumed(service: Running, caller: Changer, job: str) -> Response:
+    """Resume a job, and show it."""
+    resume_job(service, caller, job)
+    return RedirectResponse(f"/page/jobs/{job}", 303)
+
+
+def _front(service: Service, record: JobRecord) -> FrontResult | None:
+    if record.kind != "front" or record.state is not JobState.DONE:
+        return None
+    return FrontResult.open(service.folder(record))
+
+
+@ROUTER.get("/page/jobs/{job}/budget")
+def of_budget(
+    service: Running,
+    _: Reader,
+    job: str,
+    device: Annotated[str, Query(max_length=200)],
+    cost: Annotated[str, Query(max_length=80)],
+    percent: Annotated[int, Query(ge=1, le=100)],
+) -> Response:
+    """The policy that a front has for a share of the dense network's cost."""
+    front = _front(service, service.table.get(job))
+    if front is None:
+        raise HTTPException(404, f"job {job} is no front that is done; wait for it")
+    try:
+        return drawn("budget.html", {"problem": "", "choice": front.within({cost: f"{percent / 100}x"}, device)})
+    except (BadInputError, InfeasibleBudgetError) as error:
+        return drawn("budget.html", {"problem": str(error)})
+
+
+@ROUTER.get("/page/compare")
+def compared(
+    service: Running,
+    caller: Reader,
+    first: Annotated[str | None, Query(max_length=32)] = None,
+    second: Annotated[str | None, Query(max_length=32)] = None,
+) -> Response:
+    """Two jobs that are done, side by side: results, and keys of the configuration that differ."""
+    left, right = (None if job is None else service.table.get(job) for job in (first, second))
+    sections: list[tuple[str, list[tuple[str, str, str]]]] = []
+    if left is not None and right is not None:
+        asked = _side_by_side(left.request, right.request)
+        sections = [
+            ("Results", _side_by_side(left.result or {}, right.result or {})),
+            ("Keys that differ", [row for row in asked if row[1] != row[2]]),
+        ]
+    done = service.table.page(None, _MOST_COMPARED, JobState.DONE).jobs
+    values = {"caller": caller, "here": "/page/compare", "jobs": done, "first": left, "second": right}
+    return drawn("compare.html", {**values, "sections": sections})
+
+
+def _side_by_side(left: Mapping[str, object], right: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Every single value of two documents by dotted key, in the order of the first one."""
+    first, second = dict(_flat(left, "")), dict(_flat(right, ""))
+    return [(key, first.get(key, "–"), second.get(key, "–")) for key in {**first, **second}]
+
+
+def _flat(value: object, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            label = inner.get("group", inner.get("name", number)) if isinstance(inner, Mapping) else number
+            yield from _flat(inner, f"{key}.{label}")
+    elif isinstance(value, float):
+        yield key, f"{value:.5g}"
+    elif value is not None:
+        yield key, str(value)
+
+
+@ROUTER.get("/page/tables")
+def tables(caller: Reader) -> Response:
+    """Latency tables that have names, with their error."""
+    shown = [_table(name, paths[0]) for name, paths in listed(TABLES).items()]
+    return drawn("tables.html", {"caller": caller, "here": "/page/tables", "tables": shown})
+
+
+def _table(name: str, folder: Path) -> Mapping[str, Any]:
+    try:
+        table = read_latency_table(folder)
+    except BadInputError as error:
+        return {"name": name, "problem": str(error)}
+    where, networks = table.provenance, []
+    for network, entry in table.networks.items():
+        accuracy = entry.accuracy
+        shares = (None, None) if accuracy is None else (accuracy.mape, accuracy.worst)
+        count = "not checked" if accuracy is None or accuracy.variants is None else str(accuracy.variants)
+        networks.append((network, count, *("–" if share is None else f"{share:.1%}" for share in shares)))
+    text = f"{where.cpu}, threads {where.threads}, batch {where.batch}, {where.dtype}"
+    return {"name": name, "problem": "", "where": text, "rows": len(table.rows), "networks": networks}
+
+
+@ROUTER.get("/page/workers")
+def workers(service: Running, caller: Reader) -> Response:
+    """Workers with their last sign of life."""
+    return drawn("workers.html", {"caller": caller, "here": "/page/workers", "workers": service.table.workers()})
