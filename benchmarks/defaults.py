@@ -52,6 +52,7 @@ TUNED = (("obc", "dynamic_programming"), ("obc", "ladder"), ("obc", "ddpg"), ("o
 TUNED_BUDGET = "macs 0.15x"
 PLAIN = ("uniform", "random")
 SELECTIONS = {"obc": "{selector: obc}", "taylor": "{criterion: taylor}"}
+TABLE = ("device.table=x86_epyc_avx512",)  # the same costs on every machine
 FEW = (1, 2, 4, 16, 64, 256)
 FEW_BUDGETS = ("macs 0.5x", "macs 0.3x")
 FEW_SELECTIONS = {**SELECTIONS, "wanda_channels": "{criterion: wanda_channels}"}
@@ -133,17 +134,17 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """Run what is not done of one network and seed: every budget, selection and agent."""
     where = Path(__file__).parents[1] / f"configs/searches/{network}.yaml"
-    config = load(where, [f"seed={seed}", f"data.kwargs.seed={seed}", f"selection={SELECTIONS['obc']}"])
+    config = load(where, [*TABLE, f"seed={seed}", f"data.kwargs.seed={seed}", f"selection={SELECTIONS['obc']}"])
     job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
     dense = evaluate(job.workload.model, judged_batches(config, job.workload, "test"), job.workload.task)[1]
     for selection in options.selections:
         if selection == "taylor":
             keys = [f"seed={seed}", f"data.kwargs.seed={seed}", f"selection={SELECTIONS['taylor']}"]
-            job = reranked(replace(job, config=load(where, keys)), job.workload)
+            job = reranked(replace(job, config=load(where, [*TABLE, *keys])), job.workload)
         executor = Remembering(job.evaluator, {})
         for budget in options.budgets:
             cost, limit = budget.split()
-            limited = load(where, [f"budget={{{cost}: {limit}}}"])
+            limited = load(where, [*TABLE, f"budget={{{cost}: {limit}}}"])
             job = replace(job, device=load_device(limited, job.workload, limited.limits))
             for _, agent in (row for row in ROWS if row[0] == selection and row[1] in options.agents):
                 key = (network, str(seed), budget, selection, agent)
@@ -173,18 +174,18 @@ def samples(options: argparse.Namespace) -> None:
     print(f"|---|---|---|{'---|' * len(FEW_BUDGETS)}")
     for network in options.networks:
         where = Path(__file__).parents[1] / f"configs/searches/{network}.yaml"
-        config = load(where, ["selection={selector: obc}", "budget={macs: 0.5x}"])
+        config = load(where, [*TABLE, "selection={selector: obc}", "budget={macs: 0.5x}"])
         job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
         workload, test = job.workload, judged_batches(config, job.workload, "test")
         for count in FEW:
             calibration = Subset(workload.splits.calibration, range(count))
             fewer = replace(workload, splits=replace(workload.splits, calibration=calibration))
             for name, selection in FEW_SELECTIONS.items():
-                ranked = reranked(replace(job, config=load(where, [f"selection={selection}"])), fewer)
+                ranked = reranked(replace(job, config=load(where, [*TABLE, f"selection={selection}"])), fewer)
                 cells = []
                 for budget in FEW_BUDGETS:
                     cost, limit = budget.split()
-                    limited = load(where, [f"budget={{{cost}: {limit}}}"])
+                    limited = load(where, [*TABLE, f"budget={{{cost}: {limit}}}"])
                     feasible = load_device(limited, workload, limited.limits).feasible
                     policy = workload.trace.network.policy(feasible.largest_uniform())
                     metric = evaluate(ranked.evaluator.pruned(policy), test, workload.task)[1]

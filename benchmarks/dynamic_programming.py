@@ -151,7 +151,7 @@ class Silent(Observer):
 
 def job_of(config: Path, seed: int, overrides: Sequence[str]) -> Job:
     """The configuration's network, trained with a seed, on its device."""
-    loaded = load(config, [f"seed={seed}", f"data.kwargs.seed={seed}", *overrides])
+    loaded = load(config, ["device.table=x86_epyc_avx512", f"seed={seed}", f"data.kwargs.seed={seed}", *overrides])
     return assemble(loaded, loaded.limits, Phases(Silent(), lambda _: None))
 
 

@@ -88,7 +88,7 @@ def little_job() -> Job:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "little.yaml"
         path.write_text(CONFIG)
-        config = load(path, [])
+        config = load(path, ["device.table=x86_epyc_avx512"])
     return assemble(config, config.limits, Phases(Silent(), lambda _: None))
 
 

@@ -52,7 +52,10 @@ def job_of(options: argparse.Namespace) -> Job:
         job = little_job()
         config = job.config.model_copy(update={"budget": {"macs": options.budget}})
     else:
-        config = load(options.config, [f"budget={{macs: {options.budget}}}", "selection={selector: obc}"])
+        config = load(
+            options.config,
+            ["device.table=x86_epyc_avx512", f"budget={{macs: {options.budget}}}", "selection={selector: obc}"],
+        )
         job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
     return replace(job, config=config, device=load_device(config, job.workload, config.limits))
 

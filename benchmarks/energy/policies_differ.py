@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     options = parser.parse_args()
-    config = load(options.config, [])
+    config = load(options.config, ["device.table=x86_epyc_avx512"])
     workload = load_workload(config, train=False)
     device = load_device(config, workload, config.limits)
     spec, grid = workload.trace.network, device.grid
