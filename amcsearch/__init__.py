@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from amcsearch.api import sensitivity as sensitivity
     from amcsearch.api import sparsify as sparsify
     from amcsearch.service import connect as connect
+    from amcsearch.api import verify as verify
 
 __version__ = "0.1.0"
 
 _ROOMS: Final = {
     "api": (
         *("compare", "energy", "front", "load", "make_env", "measure_latency_table", "prune", "search"),
-        *("sensitivity", "sparsify"),
+        *("sensitivity", "sparsify", "verify"),
     ),
     "config": ("Config", "read_device", "read_latency_table", "write_latency_table"),
     "core": (

@@ -95,7 +95,7 @@ ROWS = (
     *("methods.criteria.*", "methods.gates.*", "methods.schedules.*", "methods.selectors.*", "training.models.*"),
     "training.tasks.*",
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
-    *("cli.main", "cli.token_verbs", "graph.masks"),
+    *("cli.main", "cli.*_verbs", "graph.masks"),
     *("service.app", "service.serve", "service.routes.*", "service.migrations.*"),
 )
 

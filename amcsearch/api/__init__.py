@@ -1,6 +1,6 @@
 """The verbs as functions: objects in, typed results out."""
 
-from amcsearch.api.measurements import energy, measure_latency_table, sensitivity
+from amcsearch.api.measurements import energy, measure_latency_table, sensitivity, verify
 from amcsearch.api.searches import compare, front, load, make_env, prune, search, sparsify
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "search",
     "sensitivity",
     "sparsify",
+    "verify",
 ]

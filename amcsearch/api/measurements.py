@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from amcsearch import jobs
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, guarded_job
-from amcsearch.jobs import Observer, Settings, given_path, given_policy, make_request, watcher
+from amcsearch.jobs import (
+    Observer,
+    SearchResult,
+    Settings,
+    given_path,
+    given_policy,
+    in_folder,
+    make_request,
+    watcher,
+)
+from amcsearch.runs import RunFolder, expanded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
     from amcsearch.methods import Criterion, Selector
     from amcsearch.training import Task
 
-__all__ = ["energy", "measure_latency_table", "sensitivity"]
+__all__ = ["energy", "measure_latency_table", "sensitivity", "verify"]
 
 
 @guarded_job(signal.SIGINT)
@@ -149,3 +159,35 @@ def sensitivity(
     named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
     return jobs.sensitivity(request, given_path(folder), watcher(observer), given, points=points, joint=joint)
+
+
+@guarded_job(signal.SIGINT)
+def verify(
+    run: Path | str,
+    result: Path | str,
+    model: "nn.Module | None" = None,
+    data: object = None,
+    *,
+    observer: Observer | None = None,
+) -> SearchResult:
+    """Finish a run of ``device.location = "offline"`` with what its kit measured on the device.
+
+    ``amcsearch verify kit RUN -o verify.pyz`` writes the kit. The measurement chooses among the finalists; where it
+    chooses another one than the prediction did, that one is fine-tuned and delivered. The report and the summary are
+    written anew and name the device.
+
+    Args:
+        run: run folder of ``search`` or ``prune``.
+        result: the file that the kit wrote.
+        model: the dense network, where the run was made with one in memory.
+        data: likewise.
+        observer: as for ``search``.
+
+    Raises:
+        BadInputError: a run that has not finished or was measured here; a result that is damaged, of another kit or
+            setting, or holds times that no device can reach; or as ``search``.
+    """
+    folder = RunFolder.open(expanded(run))
+    request, given = make_request(folder.config_yaml, None, {}, model, data)
+    path, observed = expanded(result), watcher(observer)
+    return in_folder(request, folder.path, True, lambda taken: jobs.verify(request, taken, path, observed, given))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from amcsearch import __version__
-from amcsearch.cli import table_verbs, verbs
+from amcsearch.cli import device_verbs, table_verbs, verbs
 from amcsearch.cli.service_verbs import add_service_verbs
 from amcsearch.cli.token_verbs import add_token_verbs
 from amcsearch.core import BadInputError, printable
@@ -179,6 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     _energy(commands)
     _prune(commands)
     _sparsify(commands)
+    _verify(commands)
     _report(commands)
     _list(commands)
     add_service_verbs(commands, _verb, _config, _path, _count)
@@ -358,6 +359,15 @@ def _sparsify(commands: "Commands") -> None:
     command = _verb(commands, "sparsify", verbs.sparsify, text, example)
     _config(command)
     _run_folder(command)
+
+
+def _verify(commands: "Commands") -> None:
+    example = "amcsearch verify kit runs/mine -o verify.pyz, and with what it wrote on the device: amcsearch verify "
+    text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
+    command = _verb(commands, "verify", device_verbs.verify, text, example + "runs/mine result.jsonl")
+    command.add_argument("run_or_kit", type=_path, metavar="run", help="run folder; or the word kit")
+    command.add_argument("what", type=_path, metavar="result", help="result that the kit wrote; after kit: run folder")
+    command.add_argument("-o", "--out", type=_path, help="kit to write, such as verify.pyz")
 
 
 def _report(commands: "Commands") -> None:

@@ -41,12 +41,11 @@ def summary_text(summary: "Summary", folder: Path) -> str:
     """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
     from amcsearch.reporting import goal_lines
 
-    metric, ratio = summary.metric, summary.latency_ratio
+    metric = summary.metric
     lines = [
         *columns(_networks(summary)),
         "",
-        f"latency: {ratio.median:.3f}x of dense, measured in pairs ({ratio.low:.3f}–{ratio.high:.3f})"
-        + _doubt(summary),
+        *_latency_lines(summary, folder),
         *_how_lines(summary),
         *_table_lines(summary),
         *goal_lines(summary.goal, metric),
@@ -94,7 +93,28 @@ def _in_float32(summary: "Summary", latency: "Interval", columns: int) -> list[s
     return [*row, *[""] * (columns - len(row))]
 
 
-def _milliseconds(latency: "Interval") -> str:
+def _latency_lines(summary: "Summary", folder: Path) -> list[str]:
+    """Latency as a share of dense with the device that measured it; or as predicted, with the commands to go on."""
+    from amcsearch.runs import verify_commands
+
+    ratio, device, share = summary.latency_ratio, summary.device, summary.predicted_ratio
+    if ratio is not None:
+        where = "a device that the run does not name" if device is None else device.label
+        interval = f"{ratio.low:.3f}–{ratio.high:.3f}"
+        return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}" + _doubt(summary)]
+    said = "not measured yet" if device is None else device.awaited(share)
+    kit, take = verify_commands(folder)
+    threads = 1 if device is None else device.threads
+    return [
+        "latency: " + ("" if share is None else f"{share:.3f}x of dense, ") + said,
+        f"go on: {kit}",
+        f"       then, with what `python3 verify.pyz -o result.jsonl --threads {threads}` wrote there: {take}",
+    ]
+
+
+def _milliseconds(latency: "Interval | None") -> str:
+    if latency is None:
+        return "not yet"
     return f"{latency.median:.3f} ({latency.low:.3f}–{latency.high:.3f})"
 
 

@@ -33,7 +33,7 @@ MOST_BYTES: Final = 2**34  # of a file that a configuration names: 16 GiB, a che
 
 AFTER_SEARCH: Final = (
     *("search.further_trials", "recovery.finetune", "search.finalists", "search.finalist_epochs"),
-    *("device.rounds", "device.patience_s", "device.export"),
+    *("device.rounds", "device.patience_s", "device.export", "device.location"),
 )
 """Keys that change no trial which a search has stored: a run goes on with other ones."""
 

@@ -18,6 +18,7 @@ from amcsearch.jobs.table_comparison import compare_tables
 from amcsearch.jobs.table_files import build_into, check_into, learning_folder, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
 from amcsearch.jobs.user_training import TrainingRequest, UserTraining
+from amcsearch.jobs.verify import VerifyKit, verify, write_verify_kit
 from amcsearch.jobs.workload import InMemory
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SparsifyResult",
     "TrainingRequest",
     "UserTraining",
+    "VerifyKit",
     "build_into",
     "check_into",
     "check_table",
@@ -61,5 +63,7 @@ __all__ = [
     "search",
     "sensitivity",
     "sparsify",
+    "verify",
     "watcher",
+    "write_verify_kit",
 ]

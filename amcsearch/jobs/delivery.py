@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -30,21 +32,15 @@ from amcsearch.core import (
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
 from amcsearch.jobs.finetuning import fine_tune
+from amcsearch.jobs.measuring import FLOAT32, PairedRun, awaited_device, is_awaited, measure_paired, verify_plan
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import InMemory, judged_batches
-from amcsearch.runs import DeliveredFile, RunFolder
-from amcsearch.runtime import (
-    OnnxModule,
-    PairedLatency,
-    arrays_of,
-    converted,
-    exported,
-    measure_many,
-    signature_of,
-)
+from amcsearch.measure import KitPlan
+from amcsearch.runs import DeliveredFile, MeasuringDevice, RunFolder
+from amcsearch.runtime import OnnxModule, PairedLatency, converted, exported, signature_of
 from amcsearch.training import batches_of, evaluate
 
 __all__ = [
@@ -53,33 +49,49 @@ __all__ = [
     "Measure",
     "Outcome",
     "choose",
+    "finalist_name",
     "latency_overshoot",
     "measure_finalists",
+    "measured_overshoot",
     "short_training",
     "train_finalists",
     "verify",
 ]
 
 ROUNDS: Final = 4
+CHEAPER: Final = (0.9, 0.8, 0.65)  # shares of a latency limit, for a prediction that flatters by a constant factor
+TOLERANCE: Final = 1e-9  # the same cost summed in another order is still the same cost
 SHORT: Final = 5  # the short fine-tuning of finalists takes one in so many epochs of the whole one
 
 Measure = Callable[[Sequence[PruningPolicy]], Sequence[PairedLatency]]
 """Measures policies beside the dense network, all in the same interleaved rounds."""
 
 
+def finalist_name(trial: int) -> str:
+    """Name a finalist in the plan of a measurement, by the number of its trial."""
+    return f"trial-{trial}"
+
+
 @dataclass(frozen=True)
 class Finalist:
     """A trial with its measured latency; ``overshoot`` is its share of the limit (0: no limit), see there.
 
-    Where the measurement decides nothing, it is the predicted share. ``trained`` is its evaluation after a short
-    fine-tuning, and ``trained_reward`` what that is worth; None where it was not fine-tuned.
+    Where the measurement decides nothing, or is still to come (``latency`` is None), it is the predicted share; a later
+    ``round`` counts where no finalist of an earlier one is within the limit. ``trained`` is its evaluation after a
+    short fine-tuning, and ``trained_reward`` what that is worth; None where it was not fine-tuned.
     """
 
     trial: Trial
-    latency: PairedLatency
+    latency: PairedLatency | None
     overshoot: float
     trained: Evaluation | None = None
     trained_reward: float | None = None
+    round: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its name in the plan of a measurement."""
+        return finalist_name(self.trial.number)
 
     @property
     def worth(self) -> float:
@@ -98,20 +110,21 @@ def latency_overshoot(limit: Limit | None, latency: PairedLatency) -> float:
 
 
 def measure_finalists(
-    trials: Iterable[Trial], count: int, limit: Limit | None, limit_ms: float | None, measure: Measure
+    trials: Iterable[Trial], count: int, limit: Limit | None, limit_ms: float | None, measure: Measure | None
 ) -> list[Finalist]:
     """Measure the best trials, and go on to cheaper ones until one is within the latency limit as measured.
 
     Each round takes the ``count`` best trials by reward whose predicted latency, corrected by what the rounds before
     taught (median of measured over predicted), is within the limit. A predictor that is wrong by a constant factor so
-    costs one more round, not the budget. A measurement in doubt teaches nothing: the prediction stands.
+    costs one more round, not the budget. A measurement in doubt teaches nothing: the prediction stands. A device that
+    is absent measures once: its second round has the best trials within some shares of the limit.
 
     Args:
         trials: of the search; only complete ones count.
         count: finalists of one round.
         limit: on latency, None without one.
         limit_ms: the same in predicted ms.
-        measure: measures policies beside the dense network.
+        measure: measures policies beside the dense network; None where that is done later.
 
     Raises:
         BadInputError: no complete trial.
@@ -120,19 +133,43 @@ def measure_finalists(
     ranked = sorted(complete, key=lambda trial: (at_worst(-trial.reward), trial.number))
     if not ranked:
         raise BadInputError("no policy was evaluated with a finite loss; look at trials.csv, or raise search.trials")
+    if measure is None:
+        return _awaited(ranked, count, limit_ms)
     finalists: list[Finalist] = []
     for _ in range(ROUNDS):
         chosen = _next(ranked, finalists, count, limit_ms)
         if not chosen:
             break
         for trial, latency in zip(chosen, measure([t.policy for t in chosen]), strict=True):
-            finalists.append(Finalist(trial, latency, _overshoot(trial, limit, limit_ms, latency)))
+            finalists.append(Finalist(trial, latency, measured_overshoot(trial, limit, limit_ms, latency)))
         if any(finalist.overshoot <= 1.0 for finalist in finalists):
             break
     return finalists
 
 
-def _overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None, latency: PairedLatency) -> float:
+def _awaited(ranked: Sequence[Trial], count: int, limit_ms: float | None) -> list[Finalist]:
+    """Finalists that a device measures once: the best, and where latency is limited cheaper ones for a second round."""
+    chosen = _next(ranked, [], count, limit_ms)
+    finalists = [Finalist(trial, None, _predicted_share(trial, limit_ms)) for trial in chosen]
+    for share in CHEAPER if limit_ms is not None else ():
+        known = {finalist.trial.policy for finalist in finalists}
+        fitting = (
+            trial for trial in ranked if trial.policy not in known and _predicted_share(trial, limit_ms) <= share
+        )
+        finalists += [Finalist(trial, None, _predicted_share(trial, limit_ms), round=2) for trial in islice(fitting, 1)]
+    return finalists
+
+
+def _predicted_share(trial: Trial, limit_ms: float | None) -> float:
+    """Predicted latency as a share of its limit; 0 where either is not known."""
+    predicted = trial.cost.latency_ms
+    if limit_ms is None or predicted is None:
+        return 0.0
+    share = predicted / limit_ms
+    return min(share, 1.0) if share < 1.0 + TOLERANCE else share
+
+
+def measured_overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None, latency: PairedLatency) -> float:
     """The share of the limit as measured; as predicted where a busy host left the measurement in doubt."""
     predicted = trial.cost.latency_ms
     if latency.doubt is None or limit_ms is None or predicted is None:
@@ -141,10 +178,14 @@ def _overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None, latenc
 
 
 def choose(finalists: Sequence[Finalist]) -> Finalist:
-    """Return the one of most worth among those within the limit as measured, or the smallest overshoot if none is."""
+    """Return the one of most worth among those within the limit as measured, or the smallest overshoot if none is.
+
+    Those of the first round that has any within the limit count.
+    """
     within = [finalist for finalist in finalists if finalist.overshoot <= 1.0]
     if within:
-        return max(within, key=lambda finalist: finalist.worth)
+        first = min(finalist.round for finalist in within)
+        return max((finalist for finalist in within if finalist.round == first), key=lambda finalist: finalist.worth)
     return min(finalists, key=lambda finalist: at_worst(finalist.overshoot))
 
 
@@ -166,14 +207,16 @@ class Outcome:
     ``metric`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
     device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files`` say
     how far each delivered file agrees with torch, ``pruned.onnx`` first. ``in_float32`` is the dense network in float32
-    beside the dense one, where the device computes in another data type.
+    beside the dense one, where the device computes in another data type. Both latencies are None where ``device`` has
+    not measured them yet.
     """
 
     chosen: Finalist
     metric: dict[str, float]
     delivered: dict[str, float]
     files: tuple[DeliveredFile, ...]
-    latency: PairedLatency
+    latency: PairedLatency | None
+    device: MeasuringDevice
     in_float32: PairedLatency | None = None
 
 
@@ -213,19 +256,29 @@ class Exports:
             model, self.job.config.device.dtype, batches_of(self.job.workload.splits.calibration, name="calibration")
         )
 
-    def measure(self, policies: Sequence[PruningPolicy]) -> list[PairedLatency]:
-        """Measure policies beside the dense network, all in the same interleaved rounds, as they would be delivered."""
-        device = self.job.config.device
-        pruned = [self.in_device_type(self.in_float32(self.pruned(policy))) for policy in policies]
-        return measure_many(
-            self.dense_delivered,
-            pruned,
-            arrays_of(self.job.workload.example),
-            threads=device.threads,
-            rounds=device.rounds,
-            seed=self.job.config.seed,
-            patience_s=device.patience_s,
-        )
+    @property
+    def measure(self) -> Measure | None:
+        """Measures policies as they would be delivered; None where a device that is not here does so later."""
+        return None if is_awaited(self.job.config) else self._measured
+
+    def _measured(self, policies: Sequence[PruningPolicy]) -> Sequence[PairedLatency]:
+        return self.measure_models([self.delivered(policy) for policy in policies]).latencies
+
+    def measure_models(self, models: Sequence[Path | bytes]) -> PairedRun:
+        """Measure models beside the dense one, all in the same interleaved rounds."""
+        return measure_paired(self.job.config, self.dense_delivered, models, self.job.workload.example)
+
+    def delivered(self, policy: PruningPolicy) -> bytes:
+        """Return the network of a policy as it would be delivered, before fine-tuning."""
+        return self.in_device_type(self.in_float32(self.pruned(policy)))
+
+    def plan(self, finalists: Sequence[Finalist]) -> KitPlan:
+        """Return what a device that is not here measures: the finalists beside the dense network."""
+        policies = {finalist.name: finalist.trial.policy for finalist in finalists}
+        models = {name: self.delivered(policy) for name, policy in policies.items()}
+        further = {} if self.job.config.device.dtype == "float32" else {FLOAT32: self.dense}
+        config, example = self.job.config, self.job.workload.example
+        return verify_plan(config, self.dense_delivered, models | further, example, policies)
 
 
 def short_training(config: Config, given: InMemory) -> FinetuneConfig | None:
@@ -246,16 +299,18 @@ def train_finalists(
 ) -> list[Finalist]:
     """Fine-tune a copy of each finalist within the limit by ``short_training``, and judge it on the search split.
 
-    Nothing is trained where fewer than two are within the limit. A training that diverges is worth minus infinity.
+    Nothing is trained where fewer than two of a first round are within the limit. A training that diverges is worth
+    minus infinity.
 
     Raises:
         BadInputError: as ``fine_tune``.
     """
-    training, within = short_training(job.config, job.given), sum(finalist.overshoot <= 1.0 for finalist in finalists)
-    if training is None or within < 2:
+    training = short_training(job.config, job.given)
+    within = [finalist for finalist in finalists if finalist.overshoot <= 1.0 and finalist.round == 1]
+    if training is None or len(within) < 2:
         return list(finalists)
     return [
-        finalist if finalist.overshoot > 1.0 else _trained(job, finalist, pruned, reward, training, observer)
+        _trained(job, finalist, pruned, reward, training, observer) if finalist in within else finalist
         for finalist in finalists
     ]
 
@@ -293,15 +348,12 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     with run.replacing(run.pruned_onnx) as path:
         path.write_bytes(exports.in_device_type(in_float32))
     quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
-    latency, *dense_in_float32 = measure_many(
-        exports.dense_delivered,
-        [run.pruned_onnx, exports.dense] if quantised else [run.pruned_onnx],
-        arrays_of(workload.example),
-        threads=device.threads,
-        rounds=device.rounds,
-        seed=job.config.seed,
-        patience_s=device.patience_s,
-    )
+    latencies: Sequence[PairedLatency] = ()
+    measuring = awaited_device(job.config, job.device.table)
+    if not is_awaited(job.config):
+        made = exports.measure_models([run.pruned_onnx, *([exports.dense] if quantised else [])])
+        latencies, measuring = made.latencies, made.device
+    latency, in_float32_latency = (*latencies, None, None)[:2]
     batches = batches_of(workload.splits.test, name="test")
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     task = workload.task
@@ -311,4 +363,4 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     if quantised:
         delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), batches, task)[1]
     files = (file, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
-    return Outcome(chosen, metric, delivered, files, latency, next(iter(dense_in_float32), None))
+    return Outcome(chosen, metric, delivered, files, latency, measuring, in_float32_latency)

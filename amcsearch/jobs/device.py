@@ -20,7 +20,7 @@ from amcsearch.costs import (
 from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.machine_table import MachineTable
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
-from amcsearch.runs import TableErrors, TableOrigin, TableSummary
+from amcsearch.runs import HERE, TableErrors, TableOrigin, TableSummary
 from amcsearch.runtime import differences, provenance
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
@@ -122,7 +122,7 @@ def load_device(
     dense = grid.cost(spec.dense)
     multiple = _channel_multiple(config, table, profile)
     is_final = machine is None or machine.is_final
-    foreign = _foreign(config, measured, name) if is_here and is_final else []
+    foreign = _foreign(config, measured, name) if is_here and is_final and config.device.location == HERE else []
     warnings = [*_table_warnings(config, measured if is_final else None, table, name), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")

@@ -16,11 +16,13 @@ from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
+from amcsearch.jobs.measuring import is_awaited
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.jobs.user_training import training_folder, user_training
+from amcsearch.measure import write_kit
 from amcsearch.reporting import render
 from amcsearch.runs import (
     RunFolder,
@@ -160,7 +162,8 @@ def _figures(summary: Summary | SparsifySummary) -> str:
     parts = [f"{metric.word} {delivered} of {whole}"]
     parts += [f"{name} {tuned[name] / dense[name]:.2f}x" for name in ("macs", "params") if name in tuned]
     if isinstance(summary, Summary):
-        parts.append(f"latency {summary.latency_ratio.median:.2f}x")
+        ratio = summary.latency_ratio
+        parts.append("latency not measured yet" if ratio is None else f"latency {ratio.median:.2f}x")
     else:
         share = summary.finetuned.nonzero_params / summary.dense.nonzero_params
         parts.append(f"nonzero parameters {share:.2f}x")
@@ -204,10 +207,13 @@ def deliver(
     finalists: Sequence[Finalist],
     exports: Exports,
     origin: Origin | Callable[[nn.Module, nn.Module], Origin],
+    *,
+    is_measured: bool = False,
 ) -> SearchResult:
     """Fine-tune the chosen finalist, verify it and write what the run folder keeps.
 
-    ``origin`` says who proposed the policy, or makes it from the network as pruned and as fine-tuned.
+    ``origin`` says who proposed the policy, or makes it from the network as pruned and as fine-tuned. Where a device
+    that is not here measures, its kit is written too, unless ``is_measured`` says that it has done so.
 
     Raises:
         DivergedError: the fine-tuning diverged; the policy is kept.
@@ -220,14 +226,25 @@ def deliver(
         pruned = exports.pruned(chosen.trial.policy)
         tuned = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
-    with phases("verify", "Exporting, measuring and reading the test split"):
+    how = "Exporting" if is_awaited(job.config) else "Exporting, measuring"
+    with phases("verify", f"{how} and reading the test split"):
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
+        if not is_measured:
+            _renew_kit(job, run, exports, finalists)
     summary = summarise(job, described, finalists, outcome, phases.seconds, run)
     run.write_summary(summary)
     run.write_report(render(run))
     check_files(run, outcome.files)
     return SearchResult(run, lambda: tuned)
+
+
+def _renew_kit(job: Job, run: RunFolder, exports: Exports, finalists: Sequence[Finalist]) -> None:
+    """Write the kit of an absent device in place of an earlier delivery's, whose measurement goes."""
+    for path in (run.verify_pyz, run.measured_jsonl):
+        path.unlink(missing_ok=True)
+    if is_awaited(job.config):
+        write_kit(exports.plan(finalists), run.verify_pyz)
 
 
 def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, observer: Observer) -> nn.Module:

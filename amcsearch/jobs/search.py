@@ -19,6 +19,7 @@ from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, setti
 from amcsearch.evaluation import Engine, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
 from amcsearch.jobs.device import Device
+from amcsearch.jobs.measuring import is_awaited
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
@@ -297,7 +298,8 @@ def search(
     with phases("search", f"Searching with {label(config.search.agent)}"):
         study, baseline = _run_agents(job, run, observer, engine, storage)
     exports = Exports(job)
-    with phases("finalists", "Measuring the best policies beside the dense network"):
+    what = "Choosing the best policies by prediction" if is_awaited(config) else "Measuring the best policies"
+    with phases("finalists", f"{what}, beside the dense network"):
         trials = study.front if config.search.objectives else study.trials
         limit_ms = job.device.feasible.budget.limits.get("latency_ms")
         finalists = measure_finalists(

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,16 +20,18 @@ from amcsearch.runs import (
     Interval,
     LimitVerdict,
     Measurement,
+    MeasuringDevice,
     ModelBlock,
     RunFolder,
     SkippedLayer,
     Summary,
     Verdict,
+    verify_commands,
 )
 from amcsearch.runtime import PairedLatency
 from amcsearch.search import Study
 
-__all__ = ["Origin", "describe_proposal", "describe_search", "summarise"]
+__all__ = ["Origin", "describe_proposal", "describe_search", "summarise", "with_measurement"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,13 @@ def summarise(
 ) -> Summary:
     """Return the model blocks of dense, pruned and fine-tuned, and how they came about; ``seconds`` by phase."""
     trial, trace, device = outcome.chosen.trial, job.workload.trace, job.device
-    (dense, pruned, finetuned), verdict = _blocks(job, outcome), _verdict(job, outcome, run)
+    blocks, verdict = _blocks(job, outcome), _verdict(job, outcome, run)
     return Summary(
-        dense=dense,
-        pruned=pruned,
-        finetuned=finetuned,
+        **blocks,
         dtype=job.config.device.dtype,
-        float32_ms=None if outcome.in_float32 is None else _pruned_ms(outcome.in_float32),
+        float32_ms=_pruned_ms(outcome.in_float32),
         latency_ratio=_ratio(outcome.latency),
+        device=outcome.device,
         budget={limit.cost: BudgetEntry(limit.written, limit.value, trial.cost[limit.cost]) for limit in device.limits},
         dense_search_metric=job.dense.metric,
         table=table_summary(job.device.table, Path(table_name(job.config, job.device.origin)).name, job.device.origin),
@@ -96,22 +97,30 @@ def summarise(
     )
 
 
-def _limit_verdict(limit: PricedLimit, cost: Cost, made: Measurement) -> LimitVerdict:
+def _limit_verdict(limit: PricedLimit, cost: Cost, made: Measurement | None, run: RunFolder) -> LimitVerdict:
     """Judge a limit by the costs of the delivered network: latency as measured, all else as predicted."""
     predicted, dense = cost[limit.cost] * limit.unit, limit.dense * limit.unit
-    if limit.cost == "latency_ms":
+    if limit.cost == "latency_ms" and made is None:
+        again = f"measure it on the device: {verify_commands(run.path)[0]}"
+        return LimitVerdict.unmeasured(limit.asked, predicted, dense, again)
+    if limit.cost == "latency_ms" and made is not None:
         return LimitVerdict.by_measurement(limit.asked, predicted, dense, made)
     return LimitVerdict.by_prediction(limit.asked, predicted, dense)
 
 
 def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
-    """The verdict by the final measurement of the delivered file."""
-    trial, latency = outcome.chosen.trial, outcome.latency
-    cost, sigma_ms = trial.cost, _sigma_ms(job, trial.policy)
-    made = Measurement(
-        _pruned_ms(latency), _ratio(latency), latency.rounds, latency.disturbed, sigma_ms, _again(job, run)
-    )
-    return Verdict.of((_limit_verdict(limit, cost, made) for limit in job.device.limits), outcome.files, made)
+    """The verdict by the final measurement of the delivered file; by predictions where there is none yet."""
+    trial = outcome.chosen.trial
+    made = _measurement(outcome.latency, _sigma_ms(job, trial.policy), _again(job, run))
+    judged = (_limit_verdict(limit, trial.cost, made, run) for limit in job.device.limits)
+    return Verdict.of(judged, outcome.files, made)
+
+
+def _measurement(latency: PairedLatency | None, sigma_ms: float | None, again: str) -> Measurement | None:
+    latency_ms, ratio = _pruned_ms(latency), _ratio(latency)
+    if latency is None or latency_ms is None or ratio is None:
+        return None
+    return Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, sigma_ms, again)
 
 
 def _again(job: Job, run: RunFolder) -> str:
@@ -133,20 +142,23 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _ratio(latency: PairedLatency) -> Interval:
-    return Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
+def _ratio(latency: PairedLatency | None) -> Interval | None:
+    return None if latency is None else Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
 
 
-def _pruned_ms(latency: PairedLatency) -> Interval:
-    return Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
+def _pruned_ms(latency: PairedLatency | None) -> Interval | None:
+    return None if latency is None else Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
 
 
-def _blocks(job: Job, outcome: Outcome) -> tuple[ModelBlock, ModelBlock, ModelBlock]:
+def _dense_ms(latency: PairedLatency | None) -> Interval | None:
+    return None if latency is None else Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
+
+
+def _blocks(job: Job, outcome: Outcome) -> dict[str, ModelBlock]:
     """Dense, pruned and fine-tuned; the last two have the same shapes, and so the same cost."""
     trial, latency = outcome.chosen.trial, outcome.latency
-    dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
 
-    def block(name: str, cost: Cost, policy: PruningPolicy, measured: Interval) -> ModelBlock:
+    def block(name: str, cost: Cost, policy: PruningPolicy, measured: Interval | None) -> ModelBlock:
         in_torch, in_file = outcome.metric[name], outcome.delivered.get(name)
         sigma_ms, dtype = _sigma_ms(job, policy), job.config.device.dtype
         if in_file is None:
@@ -154,11 +166,12 @@ def _blocks(job: Job, outcome: Outcome) -> tuple[ModelBlock, ModelBlock, ModelBl
         apart = None if dtype == "float32" else DeliveredMetric(dtype, in_file)
         return ModelBlock(in_file, cost, sigma_ms, measured, apart, in_torch)
 
-    return (
-        block("dense", job.device.dense, job.workload.trace.network.dense, dense_ms),
-        block("pruned", trial.cost, trial.policy, _pruned_ms(latency)),
-        block("finetuned", trial.cost, trial.policy, _pruned_ms(latency)),
-    )
+    measured = _pruned_ms(latency)
+    return {
+        "dense": block("dense", job.device.dense, job.workload.trace.network.dense, _dense_ms(latency)),
+        "pruned": block("pruned", trial.cost, trial.policy, measured),
+        "finetuned": block("finetuned", trial.cost, trial.policy, measured),
+    }
 
 
 def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
@@ -173,6 +186,51 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
         _pruned_ms(latency),
         _ratio(latency),
         None if finalist.trained is None else finalist.trained.metric,
+        finalist.trained_reward,
+        finalist.round,
+    )
+
+
+def with_measurement(
+    summary: Summary,
+    latencies: Mapping[int, PairedLatency],
+    device: MeasuringDevice,
+    in_float32: PairedLatency | None,
+    again: str,
+) -> Summary:
+    """Return the summary of a delivered network with what its device measured.
+
+    Args:
+        summary: of the network whose finalist is chosen there.
+        latencies: of the finalists beside the dense network, by number of the trial.
+        device: that measured them.
+        in_float32: of the dense network in float32, where the device computes in another data type.
+        again: how to measure later.
+    """
+    latency = next(latencies[finalist.trial] for finalist in summary.finalists if finalist.chosen)
+    made = _measurement(latency, summary.finetuned.latency_ms_sigma, again)
+    before, dense_ms = summary.judged, summary.dense.cost.latency_ms or 1.0
+    limits = (limit if made is None else limit.measured_anew(made, dense_ms) for limit in before.limits)
+    verdict = Verdict.of(limits, summary.files, made)
+    notes = [text for text in summary.warnings if text not in before.texts]
+    return replace(
+        summary,
+        dense=replace(summary.dense, latency_ms=_dense_ms(latency)),
+        pruned=replace(summary.pruned, latency_ms=_pruned_ms(latency)),
+        finetuned=replace(summary.finetuned, latency_ms=_pruned_ms(latency)),
+        float32_ms=_pruned_ms(in_float32),
+        latency_ratio=_ratio(latency),
+        device=device,
+        finalists=tuple(
+            replace(
+                finalist,
+                latency_ms_measured=_pruned_ms(latencies[finalist.trial]),
+                latency_ratio=_ratio(latencies[finalist.trial]),
+            )
+            for finalist in summary.finalists
+        ),
+        warnings=(*verdict.texts, *notes),
+        verdict=verdict,
     )
 
 

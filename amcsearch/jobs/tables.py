@@ -11,6 +11,7 @@ from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
+from amcsearch.jobs.measuring import check_here
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
@@ -183,6 +184,7 @@ def measured_here(
         BadInputError: as ``measure_here``.
     """
     device = config.device
+    check_here(config)
     setting = f"{device.threads} thread(s), batch {device.batch}, {device.dtype}"
     observer.phase(f"Measuring on this machine, {setting}")
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
 from amcsearch.measure.build.table_builder import table_from_results, table_of
-from amcsearch.measure.kit.kit import KitPlan, KitRun, check_kit_file, measure_here, write_kit
+from amcsearch.measure.kit.kit import KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     LEAST_VARIANTS,
@@ -11,6 +11,7 @@ from amcsearch.measure.plan.measurement_plan import (
     held_out_count,
     measurement_plan,
 )
+from amcsearch.measure.plan.paired_plan import PairedSetting, check_speed, paired_latencies, paired_plan
 from amcsearch.measure.plan.variants import random_kept
 
 __all__ = [
@@ -21,13 +22,18 @@ __all__ = [
     "MeasuredNetwork",
     "MeasuredSubject",
     "MeasuredVariant",
+    "PairedSetting",
     "anchored",
     "check_kit_file",
+    "check_speed",
     "held_out_count",
+    "kit_plan",
     "measure_here",
     "measured_variants",
     "measurement_plan",
     "merged",
+    "paired_latencies",
+    "paired_plan",
     "prediction_errors",
     "random_kept",
     "read_results",

@@ -181,6 +181,8 @@ def latency(record: Record) -> str | None:
 def _predicted_and_measured(finalist: FinalistSummary) -> tuple[float, float, float, float]:
     """Predicted latency, and the median and ends of the measured one, in ms; NaN where there is none."""
     predicted, measured = finalist.latency_ms_predicted, finalist.latency_ms_measured
+    if measured is None:
+        return math.nan, math.nan, math.nan, math.nan
     return math.nan if predicted is None else predicted, measured.median, measured.low, measured.high
 
 

@@ -1,6 +1,7 @@
 """The first part of the page: what the user got, in a headline and a table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from amcsearch.core import FIRST_COSTS, Cost
@@ -15,6 +16,7 @@ from amcsearch.reporting.words import (
     known,
     measured,
     milliseconds,
+    preformatted,
     size,
 )
 from amcsearch.runs import (
@@ -25,6 +27,7 @@ from amcsearch.runs import (
     SparsifySummary,
     Summary,
     VerdictState,
+    verify_commands,
 )
 
 __all__ = ["budget", "finalists", "results", "table"]
@@ -39,7 +42,7 @@ def results(record: Record) -> str:
     files = _files(record.result.files)
     if isinstance(record.result, SparsifySummary):
         return _sparse_networks(record.result) + files
-    return _headline(record.result, record.onnx_bytes) + _before_and_after(record.result) + files
+    return _headline(record.result, record.onnx_bytes) + _before_and_after(record.result, record.name) + files
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
@@ -76,15 +79,31 @@ def _card(what: str, value: str, *lines: str) -> str:
 
 
 def _speed_card(summary: Summary) -> str:
-    before, after = summary.dense.latency_ms, summary.finetuned.latency_ms
-    middle = known(summary.latency_ratio.median)
+    before, after, ratio = summary.dense.latency_ms, summary.finetuned.latency_ms, summary.latency_ratio
+    if before is None or after is None or ratio is None:
+        return _awaited_card(summary)
+    middle = known(ratio.median)
     ends = f"{milliseconds(before.median)} → {milliseconds(after.median)}"
-    share = f"{middle:.3f}x of dense, 95 % interval {interval(summary.latency_ratio)}" if middle else ""
+    share = f"{middle:.3f}x of dense, 95 % interval {interval(ratio)}" if middle else ""
+    where = _where(summary)
     if summary.latency_doubt is not None:
         predicted = summary.predicted_ratio
         said = "" if predicted is None else f"predicted {predicted:.3f}x of dense"
-        return _card("Measured latency", "undecided", "the host was too busy", share, said)
-    return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share)
+        return _card("Measured latency", "undecided", "the host was too busy", share, said, where)
+    return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share, where)
+
+
+def _awaited_card(summary: Summary) -> str:
+    """Latency that its device has not measured yet."""
+    share, device = summary.predicted_ratio, summary.device
+    ends = f"{milliseconds(summary.dense.cost.latency_ms)} → {milliseconds(summary.finetuned.cost.latency_ms)}"
+    said = "not measured yet" if device is None else device.awaited(share)
+    return _card("Latency", *(("not known",) if share is None else (_speed(share), ends)), said)
+
+
+def _where(summary: Summary) -> str:
+    """The device that measured, in words."""
+    return "on a device that the run does not name" if summary.device is None else f"on {summary.device.label}"
 
 
 def _size_card(dense: Cost, tuned: Cost, onnx_bytes: int | None) -> str:
@@ -110,7 +129,7 @@ def _speed(share: float) -> str:
     return f"{1 / share:.2f}x faster" if share <= 1.0 else f"{share:.2f}x slower"
 
 
-def _before_and_after(summary: Summary) -> str:
+def _before_and_after(summary: Summary, run: str) -> str:
     """Dense, pruned and fine-tuned, side by side."""
     blocks = {"Dense": summary.dense, "Pruned": summary.pruned, "Fine-tuned": summary.finetuned}
     delivered = summary.finetuned.delivered
@@ -132,7 +151,7 @@ def _before_and_after(summary: Summary) -> str:
         rows.insert(0, _in_float32(summary, len(judged), names, summary.float32_ms))
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}"
-        f"<p class='note'>{_note(summary)}</p>{budget(summary)}</section>"
+        f"<p class='note'>{_note(summary)}</p>{_next_commands(summary, run)}{budget(summary)}</section>"
     )
 
 
@@ -174,7 +193,19 @@ def _metrics(summary: Summary, block: ModelBlock) -> list[str]:
     ]
 
 
-def _measured(measured: Interval) -> str:
+def _next_commands(summary: Summary, run: str) -> str:
+    """How to go on where an absent device has to measure; ``run`` is the name of the folder."""
+    if summary.device is None or not summary.device.is_awaited:
+        return ""
+    kit, take = verify_commands(Path(run))
+    on_device = f"python3 verify.pyz -o result.jsonl --threads {summary.device.threads}"
+    lines = f"{kit}\n# on {summary.device.name}\n{on_device}\n# here again\n{take}"
+    return f"<p>To measure it, in the folder that holds {escape(run)}:</p>{preformatted(lines)}"
+
+
+def _measured(measured: Interval | None) -> str:
+    if measured is None:
+        return "not yet"
     return _with(milliseconds(measured.median), interval(measured, "\u00a0ms"))
 
 
@@ -182,9 +213,15 @@ def _note(summary: Summary) -> str:
     label, word = escape(summary.metric.label), escape(summary.metric.word)
     note = (
         f"{label} is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
-        "network, with its 95 % bootstrap interval; removing channels and fine-tuning give the same shapes, so one "
-        "measurement serves both."
+        f"network {escape(_where(summary))}, with its 95 % bootstrap interval; removing channels and fine-tuning give "
+        "the same shapes, so one measurement serves both."
     )
+    if summary.device is not None and summary.device.is_awaited:
+        note = (
+            f"{label} is on the test split, read once. Latency is "
+            f"{escape(summary.device.awaited(summary.predicted_ratio))}; removing channels and "
+            "fine-tuning give the same shapes, so one measurement will serve both."
+        )
     if any(block.latency_ms_sigma is not None for block in (summary.dense, summary.pruned, summary.finetuned)):
         note += " Predicted latency is given with its standard deviation."
     if summary.finetuned.delivered is not None:
@@ -305,11 +342,12 @@ def finalists(record: Record) -> str:
     rows, mark = [], None
     is_trained = any(entry.metric_trained is not None for entry in entries)
     for i, entry in enumerate(entries):
-        predicted, median = known(entry.latency_ms_predicted), known(entry.latency_ms_measured.median)
+        latency_ms = entry.latency_ms_measured
+        predicted, median = known(entry.latency_ms_predicted), None if latency_ms is None else known(latency_ms.median)
         error = f"{100 * (predicted / median - 1):+.1f}\u00a0%".replace("-", "−") if predicted and median else "–"
         mark = i if entry.chosen else mark
         name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
-        latency = _measured(entry.latency_ms_measured)
+        latency = _measured(latency_ms)
         trained = [] if entry.metric_trained is None else [measured(record.metric, entry.metric_trained)]
         judged = [measured(record.metric, entry.metric), *(trained or ["–"] * is_trained)]
         rows.append([name, *judged, milliseconds(predicted), latency, escape(error)])
@@ -323,6 +361,10 @@ def finalists(record: Record) -> str:
         "Latency, measured",
         "Prediction error",
     ]
-    by = "after a short fine-tuning of each" if is_trained else "within the budget as measured"
-    note = f"Measured before fine-tuning, which changes no shape; the best one {by} was chosen."
+    is_awaited = any(entry.latency_ms_measured is None for entry in entries)
+    how = "predicted" if is_awaited else "measured"
+    by = "after a short fine-tuning of each" if is_trained else f"within the budget as {how}"
+    where = "" if record.summary is None or is_awaited else f" {escape(_where(record.summary))}"
+    begin = "To be measured" if is_awaited else "Measured"
+    note = f"{begin}{where} before fine-tuning, which changes no shape; the best one {by} was chosen."
     return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

@@ -42,6 +42,7 @@ def _finalist_warnings(record: Record) -> list[str]:
         abs(predicted / measured - 1)
         for finalist in (record.summary.finalists if record.summary else ())
         if (predicted := known(finalist.latency_ms_predicted))
+        and finalist.latency_ms_measured is not None
         and (measured := known(finalist.latency_ms_measured.median))
     ]
     if not ratios or max(ratios) <= _POOR_ERROR:

@@ -33,6 +33,7 @@ from amcsearch.runs.goals import (
     RoundSummary,
     TargetGoal,
 )
+from amcsearch.runs.measuring_device import HERE, OFFLINE, MeasuringDevice, verify_commands
 from amcsearch.runs.rows import TRIAL_COLUMNS, metric_column, read_densities, read_trials, trial_rows
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import (
@@ -50,6 +51,8 @@ from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measur
 
 __all__ = [
     "FRONT_COLUMNS",
+    "HERE",
+    "OFFLINE",
     "TRIAL_COLUMNS",
     "BudgetEntry",
     "ComparedTable",
@@ -75,6 +78,7 @@ __all__ = [
     "KeepAccuracyGoal",
     "LimitVerdict",
     "Measurement",
+    "MeasuringDevice",
     "MetricRecord",
     "ModelBlock",
     "PairedChange",
@@ -106,6 +110,7 @@ __all__ = [
     "sweep",
     "take_lock",
     "trial_rows",
+    "verify_commands",
     "with_total",
     "writing",
 ]

@@ -40,7 +40,7 @@ _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
     *("example.safetensors", "identity.json", "comparison.csv", "curves.csv", "comparison.svg", "comparison.json"),
-    *("errors.json", "front.csv", "front.json"),
+    *("errors.json", "front.csv", "front.json", "verify.pyz", "measured.jsonl"),
 )
 _STUDY: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 _IN_PLACE: Final = (*_STUDY, "log.jsonl")  # not by renaming
@@ -125,6 +125,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """What was judged and on what: the network and the data of this run, which ``--resume`` compares."""
     trained_safetensors = _File(".trained.safetensors")
     """Weights of the dense network where this run trained it, so that it goes on with no other."""
+    verify_pyz = _File("verify.pyz")
+    """The kit that measures the finalists on a device which is not here."""
+    measured_jsonl = _File("measured.jsonl")
+    """What that kit measured, as it was taken."""
     comparison_csv = _File("comparison.csv")
     """Of a comparison of agents: one search a row."""
     curves_csv = _File("curves.csv")

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from amcsearch.core import ACCURACY, FIRST_COSTS, BadInputError, Cost, Limit, Metric, PruningPolicy
 from amcsearch.runs.documents import MetricRecord, StoredDocument, items_of, plain, read_cost, read_number
 from amcsearch.runs.goals import Goal
+from amcsearch.runs.measuring_device import MeasuringDevice
 from amcsearch.runs.table_summary import TableSummary
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict
 
@@ -37,7 +38,8 @@ class DeliveredMetric:
 
 @dataclass(frozen=True)
 class ModelBlock(StoredDocument):
-    """One network: the metric on the test split, what the network costs as predicted, and its measured latency in ms.
+    """One network: the metric on the test split, what the network costs as predicted, and its measured latency in ms,
+    None while its device has not measured it.
 
     ``metric``, in its own unit, is that of the delivered file, read back from the disk and run in ONNX Runtime; of a
     network that no file is delivered of, torch's. ``torch_metric`` is the metric in torch, in float32, where a file was
@@ -49,7 +51,7 @@ class ModelBlock(StoredDocument):
     metric: float
     cost: Cost
     latency_ms_sigma: float | None
-    latency_ms: Interval
+    latency_ms: Interval | None
     delivered: DeliveredMetric | None = None
     torch_metric: float | None = None
 
@@ -105,7 +107,7 @@ class _FlatBlock(StoredDocument):
     """The keys of a block that are not costs."""
 
     accuracy: float
-    latency_ms_measured: Interval
+    latency_ms_measured: Interval | None
     latency_ms_predicted: float | None = None
     latency_ms_predicted_sigma: float | None = None
     accuracy_torch: float | None = None
@@ -113,10 +115,11 @@ class _FlatBlock(StoredDocument):
 
 @dataclass(frozen=True)
 class FinalistSummary(StoredDocument):
-    """A policy that was measured before fine-tuning.
+    """A policy that was measured before fine-tuning, or waits for it.
 
-    ``metric`` and ``reward`` are those of its trial, ``metric_trained`` that after a short fine-tuning, all on the
-    search split; latencies are in ms, ``latency_ratio`` is the share of dense.
+    ``metric`` and ``reward`` are those of its trial, ``metric_trained`` and ``reward_trained`` those after a short
+    fine-tuning, all on the search split; latencies are in ms, ``latency_ratio`` is the share of dense. ``round`` is 1
+    for the best by prediction, and 2 for cheaper ones that count where none of those is within the limit.
     """
 
     trial: int
@@ -125,16 +128,18 @@ class FinalistSummary(StoredDocument):
     metric: float = field(metadata={"key": "accuracy"})
     reward: float
     latency_ms_predicted: float | None
-    latency_ms_measured: Interval
+    latency_ms_measured: Interval | None
     latency_ratio: Interval | None = None
     metric_trained: float | None = field(default=None, metadata={"key": "accuracy_trained"})
+    reward_trained: float | None = None
+    round: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return an object of JSON, without ``metric_trained`` where nothing was trained."""
+        """Return an object of JSON, without what was trained where nothing was, and without a first ``round``."""
         values = super().to_json()
-        if self.metric_trained is None:
-            del values["accuracy_trained"]
-        return values
+        absent = {"accuracy_trained": self.metric_trained, "reward_trained": self.reward_trained}
+        without = [name for name, value in absent.items() if value is None] + ["round"] * (self.round == 1)
+        return {name: value for name, value in values.items() if name not in without}
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,8 @@ class Summary(StoredDocument):
     ``metric`` is what the task judges by; the keys of JSON that hold its values bear its name.
 
     ``dtype`` is that of the ONNX file, and ``float32_ms``, where that is not float32, the dense network's measured
-    latency in float32; ``latency_ratio`` the fine-tuned network's measured share of dense latency;
+    latency in float32; ``latency_ratio`` the fine-tuned network's measured share of dense latency, None while
+    ``device`` has not measured it (a run of version 0.1.0 does not say which device measured);
     ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
     policy, ``baseline`` spent as many ``evaluations`` beside it. ``selection`` says what chose the channels, and why
@@ -184,7 +190,8 @@ class Summary(StoredDocument):
     finetuned: ModelBlock
     dtype: str = "float32"
     float32_ms: Interval | None = None
-    latency_ratio: Interval
+    latency_ratio: Interval | None
+    device: MeasuringDevice | None = None
     budget: Mapping[str, BudgetEntry]
     dense_search_metric: float = field(metadata={"key": "dense_search_accuracy"})
     table: TableSummary | None = None
@@ -213,14 +220,22 @@ class Summary(StoredDocument):
         """The verdict; of a run of version 0.1.0, which wrote none, made of the same numbers."""
         if self.verdict is not None:
             return self.verdict
-        made = Measurement(self.finetuned.latency_ms, self.latency_ratio)
+        made = self._measurement
         return Verdict.of(_limits(self.budget, self.dense.cost, made), (), made)
 
     @property
+    def _measurement(self) -> Measurement | None:
+        """The final measurement without its rounds; None while there is none."""
+        latency_ms = self.finetuned.latency_ms
+        if latency_ms is None or self.latency_ratio is None:
+            return None
+        return Measurement(latency_ms, self.latency_ratio)
+
+    @property
     def latency_doubt(self) -> str | None:
-        """Why the measured latency says nothing; None where it does."""
-        stored = None if self.verdict is None else self.verdict.doubt
-        return stored or Measurement(self.finetuned.latency_ms, self.latency_ratio).doubt
+        """Why the measured latency says nothing; None where it does, or where nothing was measured yet."""
+        stored, made = None if self.verdict is None else self.verdict.doubt, self._measurement
+        return stored or (None if made is None else made.doubt)
 
     @property
     def predicted_ratio(self) -> float | None:
@@ -230,7 +245,9 @@ class Summary(StoredDocument):
 
     def of_float32(self, block: ModelBlock) -> float | None:
         """Measured latency as a share of the dense network's in float32, None where the file is of float32."""
-        return None if self.float32_ms is None else block.latency_ms.median / self.float32_ms.median
+        if self.float32_ms is None or block.latency_ms is None:
+            return None
+        return block.latency_ms.median / self.float32_ms.median
 
     @property
     def total_seconds(self) -> float:
@@ -245,10 +262,9 @@ class Summary(StoredDocument):
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
-        if self.float32_ms is None:
-            del values["float32_ms"]
-        if not self.selection:  # of a run that wrote none
-            del values["selection"]
+        for name in ("float32_ms", "device", "selection"):  # an older run wrote none
+            if not getattr(self, name):
+                del values[name]
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"], values["recalibrated"]
         return with_metric(values, self.metric)
@@ -260,7 +276,7 @@ class Summary(StoredDocument):
         return replace(super().from_json(values, where), metric=metric)
 
 
-def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement) -> Iterator[LimitVerdict]:
+def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement | None) -> Iterator[LimitVerdict]:
     """Judge limits as they are stored; one that cannot be read is left out."""
     for name, entry in budget.items():
         try:
@@ -269,7 +285,9 @@ def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement) -
         except BadInputError:
             continue
         whole = dense.get(name, entry.limit / asked.value if asked.of_dense else entry.limit)
-        if name == "latency_ms":
+        if name == "latency_ms" and made is None:
+            yield LimitVerdict.unmeasured(asked, entry.predicted, whole)
+        elif name == "latency_ms" and made is not None:
             yield LimitVerdict.by_measurement(asked, entry.predicted, whole, made)
         else:
             yield LimitVerdict.by_prediction(asked, entry.predicted, whole)

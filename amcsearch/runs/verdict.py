@@ -10,7 +10,7 @@ that follows from shapes (MACs, parameters, bytes, memory, energy by its model) 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -151,12 +151,24 @@ class LimitVerdict(StoredDocument):
         return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, interval, state, reason)
 
     @classmethod
-    def unmeasured(cls, asked: Limit, predicted: float, dense: float) -> Self:
-        """Decide nothing: latency is only predicted."""
+    def unmeasured(cls, asked: Limit, predicted: float, dense: float, again: str = _MEASURE) -> Self:
+        """Decide nothing: latency is only predicted; ``again`` says how to measure it."""
         value = _share(predicted, dense) if asked.of_dense else predicted
-        reason = f"{_number(value)}{_unit(asked)} is predicted and nothing was measured; {_MEASURE}"
+        reason = f"{_number(value)}{_unit(asked)} is predicted and nothing was measured; {again}"
         state = VerdictState.UNDECIDED
         return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, None, state, reason)
+
+    @property
+    def as_limit(self) -> Limit:
+        """What was asked, as a limit."""
+        return Limit(self.cost, self.limit, self.of_dense, f"budget.{self.cost}")
+
+    def measured_anew(self, made: Measurement, dense_ms: float) -> Self:
+        """Return the verdict by another measurement, where the limit is one of latency; ``dense_ms`` is predicted."""
+        if self.cost != "latency_ms":
+            return self
+        predicted = self.predicted * dense_ms if self.of_dense else self.predicted
+        return replace(type(self).by_measurement(self.as_limit, predicted, dense_ms, made), asked=self.asked)
 
     @property
     def text(self) -> str:

@@ -6,13 +6,13 @@ from amcsearch.runtime.export import OPSET, WRAPPER, OnnxSettings, exported
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
-from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical
+from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical, read_plan
 from amcsearch.runtime.on_device.program import ExecutedNode, run
 from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.records import SUM, parsed_lines
 from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
-from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measuring_seconds
+from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measuring_seconds, paired_samples
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, differences, make_session, provenance
 from amcsearch.runtime.signature import Signature, arrays_of, outputs_of, sample_axis, signature_of
@@ -58,9 +58,11 @@ __all__ = [
     "measure_many",
     "measuring_seconds",
     "outputs_of",
+    "paired_samples",
     "parsed_lines",
     "program_module",
     "provenance",
+    "read_plan",
     "run",
     "sample_axis",
     "signature_of",

@@ -34,6 +34,7 @@ __all__ = [
     "measuring_seconds",
     "median_interval",
     "paired_latency",
+    "paired_samples",
     "quiet_rounds",
     "time_interleaved",
 ]
@@ -224,6 +225,17 @@ def measured_until_decided(
         blocks.append(sample(BLOCK))
         latencies = _paired(blocks, rng)
     return latencies
+
+
+def paired_samples(dense_ms: NDArray[np.float64], pruned_ms: NDArray[np.float64], seed: int = 0) -> PairedLatency:
+    """Statistics of samples (rounds,) of both models in the same rounds, without those that disturbed the dense one.
+
+    Raises:
+        BadInputError: as ``paired_latency``.
+    """
+    if dense_ms.shape != pruned_ms.shape or not dense_ms.size:
+        raise BadInputError(f"paired samples of shapes {dense_ms.shape} and {pruned_ms.shape}: equal rounds are needed")
+    return _paired([np.stack([dense_ms, pruned_ms])], np.random.default_rng(seed))[0]
 
 
 def _paired(blocks: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> list[PairedLatency]:

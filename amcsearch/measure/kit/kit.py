@@ -33,6 +33,7 @@ from amcsearch.runtime import (
     Settings,
     WeightSpec,
     canonical,
+    read_plan,
     run,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "KitRun",
     "check_kit_file",
     "device_plan",
+    "kit_plan",
     "measure_here",
     "without_weights",
     "write_kit",
@@ -305,6 +307,18 @@ def check_kit_file(path: Path) -> None:
         raise BadInputError(f"{path} is there and is no kit; move it, or name another --out")
     if not os.access(path.parent, os.W_OK):
         raise BadInputError(f"cannot write {path}: {path.parent} is read-only; name another --out")
+
+
+def kit_plan(path: Path) -> DevicePlan:
+    """Read the plan of a kit.
+
+    Raises:
+        BadInputError: the file is no kit, or was damaged.
+    """
+    try:
+        return read_plan(path)
+    except DeviceError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _is_kit(path: Path) -> bool:

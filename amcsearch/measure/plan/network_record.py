@@ -60,6 +60,8 @@ _FIELDS: Final[Mapping[str, object]] = {
     **dict.fromkeys(_PAIRS, tuple[int, ...]),
 }
 _LEAST: Final = {"padding": 0}  # of a size; 1 of all others
+PAIRED: Final = "paired"
+"""The ``purpose`` in the ``info`` of a plan that measures networks of one run in pairs, for no table."""
 _MOST: Final = 2**24  # of a size or a width: no layer comes near, and arrays of so many channels fit into memory
 
 _MOST_PAIRS: Final = 2**23  # of a layer and a group: each has a number in memory
@@ -164,6 +166,11 @@ def described_networks(info: Mapping[str, object]) -> dict[str, DescribedNetwork
     """
     networks = info.get("networks")
     if not isinstance(networks, Mapping) or not networks:
+        if info.get("purpose") == PAIRED:
+            raise BadInputError(
+                "the result is of a verify kit, which makes no table; give it to `amcsearch verify RUN RESULT`, and "
+                "build the table's kit with `amcsearch table kit`"
+            )
         raise BadInputError("the result's plan names no networks; build the kit with `amcsearch table kit`")
     return {str(name): _described(value, f"network {name!r:.80}") for name, value in networks.items()}
 

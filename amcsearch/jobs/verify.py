@@ -1,0 +1,241 @@
+"""Finish a run whose device is not here: the kit that measures its finalists there, and what the kit measured.
+
+A measurement is taken where it is of this run's kit, by the hash of its plan and models, and of the configured setting.
+The finalist that the measurement chooses is delivered: as it is where the prediction chose the same, else fine-tuned
+first. The result file is only read, and a copy stays in the run folder, so that nothing is lost where a run breaks off.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from amcsearch.config import Config
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, Trial, TrialState, read_bytes
+from amcsearch.jobs.delivery import Exports, Finalist, choose, finalist_name, measured_overshoot
+from amcsearch.jobs.loading import smaller_network
+from amcsearch.jobs.measuring import FLOAT32, measuring_device
+from amcsearch.jobs.observer import Observer, Phases
+from amcsearch.jobs.result import SearchResult, deliver
+from amcsearch.jobs.setup import assemble
+from amcsearch.jobs.summary import Origin, with_measurement
+from amcsearch.jobs.workload import CONFIGURED, InMemory
+from amcsearch.measure import KitResult, check_kit_file, check_speed, kit_plan, paired_latencies, read_results
+from amcsearch.reporting import render
+from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, Summary, replacing, verify_commands
+from amcsearch.runtime import PairedLatency
+
+__all__ = ["VerifyKit", "check_result", "verify", "write_verify_kit"]
+
+MOST_BYTES: Final = 2**29  # of a kit
+
+
+@dataclass(frozen=True)
+class VerifyKit:
+    """The kit of a run that was written: its path and size, how many networks it measures, and what to do with it."""
+
+    kit: Path
+    bytes: int
+    models: int
+    run: str
+    then: str
+
+
+def write_verify_kit(run: RunFolder, out: Path) -> VerifyKit:
+    """Write the file that measures a run's finalists beside the dense network on the device.
+
+    Raises:
+        BadInputError: a run that has not finished or was measured already, or a file that cannot be written.
+    """
+    summary = _awaiting(run)
+    plan = kit_plan(run.verify_pyz)
+    check_kit_file(out)
+    content = read_bytes(run.verify_pyz, "kit", MOST_BYTES)
+    with replacing(out) as temporary:
+        temporary.write_bytes(content)
+        temporary.chmod(0o755)
+    threads = 1 if summary.device is None else summary.device.threads
+    command = f"python3 {out.name} -o result.jsonl --threads {threads}"
+    return VerifyKit(out, len(content), len(plan.entries), command, verify_commands(run.path)[1])
+
+
+def _awaiting(run: RunFolder) -> Summary:
+    """The summary of a run that an absent device measures.
+
+    Raises:
+        BadInputError: the run has not finished, or another device measured it.
+    """
+    if not run.summary_json.is_file():
+        raise BadInputError(f"run {run.path} has not finished: there is nothing to measure yet; resume it first")
+    summary = run.read_summary()
+    if not isinstance(summary, Summary):
+        raise BadInputError(f"run {run.path} is one of sparsify, whose latency no device measures; prune by its policy")
+    device = summary.device
+    if device is None or device.location != OFFLINE:
+        where = "" if device is None else f" on {device.label}"
+        raise BadInputError(
+            f"run {run.path} was measured{where}; to have another device measure it, run its command again with "
+            "--resume --set device.location=offline"
+        )
+    if not run.verify_pyz.is_file():
+        raise BadInputError(f"run {run.path} has lost {run.verify_pyz.name}; run its command again with --resume")
+    return summary
+
+
+def check_result(run: RunFolder, path: Path) -> KitResult:
+    """Read a result and check that it measures this run's kit.
+
+    Raises:
+        BadInputError: a file that is damaged, of a table kit, or of another kit.
+    """
+    plan, result = kit_plan(run.verify_pyz), _only(read_results([path]), path)
+    paired_latencies(result, [], str(path))
+    if result.plan_hash != plan.hash:
+        raise BadInputError(
+            f"{path} was measured with another kit ({result.plan_hash[:12]}) than that of run {run.path} "
+            f"({plan.hash[:12]}); measure with this one: {verify_commands(run.path)[0]}"
+        )
+    return result
+
+
+def _only(results: Sequence[KitResult], path: Path) -> KitResult:
+    if len(results) != 1:
+        raise BadInputError(f"{path} holds results of {len(results)} kits, expected those of one")
+    return results[0]
+
+
+def verify(
+    config: Config, run: RunFolder, result: Path, observer: Observer, given: InMemory = CONFIGURED
+) -> SearchResult:
+    """Take what a run's kit measured: choose the finalist, fine-tune it where it is another, and report.
+
+    Args:
+        config: of the run.
+        run: taken for writing.
+        result: the file that the kit wrote on the device.
+        observer: sees phases.
+        given: the network and the data, where the run was made with these in memory.
+
+    Raises:
+        BadInputError: as ``write_verify_kit`` and ``check_result``, another setting than the configured one, times that
+            no device can reach, or a network that is needed and not there.
+    """
+    phases = Phases(observer, run.append_log)
+    summary = _awaiting(run)
+    with phases("measurement", f"Reading {result}"):
+        made = check_result(run, result)
+        latencies, in_float32 = _latencies(config, summary, made, str(result))
+        finalists = [_finalist(summary, each, latencies[each.trial]) for each in summary.finalists]
+        chosen = choose(finalists)
+        content = read_bytes(result, "result", MOST_BYTES)
+        with replacing(run.measured_jsonl) as temporary:
+            temporary.write_bytes(content)
+    if not _is_delivered(summary, chosen.trial.policy):
+        summary = _deliver_other(config, run, phases, given, summary, finalists)
+    device = measuring_device(OFFLINE, made.provenance)
+    again = f"measure it on an idle device: {verify_commands(run.path)[0]}"
+    measured = with_measurement(summary, latencies, device, in_float32, again)
+    noted = tuple(dict.fromkeys((*measured.warnings, *_notes(summary, made))))
+    run.write_summary(replace(measured, warnings=noted))
+    run.write_report(render(run))
+    return SearchResult(run, lambda: smaller_network(run, given.model, "auto"))
+
+
+def _latencies(
+    config: Config, summary: Summary, made: KitResult, place: str
+) -> tuple[dict[int, PairedLatency], PairedLatency | None]:
+    """Latencies by trial, and that of the dense network in float32 where the device computes in another data type.
+
+    Raises:
+        BadInputError: another setting than the configured one, a network that was not timed, or impossible times.
+    """
+    for name in ("threads", "batch", "dtype"):
+        asked, measured = getattr(config.device, name), getattr(made.provenance, name)
+        if measured != asked:
+            cure = f"run the kit with --threads {asked}" if name == "threads" else "bring a result of this run's kit"
+            raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {asked}; {cure}")
+    trials = [finalist.trial for finalist in summary.finalists]
+    latencies = paired_latencies(made, [finalist_name(trial) for trial in trials], place)
+    for latency in latencies:
+        check_speed(latency, summary.dense.cost.get("macs", 0.0), config.device.batch, place)
+    quantised = config.device.dtype != "float32"
+    in_float32 = paired_latencies(made, [FLOAT32], place)[0] if quantised else None
+    return dict(zip(trials, latencies, strict=True)), in_float32
+
+
+def _finalist(summary: Summary, stored: FinalistSummary, latency: PairedLatency) -> Finalist:
+    """A finalist as the run stored it, with its measured share of the latency limit."""
+    limits = (limit.as_limit for limit in summary.judged.limits if limit.cost == "latency_ms")
+    entry, cost = summary.budget.get("latency_ms"), summary.dense.cost
+    predicted = {} if stored.latency_ms_predicted is None else {"latency_ms": stored.latency_ms_predicted}
+    trial = Trial(
+        stored.trial,
+        summary.agent,
+        summary.seed,
+        TrialState.COMPLETE,
+        stored.policy,
+        Evaluation(stored.metric, 0.0, 0.0),
+        type(cost)(predicted),
+        stored.reward,
+        summary.metric,
+    )
+    overshoot = measured_overshoot(trial, next(limits, None), None if entry is None else entry.limit, latency)
+    trained = None if stored.metric_trained is None else Evaluation(stored.metric_trained, 0.0, 0.0)
+    return Finalist(trial, latency, overshoot, trained, stored.reward_trained, stored.round)
+
+
+def _is_delivered(summary: Summary, policy: PruningPolicy) -> bool:
+    chosen = summary.chosen
+    return chosen is not None and chosen.policy == policy
+
+
+def _deliver_other(
+    config: Config,
+    run: RunFolder,
+    phases: Phases,
+    given: InMemory,
+    summary: Summary,
+    finalists: Sequence[Finalist],
+) -> Summary:
+    """Deliver the finalist that the measurement chooses in place of the predicted one; return the run's new summary.
+
+    Raises:
+        BadInputError: the network is not there, or as ``assemble`` and ``deliver``.
+    """
+    chosen = choose(finalists)
+    if config.model.factory is None and given.model is None:
+        raise BadInputError(
+            f"the measurement chooses trial {chosen.trial.number} in place of the predicted one, which has to be "
+            f"fine-tuned; hand over the network and its data: amcsearch.verify({str(run.path)!r}, RESULT, model, data)"
+        )
+    phases.observer.phase(f"Delivering trial {chosen.trial.number}, which the measurement chooses")
+    job = assemble(config, config.limits, phases, given, run=run)
+    known = set(summary.judged.texts)
+    notes = tuple(text for text in summary.warnings if text not in known)
+    origin = Origin(summary.agent, summary.baseline, summary.evaluations, (), summary.goal)
+    priced = [_priced(each, job.device.grid.cost(each.trial.policy)) for each in finalists]
+    deliver(job, run, phases, priced, Exports(job), origin, is_measured=True)
+    delivered = run.read_summary()
+    assert isinstance(delivered, Summary)
+    warnings = tuple(dict.fromkeys((*delivered.warnings, *notes)))
+    return replace(delivered, warnings=warnings, seconds=_added(summary.seconds, delivered.seconds))
+
+
+def _priced(finalist: Finalist, cost: Mapping[str, float]) -> Finalist:
+    return replace(finalist, trial=replace(finalist.trial, cost=type(finalist.trial.cost)(cost)))
+
+
+def _added(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    return {name: before.get(name, 0.0) + now.get(name, 0.0) for name in dict.fromkeys((*before, *now))}
+
+
+def _notes(summary: Summary, made: KitResult) -> list[str]:
+    """What should be known of the measurement, and where the device is not the one of the latency table."""
+    notes = [f"measurement: {note}" for note in made.notes]
+    expected, cpu = summary.device, made.provenance.cpu
+    if summary.table is not None and expected is not None and expected.is_awaited and cpu != expected.name:
+        notes.append(
+            f"latency was predicted for {expected.name} and measured on {cpu}; make a table of that one: amcsearch "
+            "table kit"
+        )
+    return notes

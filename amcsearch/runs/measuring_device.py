@@ -1,0 +1,51 @@
+"""The device that measures the latencies of a run, and what is said while it has not measured them yet."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from amcsearch.runs.documents import StoredDocument
+
+__all__ = ["HERE", "OFFLINE", "MeasuringDevice", "verify_commands"]
+
+HERE: Final = "here"
+OFFLINE: Final = "offline"
+"""What ``device.location`` says of the machine that searches, and of a device that only files reach."""
+
+
+@dataclass(frozen=True)
+class MeasuringDevice(StoredDocument):
+    """Where latencies are measured.
+
+    ``name`` is the device's CPU, or what is known of an absent device; ``location`` is ``here``, ``offline`` or the
+    name of its agent. ``runtime`` and ``measured``, the time in UTC, are None while nothing was measured.
+    """
+
+    name: str
+    location: str
+    threads: int
+    batch: int
+    runtime: str | None = None
+    measured: str | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its measurement is still to come."""
+        return self.measured is None
+
+    @property
+    def label(self) -> str:
+        """Its name, with that of its agent where one measures."""
+        return self.name if self.location in (HERE, OFFLINE, self.name) else f"{self.location} ({self.name})"
+
+    def awaited(self, share: float | None) -> str:
+        """Say that its measurement is to come; ``share`` is the predicted one of dense, None where none is known."""
+        begin = "" if share is None else "predicted, "
+        return f"{begin}not yet measured on {self.label}"
+
+
+def verify_commands(run: Path) -> tuple[str, str]:
+    """Return the two commands by which a run goes on whose device is absent: the kit, and the results that it wrote."""
+    folder = shlex.quote(str(run))
+    return f"amcsearch verify kit {folder} -o verify.pyz", f"amcsearch verify {folder} result.jsonl"

@@ -1,0 +1,32 @@
+"""Results of a kit that are made up: every model's latency is given, as is what the device says of itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, read_plan
+from amcsearch.runtime.on_device.records import encoded
+from amcsearch.runtime.session import provenance
+
+
+def made_up(plan: DevicePlan, latency_ms: Mapping[str, float], **device: Any) -> list[dict[str, Any]]:
+    """Records of a whole run: every sample within 0.1 % of the given latency; ``device`` changes the provenance."""
+    where = {**provenance(1, int(plan.plan["batch"]), str(plan.plan["dtype"])).as_mapping(), **device}
+    header = {"kind": "header", "part": 1, "kit_version": KIT_VERSION, "plan_hash": plan.hash, "provenance": where}
+    records: list[dict[str, Any]] = [{**header, "plan": plan.described()}]
+    for number in range(1, int(plan.plan["passes"]) + 1):
+        ripple = 1.0 + 0.001 * np.sin(np.arange(int(plan.plan["rounds"])) + number)
+        records.append({"kind": "overhead", "pass": number, "samples_ms": [0.001]})
+        for entry in plan.entries:
+            samples, reference = ((latency_ms[name] * ripple).tolist() for name in (entry.id, entry.reference))
+            timing = {"kind": "timing", "model": entry.id, "pass": number, "samples_ms": samples}
+            records.append({**timing, "reference": entry.reference, "reference_ms": reference})
+    return [*records, {"kind": "end", "part": 1, "complete": True}]
+
+
+def write_result(kit: Path, path: Path, latency_ms: Mapping[str, float], **device: Any) -> Path:
+    """Write what a kit would have written on such a device."""
+    path.write_bytes(b"".join(map(encoded, made_up(read_plan(kit), latency_ms, **device))))
+    return path
