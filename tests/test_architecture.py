@@ -111,7 +111,7 @@ def _nodes(source: str) -> tuple[ast.AST, ...]:
 
 
 # where keys come from outside: words of a configuration, lines of a device, states of torch, gymnasium's own types
-JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "training.*")
+JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "measure.agents.*", "training.*")
 JSON_EDGES += ("search.reinforcement.environment",)
 JSON_METHODS = ("to_json", "from_json", "as_mapping", "from_mapping")
 EMPTY_NAMES = frozenset({"found", "own", "seen", "places", "rest", "one", "ones", "times"})

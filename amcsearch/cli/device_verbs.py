@@ -1,4 +1,4 @@
-"""The verbs of devices that are not here: ``amcsearch verify`` with its kit."""
+"""The verbs of devices that are not here: ``amcsearch verify`` with its kit, and ``amcsearch device serve``."""
 
 import argparse
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from amcsearch.core import BadInputError
 if TYPE_CHECKING:
     from amcsearch.reporting import ProgressBar
 
-__all__ = ["verify"]
+__all__ = ["device_serve", "verify"]
 
 KIT: Final = "kit"
 
@@ -40,3 +40,28 @@ def _write_kit(args: argparse.Namespace, folder: Path) -> None:
     kit = write_verify_kit(RunFolder.open(folder), args.out)
     text = f"{kit.kit}: {kit.models} models, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}; then: {kit.then}"
     show(args, {**asdict(kit), "kit": str(kit.kit)}, text, kit.kit)
+
+
+def device_serve(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Hand out measurements to agents until interrupted."""
+    from amcsearch.core import check_interrupt
+    from amcsearch.measure import DeviceServer, WorkList
+    from amcsearch.runs import expanded
+    from amcsearch.runtime import DeviceError, read_token
+
+    try:
+        token = None if args.token_file is None else read_token(str(args.token_file))
+    except DeviceError as error:
+        cure = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > FILE"
+        raise BadInputError(f"{error}; make one: {cure}") from error
+    work = WorkList(args.folder or expanded("~/.cache/amcsearch/devices"))
+    try:
+        server = DeviceServer(work, args.host, args.port, token)
+        guarded = "with a token" if token is not None else "without a token, for this machine alone"
+        console.phase(f"Serving devices at {server.url}, {guarded}; end it with Ctrl-C")
+        with server:
+            while True:
+                server.handle_request()
+                check_interrupt()
+    finally:
+        work.close()

@@ -180,6 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     _prune(commands)
     _sparsify(commands)
     _verify(commands)
+    _device(commands)
     _report(commands)
     _list(commands)
     add_service_verbs(commands, _verb, _config, _path, _count)
@@ -368,6 +369,18 @@ def _verify(commands: "Commands") -> None:
     command.add_argument("run_or_kit", type=_path, metavar="run", help="run folder; or the word kit")
     command.add_argument("what", type=_path, metavar="result", help="result that the kit wrote; after kit: run folder")
     command.add_argument("-o", "--out", type=_path, help="kit to write, such as verify.pyz")
+
+
+def _device(commands: "Commands") -> None:
+    device = commands.add_parser("device", help="agents of devices", description="Devices whose agents measure.")
+    parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)
+    example = "amcsearch device serve --host 0.0.0.0 --token-file token"
+    text = "hand out measurements to the agents of devices (kit.pyz agent), until interrupted"
+    command = _verb(parts, "serve", device_verbs.device_serve, text, example)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine alone)")
+    command.add_argument("--port", type=_count, default=8753, help="port; 0 takes a free one (8753)")
+    command.add_argument("--token-file", type=_path, help="file of the token; needed where others reach the address")
+    command.add_argument("--folder", type=_path, help="work and records (default: ~/.cache/amcsearch/devices)")
 
 
 def _report(commands: "Commands") -> None:

@@ -4,8 +4,10 @@ A kit measures the finalists before fine-tuning. The delivered network has the s
 kernels and its latency: one measurement serves both.
 """
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,21 +17,33 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.costs import LatencyModel, Provenance
 from amcsearch.graph import Batch
-from amcsearch.measure import KitPlan, PairedSetting, paired_plan
+from amcsearch.measure import AgentClient, KitPlan, PairedSetting, paired_latencies, paired_plan, read_results
 from amcsearch.runs import HERE, OFFLINE, MeasuringDevice
-from amcsearch.runtime import PairedLatency, arrays_of, measure_many, provenance
+from amcsearch.runtime import (
+    Connection,
+    DeviceError,
+    PairedLatency,
+    arrays_of,
+    measure_many,
+    provenance,
+    read_token,
+)
 
 __all__ = [
     "FLOAT32",
     "PairedRun",
+    "agent_of",
     "awaited_device",
-    "check_here",
+    "device_provenance",
     "is_awaited",
     "measure_paired",
     "measuring_device",
     "verify_plan",
 ]
 
+SERVER: Final = "AMCSEARCH_DEVICE_SERVER"
+TOKEN_FILE: Final = "AMCSEARCH_DEVICE_TOKEN_FILE"
+"""Variables of the environment: the address of ``amcsearch device serve``, and the file of its token."""
 FLOAT32: Final = "dense-float32"
 """The dense network in float32 in a plan whose device computes in another data type."""
 
@@ -47,20 +61,42 @@ def is_awaited(config: Config) -> bool:
     return config.device.location == OFFLINE
 
 
-def check_here(config: Config) -> None:
-    """Refuse to measure on this machine for a device that is not here.
+def agent_of(config: Config) -> AgentClient | None:
+    """Return the agent that ``device.location`` names, by the server in the environment; None where it is ``here``.
 
     Raises:
-        BadInputError: names the location and the cure.
+        BadInputError: the device is offline, or the environment names no server, or a token that cannot be read.
     """
     location = config.device.location
+    if location == HERE:
+        return None
     if location == OFFLINE:
         raise BadInputError(
             "device.location = 'offline': this machine measures nothing for it; write a kit that measures there: "
             "amcsearch table kit CONFIG -o kit.pyz"
         )
-    if location != HERE:
-        raise BadInputError(f"device.location = {location!r}: no device of that name is served; use here or offline")
+    url, token_file = os.environ.get(SERVER), os.environ.get(TOKEN_FILE)
+    if not url:
+        raise BadInputError(
+            f"device.location = {location!r}: {SERVER} is not set; start `amcsearch device serve` and set it to its "
+            "address, or use here or offline"
+        )
+    try:
+        return AgentClient(Connection(url, read_token(token_file) if token_file else None), location)
+    except DeviceError as error:
+        raise BadInputError(f"device.location = {location!r}: {error}") from error
+
+
+def device_provenance(config: Config) -> Provenance:
+    """Return what is known of the device that measures, before it does.
+
+    Raises:
+        BadInputError: as ``agent_of``, or the agent has never connected.
+    """
+    device, agent = config.device, agent_of(config)
+    if agent is None:
+        return provenance(device.threads, device.batch, device.dtype)
+    return replace(agent.provenance(), threads=device.threads, batch=device.batch, dtype=device.dtype)
 
 
 def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevice:
@@ -82,8 +118,9 @@ def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes],
     Raises:
         BadInputError: a model that cannot be run, or as the device's server.
     """
-    device = config.device
-    check_here(config)
+    device, agent = config.device, agent_of(config)
+    if agent is not None:
+        return _by_agent(config, agent, dense, others, example)
     latencies = measure_many(
         dense,
         others,
@@ -94,6 +131,21 @@ def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes],
         patience_s=device.patience_s,
     )
     return PairedRun(tuple(latencies), measuring_device(HERE, provenance(device.threads, device.batch, device.dtype)))
+
+
+def _by_agent(
+    config: Config, agent: AgentClient, dense: bytes, others: Sequence[Path | bytes], example: Batch | Tensor
+) -> PairedRun:
+    """Measure on the device of an agent."""
+    models = [other if isinstance(other, bytes) else other.read_bytes() for other in others]
+    plan = verify_plan(config, dense, {str(i): model for i, model in enumerate(models)}, example, {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.jsonl"
+        agent.measure(plan, path, config.device.threads)
+        (result,) = read_results([path])
+    place = f"the result of device {agent.device}"
+    latencies = paired_latencies(result, list(map(str, range(len(models)))), place)
+    return PairedRun(tuple(latencies), measuring_device(agent.device, result.provenance))
 
 
 def verify_plan(

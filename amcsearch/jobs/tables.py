@@ -11,7 +11,7 @@ from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
-from amcsearch.jobs.measuring import check_here
+from amcsearch.jobs.measuring import agent_of, device_provenance
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
@@ -27,7 +27,8 @@ from amcsearch.measure import (
     table_from_results,
     write_kit,
 )
-from amcsearch.runtime import differences, provenance
+from amcsearch.runs import HERE
+from amcsearch.runtime import differences
 
 __all__ = [
     "Kit",
@@ -171,7 +172,7 @@ def build_table(
 def measured_here(
     plan: KitPlan, config: Config, observer: Observer, minutes: float | None = None, out: Path | None = None
 ) -> KitResult:
-    """Run a plan on this machine as the kit would on a device.
+    """Run a plan as the kit would on a device: on this machine, or by the agent that ``device.location`` names.
 
     Args:
         plan: what to measure.
@@ -181,15 +182,18 @@ def measured_here(
         out: result file, begun or gone on with; None keeps nothing.
 
     Raises:
-        BadInputError: as ``measure_here``.
+        BadInputError: as ``measure_here``, ``agent_of`` and ``AgentClient.measure``.
     """
     device = config.device
-    check_here(config)
+    agent = agent_of(config)
     setting = f"{device.threads} thread(s), batch {device.batch}, {device.dtype}"
-    observer.phase(f"Measuring on this machine, {setting}")
+    observer.phase(f"Measuring on {'this machine' if agent is None else agent.device}, {setting}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.jsonl" if out is None else out
-        measure_here(plan, path, device.threads, minutes=minutes, progress=observer.progress)
+        if agent is None:
+            measure_here(plan, path, device.threads, minutes=minutes, progress=observer.progress)
+        elif not path.exists():  # an agent's result is there as a whole
+            agent.measure(plan, path, device.threads, minutes, observer.progress)
         return read_results([path])[0]
 
 
@@ -361,11 +365,11 @@ def check_setting(table: LatencyTable, config: Config) -> None:
     Raises:
         BadInputError: names the first difference.
     """
-    device = config.device
-    differing = differences(table.provenance, provenance(device.threads, device.batch, device.dtype))
+    differing = differences(table.provenance, device_provenance(config))
     if differing:
+        who = "this machine" if config.device.location == HERE else f"device {config.device.location}"
         raise BadInputError(
-            f"this machine cannot extend the table: {differing[0]}; use its device, and its setting in the "
-            "configuration's section device, or measure this machine's own: leave device.table at auto, or name a new "
+            f"{who} cannot extend the table: {differing[0]}; use its device, and its setting in the "
+            "configuration's section device, or measure a table of its own: leave device.table at auto, or name a new "
             "folder"
         )

@@ -1,5 +1,8 @@
 """Latency tables from hardware: what to measure, the kit that measures it, the table built from its results."""
 
+from amcsearch.measure.agents.client import AgentClient
+from amcsearch.measure.agents.server import DeviceServer
+from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
 from amcsearch.measure.build.table_builder import table_from_results, table_of
@@ -16,6 +19,8 @@ from amcsearch.measure.plan.variants import random_kept
 
 __all__ = [
     "LEAST_VARIANTS",
+    "AgentClient",
+    "DeviceServer",
     "KitPlan",
     "KitResult",
     "KitRun",
@@ -23,6 +28,7 @@ __all__ = [
     "MeasuredSubject",
     "MeasuredVariant",
     "PairedSetting",
+    "WorkList",
     "anchored",
     "check_kit_file",
     "check_speed",

@@ -8,13 +8,14 @@ points and shape constants stay, because optimisations look at their values. Wha
 2 / fan-in (see ``on_device.weights``).
 """
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import onnx
@@ -47,6 +48,7 @@ __all__ = [
     "device_plan",
     "kit_plan",
     "measure_here",
+    "plan_archive",
     "without_weights",
     "write_kit",
 ]
@@ -281,17 +283,30 @@ def write_kit(plan: KitPlan, path: Path) -> None:
         BadInputError: as ``device_plan`` and ``check_kit_file``, or the file cannot be written.
     """
     ready = device_plan(plan)
-    contents: dict[str, bytes] = {name: text.encode() for name, text in _program_files().items()}
-    contents[PLAN_FILE] = canonical(ready.plan)
-    contents |= {f"models/{name}": content for name, content in ready.files.items()}
+    program = {name: text.encode() for name, text in _program_files().items()}
     check_kit_file(path)
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             file.write(_FIRST_LINE)
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-                for name, content in contents.items():
-                    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            _write_archive(file, program | _contents(ready))
         temporary.chmod(0o755)
+
+
+def plan_archive(plan: DevicePlan) -> bytes:
+    """Return a plan as an archive without the program, for a device's agent; equal plans give equal bytes."""
+    file = io.BytesIO()
+    _write_archive(file, _contents(plan))
+    return file.getvalue()
+
+
+def _contents(plan: DevicePlan) -> dict[str, bytes]:
+    return {PLAN_FILE: canonical(plan.plan)} | {f"models/{name}": content for name, content in plan.files.items()}
+
+
+def _write_archive(file: IO[bytes], contents: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 def check_kit_file(path: Path) -> None:

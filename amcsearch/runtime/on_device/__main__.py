@@ -1,4 +1,4 @@
-"""The kit's command line: ``python3 kit.pyz -o result.jsonl``."""
+"""The kit's command line: ``python3 kit.pyz -o result.jsonl``, and ``python3 kit.pyz agent``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
+from amcsearch.runtime.on_device import agent
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
 from amcsearch.runtime.on_device.plan import DevicePlan, read_plan
@@ -16,6 +17,7 @@ from amcsearch.runtime.on_device.session import CPU
 
 __all__ = ["main"]
 
+AGENT = "agent"
 BAD_INPUT, INTERRUPTED = 2, 130
 REDRAW_S, LINE_S = 0.2, 30.0
 WIDTH = 110
@@ -47,10 +49,11 @@ class Progress:
             sys.stderr.write("\n")
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="kit.pyz",
-        description="Measure this kit's models with ONNX Runtime; the same command again goes on with a result.",
+        description="Measure this kit's models with ONNX Runtime; the same command again goes on with a result. "
+        "`kit.pyz agent` measures what a server asks for.",
         epilog="example: python3 kit.pyz -o result.jsonl --threads 1 --minutes 20",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="RESULT.jsonl", help="result file, begun or gone on with")
@@ -92,9 +95,28 @@ def _checked(arguments: argparse.Namespace) -> Settings:
     return Settings(arguments.threads, arguments.provider, arguments.minutes)
 
 
+def _line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _agent(arguments: Sequence[str]) -> int:
+    try:
+        return agent.main(arguments, _line)
+    except DeviceError as error:
+        _line(f"kit.pyz agent: {error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _line("interrupted; the same command goes on where it stopped")
+        return INTERRUPTED
+
+
 def main(kit: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run the kit at ``kit``; the exit code is 0, 2 for bad input, 130 when interrupted."""
-    parsed = _arguments(arguments)
+    """Run the kit at ``kit``, or its agent; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == [AGENT]:
+        return _agent(given[1:])
+    parsed = _arguments(given)
     progress = Progress()
     try:
         plan = read_plan(kit)

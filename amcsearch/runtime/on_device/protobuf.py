@@ -16,6 +16,7 @@ from amcsearch.runtime.on_device.errors import DeviceError
 __all__ = [
     "Field",
     "OptimisedNode",
+    "external_data",
     "fields",
     "graph_of",
     "nchwc_block",
@@ -175,6 +176,37 @@ def graph_of(model: bytes) -> tuple[list[OptimisedNode], dict[str, tuple[int, ..
                 name = next((_text(f.value) for f in parts if f.number == TENSOR_NAME), "")
                 shapes[name] = _dims(parts)
     return nodes, shapes
+
+
+NESTED = {
+    "model": {MODEL_GRAPH: "graph", 25: "function"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {GRAPH_NODE: "node", GRAPH_INITIALIZER: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""Which fields of a message hold messages in which a tensor may lie."""
+TENSOR_ELSEWHERE = (13, 14)  # where its data lie, unless inside
+MOST_DEPTH = 64
+
+
+def external_data(model: bytes, kind: str = "model", depth: int = 0) -> bool:
+    """Whether a tensor of a serialised model, in whatever subgraph, keeps its data in another file.
+
+    Raises:
+        DeviceError: the model is cut off, or its graphs are nested too deep.
+    """
+    if depth > MOST_DEPTH:
+        raise DeviceError(f"a model nests graphs more than {MOST_DEPTH} deep; build the kit again")
+    if kind == "tensor":
+        return any(field.number in TENSOR_ELSEWHERE and field.value != 0 for field in fields(model))
+    inner = NESTED[kind]
+    return any(
+        external_data(field.value, inner[field.number], depth + 1)
+        for field in fields(model)
+        if field.number in inner and isinstance(field.value, bytes)
+    )
 
 
 def nchwc_block(optimised: bytes) -> int:

@@ -1,0 +1,163 @@
+"""Measure a plan on the device of an agent: submit it to the server, wait, and take the result as a file.
+
+Server, agent and network may be gone for a while: the client asks again. The measurement is the server's until the
+result is in a file here, so that a client that was killed takes it up by the same plan.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from amcsearch.core import BadInputError, parse_json
+from amcsearch.costs import Provenance
+from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, JobState
+from amcsearch.measure.kit.kit import KitPlan, device_plan, plan_archive
+from amcsearch.runs import replacing
+from amcsearch.runtime import CPU, Connection, DeviceError, RefusedError, UnreachableError
+
+__all__ = ["AgentClient"]
+
+Result = TypeVar("Result")
+POLL_S, MOST_WAIT_S = 1.0, 30.0
+PATIENCE_S: Final = 600.0  # without the server
+SILENT_S: Final = 1800.0  # without the agent
+NOTED_S: Final = 30.0  # after which its silence is told
+GONE: Final = 410
+_ANSWER: Final = "the server's answer"
+Progress = Callable[[float, str], None]
+
+
+class AgentClient:
+    """A device that an agent serves.
+
+    Args:
+        connection: to the server.
+        device: the agent's name.
+        pause: waits so many seconds.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        device: str,
+        pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.connection, self.device, self._pause, self._clock = connection, device, pause, clock
+
+    def state(self) -> DeviceState:
+        """Say what the server knows of the device.
+
+        Raises:
+            BadInputError: the server cannot be reached or refuses, or its agent has never connected.
+        """
+        try:
+            return self._state()
+        except RefusedError as error:
+            if error.status != GONE:
+                raise BadInputError(str(error)) from error
+            raise BadInputError(
+                f"device.location = {self.device!r}: no agent of that name has connected to {self.connection.url}; on "
+                f"the device: python3 kit.pyz agent --connect URL --token-file F --name {self.device}"
+            ) from error
+        except DeviceError as error:
+            raise BadInputError(f"{error}; start it: amcsearch device serve") from error
+
+    def _state(self) -> DeviceState:
+        answer = self.connection.json("GET", f"/v1/devices/{self.device}")
+        return DeviceState.from_json(answer, f"server {self.connection.url}")
+
+    def provenance(self) -> Provenance:
+        """Return what the device says of itself before it measures; what it does not say is None."""
+        return Provenance.from_mapping(dict(self.state().provenance))
+
+    def measure(
+        self,
+        plan: KitPlan,
+        out: Path,
+        threads: int,
+        minutes: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Measure a plan and write its result to ``out``.
+
+        Raises:
+            BadInputError: the server or the agent refuses or stays away, or ``out`` cannot be written.
+        """
+        self.state()
+        query = f"threads={threads}&provider={CPU}" + ("" if minutes is None else f"&minutes={min(minutes, 1440.0)}")
+        try:
+            self._measure(plan_archive(device_plan(plan)), f"/v1/devices/{self.device}/jobs?{query}", out, progress)
+        except DeviceError as error:
+            raise BadInputError(str(error)) from error
+
+    def _measure(self, archive: bytes, path: str, out: Path, progress: Progress | None) -> None:
+        """Submit until the server has not lost the measurement before it is done."""
+        while True:
+            answer = self._patiently(lambda: self.connection.send("POST", path, archive, 2**16))
+            state = JobState.from_json(parse_json(answer.decode(errors="replace"), _ANSWER), _ANSWER)
+            content = self._awaited(state, progress)
+            if content is not None:
+                break
+        with replacing(out) as temporary:
+            temporary.write_bytes(content)
+        self._forget(state.job)
+
+    def _awaited(self, state: JobState, progress: Progress | None) -> bytes | None:
+        """The records of a measurement once it is done; None where the server has lost it."""
+        while state.state not in ("done", "failed"):
+            self._pause(POLL_S)
+            try:
+                answer = self._patiently(partial(self.connection.json, "GET", f"/v1/jobs/{state.job}"))
+            except RefusedError as error:
+                if error.status == GONE:
+                    return None
+                raise
+            state = JobState.from_json(answer, _ANSWER)
+            self._tell(state, progress)
+        if state.state == "failed":
+            self._forget(state.job)
+            raise BadInputError(f"device {self.device}: {state.reason}")
+        path = f"/v1/jobs/{state.job}/result"
+        return self._patiently(lambda: self.connection.send("GET", path, None, MOST_RESULT_BYTES))
+
+    def _tell(self, state: JobState, progress: Progress | None) -> None:
+        """Report the progress, and the silence of the agent; one that lasts too long is an error."""
+        silent_s = self._patiently(self._state).silent_s
+        if silent_s is not None and silent_s > SILENT_S:
+            raise BadInputError(
+                f"device {self.device} was last heard of {silent_s / 60:.0f} minutes ago; start its agent again and "
+                "repeat the command, which goes on"
+            )
+        if progress is None:
+            return
+        what = f"{self.device}: {state.records} of about {state.expected} records"
+        quiet = "" if silent_s is None or silent_s < NOTED_S else f", silent for {silent_s:.0f} s"
+        progress(min(state.records / max(state.expected, 1), 1.0), what + quiet)
+
+    def _forget(self, job: str) -> None:
+        try:
+            self._patiently(lambda: self.connection.send("DELETE", f"/v1/jobs/{job}", None, 2**16))
+        except RefusedError as error:
+            if error.status != GONE:
+                raise
+
+    def _patiently(self, request: Callable[[], Result]) -> Result:
+        """The answer to a request, tried again while the server cannot be reached, for ten minutes.
+
+        Raises:
+            RefusedError: the server refuses it.
+            UnreachableError: the server stays away.
+        """
+        begun, wait_s = self._clock(), 1.0
+        while True:
+            try:
+                return request()
+            except UnreachableError as error:
+                if self._clock() - begun > PATIENCE_S:
+                    raise UnreachableError(f"{error}; start it and repeat the command, which goes on") from error
+            self._pause(wait_s)
+            wait_s = min(2 * wait_s, MOST_WAIT_S)

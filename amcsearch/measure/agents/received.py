@@ -1,0 +1,123 @@
+"""What an agent sends, checked: records of the offered plan, of one device, once each, with possible durations.
+
+A device without a word for its CPU counts as one that says nothing: its records are held to what it said before.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from amcsearch.core import BadInputError
+from amcsearch.measure.kit.kit_lines import Line, check_line, check_lines
+from amcsearch.measure.kit.kit_results import ONE_EACH
+from amcsearch.runs import StoredDocument
+from amcsearch.runtime import COMPARED, KIT_VERSION, DeviceError, DevicePlan, parsed_lines
+
+__all__ = ["OF_DEVICE", "AgentRefusedError", "JobOffer", "check_records", "parsed_records"]
+
+LEAST_MS, MOST_MS = 1e-4, 1e7  # a call of the runtime takes a microsecond and more, and less than three hours
+KINDS: Final = ("header", "overhead", "timing", "graph", "profile", "drift", "failed", "end")
+OF_DEVICE: Final = ("cpu", "cpu_flags")
+"""What must stay the same for a device under one name."""
+
+
+class AgentRefusedError(BadInputError):
+    """What an agent sends is refused: it is not of this plan, this device, or no possible time."""
+
+
+@dataclass(frozen=True)
+class JobOffer(StoredDocument):
+    """A measurement as an agent is offered it: ``have`` counts the records that are here already."""
+
+    job: str
+    device: str
+    plan_hash: str
+    threads: int
+    provider: str
+    minutes: float | None
+    have: int = 0
+
+
+def check_records(
+    plan: DevicePlan,
+    offer: JobOffer,
+    says: Mapping[str, object],
+    before: Sequence[Mapping[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+) -> None:
+    """Check new records against the plan, the device and what is there.
+
+    Raises:
+        AgentRefusedError: names the record and what is wrong with it.
+    """
+    lines = [Line(record, f"record {number}") for number, record in enumerate(new, len(before))]
+    whole = [Line(record, f"record {number}") for number, record in enumerate(before)] + lines
+    try:
+        if whole[0].record.get("kind") != "header":
+            raise BadInputError("record 0 is no header")
+        for line in lines:
+            check_line(line)
+            if line.record.get("kind") == "header":
+                _check_header(line, plan, offer, says, whole[0])
+            elif line.record.get("kind") not in KINDS:
+                raise BadInputError(f"{line.place} is of kind {line.record.get('kind')!r:.40}, which no kit writes")
+        check_lines(lines, whole[0])
+        _check_durations(lines)
+        _check_once(whole)
+    except BadInputError as error:
+        raise AgentRefusedError(f"refused: {error}") from error
+
+
+def _check_header(line: Line, plan: DevicePlan, offer: JobOffer, says: Mapping[str, object], first: Line) -> None:
+    record = line.record
+    where = record["provenance"]
+    pairs = [("kit_version", KIT_VERSION, record.get("kit_version")), ("plan_hash", plan.hash, record["plan_hash"])]
+    pairs += [("threads", offer.threads, where.get("threads"))]
+    pairs += [(key, says.get(key), where.get(key)) for key in OF_DEVICE]
+    pairs += [(key, first.record["provenance"].get(key), where.get(key)) for key in COMPARED]
+    for key, expected, value in pairs:
+        if value != expected:
+            raise BadInputError(f"{line.place}: {key} is {value!r:.60}, expected {expected!r:.60}")
+    if record["plan"] != plan.described():
+        raise BadInputError(f"{line.place}: it describes another plan")
+
+
+def _check_durations(lines: Sequence[Line]) -> None:
+    """Refuse durations of which most are no possible ones; a clock may give a few."""
+    for line in lines:
+        for key in ("samples_ms", "reference_ms"):
+            samples = line.record.get(key, [])
+            possible = sum(math.isfinite(ms) and LEAST_MS <= ms <= MOST_MS for ms in samples)
+            if samples and 2 * possible <= len(samples):
+                raise BadInputError(
+                    f"{line.place}: {key} begins with {samples[0]:.3g} ms, must be from {LEAST_MS:g} to {MOST_MS:g}"
+                )
+
+
+def _check_once(lines: Sequence[Line]) -> None:
+    known: dict[tuple[object, ...], str] = {}
+    for line in lines:
+        record = line.record
+        if record.get("kind") not in ONE_EACH:
+            continue
+        key = (record["kind"], record.get("model", ""), record.get("pass", 0))
+        if key in known:
+            what = " ".join(str(part) for part in key if part)
+            raise BadInputError(f"{line.place} is a {what} record, which {known[key]} is already")
+        known[key] = line.place
+
+
+def parsed_records(lines: bytes, job: str) -> list[dict[str, Any]]:
+    """Records of whole lines.
+
+    Raises:
+        AgentRefusedError: a line that is cut off, edited, or no record.
+    """
+    try:
+        parsed = parsed_lines(lines, f"records of {job[:12]}")
+    except DeviceError as error:
+        raise AgentRefusedError(str(error)) from error
+    if parsed.notes or parsed.whole_bytes != len(lines):
+        raise AgentRefusedError(f"records of {job[:12]} are cut off")
+    return parsed.records
