@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from amcsearch.api import search as search
     from amcsearch.api import sensitivity as sensitivity
     from amcsearch.api import sparsify as sparsify
-    from amcsearch.service import connect as connect
     from amcsearch.api import verify as verify
+    from amcsearch.service import connect as connect
 
 __version__ = "0.1.0"
 
