@@ -98,6 +98,7 @@ PUBLIC = [
     "sensitivity",
     "sparsify",
     "trace",
+    "verify",
     "write_latency_table",
 ]
 

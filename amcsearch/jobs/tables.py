@@ -16,6 +16,7 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
+    AgentClient,
     KitPlan,
     KitResult,
     MeasuredSubject,
@@ -192,9 +193,17 @@ def measured_here(
         path = Path(folder) / "result.jsonl" if out is None else out
         if agent is None:
             measure_here(plan, path, device.threads, minutes=minutes, progress=observer.progress)
-        elif not path.exists():  # an agent's result is there as a whole
+        elif not _has_measured(agent, path):
             agent.measure(plan, path, device.threads, minutes, observer.progress)
         return read_results([path])[0]
+
+
+def _has_measured(agent: AgentClient, path: Path) -> bool:
+    """Whether a file holds the whole result of an agent's device, from a run that was broken off later."""
+    if not path.exists():
+        return False
+    result = read_results([path])[0]
+    return not result.coverage.left_out and not differences(result.provenance, agent.provenance())
 
 
 def check_measuring(variants: int | None, minutes: float | None) -> None:

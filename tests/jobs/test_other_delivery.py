@@ -79,5 +79,5 @@ def test_what_decides_no_trial_by_hand(write_config: WriteConfig) -> None:
     assert trial_settings("a: [") == "a: ["
     assert set(AFTER_SEARCH) == {
         *("search.further_trials", "search.finalists", "search.finalist_epochs"),
-        *("recovery.finetune", "device.rounds", "device.patience_s", "device.export"),
+        *("recovery.finetune", "device.rounds", "device.patience_s", "device.export", "device.location"),
     }
