@@ -20,6 +20,7 @@ from amcsearch.config import AUTO, Config
 from amcsearch.core import BadInputError
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
+from amcsearch.jobs.measuring import device_provenance
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.tables import measured_here, subject_of
 from amcsearch.jobs.workload import cache_folder
@@ -37,6 +38,7 @@ from amcsearch.measure import (
     table_of,
     with_accuracy,
 )
+from amcsearch.runs import HERE
 from amcsearch.runtime import COMPARED, differences, provenance
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
@@ -130,17 +132,22 @@ def _check_dtype(table: LatencyTable, config: Config) -> None:
 
 def is_of_machine(table: LatencyTable, config: Config) -> bool:
     """Whether a table is of this machine and the configured setting."""
-    device = config.device
-    return not differences(table.provenance, provenance(device.threads, device.batch, device.dtype))
+    return not differences(table.provenance, device_provenance(config))
 
 
 def machine_folder(config: Config) -> Path:
     """Where this machine's own table lies: in the cache folder, named by machine, runtime, setting and opset.
 
     Raises:
-        BadInputError: ONNX Runtime does not work here.
+        BadInputError: ONNX Runtime does not work here, or ``device.location`` is another device.
     """
     device, opset = config.device, config.device.export.opset
+    if device.location != HERE:
+        raise BadInputError(
+            f"device.location = {device.location!r} is not this machine, whose own table would be measured; set "
+            "device.table to a table of that device, made by `amcsearch table kit` or `amcsearch table measure CONFIG -o "
+            "FOLDER --set device.location=NAME`"
+        )
     try:
         here = provenance(device.threads, device.batch, device.dtype)
     except BadInputError as error:

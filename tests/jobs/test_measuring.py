@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from amcsearch.cli.main import main
 from amcsearch.config import Config
 from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
@@ -98,3 +99,15 @@ def test_a_location_without_a_server_or_a_token_is_one_line(
         agent_of(located(path, "pi5"))
     with pytest.raises(BadInputError, match=r"others reach 0\.0\.0\.0; give a --token-file"):
         DeviceServer(WorkList(tmp_path / "work"), "0.0.0.0", 0, None)
+
+
+@pytest.mark.parametrize("location", ["offline", "pi5"])
+def test_this_machines_own_table_says_nothing_of_another_device(
+    location: str, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"device.location={location}", "budget={latency_ms: 0.5x}", "device.table=auto"]
+    options = [option for setting in settings for option in ("--set", setting)]
+    assert main(["search", str(write_config()), "-o", str(tmp_path / "run"), *options]) == 2
+    said = capsys.readouterr().err
+    assert f"device.location = '{location}' is not this machine, whose own table would be measured; set device" in said
+    assert not (tmp_path / "run").exists()
