@@ -335,7 +335,7 @@ def prior_of(config: Config, network: NetworkSpec) -> LatencyTable | None:
 
     Its data type and its blocks of channels must be those of this machine: other kernels say nothing.
     """
-    here = provenance(config.device.threads, config.device.batch, config.device.dtype)
+    here = device_provenance(config)
     best, most = None, LEAST_KNOWN
     for folder in (path for root in TABLES.shipped_folders for path in sorted(root.iterdir()) if TABLES.is_one(path)):
         table = read_latency_table(folder)

@@ -74,7 +74,7 @@ def test_a_table_of_another_device_than_the_agents_is_refused(server: DeviceServ
     path = write_config()
     network = load_workload(load(path), train=False).trace.network
     check_setting(table_of(network, {"accuracy": GOOD}), located(path, "pi5"))  # pi5 is this machine
-    with pytest.raises(BadInputError, match=r"device pi5 cannot extend or check the table: threads"):
+    with pytest.raises(BadInputError, match=r"device pi5 cannot extend the table: threads"):
         check_setting(table_of(network, {"accuracy": GOOD}), located(path, "pi5", "device.threads=2"))
     with pytest.raises(BadInputError, match=r"device.location = 'pi6': no agent of that name has connected"):
         check_setting(table_of(network, {"accuracy": GOOD}), located(path, "pi6"))
