@@ -145,8 +145,8 @@ def machine_folder(config: Config) -> Path:
     if device.location != HERE:
         raise BadInputError(
             f"device.location = {device.location!r} is not this machine, whose own table would be measured; set "
-            "device.table to a table of that device, made by `amcsearch table kit` or by `amcsearch table measure CONFIG "
-            "-o FOLDER --set device.location=NAME`"
+            "device.table to a table of that device, made by `amcsearch table kit` or by `amcsearch table measure "
+            "CONFIG -o FOLDER --set device.location=NAME`"
         )
     try:
         here = provenance(device.threads, device.batch, device.dtype)
