@@ -350,7 +350,7 @@ def test_a_summary_keeps_every_error_that_a_table_states() -> None:
         ),
         ({"goal": {"kind": "hope"}}, "goal is of kind 'hope', expected one of policy, target, keep_accuracy"),
         ({"finalists": [{**json.loads(SEARCH)["finalists"][0], "chosen": 1}]}, "chosen is 1, expected true or false"),
-        ({"finalists": [{**json.loads(SEARCH)["finalists"][0], "policy": {"a": 0}}]}, "n_keep of 'a' is 0"),
+        ({"finalists": [{**json.loads(SEARCH)["finalists"][0], "policy": {"a": -1}}]}, "n_keep of 'a' is -1"),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_error(changes: dict[str, Any], words: str) -> None:

@@ -9,9 +9,15 @@ from amcsearch.cli.verbs import show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amcsearch.reporting import ProgressBar
 
-__all__ = ["device_serve", "verify"]
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Verb = Callable[..., argparse.ArgumentParser]
+    Reader = Callable[[str], object]
+
+__all__ = ["add_device_verbs", "device_serve", "verify"]
 
 KIT: Final = "kit"
 
@@ -65,3 +71,22 @@ def device_serve(args: argparse.Namespace, console: "ProgressBar") -> None:
                 check_interrupt()
     finally:
         work.close()
+
+
+def add_device_verbs(commands: "Commands", verb: "Verb", path: "Reader", count: "Reader") -> None:
+    """Add the verbs to the parser, by its helpers."""
+    example = "amcsearch verify kit runs/mine -o verify.pyz, and with what it wrote on the device: amcsearch verify "
+    text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
+    command = verb(commands, "verify", verify, text, example + "runs/mine result.jsonl")
+    command.add_argument("run_or_kit", type=path, metavar="run", help="run folder; or the word kit")
+    command.add_argument("what", type=path, metavar="result", help="result that the kit wrote; after kit: run folder")
+    command.add_argument("-o", "--out", type=path, help="kit to write, such as verify.pyz")
+    device = commands.add_parser("device", help="agents of devices", description="Devices whose agents measure.")
+    parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)
+    example = "amcsearch device serve --host 0.0.0.0 --token-file token"
+    text = "hand out measurements to the agents of devices (kit.pyz agent), until interrupted"
+    command = verb(parts, "serve", device_serve, text, example)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine alone)")
+    command.add_argument("--port", type=count, default=8753, help="port; 0 takes a free one (8753)")
+    command.add_argument("--token-file", type=path, help="file of the token; needed where others reach the address")
+    command.add_argument("--folder", type=path, help="work and records (default: ~/.cache/amcsearch/devices)")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from amcsearch import __version__
-from amcsearch.cli import device_verbs, table_verbs, verbs
+from amcsearch.cli import table_verbs, verbs
+from amcsearch.cli.device_verbs import add_device_verbs
 from amcsearch.cli.service_verbs import add_service_verbs
 from amcsearch.cli.token_verbs import add_token_verbs
 from amcsearch.core import BadInputError, printable
@@ -179,8 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     _energy(commands)
     _prune(commands)
     _sparsify(commands)
-    _verify(commands)
-    _device(commands)
+    add_device_verbs(commands, _verb, _path, _count)
     _report(commands)
     _list(commands)
     add_service_verbs(commands, _verb, _config, _path, _count)
@@ -360,27 +360,6 @@ def _sparsify(commands: "Commands") -> None:
     command = _verb(commands, "sparsify", verbs.sparsify, text, example)
     _config(command)
     _run_folder(command)
-
-
-def _verify(commands: "Commands") -> None:
-    example = "amcsearch verify kit runs/mine -o verify.pyz, and with what it wrote on the device: amcsearch verify "
-    text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
-    command = _verb(commands, "verify", device_verbs.verify, text, example + "runs/mine result.jsonl")
-    command.add_argument("run_or_kit", type=_path, metavar="run", help="run folder; or the word kit")
-    command.add_argument("what", type=_path, metavar="result", help="result that the kit wrote; after kit: run folder")
-    command.add_argument("-o", "--out", type=_path, help="kit to write, such as verify.pyz")
-
-
-def _device(commands: "Commands") -> None:
-    device = commands.add_parser("device", help="agents of devices", description="Devices whose agents measure.")
-    parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)
-    example = "amcsearch device serve --host 0.0.0.0 --token-file token"
-    text = "hand out measurements to the agents of devices (kit.pyz agent), until interrupted"
-    command = _verb(parts, "serve", device_verbs.device_serve, text, example)
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine alone)")
-    command.add_argument("--port", type=_count, default=8753, help="port; 0 takes a free one (8753)")
-    command.add_argument("--token-file", type=_path, help="file of the token; needed where others reach the address")
-    command.add_argument("--folder", type=_path, help="work and records (default: ~/.cache/amcsearch/devices)")
 
 
 def _report(commands: "Commands") -> None:
