@@ -14,7 +14,9 @@ from amcsearch.config.factories import (
 )
 from amcsearch.config.identity import (
     AFTER_SEARCH,
+    EVALUATES,
     config_hash,
+    evaluation_hash,
     further_trials,
     named_digests,
     settings_hash,
@@ -64,6 +66,7 @@ __all__ = [
     "AFTER_SEARCH",
     "AUTO",
     "DEVICES",
+    "EVALUATES",
     "EXACT",
     "RESERVED",
     "TABLES",
@@ -96,6 +99,7 @@ __all__ = [
     "config_hash",
     "described_keys",
     "dump",
+    "evaluation_hash",
     "find",
     "from_mapping",
     "further_trials",

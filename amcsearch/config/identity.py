@@ -16,12 +16,14 @@ from amcsearch.core import BadInputError, open_file
 
 __all__ = [
     "AFTER_SEARCH",
+    "EVALUATES",
     "MOST_BYTES",
     "PATHS",
     "SPECS",
     "WORDS",
     "config_hash",
     "digest",
+    "evaluation_hash",
     "further_trials",
     "named_digests",
     "settings_hash",
@@ -36,6 +38,8 @@ AFTER_SEARCH: Final = (
     *("device.rounds", "device.patience_s", "device.export", "device.location"),
 )
 """Keys that change no trial which a search has stored: a run goes on with other ones."""
+EVALUATES: Final = ("seed", "model", "data", "task", "selection", "recovery", "evaluation")
+"""Sections that decide what an evaluation of a policy gives; of ``recovery`` all but ``finetune``."""
 
 PATHS: Final[dict[tuple[str, ...], Kind | None]] = {
     ("model", "checkpoint"): None,
@@ -121,6 +125,21 @@ def settings_hash(config: Config) -> str:
         for _, holder, key in list(texts_at(data, keys)):
             holder[key] = None
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def evaluation_hash(config: Config) -> str:
+    """Twelve hexadecimal digits of what decides the evaluation of a policy, without what keys of files and code name.
+
+    The budget, the device (but for its data type) and the agent decide which policies are evaluated, not how.
+    """
+    data = config.model_dump(mode="json")
+    for keys in (*PATHS, *SPECS):
+        for _, holder, key in list(texts_at(data, keys)):
+            holder[key] = None
+    decides = {key: data[key] for key in EVALUATES if key != "recovery"}
+    recovery = {key: value for key, value in data["recovery"].items() if key != "finetune"}
+    text = json.dumps({**decides, "recovery": recovery, "dtype": data["device"]["dtype"]}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def trial_settings(text: str) -> str:

@@ -262,6 +262,7 @@ def new_study(job: Job, executor: Executor, agent: str, seed: int, storage: Path
         objectives=config.search.objectives,
         batch=config.search.batch,
         fingerprint=job.fingerprint,
+        evaluates=job.evaluates,
         metric=job.workload.task.metric,
         errors=None if job.errors is None else removal_errors(device.space, job.errors),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from amcsearch.config import Config, FinetuneConfig, config_hash, dump
+from amcsearch.config import EVALUATES, Config, FinetuneConfig, config_hash, dump, evaluation_hash
 from amcsearch.core import BadInputError, Evaluation, Limit, PruningPolicy, settings_kept
 from amcsearch.evaluation import Evaluator, judge_recalibration
 from amcsearch.graph import duplicate
@@ -43,8 +43,9 @@ class Job:
     ``selection`` is the line of ``with_selection``. ``workload`` is the dense one. After a round of pruning
     ``evaluator`` and ``scores`` are those of the smaller one, and the device's space is what that leaves to choose.
     ``scores`` of the units are None where a selector chooses channels; ``errors`` of every kept count are None where it
-    does not know them. ``fingerprint`` identifies all that decides a result. ``finetune`` is the training after
-    removal: the configured one, or a round's share of it.
+    does not know them. ``fingerprint`` identifies all that decides a result, ``evaluates`` what decides an evaluation
+    alone, whatever the budget, the device and the agent. ``finetune`` is the training after removal: the configured
+    one, or a round's share of it.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Job:
     scores: UnitScores | None
     given: InMemory
     fingerprint: str
+    evaluates: str
     finetune: FinetuneConfig | None
     errors: RemovalErrors | None = None
 
@@ -88,7 +90,7 @@ def assemble(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network that is priced and trained, whose channels are not ranked yet; the last two are as of ``Job``."""
+    """A network that is priced and trained, whose channels are not ranked yet; the last three are as of ``Job``."""
 
     config: Config
     workload: Workload
@@ -96,6 +98,7 @@ class Prepared:
     given: InMemory
     fingerprint: str
     selection: str
+    evaluates: str
 
 
 def prepare(
@@ -137,7 +140,14 @@ def prepare(
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:
             check_export(config, workload.model, workload.probes, workload.example, workload.task)
-    return Prepared(config, workload, device, given, fingerprint(identity), selection)
+    return Prepared(config, workload, device, given, fingerprint(identity), selection, _evaluates(config, identity))
+
+
+def _evaluates(config: Config, identity: Identity) -> str:
+    """Return a digest of what decides an evaluation: of the identity, without the budget, the device and the agent."""
+    decides = {key for key in identity.named if key.partition(".")[0] in EVALUATES} - {"recovery.finetune.factory"}
+    named = {key: identity.named[key] for key in decides}
+    return fingerprint(replace(identity, settings=evaluation_hash(config), named=named))
 
 
 def judged(prepared: Prepared, phases: Phases) -> Job:
@@ -164,8 +174,8 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
         phases.observer.warn(text)
     device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
     finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
-    selection, finger = prepared.selection, prepared.fingerprint
-    return Job(config, workload, device, evaluator, dense, selection, scores, given, finger, finetune, errors)
+    prints = (prepared.fingerprint, f"{prepared.evaluates}-{'recalibrated' if evaluator.recalibrates else 'plain'}")
+    return Job(config, workload, device, evaluator, dense, prepared.selection, scores, given, *prints, finetune, errors)
 
 
 def _begun(config: Config, workload: Workload, given: InMemory, run: RunFolder | None) -> tuple[Config, Identity, str]:

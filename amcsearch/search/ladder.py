@@ -14,6 +14,9 @@ is of a real policy. A few optima of the same errors times random factors follow
 It stops after ``patience`` evaluations in a row of which none was better than the best before and none was expected to
 improve by more than ``tolerance`` of the noise. The noise is what the surrogate cannot tell apart.
 
+Earlier studies of the same evaluations (``Study.earlier``), under other budgets and on other devices, teach the
+surrogate too: it is asked from the third evaluation on, and their policies within the budget are among the candidates.
+
 Without errors (``Study.errors``), r² / (1 - r) stands in for them, r the share of a group that is removed, the uniform
 policy is first, and the surrogate learns the groups' weights from policies within the budget alone: no probes. With
 several objectives, every proposal draws weights for them and improves the largest weighted distance to the best value
@@ -108,8 +111,9 @@ class _Run:
         self.settings, self.study = settings, study
         self.rng = np.random.default_rng([seed, 1])
         self.errors: Errors = study.errors or _stand_ins(study.space)
-        self.surrogate = Surrogate(study.space, study.grid, self.errors)
         self.costs = cost_objectives(study)
+        looked_at = {*study.feasible.budget.limits, *self.costs}
+        self.surrogate = Surrogate(study.space, study.grid, self.errors, sorted(looked_at) or None)
         self.allocators = self._allocators()
         self.signs = np.array([1.0 if way == "maximize" else -1.0 for way in study.directions])
         self.promise = math.inf  # expected improvement of the last proposal, as a share of the noise
@@ -151,7 +155,7 @@ class _Run:
         complete = [trial for trial in self.study.trials if trial.state is TrialState.COMPLETE]
         policies: dict[PruningPolicy, None] = {}
         self.promise = math.inf
-        if len(complete) < self.settings.starts:
+        if not complete or len(complete) + len(self.study.earlier) < self.settings.starts:
             self._add_starts(policies, count)
         elif self.costs:
             for _ in range(count):
@@ -196,11 +200,15 @@ class _Run:
 
     def _fit(self, complete: Sequence[Trial]) -> Counts:
         """Teach the surrogate, and return the best policies so far, (at most ``_CENTRES``, G), best first."""
-        kept = np.stack([self.study.network.kept_array(trial.policy) for trial in complete])
-        worth = self._worths(complete)
-        order = np.argsort(-worth, kind="stable")[:_LEARNT]
-        self.surrogate.fit(kept[order], worth[order])
-        return np.asarray(kept[order[:_CENTRES]])
+        earlier = [trial for trial in self.study.earlier if not self.study.seen(trial.policy)]
+        trials = [*complete, *earlier]
+        kept = np.stack([self.study.network.kept_array(trial.policy) for trial in trials])
+        worth = self._worths(trials)
+        order = np.argsort(-worth, kind="stable")
+        own = order[order < len(complete)]
+        learnt = np.concatenate([own, order[order >= len(complete)]])[:_LEARNT]
+        self.surrogate.fit(kept[learnt], worth[learnt], float(worth[own[0]]))
+        return np.asarray(kept[own[:_CENTRES]])
 
     def _worths(self, complete: Sequence[Trial]) -> NDArray[np.float64]:
         """What trials are worth, (P,), larger is better: the reward, or a draw of weights for several objectives."""
@@ -223,7 +231,8 @@ class _Run:
         optima = [*self._solved(mean), *self._along(mean), *self._solved(self._drawn_errors(1))]
         for _ in range(settings.draws):
             optima += self._solved(self.surrogate.tables(self.rng))
-        parts = [study.space.random(_RANDOM, self.rng), *map(self._exchanges, centres)]
+        known = [study.space.nearest_counts(study.network.kept_array(trial.policy))[None, :] for trial in study.earlier]
+        parts = [study.space.random(_RANDOM, self.rng), *known, *map(self._exchanges, centres)]
         rows = self._new(np.concatenate([*(row[None, :] for row in optima), *parts]))
         for _ in range(settings.refinements if len(rows) else 0):
             best = rows[np.argsort(-self._gains(rows), kind="stable")[:_CENTRES]]

@@ -11,7 +11,7 @@ the others store.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -106,8 +106,10 @@ class Study:
     given, names what a multi-objective agent trades off: the metric by its name, or as ``metric``, and costs. ``batch``
     is how many policies an agent should propose at once (the workers of the executor). ``fingerprint`` identifies
     everything that decides a result besides agent and seed (a hash of the configuration): a stored study goes on only
-    under the same one. ``storage`` is the path of a SQLite file, or Optuna's URL of a database. ``errors`` are known
-    without an evaluation: one for every choice of every group, (choices,) each, never rising with the width.
+    under the same one. ``evaluates`` identifies what decides an evaluation alone: studies in the same storage that have
+    it in common, of whatever budget and device, are ``earlier`` ones, and what they evaluated is not evaluated again.
+    ``storage`` is the path of a SQLite file, or Optuna's URL of a database. ``errors`` are known without an evaluation:
+    one for every choice of every group, (choices,) each, never rising with the width.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
@@ -131,6 +133,7 @@ class Study:
         objectives: tuple[str, ...] | None = None,
         batch: int = 1,
         fingerprint: str = "",
+        evaluates: str = "",
         metric: Metric = ACCURACY,
         errors: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
@@ -149,10 +152,22 @@ class Study:
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
-        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric)
+        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric, evaluates)
         self._stored = {trial.policy: trial for trial in _priced(self._store.news(), grid)}
         self._written = len(self._stored)
-        self._known = self._store.siblings()
+        earlier = self._store.earlier()
+        self._known = {**earlier, **self._store.siblings()}
+        self.earlier = self._earlier(earlier)
+        """Complete trials of earlier studies, at this study's costs and reward; their policies may be over budget."""
+
+    def _earlier(self, evaluations: Mapping[PruningPolicy, Evaluation]) -> list[Trial]:
+        trials: list[Trial] = []
+        for policy, evaluation in evaluations.items():
+            if math.isfinite(evaluation.loss) and math.isfinite(evaluation.metric):
+                cost = self.grid.cost(policy)
+                reward, of = self._reward(evaluation, cost), (self.agent, self.seed, TrialState.COMPLETE)
+                trials.append(Trial(len(trials), *of, policy, evaluation, cost, reward, self.metric))
+        return [trial for trial in trials if math.isfinite(trial.reward)]
 
     @property
     def remaining(self) -> int:

@@ -44,6 +44,8 @@ LEASE_S: Final = 60.0
 RETRIED_S: Final = 120.0
 """How long a database on a server may be away."""
 _PAUSE_S: Final = 0.5
+_EARLIER: Final = "earlier"  # attributes of a study in the database
+_EVALUATES: Final = "evaluates"
 REWARD: Final = ("reward",)
 """What a study without named objectives maximises."""
 
@@ -73,7 +75,8 @@ class TrialStore:
     """The trials of one (name, agent, seed) in a database.
 
     ``storage`` is the path of a SQLite file, which this driver alone uses, or Optuna's URL of a database, which several
-    drivers may share: each claims a policy for ``lease_s`` seconds, and renews that while it lives.
+    drivers may share: each claims a policy for ``lease_s`` seconds, and renews that while it lives. Studies of one
+    ``evaluates`` give the same evaluation of a policy, whatever else tells them apart; "" is that of none.
 
     Raises:
         BadInputError: the database cannot be opened, is no study database, is another program's, is locked, or holds
@@ -89,6 +92,7 @@ class TrialStore:
         fingerprint: str,
         objectives: Sequence[str] | None,
         metric: Metric = ACCURACY,
+        evaluates: str = "",
         lease_s: float = LEASE_S,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -97,6 +101,7 @@ class TrialStore:
         self._shown = str(storage) if isinstance(storage, Path) else masked(url.render_as_string())
         self._metrics, self._metric = list(objectives or REWARD), metric
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
+        self._evaluates = evaluates
         self._claims: Claims | None = None
         self._told = 0
         with self._readable_errors():
@@ -159,6 +164,32 @@ class TrialStore:
                     evaluations.update((trial.policy, trial.evaluation) for trial in trials)
         return evaluations
 
+    def earlier(self) -> dict[PruningPolicy, Evaluation]:
+        """Return what studies of the same ``evaluates`` but another name or fingerprint had stored when this one began.
+
+        What they store later is left out, so that a resumed search is told the same.
+        """
+        evaluations: dict[PruningPolicy, Evaluation] = {}
+        with self._readable_errors():
+            for study_name, count in self._study.user_attrs.get(_EARLIER, {}).items():
+                study = optuna.load_study(study_name=study_name, storage=self._storage)
+                for stored in study.get_trials(deepcopy=False)[:count]:
+                    trial = _decode(stored, self._metric)
+                    evaluations.setdefault(trial.policy, trial.evaluation)
+        return evaluations
+
+    def _note_earlier(self) -> None:
+        """Write down the studies of the same ``evaluates`` and how many trials each has now."""
+        counts = {}
+        for study_name in sorted(optuna.get_all_study_names(self._storage)) if self._evaluates else ():
+            study = optuna.load_study(study_name=study_name, storage=self._storage)
+            context = study.user_attrs.get("context", {})
+            is_sibling = all(context.get(key) == self._context[key] for key in ("name", "fingerprint"))
+            if study.user_attrs.get(_EVALUATES) == self._evaluates and not is_sibling:
+                counts[study_name] = len(study.get_trials(deepcopy=False))
+        self._study.set_user_attr(_EARLIER, counts)
+        self._study.set_user_attr(_EVALUATES, self._evaluates)
+
     def append(self, trial: Trial, channels: Mapping[str, int], values: Sequence[float]) -> bool:
         """Write one finished trial in one transaction; ``channels`` bounds each group's parameter.
 
@@ -198,6 +229,7 @@ class TrialStore:
     def _check_context(self) -> None:
         stored = self._study.user_attrs.get("context")
         if stored is None:
+            self._note_earlier()
             self._study.set_user_attr("context", self._context)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

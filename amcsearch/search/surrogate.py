@@ -2,7 +2,7 @@
 
     y(k) =     a + b · Σ_g e_g(k_g)                the additive prediction: errors of single groups, added up
              + Σ_g (u_g · e_g(k_g) + v_g · r_g)    what single groups count for beyond it,   r_g = 1 - k_g / channels
-             + Σ_c w_c · log cost_c(k)             for rewards that look at costs
+             + Σ_c w_c · log cost_c(k)             for rewards that look at costs c that are limited or traded
              + f(e, r, log cost) + noise           what adding up cannot say: a Matérn-5/2 process
 
 The weights are normal with mean 0, b freer than the others. Their variance, the process and the noise maximise the
@@ -11,13 +11,14 @@ they are largest (``tables``).
 
 y is the worth, compressed: 0 for the best policy so far and -log(1 + (best - worth) / s) for another, s the median
 distance to the best. A search needs to tell good policies apart, and a broken one must not pull the weights about; yet
-how bad it is still counts.
+how bad it is still counts. A policy of an earlier study that is better than the best, for a wider budget allowed it,
+is log(1 + (worth - best) / s).
 
 Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 and 5; computed by scikit-learn.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -54,24 +55,32 @@ class Surrogate:
         space: kept counts of every group.
         grid: prices policies.
         errors: of every choice of every group, (choices,) each, finite; their scale does not matter.
+        costs: names of those that it looks at; all by default.
     """
 
-    def __init__(self, space: PolicySpace, grid: CostGrid, errors: Sequence[Array]) -> None:
+    def __init__(
+        self, space: PolicySpace, grid: CostGrid, errors: Sequence[Array], costs: Collection[str] | None = None
+    ) -> None:
         self._space, self._grid = space, grid
+        self._costs = grid.names if costs is None else costs
         self._errors = [np.asarray(error, dtype=np.float64) for error in errors]
         self._dense = grid.price(space.dense[None, :])
         self._scale, self._mean, self._deviation = 1.0, 0.0, 0.0
         self._centre: Array = np.zeros(0)
         self._process: GaussianProcessRegressor
 
-    def fit(self, kept: Counts, worth: Array) -> None:
-        """Learn from policies (P, G) and their worths (P,), larger is better, all finite."""
+    def fit(self, kept: Counts, worth: Array, best: float | None = None) -> None:
+        """Learn from policies (P, G) and their worths (P,), larger is better, all finite; y is 0 at ``best``.
+
+        That is the largest worth by default.
+        """
         from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
         sums = self._errors_of(kept).sum(axis=1)
         self._scale = float(sums.std()) or float(sums.mean()) or 1.0
-        behind = worth.max() - worth
-        near = -np.log1p(behind / (float(np.median(behind)) or float(behind.mean()) or 1.0))
+        behind = (worth.max() if best is None else best) - worth
+        distance = np.abs(behind)
+        near = -np.sign(behind) * np.log1p(distance / (float(np.median(distance)) or float(distance.mean()) or 1.0))
         self._mean, self._deviation = float(near.mean()), float(near.std())
         self._centre = np.zeros(1)
         features = self._features(kept)
@@ -136,14 +145,14 @@ class Surrogate:
         return np.asarray(mean + vectors @ (np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(len(mean))))
 
     def _errors_of(self, kept: Counts) -> Array:
-        """Errors of policies by group, (P, G)."""
-        at = [np.searchsorted(choices, kept[:, g]) for g, choices in enumerate(self._space.choices)]
-        columns = [error[i] for error, i in zip(self._errors, at, strict=True)]
+        """Errors of policies by group, (P, G); between choices, as an earlier study's may be, on a line."""
+        pairs = zip(self._space.choices, self._errors, strict=True)
+        columns = [np.interp(kept[:, g], choices, errors) for g, (choices, errors) in enumerate(pairs)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(kept), 0))
 
     def _features(self, kept: Counts) -> Array:
         """The columns of the module's formula less their mean over what was learnt, (P, 1 + 2 G + C)."""
         errors, prices = self._errors_of(kept) / self._scale, self._grid.price(kept)
-        costs = [np.log(np.maximum(price, 1e-12) / max(self._dense[n][0], 1e-12)) for n, price in prices.items()]
+        costs = [np.log(np.maximum(prices[n], 1e-12) / max(self._dense[n][0], 1e-12)) for n in self._costs]
         columns = [_SHARED * errors.sum(axis=1), errors, 1.0 - kept / self._space.dense, *costs]
         return np.asarray(np.column_stack(columns) - self._centre)
