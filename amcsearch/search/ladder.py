@@ -205,10 +205,10 @@ class _Run:
         kept = np.stack([self.study.network.kept_array(trial.policy) for trial in trials])
         worth = self._worths(trials)
         order = np.argsort(-worth, kind="stable")
-        own = order[order < len(complete)]
-        learnt = np.concatenate([own, order[order >= len(complete)]])[:_LEARNT]
-        self.surrogate.fit(kept[learnt], worth[learnt], float(worth[own[0]]))
-        return np.asarray(kept[own[:_CENTRES]])
+        of_this_study = order[order < len(complete)]
+        learnt = np.concatenate([of_this_study, order[order >= len(complete)]])[:_LEARNT]
+        self.surrogate.fit(kept[learnt], worth[learnt], float(worth[of_this_study[0]]))
+        return np.asarray(kept[of_this_study[:_CENTRES]])
 
     def _worths(self, complete: Sequence[Trial]) -> NDArray[np.float64]:
         """What trials are worth, (P,), larger is better: the reward, or a draw of weights for several objectives."""

@@ -11,8 +11,9 @@ the others store.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -150,19 +151,21 @@ class Study:
         self._own_s, self._served_at = 0.0, time.perf_counter()
         self.best: Trial | None = None
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
-        self._channels = {group.name: group.channels for group in network.groups}
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric, evaluates)
         self._stored = {trial.policy: trial for trial in _priced(self._store.news(), grid)}
         self._written = len(self._stored)
-        earlier = self._store.earlier()
-        self._known = {**earlier, **self._store.siblings()}
-        self.earlier = self._earlier(earlier)
-        """Complete trials of earlier studies, at this study's costs and reward; their policies may be over budget."""
+        self._known = {**self._store.earlier(), **self._store.siblings()}
 
-    def _earlier(self, evaluations: Mapping[PruningPolicy, Evaluation]) -> list[Trial]:
+    @cached_property
+    def _channels(self) -> dict[str, int]:
+        return {group.name: group.channels for group in self.network.groups}
+
+    @cached_property
+    def earlier(self) -> list[Trial]:
+        """Complete trials of earlier studies, at this study's costs and reward; their policies may be over budget."""
         trials: list[Trial] = []
-        for policy, evaluation in evaluations.items():
+        for policy, evaluation in self._store.earlier().items():
             if math.isfinite(evaluation.loss) and math.isfinite(evaluation.metric):
                 cost = self.grid.cost(policy)
                 reward, of = self._reward(evaluation, cost), (self.agent, self.seed, TrialState.COMPLETE)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -90,12 +89,11 @@ def make_study(
     max_pruning_ratio: float = 1.0,
     trials: int = 12,
     seed: int = 0,
-    storage: Path | str = "sqlite:///:memory:",
+    storage: str = "sqlite:///:memory:",
     evaluator: Callable[[NetworkSpec], Executor] = MadeUpEvaluator,
     objectives: tuple[str, ...] | None = None,
     batch: int = 1,
     fingerprint: str = "",
-    evaluates: str = "",
     progress: Progress | None = None,
     errors: bool = False,
     vanish: bool = False,
@@ -123,7 +121,6 @@ def make_study(
         objectives=objectives,
         batch=batch,
         fingerprint=fingerprint,
-        evaluates=evaluates,
         progress=progress,
         errors=[(1.0 - choices / choices[-1]) ** 2 for choices in space.choices] if errors else None,
     )

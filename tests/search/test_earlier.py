@@ -11,9 +11,12 @@ from amcsearch.search.study import Study
 from amcsearch.testing import MadeUpEvaluator, make_study
 
 
-def study(storage: Path, agent: str, budget: str, evaluates: str = "same", trials: int = 8, **settings) -> Study:
-    settings |= {"fingerprint": budget, "evaluates": evaluates, "trials": trials}
-    return make_study(agent, budget={"macs": budget}, storage=storage, **settings)
+def study(storage: Path, agent: str, budget: str, evaluates: str = "same", trials: int = 8) -> Study:
+    made = make_study(budget={"macs": budget})
+    problem = (made.network, made.space, made.grid, made.feasible, MadeUpEvaluator(made.network))
+    settings = {"seed": 0, "trials": trials, "storage": storage, "name": "made up"}
+    reward = lambda evaluation, _: evaluation.metric  # noqa: E731
+    return Study(*problem, reward, agent=agent, fingerprint=budget, evaluates=evaluates, **settings)
 
 
 def policies(space: Study) -> list[PruningPolicy]:
@@ -62,7 +65,7 @@ def test_ladder_is_sooner_where_a_wider_budget_was_searched_before(tmp_path: Pat
     for taught in (False, True):
         storage = tmp_path / f"{taught}.db"
         if taught:
-            AGENTS["ladder"]().run(study(storage, "before", "0.5x", trials=16, seed=1), 1)
+            AGENTS["ladder"]().run(study(storage, "before", "0.5x", trials=16), 1)
         later = study(storage, "ladder", "0.3x", trials=5)
         AGENTS["ladder"]().run(later, 0)
         best[taught] = later.best.reward
