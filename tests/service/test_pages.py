@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 
+from amcsearch.core import InfeasibleBudgetError
 from amcsearch.runs import MetricRecord
 from amcsearch.service.access import COOKIE
 from amcsearch.service.app import create_app
@@ -164,6 +166,36 @@ class TestWhatPagesShow:
     def test_tables_and_workers(self, site: Site) -> None:
         assert "x86_epyc_avx512" in site.page("/page/tables")
         assert "first" in site.page("/page/workers")
+
+
+class TestTheBudgetOfAFront:
+    def test_the_slider_asks_for_a_share_of_dense(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        class Front:
+            summary = SimpleNamespace(devices=[SimpleNamespace(name="edge", dense={"macs": 8.0, "latency_ms": 2.0})])
+
+            def within(self, budget: dict[str, str], device: str) -> SimpleNamespace:
+                asked.append((budget, device))
+                if budget == {"macs": "0.05x"}:
+                    raise InfeasibleBudgetError("macs = 0.05x, the least is 0.2x; ask for more")
+                confidence = SimpleNamespace(text="predicted only")
+                shares = {"macs": 0.397, "latency_ms": 0.5}
+                return SimpleNamespace(of_dense=shares, error=0.0123, confidence=confidence, policy={"stem": 6})
+
+        monkeypatch.setattr("amcsearch.service.routes.pages._front", lambda *_: Front())
+        job = f"/page/jobs/{site.jobs['done']}"
+        assert 'type="range"' in site.page(job)
+        text = site.page(f"{job}/budget?device=edge&cost=macs&percent=40")
+        assert asked == [({"macs": "0.4x"}, "edge")]
+        for shown in ("<dt>macs</dt><dd>39.7 %</dd>", "0.0123", "predicted only", '<th scope="row">stem</th>'):
+            assert shown in text
+        assert "macs = 0.05x, the least is 0.2x" in site.page(f"{job}/budget?device=edge&cost=macs&percent=5")
+        assert site.http.get(f"{job}/budget?device=edge&cost=macs&percent=0").status_code == 422
+
+    def test_a_job_that_is_no_front_has_none(self, site: Site) -> None:
+        assert 'type="range"' not in site.page(f"/page/jobs/{site.jobs['done']}")
+        site.page(f"/page/jobs/{site.jobs['done']}/budget?device=edge&cost=macs&percent=40", 404)
 
 
 class TestForms:
