@@ -32,6 +32,7 @@ from amcsearch.service.worker import Worker, WorkerSettings
 from .conftest import PROGRAM
 
 PATIENCE_S = 120.0  # a machine under load
+TINY_JOB = Path(__file__).parents[1] / "tiny_job.py"
 SERVER = Path(__file__).parent / "stub_server.py"
 
 
@@ -156,8 +157,11 @@ def test_jobs_outlive_whatever_is_killed(kind: str, request: pytest.FixtureReque
 def test_a_search_through_a_service_is_the_local_search(write_config: Callable[..., Path], tmp_path: Path) -> None:
     config, runs = write_config(), tmp_path / "runs"
     local = amcsearch.search(config=config, folder=tmp_path / "local")
-    with process("-m", "amcsearch", "serve", "--runs", str(runs), "--port", "18766", "--workers", "0"):
-        url = "http://127.0.0.1:18766"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    allowed = ("--allow", f"{TINY_JOB}:*", "--allow-files", str(TINY_JOB.parent))
+    with process("-m", "amcsearch", "serve", "--runs", str(runs), "--port", port, "--workers", "0", *allowed):
+        url = f"http://127.0.0.1:{port}"
         until(lambda: _answers(url))
         job = connect(url).submit("search", config)
         worker = ("-m", "amcsearch", "worker", "--runs", str(runs))
