@@ -84,6 +84,7 @@ PUBLIC = [
     "TrainingRequest",
     "Trial",
     "compare",
+    "connect",
     "energy",
     "front",
     "load",
