@@ -105,8 +105,9 @@ def _is_fast(path: Path) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the crash loop be as long as wanted."""
+    """Let the crash loop and the generated requests be as many as wanted."""
     parser.addoption("--kills", type=int, default=1, help="runs of each verb that the crash loop breaks (1)")
+    parser.addoption("--requests", type=int, default=8, help="generated requests to each route of the service (8)")
     parser.addoption("--crash-seed", type=int, default=0, help="of the moments and signals of the crash loop (0)")
 
 

@@ -1,6 +1,6 @@
 """Any request that the OpenAPI describes, by any caller: no error of the service, nothing that a scope does not allow.
 
-``slow``: ten thousand requests and more.
+``pytest -n 0 tests/service/test_any_request.py --requests 700`` sends more than ten thousand.
 """
 
 import warnings
@@ -107,9 +107,10 @@ class AnyRequest:
         assert not token or token not in answer.text, told
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(700, marks=pytest.mark.slow)])
-def test_no_request_breaks_the_service_or_does_what_its_caller_may_not(tmp_path: Path, count: int) -> None:
-    anything = AnyRequest(tmp_path)
+def test_no_request_breaks_the_service_or_does_what_its_caller_may_not(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    count, anything = pytestconfig.getoption("requests"), AnyRequest(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         anything.send_all(count)

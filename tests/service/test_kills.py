@@ -1,6 +1,6 @@
 """SIGKILL of workers, the service and the database while jobs run: none is lost, no evaluation is repeated.
 
-``pytest -m slow tests/service/test_kills.py --kills 100 --crash-seed 7`` kills a hundred times on each database.
+``pytest -m slow tests/service/test_kills.py --kills 20 --crash-seed 7`` kills a hundred times on each database.
 """
 
 import os
