@@ -228,6 +228,11 @@ class DeviceConfig(Section):
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
     """Of ONNX Runtime."""
+    provider: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)] = "CPU"
+    """Execution provider of ONNX Runtime: CPU, OpenVINO (``pip install 'amcsearch[openvino]'``), CUDA, TensorRT or any
+    other that the device has. Finalists and the checks of ``pruned.onnx`` use it. A latency table belongs to one
+    provider; only the CPU's gives the profile that makes one.
+    """
     batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
     """Samples in one call."""
     dtype: Literal["float32", "int8"] = "float32"
@@ -240,3 +245,12 @@ class DeviceConfig(Section):
     """Seconds that a measurement goes on beyond ``rounds`` while a busy host leaves it in doubt; null: three times as
     long as the rounds took. After that the verdict is undecided: the prediction is reported with its error, and how to
     measure later."""
+
+    @model_validator(mode="after")
+    def _provider_is_here(self) -> "DeviceConfig":
+        if self.location != "here" and self.provider.lower() not in ("cpu", "cpuexecutionprovider"):
+            raise ValueError(
+                f"provider = {self.provider!r} is used on this machine alone, location is {self.location!r}; set "
+                "location: here, or provider: CPU"
+            )
+        return self

@@ -76,8 +76,10 @@ def judge_onnx(
     signature: Signature,
     *,
     quantised: bool,
+    provider: str,
 ) -> tuple[DeliveredFile, float]:
-    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its metric.
+    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its metric, both by
+    the execution provider.
 
     The difference is that of the float32 export, before anything is quantised; the metric, and whether outputs are
     finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
@@ -85,12 +87,13 @@ def judge_onnx(
     has_labels = task.is_argmax
     name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
-        compared = Compared(tuned, OnnxModule(path, signature=signature), labels=has_labels)
+        compared = Compared(tuned, OnnxModule(path, signature=signature, provider=provider), labels=has_labels)
         _, metric = evaluate(compared, test, task)
         agreement = compared.agreement()
         if not quantised:
             return _described(name, agreement, agreement.problem), metric
-        in_torch = compare(tuned, OnnxModule(in_float32, signature=signature), test, labels=has_labels)
+        exact = OnnxModule(in_float32, signature=signature, provider=provider)
+        in_torch = compare(tuned, exact, test, labels=has_labels)
     except BadInputError as error:
         return _unusable(name, error), math.nan
     return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), metric

@@ -358,9 +358,12 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     task = workload.task
     metric = {name: evaluate(module, batches, task)[1] for name, module in modules.items()}
-    file, in_file = judge_onnx(run, tuned, in_float32, batches, task, signature, quantised=quantised)
+    file, in_file = judge_onnx(
+        *(run, tuned, in_float32, batches, task, signature), quantised=quantised, provider=device.provider
+    )
     delivered = {"finetuned": in_file}
     if quantised:
-        delivered["dense"] = evaluate(OnnxModule(exports.dense_delivered, signature=signature), batches, task)[1]
+        dense = OnnxModule(exports.dense_delivered, signature=signature, provider=device.provider)
+        delivered["dense"] = evaluate(dense, batches, task)[1]
     files = (file, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
     return Outcome(chosen, metric, delivered, files, latency, measuring, in_float32_latency)

@@ -19,6 +19,7 @@ from amcsearch.costs import (
 )
 from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.machine_table import MachineTable
+from amcsearch.jobs.measurements import check_provider
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runs import HERE, TableErrors, TableOrigin, TableSummary
 from amcsearch.runtime import differences, provenance
@@ -116,7 +117,7 @@ def load_device(
     profile, spec = given_profile(config, given), network.trace.network
     measured = given_table(config, given) if machine is None else machine.table
     name = table_name(config, None if machine is None else machine.origin)
-    _check_dtype(config, measured, name)
+    _check_kernels(config, measured, name)
     table = None if measured is None else measured.bind(spec)
     grid = CostGrid(spec, _cost_models(config, spec, table, profile))
     dense = grid.cost(spec.dense)
@@ -263,8 +264,10 @@ def _channel_multiple(config: Config, table: LatencyModel | None, profile: Devic
     return 1
 
 
-def _check_dtype(config: Config, table: LatencyTable | None, name: str) -> None:
-    """Refuse a table of another data type: unlike another machine's, it says nothing of what will be delivered."""
+def _check_kernels(config: Config, table: LatencyTable | None, name: str) -> None:
+    """Refuse a table of another data type or provider: unlike another machine's, it says nothing of what will run."""
+    if table is not None:
+        check_provider(table, config, f"latency table {name}")
     wanted = config.device.dtype
     measured = wanted if table is None else table.provenance.dtype or "float32"
     if measured != wanted:
@@ -280,7 +283,7 @@ def _foreign(config: Config, table: LatencyTable | None, name: str) -> list[str]
         return []
     cure = "leave device.table at auto, which measures this machine's own"
     device = config.device
-    here = provenance(device.threads, device.batch, device.dtype)
+    here = provenance(device.threads, device.batch, device.dtype, device.provider)
     differing = differences(table.provenance, here)
     return [f"latency table {name}: {difference}; {cure}" for difference in differing]
 

@@ -247,7 +247,9 @@ def _measured(
     calls = {}
     for name, policy in policies.items():
         smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
-        session = make_session(exported(smaller, network.example), config.device.threads)
+        session = make_session(
+            exported(smaller, network.example), config.device.threads, provider=config.device.provider
+        )
         calls[name] = measure_energy(bound_call(session, arrays_of(network.example)), counter)
     predicted_mj = [sum(energy.total_mj - energy.static_mj for energy in estimates[name]) for name in calls]
     return MeasuredCalls(

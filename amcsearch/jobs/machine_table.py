@@ -27,7 +27,7 @@ from amcsearch.config import AUTO, TABLES, Config, TableFolder, asks_latency, re
 from amcsearch.core import BadInputError, Limit, NetworkSpec, check_interrupt
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.graph import evaluating
-from amcsearch.jobs.measurements import Measurements
+from amcsearch.jobs.measurements import Measurements, check_profiled
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import check_table, machine_folder
 from amcsearch.jobs.tables import measure_table, measured_count, measured_here, prior_of, subject_from, wanted_variants
@@ -148,6 +148,7 @@ class _Keeper:
     begun: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        check_profiled(self.config)
         self.folder = machine_folder(self.config)
 
     @property

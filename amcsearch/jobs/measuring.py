@@ -95,7 +95,7 @@ def device_provenance(config: Config) -> Provenance:
     """
     device, agent = config.device, agent_of(config)
     if agent is None:
-        return provenance(device.threads, device.batch, device.dtype)
+        return provenance(device.threads, device.batch, device.dtype, device.provider)
     return replace(agent.provenance(), threads=device.threads, batch=device.batch, dtype=device.dtype)
 
 
@@ -126,11 +126,12 @@ def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes],
         others,
         arrays_of(example),
         threads=device.threads,
+        provider=device.provider,
         rounds=device.rounds,
         seed=config.seed,
         patience_s=device.patience_s,
     )
-    return PairedRun(tuple(latencies), measuring_device(HERE, provenance(device.threads, device.batch, device.dtype)))
+    return PairedRun(tuple(latencies), measuring_device(HERE, device_provenance(config)))
 
 
 def _by_agent(

@@ -110,7 +110,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     check_fits(priced, workload, device)
     config, selection = with_selection(config, workload, given)
     export_s = _seconds(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
-    rehearse(config, workload, device, given)
+    left_to_others = rehearse(config, workload, device, given)
     costs_s = time.perf_counter() - begun
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
@@ -131,7 +131,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.evaluations,
-        warnings=(*workload.warnings, *_said_of(expected), *device.warnings),
+        warnings=(*workload.warnings, *_said_of(expected), *device.warnings, *left_to_others),
         expected_seconds={
             "costs": costs_s,
             **({"table": expected.seconds} if expected is not None and expected.seconds else {}),

@@ -39,8 +39,11 @@ _CURES: Final = {
 }
 
 
-def rehearse(config: Config, workload: Workload, device: Device, given: InMemory = CONFIGURED) -> None:
+def rehearse(config: Config, workload: Workload, device: Device, given: InMemory = CONFIGURED) -> tuple[str, ...]:
     """Remove channels, train one step, export, run and score a copy of the network; nothing is kept of it.
+
+    Returns:
+        What of it does not run on ``device.provider``.
 
     Raises:
         BadInputError: a step fails; names it, the reason and the cure.
@@ -57,10 +60,13 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))
     with _step("a run in ONNX Runtime"):
-        file = OnnxModule(converted(content, config.device.dtype, [example]), config.device.threads, signature)
+        target = config.device
+        model = converted(content, target.dtype, [example])
+        file = OnnxModule(model, target.threads, signature, provider=target.provider)
         example.through(file)
     with _step("the metric of the delivered file"):
         evaluate(file, batches_of(few.splits.search), few.task)
+    return () if file.elsewhere is None else (f"device.provider: {file.elsewhere}",)
 
 
 def _few_samples(config: Config, workload: Workload) -> Workload:

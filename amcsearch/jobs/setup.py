@@ -135,7 +135,8 @@ def prepare(
         if check is not None:
             check(workload, device)
         check_export(config, workload.model, workload.probes, workload.example, workload.task)
-        rehearse(config, workload, device, given)
+        for text in rehearse(config, workload, device, given):
+            phases.observer.warn(text)
     with phases("network", "Loading or training the network"):
         workload, identity = end_workload(config, workload, identity, run, phases.observer)
         if config.model.pretrain is not None:

@@ -19,7 +19,7 @@ from typing import Final
 from amcsearch.config import AUTO, Config
 from amcsearch.core import BadInputError
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
-from amcsearch.jobs.measurements import Measurements, request_of
+from amcsearch.jobs.measurements import Measurements, check_profiled, check_provider, request_of
 from amcsearch.jobs.measuring import device_provenance
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.tables import measured_here, subject_of
@@ -39,7 +39,7 @@ from amcsearch.measure import (
     with_accuracy,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import COMPARED, differences, provenance
+from amcsearch.runtime import COMPARED, CPU, differences, provenance
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
 
@@ -94,7 +94,7 @@ def check_table(
         raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
     if anchors < 0:
         raise BadInputError(f"table check: {anchors} anchors, at least 0 are possible")
-    _check_dtype(table, config)
+    _check_kernels(table, config)
     if subject is None:
         observer.phase("Tracing the network")
         subject = subject_of(config)
@@ -120,8 +120,10 @@ def check_table(
     return TableCheck(before, checked.networks[name].accuracy, checked)
 
 
-def _check_dtype(table: LatencyTable, config: Config) -> None:
-    """Refuse a table of another data type: its kernels say nothing of those that would be measured."""
+def _check_kernels(table: LatencyTable, config: Config) -> None:
+    """Refuse a table of another data type or provider: its kernels say nothing of those that would be measured."""
+    check_provider(table, config, "the table")
+    check_profiled(config)
     there, here = table.provenance.dtype, config.device.dtype
     if there is not None and there != here:
         raise BadInputError(
@@ -149,7 +151,7 @@ def machine_folder(config: Config) -> Path:
             "CONFIG -o FOLDER --set device.location=NAME`"
         )
     try:
-        here = provenance(device.threads, device.batch, device.dtype)
+        here = provenance(device.threads, device.batch, device.dtype, device.provider)
     except BadInputError as error:
         raise BadInputError(
             f"device.table = {AUTO} measures with ONNX Runtime on this machine, which fails: {error}; set device.table "
@@ -158,7 +160,8 @@ def machine_folder(config: Config) -> Path:
     said = here.as_mapping()
     identity = {**{key: said.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    words = f"{here.cpu} ort{here.ort_version} {here.threads}t b{here.batch} {here.dtype}"
+    provider = "" if here.provider == CPU else f" {device.provider}"
+    words = f"{here.cpu} ort{here.ort_version}{provider} {here.threads}t b{here.batch} {here.dtype}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("(r)", "")).strip("-.")[:80]
     return cache_folder() / "tables" / f"{name}-{digest}"
 

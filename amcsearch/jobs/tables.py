@@ -10,7 +10,7 @@ from typing import Final
 from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable
-from amcsearch.jobs.measurements import Measurements, request_of
+from amcsearch.jobs.measurements import Measurements, check_profiled, request_of
 from amcsearch.jobs.measuring import agent_of, device_provenance
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
@@ -88,7 +88,7 @@ def _same_setting(configs: Sequence[Config]) -> Config:
     if len({*names}) < len(names):
         raise BadInputError(f"table kit: the networks {names} must have different names")
     for config in configs[1:]:
-        for key in ("batch", "threads", "dtype"):
+        for key in ("batch", "threads", "dtype", "provider"):
             ours, theirs = getattr(configs[0].device, key), getattr(config.device, key)
             if ours != theirs:
                 raise BadInputError(
@@ -129,6 +129,7 @@ def make_kit(
             f"table kit: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors} (at least 0)"
         )
     first = _same_setting(configs)
+    check_profiled(first)
     check_kit_file(out)
     observer.phase("Tracing the networks")
     subjects = [subject_of(config) for config in configs]
@@ -251,6 +252,7 @@ def measure_table(
         BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, or
             measurements of another request; or as ``check_measuring``.
     """
+    check_profiled(config)
     check_measuring(variants, minutes)
     if measurements is None:
         with tempfile.TemporaryDirectory() as folder:

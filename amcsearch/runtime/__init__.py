@@ -11,8 +11,9 @@ from amcsearch.runtime.on_device.part import Settings
 from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical, read_plan
 from amcsearch.runtime.on_device.program import ExecutedNode, run
 from amcsearch.runtime.on_device.provenance import COMPARED
+from amcsearch.runtime.on_device.providers import CPU, full_provider_name, is_profiled
 from amcsearch.runtime.on_device.records import SUM, Journal, parsed_lines
-from amcsearch.runtime.on_device.session import CPU, bound_call
+from amcsearch.runtime.on_device.session import bound_call
 from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, checked_plan
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
 from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measuring_seconds, paired_samples
@@ -63,6 +64,8 @@ __all__ = [
     "differences",
     "exported",
     "find_counter",
+    "full_provider_name",
+    "is_profiled",
     "make_session",
     "measure_energy",
     "measure_many",

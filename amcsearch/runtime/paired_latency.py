@@ -23,7 +23,7 @@ from amcsearch.core import BadInputError
 from amcsearch.runs import Interval, Measurement
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
 from amcsearch.runtime.on_device.errors import DeviceError
-from amcsearch.runtime.on_device.session import bound_call
+from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.timing import Clock, time_round, warm_up, without_gc
 from amcsearch.runtime.session import make_session
 
@@ -168,6 +168,7 @@ def measure_many(
     inputs: Inputs,
     *,
     threads: int = 1,
+    provider: str = CPU,
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
@@ -179,6 +180,7 @@ def measure_many(
         dense, pruned: ONNX files or serialised models that take the same inputs.
         inputs: the arrays that they take, in order, or the only one; batch included.
         threads: threads inside an operator.
+        provider: execution provider, by its name with or without its ending.
         rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
         seed: of the orders and the bootstrap.
@@ -189,7 +191,7 @@ def measure_many(
         BadInputError: as ``make_session`` and ``time_interleaved``.
     """
     rng = np.random.default_rng(seed)
-    sessions = [make_session(model, threads) for model in (dense, *pruned)]
+    sessions = [make_session(model, threads, provider=provider) for model in (dense, *pruned)]
     return measured_until_decided(
         lambda count: time_interleaved(sessions, inputs, count, min_ms, rng), rounds, patience_s, rng
     )

@@ -28,7 +28,8 @@ from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
-from amcsearch.runtime.on_device.session import CPU, open_session, optimised_model
+from amcsearch.runtime.on_device.providers import CPU, elsewhere, is_profiled, provider_name
+from amcsearch.runtime.on_device.session import open_session, optimised_model
 from amcsearch.runtime.signature import Signature, arrays_of, call_of, calls, joined, sample_axis
 
 __all__ = ["OnnxModule"]
@@ -48,14 +49,17 @@ __all__ = [
 PROVIDER: Final = CPU
 
 
-def make_session(model: Path | str | bytes, threads: int = 1, optimised: Path | None = None) -> ort.InferenceSession:
+def make_session(
+    model: Path | str | bytes, threads: int = 1, optimised: Path | None = None, provider: str = CPU
+) -> ort.InferenceSession:
     """Open an ONNX model (a path or its bytes) for measuring; see ``on_device.session.open_session``.
 
     Raises:
-        BadInputError: fewer than one thread, or a model that ONNX Runtime cannot read or run.
+        BadInputError: fewer than one thread, a provider that is not here, or a model that ONNX Runtime cannot read or
+            run with it.
     """
     try:
-        return open_session(model, threads, optimised=optimised)
+        return open_session(model, threads, provider_name(provider), optimised=optimised)
     except DeviceError as error:
         raise BadInputError(str(error)) from error
 
@@ -127,9 +131,18 @@ def detect_nchwc_block() -> int:
     return nchwc_block(optimised_model(_one_conv(64, 4)))
 
 
-def provenance(threads: int, batch: int, dtype: str = "float32") -> Provenance:
-    """Where, with what and how latencies are being measured here."""
-    return Provenance.from_mapping(device_provenance(threads, batch, dtype, PROVIDER, detect_nchwc_block()))
+def provenance(threads: int, batch: int, dtype: str = "float32", provider: str = CPU) -> Provenance:
+    """Where, with what and how latencies are being measured here.
+
+    Raises:
+        BadInputError: a provider that is not here.
+    """
+    try:
+        name = provider_name(provider)
+    except DeviceError as error:
+        raise BadInputError(str(error)) from error
+    block = detect_nchwc_block() if is_profiled(name) else 0
+    return Provenance.from_mapping(device_provenance(threads, batch, dtype, name, block))
 
 
 def differences(measured: Provenance, here: Provenance) -> list[str]:
@@ -151,6 +164,7 @@ class OnnxModule(nn.Module):
     Args:
         model: file or serialised model; its inputs are those of a call, in order.
         threads: threads inside an operator.
+        provider: execution provider, by its name with or without its ending.
         signature: of the network. Without one, the result is the output of a model of one, a tuple of several, with
             their samples along the first axis that is as long as a call.
 
@@ -158,10 +172,21 @@ class OnnxModule(nn.Module):
         BadInputError: as ``make_session``.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 1, signature: Signature | None = None) -> None:
+    def __init__(
+        self, model: Path | bytes, threads: int = 1, signature: Signature | None = None, *, provider: str = CPU
+    ) -> None:
         super().__init__()
-        self._session = make_session(model, threads)
+        self._session = make_session(model, threads, provider=provider)
         self._signature = signature
+
+    @property
+    def elsewhere(self) -> str | None:
+        """What of the model the provider that was asked for does not run, in a sentence; None where it runs all."""
+        provider = str(self._session.get_providers()[0])
+        left = elsewhere(self._session, provider)
+        if left is None:
+            return f"this onnxruntime cannot say which nodes of the network {provider} runs"
+        return left.note(provider, "the network") if left.nodes else None
 
     def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
         """Samples → the network's outputs, in calls of the model's own batch.

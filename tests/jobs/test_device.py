@@ -121,6 +121,21 @@ def test_a_table_of_another_data_type_is_refused(configured: Callable[..., Confi
         device_of(config)
 
 
+def test_a_table_of_another_provider_is_refused_and_one_that_names_none_is_the_cpus(
+    configured: Callable[..., Config],
+) -> None:
+    config = configured({"accuracy": GOOD}, "device.provider=OpenVINO")
+    with pytest.raises(BadInputError, match=r"device\.provider is OpenVINO, .* with CPUExecutionProvider: .*=CPU, or"):
+        device_of(config)
+    for spelt in ("cpu", "CPUExecutionProvider"):
+        device_of(configured({"accuracy": GOOD}, f"device.provider={spelt}"))
+
+
+def test_a_provider_of_another_device_is_refused(configured: Callable[..., Config]) -> None:
+    with pytest.raises(BadInputError, match=r"'OpenVINO' is used on this machine alone, location is 'offline'; set"):
+        configured({"accuracy": GOOD}, "device.provider=OpenVINO", "device.location=offline")
+
+
 def test_plan_and_summary_say_how_sure_the_table_is(
     configured: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

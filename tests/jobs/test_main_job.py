@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from amcsearch.cli.main import main
+from amcsearch.runtime import session
 
 WriteConfig = Callable[..., Path]
 
@@ -121,6 +122,28 @@ def test_an_int8_device_gets_an_int8_model_with_its_own_accuracy(
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
     assert "energy is predicted for those" in summary["warnings"][0]
     assert "Accuracy, int8" in (folder / "report.html").read_text()
+
+
+def test_a_network_is_measured_and_judged_by_the_provider_of_its_device(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_session = [], session.open_session
+
+    def noted(model, threads, provider, **options):
+        opened.append(provider)
+        return open_session(model, threads, provider, **options)
+
+    monkeypatch.setattr(session, "open_session", noted)
+    policy, folder = tmp_path / "policy.json", tmp_path / "run"
+    policy.write_text(json.dumps({"stem.0": 8, "body.0": 12}))
+    settings = ("--set", "device.provider=openvino", "--set", "device.rounds=20")
+    assert main(["prune", str(write_config()), "--policy", str(policy), "-o", str(folder), *settings]) == 0
+    # rehearsed; dense and pruned measured before fine-tuning and after it; scored as it is delivered
+    assert opened.count("OpenVINOExecutionProvider") == 6
+    assert opened.count("CPUExecutionProvider") == 2  # the export alone is checked, before training and after it
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["onnx_max_abs_diff"] < 1e-4
+    assert not [text for text in summary["warnings"] if "provider" in text]
 
 
 def test_sensitivity_writes_curves(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from amcsearch.costs.compute import macs
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.tables import VARIANTS, build_table, known_share, make_kit, needed_variants, subject_of
+from amcsearch.jobs.tables import (
+    VARIANTS,
+    build_table,
+    known_share,
+    make_kit,
+    measure_table,
+    needed_variants,
+    subject_of,
+)
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.session import detect_nchwc_block, differences, provenance
@@ -75,12 +83,21 @@ def test_borrowed_layers_do_not_count_as_known(subject: MeasuredSubject) -> None
     [
         ("device.threads=2", r"device\.threads is 1 in tiny and 2 in other"),
         ("device.dtype=int8", r"device\.dtype is float32 in tiny and int8 in other"),
+        ("device.provider=OpenVINO", r"device\.provider is CPU in tiny and OpenVINO in other"),
     ],
 )
 def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig, setting: str, words: str) -> None:
     one, other = load(write_config()), load(write_config(), [setting, "name=other"])
     with pytest.raises(BadInputError, match=words):
         make_kit([one, other], tmp_path / "kit.pyz", Silent())
+
+
+def test_a_provider_without_a_profile_makes_no_table(tmp_path: Path, write_config: WriteConfig) -> None:
+    config = load(write_config(), ["device.provider=OpenVINO"])
+    with pytest.raises(BadInputError, match=r"'OpenVINO' gives no profile of its kernels, .* set device\.table=null"):
+        measure_table(config, Silent())
+    with pytest.raises(BadInputError, match="gives no profile"):
+        make_kit([config], tmp_path / "kit.pyz", Silent())
 
 
 def test_anchors_carry_another_devices_table_here(tmp_path: Path, subject: MeasuredSubject) -> None:

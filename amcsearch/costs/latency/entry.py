@@ -167,14 +167,18 @@ class Provenance(_Document):
     """Where, with what and how latencies were measured; None where that is not known.
 
     What only describes the machine (its caches, its load, versions of other software) is in ``extra``. The runtime's
-    ``differences`` says which of the fields make two devices or settings different.
+    ``differences`` says which of the fields make two devices or settings different. ``provider_version`` is that of a
+    provider which is a plugin, None for one that is part of the runtime.
     """
+
+    null = ("provider_version",)
 
     cpu: Text = None
     cpu_flags: Text = None
     cores: Count = None
     ort_version: Text = None
     provider: Text = None
+    provider_version: Text = None
     threads: Count = None
     batch: Count = None
     dtype: Text = None

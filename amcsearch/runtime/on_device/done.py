@@ -15,10 +15,14 @@ Record = Mapping[str, Any]
 
 
 class Done:
-    """What has been recorded, by kind, and the drift of the reference over it."""
+    """What has been recorded, by kind, and the drift of the reference over it.
 
-    def __init__(self, plan: DevicePlan, records: Sequence[Record]) -> None:
+    Without ``profiled``, a run needs neither graphs nor profiles: its provider is a black box.
+    """
+
+    def __init__(self, plan: DevicePlan, records: Sequence[Record], profiled: bool = True) -> None:
         self.plan = plan
+        self.profiled = profiled
         self.parts = 0
         self.overheads: set[int] = set()
         self.graphs: set[str] = set()
@@ -51,8 +55,8 @@ class Done:
         lacking = [
             entry.id
             for entry in entries
-            if entry.id not in self.graphs
-            or (entry.profiled and entry.id not in self.profiles)
+            if (self.profiled and entry.id not in self.graphs)
+            or (self.profiled and entry.profiled and entry.id not in self.profiles)
             or (entry.timed and any(entry.id not in ids for ids in self.timings.values()))
         ]
         return {
@@ -68,7 +72,7 @@ class Done:
     def work(self) -> tuple[float, float]:
         """Units of work done and planned: one for a timing or a profile, a tenth for a graph."""
         left = [entry for entry in self.plan.entries if entry.id not in self.failed]
-        planned = sum(0.1 + e.profiled + len(self.timings) * e.timed for e in left)
+        planned = sum(self.profiled * (0.1 + e.profiled) + len(self.timings) * e.timed for e in left)
         return 0.1 * len(self.graphs) + len(self.profiles) + sum(map(len, self.timings.values())), planned
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from amcsearch.runtime.on_device.done import Done
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.plan import DevicePlan, Entry
+from amcsearch.runtime.on_device.providers import CPU, is_profiled
 from amcsearch.runtime.on_device.records import Journal
-from amcsearch.runtime.on_device.session import CPU, Call, bound_call, input_array, open_session
+from amcsearch.runtime.on_device.session import Call, bound_call, input_array, open_session
 from amcsearch.runtime.on_device.timing import Clock
 
 if TYPE_CHECKING:  # older numpy lacks it
@@ -123,7 +124,7 @@ class Part:
     ) -> None:
         self.plan, self.settings, self.clock = plan, settings, clock
         self._journal, self._report = journal, report
-        self.done = Done(plan, journal.records)
+        self.done = Done(plan, journal.records, is_profiled(settings.provider))
         self.pool = SessionPool(plan, settings.threads, settings.provider, settings.memory or memory_budget())
         self.rounds, self.sample_ms = int(plan.plan["rounds"]), float(plan.plan["sample_ms"])
         self.seed, self.profile_rounds = int(plan.plan["seed"]), int(plan.plan["profile_rounds"])

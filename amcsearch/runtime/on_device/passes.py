@@ -50,7 +50,7 @@ def timing_pass(part: Part, number: int, entries: Sequence[Entry]) -> bool:
         entry
         for entry in entries
         if entry.id not in done.failed
-        and (entry.id not in done.graphs or (entry.timed and entry.id not in done.timings[number]))
+        and ((done.profiled and entry.id not in done.graphs) or (entry.timed and entry.id not in done.timings[number]))
     ]
     while queue:
         if part.seconds_left <= 0:
@@ -67,7 +67,7 @@ def timing_pass(part: Part, number: int, entries: Sequence[Entry]) -> bool:
 
 def _graph(part: Part, entry: Entry) -> None:
     """Record the optimised graph without weights, compressed."""
-    if entry.id in part.done.graphs:
+    if entry.id in part.done.graphs or not part.done.profiled:
         return
     part.say(f"graph of {entry.id}")
     try:

@@ -27,8 +27,9 @@ from amcsearch.runtime.on_device.passes import call_overhead, timing_pass
 from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, Entry
 from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import load, provenance, temperatures_c
+from amcsearch.runtime.on_device.providers import CPU, elsewhere, provider_name
 from amcsearch.runtime.on_device.records import Journal
-from amcsearch.runtime.on_device.session import CPU, bound_call, open_session, optimised_model, provider_name
+from amcsearch.runtime.on_device.session import bound_call, open_session, optimised_model
 from amcsearch.runtime.on_device.timing import Clock
 
 if TYPE_CHECKING:  # older numpy lacks it
@@ -129,7 +130,7 @@ PROFILE_INFLATION = 2.0  # of a run by the profiler, for the estimate of its tim
 
 def _header(part: Part) -> dict[str, Any]:
     threads, provider = part.settings.threads, part.settings.provider
-    block = nchwc_block(optimised_model(part.plan.probe, threads, provider))
+    block = nchwc_block(optimised_model(part.plan.probe, threads, provider)) if part.done.profiled else 0
     options = open_session(part.plan.empty, threads, provider).get_provider_options().get(provider, {})
     batch, dtype = int(part.plan.plan["batch"]), str(part.plan.plan["dtype"])
     return {
@@ -137,8 +138,23 @@ def _header(part: Part) -> dict[str, Any]:
         "kit_version": KIT_VERSION,
         "plan_hash": part.plan.hash,
         "provenance": provenance(threads, batch, dtype, provider, block, options),
+        "elsewhere": _left_to_others(part),
         "plan": part.plan.described(),
     }
+
+
+def _left_to_others(part: Part) -> list[str]:
+    """Sentences on nodes of the networks' references that the provider left to others."""
+    notes, provider = [], part.settings.provider
+    for entry in part.plan.entries if provider != CPU else []:
+        if entry.id == entry.reference:
+            session = open_session(part.plan.model(entry), part.settings.threads, provider)
+            left = elsewhere(session, provider)
+            if left is None:
+                notes.append(f"network {entry.network}: this onnxruntime cannot say which nodes {provider} runs")
+            elif left.nodes:
+                notes.append(left.note(provider, f"network {entry.network}"))
+    return notes
 
 
 def _profiled_in_time(part: Part, block: Sequence[Entry]) -> list[Entry]:
@@ -172,6 +188,8 @@ def _profile_block(part: Part, block: Sequence[Entry]) -> None:
 
 
 def _profiles(part: Part) -> bool:
+    if not part.done.profiled:
+        return True
     skipped = part.done.profiles | part.done.failed
     queue = [entry for entry in part.plan.entries if entry.profiled and entry.id not in skipped]
     while queue:
@@ -223,7 +241,8 @@ def run(
         clock: what tells time; the device's if None.
 
     Returns:
-        The end record (``complete``, ``coverage``, ``drift``, ``seconds``) with ``notes`` of repairs to the file.
+        The end record (``complete``, ``coverage``, ``drift``, ``seconds``) with ``notes`` of repairs to the file and of
+        nodes that run on another provider.
 
     Raises:
         DeviceError: the file is of another run or cannot be written, or the provider or a reference cannot run.
@@ -239,6 +258,6 @@ def run(
             part.write("header", header)
             _measure(part)
             part.write("end", _end(part))
-        return {**journal.records[-1], "notes": journal.notes}
+        return {**journal.records[-1], "notes": [*journal.notes, *header["elsewhere"]]}
     finally:
         journal.close()

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from amcsearch.runtime.on_device.providers import provider_version
+
 __all__ = ["COMPARED", "load", "provenance", "temperatures_c"]
 
 COMPARED = {
@@ -23,6 +25,7 @@ COMPARED = {
     "cpu_flags": "CPU features",
     "ort_version": "ONNX Runtime",
     "provider": "execution provider",
+    "provider_version": "version of the execution provider",
     "optimisation": "optimisation level",
     "nchwc_block": "NCHWc block",
     "threads": "threads",
@@ -140,6 +143,7 @@ def provenance(
         "numpy": np.__version__,
         "ort_version": ort.__version__,
         "provider": provider,
+        "provider_version": provider_version(provider),
         "provider_options": options or {},
         "threads": threads,
         "batch": batch,

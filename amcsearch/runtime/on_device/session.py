@@ -14,31 +14,17 @@ import numpy as np
 import onnxruntime as ort
 
 from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.providers import CPU, add_provider, elsewhere
 
 ort.disable_telemetry_events()  # a tool that measures other people's networks reports to nobody
 
 if TYPE_CHECKING:  # older numpy lacks it
     from numpy.typing import NDArray
 
-__all__ = ["CPU", "Call", "bound_call", "input_array", "open_session", "optimised_model", "provider_name"]
+__all__ = ["CPU", "Call", "bound_call", "input_array", "open_session", "optimised_model"]
 
-CPU = "CPUExecutionProvider"
 QUIET = 4  # the optimiser warns about every file it writes, and what fails is raised as well as logged
-SUFFIX = "ExecutionProvider"
 Call = Callable[[], None]
-
-
-def provider_name(asked: str) -> str:
-    """Full name of an execution provider of this runtime, from its name with or without its ending, in any case.
-
-    Raises:
-        DeviceError: this runtime has no such provider; the message lists those it has.
-    """
-    available = ort.get_available_providers()
-    for name in available:
-        if asked.lower() in (name.lower(), name[: -len(SUFFIX)].lower()):
-            return str(name)
-    raise DeviceError(f"provider {asked!r} is not available; this onnxruntime has: {', '.join(available)}")
 
 
 def open_session(
@@ -53,13 +39,15 @@ def open_session(
     Args:
         model: file or serialised model.
         threads: threads inside an operator; operators run one after the other.
-        provider: full name of the execution provider; nodes it cannot run fall back to the CPU.
+        provider: full name of the execution provider, as ``provider_name`` gives it. The CPU provider runs the nodes
+            that it cannot run: ``elsewhere`` counts them.
         profile: prefix of the file that the profiler writes at ``end_profiling``; no profiling if None. A profiled
             session is slower: use it to share time out, never to state one.
         optimised: where to write the optimised graph, if anywhere.
 
     Raises:
-        DeviceError: fewer than one thread, or a model that ONNX Runtime cannot read or run with this provider.
+        DeviceError: fewer than one thread, a model that ONNX Runtime cannot read or run with this provider, or
+            of which the provider runs no node.
     """
     if threads < 1:
         raise DeviceError(f"threads = {threads}, must be at least 1")
@@ -77,13 +65,17 @@ def open_session(
         options.profile_file_prefix = str(profile)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+    providers = add_provider(options, provider, threads)
     name = "the model" if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, [provider])
+        session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers)
     except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
         raise DeviceError(f"ONNX Runtime cannot open {name}: {str(error).splitlines()[0]}") from error
     if session.get_providers()[0] != provider:
         raise DeviceError(f"{provider} did not start, {session.get_providers()[0]} did; check its driver and libraries")
+    left = elsewhere(session, provider)
+    if left is not None and left.of and left.nodes == left.of:
+        raise DeviceError(f"{provider} runs none of the {left.of} nodes of {name}; use another provider")
     return session
 
 
