@@ -113,10 +113,11 @@ def own_table(config: Config, network: TracedNetwork, observer: Observer, run: R
     if run is not None and run.latency_table.is_dir():
         return _kept(run)
     machine = _Keeper(config, network, observer).table()
-    if run is not None:
-        extra = {**machine.table.extra, "origin": machine.origin.to_json()}
-        write_latency_table(replace(machine.table, extra=extra), run.latency_table)
-    return machine
+    if run is None:
+        return machine
+    extra = {**machine.table.extra, "origin": machine.origin.to_json()}
+    write_latency_table(replace(machine.table, extra=extra), run.latency_table)
+    return _kept(run)  # the file has fewer digits, and a resumed run prices its trials by the file
 
 
 def _kept(run: RunFolder) -> MachineTable:

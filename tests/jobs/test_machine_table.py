@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from amcsearch.cli.main import main
-from amcsearch.config import Config
+from amcsearch.config import Config, config_hash, dump
 from amcsearch.config.loading import load
 from amcsearch.config.table_folder import TableFolder, read_latency_table, table_digest, write_latency_table
 from amcsearch.costs import LatencyTable
@@ -23,6 +24,7 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import machine_folder
 from amcsearch.jobs.workload import InMemory, TracedNetwork, load_network
 from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here
+from amcsearch.runs import RunFolder, TableOrigin
 
 WriteConfig = Callable[..., Path]
 LATENCY = "budget={latency_ms: 0.8x}"
@@ -261,6 +263,21 @@ def test_a_search_keeps_the_table_that_priced_its_trials(
     assert main([*command, "--resume"]) == 0
     assert (run / "trials.csv").read_text() == trials
     assert table_digest(read_latency_table(run / "latency_table")) == priced
+
+
+def test_a_run_begins_with_the_very_prices_that_it_is_resumed_with(
+    job: Job, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, network = job()
+    table = read_latency_table(cached)
+    finer = replace(table, rows=table.rows.assign(latency_ms=table.rows["latency_ms"] / 3.0))  # more digits than a file
+    just_measured = MachineTable(finer, TableOrigin(str(cached), "this machine", "measured"))
+    monkeypatch.setattr(machine._Keeper, "table", lambda self: just_measured)
+    with RunFolder.create(tmp_path / "run", dump(config), config_hash(config), resume=False) as run:
+        first, again = (own_table(config, network, Told(), run).table for _ in range(2))
+    layers = network.trace.network.layers
+    assert first.bind(network.trace.network).predict(layers) == again.bind(network.trace.network).predict(layers)
+    pd.testing.assert_frame_equal(first.rows, again.rows, check_exact=True)
 
 
 def test_a_dry_run_says_what_it_would_measure_and_writes_nothing(
