@@ -118,7 +118,10 @@ class ClusterExecutor:
                     policy = waiting.popleft()
                     running.append((policy, self._submit(policy, done)))
                 if running[0][1].done():
-                    yield self._taken(*running.popleft())
+                    policy, future = running.popleft()
+                    if len(policies) > 1 and self._is_killer(future):
+                        future = self._again_alone(policy, [other for _, other in running])
+                    yield self._taken(policy, future)
                 else:
                     check_interrupt()
                     done.wait(_POLL_S)
@@ -140,6 +143,23 @@ class ClusterExecutor:
             priority=-self._sent,
         )
         future.add_done_callback(lambda _: done.set())
+        return future
+
+    def _is_killer(self, future: "Future") -> bool:
+        from distributed import KilledWorker
+
+        return future.status == "error" and isinstance(future.exception(), KilledWorker)
+
+    def _again_alone(self, policy: PruningPolicy, others: Sequence["Future"]) -> "Future":
+        """Evaluate a policy again once the others are done: the scheduler blames all that a dead worker held."""
+        while not all(other.done() for other in others):
+            check_interrupt()
+            time.sleep(_POLL_S)
+        done = threading.Event()
+        future = self._submit(policy, done)
+        while not future.done():
+            check_interrupt()
+            done.wait(_POLL_S)
         return future
 
     def _taken(self, policy: PruningPolicy, future: "Future") -> Evaluation:

@@ -49,10 +49,10 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: 
     _check_weights(model, name)
     few = probes.chosen(_spread(probes.size, fitting_batch_size(probes)))
     with UserCode(name):
-        output = _pass_that_keeps_input(model, few, name)
+        first, second = (_pass_that_keeps_input(model, few, name) for _ in range(2))
         for split in ("calibration", "search", "test"):
             _check_outputs(model, batches_of(getattr(splits, split), name=split), name, split)
-        _check_repeats(model, few, output, config.device.batch, name)
+        _check_repeats(model, few, (first, second), config.device.batch, name)
 
 
 def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch | Tensor, task: Task) -> None:
@@ -206,15 +206,17 @@ class _Known(nn.Module):
         return self.output
 
 
-def _check_repeats(model: nn.Module, probes: Batch, output: Tree, batch: int, name: str) -> None:
-    """Compare the output of a pass over all probes with that of a second one, and of batches of 1 and of the device."""
-    cure = "make its forward a function of the input alone in eval mode: no random numbers, no counters"
-    checks = [("from call to call", probes.size, cure)]
-    cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"
-    checks += [(f"in batches of {size} and of {probes.size}", size, cure) for size in sorted({1, batch})]
+def _check_repeats(model: nn.Module, probes: Batch, outputs: tuple[Tree, Tree], batch: int, name: str) -> None:
+    """Compare the outputs of two passes over all probes, one after the other, and of batches of 1 and of the device."""
+    first, second = outputs
     signature = signature_of(model, probes.chosen([0]))
-    for what, size, cured in checks:
-        agreement = compare(_Known(output), InBatches(model, size, signature), [probes])
+    cure = "make its forward a function of the input alone in eval mode: no random numbers, no counters"
+    checks: list[tuple[str, nn.Module, str]] = [("from call to call", _Known(second), cure)]
+    cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"
+    for size in sorted({1, batch}):
+        checks.append((f"in batches of {size} and of {probes.size}", InBatches(model, size, signature), cure))
+    for what, candidate, cured in checks:
+        agreement = compare(_Known(first), candidate, [probes])
         if not agreement.relative <= OUTPUTS:
             raise BadInputError(
                 f"{name} gives other outputs for the same samples {what}: they differ by {agreement.relative:.3g} of "

@@ -319,6 +319,6 @@ class TestWhatIsNoted:
         assert job not in json.dumps(lines)
 
     def test_refusals_do_not_fill_the_log(self, running: Running) -> None:
-        for _ in range(70):
+        for _ in range(130):
             running.ask("GET", "/jobs")
-        assert 60 <= len(running.tokens.audit(limit=500)) <= 61  # 61 where a minute ends on the way
+        assert 60 <= len(running.tokens.audit(limit=500)) <= 120  # 60 a minute, and one may end on the way

@@ -160,7 +160,7 @@ class TestEnding:
         job = submitted(table)
         claim = claimed(table)
         best = BestSoFar(4, 0.9, MetricRecord("accuracy", "share", True), {"macs": 5e6}, {"conv1": 3})
-        progress = Progress("search", "Searching", 7, 100, 0.5, 3.5, best, ("slow disk",))
+        progress = Progress("search", "Searching", 7, 100, 0.5, 3.5, best, ((1.0, 0.8), (4.0, 0.9)), ("slow disk",))
         assert table.renew(claim, progress).progress == table.get(job).progress == progress
 
     def test_each_change_is_a_revision_and_a_lease_alone_is_none(self, table: JobTable) -> None:

@@ -171,8 +171,6 @@ class Provenance(_Document):
     provider which is a plugin, None for one that is part of the runtime.
     """
 
-    null = ("provider_version",)
-
     cpu: Text = None
     cpu_flags: Text = None
     cores: Count = None
