@@ -145,10 +145,12 @@ def test_no_record_is_lost_or_counted_twice_where_both_are_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_the_same_under_twenty_five_kills(machines: Machines, small_plan: Callable[..., Any], seed: int) -> None:
+def test_the_same_under_twenty_five_kills(
+    machines: Machines, small_plan: Callable[..., Any], pytestconfig: pytest.Config
+) -> None:
+    """Four seeds (``--crash-seed``) make a hundred kills."""
     plan = small_plan(widths=tuple(range(4, 64)), passes=20, rounds=10, sample_ms=2.0, profile_rounds=8)
-    _measured_under_fire(machines, plan, kills=25, seed=seed)
+    _measured_under_fire(machines, plan, kills=25, seed=pytestconfig.getoption("crash_seed"))
 
 
 def test_a_wrong_token_and_an_unknown_device_are_one_line(machines: Machines) -> None:
