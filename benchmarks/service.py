@@ -17,7 +17,7 @@ from sqlalchemy import insert, text
 
 from amcsearch.service.database import JOBS, Database
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.records import Progress
+from amcsearch.service.records import JobProgress
 
 LEASE_S = 600.0
 
@@ -37,7 +37,7 @@ def filled(database: Database, jobs: int) -> JobTable:
         "revision": 1,
         "created_s": now,
         "changed_s": now,
-        "progress": Progress().to_json(),
+        "progress": JobProgress().to_json(),
     }
     with database.writing() as connection:
         connection.execute(insert(JOBS), [{**values, "id": f"{number:016x}"} for number in range(jobs)])

@@ -21,8 +21,8 @@ from amcsearch.core import (
     TrialState,
 )
 from amcsearch.runs import FrontResult, expanded, make_folder, read_as
-from amcsearch.service.connection import Connection
-from amcsearch.service.records import JobRecord, JobState, Progress
+from amcsearch.service.connection import ServiceConnection
+from amcsearch.service.records import JobProgress, JobRecord, JobState
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer, RunResult, SearchResult, SparsifyResult
@@ -52,7 +52,7 @@ def connect(url: str, token: str | None = None, *, patience_s: float = 300.0) ->
     if not url.startswith(("http://", "https://")):
         raise BadInputError(f"{url[:80]!r} is no address of a service; write http://HOST:PORT or https://HOST")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return Client(Connection(httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_S), patience_s))
+    return Client(ServiceConnection(httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_S), patience_s))
 
 
 class Client:
@@ -63,7 +63,7 @@ class Client:
     name. A verb waits for its job's end; interrupted, it leaves the job running, and ``job`` finds it again.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ServiceConnection) -> None:
         self._connection = connection
 
     def search(
@@ -189,7 +189,7 @@ class Client:
 class RemoteJob:
     """A job of a service; ``record`` is what was last heard of it."""
 
-    def __init__(self, connection: Connection, record: JobRecord) -> None:
+    def __init__(self, connection: ServiceConnection, record: JobRecord) -> None:
         self._connection, self.record = connection, record
 
     @property
@@ -221,7 +221,7 @@ class RemoteJob:
         Raises:
             BadInputError, InfeasibleBudgetError: the job failed, or was cancelled.
         """
-        told = Progress()
+        told = JobProgress()
         for record in self.follow():
             if observer is not None:
                 _tell(observer, record.progress, told)
@@ -304,7 +304,7 @@ def _values(config: Config | Path | str | Mapping[str, object]) -> Mapping[str, 
         raise BadInputError(f"config cannot be sent as JSON ({error}); give plain values") from error
 
 
-def _tell(observer: "Observer", progress: Progress, told: Progress) -> None:
+def _tell(observer: "Observer", progress: JobProgress, told: JobProgress) -> None:
     """Tell an observer what changed."""
     if progress.phase != told.phase:
         observer.phase(progress.phase)

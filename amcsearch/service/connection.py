@@ -14,12 +14,12 @@ from amcsearch.service.records import JobRecord
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Connection"]
+__all__ = ["ServiceConnection"]
 
 _AGAIN_S: Final = 1.0  # between two tries to reach a service that is away
 
 
-class Connection:
+class ServiceConnection:
     """Requests to one service; ``patience_s`` is how long it may be away before a call is given up."""
 
     def __init__(self, http: "httpx.Client", patience_s: float) -> None:

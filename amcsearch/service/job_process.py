@@ -20,7 +20,7 @@ from typing import IO, Final
 from amcsearch.core import BadInputError, InfeasibleBudgetError, Trial, guarded_job, interruptible, printable
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.job_kinds import JobRequest, request_of
-from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, Problem, Progress, problem_of
+from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, JobProblem, JobProgress, problem_of
 
 __all__ = ["RUN", "Message", "main"]
 
@@ -35,9 +35,9 @@ _BUSY_S: Final = 20.0  # that the process of an earlier attempt may take to die
 class Message(StoredDocument):
     """What happened: progress, or one of the ends; ``is_busy`` where the process of an earlier attempt still lives."""
 
-    progress: Progress | None = None
+    progress: JobProgress | None = None
     result: Mapping[str, object] | None = None
-    problem: Problem | None = None
+    problem: JobProblem | None = None
     is_stopped: bool = False
     is_busy: bool = False
 
@@ -46,7 +46,7 @@ class _Reporter:
     """The ``Observer`` of a job: keeps its progress, and tells it now and then."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream, self._progress = stream, Progress()
+        self._stream, self._progress = stream, JobProgress()
         self._told_s = -_EVERY_S
         self._first = ("", 0, 0.0)
 
@@ -144,7 +144,7 @@ def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str]) 
         traceback.print_exc()
         line = printable(" ".join(str(error).split())[:500])
         detail = f"the job raised {type(error).__name__}: {line}; its output.log has the traceback"
-        return Message(problem=Problem("internal", detail))
+        return Message(problem=JobProblem("internal", detail))
 
 
 def _result(request: JobRequest, run: Path, told: IO[str]) -> Mapping[str, object]:

@@ -20,10 +20,10 @@ from amcsearch.service.records import (
     ENDED,
     Claim,
     JobPage,
+    JobProblem,
+    JobProgress,
     JobRecord,
     JobState,
-    Problem,
-    Progress,
     StaleClaimError,
     WorkerRecord,
 )
@@ -147,7 +147,7 @@ class JobTable:
             revision=1,
             created_s=now,
             changed_s=now,
-            progress=Progress().to_json(),
+            progress=JobProgress().to_json(),
         )
         return _record(connection.execute(added.returning(JOBS)).one())
 
@@ -176,12 +176,12 @@ class JobTable:
                 return int(job.sequence)
             ended = {**self._ended(), "state": JobState.CANCELLED}
             if not job.is_cancel_asked:
-                problem = Problem("lost", f"{MOST_LOST + 1} workers were lost in a row; {_CURE_OF_LOSS}").to_json()
+                problem = JobProblem("lost", f"{MOST_LOST + 1} workers were lost in a row; {_CURE_OF_LOSS}").to_json()
                 ended |= {"state": JobState.FAILED, "problem": problem, "lost": JOBS.c.lost + 1}
             self._changed(connection, JOBS.c.sequence == job.sequence, ended)
         return None
 
-    def renew(self, claim: Claim, progress: Progress | None = None) -> JobRecord:
+    def renew(self, claim: Claim, progress: JobProgress | None = None) -> JobRecord:
         """Prolong a lease, and note the progress of the job; the record says whether the job is to be cancelled.
 
         Raises:
@@ -201,7 +201,7 @@ class JobTable:
         """End a job well; raises as ``renew``."""
         return self._write(claim, {**self._ended(), "state": JobState.DONE, "result": dict(result), "problem": None})
 
-    def fail(self, claim: Claim, problem: Problem) -> JobRecord:
+    def fail(self, claim: Claim, problem: JobProblem) -> JobRecord:
         """End a job with its error; raises as ``renew``."""
         return self._write(claim, {**self._ended(), "state": JobState.FAILED, "problem": problem.to_json()})
 
@@ -224,7 +224,7 @@ class JobTable:
             if record.is_cancel_asked:
                 values["state"] = JobState.CANCELLED
             elif record.lost >= MOST_LOST:
-                problem = Problem("lost", f"{reason}, {MOST_LOST + 1} times in a row; {_CURE_OF_LOSS}")
+                problem = JobProblem("lost", f"{reason}, {MOST_LOST + 1} times in a row; {_CURE_OF_LOSS}")
                 values |= {"state": JobState.FAILED, "problem": problem.to_json()}
             else:
                 values |= {"state": JobState.QUEUED, "ended_s": None}

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.service.job_table import NoSuchJobError, WrongStateError
-from amcsearch.service.records import Problem, problem_of
+from amcsearch.service.records import JobProblem, problem_of
 
 __all__ = ["PROBLEM_SCHEMA", "PROBLEM_TYPE", "add_problem_handlers"]
 
@@ -35,7 +35,7 @@ _TITLES = {
 }
 
 
-def _response(status: int, problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+def _response(status: int, problem: JobProblem, headers: dict[str, str] | None = None) -> JSONResponse:
     title = _TITLES.get(problem.kind, problem.kind)
     body = {"type": f"urn:amcsearch:{problem.kind}", "title": title, "status": status, **problem.to_json()}
     return JSONResponse(body, status, headers, media_type=PROBLEM_TYPE)
@@ -52,25 +52,25 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(NoSuchJobError)
     def _not_found(_: Request, error: Exception) -> JSONResponse:
-        return _response(404, Problem("not_found", str(error.args[0])))
+        return _response(404, JobProblem("not_found", str(error.args[0])))
 
     @app.exception_handler(WrongStateError)
     def _conflict(_: Request, error: Exception) -> JSONResponse:
-        return _response(409, Problem("conflict", str(error)))
+        return _response(409, JobProblem("conflict", str(error)))
 
     @app.exception_handler(DBAPIError)
     def _unavailable(_: Request, __: Exception) -> JSONResponse:
         detail = "the database does not answer; nothing was lost, try again"
-        return _response(503, Problem("unavailable", detail), {"Retry-After": "5"})
+        return _response(503, JobProblem("unavailable", detail), {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][1:]))
-        return _response(422, Problem("bad_input", f"{key}: {first['msg']}", key=key))
+        return _response(422, JobProblem("bad_input", f"{key}: {first['msg']}", key=key))
 
     @app.exception_handler(AnyHTTPException)
     def _http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, AnyHTTPException | HTTPException)
-        return _response(error.status_code, Problem("http", str(error.detail)), dict(error.headers or {}))
+        return _response(error.status_code, JobProblem("http", str(error.detail)), dict(error.headers or {}))

@@ -15,10 +15,10 @@ __all__ = [
     "BestSoFar",
     "Claim",
     "JobPage",
+    "JobProblem",
+    "JobProgress",
     "JobRecord",
     "JobState",
-    "Problem",
-    "Progress",
     "StaleClaimError",
     "WorkerRecord",
     "problem_of",
@@ -53,7 +53,7 @@ class BestSoFar(StoredDocument):
 
 
 @dataclass(frozen=True)
-class Progress(StoredDocument):
+class JobProgress(StoredDocument):
     """How far an attempt is.
 
     ``evaluations`` of ``total`` are done (``total`` 0 where it is not known); ``share`` of a measurement or training,
@@ -73,7 +73,7 @@ class Progress(StoredDocument):
 
 
 @dataclass(frozen=True)
-class Problem(StoredDocument):
+class JobProblem(StoredDocument):
     """Why a request or a job failed: a ``kind`` of the command line's (``bad_input``, …), and its one line."""
 
     kind: str
@@ -83,11 +83,11 @@ class Problem(StoredDocument):
     cure: str | None = None
 
 
-def problem_of(error: BadInputError | InfeasibleBudgetError) -> Problem:
+def problem_of(error: BadInputError | InfeasibleBudgetError) -> JobProblem:
     """Return an error of a request as a problem; an error's line ends with its cure, after a semicolon."""
     kind = "infeasible" if isinstance(error, InfeasibleBudgetError) else "bad_input"
     _, semicolon, cure = str(error).rpartition("; ")
-    return Problem(kind, str(error), error.key, error.bound, cure if semicolon else None)
+    return JobProblem(kind, str(error), error.key, error.bound, cure if semicolon else None)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class JobRecord(StoredDocument):
     lost: int = 0
     is_cancel_asked: bool = False
     waits_for: str | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: JobProgress = field(default_factory=JobProgress)
     result: Mapping[str, object] | None = None
-    problem: Problem | None = None
+    problem: JobProblem | None = None
 
     @property
     def has_ended(self) -> bool:

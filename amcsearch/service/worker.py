@@ -30,10 +30,10 @@ from amcsearch.service.database import Database
 from amcsearch.service.job_kinds import KINDS
 from amcsearch.service.job_process import Message
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.records import Claim, JobRecord, Problem, Progress, StaleClaimError
+from amcsearch.service.records import Claim, JobProblem, JobProgress, JobRecord, StaleClaimError
 from amcsearch.service.settings import default_database
 
-__all__ = ["JobLimits", "Worker", "WorkerSettings", "work"]
+__all__ = ["JobLimits", "JobWorker", "WorkerSettings", "work"]
 
 _log = logging.getLogger(__name__)
 _AWAY: Final = (OperationalError, InterfaceError)
@@ -108,7 +108,7 @@ class _JobProcess:
         self._settings, self._begun_s = settings, time.monotonic()
         self._asked_s: float | None = None
         self.last: Message | None = None
-        self.progress: Progress | None = None
+        self.progress: JobProgress | None = None
         with (folder / "output.log").open("ab") as log:
             self._process = subprocess.Popen(
                 settings.program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
@@ -170,7 +170,7 @@ class _JobProcess:
             f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process exited with {code}"
         )
 
-    def exceeded(self) -> Problem | None:
+    def exceeded(self) -> JobProblem | None:
         """Return the limit that the job exceeds, if it does."""
         limits = self._settings.limits
         if limits.seconds is not None and time.monotonic() - self._begun_s > limits.seconds:
@@ -185,9 +185,9 @@ class _JobProcess:
         return None
 
 
-def _exceeded(did: str, bound: str, what: str) -> Problem:
+def _exceeded(did: str, bound: str, what: str) -> JobProblem:
     cure = f"raise {what} of the worker or ask for less, then resume it"
-    return Problem("limit", f"the job {did} {bound}; {cure}", bound=bound, cure=cure)
+    return JobProblem("limit", f"the job {did} {bound}; {cure}", bound=bound, cure=cure)
 
 
 def _resident_bytes(session: int) -> Iterator[int]:
@@ -201,7 +201,7 @@ def _resident_bytes(session: int) -> Iterator[int]:
                     yield int(values[21]) * _PAGE_BYTES
 
 
-class Worker:
+class JobWorker:
     """Runs jobs of a table, one after another."""
 
     def __init__(self, table: JobTable, settings: WorkerSettings) -> None:
@@ -235,7 +235,7 @@ class Worker:
             return False
         self._greet(claim.job.id, at_once=True)
         process = _JobProcess(claim.job, self.settings)
-        problem: Problem | None = None
+        problem: JobProblem | None = None
         held_s, shown = time.monotonic(), None
         try:
             while not process.wait(self.settings.poll_s):
@@ -261,14 +261,14 @@ class Worker:
         self._greet(None, at_once=True)
         return True
 
-    def _write_end(self, claim: Claim, process: _JobProcess, problem: Problem | None) -> None:
+    def _write_end(self, claim: Claim, process: _JobProcess, problem: JobProblem | None) -> None:
         message = process.last or Message()
         if process.progress is not None:
             self.table.renew(claim, process.progress)
         if message.result is not None:
             self.table.finish(claim, message.result)
         elif problem is not None or message.problem is not None:
-            self.table.fail(claim, problem or message.problem or Problem("internal", process.end))
+            self.table.fail(claim, problem or message.problem or JobProblem("internal", process.end))
         elif message.is_stopped or process.was_asked:
             self.table.release(claim)
         else:
@@ -301,7 +301,7 @@ def work(settings: WorkerSettings) -> None:
     """
     make_folder(settings.runs)
     database = Database(settings.database or default_database(settings.runs))
-    worker = Worker(JobTable(database), settings)
+    worker = JobWorker(JobTable(database), settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame

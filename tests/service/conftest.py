@@ -16,7 +16,7 @@ from amcsearch.service import job_kinds
 from amcsearch.service.app import create_app
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.settings import ServiceSettings
-from amcsearch.service.worker import Worker, WorkerSettings
+from amcsearch.service.worker import JobWorker, WorkerSettings
 
 STUB = Path(__file__).parent / "stub_process.py"
 PROGRAM = (sys.executable, str(STUB))
@@ -44,9 +44,9 @@ class LiveService:
         return f"http://127.0.0.1:{self.port}"
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
+    def worker(self) -> Iterator[JobWorker]:
         """A worker for as long as the block lasts."""
-        worker = Worker(
+        worker = JobWorker(
             self.table,
             WorkerSettings(self.settings.runs, name="worker", kinds=("stub",), poll_s=0.05, program=PROGRAM),
         )

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from amcsearch.service.app import create_app
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.records import Progress
+from amcsearch.service.records import JobProgress
 from amcsearch.service.settings import ServiceLimits, ServiceSettings
 
 TINY = Path(__file__).parents[1] / "tiny_job.py"
@@ -170,7 +170,7 @@ def test_a_follower_hears_every_state_and_then_the_end(http: TestClient) -> None
     job = submitted(http)["id"]
     table = table_of(http)
     claim = table.claim("worker", ["search"], FOR_EVER)
-    table.renew(claim, Progress("Searching", evaluations=3, total=5))
+    table.renew(claim, JobProgress("Searching", evaluations=3, total=5))
     table.finish(claim, {"accuracy": 0.9})
     ((number, record),) = events(http.get(f"/jobs/{job}/events").text)
     assert (number, record["state"], record["result"]) == (4, "done", {"accuracy": 0.9})

@@ -13,7 +13,7 @@ from amcsearch.cli.main import main
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.service import connection
 from amcsearch.service.client import Client, connect
-from amcsearch.service.connection import Connection
+from amcsearch.service.connection import ServiceConnection
 from amcsearch.service.records import JobState
 
 from .conftest import LiveService, listening
@@ -107,7 +107,7 @@ def test_what_is_no_service_is_named(live: LiveService) -> None:
     with pytest.raises(BadInputError, match=r"does not answer for 0.1 s; start it"):
         connect("http://127.0.0.1:9", patience_s=0.1).job("a")
     other = httpx.MockTransport(lambda _: httpx.Response(404, text="<html>"))
-    client = Client(Connection(httpx.Client(transport=other, base_url="http://x"), 0.1))
+    client = Client(ServiceConnection(httpx.Client(transport=other, base_url="http://x"), 0.1))
     with pytest.raises(BadInputError, match="http://x/jobs/a answers 404 and no problem details; is it an amcsearch"):
         client.job("a")
 
@@ -116,7 +116,7 @@ def test_what_is_no_service_is_named(live: LiveService) -> None:
 def test_a_service_cannot_write_outside_the_folder(tmp_path: Path, path: str, live: LiveService) -> None:
     job = connect(live.url).submit("stub", CONFIG)
     listed = httpx.MockTransport(lambda _: httpx.Response(200, json={"files": [{"path": path, "bytes": 1}]}))
-    job._connection = Connection(httpx.Client(transport=listed, base_url="http://x"), 0.1)
+    job._connection = ServiceConnection(httpx.Client(transport=listed, base_url="http://x"), 0.1)
     with pytest.raises(BadInputError, match="outside its run"):
         job.fetch(tmp_path / "a" / "fetched")
     assert not (tmp_path / "outside").exists()

@@ -14,7 +14,7 @@ from amcsearch.core import BadInputError
 from amcsearch.runs import MetricRecord
 from amcsearch.service.database import METADATA, Database
 from amcsearch.service.job_table import MOST_LOST, JobTable, NoSuchJobError, WrongStateError
-from amcsearch.service.records import ENDED, BestSoFar, Claim, JobState, Problem, Progress, StaleClaimError
+from amcsearch.service.records import ENDED, BestSoFar, Claim, JobProblem, JobProgress, JobState, StaleClaimError
 
 FOR_EVER = 1e6  # seconds of a lease
 RAN_OUT = 0.0
@@ -106,9 +106,9 @@ class TestClaiming:
         before = table.get(job)
         writes = {
             "renew": lambda: table.renew(late),
-            "progress": lambda: table.renew(late, Progress(evaluations=9)),
+            "progress": lambda: table.renew(late, JobProgress(evaluations=9)),
             "finish": lambda: table.finish(late, {"accuracy": 1.0}),
-            "fail": lambda: table.fail(late, Problem("bad_input", "no")),
+            "fail": lambda: table.fail(late, JobProblem("bad_input", "no")),
             "release": lambda: table.release(late),
             "lose": lambda: table.lose(late, "killed"),
         }
@@ -143,7 +143,7 @@ class TestEnding:
 
     def test_a_failed_job_says_why_and_can_be_resumed(self, table: JobTable) -> None:
         job = submitted(table)
-        assert table.fail(claimed(table), Problem("infeasible", "no policy", cure="0.4x")).problem == Problem(
+        assert table.fail(claimed(table), JobProblem("infeasible", "no policy", cure="0.4x")).problem == JobProblem(
             "infeasible", "no policy", cure="0.4x"
         )
         again = table.resume(job)
@@ -160,7 +160,7 @@ class TestEnding:
         job = submitted(table)
         claim = claimed(table)
         best = BestSoFar(4, 0.9, MetricRecord("accuracy", "share", True), {"macs": 5e6}, {"conv1": 3})
-        progress = Progress("search", "Searching", 7, 100, 0.5, 3.5, best, ((1.0, 0.8), (4.0, 0.9)), ("slow disk",))
+        progress = JobProgress("search", "Searching", 7, 100, 0.5, 3.5, best, ((1.0, 0.8), (4.0, 0.9)), ("slow disk",))
         assert table.renew(claim, progress).progress == table.get(job).progress == progress
 
     def test_each_change_is_a_revision_and_a_lease_alone_is_none(self, table: JobTable) -> None:
@@ -168,7 +168,7 @@ class TestEnding:
         claim = claimed(table)
         assert table.get(job).revision == 2
         assert table.renew(claim).revision == 2
-        assert table.renew(claim, Progress("search")).revision == 3
+        assert table.renew(claim, JobProgress("search")).revision == 3
         assert table.finish(claim, {}).revision == 4
 
 
@@ -198,7 +198,7 @@ class TestLosing:
         submitted(table)
         for done in range(1, 3 * MOST_LOST):
             claim = claimed(table)
-            table.renew(claim, Progress(evaluations=done))
+            table.renew(claim, JobProgress(evaluations=done))
             table.lose(claim, "killed")
         assert claimed(table).job.lost == 1
 
@@ -349,7 +349,7 @@ class Model:
     def write(self, name: str, claim: Claim) -> None:
         is_running = self.table.get(claim.job.id).state is JobState.RUNNING
         may_write = is_running and self.holders.get(claim.job.id) == claim.attempt
-        arguments = {"finish": [{}], "fail": [Problem("x", "y")], "lose": ["killed"]}.get(name, [])
+        arguments = {"finish": [{}], "fail": [JobProblem("x", "y")], "lose": ["killed"]}.get(name, [])
         try:
             getattr(self.table, name)(claim, *arguments)
         except StaleClaimError:

@@ -27,7 +27,7 @@ from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobState
 from amcsearch.service.serve import serve
 from amcsearch.service.settings import ServiceSettings
-from amcsearch.service.worker import Worker, WorkerSettings
+from amcsearch.service.worker import JobWorker, WorkerSettings
 
 from .conftest import PROGRAM
 
@@ -56,7 +56,7 @@ def test_a_killed_database_costs_a_running_job_nothing(postgresql, postgresql_ur
     database = Database(postgresql_url)
     table = JobTable(database)
     job = submitted(table, 60, 0.02)
-    worker = Worker(table, WorkerSettings(tmp_path, kinds=("stub",), poll_s=0.05, program=PROGRAM))
+    worker = JobWorker(table, WorkerSettings(tmp_path, kinds=("stub",), poll_s=0.05, program=PROGRAM))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:

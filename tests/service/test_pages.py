@@ -17,7 +17,7 @@ from amcsearch.runs import MetricRecord
 from amcsearch.service.access import COOKIE
 from amcsearch.service.app import create_app
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.records import BestSoFar, Claim, JobState, Problem, Progress
+from amcsearch.service.records import BestSoFar, Claim, JobProblem, JobProgress, JobState
 from amcsearch.service.routes.pages import STATIC
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import Scope, TokenTable
@@ -29,7 +29,7 @@ CONFIG = {
 }
 ACCURACY = MetricRecord("accuracy", "%", True)
 BEST = BestSoFar(3, 0.91, ACCURACY, {"macs": 1e6}, {"stem": 6, "<b>": 12})
-PROGRESS = Progress(
+PROGRESS = JobProgress(
     "Searching", "ddpg trial 50/200", 50, 200, None, 2.5, BEST, ((1.0, 0.5), (4.0, 0.91)), ("busy & hot",)
 )
 AXE = Path(__file__).parent / "vendor/axe-core-4.10.2.min.js"
@@ -108,7 +108,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
             (folder / "report.html").write_text("<p>all of it</p><script>alert(1)</script>")
             (folder / ".lock").touch()
         jobs["failed"] = submitted(table, "failed job")
-        table.fail(claimed(table), Problem("bad_input", "search.trials = 0; expected <a number>"))
+        table.fail(claimed(table), JobProblem("bad_input", "search.trials = 0; expected <a number>"))
         jobs["running"] = submitted(table, "running job")
         table.renew(claimed(table), PROGRESS)
         table.greet("first", ["search"], "host", jobs["running"])

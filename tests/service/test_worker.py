@@ -19,7 +19,7 @@ from amcsearch.service import job_process, job_table
 from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
-from amcsearch.service.worker import JobLimits, Worker, WorkerSettings
+from amcsearch.service.worker import JobLimits, JobWorker, WorkerSettings
 
 PATIENCE_S = 60.0  # a machine under load
 STUB = Path(__file__).parent / "stub_process.py"
@@ -52,7 +52,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def ended(table: JobTable, settings: WorkerSettings, job: str) -> JobRecord:
-    assert Worker(table, settings).run_one()
+    assert JobWorker(table, settings).run_one()
     return table.get(job)
 
 
@@ -71,7 +71,7 @@ def test_a_job_runs_to_its_end(table: JobTable, settings: WorkerSettings) -> Non
     assert progress.best is not None
     assert (progress.best.policy, progress.best.costs, progress.best.metric) == ({"conv": 3}, {"macs": 5.0}, 0.9)
     assert "what the job prints" in (settings.runs / job / "output.log").read_text()
-    assert not Worker(table, settings).run_one()
+    assert not JobWorker(table, settings).run_one()
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_a_limit_that_nothing_fits_in_is_refused() -> None:
         JobLimits(seconds=0)
 
 
-def running(table: JobTable, settings: WorkerSettings, job: str) -> tuple[Worker, threading.Thread]:
-    worker = Worker(table, settings)
+def running(table: JobTable, settings: WorkerSettings, job: str) -> tuple[JobWorker, threading.Thread]:
+    worker = JobWorker(table, settings)
     thread = threading.Thread(target=worker.run_one)
     thread.start()
     until(lambda: (settings.runs / job / "run" / "waits").exists())

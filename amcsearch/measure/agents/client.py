@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.costs import Provenance
-from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, JobState
+from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, MeasurementState
 from amcsearch.measure.kit.kit import KitPlan, device_plan, plan_archive
 from amcsearch.runs import replacing
 from amcsearch.runtime import CPU, Connection, DeviceError, RefusedError, UnreachableError
@@ -98,7 +98,7 @@ class AgentClient:
         """Submit until the server has not lost the measurement before it is done."""
         while True:
             answer = self._patiently(lambda: self.connection.send("POST", path, archive, 2**16))
-            state = JobState.from_json(parse_json(answer.decode(errors="replace"), _ANSWER), _ANSWER)
+            state = MeasurementState.from_json(parse_json(answer.decode(errors="replace"), _ANSWER), _ANSWER)
             content = self._awaited(state, progress)
             if content is not None:
                 break
@@ -106,7 +106,7 @@ class AgentClient:
             temporary.write_bytes(content)
         self._forget(state.job)
 
-    def _awaited(self, state: JobState, progress: Progress | None) -> bytes | None:
+    def _awaited(self, state: MeasurementState, progress: Progress | None) -> bytes | None:
         """The records of a measurement once it is done; None where the server has lost it."""
         while state.state not in ("done", "failed"):
             self._pause(POLL_S)
@@ -116,7 +116,7 @@ class AgentClient:
                 if error.status == GONE:
                     return None
                 raise
-            state = JobState.from_json(answer, _ANSWER)
+            state = MeasurementState.from_json(answer, _ANSWER)
             self._tell(state, progress)
         if state.state == "failed":
             self._forget(state.job)
@@ -124,7 +124,7 @@ class AgentClient:
         path = f"/v1/jobs/{state.job}/result"
         return self._patiently(lambda: self.connection.send("GET", path, None, MOST_RESULT_BYTES))
 
-    def _tell(self, state: JobState, progress: Progress | None) -> None:
+    def _tell(self, state: MeasurementState, progress: Progress | None) -> None:
         """Report the progress, and the silence of the agent; one that lasts too long is an error."""
         silent_s = self._patiently(self._state).silent_s
         if silent_s is not None and silent_s > SILENT_S:

@@ -33,7 +33,15 @@ from amcsearch.runtime import (
     checked_plan,
 )
 
-__all__ = ["AgentRefusedError", "DeviceState", "GapError", "JobOffer", "JobState", "UnknownJobError", "WorkList"]
+__all__ = [
+    "AgentRefusedError",
+    "DeviceState",
+    "GapError",
+    "JobOffer",
+    "MeasurementState",
+    "UnknownJobError",
+    "WorkList",
+]
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JOB: Final = re.compile(r"[0-9a-f]{32}")
@@ -58,7 +66,7 @@ class GapError(BadInputError):
 
 
 @dataclass(frozen=True)
-class JobState(StoredDocument):
+class MeasurementState(StoredDocument):
     """How far a measurement is: ``state`` is waiting, measuring, done or failed, ``reason`` why it failed.
 
     ``records`` counts those that are here, ``expected`` those of a whole measurement.
@@ -115,12 +123,12 @@ class _Job:
         counts = (1 + entry.profiled + passes * entry.timed for entry in entries)
         return 2 + passes + sum(counts)
 
-    def state(self) -> JobState:
+    def state(self) -> MeasurementState:
         state = "measuring" if self.records else "waiting"
         if self.is_over:
             state = "done" if self.reason is None else "failed"
         offer = self.offer
-        return JobState(offer.job, offer.device, state, len(self.records), self.expected, self.reason)
+        return MeasurementState(offer.job, offer.device, state, len(self.records), self.expected, self.reason)
 
 
 class WorkList:
@@ -152,7 +160,7 @@ class WorkList:
 
     def submit(
         self, device: str, plan: bytes, threads: int, provider: str = CPU, minutes: float | None = None
-    ) -> JobState:
+    ) -> MeasurementState:
         """Add a measurement for a device; the same one again is the one that is there.
 
         Args:
@@ -183,7 +191,7 @@ class WorkList:
             self._jobs[offer.job] = _Job(offer, checked, Journal(folder / RESULT))
             return self._jobs[offer.job].state()
 
-    def state(self, job: str) -> JobState:
+    def state(self, job: str) -> MeasurementState:
         """Say how far a measurement is; raises ``UnknownJobError``."""
         with self._lock:
             return self._job(job).state()

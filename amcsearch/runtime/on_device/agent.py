@@ -28,7 +28,7 @@ from amcsearch.runtime.on_device.records import Journal, encoded
 from amcsearch.runtime.on_device.session import CPU
 from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, checked_plan
 
-__all__ = ["JOB", "NAME", "Agent", "main"]
+__all__ = ["JOB", "NAME", "DeviceAgent", "main"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JOB = re.compile(r"[0-9a-f]{16,64}")
@@ -46,7 +46,7 @@ class GoneError(DeviceError):
     """The server no longer wants a measurement."""
 
 
-class Agent:
+class DeviceAgent:
     """Measures what a server asks for, one plan at a time.
 
     Args:
@@ -199,7 +199,7 @@ class Agent:
 class SendingJournal(Journal):
     """A result file whose records also go to the server, as soon as that can be reached; ``sent`` is what it has."""
 
-    def __init__(self, path: Path, agent: Agent, job: str) -> None:
+    def __init__(self, path: Path, agent: DeviceAgent, job: str) -> None:
         super().__init__(path)
         self._agent, self._job = agent, job
         self.sent = 0
@@ -218,7 +218,7 @@ class SendingJournal(Journal):
         """Send what the server does not have.
 
         Raises:
-            GoneError, UnreachableError, RefusedError: as ``Agent.send_records``.
+            GoneError, UnreachableError, RefusedError: as ``DeviceAgent.send_records``.
         """
         while self.sent < len(self.records):
             lines: list[bytes] = []
@@ -299,7 +299,7 @@ def main(arguments: Sequence[str], say: Say) -> int:
     """Run the agent until it is interrupted.
 
     Raises:
-        DeviceError: an argument out of range, or as ``Agent``.
+        DeviceError: an argument out of range, or as ``DeviceAgent``.
     """
     parsed = _arguments(arguments)
     if not NAME.fullmatch(parsed.name):
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str], say: Say) -> int:
         raise DeviceError(f"--poll {parsed.poll:g}: must be from 0.01 to 3600 seconds")
     token = None if parsed.token_file is None else read_token(parsed.token_file)
     folder = parsed.folder or Path("~/.cache/amcsearch-agent").expanduser() / parsed.name
-    agent = Agent(Connection(parsed.connect, token), parsed.name, folder, say)
+    agent = DeviceAgent(Connection(parsed.connect, token), parsed.name, folder, say)
     say(f"{parsed.name} asks {parsed.connect} for work, pid {os.getpid()}")
     agent.serve(parsed.poll)
     return 0

@@ -18,7 +18,7 @@ from amcsearch.config import TABLES, listed, read_latency_table
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import FrontResult
 from amcsearch.service.access import Caller, caller_of
-from amcsearch.service.records import ENDED, BestSoFar, JobRecord, JobState, Progress
+from amcsearch.service.records import ENDED, BestSoFar, JobProgress, JobRecord, JobState
 from amcsearch.service.routes.jobs import controlled, resume_job
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
@@ -145,7 +145,7 @@ def _live(service: Service, record: JobRecord) -> Mapping[str, object]:
     }
 
 
-def _left_s(progress: Progress) -> float | None:
+def _left_s(progress: JobProgress) -> float | None:
     if not progress.total or not progress.evaluations_per_s:
         return None
     return (progress.total - progress.evaluations) / progress.evaluations_per_s
@@ -161,7 +161,7 @@ def _widths(record: JobRecord) -> tuple[list[tuple[str, int, int]], bool]:
     return [(group, kept, max(widest, 1)) for group, kept in policy.items()], False
 
 
-def _curve(progress: Progress) -> Mapping[str, object] | None:
+def _curve(progress: JobProgress) -> Mapping[str, object] | None:
     """The best metric so far against evaluations, as what its drawing needs."""
     points = [(x, y) for x, y in progress.improvements if math.isfinite(y)]
     if progress.best is None or not points:

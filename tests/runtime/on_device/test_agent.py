@@ -11,7 +11,7 @@ from amcsearch.measure.agents.server import ROUTES, _Asked, _guarded, _HttpError
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.kit.kit import device_plan, plan_archive
 from amcsearch.measure.kit.kit_results import read_results
-from amcsearch.runtime.on_device.agent import Agent
+from amcsearch.runtime.on_device.agent import DeviceAgent
 from amcsearch.runtime.on_device.connection import Connection, RefusedError, UnreachableError
 from amcsearch.runtime.on_device.errors import DeviceError
 
@@ -59,8 +59,8 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def make_agent(wire: Wire, tmp_path: Path, said: list[str]) -> Callable[..., Agent]:
-    return lambda folder="agent": Agent(wire, "pi5", tmp_path / folder, said.append, pause=lambda _: None)
+def make_agent(wire: Wire, tmp_path: Path, said: list[str]) -> Callable[..., DeviceAgent]:
+    return lambda folder="agent": DeviceAgent(wire, "pi5", tmp_path / folder, said.append, pause=lambda _: None)
 
 
 def timings(work: WorkList, job: str, path: Path) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def timings(work: WorkList, job: str, path: Path) -> tuple[int, ...]:
 
 
 def test_a_plan_is_measured_and_its_files_go(
-    wire: Wire, make_agent: Callable[..., Agent], small_plan: Callable[..., Any], tmp_path: Path
+    wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], tmp_path: Path
 ) -> None:
     agent = make_agent()
     assert not agent.step()
@@ -81,7 +81,7 @@ def test_a_plan_is_measured_and_its_files_go(
     assert not agent.step()
 
 
-def test_one_agent_a_folder(make_agent: Callable[..., Agent]) -> None:
+def test_one_agent_a_folder(make_agent: Callable[..., DeviceAgent]) -> None:
     first = make_agent()
     with pytest.raises(DeviceError, match="another agent measures in"):
         make_agent()
@@ -89,7 +89,7 @@ def test_one_agent_a_folder(make_agent: Callable[..., Agent]) -> None:
 
 
 def test_a_network_that_comes_and_goes_loses_no_record(
-    wire: Wire, make_agent: Callable[..., Agent], small_plan: Callable[..., Any], tmp_path: Path
+    wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], tmp_path: Path
 ) -> None:
     job = wire.work.submit("pi5", plan_archive(device_plan(small_plan())), 1).job
     wire.cut = lambda path, number: number % 3 != 0  # two of three requests are lost
@@ -99,7 +99,7 @@ def test_a_network_that_comes_and_goes_loses_no_record(
 
 
 def test_an_agent_goes_on_with_its_own_file_and_begins_anew_without_it(
-    wire: Wire, make_agent: Callable[..., Agent], small_plan: Callable[..., Any], tmp_path: Path
+    wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], tmp_path: Path
 ) -> None:
     class Died(BaseException):
         """The agent was killed."""
@@ -139,7 +139,7 @@ def test_an_agent_goes_on_with_its_own_file_and_begins_anew_without_it(
 
 
 def test_a_measurement_that_is_no_longer_wanted_is_broken_off(
-    wire: Wire, make_agent: Callable[..., Agent], small_plan: Callable[..., Any], said: list[str]
+    wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], said: list[str]
 ) -> None:
     job = wire.work.submit("pi5", plan_archive(device_plan(small_plan())), 1).job
 
@@ -175,7 +175,7 @@ def test_offers_of_a_hostile_server_are_refused_in_one_line(
     offer: dict[str, Any],
     told: str,
     wire: Wire,
-    make_agent: Callable[..., Agent],
+    make_agent: Callable[..., DeviceAgent],
     small_plan: Callable[..., Any],
     said: list[str],
 ) -> None:
@@ -191,7 +191,7 @@ def test_offers_of_a_hostile_server_are_refused_in_one_line(
 
 @pytest.mark.parametrize("answer", [b'{"have": -1}', b'{"have": 10000}', b'{"have": 0}', b"{}", b"[]", b"\x00"])
 def test_a_server_that_counts_wrong_is_refused(
-    answer: bytes, wire: Wire, make_agent: Callable[..., Agent], small_plan: Callable[..., Any], said: list[str]
+    answer: bytes, wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], said: list[str]
 ) -> None:
     plan = device_plan(small_plan())
     whole = {**OFFER, "plan_hash": plan.hash}
