@@ -24,7 +24,16 @@ from amcsearch.core.reading import (
     read_text,
 )
 from amcsearch.core.trial import Evaluation, Trial, TrialState
-from amcsearch.core.user_code import KEEPERS, CallersOwn, UserCode, described, guarded_job, printable, settings_kept
+from amcsearch.core.user_code import (
+    KEEPERS,
+    CallersOwn,
+    UserCode,
+    described,
+    guarded_job,
+    printable,
+    settings_kept,
+    without_passwords,
+)
 
 __all__ = [
     "ACCURACY",
@@ -81,4 +90,5 @@ __all__ = [
     "read_limit",
     "read_text",
     "settings_kept",
+    "without_passwords",
 ]

@@ -1,7 +1,6 @@
 """The database of studies: its address, whose it is, and how it is opened."""
 
 import fcntl
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,9 +12,9 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from amcsearch.core import BadInputError, check_file
+from amcsearch.core import BadInputError, check_file, without_passwords
 
-__all__ = ["LOCK_TIMEOUT_S", "check_owner", "masked", "open_storage", "opened_by_one", "storage_url"]
+__all__ = ["LOCK_TIMEOUT_S", "check_owner", "open_storage", "opened_by_one", "storage_url"]
 
 MOST_BYTES: Final = 2**34
 """Of a SQLite file: millions of trials."""
@@ -42,19 +41,13 @@ def storage_url(storage: Path | str) -> URL:
             return make_url(storage)
         except (ArgumentError, ValueError):
             raise BadInputError(
-                f"study storage {masked(storage)} cannot be used: it is no URL; name one such as "
+                f"study storage {without_passwords(storage)} cannot be used: it is no URL; name one such as "
                 "sqlite:////tmp/study.db or postgresql+psycopg://user@host/database"
             ) from None
     url = URL.create("sqlite", database=str(storage.absolute()))
     if make_url(url.render_as_string()) != url:  # before SQLAlchemy 2.1
         raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another --out")
     return url
-
-
-def masked(storage: str) -> str:
-    """Return a text that may be an address without passwords: neither that of the user nor that of a parameter."""
-    storage = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", storage, flags=re.DOTALL)
-    return re.sub(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", r"\1***", storage, flags=re.IGNORECASE)
 
 
 def check_owner(url: URL) -> None:

@@ -32,9 +32,10 @@ from amcsearch.core import (
     Trial,
     TrialState,
     check_interrupt,
+    without_passwords,
 )
 from amcsearch.runs import StoredDocument
-from amcsearch.search.study_database import check_owner, masked, open_storage, opened_by_one, storage_url
+from amcsearch.search.study_database import check_owner, open_storage, opened_by_one, storage_url
 from amcsearch.search.study_rows import Claims, add_trial, can_be_shared
 
 __all__ = ["REWARD", "TrialStore", "direction", "objective"]
@@ -98,7 +99,7 @@ class TrialStore:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         url = storage_url(storage)
         self._url = url
-        self._shown = str(storage) if isinstance(storage, Path) else masked(url.render_as_string())
+        self._shown = str(storage) if isinstance(storage, Path) else without_passwords(url.render_as_string())
         self._metrics, self._metric = list(objectives or REWARD), metric
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
         self._evaluates = evaluates

@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.sql.expression import ColumnElement, literal_column
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, without_passwords
 from amcsearch.runs import make_folder
 
 __all__ = ["AUDIT", "JOBS", "METADATA", "TOKENS", "WORKERS", "Database"]
@@ -131,7 +131,7 @@ class Database:
         try:
             self._migrate()
         except (SQLAlchemyError, sqlite3.Error) as error:
-            shown = self.engine.url.render_as_string(hide_password=True)
+            shown = without_passwords(self.engine.url.render_as_string())
             self.engine.dispose()
             raise BadInputError(
                 f"cannot open the database {shown}: {_first_line(error)}; start it, or name another one"
@@ -169,9 +169,10 @@ class Database:
 def _engine(url: str) -> Engine:
     try:
         address = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # a port that is no number is the latter
         raise BadInputError(
-            f"database {url[:40]!r} is no address; write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            f"database {without_passwords(url)!r:.42} is no address; write sqlite:///FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
         ) from error
     kind = address.get_backend_name()
     if kind not in _CLOCKS:

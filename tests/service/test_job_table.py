@@ -290,6 +290,13 @@ def test_workers_are_known_by_their_last_sign_of_life(table: JobTable) -> None:
     assert [worker.name for worker in table.workers()] == ["first"]
 
 
+@pytest.mark.parametrize("url", ["postgresql+psycopg://ann:se cret@host:none/x", "postgresql://a:secret@h:bad/n"])
+def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(BadInputError, match=r"database .* is no address; write sqlite:///FILE") as told:
+        Database(url)
+    assert "cret" not in str(told.value)
+
+
 def test_tables_are_made_once_beside_optunas(table: JobTable) -> None:
     import optuna
 
