@@ -163,12 +163,10 @@ class ClusterExecutor:
         return future
 
     def _taken(self, policy: PruningPolicy, future: "Future") -> Evaluation:
-        from distributed import KilledWorker
-
+        if self._is_killer(future):
+            return self._deaths.record(policy, "killed every worker that evaluated it (out of memory, mostly)")
         try:
             result = future.result()
-        except KilledWorker:
-            return self._deaths.record(policy, "killed every worker that evaluated it (out of memory, mostly)")
         except BaseException as error:
             if future.status == "error":
                 raise

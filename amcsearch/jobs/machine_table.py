@@ -12,7 +12,7 @@ priced by it. A cache that cannot be written costs the table after the job, not 
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from amcsearch.core import BadInputError, Limit, NetworkSpec, check_interrupt
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.graph import evaluating
 from amcsearch.jobs.measurements import Measurements, check_profiled
-from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.observer import Observer, wall_s
 from amcsearch.jobs.table_check import check_table, machine_folder
 from amcsearch.jobs.tables import measure_table, measured_count, measured_here, prior_of, subject_from, wanted_variants
 from amcsearch.jobs.workload import InMemory, TracedNetwork
@@ -337,9 +337,9 @@ class _Keeper:
         """Time of preparing and measuring so many models of the dense network's size."""
         example, device = self.network.example.chosen([0] * self.config.device.batch), self.config.device
         settings = OnnxSettings(device.export.opset)
-        export_s = _timed(lambda: exported(self.network.model, example, settings))
+        export_s = wall_s(lambda: exported(self.network.model, example, settings))
         with evaluating(self.network.model), torch.inference_mode():
-            call_ms = 1e3 * _timed(lambda: example.through(self.network.model))
+            call_ms = 1e3 * wall_s(lambda: example.through(self.network.model))
         timed_ms = PASSES * (ROUNDS * (max(LEAST_MS, call_ms) + call_ms) + WARM_MS) + PROFILED * call_ms
         return models * (2.0 * export_s + timed_ms / 1e3)
 
@@ -374,12 +374,6 @@ class _Keeper:
     def _warn(self, text: str) -> None:
         if self.observer is not None:
             self.observer.warn(text)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 def _minutes(seconds: float) -> int:

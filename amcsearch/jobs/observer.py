@@ -9,7 +9,7 @@ from typing import Protocol
 from amcsearch.core import CallersOwn, Trial, check_interrupt
 from amcsearch.reporting import ProgressBar
 
-__all__ = ["Observer", "Phases", "watcher"]
+__all__ = ["Observer", "Phases", "wall_s", "watcher"]
 
 
 class Observer(Protocol):
@@ -66,6 +66,13 @@ class _CallersObserver(Observer):
 def watcher(observer: Observer | None) -> Observer:
     """Return what a job tells of its progress: the caller's observer, or a bar on stderr."""
     return ProgressBar() if observer is None else _CallersObserver(observer)
+
+
+def wall_s(work: Callable[[], object]) -> float:
+    """Do some work and return its wall time."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 class Phases:

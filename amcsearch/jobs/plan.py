@@ -1,7 +1,7 @@
 """The plan of a search: its sizes, its costs, and how long each phase will take, without doing it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from amcsearch.jobs.device import load_device
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
+from amcsearch.jobs.observer import wall_s
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, make_agents, make_reward
 from amcsearch.jobs.selection import check_named, with_selection
@@ -109,7 +110,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     device = load_device(priced, workload, priced.limits, given, strict=strict, machine=machine)
     check_fits(priced, workload, device)
     config, selection = with_selection(config, workload, given)
-    export_s = _seconds(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
+    export_s = wall_s(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
     left_to_others = rehearse(config, workload, device, given)
     costs_s = time.perf_counter() - begun
     spec = workload.trace.network
@@ -151,12 +152,6 @@ def _without_latency(config: Config) -> Config:
     update = {"objectives": objectives if len(objectives) > 1 else None, "reward": RewardConfig()}
     budget = {key: limit for key, limit in config.budget.items() if key != name}
     return config.model_copy(update={"budget": budget, "search": search.model_copy(update=update)})
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 def _expected_seconds(
@@ -206,7 +201,7 @@ def _pass_seconds(workload: Workload, samples: int) -> float:
     example = workload.example
     with evaluating(workload.model), torch.inference_mode():
         example.through(workload.model)
-        return _seconds(lambda: example.through(workload.model)) * samples / example.size
+        return wall_s(lambda: example.through(workload.model)) * samples / example.size
 
 
 def _epoch_seconds(workload: Workload, recipe: RecipeConfig, step_s: float) -> float:
@@ -229,4 +224,4 @@ def _step_seconds(workload: Workload, recipes: Sequence[RecipeConfig]) -> float:
             workload.task.loss(batch.through(workload.model), batch.targets), parameters, allow_unused=True
         )
 
-    return _seconds(step) / batch.size
+    return wall_s(step) / batch.size

@@ -254,23 +254,14 @@ def measure_table(
     """
     check_profiled(config)
     check_measuring(variants, minutes)
-    if measurements is None:
-        with tempfile.TemporaryDirectory() as folder:
-            measurements = Measurements(Path(folder) / "measurements", resume=False)
-            return measure_table(
-                *(config, observer, given),
-                variants=variants,
-                known=known,
-                minutes=minutes,
-                measurements=measurements,
-                subject=subject,
-            )
     if subject is None:
         observer.phase("Tracing the network")
         subject = subject_of(config, given)
     if known is not None:
         check_setting(known, config)
-    return _measured_table(config, observer, subject, variants, known, minutes, measurements)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = measurements or Measurements(Path(folder) / "measurements", resume=False)
+        return _measured_table(config, observer, subject, variants, known, minutes, kept)
 
 
 def _measured_table(
