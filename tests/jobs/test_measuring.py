@@ -17,7 +17,7 @@ from amcsearch.jobs.tables import check_setting
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.runtime.export import exported
-from amcsearch.runtime.on_device.agent import Agent
+from amcsearch.runtime.on_device.agent import DeviceAgent
 from amcsearch.runtime.on_device.connection import Connection
 from tests.jobs.test_device import GOOD, table_of
 
@@ -33,7 +33,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceSe
         (tmp_path / "token").write_text(TOKEN)
         monkeypatch.setenv(SERVER, server.url)
         monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "token"))
-        agent = Agent(Connection(server.url, TOKEN), "pi5", tmp_path / "agent", lambda _: None, stop.wait)
+        agent = DeviceAgent(Connection(server.url, TOKEN), "pi5", tmp_path / "agent", lambda _: None, stop.wait)
 
         def measure() -> None:
             while not stop.wait(0.02):
