@@ -47,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
     "httpx": ("service.client", "service.connection"),
-    "jinja2": ("service.routes.pages",),
+    "jinja2": ("service.rendering",),
     "matplotlib": ("reporting.*",),
     "onnx": ("runtime.*", "measure.*"),
     "onnxruntime": ("runtime.*",),

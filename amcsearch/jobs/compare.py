@@ -3,20 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Self, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from amcsearch.config import Config, label
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.search import check_fits, made_agent, make_reward, new_study, run_agent, warn_of_idle_workers
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.reporting import comparison_picture
-from amcsearch.runs import Document, MetricRecord, RunFolder
+from amcsearch.runs import Document, MetricRecord, RunFolder, expanded, read_as
 from amcsearch.search import (
     Agent,
     AgentRun,
@@ -80,6 +81,28 @@ class Comparison(Document):
     files: Mapping[str, str]
     runs: pd.DataFrame
     curves: pd.DataFrame
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Read what ``compare`` left in a folder.
+
+        Raises:
+            BadInputError: no comparison there, or a damaged one.
+        """
+        run = RunFolder(expanded(folder))
+        if not run.comparison_json.exists():
+            raise BadInputError(
+                f"{run.path} holds no comparison; make one with amcsearch compare CONFIG --agents … -o {run.path}"
+            )
+        try:
+            text, name = read_text(run.comparison_json), run.comparison_json.name
+            values = read_as(Mapping[str, object], parse_json(text, name), name)
+            runs, curves = _rows(run.comparison_csv, RUN_COLUMNS), _rows(run.curves_csv, CURVE_COLUMNS)
+            rows: dict[str, Any] = {"agents": _agents_of(runs), "files": _files(run), "runs": runs, "curves": curves}
+            kinds = {key: kind for key, kind in get_type_hints(cls).items() if key not in rows}
+            return cls(**rows, **{key: read_as(kind, values.get(key), f"{name}: {key}") for key, kind in kinds.items()})
+        except (ValueError, OSError) as error:  # BadInputError among them
+            raise BadInputError(f"{run.path} is damaged ({error}); compare again with --resume") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the rows, which are in the files."""
@@ -166,12 +189,12 @@ def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> C
         for search, volume in zip(searches, hypervolumes(searches, objectives), strict=True)
     ]
     runs = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
-    groups = [(str(name), group) for name, group in runs.groupby("agent", sort=False)]
-    compared = tuple(_agent(name, group, None if name == reference else goals) for name, group in groups)
     trials = job.config.search.evaluations
     judged = MetricRecord.of(metric)
     curves = _curves(searches)
-    return Comparison(compared, tuple(seeds), trials, judged, job.selection, seconds, objectives, {}, runs, curves)
+    return Comparison(
+        _agents_of(runs), tuple(seeds), trials, judged, job.selection, seconds, objectives, {}, runs, curves
+    )
 
 
 def _row(search: AgentRun, seconds: float, hypervolume: float, goal: float) -> tuple[object, ...]:
@@ -190,8 +213,20 @@ def _row(search: AgentRun, seconds: float, hypervolume: float, goal: float) -> t
     )
 
 
+def _agents_of(runs: pd.DataFrame) -> tuple[AgentComparison, ...]:
+    """Every agent over its seeds; the first is the reference."""
+    groups = [(str(name), group) for name, group in runs.groupby("agent", sort=False)]
+    goals = _best(groups[0][1])
+    return tuple(_agent(name, group, goals if number else None) for number, (name, group) in enumerate(groups))
+
+
+def _best(rows: pd.DataFrame) -> dict[int, float]:
+    """The best reward by seed."""
+    return {int(seed): float(reward) for seed, reward in zip(rows["seed"], rows["best_reward"], strict=True)}
+
+
 def _agent(name: str, rows: pd.DataFrame, goals: Mapping[int, float] | None) -> AgentComparison:
-    best = {int(seed): float(reward) for seed, reward in zip(rows["seed"], rows["best_reward"], strict=True)}
+    best = _best(rows)
     reached = rows["evaluations_to_reference"].dropna()
     return AgentComparison(
         agent=name,
@@ -224,8 +259,7 @@ def _curves(searches: Sequence[AgentRun]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _written(comparison: Comparison, run: RunFolder) -> Comparison:
-    """Write the files of a comparison and return it with their paths."""
+def _files(run: RunFolder) -> dict[str, str]:
     files = {
         "runs": run.comparison_csv,
         "curves": run.curves_csv,
@@ -233,7 +267,22 @@ def _written(comparison: Comparison, run: RunFolder) -> Comparison:
         "comparison": run.comparison_json,
         "trials": run.trials_csv,
     }
-    comparison = replace(comparison, files={name: str(path) for name, path in files.items()})
+    return {name: str(path) for name, path in files.items()}
+
+
+def _rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of a file that ``compare`` wrote; an empty policy stays an empty text."""
+    text = dict.fromkeys({"agent", "policy"} & set(columns), str)
+    rows = pd.read_csv(path, converters=text, float_precision="round_trip")
+    if list(rows.columns) != list(columns) or rows.empty:
+        told = f"{len(rows)} rows and the columns {list(rows.columns)!r:.100}"
+        raise BadInputError(f"{path.name} has {told}, expected rows of {', '.join(columns)}")
+    return rows
+
+
+def _written(comparison: Comparison, run: RunFolder) -> Comparison:
+    """Write the files of a comparison and return it with their paths."""
+    comparison = replace(comparison, files=_files(run))
     for path, rows in ((run.comparison_csv, comparison.runs), (run.curves_csv, comparison.curves)):
         with run.replacing(path) as temporary:
             rows.to_csv(temporary, index=False)

@@ -5,7 +5,7 @@ which browsers send from our own pages alone. A service without tokens answers t
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -23,13 +23,13 @@ from amcsearch.service.running import service_of
 from amcsearch.service.settings import is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable
 
-__all__ = ["COOKIE", "Caller", "Guard", "caller_of", "check_site", "read_body", "requires"]
+__all__ = ["BROWSER_HEADERS", "COOKIE", "Caller", "Guard", "caller_of", "check_site", "read_body", "requires"]
 
 COOKIE: Final = "amcsearch_token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED: Final = frozenset({401, 403})
 _MOST_REFUSALS: Final = 60  # of a minute that the audit log keeps, so that nobody fills it from outside
-_HEADERS: Final = {
+BROWSER_HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -40,6 +40,7 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
+"""Headers that protect browsers, of every answer."""
 _BEARER: Final = HTTPBearer(auto_error=False, description="a token of `amcsearch token create`")
 _CURE: Final = "send it as Authorization: Bearer TOKEN; the operator makes one with amcsearch token create"
 
@@ -191,7 +192,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in BROWSER_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 

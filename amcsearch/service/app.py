@@ -13,8 +13,8 @@ from amcsearch.service.allowed import Allowed
 from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.problems import add_problem_handlers
+from amcsearch.service.rendering import STATIC
 from amcsearch.service.routes import ROUTERS
-from amcsearch.service.routes.pages import STATIC
 from amcsearch.service.running import Service
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable

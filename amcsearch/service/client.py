@@ -25,7 +25,7 @@ from amcsearch.service.connection import ServiceConnection
 from amcsearch.service.records import JobProgress, JobRecord, JobState
 
 if TYPE_CHECKING:
-    from amcsearch.jobs import Observer, RunResult, SearchResult, SparsifyResult
+    from amcsearch.jobs import Comparison, Observer, RunResult, SearchResult, SparsifyResult
 
 __all__ = ["Client", "RemoteJob", "connect"]
 
@@ -139,6 +139,30 @@ class Client:
         job = self.submit("front", config, settings=_settings(settings, {"seed": seed}), arguments=arguments)
         job.wait(observer)
         return FrontResult.open(job.fetch(folder))
+
+    def compare(
+        self,
+        config: Config | Path | str | Mapping[str, object],
+        *,
+        agents: Sequence[str],
+        seeds: Sequence[int] = (0, 1, 2),
+        budget: Limits | None = None,
+        trials: int | None = None,
+        seed: int | None = None,
+        settings: Mapping[str, object] | None = None,
+        workers: int = 1,
+        strict: bool = False,
+        folder: Path | str | None = None,
+        observer: "Observer | None" = None,
+    ) -> "Comparison":
+        """Compare agents as ``amcsearch.compare`` does; raises as ``search``."""
+        from amcsearch.jobs import Comparison
+
+        given = {"budget": budget, "search.trials": trials, "seed": seed}
+        named = {"agents": list(agents), "seeds": list(seeds), "workers": workers, "strict": strict}
+        job = self.submit("compare", config, settings=_settings(settings, given), arguments=named)
+        job.wait(observer)
+        return Comparison.open(job.fetch(folder))
 
     def submit(
         self,

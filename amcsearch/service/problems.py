@@ -1,14 +1,19 @@
-"""Errors as problem details (RFC 9457, 2023): the one line of the command line, with its key, bound and cure."""
+"""Errors as problem details (RFC 9457, 2023), or as a page: the one line of the command line, with its cure."""
 
-from fastapi import FastAPI, HTTPException, Request
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.service.access import BROWSER_HEADERS
 from amcsearch.service.job_table import NoSuchJobError, WrongStateError
 from amcsearch.service.records import JobProblem, problem_of
+from amcsearch.service.rendering import drawn, wants_html
 
 __all__ = ["PROBLEM_SCHEMA", "PROBLEM_TYPE", "add_problem_handlers"]
 
@@ -32,45 +37,66 @@ _TITLES = {
     "not_found": "Not found",
     "conflict": "Not in this state",
     "unavailable": "The database does not answer",
+    "internal": "The service failed",
 }
 
 
-def _response(status: int, problem: JobProblem, headers: dict[str, str] | None = None) -> JSONResponse:
-    title = _TITLES.get(problem.kind, problem.kind)
+def _response(request: Request, status: int, problem: JobProblem, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem as a page where a browser opens an address, else as problem details."""
+    title = _TITLES.get(problem.kind) or _phrase(status)
+    if wants_html(request):
+        return drawn("error.html", {"title": title, "status": status, "detail": problem.detail}, status, headers)
     body = {"type": f"urn:amcsearch:{problem.kind}", "title": title, "status": status, **problem.to_json()}
     return JSONResponse(body, status, headers, media_type=PROBLEM_TYPE)
 
 
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
+
+
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer every error with problem details."""
+    """Answer every error with problem details, and with a page of HTML where a browser opens an address."""
 
     @app.exception_handler(BadInputError)
     @app.exception_handler(InfeasibleBudgetError)
-    def _bad_input(_: Request, error: Exception) -> JSONResponse:
+    def _bad_input(request: Request, error: Exception) -> Response:
         assert isinstance(error, BadInputError | InfeasibleBudgetError)
-        return _response(422, problem_of(error))
+        return _response(request, 422, problem_of(error))
 
     @app.exception_handler(NoSuchJobError)
-    def _not_found(_: Request, error: Exception) -> JSONResponse:
-        return _response(404, JobProblem("not_found", str(error.args[0])))
+    def _not_found(request: Request, error: Exception) -> Response:
+        return _response(request, 404, JobProblem("not_found", str(error.args[0])))
 
     @app.exception_handler(WrongStateError)
-    def _conflict(_: Request, error: Exception) -> JSONResponse:
-        return _response(409, JobProblem("conflict", str(error)))
+    def _conflict(request: Request, error: Exception) -> Response:
+        return _response(request, 409, JobProblem("conflict", str(error)))
 
     @app.exception_handler(DBAPIError)
-    def _unavailable(_: Request, __: Exception) -> JSONResponse:
+    def _unavailable(request: Request, _: Exception) -> Response:
         detail = "the database does not answer; nothing was lost, try again"
-        return _response(503, JobProblem("unavailable", detail), {"Retry-After": "5"})
+        return _response(request, 503, JobProblem("unavailable", detail), {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(_: Request, error: Exception) -> JSONResponse:
+    def _invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][1:]))
-        return _response(422, JobProblem("bad_input", f"{key}: {first['msg']}", key=key))
+        return _response(request, 422, JobProblem("bad_input", f"{key}: {first['msg']}", key=key))
 
     @app.exception_handler(AnyHTTPException)
-    def _http(_: Request, error: Exception) -> JSONResponse:
+    def _http(request: Request, error: Exception) -> Response:
         assert isinstance(error, AnyHTTPException | HTTPException)
-        return _response(error.status_code, JobProblem("http", str(error.detail)), dict(error.headers or {}))
+        problem = JobProblem("http", _detail(error, request))
+        return _response(request, error.status_code, problem, error.headers)
+
+    @app.exception_handler(Exception)  # outside the guard, and raised again for the log
+    def _internal(request: Request, _: Exception) -> Response:
+        detail = "the service failed at this request; its log has the traceback, tell its operator"
+        return _response(request, 500, JobProblem("internal", detail), BROWSER_HEADERS)
+
+
+def _detail(error: AnyHTTPException, request: Request) -> str:
+    """The error's own words; the framework's for a path or a method that is not there name neither."""
+    if error.detail != _phrase(error.status_code):
+        return str(error.detail)
+    return f"{request.method} {request.url.path[:80]}: {error.detail}; /openapi.json describes every route"

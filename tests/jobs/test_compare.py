@@ -1,6 +1,7 @@
 """Agents compared on one network: means over seeds, equal seconds, resuming with further agents, and refusals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,26 @@ def test_the_files_hold_what_is_returned(compared: amcsearch.Comparison) -> None
     values = json.loads(Path(files["comparison"]).read_text())
     assert values["agents"][1]["agent"] == "random"
     assert "runs" not in values
+
+
+def test_what_a_folder_holds_is_what_was_returned(compared: amcsearch.Comparison, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(compared.files["runs"]).parent, tmp_path / "copy")
+    opened = amcsearch.Comparison.open(folder)
+    assert opened.files["runs"] == str(folder / "comparison.csv")
+    for frame in ("runs", "curves"):
+        pd.testing.assert_frame_equal(getattr(opened, frame), getattr(compared, frame), check_exact=True)
+    assert opened.agents == compared.agents
+    assert {**opened.to_json(), "files": 0} == {**compared.to_json(), "files": 0}
+    (folder / "comparison.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        BadInputError, match=r"copy is damaged \(comparison.csv has 1 rows and the columns \['a', 'b'\]"
+    ):
+        amcsearch.Comparison.open(folder)
+    (folder / "comparison.json").write_text("{}")
+    with pytest.raises(BadInputError, match="damaged"):
+        amcsearch.Comparison.open(folder)
+    with pytest.raises(BadInputError, match="holds no comparison; make one with amcsearch compare CONFIG"):
+        amcsearch.Comparison.open(tmp_path)
 
 
 def test_further_agents_and_seeds_join_what_is_there(

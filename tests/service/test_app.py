@@ -275,3 +275,57 @@ def test_openapi_names_every_route_and_the_keys_of_a_submission(http: TestClient
     schema = described["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "compare" in schema["properties"]["kind"]["enum"]
     assert "search" in schema["properties"]["config"]["properties"]
+
+
+_BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_html"),
+    [
+        (_BROWSER, True),
+        ("text/html", True),
+        ("application/json, text/html;q=0.5", False),
+        ("application/problem+json;q=0.4, text/html;q=0.5", True),
+        ("text/html;q=0", False),
+        ("text/html;q=x", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_an_error_is_a_page_for_a_browser_and_a_problem_for_others(
+    http: TestClient, accept: str, is_html: bool
+) -> None:
+    for path, status in (("/page/jobs/<b>", 404), ("/jobs?limit=0", 422), ("/nowhere", 404)):
+        answer = http.get(path, headers={"Accept": accept})
+        assert answer.status_code == status
+        kind = "text/html; charset=utf-8" if is_html else "application/problem+json"
+        assert answer.headers["content-type"] == kind
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "<b>" not in answer.text or not is_html
+    assert ("<title>Not found · amcsearch</title>" in http.get("/page/jobs/a", headers={"Accept": accept}).text) is (
+        is_html
+    )
+
+
+def test_an_unknown_path_says_where_the_routes_are(http: TestClient) -> None:
+    said = problem(http, 404, "GET", "/nowhere")
+    assert (said["title"], said["detail"]) == (
+        "Not Found",
+        "GET /nowhere: Not Found; /openapi.json describes every route",
+    )
+    assert problem(http, 405, "PUT", "/jobs")["title"] == "Method Not Allowed"
+
+
+def test_a_failure_of_the_service_is_told_without_its_traceback(tmp_path: Path, monkeypatch: Any) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(JobTable, "page", fails)
+    app = create_app(ServiceSettings(tmp_path / "runs"))
+    with TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1), raise_server_exceptions=False) as client:
+        said = problem(client, 500, "GET", "/jobs")
+        page = client.get("/", headers={"Accept": _BROWSER})
+    assert said["title"] == "The service failed"
+    assert "secret" not in json.dumps(said) + page.text
+    assert (page.status_code, page.headers["x-frame-options"]) == (500, "DENY")

@@ -5,12 +5,16 @@ import threading
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import pytest
 
 import amcsearch
 from amcsearch.cli import service_verbs
 from amcsearch.cli.main import main
 from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.jobs.compare import CURVE_COLUMNS, RUN_COLUMNS, AgentComparison, Comparison
+from amcsearch.runs import MetricRecord
+from amcsearch.search import Mean
 from amcsearch.service import connection
 from amcsearch.service.client import Client, connect
 from amcsearch.service.connection import ServiceConnection
@@ -79,6 +83,38 @@ def test_a_job_that_fails_raises_what_the_local_call_raises(
     job = connect(live.url).submit("stub", CONFIG, arguments={"does": does})
     with live.worker(), pytest.raises(error, match=words):
         job.wait()
+
+
+def test_a_comparison_comes_back_as_the_local_one(live: LiveService, tmp_path: Path) -> None:
+    mean = Mean(0.5, None, 1)
+    agent = AgentComparison("uniform", 1.0, mean, mean, mean, mean, mean, None, 1, 1.0)
+    runs = pd.DataFrame([("uniform", 4, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0, "{}")], columns=list(RUN_COLUMNS))
+    curves = pd.DataFrame([("uniform", 4, 1, 2.0, 0.5)], columns=list(CURVE_COLUMNS))
+    metric = MetricRecord("accuracy", "%", True)
+    local = Comparison((agent,), (4,), 1, metric, "obc", 2.0, ("macs",), {}, runs, curves)
+
+    def work() -> None:
+        while (claim := live.table.claim("worker", ["compare"], 1e6)) is None:
+            pass
+        folder = live.settings.runs / claim.job.id / "run"
+        folder.mkdir(parents=True)
+        (folder / "comparison.json").write_text(json.dumps(local.to_json()))
+        runs.to_csv(folder / "comparison.csv", index=False)
+        curves.to_csv(folder / "curves.csv", index=False)
+        live.table.finish(claim, local.to_json())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    result = connect(live.url).compare(CONFIG, agents=["uniform"], seeds=[4], trials=1, folder=tmp_path / "fetched")
+    thread.join()
+    (record,) = connect(live.url).jobs()
+    assert (record.request["agents"], record.request["seeds"]) == (["uniform"], [4])
+    assert record.request["config"]["search"]["trials"] == 1
+    assert type(result) is amcsearch.Comparison
+    assert (result.agents, result.seeds, result.metric) == ((agent,), (4,), metric)
+    assert result.files["curves"] == str(tmp_path / "fetched" / "curves.csv")
+    pd.testing.assert_frame_equal(result.runs, runs)
+    pd.testing.assert_frame_equal(result.curves, curves)
 
 
 def test_a_cancelled_job_says_so_and_can_be_resumed(live: LiveService) -> None:

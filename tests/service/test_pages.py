@@ -18,7 +18,7 @@ from amcsearch.service.access import COOKIE
 from amcsearch.service.app import create_app
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import BestSoFar, Claim, JobProblem, JobProgress, JobState
-from amcsearch.service.routes.pages import STATIC
+from amcsearch.service.rendering import STATIC
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import Scope, TokenTable
 

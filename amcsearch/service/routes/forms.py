@@ -18,8 +18,9 @@ from amcsearch.config import DEVICES, TABLES, dump, listed, parse_mapping
 from amcsearch.core import COST_NAMES, BadInputError, InfeasibleBudgetError, parse_json, printable
 from amcsearch.service.access import COOKIE, Caller, check_site, read_body
 from amcsearch.service.allowed import SHIPPED
+from amcsearch.service.rendering import drawn
 from amcsearch.service.routes.jobs import add_job, checked_request
-from amcsearch.service.routes.pages import drawn, page_for
+from amcsearch.service.routes.pages import page_for
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
 

@@ -5,33 +5,28 @@ Pages are made here from templates; htmx (vendored) fetches their moving parts a
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from amcsearch.config import TABLES, listed, read_latency_table
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import FrontResult
 from amcsearch.service.access import Caller, caller_of
-from amcsearch.service.records import ENDED, BestSoFar, JobProgress, JobRecord, JobState
+from amcsearch.service.records import ENDED, JobProgress, JobRecord, JobState
+from amcsearch.service.rendering import drawn
 from amcsearch.service.routes.jobs import controlled, resume_job
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
 
-__all__ = ["ROUTER", "STATIC", "drawn", "page_for"]
+__all__ = ["ROUTER", "page_for"]
 
-_FOLDER: Final = Path(__file__).parents[1] / "pages"
-STATIC: Final = _FOLDER / "static"
-"""Folder of styles and scripts, which anybody may fetch."""
 _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 _MOST_COMPARED: Final = 100  # jobs to choose from
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 64, 32  # of a drawing, and of its margins
-_MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
 
 ROUTER = APIRouter(include_in_schema=False)
 Running = Annotated[Service, Depends(service_of)]
@@ -55,32 +50,6 @@ def page_for(*scopes: Scope) -> Callable[[Request], Caller]:
 
 Reader = Annotated[Caller, Depends(page_for(Scope.READ))]
 Changer = Annotated[Caller, Depends(page_for(Scope.SUBMIT, Scope.MEASURE))]
-
-
-def _moment(moment_s: float) -> str:
-    return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _duration(seconds: float) -> str:
-    for most, unit, name in ((2 * _MINUTE_S, 1.0, "s"), (2 * _HOUR_S, _MINUTE_S, "min"), (2 * _DAY_S, _HOUR_S, "h")):
-        if seconds < most:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / _DAY_S:.0f} days"
-
-
-def _judged(best: BestSoFar) -> str:
-    return best.judged_by.metric.text(best.metric)
-
-
-_TEMPLATES: Final = Environment(
-    loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined
-)
-_TEMPLATES.filters |= {"moment": _moment, "duration": _duration, "judged": _judged}
-
-
-def drawn(template: str, values: Mapping[str, object], status: int = 200) -> HTMLResponse:
-    """Return a page of a template."""
-    return HTMLResponse(_TEMPLATES.get_template(template).render(values), status)
 
 
 @ROUTER.get("/")
