@@ -43,7 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cloudpickle": ("evaluation.cluster",),
     "distributed": ("evaluation.cluster",),
     "alembic": ("service.database", "service.migrations.*"),
-    "anyio": ("service.access", "service.routes.*"),
+    "anyio": ("service.access", "service.feeds", "service.routes.*"),
     "fastapi": ("service.*",),
     "gymnasium": ("search.reinforcement.*",),
     "httpx": ("service.client", "service.connection"),

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from amcsearch.core import CallersOwn, Trial, check_interrupt
+from amcsearch.core import CallersOwn, Cost, PruningPolicy, Trial, check_interrupt
 from amcsearch.reporting import ProgressBar
 
-__all__ = ["Observer", "Phases", "wall_s", "watcher"]
+__all__ = ["NetworkObserver", "Observer", "Phases", "tell_network", "wall_s", "watcher"]
 
 
 class Observer(Protocol):
@@ -29,6 +29,14 @@ class Observer(Protocol):
 
     def progress(self, share: float, text: str) -> None:
         """Take a step of a measurement: ``share`` of it, from 0 to 1, is done; ``text`` says what comes."""
+
+
+@runtime_checkable
+class NetworkObserver(Protocol):
+    """What an observer may have besides: it is told of the dense network before the first trial."""
+
+    def network(self, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:
+        """Take the channels and costs of the dense network, and the most that a policy may cost, by cost."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,18 @@ class _CallersObserver(Observer):
         """Take a step of a measurement."""
         with CallersOwn():
             self.observer.progress(share, text)
+
+    def network(self, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:
+        """Pass it on to an observer that wants to know."""
+        if isinstance(self.observer, NetworkObserver):
+            with CallersOwn():
+                self.observer.network(dense, cost, limits)
+
+
+def tell_network(observer: Observer, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:
+    """Tell an observer of the dense network, if it has ``NetworkObserver``."""
+    if isinstance(observer, NetworkObserver):
+        observer.network(dense, cost, limits)
 
 
 def watcher(observer: Observer | None) -> Observer:

@@ -14,7 +14,7 @@ from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.identity import begin_identity, end_workload, new_workload
 from amcsearch.jobs.machine_table import machine_table
 from amcsearch.jobs.network_check import chance_warning, check_export
-from amcsearch.jobs.observer import Phases
+from amcsearch.jobs.observer import Phases, tell_network
 from amcsearch.jobs.rehearsal import pruned_policy, rehearse
 from amcsearch.jobs.selection import Choice, check_named, choose_channels, name_of_choice, with_selection
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, judged_batches
@@ -174,6 +174,7 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
     for text in warnings:
         phases.observer.warn(text)
     device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
+    tell_network(phases.observer, workload.trace.network.dense, device.dense, device.feasible.budget.limits)
     finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
     prints = (prepared.fingerprint, f"{prepared.evaluates}-{'recalibrated' if evaluator.recalibrates else 'plain'}")
     return Job(config, workload, device, evaluator, dense, prepared.selection, scores, given, *prints, finetune, errors)

@@ -7,11 +7,15 @@ from amcsearch.reporting.latency_curves import write_latency_curves, write_table
 from amcsearch.reporting.layer_charts import check_charts, write_additivity, write_curves, write_energy
 from amcsearch.reporting.page import render
 from amcsearch.reporting.progress import ProgressBar
+from amcsearch.reporting.words import axis
+from amcsearch.reporting.words import cost as cost_text
 
 __all__ = [
     "ProgressBar",
+    "axis",
     "check_charts",
     "comparison_picture",
+    "cost_text",
     "front_page",
     "goal_lines",
     "render",

@@ -11,6 +11,7 @@ from amcsearch.runs import make_folder
 from amcsearch.service.access import Guard
 from amcsearch.service.allowed import Allowed
 from amcsearch.service.database import Database
+from amcsearch.service.feeds import JobFeeds
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.problems import add_problem_handlers
 from amcsearch.service.rendering import STATIC
@@ -39,7 +40,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere
     app = FastAPI(title="amcsearch", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     tokens, allowed = TokenTable(database), Allowed(settings.runs, settings.factories, settings.folders)
-    app.state.service = Service(settings, JobTable(database), tokens, allowed)
+    table = JobTable(database)
+    app.state.service = Service(settings, table, tokens, allowed, JobFeeds(table, settings.poll_s))
     app.add_middleware(Guard, tokens=tokens)
     add_problem_handlers(app)
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -13,14 +13,25 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
-from amcsearch.core import BadInputError, InfeasibleBudgetError, Trial, guarded_job, interruptible, printable
+from amcsearch.core import (
+    BadInputError,
+    Cost,
+    InfeasibleBudgetError,
+    PruningPolicy,
+    Trial,
+    guarded_job,
+    interruptible,
+    printable,
+)
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.job_kinds import JobRequest, request_of
 from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, JobProblem, JobProgress, problem_of
+from amcsearch.service.trial_points import TrialPoints
 
 __all__ = ["RUN", "Message", "main"]
 
@@ -28,6 +39,7 @@ RUN: Final = "run"
 """The run folder inside the folder of a job; beside it lies what the job printed."""
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 _EVERY_S: Final = 0.2  # between two messages of progress
+_DRAWN_EVERY_S: Final = 1.0  # between two pictures of all trials
 _BUSY_S: Final = 20.0  # that the process of an earlier attempt may take to die
 
 
@@ -45,10 +57,11 @@ class Message(StoredDocument):
 class _Reporter:
     """The ``Observer`` of a job: keeps its progress, and tells it now and then."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream, self._progress = stream, JobProgress()
-        self._told_s = -_EVERY_S
-        self._first = ("", 0, 0.0)
+    def __init__(self, stream: IO[str], folder: Path) -> None:
+        self._stream, self._folder, self._progress = stream, folder, JobProgress()
+        self._told_s = self._drawn_s = -_DRAWN_EVERY_S
+        self._search, self._first = ("", 0), (0, 0.0)
+        self._points = TrialPoints()
 
     def phase(self, text: str) -> None:
         """Begin a phase of the run."""
@@ -69,10 +82,11 @@ class _Reporter:
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None:
         """End one evaluation."""
         now = time.monotonic()
-        if self._first[0] != trial.agent:  # an agent counts its own evaluations
-            self._first = (trial.agent, done, now)
+        if self._search != (trial.agent, trial.seed):  # each counts its own evaluations
+            self._search, self._first = (trial.agent, trial.seed), (done, now)
             self._progress = replace(self._progress, best=None, improvements=())
-        _, first, begun = self._first
+        self._points.add(trial)
+        first, begun = self._first
         per_s = (done - first) / (now - begun) if now > begun else None
         improvements, earlier = self._progress.improvements, self._progress.best
         if best is not None and (earlier is None or earlier.trial != best.number):
@@ -88,6 +102,11 @@ class _Reporter:
         )
         self._tell(at_once=done == total)
 
+    def network(self, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:
+        """Take the channels and costs of the dense network, and the most that a policy may cost."""
+        self._points.network(cost, limits)
+        self._progress = replace(self._progress, dense=dict(dense))
+
     def progress(self, share: float, text: str) -> None:
         """Take a step of a measurement."""
         self._progress = replace(self._progress, share=share, text=text)
@@ -96,7 +115,14 @@ class _Reporter:
     def _tell(self, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() >= self._told_s + _EVERY_S:
             self._told_s = time.monotonic()
+            self._draw(at_once=at_once)
             _say(self._stream, Message(progress=self._progress))
+
+    def _draw(self, *, at_once: bool) -> None:
+        if self._search[0] and (at_once or time.monotonic() >= self._drawn_s + _DRAWN_EVERY_S):
+            self._drawn_s = time.monotonic()
+            with suppress(BadInputError):  # a picture alone; a full disk ends the job elsewhere
+                self._points.write(self._folder)
 
 
 def _best(trial: Trial) -> BestSoFar:
@@ -149,7 +175,7 @@ def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str]) 
 
 def _result(request: JobRequest, run: Path, told: IO[str]) -> Mapping[str, object]:
     make_folder(run.parent)
-    return request.run(run, _Reporter(told))
+    return request.run(run, _Reporter(told, run.parent))
 
 
 def _taken(lock: IO[str]) -> bool:

@@ -58,7 +58,8 @@ class JobProgress(StoredDocument):
 
     ``evaluations`` of ``total`` are done (``total`` 0 where it is not known); ``share`` of a measurement or training,
     from 0 to 1, where one runs; ``evaluations_per_s`` over this attempt. ``improvements`` of the agent that runs: the
-    evaluations done and the metric of the best so far, at each new best of this attempt.
+    evaluations done and the metric of the best so far, at each new best of this attempt. ``dense`` are the channels of
+    the dense network by group, once they are known.
     """
 
     phase: str = ""
@@ -70,6 +71,7 @@ class JobProgress(StoredDocument):
     best: BestSoFar | None = None
     improvements: tuple[tuple[float, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    dense: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

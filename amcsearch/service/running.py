@@ -1,5 +1,6 @@
 """A running service: its settings, its job table, and where the files of a job are."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Final
 from fastapi import Request
 
 from amcsearch.service.allowed import Allowed
+from amcsearch.service.feeds import JobFeeds
 from amcsearch.service.job_process import RUN
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState, WorkerRecord
@@ -27,6 +29,7 @@ class Service:
     table: JobTable
     tokens: TokenTable
     allowed: Allowed
+    feeds: JobFeeds
 
     def folder(self, record: JobRecord) -> Path:
         """The run folder of a job."""
@@ -35,6 +38,10 @@ class Service:
     def shown(self, record: JobRecord) -> Mapping[str, object]:
         """A job as JSON; one that waits says for what."""
         return self.all_shown([record])[0]
+
+    def text(self, record: JobRecord) -> str:
+        """A job as the text of its JSON."""
+        return json.dumps(self.shown(record), allow_nan=False, ensure_ascii=False)
 
     def all_shown(self, records: Sequence[JobRecord]) -> list[Mapping[str, object]]:
         """Several as ``shown``, with one look at the workers."""

@@ -121,6 +121,34 @@ def test_an_agent_in_memory_is_compared_under_its_class_name(data: Any) -> None:
     assert compared.agents[1].best_reward.half_width is None
 
 
+class Watcher:
+    """An observer that wants to know the dense network."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def network(self, dense: Any, cost: Any, limits: Any) -> None:
+        self.told.append((dict(dense), cost["macs"], dict(limits)))
+
+    def trial(self, *_: object) -> None:
+        self.told.append("trial")
+
+    def phase(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+def test_an_observer_is_told_of_the_dense_network_before_the_first_trial(data: Any) -> None:
+    watcher = Watcher()
+    asked: dict[str, Any] = {"agents": ["uniform"], "seeds": [0], "trials": 1, "settings": SMALL}
+    amcsearch.compare(network(), data, budget={"macs": "0.5x"}, observer=watcher, **asked)
+    (widths, macs, limits), *trials = watcher.told
+    assert sorted(widths.values()) == [12, 12]
+    assert macs == 4 * 12 + 12 * 12 + 12 * 3
+    assert limits == {"macs": macs / 2}
+    assert trials == ["trial"]
+
+
 @pytest.mark.parametrize(
     ("agents", "seeds", "words"),
     [

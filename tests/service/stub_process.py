@@ -36,6 +36,7 @@ class StubRequest(JobRequest):
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "evaluations.txt"
         (folder / "process").write_text(str(os.getpid()))
+        observer.network(PruningPolicy({"conv": 99}), Cost({"macs": 10.0}), {})
         observer.phase("Searching")
         sys.stdout.write("what the job prints\n")
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from amcsearch.service import connection
 from amcsearch.service.client import Client, connect
 from amcsearch.service.connection import ServiceConnection
 from amcsearch.service.records import JobState
+from amcsearch.service.trial_points import TrialPoints
 
 from .conftest import LiveService, listening
 
@@ -60,6 +61,9 @@ def test_a_job_is_submitted_followed_and_fetched(live: LiveService, tmp_path: Pa
     with live.worker():
         record = job.wait(watcher)
     assert (record.state, record.result) == (JobState.DONE, {"evaluations": 4, "nan": None})
+    assert record.progress.dense == {"conv": 99}
+    (points,) = TrialPoints.read(live.settings.runs / job.id)
+    assert (points.agent, points.count, points.dense, points.front) == ("stub", 4, 10.0, ((5.0, 0.9),))
     assert watcher.phases == ["Searching"]
     assert watcher.trials[-1] == (4, 4, 0.9)
     folder = job.fetch(tmp_path / "fetched")

@@ -4,15 +4,16 @@ import html
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 
-from amcsearch.core import InfeasibleBudgetError
+from amcsearch.core import Cost, Evaluation, InfeasibleBudgetError, PruningPolicy, Trial, TrialState
 from amcsearch.runs import MetricRecord
 from amcsearch.service.access import COOKIE
 from amcsearch.service.app import create_app
@@ -21,6 +22,7 @@ from amcsearch.service.records import BestSoFar, Claim, JobProblem, JobProgress,
 from amcsearch.service.rendering import STATIC
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import Scope, TokenTable
+from amcsearch.service.trial_points import TrialPoints
 
 ORIGIN = "http://127.0.0.1"
 CONFIG = {
@@ -80,6 +82,18 @@ class Site:
         return answer.text
 
 
+def write_points(folder: Path) -> None:
+    """Three trials of an agent, one of them over the budget."""
+    points = TrialPoints()
+    points.network(Cost(macs=4e6), {"macs": 2e6})
+    evaluations = ((1e6, 0.5, "complete"), (3e6, 0.95, "probe"), (1.5e6, 0.9, "complete"))
+    for number, (macs, metric, state) in enumerate(evaluations):
+        cost, evaluation = Cost(macs=macs), Evaluation(metric, 0.1, 0.0)
+        points.add(Trial(number, "<i>", 0, TrialState(state), PruningPolicy({"stem": 6}), evaluation, cost, 0.0))
+    folder.mkdir(parents=True, exist_ok=True)
+    points.write(folder)
+
+
 def submitted(table: JobTable, name: str, seed: int = 0) -> str:
     return table.submit("search", name, {"config": {"seed": seed, "search": {"agent": "ddpg"}}}, "loopback").id
 
@@ -107,10 +121,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
             folder.mkdir(parents=True)
             (folder / "report.html").write_text("<p>all of it</p><script>alert(1)</script>")
             (folder / ".lock").touch()
+            write_points(folder.parent)
         jobs["failed"] = submitted(table, "failed job")
         table.fail(claimed(table), JobProblem("bad_input", "search.trials = 0; expected <a number>"))
         jobs["running"] = submitted(table, "running job")
         table.renew(claimed(table), PROGRESS)
+        write_points(runs / jobs["running"])
         table.greet("first", ["search"], "host", jobs["running"])
         jobs["queued"] = submitted(table, "queued job")
         yield Site(http, runs, table, app.state.service.tokens, jobs)
@@ -128,10 +144,33 @@ class TestWhatPagesShow:
         text = site.page(f"/page/jobs/{site.jobs['running']}")
         for shown in ("50 of 200", "2.5", "<dd>60 s</dd>", "91.00 %", "busy &amp; hot", "Searching: ddpg trial 50/200"):
             assert shown in text
-        assert f'sse-connect="/jobs/{site.jobs["running"]}/events"' in text
+        assert f'sse-connect="/page/jobs/{site.jobs["running"]}/events"' in text
         assert 'value="6" max="12"' in text
         assert "&lt;b&gt;" in text
         assert "<b>" not in text
+
+    def test_a_job_that_runs_shows_its_trials_and_the_dense_widths(self, site: Site) -> None:
+        text = site.page(f"/page/jobs/{site.jobs['running']}/live")
+        assert "3 trials of &lt;i&gt;, accuracy against MACs; the front goes from 50.00 %" in text
+        assert len(re.findall('<circle class="knee" cx', text)) == 3  # two, and the legend's
+        assert text.count('class="limit"') == 2
+        claim = Claim(site.table.get(site.jobs["running"]), "first", 1, 1e6)
+        site.table.renew(claim, replace(PROGRESS, dense={"stem": 16, "<b>": 32}))
+        text = site.page(f"/page/jobs/{site.jobs['running']}/live")
+        assert "6 of 16" in text
+        assert 'value="12" max="32"' in text
+
+    def test_followers_of_the_page_get_html_until_the_end(self, site: Site) -> None:
+        job = site.jobs["done"]
+        assert site.http.get(f"/page/jobs/{job}/events").text == "event: ended\ndata: ended\n\n"
+        record = site.table.get(site.jobs["running"])
+        thread = threading.Timer(0.3, lambda: site.table.finish(Claim(record, "first", 1, 1e6), {}))
+        thread.start()
+        events = site.http.get(f"/page/jobs/{record.id}/events").text.split("\n\n")
+        thread.join()
+        assert events[0].startswith("event: live\ndata: <dl class")
+        assert events[-2] == "event: ended\ndata: ended"
+        assert site.http.get("/page/jobs/nothing/events").status_code == 404
 
     def test_the_curve_rises_in_steps(self, site: Site) -> None:
         text = site.page(f"/page/jobs/{site.jobs['running']}/live")
@@ -298,11 +337,13 @@ class TestInABrowser:
         paths.append(f"/page/compare?first={jobs['done']}&second={jobs['other']}")
         style = (STATIC / "style.css").read_text()
         pages = [{"path": path, "html": self._inlined(site.page(path), style)} for path in paths]
+        error = site.http.get("/page/jobs/none", headers={"Accept": "text/html"}).text
+        pages.append({"path": "an error", "html": self._inlined(error, style)})
         harness = tmp_path / "harness.html"
         quoted = (json.dumps(value).replace("</", "<\\/") for value in (pages, AXE.read_text(), width))
         harness.write_text("<!doctype html><body>" + FRAMES % tuple(quoted))
         results = json.loads(html.unescape(self._dom(harness.as_uri(), tmp_path, scheme)))
-        assert len(results) == len(paths)
+        assert len(results) == len(pages)
         assert min(result["rules"] for result in results) > 10
         assert not [
             (r["path"], r["width"], finding) for r in results for finding in r["found"] if finding[1] != "minor"

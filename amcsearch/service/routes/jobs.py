@@ -1,6 +1,5 @@
 """Routes of jobs: submit, list, look, follow, cancel, resume and extend."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final
@@ -26,7 +25,7 @@ from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
 
-__all__ = ["ROUTER", "add_job", "checked_request", "controlled", "resume_job"]
+__all__ = ["ROUTER", "add_job", "checked_request", "controlled", "event_number", "existing", "resume_job"]
 
 _PROBLEM: Final[dict[str, Any]] = {"description": "A problem", "content": {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}}
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = dict.fromkeys((401, 403, 404, 409, 422, 503), _PROBLEM)
@@ -130,27 +129,27 @@ def looked_at(service: Running, job: str) -> Response:
     return JSONResponse(service.shown(service.table.get(job)))
 
 
-def _existing(service: Running, job: str) -> JobRecord:
-    """The job of a path, looked up before the response begins."""
+def existing(service: Running, job: str) -> JobRecord:
+    """Return the job of a path, looked up before the response begins; raises NoSuchJobError."""
     return service.table.get(job)
+
+
+def event_number(last_event_id: str | None) -> int:
+    """Return the number of the last event that a follower has, 0 for one that begins."""
+    is_number = last_event_id is not None and last_event_id.isascii() and last_event_id.isdecimal()
+    return int(last_event_id[:19]) if last_event_id is not None and is_number else 0
 
 
 @ROUTER.get("/{job}/events", response_class=EventSourceResponse, dependencies=_READ)
 async def followed(
     service: Running,
-    record: Annotated[JobRecord, Depends(_existing)],
+    record: Annotated[JobRecord, Depends(existing)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow a job: an event with the whole job at every change, until it has ended; resumes from Last-Event-ID."""
-    sent = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
-    while True:
-        if record.revision > sent:
-            sent = record.revision
-            yield ServerSentEvent(data=await run_sync(service.shown, record), event="job", id=str(sent))
-        if record.has_ended:
-            return
-        await asyncio.sleep(service.settings.poll_s)
-        record = await run_sync(service.table.get, record.id)
+    async for update in service.feeds.follow(record, event_number(last_event_id)):
+        text = await update.text(service.text)
+        yield ServerSentEvent(raw_data=text, event="job", id=str(update.record.revision))
 
 
 @ROUTER.post("/{job}/cancel")

@@ -3,30 +3,30 @@
 Pages are made here from templates; htmx (vendored) fetches their moving parts again. They need no script to be read.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from amcsearch.config import TABLES, listed, read_latency_table
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import FrontResult
 from amcsearch.service.access import Caller, caller_of
+from amcsearch.service.drawings import best_so_far, front_drawing
 from amcsearch.service.records import ENDED, JobProgress, JobRecord, JobState
-from amcsearch.service.rendering import drawn
-from amcsearch.service.routes.jobs import controlled, resume_job
+from amcsearch.service.rendering import drawn, fragment
+from amcsearch.service.routes.jobs import controlled, event_number, existing, resume_job
 from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
+from amcsearch.service.trial_points import TrialPoints
 
 __all__ = ["ROUTER", "page_for"]
 
 _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 _MOST_COMPARED: Final = 100  # jobs to choose from
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 220, 64, 32  # of a drawing, and of its margins
 
 ROUTER = APIRouter(include_in_schema=False)
 Running = Annotated[Service, Depends(service_of)]
@@ -102,13 +102,33 @@ def live(service: Running, _: Reader, job: str) -> Response:
     return answer
 
 
+@ROUTER.get("/page/jobs/{job}/events", response_class=EventSourceResponse)
+async def followed(
+    service: Running,
+    _: Reader,
+    record: Annotated[JobRecord, Depends(existing)],
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The moving part of a job's page at each change, as HTML; the last event tells that the job has ended."""
+
+    def draw(latest: JobRecord) -> str:
+        return fragment("live.html", _live(service, latest))
+
+    async for update in service.feeds.follow(record, event_number(last_event_id)):
+        if not update.record.has_ended:
+            yield ServerSentEvent(raw_data=await update.text(draw), event="live", id=str(update.record.revision))
+    yield ServerSentEvent(raw_data="ended", event="ended")
+
+
 def _live(service: Service, record: JobRecord) -> Mapping[str, object]:
     widths, is_of_all = _widths(record)
+    points = TrialPoints.read(service.folder(record).parent)
     return {
         "job": record,
         "waits_for": service.shown(record).get("waits_for"),
         "left_s": None if record.state in ENDED else _left_s(record.progress),
-        "curve": _curve(record.progress),
+        "curve": best_so_far(record.progress),
+        "fronts": [front_drawing(each, record.progress.best) for each in points],
         "widths": widths,
         "is_of_all": is_of_all,
     }
@@ -125,39 +145,11 @@ def _widths(record: JobRecord) -> tuple[list[tuple[str, int, int]], bool]:
     network = (record.result or {}).get("network")
     if isinstance(network, list) and all(isinstance(group, dict) and "kept" in group for group in network):
         return [(group["group"], group["kept"], group["channels"]) for group in network], True
-    policy = {} if record.progress.best is None else record.progress.best.policy
+    policy, dense = {} if record.progress.best is None else record.progress.best.policy, record.progress.dense
+    if set(policy) <= set(dense):
+        return [(group, kept, dense[group]) for group, kept in policy.items()], True
     widest = max(policy.values(), default=1)
     return [(group, kept, max(widest, 1)) for group, kept in policy.items()], False
-
-
-def _curve(progress: JobProgress) -> Mapping[str, object] | None:
-    """The best metric so far against evaluations, as what its drawing needs."""
-    points = [(x, y) for x, y in progress.improvements if math.isfinite(y)]
-    if progress.best is None or not points:
-        return None
-    metric, last = progress.best.judged_by.metric, max(progress.total, progress.evaluations, 1)
-    steps = [*points, (float(progress.evaluations), points[-1][1])]
-    low, high = min(y for _, y in steps), max(y for _, y in steps)
-    span = (high - low) or 1.0
-
-    def place(x: float, y: float) -> str:
-        across = _LEFT + (_WIDTH - _LEFT - 12) * x / last
-        return f"{across:.1f} {(_HEIGHT - _BOTTOM) - (_HEIGHT - _BOTTOM - 24) * (y - low) / span:.1f}"
-
-    path = f"M {place(*steps[0])}"
-    for (_, before), (x, y) in pairwise(steps):
-        path += f" L {place(x, before)} L {place(x, y)}"
-    return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "left": _LEFT,
-        "base": _HEIGHT - _BOTTOM,
-        "path": path,
-        "high": metric.text(high),
-        "low": "" if low == high else metric.text(low),
-        "last": last,
-        "told": f"Best {metric.name} so far: {metric.text(points[-1][1])} after {progress.evaluations} evaluations",
-    }
 
 
 @ROUTER.get("/page/jobs/{job}/report")
