@@ -42,8 +42,8 @@ from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.measure.plan.roles import ANCHOR
 from amcsearch.runtime.export import exported
+from amcsearch.runtime.onnx_runtime import OnnxRuntime
 from amcsearch.runtime.paired_latency import time_interleaved
-from amcsearch.runtime.session import make_session
 from amcsearch.training.models import MODELS
 
 KWARGS = {"vgg16": {"width": 64, "hidden": 512}}
@@ -96,8 +96,9 @@ def _isolated(networks, overhead_ms, variants, setting):
     for layer in layers:
         module, x = _module(layer)
         x = x.repeat(setting.batch, *[1] * (x.ndim - 1))
-        session = make_session(converted(exported(module.eval(), x), setting.dtype, x.numpy()), setting.threads)
-        ms = float(np.median(time_interleaved([session], x.numpy(), 8, 1.5, np.random.default_rng(0))))
+        file = converted(exported(module.eval(), x), setting.dtype, x.numpy())
+        loaded = OnnxRuntime(setting.threads).load(file)
+        ms = float(np.median(time_interleaved([loaded], x.numpy(), 8, 1.5, np.random.default_rng(0))))
         rows.setdefault(key(layer), []).append((model.layer_cost(layer), max(ms - overhead_ms, 1e-5)))
 
     def predict(layer):

@@ -4,6 +4,8 @@ import argparse
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -75,10 +77,8 @@ def _datasets() -> dict[str, str]:
     return _factories(DATASETS)
 
 
-def _gates() -> dict[str, str]:
-    from amcsearch.methods import GATES
-
-    return _first_lines(GATES)
+def _registered(room: str, registry: str) -> dict[str, str]:
+    return _first_lines(getattr(import_module(f"amcsearch.{room}"), registry))
 
 
 def _keys() -> dict[str, str]:
@@ -96,30 +96,6 @@ def _models() -> dict[str, str]:
 def _factories(registry: Mapping[str, Any]) -> dict[str, str]:
     lines = _first_lines(registry)
     return {f"{entry.__module__}:{entry.__name__}": lines[name] for name, entry in registry.items()}
-
-
-def _rewards() -> dict[str, str]:
-    from amcsearch.search import REWARDS
-
-    return _first_lines(REWARDS)
-
-
-def _tasks() -> dict[str, str]:
-    from amcsearch.training import TASKS
-
-    return _first_lines(TASKS)
-
-
-def _schedules() -> dict[str, str]:
-    from amcsearch.methods import SCHEDULES
-
-    return _first_lines(SCHEDULES)
-
-
-def _selectors() -> dict[str, str]:
-    from amcsearch.methods import SELECTORS
-
-    return _first_lines(SELECTORS)
 
 
 def _devices() -> dict[str, str]:
@@ -152,13 +128,14 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
     "criteria": _criteria,
     "datasets": _datasets,
     "devices": _devices,
-    "gates": _gates,
+    "gates": partial(_registered, "methods", "GATES"),
     "keys": _keys,
     "models": _models,
-    "rewards": _rewards,
-    "tasks": _tasks,
-    "schedules": _schedules,
-    "selectors": _selectors,
+    "rewards": partial(_registered, "search", "REWARDS"),
+    "runtimes": partial(_registered, "runtime", "RUNTIMES"),
+    "tasks": partial(_registered, "training", "TASKS"),
+    "schedules": partial(_registered, "methods", "SCHEDULES"),
+    "selectors": partial(_registered, "methods", "SELECTORS"),
     "tables": _tables,
 }
 

@@ -66,6 +66,7 @@ SPECS: Final = (
     ("recovery", "finetune", "factory"),
     ("recovery", "finetune", "augmentation"),
     ("sparsify", "training", "augmentation"),
+    ("device", "runtime"),
     ("device", "costs", "*"),
     ("device", "costs", "*", "model"),
     ("selection", "criterion"),

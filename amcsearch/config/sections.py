@@ -227,7 +227,11 @@ class DeviceConfig(Section):
     channel_multiple: ChannelMultiple = "auto"
     """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
-    """Of ONNX Runtime."""
+    """Threads inside an operator."""
+    runtime: Annotated[str, Field(min_length=1)] = "onnxruntime"
+    """What runs the delivered network on the device: onnxruntime, or a class of your own, ``file.py:Class``.
+    Finalists are measured with it, and the delivered network is checked in it as a file of its own. A latency table
+    belongs to one runtime; only ONNX Runtime gives the profile that makes one."""
     provider: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)] = "CPU"
     """Execution provider of ONNX Runtime: CPU, OpenVINO (``pip install 'amcsearch[openvino]'``), CUDA, TensorRT or any
     other that the device has. Finalists and the checks of ``pruned.onnx`` use it. A latency table belongs to one
@@ -248,6 +252,11 @@ class DeviceConfig(Section):
 
     @model_validator(mode="after")
     def _provider_is_here(self) -> "DeviceConfig":
+        if self.location != "here" and self.runtime != "onnxruntime":
+            raise ValueError(
+                f"runtime = {self.runtime!r} is used on this machine alone, location is {self.location!r}; set "
+                "location: here, or runtime: onnxruntime"
+            )
         if self.location != "here" and self.provider.lower() not in ("cpu", "cpuexecutionprovider"):
             raise ValueError(
                 f"provider = {self.provider!r} is used on this machine alone, location is {self.location!r}; set "

@@ -1,8 +1,9 @@
 """The files of the delivered network: written, read back from the disk, and held to the network in memory.
 
 Every format is judged on the whole test split: ``pruned.onnx`` by its metric in ONNX Runtime and its difference from
-torch, ``pruned.safetensors`` in a fresh network that is cut to the policy, and ``pruned.pt2`` as ``torch.export`` loads
-it. The bounds are those of ``runtime.comparison``: 0.001 of the outputs' scale, and 1 % of the predictions.
+torch, likewise the file of another ``device.runtime`` in that one, ``pruned.safetensors`` in a fresh network that is
+cut to the policy, and ``pruned.pt2`` as ``torch.export`` loads it. The bounds are those of ``runtime.comparison``:
+0.001 of the outputs' scale, and 1 % of the predictions.
 """
 
 import math
@@ -22,8 +23,9 @@ from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
     Agreement,
     Compared,
-    OnnxModule,
+    FileModule,
     OnnxSettings,
+    Runtime,
     Signature,
     compare,
     program_module,
@@ -32,7 +34,7 @@ from amcsearch.runtime import (
 )
 from amcsearch.training import Task, evaluate, save_state
 
-__all__ = ["check_files", "judge_onnx", "judge_stored", "save_network"]
+__all__ = ["check_files", "judge_network", "judge_stored", "save_network"]
 
 _CURES: Final = {
     ".onnx": "the exporter follows one side of a branch: write it with torch.where, and make nothing depend on being "
@@ -41,6 +43,7 @@ _CURES: Final = {
     ".safetensors": "keep all that forward computes with in parameters and buffers, and make the factory give the same "
     "network at every call",
 }
+_OTHER_CURE: Final = "look at what device.runtime computes otherwise, or set device.runtime=onnxruntime"
 
 
 def save_network(
@@ -67,36 +70,35 @@ def save_network(
         path.write_bytes(program)
 
 
-def judge_onnx(
-    run: RunFolder,
+def judge_network(
+    path: Path,
+    runtime: Runtime,
     tuned: nn.Module,
     in_float32: bytes,
     test: Batches,
     task: Task,
     signature: Signature,
     *,
-    quantised: bool,
-    provider: str,
+    quantised: bool = False,
 ) -> tuple[DeliveredFile, float]:
-    """Score ``pruned.onnx`` on the test split; return how far it agrees with torch, and its metric, both by
-    the execution provider.
+    """Score a file on the test split in its runtime; return how far it agrees with torch, and its metric.
 
     The difference is that of the float32 export, before anything is quantised; the metric, and whether outputs are
-    finite, is the file's own. It is NaN where ONNX Runtime cannot run the file.
+    finite, is the file's own. It is NaN where the runtime cannot run the file.
     """
     has_labels = task.is_argmax
-    name, path = run.pruned_onnx.name, run.pruned_onnx
     try:
-        compared = Compared(tuned, OnnxModule(path, signature=signature, provider=provider), labels=has_labels)
-        _, metric = evaluate(compared, test, task)
-        agreement = compared.agreement()
-        if not quantised:
-            return _described(name, agreement, agreement.problem), metric
-        exact = OnnxModule(in_float32, signature=signature, provider=provider)
-        in_torch = compare(tuned, exact, test, labels=has_labels)
+        with UserCode(path.name):
+            compared = Compared(tuned, FileModule(runtime.load(path), signature), labels=has_labels)
+            _, metric = evaluate(compared, test, task)
+            agreement = compared.agreement()
+            if not quantised:
+                return _described(path.name, agreement, agreement.problem), metric
+            exact = FileModule(runtime.load(in_float32), signature)
+            in_torch = compare(tuned, exact, test, labels=has_labels)
     except BadInputError as error:
-        return _unusable(name, error), math.nan
-    return _described(name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), metric
+        return _unusable(path.name, error), math.nan
+    return _described(path.name, in_torch, agreement.problem if agreement.not_finite else in_torch.problem), metric
 
 
 def judge_stored(
@@ -133,9 +135,10 @@ def check_files(run: RunFolder, files: Iterable[DeliveredFile]) -> None:
     """
     for file in files:
         if file.problem is not None:
+            cure = _CURES.get(Path(file.name).suffix, _OTHER_CURE)
             raise DeliveryError(
-                f"{file.name} is not the network that was judged: on the test split it {file.problem}; "
-                f"{_CURES[Path(file.name).suffix]}; {run.path} keeps the file, the policy and the report"
+                f"{file.name} is not the network that was judged: on the test split it {file.problem}; {cure}; "
+                f"{run.path} keeps the file, the policy and the report"
             )
 
 

@@ -30,17 +30,27 @@ from amcsearch.core import (
     at_worst,
 )
 from amcsearch.graph import duplicate
-from amcsearch.jobs.delivered_files import judge_onnx, judge_stored
+from amcsearch.jobs.delivered_files import judge_network, judge_stored
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.measuring import FLOAT32, PairedRun, awaited_device, is_awaited, measure_paired, verify_plan
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import InMemory, judged_batches
 from amcsearch.measure import KitPlan
 from amcsearch.runs import DeliveredFile, MeasuringDevice, RunFolder
-from amcsearch.runtime import OnnxModule, PairedLatency, converted, exported, signature_of
+from amcsearch.runtime import (
+    ONNX_SUFFIX,
+    FileModule,
+    OnnxRuntime,
+    PairedLatency,
+    Runtime,
+    converted,
+    exported,
+    signature_of,
+)
 from amcsearch.training import batches_of, evaluate
 
 __all__ = [
@@ -204,11 +214,11 @@ def _next(ranked: Sequence[Trial], measured: Sequence[Finalist], count: int, lim
 class Outcome:
     """The verified result: test metric by network, what the delivered files are worth, latency beside dense.
 
-    ``metric`` is torch's, in float32; ``delivered`` that of the ONNX models: of the dense network only where the
-    device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files`` say
-    how far each delivered file agrees with torch, ``pruned.onnx`` first. ``in_float32`` is the dense network in float32
-    beside the dense one, where the device computes in another data type. Both latencies are None where ``device`` has
-    not measured them yet.
+    ``metric`` is torch's, in float32; ``delivered`` that of the files of the runtime: of the dense network only where
+    the device computes in another data type, of the fine-tuned one as the file was read back from the disk. ``files``
+    say how far each delivered file agrees with torch, ``pruned.onnx`` first. ``in_float32`` is the dense network in
+    float32 beside the dense one, where the device computes in another data type. Both latencies are None where
+    ``device`` has not measured them yet.
     """
 
     chosen: Finalist
@@ -221,7 +231,7 @@ class Outcome:
 
 
 class Exports:
-    """Networks of one job as ONNX files, each cut, refitted and exported once; the dense one among them.
+    """Networks of one job as files of its runtime, each cut, refitted and exported once; the dense one among them.
 
     A finalist that is chosen is not cut again for delivery: ``pruned`` gives the network that was measured.
     """
@@ -229,6 +239,11 @@ class Exports:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._pruned: dict[PruningPolicy, nn.Module] = {}
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What ``device.runtime`` names."""
+        return runtime_of(self.job.config)
 
     @cached_property
     def dense(self) -> bytes:
@@ -247,8 +262,8 @@ class Exports:
         return self._pruned[policy]
 
     def in_float32(self, model: nn.Module) -> bytes:
-        """Return a network as an ONNX file of the device's batch, or as ``device.export`` says."""
-        return exported(model, self.job.workload.example, onnx_settings(self.job.config))
+        """Return a network as a file of the device's batch, an ONNX file as ``device.export`` says."""
+        return self.runtime.exported(model, self.job.workload.example, onnx_settings(self.job.config))
 
     def in_device_type(self, model: bytes) -> bytes:
         """Return a model in the data type that the device computes in, calibrated on the calibration split."""
@@ -344,26 +359,33 @@ def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen:
         BadInputError: a model that cannot be exported, or a folder that cannot be written.
     """
     workload, device = job.workload, job.config.device
-    in_float32 = exports.in_float32(tuned)
-    with run.replacing(run.pruned_onnx) as path:
+    in_float32, delivered_file = exports.in_float32(tuned), run.delivered(exports.runtime.suffix)
+    with run.replacing(delivered_file) as path:
         path.write_bytes(exports.in_device_type(in_float32))
     quantised, signature = device.dtype != "float32", signature_of(tuned, workload.example)
     latencies: Sequence[PairedLatency] = ()
     measuring = awaited_device(job.config, job.device.table)
     if not is_awaited(job.config):
-        made = exports.measure_models([run.pruned_onnx, *([exports.dense] if quantised else [])])
+        made = exports.measure_models([delivered_file, *([exports.dense] if quantised else [])])
         latencies, measuring = made.latencies, made.device
     latency, in_float32_latency = (*latencies, None, None)[:2]
     batches = batches_of(workload.splits.test, name="test")
     modules = {"dense": workload.model, "pruned": exports.pruned(chosen.trial.policy), "finetuned": tuned}
     task = workload.task
     metric = {name: evaluate(module, batches, task)[1] for name, module in modules.items()}
-    file, in_file = judge_onnx(
-        *(run, tuned, in_float32, batches, task, signature), quantised=quantised, provider=device.provider
+    file, in_file = judge_network(
+        *(delivered_file, exports.runtime, tuned, in_float32, batches, task, signature), quantised=quantised
     )
+    judged = [file]
+    if delivered_file.suffix != ONNX_SUFFIX:
+        in_onnx = exported(tuned, workload.example, onnx_settings(job.config))
+        with run.replacing(run.pruned_onnx) as path:
+            path.write_bytes(in_onnx)
+        onnx_file = (run.pruned_onnx, OnnxRuntime(device.threads), tuned, in_onnx)
+        judged.insert(0, judge_network(*onnx_file, batches, task, signature)[0])
     delivered = {"finetuned": in_file}
     if quantised:
-        dense = OnnxModule(exports.dense_delivered, signature=signature, provider=device.provider)
+        dense = FileModule(exports.runtime.load(exports.dense_delivered), signature)
         delivered["dense"] = evaluate(dense, batches, task)[1]
-    files = (file, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
+    files = (*judged, *judge_stored(run, job.config, job.given, tuned, batches, task, signature))
     return Outcome(chosen, metric, delivered, files, latency, measuring, in_float32_latency)

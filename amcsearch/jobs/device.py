@@ -19,10 +19,10 @@ from amcsearch.costs import (
 )
 from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.machine_table import MachineTable
-from amcsearch.jobs.measurements import check_provider
+from amcsearch.jobs.runtimes import check_provider, runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
 from amcsearch.runs import HERE, TableErrors, TableOrigin, TableSummary
-from amcsearch.runtime import differences, provenance
+from amcsearch.runtime import differences
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
 __all__ = [
@@ -283,7 +283,7 @@ def _foreign(config: Config, table: LatencyTable | None, name: str) -> list[str]
         return []
     cure = "leave device.table at auto, which measures this machine's own"
     device = config.device
-    here = provenance(device.threads, device.batch, device.dtype, device.provider)
+    here = runtime_of(config).provenance(device.batch, device.dtype)
     differing = differences(table.provenance, here)
     return [f"latency table {name}: {difference}; {cure}" for difference in differing]
 

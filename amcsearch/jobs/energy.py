@@ -14,6 +14,7 @@ from amcsearch.costs import DeviceProfile, EnergyModel, LayerEnergy, Sparsity, S
 from amcsearch.graph import remove
 from amcsearch.jobs.device import given_profile, given_table
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import random_kept
 from amcsearch.methods import layer_of
@@ -21,11 +22,8 @@ from amcsearch.reporting import check_charts, write_energy
 from amcsearch.runs import Document, read_densities
 from amcsearch.runtime import (
     arrays_of,
-    bound_call,
     calibrated_scale,
-    exported,
     find_counter,
-    make_session,
     measure_energy,
 )
 
@@ -242,15 +240,13 @@ def _measured(
     estimates: Mapping[str, Sequence[LayerEnergy]],
 ) -> MeasuredCalls:
     """Energy of a call of each network above idling; which channels stay does not matter, only how many."""
-    counter = find_counter()
+    counter, runtime = find_counter(), runtime_of(config)
     rng = np.random.default_rng(config.seed)
     calls = {}
     for name, policy in policies.items():
         smaller = remove(network.model, network.trace, random_kept(network.trace, policy, rng))
-        session = make_session(
-            exported(smaller, network.example), config.device.threads, provider=config.device.provider
-        )
-        calls[name] = measure_energy(bound_call(session, arrays_of(network.example)), counter)
+        loaded = runtime.load(runtime.exported(smaller, network.example))
+        calls[name] = measure_energy(loaded.bound_call(arrays_of(network.example)), counter)
     predicted_mj = [sum(energy.total_mj - energy.static_mj for energy in estimates[name]) for name in calls]
     return MeasuredCalls(
         counter=counter.name,

@@ -27,8 +27,9 @@ from amcsearch.config import AUTO, TABLES, Config, TableFolder, asks_latency, re
 from amcsearch.core import BadInputError, Limit, NetworkSpec, check_interrupt
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.graph import evaluating
-from amcsearch.jobs.measurements import Measurements, check_profiled
+from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer, wall_s
+from amcsearch.jobs.runtimes import check_profiled
 from amcsearch.jobs.table_check import check_table, machine_folder
 from amcsearch.jobs.tables import measure_table, measured_count, measured_here, prior_of, subject_from, wanted_variants
 from amcsearch.jobs.workload import InMemory, TracedNetwork

@@ -18,7 +18,7 @@ from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, read_results
 from amcsearch.runs import StoredDocument, make_folder, replacing
-from amcsearch.runtime import CPU, OPSET, full_provider_name, is_profiled
+from amcsearch.runtime import CPU, ONNXRUNTIME, OPSET, full_provider_name
 
 __all__ = ["Measurements", "MeasuringRequest", "request_of"]
 
@@ -42,6 +42,7 @@ class MeasuringRequest(StoredDocument):
     table: str | None
     opset: int = OPSET
     provider: str = CPU
+    runtime: str = ONNXRUNTIME
 
 
 class Measurements:
@@ -127,35 +128,6 @@ class Measurements:
             temporary.write_text(json.dumps(self._request.to_json()) + "\n", encoding="utf-8")
 
 
-def check_profiled(config: Config) -> None:
-    """Refuse to measure for a table by a provider that does not say which kernels it runs.
-
-    Raises:
-        BadInputError: names the provider, and the cure.
-    """
-    if not is_profiled(full_provider_name(config.device.provider)):
-        raise BadInputError(
-            f"device.provider = {config.device.provider!r} gives no profile of its kernels, and a latency table needs "
-            "one; set device.table=null and limit another cost (finalists are measured with it all the same), or set "
-            "device.provider=CPU"
-        )
-
-
-def check_provider(table: LatencyTable, config: Config, name: str) -> None:
-    """Refuse a table of another execution provider, which runs other kernels; one that names none is the CPU's.
-
-    Raises:
-        BadInputError: names both, and the cure.
-    """
-    there, here = table.provenance.provider or CPU, full_provider_name(config.device.provider)
-    if there != here:
-        raise BadInputError(
-            f"device.provider is {config.device.provider}, {name} was measured with {there}: another provider has "
-            f"another table; set device.provider={there.removesuffix('ExecutionProvider')}, or measure one: "
-            "amcsearch table measure CONFIG -o latency_tables/NAME"
-        )
-
-
 def request_of(
     verb: str,
     config: Config,
@@ -180,4 +152,5 @@ def request_of(
         table=None if table is None else table_digest(table),
         opset=device.export.opset,
         provider=full_provider_name(device.provider),
+        runtime=device.runtime,
     )

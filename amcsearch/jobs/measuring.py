@@ -17,15 +17,16 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.costs import LatencyModel, Provenance
 from amcsearch.graph import Batch
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.measure import AgentClient, KitPlan, PairedSetting, paired_latencies, paired_plan, read_results
 from amcsearch.runs import HERE, OFFLINE, MeasuringDevice
 from amcsearch.runtime import (
+    ONNXRUNTIME,
     Connection,
     DeviceError,
     PairedLatency,
     arrays_of,
     measure_many,
-    provenance,
     read_token,
 )
 
@@ -95,7 +96,7 @@ def device_provenance(config: Config) -> Provenance:
     """
     device, agent = config.device, agent_of(config)
     if agent is None:
-        return provenance(device.threads, device.batch, device.dtype, device.provider)
+        return runtime_of(config).provenance(device.batch, device.dtype)
     return replace(agent.provenance(), threads=device.threads, batch=device.batch, dtype=device.dtype)
 
 
@@ -107,13 +108,15 @@ def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevic
 
 def measuring_device(location: str, where: Provenance) -> MeasuringDevice:
     """Describe the device that has measured by what it says of itself."""
-    runtime = f"ONNX Runtime {where.ort_version}, {where.provider}"
+    is_onnx = where.runtime in (None, ONNXRUNTIME)
+    name = f"ONNX Runtime {where.ort_version}" if is_onnx else f"{where.runtime} {where.runtime_version}"
+    runtime = f"{name}, {where.provider}"
     name, measured = where.cpu or "a CPU without a name", where.timestamp or "at an unknown time"
     return MeasuringDevice(name, location, where.threads or 1, where.batch or 1, runtime, measured)
 
 
 def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes], example: Batch | Tensor) -> PairedRun:
-    """Measure ONNX models beside the dense one in the same interleaved rounds, where ``device.location`` says.
+    """Measure files of the runtime beside the dense one's in the same rounds, where ``device.location`` says.
 
     Raises:
         BadInputError: a model that cannot be run, or as the device's server.
@@ -125,8 +128,7 @@ def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes],
         dense,
         others,
         arrays_of(example),
-        threads=device.threads,
-        provider=device.provider,
+        runtime=runtime_of(config),
         rounds=device.rounds,
         seed=config.seed,
         patience_s=device.patience_s,

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from amcsearch.config import Config
@@ -20,8 +21,9 @@ from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.finetuning import check_trainable, one_step
 from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, trained
-from amcsearch.runtime import OnnxModule, converted, exported, signature_of
+from amcsearch.runtime import FileModule, OnnxRuntime, Runtime, compare, converted, exported, signature_of
 from amcsearch.training import SPLITS, DataSplits, Held, Samples, batches_of, evaluate, length, source_of
 
 __all__ = ["half_of", "pruned_policy", "rehearse"]
@@ -35,6 +37,8 @@ _CURES: Final = {
     "a step of fine-tuning": "mend the forward in training mode or the data, or set recovery.finetune: null",
     "the export to ONNX": "make its forward traceable, also once channels are gone",
     "a run in ONNX Runtime": "choose another device.export.opset or device.dtype, or avoid the operator",
+    "the export for device.runtime": "avoid what it cannot hold, or set device.runtime: onnxruntime",
+    "a run in device.runtime": "avoid the operator, or set device.runtime: onnxruntime",
     "the metric of the delivered file": "look at the task and at the targets of the search split",
 }
 
@@ -43,7 +47,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     """Remove channels, train one step, export, run and score a copy of the network; nothing is kept of it.
 
     Returns:
-        What of it does not run on ``device.provider``.
+        What of it does not run where ``device.runtime`` and ``device.provider`` say.
 
     Raises:
         BadInputError: a step fails; names it, the reason and the cure.
@@ -60,13 +64,29 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))
     with _step("a run in ONNX Runtime"):
-        target = config.device
+        target, runtime = config.device, runtime_of(config)
         model = converted(content, target.dtype, [example])
-        file = OnnxModule(model, target.threads, signature, provider=target.provider)
+        in_onnx = runtime if isinstance(runtime, OnnxRuntime) else OnnxRuntime(target.threads)
+        file = FileModule(in_onnx.load(model), signature)
         example.through(file)
+    if runtime is not in_onnx:
+        file = _in_runtime(config, runtime, pruned, workload)
     with _step("the metric of the delivered file"):
         evaluate(file, batches_of(few.splits.search), few.task)
     return () if file.elsewhere is None else (f"device.provider: {file.elsewhere}",)
+
+
+def _in_runtime(config: Config, runtime: Runtime, pruned: nn.Module, workload: Workload) -> FileModule:
+    """Export a network for a runtime that is not ONNX Runtime, run it there, and compare all outputs with torch's."""
+    example = workload.example
+    with _step("the export for device.runtime"):
+        content = runtime.exported(pruned, example, onnx_settings(config))
+    with _step("a run in device.runtime"):
+        file = FileModule(runtime.load(content), signature_of(pruned, example))
+        problem = compare(pruned, file, [example], labels=workload.task.is_argmax).problem
+        if problem is not None:
+            raise BadInputError(f"beside torch, {runtime.name} {problem}")
+    return file
 
 
 def _few_samples(config: Config, workload: Workload) -> Workload:

@@ -15,6 +15,7 @@ from amcsearch.core import BadInputError
 from amcsearch.jobs.device import further_costs
 from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.request import as_begun
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.task import make_task
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.methods import (
@@ -153,7 +154,7 @@ def _check_labels(selector: Selector, task: Task, where: str) -> None:
 
 
 def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
-    """Make what chooses channels and the configured costs, and throw them away: before minutes of training.
+    """Make what chooses channels, the costs and the runtime, and throw them away: before minutes of training.
 
     Raises:
         BadInputError: what a key names cannot be imported or made, or lacks something of its contract; a criterion of
@@ -178,6 +179,7 @@ def check_named(config: Config, given: InMemory = CONFIGURED) -> None:
     check_trainings(config, given)
     choose(_RECONSTRUCTIONS, config.recovery.reconstruction, "recovery.reconstruction")
     further_costs(config)
+    runtime_of(config)
 
 
 def choose_channels(config: Config, calibration: Calibration, given: InMemory, *, planned: bool = False) -> Choice:

@@ -19,9 +19,10 @@ from typing import Final
 from amcsearch.config import AUTO, Config
 from amcsearch.core import BadInputError
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
-from amcsearch.jobs.measurements import Measurements, check_profiled, check_provider, request_of
+from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import device_provenance
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.runtimes import check_profiled, check_provider, runtime_of
 from amcsearch.jobs.tables import measured_here, subject_of
 from amcsearch.jobs.workload import cache_folder
 from amcsearch.measure import (
@@ -39,7 +40,7 @@ from amcsearch.measure import (
     with_accuracy,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import COMPARED, CPU, differences, provenance
+from amcsearch.runtime import COMPARED, CPU, differences
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
 
@@ -151,7 +152,7 @@ def machine_folder(config: Config) -> Path:
             "CONFIG -o FOLDER --set device.location=NAME`"
         )
     try:
-        here = provenance(device.threads, device.batch, device.dtype, device.provider)
+        here = runtime_of(config).provenance(device.batch, device.dtype)
     except BadInputError as error:
         raise BadInputError(
             f"device.table = {AUTO} measures with ONNX Runtime on this machine, which fails: {error}; set device.table "

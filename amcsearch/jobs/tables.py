@@ -10,9 +10,10 @@ from typing import Final
 from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable
-from amcsearch.jobs.measurements import Measurements, check_profiled, request_of
+from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import agent_of, device_provenance
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.runtimes import check_profiled
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
@@ -88,7 +89,7 @@ def _same_setting(configs: Sequence[Config]) -> Config:
     if len({*names}) < len(names):
         raise BadInputError(f"table kit: the networks {names} must have different names")
     for config in configs[1:]:
-        for key in ("batch", "threads", "dtype", "provider"):
+        for key in ("batch", "threads", "dtype", "runtime", "provider"):
             ours, theirs = getattr(configs[0].device, key), getattr(config.device, key)
             if ours != theirs:
                 raise BadInputError(

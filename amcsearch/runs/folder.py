@@ -40,7 +40,7 @@ _FILES: Final = (
     *("config.yaml", "study.db", "trials.csv", "pareto.csv", "policy.json", "pruned.safetensors", "pruned.onnx"),
     *("summary.json", "report.html", "log.jsonl", "densities.csv", "masks.safetensors", "pruned.pt2"),
     *("example.safetensors", "identity.json", "comparison.csv", "curves.csv", "comparison.svg", "comparison.json"),
-    *("errors.json", "front.csv", "front.json", "verify.pyz", "measured.jsonl"),
+    *("errors.json", "front.csv", "front.json", "verify.pyz", "measured.jsonl", "pruned.pte"),
 )
 _STUDY: Final = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 _IN_PLACE: Final = (*_STUDY, "log.jsonl")  # not by renaming
@@ -228,6 +228,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             BadInputError: it cannot be read.
         """
         return ConfigFile.of(read_text(self.config_yaml))
+
+    def delivered(self, suffix: str) -> Path:
+        """Give the place of the pruned and fine-tuned network as a file of ``device.runtime``."""
+        return self.path / f"pruned{suffix}"
 
     def round_state(self, number: int) -> Path:
         """The training of one round of pruning, counted from 1, with the cut that it began from."""

@@ -41,11 +41,11 @@ class ModelBlock(StoredDocument):
     """One network: the metric on the test split, what the network costs as predicted, and its measured latency in ms,
     None while its device has not measured it.
 
-    ``metric``, in its own unit, is that of the delivered file, read back from the disk and run in ONNX Runtime; of a
-    network that no file is delivered of, torch's. ``torch_metric`` is the metric in torch, in float32, where a file was
-    scored; a run of version 0.1.0 has none, and torch's as ``metric``. ``latency_ms_sigma`` is the standard deviation
-    of the predicted latency, None without a latency table. ``delivered`` is there where the file computes in another
-    data type than float32.
+    ``metric``, in its own unit, is that of the delivered file, read back from the disk and run in ``device.runtime``;
+    of a network that no file is delivered of, torch's. ``torch_metric`` is the metric in torch, in float32, where a
+    file was scored; a run of version 0.1.0 has none, and torch's as ``metric``. ``latency_ms_sigma`` is the standard
+    deviation of the predicted latency, None without a latency table. ``delivered`` is there where the file computes in
+    another data type than float32.
     """
 
     metric: float

@@ -16,16 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError
 from amcsearch.runs import Interval, Measurement
+from amcsearch.runtime.base import Runtime
+from amcsearch.runtime.loaded import LoadedNetwork
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE
-from amcsearch.runtime.on_device.errors import DeviceError
-from amcsearch.runtime.on_device.session import CPU, bound_call
 from amcsearch.runtime.on_device.timing import Clock, time_round, warm_up, without_gc
-from amcsearch.runtime.session import make_session
+from amcsearch.runtime.onnx_runtime import OnnxRuntime
 
 __all__ = [
     "PairedLatency",
@@ -45,7 +44,7 @@ Inputs = NDArray[np.generic] | Sequence[NDArray[np.generic]]
 
 
 def time_interleaved(
-    sessions: Sequence[ort.InferenceSession],
+    networks: Sequence[LoadedNetwork],
     inputs: Inputs,
     rounds: int,
     min_ms: float,
@@ -53,28 +52,26 @@ def time_interleaved(
     *,
     warmup_ms: float = WARMUP_MS,
 ) -> NDArray[np.float64]:
-    """Time every session once a round, in a fresh random order each round.
+    """Time every network once a round, in a fresh random order each round.
 
     Args:
-        sessions: S sessions that take the same inputs.
+        networks: S loaded networks that take the same inputs.
         inputs: the arrays that they take, in order, or the only one; batch included.
-        rounds: samples of each session.
+        rounds: samples of each network.
         min_ms: a sample repeats the call until about this long, and is the mean over the repeats.
         rng: source of the orders.
-        warmup_ms: each session runs this long before the first round.
+        warmup_ms: each network runs this long before the first round.
 
     Returns:
         (S, rounds) milliseconds a call.
 
     Raises:
-        BadInputError: no session, no round, or a model that does not take such inputs.
+        BadInputError: no network, no round, or one that does not take such inputs.
     """
-    if not sessions or rounds < 1:
-        raise BadInputError(f"timing {len(sessions)} models in {rounds} rounds: at least 1 of each is needed")
-    try:
-        calls = [bound_call(session, inputs) for session in sessions]
-    except DeviceError as error:
-        raise BadInputError(str(error)) from error
+    if not networks or rounds < 1:
+        raise BadInputError(f"timing {len(networks)} models in {rounds} rounds: at least 1 of each is needed")
+    arrays = [inputs] if isinstance(inputs, np.ndarray) else inputs
+    calls = [network.bound_call(arrays) for network in networks]
     clock = Clock()
     with without_gc():
         repeats = [warm_up(call, min_ms, warmup_ms, clock)[0] for call in calls]
@@ -167,8 +164,7 @@ def measure_many(
     pruned: Sequence[Path | bytes],
     inputs: Inputs,
     *,
-    threads: int = 1,
-    provider: str = CPU,
+    runtime: Runtime | None = None,
     rounds: int = ROUNDS,
     min_ms: float = 5.0,
     seed: int = 0,
@@ -177,10 +173,9 @@ def measure_many(
     """Measure several pruned models beside the dense one, all in the same interleaved rounds.
 
     Args:
-        dense, pruned: ONNX files or serialised models that take the same inputs.
+        dense, pruned: files of the runtime, or their contents, that take the same inputs.
         inputs: the arrays that they take, in order, or the only one; batch included.
-        threads: threads inside an operator.
-        provider: execution provider, by its name with or without its ending.
+        runtime: what runs them; None is ONNX Runtime's CPU provider on one thread.
         rounds: samples of each model, disturbed ones included; 100 or more outlast most disturbances.
         min_ms: least duration of a sample.
         seed: of the orders and the bootstrap.
@@ -188,12 +183,13 @@ def measure_many(
             long as they took.
 
     Raises:
-        BadInputError: as ``make_session`` and ``time_interleaved``.
+        BadInputError: as ``Runtime.load`` and ``time_interleaved``.
     """
     rng = np.random.default_rng(seed)
-    sessions = [make_session(model, threads, provider=provider) for model in (dense, *pruned)]
+    runtime = runtime or OnnxRuntime()
+    networks = [runtime.load(file) for file in (dense, *pruned)]
     return measured_until_decided(
-        lambda count: time_interleaved(sessions, inputs, count, min_ms, rng), rounds, patience_s, rng
+        lambda count: time_interleaved(networks, inputs, count, min_ms, rng), rounds, patience_s, rng
     )
 
 

@@ -1,47 +1,42 @@
-"""Sessions of ONNX Runtime on the host, their provenance, and an ONNX model as a torch module.
+"""Sessions of ONNX Runtime on the host, their provenance, and an ONNX model as a loaded network and a torch module.
 
 Every latency in this project comes from sessions made by ``on_device.session``, here as on a device, so that a table, a
 prediction and a re-measured finalist mean the same thing: sequential execution, all graph optimisations (the blocked
 NCHWc layout exists only there) and a fixed number of threads. Denormals are left alone: flushing them sets the
 processor's state for the whole process, and a model that is slow by them is slow for its user too.
-
-``OnnxModule`` lets the code that judges the torch network judge the delivered file too.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from amcsearch.core import BadInputError
 from amcsearch.costs import Provenance
-from amcsearch.graph import Batch, Tree
+from amcsearch.runtime.loaded import FileModule, LoadedNetwork, Port
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.protobuf import nchwc_block
 from amcsearch.runtime.on_device.provenance import COMPARED
 from amcsearch.runtime.on_device.provenance import provenance as device_provenance
 from amcsearch.runtime.on_device.providers import CPU, elsewhere, is_profiled, provider_name
-from amcsearch.runtime.on_device.session import open_session, optimised_model
-from amcsearch.runtime.signature import Signature, arrays_of, call_of, calls, joined, sample_axis
-
-__all__ = ["OnnxModule"]
+from amcsearch.runtime.on_device.session import bound_call, open_session, optimised_model
+from amcsearch.runtime.signature import Signature
 
 ort.disable_telemetry_events()  # a tool that measures other people's networks reports to nobody
 
 __all__ = [
     "PROVIDER",
+    "OnnxModule",
+    "OnnxNetwork",
     "detect_nchwc_block",
     "differences",
     "make_session",
-    "outputs_of_calls",
     "provenance",
     "simplified_model",
 ]
@@ -62,30 +57,6 @@ def make_session(
         return open_session(model, threads, provider_name(provider), optimised=optimised)
     except DeviceError as error:
         raise BadInputError(str(error)) from error
-
-
-def outputs_of_calls(session: ort.InferenceSession, batch: Batch) -> Iterator[list[NDArray[np.generic]]]:
-    """All outputs of each call for the samples of a batch, any number of them, in calls of the model's own batch.
-
-    The last call is filled up with samples from the beginning; a model of any batch takes all samples in one call.
-
-    Raises:
-        BadInputError: the batch has other inputs than the model, or ONNX Runtime cannot run it.
-    """
-    ports, tensors = session.get_inputs(), batch.inputs.values()
-    if len(ports) != len(tensors):
-        names = ", ".join(port.name for port in ports)
-        raise BadInputError(
-            f"ONNX Runtime cannot run the model: it has {len(ports)} inputs ({names}), {len(tensors)} were given"
-        )
-    sizes = (p.shape[0] for p, t in zip(ports, tensors, strict=True) if t.ndim and len(t) == batch.size and p.shape)
-    size = next(sizes, None)
-    for call in calls(batch, size if isinstance(size, int) else batch.size):
-        feed = {port.name: array for port, array in zip(ports, arrays_of(call), strict=True)}
-        try:
-            yield session.run(None, feed)
-        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
-            raise BadInputError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
 
 
 def simplified_model(model: bytes) -> bytes:
@@ -158,26 +129,51 @@ def differences(measured: Provenance, here: Provenance) -> list[str]:
     ]
 
 
-class OnnxModule(nn.Module):
-    """Runs an ONNX model on any number of samples, and gives what the network does that it was made from.
+class OnnxNetwork(LoadedNetwork):
+    """An ONNX model in a session of ONNX Runtime.
 
     Args:
-        model: file or serialised model; its inputs are those of a call, in order.
+        model: file or serialised model.
         threads: threads inside an operator.
         provider: execution provider, by its name with or without its ending.
-        signature: of the network. Without one, the result is the output of a model of one, a tuple of several, with
-            their samples along the first axis that is as long as a call.
 
     Raises:
         BadInputError: as ``make_session``.
     """
 
-    def __init__(
-        self, model: Path | bytes, threads: int = 1, signature: Signature | None = None, *, provider: str = CPU
-    ) -> None:
-        super().__init__()
+    def __init__(self, model: Path | bytes, threads: int = 1, provider: str = CPU) -> None:
         self._session = make_session(model, threads, provider=provider)
-        self._signature = signature
+        shapes = (tuple(n if isinstance(n, int) else None for n in port.shape) for port in self._session.get_inputs())
+        names = (port.name for port in self._session.get_inputs())
+        self._inputs = tuple(Port(*pair) for pair in zip(names, shapes, strict=True))
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The inputs of the model; None stands for an axis that is free."""
+        return self._inputs
+
+    def run(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Return all outputs.
+
+        Raises:
+            BadInputError: ONNX Runtime cannot run the model on these inputs.
+        """
+        feed = {port.name: array for port, array in zip(self._inputs, arrays, strict=True)}
+        try:
+            return list(self._session.run(None, feed))
+        except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+            raise BadInputError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+
+    def bound_call(self, arrays: Sequence[NDArray[np.generic]]) -> Callable[[], None]:
+        """Return what runs the model once on bound memory: nothing is allocated or copied on the way.
+
+        Raises:
+            BadInputError: the model does not take such inputs.
+        """
+        try:
+            return bound_call(self._session, arrays)
+        except DeviceError as error:
+            raise BadInputError(str(error)) from error
 
     @property
     def elsewhere(self) -> str | None:
@@ -188,17 +184,21 @@ class OnnxModule(nn.Module):
             return f"this onnxruntime cannot say which nodes of the network {provider} runs"
         return left.note(provider, "the network") if left.nodes else None
 
-    def forward(self, *args: Tree, **kwargs: Tree) -> Tree:
-        """Samples → the network's outputs, in calls of the model's own batch.
 
-        Raises:
-            BadInputError: ONNX Runtime cannot run the model on these inputs.
-        """
-        whole = call_of(args, kwargs)
-        parts = [[torch.from_numpy(np.asarray(array)) for array in a] for a in outputs_of_calls(self._session, whole)]
-        if self._signature is not None:
-            return self._signature.filled(joined(parts, self._signature.axes, whole.size))
-        ports = self._session.get_inputs()
-        size = ports[0].shape[0] if isinstance(ports[0].shape[0], int) else whole.size
-        tensors = joined(parts, [sample_axis(tensor, size) for tensor in parts[0]], whole.size)
-        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+class OnnxModule(FileModule):
+    """An ONNX model as a torch module.
+
+    Args:
+        model: file or serialised model; its inputs are those of a call, in order.
+        threads: threads inside an operator.
+        signature: as of ``FileModule``.
+        provider: execution provider, by its name with or without its ending.
+
+    Raises:
+        BadInputError: as ``make_session``.
+    """
+
+    def __init__(
+        self, model: Path | bytes, threads: int = 1, signature: Signature | None = None, *, provider: str = CPU
+    ) -> None:
+        super().__init__(OnnxNetwork(model, threads, provider), signature)

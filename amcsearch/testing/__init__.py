@@ -11,10 +11,11 @@ Each class makes its own small networks and problems. A fixture named ``maker`` 
 
 import pytest
 
-for _room in ("search", "selection", "sparsification", "task"):
+for _room in ("runtime", "search", "selection", "sparsification", "task"):
     pytest.register_assert_rewrite(f"amcsearch.testing.{_room}_contracts")  # before they are imported
 
 from amcsearch.testing.made_up import MadeUpEvaluator, chain, make_study  # noqa: E402
+from amcsearch.testing.runtime_contracts import RuntimeContract  # noqa: E402
 from amcsearch.testing.search_contracts import AgentContract, CostContract, RewardContract  # noqa: E402
 from amcsearch.testing.selection_contracts import (  # noqa: E402
     CriterionContract,
@@ -33,6 +34,7 @@ __all__ = [
     "MadeUpEvaluator",
     "NetworkExample",
     "RewardContract",
+    "RuntimeContract",
     "ScheduleContract",
     "SelectorContract",
     "TaskContract",

@@ -167,13 +167,16 @@ class Provenance(_Document):
     """Where, with what and how latencies were measured; None where that is not known.
 
     What only describes the machine (its caches, its load, versions of other software) is in ``extra``. The runtime's
-    ``differences`` says which of the fields make two devices or settings different. ``provider_version`` is that of a
-    provider which is a plugin, None for one that is part of the runtime.
+    ``differences`` says which of the fields make two devices or settings different. ``runtime`` is its name, None in
+    older tables, which are of ONNX Runtime; the version of that one is ``ort_version``. ``provider_version`` is that of
+    a provider which is a plugin, None for one that is part of the runtime.
     """
 
     cpu: Text = None
     cpu_flags: Text = None
     cores: Count = None
+    runtime: Text = None
+    runtime_version: Text = None
     ort_version: Text = None
     provider: Text = None
     provider_version: Text = None

@@ -18,11 +18,16 @@ import onnxruntime as ort
 
 from amcsearch.runtime.on_device.providers import provider_version
 
-__all__ = ["COMPARED", "load", "provenance", "temperatures_c"]
+__all__ = ["COMPARED", "ONNXRUNTIME", "load", "machine", "provenance", "temperatures_c"]
+
+ONNXRUNTIME = "onnxruntime"
+"""The runtime of kits, as ``device.runtime`` names it."""
 
 COMPARED = {
     "cpu": "CPU",
     "cpu_flags": "CPU features",
+    "runtime": "runtime",
+    "runtime_version": "version of the runtime",
     "ort_version": "ONNX Runtime",
     "provider": "execution provider",
     "provider_version": "version of the execution provider",
@@ -114,19 +119,8 @@ def _affinity() -> list[int] | None:
         return None
 
 
-def provenance(
-    threads: int, batch: int, dtype: str, provider: str, nchwc_block: int, options: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Everything that decides or disturbs a latency: plain values, ready for JSON or YAML.
-
-    Args:
-        threads: threads inside an operator.
-        batch: of the inputs.
-        dtype: that the models compute in.
-        provider: full name of the execution provider.
-        nchwc_block: channels in a block of the runtime's layout, 0 without it.
-        options: the provider's options.
-    """
+def machine() -> dict[str, Any]:
+    """What is known of the machine and its state now, whatever the runtime: plain values, ready for JSON or YAML."""
     return {
         **_cpu(),
         "caches": _caches(),
@@ -141,6 +135,27 @@ def provenance(
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def provenance(
+    threads: int, batch: int, dtype: str, provider: str, nchwc_block: int, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that decides or disturbs a latency in ONNX Runtime: plain values, ready for JSON or YAML.
+
+    Args:
+        threads: threads inside an operator.
+        batch: of the inputs.
+        dtype: that the models compute in.
+        provider: full name of the execution provider.
+        nchwc_block: channels in a block of the runtime's layout, 0 without it.
+        options: the provider's options.
+    """
+    return {
+        **machine(),
+        "runtime": ONNXRUNTIME,
+        "runtime_version": None,  # ``ort_version`` says it
         "ort_version": ort.__version__,
         "provider": provider,
         "provider_version": provider_version(provider),
@@ -150,5 +165,4 @@ def provenance(
         "dtype": dtype,
         "optimisation": "all",
         "nchwc_block": nchwc_block,
-        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

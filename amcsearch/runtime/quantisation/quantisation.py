@@ -22,9 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amcsearch.core import BadInputError
 from amcsearch.graph import Batch
+from amcsearch.runtime.loaded import outputs_of_calls
 from amcsearch.runtime.quantisation.integer_nodes import MULTIPLYING, IntegerNodes
 from amcsearch.runtime.quantisation.quantise_graph import quantise_graph
-from amcsearch.runtime.session import make_session, outputs_of_calls, simplified_model
+from amcsearch.runtime.session import OnnxNetwork, simplified_model
 
 __all__ = ["CONVERTERS", "converted", "quantised"]
 
@@ -90,9 +91,9 @@ def _ranges(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples) -> Ra
             output = f"{name}/{reduction}"
             probe.graph.node.append(helper.make_node(reduction, [name], [output], keepdims=0))
             probe.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
-    session = make_session(bytes(probe.SerializeToString()))
+    probed = OnnxNetwork(bytes(probe.SerializeToString()))
     batches = [Batch.of(torch.from_numpy(inputs))] if isinstance(inputs, np.ndarray) else inputs
-    calls = [outputs for batch in batches for outputs in outputs_of_calls(session, batch)]
+    calls = [outputs for batch in batches for outputs in outputs_of_calls(probed, batch)]
     ends = np.array(calls, np.float64).reshape(-1, len(REDUCTIONS), len(names))
     return dict(zip(names, zip(ends[:, 0].min(axis=0), ends[:, 1].max(axis=0), strict=True), strict=True))
 

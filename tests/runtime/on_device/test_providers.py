@@ -21,6 +21,7 @@ from amcsearch.runtime.on_device.part import Settings
 from amcsearch.runtime.on_device.program import run
 from amcsearch.runtime.on_device.providers import Elsewhere, elsewhere, full_provider_name, provider_name
 from amcsearch.runtime.on_device.session import bound_call, open_session
+from amcsearch.runtime.onnx_runtime import OnnxRuntime
 from amcsearch.runtime.paired_latency import measure_many
 from amcsearch.runtime.session import OnnxModule, _one_conv, make_session, provenance
 
@@ -132,6 +133,6 @@ def test_a_kit_runs_a_black_box_without_graphs_and_profiles(tmp_path, small_plan
 
 def test_finalists_are_measured_by_the_provider_asked_for():
     content = _one_conv(16, 16)
-    (latency,) = measure_many(content, [content], X, provider="openvino", rounds=3, min_ms=0.1)
+    (latency,) = measure_many(content, [content], X, runtime=OnnxRuntime(provider="openvino"), rounds=3, min_ms=0.1)
     assert latency.rounds > 0
     bound_call(make_session(content, provider="openvino"), X)()

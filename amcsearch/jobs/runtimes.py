@@ -1,0 +1,77 @@
+"""The runtime that a configuration names, and what it refuses to be used for."""
+
+import re
+from typing import Final
+
+from amcsearch.config import Config, label, make
+from amcsearch.core import BadInputError
+from amcsearch.costs import LatencyTable
+from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name
+
+__all__ = ["check_profiled", "check_provider", "runtime_of"]
+
+_SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,16}")
+_TAKEN: Final = (".safetensors", ".pt2")  # of other files of the delivered network
+
+
+def runtime_of(config: Config) -> Runtime:
+    """Make the runtime that ``device.runtime`` names, with the threads and the provider of the section ``device``.
+
+    Raises:
+        BadInputError: an unknown name, or a class that is no runtime; a package that is not installed; threads, a
+            provider or a data type that the runtime does not have.
+    """
+    device = config.device
+    params = {"threads": device.threads, "provider": device.provider}
+    runtime = make(RUNTIMES, device.runtime, params, ("device.runtime", "device"), Runtime)
+    if device.dtype not in runtime.dtypes:
+        raise BadInputError(
+            f"device.dtype is {device.dtype}, runtime {runtime.name} computes in {', '.join(runtime.dtypes)}; set "
+            f"device.dtype={runtime.dtypes[0]}, or device.runtime={ONNXRUNTIME}"
+        )
+    if not _SUFFIX.fullmatch(runtime.suffix) or runtime.suffix in _TAKEN:
+        raise BadInputError(
+            f"device.runtime = {device.runtime!r}: suffix = {runtime.suffix!r}, expected a dot with 1 to 16 letters "
+            f"and digits, and none of {', '.join(_TAKEN)}"
+        )
+    return runtime
+
+
+def check_profiled(config: Config) -> None:
+    """Refuse to measure for a table by a runtime or a provider that does not say which kernels it runs.
+
+    Raises:
+        BadInputError: names it, and the cure.
+    """
+    runtime = runtime_of(config)
+    if isinstance(runtime, OnnxRuntime) and runtime.is_profiled:
+        return
+    key, cure = ("provider", "CPU") if isinstance(runtime, OnnxRuntime) else ("runtime", ONNXRUNTIME)
+    raise BadInputError(
+        f"device.{key} = {label(getattr(config.device, key))!r} gives no profile of its kernels, and a latency table "
+        "needs one; set device.table=null and limit another cost (finalists are measured with it all the same), or set "
+        f"device.{key}={cure}"
+    )
+
+
+def check_provider(table: LatencyTable, config: Config, name: str) -> None:
+    """Refuse a table of another runtime or execution provider, which runs other kernels.
+
+    One that names no runtime is ONNX Runtime's, and one that names no provider the CPU's.
+
+    Raises:
+        BadInputError: names both, and the cure.
+    """
+    there, here = table.provenance.runtime or ONNXRUNTIME, runtime_of(config).name
+    if there != here:
+        raise BadInputError(
+            f"device.runtime is {here}, {name} was measured with {there}: another runtime has other latencies; set "
+            f"device.runtime={there}, or device.table=null and limit another cost"
+        )
+    there, here = table.provenance.provider or CPU, full_provider_name(config.device.provider)
+    if there != here:
+        raise BadInputError(
+            f"device.provider is {config.device.provider}, {name} was measured with {there}: another provider has "
+            f"another table; set device.provider={there.removesuffix('ExecutionProvider')}, or measure one: "
+            "amcsearch table measure CONFIG -o latency_tables/NAME"
+        )
