@@ -143,6 +143,7 @@ def _of_search(summary: Summary) -> dict[str, str]:
         "Selection": summary.selection,
         "Widths left out": _left_out(summary.widths_left_out),
         "Torch against ONNX Runtime": _difference(summary),
+        "Measured with": "" if summary.device is None else summary.device.runtime or "",
         "Latency table": "" if summary.table is None else _table(summary.table),
         "Versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
     }

@@ -26,7 +26,7 @@ from amcsearch.runtime.session import OnnxModule
 from amcsearch.runtime.signature import Signature, signature_of
 from amcsearch.runtime.torch_programs import exporting, reason_of
 
-__all__ = ["OPSET", "WRAPPER", "OnnxSettings", "exported"]
+__all__ = ["OPSET", "WRAPPER", "Flat", "OnnxSettings", "exported"]
 
 WRAPPER: Final = "network"  # the attribute under which the module hangs while it is exported
 OPSET: Final = 20  # the first with Gelu as one operator
@@ -77,7 +77,7 @@ class OnnxSettings:
 FIXED: Final = OnnxSettings()
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """The network as ONNX has it: tensors in, tensors out."""
 
     def __init__(self, network: nn.Module, example: Batch) -> None:
@@ -208,7 +208,7 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
         reasons = []
         for name, exporter in EXPORTERS.items():
             try:
-                proto = exporter(_Flat(model, batch).eval(), request)
+                proto = exporter(Flat(model, batch).eval(), request)
                 _add_unused_inputs(proto.graph, request)
                 if any(isinstance(module, ConstantLayer) for module in model.modules()):
                     _fold_vanished(proto)
