@@ -78,7 +78,7 @@ FIXED: Final = OnnxSettings()
 
 
 class Flat(nn.Module):
-    """The network as ONNX has it: tensors in, tensors out."""
+    """The network as files have it: tensors in, tensors out."""
 
     def __init__(self, network: nn.Module, example: Batch) -> None:
         super().__init__()
@@ -86,6 +86,7 @@ class Flat(nn.Module):
         self._example = example
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Input tensors in order → the only output, or all of them in order."""
         left = iter(tensors)
         output = self._example.map(lambda _: next(left)).through(self.network)
         given = tuple(tensor for _, tensor in tensors_of_tree(output))
