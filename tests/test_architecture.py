@@ -68,7 +68,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pytest": ("testing", "testing.*"),
     "safetensors": ("training.tensor_files",),
     "scipy": (
-        "evaluation.paired",
+        "evaluation.bounds",
         "evaluation.sensitivity",
         "measure.build.*",
         "search.comparison",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from amcsearch.core import METRICS, Cost, Evaluation, Metric, PruningPolicy, Trial, TrialState
-from amcsearch.evaluation.paired import change_low, jackknife_low
+from amcsearch.evaluation.bounds import change_low, jackknife_low
 from amcsearch.runs.rows import metric_column, trial_rows
 from amcsearch.runs.summary import Summary
 from amcsearch.search.budget import Budget

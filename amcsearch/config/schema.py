@@ -205,6 +205,12 @@ class SearchConfig(Section):
     """Two or more give a Pareto front instead of one best policy: ``metric``, or the metric's own name, and costs."""
     batch: Count = 1
     """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
+    stop_confidence: Annotated[float, Field(ge=0.5, lt=1.0)] | None = None
+    """An evaluation stops, with this confidence, once its policy cannot beat the best that was known when it was
+    proposed; null: never. Agents learn from its estimate, but it is neither the best nor a finalist.
+
+    Ignored, with a warning, where the metric is no mean over samples, or with several objectives or a reward of your
+    own."""
     max_pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """The largest share of channels that any group may lose."""
     vanish: bool = False

@@ -36,6 +36,7 @@ RESERVED: Final = frozenset(
     {
         *COST_NAMES,
         *("accuracy", "agent", "bytes", "loss", "number", "policy", "reward", "seconds", "seed", "sparsity", "state"),
+        *("stopped_after", "metric_bound"),
         *(
             "accuracy_float32",
             "accuracy_int8",

@@ -23,7 +23,7 @@ from amcsearch.core.reading import (
     read_bytes,
     read_text,
 )
-from amcsearch.core.trial import Evaluation, Trial, TrialState
+from amcsearch.core.trial import Evaluation, Incumbent, Trial, TrialState
 from amcsearch.core.user_code import (
     KEEPERS,
     CallersOwn,
@@ -54,6 +54,7 @@ __all__ = [
     "DivergedError",
     "Evaluation",
     "Execution",
+    "Incumbent",
     "InfeasibleBudgetError",
     "Interrupted",
     "LayerKind",

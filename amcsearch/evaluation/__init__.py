@@ -1,8 +1,9 @@
 """Evaluation of a policy: prune, recalibrate, measure loss and metric; in this process, in workers or on a cluster."""
 
+from amcsearch.evaluation.bounds import tango_low
 from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
 from amcsearch.evaluation.executors import Engine, Executor, ProcessExecutor, SerialExecutor
-from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration, tango_low
+from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration
 from amcsearch.evaluation.sensitivity import (
     Curves,
     check_points,

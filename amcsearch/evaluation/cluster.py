@@ -30,8 +30,8 @@ from uuid import uuid4
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
-from amcsearch.evaluation.worker import CanEvaluate, Deaths, answer
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt
+from amcsearch.evaluation.worker import CanEvaluate, Deaths, Request, answer, requests
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -100,28 +100,28 @@ class ClusterExecutor:
         """Worker processes of the cluster, at least 1."""
         return max(1, self._count())
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, a worker that cannot load the evaluator, or a scheduler that is gone.
             Exception: whatever the evaluation of a policy raised.
         """
-        waiting = deque(policies)
-        running: deque[tuple[PruningPolicy, Future]] = deque()
+        waiting = deque(requests(policies, incumbents))
+        running: deque[tuple[Request, Future]] = deque()
         done = threading.Event()
         try:
             while waiting or running:
                 done.clear()
                 busy = sum(not future.done() for _, future in running)
                 for _ in range(min(len(waiting), self.capacity - busy)):
-                    policy = waiting.popleft()
-                    running.append((policy, self._submit(policy, done)))
+                    request = waiting.popleft()
+                    running.append((request, self._submit(request, done)))
                 if running[0][1].done():
-                    policy, future = running.popleft()
+                    request, future = running.popleft()
                     if len(policies) > 1 and self._is_killer(future):
-                        future = self._again_alone(policy, [other for _, other in running])
-                    yield self._taken(policy, future)
+                        future = self._again_alone(request, [other for _, other in running])
+                    yield self._taken(request[0], future)
                 else:
                     check_interrupt()
                     done.wait(_POLL_S)
@@ -134,10 +134,10 @@ class ClusterExecutor:
         self._payload.release()
         self._client.close(timeout=5.0)  # closed already, it does nothing
 
-    def _submit(self, policy: PruningPolicy, done: threading.Event) -> "Future":
+    def _submit(self, request: Request, done: threading.Event) -> "Future":
         self._sent += 1
         future = self._client.submit(
-            *(_evaluate, self._payload, self._key, _versions(), policy.to_json()),
+            *(_evaluate, self._payload, self._key, _versions(), pickle.dumps(request)),
             key=f"evaluate-{self._key}-{self._sent}",
             pure=False,
             priority=-self._sent,
@@ -150,13 +150,13 @@ class ClusterExecutor:
 
         return future.status == "error" and isinstance(future.exception(), KilledWorker)
 
-    def _again_alone(self, policy: PruningPolicy, others: Sequence["Future"]) -> "Future":
+    def _again_alone(self, request: Request, others: Sequence["Future"]) -> "Future":
         """Evaluate a policy again once the others are done: the scheduler blames all that a dead worker held."""
         while not all(other.done() for other in others):
             check_interrupt()
             time.sleep(_POLL_S)
         done = threading.Event()
-        future = self._submit(policy, done)
+        future = self._submit(request, done)
         while not future.done():
             check_interrupt()
             done.wait(_POLL_S)
@@ -249,7 +249,7 @@ _evaluators: dict[str, CanEvaluate] = {}
 _turn = threading.Lock()  # a worker of several threads takes turns: torch's threads and modes are the process's
 
 
-def _evaluate(payload: bytes, key: str, versions: dict[str, str], policy: str) -> Evaluation | Exception:
+def _evaluate(payload: bytes, key: str, versions: dict[str, str], request: bytes) -> Evaluation | Exception:
     """Run in a worker: evaluate a policy, with the evaluator unpickled at its first."""
     with _turn:
         if key not in _evaluators:
@@ -267,4 +267,4 @@ def _evaluate(payload: bytes, key: str, versions: dict[str, str], policy: str) -
                     f"a worker of the cluster cannot load the network: {type(error).__name__}: {error}; install there "
                     "what it imports"
                 ) from error
-        return answer(_evaluators[key], PruningPolicy.from_json(policy))
+        return answer(_evaluators[key], pickle.loads(request))

@@ -5,13 +5,15 @@ It removes channels, refits, recalibrates and evaluates.
 
 import copy
 import time
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, described
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, described
+from amcsearch.evaluation.stopping import Judge
 from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, duplicate, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import (
@@ -99,6 +101,7 @@ class Evaluator:
         self.model = _channels_last(duplicate(model).to(torch_device).eval())
         self.calibration = None if calibration is None else _placed(calibration, torch_device)
         self.search = _placed(search, torch_device)
+        self._judge: Judge | None = None
 
     @property
     def recalibrates(self) -> bool:
@@ -108,22 +111,38 @@ class Evaluator:
     def without_recalibration(self) -> "Evaluator":
         """The same evaluator, but batch norms keep their statistics."""
         evaluator = copy.copy(self)
-        evaluator.calibration = None
+        evaluator.calibration, evaluator._judge = None, None
+        return evaluator
+
+    def stopping(self, confidence: float) -> "Evaluator":
+        """The same evaluator, but an evaluation stops once its policy cannot beat the incumbent, as ``Judge`` says.
+
+        Raises:
+            BadInputError: as ``Judge``.
+        """
+        evaluator = copy.copy(self)
+        evaluator._judge = Judge(self.model, self.search, self.task, confidence)
+        evaluator.search = evaluator._judge.batches  # the same samples, sent to workers once
         return evaluator
 
     def bare(self) -> "Evaluator":
         """The same evaluator without recovery: networks are cut, but neither refitted nor recalibrated."""
         evaluator = copy.copy(self)
-        evaluator.calibration, evaluator.reconstruction, evaluator.means = None, None, None
+        evaluator.calibration, evaluator.reconstruction, evaluator.means, evaluator._judge = None, None, None, None
         return evaluator
 
-    def evaluate(self, policy: PruningPolicy) -> Evaluation:
+    def evaluate(self, policy: PruningPolicy, incumbent: Incumbent | None = None) -> Evaluation:
         """Return loss and metric of the policy on the search split; a loss that is not finite is returned as it is.
+
+        An incumbent counts where the evaluator is ``stopping``.
 
         Raises:
             BadInputError: the policy does not fit the network.
         """
         start = time.perf_counter()
+        if self._judge is not None:
+            evaluation = self._judge.evaluate(policy, incumbent, self.pruned)
+            return replace(evaluation, seconds=time.perf_counter() - start)
         loss, metric = evaluate(self.pruned(policy), self.search, self.task)
         return Evaluation(metric=metric, loss=loss, seconds=time.perf_counter() - start)
 

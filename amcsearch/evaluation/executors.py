@@ -9,16 +9,18 @@ from typing import Protocol
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt
 from amcsearch.evaluation.worker import (
     CURE,
     MAX_DEATHS,
     CanEvaluate,
     Deaths,
+    Request,
     Worker,
     WorkerStartError,
     pickled,
     prepare_workers,
+    requests,
 )
 
 __all__ = ["Engine", "Executor", "ProcessExecutor", "SerialExecutor"]
@@ -32,6 +34,7 @@ class Executor(Protocol):
     """Evaluates batches of policies.
 
     Promise: ``map`` yields one evaluation a policy, in the order given, each as soon as it and all before it are done.
+    ``incumbents``, none or one a policy, go to the evaluator.
     The evaluations are the same on every executor with the same number of threads. A policy that kills its workers has
     an evaluation without numbers (``Deaths``). ``close`` ends everything that the executor started; a second call does
     nothing.
@@ -42,7 +45,7 @@ class Executor(Protocol):
         """How many policies it evaluates at once."""
         ...
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         ...
 
@@ -59,12 +62,12 @@ class SerialExecutor:
         self._evaluator = evaluator
         self._threads = _checked("threads", threads)
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        for policy in policies:
+        for request in requests(policies, incumbents):
             check_interrupt()
             with _torch_threads(self._threads):
-                evaluation = self._evaluator.evaluate(policy)
+                evaluation = self._evaluator.evaluate(*request)
             yield evaluation
 
     def close(self) -> None:
@@ -98,26 +101,27 @@ class ProcessExecutor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, or workers that die while starting.
             Exception: whatever the evaluation of a policy raised.
         """
-        waiting = list(range(len(policies)))[::-1]
+        asked = requests(policies, incumbents)
+        waiting = list(range(len(asked)))[::-1]
         deaths = [0] * len(policies)
         done: dict[int, Evaluation] = {}
-        finished = False
+        finished = not policies
         try:
             for wanted in range(len(policies)):
                 while wanted not in done:
                     check_interrupt()
-                    self._fill(len(waiting), policies, waiting)
-                    self._collect(policies, waiting, deaths, done)
-                self._fill(len(waiting), policies, waiting)  # nobody waits while the result is stored
+                    self._fill(len(waiting), asked, waiting)
+                    self._collect(asked, waiting, deaths, done)
+                self._fill(len(waiting), asked, waiting)  # nobody waits while the result is stored
+                finished = wanted == len(policies) - 1  # a reader may take this result and ask no more
                 yield done.pop(wanted)
-            finished = True
         finally:
             if not finished:  # an error, Ctrl-C, or a reader that stopped early: nobody waits for what is under way
                 self.close()
@@ -130,7 +134,7 @@ class ProcessExecutor:
         for worker in workers:
             worker.join()
 
-    def _fill(self, wanted: int, policies: Sequence[PruningPolicy], waiting: list[int]) -> None:
+    def _fill(self, wanted: int, asked: Sequence[Request], waiting: list[int]) -> None:
         """Start missing workers and give every idle one a policy."""
         busy = sum(worker.task is not None for worker in self._workers)
         while len(self._workers) < min(self.capacity, busy + wanted):
@@ -138,11 +142,11 @@ class ProcessExecutor:
         for worker in self._workers:
             if worker.is_ready and worker.task is None and waiting:
                 task = waiting.pop()
-                worker.give(task, policies[task])
+                worker.give(task, asked[task])
 
     def _collect(
         self,
-        policies: Sequence[PruningPolicy],
+        asked: Sequence[Request],
         waiting: list[int],
         deaths: list[int],
         done: dict[int, Evaluation],
@@ -161,7 +165,7 @@ class ProcessExecutor:
                     deaths[task] += 1
                     if deaths[task] == MAX_DEATHS:
                         waiting.pop()
-                        done[task] = self._deaths.record(policies[task], _killed(worker.exit_code))
+                        done[task] = self._deaths.record(asked[task][0], _killed(worker.exit_code))
                 continue
             if answer is not None and task is not None:
                 self._deaths.survived()

@@ -23,18 +23,20 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Final, Protocol
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, UserCode, described
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, UserCode, described
 
 __all__ = [
     "CURE",
     "MAX_DEATHS",
     "CanEvaluate",
     "Deaths",
+    "Request",
     "Worker",
     "WorkerStartError",
     "answer",
     "pickled",
     "prepare_workers",
+    "requests",
 ]
 
 MAX_DEATHS: Final = 3
@@ -45,6 +47,15 @@ CURE: Final = "use fewer workers or a smaller evaluation batch"
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
 
+Request = tuple[PruningPolicy] | tuple[PruningPolicy, Incumbent]
+"""What ``CanEvaluate.evaluate`` is given."""
+
+
+def requests(policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent]) -> list[Request]:
+    """Join policies with their incumbents, of which there is one for each, or none at all."""
+    return list(zip(policies, incumbents, strict=True)) if incumbents else [(policy,) for policy in policies]
+
+
 class WorkerStartError(RuntimeError):
     """The worker could not load the evaluator; the message says why."""
 
@@ -52,8 +63,9 @@ class WorkerStartError(RuntimeError):
 class CanEvaluate(Protocol):
     """All that executors know of an ``Evaluator``."""
 
-    def evaluate(self, policy: PruningPolicy) -> Evaluation:
-        """Return what the policy is worth."""
+    @property
+    def evaluate(self) -> Callable[..., Evaluation]:
+        """Gives what a policy is worth; one that can stop early takes an incumbent, too."""
         ...
 
 
@@ -129,11 +141,11 @@ class Worker:
         heard = wait([worker._connection for worker in workers])
         return [worker for worker in workers if worker._connection in heard]
 
-    def give(self, task: int, policy: PruningPolicy) -> None:
+    def give(self, task: int, request: Request) -> None:
         """Start the evaluation of a policy; a dead worker shows at ``take``."""
         self.task = task
         try:
-            self._connection.send(policy)
+            self._connection.send(request)
         except OSError:
             return
 
@@ -207,11 +219,11 @@ def _serve(connection: Connection, threads: int) -> None:
         sys.exit(0)  # the parent has gone
 
 
-def answer(evaluator: CanEvaluate, policy: PruningPolicy) -> Evaluation | Exception:
+def answer(evaluator: CanEvaluate, request: Request) -> Evaluation | Exception:
     """Return the evaluation, or what it raised in a form that can be sent back."""
     try:
         with UserCode("the evaluation of a policy"):
-            return evaluator.evaluate(policy)
+            return evaluator.evaluate(*request)
     except Exception as error:
         error.add_note("in a worker process:\n" + traceback.format_exc())
         try:

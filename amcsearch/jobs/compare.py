@@ -13,7 +13,15 @@ from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.search import check_fits, made_agent, make_reward, new_study, run_agent, warn_of_idle_workers
+from amcsearch.jobs.search import (
+    check_fits,
+    made_agent,
+    make_reward,
+    new_study,
+    run_agent,
+    search_evaluator,
+    warn_of_idle_workers,
+)
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.reporting import comparison_picture
@@ -140,14 +148,15 @@ def compare(
     engine.prepare()
     check = partial(check_fits, config, engine=engine)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
-    executor = engine.executor(job.evaluator, observer.warn)
+    evaluator, stops = search_evaluator(job, observer)
+    executor = engine.executor(evaluator, observer.warn)
     searches: list[AgentRun] = []
     try:
         warn_of_idle_workers(config, executor, observer)
         for seed in seeds:
             for name, agent in made.items():
                 with phases(f"{name}, seed {seed}", f"Searching with {name}, seed {seed}"):
-                    study = new_study(job, executor, name, seed, run.study_db, observer)
+                    study = new_study(job, executor, name, seed, run.study_db, observer, stops=stops)
                     run_agent(job, study, agent, observer, is_baseline=name in _PLAIN)
                     searches.append(AgentRun.of(study))
     finally:

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, Evaluation, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.costs import CostGrid
 from amcsearch.evaluation import (
     Engine,
@@ -186,9 +186,9 @@ class _Judge:
         """How many policies it evaluates at once."""
         return self._executor.capacity
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        return self._executor.map(policies) if policies else iter(())
+        return self._executor.map(policies, incumbents) if policies else iter(())
 
     def close(self) -> None:
         """End all workers, and write the trials."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
-from amcsearch.evaluation import Engine, Executor, pickled
+from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.measuring import is_awaited
@@ -53,6 +53,7 @@ __all__ = [
     "new_study",
     "run_agent",
     "search",
+    "search_evaluator",
     "warn_of_idle_workers",
 ]
 
@@ -84,6 +85,22 @@ def warn_of_idle_workers(config: Config, executor: Executor, observer: Observer)
         )
 
 
+def search_evaluator(job: Job, observer: Observer) -> tuple[Evaluator, bool]:
+    """Return what evaluates the policies of a search, and whether it may stop early; says so where it cannot."""
+    confidence = job.config.search.stop_confidence
+    if confidence is None:
+        return job.evaluator, False
+    try:
+        if job.config.search.objectives is not None:
+            raise BadInputError("search.objectives name several, and no policy has to beat one alone")
+        if job.config.search.reward.name not in REWARDS:
+            raise BadInputError("a reward of your own need not rise with the metric alone")
+        return job.evaluator.stopping(confidence), True
+    except BadInputError as error:
+        observer.warn(f"search.stop_confidence = {confidence:g} is ignored, every evaluation goes to its end: {error}")
+        return job.evaluator, False
+
+
 def _run_agents(
     job: Job, run: RunFolder, observer: Observer, engine: Engine, storage: str | None
 ) -> tuple[Study, Study | None]:
@@ -93,12 +110,13 @@ def _run_agents(
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
             be used.
     """
-    executor = engine.executor(job.evaluator, observer.warn)
+    evaluator, stops = search_evaluator(job, observer)
+    executor = engine.executor(evaluator, observer.warn)
     studies: list[Study] = []
     try:
         warn_of_idle_workers(job.config, executor, observer)
         for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
-            study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer)
+            study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer, stops=stops)
             studies.append(study)
             run_agent(job, study, agent, observer, is_baseline=i > 0)
     finally:
@@ -239,8 +257,17 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     return LayerwiseEnv(job.workload.trace.network, job.device.feasible, episode_reward)
 
 
-def new_study(job: Job, executor: Executor, agent: str, seed: int, storage: Path | str, observer: Observer) -> Study:
-    """Return the study of an agent under a seed, with the configured reward.
+def new_study(
+    job: Job,
+    executor: Executor,
+    agent: str,
+    seed: int,
+    storage: Path | str,
+    observer: Observer,
+    *,
+    stops: bool = False,
+) -> Study:
+    """Return the study of an agent under a seed, with the configured reward; ``stops`` as of ``Study``.
 
     Raises:
         BadInputError: as ``Study``.
@@ -265,6 +292,7 @@ def new_study(job: Job, executor: Executor, agent: str, seed: int, storage: Path
         evaluates=job.evaluates,
         metric=job.workload.task.metric,
         errors=None if job.errors is None else removal_errors(device.space, job.errors),
+        stops=stops,
     )
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 
 from amcsearch.core import ACCURACY, COST_NAMES, METRICS, BadInputError, Metric
-from amcsearch.runs import TRIAL_COLUMNS, ConfigFile, RunFolder, SparsifySummary, Summary, metric_column, read_trials
+from amcsearch.runs import (
+    STOPPED_COLUMNS,
+    TRIAL_COLUMNS,
+    ConfigFile,
+    RunFolder,
+    SparsifySummary,
+    Summary,
+    metric_column,
+    read_trials,
+)
 
 __all__ = ["Record", "read_record"]
 
@@ -73,7 +82,7 @@ class Record:
     @property
     def further_costs(self) -> list[str]:
         """The user's own costs, each a column of the trials."""
-        known = {*TRIAL_COLUMNS, *COST_NAMES, metric_column(self.trials.columns)}
+        known = {*TRIAL_COLUMNS, *STOPPED_COLUMNS, *COST_NAMES, metric_column(self.trials.columns)}
         return [str(name) for name in self.trials.columns if name not in known and str(name).isidentifier()]
 
 

@@ -34,7 +34,14 @@ from amcsearch.runs.goals import (
     TargetGoal,
 )
 from amcsearch.runs.measuring_device import HERE, OFFLINE, MeasuringDevice, verify_commands
-from amcsearch.runs.rows import TRIAL_COLUMNS, metric_column, read_densities, read_trials, trial_rows
+from amcsearch.runs.rows import (
+    STOPPED_COLUMNS,
+    TRIAL_COLUMNS,
+    metric_column,
+    read_densities,
+    read_trials,
+    trial_rows,
+)
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import (
     BudgetEntry,
@@ -53,6 +60,7 @@ __all__ = [
     "FRONT_COLUMNS",
     "HERE",
     "OFFLINE",
+    "STOPPED_COLUMNS",
     "TRIAL_COLUMNS",
     "BudgetEntry",
     "ComparedTable",

@@ -14,6 +14,7 @@ from amcsearch.core import ACCURACY, FIRST_COSTS, MIB, BadInputError, Trial, Tri
 
 __all__ = [
     "DENSITY_COLUMNS",
+    "STOPPED_COLUMNS",
     "TRIAL_COLUMNS",
     "metric_column",
     "read_densities",
@@ -28,6 +29,8 @@ TRIAL_COLUMNS: Final = (
     *("seconds", "policy"),
 )
 
+STOPPED_COLUMNS: Final = ("stopped_after", "metric_bound")
+"""Samples after which an evaluation stopped, and the best metric that was still possible; absent where none did."""
 DENSITY_COLUMNS: Final = ("name", "kept", "total", "density")
 _MOST_BYTES: Final = 256 * MIB  # a hundred thousand trials of a hundred groups
 _ROUNDING: Final = 1e-3  # of a density as it is written
@@ -36,12 +39,14 @@ _ROUNDING: Final = 1e-3  # of a density as it is written
 def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
     """Return one row a trial with ``TRIAL_COLUMNS`` and a column for every further cost, after the four.
 
-    The metric's column bears its name. A cost without a model is empty.
+    The metric's column bears its name. A cost without a model is empty. ``STOPPED_COLUMNS`` follow where some stopped.
     """
     trials = list(trials)
     further = dict.fromkeys(name for trial in trials for name in trial.cost.further)
     after = TRIAL_COLUMNS.index(FIRST_COSTS[-1]) + 1
     columns = [*TRIAL_COLUMNS[:after], *further, *TRIAL_COLUMNS[after:]]
+    if any(trial.evaluation.stopped_after is not None for trial in trials):
+        columns += STOPPED_COLUMNS
     rows = pd.DataFrame([{**_row(trial), **trial.cost.further} for trial in trials], columns=columns)
     return rows.rename(columns={ACCURACY.name: trials[0].judged_by.name} if trials else {})
 
@@ -163,4 +168,5 @@ def _row(trial: Trial) -> dict[str, Any]:
         *(trial.cost.get(name) for name in FIRST_COSTS),
         *(evaluation.seconds, trial.policy.to_json()),
     )
-    return dict(zip(TRIAL_COLUMNS, values, strict=True))
+    stopped = (evaluation.stopped_after, evaluation.metric_bound)
+    return dict(zip((*TRIAL_COLUMNS, *STOPPED_COLUMNS), (*values, *stopped), strict=True))

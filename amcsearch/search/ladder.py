@@ -36,7 +36,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, PolicySpace, PruningPolicy, Trial
 from amcsearch.search.exact.allocator import BUCKETS, ROUNDS, Allocator, Errors
 from amcsearch.search.exact.dynamic_programming import cost_objectives, starting_policies
 from amcsearch.search.local_search import unseen
@@ -152,7 +152,7 @@ class _Run:
 
     def _propose(self, count: int) -> list[PruningPolicy]:
         """Up to ``count`` new policies."""
-        complete = [trial for trial in self.study.trials if trial.state is TrialState.COMPLETE]
+        complete = [trial for trial in self.study.trials if trial.is_informative]
         policies: dict[PruningPolicy, None] = {}
         self.promise = math.inf
         if not complete or len(complete) + len(self.study.earlier) < self.settings.starts:

@@ -15,11 +15,11 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from amcsearch.core import ACCURACY, BadInputError, Cost, Evaluation, Metric
+from amcsearch.core import ACCURACY, BadInputError, Cost, Evaluation, Metric, Trial
 
 if TYPE_CHECKING:
     from amcsearch.search.budget import Budget
@@ -32,11 +32,16 @@ __all__ = [
     "accuracy_guaranteed",
     "bind",
     "hard_constraint",
+    "metric_to_beat",
     "mnasnet",
     "mnasnet_hard",
     "weighted_sum",
     "with_parameters",
 ]
+
+
+_REACH: Final = 1e6  # times a metric without a range: beyond it no reward is expected
+_HALVINGS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,29 @@ def bind(
     if not isinstance(value, numbers.Real):
         raise BadInputError(f"the reward of the dense network is {value!r}, must be a number; return a float")
     return bound
+
+
+def metric_to_beat(reward: Callable[[Evaluation, Cost], float], best: Trial, cost: Cost) -> float:
+    """Return the metric up to which a policy of that cost is worth no more than ``best``, by bisection.
+
+    Infinitely good where no metric is enough, infinitely bad where any is. ``reward`` must rise with the metric.
+    """
+    level, metric = best.evaluation.metric, best.judged_by
+    sign = metric.gain(1.0, 0.0)
+
+    def is_better(gain: float) -> bool:
+        return reward(replace(best.evaluation, metric=level + sign * gain), cost) > best.reward
+
+    reach = 2.0 if metric.is_share else _REACH * max(1.0, abs(level))
+    if not is_better(0.0) and is_better(1e-12 * reach):  # the cost has no part in it
+        return level
+    if is_better(-reach) or not is_better(reach):
+        return -sign * math.inf if is_better(-reach) else sign * math.inf
+    low, high = -reach, reach
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if is_better(middle) else (middle, high)
+    return level + sign * low
 
 
 def _same_kind(value: object, default: object) -> bool:

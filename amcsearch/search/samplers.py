@@ -33,7 +33,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler,
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
-from amcsearch.core import BadInputError, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, PruningPolicy, Trial
 from amcsearch.search.local_search import unseen
 from amcsearch.search.study import Study
 
@@ -137,7 +137,7 @@ class _Session:
 
     def _begin_with(self, trial: Trial) -> None:
         """Tell the sampler of a policy that was evaluated before, as if it had asked for it."""
-        if trial.state is not TrialState.COMPLETE:
+        if not trial.is_informative:
             return
         indices = self._indices(trial)
         self._optuna.enqueue_trial(self._params(indices))
@@ -202,7 +202,7 @@ class _Session:
 
     def _tell(self, asked: optuna.Trial, indices: NDArray[np.int64], trial: Trial) -> None:
         key = tuple(indices.tolist())
-        if trial.state is not TrialState.COMPLETE or (self._agent.told is Told.BOTH and key in self._told):
+        if not trial.is_informative or (self._agent.told is Told.BOTH and key in self._told):
             self._drop(asked)
             return
         self._told.add(key)
@@ -213,7 +213,7 @@ class _Session:
 
     def _add(self, indices: NDArray[np.int64], trial: Trial, attributes: dict[str, object]) -> None:
         key = tuple(indices.tolist())
-        if trial.state is not TrialState.COMPLETE or key in self._told:
+        if not trial.is_informative or key in self._told:
             return
         self._told.add(key)
         self._optuna.add_trial(

@@ -11,8 +11,8 @@ the others store.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from amcsearch.core import (
     BadInputError,
     Cost,
     Evaluation,
+    Incumbent,
     Metric,
     NetworkSpec,
     PolicySpace,
@@ -34,6 +35,7 @@ from amcsearch.core import (
     TrialState,
     check_interrupt,
 )
+from amcsearch.search.reward import metric_to_beat
 from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
 
 if TYPE_CHECKING:
@@ -110,7 +112,9 @@ class Study:
     under the same one. ``evaluates`` identifies what decides an evaluation alone: studies in the same storage that have
     it in common, of whatever budget and device, are ``earlier`` ones, and what they evaluated is not evaluated again.
     ``storage`` is the path of a SQLite file, or Optuna's URL of a database. ``errors`` are known without an evaluation:
-    one for every choice of every group, (choices,) each, never rising with the width.
+    one for every choice of every group, (choices,) each, never rising with the width. ``stops`` lets an evaluation end
+    once its policy cannot beat the best one that was known when it was proposed. That takes one objective, and a reward
+    that rises with the metric and sees nothing else of an evaluation.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
@@ -137,13 +141,13 @@ class Study:
         evaluates: str = "",
         metric: Metric = ACCURACY,
         errors: Sequence[NDArray[np.float64]] | None = None,
+        stops: bool = False,
     ) -> None:
         if trials < 1 or batch < 1:
             raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
-        objectives = _named(objectives, metric, grid.names)
         self.network, self.space, self.grid, self.feasible = network, space, grid, feasible
-        self.agent, self.seed, self.objectives, self.batch = agent, seed, objectives, batch
-        self.metric, self.errors = metric, errors
+        self.agent, self.seed, self.batch, self.objectives = agent, seed, batch, _named(objectives, metric, grid.names)
+        self.metric, self.errors, self._stops = metric, errors, stops and objectives is None
         self.notes: list[str] = []
         self.trials: list[Trial] = []
         self.own_s: list[float] = []
@@ -152,7 +156,7 @@ class Study:
         self.best: Trial | None = None
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._served: dict[PruningPolicy, Trial] = {}
-        self._store = TrialStore(storage, name, agent, seed, fingerprint, objectives, metric, evaluates)
+        self._store = TrialStore(storage, name, agent, seed, fingerprint, self.objectives, metric, evaluates)
         self._stored = {trial.policy: trial for trial in _priced(self._store.news(), grid)}
         self._written = len(self._stored)
         self._known = {**self._store.earlier(), **self._store.siblings()}
@@ -246,41 +250,59 @@ class Study:
         if fresh and self._stored and not any(policy in self._stored for policy in new):
             self._note_divergence()
         probes = {policy for policy, inside in zip(new, within, strict=True) if not inside}
-        trials = self._shared(new, probes) if self._store.is_shared else self._alone(new, probes)
-        for trial in trials:
+        asked = _Asked(new, frozenset(probes), {} if probe else self._incumbents(new))
+        for trial in self._shared(asked) if self._store.is_shared else self._alone(asked):
             self._serve(trial)
 
-    def _alone(self, new: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> Iterator[Trial]:
+    def _incumbents(self, new: Sequence[PruningPolicy]) -> dict[PruningPolicy, Incumbent]:
+        """What each policy has to beat: the best so far, at the metric at which their rewards are equal.
+
+        All of a batch have the same one, whatever comes first of it, so that the trials are those of one worker.
+        """
+        best = self.best
+        if best is None or not self._stops:
+            return {}
+        costs = map(self.grid.cost, new)
+        return {
+            policy: Incumbent(best.policy, metric_to_beat(self._reward, best, cost))
+            for policy, cost in zip(new, costs, strict=True)
+        }
+
+    def _alone(self, asked: "_Asked") -> Iterator[Trial]:
         """Yield the stored or new trial of every policy, in order."""
-        unknown = [policy for policy in new if policy not in self._stored and policy not in self._known]
-        results = iter(self._executor.map(unknown))
-        for policy in new:
+        unknown = [policy for policy in asked.policies if policy not in self._stored]
+        results = self._results(unknown, asked)
+        for policy in asked.policies:
             trial = self._stored.pop(policy, None)
             if trial is None:
-                evaluation = self._known[policy] if policy in self._known else next(results)
-                trial, _ = self._record(policy, evaluation, probe=policy in probes)
+                trial, _ = self._record(policy, next(results), probe=policy in asked.probes)
             yield trial
 
-    def _shared(self, new: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> Iterator[Trial]:
+    def _results(self, policies: Sequence[PruningPolicy], asked: "_Asked") -> Iterator[Evaluation]:
+        """Yield the evaluation of every policy, in order: one that is known, or a new one."""
+        new = [policy for policy in policies if policy not in self._known]
+        incumbents = [asked.incumbents[policy] for policy in new if policy in asked.incumbents]
+        results = iter(self._executor.map(new, incumbents) if incumbents else self._executor.map(new))
+        return (self._known[policy] if policy in self._known else next(results) for policy in policies)
+
+    def _shared(self, asked: "_Asked") -> Iterator[Trial]:
         """Yield the trial of every policy, in order, as this driver and the others store them."""
         try:
-            for position, policy in enumerate(new):
+            for position, policy in enumerate(asked.policies):
                 while policy not in self._stored:
-                    if not self._do_share(new[position:], probes):
+                    if not self._do_share(asked.policies[position:], asked):
                         check_interrupt()
                         time.sleep(_POLL_S)
                 yield replace(self._stored.pop(policy), number=len(self.trials))  # whoever stored which first
         finally:
             self._store.release()
 
-    def _do_share(self, wanted: Sequence[PruningPolicy], probes: set[PruningPolicy]) -> bool:
+    def _do_share(self, wanted: Sequence[PruningPolicy], asked: "_Asked") -> bool:
         """Evaluate as many policies as the executor does at once, of those nobody else does; false where it is none."""
         claimed = (policy for policy in wanted if policy not in self._stored and self._store.claim(policy))
         mine = list(islice(claimed, self._executor.capacity))
-        results = iter(self._executor.map([policy for policy in mine if policy not in self._known]))
-        for policy in mine:
-            evaluation = self._known[policy] if policy in self._known else next(results)
-            trial, is_stored = self._record(policy, evaluation, probe=policy in probes)
+        for policy, evaluation in zip(mine, self._results(mine, asked), strict=True):
+            trial, is_stored = self._record(policy, evaluation, probe=policy in asked.probes)
             if is_stored:
                 self._stored[policy] = trial
         for trial in _priced(self._store.news(), self.grid):
@@ -291,7 +313,8 @@ class Study:
     def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> tuple[Trial, bool]:
         """Price, reward and store one evaluation; false where another driver has stored it, or will."""
         cost = self.grid.cost(policy)
-        state = TrialState.PROBE if probe else TrialState.COMPLETE
+        complete = TrialState.COMPLETE if evaluation.stopped_after is None else TrialState.STOPPED
+        state = TrialState.PROBE if probe else complete
         reward = -math.inf
         if math.isfinite(evaluation.loss) and math.isfinite(evaluation.metric):
             reward = self._reward(evaluation, cost)
@@ -318,6 +341,15 @@ class Study:
         )
         if text not in self.notes:
             self.note(text)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Policies that an agent asks for at once: which of them only inform, and what each has to beat, if anything."""
+
+    policies: Sequence[PruningPolicy]
+    probes: frozenset[PruningPolicy]
+    incumbents: Mapping[PruningPolicy, Incumbent]
 
 
 class Agent(Protocol):

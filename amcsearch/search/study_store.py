@@ -1,8 +1,8 @@
 """Durable trials: one Optuna study for each (name, agent, seed) in one database, which optuna-dashboard opens.
 
 A finished trial is written once, in one transaction: there are no running trials that a killed run could leave behind
-(Optuna's ask/tell has no heartbeat). States map to Optuna's: complete, probe to PRUNED (no value, so a policy over
-budget is never shown as the best), failed to FAIL. Everything else of a trial is in its user attributes.
+(Optuna's ask/tell has no heartbeat). States map to Optuna's: complete, probe and stopped to PRUNED (no value, so they
+are never shown as the best), failed to FAIL. Everything else of a trial is in its user attributes.
 
 A database that is named by its address may be shared by several drivers of one study (``study_rows.Claims``). One on a
 server that restarts is asked again for two minutes.
@@ -52,6 +52,7 @@ REWARD: Final = ("reward",)
 
 _OPTUNA_STATE: Final = {
     TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
+    TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
     TrialState.PROBE: optuna.trial.TrialState.PRUNED,
     TrialState.FAILED: optuna.trial.TrialState.FAIL,
 }
@@ -162,7 +163,7 @@ class TrialStore:
                 study = optuna.load_study(study_name=study_name, storage=self._storage)
                 if shared.items() <= study.user_attrs.get("context", {}).items():
                     trials = (_decode(stored, self._metric) for stored in study.get_trials(deepcopy=False))
-                    evaluations.update((trial.policy, trial.evaluation) for trial in trials)
+                    evaluations.update((trial.policy, trial.evaluation) for trial in trials if _is_whole(trial))
         return evaluations
 
     def earlier(self) -> dict[PruningPolicy, Evaluation]:
@@ -176,7 +177,8 @@ class TrialStore:
                 study = optuna.load_study(study_name=study_name, storage=self._storage)
                 for stored in study.get_trials(deepcopy=False)[:count]:
                     trial = _decode(stored, self._metric)
-                    evaluations.setdefault(trial.policy, trial.evaluation)
+                    if _is_whole(trial):
+                        evaluations.setdefault(trial.policy, trial.evaluation)
         return evaluations
 
     def _note_earlier(self) -> None:
@@ -265,6 +267,11 @@ class TrialStore:
             ) from error
 
 
+def _is_whole(trial: Trial) -> bool:
+    """Whether another study may take its evaluation: what a policy had to beat there is not what it has to here."""
+    return trial.state is not TrialState.STOPPED
+
+
 def _number(value: float) -> float | str:
     """JSON has no NaN and no infinity: they are stored as text, which ``float`` reads back."""
     return value if math.isfinite(value) else repr(value)
@@ -283,6 +290,8 @@ def _encode(trial: Trial) -> dict[str, Any]:
         "cost": dict(trial.cost),
         "change_low": trial.evaluation.change_low,
         "change_high": trial.evaluation.change_high,
+        "stopped_after": trial.evaluation.stopped_after,
+        "metric_bound": trial.evaluation.metric_bound,
     }
 
 
@@ -301,6 +310,8 @@ class _StoredTrial(StoredDocument):
     cost: Mapping[str, float]
     change_low: float | None = None
     change_high: float | None = None
+    stopped_after: int | None = None
+    metric_bound: float | None = None
 
 
 def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
@@ -316,15 +327,16 @@ def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
             state=TrialState(read.state),
             policy=PruningPolicy.from_json(read.policy),
             evaluation=Evaluation(
-                *(float(read.metric), float(read.loss), float(read.seconds), read.change_low, read.change_high)
+                *(float(read.metric), float(read.loss), float(read.seconds), read.change_low, read.change_high),
+                *(read.stopped_after, read.metric_bound),
             ),
             cost=Cost(read.cost),
             reward=float(read.reward),
             judged_by=metric,
         )
         judged = (trial.reward, trial.evaluation.metric, trial.evaluation.loss)
-        if trial.state is TrialState.COMPLETE and not all(map(math.isfinite, judged)):
-            raise ValueError(f"it is complete, and its reward, metric and loss are {judged}")
+        if trial.is_informative and not all(map(math.isfinite, judged)):
+            raise ValueError(f"it is {trial.state}, and its reward, metric and loss are {judged}")
     except (ValueError, OverflowError) as error:  # BadInputError among them
         raise BadInputError(
             f"trial {stored.number} in the study storage is damaged or was not written by amcsearch ({error}); "

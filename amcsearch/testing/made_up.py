@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
@@ -14,6 +14,7 @@ from amcsearch.core import (
     ChannelGroup,
     Coupling,
     Evaluation,
+    Incumbent,
     LayerKind,
     LayerSpec,
     NetworkSpec,
@@ -56,6 +57,7 @@ class MadeUpEvaluator:
     """Accuracy falls with the weighted squares of the shares removed, so the optimum is not uniform.
 
     The loss of the evaluations numbered in ``nan_at``, from 1, is not a number; ``calls`` are the policies evaluated.
+    What does not beat its incumbent stops.
     """
 
     network: NetworkSpec
@@ -63,21 +65,25 @@ class MadeUpEvaluator:
     calls: list[PruningPolicy] = field(default_factory=list)
     capacity = 1
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        return (self.evaluate(policy) for policy in policies)
+        asked = zip(policies, incumbents, strict=True) if incumbents else ((policy,) for policy in policies)
+        return (self.evaluate(*each) for each in asked)
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def evaluate(self, policy: PruningPolicy) -> Evaluation:
+    def evaluate(self, policy: PruningPolicy, incumbent: Incumbent | None = None) -> Evaluation:
         """Return the made-up accuracy and loss."""
         self.calls.append(policy)
         groups = self.network.groups
         removed = np.array([1 - policy[group.name] / group.channels for group in groups])
         harm = float(np.linspace(0.2, 1.0, len(groups)) @ removed**2) / max(1, len(groups))
         loss = math.nan if len(self.calls) in self.nan_at else harm
-        return Evaluation(math.exp(-harm), loss, time.perf_counter())
+        evaluation = Evaluation(math.exp(-harm), loss, time.perf_counter())
+        if incumbent is None or evaluation.metric > incumbent.to_beat:
+            return evaluation
+        return replace(evaluation, stopped_after=1, metric_bound=incumbent.to_beat)
 
 
 def make_study(
@@ -97,22 +103,20 @@ def make_study(
     progress: Progress | None = None,
     errors: bool = False,
     vanish: bool = False,
+    stops: bool = False,
 ) -> Study:
     """Return a study of the made-up problem: a chain of convolutions, priced in MACs and parameters.
 
-    With ``errors`` it knows those of every choice: its own squares, but all of one weight.
+    With ``errors`` it knows those of every choice: its own squares, but all of one weight. With ``stops`` what
+    does not beat the best stops.
     """
     grid = CostGrid(chain(widths, vanish=vanish), [Macs(), Params()])
     space = PolicySpace.on_grid(grid.network.groups, multiple, max_pruning_ratio, vanish=vanish)
     dense = grid.cost(grid.network.dense)
     limits = resolve_budget(budget, dense)
+    reward = bind("accuracy", {}, RewardContext(dense, 1.0, limits))
     return Study(
-        grid.network,
-        space,
-        grid,
-        FeasibleSet(space, grid, limits),
-        evaluator(grid.network),
-        bind("accuracy", {}, RewardContext(dense, 1.0, limits)),
+        *(grid.network, space, grid, FeasibleSet(space, grid, limits), evaluator(grid.network), reward),
         agent=agent,
         seed=seed,
         trials=trials,
@@ -123,4 +127,5 @@ def make_study(
         fingerprint=fingerprint,
         progress=progress,
         errors=[(1.0 - choices / choices[-1]) ** 2 for choices in space.choices] if errors else None,
+        stops=stops,
     )

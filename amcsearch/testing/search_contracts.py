@@ -177,6 +177,16 @@ class AgentContract:
         assert study.best is not None
         assert study.best.state is TrialState.COMPLETE
 
+    def test_learns_from_evaluations_that_stopped(self, maker: Callable[[], Agent]) -> None:
+        """Whatever does not beat the best policy stops; its estimate, which is exact here, teaches as much."""
+        study = make_study(trials=12, stops=True)
+        maker().run(study, 0)
+        assert study.remaining == 0
+        _check_trials(study)
+        assert study.best is not None
+        assert study.best.state is TrialState.COMPLETE
+        assert study.best.reward == max(trial.reward for trial in study.trials if trial.is_informative)
+
     def test_batches_for_several_workers(self, maker: Callable[[], Agent]) -> None:
         """A batch that does not divide the evaluations."""
         study = make_study(trials=13, batch=4)

@@ -133,13 +133,16 @@ def fit(
     return losses
 
 
-def evaluate(model: nn.Module, batches: Batches, task: Task = CLASS_IDS) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, batches: Batches, task: Task = CLASS_IDS, stop: Callable[[Any, Batch], bool] | None = None
+) -> tuple[float, float]:
     """The task's mean loss and its metric of a model in eval mode, on the device it is on.
 
     Args:
         model: left in the modes it was in.
         batches: samples with what the task judges by.
         task: the loss and the metric; class ids by default.
+        stop: looks at every batch's output and says whether it was the last; both numbers are then of those so far.
 
     Raises:
         BadInputError: no targets, or shapes that do not fit.
@@ -154,6 +157,8 @@ def evaluate(model: nn.Module, batches: Batches, task: Task = CLASS_IDS) -> tupl
                 loss += float(task.loss(output, batch.targets)) * known
                 meter.update(output, batch.targets)
             count += known
+            if stop is not None and stop(output, batch):
+                break
     if not count:
         raise BadInputError(f"evaluation of {batches.samples} samples found no targets, expected at least 1")
     return loss / count, meter.value()

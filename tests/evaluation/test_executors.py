@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace, PruningPolicy
+from amcsearch.core.trial import Incumbent
 from amcsearch.evaluation.evaluator import Evaluator
 from amcsearch.evaluation.executors import ProcessExecutor, SerialExecutor
 from amcsearch.graph import HeldBatches
@@ -64,6 +66,12 @@ def test_serial_and_process_give_bit_identical_results() -> None:
         parallel = list(executor.map(policies))
     assert [(e.loss, e.metric) for e in serial] == [(e.loss, e.metric) for e in parallel]
     assert len({e.loss for e in serial}) == 4
+    stopping, incumbents = evaluator.stopping(0.9), [Incumbent(policies[0], 1.0)] * 3
+    serial = list(SerialExecutor(stopping).map(policies[1:], incumbents))
+    with ProcessExecutor(stopping, workers=2) as executor:
+        parallel = list(executor.map(policies[1:], incumbents))
+    assert [replace(e, seconds=0.0) for e in serial] == [replace(e, seconds=0.0) for e in parallel]
+    assert [e.stopped_after for e in serial] == [32, 32, 32]
 
 
 def test_results_come_in_order_and_workers_stay_until_close(fakes: ModuleType) -> None:
@@ -76,6 +84,10 @@ def test_results_come_in_order_and_workers_stay_until_close(fakes: ModuleType) -
     assert [e.loss for e in executor.map(kept(6, 2))] == [6, 2]
     assert worker_ids() == workers
     assert list(executor.map([])) == []
+    results = executor.map(kept(1, 2))
+    assert [next(results).loss, next(results).loss] == [1, 2]
+    del results  # whoever took all results may ask no more
+    assert worker_ids() == workers
     os.kill(workers[0], signal.SIGKILL)  # dies while idle
     assert [e.loss for e in executor.map(kept(3, 8, 2))] == [3, 8, 2]
     executor.close()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.evaluation.paired import PairedEvaluator, change_low, sample_values, tango_low
+from amcsearch.evaluation.bounds import change_low, tango_low
+from amcsearch.evaluation.paired import PairedEvaluator, sample_values
 from amcsearch.graph import HeldBatches
 from amcsearch.training import CLASS_IDS, Embedding, Task
 

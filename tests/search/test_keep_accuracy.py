@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amcsearch.evaluation.paired import tango_low
+from amcsearch.evaluation.bounds import tango_low
 from amcsearch.search.targets.sequences import accepted_levels, calls_at_most, last_verified, safest_first
 
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amcsearch.core import BadInputError, PruningPolicy, TrialState
+from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.search.local_search import climb, random_policies
 from amcsearch.search.reinforcement.ddpg_learner import EpisodeReplay, Features, Learner, one_thread, truncated_normal
 from amcsearch.search.reinforcement.environment import LayerwiseEnv
@@ -136,7 +136,7 @@ class _Run:
         self.free = 0  # episodes in a row that brought nothing new
         self.worst = math.inf  # lowest finite reward so far
         for trial in list(study.trials):  # what was evaluated before the first episode
-            if trial.state is TrialState.COMPLETE:
+            if trial.is_informative:
                 self._learn(*self._played(study.network.kept_array(trial.policy)), train=False)
 
     def until_settled(self) -> None:
