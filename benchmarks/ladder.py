@@ -83,12 +83,12 @@ def little() -> nn.Module:
     return Little()
 
 
-def little_job() -> Job:
-    """Train the network and rank its channels."""
+def little_job(settings: Sequence[str] = ()) -> Job:
+    """Train the network and rank its channels; ``settings`` are further ones of its configuration."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "little.yaml"
         path.write_text(CONFIG)
-        config = load(path, ["device.table=x86_epyc_avx512"])
+        config = load(path, ["device.table=x86_epyc_avx512", *settings])
     return assemble(config, config.limits, Phases(Silent(), lambda _: None))
 
 

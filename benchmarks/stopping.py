@@ -1,15 +1,16 @@
 """What a search saves, and what it finds, where evaluations stop early (``search.stop_confidence``).
 
-    OMP_NUM_THREADS=1 python benchmarks/stopping.py CONFIG [--agents ddpg random] [--seeds 0 1] [--set KEY=VALUE ...]
+    OMP_NUM_THREADS=1 python benchmarks/stopping.py [CONFIG] [--agents ddpg random] [--seeds 0 1] [--set KEY=VALUE ...]
 
-Each agent searches under each seed with and without the key, in a storage of its own. Printed are the share of samples
+Without a configuration the network is the little one of ``benchmarks/ladder.py``. Each agent searches under each seed with and without the key, in a storage of its own. Printed are the share of samples
 of the search split that were not looked at, of trials that stopped, the seconds of evaluations, and the best metric.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from ladder import Silent, little_job
 
 from amcsearch.config.loading import load
 from amcsearch.core import TrialState
@@ -18,17 +19,6 @@ from amcsearch.jobs.observer import Phases
 from amcsearch.jobs.search import made_agent, new_study, run_agent, search_evaluator
 from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import CONFIGURED
-
-
-class Silent:
-    """An observer that says warnings alone."""
-
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        print("warning:", text)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
 
 
 def searched(job: Job, agent: str, seed: int) -> dict[str, float]:
@@ -54,14 +44,18 @@ def searched(job: Job, agent: str, seed: int) -> dict[str, float]:
 def main() -> None:
     """Search in both ways and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="?")
     parser.add_argument("--agents", nargs="+", default=["ddpg"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()
-    config = load(options.config, options.settings)
-    job = assemble(config, config.limits, Phases(Silent(), lambda _: None), CONFIGURED)
+    if options.config is None:
+        job = little_job(options.settings)
+    else:
+        config = load(options.config, options.settings)
+        job = assemble(config, config.limits, Phases(Silent(), lambda _: None), CONFIGURED)
+    config = job.config
     print("dense", job.dense.metric)
     print("| agent | seed | confidence | evaluations | stopped | samples saved | seconds evaluating | best |")
     for agent in options.agents:

@@ -223,7 +223,10 @@ class SearchConfig(Section):
     finalist_epochs: CountFrom0 | None = None
     """Those within the limit are trained for so many epochs of ``recovery.finetune``, and the search split then says
     which is best: accuracy before fine-tuning does not rank accuracy after it. null: a fifth of its epochs, at least 1;
-    0: none, the search's reward says it, as it does for a training of your own."""
+    0: none, the search's reward says it, as it does for a training of your own.
+
+    Of four or more the better half is trained anew for twice as long, again and again, but no longer than all of
+    ``recovery.finetune``: 8 finalists of 1 epoch make 8 + 4·2 + 2·4 = 24 epochs in all."""
     start: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = EXACT
     """What the agent evaluates first: ``exact``, none, or a ``policy.json``, brought within the budget if need be.
 

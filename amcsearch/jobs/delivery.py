@@ -5,9 +5,8 @@ for a few epochs, and the best of them on the search split is chosen.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,11 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import (
     BadInputError,
-    Cost,
-    DivergedError,
     Evaluation,
     Limit,
     PruningPolicy,
@@ -29,16 +25,11 @@ from amcsearch.core import (
     TrialState,
     at_worst,
 )
-from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import judge_network, judge_stored
-from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.measuring import FLOAT32, PairedRun, awaited_device, is_awaited, measure_paired, verify_plan
 from amcsearch.jobs.network_check import onnx_settings
-from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.setup import Job
-from amcsearch.jobs.user_training import user_training
-from amcsearch.jobs.workload import InMemory, judged_batches
 from amcsearch.measure import KitPlan
 from amcsearch.runs import DeliveredFile, MeasuringDevice, RunFolder
 from amcsearch.runtime import (
@@ -63,15 +54,12 @@ __all__ = [
     "latency_overshoot",
     "measure_finalists",
     "measured_overshoot",
-    "short_training",
-    "train_finalists",
     "verify",
 ]
 
 ROUNDS: Final = 4
 CHEAPER: Final = (0.9, 0.8, 0.65)  # shares of a latency limit, for a prediction that flatters by a constant factor
 TOLERANCE: Final = 1e-9  # the same cost summed in another order is still the same cost
-SHORT: Final = 5  # the short fine-tuning of finalists takes one in so many epochs of the whole one
 
 Measure = Callable[[Sequence[PruningPolicy]], Sequence[PairedLatency]]
 """Measures policies beside the dense network, all in the same interleaved rounds."""
@@ -88,7 +76,7 @@ class Finalist:
 
     Where the measurement decides nothing, or is still to come (``latency`` is None), it is the predicted share; a later
     ``round`` counts where no finalist of an earlier one is within the limit. ``trained`` is its evaluation after a
-    short fine-tuning, and ``trained_reward`` what that is worth; None where it was not fine-tuned.
+    short fine-tuning of ``trained_epochs``, and ``trained_reward`` what that is worth; None where there was none.
     """
 
     trial: Trial
@@ -96,12 +84,18 @@ class Finalist:
     overshoot: float
     trained: Evaluation | None = None
     trained_reward: float | None = None
+    trained_epochs: int | None = None
     round: int = 1
 
     @property
     def name(self) -> str:
         """Its name in the plan of a measurement."""
         return finalist_name(self.trial.number)
+
+    @property
+    def standing(self) -> tuple[bool, int, float]:
+        """A key that is larger of a better finalist: one that was trained for longer, then one of more worth."""
+        return self.worth > -math.inf, self.trained_epochs or 0, self.worth
 
     @property
     def worth(self) -> float:
@@ -188,14 +182,14 @@ def measured_overshoot(trial: Trial, limit: Limit | None, limit_ms: float | None
 
 
 def choose(finalists: Sequence[Finalist]) -> Finalist:
-    """Return the one of most worth among those within the limit as measured, or the smallest overshoot if none is.
+    """Return the best among those within the limit as measured, or that of the smallest overshoot if none is.
 
-    Those of the first round that has any within the limit count.
+    Those of the first round that has any within the limit count, by ``standing``.
     """
     within = [finalist for finalist in finalists if finalist.overshoot <= 1.0]
     if within:
         first = min(finalist.round for finalist in within)
-        return max((finalist for finalist in within if finalist.round == first), key=lambda finalist: finalist.worth)
+        return max((finalist for finalist in within if finalist.round == first), key=lambda finalist: finalist.standing)
     return min(finalists, key=lambda finalist: at_worst(finalist.overshoot))
 
 
@@ -294,60 +288,6 @@ class Exports:
         further = {} if self.job.config.device.dtype == "float32" else {FLOAT32: self.dense}
         config, example = self.job.config, self.job.workload.example
         return verify_plan(config, self.dense_delivered, models | further, example, policies)
-
-
-def short_training(config: Config, given: InMemory) -> FinetuneConfig | None:
-    """Return the fine-tuning that finalists are judged after; None where there is none, or one of the user's own."""
-    finetune, asked = config.recovery.finetune, config.search.finalist_epochs
-    if finetune is None or user_training(config, given) is not None:
-        return None
-    epochs = min(finetune.epochs, max(1, finetune.epochs // SHORT) if asked is None else asked)
-    return finetune.model_copy(update={"epochs": epochs}) if epochs else None
-
-
-def train_finalists(
-    job: Job,
-    finalists: Sequence[Finalist],
-    pruned: Callable[[PruningPolicy], nn.Module],
-    reward: Callable[[Evaluation, Cost], float],
-    observer: Observer,
-) -> list[Finalist]:
-    """Fine-tune a copy of each finalist within the limit by ``short_training``, and judge it on the search split.
-
-    Nothing is trained where fewer than two of a first round are within the limit. A training that diverges is worth
-    minus infinity.
-
-    Raises:
-        BadInputError: as ``fine_tune``.
-    """
-    training = short_training(job.config, job.given)
-    within = [finalist for finalist in finalists if finalist.overshoot <= 1.0 and finalist.round == 1]
-    if training is None or len(within) < 2:
-        return list(finalists)
-    return [
-        _trained(job, finalist, pruned, reward, training, observer) if finalist in within else finalist
-        for finalist in finalists
-    ]
-
-
-def _trained(
-    job: Job,
-    finalist: Finalist,
-    pruned: Callable[[PruningPolicy], nn.Module],
-    reward: Callable[[Evaluation, Cost], float],
-    training: FinetuneConfig,
-    observer: Observer,
-) -> Finalist:
-    begun, model = time.perf_counter(), duplicate(pruned(finalist.trial.policy))
-    try:
-        fine_tune(job.config, training, job.workload, model, observer, given=job.given)
-    except DivergedError as error:
-        observer.warn(f"trial {finalist.trial.number} as a finalist: {error}")
-        return replace(finalist, trained_reward=-math.inf)
-    batches = judged_batches(job.config, job.workload, "search")
-    loss, metric = evaluate(model, batches, job.workload.task)
-    trained = Evaluation(metric, loss, time.perf_counter() - begun)
-    return replace(finalist, trained=trained, trained_reward=reward(trained, finalist.trial.cost))
 
 
 def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:

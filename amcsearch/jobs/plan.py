@@ -10,8 +10,8 @@ import torch
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
 from amcsearch.core import Cost, PruningPolicy
 from amcsearch.graph import evaluating
-from amcsearch.jobs.delivery import short_training
 from amcsearch.jobs.device import load_device
+from amcsearch.jobs.finalist_training import training_rounds
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
@@ -168,11 +168,11 @@ def _expected_seconds(
     evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
     pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
     is_ours, count = user_training(config, given) is None, config.search.finalists
-    short = short_training(config, given)
+    rounds = training_rounds(config, given, count)
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
     call_s = _pass_seconds(workload, 1)
     test_s = TEST_PASSES * _pass_seconds(workload, workload.samples["test"])
-    step_s = _step_seconds(workload, [recipe for recipe in (pretrain, finetune, short) if recipe])
+    step_s = _step_seconds(workload, [recipe for recipe in (pretrain, finetune) if recipe])
 
     def measuring_s(pruned: int) -> float:
         return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
@@ -184,7 +184,9 @@ def _expected_seconds(
         "network": 0.0 if pretrain is None else trained_s(pretrain) + export_s,
         "ranking": ranking_s,
         "search": evaluation_s * config.search.evaluations * searches,
-        "finalists": (1 + count) * export_s + measuring_s(count) + (count > 1) * count * trained_s(short),
+        "finalists": (1 + count) * export_s
+        + measuring_s(count)
+        + sum(each.finalists * trained_s(each.training) for each in rounds),
         "finetune": trained_s(finetune if is_ours else None),
         "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
     }

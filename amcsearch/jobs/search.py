@@ -17,8 +17,9 @@ import numpy as np
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
 from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
-from amcsearch.jobs.delivery import Exports, measure_finalists, train_finalists
+from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
+from amcsearch.jobs.finalist_training import train_finalists
 from amcsearch.jobs.measuring import is_awaited
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
@@ -43,6 +44,7 @@ from amcsearch.search import (
     unseen,
     with_parameters,
 )
+from amcsearch.training import StateFile
 
 __all__ = [
     "check_fits",
@@ -334,5 +336,6 @@ def search(
         finalists = measure_finalists(
             trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure
         )
-        finalists = train_finalists(job, finalists, exports.pruned, _bound_reward(job), observer)
+        file = StateFile(run.finalists_state)
+        finalists = train_finalists(job, finalists, exports.pruned, _bound_reward(job), observer, file)
     return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))

@@ -187,6 +187,7 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
         _ratio(latency),
         None if finalist.trained is None else finalist.trained.metric,
         finalist.trained_reward,
+        finalist.trained_epochs,
         finalist.round,
     )
 

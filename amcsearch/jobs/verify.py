@@ -181,7 +181,7 @@ def _finalist(summary: Summary, stored: FinalistSummary, latency: PairedLatency)
     )
     overshoot = measured_overshoot(trial, next(limits, None), None if entry is None else entry.limit, latency)
     trained = None if stored.metric_trained is None else Evaluation(stored.metric_trained, 0.0, 0.0)
-    return Finalist(trial, latency, overshoot, trained, stored.reward_trained, stored.round)
+    return Finalist(trial, latency, overshoot, trained, stored.reward_trained, stored.epochs_trained, stored.round)
 
 
 def _is_delivered(summary: Summary, policy: PruningPolicy) -> bool:

@@ -21,6 +21,7 @@ from amcsearch.reporting.words import (
 )
 from amcsearch.runs import (
     DeliveredFile,
+    FinalistSummary,
     Interval,
     LimitVerdict,
     ModelBlock,
@@ -336,6 +337,17 @@ def _target(summary: SparsifySummary) -> str:
     return "".join(f"<p>Target: {escape(limit.text)}.</p>" for limit in summary.judged.limits)
 
 
+def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
+    """How many finalists were trained for how long: ``of each``, or every round and the epochs in all."""
+    epochs = [entry.epochs_trained for entry in entries if entry.epochs_trained is not None]
+    rounds = {length: sum(each >= length for each in epochs) for length in sorted(set(epochs))}
+    if len(rounds) < 2:
+        return "of each"
+    total = sum(length * count for length, count in rounds.items())
+    parts = [f"{count} for {length} epoch{'s' * (length > 1)}" for length, count in rounds.items()]
+    return f"of {', the best '.join(parts)}, {total} epochs in all,"
+
+
 def finalists(record: Record) -> str:
     """The measured policies, prediction beside measurement; nothing where none was measured."""
     entries = [] if record.summary is None else record.summary.finalists
@@ -363,7 +375,7 @@ def finalists(record: Record) -> str:
     ]
     is_awaited = any(entry.latency_ms_measured is None for entry in entries)
     how = "predicted" if is_awaited else "measured"
-    by = "after a short fine-tuning of each" if is_trained else f"within the budget as {how}"
+    by = f"after a short fine-tuning {_training_rounds(entries)}" if is_trained else f"within the budget as {how}"
     where = "" if record.summary is None or is_awaited else f" {escape(_where(record.summary))}"
     begin = "To be measured" if is_awaited else "Measured"
     note = f"{begin}{where} before fine-tuning, which changes no shape; the best one {by} was chosen."

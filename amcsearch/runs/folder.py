@@ -115,6 +115,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """A training on its way, after its last whole epoch."""
     finetuning_state = _File(".finetuning.pt")
     """The same of the fine-tuning."""
+    finalists_state = _File(".finalists.pt")
+    """What the finalists' short trainings came to, and the one on its way."""
     user_training = _File(".user_training")
     """A folder for what the user's own training keeps, such as checkpoints."""
     summary_json = _File("summary.json")
@@ -353,7 +355,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._replace_config(config)
 
     def _replace_config(self, config: ConfigFile) -> None:
-        self.finetuning_state.unlink(missing_ok=True)  # it may be of another recipe
+        for state in (self.finetuning_state, self.finalists_state):
+            state.unlink(missing_ok=True)  # it may be of another recipe
         before = self.read_config() if self.config_yaml.exists() else None
         if before is not None:
             config = replace(config, selection=before.selection)

@@ -118,8 +118,9 @@ class FinalistSummary(StoredDocument):
     """A policy that was measured before fine-tuning, or waits for it.
 
     ``metric`` and ``reward`` are those of its trial, ``metric_trained`` and ``reward_trained`` those after a short
-    fine-tuning, all on the search split; latencies are in ms, ``latency_ratio`` is the share of dense. ``round`` is 1
-    for the best by prediction, and 2 for cheaper ones that count where none of those is within the limit.
+    fine-tuning of ``epochs_trained``, all on the search split. Latencies are in ms, ``latency_ratio`` is the share of
+    dense. ``round`` is 1 for the best by prediction, and 2 for cheaper ones that count where none of those is within
+    the limit.
     """
 
     trial: int
@@ -132,12 +133,17 @@ class FinalistSummary(StoredDocument):
     latency_ratio: Interval | None = None
     metric_trained: float | None = field(default=None, metadata={"key": "accuracy_trained"})
     reward_trained: float | None = None
+    epochs_trained: int | None = None
     round: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, without what was trained where nothing was, and without a first ``round``."""
         values = super().to_json()
-        absent = {"accuracy_trained": self.metric_trained, "reward_trained": self.reward_trained}
+        absent = {
+            "accuracy_trained": self.metric_trained,
+            "reward_trained": self.reward_trained,
+            "epochs_trained": self.epochs_trained,
+        }
         without = [name for name, value in absent.items() if value is None] + ["round"] * (self.round == 1)
         return {name: value for name, value in values.items() if name not in without}
 

@@ -2,24 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
-from amcsearch.config import Config
+from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core.cost import Cost
-from amcsearch.core.errors import BadInputError
+from amcsearch.core.errors import BadInputError, DivergedError
 from amcsearch.core.limit import Limit
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
+from amcsearch.jobs import finalist_training
 from amcsearch.jobs.delivery import (
     Finalist,
     choose,
     latency_overshoot,
     measure_finalists,
-    short_training,
 )
+from amcsearch.jobs.finalist_training import train_finalists, training_rounds
 from amcsearch.jobs.workload import CONFIGURED
 from amcsearch.runtime.paired_latency import PairedLatency
+from amcsearch.training import StateFile, StateStore
 
 HALF = Limit("latency_ms", 0.5, True, "budget.latency_ms")
 
@@ -144,9 +150,9 @@ def test_a_short_training_is_a_fifth_of_the_whole_or_what_was_asked(
             "search": {"finalist_epochs": asked},
         }
     )
-    training = short_training(config, CONFIGURED)
-    assert (None if training is None else training.epochs) == short
-    assert training is None or training.learning_rate == 0.03
+    rounds = training_rounds(config, CONFIGURED, 3)
+    assert [each.training.epochs for each in rounds] == ([] if short is None else [short])
+    assert all(each.training.learning_rate == 0.03 for each in rounds)
 
 
 def test_a_training_of_the_users_own_is_not_made_shorter() -> None:
@@ -157,4 +163,115 @@ def test_a_training_of_the_users_own_is_not_made_shorter() -> None:
             "recovery": {"finetune": {"factory": "json:dumps"}},
         }
     )
-    assert short_training(config, CONFIGURED) is None
+    assert training_rounds(config, CONFIGURED, 8) == []
+
+
+def trainable(epochs: int, finalist_epochs: int | None = 1) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"factory": "somewhere:network"},
+            "data": {"factory": "somewhere:data"},
+            "recovery": {"finetune": {"epochs": epochs}},
+            "search": {"finalist_epochs": finalist_epochs},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("finalists", "epochs", "rounds"),
+    [
+        (8, 20, [(8, 1), (4, 2), (2, 4)]),
+        (5, 20, [(5, 1), (3, 2)]),
+        (8, 3, [(8, 1), (4, 2)]),  # four epochs would be more than the whole fine-tuning
+        (3, 20, [(3, 1)]),
+        (1, 20, []),
+    ],
+)
+def test_the_better_half_of_four_or_more_goes_on_twice_as_long(
+    finalists: int, epochs: int, rounds: list[tuple[int, int]]
+) -> None:
+    made = training_rounds(trainable(epochs), CONFIGURED, finalists)
+    assert [(each.finalists, each.training.epochs) for each in made] == rounds
+    assert sum(each.epochs for each in made) == sum(count * length for count, length in rounds)
+
+
+def test_a_finalist_that_did_not_go_on_is_not_chosen_by_what_fewer_epochs_gave() -> None:
+    def trained(number: int, worth: float, epochs: int) -> Finalist:
+        evaluation = Evaluation(worth, 0.1, 0.0) if worth > -math.inf else None
+        return Finalist(trial(number, 0.5, 1.0), latency(1.0), 0.9, evaluation, worth, epochs)
+
+    early, late = trained(0, 0.99, 1), trained(1, 0.98, 2)
+    assert choose([early, late]) is late
+    assert choose([early, trained(1, -math.inf, 2)]) is early
+
+
+class Trainings:
+    """Stands in for fine-tuning: the metric of a policy after so many epochs, by hand; dies at the ``dies_at``-th."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, metrics: dict[tuple[int, int], float], dies_at: int = 0
+    ) -> None:
+        self.metrics, self.dies_at, self.asked = metrics, dies_at, list[tuple[int, int]]()
+        monkeypatch.setattr(finalist_training, "fine_tune", self.fine_tune)
+        monkeypatch.setattr(finalist_training, "judged_batches", lambda *_: None)
+        monkeypatch.setattr(finalist_training, "evaluate", lambda model, *_: (0.1, float(model.weight)))
+
+    def fine_tune(self, config: Config, training: FinetuneConfig, workload: object, model: nn.Linear, observer: object,
+                  *, store: StateStore, given: object) -> None:  # fmt: skip
+        number = round(float(model.weight))
+        began = store.load() or {"epoch": 0}
+        self.asked.append((number, training.epochs - began["epoch"]))
+        if len(self.asked) == self.dies_at:
+            store.save({"epoch": 1})
+            raise KeyboardInterrupt
+        value = self.metrics[number, training.epochs]
+        if math.isnan(value):
+            raise DivergedError("the training diverged")
+        model.weight.data.fill_(value)
+
+
+def network(policy: PruningPolicy) -> nn.Linear:
+    model = nn.Linear(1, 1)
+    model.weight.data.fill_(float(policy["g"] - 1))
+    return model
+
+
+def trained_in(folder: Path, told: list[str]) -> list[Finalist]:
+    finalists = [Finalist(trial(n, 0.9 - n / 100, 1.0), None, 0.9) for n in range(4)]
+    finalists.append(Finalist(trial(4, 0.99, 1.0), None, 1.2))  # over the limit
+    job = SimpleNamespace(config=trainable(20), given=CONFIGURED, workload=SimpleNamespace(task=None))
+    observer = SimpleNamespace(warn=told.append)
+    reward = lambda evaluation, _: evaluation.metric - 1.0  # noqa: E731
+    return train_finalists(job, finalists, network, reward, observer, StateFile(folder / "state.pt"))  # type: ignore[arg-type]
+
+
+METRICS = {(0, 1): 0.5, (1, 1): 0.8, (2, 1): math.nan, (3, 1): 0.75, (1, 2): 0.8125, (3, 2): 0.875}
+
+
+def test_rounds_of_short_trainings_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainings, told = Trainings(monkeypatch, METRICS), list[str]()
+    finalists = trained_in(tmp_path, told)
+    assert trainings.asked == [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2), (3, 2)]
+    assert [each.trained_epochs for each in finalists] == [1, 2, 1, 2, None]
+    assert [each.trained_reward for each in finalists] == [-0.5, 0.8125 - 1.0, -math.inf, -0.125, None]
+    assert choose(finalists).trial.number == 3
+    assert told == ["trial 2 as a finalist: the training diverged"]
+
+
+@pytest.mark.parametrize("dies_at", [1, 4, 5, 6])
+def test_a_killed_training_of_finalists_goes_on_where_it_was(
+    dies_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unbroken = [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2), (3, 2)]
+    Trainings(monkeypatch, METRICS)
+    (tmp_path / "whole").mkdir()
+    whole = trained_in(tmp_path / "whole", [])
+    broken = Trainings(monkeypatch, METRICS, dies_at)
+    with pytest.raises(KeyboardInterrupt):
+        trained_in(tmp_path, [])
+    assert broken.asked == unbroken[:dies_at]
+    resumed = Trainings(monkeypatch, METRICS)
+    finalists = trained_in(tmp_path, [])
+    number, epochs = unbroken[dies_at - 1]
+    assert resumed.asked == [(number, epochs - 1), *unbroken[dies_at:]]
+    assert [replace(each, trained=None) for each in finalists] == [replace(each, trained=None) for each in whole]

@@ -346,3 +346,13 @@ def test_commands_and_the_configuration_keep_their_lines(finished):
     page = render(finished)
     assert "\namcsearch report " in page
     assert "\\n" not in "".join(outline(page).text)
+
+
+def test_rounds_of_short_trainings_are_told_with_all_their_epochs(finished):
+    def trained(summary, *epochs):
+        for entry, length in zip(summary["finalists"], epochs, strict=False):
+            entry.update(accuracy_trained=0.5, reward_trained=-0.5, epochs_trained=length)
+
+    assert "the best one after a short fine-tuning of each was chosen" in change(finished, lambda s: trained(s, 1, 1))
+    text = change(finished, lambda s: trained(s, 1, 2))
+    assert "after a short fine-tuning of 2 for 1 epoch, the best 1 for 2 epochs, 4 epochs in all, was chosen" in text
