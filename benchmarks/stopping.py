@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/stopping.py [CONFIG] [--agents ddpg random] [--seeds 0 1] [--set KEY=VALUE ...]
 
-Without a configuration the network is the little one of ``benchmarks/ladder.py``. Each agent searches under each seed with and without the key, in a storage of its own. Printed are the share of samples
-of the search split that were not looked at, of trials that stopped, the seconds of evaluations, and the best metric.
+Without a configuration the network is the little one of ``benchmarks/ladder.py``. Each agent searches under each seed
+with and without the key, in a storage of its own. Printed are the share of trials that stopped, of samples of the
+search split that were not looked at, the seconds of evaluations, and the best metric.
 """
 
 import argparse
