@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import StrEnum
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Self, Union, get_args, get_origin, get_type_hints
@@ -23,8 +24,10 @@ __all__ = [
     "Document",
     "MetricRecord",
     "StoredDocument",
+    "first_difference",
     "items_of",
     "key_of",
+    "lines_of",
     "plain",
     "read_as",
     "read_cost",
@@ -256,3 +259,16 @@ def _read_either(parts: tuple[Any, ...], value: object, where: str) -> object:
         return value
     other = next((part for part in parts if part not in (NoneType, str)), str)
     return read_as(other, value, where)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a configuration without its comments."""
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def first_difference(before: str, now: str) -> str:
+    """Say in which line two configurations differ first."""
+    for a, b in zip_longest(lines_of(before), lines_of(now), fillvalue=""):
+        if a != b:
+            return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
+    return "a file that it names has changed (table, profile, checkpoint or factory)"

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from amcsearch.core import BadInputError, Metric, PruningPolicy, Trial, parse_json, read_bytes, read_text
-from amcsearch.runs.documents import ConfigFile, MetricRecord, items_of, plain
+from amcsearch.runs.documents import ConfigFile, MetricRecord, first_difference, items_of, lines_of, plain
 from amcsearch.runs.files import (
     append_line,
     check_in_place,
@@ -351,7 +350,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._made = made
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
             left.unlink(missing_ok=True)
-        if not self.config_yaml.exists() or _lines(self.read_config().text) != _lines(config.text):
+        if not self.config_yaml.exists() or lines_of(self.read_config().text) != lines_of(config.text):
             self._replace_config(config)
 
     def _replace_config(self, config: ConfigFile) -> None:
@@ -371,10 +370,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if before.config_hash == config.config_hash:
             return
         was, is_now = deciding(before.text), deciding(config.text)
-        if self.identity_json.exists() and _lines(was) == _lines(is_now):
+        if self.identity_json.exists() and lines_of(was) == lines_of(is_now):
             return  # what the configuration names has changed: the job compares it with ``identity.json``
         raise BadInputError(
-            f"run folder {self.path} belongs to another configuration: {_difference(was, is_now)}; restore it, or "
+            f"run folder {self.path} belongs to another configuration: {first_difference(was, is_now)}; restore it, or "
             "name another --out"
         )
 
@@ -390,14 +389,3 @@ def _has_trials(study_db: Path) -> bool:
             return study.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
     except sqlite3.Error:
         return True
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith("#")]
-
-
-def _difference(before: str, now: str) -> str:
-    for a, b in zip_longest(_lines(before), _lines(now), fillvalue=""):
-        if a != b:
-            return f"it had {a.strip() or 'nothing'!r} where there is now {b.strip() or 'nothing'!r}"
-    return "a file that it names has changed (table, profile, checkpoint or factory)"
