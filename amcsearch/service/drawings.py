@@ -1,4 +1,4 @@
-"""Drawings of the page as numbers and paths that its templates put into SVG: the best so far, and a Pareto front."""
+"""Drawings of the page as numbers and paths that its templates put into SVG: the best so far, fronts, and cliffs."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from amcsearch.reporting import axis, cost_text
+from amcsearch.reporting import LayerCurve, axis, cost_text
 from amcsearch.service.records import BestSoFar, JobProgress
 from amcsearch.service.trial_points import AgentPoints
 
-__all__ = ["Curve", "FrontDrawing", "Scale", "Tick", "best_so_far", "front_drawing"]
+__all__ = ["Curve", "FrontDrawing", "LayerDrawing", "Scale", "Tick", "best_so_far", "front_drawing", "layer_drawing"]
 
 _WIDTH, _LEFT = 640, 64
 _HEIGHT, _BOTTOM = 220, 32  # of the curve
 _FRONT_HEIGHT, _FRONT_BASE, _FRONT_TOP = 320, 276, 14
 _RIGHT: Final = 628
+_LAYER_WIDTH, _LAYER_HEIGHT, _LAYER_LEFT, _LAYER_TOP, _LAYER_BASE = 320, 180, 58, 10, 152
 _MARGIN: Final = 0.04  # of a range, on both sides
 _TICKS: Final = 5
 
@@ -177,3 +178,65 @@ def _told(points: AgentPoints, rows: Sequence[tuple[str, str]]) -> str:
         return f"{text}; none within the budget yet"
     (cheapest, least), (dearest, most) = rows[0], rows[-1]
     return f"{text}; the front goes from {least} at {cheapest} to {most} at {dearest}"
+
+
+@dataclass(frozen=True)
+class LayerDrawing:
+    """Predicted latency of a layer over its output channels.
+
+    ``curve`` is a path through the widths of the channel grid, ``others`` dots of all, ``measured`` ticks of those
+    that were measured, ``cliffs`` dots of those that are slower than some wider one. ``rows`` are the cliffs on the
+    grid, or all where none is on it: the width, its latency, the fastest wider width, its latency, and by how much the
+    cliff is slower.
+    """
+
+    title: str
+    width: int
+    height: int
+    left: int
+    top: int
+    base: int
+    curve: str
+    others: str
+    measured: str
+    cliffs: str
+    xs: tuple[Tick, ...]
+    ys: tuple[Tick, ...]
+    count: int
+    rows: tuple[tuple[str, ...], ...]
+    told: str
+
+
+def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
+    """Draw a layer; ``multiple`` of channels is the grid that a search uses."""
+    most, highest = int(curve.widths[-1]), float(curve.ms.max())
+    across = Scale(0.0, float(most), _LAYER_LEFT, _LAYER_WIDTH - 10)
+    up = Scale(0.0, 1.05 * highest, _LAYER_BASE, _LAYER_TOP)
+    places = [(across(float(x)), up(float(y))) for x, y in zip(curve.widths, curve.ms, strict=True)]
+    cliffs = curve.cliffs.tolist()
+    on_grid = [at for at in cliffs if curve.widths[at] % multiple == 0]
+    line = [at for at in range(len(places)) if curve.widths[at] % multiple == 0 or at == len(places) - 1]
+    told = f"{curve.title}: {highest:.3g} ms at the most, {len(cliffs)} of {len(curve.widths)} widths are cliffs"
+    return LayerDrawing(
+        title=curve.title,
+        width=_LAYER_WIDTH,
+        height=_LAYER_HEIGHT,
+        left=_LAYER_LEFT,
+        top=_LAYER_TOP,
+        base=_LAYER_BASE,
+        curve="M" + "L".join(f"{places[at][0]:.1f} {places[at][1]:.1f}" for at in line),
+        others="".join(f"M{x:.1f} {y:.1f}h0" for x, y in places),
+        measured="".join(f"M{places[at][0]:.1f} {_LAYER_BASE}v5" for at in curve.measured.tolist()),
+        cliffs="".join(f"M{places[at][0]:.1f} {places[at][1]:.1f}h0" for at in cliffs),
+        xs=across.ticks(lambda value: f"{value:g}")[1:],
+        ys=up.ticks(lambda value: f"{value:.3g}"),
+        count=len(cliffs),
+        rows=tuple(_cliff(curve, at) for at in on_grid or cliffs),
+        told=told,
+    )
+
+
+def _cliff(curve: LayerCurve, at: int) -> tuple[str, ...]:
+    wider = at + 1 + int(curve.ms[at + 1 :].argmin())
+    here, there = float(curve.ms[at]), float(curve.ms[wider])
+    return str(curve.widths[at]), f"{here:.4g}", str(curve.widths[wider]), f"{there:.4g}", f"{here / there - 1:.0%}"

@@ -202,6 +202,20 @@ class TestWhatPagesShow:
         assert ("config.seed", "0", "1") in rows
         assert not [row for row in rows if row[0] == "config.search.agent"]
 
+    def test_a_table_shows_its_cliffs_and_its_error(self, site: Site) -> None:
+        assert "/page/tables/x86_epyc_avx512?network=digits-vit" in site.page("/page/tables")
+        text = site.page("/page/tables/x86_epyc_avx512?network=digits-vit")
+        assert "<option selected>digits-vit</option>" in text
+        cliffs, widths = re.findall(r"<dt>Cliffs</dt><dd>(\d+) of (\d+) widths</dd>", text)[0]
+        assert 0 < int(cliffs) < int(widths)
+        counted = re.findall(r"<summary>(\d+) cliffs</summary>", text)
+        assert sum(map(int, counted)) == int(cliffs)
+        assert "<dt>Mean error</dt><dd>" in text
+        assert (
+            site.http.get("/page/tables/none").json()["detail"] == "there is no table 'none'; /page/tables lists them"
+        )
+        assert "has no network 'a'" in site.page("/page/tables/x86_epyc_avx512?network=a", 404)
+
     def test_tables_and_workers(self, site: Site) -> None:
         assert "x86_epyc_avx512" in site.page("/page/tables")
         assert "first" in site.page("/page/workers")
@@ -331,6 +345,7 @@ class TestInABrowser:
             "/login",
             "/page/new",
             "/page/tables",
+            "/page/tables/x86_epyc_avx512?network=digits-vit",
             "/page/workers",
             *(job + jobs[s] for s in ("running", "done")),
         ]

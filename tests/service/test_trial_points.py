@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amcsearch.core import Cost, Evaluation, Metric, PruningPolicy, Trial, TrialState
+from amcsearch.core import Cost, Evaluation, LayerKind, LayerSpec, Metric, PruningPolicy, Trial, TrialState
+from amcsearch.reporting import LayerCurve
 from amcsearch.search.study import non_dominated
-from amcsearch.service.drawings import Scale, Tick, front_drawing
+from amcsearch.service.drawings import Scale, Tick, front_drawing, layer_drawing
 from amcsearch.service.records import BestSoFar
 from amcsearch.service.trial_points import MOST_POINTS, AgentPoints, TrialPoints
 
@@ -111,3 +112,16 @@ def test_a_drawing_marks_the_best_the_front_and_the_budget(tmp_path: Path) -> No
     assert drawing.rows == (("20", "50.00 %"), ("40", "70.00 %"))
     assert drawing.told == "4 trials of ddpg, accuracy against MACs; the front goes from 50.00 % at 20 to 70.00 % at 40"
     assert front_drawing(points, None).best is None
+
+
+def test_a_layer_marks_its_cliffs_and_names_what_is_better() -> None:
+    layer = LayerSpec("a", LayerKind.LINEAR, 4, 4)
+    curve = LayerCurve(layer, np.arange(1, 5), np.array([1.0, 3.0, 2.0, 2.5]), np.array([1, 3]))
+    drawing = layer_drawing(curve, 2)
+    # 4 channels on 58 to 310; 3 ms and 5 % more as 152 to 10
+    assert drawing.curve == "M184.0 16.8L310.0 39.3"
+    assert drawing.measured == "M184.0 152v5M310.0 152v5"
+    assert drawing.cliffs == "M184.0 16.8h0"
+    assert drawing.rows == (("2", "3", "3", "2", "50%"),)
+    assert drawing.told == "linear 4→ on 1x1: 3 ms at the most, 1 of 4 widths are cliffs"
+    assert drawing.others.count("h0") == 4

@@ -1,17 +1,15 @@
-"""Pages for people: jobs, a job as it runs, its report and budget, two jobs side by side, tables and workers.
+"""Pages for people: jobs, a job as it runs, its report and budget, two jobs side by side, and workers.
 
 Pages are made here from templates; htmx (vendored) fetches their moving parts again. They need no script to be read.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from amcsearch.config import TABLES, listed, read_latency_table
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import FrontResult
 from amcsearch.service.access import Caller, caller_of
@@ -23,7 +21,7 @@ from amcsearch.service.running import Service, service_of
 from amcsearch.service.tokens import Scope
 from amcsearch.service.trial_points import TrialPoints
 
-__all__ = ["ROUTER", "page_for"]
+__all__ = ["ROUTER", "Reader", "page_for"]
 
 _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 _MOST_COMPARED: Final = 100  # jobs to choose from
@@ -240,28 +238,6 @@ def _flat(value: object, key: str) -> Iterator[tuple[str, str]]:
         yield key, f"{value:.5g}"
     elif value is not None:
         yield key, str(value)
-
-
-@ROUTER.get("/page/tables")
-def tables(caller: Reader) -> Response:
-    """Latency tables that have names, with their error."""
-    shown = [_table(name, paths[0]) for name, paths in listed(TABLES).items()]
-    return drawn("tables.html", {"caller": caller, "here": "/page/tables", "tables": shown})
-
-
-def _table(name: str, folder: Path) -> Mapping[str, Any]:
-    try:
-        table = read_latency_table(folder)
-    except BadInputError as error:
-        return {"name": name, "problem": str(error)}
-    where, networks = table.provenance, []
-    for network, entry in table.networks.items():
-        accuracy = entry.accuracy
-        shares = (None, None) if accuracy is None else (accuracy.mape, accuracy.worst)
-        count = "not checked" if accuracy is None or accuracy.variants is None else str(accuracy.variants)
-        networks.append((network, count, *("–" if share is None else f"{share:.1%}" for share in shares)))
-    text = f"{where.cpu}, threads {where.threads}, batch {where.batch}, {where.dtype}"
-    return {"name": name, "problem": "", "where": text, "rows": len(table.rows), "networks": networks}
 
 
 @ROUTER.get("/page/workers")
