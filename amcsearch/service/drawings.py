@@ -212,10 +212,10 @@ def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
     most, highest = int(curve.widths[-1]), float(curve.ms.max())
     across = Scale(0.0, float(most), _LAYER_LEFT, _LAYER_WIDTH - 10)
     up = Scale(0.0, 1.05 * highest, _LAYER_BASE, _LAYER_TOP)
-    places = [(across(float(x)), up(float(y))) for x, y in zip(curve.widths, curve.ms, strict=True)]
+    spots = [(across(float(x)), up(float(y))) for x, y in zip(curve.widths, curve.ms, strict=True)]
     cliffs = curve.cliffs.tolist()
     on_grid = [at for at in cliffs if curve.widths[at] % multiple == 0]
-    line = [at for at in range(len(places)) if curve.widths[at] % multiple == 0 or at == len(places) - 1]
+    line = [at for at in range(len(spots)) if curve.widths[at] % multiple == 0 or at == len(spots) - 1]
     told = f"{curve.title}: {highest:.3g} ms at the most, {len(cliffs)} of {len(curve.widths)} widths are cliffs"
     return LayerDrawing(
         title=curve.title,
@@ -224,10 +224,10 @@ def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
         left=_LAYER_LEFT,
         top=_LAYER_TOP,
         base=_LAYER_BASE,
-        curve="M" + "L".join(f"{places[at][0]:.1f} {places[at][1]:.1f}" for at in line),
-        others="".join(f"M{x:.1f} {y:.1f}h0" for x, y in places),
-        measured="".join(f"M{places[at][0]:.1f} {_LAYER_BASE}v5" for at in curve.measured.tolist()),
-        cliffs="".join(f"M{places[at][0]:.1f} {places[at][1]:.1f}h0" for at in cliffs),
+        curve="M" + "L".join(f"{spots[at][0]:.1f} {spots[at][1]:.1f}" for at in line),
+        others="".join(f"M{x:.1f} {y:.1f}h0" for x, y in spots),
+        measured="".join(f"M{spots[at][0]:.1f} {_LAYER_BASE}v5" for at in curve.measured.tolist()),
+        cliffs="".join(f"M{spots[at][0]:.1f} {spots[at][1]:.1f}h0" for at in cliffs),
         xs=across.ticks(lambda value: f"{value:g}")[1:],
         ys=up.ticks(lambda value: f"{value:.3g}"),
         count=len(cliffs),
