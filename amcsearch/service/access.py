@@ -23,7 +23,7 @@ from amcsearch.service.running import service_of
 from amcsearch.service.settings import is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable
 
-__all__ = ["BROWSER_HEADERS", "COOKIE", "Caller", "Guard", "caller_of", "check_site", "read_body", "requires"]
+__all__ = ["BROWSER_HEADERS", "COOKIE", "Caller", "Guard", "check_site", "known_caller", "read_body", "requires"]
 
 COOKIE: Final = "amcsearch_token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -81,11 +81,19 @@ class Caller:
             )
 
 
-def requires(*scopes: Scope) -> Callable[..., Caller]:
+async def known_caller(request: Request) -> Caller:
+    """Return ``caller_of``; a thread, which costs more than the rest of a request, looks up tokens alone."""
+    has_token = "authorization" in request.headers or COOKIE in request.cookies
+    return await run_sync(caller_of, request) if has_token else caller_of(request)
+
+
+def requires(*scopes: Scope) -> Callable[..., Awaitable[Caller]]:
     """Return a dependency that gives the caller, and refuses one without any of ``scopes``."""
 
-    def caller(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None) -> Caller:
-        known = caller_of(request)
+    async def caller(
+        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None
+    ) -> Caller:
+        known = await known_caller(request)
         known.check(*scopes)
         return known
 

@@ -16,7 +16,7 @@ from amcsearch.service.records import JobRecord, JobState, WorkerRecord
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable
 
-__all__ = ["Service", "service_of"]
+__all__ = ["Service", "running_service", "service_of"]
 
 _SILENT_S: Final = 120.0  # after which a worker counts as gone
 
@@ -65,3 +65,8 @@ def service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
+
+
+async def running_service(request: Request) -> Service:
+    """Return ``service_of`` as a dependency of routes, which takes no thread."""
+    return service_of(request)

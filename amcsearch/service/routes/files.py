@@ -11,14 +11,14 @@ from amcsearch.service.access import requires
 from amcsearch.service.allowed import file_inside
 from amcsearch.service.job_table import WrongStateError
 from amcsearch.service.records import JobState
-from amcsearch.service.running import Service, service_of
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(prefix="/jobs", tags=["files"], dependencies=[Depends(requires(Scope.READ))])
 
-Running = Annotated[Service, Depends(service_of)]
+Running = Annotated[Service, Depends(running_service)]
 _HIDDEN: Final = "."
 
 

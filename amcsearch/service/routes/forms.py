@@ -21,13 +21,13 @@ from amcsearch.service.allowed import SHIPPED
 from amcsearch.service.rendering import drawn
 from amcsearch.service.routes.jobs import add_job, checked_request
 from amcsearch.service.routes.pages import page_for
-from amcsearch.service.running import Service, service_of
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(include_in_schema=False)
-Running = Annotated[Service, Depends(service_of)]
+Running = Annotated[Service, Depends(running_service)]
 Submitter = Annotated[Caller, Depends(page_for(Scope.SUBMIT))]
 
 _COOKIE_S: Final = 12 * 3600  # that a browser stays logged in

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from amcsearch.service.access import requires
 from amcsearch.service.job_table import JobTable
-from amcsearch.service.running import Service, service_of
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
@@ -20,7 +20,7 @@ __all__ = ["ROUTER"]
 ROUTER = APIRouter(tags=["operation"])
 
 _READ: Final = [Depends(requires(Scope.READ))]
-Running = Annotated[Service, Depends(service_of)]
+Running = Annotated[Service, Depends(running_service)]
 
 
 class _Jobs(Collector):

@@ -22,7 +22,7 @@ from amcsearch.service.job_kinds import (
 )
 from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
 from amcsearch.service.records import JobRecord, JobState
-from amcsearch.service.running import Service, service_of
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER", "add_job", "checked_request", "controlled", "event_number", "existing", "resume_job"]
@@ -34,7 +34,7 @@ ROUTER = APIRouter(prefix="/jobs", tags=["jobs"], responses=_PROBLEMS)
 
 _READ: Final = [Depends(requires(Scope.READ))]
 Submitter = Annotated[Caller, Depends(requires(Scope.SUBMIT, Scope.MEASURE))]
-Running = Annotated[Service, Depends(service_of)]
+Running = Annotated[Service, Depends(running_service)]
 
 
 async def _body(request: Request, service: Service) -> object:

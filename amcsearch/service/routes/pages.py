@@ -3,7 +3,7 @@
 Pages are made here from templates; htmx (vendored) fetches their moving parts again. They need no script to be read.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
@@ -12,12 +12,12 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import FrontResult
-from amcsearch.service.access import Caller, caller_of
+from amcsearch.service.access import Caller, known_caller
 from amcsearch.service.drawings import best_so_far, front_drawing
 from amcsearch.service.records import ENDED, JobProgress, JobRecord, JobState
 from amcsearch.service.rendering import drawn, fragment
 from amcsearch.service.routes.jobs import controlled, event_number, existing, resume_job
-from amcsearch.service.running import Service, service_of
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 from amcsearch.service.trial_points import TrialPoints
 
@@ -27,15 +27,15 @@ _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline';
 _MOST_COMPARED: Final = 100  # jobs to choose from
 
 ROUTER = APIRouter(include_in_schema=False)
-Running = Annotated[Service, Depends(service_of)]
+Running = Annotated[Service, Depends(running_service)]
 
 
-def page_for(*scopes: Scope) -> Callable[[Request], Caller]:
+def page_for(*scopes: Scope) -> Callable[[Request], Awaitable[Caller]]:
     """Return a dependency that gives the caller of a page, and sends one who is not known to the log-in form."""
 
-    def caller(request: Request) -> Caller:
+    async def caller(request: Request) -> Caller:
         try:
-            known = caller_of(request)
+            known = await known_caller(request)
         except HTTPException as error:
             if error.status_code != 401:
                 raise
