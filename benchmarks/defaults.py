@@ -57,7 +57,7 @@ FEW = (1, 2, 4, 16, 64, 256)
 FEW_BUDGETS = ("macs 0.5x", "macs 0.3x")
 FEW_SELECTIONS = {**SELECTIONS, "wanda_channels": "{criterion: wanda_channels}"}
 MARKS = (1, 8)
-TABLE = Path(__file__).with_suffix(".csv")
+CSV = Path(__file__).with_suffix(".csv")
 FIELDS = (
     *("network", "seed", "budget", "selection", "agent", "evaluations", "dense_test", "seconds"),
     *("search_1", "search_8", "search_all", "test", "tuned"),
@@ -196,8 +196,8 @@ def samples(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Append to the table what it lacks, one seed of every network after another."""
     done = {(r["network"], r["seed"], r["budget"], r["selection"], r["agent"]) for r in stored()}
-    is_new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
+    is_new = not CSV.exists()
+    with CSV.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         if is_new:
             writer.writeheader()
@@ -210,9 +210,9 @@ def run(options: argparse.Namespace) -> None:
 
 def stored() -> list[dict[str, str]]:
     """Lines of the table."""
-    if not TABLE.exists():
+    if not CSV.exists():
         return []
-    with TABLE.open(newline="") as file:
+    with CSV.open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -5,6 +5,7 @@ import os
 # Workers share the cores: two torch processes of two threads each are ten times slower than of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib.util
 import multiprocessing.process
 import subprocess
@@ -150,6 +151,23 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         patch.setattr(subprocess.Popen, "__init__", _refuse_process)
         patch.setattr(multiprocessing.process.BaseProcess, "start", _refuse_process)
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure latencies no longer than a test asks for: on shared cores a verdict is in doubt as long as it may be.
+
+    Timing collects garbage first, and all that a worker has imported is looked through each time, unless it is frozen.
+    """
+    if request.config.option.markexpr == "fast":
+        yield
+        return
+    from amcsearch.runtime import paired_latency
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paired_latency, "PATIENCE", 0.0)
+        gc.freeze()
+        yield
 
 
 @pytest.fixture

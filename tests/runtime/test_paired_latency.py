@@ -150,7 +150,8 @@ def test_patience_ends_and_the_doubt_is_told():
     assert impatient.blocks == [20, 20]
 
 
-def test_without_a_stated_patience_it_is_three_times_as_long_as_the_rounds():
+def test_without_a_stated_patience_it_is_three_times_as_long_as_the_rounds(monkeypatch):
+    monkeypatch.setattr("amcsearch.runtime.paired_latency.PATIENCE", 3.0)  # other tests have none
     host = ScriptedHost(busy_blocks=10**6)
     assert host.measure(40, None).doubt is not None
     # the two blocks took 4.6 s; blocks of 2.6 s begin until 13.8 s of patience have passed
