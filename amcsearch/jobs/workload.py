@@ -246,7 +246,27 @@ def copied(model: nn.Module) -> nn.Module:
         BadInputError: it cannot be copied.
     """
     with UserCode(f"model: {type(model).__name__} cannot be copied; make it work with copy.deepcopy, which"):
-        return _with_values(duplicate(model), "model").cpu().eval()
+        return _with_values(_unwrapped(duplicate(model)), "model").cpu().eval()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile`` and data parallelism, in place.
+
+    Every policy is a network of other shapes: compiled, each would be compiled anew, for minutes.
+    """
+    while _is_compiled(model) or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.get_submodule("_orig_mod" if _is_compiled(model) else "module")
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            module._compiled_call_impl = None
+        for name, child in list(module._modules.items()):
+            if child is not None and _is_compiled(child):
+                module._modules[name] = child.get_submodule("_orig_mod")
+    return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch._dynamo.") and "_orig_mod" in module._modules
 
 
 def _with_values(model: nn.Module, key: str) -> nn.Module:
@@ -280,19 +300,25 @@ def made_by_factory(config: Config) -> nn.Module:
             f"model.factory: {config.model.factory} returned a {type(model).__name__}, expected a torch.nn.Module"
         )
     with UserCode(f"model.factory: {config.model.factory}: preparing its {type(model).__name__}"):
-        return _with_values(model, "model.factory").cpu().eval()
+        return _with_values(_unwrapped(model), "model.factory").cpu().eval()
 
 
 def dense_network(config: Config, given: InMemory) -> nn.Module:
     """Return the dense network with the weights of its factory, or a copy of the one in memory; in eval mode.
 
     Raises:
-        BadInputError: as ``made_by_factory`` and ``copied``, or tensors that are not float32.
+        BadInputError: as ``made_by_factory`` and ``copied``, tensors that are not float32, or a state beside tensors.
     """
     model = made_by_factory(config) if given.model is None else copied(given.model)
+    key = "model" if given.model is not None else "model.factory"
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_quantized:
+            raise BadInputError(
+                f"{key}: the state of {type(model).__name__} holds {name}, which is no tensor of real numbers; give "
+                "the network before it is quantised (device.dtype: int8 quantises the pruned one), and keep what "
+                "get_extra_state returns in buffers"
+            )
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
-            key = "model" if given.model is not None else "model.factory"
             raise BadInputError(
                 f"{key}: {name} of {type(model).__name__} is {tensor.dtype}, expected torch.float32; give model.float()"
             )

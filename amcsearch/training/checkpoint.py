@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -31,15 +32,16 @@ _log = logging.getLogger(__name__)
 def load_checkpoint(model: nn.Module, path: Path) -> None:
     """Load a state dict into ``model``: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` read with ``weights_only``.
 
-    A state dict wrapped as ``{"state_dict": …}`` or ``{"model": …}`` is unwrapped. Of tensors that the model ties, one
-    name is enough. The model is left as it was where the file does not fit.
+    A state dict wrapped as ``load_tensors`` names is unwrapped, and a prefix that all names have beyond the model's own
+    is dropped: ``module.`` of data parallelism, ``_orig_mod.`` of ``torch.compile``, ``model.`` of Lightning. Of
+    tensors that the model ties, one name is enough. The model is left as it was where the file does not fit.
 
     Raises:
         BadInputError: as ``load_tensors``; missing, unexpected or differently shaped tensors; whole numbers for real
             ones or the other way round; NaN in any tensor, or infinity in a parameter, once it has the model's type.
     """
-    state = load_tensors(Path(path))
     expected = model.state_dict()
+    state = _without_prefix(load_tensors(Path(path)), expected)
     for names in _tied(model):
         known = next((name for name in names if name in state), None)
         if known is not None:
@@ -71,6 +73,16 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     for name, tensor in expected.items():
         _check_finite(path, name, state[name].to(tensor.dtype), name in parameters)
     model.load_state_dict(state)
+
+
+def _without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what stands before every name, where the model has all names that this leaves, and not those of the file."""
+    name = next((each for each in state if each not in expected), "")
+    for parts in range(1, name.count(".") + 1):
+        prefix = ".".join(name.split(".")[:parts]) + "."
+        if all(each.startswith(prefix) and each.removeprefix(prefix) in expected for each in state):
+            return {each.removeprefix(prefix): tensor for each, tensor in state.items()}
+    return dict(state)
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor, is_parameter: bool) -> None:

@@ -43,7 +43,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read what ``save_tensors`` wrote, or a state dict that torch saved (``.pt``, ``.pth``, ``.bin``).
 
-    A state dict wrapped as ``{"state_dict": …}`` or ``{"model": …}`` is unwrapped.
+    A state dict wrapped as ``{"state_dict": …}``, ``{"model_state_dict": …}`` or ``{"model": …}`` is unwrapped.
 
     Raises:
         BadInputError: a file that cannot be read, is damaged or too large, or holds anything but dense tensors of real
@@ -55,7 +55,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise BadInputError(f"checkpoint {path} ends in {path.suffix!r}, expected .safetensors or .pt")
     state = read_torch(path, "checkpoint")
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping):

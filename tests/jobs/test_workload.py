@@ -98,3 +98,62 @@ def test_vectors_are_targets_of_data_without_labels_alone() -> None:
     with pytest.raises(BadInputError, match=r"data\.targets: dense"):
         workload(network(), (IMAGES, vectors))
     workload(network(), (IMAGES, vectors), {**SETTINGS, "data.targets": "dense"})
+
+
+def compiled_inside() -> nn.Module:
+    """A network one block of which is compiled."""
+    model = network()
+    return nn.Sequential(torch.compile(model[:3], backend="eager"), model[3:])
+
+
+def compiled_in_place() -> nn.Module:
+    model = network()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: nn.DataParallel(network()), ["0", "2"]),
+        (lambda: torch.compile(nn.DataParallel(network()), backend="eager"), ["0", "2"]),
+        (compiled_inside, ["0.0", "0.2"]),
+        (compiled_in_place, ["0", "2"]),
+    ],
+)
+def test_the_network_inside_a_wrapper_is_taken(make: Callable[[], nn.Module], names: list[str]) -> None:
+    wrapped = make()
+    type_before = type(wrapped)
+    job = workload(wrapped, (IMAGES, LABELS))
+    assert [group.name for group in job.trace.network.groups] == names
+    assert not any(type(module).__module__.startswith("torch._dynamo") for module in job.model.modules())
+    assert all(getattr(module, "_compiled_call_impl", None) is None for module in job.model.modules())
+    assert type(wrapped) is type_before
+    assert torch.equal(job.model(IMAGES[:2]), network()(IMAGES[:2]))
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    class Counting(nn.Sequential):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"count": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    with pytest.raises(BadInputError, match=r"the state of Counting holds _extra_state, .* in buffers"):
+        workload(Counting(*network()), (IMAGES, LABELS))
+
+
+@pytest.mark.parametrize(("inside", "named"), [(False, "the model was"), (True, r"module '0' of Sequential was")])
+def test_torchscript_is_refused_by_its_name(inside: bool, named: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).mean((2, 3))
+
+    scripted = torch.jit.trace(Scaled(), IMAGES[:1])
+    with pytest.raises(BadInputError, match=rf"^{named} made by TorchScript"):
+        workload(nn.Sequential(scripted) if inside else scripted, (IMAGES, LABELS))

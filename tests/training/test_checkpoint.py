@@ -169,3 +169,20 @@ def test_damaged_cache_is_trained_again_with_a_warning(tmp_path, damage, caplog)
     assert "trained again" in caplog.text
     assert same(first, again)
     assert train(tmp_path)[1]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net.", "0."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict"])
+def test_names_behind_the_prefix_of_a_wrapper_are_those_of_the_network(tmp_path, prefix, wrapper):
+    saved, loaded, path = network(0), network(1), tmp_path / "net.pt"
+    state = {prefix + name: tensor for name, tensor in saved.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3}, path)
+    load_checkpoint(loaded, path)
+    assert same(saved, loaded)
+
+
+def test_a_prefix_that_not_all_names_have_is_kept(tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in network(0).state_dict().items()}
+    torch.save(state | {"head.weight": torch.zeros(2)}, tmp_path / "net.pt")
+    with pytest.raises(BadInputError, match=r"unexpected \(head.weight, module.0.bias, module.0.weight"):
+        load_checkpoint(network(1), tmp_path / "net.pt")

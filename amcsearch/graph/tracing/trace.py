@@ -41,13 +41,15 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
             the shape of an output, is moved to ``skipped`` with the reason. Only then groups that can vanish are known.
 
     Raises:
-        BadInputError: the example has another batch size, or the model cannot be copied or run on it.
+        BadInputError: the example has another batch size, the model cannot be copied or run on it, or TorchScript made
+            a part of it.
     """
     if isinstance(example, Tensor) and (example.ndim < 1 or example.shape[0] != 1):
         raise BadInputError(f"trace: example of shape {tuple(example.shape)} must hold one sample: (1, …)")
     batch = as_batch(example)
     if batch.size != 1:
         raise BadInputError(f"trace: an example of {batch.size} samples, must hold one")
+    _refuse_scripts(model)
     twin = _twin(model)
     slots = Slots(dict(_tensors(twin)))
     flow = Flow(slots, RULES, unlisted)
@@ -79,6 +81,16 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
     except Exception as error:  # of code that runs only as it is
         reason = f"which of its blocks can vanish is not known ({described(error)}): none is offered"
         return replace(checked, skipped=(*checked.skipped, Skipped(type(twin).__name__, reason)))
+
+
+def _refuse_scripts(model: nn.Module) -> None:
+    name = next((name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
+    if name is not None:
+        part = f"module {name!r} of {type(model).__name__}" if name else "the model"
+        raise BadInputError(
+            f"{part} was made by TorchScript, which hides its layers; give the network as it is before "
+            "torch.jit.script, torch.jit.trace or torch.jit.load"
+        )
 
 
 def _training_batch(twin: nn.Module, batch: Batch, flow: Flow, observation: Observation) -> Batch | None:
