@@ -18,6 +18,11 @@ from tests.test_summary import SEARCH
 MSE = METRICS["mse"]
 
 
+def test_the_end_of_an_interval_of_a_share_is_at_most_all_of_it() -> None:
+    assert [METRICS["f1"].within(value) for value in (-0.1, 0.5, 1.04)] == [-0.1, 0.5, 1.0]
+    assert MSE.within(1.04) == 1.04
+
+
 def test_the_worth_of_an_error_is_a_half_at_dense_and_falls() -> None:
     """Dense 4: 4 is worth 1/2, 8 (g = -1) 1/4, 0 (g = 1) 3/4; infinite and NaN 0."""
     context = RewardContext(Cost(macs=10.0), 4.0, Budget({}), MSE)

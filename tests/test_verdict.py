@@ -133,3 +133,13 @@ def test_a_verdict_keeps_the_doubt_of_its_measurement() -> None:
     assert Verdict.of([], made=measured(0.4, 0.41)).doubt is None
     before = {key: value for key, value in busy.to_json().items() if key != "doubt"}  # of a run of before
     assert Verdict.from_json(before, "verdict").doubt is None
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("0.5x", "model_bytes = 0.5x"), ("40 KiB", "model_bytes = 40,960 bytes"), (900, "model_bytes = 900 bytes")],
+)
+def test_a_limit_is_told_with_its_unit(written: str | float, text: str) -> None:
+    verdict = LimitVerdict.by_prediction(Limit.parse("model_bytes", written, "budget.model_bytes"), 900.0, 90_000.0)
+    assert verdict.asked_text == text
+    assert verdict.text.startswith(f"{text} is met: ")

@@ -139,7 +139,7 @@ def _verdict_lines(verdict: "Verdict") -> list[str]:
     """The verdict and that on each limit; the sentences on what is not met are among the warnings."""
     if not verdict.limits and not verdict.problems:
         return []
-    limits = ", ".join(f"{limit.cost} = {limit.asked} {limit.state}" for limit in verdict.limits)
+    limits = ", ".join(f"{limit.asked_text} {limit.state}" for limit in verdict.limits)
     return [f"verdict: {verdict.state}" + (f" ({limits})" if limits else "")]
 
 

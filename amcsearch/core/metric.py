@@ -61,6 +61,10 @@ class Metric:
             return 0.0 if self.higher_is_better else 1.0
         return -math.inf if self.higher_is_better else math.inf
 
+    def within(self, value: float) -> float:
+        """Return the value, of a share at most 1: the end of an interval may lie beyond what there is."""
+        return min(value, 1.0) if self.is_share else value
+
     @property
     def scale(self) -> float:
         """What to multiply a value by to print it: 100 of a share, else 1."""

@@ -64,7 +64,11 @@ def save_network(
         program = torch_program(model, batch, free)
     except BadInputError as error:
         run.append_log({"program": None, "reason": str(error)})
-        warn(f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network; see log.jsonl")
+        warn(
+            f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network (log.jsonl says why); where "
+            f"forward branches by what the input holds, its ONNX file has only the side that the example takes; "
+            "write such a branch with torch.where"
+        )
         return
     with run.replacing(run.pruned_pt2) as path:
         path.write_bytes(program)

@@ -270,7 +270,7 @@ def _as_evaluated(front: _Front, i: int, trial: Trial, dense_metric: float) -> E
     """The measured metric, and its interval from the bounds of the gain over the dense network."""
     metric, evaluation = trial.judged_by, trial.evaluation
     bounds = [evaluation.change_low, evaluation.change_high]
-    ends = [dense_metric + metric.gain(change, 0.0) for change in bounds if change is not None]
+    ends = [metric.within(dense_metric + metric.gain(change, 0.0)) for change in bounds if change is not None]
     return EvaluatedPolicy(
         device=front.device,
         along=front.along,

@@ -124,10 +124,14 @@ def _measurement(latency: PairedLatency | None, sigma_ms: float | None, again: s
 
 
 def _again(job: Job, run: RunFolder) -> str:
-    """How to measure the policy once the host is idle: a command, or a call where the network is in memory."""
+    """How to measure the policy once the host is idle: a command, or a call where the network is in memory.
+
+    The call names no file: the folder of a run that is not saved goes with its result.
+    """
     if job.given.model is None:
         return f"measure it on an idle machine: amcsearch prune {run.config_yaml} --policy {run.policy_json}"
-    return f"measure it on an idle machine: amcsearch.prune(model, data, policy={str(run.policy_json)!r})"
+    call = "amcsearch.prune(model, data, policy=result.policy) with the other arguments as before"
+    return f"measure it on an idle machine: {call}"
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:

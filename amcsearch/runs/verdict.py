@@ -173,7 +173,13 @@ class LimitVerdict(StoredDocument):
     @property
     def text(self) -> str:
         """One sentence: the limit, what came of it, and why."""
-        return f"{self.cost} = {self.asked} is {self.state}: {self.reason}"
+        return f"{self.asked_text} is {self.state}: {self.reason}"
+
+    @property
+    def asked_text(self) -> str:
+        """The cost and what the user wrote, a number with its unit: ``macs = 0.5x``, ``model_bytes = 40,960 bytes``."""
+        asked = self.asked if isinstance(self.asked, str) else f"{_number(self.asked)}{_unit(self.as_limit)}"
+        return f"{self.cost} = {asked}"
 
 
 @dataclass(frozen=True)

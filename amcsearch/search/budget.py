@@ -309,11 +309,15 @@ class FeasibleSet:
         return np.asarray(points[int(np.argmax(feasible))] if feasible.any() else start)
 
     def _why_infeasible(self) -> str:
-        prices = self.grid.price(self._completions)
+        prices, dense = self.grid.price(self._completions), self.grid.price(self.space.dense[None])
         closest = int(np.argmin(self.overshoot(self._completions)))
         parts = [
             f"{name} ≤ {limit:.6g}: smallest found {prices[name].min():.6g}"
             + f", closest to all limits {prices[name][closest]:.6g}" * (len(self.budget.limits) > 1)
             for name, limit in self.budget.limits.items()
         ]
-        return f"no policy within the budget was found ({'; '.join(parts)}); raise the limits or allow more pruning"
+        shares = (f"{name} {prices[name].min() / dense[name][0]:.4g}x" for name in self.budget.limits if dense[name][0])
+        return (
+            f"no policy within the budget was found ({'; '.join(parts)}); raise the limits or allow more pruning "
+            f"(search.max_pruning_ratio, device.channel_multiple); smallest as a share of dense: {', '.join(shares)}"
+        )

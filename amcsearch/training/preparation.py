@@ -139,7 +139,7 @@ def checked_splits(
     if read_ones and all(_is_one_hot(survey, output_shape) for survey in read_ones.values()):
         splits = DataSplits(**{name: _without_one_hot(getattr(splits, name), name in read_ones) for name in SPLITS})
         said = ["data: the targets are one-hot rows and were converted to class ids"]
-    return splits, (*said, *_about_overlaps(surveys), *_about_sameness(surveys, read_ones)), records
+    return splits, (*said, *_about_overlaps(surveys), *_about_sameness(surveys, _whole(read_ones, cut))), records
 
 
 def _is_one_hot(survey: SplitSurvey, output_shape: Sequence[int]) -> bool:
@@ -202,6 +202,13 @@ def _about_overlaps(surveys: Mapping[str, SplitSurvey]) -> list[str]:
                 f"{which}; accuracy there says little about new data, so give splits that share no samples"
             )
     return warnings
+
+
+def _whole(surveys: Mapping[str, SplitSurvey], cut: DataSplits | None) -> dict[str, SplitSurvey]:
+    """Return those that read every sample: the first of data in the order of their classes are of one class."""
+    if cut is None:
+        return dict(surveys)
+    return {name: each for name, each in surveys.items() if len(each.hashes) >= length(getattr(cut, name), name)}
 
 
 def _about_sameness(surveys: Mapping[str, SplitSurvey], read: Mapping[str, SplitSurvey]) -> list[str]:

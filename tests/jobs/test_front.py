@@ -42,6 +42,12 @@ def made(data: Any, tmp_path_factory: pytest.TempPathFactory) -> amcsearch.Front
     )
 
 
+def test_no_interval_of_a_share_goes_beyond_all_of_it(made: amcsearch.FrontResult) -> None:
+    ends = [end for policy in made.summary.evaluated for end in (policy.low, policy.high)]
+    assert ends
+    assert all(end is None or end <= 1.0 for end in ends)
+
+
 def made_up(along: str, errors: list[float], first: int) -> _Front:
     policies = tuple(PruningPolicy({"g": first + i}) for i in range(len(errors)))
     return _Front("a", along, np.array(errors), {}, policies)

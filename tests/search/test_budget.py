@@ -348,3 +348,8 @@ def test_repair_is_feasible_deterministic_idempotent_and_wastes_no_step(search):
 def test_largest_uniform_is_feasible(search):
     feasible, _ = search
     assert feasible.contains(feasible.largest_uniform()[None, :])[0]
+
+
+def test_an_infeasible_budget_gives_the_share_of_dense_that_can_be_reached():
+    with pytest.raises(InfeasibleBudgetError, match=r"smallest as a share of dense: macs 0\.125x$"):
+        FeasibleSet(space_of(8, 8), FunctionGrid({"macs": total}), Budget({"macs": 1.0}))

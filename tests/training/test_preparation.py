@@ -30,6 +30,19 @@ class Noisy(Dataset):
         return INPUTS[i] + self.draw(), int(TARGETS[i])
 
 
+class OnDisk(Dataset):
+    """Items that are read one by one, in the order of their classes."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return INPUTS[i], int(self.ids[i])
+
+
 def fresh():
     generator = torch.Generator()
     generator.seed()
@@ -266,6 +279,15 @@ def test_a_length_that_raises_is_named():
 
     with pytest.raises(BadInputError, match="length of the train split raised RuntimeError: no length today"):
         cut(Endless(None))
+
+
+def test_the_first_samples_of_a_sorted_data_set_do_not_say_that_there_is_one_class():
+    splits = DataSplits(*(OnDisk(torch.arange(40) // 10) for _ in range(4)))
+    some, _ = fixed_splits(splits, 0, limit=4)
+    assert not [text for text in check(some, cut=splits)[1] if "one class" in text]
+    splits = DataSplits(*(OnDisk(torch.zeros(40, dtype=torch.long)) for _ in range(4)))
+    every, _ = fixed_splits(splits, 0)
+    assert [text for text in check(every, cut=splits)[1] if "one class" in text]
 
 
 def test_samples_in_two_splits_are_counted_by_their_content():

@@ -39,6 +39,9 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     allocation, sequence = sequence_of(job, "latency_ms" if job.device.table is not None else "macs", EXACT_LEVELS)
     levels = [network.policy(kept) for kept in sequence]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
+    warnings = _too_few(job, (searched, held_out))
+    for text in warnings:
+        observer.warn(text)
     study = _study(job, searched, tolerance, 1 + calls_at_most(len(levels), prune.scan), run.study_db, observer)
     study.evaluate(levels[:1])
     accepted = accepted_levels(
@@ -67,7 +70,7 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
         verification=_change(verified.get(last), held_out, metric),
         failed=_failed(verified, held_out, tolerance, metric),
     )
-    return Proposal(levels[last], "keep_accuracy", len(study.trials), goal, _too_few(job, (searched, held_out)))
+    return Proposal(levels[last], "keep_accuracy", len(study.trials), goal, warnings)
 
 
 def check_tolerance(asked: float, metric: Metric) -> None:

@@ -50,7 +50,8 @@ class ClassIds(Task):
         if bool(wrong.any()):
             raise BadInputError(
                 f"a target is {int(ids[wrong][0])}, the network gives {logits.shape[-1]} classes from 0 on; targets of "
-                f"{self.ignored} are ignored"
+                f"{self.ignored} are ignored; mend the targets, or leave this id out by the task's params: {{ignored: "
+                f"{int(ids[wrong][0])}}}"
             )
         return logits, ids
 
