@@ -226,7 +226,9 @@ class SearchConfig(Section):
     0: none, the search's reward says it, as it does for a training of your own.
 
     Of four or more the better half is trained anew for twice as long, again and again, but no longer than all of
-    ``recovery.finetune``: 8 finalists of 1 epoch make 8 + 4·2 + 2·4 = 24 epochs in all."""
+    ``recovery.finetune``: 8 finalists of 1 epoch make 8 + 4·2 + 2·4 = 24 epochs in all.
+
+    With ``device.dtype: int8`` it is the quantised file that the search split judges, also where nothing is trained."""
     start: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = EXACT
     """What the agent evaluates first: ``exact``, none, or a ``policy.json``, brought within the budget if need be.
 

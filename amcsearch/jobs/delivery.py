@@ -75,8 +75,9 @@ class Finalist:
     """A trial with its measured latency; ``overshoot`` is its share of the limit (0: no limit), see there.
 
     Where the measurement decides nothing, or is still to come (``latency`` is None), it is the predicted share; a later
-    ``round`` counts where no finalist of an earlier one is within the limit. ``trained`` is its evaluation after a
-    short fine-tuning of ``trained_epochs``, and ``trained_reward`` what that is worth; None where there was none.
+    ``round`` counts where no finalist of an earlier one is within the limit. ``trained`` is its evaluation in the data
+    type of the device after a short fine-tuning of ``trained_epochs``, which may be 0, and ``trained_reward`` what that
+    is worth; None where there was none.
     """
 
     trial: Trial
@@ -280,6 +281,13 @@ class Exports:
     def delivered(self, policy: PruningPolicy) -> bytes:
         """Return the network of a policy as it would be delivered, before fine-tuning."""
         return self.in_device_type(self.in_float32(self.pruned(policy)))
+
+    def as_delivered(self, model: nn.Module) -> nn.Module:
+        """Return what computes as the delivered file of a network would: itself in float32, its file otherwise."""
+        if self.job.config.device.dtype == "float32":
+            return model
+        file = self.in_device_type(self.in_float32(model))
+        return FileModule(self.runtime.load(file), signature_of(model, self.job.workload.example))
 
     def plan(self, finalists: Sequence[Finalist]) -> KitPlan:
         """Return what a device that is not here measures: the finalists beside the dense network."""

@@ -9,6 +9,8 @@ Each round trains anew from the pruned network, with the whole learning-rate sch
 round is therefore what that many epochs alone would give, and does not depend on the rounds before. Of the last
 round the best is chosen.
 
+A finalist is judged as it would be delivered: in int8 the order may be another one, also without fine-tuning.
+
 Jamieson & Talwalkar 2016, Non-stochastic Best Arm Identification and Hyperparameter Optimization, arXiv 1502.07943.
 There training goes on between rounds; a schedule that ends at a small rate has to begin again.
 """
@@ -19,12 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from torch import nn
-
 from amcsearch.config import Config, FinetuneConfig
 from amcsearch.core import Cost, DivergedError, Evaluation, PruningPolicy
 from amcsearch.graph import duplicate
-from amcsearch.jobs.delivery import Finalist
+from amcsearch.jobs.delivery import Exports, Finalist
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.setup import Job
@@ -40,26 +40,29 @@ FEWEST: Final = 4  # finalists of which half go on
 
 @dataclass(frozen=True)
 class TrainingRound:
-    """How many finalists are trained, and how."""
+    """How many finalists are trained, and how; ``training`` is None where they are judged as they are."""
 
     finalists: int
-    training: FinetuneConfig
+    training: FinetuneConfig | None
 
     @property
     def epochs(self) -> int:
         """Epochs of all of them."""
-        return self.finalists * self.training.epochs
+        return 0 if self.training is None else self.finalists * self.training.epochs
 
 
 def training_rounds(config: Config, given: InMemory, finalists: int) -> list[TrainingRound]:
     """Return the rounds that so many finalists are judged after.
 
-    None where there is no fine-tuning, or one of the user's own, and of fewer than two finalists. No round is longer
-    than the whole fine-tuning.
+    None of fewer than two finalists, and none where the fine-tuning is one of the user's own. Without a fine-tuning
+    there is one round, which trains nothing, where the device computes in another data type than the search judged.
+    No round is longer than the whole fine-tuning.
     """
     finetune, asked = config.recovery.finetune, config.search.finalist_epochs
-    if finetune is None or user_training(config, given) is not None or finalists < 2:
+    if user_training(config, given) is not None or finalists < 2:
         return []
+    if finetune is None:
+        return [] if config.device.dtype == "float32" else [TrainingRound(finalists, None)]
     epochs = min(finetune.epochs, max(1, finetune.epochs // SHORT) if asked is None else asked)
     rounds: list[TrainingRound] = []
     while 0 < epochs <= finetune.epochs:
@@ -73,7 +76,7 @@ def training_rounds(config: Config, given: InMemory, finalists: int) -> list[Tra
 def train_finalists(
     job: Job,
     finalists: Sequence[Finalist],
-    pruned: Callable[[PruningPolicy], nn.Module],
+    exports: Exports,
     reward: Callable[[Evaluation, Cost], float],
     observer: Observer,
     file: StateFile,
@@ -84,14 +87,14 @@ def train_finalists(
     keeps what was judged and the training on its way; a killed run goes on there.
 
     Raises:
-        BadInputError: as ``fine_tune`` and ``StateFile``.
+        BadInputError: as ``fine_tune``, ``Exports.as_delivered`` and ``StateFile``.
     """
     field = [finalist for finalist in finalists if finalist.overshoot <= 1.0 and finalist.round == 1]
     latest = {finalist.name: finalist for finalist in finalists}
     judged = _Judged(file)
     for each in training_rounds(job.config, job.given, len(field)):
         best = sorted(field, key=lambda finalist: -finalist.worth)[: each.finalists]
-        field = [_trained(job, finalist, pruned, reward, each.training, observer, judged) for finalist in best]
+        field = [_trained(job, finalist, exports, reward, each.training, observer, judged) for finalist in best]
         latest.update((finalist.name, finalist) for finalist in field)
     return [latest[finalist.name] for finalist in finalists]
 
@@ -99,26 +102,28 @@ def train_finalists(
 def _trained(
     job: Job,
     finalist: Finalist,
-    pruned: Callable[[PruningPolicy], nn.Module],
+    exports: Exports,
     reward: Callable[[Evaluation, Cost], float],
-    training: FinetuneConfig,
+    training: FinetuneConfig | None,
     observer: Observer,
     judged: "_Judged",
 ) -> Finalist:
     """Return the finalist as it is after a training, from the pruned network on."""
-    judged.begin(finalist.trial.policy, training.epochs)
+    epochs = 0 if training is None else training.epochs
+    judged.begin(finalist.trial.policy, epochs)
     if judged.evaluation is None:
-        begun, model = time.perf_counter(), duplicate(pruned(finalist.trial.policy))
+        begun, model = time.perf_counter(), duplicate(exports.pruned(finalist.trial.policy))
         try:
-            fine_tune(job.config, training, job.workload, model, observer, store=judged, given=job.given)
+            if training is not None:
+                fine_tune(job.config, training, job.workload, model, observer, store=judged, given=job.given)
         except DivergedError as error:
             observer.warn(f"trial {finalist.trial.number} as a finalist: {error}")
             judged.end(Evaluation(math.nan, math.inf, time.perf_counter() - begun))
         else:
             batches = judged_batches(job.config, job.workload, "search")
-            loss, metric = evaluate(model, batches, job.workload.task)
+            loss, metric = evaluate(exports.as_delivered(model), batches, job.workload.task)
             judged.end(Evaluation(metric, loss, time.perf_counter() - begun))
-    evaluation, epochs = judged.evaluation, training.epochs
+    evaluation = judged.evaluation
     assert evaluation is not None
     if math.isnan(evaluation.metric):
         return replace(finalist, trained=None, trained_reward=-math.inf, trained_epochs=epochs)

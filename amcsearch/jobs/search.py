@@ -337,5 +337,5 @@ def search(
             trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure
         )
         file = StateFile(run.finalists_state)
-        finalists = train_finalists(job, finalists, exports.pruned, _bound_reward(job), observer, file)
+        finalists = train_finalists(job, finalists, exports, _bound_reward(job), observer, file)
     return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))

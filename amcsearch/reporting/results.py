@@ -338,8 +338,10 @@ def _target(summary: SparsifySummary) -> str:
 
 
 def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
-    """How many finalists were trained for how long: ``of each``, or every round and the epochs in all."""
-    epochs = [entry.epochs_trained for entry in entries if entry.epochs_trained is not None]
+    """How many finalists were trained for how long, if any: ``of each``, or every round and the epochs in all."""
+    epochs = [entry.epochs_trained for entry in entries if entry.epochs_trained]
+    if not epochs:
+        return ""
     rounds = {length: sum(each >= length for each in epochs) for length in sorted(set(epochs))}
     if len(rounds) < 2:
         return "of each"
@@ -348,9 +350,18 @@ def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
     return f"of {', the best '.join(parts)}, {total} epochs in all,"
 
 
+def _judgement(summary: Summary) -> str:
+    """What finalists were judged after and in: a short fine-tuning, the data type of the device, or both."""
+    parts = ["after a short fine-tuning"] * any(entry.epochs_trained for entry in summary.finalists)
+    return " and ".join([*parts, *[f"in {escape(summary.dtype)}"] * (summary.dtype != "float32")])
+
+
 def finalists(record: Record) -> str:
     """The measured policies, prediction beside measurement; nothing where none was measured."""
-    entries = [] if record.summary is None else record.summary.finalists
+    summary = record.summary
+    if summary is None or not summary.finalists:
+        return ""
+    entries, judgement = summary.finalists, _judgement(summary)
     rows, mark = [], None
     is_trained = any(entry.metric_trained is not None for entry in entries)
     for i, entry in enumerate(entries):
@@ -363,20 +374,18 @@ def finalists(record: Record) -> str:
         trained = [] if entry.metric_trained is None else [measured(record.metric, entry.metric_trained)]
         judged = [measured(record.metric, entry.metric), *(trained or ["–"] * is_trained)]
         rows.append([name, *judged, milliseconds(predicted), latency, escape(error)])
-    if not rows:
-        return ""
     head = [
         "Policy",
         f"{escape(record.metric.label)}, search split",
-        *["After a short fine-tuning"] * is_trained,
+        *[judgement[:1].upper() + judgement[1:]] * is_trained,
         "Latency, predicted",
         "Latency, measured",
         "Prediction error",
     ]
     is_awaited = any(entry.latency_ms_measured is None for entry in entries)
     how = "predicted" if is_awaited else "measured"
-    by = f"after a short fine-tuning {_training_rounds(entries)}" if is_trained else f"within the budget as {how}"
-    where = "" if record.summary is None or is_awaited else f" {escape(_where(record.summary))}"
+    by = f"{judgement} {_training_rounds(entries)}".rstrip() if is_trained else f"within the budget as {how}"
+    where = "" if is_awaited else f" {escape(_where(summary))}"
     begin = "To be measured" if is_awaited else "Measured"
     note = f"{begin}{where} before fine-tuning, which changes no shape; the best one {by} was chosen."
     return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

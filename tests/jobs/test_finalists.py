@@ -230,19 +230,41 @@ class Trainings:
         model.weight.data.fill_(value)
 
 
-def network(policy: PruningPolicy) -> nn.Linear:
-    model = nn.Linear(1, 1)
-    model.weight.data.fill_(float(policy["g"] - 1))
-    return model
+class InFloat32:
+    """Exports of a job that delivers what torch computes."""
+
+    def pruned(self, policy: PruningPolicy) -> nn.Linear:
+        model = nn.Linear(1, 1)
+        model.weight.data.fill_(float(policy["g"] - 1))
+        return model
+
+    def as_delivered(self, model: nn.Module) -> nn.Module:
+        return model
 
 
-def trained_in(folder: Path, told: list[str]) -> list[Finalist]:
+class Quantised(InFloat32):
+    """Exports of a job whose delivered files turn the order round: their metric is 1 minus torch's."""
+
+    def as_delivered(self, model: nn.Module) -> nn.Module:
+        delivered = nn.Linear(1, 1)
+        delivered.weight.data = 1.0 - model.weight.data
+        return delivered
+
+
+def trained_in(folder: Path, told: list[str], exports: InFloat32 | None = None) -> list[Finalist]:
     finalists = [Finalist(trial(n, 0.9 - n / 100, 1.0), None, 0.9) for n in range(4)]
     finalists.append(Finalist(trial(4, 0.99, 1.0), None, 1.2))  # over the limit
     job = SimpleNamespace(config=trainable(20), given=CONFIGURED, workload=SimpleNamespace(task=None))
     observer = SimpleNamespace(warn=told.append)
     reward = lambda evaluation, _: evaluation.metric - 1.0  # noqa: E731
-    return train_finalists(job, finalists, network, reward, observer, StateFile(folder / "state.pt"))  # type: ignore[arg-type]
+    return train_finalists(
+        job,  # type: ignore[arg-type]
+        finalists,
+        exports or InFloat32(),  # type: ignore[arg-type]
+        reward,
+        observer,  # type: ignore[arg-type]
+        StateFile(folder / "state.pt"),
+    )
 
 
 METRICS = {(0, 1): 0.5, (1, 1): 0.8, (2, 1): math.nan, (3, 1): 0.75, (1, 2): 0.8125, (3, 2): 0.875}
@@ -256,6 +278,25 @@ def test_rounds_of_short_trainings_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_
     assert [each.trained_reward for each in finalists] == [-0.5, 0.8125 - 1.0, -math.inf, -0.125, None]
     assert choose(finalists).trial.number == 3
     assert told == ["trial 2 as a finalist: the training diverged"]
+
+
+def test_finalists_are_judged_as_they_would_be_delivered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metrics = {(0, 1): 0.5, (1, 1): 0.75, (2, 1): 0.25, (3, 1): 0.875, (2, 2): 0.25, (0, 2): 0.125}
+    Trainings(monkeypatch, metrics)
+    finalists = trained_in(tmp_path, [], Quantised())
+    assert [each.trained_reward for each in finalists] == [-0.125, -0.75, -0.25, -0.875, None]
+    assert choose(finalists).trial.number == 0  # the best of those that went on: 1 - 0.125
+
+
+def test_without_a_training_quantised_finalists_are_judged_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    section = {"recovery": {"finetune": None}, "device": {"dtype": "int8"}}
+    config = Config.model_validate({**trainable(1).model_dump(), **section})
+    (each,) = training_rounds(config, CONFIGURED, 3)
+    assert (each.finalists, each.training, each.epochs) == (3, None, 0)
+    in_float32 = Config.model_validate({**trainable(1).model_dump(), "recovery": {"finetune": None}})
+    assert training_rounds(in_float32, CONFIGURED, 3) == []
 
 
 @pytest.mark.parametrize("dies_at", [1, 4, 5, 6])
