@@ -16,6 +16,7 @@ and prints the medians over rounds of the ratios within a round. Target: ours / 
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import sys
@@ -25,11 +26,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.graph import HeldBatches
+from amcsearch.graph import Batches, HeldBatches
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
@@ -46,24 +47,22 @@ def norms_of(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def own_passes(model: nn.Module, calibration: Tensor, search: Tensor, batch_size: int) -> None:
+def own_passes(model: nn.Module, calibration: Batches, search: Batches) -> None:
     """Run what no evaluation can do without."""
     for norm in norms_of(model):
         norm.train()
-    for batch in calibration.split(batch_size):
-        model(batch)
+    for batch in calibration:
+        batch.through(model)
     model.eval()
     with torch.inference_mode():
-        for batch in search.split(batch_size):
-            model(batch)
+        for batch in search:
+            batch.through(model)
 
 
-def plain_way(
-    model: nn.Module, found: Trace, kept: Kept, calibration: Tensor, search: tuple[Tensor, Tensor], batch_size: int
-) -> float:
+def plain_way(model: nn.Module, found: Trace, kept: Kept, calibration: Batches, search: Batches) -> float:
     """The textbook evaluation; returns the loss."""
     pruned = copy.deepcopy(model)
-    graph = tp.DependencyGraph().build_dependency(pruned, calibration[:1])
+    graph = tp.DependencyGraph().build_dependency(pruned, next(iter(calibration.batched(1))).args[0])
     modules = dict(pruned.named_modules())
     for group in found.network.groups:
         removed = sorted(set(range(group.channels)) - set(kept[group.name].tolist()))
@@ -77,14 +76,11 @@ def plain_way(
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for batch in calibration.split(batch_size):
-            pruned(batch)
+        for batch in calibration:
+            batch.through(pruned)
         pruned.eval()
-        losses = [
-            float(CLASS_IDS(pruned(x), y)) * len(x)
-            for x, y in zip(search[0].split(batch_size), search[1].split(batch_size), strict=True)
-        ]
-    return sum(losses) / len(search[0])
+        losses = [float(CLASS_IDS(batch.through(pruned), batch.targets)) * batch.size for batch in search]
+    return sum(losses) / search.samples
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -99,26 +95,25 @@ def measure(
     policies: Sequence[PruningPolicy],
     found: Trace,
     evaluator: Evaluator,
-    data: tuple[Tensor, tuple[Tensor, Tensor]],
+    data: tuple[Batches, Batches],
     repeats: int,
 ) -> dict[str, list[float]]:
     """Seconds of every way, one entry a policy and round."""
     calibration, search = data
     times: dict[str, list[float]] = {"own": [], "ours": [], "plain": [], "default": []}
     rng = np.random.default_rng(0)
-    batch_size = evaluator.batch_size
     for round_number in range(repeats + 1):  # the first is warm-up
         for policy in policies:
             kept = keep(found, evaluator.ranking, policy)
             last, first = evaluator.pruned(policy), evaluator.pruned(policy).to(memory_format=torch.contiguous_format)
             ways: dict[str, Callable[[], object]] = {
-                "own": lambda m=last: own_passes(m, evaluator.calibration, evaluator.inputs, batch_size),
+                "own": lambda m=last: own_passes(m, evaluator.calibration, evaluator.search),
                 "ours": lambda p=policy: evaluator.evaluate(p),
-                "plain": lambda k=kept: plain_way(model, found, k, calibration, search, batch_size),
-                "default": lambda m=first: own_passes(m, calibration, search[0], batch_size),
+                "plain": lambda k=kept: plain_way(model, found, k, calibration, search),
+                "default": lambda m=first: own_passes(m, calibration, search),
             }
             if round_number == 0:
-                losses = evaluator.evaluate(policy).loss, plain_way(model, found, kept, calibration, search, batch_size)
+                losses = evaluator.evaluate(policy).loss, plain_way(model, found, kept, calibration, search)
                 assert abs(losses[0] - losses[1]) < 1e-3, f"the two ways disagree: {losses}"
             for name in rng.permutation(list(ways)):
                 taken = seconds(ways[name])
@@ -159,7 +154,8 @@ def main() -> None:
     result = {
         "ours/own": ratio("ours", "own"), "plain/own": ratio("plain", "own"), "plain/ours": ratio("plain", "ours"),
         "default/own": ratio("default", "own"), "model": args.model, "threads": args.threads, "samples": args.samples,
-        "batch": evaluator.batch_size, "policies": len(policies), "rounds": args.repeats,
+        "batch": evaluator.search.batch_size, "load": os.getloadavg()[0],
+        "policies": len(policies), "rounds": args.repeats,
         "command": " ".join(["python", *sys.argv]), "machine": _cpu(),
         "torch": torch.__version__,
     }  # fmt: skip

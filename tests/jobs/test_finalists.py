@@ -214,11 +214,11 @@ class Trainings:
         self.metrics, self.dies_at, self.asked = metrics, dies_at, list[tuple[int, int]]()
         monkeypatch.setattr(finalist_training, "fine_tune", self.fine_tune)
         monkeypatch.setattr(finalist_training, "judged_batches", lambda *_: None)
-        monkeypatch.setattr(finalist_training, "evaluate", lambda model, *_: (0.1, float(model.weight)))
+        monkeypatch.setattr(finalist_training, "evaluate", lambda model, *_: (0.1, model.weight.item()))
 
     def fine_tune(self, config: Config, training: FinetuneConfig, workload: object, model: nn.Linear, observer: object,
                   *, store: StateStore, given: object) -> None:  # fmt: skip
-        number = round(float(model.weight))
+        number = round(model.weight.item())
         began = store.load() or {"epoch": 0}
         self.asked.append((number, training.epochs - began["epoch"]))
         if len(self.asked) == self.dies_at:
