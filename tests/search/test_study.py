@@ -202,6 +202,13 @@ def test_optuna_reads_the_study(synthetic, storage):
     assert stored.best_value == study.best.reward
     assert stored.metric_names == ["reward"]
     assert stored.trials[1].user_attrs["policy"] == trials[1].policy.to_json()
+    attributes = stored.trials[3].user_attrs
+    assert (attributes["agent"], attributes["state"], attributes["cost"]) == ("test", "probe", dict(trials[3].cost))
+    assert stored.trials[2].user_attrs["state"] == "failed"
+    (summary,) = optuna.get_all_study_summaries(storage)  # what optuna-dashboard lists
+    assert (summary.study_name, summary.n_trials) == ("synthetic/test/0", 4)
+    assert summary.user_attrs["context"]["name"] == "synthetic"
+    assert summary.best_trial.value == study.best.reward
 
 
 def test_several_objectives_have_values_directions_and_a_front(synthetic, storage):
