@@ -235,7 +235,7 @@ class DeviceConfig(Section):
     provider: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)] = "CPU"
     """Execution provider of ONNX Runtime: CPU, OpenVINO (``pip install 'amcsearch[openvino]'``), CUDA, TensorRT or any
     other that the device has. Finalists and the checks of ``pruned.onnx`` use it. A latency table belongs to one
-    provider; only the CPU's gives the profile that makes one.
+    provider; only the CPU's gives a profile of its kernels, of others whole runs alone speak.
     """
     batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
     """Samples in one call."""

@@ -22,9 +22,10 @@ from amcsearch.costs.latency.entry import (
     Provenance,
     Sigma,
 )
-from amcsearch.costs.latency.kernels.kernel_model import KernelModel
+from amcsearch.costs.latency.kernels.kernel_model import WHOLE, KernelModel
 from amcsearch.costs.latency.kernels.points import Observation
 from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, signature
+from amcsearch.costs.latency.kernels.tiling import Tiling
 from amcsearch.costs.latency.model import LatencyModel
 from amcsearch.costs.latency.rows import (
     COLUMNS,
@@ -46,6 +47,7 @@ __all__ = [
     "GRAPH",
     "KNOTS_MIB",
     "NO_KERNEL",
+    "WHOLE",
     "Accuracy",
     "Anchors",
     "BatchedCostModel",
@@ -76,6 +78,7 @@ __all__ = [
     "Sigma",
     "Sparsity",
     "StorageFormat",
+    "Tiling",
     "by_signature",
     "csv_of",
     "fingerprint",

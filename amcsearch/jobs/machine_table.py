@@ -29,9 +29,17 @@ from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.graph import evaluating
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer, wall_s
-from amcsearch.jobs.runtimes import check_profiled
+from amcsearch.jobs.runtimes import check_measurable
 from amcsearch.jobs.table_check import check_table, machine_folder
-from amcsearch.jobs.tables import measure_table, measured_count, measured_here, prior_of, subject_from, wanted_variants
+from amcsearch.jobs.tables import (
+    default_variants,
+    measure_table,
+    measured_count,
+    measured_here,
+    prior_of,
+    subject_from,
+    wanted_variants,
+)
 from amcsearch.jobs.workload import InMemory, TracedNetwork
 from amcsearch.measure import MeasuredSubject, measured_variants, measurement_plan
 from amcsearch.runs import InUseError, RunFolder, TableOrigin
@@ -150,7 +158,7 @@ class _Keeper:
     begun: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        check_profiled(self.config)
+        check_measurable(self.config)
         self.folder = machine_folder(self.config)
 
     @property
@@ -332,7 +340,7 @@ class _Keeper:
     def _models(self, table: LatencyTable | None) -> int:
         """How many models a measurement of the network has: dense, building and held out."""
         prior = self.prior if table is None else None
-        return measured_count(wanted_variants(table, prior, self.spec))
+        return measured_count(wanted_variants(table, prior, self.spec, default_variants(self.config)))
 
     def _seconds(self, models: int) -> float:
         """Time of preparing and measuring so many models of the dense network's size."""

@@ -8,7 +8,7 @@ from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
 from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name
 
-__all__ = ["check_profiled", "check_provider", "runtime_of"]
+__all__ = ["check_measurable", "check_provider", "runtime_of"]
 
 _SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _TAKEN: Final = (".safetensors", ".pt2")  # of other files of the delivered network
@@ -37,21 +37,18 @@ def runtime_of(config: Config) -> Runtime:
     return runtime
 
 
-def check_profiled(config: Config) -> None:
-    """Refuse to measure for a table by a runtime or a provider that does not say which kernels it runs.
+def check_measurable(config: Config) -> None:
+    """Refuse to measure for a table by another runtime than that of a kit.
 
     Raises:
         BadInputError: names it, and the cure.
     """
-    runtime = runtime_of(config)
-    if isinstance(runtime, OnnxRuntime) and runtime.is_profiled:
-        return
-    key, cure = ("provider", "CPU") if isinstance(runtime, OnnxRuntime) else ("runtime", ONNXRUNTIME)
-    raise BadInputError(
-        f"device.{key} = {label(getattr(config.device, key))!r} gives no profile of its kernels, and a latency table "
-        "needs one; set device.table=null and limit another cost (finalists are measured with it all the same), or set "
-        f"device.{key}={cure}"
-    )
+    if not isinstance(runtime_of(config), OnnxRuntime):
+        raise BadInputError(
+            f"device.runtime = {label(config.device.runtime)!r}: a latency table is measured in ONNX Runtime alone; set "
+            "device.table=null and limit another cost (finalists are measured with it all the same), or set "
+            f"device.runtime={ONNXRUNTIME}"
+        )
 
 
 def check_provider(table: LatencyTable, config: Config, name: str) -> None:

@@ -22,7 +22,7 @@ from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import device_provenance
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.runtimes import check_profiled, check_provider, runtime_of
+from amcsearch.jobs.runtimes import check_measurable, check_provider, runtime_of
 from amcsearch.jobs.tables import measured_here, subject_of
 from amcsearch.jobs.workload import cache_folder
 from amcsearch.measure import (
@@ -40,7 +40,7 @@ from amcsearch.measure import (
     with_accuracy,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import COMPARED, CPU, differences
+from amcsearch.runtime import COMPARED, CPU, differences, full_provider_name, is_profiled
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
 
@@ -100,7 +100,7 @@ def check_table(
         observer.phase("Tracing the network")
         subject = subject_of(config)
     model, is_here = table.bind(subject.trace.network), is_of_machine(table, config)
-    lowered = READ if anchors and not (model.network and is_here) else 0
+    lowered = _graphs(config) if anchors and not (model.network and is_here) else 0
     result = _measured(config, observer, subject, (fresh, anchors, lowered), seed, measurements, minutes, table)
     network, whole, held_out = measured_variants(result, subject.name)
     before = _errors(model, held_out, needed=not anchors)
@@ -121,10 +121,15 @@ def check_table(
     return TableCheck(before, checked.networks[name].accuracy, checked)
 
 
+def _graphs(config: Config) -> int:
+    """How many optimised graphs are read of a network that is new; none of a provider that does not show them."""
+    return READ if is_profiled(full_provider_name(config.device.provider)) else 0
+
+
 def _check_kernels(table: LatencyTable, config: Config) -> None:
     """Refuse a table of another data type or provider: its kernels say nothing of those that would be measured."""
     check_provider(table, config, "the table")
-    check_profiled(config)
+    check_measurable(config)
     there, here = table.provenance.dtype, config.device.dtype
     if there is not None and there != here:
         raise BadInputError(

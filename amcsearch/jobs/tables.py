@@ -13,7 +13,7 @@ from amcsearch.costs import LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import agent_of, device_provenance
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.runtimes import check_profiled
+from amcsearch.jobs.runtimes import check_measurable
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
@@ -30,13 +30,14 @@ from amcsearch.measure import (
     write_kit,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import differences
+from amcsearch.runtime import CPU, differences, full_provider_name, is_profiled
 
 __all__ = [
     "Kit",
     "build_table",
     "check_measuring",
     "check_setting",
+    "default_variants",
     "known_share",
     "make_kit",
     "measure_table",
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 VARIANTS: Final = 72
+WHOLE_RUNS: Final = 1.5  # as many variants where there is no profile: each says one number
 LEAST_KNOWN: Final = 0.5  # share of a network's time that a prior must know: its other layers would be guesses
 Bind = Callable[[NetworkSpec], LatencyModel]
 STAGES: Final = (2 / 3, 1 / 3)  # of the variants: first drawn at random, then where the table is least sure
@@ -130,7 +132,7 @@ def make_kit(
             f"table kit: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors} (at least 0)"
         )
     first = _same_setting(configs)
-    check_profiled(first)
+    check_measurable(first)
     check_kit_file(out)
     observer.phase("Tracing the networks")
     subjects = [subject_of(config) for config in configs]
@@ -152,8 +154,14 @@ def make_kit(
         bytes=out.stat().st_size,
         networks=tuple(subject.name for subject in subjects),
         models=len(plan.models),
-        run=f"python3 {out.name} -o result.jsonl --threads {first.device.threads}",
+        run=f"python3 {out.name} -o result.jsonl --threads {first.device.threads}{_provider_option(first)}",
     )
+
+
+def _provider_option(config: Config) -> str:
+    """How the kit's program is told a provider that is not its default."""
+    name = full_provider_name(config.device.provider)
+    return "" if name == CPU else f" --provider {name}"
 
 
 def build_table(
@@ -194,7 +202,7 @@ def measured_here(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.jsonl" if out is None else out
         if agent is None:
-            measure_here(plan, path, device.threads, minutes=minutes, progress=observer.progress)
+            measure_here(plan, path, device.threads, device.provider, minutes, observer.progress)
         elif not _has_measured(agent, path):
             agent.measure(plan, path, device.threads, minutes, observer.progress)
         return read_results([path])[0]
@@ -253,7 +261,7 @@ def measure_table(
         BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, or
             measurements of another request; or as ``check_measuring``.
     """
-    check_profiled(config)
+    check_measurable(config)
     check_measuring(variants, minutes)
     if subject is None:
         observer.phase("Tracing the network")
@@ -278,9 +286,10 @@ def _measured_table(
     prior = prior_of(config, network) if known is None else None
     source = known or prior
     bind = None if source is None else cache(source.bind)  # asked here and by the first plan
-    wanted = variants or wanted_variants(known, prior, network)
+    most = default_variants(config)
+    wanted = variants or wanted_variants(known, prior, network, most)
     if source is not None and variants is None:
-        observer.phase(_fewer(wanted, source))
+        observer.phase(_fewer(wanted, most, source))
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
     table, results = None, []
     for stage, count in enumerate(_stages(wanted)):
@@ -294,12 +303,19 @@ def _measured_table(
     return table
 
 
-def wanted_variants(known: LatencyTable | None, prior: LatencyTable | None, network: NetworkSpec) -> int:
-    """How many variants to measure: what another machine's rows know counts half."""
+def default_variants(config: Config) -> int:
+    """Variants of a network of which nothing is known: more by a provider that gives no profile of its kernels."""
+    return VARIANTS if is_profiled(full_provider_name(config.device.provider)) else round(WHOLE_RUNS * VARIANTS)
+
+
+def wanted_variants(
+    known: LatencyTable | None, prior: LatencyTable | None, network: NetworkSpec, variants: int = VARIANTS
+) -> int:
+    """How many variants to measure of as many as an unknown network needs: another machine's rows count half."""
     here = None if known is None else _of_measured_networks(known)
     shares = [0.0 if here is None else known_share(here.bind(network), network)]
     shares += [0.5 * known_share(table.bind(network), network) for table in (known or prior,) if table is not None]
-    return needed_variants(max(shares))
+    return needed_variants(max(shares), variants)
 
 
 def _of_measured_networks(table: LatencyTable) -> LatencyTable | None:
@@ -320,8 +336,8 @@ def _stages(variants: int) -> list[int]:
     return counts if min(counts) >= LEAST_VARIANTS else [variants]
 
 
-def _fewer(wanted: int, source: LatencyTable) -> str:
-    return f"{wanted} variants instead of {VARIANTS}: the table of {source.provenance.cpu} knows layers of the network"
+def _fewer(wanted: int, most: int, source: LatencyTable) -> str:
+    return f"{wanted} variants instead of {most}: the table of {source.provenance.cpu} knows layers of the network"
 
 
 def prior_of(config: Config, network: NetworkSpec) -> LatencyTable | None:

@@ -15,7 +15,7 @@ from amcsearch.costs.latency.rows import COLUMNS, make_rows
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.rehearsal import rehearse
-from amcsearch.jobs.runtimes import check_profiled, check_provider, runtime_of
+from amcsearch.jobs.runtimes import check_measurable, check_provider, runtime_of
 from amcsearch.jobs.tables import measure_table
 from amcsearch.jobs.workload import load_workload
 from amcsearch.runtime import OnnxRuntime
@@ -94,11 +94,11 @@ def test_a_runtime_of_an_absent_device_is_refused(write_config: WriteConfig) -> 
         load(write_config(), [f"device.runtime={EAGER}:EagerRuntime", "device.location=pi5"])
 
 
-def test_a_runtime_without_a_profile_makes_no_table(write_config: WriteConfig) -> None:
+def test_another_runtime_than_a_kits_makes_no_table(write_config: WriteConfig) -> None:
     config = load(write_config(), [f"device.runtime={EAGER}:EagerRuntime"])
-    told = "device.runtime = .eager_runtime.py:EagerRuntime. gives no profile .*set device.runtime=onnxruntime"
+    told = "device.runtime = .eager_runtime.py:EagerRuntime.: a latency table is measured in ONNX .*set device.runtime=onnxruntime"
     with pytest.raises(BadInputError, match=told):
-        check_profiled(config)
+        check_measurable(config)
     with pytest.raises(BadInputError, match=told):
         measure_table(config, Silent())
 

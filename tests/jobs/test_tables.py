@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amcsearch.config import read_latency_table, write_latency_table
 from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind
@@ -15,12 +16,14 @@ from amcsearch.costs.compute import macs
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.table_check import check_table, is_of_machine
 from amcsearch.jobs.tables import (
     VARIANTS,
     build_table,
+    default_variants,
     known_share,
     make_kit,
-    measure_table,
+    measured_here,
     needed_variants,
     subject_of,
 )
@@ -92,12 +95,32 @@ def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig, settin
         make_kit([one, other], tmp_path / "kit.pyz", Silent())
 
 
-def test_a_provider_without_a_profile_makes_no_table(tmp_path: Path, write_config: WriteConfig) -> None:
+def test_a_provider_without_a_profile_makes_a_table_of_whole_runs(
+    tmp_path: Path, write_config: WriteConfig, subject: MeasuredSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load(write_config(), ["device.provider=OpenVINO"])
-    with pytest.raises(BadInputError, match=r"'OpenVINO' gives no profile of its kernels, .* set device\.table=null"):
-        measure_table(config, Silent())
-    with pytest.raises(BadInputError, match="gives no profile"):
-        make_kit([config], tmp_path / "kit.pyz", Silent())
+    assert default_variants(config) == 108
+    plan = measurement_plan([subject], variants=12, held_out=3)
+    quick = replace(plan, passes=2, rounds=2, sample_ms=0.05)
+    monkeypatch.setattr("amcsearch.jobs.tables.measurement_plan", lambda *_, **__: quick)
+    kit = make_kit([config], tmp_path / "kit.pyz", Silent())
+    assert kit.run.endswith("--threads 1 --provider OpenVINOExecutionProvider")
+    result = measured_here(quick, config, Silent(), out=tmp_path / "r.jsonl")
+    assert result.provenance.provider == "OpenVINOExecutionProvider"
+    table = build_table([tmp_path / "r.jsonl"])
+    (entry,) = table.networks.values()
+    assert entry.block is not None
+    assert entry.accuracy is not None
+    assert entry.calibration is not None
+    assert entry.calibration.profile_scale is None
+    assert {kernel.split(".")[0] for kernel in table.rows["kernel"]} == {"none", "whole"}
+    write_latency_table(table, tmp_path / "table")
+    model = read_latency_table(tmp_path / "table").bind(subject.trace.network)
+    layers = subject.trace.network.layers
+    assert model.predict(layers) == pytest.approx(table.bind(subject.trace.network).predict(layers), rel=1e-3)
+    assert is_of_machine(table, config)
+    with pytest.raises(BadInputError, match=r"set device\.provider=OpenVINO, or measure one"):
+        check_table(table, load(write_config()), Silent())
 
 
 def test_anchors_carry_another_devices_table_here(tmp_path: Path, subject: MeasuredSubject) -> None:

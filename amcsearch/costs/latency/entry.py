@@ -287,9 +287,11 @@ def _residency(_: str, value: Any) -> CacheOverflow:
 class NetworkEntry(_Document):
     """What a table says of one network.
 
-    ``constant_ms`` is what a call costs beside its layers; ``smoothing`` the noise of surfaces; ``residency`` what
-    weights beyond the caches cost; ``accuracy`` is None until checked; ``channel_multiple`` is the channel grid that
-    the device rewards, None where that was not asked; ``timestamp`` is when its runs were measured.
+    ``constant_ms`` is what a call costs beside its layers; ``block`` how many channels are computed at a time as whole
+    runs show it (0: each for itself), None where the runtime itself says it (``nchwc_block``); ``smoothing`` the noise
+    of surfaces; ``residency`` what weights beyond the caches cost; ``accuracy`` is None until checked;
+    ``channel_multiple`` is the channel grid that the device rewards, None where that was not asked; ``timestamp`` is
+    when its runs were measured.
 
     Raises:
         BadInputError: no ``constant_ms``.
@@ -300,6 +302,7 @@ class NetworkEntry(_Document):
     fingerprint: Text = None
     weights_mib: Annotated[float | None, _amount] = None
     constant_ms: Annotated[float, _amount]
+    block: Count = None
     smoothing: Annotated[float, _amount] = 0.0
     residency: Annotated[CacheOverflow, _residency] = field(default_factory=lambda: CacheOverflow({}))
     sigma: Annotated[Sigma, _document(Sigma)] = field(default_factory=Sigma)

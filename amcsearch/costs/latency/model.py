@@ -86,6 +86,13 @@ class LatencyModel:
         """Whether layers that differ from this one in widths alone were measured."""
         return self._kernels.knows(layer)
 
+    def predicts(self, layers: Sequence[LayerSpec]) -> bool:
+        """Whether the table says something of each of these layers."""
+        try:
+            return self.predict(layers) > 0.0
+        except BadInputError:
+            return False
+
     def layer_cost(self, layer: LayerSpec) -> float:
         """Latency of one layer in ms, what its weights cost beyond the caches left out.
 
@@ -200,7 +207,8 @@ class LatencyModel:
 
 def _kernel_model(rows: pd.DataFrame, provenance: Provenance, entry: NetworkEntry, network: str | None) -> KernelModel:
     """A model of the network's own rows that asks one of all rows, or of all rows alone where it has none, or all."""
-    block = _BLOCK if provenance.nchwc_block is None else provenance.nchwc_block
+    said = provenance.nchwc_block if entry.block is None else entry.block
+    block = _BLOCK if said is None else said
     of_network = rows[rows["network"] == network]
     if len(of_network) in (0, len(rows)):
         return KernelModel(observations(rows), block, entry.smoothing)

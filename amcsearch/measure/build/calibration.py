@@ -35,6 +35,7 @@ __all__ = [
     "NodeCalibration",
     "calibrate",
     "fit_nodes",
+    "fit_sigma",
     "inside_ms",
     "observe",
 ]
@@ -71,12 +72,18 @@ class Folds:
         self._first: list[KernelModel] = []
         self._octaves: list[list[dict[str, Array]]] = []
 
+    def others(self, fold: int) -> NDArray[np.int64]:
+        """The variants that a fold does not leave out."""
+        return np.flatnonzero(self._of_variant != fold)
+
     def models(self, observed: Sequence[Sequence[Observation]]) -> list[KernelModel]:
         """Of each fold a model of the variants in all others."""
-        others = [
-            [layer for v, variant in enumerate(observed) if self._of_variant[v] != fold for layer in variant]
-            for fold in range(FOLDS)
-        ]
+        return self.models_of(
+            [[layer for v in self.others(fold).tolist() for layer in observed[v]] for fold in range(FOLDS)]
+        )
+
+    def models_of(self, others: Sequence[Sequence[Observation]]) -> list[KernelModel]:
+        """Of each fold a model of the layers of all others, as they were observed without it."""
         if self._first:
             return [model.retimed(observations) for model, observations in zip(self._first, others, strict=True)]
         self._first = [KernelModel(observations, self._block) for observations in others]
@@ -227,7 +234,7 @@ def _fit_whole(
     return fitted[:n], float(fitted[n]), CacheOverflow(slopes), design @ fitted - 1.0
 
 
-def _fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
+def fit_sigma(residuals: Array, far: Array) -> tuple[float, float]:
     """Variance of relative residuals as floor² + octave² · far²: (floor, octave)."""
     from scipy.optimize import lsq_linear  # half a second of imports that no search needs
 
@@ -313,7 +320,7 @@ class _Fit:
     def _round(self, nodes: NodeCalibration, smoothing: float, models: Sequence[KernelModel]) -> Calibration:
         left = self._folds.left_out([model.smoothed(smoothing) for model in models])
         factors, constant_ms, overflow, residuals = _fit_whole(left, self._weights_mib, self._whole, self._overhead_ms)
-        floor, octave = _fit_sigma(residuals, left.far / self._whole)
+        floor, octave = fit_sigma(residuals, left.far / self._whole)
         by_name = {name: float(factor) for name, factor in zip(self._kernels, factors, strict=True)}
         errors = tuple(map(float, residuals))
         return Calibration(nodes, smoothing, constant_ms, by_name, overflow, floor, octave, errors)

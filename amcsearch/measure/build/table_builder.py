@@ -23,6 +23,7 @@ from amcsearch.costs import (
     COLUMNS,
     GRAPH,
     NO_KERNEL,
+    WHOLE,
     Anchors,
     CacheOverflow,
     CalibrationRecord,
@@ -45,15 +46,19 @@ from amcsearch.costs import (
 from amcsearch.measure.build.calibration import Calibration, calibrate, observe
 from amcsearch.measure.build.maintenance import carried, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
+from amcsearch.measure.build.whole_runs import fit_whole_runs
 from amcsearch.measure.kit.kit_results import KitResult
 from amcsearch.measure.plan.variants import neighbour_pairs
+from amcsearch.runtime import CPU, is_profiled
 
 __all__ = ["accepted_multiple", "channel_grid", "grid_steps", "table_from_results", "table_of"]
 
-LEAST_PROFILED: Final = 4
+LEAST_VARIANTS: Final = 4
+LEAST_TRIED: Final = 16  # coarsest multiple tried where whole runs show no wider block
 PAIRS: Final = 48
 # useful and useless steps of five reference networks lie on either side: 0.32 and more, 0.24 and less
 LEAST_YIELD: Final = 0.28
+_Learnt = tuple[NetworkEntry, list[Observation], list[MeasuredVariant]]  # of which variants, last
 NO_BLOCK: Final = 8  # coarsest multiple tried where the runtime has no blocked layout: a register of floats
 RULE: Final = "the finest grid whose saved share of time is at least 0.28 of its saved share of MACs, on whole networks"
 
@@ -85,15 +90,14 @@ def grid_steps(model: LatencyModel, network: NetworkSpec, coarsest: int, seed: i
     return steps
 
 
-def channel_grid(model: LatencyModel, network: NetworkSpec, block: int) -> tuple[int, ChannelGrid]:
+def channel_grid(model: LatencyModel, network: NetworkSpec, coarsest: int) -> tuple[int, ChannelGrid]:
     """The multiple of channels that the device rewards, and why.
 
     Args:
         model: of the network.
         network: its dense shapes.
-        block: channels in a block of the runtime's layout, 0 if it has none.
+        coarsest: multiple to begin with: channels in a block of the runtime's layout.
     """
-    coarsest = block or NO_BLOCK
     steps = grid_steps(model, network, coarsest)
     return accepted_multiple(coarsest, steps), ChannelGrid(rule=RULE, tried=tuple(steps))
 
@@ -126,7 +130,7 @@ def _measured(
         timed = np.array([factors.get(kernel, 1.0) * ms for _, ms in runs if ms is not None])
         if len(timed):
             spread = float(np.median(np.abs(timed - np.median(timed))))
-            yield kernel, (count, float(timed.mean()), spread, n, "profile")
+            yield kernel, (count, float(timed.mean()), spread, n, "runs" if kernel.startswith(WHOLE) else "profile")
         else:
             yield kernel, (count, None, None, n, GRAPH)
 
@@ -171,21 +175,42 @@ def table_of(
     Args:
         name: of the network in the table.
         network: its dense shapes.
-        variants: what the table is made of; of those without a time only the kernels are used.
+        variants: what the table is made of; of those without a time only the kernels are used. A runtime without a
+            profile has no kernels, and latencies alone speak.
         held_out: variants that took no part, for the table's own accuracy.
         overhead_ms: latency of an empty call.
         provenance: where and how all of it was measured.
-        known: a table of the device, which lends what weights beyond the caches cost where few variants cannot tell.
+        known: a table of the device, which lends what few variants cannot tell: what weights beyond the caches cost,
+            and how fast layers are where there is no profile.
 
     Raises:
-        BadInputError: fewer than four profiled variants.
+        BadInputError: fewer than four profiled variants, or timed ones of a runtime without a profile.
     """
+    learn = _from_profiles if is_profiled(provenance.provider or CPU) else _from_whole_runs
+    entry, observations, timed = learn(name, network, variants, overhead_ms, provenance, known)
+    assert entry.calibration is not None
+    rows = make_rows(_records(name, observations, entry.calibration.factors or {}))
+    table = LatencyTable(rows, provenance, {name: entry})
+    model = table.bind(name)
+    factor = _common_factor(model, timed)
+    coarsest = (provenance.nchwc_block or NO_BLOCK) if entry.block is None else max(entry.block, LEAST_TRIED)
+    multiple, grid = channel_grid(model, network, coarsest)
+    errors = prediction_errors(model, held_out, factor)
+    entry = replace(_scaled(entry, factor), channel_multiple=multiple, channel_grid=grid, accuracy=errors)
+    return replace(table, rows=table.rows.assign(latency_ms=factor * table.rows["latency_ms"]), networks={name: entry})
+
+
+def _from_profiles(
+    name: str,
+    network: NetworkSpec,
+    variants: Sequence[MeasuredVariant],
+    overhead_ms: float,
+    provenance: Provenance,
+    known: LatencyTable | None,
+) -> _Learnt:
+    """What profiled variants say; of others the kernels alone are used, and none of their time."""
     profiled = [variant for variant in variants if variant.passes_ms and variant.kernels]
-    if len(profiled) < LEAST_PROFILED:
-        raise BadInputError(
-            f"network {name!r}: {len(profiled)} profiled variants, a table needs at least {LEAST_PROFILED}; "
-            f"give the measurement more minutes or variants"
-        )
+    _check_count(name, len(profiled), "profiled")
     each, block = provenance.weight_bytes, provenance.nchwc_block or 0
     like = None if known is None else known.settings_for(network).residency
     calibration = calibrate(profiled, overhead_ms, block, weight_bytes=each, like=like)
@@ -195,15 +220,38 @@ def table_of(
         for observation in observe(variant, calibration.nodes, overhead_ms, calibration.overflow, each)
     ]
     observations += [observation for variant in variants if not variant.passes_ms for observation in _lowered(variant)]
-    entry = _entry(calibration, overhead_ms, len(profiled), network, each)
-    rows = make_rows(_records(name, observations, calibration.factors))
-    table = LatencyTable(rows, provenance, {name: entry})
-    model = table.bind(name)
-    factor = _common_factor(model, profiled)
-    multiple, grid = channel_grid(model, network, block)
-    errors = prediction_errors(model, held_out, factor)
-    entry = replace(_scaled(entry, factor), channel_multiple=multiple, channel_grid=grid, accuracy=errors)
-    return replace(table, rows=table.rows.assign(latency_ms=factor * table.rows["latency_ms"]), networks={name: entry})
+    return _entry(calibration, overhead_ms, len(profiled), network, each), observations, profiled
+
+
+def _from_whole_runs(
+    name: str,
+    network: NetworkSpec,
+    variants: Sequence[MeasuredVariant],
+    overhead_ms: float,
+    provenance: Provenance,
+    known: LatencyTable | None,
+) -> _Learnt:
+    """What the latencies of variants say, of a runtime without a profile."""
+    timed = [variant for variant in variants if variant.passes_ms]
+    _check_count(name, len(timed), "timed")
+    each = provenance.weight_bytes
+    prior = None if known is None else known.bind(network)
+    if prior is not None and not prior.predicts(network.layers):
+        prior = None
+    fit = fit_whole_runs(timed, overhead_ms, weight_bytes=each, prior=prior)
+    entry = _entry(fit.calibration, overhead_ms, len(timed), network, each)
+    assert entry.calibration is not None
+    of_runs = replace(entry.calibration, profile_scale=None, profile_node_ms=None)
+    entry = replace(entry, block=fit.steps.layout_block, calibration=of_runs)
+    return entry, [observation for of_variant in fit.observations for observation in of_variant], timed
+
+
+def _check_count(name: str, count: int, what: str) -> None:
+    if count < LEAST_VARIANTS:
+        raise BadInputError(
+            f"network {name!r}: {count} {what} variants, a table needs at least {LEAST_VARIANTS}; "
+            f"give the measurement more minutes or variants"
+        )
 
 
 def _common_factor(model: LatencyModel, variants: Sequence[MeasuredVariant]) -> float:

@@ -24,9 +24,10 @@ from amcsearch.costs.latency.kernels.signature import Signature, sibling, signat
 from amcsearch.costs.latency.kernels.surface import AnySurface, CorrectedSurface, Surface
 from amcsearch.costs.latency.kernels.tiling import Tiling, refined_tiling
 
-__all__ = ["BLOCKED", "KernelLatency", "KernelModel"]
+__all__ = ["BLOCKED", "WHOLE", "KernelLatency", "KernelModel"]
 
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
+WHOLE: Final = "whole."  # of layers that whole runs alone speak of, in the blocks that the runs show
 Array = NDArray[np.float64]
 _DOUBT: Final = 1.0  # octaves of doubt added with each step to a more distant family
 _ENOUGH_POINTS: Final = 12  # a layer of fewer asks its relatives too
@@ -220,7 +221,7 @@ class KernelModel:
         return None, 0.0
 
     def _tiling_of(self, kernel: str) -> Tiling:
-        return self._tiling if kernel.startswith(BLOCKED) else Tiling()
+        return self._tiling if kernel.startswith((BLOCKED, WHOLE)) else Tiling()
 
     def _latency(self, layer: LayerSpec, kernel: str, count: float) -> KernelLatency:
         surface, doubt = self._surface(layer, kernel)
