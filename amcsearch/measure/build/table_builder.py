@@ -90,14 +90,15 @@ def grid_steps(model: LatencyModel, network: NetworkSpec, coarsest: int, seed: i
     return steps
 
 
-def channel_grid(model: LatencyModel, network: NetworkSpec, coarsest: int) -> tuple[int, ChannelGrid]:
+def channel_grid(model: LatencyModel, network: NetworkSpec, block: int) -> tuple[int, ChannelGrid]:
     """The multiple of channels that the device rewards, and why.
 
     Args:
         model: of the network.
         network: its dense shapes.
-        coarsest: multiple to begin with: channels in a block of the runtime's layout.
+        block: channels in a block of the runtime's layout, 0 if it has none.
     """
+    coarsest = block or NO_BLOCK
     steps = grid_steps(model, network, coarsest)
     return accepted_multiple(coarsest, steps), ChannelGrid(rule=RULE, tried=tuple(steps))
 
@@ -193,8 +194,8 @@ def table_of(
     table = LatencyTable(rows, provenance, {name: entry})
     model = table.bind(name)
     factor = _common_factor(model, timed)
-    coarsest = (provenance.nchwc_block or NO_BLOCK) if entry.block is None else max(entry.block, LEAST_TRIED)
-    multiple, grid = channel_grid(model, network, coarsest)
+    block = provenance.nchwc_block or 0 if entry.block is None else max(entry.block, LEAST_TRIED)
+    multiple, grid = channel_grid(model, network, block)
     errors = prediction_errors(model, held_out, factor)
     entry = replace(_scaled(entry, factor), channel_multiple=multiple, channel_grid=grid, accuracy=errors)
     return replace(table, rows=table.rows.assign(latency_ms=factor * table.rows["latency_ms"]), networks={name: entry})
