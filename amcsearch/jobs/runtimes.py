@@ -45,8 +45,8 @@ def check_measurable(config: Config) -> None:
     """
     if not isinstance(runtime_of(config), OnnxRuntime):
         raise BadInputError(
-            f"device.runtime = {label(config.device.runtime)!r}: a latency table is measured in ONNX Runtime alone; set "
-            "device.table=null and limit another cost (finalists are measured with it all the same), or set "
+            f"device.runtime = {label(config.device.runtime)!r}: a latency table is measured in ONNX Runtime alone; "
+            "set device.table=null and limit another cost (finalists are measured with it all the same), or set "
             f"device.runtime={ONNXRUNTIME}"
         )
 

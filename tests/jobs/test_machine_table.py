@@ -50,17 +50,17 @@ class Told(Observer):
             signal.raise_signal(signal.SIGINT)
 
 
-def quickly(plan: KitPlan, out: Path, threads: int, minutes: float | None, progress: object) -> KitRun:
+def quickly(plan: KitPlan, out: Path, threads: int, provider: str, minutes: float | None, progress: object) -> KitRun:
     """Measure here in a hurry; the bound is left out, for a loaded machine may not keep it."""
     quick = replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1)
-    return measure_here(quick, out, threads, progress=progress)
+    return measure_here(quick, out, threads, provider, progress=progress)
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few variants, in a hurry, without a table of another machine; noise says nothing of the machine then."""
     monkeypatch.setattr(tables, "measure_here", quickly)
-    monkeypatch.setattr(tables, "needed_variants", lambda share: VARIANTS)
+    monkeypatch.setattr(tables, "needed_variants", lambda *_: VARIANTS)
     monkeypatch.setattr(tables, "prior_of", lambda *_: None)
     monkeypatch.setattr(machine, "prior_of", lambda *_: None)
     monkeypatch.setattr(machine, "ANCHORS", 4)

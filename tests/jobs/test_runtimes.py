@@ -96,7 +96,7 @@ def test_a_runtime_of_an_absent_device_is_refused(write_config: WriteConfig) -> 
 
 def test_another_runtime_than_a_kits_makes_no_table(write_config: WriteConfig) -> None:
     config = load(write_config(), [f"device.runtime={EAGER}:EagerRuntime"])
-    told = "device.runtime = .eager_runtime.py:EagerRuntime.: a latency table is measured in ONNX .*set device.runtime=onnxruntime"
+    told = "device.runtime = .*EagerRuntime.: a latency table is measured in ONNX .*set device.runtime=onnxruntime"
     with pytest.raises(BadInputError, match=told):
         check_measurable(config)
     with pytest.raises(BadInputError, match=told):

@@ -33,8 +33,10 @@ class Device:
         self.before: list[bytes] = []
         self.after: list[bytes] = []
 
-    def measure(self, plan: KitPlan, out: Path, threads: int, minutes: float | None, progress: object) -> KitRun:
-        del minutes, progress
+    def measure(
+        self, plan: KitPlan, out: Path, threads: int, provider: str, minutes: float | None, progress: object
+    ) -> KitRun:
+        del provider, minutes, progress
         quick = replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1)
         self.before.append(out.read_bytes() if out.exists() else b"")
         try:
