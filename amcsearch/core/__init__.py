@@ -1,7 +1,7 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
 from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
-from amcsearch.core.errors import BadInputError, DeliveryError, DivergedError, InfeasibleBudgetError
+from amcsearch.core.errors import BadInputError, DeliveryError, DeviceAwayError, DivergedError, InfeasibleBudgetError
 from amcsearch.core.execution import Execution, LiveTensor, MomentBytes, WidthSum
 from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
@@ -51,6 +51,7 @@ __all__ = [
     "Cost",
     "Coupling",
     "DeliveryError",
+    "DeviceAwayError",
     "DivergedError",
     "Evaluation",
     "Execution",

@@ -2,7 +2,14 @@
 
 from typing import Final
 
-__all__ = ["MOST_CHARACTERS", "BadInputError", "DeliveryError", "DivergedError", "InfeasibleBudgetError"]
+__all__ = [
+    "MOST_CHARACTERS",
+    "BadInputError",
+    "DeliveryError",
+    "DeviceAwayError",
+    "DivergedError",
+    "InfeasibleBudgetError",
+]
 
 MOST_CHARACTERS: Final = 2000
 """Of an error's line: a value from a file may be longer than anyone reads."""
@@ -33,6 +40,14 @@ class InfeasibleBudgetError(_RequestError):
 
 class DeliveryError(BadInputError):
     """A delivered file that is not the network that was judged; the run folder keeps everything (exit code 2)."""
+
+
+class DeviceAwayError(BadInputError):
+    """A device that is needed and does not answer; the same request goes on once its agent is back (exit code 2)."""
+
+    def __init__(self, message: str, device: str) -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class DivergedError(BadInputError):

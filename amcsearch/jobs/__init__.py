@@ -5,6 +5,7 @@ from amcsearch.jobs.energy import EnergyReport, LayerReport, energy_report
 from amcsearch.jobs.front import front
 from amcsearch.jobs.front_devices import AskedDevice
 from amcsearch.jobs.loading import Source
+from amcsearch.jobs.measuring import agents_by
 from amcsearch.jobs.observer import Observer, watcher
 from amcsearch.jobs.plan import SearchPlan, plan
 from amcsearch.jobs.prune.prune import prune
@@ -39,6 +40,7 @@ __all__ = [
     "TrainingRequest",
     "UserTraining",
     "VerifyKit",
+    "agents_by",
     "build_into",
     "check_into",
     "check_table",

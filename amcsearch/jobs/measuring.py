@@ -6,7 +6,9 @@ kernels and its latency: one measurement serves both.
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -34,6 +36,7 @@ __all__ = [
     "FLOAT32",
     "PairedRun",
     "agent_of",
+    "agents_by",
     "awaited_device",
     "device_provenance",
     "is_awaited",
@@ -47,6 +50,19 @@ TOKEN_FILE: Final = "AMCSEARCH_DEVICE_TOKEN_FILE"
 """Variables of the environment: the address of ``amcsearch device serve``, and the file of its token."""
 FLOAT32: Final = "dense-float32"
 """The dense network in float32 in a plan whose device computes in another data type."""
+
+
+_AGENTS: ContextVar[Callable[[str], AgentClient] | None] = ContextVar("agents", default=None)
+
+
+@contextmanager
+def agents_by(connect: Callable[[str], AgentClient]) -> Iterator[None]:
+    """Reach agents, by name, through ``connect`` for a while, where the environment names no server."""
+    token = _AGENTS.set(connect)
+    try:
+        yield
+    finally:
+        _AGENTS.reset(token)
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ def is_awaited(config: Config) -> bool:
 
 
 def agent_of(config: Config) -> AgentClient | None:
-    """Return the agent that ``device.location`` names, by the server in the environment; None where it is ``here``.
+    """Return the agent that ``device.location`` names, by the environment or ``agents_by``; None for here.
 
     Raises:
         BadInputError: the device is offline, or the environment names no server, or a token that cannot be read.
@@ -76,7 +92,9 @@ def agent_of(config: Config) -> AgentClient | None:
             "device.location = 'offline': this machine measures nothing for it; write a kit that measures there: "
             "amcsearch table kit CONFIG -o kit.pyz"
         )
-    url, token_file = os.environ.get(SERVER), os.environ.get(TOKEN_FILE)
+    url, token_file, connect = os.environ.get(SERVER), os.environ.get(TOKEN_FILE), _AGENTS.get()
+    if connect is not None and not url:
+        return connect(location)
     if not url:
         raise BadInputError(
             f"device.location = {location!r}: {SERVER} is not set; start `amcsearch device serve` and set it to its "

@@ -1,6 +1,7 @@
 """Latency tables from hardware: what to measure, the kit that measures it, the table built from its results."""
 
-from amcsearch.measure.agents.client import AgentClient
+from amcsearch.measure.agents.client import AgentClient, WorkConnection
+from amcsearch.measure.agents.routes import DeviceAnswer, DeviceRequest, RequestRefusedError, device_request
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
@@ -20,6 +21,8 @@ from amcsearch.measure.plan.variants import random_kept
 __all__ = [
     "LEAST_VARIANTS",
     "AgentClient",
+    "DeviceAnswer",
+    "DeviceRequest",
     "DeviceServer",
     "KitPlan",
     "KitResult",
@@ -28,10 +31,13 @@ __all__ = [
     "MeasuredSubject",
     "MeasuredVariant",
     "PairedSetting",
+    "RequestRefusedError",
+    "WorkConnection",
     "WorkList",
     "anchored",
     "check_kit_file",
     "check_speed",
+    "device_request",
     "held_out_count",
     "kit_plan",
     "measure_here",

@@ -18,15 +18,18 @@ from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import MutableHeaders
 
 from amcsearch.core import BadInputError
-from amcsearch.service.records import JobRecord
+from amcsearch.service.records import LOOPBACK, JobRecord
 from amcsearch.service.running import service_of
 from amcsearch.service.settings import is_loopback
 from amcsearch.service.tokens import AuditEntry, Scope, TokenTable
 
 __all__ = ["BROWSER_HEADERS", "COOKIE", "Caller", "Guard", "check_site", "known_caller", "read_body", "requires"]
 
+AGENTS: Final = "/v1/agents/"
+"""Where agents of devices ask for work and bring records."""
 COOKIE: Final = "amcsearch_token"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LEAST_ERROR: Final = 400
 _REFUSED: Final = frozenset({401, 403})
 _MOST_REFUSALS: Final = 60  # of a minute that the audit log keeps, so that nobody fills it from outside
 BROWSER_HEADERS: Final[Mapping[str, str]] = {
@@ -116,7 +119,7 @@ def caller_of(request: Request) -> Caller:
         check_site(request, is_browser=True)
     else:
         _check_open(request)
-        known = Caller("loopback", frozenset(Scope))
+        known = Caller(LOOPBACK, frozenset(Scope))
     request.state.caller = known.name
     return known
 
@@ -207,15 +210,16 @@ class Guard:
         try:
             await self.app(scope, receive, guarded)
         finally:
-            if self._is_noted(scope["method"], status):
+            if self._is_noted(scope["method"], scope["path"], status):
                 address = scope["client"][0] if scope.get("client") else ""
                 entry = AuditEntry(state.get("caller", ""), scope["method"], scope["path"], status, address)
                 with suppress(DBAPIError, BadInputError):  # the database is away, and the answer said so
                     await run_sync(self.tokens.note, entry)
 
-    def _is_noted(self, method: str, status: int) -> bool:
+    def _is_noted(self, method: str, path: str, status: int) -> bool:
         if status not in _REFUSED:
-            return method not in _SAFE
+            is_routine = path.startswith(AGENTS) and status < _LEAST_ERROR  # an agent asks for work every few seconds
+            return method not in _SAFE and not is_routine
         minute = int(time.monotonic() // 60)
         if minute != self._minute:
             self._minute, self._refusals = minute, 0

@@ -11,6 +11,8 @@ from amcsearch.runs import make_folder
 from amcsearch.service.access import Guard
 from amcsearch.service.allowed import Allowed
 from amcsearch.service.database import Database
+from amcsearch.service.device_table import DeviceTable
+from amcsearch.service.devices import DEVICE_FOLDER, DeviceWork
 from amcsearch.service.feeds import JobFeeds
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.problems import add_problem_handlers
@@ -31,17 +33,21 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     """
     make_folder(settings.runs)
     database = Database(settings.database_url)
+    devices = DeviceTable(database)
+    work = DeviceWork(settings.runs / DEVICE_FOLDER, devices)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        with work.answering():
+            yield
         database.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
     app = FastAPI(title="amcsearch", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     tokens, allowed = TokenTable(database), Allowed(settings.runs, settings.factories, settings.folders)
     table = JobTable(database)
-    app.state.service = Service(settings, table, tokens, allowed, JobFeeds(table, settings.poll_s))
+    feeds = JobFeeds(table, settings.poll_s)
+    app.state.service = Service(settings, table, tokens, allowed, feeds, devices, work)
     app.add_middleware(Guard, tokens=tokens)
     add_problem_handlers(app)
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -245,11 +245,13 @@ class RemoteJob:
         Raises:
             BadInputError, InfeasibleBudgetError: the job failed, or was cancelled.
         """
-        told = JobProgress()
+        told, waited = JobProgress(), None
         for record in self.follow():
             if observer is not None:
                 _tell(observer, record.progress, told)
-                told = record.progress
+                if record.device is not None and record.device != waited:
+                    observer.phase(f"Waiting for {record.waits_for}")
+                told, waited = record.progress, record.device
         if self.record.state is JobState.CANCELLED:
             raise BadInputError(f"job {self.id} was cancelled; resume it, or submit another")
         if self.record.problem is not None:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Engine,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -31,7 +32,17 @@ from sqlalchemy.sql.expression import ColumnElement, literal_column
 from amcsearch.core import BadInputError, without_passwords
 from amcsearch.runs import make_folder
 
-__all__ = ["AUDIT", "JOBS", "METADATA", "TOKENS", "WORKERS", "Database"]
+__all__ = [
+    "AUDIT",
+    "DEVICES",
+    "DEVICE_REQUESTS",
+    "JOBS",
+    "MEASUREMENTS",
+    "METADATA",
+    "TOKENS",
+    "WORKERS",
+    "Database",
+]
 
 _BUSY_S: Final = 30.0  # that a connection waits for another's transaction on SQLite
 _MIGRATION_LOCK: Final = 4_026_531_840_117  # any number of our own, for PostgreSQL's advisory lock
@@ -56,6 +67,7 @@ JOBS = Table(
     Column("state", String(16), nullable=False),
     Column("is_cancel_asked", Boolean, nullable=False),
     Column("worker", String(128)),
+    Column("device", String(64)),
     Column("attempt", Integer, nullable=False),
     Column("lost", Integer, nullable=False),
     Column("lease_until_s", Double),
@@ -84,6 +96,43 @@ WORKERS = Table(
     Column("seen_s", Double, nullable=False),
 )
 """One worker a row, with its last sign of life."""
+
+DEVICES = Table(
+    "amcsearch_devices",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("says", JSON, nullable=False),
+    Column("measurement", String(64)),
+    Column("records", Integer, nullable=False),
+    Column("expected", Integer, nullable=False),
+    Column("begun_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+)
+"""One device with an agent a row: whose token serves it, what it says of itself, and its last sign of life."""
+
+MEASUREMENTS = Table(
+    "amcsearch_measurements",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("job", String(32), nullable=False),
+)
+"""For which job a device measures."""
+
+DEVICE_REQUESTS = Table(
+    "amcsearch_device_requests",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("job", String(32), nullable=False),
+    Column("method", String(8), nullable=False),
+    Column("target", String(2048), nullable=False),
+    Column("body", LargeBinary),
+    Column("status", Integer),
+    Column("answer", LargeBinary),
+    Column("asked_s", Double, nullable=False),
+    Index("amcsearch_device_requests_open", "status"),
+)
+"""What running jobs ask the work list of devices, which the service holds, and its answers until they are taken."""
 
 TOKENS = Table(
     "amcsearch_tokens",

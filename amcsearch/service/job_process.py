@@ -21,6 +21,7 @@ from typing import IO, Final
 from amcsearch.core import (
     BadInputError,
     Cost,
+    DeviceAwayError,
     InfeasibleBudgetError,
     PruningPolicy,
     Trial,
@@ -29,6 +30,7 @@ from amcsearch.core import (
     printable,
 )
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
+from amcsearch.service.devices import devices_of_job
 from amcsearch.service.job_kinds import JobRequest, request_of
 from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, JobProblem, JobProgress, problem_of
 from amcsearch.service.trial_points import TrialPoints
@@ -45,11 +47,16 @@ _BUSY_S: Final = 20.0  # that the process of an earlier attempt may take to die
 
 @dataclass(frozen=True)
 class Message(StoredDocument):
-    """What happened: progress, or one of the ends; ``is_busy`` where the process of an earlier attempt still lives."""
+    """What happened: progress, or one of the ends.
+
+    ``device`` is one without which the job cannot go on; ``is_busy`` where the process of an earlier attempt still
+    lives.
+    """
 
     progress: JobProgress | None = None
     result: Mapping[str, object] | None = None
     problem: JobProblem | None = None
+    device: str | None = None
     is_stopped: bool = False
     is_busy: bool = False
 
@@ -144,7 +151,7 @@ def main() -> None:
     os.dup2(2, 1)
     task = json.loads(lines.readline())
     threading.Thread(target=_die_with_worker, args=(lines,), daemon=True).start()
-    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told))
+    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told, task["database"]))
     sys.stdout.flush()
     os._exit(0)
 
@@ -155,15 +162,19 @@ def _die_with_worker(lines: IO[str]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str]) -> Message:
+def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], database: str = "") -> Message:
     """Run the job and return how it ended."""
     try:
         with interruptible(*_STOPS, replace=True), guarded_job(*_STOPS), (folder / ".lock").open("w") as lock:
             if not _taken(lock):
                 return Message(is_busy=True)
-            return Message(result=_result(request_of(kind, stored), folder / RUN, told))
+            request = request_of(kind, stored)
+            with devices_of_job(request, folder.name, database):
+                return Message(result=_result(request, folder / RUN, told))
     except KeyboardInterrupt:
         return Message(is_stopped=True)
+    except DeviceAwayError as error:
+        return Message(device=error.device)
     except (BadInputError, InfeasibleBudgetError) as error:
         return Message(problem=problem_of(error))
     except Exception as error:

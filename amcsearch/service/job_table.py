@@ -10,12 +10,13 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Double, Row, and_, bindparam, case, false, func, insert, or_, select, update
+from sqlalchemy import Connection, Double, Row, and_, bindparam, case, exists, false, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.expression import ColumnElement
 
 from amcsearch.core import BadInputError
-from amcsearch.service.database import JOBS, WORKERS, Database
+from amcsearch.service.database import DEVICES, JOBS, WORKERS, Database
+from amcsearch.service.device_table import AWAY_S
 from amcsearch.service.records import (
     ENDED,
     Claim,
@@ -53,6 +54,7 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self.database = database
         now, is_able = database.now, JOBS.c.kind.in_(bindparam("kinds", expanding=True))
+        is_heard = exists().where(DEVICES.c.name == JOBS.c.device, DEVICES.c.seen_s > now - AWAY_S)
         # made once: putting a statement together takes longer than running it
         self._lost = (
             select(JOBS.c.sequence, JOBS.c.lost, JOBS.c.is_cancel_asked)
@@ -62,7 +64,7 @@ class JobTable:
         )
         self._waiting = (
             select(JOBS.c.sequence)
-            .where(JOBS.c.state == JobState.QUEUED, is_able)
+            .where(JOBS.c.state == JobState.QUEUED, is_able, or_(JOBS.c.device.is_(None), is_heard))
             .order_by(JOBS.c.sequence)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -70,6 +72,7 @@ class JobTable:
         taken: dict[str, Any] = {
             "state": JobState.RUNNING,
             "worker": bindparam("by"),
+            "device": None,
             "attempt": JOBS.c.attempt + 1,
             "lost": JOBS.c.lost + bindparam("lost_now"),
             "lease_until_s": now + bindparam("lease_s", type_=Double),
@@ -205,15 +208,19 @@ class JobTable:
         """End a job with its error; raises as ``renew``."""
         return self._write(claim, {**self._ended(), "state": JobState.FAILED, "problem": problem.to_json()})
 
-    def release(self, claim: Claim) -> JobRecord:
-        """Give a job back that was stopped and can go on: it waits again, or is cancelled where that was asked for.
+    def release(self, claim: Claim, device: str | None = None) -> JobRecord:
+        """Give a job back that can go on: it waits again, or is cancelled where that was asked for.
+
+        Args:
+            claim: of the job.
+            device: without which it cannot go on; it waits until the agent of that is heard of.
 
         Raises:
             StaleClaimError: as ``renew``.
         """
         state = case((JOBS.c.is_cancel_asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value)
         ended = case((JOBS.c.is_cancel_asked, self.database.now), else_=None)
-        return self._write(claim, {**self._ended(), "state": state, "ended_s": ended})
+        return self._write(claim, {**self._ended(), "state": state, "ended_s": ended, "device": device})
 
     def lose(self, claim: Claim, reason: str) -> JobRecord:
         """Give a job back whose process died: it waits again, unless it was lost too often; raises as ``renew``."""
@@ -270,6 +277,7 @@ class JobTable:
             "problem": None,
             "result": None,
             "lost": 0,
+            "device": None,
         }
         changes = {} if request is None else {"request": dict(request)}
         is_meant = and_(JOBS.c.id == job, JOBS.c.state.in_(allowed))

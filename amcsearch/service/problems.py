@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.service.access import BROWSER_HEADERS
+from amcsearch.service.devices import DeviceRefusedError
 from amcsearch.service.job_table import NoSuchJobError, WrongStateError
 from amcsearch.service.records import JobProblem, problem_of
 from amcsearch.service.rendering import drawn, wants_html
@@ -36,17 +37,25 @@ _TITLES = {
     "infeasible": "A budget that no policy can meet",
     "not_found": "Not found",
     "conflict": "Not in this state",
+    "device": "A device's work list refuses",
     "unavailable": "The database does not answer",
     "internal": "The service failed",
 }
 
 
-def _response(request: Request, status: int, problem: JobProblem, headers: Mapping[str, str] | None = None) -> Response:
-    """The problem as a page where a browser opens an address, else as problem details."""
+def _response(
+    request: Request,
+    status: int,
+    problem: JobProblem,
+    headers: Mapping[str, str] | None = None,
+    further: Mapping[str, object] | None = None,
+) -> Response:
+    """The problem as a page where a browser opens an address, else as problem details; ``further`` keys go beside."""
     title = _TITLES.get(problem.kind) or _phrase(status)
     if wants_html(request):
         return drawn("error.html", {"title": title, "status": status, "detail": problem.detail}, status, headers)
-    body = {"type": f"urn:amcsearch:{problem.kind}", "title": title, "status": status, **problem.to_json()}
+    described = {"type": f"urn:amcsearch:{problem.kind}", "title": title, "status": status}
+    body = {**described, **problem.to_json(), **(further or {})}
     return JSONResponse(body, status, headers, media_type=PROBLEM_TYPE)
 
 
@@ -64,12 +73,14 @@ def add_problem_handlers(app: FastAPI) -> None:
         return _response(request, 422, problem_of(error))
 
     @app.exception_handler(NoSuchJobError)
-    def _not_found(request: Request, error: Exception) -> Response:
-        return _response(request, 404, JobProblem("not_found", str(error.args[0])))
-
     @app.exception_handler(WrongStateError)
-    def _conflict(request: Request, error: Exception) -> Response:
-        return _response(request, 409, JobProblem("conflict", str(error)))
+    def _of_job(request: Request, error: Exception) -> Response:
+        status, kind = (404, "not_found") if isinstance(error, NoSuchJobError) else (409, "conflict")
+        return _response(request, status, JobProblem(kind, str(error.args[0])))
+
+    @app.exception_handler(DeviceRefusedError)
+    def _device(request: Request, error: DeviceRefusedError) -> Response:
+        return _response(request, error.status, JobProblem("device", str(error)), further=error.further)
 
     @app.exception_handler(DBAPIError)
     def _unavailable(request: Request, _: Exception) -> Response:

@@ -10,6 +10,7 @@ from amcsearch.runs import Document, MetricRecord, StoredDocument
 
 __all__ = [
     "ENDED",
+    "LOOPBACK",
     "MOST_IMPROVEMENTS",
     "MOST_WARNINGS",
     "BestSoFar",
@@ -24,6 +25,8 @@ __all__ = [
     "problem_of",
 ]
 
+LOOPBACK: Final = "loopback"
+"""Name of a caller of this machine where no token is asked for."""
 MOST_WARNINGS: Final = 50  # of one attempt; a job repeats what it warns of
 MOST_IMPROVEMENTS: Final = 200  # that are kept, the latest
 
@@ -98,8 +101,8 @@ class JobRecord(StoredDocument):
 
     ``attempt`` counts claims and fences writes; ``revision`` counts changes of the record and numbers events.
     ``is_cancel_asked`` holds from the request to cancel until the worker has stopped. ``waits_for`` says what a queued
-    job needs. Moments are seconds since 1970 by the database's clock. ``result`` is what the command line prints with
-    ``--json``.
+    job needs, ``device`` the one without which it could not go on. Moments are seconds since 1970 by the database's
+    clock. ``result`` is what the command line prints with ``--json``.
     """
 
     id: str
@@ -118,6 +121,7 @@ class JobRecord(StoredDocument):
     worker: str | None = None
     lost: int = 0
     is_cancel_asked: bool = False
+    device: str | None = None
     waits_for: str | None = None
     progress: JobProgress = field(default_factory=JobProgress)
     result: Mapping[str, object] | None = None

@@ -9,6 +9,8 @@ from typing import Final
 from fastapi import Request
 
 from amcsearch.service.allowed import Allowed
+from amcsearch.service.device_table import DeviceRecord, DeviceTable
+from amcsearch.service.devices import DeviceWork
 from amcsearch.service.feeds import JobFeeds
 from amcsearch.service.job_process import RUN
 from amcsearch.service.job_table import JobTable
@@ -30,6 +32,8 @@ class Service:
     tokens: TokenTable
     allowed: Allowed
     feeds: JobFeeds
+    devices: DeviceTable
+    work: DeviceWork
 
     def folder(self, record: JobRecord) -> Path:
         """The run folder of a job."""
@@ -47,17 +51,34 @@ class Service:
         """Several as ``shown``, with one look at the workers."""
         waiting = any(record.state is JobState.QUEUED for record in records)
         workers = [worker for worker in self.table.workers() if worker.age_s < _SILENT_S] if waiting else []
+        needed = any(record.device is not None for record in records)
+        devices = {device.name: device for device in self.devices.every()} if needed else {}
         return [
-            {**record.to_json(), "waits_for": _missing(record, workers) if record.state is JobState.QUEUED else None}
+            {
+                **record.to_json(),
+                "waits_for": _missing(record, workers, devices) if record.state is JobState.QUEUED else None,
+            }
             for record in records
         ]
 
 
-def _missing(record: JobRecord, workers: Sequence[WorkerRecord]) -> str:
+def _missing(record: JobRecord, workers: Sequence[WorkerRecord], devices: Mapping[str, DeviceRecord]) -> str:
+    if record.device is not None:
+        device = devices.get(record.device)
+        if device is None or not device.is_connected:
+            heard = "no agent of that name has connected" if device is None else _heard(device)
+            return (
+                f"device {record.device}: {heard}; on the device: python3 kit.pyz agent --connect URL --token-file F "
+                f"--name {record.device}"
+            )
     able = sum(record.kind in worker.kinds for worker in workers)
     if not able:
         return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
     return f"one of {able} workers that run {record.kind}"
+
+
+def _heard(device: DeviceRecord) -> str:
+    return f"its agent was last heard of {max(device.age_s / 60, 1):.0f} min ago"
 
 
 def service_of(request: Request) -> Service:

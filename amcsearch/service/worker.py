@@ -92,6 +92,11 @@ class WorkerSettings:
     limits: JobLimits = field(default_factory=JobLimits)
     program: tuple[str, ...] = (sys.executable, "-c", "from amcsearch.service.job_process import main; main()")
 
+    @property
+    def database_url(self) -> str:
+        """The address of the database."""
+        return self.database or default_database(self.runs)
+
     def __post_init__(self) -> None:
         if not self.kinds:
             raise BadInputError(f"no kinds: a worker runs at least one of {', '.join(KINDS)}")
@@ -113,7 +118,12 @@ class _JobProcess:
             self._process = subprocess.Popen(
                 settings.program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
-        task = {"kind": record.kind, "request": record.request, "folder": str(folder.absolute())}
+        task = {
+            "kind": record.kind,
+            "request": record.request,
+            "folder": str(folder.absolute()),
+            "database": settings.database_url,
+        }
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self._process.stdin is not None
@@ -269,8 +279,8 @@ class JobWorker:
             self.table.finish(claim, message.result)
         elif problem is not None or message.problem is not None:
             self.table.fail(claim, problem or message.problem or JobProblem("internal", process.end))
-        elif message.is_stopped or process.was_asked:
-            self.table.release(claim)
+        elif message.is_stopped or process.was_asked or message.device is not None:
+            self.table.release(claim, message.device)
         else:
             self.table.lose(claim, "an earlier attempt still runs" if message.is_busy else process.end)
 
@@ -300,7 +310,7 @@ def work(settings: WorkerSettings) -> None:
         BadInputError: a database that cannot be opened, or a folder of runs that cannot be made.
     """
     make_folder(settings.runs)
-    database = Database(settings.database or default_database(settings.runs))
+    database = Database(settings.database_url)
     worker = JobWorker(JobTable(database), settings)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from amcsearch.core import (
     BadInputError,
     Cost,
+    DeviceAwayError,
     Evaluation,
     InfeasibleBudgetError,
     PruningPolicy,
@@ -66,6 +67,14 @@ def find_nothing(stored: Path) -> Mapping[str, object]:
     raise InfeasibleBudgetError("budget.macs = 0.01x: the smallest is 0.1x")
 
 
+def lack_device(stored: Path) -> Mapping[str, object]:
+    mark = stored.parent / "lacked"
+    if mark.exists():
+        return end(stored)
+    mark.touch()
+    raise DeviceAwayError("device pi5 is away; start its agent", "pi5")
+
+
 def break_down(stored: Path) -> Mapping[str, object]:
     raise RuntimeError("no such\nthing")
 
@@ -106,7 +115,10 @@ def hang(stored: Path) -> Mapping[str, object]:
     return wait(stored)
 
 
-ENDS = {f.__name__: f for f in (end, refuse, find_nothing, break_down, die, die_once, swell, spread, wait, hang)}
+ENDS = {
+    f.__name__: f
+    for f in (end, refuse, find_nothing, lack_device, break_down, die, die_once, swell, spread, wait, hang)
+}
 
 if __name__ == "__main__":
     job_kinds.KINDS["stub"] = StubRequest

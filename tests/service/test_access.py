@@ -190,7 +190,7 @@ class TestScopes:
                 if path in open_paths:
                     continue
                 for holder in (None, "expired", "revoked"):
-                    status, _ = running.ask(method.upper(), path.format(job=job, path="x"), holder, {})
+                    status, _ = running.ask(method.upper(), path.format(job=job, path="x", device="pi5"), holder, {})
                     assert status == 401, (method, path)
                 checked += 1
         assert checked >= 10

@@ -29,7 +29,7 @@ OPEN: Final = {"/healthz", "/readyz"}
 
 def allowed(method: str, path: str) -> frozenset[Scope]:
     """Scopes one of which a route asks for."""
-    if path == "/audit":
+    if path == "/audit" or (method, path) == ("DELETE", "/devices/{device}"):
         return frozenset({Scope.ADMIN})
     if method == "GET":
         return frozenset({Scope.ADMIN, Scope.READ})

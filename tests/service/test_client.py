@@ -18,6 +18,7 @@ from amcsearch.search import Mean
 from amcsearch.service import connection
 from amcsearch.service.client import Client, connect
 from amcsearch.service.connection import ServiceConnection
+from amcsearch.service.device_table import DeviceTable
 from amcsearch.service.records import JobState
 from amcsearch.service.trial_points import TrialPoints
 
@@ -72,6 +73,27 @@ def test_a_job_is_submitted_followed_and_fetched(live: LiveService, tmp_path: Pa
         job.fetch(folder)
     assert [other.id for other in connect(live.url).jobs(JobState.DONE)] == [job.id]
     assert connect(live.url).job(job.id).record == record
+
+
+def test_who_follows_is_told_of_a_device_that_is_away(live: LiveService) -> None:
+    job = amcsearch.connect(live.url).submit("stub", CONFIG, arguments={"does": "lack_device"})
+
+    class Starter(Watcher):
+        """Starts the agent when it hears that one is lacking."""
+
+        def phase(self, text: str) -> None:
+            super().phase(text)
+            if text.startswith("Waiting"):
+                DeviceTable(live.table.database).greet("pi5", "board", {}, None)
+
+    watcher = Starter()
+    with live.worker():
+        assert job.wait(watcher).state is JobState.DONE
+    waiting = [text for text in watcher.phases if text.startswith("Waiting")]
+    assert waiting == [
+        "Waiting for device pi5: no agent of that name has connected; on the device: python3 kit.pyz agent --connect "
+        "URL --token-file F --name pi5"
+    ]
 
 
 @pytest.mark.parametrize(

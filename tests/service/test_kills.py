@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
 import amcsearch
+from amcsearch.config import read_latency_table
 from amcsearch.core import BadInputError
+from amcsearch.measure.kit.kit import write_kit
 from amcsearch.service.client import connect
 from amcsearch.service.database import Database
 from amcsearch.service.job_table import JobTable
@@ -157,8 +160,7 @@ def test_jobs_outlive_whatever_is_killed(kind: str, request: pytest.FixtureReque
 def test_a_search_through_a_service_is_the_local_search(write_config: Callable[..., Path], tmp_path: Path) -> None:
     config, runs = write_config(), tmp_path / "runs"
     local = amcsearch.search(config=config, folder=tmp_path / "local")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = free_port()
     allowed = ("--allow", f"{TINY_JOB}:*", "--allow-files", str(TINY_JOB.parent))
     with process("-m", "amcsearch", "serve", "--runs", str(runs), "--port", port, "--workers", "0", *allowed):
         url = f"http://127.0.0.1:{port}"
@@ -177,7 +179,34 @@ def test_a_search_through_a_service_is_the_local_search(write_config: Callable[.
     assert job.record.attempt == 2
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
 def _answers(url: str) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(f"{url}/readyz").is_success
     return False
+
+
+@pytest.mark.slow
+def test_a_table_is_measured_by_the_agent_of_a_device(
+    write_config: Callable[..., Path], small_plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_kit(small_plan(), tmp_path / "kit.pyz")
+    runs, port = tmp_path / "runs", free_port()
+    allowed = ("--allow", f"{TINY_JOB}:*", "--allow-files", str(TINY_JOB.parent))
+    with process("-m", "amcsearch", "serve", "--runs", str(runs), "--port", port, *allowed):
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: _answers(url))
+        client, settings = connect(url), {"device.location": "pi5", "device.rounds": 4}
+        job = client.submit("table_measure", write_config(), settings=settings, arguments={"variants": 12})
+        until(lambda: client.job(job.id).record.device is not None or client.job(job.id).record.has_ended)
+        waiting = client.job(job.id).record
+        assert (waiting.state, waiting.device, waiting.worker) == (JobState.QUEUED, "pi5", None)
+        agent = ("agent", "--connect", url, "--name", "pi5", "--folder", str(tmp_path / "agent"), "--poll", "0.1")
+        with process(str(tmp_path / "kit.pyz"), *agent):
+            assert job.wait().state is JobState.DONE
+        folder = job.fetch(tmp_path / "table")
+    assert read_latency_table(folder).rows

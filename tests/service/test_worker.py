@@ -17,6 +17,7 @@ import pytest
 from amcsearch.core import MIB, BadInputError
 from amcsearch.service import job_process, job_table
 from amcsearch.service.database import Database
+from amcsearch.service.device_table import DeviceTable
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.worker import JobLimits, JobWorker, WorkerSettings
@@ -72,6 +73,18 @@ def test_a_job_runs_to_its_end(table: JobTable, settings: WorkerSettings) -> Non
     assert (progress.best.policy, progress.best.costs, progress.best.metric) == ({"conv": 3}, {"macs": 5.0}, 0.9)
     assert "what the job prints" in (settings.runs / job / "output.log").read_text()
     assert not JobWorker(table, settings).run_one()
+
+
+def test_a_job_that_lacks_its_device_gives_its_worker_back_and_goes_on(
+    table: JobTable, settings: WorkerSettings
+) -> None:
+    job = submitted(table, "lack_device")
+    record = ended(table, settings, job)
+    assert (record.state, record.device, record.worker, record.lost) == (JobState.QUEUED, "pi5", None, 0)
+    assert not JobWorker(table, settings).run_one()
+    DeviceTable(table.database).greet("pi5", "board", {}, None)
+    assert ended(table, settings, job).state is JobState.DONE
+    assert evaluations(settings, job) == ["0", "1", "2"]  # none is repeated
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from amcsearch.core import BadInputError, parse_json
+from amcsearch.core import BadInputError, DeviceAwayError, parse_json
 from amcsearch.costs import Provenance
 from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, MeasurementState
 from amcsearch.measure.kit.kit import KitPlan, device_plan, plan_archive
 from amcsearch.runs import replacing
-from amcsearch.runtime import CPU, Connection, DeviceError, RefusedError, UnreachableError
+from amcsearch.runtime import CPU, DeviceError, RefusedError, UnreachableError
 
-__all__ = ["AgentClient"]
+__all__ = ["AgentClient", "WorkConnection"]
 
 Result = TypeVar("Result")
 POLL_S, MOST_WAIT_S = 1.0, 30.0
@@ -29,6 +29,20 @@ _ANSWER: Final = "the server's answer"
 Progress = Callable[[float, str], None]
 
 
+class WorkConnection(Protocol):
+    """What carries requests to a work list: HTTP's ``Connection``, or another that raises the same errors."""
+
+    @property
+    def url(self) -> str:
+        """Where the work list is, for people."""
+
+    def json(self, method: str, path: str) -> dict[str, object]:
+        """Return the object that answers a request."""
+
+    def send(self, method: str, path: str, body: bytes | None, most_bytes: int) -> bytes:
+        """Return what answers a request, at most ``most_bytes``."""
+
+
 class AgentClient:
     """A device that an agent serves.
 
@@ -37,34 +51,39 @@ class AgentClient:
         device: the agent's name.
         pause: waits so many seconds.
         clock: seconds.
+        silent_s: seconds of silence after which the agent counts as away.
     """
 
     def __init__(
         self,
-        connection: Connection,
+        connection: WorkConnection,
         device: str,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        silent_s: float = SILENT_S,
     ) -> None:
         self.connection, self.device, self._pause, self._clock = connection, device, pause, clock
+        self._silent_s, self._begun = silent_s, clock()
 
     def state(self) -> DeviceState:
         """Say what the server knows of the device.
 
         Raises:
-            BadInputError: the server cannot be reached or refuses, or its agent has never connected.
+            BadInputError: the server refuses.
+            DeviceAwayError: the server cannot be reached, or its agent has never connected.
         """
         try:
             return self._state()
         except RefusedError as error:
             if error.status != GONE:
                 raise BadInputError(str(error)) from error
-            raise BadInputError(
+            raise DeviceAwayError(
                 f"device.location = {self.device!r}: no agent of that name has connected to {self.connection.url}; on "
-                f"the device: python3 kit.pyz agent --connect URL --token-file F --name {self.device}"
+                f"the device: python3 kit.pyz agent --connect URL --token-file F --name {self.device}",
+                self.device,
             ) from error
         except DeviceError as error:
-            raise BadInputError(f"{error}; start it: amcsearch device serve") from error
+            raise DeviceAwayError(f"{error}; start it: amcsearch device serve", self.device) from error
 
     def _state(self) -> DeviceState:
         answer = self.connection.json("GET", f"/v1/devices/{self.device}")
@@ -85,12 +104,15 @@ class AgentClient:
         """Measure a plan and write its result to ``out``.
 
         Raises:
-            BadInputError: the server or the agent refuses or stays away, or ``out`` cannot be written.
+            BadInputError: the server or the agent refuses, or ``out`` cannot be written.
+            DeviceAwayError: the server or the agent stays away.
         """
-        self.state()
+        self._check_heard(self.state())
         query = f"threads={threads}&provider={CPU}" + ("" if minutes is None else f"&minutes={min(minutes, 1440.0)}")
         try:
             self._measure(plan_archive(device_plan(plan)), f"/v1/devices/{self.device}/jobs?{query}", out, progress)
+        except UnreachableError as error:
+            raise DeviceAwayError(str(error), self.device) from error
         except DeviceError as error:
             raise BadInputError(str(error)) from error
 
@@ -126,17 +148,27 @@ class AgentClient:
 
     def _tell(self, state: MeasurementState, progress: Progress | None) -> None:
         """Report the progress, and the silence of the agent; one that lasts too long is an error."""
-        silent_s = self._patiently(self._state).silent_s
-        if silent_s is not None and silent_s > SILENT_S:
-            raise BadInputError(
-                f"device {self.device} was last heard of {silent_s / 60:.0f} minutes ago; start its agent again and "
-                "repeat the command, which goes on"
-            )
+        silent_s = self._check_heard(self._patiently(self._state))
         if progress is None:
             return
         what = f"{self.device}: {state.records} of about {state.expected} records"
-        quiet = "" if silent_s is None or silent_s < NOTED_S else f", silent for {silent_s:.0f} s"
+        quiet = "" if silent_s < NOTED_S else f", silent for {silent_s:.0f} s"
         progress(min(state.records / max(state.expected, 1), 1.0), what + quiet)
+
+    def _check_heard(self, known: DeviceState) -> float:
+        """Seconds for which the agent is silent, counted from here where its server has begun since.
+
+        Raises:
+            DeviceAwayError: it is silent for too long.
+        """
+        silent_s = self._clock() - self._begun if known.silent_s is None else known.silent_s
+        if silent_s > self._silent_s:
+            raise DeviceAwayError(
+                f"device {self.device} was last heard of {silent_s / 60:.0f} minutes ago; start its agent again and "
+                "repeat the command, which goes on",
+                self.device,
+            )
+        return silent_s
 
     def _forget(self, job: str) -> None:
         try:

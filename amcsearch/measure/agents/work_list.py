@@ -219,6 +219,12 @@ class WorkList:
             contact = self._contacts.get(name)
             return DeviceState(name, known, None if contact is None else self._clock() - contact.at)
 
+    def forget_device(self, name: str) -> None:
+        """Forget what is known of a device, so that another one may take its name."""
+        with self._lock:
+            self._device_file(name).unlink(missing_ok=True)
+            self._contacts.pop(name, None)
+
     def next(self, device: str, instance: str, says: Mapping[str, object]) -> JobOffer | None:
         """Offer an agent the oldest measurement that its device has to do, None where there is none.
 

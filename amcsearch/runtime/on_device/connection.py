@@ -61,7 +61,8 @@ def _said(content: bytes) -> str:
     text = content[: 4 * WORDS].decode("utf-8", "replace")
     try:
         parsed = json.loads(text)
-        text = str(parsed["error"]) if isinstance(parsed, dict) and "error" in parsed else text
+        if isinstance(parsed, dict):  # a server's own words, or problem details of a service
+            text = str(parsed.get("error", parsed.get("detail", text)))
     except (ValueError, RecursionError):
         pass
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:WORDS]

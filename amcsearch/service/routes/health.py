@@ -11,7 +11,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from amcsearch.service.access import requires
+from amcsearch.service.device_table import DeviceTable
 from amcsearch.service.job_table import JobTable
+from amcsearch.service.records import WorkerRecord
 from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
@@ -19,6 +21,8 @@ __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(tags=["operation"])
 
+DEVICE: Final = "device"
+"""Kind of a worker that measures on a device."""
 _READ: Final = [Depends(requires(Scope.READ))]
 Running = Annotated[Service, Depends(running_service)]
 
@@ -26,8 +30,8 @@ Running = Annotated[Service, Depends(running_service)]
 class _Jobs(Collector):
     """Numbers of jobs and workers, read from the job table at every scrape."""
 
-    def __init__(self, table: JobTable) -> None:
-        self.table = table
+    def __init__(self, table: JobTable, devices: DeviceTable) -> None:
+        self.table, self.devices = table, devices
 
     def collect(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("amcsearch_jobs", "Jobs by kind and state.", labels=["kind", "state"])
@@ -43,6 +47,12 @@ class _Jobs(Collector):
             busy.add_metric([worker.name], float(worker.job is not None))
         yield silence
         yield busy
+        away = GaugeMetricFamily(
+            "amcsearch_device_silence_seconds", "Since an agent's sign of life.", labels=["device"]
+        )
+        for device in self.devices.every():
+            away.add_metric([device.name], device.age_s)
+        yield away
 
 
 @ROUTER.get("/healthz")
@@ -62,15 +72,21 @@ def ready(service: Running) -> Response:
 
 @ROUTER.get("/workers", dependencies=_READ)
 def workers(service: Running) -> Response:
-    """List workers with what they run and their last sign of life."""
-    return JSONResponse({"workers": [worker.to_json() for worker in service.table.workers()]})
+    """List workers with what they run and their last sign of life; devices with agents are of kind ``device``."""
+    devices = (
+        WorkerRecord(
+            each.name, (DEVICE,), str(each.says.get("cpu") or ""), each.job, each.begun_s, each.seen_s, each.age_s
+        )
+        for each in service.devices.every()
+    )
+    return JSONResponse({"workers": [worker.to_json() for worker in (*service.table.workers(), *devices)]})
 
 
 @ROUTER.get("/metrics", dependencies=_READ)
 def metrics(service: Running) -> Response:
     """Metrics for Prometheus."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Jobs(service.table))
+    registry.register(_Jobs(service.table, service.devices))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
