@@ -247,6 +247,7 @@ def test_health_says_what_is_missing(http: TestClient, tmp_path: Path, monkeypat
     assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     assert "is not there; mount it" in problem(http, 503, "GET", "/readyz")["detail"]
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")
 
     def away(*_: object, **__: object) -> None:
         raise OperationalError("SELECT secret", {}, Exception("password"))

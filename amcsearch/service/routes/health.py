@@ -64,9 +64,9 @@ def alive() -> Response:
 @ROUTER.get("/readyz")
 def ready(service: Running) -> Response:
     """Whether the database answers and the folder of runs is there."""
-    service.table.page(limit=1)
-    if not service.settings.runs.is_dir():
+    if not service.settings.runs.is_dir():  # first: the database may lie in it
         raise HTTPException(503, f"the folder of runs {service.settings.runs} is not there; mount it")
+    service.table.page(limit=1)
     return JSONResponse({"status": "ok"})
 
 
