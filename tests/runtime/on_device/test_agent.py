@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amcsearch.measure.agents.server import ROUTES, _Asked, _guarded, _HttpError
+from amcsearch.measure.agents.routes import RequestRefusedError, device_request
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.kit.kit import device_plan, plan_archive
 from amcsearch.measure.kit.kit_results import read_results
@@ -30,17 +30,13 @@ class Wire(Connection):
         self.asked.append(path)
         if self.cut(path, len(self.asked)):
             raise UnreachableError("the network is gone")
-        path, _, query = path.partition("?")
+        plain, _, _ = path.partition("?")
         for end, answer in self.answers.items():
-            if path.endswith(end):
+            if plain.endswith(end):
                 return answer
-        route = next(route for route in ROUTES if route.method == method and route.path.fullmatch(path))
-        match = route.path.fullmatch(path)
-        assert match is not None
-        pairs = dict(pair.split("=") for pair in query.split("&") if pair)
         try:
-            answer = _guarded(route, self.work, _Asked(match.groupdict(), pairs, body or b""))
-        except _HttpError as error:
+            answer = device_request(method, path).answer(self.work, body or b"")
+        except RequestRefusedError as error:
             raise RefusedError(str(error), int(error.status), json.dumps(error.content).encode()) from error
         return answer if isinstance(answer, bytes) else b"" if answer is None else json.dumps(answer).encode()
 
