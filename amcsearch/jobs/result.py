@@ -270,11 +270,20 @@ def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, o
         has_diverged = isinstance(error, DivergedError)
         if not has_diverged and user_training(job.config, job.given) is None:
             raise
-        change = "learning_rate=…" if has_diverged else "factory=null"
         raise type(error)(
-            f"{error}; the policy is kept, go on with it: amcsearch prune {run.config_yaml} --policy {run.policy_json} "
-            f"--set recovery.finetune.{change}"
+            f"{error}; the policy is kept, go on with it: {_another_training(job, run, has_diverged)}"
         ) from error
+
+
+def _another_training(job: Job, run: RunFolder, has_diverged: bool) -> str:
+    """Return how to train the policy otherwise: a command, or a call where the network is in memory."""
+    if job.given.model is None:
+        change = "learning_rate=…" if has_diverged else "factory=null"
+        return f"amcsearch prune {run.config_yaml} --policy {run.policy_json} --set recovery.finetune.{change}"
+    change = "settings={'recovery.finetune.learning_rate': …}" if has_diverged else "finetune=None"
+    return (
+        f"amcsearch.prune(model, data, policy={str(run.policy_json)!r}, {change}) with the same task and other settings"
+    )
 
 
 class _TrainingOfPolicy:

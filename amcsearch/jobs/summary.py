@@ -130,7 +130,7 @@ def _again(job: Job, run: RunFolder) -> str:
     """
     if job.given.model is None:
         return f"measure it on an idle machine: amcsearch prune {run.config_yaml} --policy {run.policy_json}"
-    call = "amcsearch.prune(model, data, policy=result.policy) with the other arguments as before"
+    call = "amcsearch.prune(model, data, policy=result.policy) with the same task and settings"
     return f"measure it on an idle machine: {call}"
 
 

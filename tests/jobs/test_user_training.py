@@ -174,7 +174,8 @@ def test_a_function_in_memory_trains_and_its_failure_keeps_the_policy(tmp_path: 
     arguments = {"target": {"macs": "0.7x"}, "settings": settings}
     result = amcsearch.prune(model, data, finetune=constant, folder=tmp_path / "kept", **arguments)
     assert all(bool((parameter == 0.25).all()) for parameter in result.model.parameters())
-    with pytest.raises(BadInputError, match=r"returned a NoneType.*the policy is kept, go on with it: amcsearch prune"):
+    cure = r"go on with it: amcsearch\.prune\(model, data, policy='.*failed/policy\.json', finetune=None\)"
+    with pytest.raises(BadInputError, match=rf"returned a NoneType.*the policy is kept, {cure}"):
         amcsearch.prune(model, data, finetune=lambda request: None, folder=tmp_path / "failed", **arguments)
     policy = json.loads((tmp_path / "failed" / "policy.json").read_text())
     assert policy == dict(result.policy)
