@@ -129,6 +129,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
         write_points(runs / jobs["running"])
         table.greet("first", ["search"], "host", jobs["running"])
         jobs["queued"] = submitted(table, "queued job")
+        devices = app.state.service.devices
+        devices.greet("edge", "ada", {"cpu": "<Cortex>", "cores": 4}, ("one", 3, 40))
+        devices.greet("idle", "ada", {"cpu": None, "cores": None}, None)
         yield Site(http, runs, table, app.state.service.tokens, jobs)
 
 
@@ -218,7 +221,11 @@ class TestWhatPagesShow:
 
     def test_tables_and_workers(self, site: Site) -> None:
         assert "x86_epyc_avx512" in site.page("/page/tables")
-        assert "first" in site.page("/page/workers")
+        text = site.page("/page/workers")
+        assert "first" in text
+        assert "&lt;Cortex&gt;, 4 cores" in text
+        assert "a client, 3 of about 40 records" in text
+        assert '<td data-label="Measures for">idle</td>' in text
 
 
 class TestTheBudgetOfAFront:

@@ -242,5 +242,6 @@ def _flat(value: object, key: str) -> Iterator[tuple[str, str]]:
 
 @ROUTER.get("/page/workers")
 def workers(service: Running, caller: Reader) -> Response:
-    """Workers with their last sign of life."""
-    return drawn("workers.html", {"caller": caller, "here": "/page/workers", "workers": service.table.workers()})
+    """Workers, and devices with agents, with their last sign of life."""
+    shown = {"workers": service.table.workers(), "devices": service.devices.every()}
+    return drawn("workers.html", {"caller": caller, "here": "/page/workers", **shown})
