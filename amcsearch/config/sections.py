@@ -229,7 +229,8 @@ class DeviceConfig(Section):
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
     """Threads inside an operator."""
     runtime: Annotated[str, Field(min_length=1)] = "onnxruntime"
-    """What runs the delivered network on the device: onnxruntime, or a class of your own, ``file.py:Class``.
+    """What runs the delivered network on the device: onnxruntime, executorch
+    (``pip install 'amcsearch[executorch]'``, with XNNPACK), or a class of your own, ``file.py:Class``.
     Finalists are measured with it, and the delivered network is checked in it as a file of its own. A latency table
     belongs to one runtime; only ONNX Runtime gives the profile that makes one."""
     provider: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)] = "CPU"

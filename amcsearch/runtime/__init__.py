@@ -6,6 +6,7 @@ from typing import Final
 from amcsearch.runtime.base import ONNX_SUFFIX, Runtime
 from amcsearch.runtime.comparison import OUTPUTS, Agreement, Compared, InBatches, compare
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
+from amcsearch.runtime.executorch_runtime import ExecuTorchRuntime
 from amcsearch.runtime.export import OPSET, WRAPPER, OnnxSettings, exported
 from amcsearch.runtime.loaded import FileModule, LoadedNetwork, Port
 from amcsearch.runtime.on_device.agent import SAYS
@@ -29,6 +30,7 @@ from amcsearch.runtime.torch_programs import program_module, torch_program
 
 RUNTIMES: Final[Mapping[str, type[Runtime]]] = {
     OnnxRuntime.name: OnnxRuntime,
+    ExecuTorchRuntime.name: ExecuTorchRuntime,
 }
 """Runtimes by the name in ``device.runtime``."""
 
