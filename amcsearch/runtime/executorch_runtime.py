@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, read_bytes
-from amcsearch.graph import Batch, as_batch, evaluating
+from amcsearch.graph import Batch, as_batch, duplicate, evaluating
 from amcsearch.runtime.base import Runtime
 from amcsearch.runtime.export import FIXED, Flat, OnnxSettings
 from amcsearch.runtime.loaded import LoadedNetwork, Port
@@ -152,13 +152,13 @@ class ExecuTorchRuntime(Runtime):
         with evaluating(model), exporting(), torch.no_grad():
             try:
                 partitioner = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-                captured = torch.export.export(Flat(model, batch).eval(), tuple(batch.inputs.values()))
+                captured = torch.export.export(Flat(_in_order(model), batch).eval(), tuple(batch.inputs.values()))
                 lower = importlib.import_module("executorch.exir").to_edge_transform_and_lower
                 lowered = lower(captured, partitioner=[partitioner.XnnpackPartitioner()])
                 return bytes(lowered.to_executorch().buffer)
             except Exception as error:  # whatever user code, torch and ExecuTorch may raise
                 raise BadInputError(
-                    f"cannot export {type(model).__name__} to ExecuTorch ({reason_of(error)}); make its forward "
+                    f"cannot export {type(model).__name__} to ExecuTorch ({reason_of(_first_cause(error))}); make its forward "
                     "traceable by torch.export"
                 ) from error
 
@@ -175,6 +175,21 @@ class ExecuTorchRuntime(Runtime):
     def version(self) -> str:
         """Return the version of the package."""
         return version(PACKAGE)
+
+
+def _first_cause(error: Exception) -> Exception:
+    """Return what went wrong first: ExecuTorch wraps it in an exception that names its own step alone."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _in_order(model: nn.Module) -> nn.Module:
+    """Copy a network, its tensors contiguous: XNNPACK's passes refuse weights that lie in memory channels last."""
+    copy = duplicate(model)
+    for tensor in (*copy.parameters(), *copy.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return copy
 
 
 def _set_threads(library: Any, threads: int) -> None:
