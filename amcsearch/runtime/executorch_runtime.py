@@ -157,9 +157,10 @@ class ExecuTorchRuntime(Runtime):
                 lowered = lower(captured, partitioner=[partitioner.XnnpackPartitioner()])
                 return bytes(lowered.to_executorch().buffer)
             except Exception as error:  # whatever user code, torch and ExecuTorch may raise
+                reason = reason_of(_first_cause(error))
                 raise BadInputError(
-                    f"cannot export {type(model).__name__} to ExecuTorch ({reason_of(_first_cause(error))}); make its forward "
-                    "traceable by torch.export"
+                    f"cannot export {type(model).__name__} to ExecuTorch ({reason}); make its forward traceable by "
+                    "torch.export"
                 ) from error
 
     def load(self, file: Path | bytes) -> ExecuTorchNetwork:
