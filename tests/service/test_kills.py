@@ -209,4 +209,4 @@ def test_a_table_is_measured_by_the_agent_of_a_device(
         with process(str(tmp_path / "kit.pyz"), *agent):
             assert job.wait().state is JobState.DONE
         folder = job.fetch(tmp_path / "table")
-    assert read_latency_table(folder).rows
+    assert len(read_latency_table(folder).rows) > 0
