@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,24 +195,28 @@ def samples(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Append to the table what it lacks, one seed of every network after another."""
-    done = {(r["network"], r["seed"], r["budget"], r["selection"], r["agent"]) for r in stored()}
-    is_new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+    done = {(r["network"], r["seed"], r["budget"], r["selection"], r["agent"]) for r in stored(CSV)}
+    pairs = [(network, seed) for seed in options.seeds for network in options.networks]
+    append(CSV, FIELDS, (row for network, seed in pairs for row in rows_of(network, seed, options, done)))
+
+
+def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write every row to the end of a CSV file as soon as it is made."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
         if is_new:
             writer.writeheader()
-        for seed in options.seeds:
-            for network in options.networks:
-                for row in rows_of(network, seed, options, done):
-                    writer.writerow(row)
-                    file.flush()
+        for row in rows:
+            writer.writerow(row)
+            file.flush()
 
 
-def stored() -> list[dict[str, str]]:
-    """Lines of the table."""
-    if not CSV.exists():
+def stored(path: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file; none where there is no file."""
+    if not path.exists():
         return []
-    with CSV.open(newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -220,7 +224,7 @@ def report(options: argparse.Namespace) -> None:
     """Print the table of means, percent, over the seeds that are there."""
     del options
     cells = defaultdict(list)
-    for row in stored():
+    for row in stored(CSV):
         cells[row["network"], row["budget"], row["selection"], row["agent"]].append(row)
     print(
         "| network | budget | selection | agent | seeds | after 1 | after 8 | after all | test | fine-tuned | dense |"

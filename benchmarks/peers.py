@@ -20,7 +20,6 @@ deviations over seeds.
 
 import argparse
 import copy
-import csv
 import statistics
 import tempfile
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from defaults import Remembering, Silent, best_of, searched
+from defaults import Remembering, Silent, append, best_of, searched, stored
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -223,37 +222,29 @@ def row_of(case: Case, epochs: int) -> dict[str, float | str]:
     return {"macs": share, "pruned": pruned, "tuned": tuned, "seconds": round(seconds, 1)}
 
 
+def rows_of(
+    network: str, seed: int, options: argparse.Namespace, done: set[tuple[str, ...]]
+) -> Iterator[dict[str, float | str]]:
+    """Run what is not done of one network and seed: every budget and method."""
+    keys = [(network, str(seed), str(b), method) for b in options.budgets for method in options.methods]
+    left = [key for key in keys if key not in done]
+    if not left:
+        return
+    settings = [*COMMON, f"seed={seed}", f"data.kwargs.seed={seed}", "budget={macs: 0.5x}"]
+    config = load(CONFIGS / f"{network}.yaml", settings)
+    job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
+    dense = evaluate(job.workload.model, judged_batches(config, job.workload, "test"), job.workload.task)[1]
+    macs = macs_of(job.workload.model, job.workload.example.chosen([0]).args[0])
+    for key in left:
+        case = Case(network, job, int(float(key[2]) * macs), options.evaluations, key[3])
+        yield {**dict(zip(FIELDS, key, strict=False)), "dense": dense, **row_of(case, options.epochs)}
+
+
 def run(options: argparse.Namespace) -> None:
     """Append to the table what it lacks."""
-    done = {tuple(row[field] for field in FIELDS[:4]) for row in stored()}
-    is_new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        for seed in options.seeds:
-            for network in options.networks:
-                keys = [(network, str(seed), str(b), method) for b in options.budgets for method in options.methods]
-                if done.issuperset(keys):
-                    continue
-                keys_of_seed = [f"seed={seed}", f"data.kwargs.seed={seed}", "budget={macs: 0.5x}"]
-                config = load(CONFIGS / f"{network}.yaml", [*COMMON, *keys_of_seed])
-                job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
-                dense = evaluate(job.workload.model, judged_batches(config, job.workload, "test"), job.workload.task)[1]
-                macs = macs_of(job.workload.model, job.workload.example.chosen([0]).args[0])
-                for key in (key for key in keys if key not in done):
-                    case = Case(key[0], job, int(float(key[2]) * macs), options.evaluations, key[3])
-                    row = row_of(case, options.epochs)
-                    writer.writerow({**dict(zip(FIELDS, key, strict=False)), "dense": dense, **row})
-                    file.flush()
-
-
-def stored() -> list[dict[str, str]]:
-    """Lines of the table."""
-    if not CSV.exists():
-        return []
-    with CSV.open(newline="") as file:
-        return list(csv.DictReader(file))
+    done = {tuple(row[field] for field in FIELDS[:4]) for row in stored(CSV)}
+    pairs = [(network, seed) for seed in options.seeds for network in options.networks]
+    append(CSV, FIELDS, (row for network, seed in pairs for row in rows_of(network, seed, options, done)))
 
 
 def spread(rows: list[dict[str, str]], field: str) -> str:
@@ -265,7 +256,7 @@ def spread(rows: list[dict[str, str]], field: str) -> str:
 def report(options: argparse.Namespace) -> None:
     """Print a table a network, percent of the test split."""
     rows = defaultdict(list)
-    for row in stored():
+    for row in stored(CSV):
         rows[row["network"], row["budget"], row["method"]].append(row)
     for network in dict.fromkeys(key[0] for key in rows):
         budgets = [budget for budget in map(str, options.budgets) if any(key[:2] == (network, budget) for key in rows)]
