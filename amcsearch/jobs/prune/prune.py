@@ -1,5 +1,6 @@
 """Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)
+    if config.prune.keep_accuracy is not None and proposal.policy == job.workload.trace.network.dense:
+        observer.warn("no smaller network was shown to keep the metric; the dense network is delivered as it is")
+        job = _as_it_is(job)
     exports = Exports(job)
     with phases("finalists", "Evaluating and measuring the policy"):
         cost, evaluation = job.device.grid.cost(proposal.policy), job.evaluator.evaluate(proposal.policy)
@@ -55,6 +59,13 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
         return describe_proposal(with_rounds(proposal, rounds, job, (pruned, tuned)))
 
     return deliver(job, run, phases, finalists, exports, origin)
+
+
+def _as_it_is(job: Job) -> Job:
+    """The same job, but networks are delivered with the weights that they have: neither recovered nor trained."""
+    recovery = job.config.recovery.model_copy(update={"finetune": None})
+    config, given = job.config.model_copy(update={"recovery": recovery}), replace(job.given, finetune=None)
+    return replace(job, config=config, given=given, finetune=None, evaluator=job.evaluator.bare())
 
 
 def _goal_of(config: Config, metric: Metric) -> str:
