@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(run: Path, rounds: int) -> None:
     """Print the latency of the dense and the delivered network in both runtimes, on the same machine at once."""
-    x, dense, pruned = torch.randn(1, 1, 8, 8), resnet20(in_channels=1).eval(), amcsearch.load(run).model.eval()
+    x, dense, pruned = torch.randn(1, 1, 32, 32), resnet20(in_channels=1).eval(), amcsearch.load(run).model.eval()
     for name, runtime in (("executorch", ExecuTorchRuntime()), ("onnxruntime", OnnxRuntime())):
         files = [runtime.exported(network, x) for network in (dense, pruned)]
         (pair,) = measure_many(files[0], files[1:], arrays_of(x), runtime=runtime, rounds=rounds)
