@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from amcsearch.runtime.quantisation.quantisation.quantisation import CONVERTERS, converted
 
 from amcsearch.costs.compute import Macs
 from amcsearch.graph.tracing.trace import trace
@@ -44,6 +43,7 @@ from amcsearch.measure.plan.roles import ANCHOR
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.onnx_runtime import OnnxRuntime
 from amcsearch.runtime.paired_latency import time_interleaved
+from amcsearch.runtime.quantisation.quantisation import CONVERTERS, converted
 from amcsearch.training.models import MODELS
 
 KWARGS = {"vgg16": {"width": 64, "hidden": 512}}

@@ -21,11 +21,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from latency_prediction import print_row
 
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.measure.build.maintenance import accuracy
 from amcsearch.measure.build.measured import measured_variants
 from amcsearch.measure.build.table_builder import table_of
 from amcsearch.measure.kit.kit import measure_here
@@ -58,16 +57,6 @@ def fastest(result, network):
         policy = network.dense if model.policy is None else model.policy
         times[tuple(sorted(policy.items()))] = (min(ms[::2]), min(ms[1::2] or ms))
     return times
-
-
-def print_row(where, predictor, predicted, passes):
-    """Print one row of ``HEAD``: errors of predictions (V,) in ms against the passes of V variants."""
-    a = accuracy(np.asarray(predicted), passes)
-    print(
-        f"| {where} | {predictor} | {a.variants} | {a.mape:.2%} | {a.median:.2%} | {a.worst:.0%} | {a.within_5:.0%} "
-        f"| {a.within_10:.0%} | {a.spearman:.4f} |",
-        flush=True,
-    )
 
 
 def benchmark(name, provider, folder, setting):
