@@ -280,14 +280,17 @@ class Exports:
 
     def delivered(self, policy: PruningPolicy) -> bytes:
         """Return the network of a policy as it would be delivered, before fine-tuning."""
-        return self.in_device_type(self.in_float32(self.pruned(policy)))
+        return self._file(self.pruned(policy))
+
+    def _file(self, model: nn.Module) -> bytes:
+        """A network as it would be delivered."""
+        return self.in_device_type(self.in_float32(model))
 
     def as_delivered(self, model: nn.Module) -> nn.Module:
         """Return what computes as the delivered file of a network would: itself in float32, its file otherwise."""
         if self.job.config.device.dtype == "float32":
             return model
-        file = self.in_device_type(self.in_float32(model))
-        return FileModule(self.runtime.load(file), signature_of(model, self.job.workload.example))
+        return FileModule(self.runtime.load(self._file(model)), signature_of(model, self.job.workload.example))
 
     def plan(self, finalists: Sequence[Finalist]) -> KitPlan:
         """Return what a device that is not here measures: the finalists beside the dense network."""

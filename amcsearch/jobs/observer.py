@@ -72,9 +72,8 @@ class _CallersObserver(Observer):
 
     def network(self, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:
         """Pass it on to an observer that wants to know."""
-        if isinstance(self.observer, NetworkObserver):
-            with CallersOwn():
-                self.observer.network(dense, cost, limits)
+        with CallersOwn():
+            tell_network(self.observer, dense, cost, limits)
 
 
 def tell_network(observer: Observer, dense: PruningPolicy, cost: Cost, limits: Mapping[str, float]) -> None:

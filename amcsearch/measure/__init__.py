@@ -1,7 +1,7 @@
 """Latency tables from hardware: what to measure, the kit that measures it, the table built from its results."""
 
 from amcsearch.measure.agents.client import AgentClient, WorkConnection
-from amcsearch.measure.agents.routes import DeviceAnswer, DeviceRequest, RequestRefusedError, device_request
+from amcsearch.measure.agents.routes import DeviceAnswer, DeviceRequest, RequestRefusedError, device_request, encoded
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
@@ -38,6 +38,7 @@ __all__ = [
     "check_kit_file",
     "check_speed",
     "device_request",
+    "encoded",
     "held_out_count",
     "kit_plan",
     "measure_here",

@@ -150,12 +150,15 @@ class DeviceWork:
             DeviceRefusedError: another service holds the work list.
         """
         for asks in self.table.asked():
+            from amcsearch.measure import encoded
+
             work = self._work()
+            answer: DeviceAnswer
             try:
-                status, content = 200, _encoded(self._of_job(work, asks))
+                status, answer = 200, self._of_job(work, asks)
             except DeviceRefusedError as error:
-                status, content = error.status, _encoded({"error": str(error), **error.further})
-            self.table.answer(asks.id, status, content)
+                status, answer = error.status, {"error": str(error), **error.further}
+            self.table.answer(asks.id, status, encoded(answer))
 
     def _of_job(self, work: "WorkList", asks: JobAsks) -> "DeviceAnswer":
         request = self.request(asks.method, asks.target)
@@ -221,10 +224,6 @@ class DeviceWork:
 def _refused(error: Any) -> DeviceRefusedError:
     further = {key: value for key, value in error.content.items() if key != "error"}
     return DeviceRefusedError(int(error.status), str(error), further)
-
-
-def _encoded(answer: "DeviceAnswer") -> bytes:
-    return answer if isinstance(answer, bytes) else b"" if answer is None else json.dumps(answer).encode()
 
 
 class _JobConnection:

@@ -13,7 +13,7 @@ from amcsearch.measure.agents.received import AgentRefusedError
 from amcsearch.measure.agents.work_list import GapError, UnknownJobError, WorkList
 from amcsearch.runtime import MOST_ARCHIVE_BYTES
 
-__all__ = ["DeviceAnswer", "DeviceRequest", "RequestRefusedError", "device_request"]
+__all__ = ["DeviceAnswer", "DeviceRequest", "RequestRefusedError", "device_request", "encoded"]
 
 MOST_RECORD_BYTES: Final = 16 * 2**20
 MOST_JSON_BYTES: Final = 2**16
@@ -205,3 +205,8 @@ def device_request(method: str, target: str) -> DeviceRequest:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             return DeviceRequest(route, match.groupdict(), query)
     raise RequestRefusedError(HTTPStatus.NOT_FOUND, f"there is no {method[:20]} {parts.path[:200]!r}")
+
+
+def encoded(answer: DeviceAnswer) -> bytes:
+    """Return an answer as it is sent."""
+    return answer if isinstance(answer, bytes) else b"" if answer is None else json.dumps(answer).encode()

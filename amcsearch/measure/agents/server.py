@@ -8,14 +8,13 @@ of JSON. TLS is that of a proxy in front.
 import hashlib
 import hmac
 import ipaddress
-import json
 import socket
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 from amcsearch.core import BadInputError
-from amcsearch.measure.agents.routes import DeviceAnswer, RequestRefusedError, device_request
+from amcsearch.measure.agents.routes import DeviceAnswer, RequestRefusedError, device_request, encoded
 from amcsearch.measure.agents.work_list import WorkList
 
 __all__ = ["DeviceServer"]
@@ -81,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _send(self, status: HTTPStatus, answer: DeviceAnswer) -> None:
-        content = answer if isinstance(answer, bytes) else b"" if answer is None else json.dumps(answer).encode()
+        content = encoded(answer)
         self.close_connection = True
         self.send_response(status)
         self.send_header(
