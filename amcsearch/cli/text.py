@@ -1,6 +1,7 @@
 """Results as text for a terminal."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -35,6 +36,7 @@ __all__ = [
 
 
 _BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
+LONG_SEARCH_S: Final = 60.0  # from here on a plan names --workers: starting processes takes seconds
 
 
 def summary_text(summary: "Summary", folder: Path) -> str:
@@ -202,8 +204,8 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
     return "\n".join(lines)
 
 
-def plan_text(plan: "SearchPlan") -> str:
-    """What a search would do."""
+def plan_text(plan: "SearchPlan", workers: int = 1) -> str:
+    """What a search would do; of a long one, how ``--workers`` uses the other cores."""
     network = plan.network
     rows = [["cost", "dense", "limit", "largest uniform policy"]]
     for name, dense in plan.dense.items():
@@ -224,8 +226,17 @@ def plan_text(plan: "SearchPlan") -> str:
         f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
         *(f"WARNING: {text}" for text in plan.warnings),
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
+        *_side_by_side(plan.expected_seconds["search"], workers, os.cpu_count() or 1),
     ]
     return "\n".join(lines)
+
+
+def _side_by_side(search_s: float, workers: int, cores: int) -> tuple[str, ...]:
+    if workers > 1:
+        return (f"the time of the search is that of one worker, and --workers {workers} shares it",)
+    if cores == 1 or search_s < LONG_SEARCH_S:
+        return ()
+    return (f"evaluations use one of {cores} cores: --workers {cores} evaluates side by side, with the same trials",)
 
 
 def comparison_text(comparison: "Comparison") -> str:

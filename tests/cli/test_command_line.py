@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from amcsearch.cli.main import main
+from amcsearch.cli.text import plan_text
 from amcsearch.cli.verbs import KINDS
+from amcsearch.jobs import SearchPlan
+from amcsearch.jobs.plan import PlannedNetwork
 
 WriteConfig = Callable[..., Path]
 
@@ -189,3 +192,27 @@ def test_json_says_that_a_run_was_interrupted(
     monkeypatch.setattr("amcsearch.cli.verbs.entries", interrupt)
     assert main(["list", "costs", "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("search_s", "workers", "cores", "said"),
+    [
+        (600.0, 1, 4, "evaluations use one of 4 cores: --workers 4 evaluates side by side, with the same trials"),
+        (600.0, 1, 1, None),
+        (30.0, 1, 4, None),
+        (600.0, 2, 4, "the time of the search is that of one worker, and --workers 2 shares it"),
+    ],
+)
+def test_the_plan_of_a_long_search_names_workers(
+    search_s: float, workers: int, cores: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    network = PlannedNetwork("nets.py:build", 2, 1, ())
+    dense = {"macs": 100.0}
+    sizes = {"train": 10}
+    planned = SearchPlan(
+        "mine", network, sizes, dense, {"macs": 50.0}, dense, 1, 0, 8, "obc", "ddpg", None, 9, (), {"search": search_s}
+    )
+    assert plan_text(planned, workers).splitlines()[-1] == (
+        said or f"expected time: about {search_s / 60:.1f} minutes (search {search_s:.0f} s)"
+    )
