@@ -81,6 +81,7 @@ JOBS = Table(
     Column("problem", JSON(none_as_null=True)),
     UniqueConstraint("owner", "idempotency_key", name="amcsearch_jobs_idempotency"),
     Index("amcsearch_jobs_queue", "state", "sequence"),
+    Index("amcsearch_jobs_kinds", "state", "kind", "sequence"),
     Index("amcsearch_jobs_leases", "state", "lease_until_s"),
 )
 """One job a row; the moments are seconds since 1970 by the database's clock."""

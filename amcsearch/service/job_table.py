@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Double, Row, and_, bindparam, case, exists, false, func, insert, or_, select, update
+from sqlalchemy import Connection, Double, Row, Select, and_, bindparam, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.expression import ColumnElement
 
@@ -54,7 +54,7 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self.database = database
         now, is_able = database.now, JOBS.c.kind.in_(bindparam("kinds", expanding=True))
-        is_heard = exists().where(DEVICES.c.name == JOBS.c.device, DEVICES.c.seen_s > now - AWAY_S)
+        is_heard = select(DEVICES).where(DEVICES.c.name == JOBS.c.device, DEVICES.c.seen_s > now - AWAY_S).exists()
         # made once: putting a statement together takes longer than running it
         self._lost = (
             select(JOBS.c.sequence, JOBS.c.lost, JOBS.c.is_cancel_asked)
@@ -62,13 +62,10 @@ class JobTable:
             .order_by(JOBS.c.lease_until_s)
             .with_for_update(skip_locked=True)
         )
-        self._waiting = (
-            select(JOBS.c.sequence)
-            .where(JOBS.c.state == JobState.QUEUED, is_able, or_(JOBS.c.device.is_(None), is_heard))
-            .order_by(JOBS.c.sequence)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
+        is_waiting = and_(JOBS.c.state == JobState.QUEUED, or_(JOBS.c.device.is_(None), is_heard))
+        self._waiting = select(JOBS.c.sequence).where(is_waiting).order_by(JOBS.c.sequence).limit(1)
+        self._of_kind = self._waiting.where(JOBS.c.kind == bindparam("kind")).with_for_update(skip_locked=True)
+        self._oldest: dict[tuple[str, ...], Select[Any]] = {}
         taken: dict[str, Any] = {
             "state": JobState.RUNNING,
             "worker": bindparam("by"),
@@ -165,7 +162,7 @@ class JobTable:
         with self.database.writing() as connection:
             sequence, lost = self._taken_over(connection, kinds), 1
             if sequence is None:
-                sequence, lost = connection.execute(self._waiting, {"kinds": list(kinds)}).scalar(), 0
+                sequence, lost = self._longest_waiting(connection, tuple(kinds)), 0
             if sequence is None:
                 return None
             asked = {"taken": sequence, "by": worker, "lost_now": lost, "lease_s": lease_s}
@@ -182,6 +179,21 @@ class JobTable:
                 problem = JobProblem("lost", f"{MOST_LOST + 1} workers were lost in a row; {_CURE_OF_LOSS}").to_json()
                 ended |= {"state": JobState.FAILED, "problem": problem, "lost": JOBS.c.lost + 1}
             self._changed(connection, JOBS.c.sequence == job.sequence, ended)
+        return None
+
+    def _longest_waiting(self, connection: Connection, kinds: tuple[str, ...]) -> int | None:
+        """The oldest job that waits, by one look into the index for each kind; of several kinds nearly the oldest.
+
+        One that another worker takes at this moment is passed over, for a job of its kind where there is one.
+        """
+        if kinds not in self._oldest:
+            each = (self._waiting.where(JOBS.c.kind == kind).scalar_subquery() for kind in kinds)
+            self._oldest[kinds] = select(*each)
+        oldest = zip(connection.execute(self._oldest[kinds]).one(), kinds, strict=True)
+        for _, kind in sorted((sequence, kind) for sequence, kind in oldest if sequence is not None):
+            sequence = connection.execute(self._of_kind, {"kind": kind}).scalar()
+            if sequence is not None:
+                return int(sequence)
         return None
 
     def renew(self, claim: Claim, progress: JobProgress | None = None) -> JobRecord:
@@ -255,7 +267,7 @@ class JobTable:
                 {**self._ended(), "state": JobState.CANCELLED},
             )
             if row is None:
-                running = and_(is_mine, JOBS.c.state == JobState.RUNNING, JOBS.c.is_cancel_asked == false())
+                running = and_(is_mine, JOBS.c.state == JobState.RUNNING, JOBS.c.is_cancel_asked.is_(False))
                 row = self._changed(connection, running, {"is_cancel_asked": True})
             row = row if row is not None else connection.execute(select(JOBS).where(is_mine)).first()
         return _existing(row, job)
@@ -271,14 +283,7 @@ class JobTable:
             BadInputError: more than ``most_waiting`` jobs of its owner would wait or run.
         """
         allowed = ENDED if request is not None else ENDED - {JobState.DONE}
-        again: dict[str, object] = {
-            "state": JobState.QUEUED,
-            "ended_s": None,
-            "problem": None,
-            "result": None,
-            "lost": 0,
-            "device": None,
-        }
+        again = dict.fromkeys(("ended_s", "problem", "result", "device")) | {"state": JobState.QUEUED, "lost": 0}
         changes = {} if request is None else {"request": dict(request)}
         is_meant = and_(JOBS.c.id == job, JOBS.c.state.in_(allowed))
         with self.database.writing() as connection:

@@ -9,10 +9,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import insert
 
 from amcsearch.core import BadInputError
 from amcsearch.runs import MetricRecord
-from amcsearch.service.database import METADATA, Database
+from amcsearch.service.database import JOBS, METADATA, Database
 from amcsearch.service.job_table import MOST_LOST, JobTable, NoSuchJobError, WrongStateError
 from amcsearch.service.records import ENDED, BestSoFar, Claim, JobProblem, JobProgress, JobState, StaleClaimError
 
@@ -84,6 +85,25 @@ class TestClaiming:
         ]
         assert table.claim("w", KINDS, FOR_EVER) is None
 
+    def test_the_oldest_of_several_kinds_goes_first_whatever_their_order(self, table: JobTable) -> None:
+        jobs = [submitted(table, kind) for kind in ("prune", "search", "prune", "front")]
+        orders = (("search", "prune"), ("prune", "search"), ("front", "search", "prune"), KINDS)
+        assert [claim and claim.job.id for claim in (table.claim("w", kinds, FOR_EVER) for kinds in orders)] == [
+            *jobs[:3],
+            None,
+        ]
+
+    def test_a_claim_passes_no_job_of_another_kind(self, tmp_path: Path) -> None:
+        database = Database(f"sqlite:///{tmp_path}/jobs.db")
+        table = JobTable(database)
+        few = _steps(table)
+        job = table.get(submitted(table))
+        known = {name: value for name, value in job.to_json().items() if name in JOBS.c and name != "sequence"}
+        with database.writing() as connection:
+            connection.execute(insert(JOBS), [{**known, "id": str(number)} for number in range(1000)])
+        assert _steps(table) < few + 1000
+        database.close()
+
     def test_a_lease_holds_a_job_until_it_runs_out(self, table: JobTable) -> None:
         job = submitted(table)
         first = claimed(table, "first", RAN_OUT)
@@ -131,6 +151,20 @@ class TestClaiming:
             thread.join()
         assert len(taken) == 24
         assert set(taken) == jobs
+
+
+def _steps(table: JobTable) -> int:
+    """Steps of SQLite's virtual machine in a claim by a worker of other kinds, which finds none."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    with table.database.reading() as connection:  # the pool hands it out again
+        connection.connection.driver_connection.set_progress_handler(count, 1)
+    assert table.claim("w", ("prune", "front"), FOR_EVER) is None
+    return steps
 
 
 class TestEnding:
