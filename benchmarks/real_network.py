@@ -122,7 +122,8 @@ def measured(job: Job, share: float, study_folder: Path) -> Point:
     (latency,) = exports.measure([best.policy])
     networks = [exports.pruned(best.policy)]
     if job.finetune is not None:
-        networks.append(fine_tune(job.config, job.finetune, job.workload, duplicate(networks[0]), Silent()))
+        networks.append(duplicate(networks[0]))
+        fine_tune(job.config, job.finetune, job.workload, networks[-1], Silent())
     return Point(
         share=share,
         evaluations=len(study.trials),

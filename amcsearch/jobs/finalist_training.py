@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from amcsearch.config import Config, FinetuneConfig
-from amcsearch.core import Cost, DivergedError, Evaluation, PruningPolicy
+from amcsearch.core import Cost, Evaluation, PruningPolicy
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivery import Exports, Finalist
 from amcsearch.jobs.finetuning import fine_tune
@@ -83,8 +83,9 @@ def train_finalists(
 ) -> list[Finalist]:
     """Fine-tune copies of the finalists within the limit by ``training_rounds``, and judge them on the search split.
 
-    Those of a second round of measuring are not trained. A training that diverges is worth minus infinity. ``file``
-    keeps what was judged and the training on its way; a killed run goes on there.
+    Those of a second round of measuring are not trained. One whose training diverges at every learning rate is judged
+    as it is, for so it would be delivered; a metric that is no number is worth minus infinity. ``file`` keeps what was
+    judged and the training on its way; a killed run goes on there.
 
     Raises:
         BadInputError: as ``fine_tune``, ``Exports.as_delivered`` and ``StateFile``.
@@ -113,16 +114,11 @@ def _trained(
     judged.begin(finalist.trial.policy, epochs)
     if judged.evaluation is None:
         begun, model = time.perf_counter(), duplicate(exports.pruned(finalist.trial.policy))
-        try:
-            if training is not None:
-                fine_tune(job.config, training, job.workload, model, observer, store=judged, given=job.given)
-        except DivergedError as error:
-            observer.warn(f"trial {finalist.trial.number} as a finalist: {error}")
-            judged.end(Evaluation(math.nan, math.inf, time.perf_counter() - begun))
-        else:
-            batches = judged_batches(job.config, job.workload, "search")
-            loss, metric = evaluate(exports.as_delivered(model), batches, job.workload.task)
-            judged.end(Evaluation(metric, loss, time.perf_counter() - begun))
+        if training is not None:
+            fine_tune(job.config, training, job.workload, model, observer, store=judged, given=job.given)
+        batches = judged_batches(job.config, job.workload, "search")
+        loss, metric = evaluate(exports.as_delivered(model), batches, job.workload.task)
+        judged.end(Evaluation(metric, loss, time.perf_counter() - begun))
     evaluation = judged.evaluation
     assert evaluation is not None
     if math.isnan(evaluation.metric):
@@ -142,7 +138,7 @@ class _Judged:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """What this training came to; None before it has ended. Of one that diverged the metric is no number."""
+        """What this training came to; None before it has ended."""
         values = self._evaluations.get(self._key)
         return None if values is None else Evaluation(metric=values[0], loss=values[1], seconds=values[2])
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
 from amcsearch.core import BadInputError, DivergedError, at_worst
+from amcsearch.graph import duplicate
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.restarts import restarting
 from amcsearch.jobs.user_training import train_by_user, user_training
 from amcsearch.jobs.workload import (
     CONFIGURED,
@@ -33,9 +35,18 @@ from amcsearch.training import (
     evaluate,
     fit,
     guess_on,
+    length,
 )
 
-__all__ = ["check_trainable", "check_trainings", "fine_tune", "finetuning_recipe", "one_step", "recalibrate"]
+__all__ = [
+    "check_trainable",
+    "check_trainings",
+    "fine_tune",
+    "finetuning_recipe",
+    "one_step",
+    "recalibrate",
+    "steps_that_diverge",
+]
 
 MOST_LOSS: Final = 10.0  # times the loss before fine-tuning, or that of guessing
 
@@ -100,24 +111,28 @@ def fine_tune(
     *,
     given: InMemory = CONFIGURED,
     folder: Path | None = None,
-) -> nn.Module:
-    """Train ``model`` in place by ``finetune``, or by a training of the user's own; return it in eval mode on the CPU.
+) -> tuple[str, ...]:
+    """Train ``model`` in place by ``finetune``, or by a training of the user's own; it ends in eval mode on the CPU.
 
-    ``folder`` is for files of the user's own training; None gives it one that goes.
+    A training diverged where the loss of the calibration split ended above 10 times what it was (or what guessing
+    gives), too. It begins anew at lower learning rates, as ``restarting`` says; where it diverges at all of them, the
+    network is as it was given. ``folder`` is for files of the user's own training; None gives it one that goes.
+
+    Returns:
+        What the user should know of the delivered network: that the learning rate is too high.
 
     Raises:
-        DivergedError: the training diverged, or the loss of the calibration split ended above 10 times what it was (or
-            what guessing gives); names ``recovery.finetune``.
         BadInputError: as ``finetuning_recipe`` and ``train_by_user``.
     """
+    notes: tuple[str, ...] = ()
     training = user_training(config, given)
     if training is not None:
         with tempfile.TemporaryDirectory() as temporary:
             train_by_user(training, config, workload, model, Path(temporary) if folder is None else folder)
-        return model.eval()
-    if finetune is not None:
-        _by_recipe(config, finetune, workload, model, observer, hook, store)
-    return model.cpu().eval()
+    elif finetune is not None:
+        notes = _by_recipe(config, finetune, workload, model, observer, hook, store)
+    model.cpu().eval()
+    return notes
 
 
 def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemory = CONFIGURED) -> None:
@@ -136,6 +151,35 @@ def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemo
         check_trainable(model, "recovery.finetune")
         with diverging("recovery.finetune"):
             _fit(config, finetune, workload)(model, workload.splits.train, replace(recipe, epochs=1))
+
+
+def steps_that_diverge(
+    config: Config, workload: Workload, model: nn.Module, steps: int, given: InMemory = CONFIGURED
+) -> str | None:
+    """Say that so many steps of the fine-tuning diverge on the training split, a copy of ``model`` being trained.
+
+    None where they do not, and where nothing is trained by ``recovery.finetune.learning_rate``.
+    """
+    finetune = config.recovery.finetune
+    if finetune is None or user_training(config, given) is not None or finetune.schedule == "rewound":
+        return None
+    recipe = replace(training_recipe(finetune), schedule="constant", warmup_epochs=0, warmup_steps=None, max_shift=0)
+    samples = length(workload.splits.train, "train")
+    if recipe.epochs == 0:
+        return None
+    recipe = replace(recipe, epochs=-(-steps // recipe.steps(samples)))
+    key, train = "recovery.finetune.learning_rate", _fit(config, finetune, workload)
+
+    def attempt(lowered: TrainingRecipe, _: StateStore | None) -> list[float]:
+        return train(duplicate(model), workload.splits.train, lowered)
+
+    done = restarting(key, recipe, None, lambda _: None, attempt)
+    said = f"{key} = {recipe.learning_rate:.3g}: {steps} steps of fine-tuning diverge on a pruned copy"
+    if done.result is None:
+        return f"{said}, at every lower rate that was tried too ({done.error}); look at the targets and their scale"
+    if done.error is None:
+        return None
+    return f"{said} ({done.error}), and do not at {done.rate:.3g}; a training that diverges begins anew at lower rates"
 
 
 def check_trainable(model: nn.Module, key: str) -> None:
@@ -173,36 +217,45 @@ def _by_recipe(
     observer: Observer,
     hook: TrainingHook | None,
     store: StateStore | None,
-) -> None:
+) -> tuple[str, ...]:
     recipe, first_epoch = finetuning_recipe(config, finetune)
     if first_epoch >= recipe.epochs:
-        return
-    watch = _watch(finetune, workload)
-    calibration = batches_of(workload.splits.calibration, name="calibration")
-    guess = guess_on(model, calibration, workload.task)
-    began, _ = evaluate(model, calibration, workload.task)
+        return ()
+    begun, hook_begun = duplicate(model), None if hook is None else hook.state()
+    check, train = _LossCheck(workload, model), _fit(config, finetune, workload)
 
-    def check(trained: nn.Module) -> None:
-        ended, _ = evaluate(trained.cpu(), calibration, workload.task)
-        _check_loss(began, ended, 0.0 if guess is None else guess.loss, recipe)
-
-    with diverging("recovery.finetune"):
-        _fit(config, finetune, workload)(
+    def attempt(lowered: TrainingRecipe, kept: StateStore | None) -> int | None:
+        """Train from the weights as they were given; return the best epoch, where epochs are watched."""
+        model.load_state_dict(begun.state_dict())
+        if hook is not None and hook_begun is not None:
+            hook.restore(hook_begun)
+        watch = _watch(finetune, workload)
+        train(
             model,
             workload.splits.train,
-            recipe,
+            lowered,
             progress=observer.epoch,
             hook=hook,
-            store=store,
+            store=kept,
             first_epoch=first_epoch,
             watch=watch,
-            check=check,
+            check=partial(check, recipe=lowered),
         )
-    if watch is not None and finetune.keep == "best" and watch.best_epoch == 0:
-        observer.warn(
-            "recovery.finetune: no epoch did better on the search split than the pruned network before it, which is "
-            "kept; lower the learning rate, or train for longer"
+        return -1 if watch is None or finetune.keep != "best" else watch.best_epoch
+
+    key = "model.pretrain.learning_rate" if finetune.schedule == "rewound" else "recovery.finetune.learning_rate"
+    done = restarting(key, recipe, store, observer.warn, attempt)
+    if done.result is None:
+        model.load_state_dict(begun.state_dict())
+        text = (
+            f"{key}: the fine-tuning diverged at {recipe.learning_rate:.3g} and at every lower rate that was tried, so "
+            f"the pruned network is delivered as it was before, NOT fine-tuned ({done.error})"
         )
+        observer.warn(text)
+        return (text,)
+    if done.result == 0:
+        observer.warn(_no_better(workload, model))
+    return done.notes
 
 
 def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
@@ -218,15 +271,49 @@ def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
     return Watch(judge, keep_best=finetune.keep == "best", patience=finetune.patience)
 
 
-def _check_loss(began: float, ended: float, guessing: float, recipe: TrainingRecipe) -> None:
-    """Compare losses of the calibration split; ``guessing`` is that of guessing, 0 where it is not known."""
-    most = MOST_LOSS * max(guessing, began)  # in this order a NaN at the beginning counts as guessing
-    if not ended <= most:
-        raise DivergedError(
-            f"the training diverged in epoch {recipe.epochs} at learning_rate = "
-            f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended:.4g}, before it was "
-            f"{began:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
+def _no_better(workload: Workload, model: nn.Module) -> str:
+    """Say that the network before the training is the best, and what to do where it could be better."""
+    metric = workload.task.metric
+    value = evaluate(model, batches_of(workload.splits.search, name="search"), workload.task)[1]
+    said = f"{metric.word} {metric.text(value)} on the search split"
+    if metric.is_share and value == 1.0 - metric.worst:
+        return (
+            f"recovery.finetune: the pruned network had {said} before any epoch, which cannot be better, and no epoch "
+            "had a lower loss with it; its weights are kept"
         )
+    return (
+        f"recovery.finetune: no epoch did better than the pruned network before it ({said}), whose weights are kept; "
+        "lower recovery.finetune.learning_rate, or train for longer"
+    )
+
+
+class _LossCheck:
+    """Compares the loss of the calibration split after a training with that before it, and with that of guessing.
+
+    Args:
+        model: the network before the training.
+    """
+
+    def __init__(self, workload: Workload, model: nn.Module) -> None:
+        self._batches, self._task = batches_of(workload.splits.calibration, name="calibration"), workload.task
+        guess = guess_on(model, self._batches, self._task)
+        self._guessing = 0.0 if guess is None else guess.loss  # 0 where it is not known
+        self._began, _ = evaluate(model, self._batches, self._task)
+
+    def __call__(self, trained: nn.Module, recipe: TrainingRecipe) -> None:
+        """Refuse a network whose loss is far above both.
+
+        Raises:
+            DivergedError: names the losses and the learning rate.
+        """
+        ended, _ = evaluate(trained.cpu(), self._batches, self._task)
+        most = MOST_LOSS * max(self._guessing, self._began)  # in this order a NaN at the beginning counts as guessing
+        if not ended <= most:
+            raise DivergedError(
+                f"the training diverged in epoch {recipe.epochs} at learning_rate = "
+                f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended:.4g}, before it was "
+                f"{self._began:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
+            )
 
 
 def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:

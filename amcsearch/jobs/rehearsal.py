@@ -17,9 +17,10 @@ from torch.utils.data import IterableDataset, Subset
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DivergedError, NetworkSpec, PolicySpace, PruningPolicy, UserCode
+from amcsearch.costs import macs
 from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.device import Device
-from amcsearch.jobs.finetuning import check_trainable, one_step
+from amcsearch.jobs.finetuning import check_trainable, one_step, steps_that_diverge
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, trained
@@ -30,6 +31,9 @@ __all__ = ["half_of", "pruned_policy", "rehearse"]
 
 SAMPLES: Final = 32
 TRAINED: Final = 8  # in the step of fine-tuning: whether it runs does not depend on the batch, and its cost does
+STEPS: Final = 10  # that show whether the fine-tuning diverges …
+FEWEST_STEPS: Final = 4
+MOST_MACS: Final = 2_000_000_000  # … of forward passes: some tenths of a second of a core
 HALF: Final = 0.5
 
 _CURES: Final = {
@@ -47,7 +51,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     """Remove channels, train one step, export, run and score a copy of the network; nothing is kept of it.
 
     Returns:
-        What of it does not run where ``device.runtime`` and ``device.provider`` say.
+        What of it does not run where ``device.runtime`` and ``device.provider`` say, and a fine-tuning that diverges.
 
     Raises:
         BadInputError: a step fails; names it, the reason and the cure.
@@ -60,6 +64,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     with _step("a step of fine-tuning"):
         few = _few_samples(config, workload)
         one_step(config, few, duplicate(pruned), given)
+    told = _diverging(config, few, pruned, given)
     with _step("the export to ONNX"):
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))
@@ -73,7 +78,17 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
         file = _in_runtime(config, runtime, pruned, workload)
     with _step("the metric of the delivered file"):
         evaluate(file, batches_of(few.splits.search), few.task)
-    return () if file.elsewhere is None else (f"device.provider: {file.elsewhere}",)
+    elsewhere = None if file.elsewhere is None else f"device.provider: {file.elsewhere}"
+    return tuple(text for text in (told, elsewhere) if text is not None)
+
+
+def _diverging(config: Config, few: Workload, pruned: nn.Module, given: InMemory) -> str | None:
+    """Say that the fine-tuning diverges within a few steps, where the weights are trained and steps cost little."""
+    work = sum(map(macs, few.trace.network.layers)) * length(few.splits.train, "train")
+    steps = min(STEPS, MOST_MACS // max(1, work))
+    if config.model.pretrain is not None or steps < FEWEST_STEPS:
+        return None
+    return steps_that_diverge(config, few, pruned, steps, given)
 
 
 def _in_runtime(config: Config, runtime: Runtime, pruned: nn.Module, workload: Workload) -> FileModule:

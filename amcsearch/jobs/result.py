@@ -3,6 +3,7 @@
 import html
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, Final, TypeVar
 import pandas as pd
 from torch import Tensor, nn
 
-from amcsearch.core import BadInputError, DivergedError, PruningPolicy
+from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
@@ -215,17 +216,19 @@ def deliver(
     ``origin`` says who proposed the policy, or makes it from the network as pruned and as fine-tuned. Where a device
     that is not here measures, its kit is written too, unless ``is_measured`` says that it has done so.
 
+    A fine-tuning that diverges at every learning rate delivers the network as pruned, and its summary says so.
+
     Raises:
-        DivergedError: the fine-tuning diverged; the policy is kept.
-        BadInputError: as ``verify``.
+        BadInputError: as ``verify``, or a training of the user's own that fails; the policy is kept.
         DeliveryError: a delivered file is not what was judged; all else is written.
     """
     chosen = choose(finalists)
-    run.write_policy(chosen.trial.policy)  # kept where the training diverges
+    run.write_policy(chosen.trial.policy)  # kept where the training fails
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = exports.pruned(chosen.trial.policy)
-        tuned = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
+        tuned, notes = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
+    described = replace(described, notes=(*described.notes, *notes))
     how = "Exporting" if is_awaited(job.config) else "Exporting, measuring"
     with phases("verify", f"{how} and reading the test split"):
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
@@ -247,16 +250,17 @@ def _renew_kit(job: Job, run: RunFolder, exports: Exports, finalists: Sequence[F
         write_kit(exports.plan(finalists), run.verify_pyz)
 
 
-def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, observer: Observer) -> nn.Module:
-    """Return a fine-tuned copy of the pruned network; a training that was killed goes on.
+def _tuned(
+    job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, observer: Observer
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a fine-tuned copy of the pruned network, and what ``fine_tune`` notes; one that was killed goes on.
 
     Raises:
-        DivergedError: as ``fine_tune``; says how to go on with the policy.
-        BadInputError: as ``fine_tune``, of a training of the user's own likewise.
+        BadInputError: as ``fine_tune``; of a training of the user's own it says how to go on with the policy.
     """
     store, model = _TrainingOfPolicy(StateFile(run.finetuning_state), policy), duplicate(pruned)
     try:
-        return fine_tune(
+        notes = fine_tune(
             job.config,
             job.finetune,
             job.workload,
@@ -267,23 +271,18 @@ def _tuned(job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, o
             folder=training_folder(run, job.config, job.given),
         )
     except BadInputError as error:
-        has_diverged = isinstance(error, DivergedError)
-        if not has_diverged and user_training(job.config, job.given) is None:
+        if user_training(job.config, job.given) is None:
             raise
-        raise type(error)(
-            f"{error}; the policy is kept, go on with it: {_another_training(job, run, has_diverged)}"
-        ) from error
+        raise type(error)(f"{error}; the policy is kept, go on with it: {_without_own_training(job, run)}") from error
+    return model, notes
 
 
-def _another_training(job: Job, run: RunFolder, has_diverged: bool) -> str:
-    """Return how to train the policy otherwise: a command, or a call where the network is in memory."""
+def _without_own_training(job: Job, run: RunFolder) -> str:
+    """Return how to train the policy by another training: a command, or a call where the network is in memory."""
     if job.given.model is None:
-        change = "learning_rate=…" if has_diverged else "factory=null"
-        return f"amcsearch prune {run.config_yaml} --policy {run.policy_json} --set recovery.finetune.{change}"
-    change = "settings={'recovery.finetune.learning_rate': …}" if has_diverged else "finetune=None"
-    return (
-        f"amcsearch.prune(model, data, policy={str(run.policy_json)!r}, {change}) with the same task and other settings"
-    )
+        return f"amcsearch prune {run.config_yaml} --policy {run.policy_json} --set recovery.finetune.factory=null"
+    call = f"amcsearch.prune(model, data, policy={str(run.policy_json)!r}, finetune=None)"
+    return f"{call} with the same task and other settings"
 
 
 class _TrainingOfPolicy:

@@ -164,7 +164,9 @@ def _trained_sparse(
     else:
         shapes = {name: tuple(w.shape) for name, w in sparse_weights(workload.model, workload.trace).items()}
         target = WeightTarget(workload.trace, device.space, shapes, None, 1.0 - sparsity)
-    sparse = sparse_training(config, workload, make_method(config), target, _Nowhere(), lambda _epoch, _loss: None)
+    sparse = sparse_training(
+        config, workload, make_method(config), target, _Nowhere(), lambda _epoch, _loss: None, print
+    )
     recalibrate(config, workload, sparse.model)
     return sparse.model, fixed(sparse.model, sparse.masks) if sparse.granularity == "weights" else None
 

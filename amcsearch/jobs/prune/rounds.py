@@ -67,7 +67,7 @@ def earlier_rounds(job: Job, run: RunFolder, phases: Phases) -> tuple[Job, list[
     What the run folder already holds of a round is taken up again, so a killed run resumes.
 
     Raises:
-        BadInputError: as ``shares_of_training`` and ``reach_target``, or a training that diverges.
+        BadInputError: as ``shares_of_training`` and ``reach_target``.
         InfeasibleBudgetError: what a round left cannot meet the target (possible on a latency staircase).
     """
     *earlier, last = shares_of_training(job.config)
@@ -112,10 +112,14 @@ def _round(job: Job, budget: Budget, file: StateFile, folder: Path, observer: Ob
     else:  # the weights are among the training's state
         model, cut = _stored_cut(job, file, stored)
     store = _TrainingOfCut(file, cut)
-    fine_tune(job.config, job.finetune, job.workload, model, observer, store=store, given=job.given, folder=folder)
+    notes = fine_tune(
+        job.config, job.finetune, job.workload, model, observer, store=store, given=job.given, folder=folder
+    )
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     done = RoundSummary(**cut["described"], metric_finetuned=_metric(job, model))
-    return reranked(replace(job, device=_narrowed(job.device, workload.trace.network)), workload), done
+    device = _narrowed(job.device, workload.trace.network)
+    told = tuple(dict.fromkeys((*device.warnings, *notes)))  # every round may diverge
+    return reranked(replace(job, device=replace(device, warnings=told)), workload), done
 
 
 def _stored_cut(job: Job, file: StateFile, stored: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Training with a gate or a mask schedule, and the exact cut to the target at its end."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from amcsearch.config import Config, import_named, make
 from amcsearch.core import PruningPolicy
 from amcsearch.graph import duplicate, remove
+from amcsearch.jobs.restarts import restarting
 from amcsearch.jobs.selection import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
@@ -37,6 +38,7 @@ from amcsearch.training import (
     Progress,
     StateStore,
     TrainingHook,
+    TrainingRecipe,
     bake,
     fit,
     length,
@@ -50,6 +52,7 @@ class Sparse:
     """The pruned network: really smaller where channels went, zeros in place where weights went.
 
     ``masks`` say what is in use, by group (n_units,) or by tensor (its shape); ``kept`` the share of the target's cost.
+    ``notes`` say that the learning rate was too high.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class Sparse:
     masks: Mapping[str, Tensor]
     kept: float
     granularity: str
+    notes: tuple[str, ...] = ()
 
 
 def make_method(config: Config) -> GateMethod | MaskSchedule:
@@ -86,14 +90,37 @@ def sparse_training(
     target: UnitTarget | WeightTarget,
     store: StateStore,
     progress: Progress,
+    warn: Callable[[str], None],
 ) -> Sparse:
-    """Train a copy of the network by ``make_method(config)`` and meet the target.
+    """Train a copy of the network by ``make_method(config)`` and meet the target; diverging, at lower learning rates.
 
     Raises:
-        BadInputError: a diverging training, or a target out of reach.
+        BadInputError: a training that diverges at every rate, or a target out of reach.
     """
-    model = duplicate(workload.model).to(config.evaluation.torch_device)
+
+    def attempt(recipe: TrainingRecipe, kept: StateStore | None) -> Sparse:
+        return _trained(config, workload, method, target, recipe, kept, progress)
+
     recipe = training_recipe(config.sparsify.training)
+    with diverging("sparsify.training"):
+        done = restarting("sparsify.training.learning_rate", recipe, store, warn, attempt)
+        if done.result is None:
+            assert done.error is not None
+            raise done.error
+    return replace(done.result, notes=done.notes)
+
+
+def _trained(
+    config: Config,
+    workload: Workload,
+    method: GateMethod | MaskSchedule,
+    target: UnitTarget | WeightTarget,
+    recipe: TrainingRecipe,
+    store: StateStore | None,
+    progress: Progress,
+) -> Sparse:
+    """Train a copy of the network by one recipe and meet the target."""
+    model = duplicate(workload.model).to(config.evaluation.torch_device)
     samples = length(workload.splits.train, "train")
     steps = recipe.steps(samples) * recipe.epochs
     gate: Gate | None = None
@@ -105,7 +132,7 @@ def sparse_training(
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
             hook = _masked(config, workload, model, target, steps, method)
-    _train(config, workload, model, hook, store, progress)
+    _train(config, workload, model, hook, recipe, store, progress)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
     assert gate is not None
@@ -117,21 +144,26 @@ def sparse_training(
 
 
 def _train(
-    config: Config, workload: Workload, model: nn.Module, hook: TrainingHook, store: StateStore, progress: Progress
+    config: Config,
+    workload: Workload,
+    model: nn.Module,
+    hook: TrainingHook,
+    recipe: TrainingRecipe,
+    store: StateStore | None,
+    progress: Progress,
 ) -> None:
-    with diverging("sparsify.training"):
-        fit(
-            model,
-            workload.splits.train,
-            training_recipe(config.sparsify.training),
-            seed=config.seed,
-            torch_device=config.evaluation.torch_device,
-            progress=progress,
-            hook=hook,
-            store=store,
-            task=workload.task,
-            augmentation=import_named(config.sparsify.training.augmentation),
-        )
+    fit(
+        model,
+        workload.splits.train,
+        recipe,
+        seed=config.seed,
+        torch_device=config.evaluation.torch_device,
+        progress=progress,
+        hook=hook,
+        store=store,
+        task=workload.task,
+        augmentation=import_named(config.sparsify.training.augmentation),
+    )
 
 
 def fixed(model: nn.Module, masks: Mapping[str, Tensor]) -> TrainingHook:

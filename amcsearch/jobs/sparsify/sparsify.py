@@ -57,10 +57,11 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         def progress(epoch: int, loss: float) -> None:
             observer.progress(epoch / epochs, f"of {label(section.method)}, epoch {epoch}: loss {loss:.4f}")
 
-        sparse = sparse_training(config, workload, method, target, StateFile(run.training_state), progress)
+        store = StateFile(run.training_state)
+        sparse = sparse_training(config, workload, method, target, store, progress, observer.warn)
         recalibrate(config, workload, sparse.model)
     with phases("finetune", "Fine-tuning what is left"):
-        tuned = _tuned(config, workload, sparse, run, observer, given)
+        tuned, notes = _tuned(config, workload, sparse, run, observer, given)
     with phases("verify", "Writing the network and reading the test split"):
         save_tensors(sparse.masks, run.masks_safetensors)
         run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -71,7 +72,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         files = judge_stored(run, config, given, tuned, test, workload.task, signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
     verdict = Verdict.of([summary.target.judged(summary.total)], files)
-    warnings = (*summary.warnings, *verdict.texts)
+    warnings = (*summary.warnings, *verdict.texts, *sparse.notes, *notes)
     seconds = dict(phases.seconds)
     run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
     check_files(run, files)
@@ -87,15 +88,15 @@ def _device(
 
 def _tuned(
     config: Config, workload: Workload, sparse: Sparse, run: RunFolder, observer: Observer, given: InMemory
-) -> nn.Module:
-    """Return a copy of the sparse network that was trained on under its masks."""
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a copy of the sparse network that was trained on under its masks, and what ``fine_tune`` notes."""
     tuned, store = duplicate(sparse.model), StateFile(run.finetuning_state)
     hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
     finetune, folder = config.recovery.finetune, training_folder(run, config, given)
-    fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
+    notes = fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
     if sparse.granularity == "weights":
         bake(tuned, sparse.masks)  # which a training of the user's own does not know
-    return tuned
+    return tuned, notes
 
 
 def _limits(config: Config, method: GateMethod | MaskSchedule) -> tuple[Limit, ...]:

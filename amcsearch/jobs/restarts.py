@@ -1,0 +1,100 @@
+"""Trainings that begin anew at a lower learning rate where they diverge.
+
+A search is paid for when its network is trained. So a learning rate that is too high for a network (one without norms,
+or whose loss is of large scale) does not end the run: the same weights are trained again at a tenth of it, up to three
+times.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, TypeVar
+
+from amcsearch.core import DivergedError
+from amcsearch.training import StateStore, TrainingRecipe
+
+__all__ = ["Restarted", "restarting"]
+
+LOWER_RATES: Final = 3
+SHARE: Final = 0.1  # of the learning rate before
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Restarted(Generic[Result]):
+    """What a training came to, and the learning rate that it was done at; None where it diverged at every rate.
+
+    ``notes`` say at which rates it diverged and at which one it was done; empty where the first was right. ``error`` is
+    that of the last rate that diverged.
+    """
+
+    result: Result | None
+    rate: float | None
+    notes: tuple[str, ...]
+    error: DivergedError | None
+
+
+def restarting(
+    key: str,
+    recipe: TrainingRecipe,
+    store: StateStore | None,
+    warn: Callable[[str], None],
+    train: Callable[[TrainingRecipe, StateStore | None], Result],
+) -> Restarted[Result]:
+    """Train by a recipe; where that diverges, again at a tenth of its learning rate, up to three times.
+
+    Args:
+        key: the configuration's key of the learning rate, for messages.
+        recipe: with the learning rate to begin with.
+        store: keeps which rate it is, beside the state of the training, so that a killed one goes on at that rate.
+        warn: told of every rate that diverged.
+        train: trains from the same weights whenever it is called, and keeps its state in the store that it is given.
+    """
+    rates = [recipe.learning_rate * SHARE**i for i in range(1 + LOWER_RATES)]
+    rate = _RateOf(store)
+    error: DivergedError | None = None
+    while rate.index < len(rates):
+        try:
+            result = train(replace(recipe, learning_rate=rates[rate.index]), None if store is None else rate)
+        except DivergedError as diverged:
+            error, tried = diverged, rates[rate.index]
+            rate.index += 1
+            if rate.index < len(rates):
+                lower = f"it begins anew from the same weights at {rates[rate.index]:.3g}"
+                warn(f"{key} = {tried:.3g}: {diverged}; {lower} (restart {rate.index} of {LOWER_RATES})")
+        else:
+            return Restarted(result, rates[rate.index], _notes(key, rates[: rate.index + 1]), error)
+    return Restarted(None, None, (), error)
+
+
+def _notes(key: str, rates: list[float]) -> tuple[str, ...]:
+    *diverged, done = rates
+    if not diverged:
+        return ()
+    tried = ", ".join(f"{rate:.3g}" for rate in diverged)
+    return (
+        f"{key}: the training diverged at {tried}, so it was done at {done:.3g}; set {key} to {done:.3g} or less, or "
+        "lengthen the warm-up",
+    )
+
+
+class _RateOf:
+    """A ``StateStore`` that keeps the index of the learning rate beside the state of the training at that rate."""
+
+    def __init__(self, store: StateStore | None) -> None:
+        self._store, self.index = store, 0
+        stored = None if store is None else store.load()
+        if stored is not None:
+            self.index = int(stored.get("lower_rate", 0))
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state of the training at this rate."""
+        stored = None if self._store is None else self._store.load()
+        if stored is None or int(stored.get("lower_rate", 0)) != self.index:
+            return None
+        return {name: value for name, value in stored.items() if name != "lower_rate"}
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep the state of the training at this rate."""
+        if self._store is not None:
+            self._store.save({**state, "lower_rate": self.index} if self.index else state)
