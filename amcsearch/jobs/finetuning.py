@@ -222,7 +222,7 @@ def _by_recipe(
     if first_epoch >= recipe.epochs:
         return ()
     begun, hook_begun = duplicate(model), None if hook is None else hook.state()
-    check, train = _LossCheck(workload, model), _fit(config, finetune, workload)
+    check = _LossCheck(workload, model)
 
     def attempt(lowered: TrainingRecipe, kept: StateStore | None) -> int | None:
         """Train from the weights as they were given; return the best epoch, where epochs are watched."""
@@ -230,32 +230,27 @@ def _by_recipe(
         if hook is not None and hook_begun is not None:
             hook.restore(hook_begun)
         watch = _watch(finetune, workload)
-        train(
-            model,
-            workload.splits.train,
-            lowered,
-            progress=observer.epoch,
-            hook=hook,
-            store=kept,
-            first_epoch=first_epoch,
-            watch=watch,
-            check=partial(check, recipe=lowered),
-        )
+        train = partial(_fit(config, finetune, workload), progress=observer.epoch, first_epoch=first_epoch)
+        check_loss = partial(check, recipe=lowered)
+        train(model, workload.splits.train, lowered, hook=hook, store=kept, watch=watch, check=check_loss)
         return -1 if watch is None or finetune.keep != "best" else watch.best_epoch
 
     key = "model.pretrain.learning_rate" if finetune.schedule == "rewound" else "recovery.finetune.learning_rate"
     done = restarting(key, recipe, store, observer.warn, attempt)
-    if done.result is None:
+    if done.error is not None and done.result is None:
         model.load_state_dict(begun.state_dict())
-        text = (
-            f"{key}: the fine-tuning diverged at {recipe.learning_rate:.3g} and at every lower rate that was tried, so "
-            f"the pruned network is delivered as it was before, NOT fine-tuned ({done.error})"
-        )
-        observer.warn(text)
-        return (text,)
+        observer.warn(_not_tuned(key, recipe, done.error))
+        return (_not_tuned(key, recipe, done.error),)
     if done.result == 0:
         observer.warn(_no_better(workload, model))
     return done.notes
+
+
+def _not_tuned(key: str, recipe: TrainingRecipe, error: DivergedError) -> str:
+    return (
+        f"{key}: the fine-tuning diverged at {recipe.learning_rate:.3g} and at every lower rate that was tried, so the "
+        f"pruned network is delivered as it was before, NOT fine-tuned ({error})"
+    )
 
 
 def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
