@@ -1,10 +1,12 @@
 """The verbs of devices that are not here: ``amcsearch verify`` with its kit, and ``amcsearch device serve``."""
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.cli.service_verbs import RUNS, TOKEN_VARIABLE
 from amcsearch.cli.verbs import show
 from amcsearch.core import BadInputError
 
@@ -30,9 +32,23 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch import api
     from amcsearch.cli.text import summary_text
 
+    if args.connect is not None:
+        _verify_there(args, console)
+        return
     if args.out is not None:
         raise BadInputError(f"-o {args.out} names a kit to write: amcsearch verify kit RUN -o {args.out}")
     result = api.verify(args.run_or_kit, args.what, observer=console)
+    console.close()
+    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
+
+
+def _verify_there(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Let a service finish the run of one of its jobs, and fetch it."""
+    from amcsearch.cli.text import summary_text
+    from amcsearch.service import connect
+
+    client, job = connect(args.connect, os.environ.get(TOKEN_VARIABLE)), str(args.run_or_kit)
+    result = client.verify(job, args.what, folder=args.out or RUNS / f"{job}-verified", observer=console)
     console.close()
     show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
 
@@ -79,8 +95,9 @@ def add_device_verbs(commands: "Commands", verb: "Verb", path: "Reader", count: 
     text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
     command = verb(commands, "verify", verify, text, example + "runs/mine result.jsonl")
     command.add_argument("run_or_kit", type=path, metavar="run", help="run folder; or the word kit")
+    command.add_argument("--connect", metavar="URL", help="a service, whose job RUN names by its id, finishes the run")
     command.add_argument("what", type=path, metavar="result", help="result that the kit wrote; after kit: run folder")
-    command.add_argument("-o", "--out", type=path, help="kit to write, such as verify.pyz")
+    command.add_argument("-o", "--out", type=path, help="kit to write; with --connect, folder for the files")
     device = commands.add_parser("device", help="agents of devices", description="Devices whose agents measure.")
     parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)
     example = "amcsearch device serve --host 0.0.0.0 --token-file token"

@@ -29,6 +29,8 @@ __all__ = [
 
 TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
 _KINDS: Final = ("search", "prune", "sparsify", "front", "compare", "table_measure", "table_check")
+VERIFY: Final = "verify"
+"""The kind that has the configuration of another job."""
 RUNS: Final = Path("runs")
 """Folder of all jobs unless another is named."""
 
@@ -59,6 +61,8 @@ def add_service_verbs(
         metavar="FOLDER",
         help="folder whose files requests may name, such as checkpoints; repeatable",
     )
+    command.add_argument("--most-upload", type=count, default=256, metavar="MIB", help="of a file sent; 0: none (256)")
+    command.add_argument("--most-uploads", type=count, default=16, metavar="N", help="files that a caller keeps (16)")
     _limits(command, count)
     _worker(commands, verb, path, count)
     _submit(commands, verb, config, path)
@@ -70,7 +74,9 @@ def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None
     command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs, that of the service (runs)")
     add_database(command)
     command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
-    command.add_argument("--kinds", default=",".join(_KINDS), help="kinds of jobs that it runs, with commas between")
+    command.add_argument(
+        "--kinds", default=",".join((*_KINDS, VERIFY)), help="kinds of jobs that it runs, with commas between"
+    )
     _limits(command, count)
 
 
@@ -87,6 +93,14 @@ def _submit(commands: object, verb: "Verb", config: "Callable[[argparse.Argument
         default=[],
         metavar="NAME=VALUE",
         help="of the verb, such as agents=[random, nsga2] of compare; repeatable",
+    )
+    command.add_argument(
+        "--upload",
+        dest="uploads",
+        action="append",
+        default=[],
+        metavar="KEY=FILE",
+        help="send a file of yours, and let the key name it, such as model.checkpoint=net.safetensors; repeatable",
     )
     command.add_argument("--key", help="the same key with the same request gives the same job (Idempotency-Key)")
     command.add_argument("--follow", action="store_true", help="show progress, wait for the end, and fetch the files")
@@ -128,10 +142,12 @@ def database_address(args: argparse.Namespace) -> str:
 
 def serve(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Serve until interrupted."""
-    from amcsearch.service import ServiceSettings
+    from amcsearch.service import ServiceLimits, ServiceSettings
     from amcsearch.service import serve as run
 
-    settings = ServiceSettings(args.runs, database_address(args), tuple(args.allow), folders=tuple(args.allow_files))
+    most = ServiceLimits(upload_bytes=args.most_upload * MIB, uploads=args.most_uploads)
+    address, folders = database_address(args), tuple(args.allow_files)
+    settings = ServiceSettings(args.runs, address, tuple(args.allow), limits=most, folders=folders)
     limits = _job_limits(args)
     console.phase(f"Serving on http://{args.host}:{args.port}, jobs in {args.runs}; Ctrl-C ends")
     run(settings, args.host, args.port, args.workers, limits)
@@ -158,9 +174,11 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch.service import connect
 
     client = connect(args.connect, os.environ.get(TOKEN_VARIABLE))
+    config, files = read_unchecked(args.config, args.overrides), _pairs(args.uploads, "--upload", "KEY=FILE")
     job = client.submit(
         args.kind,
-        read_unchecked(args.config, args.overrides),
+        config,
+        settings={key: client.upload(file) for key, file in files.items()},
         arguments=_arguments(args.arguments),
         idempotency_key=args.key,
     )
@@ -183,6 +201,11 @@ def _text(job: "RemoteJob", folder: Path) -> str:
 
     if job.record.kind == "front":
         return front_text(FrontResult.open(folder))
+    if job.record.kind == "table_measure":
+        from amcsearch.cli.table_verbs import table_text
+        from amcsearch.config import read_latency_table
+
+        return table_text(read_latency_table(folder), folder)
     if job.record.kind not in ("search", "prune", "sparsify"):
         return f"job {job.id} is done; its files are in {folder}"
     summary = RunFolder.open(folder).read_summary()
@@ -193,9 +216,21 @@ def _arguments(texts: list[str]) -> dict[str, object]:
     from amcsearch.config import parse_mapping
 
     values: dict[str, object] = {}
+    for name, value in _pairs(texts, "--argument", "NAME=VALUE").items():
+        values |= parse_mapping(f"{name}: {value}", f"--argument {name[:60]}")[0]
+    return values
+
+
+def _pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
+    """Values of a repeatable option by name.
+
+    Raises:
+        BadInputError: one without ``=``, or a name twice.
+    """
+    values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name in values:
-            raise BadInputError(f"--argument {text[:60]}: expected NAME=VALUE, each name once, such as evaluations=20")
-        values |= parse_mapping(f"{name}: {value}", f"--argument {text[:60]}")[0]
+            raise BadInputError(f"{option} {text[:60]}: expected {form}, each name once")
+        values[name] = value
     return values

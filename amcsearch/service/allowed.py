@@ -109,7 +109,8 @@ class Allowed:
         runs = self.runs.resolve()
         if path.is_relative_to(runs):
             parts = path.relative_to(runs).parts
-            return parts[:1] == (UPLOADS,) or parts[1:2] == (RUN,)
+            is_upload = parts[:1] == (UPLOADS,) and len(parts) == 3 and not parts[1].startswith(_HIDDEN)
+            return is_upload or (parts[:1] != (UPLOADS,) and parts[1:2] == (RUN,))
         named = (folder for kind in (DEVICES, TABLES) for folder in (*kind.user_folders, *kind.shipped_folders))
         local = (Path.cwd() / folder for kind in (DEVICES, TABLES) for folder in kind.folders)
         return any(path.is_relative_to(folder.resolve()) for folder in (*self.folders, *named, *local))

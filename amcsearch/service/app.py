@@ -21,6 +21,7 @@ from amcsearch.service.routes import ROUTERS
 from amcsearch.service.running import Service
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable
+from amcsearch.service.uploads import UploadTable
 
 __all__ = ["create_app"]
 
@@ -47,7 +48,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     tokens, allowed = TokenTable(database), Allowed(settings.runs, settings.factories, settings.folders)
     table = JobTable(database)
     feeds = JobFeeds(table, settings.poll_s)
-    app.state.service = Service(settings, table, tokens, allowed, feeds, devices, work)
+    uploads = UploadTable(database, settings.runs, settings.limits)
+    app.state.service = Service(settings, table, tokens, allowed, feeds, devices, work, uploads)
     app.add_middleware(Guard, tokens=tokens)
     add_problem_handlers(app)
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from amcsearch.config import Config, read_unchecked
+from amcsearch.config import Config, read_latency_table, read_unchecked
 from amcsearch.core import (
     BadInputError,
     Cost,
@@ -25,6 +25,7 @@ from amcsearch.service.connection import ServiceConnection
 from amcsearch.service.records import JobProgress, JobRecord, JobState
 
 if TYPE_CHECKING:
+    from amcsearch.costs import LatencyTable
     from amcsearch.jobs import Comparison, Observer, RunResult, SearchResult, SparsifyResult
 
 __all__ = ["Client", "RemoteJob", "connect"]
@@ -164,10 +165,54 @@ class Client:
         job.wait(observer)
         return Comparison.open(job.fetch(folder))
 
+    def measure_latency_table(
+        self,
+        config: Config | Path | str | Mapping[str, object],
+        *,
+        variants: int | None = None,
+        minutes: float | None = None,
+        seed: int | None = None,
+        settings: Mapping[str, object] | None = None,
+        folder: Path | str | None = None,
+        observer: "Observer | None" = None,
+    ) -> "LatencyTable":
+        """Measure a table on the worker's machine, or on the device of ``device.location``; raises as ``search``."""
+        arguments: dict[str, object] = {"variants": variants, "minutes": minutes}
+        job = self.submit("table_measure", config, settings=_settings(settings, {"seed": seed}), arguments=arguments)
+        job.wait(observer)
+        return read_latency_table(job.fetch(folder))
+
+    def verify(
+        self,
+        job: "RemoteJob | str",
+        result: Path | str,
+        *,
+        folder: Path | str | None = None,
+        observer: "Observer | None" = None,
+    ) -> "SearchResult":
+        """Finish the run of a job as ``amcsearch.verify`` does, with the file that its kit wrote on the device.
+
+        The run of ``job`` stays as it is: what is returned is a copy with the measurement. Raises as ``search``.
+        """
+        name = job if isinstance(job, str) else job.id
+        arguments: dict[str, object] = {"job": name, "result": self.upload(result)}
+        return cast("SearchResult", self.submit("verify", arguments=arguments).result(folder, observer))
+
+    def upload(self, file: Path | str) -> str:
+        """Send a checkpoint or a kit's result, and return the path by which a configuration names it there.
+
+        The same file again is the one that is there.
+
+        Raises:
+            BadInputError: as ``search``; a file that cannot be read, is too large, or is none of these.
+        """
+        path: str = read_as(str, self._connection.upload(expanded(file))["path"], "path")
+        return path
+
     def submit(
         self,
         kind: str,
-        config: Config | Path | str | Mapping[str, object],
+        config: Config | Path | str | Mapping[str, object] | None = None,
         *,
         settings: Mapping[str, object] | None = None,
         arguments: Mapping[str, object] | None = None,
@@ -177,7 +222,7 @@ class Client:
 
         Args:
             kind: such as ``search``; the service's OpenAPI lists all.
-            config: as for the class.
+            config: as for the class; None for a verification, which has that of its job.
             settings: as for the class.
             arguments: of the verb, such as ``{"agents": ["random", "nsga2"]}`` of ``compare``.
             idempotency_key: the same key with the same request gives the same job; None makes one.
@@ -185,8 +230,8 @@ class Client:
         Raises:
             BadInputError: as ``search``.
         """
-        values = _values(config)
-        body = {"kind": kind, "config": values, "settings": dict(settings or {}), **(arguments or {})}
+        keys = {} if config is None else {"config": _values(config), "settings": dict(settings or {})}
+        body = {"kind": kind, **keys, **(arguments or {})}
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
         return RemoteJob(
             self._connection, read_as(JobRecord, self._connection.ask("POST", "/jobs", body, headers), "job")

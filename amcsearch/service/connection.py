@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError, parse_json
@@ -75,6 +75,16 @@ class ServiceConnection:
                 if line.startswith("data:"):
                     yield read_as(JobRecord, parse_json(line.removeprefix("data:"), "event"), "event")
 
+    def upload(self, file: Path) -> Mapping[str, object]:
+        """Send a file and return what the service says of it; raises BadInputError as ``ask``, or it cannot be read."""
+        for _ in self._tries():
+            with suppress(*_away()), _readable(file) as stream:
+                response = self._http.post(f"/uploads/{quote(file.name, safe='')}", content=stream)
+                if response.status_code not in _RETRIED:
+                    _check(response)
+                    return _object(response)
+        raise self.gone()
+
     def download(self, job: str, path: str, target: Path) -> None:
         """Fetch a file of a job; a connection that breaks begins it again.
 
@@ -96,6 +106,16 @@ class ServiceConnection:
 
 
 _RETRIED: Final = frozenset({502, 503, 504})
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[IO[bytes]]:
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise BadInputError(f"cannot read {file}: {error.strerror}; name another file") from error
+    with stream:
+        yield stream
 
 
 def _away() -> tuple[type[Exception], ...]:

@@ -40,6 +40,7 @@ __all__ = [
     "MEASUREMENTS",
     "METADATA",
     "TOKENS",
+    "UPLOAD_TABLE",
     "WORKERS",
     "Database",
 ]
@@ -117,8 +118,9 @@ MEASUREMENTS = Table(
     METADATA,
     Column("id", String(64), primary_key=True),
     Column("job", String(32), nullable=False),
+    Column("owner", String(64)),
 )
-"""For which job a device measures."""
+"""For which job a device measures, or for whom where it belongs to none: ``job`` is empty then."""
 
 DEVICE_REQUESTS = Table(
     "amcsearch_device_requests",
@@ -134,6 +136,19 @@ DEVICE_REQUESTS = Table(
     Index("amcsearch_device_requests_open", "status"),
 )
 """What running jobs ask the work list of devices, which the service holds, and its answers until they are taken."""
+
+UPLOAD_TABLE = Table(
+    "amcsearch_uploads",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_s", Double, nullable=False),
+    Index("amcsearch_uploads_owners", "owner"),
+)
+"""One file that a caller sent a row."""
 
 TOKENS = Table(
     "amcsearch_tokens",

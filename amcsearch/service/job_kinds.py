@@ -4,6 +4,8 @@ A submission is an object of JSON: ``kind``, ``config`` (the configuration's key
 keys by dotted name, which win), and the arguments of the verb. Running imports torch, submitting does not.
 """
 
+import re
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +23,7 @@ __all__ = ["KINDS", "MEASURING", "JobRequest", "read_request", "request_of", "su
 
 _MOST_WORKERS: Final = 1024
 _MOST_EVALUATIONS: Final = 1_000_000
+_JOB: Final = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,37 @@ class CheckRequest(JobRequest):
         return {name: None if error is None else error.as_mapping() for name, error in errors.items()}
 
 
+@dataclass(frozen=True)
+class VerifyRequest(JobRequest):
+    """``amcsearch verify``: the run of a job whose device is offline, and what its kit measured there.
+
+    The run is copied, so that of ``job`` stays as it is; ``config`` is its configuration.
+    """
+
+    job: str
+    result: str
+
+    def check(self) -> None:
+        """Check the form of the job's name, which is that of a folder."""
+        if not _JOB.fullmatch(self.job):
+            raise BadInputError(f"job = {self.job!r:.60}, expected the id of a job; GET /jobs lists them")
+
+    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+        """Copy the run, and finish it with what was measured."""
+        from amcsearch import api
+
+        if not folder.exists():
+            copied = folder.with_name(f".{folder.name}")
+            shutil.rmtree(copied, ignore_errors=True)
+            source = folder.parents[1] / self.job / folder.name
+            try:
+                shutil.copytree(source, copied)
+            except (OSError, shutil.Error) as error:
+                raise BadInputError(f"the run of job {self.job} cannot be copied: {error}") from error
+            copied.rename(folder)
+        return api.verify(folder, self.result, observer=observer).summary.to_json()
+
+
 KINDS: Final[Mapping[str, type[JobRequest]]] = {
     "search": SearchRequest,
     "prune": PruneRequest,
@@ -235,6 +269,7 @@ KINDS: Final[Mapping[str, type[JobRequest]]] = {
     "compare": CompareRequest,
     "table_measure": TableRequest,
     "table_check": CheckRequest,
+    "verify": VerifyRequest,
 }
 """Kinds of jobs by name."""
 MEASURING: Final = frozenset({"table_measure", "table_check"})
@@ -278,7 +313,7 @@ def submission_schema() -> dict[str, object]:
     """JSON schema of a submission, for OpenAPI."""
     return {
         "type": "object",
-        "required": ["kind", "config"],
+        "required": ["kind"],
         "properties": {
             "kind": {"type": "string", "enum": list(KINDS)},
             "config": {**json_schema()},
@@ -294,6 +329,8 @@ def submission_schema() -> dict[str, object]:
             "table": {"type": "string"},
             "fresh": {"type": "integer"},
             "anchors": {"type": "integer"},
+            "job": {"type": "string"},
+            "result": {"type": "string"},
         },
         "additionalProperties": False,
     }

@@ -17,6 +17,7 @@ from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState, WorkerRecord
 from amcsearch.service.settings import ServiceSettings
 from amcsearch.service.tokens import TokenTable
+from amcsearch.service.uploads import UploadTable
 
 __all__ = ["Service", "running_service", "service_of"]
 
@@ -34,6 +35,7 @@ class Service:
     feeds: JobFeeds
     devices: DeviceTable
     work: DeviceWork
+    uploads: UploadTable
 
     def folder(self, record: JobRecord) -> Path:
         """The run folder of a job."""

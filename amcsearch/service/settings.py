@@ -12,15 +12,29 @@ __all__ = ["ServiceLimits", "ServiceSettings", "default_database", "is_loopback"
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """What one caller may ask for: jobs that wait or run, and bytes of one request."""
+    """What one caller may ask for.
+
+    Args:
+        waiting_jobs: jobs that wait or run at once.
+        request_bytes: bytes of one request.
+        upload_bytes: bytes of one file that is sent; 0 takes none.
+        uploads: files that are kept at once.
+    """
 
     waiting_jobs: int = 100
     request_bytes: int = MIB
+    upload_bytes: int = 256 * MIB
+    uploads: int = 16
 
     def __post_init__(self) -> None:
-        for name, value in (("waiting_jobs", self.waiting_jobs), ("request_bytes", self.request_bytes)):
-            if value < 1:
-                raise BadInputError(f"{name} = {value}, must be at least 1")
+        for name, value, least in (
+            ("waiting_jobs", self.waiting_jobs, 1),
+            ("request_bytes", self.request_bytes, 1),
+            ("upload_bytes", self.upload_bytes, 0),
+            ("uploads", self.uploads, 1),
+        ):
+            if value < least:
+                raise BadInputError(f"{name} = {value}, must be at least {least}")
 
 
 @dataclass(frozen=True)

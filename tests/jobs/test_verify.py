@@ -13,11 +13,13 @@ from amcsearch.cli.main import main
 from amcsearch.config.loading import load
 from amcsearch.config.table_folder import write_latency_table
 from amcsearch.core.errors import BadInputError
+from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import load_workload
 from amcsearch.measure.kit.kit import KitModel, KitPlan, write_kit
 from amcsearch.runs.summary import Summary
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.records import encoded
+from amcsearch.service.job_kinds import VerifyRequest
 from tests.conftest import CONFIG, TINY_JOB
 from tests.jobs.test_device import GOOD, table_of
 from tests.measured_results import made_up, write_result
@@ -97,6 +99,26 @@ def test_a_search_for_an_absent_device_ends_with_predictions_and_two_commands(se
     assert all(each["latency_ms_predicted"] <= 0.9 * limit for each in cheaper)
     assert all("reward_trained" in each for each in first)
     assert all("reward_trained" not in each for each in cheaper)
+
+
+class Silent(Observer):
+    """Shows nothing."""
+
+
+def test_a_job_verifies_a_copy_of_another_jobs_run(run: Path, tmp_path: Path) -> None:
+    """As the local call does, also where an earlier attempt ended while it copied."""
+    result = write_result(run / "verify.pyz", tmp_path / "result.jsonl", latencies(run), cpu="Cortex-A76")
+    there, here = tmp_path / "runs" / ("a" * 16) / "run", tmp_path / "runs" / ("b" * 16) / "run"
+    shutil.copytree(run, there)
+    (here.parent / ".run").mkdir(parents=True)
+    request = VerifyRequest({}, "a" * 16, str(result))
+    request.check()
+    shown = request.run(here, Silent())
+    local = amcsearch.verify(run, result, observer=Silent()).summary.to_json()
+    assert {**shown, "seconds": 0} == {**local, "seconds": 0}
+    assert summary_of(here) == shown
+    assert summary_of(there)["device"]["measured"] is None
+    assert not (here.parent / ".run").exists()
 
 
 def test_the_kit_measures_the_dense_network_and_every_finalist(run: Path, tmp_path: Path) -> None:

@@ -190,7 +190,12 @@ class TestScopes:
                 if path in open_paths:
                     continue
                 for holder in (None, "expired", "revoked"):
-                    status, _ = running.ask(method.upper(), path.format(job=job, path="x", device="pi5"), holder, {})
+                    status, _ = running.ask(
+                        method.upper(),
+                        path.format(job=job, path="x", device="pi5", name="a.pt", upload="a"),
+                        holder,
+                        {},
+                    )
                     assert status == 401, (method, path)
                 checked += 1
         assert checked >= 10

@@ -306,6 +306,18 @@ class TestForms:
         assert isinstance(config, dict)
         assert (config["search"]["trials"], config["search"]["agent"]) == (7, "random")
 
+    def test_a_table_is_submitted_from_the_form_without_a_plan(self, site: Site) -> None:
+        assert "<option>edge</option>" in site.page("/page/new")
+        fields = {"kind": "table_measure", "name": "board", "location": "edge", "further": ""}
+        text = site.http.post("/page/plan", data=fields, headers={"Origin": ORIGIN}).text
+        submission = html.unescape(re.findall('name="submission" value="([^"]*)"', text)[0])
+        answer = site.http.post("/page/submit", data={"submission": submission}, headers={"Origin": ORIGIN})
+        record = site.table.get(answer.headers["location"].rpartition("/")[2])
+        assert (record.kind, record.name) == ("table_measure", "board")
+        config = record.request["config"]
+        assert isinstance(config, dict)
+        assert config["device"]["location"] == "edge"
+
 
 class TestLoggingIn:
     def test_a_token_opens_the_page_until_it_is_revoked(self, tmp_path: Path) -> None:

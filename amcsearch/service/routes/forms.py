@@ -1,4 +1,4 @@
-"""Forms of the page: log in and out, and a new search, whose plan is shown before it is submitted."""
+"""Forms of the page: log in and out, and a new search or latency table, shown before it is submitted."""
 
 import json
 import subprocess
@@ -28,13 +28,15 @@ __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(include_in_schema=False)
 Running = Annotated[Service, Depends(running_service)]
-Submitter = Annotated[Caller, Depends(page_for(Scope.SUBMIT))]
+Submitter = Annotated[Caller, Depends(page_for(Scope.SUBMIT, Scope.MEASURE))]
 
 _COOKIE_S: Final = 12 * 3600  # that a browser stays logged in
 _PLAN_S: Final = 120  # that a plan may take
 _PLANNING: Final = threading.BoundedSemaphore(1)  # a plan builds the network; two at once would not fit small machines
-_SINGLE: Final = frozenset({"name", "model", "data", "cost", "limit", "table", "profile", "trials", "seed", "further"})
+_FORM_KINDS: Final = {"search": "search", "table_measure": "latency table"}
 _DEFAULTS: Final = {
+    "kind": "search",
+    "location": "here",
     "name": "search",
     "model": "amcsearch.training.models:resnet20",
     "data": "amcsearch.training.data:digits",
@@ -46,6 +48,7 @@ _DEFAULTS: Final = {
     "seed": "0",
     "further": "model: {pretrain: {epochs: 20}}",
 }
+"""Fields of the form, each with its value at first."""
 
 
 async def _form(request: Request, service: Service) -> dict[str, str]:
@@ -93,17 +96,19 @@ def logged_out(request: Request) -> Response:
 
 
 @ROUTER.get("/page/new")
-def new(caller: Submitter) -> Response:
-    """The form of a new search."""
-    return _new(caller, _DEFAULTS, "")
+def new(service: Running, caller: Submitter) -> Response:
+    """The form of a new job."""
+    return _new(service, caller, _DEFAULTS, "")
 
 
-def _new(caller: Caller, values: Mapping[str, str], problem: str) -> Response:
+def _new(service: Service, caller: Caller, values: Mapping[str, str], problem: str) -> Response:
     shown: Mapping[str, object] = {
         "caller": caller,
         "here": "/page/new",
         "problem": problem,
         "values": {**_DEFAULTS, **values},
+        "kinds": _FORM_KINDS,
+        "locations": ["here", *sorted(device.name for device in service.devices.every())],
         "costs": COST_NAMES,
         "tables": list(listed(TABLES)),
         "profiles": list(listed(DEVICES)),
@@ -115,20 +120,21 @@ def _new(caller: Caller, values: Mapping[str, str], problem: str) -> Response:
 
 @ROUTER.post("/page/plan")
 async def planned(request: Request, service: Running, caller: Submitter) -> Response:
-    """Check the form, and show what the search would do."""
-    fields = {name: text for name, text in (await _form(request, service)).items() if name in _SINGLE}
+    """Check the form, and show what the job would do."""
+    fields = {name: text for name, text in (await _form(request, service)).items() if name in _DEFAULTS}
     return await run_sync(_planned, service, caller, fields)
 
 
 def _planned(service: Service, caller: Caller, fields: Mapping[str, str]) -> Response:
     try:
-        submission = {"kind": "search", "config": _configuration({**_DEFAULTS, **fields})}
-        _, search = checked_request(service, caller, submission)
+        submission = {"kind": fields.get("kind", "search"), "config": _configuration({**_DEFAULTS, **fields})}
+        kind, asked = checked_request(service, caller, submission)
     except (BadInputError, InfeasibleBudgetError) as error:
-        return _new(caller, fields, str(error))
-    config = search.configuration
-    plan, problem = _plan(dump(config))
-    values = {"caller": caller, "here": "/page/new", "name": config.name, "plan": plan, "problem": problem}
+        return _new(service, caller, fields, str(error))
+    config = asked.configuration
+    plan, problem = _plan(dump(config)) if kind == "search" else ("", "")
+    shown = {"name": config.name, "what": _FORM_KINDS.get(kind, kind), "plan": plan, "problem": problem}
+    values = {"caller": caller, "here": "/page/new", **shown}
     return drawn("plan.html", {**values, "submission": json.dumps(submission), "configuration": dump(config)})
 
 
@@ -142,15 +148,17 @@ def _configuration(fields: Mapping[str, str]) -> dict[str, object]:
         if not (fields[name].isascii() and fields[name].isdecimal() and len(fields[name]) < 19):
             raise BadInputError(f"{name} = {fields[name]!r:.40}, expected a whole number")
     device = {name: fields[name] for name in ("table", "profile") if fields[name]}
+    if fields["location"] != "here":
+        device["location"] = fields["location"]
     config: dict[str, object] = {
         "name": fields["name"],
         "seed": int(fields["seed"]),
         "model": {"factory": fields["model"]},
         "data": {"factory": fields["data"]},
         "device": device,
-        "budget": {fields["cost"]: fields["limit"]},
-        "search": {"trials": int(fields["trials"])},
     }
+    if fields["kind"] == "search":
+        config |= {"budget": {fields["cost"]: fields["limit"]}, "search": {"trials": int(fields["trials"])}}
     further = parse_mapping(fields["further"], "further keys")[0] if fields["further"].strip() else {}
     return _joined(config, further)
 
@@ -187,7 +195,7 @@ def _plan(text: str) -> tuple[str, str]:
 
 @ROUTER.post("/page/submit")
 async def submitted(request: Request, service: Running, caller: Submitter) -> Response:
-    """Submit the search whose plan was shown, and show the job."""
+    """Submit the job that was shown, and show the job."""
     text = (await _form(request, service)).get("submission", "")
     record = await run_sync(add_job, service, caller, parse_json(text, "the submission"))
     return RedirectResponse(f"/page/jobs/{record.id}", 303)

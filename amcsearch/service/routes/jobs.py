@@ -20,6 +20,7 @@ from amcsearch.service.job_kinds import (
     request_of,
     submission_schema,
 )
+from amcsearch.service.job_table import NoSuchJobError
 from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.running import Service, running_service
@@ -76,11 +77,32 @@ def checked_request(service: Service, caller: Caller, body: object) -> tuple[str
         BadInputError: as ``read_request``, or it names what the service does not allow.
         HTTPException: the caller lacks the scope.
     """
+    body = _of_run(service, body)
     service.allowed.check(body)  # before reading it looks at the files that it names
     kind, asked = read_request(body)
     caller.check(_scope(kind))
     service.allowed.check(asked.to_json())  # names that turned out to be files
     return kind, asked
+
+
+def _of_run(service: Service, body: object) -> object:
+    """A submission; a verification gets the configuration of the job whose run it finishes.
+
+    Raises:
+        BadInputError: it has one of its own, or that job is no run that has ended well.
+    """
+    if not isinstance(body, Mapping) or body.get("kind") != "verify":
+        return body
+    if "config" in body or "settings" in body:
+        raise BadInputError("a verification has the configuration of its job; leave out config and settings")
+    job = str(body.get("job", ""))
+    try:
+        record = service.table.get(job)
+    except NoSuchJobError as error:
+        raise BadInputError(f"job = {job!r:.60}: {error.args[0]}") from error
+    if record.kind not in ("search", "prune") or record.state is not JobState.DONE:
+        raise BadInputError(f"job {job} is a {record.kind}, {record.state}; name a search or prune that is done")
+    return {**body, "config": record.request["config"]}
 
 
 def add_job(service: Service, caller: Caller, body: object, key: str | None = None) -> JobRecord:
