@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, described
 from amcsearch.evaluation.stopping import Judge
-from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, duplicate, remove
+from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, channels_last, duplicate, remove
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import (
     Means,
@@ -177,9 +177,4 @@ def _placed(batches: Batches, torch_device: str) -> Batches:
 
 
 def _placed_batch(batch: Batch, torch_device: str) -> Batch:
-    return batch.to(torch_device).map(_images_last)
-
-
-def _images_last(inputs: Tensor) -> Tensor:
-    inputs = inputs.detach()
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+    return batch.to(torch_device).map(channels_last)

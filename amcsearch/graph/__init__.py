@@ -13,7 +13,7 @@ from amcsearch.graph.batch import (
     tensors_of_tree,
 )
 from amcsearch.graph.folding import fold_weights
-from amcsearch.graph.layout import channels_first, make_channels_first
+from amcsearch.graph.layout import channels_first, channels_last, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
@@ -36,6 +36,7 @@ __all__ = [
     "Tree",
     "as_batch",
     "channels_first",
+    "channels_last",
     "check_kept",
     "duplicate",
     "evaluating",

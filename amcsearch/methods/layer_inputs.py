@@ -4,9 +4,8 @@
                   G = E[x x^T], mean = 0          where it has none
 
 x is a row of X in Y = X W^T + b (see ``patches``). Rows are taken about each channel's mean in the first batch, so
-products in the network's own precision, float32 as a rule, lose nothing to the mean; sums of at most ``ROWS`` of them
-are added up in float64. Of the symmetric products one half is computed, in blocks of ``WIDTH`` columns. Never more than
-one batch's rows of one layer are held.
+products in the network's own precision, float32 as a rule, lose nothing to the mean; how they are multiplied and added
+up is in ``products``. Never more than one batch's rows of one layer are held.
 
 Memory: 8 * conv_groups * columns^2 bytes a layer, columns = C_in / conv_groups * kH * kW (a 3x3 convolution of 64
 channels 2.7 MB, of 512 channels 170 MB); the sum over layers is checked against ``MEMORY_BYTES`` before anything is
@@ -17,7 +16,7 @@ more positions a sample, and the constant is always refitted, without which ReLU
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph import Batch, Batches, Trace, evaluating
+from amcsearch.graph import Batch, Batches, Trace, channels_last, evaluating
 from amcsearch.methods.patches import READERS, channel_means, tap_major_rows, taps_of
+from amcsearch.methods.products import ROWS, Products, RunningMoments, are_shifts_cheaper
 
 __all__ = [
     "MEMORY_BYTES",
@@ -45,8 +45,6 @@ __all__ = [
 
 POSITIONS: Final = 128  # output positions a sample: all of an 8x8 map, an eighth of a 32x32 one
 MEMORY_BYTES: Final = 4 * 2**30
-ROWS: Final = 2**11  # summed in the network's own precision; so many of a wide layer still fit a cache
-WIDTH: Final = 128  # columns of a block of products
 _NOISE: Final = 256.0  # rounding errors of a sum of ROWS squares
 
 _log = logging.getLogger(__name__)
@@ -78,84 +76,6 @@ class LayerInputs:
     mean: Tensor
     gram: Tensor
     classes: ClassMoments | None = None
-
-
-@dataclass(frozen=True)
-class _Products:
-    """Of rows: their number, sums (conv_groups, columns), and blocks of X^T X from the diagonal on, float64.
-
-    ``blocks[i]`` (conv_groups, WIDTH or fewer, columns from i * WIDTH on) has the products of the columns i * WIDTH ….
-    """
-
-    rows: int
-    sums: Tensor
-    blocks: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, parts: Iterable[Tensor]) -> "_Products":
-        """Multiply rows (conv_groups, n, columns), each part in its own precision, and add the parts up in float64."""
-        rows, sums, blocks = 0, torch.zeros(()), list[Tensor]()
-        for part in parts:
-            products = [part[..., i : i + WIDTH].mT @ part[..., i:] for i in range(0, part.shape[2], WIDTH)]
-            if not rows:
-                sums, blocks = part.sum(1).double(), [product.double() for product in products]
-            else:
-                sums += part.sum(1)
-                for block, product in zip(blocks, products, strict=True):
-                    block += product
-            rows += part.shape[1]
-        return cls(rows, sums, tuple(blocks))
-
-
-@dataclass
-class _RunningMoments:
-    """Running sums of one layer's rows, columns in the order [tap, channel], about ``shift`` where it is centred."""
-
-    is_centred: bool
-    shift: Tensor | None = None
-    rows: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(()))
-    scatter: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def add(self, products: _Products) -> None:
-        """Add the products of more rows."""
-        if not self.rows:
-            columns = products.sums.shape[1]
-            self.sums = torch.zeros_like(products.sums)
-            self.scatter = products.sums.new_zeros(len(products.sums), columns, columns)
-        self.rows += products.rows
-        self.sums += products.sums
-        for number, block in enumerate(products.blocks):
-            first = number * WIDTH
-            self.scatter[:, first : first + block.shape[1], first:] += block
-
-    def finish(self, taps: int, noise: float) -> tuple[Tensor, Tensor]:
-        """Return mean (conv_groups, columns) and Gram matrix, columns channel-major, on the CPU; the sums are used up.
-
-        Where the rows are not centred, the mean is 0. Columns whose variance is a share ``noise`` or less of their mean
-        square about the shift are constants as far as the rows' precision tells, and get exact zeros.
-        """
-        gram = self.scatter.div_(self.rows)
-        if self.shift is None:
-            mean = torch.zeros_like(self.sums)
-        else:
-            offset = self.sums / self.rows
-            gram.baddbmm_(offset[:, :, None], offset[:, None], alpha=-1.0)
-            varies = gram.diagonal(dim1=1, dim2=2) > noise * offset.square()
-            gram *= varies[:, :, None]
-            gram *= varies[:, None]
-            mean = offset + self.shift.double().repeat(1, taps)
-        for first in range(0, gram.shape[2], WIDTH):
-            last = first + WIDTH
-            square = gram[:, first:last, first:last]
-            square.copy_(square.triu() + square.triu(1).mT)
-            gram[:, last:, first:last] = gram[:, first:last, last:].mT
-        groups, columns = mean.shape
-        if taps > 1:
-            by_tap = gram.reshape(groups, taps, columns // taps, taps, columns // taps)
-            gram = by_tap.permute(0, 2, 1, 4, 3).reshape(groups, columns, columns)
-            mean = mean.reshape(groups, taps, -1).mT.flatten(1)
-        return mean.cpu(), gram.cpu()
 
 
 @dataclass
@@ -190,7 +110,7 @@ class _Call:
     version: int
     geometry: tuple[Any, ...]
     shift: Tensor | None
-    products: _Products
+    products: Products
 
 
 class _Gathering:
@@ -200,7 +120,7 @@ class _Gathering:
         self.modules = modules
         self.positions = positions
         self.generator = torch.Generator().manual_seed(seed)
-        self.moments = {layer: _RunningMoments(layer in centred) for layer in modules}
+        self.moments = {layer: RunningMoments(layer in centred) for layer in modules}
         self.classes: dict[str, _ClassSums] = {layer: _ClassSums() for layer in modules}
         self.labels: Tensor | None = None
         self.last: _Call | None = None
@@ -216,7 +136,7 @@ class _Gathering:
         moments.shift = self.last.shift
         moments.add(self.last.products)
 
-    def _is_last(self, module: nn.Module, moments: _RunningMoments, x: Tensor) -> bool:
+    def _is_last(self, module: nn.Module, moments: RunningMoments, x: Tensor) -> bool:
         last = self.last
         if last is None or last.x is not x or last.version != x._version or last.geometry != _geometry(module):
             return False
@@ -224,13 +144,18 @@ class _Gathering:
             return moments.is_centred == (last.shift is not None)
         return moments.shift is last.shift
 
-    def _call(self, module: nn.Module, moments: _RunningMoments, x: Tensor) -> _Call:
+    def _call(self, module: nn.Module, moments: RunningMoments, x: Tensor) -> _Call:
         values = x if x.dtype in (torch.float32, torch.float64) else x.float()
         shift = moments.shift
         if moments.is_centred and shift is None:
             shift = channel_means(module, values)
-        parts = tap_major_rows(module, values, self.positions, self.generator, shift=shift, count=ROWS)
-        return _Call(x, x._version, _geometry(module), shift, _Products.of(parts))
+        if isinstance(module, nn.Conv2d) and are_shifts_cheaper(module, values, self.positions):
+            products = Products.of_shifts(module, values, shift)
+        else:
+            products = Products.of(
+                tap_major_rows(module, values, self.positions, self.generator, shift=shift, count=ROWS)
+            )
+        return _Call(x, x._version, _geometry(module), shift, products)
 
 
 def _geometry(module: nn.Module) -> tuple[Any, ...]:
@@ -258,7 +183,8 @@ def gather_inputs(
         trace: its channel groups.
         batches: calibration data.
         labels: gather the moments by class too; the targets are class ids (N,) or (N, T).
-        positions: output positions (or tokens) drawn for each batch; None takes all.
+        positions: output positions (or tokens) drawn for each batch; None takes all, and so does a convolution where
+            all of them cost no more.
         seed: of that draw.
 
     Raises:
@@ -276,7 +202,7 @@ def gather_inputs(
         gathering = _Gathering(modules, centred, positions, seed)
         for batch in (each.to(torch_device) for each in batches):
             gathering.labels = _class_ids(batch) if labels else None
-            read_calls(model, modules, batch, gathering.read)
+            read_calls(model, modules, batch.map(channels_last), gathering.read)
     gathering.last = None
     return {
         layer: _finish(layer, m, norms.get(layer), gathering.moments.pop(layer), gathering.classes[layer])
@@ -386,7 +312,7 @@ def _pooled(module: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return x.double().reshape(len(x), -1, x.shape[-1]).mean(1), labels
 
 
-def _finish(layer: str, module: Any, norm: str | None, moments: _RunningMoments, classes: _ClassSums) -> LayerInputs:
+def _finish(layer: str, module: Any, norm: str | None, moments: RunningMoments, classes: _ClassSums) -> LayerInputs:
     bias = f"{layer}.bias" if module.bias is not None else None
     mean, gram = moments.finish(taps_of(module), _NOISE * torch.finfo(module.weight.dtype).eps)
     if not (gram.isfinite().all() and mean.isfinite().all()):

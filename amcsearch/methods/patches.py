@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["READERS", "channel_means", "patches", "tap_major_rows", "taps_of", "weight_matrix"]
+__all__ = ["READERS", "channel_means", "padded", "patches", "tap_major_rows", "taps_of", "weight_matrix"]
 
 READERS: Final = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _SLOWER: Final = 12  # cutting a value out of a map whose channels do not come last, beside putting it in order
@@ -88,9 +88,7 @@ def _cut(
     The places are (positions * taps,), position-major.
     """
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    if any(module._reversed_padding_repeated_twice):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    x = padded(module, x)
     if x.ndim == 3:
         x = x.unsqueeze(-1)
     (kh, kw), (sh, sw), (dh, dw) = (_pair(v) for v in (module.kernel_size, module.stride, module.dilation))
@@ -100,6 +98,14 @@ def _cut(
     corner = chosen // width * sh * x.shape[3] + chosen % width * sw  # (P,)
     taps = (torch.arange(kh)[:, None] * dh * x.shape[3] + torch.arange(kw) * dw).flatten()  # (kH * kW,)
     return x.flatten(2), (corner[:, None] + taps).flatten()
+
+
+def padded(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Return the input of a convolution with its padding, whatever its mode."""
+    if not any(module._reversed_padding_repeated_twice):
+        return x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, module._reversed_padding_repeated_twice, mode)
 
 
 def channel_means(module: nn.Module, x: Tensor) -> Tensor:

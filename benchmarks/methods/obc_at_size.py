@@ -4,8 +4,9 @@
 
 NETWORK is resnet20 (32x32), a classifier of torchvision such as resnet50, or efficientnet-lite0 (the package
 efficientnet-lite-pytorch), the last two at 224x224. Weights and pictures are random: neither decides the time.
-``--plain`` also gathers the statistics as a textbook would, all rows and all their products in float64, and compares:
-the largest difference of a Gram matrix, as a share of its mean diagonal, and how many groups have the same order.
+``--plain`` also gathers the statistics as a textbook would, the same rows and all their products in float64, and
+compares: the largest difference of a Gram matrix, as a share of its mean diagonal, and how many groups have the same
+order.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from amcsearch.graph import HeldBatches, evaluating
 from amcsearch.graph.tracing.trace import Trace, trace
 from amcsearch.methods.layer_inputs import POSITIONS
 from amcsearch.methods.patches import patches
+from amcsearch.methods.products import are_shifts_cheaper
 from amcsearch.methods.selector import Calibration, Problem, problem_of
 from amcsearch.methods.selectors.obc import Obc
 from amcsearch.training.loop import CLASS_IDS
@@ -53,7 +55,9 @@ def plain_grams(model: nn.Module, batches: HeldBatches, problem: Problem) -> dic
     products: dict[str, Tensor] = {}
 
     def add(layer: str, x: Tensor) -> None:
-        part = patches(model.get_submodule(layer), x, POSITIONS, generator).double()
+        module = model.get_submodule(layer)
+        moved = isinstance(module, nn.Conv2d) and are_shifts_cheaper(module, x, POSITIONS)
+        part = patches(module, x, None if moved else POSITIONS, generator).double()
         rows[layer] += part.shape[1]
         sums[layer] = sums.get(layer, 0) + part.sum(1)
         products[layer] = products.get(layer, 0) + part.mT @ part

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph import HeldBatches, as_batch
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.methods import layer_inputs
+from amcsearch.methods import layer_inputs, products
 from amcsearch.methods.layer_inputs import gather_inputs, read_calls, unread_group, why_too_large
-from amcsearch.methods.patches import patches, weight_matrix
+from amcsearch.methods.patches import channel_means, patches, tap_major_rows, weight_matrix
 from amcsearch.methods.selector import Calibration, problem_of
 
 LAYERS = {
@@ -209,15 +209,15 @@ def test_single_precision_gives_the_moments_of_double_precision(
     model.norm.bias.data += offset
     x = torch.randn(9, 2, 12, 9)
     calls: dict[str, list[Tensor]] = {}
-    monkeypatch.setattr(layer_inputs, "WIDTH", width)
-    monkeypatch.setattr(layer_inputs, "ROWS", rows)
+    monkeypatch.setattr(products, "WIDTH", width)
+    monkeypatch.setattr(products, "ROWS", rows)
     gathered = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 4), positions=None)
     for layer in gathered:
         model.get_submodule(layer).register_forward_pre_hook(
             lambda _, args, layer=layer: calls.setdefault(layer, []).append(args[0].clone())
         )
     for batch in x.split(4):
-        model(batch)
+        model(batch.contiguous(memory_format=torch.channels_last))  # as it is gathered
     assert list(gathered) == ["b", "c", "left", "right", "plain", "head"]
     for layer, inputs in gathered.items():
         mean, gram = plain_moments(model.get_submodule(layer), calls[layer], layer not in ("c", "plain"))
@@ -227,11 +227,71 @@ def test_single_precision_gives_the_moments_of_double_precision(
         assert torch.equal(inputs.gram, inputs.gram.mT)
 
 
+SHIFTED = {
+    "padded": (nn.Conv2d(8, 4, 3, padding=1), (5, 8, 6, 7)),
+    "oblong": (nn.Conv2d(8, 4, (3, 5), padding="same", padding_mode="reflect"), (5, 8, 6, 7)),
+    "even": (nn.Conv2d(8, 4, 2), (5, 8, 6, 7)),
+    "wider than the map": (nn.Conv2d(8, 4, 3, padding=2), (5, 8, 1, 2)),
+    "a row": (nn.Conv2d(8, 4, (1, 4), padding=(0, 1)), (5, 8, 3, 9)),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2048])
+@pytest.mark.parametrize("is_centred", [True, False])
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_map_moved_over_itself_gives_the_products_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, name: str, is_centred: bool, rows: int
+) -> None:
+    """However few samples are multiplied at once."""
+    layer, shape = SHIFTED[name]
+    monkeypatch.setattr(products, "ROWS", rows)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3.0
+    shift = channel_means(layer, x) if is_centred else None
+    moved = products.Products.of_shifts(layer, x, shift)
+    cut = products.Products.of(tap_major_rows(layer, x, shift=shift))
+    assert moved.rows == cut.rows
+    moments = []
+    for each in (moved, cut):
+        running = products.RunningMoments(is_centred, shift)
+        running.add(each)
+        moments.append(running.finish(layer.weight[0, 0].numel(), 0.0))
+    torch.testing.assert_close(moments[0], moments[1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "side", "cheaper"),
+    [
+        (nn.Conv2d(8, 4, 3, padding=1), 8, True),  # 1,018 products of a channel pair for 64 * 45
+        (nn.Conv2d(8, 4, 3, padding=1), 32, False),  # 14,026 for 128 * 45
+        (nn.Conv2d(8, 4, 1), 8, False),
+        (nn.Conv2d(8, 4, 3, padding=1, stride=2), 8, False),
+        (nn.Conv2d(8, 4, 3, padding=1, dilation=2), 8, False),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, False),
+        (nn.Conv2d(1, 4, 3, padding=1), 8, False),
+    ],
+)
+def test_maps_are_moved_where_that_takes_fewer_products(layer: nn.Conv2d, side: int, cheaper: bool) -> None:
+    assert products.are_shifts_cheaper(layer, torch.empty(1, layer.in_channels, side, side), 128) is cheaper
+
+
+def test_all_positions_count_where_maps_are_moved() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = model.eval()
+    x = torch.randn(6, 1, 14, 14)
+    some, every = (
+        gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 6), positions=positions)
+        for positions in (128, None)
+    )
+    assert (some["2"].rows, some["4"].rows) == (6 * 144, 6 * 128)
+    assert torch.equal(some["2"].gram, every["2"].gram)
+
+
 def test_layers_that_read_the_same_tensor_share_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Branches().eval(), torch.randn(4, 2, 12, 9)
     multiplied = []
-    of = layer_inputs._Products.of
-    monkeypatch.setattr(layer_inputs._Products, "of", lambda parts: multiplied.append(1) or of(parts))
+    of = products.Products.of
+    monkeypatch.setattr(products.Products, "of", lambda parts: multiplied.append(1) or of(parts))
     found = gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 2), positions=None)
     assert torch.equal(found["left"].gram, found["right"].gram)
     assert not torch.equal(found["left"].gram, found["plain"].gram)  # no constant to refit: not centred
