@@ -234,6 +234,7 @@ class Exports:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._pruned: dict[PruningPolicy, nn.Module] = {}
+        self._files: dict[PruningPolicy, bytes] = {}
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -280,17 +281,24 @@ class Exports:
 
     def delivered(self, policy: PruningPolicy) -> bytes:
         """Return the network of a policy as it would be delivered, before fine-tuning."""
-        return self._file(self.pruned(policy))
+        if policy not in self._files:
+            self._files[policy] = self._file(self.pruned(policy))
+        return self._files[policy]
 
     def _file(self, model: nn.Module) -> bytes:
         """A network as it would be delivered."""
         return self.in_device_type(self.in_float32(model))
 
     def as_delivered(self, model: nn.Module) -> nn.Module:
-        """Return what computes as the delivered file of a network would: itself in float32, its file otherwise."""
+        """Return what computes as the delivered file of a network would: itself in float32, its file otherwise.
+
+        A network that ``pruned`` returned is not written again where it was measured.
+        """
         if self.job.config.device.dtype == "float32":
             return model
-        return FileModule(self.runtime.load(self._file(model)), signature_of(model, self.job.workload.example))
+        policy = next((policy for policy, pruned in self._pruned.items() if pruned is model), None)
+        file = self._file(model) if policy is None else self.delivered(policy)
+        return FileModule(self.runtime.load(file), signature_of(model, self.job.workload.example))
 
     def plan(self, finalists: Sequence[Finalist]) -> KitPlan:
         """Return what a device that is not here measures: the finalists beside the dense network."""

@@ -113,8 +113,9 @@ def _trained(
     epochs = 0 if training is None else training.epochs
     judged.begin(finalist.trial.policy, epochs)
     if judged.evaluation is None:
-        begun, model = time.perf_counter(), duplicate(exports.pruned(finalist.trial.policy))
+        begun, model = time.perf_counter(), exports.pruned(finalist.trial.policy)
         if training is not None:
+            model = duplicate(model)
             fine_tune(job.config, training, job.workload, model, observer, store=judged, given=job.given)
         batches = judged_batches(job.config, job.workload, "search")
         loss, metric = evaluate(exports.as_delivered(model), batches, job.workload.task)

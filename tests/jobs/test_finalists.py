@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig
@@ -15,8 +16,9 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
-from amcsearch.jobs import finalist_training
+from amcsearch.jobs import delivery, finalist_training
 from amcsearch.jobs.delivery import (
+    Exports,
     Finalist,
     choose,
     latency_overshoot,
@@ -295,6 +297,39 @@ def test_without_a_training_quantised_finalists_are_judged_once(
     assert (each.finalists, each.training, each.epochs) == (3, None, 0)
     in_float32 = Config.model_validate({**trainable(1).model_dump(), "recovery": {"finetune": None}})
     assert training_rounds(in_float32, CONFIGURED, 3) == []
+
+
+class Writes:
+    """Stands in for a runtime: counts the networks that it wrote."""
+
+    def __init__(self) -> None:
+        self.written: list[nn.Module] = []
+
+    def exported(self, model: nn.Module, *_: object) -> bytes:
+        self.written.append(model)
+        return b"float32"
+
+    def load(self, file: bytes) -> bytes:
+        return file
+
+
+def test_a_quantised_finalist_that_is_not_trained_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, policy = SimpleNamespace(device=SimpleNamespace(dtype="int8")), PruningPolicy({"g": 1})
+    splits = SimpleNamespace(calibration=[(torch.zeros(1), 0)])
+    workload = SimpleNamespace(example=torch.zeros(1, 1), splits=splits)
+    evaluator = SimpleNamespace(pruned=lambda _: nn.Linear(1, 1))
+    exports = Exports(SimpleNamespace(config=config, workload=workload, evaluator=evaluator))  # type: ignore[arg-type]
+    runtime, read = Writes(), list[bytes]()
+    exports.runtime = runtime  # type: ignore[assignment]
+    monkeypatch.setattr(delivery, "onnx_settings", lambda _: None)
+    monkeypatch.setattr(delivery, "converted", lambda *_: b"int8")
+    monkeypatch.setattr(delivery, "FileModule", lambda file, _: read.append(file))
+    assert exports.delivered(policy) == b"int8"
+    exports.as_delivered(exports.pruned(policy))
+    assert runtime.written == [exports.pruned(policy)]
+    assert read == [b"int8"]
+    exports.as_delivered(nn.Linear(1, 1))  # a trained copy is another network
+    assert len(runtime.written) == 2
 
 
 @pytest.mark.parametrize("dies_at", [1, 4, 5, 6])
