@@ -259,31 +259,33 @@ def test_a_map_moved_over_itself_gives_the_products_of_its_rows(
 
 
 @pytest.mark.parametrize(
-    ("layer", "side", "cheaper"),
+    ("layer", "side", "samples", "cheaper"),
     [
-        (nn.Conv2d(8, 4, 3, padding=1), 8, True),  # 1,018 products of a channel pair for 64 * 45
-        (nn.Conv2d(8, 4, 3, padding=1), 32, False),  # 14,026 for 128 * 45
-        (nn.Conv2d(8, 4, 1), 8, False),
-        (nn.Conv2d(8, 4, 3, padding=1, stride=2), 8, False),
-        (nn.Conv2d(8, 4, 3, padding=1, dilation=2), 8, False),
-        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, False),
-        (nn.Conv2d(1, 4, 3, padding=1), 8, False),
+        (nn.Conv2d(8, 4, 3, padding=1), 8, 128, True),  # 1,018 products of a channel pair for 64 * 45
+        (nn.Conv2d(8, 4, 3, padding=1), 32, 128, False),  # 14,026 for 128 * 45
+        (nn.Conv2d(512, 4, 3, padding=1), 7, 16, False),  # 801 and 276 results to write for 49 * 45
+        (nn.Conv2d(8, 4, 1), 8, 128, False),
+        (nn.Conv2d(8, 4, 3, padding=1, stride=2), 8, 128, False),
+        (nn.Conv2d(8, 4, 3, padding=1, dilation=2), 8, 128, False),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, 128, False),
+        (nn.Conv2d(1, 4, 3, padding=1), 8, 128, False),
     ],
 )
-def test_maps_are_moved_where_that_takes_fewer_products(layer: nn.Conv2d, side: int, cheaper: bool) -> None:
-    assert products.are_shifts_cheaper(layer, torch.empty(1, layer.in_channels, side, side), 128) is cheaper
+def test_maps_are_moved_where_that_takes_less_work(layer: nn.Conv2d, side: int, samples: int, cheaper: bool) -> None:
+    x = torch.empty(samples, layer.in_channels, side, side)
+    assert products.are_shifts_cheaper(layer, x, 128) is cheaper
 
 
 def test_all_positions_count_where_maps_are_moved() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     model = model.eval()
-    x = torch.randn(6, 1, 14, 14)
+    x = torch.randn(100, 1, 14, 14)
     some, every = (
-        gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 6), positions=positions)
+        gather_inputs(model, trace(model, x[:1]), HeldBatches.of(x, None, 100), positions=positions)
         for positions in (128, None)
     )
-    assert (some["2"].rows, some["4"].rows) == (6 * 144, 6 * 128)
+    assert (some["2"].rows, some["4"].rows) == (100 * 144, 100 * 128)
     assert torch.equal(some["2"].gram, every["2"].gram)
 
 
