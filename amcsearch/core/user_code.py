@@ -28,6 +28,7 @@ from amcsearch.core.interrupts import (
     interruptible,
     interrupts_are_watched,
 )
+from amcsearch.core.memory import memory_kept
 
 __all__ = [
     "KEEPERS",
@@ -107,7 +108,7 @@ def guarded_job(*signals: int) -> Iterator[None]:
         BadInputError: code of the user raised something, which is its cause.
         Interrupted: SIGINT or SIGTERM came.
     """
-    with interruptible(*signals), _exits_refused(), settings_kept("your code"):
+    with interruptible(*signals), _exits_refused(), settings_kept("your code"), memory_kept():
         try:
             yield
         except BaseException as error:

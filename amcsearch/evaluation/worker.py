@@ -23,7 +23,15 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Final, Protocol
 
-from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, UserCode, described
+from amcsearch.core import (
+    BadInputError,
+    Evaluation,
+    Incumbent,
+    PruningPolicy,
+    UserCode,
+    described,
+    keep_freed_memory,
+)
 
 __all__ = [
     "CURE",
@@ -203,6 +211,7 @@ def _interrupts_blocked() -> Iterator[None]:
 def _serve(connection: Connection, threads: int) -> None:
     """Run in the worker: load the evaluator, report that it is ready, then answer policies until the pipe closes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a server that code of the user started does not
+    keep_freed_memory()
     try:
         connection.send(None)
         try:
