@@ -11,7 +11,7 @@ from amcsearch.core import MIB, BadInputError
 
 if TYPE_CHECKING:
     from amcsearch.reporting import ProgressBar
-    from amcsearch.service import JobLimits, RemoteJob
+    from amcsearch.service import JobEngine, JobLimits, RemoteJob
 
     Verb = Callable[..., argparse.ArgumentParser]
     Read = Callable[[str], object]
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
+_STORAGE_VARIABLE: Final = "AMCSEARCH_STORAGE"
 _KINDS: Final = ("search", "prune", "sparsify", "front", "compare", "table_measure", "table_check")
 VERIFY: Final = "verify"
 """The kind that has the configuration of another job."""
@@ -64,6 +65,7 @@ def add_service_verbs(
     command.add_argument("--most-upload", type=count, default=256, metavar="MIB", help="of a file sent; 0: none (256)")
     command.add_argument("--most-uploads", type=count, default=16, metavar="N", help="files that a caller keeps (16)")
     _limits(command, count)
+    _engine(command)
     _worker(commands, verb, path, count)
     _submit(commands, verb, config, path)
 
@@ -78,6 +80,7 @@ def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None
         "--kinds", default=",".join((*_KINDS, VERIFY)), help="kinds of jobs that it runs, with commas between"
     )
     _limits(command, count)
+    _engine(command)
 
 
 def _submit(commands: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]", path: "Read") -> None:
@@ -123,6 +126,25 @@ def _limits(command: argparse.ArgumentParser, count: "Read") -> None:
     command.add_argument("--most-processes", type=count, metavar="N", help="that a job may start")
 
 
+def _engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="tcp://HOST:8786 of a Dask scheduler, whose workers evaluate for all jobs",
+    )
+    command.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna storage of all searches (AMCSEARCH_STORAGE, else study.db in the run of each)",
+    )
+
+
+def _job_engine(args: argparse.Namespace) -> "JobEngine":
+    from amcsearch.service import JobEngine
+
+    return JobEngine(args.scheduler, args.storage or os.environ.get(_STORAGE_VARIABLE) or None)
+
+
 def _job_limits(args: argparse.Namespace) -> "JobLimits":
     from amcsearch.service import JobLimits
 
@@ -148,9 +170,9 @@ def serve(args: argparse.Namespace, console: "ProgressBar") -> None:
     most = ServiceLimits(upload_bytes=args.most_upload * MIB, uploads=args.most_uploads)
     address, folders = database_address(args), tuple(args.allow_files)
     settings = ServiceSettings(args.runs, address, tuple(args.allow), limits=most, folders=folders)
-    limits = _job_limits(args)
+    limits, engine = _job_limits(args), _job_engine(args)
     console.phase(f"Serving on http://{args.host}:{args.port}, jobs in {args.runs}; Ctrl-C ends")
-    run(settings, args.host, args.port, args.workers, limits)
+    run(settings, args.host, args.port, args.workers, limits, engine)
     show(args, {"state": "ended"}, "the service has ended; jobs that ran wait to go on")
 
 
@@ -162,9 +184,9 @@ def worker(args: argparse.Namespace, console: "ProgressBar") -> None:
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
     if unknown is not None:
         raise BadInputError(f"--kinds {unknown}: expected some of {', '.join(KINDS)}")
-    limits = _job_limits(args)
+    limits, engine = _job_limits(args), _job_engine(args)
     console.phase(f"Waiting for jobs in {args.runs}; Ctrl-C gives a running job back")
-    work(WorkerSettings(args.runs, database_address(args), args.name, kinds, limits=limits))
+    work(WorkerSettings(args.runs, database_address(args), args.name, kinds, limits=limits, engine=engine))
     show(args, {"state": "ended"}, "the worker has ended")
 
 

@@ -1,7 +1,7 @@
 """The search service: jobs in a database, workers that run them, an HTTP interface, and its client."""
 
 from amcsearch.service.client import Client, RemoteJob, connect
-from amcsearch.service.job_kinds import KINDS
+from amcsearch.service.job_kinds import KINDS, JobEngine
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.serve import DATABASE_VARIABLE, serve
 from amcsearch.service.settings import ServiceLimits, ServiceSettings
@@ -13,6 +13,7 @@ __all__ = [
     "KINDS",
     "AuditEntry",
     "Client",
+    "JobEngine",
     "JobLimits",
     "JobRecord",
     "JobState",

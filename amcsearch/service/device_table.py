@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from amcsearch.core import BadInputError
 from amcsearch.runs import Document
@@ -108,7 +108,7 @@ class DeviceTable:
             rows = connection.execute(asked).all()
         return [
             DeviceRecord(
-                *(row.name, row.owner, row.says, row.job, row.records, row.expected),
+                *(row.name, row.owner, row.says, row.job or None, row.records, row.expected),
                 *(row.begun_s, row.seen_s, max(row.age_s, 0.0)),
             )
             for row in rows
@@ -169,6 +169,20 @@ class DeviceTable:
         with self.database.writing() as connection:
             connection.execute(delete(MEASUREMENTS).where(MEASUREMENTS.c.id == measurement))
             connection.execute(insert(MEASUREMENTS).values(id=measurement, job=job))
+
+    def keep_for(self, measurement: str, owner: str, most: int) -> bool:
+        """Note whose a measurement is that belongs to no job; False where the owner has ``most`` others already."""
+        with self.database.writing() as connection:
+            if (
+                connection.execute(select(MEASUREMENTS.c.id).where(MEASUREMENTS.c.id == measurement)).first()
+                is not None
+            ):
+                return True
+            counted = select(func.count()).select_from(MEASUREMENTS).where(MEASUREMENTS.c.owner == owner)
+            if connection.execute(counted).scalar_one() >= most:
+                return False
+            connection.execute(insert(MEASUREMENTS).values(id=measurement, job="", owner=owner))
+            return True
 
     def unwanted(self) -> list[str]:
         """Return measurements whose jobs have ended, and remove requests that nobody waits for."""

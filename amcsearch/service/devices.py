@@ -34,7 +34,7 @@ _SWEEP_S: Final = 30.0  # between two looks for measurements that nobody wants
 _GREET_S: Final = 10.0  # between two signs of life of one device in the database
 _ANSWER_S: Final = 60.0  # that the service may take to answer a job
 _SILENT_S: Final = 300.0  # of an agent, after which a job gives its worker back
-_FORBIDDEN, _AWAY = 403, 503
+_FORBIDDEN, _TOO_MANY, _AWAY = 403, 429, 503
 
 _log = logging.getLogger(__name__)
 
@@ -83,11 +83,21 @@ class DeviceWork:
         except RequestRefusedError as error:
             raise _refused(error) from error
 
-    def answer(self, request: "DeviceRequest", body: bytes, caller: str, *, is_admin: bool) -> "DeviceAnswer":
+    def answer(
+        self, request: "DeviceRequest", body: bytes, caller: str, *, is_admin: bool, most: int
+    ) -> "DeviceAnswer":
         """Return the work list's answer to an agent, or to a client with the scope of one.
 
+        Args:
+            request: of either.
+            body: of the request.
+            caller: whose token it has.
+            is_admin: whether the caller may serve the devices of others.
+            most: measurements of the caller's own that may be here at once.
+
         Raises:
-            DeviceRefusedError: the work list refuses, another service holds it, or the device is another's.
+            DeviceRefusedError: the work list refuses, another service holds it, the device is another's, or the caller
+                has too many measurements.
         """
         work, agent = self._work(), request.agent
         if agent is not None:
@@ -102,7 +112,22 @@ class DeviceWork:
         if agent is not None:
             offered = answer.get("job") if isinstance(answer, Mapping) else None
             self._greet(work, agent, caller, request.measurement or cast("str | None", offered))
+        elif request.method == "POST" and isinstance(answer, Mapping):
+            self._keep(work, str(answer["job"]), caller, most)
+        elif request.method == "DELETE" and request.measurement is not None:
+            self.table.forget(request.measurement)
         return answer
+
+    def _keep(self, work: "WorkList", measurement: str, caller: str, most: int) -> None:
+        """Note whose a measurement is that belongs to no job; raises DeviceRefusedError where those are too many."""
+        if self.table.keep_for(measurement, caller, most):
+            return
+        with suppress(BadInputError):
+            work.forget(measurement)
+        raise DeviceRefusedError(
+            _TOO_MANY,
+            f"{most} measurements of {caller} are here, at most {most}; remove one that is done: DELETE /v1/jobs/NAME",
+        )
 
     def remove(self, name: str) -> None:
         """Remove a device, so that another one may take its name.

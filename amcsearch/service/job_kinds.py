@@ -8,7 +8,8 @@ import re
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -19,11 +20,51 @@ from amcsearch.runs import StoredDocument, read_as
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer
 
-__all__ = ["KINDS", "MEASURING", "JobRequest", "read_request", "request_of", "submission_schema"]
+__all__ = ["KINDS", "MEASURING", "JobEngine", "JobRequest", "read_request", "request_of", "submission_schema"]
 
 _MOST_WORKERS: Final = 1024
 _MOST_EVALUATIONS: Final = 1_000_000
 _JOB: Final = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class JobEngine:
+    """What the operator lets searches run on: a Dask scheduler in place of their workers, and a shared storage.
+
+    Args:
+        scheduler: its address; None lets a job start as many workers as it asks for.
+        storage: Optuna's address of a database for all studies; None keeps each in the folder of its run.
+
+    Raises:
+        BadInputError: no address of a scheduler, or Dask is not installed.
+    """
+
+    scheduler: str | None = None
+    storage: str | None = field(default=None, repr=False)  # it may hold a password
+
+    def __post_init__(self) -> None:
+        if self.scheduler is None:
+            return
+        if not self.scheduler.startswith(("tcp://", "tls://")):
+            raise BadInputError(
+                f"scheduler = {self.scheduler!r:.80}, expected the address that `dask scheduler` prints, such as "
+                "tcp://10.0.0.1:8786"
+            )
+        if find_spec("distributed") is None:
+            raise BadInputError("scheduler needs the module distributed; type: pip install 'amcsearch[cluster]'")
+
+    def workers(self, asked: int) -> int:
+        """Workers that a job starts itself."""
+        return asked if self.scheduler is None else 1
+
+    def own_study(self, config: Config, folder: Path) -> Config:
+        """A configuration whose study is the job's own, by its name, also where others' are in the same storage."""
+        if self.storage is None:
+            return config
+        return config.model_copy(update={"name": f"{config.name[:60]}-{folder.parent.name}"})
+
+
+_PLAIN: Final = JobEngine()
 
 
 @dataclass(frozen=True)
@@ -45,8 +86,10 @@ class JobRequest(StoredDocument):
         """
 
     @abstractmethod
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Do it in a folder, from where an earlier attempt ended; return what the verb prints with ``--json``.
+
+        ``engine`` is what searches, comparisons and fronts evaluate with.
 
         Raises:
             BadInputError, InfeasibleBudgetError: as the verb.
@@ -71,15 +114,17 @@ class SearchRequest(JobRequest):
         config = self.configuration
         check_priced(config, config.limits)
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Search."""
         from amcsearch import api
 
         result = api.search(
-            config=self.configuration,
+            config=engine.own_study(self.configuration, folder),
             folder=folder,
             resume=True,
-            workers=self.workers,
+            workers=engine.workers(self.workers),
+            scheduler=engine.scheduler,
+            storage=engine.storage,
             strict=self.strict,
             observer=observer,
         )
@@ -97,8 +142,9 @@ class SearchRequest(JobRequest):
 class PruneRequest(JobRequest):
     """``amcsearch prune``; its goal is in section ``prune`` of the configuration."""
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Prune."""
+        del engine
         from amcsearch import api
 
         result = api.prune(config=self.configuration, folder=folder, resume=True, observer=observer)
@@ -109,8 +155,9 @@ class PruneRequest(JobRequest):
 class SparsifyRequest(JobRequest):
     """``amcsearch sparsify``."""
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Sparsify."""
+        del engine
         from amcsearch import api
 
         result = api.sparsify(config=self.configuration, folder=folder, resume=True, observer=observer)
@@ -130,7 +177,7 @@ class FrontRequest(JobRequest):
         _check_count("evaluations", self.evaluations, 0, _MOST_EVALUATIONS)
         _check_count("workers", self.workers, 1, _MOST_WORKERS)
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Make the fronts."""
         from amcsearch import api
 
@@ -138,7 +185,8 @@ class FrontRequest(JobRequest):
             config=self.configuration,
             devices=self.devices,
             evaluations=self.evaluations,
-            workers=self.workers,
+            workers=engine.workers(self.workers),
+            scheduler=engine.scheduler,
             folder=folder,
             resume=True,
             observer=observer,
@@ -161,7 +209,7 @@ class CompareRequest(JobRequest):
         if not self.agents or not self.seeds:
             raise BadInputError("agents and seeds: at least one of each is needed; name them")
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Compare."""
         from amcsearch import api
 
@@ -169,7 +217,8 @@ class CompareRequest(JobRequest):
             config=self.configuration,
             agents=self.agents,
             seeds=self.seeds,
-            workers=self.workers,
+            workers=engine.workers(self.workers),
+            scheduler=engine.scheduler,
             strict=self.strict,
             folder=folder,
             resume=True,
@@ -185,8 +234,9 @@ class TableRequest(JobRequest):
     variants: int | None = None
     minutes: float | None = None
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Measure the table."""
+        del engine
         from amcsearch import api
 
         table = api.measure_latency_table(
@@ -213,8 +263,9 @@ class CheckRequest(JobRequest):
         _check_count("fresh", self.fresh, 1, _MOST_EVALUATIONS)
         _check_count("anchors", self.anchors, 0, _MOST_EVALUATIONS)
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Check the table; what anchors teach is written to the job's folder."""
+        del engine
         from amcsearch.jobs import check_into
 
         checked = check_into(
@@ -245,8 +296,9 @@ class VerifyRequest(JobRequest):
         if not _JOB.fullmatch(self.job):
             raise BadInputError(f"job = {self.job!r:.60}, expected the id of a job; GET /jobs lists them")
 
-    def run(self, folder: Path, observer: "Observer") -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
         """Copy the run, and finish it with what was measured."""
+        del engine
         from amcsearch import api
 
         if not folder.exists():

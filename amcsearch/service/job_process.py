@@ -31,7 +31,7 @@ from amcsearch.core import (
 )
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.devices import devices_of_job
-from amcsearch.service.job_kinds import JobRequest, request_of
+from amcsearch.service.job_kinds import JobEngine, JobRequest, request_of
 from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, JobProblem, JobProgress, problem_of
 from amcsearch.service.trial_points import TrialPoints
 
@@ -151,7 +151,8 @@ def main() -> None:
     os.dup2(2, 1)
     task = json.loads(lines.readline())
     threading.Thread(target=_die_with_worker, args=(lines,), daemon=True).start()
-    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told, task["database"]))
+    engine = JobEngine(**task["engine"])
+    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told, task["database"], engine))
     sys.stdout.flush()
     os._exit(0)
 
@@ -162,7 +163,9 @@ def _die_with_worker(lines: IO[str]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], database: str = "") -> Message:
+def _done(
+    kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], database: str, engine: JobEngine
+) -> Message:
     """Run the job and return how it ended."""
     try:
         with interruptible(*_STOPS, replace=True), guarded_job(*_STOPS), (folder / ".lock").open("w") as lock:
@@ -170,7 +173,7 @@ def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], 
                 return Message(is_busy=True)
             request = request_of(kind, stored)
             with devices_of_job(request, folder.name, database):
-                return Message(result=_result(request, folder / RUN, told))
+                return Message(result=_result(request, folder / RUN, told, engine))
     except KeyboardInterrupt:
         return Message(is_stopped=True)
     except DeviceAwayError as error:
@@ -184,9 +187,9 @@ def _done(kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], 
         return Message(problem=JobProblem("internal", detail))
 
 
-def _result(request: JobRequest, run: Path, told: IO[str]) -> Mapping[str, object]:
+def _result(request: JobRequest, run: Path, told: IO[str], engine: JobEngine) -> Mapping[str, object]:
     make_folder(run.parent)
-    return request.run(run, _Reporter(told, run.parent))
+    return request.run(run, _Reporter(told, run.parent), engine)
 
 
 def _taken(lock: IO[str]) -> bool:

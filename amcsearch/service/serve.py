@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.core import BadInputError
+from amcsearch.service.job_kinds import JobEngine
 from amcsearch.service.settings import ServiceSettings, is_loopback
 from amcsearch.service.tokens import open_tokens
 from amcsearch.service.worker import JobLimits, WorkerSettings, work
@@ -41,8 +42,15 @@ def check_address(host: str, port: int, has_tokens: bool) -> None:
         )
 
 
-def serve(settings: ServiceSettings, host: str, port: int, workers: int, limits: JobLimits | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, with so many workers on this machine, each job within ``limits``.
+def serve(
+    settings: ServiceSettings,
+    host: str,
+    port: int,
+    workers: int,
+    limits: JobLimits | None = None,
+    engine: JobEngine | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, with so many workers on this machine, each job within ``limits`` on ``engine``.
 
     Where any token is valid at the start, every request needs one. A worker ends when the service does, also when the
     service is killed.
@@ -69,7 +77,7 @@ def serve(settings: ServiceSettings, host: str, port: int, workers: int, limits:
     # uvicorn has its own handlers while it serves, and raises the signal again when it has closed
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _workers(settings, workers, limits or JobLimits()):
+        with _workers(settings, workers, limits or JobLimits(), engine or JobEngine()):
             server.run()
     except SystemExit:  # uvicorn's way to say that the address is taken; it has logged why
         pass
@@ -83,9 +91,10 @@ def serve(settings: ServiceSettings, host: str, port: int, workers: int, limits:
 
 
 @contextmanager
-def _workers(settings: ServiceSettings, count: int, limits: JobLimits) -> Iterator[None]:
+def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: JobEngine) -> Iterator[None]:
     """Workers in processes of their own; at the end each gives its job back."""
-    told = {"runs": str(settings.runs), "database": settings.database_url, "limits": asdict(limits)}
+    place = {"runs": str(settings.runs), "database": settings.database_url}
+    told = {**place, "limits": asdict(limits), "engine": asdict(engine)}
     ending = threading.Event()
 
     def keep() -> None:
@@ -113,11 +122,11 @@ def _workers(settings: ServiceSettings, count: int, limits: JobLimits) -> Iterat
 def work_beside() -> None:
     """Run the worker that standard input describes until it closes: when the service ends, or is killed."""
     told = json.loads(sys.stdin.readline())
-    limits = JobLimits(**told["limits"])
+    limits, engine = JobLimits(**told["limits"]), JobEngine(**told["engine"])
 
     def end() -> None:
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end, daemon=True).start()
-    work(WorkerSettings(Path(told["runs"]), told["database"], limits=limits))
+    work(WorkerSettings(Path(told["runs"]), told["database"], limits=limits, engine=engine))

@@ -26,6 +26,10 @@ class ServiceLimits:
     upload_bytes: int = 256 * MIB
     uploads: int = 16
 
+    def jobs_of(self, most: int | None) -> int:
+        """Jobs, and measurements without one, that a caller may have at once: ``most`` of its token where set."""
+        return self.waiting_jobs if most is None else most
+
     def __post_init__(self) -> None:
         for name, value, least in (
             ("waiting_jobs", self.waiting_jobs, 1),

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -27,7 +27,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from amcsearch.core import MIB, BadInputError, parse_json
 from amcsearch.runs import make_folder
 from amcsearch.service.database import Database
-from amcsearch.service.job_kinds import KINDS
+from amcsearch.service.job_kinds import KINDS, JobEngine
 from amcsearch.service.job_process import Message
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import Claim, JobProblem, JobProgress, JobRecord, StaleClaimError
@@ -79,6 +79,7 @@ class WorkerSettings:
         poll_s: between two looks at the job table.
         grace_s: that a job may take to stop before it is killed.
         limits: of each job.
+        engine: of searches.
         program: command that runs ``job_process.main``.
     """
 
@@ -90,6 +91,7 @@ class WorkerSettings:
     poll_s: float = 1.0
     grace_s: float = 30.0
     limits: JobLimits = field(default_factory=JobLimits)
+    engine: JobEngine = field(default_factory=JobEngine)
     program: tuple[str, ...] = (sys.executable, "-c", "from amcsearch.service.job_process import main; main()")
 
     @property
@@ -123,6 +125,7 @@ class _JobProcess:
             "request": record.request,
             "folder": str(folder.absolute()),
             "database": settings.database_url,
+            "engine": asdict(settings.engine),
         }
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

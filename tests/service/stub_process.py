@@ -21,7 +21,7 @@ from amcsearch.core import (
     check_interrupt,
 )
 from amcsearch.service import job_kinds
-from amcsearch.service.job_kinds import JobRequest
+from amcsearch.service.job_kinds import JobEngine, JobRequest
 from amcsearch.service.job_process import main
 
 
@@ -33,7 +33,7 @@ class StubRequest(JobRequest):
     pause_s: float = 0.0
     does: str = "end"
 
-    def run(self, folder: Path, observer) -> Mapping[str, object]:
+    def run(self, folder: Path, observer, engine: JobEngine) -> Mapping[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "evaluations.txt"
         (folder / "process").write_text(str(os.getpid()))

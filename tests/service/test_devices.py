@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from amcsearch.core import BadInputError, DeviceAwayError
 from amcsearch.measure.agents.client import AgentClient
 from amcsearch.measure.agents.work_list import WorkList
-from amcsearch.measure.kit.kit import device_plan
+from amcsearch.measure.kit.kit import device_plan, plan_archive
 from amcsearch.runtime.on_device.connection import RefusedError, UnreachableError
 from amcsearch.runtime.on_device.records import encoded
 from amcsearch.service import devices
@@ -136,6 +136,30 @@ class TestAgents:
         agent.next()
         assert "another device" in agent.next({"cpu": "another"}).json()["detail"]
         assert agent.http.post("/v1/agents/pi5/next", content=b"x" * 70_000).status_code == 413
+
+    def test_measurements_without_a_job_are_counted(self, service: Service, small_plan: Callable[..., Any]) -> None:
+        client = Agent(service, service.tokens.create("ada", [Scope.MEASURE], None, most_jobs=2).text).http
+        archives = [plan_archive(device_plan(small_plan((width,)))) for width in (8, 16, 32)]
+        first, second = (
+            client.post("/v1/devices/pi5/jobs?threads=1&provider=CPUExecutionProvider", content=each)
+            for each in archives[:2]
+        )
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert (
+            client.post("/v1/devices/pi5/jobs?threads=1&provider=CPUExecutionProvider", content=archives[0]).json()
+            == first.json()
+        )
+        third = client.post("/v1/devices/pi5/jobs?threads=1&provider=CPUExecutionProvider", content=archives[2])
+        assert (third.status_code, third.json()["detail"]) == (
+            429,
+            "2 measurements of ada are here, at most 2; remove one that is done: DELETE /v1/jobs/NAME",
+        )
+        assert len(service.work._opened._jobs) == 2
+        assert client.delete(f"/v1/jobs/{first.json()['job']}").status_code == 200
+        assert (
+            client.post("/v1/devices/pi5/jobs?threads=1&provider=CPUExecutionProvider", content=archives[2]).status_code
+            == 200
+        )
 
     def test_asking_for_work_fills_no_audit_log(self, service: Service, agent: Agent) -> None:
         for _ in range(3):

@@ -1,5 +1,6 @@
 """Workers: every way in which a job can end, be stopped, or lose the process that runs it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from amcsearch.core import MIB, BadInputError
 from amcsearch.service import job_process, job_table
 from amcsearch.service.database import Database
 from amcsearch.service.device_table import DeviceTable
+from amcsearch.service.job_kinds import JobEngine, SearchRequest
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.worker import JobLimits, JobWorker, WorkerSettings
@@ -109,7 +111,7 @@ def test_a_fault_of_ours_leaves_its_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(job_process, "request_of", {}.__getitem__)
-    message = job_process._done("stub", {}, tmp_path, StringIO())
+    message = job_process._done("stub", {}, tmp_path, StringIO(), "", JobEngine())
     assert message.problem is not None
     assert message.problem.kind == "internal"
     assert message.problem.detail.startswith("the job raised TypeError: dict.__getitem__() takes")
@@ -260,3 +262,69 @@ def test_killed_workers_lose_no_job_and_repeat_no_evaluation(table: JobTable, se
     record = table.get(job)
     assert (record.result, record.attempt) == ({"evaluations": 30, "nan": None}, 3)
     assert evaluations(settings, job) == [str(number) for number in range(30)]
+
+
+CONFIG = {
+    "name": "mine",
+    "model": {"factory": "amcsearch.training.models:vgg"},
+    "data": {"factory": "amcsearch.training.data:digits"},
+}
+
+
+@dataclass
+class Given:
+    """What a search was called with."""
+
+    arguments: dict[str, object]
+
+    def __call__(self, **arguments: object) -> "Given":
+        self.arguments.update(arguments)
+        return self
+
+    @property
+    def summary(self) -> "Given":
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        return {}
+
+
+def test_searches_run_on_what_the_operator_gives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = Given({})
+    monkeypatch.setattr("amcsearch.api.search", given)
+    request, folder = SearchRequest(CONFIG, workers=4), tmp_path / "0123abcd" / "run"
+    request.run(folder, None)
+    assert (given.arguments["workers"], given.arguments["scheduler"], given.arguments["storage"]) == (4, None, None)
+    assert given.arguments["config"].name == "mine"
+    monkeypatch.setattr("amcsearch.service.job_kinds.find_spec", lambda _: object())
+    engine = JobEngine("tcp://10.0.0.1:8786", "postgresql+psycopg://a:secret@db/studies")
+    request.run(folder, None, engine)
+    assert (given.arguments["workers"], given.arguments["scheduler"]) == (1, "tcp://10.0.0.1:8786")
+    assert (given.arguments["storage"], given.arguments["config"].name) == (engine.storage, "mine-0123abcd")
+    assert "secret" not in repr(engine)
+
+
+def test_a_job_gets_the_operators_engine(table: JobTable, tmp_path: Path) -> None:
+    """By standard input, so that no list of processes shows a password."""
+    program = (sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.readline())")
+    engine = JobEngine(storage="postgresql+psycopg://a:secret@db/studies")
+    job = table.submit("stub", "stub", {"config": {}}, "ada").id
+    settings = WorkerSettings(tmp_path, kinds=("stub",), poll_s=0.01, program=program, engine=engine)
+    assert JobWorker(table, settings).run_one()
+    task = json.loads((tmp_path / job / "output.log").read_text())
+    assert task["engine"] == {"scheduler": None, "storage": engine.storage}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ("10.0.0.1:8786", "scheduler = '10.0.0.1:8786', expected the address that `dask scheduler` prints"),
+        ("tcp://10.0.0.1:8786", "scheduler needs the module distributed; type: pip install"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_used_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, scheduler: str, words: str
+) -> None:
+    monkeypatch.setattr("amcsearch.service.job_kinds.find_spec", lambda _: None)
+    with pytest.raises(BadInputError, match=words):
+        JobEngine(scheduler)

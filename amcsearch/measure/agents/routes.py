@@ -170,6 +170,11 @@ class DeviceRequest:
         return self.parts["device"] if "/agents/" in self.route.path.pattern else None
 
     @property
+    def method(self) -> str:
+        """Its method of HTTP."""
+        return self.route.method
+
+    @property
     def measurement(self) -> str | None:
         """The measurement that it is about."""
         return self.parts.get("job")

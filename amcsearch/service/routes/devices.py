@@ -38,7 +38,8 @@ async def worked(request: Request, service: Running, caller: Measurer, path: str
     body = await read_body(request, asked.most_bytes)
 
     def answered() -> object:
-        return service.work.answer(asked, body, caller.name, is_admin=caller.may(Scope.ADMIN))
+        most = service.settings.limits.jobs_of(caller.most_jobs)
+        return service.work.answer(asked, body, caller.name, is_admin=caller.may(Scope.ADMIN), most=most)
 
     answer = await run_sync(answered)
     if isinstance(answer, bytes) or answer is None:

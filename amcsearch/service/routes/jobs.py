@@ -117,7 +117,7 @@ def _scope(kind: str) -> Scope:
 
 
 def _most(service: Service, caller: Caller) -> int:
-    return service.settings.limits.waiting_jobs if caller.most_jobs is None else caller.most_jobs
+    return service.settings.limits.jobs_of(caller.most_jobs)
 
 
 def controlled(service: Service, caller: Caller, job: str) -> JobRecord:
