@@ -1,8 +1,10 @@
 """Any request that the OpenAPI describes, by any caller: no error of the service, nothing that a scope does not allow.
 
-``pytest -n 0 tests/service/test_any_request.py --requests 700`` sends more than ten thousand.
+``pytest -n 0 -rP tests/service/test_any_request.py --requests 700`` sends more than ten thousand and prints how many.
 """
 
+import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,15 +27,52 @@ CONFIG = {
     "data": {"factory": "amcsearch.training.data:digits"},
 }
 OPEN: Final = {"/healthz", "/readyz"}
+NAMES: Final = st.sampled_from(["pi5", "a" * 32, "0123abcd", "..", "%2e%2e", "x" * 70, "é", "a/b"])
+DEVICE_PATHS: Final = st.sampled_from(
+    [
+        *(f"/v1/agents/{{}}/{end}" for end in ("next", "jobs/{}/plan", "jobs/{}/records", "jobs/{}/restart")),
+        *("/v1/agents/{}/jobs/{}/failed", "/v1/devices/{}/jobs", "/v1/devices/{}", "/v1/jobs/{}"),
+        *("/v1/jobs/{}/result", "/v1/{}", "/v2/{}"),
+    ]
+)
+QUERIES: Final = st.dictionaries(
+    st.sampled_from(["at", "instance", "threads", "provider", "minutes"]),
+    st.sampled_from(["0", "1", "-1", "nan", "1e400", "a" * 32, "CPUExecutionProvider", "\0", "99999999999999999999"]),
+)
+JSON: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+SAYS: Final = st.fixed_dictionaries(
+    {},
+    optional={"instance": st.just("a" * 32) | JSON, "device": JSON, "reason": JSON, "kind": st.just("header") | JSON},
+)
+BODIES: Final = st.binary(max_size=64) | (JSON | SAYS).map(lambda value: json.dumps(value).encode())
 
 
 def allowed(method: str, path: str) -> frozenset[Scope]:
     """Scopes one of which a route asks for."""
     if path == "/audit" or (method, path) == ("DELETE", "/devices/{device}"):
         return frozenset({Scope.ADMIN})
+    if path.startswith("/v1/"):
+        return frozenset({Scope.ADMIN, Scope.MEASURE})
+    if path.startswith("/uploads"):
+        return frozenset({Scope.ADMIN, Scope.SUBMIT})
     if method == "GET":
         return frozenset({Scope.ADMIN, Scope.READ})
     return frozenset({Scope.ADMIN, Scope.SUBMIT, Scope.MEASURE})
+
+
+def _settings(count: int) -> hypothesis.settings:
+    return hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
 
 
 class AnyRequest:
@@ -56,6 +95,7 @@ class AnyRequest:
         self.holders["none"] = ("", set())
         job = service.table.submit("search", "tiny", {"config": CONFIG}, Scope.SUBMIT.value)
         self.job = service.table.cancel(job.id).id
+        self.any_holder = st.sampled_from(sorted(self.holders))
         self.sent = 0
         self.schema = schemathesis.openapi.from_dict(self.http.get("/openapi.json").json())
 
@@ -67,16 +107,22 @@ class AnyRequest:
             cases = modes.flatmap(lambda mode, op=operation: op.as_strategy(generation_mode=mode))
             self._send(cases, operation.path, count)
 
+    def send_to_devices(self, count: int) -> None:
+        """Send so many requests to the routes of agents, which the OpenAPI leaves out."""
+
+        @_settings(count)
+        @hypothesis.given(st.data())
+        def send(data: Any) -> None:
+            path = data.draw(DEVICE_PATHS).format(data.draw(NAMES), data.draw(NAMES))
+            arguments = {"url": path, "params": data.draw(QUERIES), "data": data.draw(BODIES)}
+            method, holder = data.draw(st.sampled_from(["GET", "POST", "DELETE"])), data.draw(self.any_holder)
+            self._check(method, "/v1/", holder, arguments)
+
+        send()
+
     def _send(self, cases: st.SearchStrategy[Any], path: str, count: int) -> None:
-        @hypothesis.settings(
-            max_examples=count,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-            derandomize=True,
-        )
-        @hypothesis.given(cases, st.sampled_from(sorted(self.holders)), st.booleans())
+        @_settings(count)
+        @hypothesis.given(cases, self.any_holder, st.booleans())
         def send(case: Any, holder: str, is_known: bool) -> None:
             if is_known and "job" in case.path_parameters:
                 case.path_parameters["job"] = self.job
@@ -114,4 +160,6 @@ def test_no_request_breaks_the_service_or_does_what_its_caller_may_not(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         anything.send_all(count)
+        anything.send_to_devices(4 * count)
+    sys.stdout.write(f"{anything.sent} requests were answered\n")
     assert anything.sent >= 10 * count
