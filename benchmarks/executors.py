@@ -13,23 +13,30 @@ Each round times, one after the other in a shuffled order, with an evaluator of 
 and prints the medians over the rounds. Then NSGA-II spends 96 evaluations, 8 at a time, that each sleep 0.17 s, as long
 as one of ResNet-20 on digits takes on a free core: with one worker and with two. The wall times, with the start, tell
 how much of the workers is used, also on a machine whose cores are busy.
+
+    python benchmarks/executors.py --simulated 256 [--batch 1024] [--evaluations 4096]
+
+lets NSGA-II search with so many workers that are not there, each of which takes 1 s an evaluation, and prints how much
+of their time is used. Time is simulated: the driver's is the processor time that it takes to propose, store and learn,
+while the workers work on. So the machine's load does not matter.
 """
 
 import argparse
+import heapq
 import json
 import math
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import active_children, forkserver
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from amcsearch.core import Evaluation, PruningPolicy
+from amcsearch.core import Evaluation, Incumbent, PruningPolicy
 from amcsearch.evaluation.cluster import ClusterExecutor
 from amcsearch.evaluation.executors import Executor, ProcessExecutor
 from amcsearch.evaluation.worker import prepare_workers
@@ -76,6 +83,60 @@ def searched(workers: int, folder: str) -> float:
     seconds = time.perf_counter() - begun
     executor.close()
     return seconds
+
+
+class Simulated:
+    """Evaluates on workers that are not there: the clock is the driver's processor time and what it waits for them."""
+
+    def __init__(self, workers: int, evaluation_s: float = 1.0) -> None:
+        self.capacity = workers
+        self.now_s = self.busy_s = 0.0
+        self._free_s = [0.0] * workers
+        self._evaluation_s = evaluation_s
+        self._used_s = time.process_time()
+
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+        """Yield made-up evaluations, in order, each once its worker would have it."""
+        del incumbents
+        self._pass()
+        ends: list[float] = []
+        for _ in policies:
+            end = max(heapq.heappop(self._free_s), self.now_s) + self._evaluation_s
+            heapq.heappush(self._free_s, end)
+            ends.append(end)
+        self.busy_s += self._evaluation_s * len(policies)
+        for policy, end in zip(policies, ends, strict=True):
+            self._pass()
+            self.now_s = max(self.now_s, end)
+            removed = sum((1 - policy[name] / 32) ** 2 for name in policy) / len(policy)
+            yield Evaluation(metric=math.exp(-removed), loss=removed, seconds=self._evaluation_s)
+
+    def _pass(self) -> None:
+        """Let the driver's processor time since the last look pass."""
+        used = time.process_time()
+        self.now_s += used - self._used_s
+        self._used_s = used
+
+    def close(self) -> None:
+        """End the search."""
+        self._pass()
+
+
+def simulated(workers: int, batch: int, evaluations: int, folder: str) -> dict[str, float]:
+    """How much of so many simulated workers' time NSGA-II uses, and the driver's processor time an evaluation."""
+    from amcsearch.search import AGENTS
+    from amcsearch.testing import make_study
+
+    executor, used = Simulated(workers), time.process_time()
+    study = make_study(
+        "nsga2", widths=[32] * 20, multiple=4, trials=evaluations, batch=batch, evaluator=lambda _: executor,
+        storage=Path(folder, "simulated.db"),
+    )  # fmt: skip
+    AGENTS["nsga2"]().run(study, 0)
+    executor.close()
+    driver_ms = 1e3 * (time.process_time() - used) / evaluations
+    share = executor.busy_s / (workers * executor.now_s)
+    return {"workers": workers, "batch": batch, "evaluations": evaluations, "used": share, "driver_ms": driver_ms}
 
 
 def descendants(process: int) -> list[int]:
@@ -134,7 +195,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--simulated", type=int, metavar="WORKERS")
+    parser.add_argument("--batch", type=int, default=1024)
     args = parser.parse_args()
+    if args.simulated:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(simulated(args.simulated, args.batch, args.evaluations, folder)))
+        return
 
     def processes() -> tuple[Executor, Callable[[], object]]:
         return ProcessExecutor(Nothing(), args.workers), active_children

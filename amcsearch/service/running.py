@@ -76,7 +76,7 @@ def _missing(record: JobRecord, workers: Sequence[WorkerRecord], devices: Mappin
     able = sum(record.kind in worker.kinds for worker in workers)
     if not able:
         return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
-    return f"one of {able} workers that run {record.kind}"
+    return f"one of {able} workers that run {record.kind}" if able > 1 else f"the worker that runs {record.kind}"
 
 
 def _heard(device: DeviceRecord) -> str:

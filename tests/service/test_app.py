@@ -65,7 +65,7 @@ def test_a_job_that_waits_says_for_what(http: TestClient) -> None:
     job = submitted(http)
     assert job["waits_for"] == ("a worker that runs search: none is connected; start one with amcsearch worker")
     table_of(http).greet("first", ["search"], "host")
-    assert http.get(f"/jobs/{job['id']}").json()["waits_for"] == "one of 1 workers that run search"
+    assert http.get(f"/jobs/{job['id']}").json()["waits_for"] == "the worker that runs search"
 
 
 def test_a_page_looks_at_the_workers_once(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """SIGKILL of workers, the service and the database while jobs run: none is lost, no evaluation is repeated.
 
-``pytest -m slow tests/service/test_kills.py --kills 20 --crash-seed 7`` kills a hundred times on each database.
+``pytest -n 0 -rP -m slow tests/service/test_kills.py --kills 20 --crash-seed 7`` kills 100 times on each database.
 """
 
 import os
@@ -125,6 +125,15 @@ class Fleet:
     def kill(self, number: int) -> None:
         self._processes[number].kill()
         self._processes[number].wait()
+        self._start(number)
+
+    def keep(self) -> None:
+        """Start again what has ended by itself, as it does that is started while the database is away."""
+        for number, each in enumerate(self._processes):
+            if each.poll() is not None:
+                self._start(number)
+
+    def _start(self, number: int) -> None:
         self._processes[number] = self._stack.enter_context(process(*self._commands[number]))
 
 
@@ -136,11 +145,12 @@ def test_jobs_outlive_whatever_is_killed(kind: str, request: pytest.FixtureReque
     url = f"sqlite:///{tmp_path}/service.db" if is_file else request.getfixturevalue("postgresql_url")
     database = Database(url)
     table = JobTable(database)
-    jobs = [submitted(table, 40, 0.05) for _ in range(2 * kills)]
+    jobs = [submitted(table, 40, 0.05) for _ in range(kills + 5)]
     with ExitStack() as stack:
         fleet = Fleet(stack, tmp_path, url)
         for _ in range(kills):
             time.sleep(chance.uniform(0.2, 4.0))
+            fleet.keep()
             victim = chance.randrange(3 if is_file else 4)
             if victim < 3:
                 fleet.kill(victim)
@@ -148,7 +158,9 @@ def test_jobs_outlive_whatever_is_killed(kind: str, request: pytest.FixtureReque
                 server = request.getfixturevalue("postgresql")
                 server.stop(signal.SIGKILL)
                 server.start()
-        until(lambda: all(table.get(job).has_ended for job in jobs))
+        for job in jobs:  # each has its own patience
+            until(lambda job=job: fleet.keep() or table.get(job).has_ended)
+    sys.stdout.write(f"{kills} kills, {sum(table.get(job).attempt for job in jobs)} attempts at {len(jobs)} jobs\n")
     for job in jobs:
         record = table.get(job)
         assert (record.state, record.result) == (JobState.DONE, {"evaluations": 40, "nan": None})
