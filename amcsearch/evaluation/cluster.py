@@ -30,7 +30,7 @@ from uuid import uuid4
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt
+from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt, keep_freed_memory
 from amcsearch.evaluation.worker import CanEvaluate, Deaths, Request, answer, requests
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def _evaluate(payload: bytes, key: str, versions: dict[str, str], request: bytes
                     f"a worker of the cluster has {_versions()}, this search {versions}; give both the same image"
                 )
             torch.set_num_threads(1)
+            keep_freed_memory()
             while len(_evaluators) >= _KEPT:
                 del _evaluators[next(iter(_evaluators))]
             try:

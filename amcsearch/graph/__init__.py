@@ -15,7 +15,7 @@ from amcsearch.graph.batch import (
 from amcsearch.graph.folding import fold_weights
 from amcsearch.graph.layout import channels_first, channels_last, make_channels_first
 from amcsearch.graph.masks import masked
-from amcsearch.graph.modes import evaluating, hold_freed_memory, modes_kept
+from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
 from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
@@ -42,7 +42,6 @@ __all__ = [
     "evaluating",
     "first_tensor",
     "fold_weights",
-    "hold_freed_memory",
     "make_channels_first",
     "map_tensors",
     "masked",

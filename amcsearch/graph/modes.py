@@ -1,11 +1,7 @@
-"""Modes of modules and settings of the process: context managers and guards that restore them, and held memory."""
+"""Context managers that restore the mode of every module, and guards that restore the settings of torch itself."""
 
-import ctypes
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Final
 
 import torch
@@ -13,10 +9,7 @@ from torch import nn
 
 from amcsearch.core import KEEPERS
 
-__all__ = ["evaluating", "forget", "hold_freed_memory", "modes_kept", "unfused"]
-
-_ALLOCATOR: Final = {-3: 256 * 2**20, -1: 512 * 2**20}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc, bytes
-_ALLOCATOR_KEYS: Final = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+__all__ = ["evaluating", "forget", "modes_kept", "unfused"]
 
 
 @contextmanager
@@ -43,24 +36,6 @@ def forget(model: nn.Module) -> None:
         if type(module).train is not nn.Module.train:
             with modes_kept(module):
                 module.train()
-
-
-@cache
-def hold_freed_memory() -> bool:
-    """Keep memory that tensors have freed for the next ones, in this process from now on; return whether it is so.
-
-    glibc gives large blocks back to the system at once, which clears every page when the next activation asks for it:
-    more than half of a forward pass of MobileNetV2 on a CPU (benchmarks/evaluation_overhead.md). Blocks of up to
-    256 MiB then stay in the heap, and its free end up to 512 MiB. Nothing changes with another C library, or
-    where environment variables say how glibc is to allocate.
-    """
-    if sys.platform != "linux" or any(name.startswith(_ALLOCATOR_KEYS) for name in os.environ):
-        return False
-    try:
-        change = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(change(option, size) == 1 for option, size in _ALLOCATOR.items())
 
 
 @contextmanager

@@ -16,15 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import BadInputError, DivergedError, UserCode
-from amcsearch.graph import (
-    Batch,
-    Batches,
-    channels_first,
-    duplicate,
-    evaluating,
-    hold_freed_memory,
-    make_channels_first,
-)
+from amcsearch.graph import Batch, Batches, channels_first, duplicate, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
 from amcsearch.training.reading import TrainReader, all_targets
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
@@ -122,7 +114,6 @@ def fit(
         BadInputError: data that does not fit the model; or as ``check_recipe``.
     """
     check_recipe(recipe, torch_device, is_hooked=hook is not None and type(hook) is not PlainTraining)
-    hold_freed_memory()
     model.to(torch_device).train()
     make_channels_first(model)
     guide = duplicate(teacher).to(torch_device).eval() if teacher is not None else None
@@ -156,7 +147,6 @@ def evaluate(
     Raises:
         BadInputError: no targets, or shapes that do not fit.
     """
-    hold_freed_memory()
     parameter = next(model.parameters(), None)
     torch_device = "cpu" if parameter is None else parameter.device
     loss, count, meter = 0.0, 0, task.meter()

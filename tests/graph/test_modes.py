@@ -1,9 +1,7 @@
 """Settings of torch and of the process that code of the user leaves changed are put back and logged."""
 
 import os
-import resource
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from amcsearch.core import UserCode, guarded_job, settings_kept
-from amcsearch.graph import evaluating, hold_freed_memory
+from amcsearch.graph import evaluating
 
 ENTERED: list[torch.inference_mode] = []
 
@@ -78,25 +76,3 @@ def test_nothing_is_said_where_nothing_changed(caplog: pytest.LogCaptureFixture,
     with UserCode("x"), torch.no_grad(), torch.inference_mode(), evaluating(torch.nn.Linear(1, 1)):
         tmp_path.joinpath("x").write_text("1")
     assert caplog.text == ""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
-def test_freed_memory_is_held_for_the_next_tensors() -> None:
-    if not hold_freed_memory():
-        pytest.skip("another C library, or told by the environment how to allocate")
-    size = 10_000_000
-    pages = 4 * size // resource.getpagesize()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.empty(size)[:: resource.getpagesize() // 4] = 1.0  # touches every page
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * pages  # the heap takes some to settle
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")]
-)
-def test_an_allocator_that_the_environment_tunes_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    assert hold_freed_memory.__wrapped__() is False
