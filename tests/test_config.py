@@ -181,6 +181,16 @@ def test_overrides_replace_add_and_name_themselves(write):
     assert "not valid YAML" in refusal(path, "search.trials=[1")
 
 
+def test_an_override_that_a_section_refuses_names_itself(write):
+    """The message is of a section or of keys within a value that is replaced as a whole, and no line of the file."""
+    path = write(SMALLEST + "recovery:\n  finetune:\n    epochs: 1\n")
+    text = refusal(path, "recovery.finetune={epochs: -1}")
+    assert text.startswith("--set recovery.finetune={epochs: -1}: recovery.finetune.epochs = -1")
+    text = refusal(path, "model.checkpoint=search.yaml", "model.pretrain={epochs: 1}", "seed=3")
+    assert text.startswith("--set model.checkpoint=search.yaml, --set model.pretrain={epochs: 1}: ")
+    assert "checkpoint and pretrain are both set" in text
+
+
 def test_numbers_with_exponents_are_numbers(write):
     text = SMALLEST + "recovery: {finetune: {learning_rate: 1e-3, weight_decay: 5E-4}}\n"
     assert cfg.load(write(text)).recovery.finetune.learning_rate == 1e-3

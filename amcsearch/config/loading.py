@@ -5,6 +5,7 @@ Files named in a configuration become absolute paths.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -55,6 +56,7 @@ def _found(value: str, folder: Path, where: str) -> str:
 
 
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
+_OPTION: Final = "--set"
 _MOST_KEYS: Final = 16  # parts of a dotted key
 
 
@@ -72,7 +74,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, obj
     """
     path, data, where = _read(path, overrides)
     for path_of_key in _set_all(data, keys or {}, ""):
-        where[path_of_key] = ""
+        _note(where, path_of_key, "")
     return _validated(data, where, str(path), path.parent)
 
 
@@ -186,10 +188,16 @@ def json_schema() -> dict[str, Any]:
 
 def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> None:
     dotted, equals, value = text.partition("=")
-    source = f"--set {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
+    source = f"{_OPTION} {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
     if not equals:
         raise BadInputError(f"{source}: expected key.key=value, such as search.trials=50")
-    keys = _set(data, dotted.strip(), parse_yaml(value, source)[0], source)
+    _note(where, _set(data, dotted.strip(), parse_yaml(value, source)[0], source), source)
+
+
+def _note(where: dict[KeyPath, str], keys: KeyPath, source: str) -> None:
+    """Note where a key was set; lines of the file that it replaces are no longer of its values."""
+    for path in [path for path in where if path[: len(keys)] == keys]:
+        del where[path]
     where[keys] = source
 
 
@@ -256,14 +264,28 @@ def _refusal(
     """The error of the first value that was refused: its line, its key, and what it may be."""
     error = errors[0]
     keys, is_of_key = _written(error, data)
-    at = next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
     dotted = ".".join(map(str, keys))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     raised = error.get("ctx", {}).get("error")
     if isinstance(raised, BadInputError):  # which names its key and value itself
+        at = _source_of(keys, str(raised), where, source)
         return BadInputError(_at(at, f"{raised}{more}"), raised.key or dotted or None, raised.bound)
     text, bound = _sentence(error, keys, dotted, is_of_key)
-    return BadInputError(_at(at, text + more), dotted or None, bound)
+    return BadInputError(_at(_source_of(keys, text, where, source), text + more), dotted or None, bound)
+
+
+def _source_of(keys: KeyPath, said: str, where: Mapping[KeyPath, str], source: str) -> str:
+    """Where a value that was refused was written: the line of its key, or of the section that holds it.
+
+    Of a section the options that set a key which the message speaks of come first.
+    """
+    words = set(re.findall(r"\w+", said))
+    options = [
+        at
+        for path, at in where.items()
+        if at.startswith(_OPTION) and len(path) > len(keys) and path[: len(keys)] == keys and str(path[-1]) in words
+    ]
+    return ", ".join(options) or next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
 
 
 def _sentence(error: ErrorDetails, keys: KeyPath, dotted: str, is_of_key: bool) -> tuple[str, str]:
