@@ -30,7 +30,7 @@ from amcsearch.graph import evaluating
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer, wall_s
 from amcsearch.jobs.runtimes import check_measurable
-from amcsearch.jobs.table_check import check_table, machine_folder
+from amcsearch.jobs.table_check import check_table, machine_folder, other_setting
 from amcsearch.jobs.tables import (
     default_variants,
     measure_table,
@@ -197,12 +197,16 @@ class _Keeper:
         what = (
             f"latency table {self.folder} {why} and will be brought up to date"
             if is_there
-            else f"no latency table of this machine holds this network: it will be measured into {self.folder}"
+            else "no latency table of this machine holds this network"
+            f"{other_setting(self.config, self.spec)}: it will be measured into {self.folder}"
         )
         text = f"{what} ({models} networks, at most {_minutes(seconds)} minutes)"
         pricing = table if table is not None and self._predicts(table) else self.prior
         if pricing is None or not self._predicts(pricing):
-            return ExpectedTable(None, seconds, f"{text}; until then nothing prices latency: this plan leaves it out")
+            unknown = "until then nothing prices latency: this plan leaves it out, and whether a limit on it can be met"
+            return ExpectedTable(
+                None, seconds, f"{text}; {unknown} is known once the table is measured, before trial 1"
+            )
         if not is_there:
             text += f"; until then the table of {pricing.provenance.cpu} prices latency"
         return ExpectedTable(replace(self._made(pricing, "used"), is_final=False), seconds, text)
@@ -286,8 +290,8 @@ class _Keeper:
         self.models = self._models(table)
         minutes = _minutes(self._seconds(self.models))
         self._phase(
-            f"Measuring this machine's latency table: {self.models} networks, at most {minutes} minutes, kept in "
-            f"{taken.path}; Ctrl-C keeps what is measured"
+            f"Measuring this machine's latency table{other_setting(self.config, self.spec)}: {self.models} networks, "
+            f"at most {minutes} minutes, kept in {taken.path}; Ctrl-C keeps what is measured"
         )
         observer, subject = self._observer(), self._subject(table)
         kept = Measurements(taken.measuring, resume=True, anew=True)

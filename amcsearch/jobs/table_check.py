@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import AUTO, Config
-from amcsearch.core import BadInputError
+from amcsearch.config import AUTO, TABLES, Config, read_latency_table
+from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import device_provenance
@@ -42,7 +42,7 @@ from amcsearch.measure import (
 from amcsearch.runs import HERE
 from amcsearch.runtime import COMPARED, CPU, differences, full_provider_name, is_profiled
 
-__all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder"]
+__all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder", "other_setting"]
 
 FRESH: Final = 24  # variants measured against predictions
 READ: Final = 40  # variants of a new network whose optimised graphs are read
@@ -170,6 +170,23 @@ def machine_folder(config: Config) -> Path:
     words = f"{here.cpu} ort{here.ort_version}{provider} {here.threads}t b{here.batch} {here.dtype}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("(r)", "")).strip("-.")[:80]
     return cache_folder() / "tables" / f"{name}-{digest}"
+
+
+def other_setting(config: Config, network: NetworkSpec) -> str:
+    """Say that a table of this machine holds the network, but of another setting, and which; "" where none does."""
+    expected, device = machine_folder(config), config.device
+    here = runtime_of(config).provenance(device.batch, device.dtype)
+    for folder in sorted(expected.parent.glob("*")):
+        if folder == expected or not TABLES.is_one(folder):
+            continue
+        try:
+            table = read_latency_table(folder)
+        except BadInputError:
+            continue
+        unlike = differences(table.provenance, here)
+        if unlike and table.provenance.cpu == here.cpu and table.name_of(network) is not None:
+            return f" in this setting (the one in {folder} is of another, and a table is of one: {'; '.join(unlike)})"
+    return ""
 
 
 def _with_prior(result: KitResult, name: str, prior: LatencyTable) -> LatencyTable:

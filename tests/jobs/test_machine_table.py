@@ -21,7 +21,7 @@ from amcsearch.jobs import machine_table as machine
 from amcsearch.jobs import tables
 from amcsearch.jobs.machine_table import MachineTable, expected_table, own_table
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.table_check import machine_folder
+from amcsearch.jobs.table_check import machine_folder, other_setting
 from amcsearch.jobs.workload import InMemory, TracedNetwork, load_network
 from amcsearch.measure.kit.kit import KitPlan, KitRun, measure_here
 from amcsearch.runs import RunFolder, TableOrigin
@@ -288,8 +288,16 @@ def test_a_dry_run_says_what_it_would_measure_and_writes_nothing(
     assert "no latency table of this machine holds this network" in said
     minutes = r"at most [1-9][0-9]* minutes\); until then nothing prices latency"
     assert re.search(rf"\({1 + VARIANTS + 12} networks, {minutes}", said)
+    assert "a limit on it can be met is known once the table is measured, before trial 1" in " ".join(said.split())
     assert "table " in said.splitlines()[-1]
     assert not (tmp_path / "cache" / "tables").exists()
+
+
+def test_a_table_of_another_setting_is_named(job: Job, cached: Path) -> None:
+    config, network = job("device.batch=2")
+    text = other_setting(config, network.trace.network)
+    assert text.startswith(f" in this setting (the one in {cached} is of another, and a table is of one: ")
+    assert "the table was measured with 1, this run has 2" in text
 
 
 def test_another_machines_table_is_corrected_into_this_machines_own(
