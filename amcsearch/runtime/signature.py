@@ -1,10 +1,11 @@
 """Inputs and outputs of a network as a file has them: named tensors in order, and which axis has the samples.
 
 A network takes and gives trees of tensors; an ONNX file takes and gives a list. A tensor's name is its path in the
-tree made into an identifier (``heads.scores`` → ``heads_scores``); the only positional input is ``input``, and the only
-output is ``output``.
+tree made into an identifier (``heads.scores`` → ``heads_scores``); the only positional input is ``input``, one of
+several is named as its parameter of ``forward``, and the only output is ``output``.
 """
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def signature_of(model: nn.Module, example: Batch | Tensor) -> Signature:
         twice = _shapes_of_twice(model, batch)
     shapes = [tuple(tensor.shape) for tensor in paths.values()]
     axes = [_grown(*pair) for pair in zip(shapes, twice, strict=True)] if len(twice) == len(shapes) else None
-    inputs = _input_names(batch)
+    inputs = _input_names(model, batch)
     return Signature(
         inputs,
         _output_names(list(paths), inputs),
@@ -153,13 +154,26 @@ def _grown(shape: tuple[int, ...], twice: tuple[int, ...]) -> int | None:
     return next((axis for axis, (before, after) in enumerate(pairs) if after != before), None)
 
 
-def _input_names(batch: Batch) -> tuple[str, ...]:
+def _input_names(model: nn.Module, batch: Batch) -> tuple[str, ...]:
     paths = list(batch.inputs)
     if paths == ["0"]:
         return (INPUT,)
-    if len(batch.args) == 1:  # the only positional argument is a tree: its index says nothing
+    if len(batch.args) == 1:  # the only positional argument is a tree: its name says nothing
         paths = [path.removeprefix("0.") for path in paths]
+    else:
+        for i, parameter in enumerate(_positional(model)[: len(batch.args)]):
+            paths = [re.sub(rf"^{i}(?=\.|$)", parameter, path) for path in paths]
     return _identifiers(paths, INPUT, ())
+
+
+def _positional(model: nn.Module) -> list[str]:
+    """Names of the parameters of ``forward`` that arguments are given to by position; ``*args`` has none."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # of code that is not Python's
+        return []
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in by_position]
 
 
 def _output_names(paths: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:

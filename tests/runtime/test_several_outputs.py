@@ -129,7 +129,7 @@ def sequences(count: int, length: int = 6) -> Batch:
     return Batch(({"x": x}, unused), {"extra": torch.randn(count, 2, generator=generator), "mask": mask}, None, count)
 
 
-INPUTS = ["input_0_x", "input_1", "extra", "mask"]
+INPUTS = ["signal_x", "unused", "extra", "mask"]
 OUTPUTS = ["states", "hidden_0", "hidden_1", "ids", "output_mask", "one"]
 
 
@@ -138,6 +138,17 @@ def test_trees_of_inputs_by_hand():
     assert list(signature.inputs) == INPUTS
     assert list(signature.outputs) == OUTPUTS
     assert signature.axes == (0, 1, 1, 0, 0, None)
+
+
+def test_inputs_by_position_are_named_as_the_parameters_of_forward():
+    class Any(nn.Module):
+        def forward(self, image: Tensor, output: Tensor, *args: Tensor) -> Tensor:
+            return image + output + args[0]
+
+    x = torch.ones(1, 2)
+    signature = signature_of(Any(), Batch((x, x, x), {}))
+    assert signature.inputs == ("image", "output", "input_2")
+    assert signature.outputs == ("output_output",)
 
 
 def test_files_of_several_inputs_give_every_output_for_any_number_of_samples():
@@ -172,11 +183,11 @@ def test_a_free_batch_takes_any_number_in_one_call(name, samples, monkeypatch):
 
 def test_named_axes_of_several_inputs_are_free():
     model = Sequences().eval()
-    free = OnnxSettings(dynamic={"batch": 0, "sequence": {"input_0_x": 1, "mask": 1}})
+    free = OnnxSettings(dynamic={"batch": 0, "sequence": {"signal_x": 1, "mask": 1}})
     content, signature = exported(model, sequences(1), free), signature_of(model, sequences(1))
     session = make_session(content)
     shapes = {port.name: port.shape for port in session.get_inputs()}
-    assert (shapes["input_0_x"], shapes["mask"]) == (["batch", "sequence", 3], ["batch", "sequence"])
+    assert (shapes["signal_x"], shapes["mask"]) == (["batch", "sequence", 3], ["batch", "sequence"])
     assert session.get_outputs()[1].shape == [1, "batch", 5]
     for count, length in ((1, 6), (3, 2), (8, 11)):
         batch = sequences(count, length)
@@ -285,7 +296,7 @@ def test_timing_feeds_every_input():
     with pytest.raises(BadInputError, match="the model has 2 inputs, 1 were given"):
         measure_many(dense, [dense], arrays_of(two(1))[:1], rounds=2, min_ms=0.1)
     bound_call(make_session(dense), arrays_of(two(1)))()
-    with pytest.raises(BadInputError, match=r"it has 2 inputs \(input_0, input_1\), 1 were given"):
+    with pytest.raises(BadInputError, match=r"it has 2 inputs \(a, b\), 1 were given"):
         OnnxModule(dense)(torch.zeros(1, 2))
 
 
