@@ -19,6 +19,7 @@ from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor
 from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
+from amcsearch.graph.tracing.branches import branch_lines
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.graph.vanished import ConstantLayer
 
@@ -35,6 +36,7 @@ __all__ = [
     "Trace",
     "Tree",
     "as_batch",
+    "branch_lines",
     "channels_first",
     "channels_last",
     "check_kept",

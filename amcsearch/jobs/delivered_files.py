@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, DeliveryError, UserCode
-from amcsearch.graph import Batch, Batches, as_batch
+from amcsearch.graph import Batch, Batches, as_batch, branch_lines
 from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
 from amcsearch.jobs.workload import InMemory, dense_network
@@ -64,10 +64,15 @@ def save_network(
         program = torch_program(model, batch, free)
     except BadInputError as error:
         run.append_log({"program": None, "reason": str(error)})
+        lines = ", ".join(branch_lines(model, batch))
+        branches = (
+            f"; forward branches by what the input holds at {lines}, and"
+            if lines
+            else "; where forward branches by what the input holds,"
+        )
         warn(
-            f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network (log.jsonl says why); where "
-            f"forward branches by what the input holds, its ONNX file has only the side that the example takes; "
-            "write such a branch with torch.where"
+            f"{run.pruned_pt2.name} is not written: torch.export cannot follow the network (log.jsonl says why)"
+            f"{branches} the ONNX file has only the side that the example takes; write such a branch with torch.where"
         )
         return
     with run.replacing(run.pruned_pt2) as path:

@@ -488,3 +488,31 @@ def test_the_smaller_network_trains(subject: Subject) -> None:
     gradients = [p.grad for p in small.parameters()]
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
     assert sum(g is not None for g in gradients) >= len(gradients) - 2
+
+
+@pytest.mark.parametrize("channels", [10, 12])
+def test_a_norm_over_positions_leaves_channels_free(channels: int) -> None:
+    """LayerNorm(10) of 10 positions, behind a Conv1d of as many channels and of others."""
+    parts = {"a": nn.Conv1d(6, channels, 1), "norm": nn.LayerNorm(10), "b": nn.Conv1d(channels, 4, 1)}
+    model = Code(lambda m, x: m.b(m.norm(m.a(x))), **parts).eval()
+    found = trace(model, torch.rand(1, 6, 10))
+    assert [group.name for group in found.network.groups] == ["a"]
+    small = remove(model, found, {"a": np.arange(5)})
+    assert small.norm.weight.shape == (10,)
+    assert small(torch.rand(2, 6, 10)).shape == (2, 4, 10)
+
+
+class Compiled(nn.Module):
+    """Layers that torch.compile runs: a module, and a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.compile(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 6))), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.compile(F.relu)(self.body(x)).mean((2, 3)))
+
+
+def test_compiled_layers_are_followed() -> None:
+    found = trace(Compiled().eval(), torch.rand(IMAGE))
+    assert len(found.network.groups) == 2

@@ -50,7 +50,7 @@ def test_additions_tie_and_constants_block() -> None:
     assert not slots.blocked  # plain code fills it in: experiment decides
     slots, _ = followed(lambda a: a.softmax(0) + 1, torch.zeros(2))
     assert slots.blocked[0][0].tolist() == [1, 2]
-    assert slots.blocked[0][1] == "_softmax over channels"
+    assert slots.blocked[0][1] == "its channels are combined with one another (softmax)"
 
 
 def test_a_head_leaves_as_a_whole() -> None:
@@ -71,7 +71,10 @@ def test_a_head_leaves_as_a_whole() -> None:
 
 def test_results_that_mix_channels_block_only_once_they_are_read() -> None:
     assert not followed(lambda a: (a.mean(0), a)[1], torch.zeros(3))[0].blocked
-    assert followed(lambda a: a.mean(0) + 1, torch.zeros(3))[0].blocked[0][1] == "mean over channels"
+    assert (
+        followed(lambda a: a.mean(0) + 1, torch.zeros(3))[0].blocked[0][1]
+        == "its channels are combined with one another (mean)"
+    )
 
 
 def test_an_operation_without_a_rule_costs_what_reaches_it() -> None:

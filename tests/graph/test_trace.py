@@ -154,7 +154,7 @@ def test_network_input_added_to_channels_keeps_them():
 
     found = trace(AddsInput(), torch.randn(1, 4, 5, 5))
     assert [g.name for g in found.network.groups] == ["b"]
-    assert {s.name: s.reason for s in found.skipped}["a"] == "meets (add) a tensor that keeps its width"
+    assert {s.name: s.reason for s in found.skipped}["a"] == "is combined (add) with a tensor of fixed width"
 
 
 def test_channel_mixing_code_is_named():
@@ -168,7 +168,7 @@ def test_channel_mixing_code_is_named():
 
     reasons = {s.name: s.reason for s in trace(Mixes(), torch.randn(1, 4)).skipped}
     assert list(reasons) == ["a", "head"]
-    assert reasons["a"] == "_softmax over channels"
+    assert reasons["a"] == "its channels are combined with one another (softmax)"
 
 
 def test_code_that_depends_on_a_width_is_caught_by_verification():
@@ -183,7 +183,7 @@ def test_code_that_depends_on_a_width_is_caught_by_verification():
 
     found = trace(Scales(), torch.randn(1, 4))
     assert [g.name for g in found.network.groups] == ["b"]
-    assert "differs from masking" in {s.name: s.reason for s in found.skipped}["a"]
+    assert "another than with zeros in them" in {s.name: s.reason for s in found.skipped}["a"]
     assert [g.name for g in trace(Scales(), torch.randn(1, 4), verify=False).network.groups] == ["a", "b"]
 
 

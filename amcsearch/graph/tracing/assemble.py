@@ -12,10 +12,10 @@ from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, Network
 from amcsearch.graph.slices import NormSlice, Skipped, TensorSlice, Trace, WidthAttribute
 from amcsearch.graph.tracing.flow import Cut, Split
 from amcsearch.graph.tracing.grouping import Place, RawGroup, grouped, renumbered_channels
-from amcsearch.graph.tracing.labels import Axis, Slots
+from amcsearch.graph.tracing.labels import Axis, Slots, loose_dim
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.live_tensors import LiveLog, SlotsOf
-from amcsearch.graph.tracing.recorder import Observation, loose_dim
+from amcsearch.graph.tracing.recorder import Observation
 from amcsearch.graph.tracing.width_attributes import CodeWidths
 
 __all__ = ["Assembler"]
@@ -60,7 +60,9 @@ class Assembler:
                 parts, mixing = tuple(self._slices(group, layer)), tuple(self._norms(group))
                 stated = [*self._attributes(name, group), *self.code.of(name, group, self.unit_of)]
             except Exception as error:  # a place of a kind not thought of costs this group alone
-                lost.append(Skipped(name, f"its places cannot be written down: {described(error)}", _layers(group)))
+                lost.append(
+                    Skipped(name, f"its channels cannot be assigned to weights: {described(error)}", _layers(group))
+                )
                 continue
             channel_groups.append(whole)
             slices[name], norms[name], units[name] = parts, mixing, group.units

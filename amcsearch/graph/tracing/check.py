@@ -28,11 +28,12 @@ from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import duplicate, remove
 from amcsearch.graph.slices import Kept, Trace, WidthAttribute, joined
+from amcsearch.graph.tracing.branches import Decisions, OtherSide
 from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.recorder import observe
 
-__all__ = ["FailedRunError", "difference", "lively", "some_units", "verified"]
+__all__ = ["FailedRunError", "Runs", "difference", "lively", "some_units", "verified"]
 
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest output; structural mistakes are of order 1."""
@@ -43,14 +44,23 @@ _SEED: Final = 0
 Indices = NDArray[np.int64]
 
 
-def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | None = None) -> Trace:
-    """Return the trace without the groups whose removal differs from their masking, or changes an output's shape.
+@dataclass(frozen=True)
+class Runs:
+    """What a smaller network is checked on: one sample, also on other sides of its branches; in training mode others.
 
-    ``training``: samples on which the smaller network must run in training mode too.
+    ``training`` is None where nothing runs in training mode only.
     """
+
+    batch: Batch
+    training: Batch | None = None
+    sides: tuple[OtherSide, ...] = ()
+
+
+def verified(model: nn.Module, trace: Trace, runs: Runs) -> Trace:
+    """Return the trace without the groups whose removal differs from their masking, or changes an output's shape."""
     if not trace.network.groups:
         return trace
-    check = _Check(lively(model), trace, batch, training)
+    check = _Check(lively(model), trace, runs)
     check.add([group.name for group in trace.network.groups])
     return check.trace.without(check.lost)
 
@@ -58,8 +68,8 @@ def verified(model: nn.Module, trace: Trace, batch: Batch, training: Batch | Non
 class _Check:
     """Groups that pass together, and those that were lost, with the reason."""
 
-    def __init__(self, model: nn.Module, trace: Trace, batch: Batch, training: Batch | None) -> None:
-        self.model, self.trace, self.batch, self.training = model, trace, batch, training
+    def __init__(self, model: nn.Module, trace: Trace, runs: Runs) -> None:
+        self.model, self.trace, self.runs = model, trace, runs
         rng = np.random.default_rng(_SEED)
         self.draws = [{name: some_units(units, rng, i) for name, units in trace.units.items()} for i in range(_DRAWS)]
         self.accepted: list[str] = []
@@ -165,7 +175,7 @@ class _Check:
         for draw in self.draws:
             kept = {name: draw[name] for name in names}
             try:
-                reason = difference(self.model, self.trace, kept, (self.batch, self.training))
+                reason = difference(self.model, self.trace, kept, self.runs)
             except FailedRunError as error:
                 text = " ".join(str(error.__cause__).split())[:120]
                 modules = _modules_of(error.small, error.__cause__)
@@ -271,35 +281,51 @@ def lively(model: nn.Module) -> nn.Module:
     return twin
 
 
-def difference(model: nn.Module, trace: Trace, kept: Kept, batches: tuple[Batch, Batch | None]) -> str:
+def difference(model: nn.Module, trace: Trace, kept: Kept, runs: Runs) -> str:
     """Say how removing differs from masking; empty if it does not.
 
     Raises:
         FailedRunError: the smaller network raised.
     """
-    batch, training = batches
     small = remove(model, trace, kept)
     try:
-        observation = observe(small, batch)
-        if training is not None:
+        observation = observe(small, runs.batch)
+        on_sides = [_on_side(small, runs.batch, side) for side in runs.sides]
+        if runs.training is not None:
             with torch.no_grad():
-                training.through(small.train())
+                runs.training.through(small.train())
     except Exception as error:
         raise FailedRunError(small) from error
     with masked(model, trace, kept):
-        dense = observe(model, batch)
-    expected = _outputs(dense.output)
-    outputs = _outputs(observation.output)
-    if [(name, t.shape) for name, t in outputs] != [(name, t.shape) for name, t in expected]:
+        dense = observe(model, runs.batch)
+        expected = [_on_side(model, runs.batch, side) for side in runs.sides]
+    reason = _differ(dense.output, observation.output)
+    for side, output, wanted in zip(runs.sides, on_sides, expected, strict=True):
+        where = _differ(wanted, output)
+        reason = reason or (f"on the other side of the branch at {side.place} {where}" if where else "")
+    return reason or _unpredicted(trace.network, kept, dense.layers, observation.layers)
+
+
+def _on_side(model: nn.Module, batch: Batch, side: OtherSide) -> object:
+    """The output where a branch is taken on its other side."""
+    with torch.no_grad(), Decisions(side):
+        return batch.through(model)
+
+
+def _differ(expected: object, output: object) -> str:
+    """Say how the outputs of the smaller network differ from those expected."""
+    wanted, outputs = _outputs(expected), _outputs(output)
+    if [(name, t.shape) for name, t in outputs] != [(name, t.shape) for name, t in wanted]:
         return OUTPUT
-    for (name, a), (_, b) in zip(expected, outputs, strict=True):
+    for (name, a), (_, b) in zip(wanted, outputs, strict=True):
         scale, gap = (float(x.abs().max()) if x.numel() else 0.0 for x in (a, a - b))
         if not gap <= _TOLERANCE.get(a.dtype, 1e-4) * max(scale, 1e-6):
             where = f" in {name}" if name else ""
             return (
-                f"removal differs from masking by {gap:.3g}{where} (outputs up to {scale:.3g}): not followed correctly"
+                f"without its channels the output{where} is another than with zeros in them (by {gap:.3g}, outputs up "
+                f"to {scale:.3g})"
             )
-    return _unpredicted(trace.network, kept, dense.layers, observation.layers)
+    return ""
 
 
 def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], small: Sequence[LayerSpec]) -> str:
@@ -326,7 +352,7 @@ def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], s
     else:
         wrong = [a.name for a, b in zip(predicted, small, strict=False) if _shape(a) != _shape(b)]
     if wrong or (len(predicted) != len(small) and not routed):
-        return f"the shapes of {wrong[:3] or 'its layers'} after removal are not as predicted"
+        return f"without its channels {', '.join(wrong[:3]) or 'its layers'} would have other shapes than expected"
     return ""
 
 

@@ -159,6 +159,10 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does no
         path = self.where()
         return f" in {path}" if path else ""
 
+    def why_combined(self, operation: str) -> str:
+        """Return why channels stay that an operation computes one result of."""
+        return f"its channels are combined with one another ({operation.lstrip('_')}{self.place()})"
+
     def lose(self, tensors: Iterable[Tensor], reason: str) -> None:
         """Block every channel of some tensors."""
         for tensor in tensors:

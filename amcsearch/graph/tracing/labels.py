@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["FRESH", "NONE", "Axis", "Slots", "components", "small", "tidy", "varying"]
+__all__ = ["FRESH", "NONE", "Axis", "Slots", "components", "loose_dim", "small", "tidy", "varying"]
 
 NONE: Final = 0
 FRESH: Final = -1
@@ -178,3 +178,13 @@ def components(size: int, pairs: Sequence[Indices]) -> Indices:
             if np.array_equal(jumped, root):
                 break
             root = jumped
+
+
+def loose_dim(tensor: Tensor) -> int:
+    """Channel dimension of a parameter outside any layer: the last that is longer than one (0 if none is).
+
+    Of the weight of a convolution on images that does not run, the first: both of its widths may be cut.
+    """
+    if tensor.ndim > 3 and min(tensor.shape[:2]) > 1:
+        return 0
+    return max((i for i, size in enumerate(tensor.shape) if size > 1), default=0)

@@ -56,6 +56,9 @@ def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], out
             flow.keeps(small(label), set(normalised) & set(dims), f"{path} keeps its width")  # a norm in each head
             layers.append(small(label))
             continue
+        if not set(dims) & set(normalised) and norm_dim(module, x.shape) in normalised:  # every channel by itself
+            layers.append(small(label))
+            continue
         if dims != (norm_dim(module, x.shape),) or x.shape[dims[0]] != width or len(shape) > 1:
             over = f"over several dimensions {tuple(shape)}" if len(shape) > 1 else "over other channels than its own"
             flow.slots.block(small(label), f"{path} normalises {over}")

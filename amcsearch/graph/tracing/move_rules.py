@@ -184,7 +184,7 @@ def _across(flow: Flow, call: Call, layers: list[list[Tensor]], parts: Sequence[
     """Tie the labels along the dimensions that are not concatenated: all parts have them alike."""
     if not any(layers):
         return []
-    reason = f"meets ({call.name}{flow.place()}) a tensor that keeps its width"
+    reason = f"is combined ({call.name}{flow.place()}) with a tensor of fixed width"
     tied = [small(label) for mine in layers for label in mine]
     for i, mine in enumerate(layers):
         for label in mine:

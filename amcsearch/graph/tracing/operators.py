@@ -38,7 +38,7 @@ def pointwise(flow: Flow, call: Call) -> None:
     if operands[0] is out and len(operands) == 1:
         return
     operands = [operand for operand in operands if operand is not call.kwargs.get("out")]
-    reason = f"meets ({call.name}{flow.place()}) a tensor that keeps its width"
+    reason = f"is combined ({call.name}{flow.place()}) with a tensor of fixed width"
     layers = flow.combined(operands, reason)
     if operands[0] is out and flow.canvas(out) is not None:
         write(flow, call)
@@ -56,7 +56,7 @@ def write(flow: Flow, call: Call) -> None:
             for label in flow.labels(source):
                 canvas.copy_(torch.where(canvas > NONE, canvas, label.expand(canvas.shape)))
     elif sources or flow.labels(target):
-        reason = f"is written{flow.place()} into a tensor that keeps its width"
+        reason = f"is written{flow.place()} into a tensor of fixed width"
         flow.combined([target, *(t for t in tensors_in(call.args[1:]))], reason)
 
 
@@ -126,7 +126,7 @@ def reduce(flow: Flow, call: Call) -> None:
         for label in flow.labels(source):
             over = [d for d in dims if d in varying(label)]
             if over and over == list(varying(label)) and call.name not in _SUMS:
-                mixed.append((small(label), f"{call.name}{flow.place()} over channels"))
+                mixed.append((small(label), flow.why_combined(call.name)))
             reduced = flow.slots.contracted(small(label), over) if over else small(label)
             layers.append(reduced if keepdim else _squeezed(reduced, dims))
         flow.put(out, flow.merged(layers), mixed=mixed)
@@ -155,7 +155,7 @@ def along(flow: Flow, call: Call) -> None:
         layers = []
         for label in flow.labels(source):
             if set(dim) & set(varying(label)):
-                flow.keeps(small(label), set(dim) & set(varying(label)), f"{call.name}{flow.place()} over channels")
+                flow.keeps(small(label), set(dim) & set(varying(label)), flow.why_combined(call.name))
             if not set(varying(label)) <= set(dim):
                 layers.append(small(label))
         flow.put(out, layers)
@@ -189,7 +189,7 @@ def windows(flow: Flow, call: Call) -> None:
             channels = small(label).reshape(-1)
             layers.append(channels.repeat_interleave(out.shape[-2] // len(channels)).reshape(-1, 1))
         else:
-            flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            flow.slots.block(small(label), flow.why_combined(call.name))
     flow.put(out, layers)
 
 
@@ -198,7 +198,7 @@ def _spatial(flow: Flow, call: Call, label: Tensor, pooled: set[int]) -> Tensor:
     if positions and set(varying(label)) - set(positions):
         return flow.slots.contracted(small(label), positions)
     if positions:
-        flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+        flow.slots.block(small(label), flow.why_combined(call.name))
         return torch.zeros([1] * label.ndim, dtype=torch.int64)
     return small(label)
 
@@ -223,7 +223,7 @@ def norm(flow: Flow, call: Call) -> None:
     reason = f"{call.name}{flow.place()} has vectors of a fixed width"
     for label in flow.labels(source):
         if varying(label) != (1,):
-            flow.slots.block(small(label), f"{call.name}{flow.place()} over channels")
+            flow.slots.block(small(label), flow.why_combined(call.name))
             continue
         for vector in vectors:
             for other in flow.labels(vector):

@@ -54,7 +54,7 @@ def _as_result(label: Tensor, rank: int, left_rank: int) -> Tensor:
 def _written(flow: Flow, out: Tensor, layers: list[Tensor], bias: Tensor | None, name: str) -> None:
     flow.put(out, layers)
     if bias is not None and bias.numel() > 1:
-        reason = f"meets ({name}{flow.place()}) a tensor that keeps its width"
+        reason = f"is combined ({name}{flow.place()}) with a tensor of fixed width"
         flow.put(out, flow.combined([out, bias], reason))
 
 
@@ -65,7 +65,7 @@ def multiplied(
     slots, result = flow.slots, []
     for label in (*_widths_of_heads(a), *_widths_of_heads(b)):
         slots.block(label, f"whole heads leave, and their widths stay ({name}{flow.place()})")
-    reason = f"meets ({name}{flow.place()}) a matrix that keeps its width"
+    reason = f"is combined ({name}{flow.place()}) with a matrix of fixed width"
     inner_a, inner_b = [x for x in a if 2 in varying(x)], [x for x in b if 1 in varying(x)]
     if inner_a and inner_b:
         inner_a = [_of_terms(flow, x, 1, f"{name}{flow.place()} mixes channels") for x in inner_a]
@@ -169,7 +169,7 @@ def attention(flow: Flow, call: Call) -> None:
     query, key, value = call.args[:3]
     q, k, v = ([small(label) for label in flow.labels(t)] for t in (query, key, value))
     if query.ndim != 4 or any(set(varying(label)) & {0, 2} for label in [*q, *k, *v]):
-        flow.lose([query, key, value], f"{call.name}{flow.place()} over channels")
+        flow.lose([query, key, value], flow.why_combined(call.name))
         return
     shared = query.shape[1] // key.shape[1]
     k, v = ([label.repeat_interleave(shared if 1 in varying(label) else 1, 1) for label in t] for t in (k, v))
@@ -222,7 +222,7 @@ def convolution(flow: Flow, call: Call) -> None:
         return
     read = inputs[0].reshape(-1) if inputs else torch.full((x.shape[1],), FRESH if flow.is_fresh(x) else NONE)
     labels = read, _axis(flow, weight, 0), _axis(flow, weight, 1)
-    reason = f"meets ({call.name}{flow.place()}) a weight that keeps its width"
+    reason = f"is combined ({call.name}{flow.place()}) with a weight of fixed width"
     written = (_transposed if transposed else _direct)(flow, labels, groups, reason)
     flow.slots.produces(written)
     if isinstance(bias, Tensor):

@@ -33,6 +33,7 @@ from amcsearch.graph.tracing.contractions import (
 )
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT
+from amcsearch.graph.tracing.labels import loose_dim, varying
 from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
@@ -44,7 +45,6 @@ __all__ = [
     "AttentionCall",
     "Observation",
     "Recorder",
-    "loose_dim",
     "observe",
 ]
 
@@ -266,10 +266,13 @@ class Recorder(TorchFunctionMode):
     def _channels(self, module: nn.Module, spec: LayerSpec, x: Tensor) -> NDArray[np.int64] | None:
         """Labels of a layer's input or output, along its channels alone where positions have labels too."""
         assert self.flow is not None
+        dim = norm_dim(module, x.shape)
+        if spec.kind is LayerKind.LAYER_NORM and not any(dim in varying(label) for label in self.flow.labels(x)):
+            return None  # a norm over positions, of every channel by itself
         last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
         vector = self.flow.vectors(x, range(x.ndim))
         if vector is None:
-            return self.flow.vectors(x, (x.ndim - 1 if last else norm_dim(module, x.shape),))
+            return self.flow.vectors(x, (x.ndim - 1 if last else dim,))
         # positions made of channels: one row tells, since what lies behind the other rows leaves with it
         return vector[:, : x.shape[-1]] if last and self.flow.vectors(x, range(x.ndim - 1)) is None else vector
 
@@ -332,11 +335,6 @@ def _besides(contractions: list[Contraction], layer: LayerSpec) -> list[Contract
             ):
                 return contractions[:i] + contractions[i + 1 :]
     return contractions
-
-
-def loose_dim(tensor: Tensor) -> int:
-    """Channel dimension of a parameter outside any layer: the last that is longer than one (0 if none is)."""
-    return max((i for i, size in enumerate(tensor.shape) if size > 1), default=0)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate
 from amcsearch.graph.slices import Skipped, Trace
 from amcsearch.graph.tracing.assemble import Assembler
-from amcsearch.graph.tracing.check import verified
+from amcsearch.graph.tracing.branches import Decisions, follow_other_sides
+from amcsearch.graph.tracing.check import Runs, verified
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import settle
 from amcsearch.graph.tracing.labels import Slots
@@ -56,7 +57,8 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
     live = LiveLog(flow)
     live.begin(batch.inputs.values())
     try:
-        observation = observe(twin, batch, flow)
+        with Decisions() as decisions:
+            observation = observe(twin, batch, flow)
     except Exception as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in batch.inputs.items()}
         shape = next(iter(shapes.values())) if len(shapes) == 1 else shapes
@@ -64,7 +66,8 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
             f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
         ) from error
     live.end(tensor for _, tensor in tensors_of_tree(observation.output))
-    training = _training_batch(twin, batch, flow, observation)
+    sides = follow_other_sides(twin, batch, flow, observation, decisions)
+    runs = Runs(batch, _training_batch(twin, batch, flow, observation), sides)
     grids = flow.grids()
     try:
         settle(slots, grids, flow.crossings)
@@ -75,9 +78,9 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         assembled = Trace(NetworkSpec(tuple(observation.layers), ()), {}, {}, skipped)
     if not verify:
         return assembled
-    checked = verified(twin, assembled, batch, training)
+    checked = verified(twin, assembled, runs)
     try:
-        return vanishable(twin, checked, observation.modules, (batch, training))
+        return vanishable(twin, checked, observation.modules, runs)
     except Exception as error:  # of code that runs only as it is
         reason = f"which of its blocks can vanish is not known ({described(error)}): none is offered"
         return replace(checked, skipped=(*checked.skipped, Skipped(type(twin).__name__, reason)))

@@ -31,7 +31,7 @@ from amcsearch.graph.batch import Batch
 from amcsearch.graph.modes import unfused
 from amcsearch.graph.outputs import output_tensors, tensors_in
 from amcsearch.graph.slices import Kept, Trace, Vanishing
-from amcsearch.graph.tracing.check import FailedRunError, difference, lively, some_units
+from amcsearch.graph.tracing.check import FailedRunError, Runs, difference, lively, some_units
 from amcsearch.graph.tracing.layer_types import layer_type
 
 __all__ = ["vanishable"]
@@ -44,18 +44,16 @@ Differs = Callable[[Trace, Kept], str]
 """Says how removing differs from masking, empty if it does not."""
 
 
-def vanishable(
-    model: nn.Module, trace: Trace, modules: Mapping[str, str], batches: tuple[Batch, Batch | None]
-) -> Trace:
+def vanishable(model: nn.Module, trace: Trace, modules: Mapping[str, str], runs: Runs) -> Trace:
     """Return the trace with the groups marked that can vanish.
 
     Args:
         model: in eval mode; its layers are those of ``modules``, layer → path of its module.
         trace: of the model, verified.
         modules: of every layer.
-        batches: one sample, and samples on which the smaller network must run in training mode too, if any.
+        runs: what a smaller network is checked on.
     """
-    batch = batches[0]
+    batch = runs.batch
     candidates = {}
     for group in trace.network.groups:
         if (candidate := _candidate(model, trace, group, modules)) is not None:
@@ -66,7 +64,7 @@ def vanishable(
         candidates[name] = replace(candidates[name], branch=branch)
     if not residual:
         return trace
-    search = _Search(trace, modules, candidates, _experiment(model, batches))
+    search = _Search(trace, modules, candidates, _experiment(model, runs))
     if not any(search.add_all(residual, form) for form in _FORMS):
         for form in _FORMS:
             search.add([name for name in residual if name not in search.accepted], form)
@@ -85,12 +83,12 @@ def _where_vanishing(execution: Execution, branches: Mapping[str, Vanishing]) ->
     return execution.where_vanishing(readers)
 
 
-def _experiment(model: nn.Module, batches: tuple[Batch, Batch | None]) -> Differs:
+def _experiment(model: nn.Module, runs: Runs) -> Differs:
     copy = lively(model)
 
     def differs(trace: Trace, kept: Kept) -> str:
         try:
-            return difference(copy, trace, kept, batches)
+            return difference(copy, trace, kept, runs)
         except FailedRunError as error:
             return f"the smaller network does not run: {error.__cause__}"
         except Exception as error:  # as for a group that was written down wrongly

@@ -1,0 +1,155 @@
+"""Branches that forward takes by numbers it reads from tensors, and their sides that the example does not take.
+
+``if x.mean() > 0`` and ``for _ in range(int(n))`` choose which layers run. An example shows one side. So the network
+runs again for every such line, with another number read there the first time: the labels of channels are followed on
+that side too, and the layers on it are cut where they read channels that are removed.
+"""
+
+import linecache
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from amcsearch.core import described
+from amcsearch.graph.batch import Batch
+from amcsearch.graph.slices import Skipped
+from amcsearch.graph.tracing.flow import Flow
+from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
+
+__all__ = ["Decisions", "OtherSide", "branch_lines", "follow_other_sides"]
+
+MOST_RUNS: Final = 12  # of the network, for numbers read otherwise
+MOST_SIDES: Final = 6  # that every removal is checked on
+_FAR: Final = 1e9  # beyond any threshold that a number is compared with
+_READS: Final = frozenset({"__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose", "is_nonzero"})
+_OF_TORCH: Final = str(Path(torch.__file__).parent)
+_OF_TRACING: Final = str(Path(__file__).parents[1])
+
+Number = bool | int | float
+
+
+@dataclass(frozen=True)
+class OtherSide:
+    """The side of a branch that is taken where ``value`` is the first number read by ``function`` at ``place``."""
+
+    place: str
+    function: str
+    value: Number
+
+
+class Decisions(TorchFunctionMode):
+    """Notes the first number that each line of code reads from a tensor, and lets one line read another one.
+
+    Code of torch itself and of tracing is left as it is.
+    """
+
+    def __init__(self, other: OtherSide | None = None) -> None:
+        super().__init__()
+        self.other = other
+        self.read: dict[tuple[str, str], Number] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        function = getattr(func, "__name__", "")
+        if function not in _READS or not isinstance(result, Number):
+            return result
+        place = _place()
+        if place is None or (place, function) in self.read:
+            return result
+        self.read[place, function] = result
+        is_other = self.other is not None and (place, function) == (self.other.place, self.other.function)
+        return self.other.value if is_other and self.other is not None else result
+
+    def others(self) -> Iterator[OtherSide]:
+        """Yield the sides that were not taken, in the order of their lines."""
+        for (place, function), value in self.read.items():
+            yield from (OtherSide(place, function, other) for other in _others(value))
+
+
+def _others(value: Number) -> tuple[Number, ...]:
+    if isinstance(value, bool):
+        return (not value,)
+    return (value + 1,) if isinstance(value, int) else (_FAR, -_FAR)
+
+
+def _place() -> str | None:
+    """``file.py:line`` of the code that reads a number; None where that is torch or tracing."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name in ("_place", "__torch_function__"):
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return None if file.startswith((_OF_TORCH, _OF_TRACING)) else f"{Path(file).name}:{frame.f_lineno}"
+
+
+def branch_lines(model: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Lines of forward that read a number from a tensor, as ``file.py:line``: what runs may depend on the input."""
+    with torch.no_grad(), Decisions() as decisions:
+        batch.through(model)
+    return tuple(dict.fromkeys(place for place, _ in decisions.read))
+
+
+def follow_other_sides(
+    model: nn.Module, batch: Batch, flow: Flow, observation: Observation, decisions: Decisions
+) -> tuple[OtherSide, ...]:
+    """Follow the sides of branches that the example did not take; return those that ran other layers.
+
+    Why a layer that only they run is there joins the ``skipped`` of ``observation``, and so does a side that cannot be
+    run.
+    """
+    waiting, tried, taken = list(decisions.others()), set[OtherSide](), list[OtherSide]()
+    unused = {skipped.name for skipped in observation.skipped if skipped.reason == UNUSED}
+    usual = _executed(observation)
+    while waiting and len(tried) < MOST_RUNS:
+        side = waiting.pop(0)
+        if side in tried:
+            continue
+        tried.add(side)
+        used_before, decided = set(flow.uses), Decisions(side)
+        try:
+            with decided:
+                other = observe(model, batch, flow)
+        except Exception as error:
+            if not _is_refusal(error):
+                reason = (
+                    f"the other side of the branch at {side.place} does not run on the example ({described(error)}): "
+                    "its layers are not followed and may not fit once channels are removed"
+                )
+                observation.skipped.append(Skipped(type(model).__name__, reason))
+            continue
+        known = {(each.place, each.function) for each in (*tried, *waiting)}
+        waiting += [each for each in decided.others() if (each.place, each.function) not in known]
+        if _executed(other) != usual and len(taken) < MOST_SIDES:
+            taken.append(side)
+        used = set(flow.uses) - used_before
+        _explain(observation, {n for n, tensor in model.named_parameters() if id(tensor) in used} & unused, side)
+    return tuple(taken)
+
+
+def _executed(observation: Observation) -> list[str]:
+    """The layers that ran, in their order; parameters that did not are counted as well, and are left out."""
+    unused = {skipped.name for skipped in observation.skipped if skipped.reason == UNUSED}
+    return [layer.name for layer in observation.layers if layer.name not in unused]
+
+
+def _explain(observation: Observation, reached: set[str], side: OtherSide) -> None:
+    reason = f"runs on the other side of the branch at {side.place} only: cut where it reads channels that are removed"
+    for i, skipped in enumerate(observation.skipped):
+        if skipped.reason == UNUSED and skipped.name in reached:
+            observation.skipped[i] = Skipped(skipped.name, reason)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the network's code raises there on purpose: the side is a check, and computes nothing."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+    return line.startswith(("raise", "assert"))
