@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.layer_types import folded, merged, padded, pair
+from amcsearch.graph.tracing.operations import OperationMode
 
 __all__ = ["Attention", "Contraction", "ContractionLog", "Convolution", "Product", "Uncounted", "Weight"]
 
@@ -100,11 +100,11 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class ContractionLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+class ContractionLog(OperationMode):
     """Collects the contractions that run while it is entered, oldest first; ``take`` hands them over."""
 
     def __init__(self, model: nn.Module, labeller: Labeller = lambda _, __: None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._labeller = labeller
         self._calls: list[Contraction] = []
         self._tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
+from amcsearch.graph.tracing.operations import OperationMode
 
 __all__ = ["Call", "Crossing", "Cut", "Flow", "Listener", "Split", "filled", "outputs"]
 
@@ -97,11 +97,11 @@ _NOTHING: Final = _State()
 Rule = Callable[["Flow", Call], None]
 
 
-class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+class Flow(OperationMode):
     """Follows labels while a module runs under it; ``where`` names the running module, for reasons."""
 
     def __init__(self, slots: Slots, rules: dict[str, Rule], otherwise: Callable[[Any], Rule | None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.slots, self.rules, self.otherwise = slots, rules, otherwise
         self.where: Callable[[], str] = str
         self.muted = 0

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from amcsearch.core import ChannelGroup, Execution, LayerKind, LayerSpec, Side, described
 from amcsearch.graph.batch import Batch
@@ -33,6 +32,7 @@ from amcsearch.graph.outputs import output_tensors, tensors_in
 from amcsearch.graph.slices import Kept, Trace, Vanishing
 from amcsearch.graph.tracing.check import FailedRunError, Runs, difference, lively, some_units
 from amcsearch.graph.tracing.layer_types import layer_type
+from amcsearch.graph.tracing.operations import OperationMode
 
 __all__ = ["vanishable"]
 
@@ -272,11 +272,11 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+class _Reads(OperationMode):
     """Operations in order, each with the module that ran it and the storages that it read and wrote."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.running: list[str] = []
         self._operations: list[tuple[str, frozenset[int], frozenset[int]]] = []
         self._held: list[Tensor] = []  # whose storages' numbers must not be used again
@@ -334,7 +334,7 @@ def _hooked(model: nn.Module, readers: Mapping[int, Sequence[str]], follower: "_
         yield
 
 
-class _Constancy(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+class _Constancy(OperationMode):
     """Follows which results are constant without which groups, by storage.
 
     ``beside``: of what is concatenated with others; ``read``: of what layers read, by path.
