@@ -1,7 +1,7 @@
 """The plan of a search: its sizes, its costs, and how long each phase will take, without doing it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -9,7 +9,8 @@ import torch
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
 from amcsearch.core import Cost, PruningPolicy
-from amcsearch.graph import evaluating
+from amcsearch.evaluation import SerialExecutor
+from amcsearch.graph import Batch, evaluating
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finalist_training import training_rounds
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
@@ -21,10 +22,10 @@ from amcsearch.jobs.search import check_fits, make_agents, make_reward
 from amcsearch.jobs.selection import check_named, with_selection
 from amcsearch.jobs.setup import choice_of, evaluator_of
 from amcsearch.jobs.user_training import user_training
-from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, load_workload
+from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, make_workload, trained
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
-from amcsearch.training import length, read
+from amcsearch.training import SPLITS, TRAIN_SAMPLES, is_in_memory, length, read
 
 __all__ = ["PlannedNetwork", "SearchPlan", "growth", "plan"]
 
@@ -103,7 +104,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     begun = time.perf_counter()
     make_agents(config, given), make_reward(config)
     check_named(config, given)
-    workload = load_workload(config, given, train=False)
+    workload = make_workload(config, given, limit=PLAN_SAMPLES)
     expected = expected_table(config, workload, config.limits, given)
     machine = None if expected is None else expected.table
     priced = config if expected is None or machine is not None else _without_latency(config)
@@ -112,7 +113,8 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     config, selection = with_selection(config, workload, given)
     export_s = wall_s(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
     left_to_others = rehearse(config, workload, device, given)
-    costs_s = time.perf_counter() - begun
+    workload = trained(config, workload, is_trained=True)
+    planned_s = time.perf_counter() - begun
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
     skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
@@ -133,11 +135,9 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.evaluations,
         warnings=(*workload.warnings, *_said_of(expected), *device.warnings, *left_to_others),
-        expected_seconds={
-            "costs": costs_s,
-            **({"table": expected.seconds} if expected is not None and expected.seconds else {}),
-            **_expected_seconds(config, workload, given, uniform, export_s),
-        },
+        expected_seconds=_expected_seconds(
+            config, workload, given, uniform, planned_s, export_s, 0.0 if expected is None else expected.seconds or 0.0
+        ),
     )
 
 
@@ -154,10 +154,63 @@ def _without_latency(config: Config) -> Config:
     return config.model_copy(update={"budget": budget, "search": search.model_copy(update=update)})
 
 
+@dataclass(frozen=True)
+class _ASample:
+    """Wall time of one sample: read, through the network, and in a step of a training.
+
+    ``target_s`` is what the dense network takes for its target whenever it is read in a training; 0 where targets are
+    given or in memory.
+    """
+
+    reading_s: float
+    pass_s: float
+    step_s: float
+    target_s: float
+
+
 def _expected_seconds(
-    config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy, export_s: float
+    config: Config,
+    workload: Workload,
+    given: InMemory,
+    uniform: PruningPolicy,
+    planned_s: float,
+    export_s: float,
+    table_s: float,
 ) -> dict[str, float]:
-    """Wall time of each phase after ``costs``; ``export_s`` is that of one export, compared with torch."""
+    """Wall time of each phase; ``export_s`` is that of one export, compared with torch, ``planned_s`` of the plan."""
+    ranking_s, evaluation_s = _choosing_seconds(config, workload, given, uniform)
+    sample = _a_sample(config, workload)
+    pretrain, device, count = config.model.pretrain, config.device, config.search.finalists
+    rounds = training_rounds(config, given, count)
+    searches = 1 + (config.search.baseline not in (None, config.search.agent))
+
+    def measuring_s(pruned: int) -> float:
+        return measuring_seconds(1e3 * sample.pass_s * device.batch, 1 + pruned, device.rounds)
+
+    def trained_s(recipe: RecipeConfig | None) -> float:
+        return 0.0 if recipe is None else recipe.epochs * _epoch_seconds(workload, recipe, sample)
+
+    return {
+        "costs": planned_s + _checking_seconds(workload, sample),
+        **({"table": table_s} if table_s else {}),
+        "network": _targets_seconds(config, workload, sample)
+        + (0.0 if pretrain is None else trained_s(pretrain) + export_s),
+        "ranking": ranking_s,
+        "search": evaluation_s * config.search.evaluations * searches,
+        "finalists": (1 + count) * export_s
+        + measuring_s(count)
+        + sum(each.finalists * trained_s(each.training) for each in rounds),
+        "finetune": trained_s(config.recovery.finetune if user_training(config, given) is None else None),
+        "verify": (1 + PROGRAM_EXPORTS) * export_s
+        + measuring_s(1)
+        + TEST_PASSES * sample.pass_s * workload.samples["test"],
+    }
+
+
+def _choosing_seconds(
+    config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy
+) -> tuple[float, float]:
+    """Wall time of ranking the channels, and of one evaluation in this process, on one thread as a search does it."""
     begun = time.perf_counter()
     choice = choice_of(config, workload, given, planned=True)
     evaluator = evaluator_of(config, workload, choice)
@@ -165,31 +218,27 @@ def _expected_seconds(
     reading_s = time.perf_counter() - begun - choice.ordering_s
     ranking_s = reading_s * growth(workload, "calibration") + choice.ordering_s / choice.ordered
     judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
-    evaluation_s = evaluator.evaluate(uniform).seconds * growth(workload, *judged)
-    pretrain, finetune, device = config.model.pretrain, config.recovery.finetune, config.device
-    is_ours, count = user_training(config, given) is None, config.search.finalists
-    rounds = training_rounds(config, given, count)
-    searches = 1 + (config.search.baseline not in (None, config.search.agent))
-    call_s = _pass_seconds(workload, 1)
-    test_s = TEST_PASSES * _pass_seconds(workload, workload.samples["test"])
-    step_s = _step_seconds(workload, [recipe for recipe in (pretrain, finetune) if recipe])
+    (evaluation,) = SerialExecutor(evaluator).map([uniform])
+    return ranking_s, evaluation.seconds * growth(workload, *judged)
 
-    def measuring_s(pruned: int) -> float:
-        return measuring_seconds(1e3 * call_s * device.batch, 1 + pruned, device.rounds)
 
-    def trained_s(recipe: RecipeConfig | None) -> float:
-        return 0.0 if recipe is None else recipe.epochs * _epoch_seconds(workload, recipe, step_s)
+def _checking_seconds(workload: Workload, sample: _ASample) -> float:
+    """Wall time of reading and checking those samples that the plan did not."""
+    judged = sum(_unread(workload, name) for name in SPLITS[1:])
+    in_memory = is_in_memory(workload.splits.train)
+    surveyed = 0 if in_memory else min(TRAIN_SAMPLES, workload.samples["train"]) - PLAN_SAMPLES
+    return judged * (sample.reading_s + sample.pass_s) + max(0, surveyed) * sample.reading_s
 
-    return {
-        "network": 0.0 if pretrain is None else trained_s(pretrain) + export_s,
-        "ranking": ranking_s,
-        "search": evaluation_s * config.search.evaluations * searches,
-        "finalists": (1 + count) * export_s
-        + measuring_s(count)
-        + sum(each.finalists * trained_s(each.training) for each in rounds),
-        "finetune": trained_s(finetune if is_ours else None),
-        "verify": (1 + PROGRAM_EXPORTS) * export_s + measuring_s(1) + test_s,
-    }
+
+def _targets_seconds(config: Config, workload: Workload, sample: _ASample) -> float:
+    """Wall time of the dense network's outputs for all samples that are judged."""
+    count = sum(workload.samples[name] for name in SPLITS[1:])
+    return count * sample.pass_s if config.data.targets == "dense" else 0.0
+
+
+def _unread(workload: Workload, split: str) -> int:
+    """How many samples of a split the plan left out."""
+    return workload.samples[split] - length(getattr(workload.splits, split), split)
 
 
 def growth(workload: Workload, *splits: str) -> float:
@@ -198,27 +247,36 @@ def growth(workload: Workload, *splits: str) -> float:
     return sum(workload.samples[name] for name in splits) / read_here
 
 
-def _pass_seconds(workload: Workload, samples: int) -> float:
-    """Time the second of two passes of a batch of the device's size in eval mode, times the batches of ``samples``."""
+def _a_sample(config: Config, workload: Workload) -> _ASample:
+    """Time what every sample goes through, for a few of them."""
+    recipes = [recipe for recipe in (config.model.pretrain, config.recovery.finetune) if recipe]
+    size = min(PLAN_SAMPLES, workload.samples["train"], *(recipe.batch_size for recipe in recipes))
+    begun = time.perf_counter()
+    batch = read(workload.splits.train, range(size), "train")
+    reading_s = (time.perf_counter() - begun) / batch.size
+    pass_s = _pass_seconds(workload)
+    is_computed = config.data.targets == "dense" and not is_in_memory(workload.splits.train)
+    target_s = min(pass_s, reading_s) if is_computed else 0.0
+    return _ASample(reading_s - target_s, pass_s, _step_seconds(workload, batch) if recipes else 0.0, target_s)
+
+
+def _pass_seconds(workload: Workload) -> float:
+    """Time the second of two passes of a batch of the device's size in eval mode, for one sample."""
     example = workload.example
     with evaluating(workload.model), torch.inference_mode():
         example.through(workload.model)
-        return wall_s(lambda: example.through(workload.model)) * samples / example.size
+        return wall_s(lambda: example.through(workload.model)) / example.size
 
 
-def _epoch_seconds(workload: Workload, recipe: RecipeConfig, step_s: float) -> float:
-    """Steps of ``step_s`` a sample over the training split, with the passes of a teacher."""
-    samples = workload.samples["train"]
+def _epoch_seconds(workload: Workload, recipe: RecipeConfig, sample: _ASample) -> float:
+    """Read every sample of the training split and take a step with it, with the passes of a teacher."""
     taught = isinstance(recipe, FinetuneConfig) and recipe.distillation is not None
-    return samples * step_s + (_pass_seconds(workload, samples) if taught else 0.0)
+    each_s = sample.reading_s + sample.target_s + sample.step_s + (sample.pass_s if taught else 0.0)
+    return workload.samples["train"] * each_s
 
 
-def _step_seconds(workload: Workload, recipes: Sequence[RecipeConfig]) -> float:
+def _step_seconds(workload: Workload, batch: Batch) -> float:
     """Time one forward and backward pass of a few samples, for each of them; the rehearsal has trained before."""
-    if not recipes:
-        return 0.0
-    size = min(PLAN_SAMPLES, workload.samples["train"], *(recipe.batch_size for recipe in recipes))
-    batch = read(workload.splits.train, range(size), "train")
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
 
     def step() -> None:

@@ -230,13 +230,13 @@ def load_network(config: Config, given: InMemory = CONFIGURED) -> TracedNetwork:
     """Make the network without training it and trace its channel groups: enough to price and to time it.
 
     Raises:
-        BadInputError: as ``load_workload``.
+        BadInputError: as ``make_workload``.
     """
     if given.example is not None:
         model, sample = dense_network(config, given), Batch.of(given.example[:1])
         _folded(model, sample)
         return _traced(config, model, sample)
-    return load_workload(config, given, train=False)
+    return make_workload(config, given, limit=PLAN_SAMPLES)
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
 from amcsearch.jobs import selection
-from amcsearch.jobs.plan import growth, plan
+from amcsearch.jobs.plan import _ASample, growth, plan
 from amcsearch.jobs.workload import PLAN_SAMPLES, load_workload
 
 FACTORIES = Path(__file__).parents[1] / "made_data.py"
@@ -58,6 +58,21 @@ def test_the_time_of_an_ordering_does_not_grow_with_the_samples(
     planned = plan(load(tmp_path / "a" / "config.yaml", ["selection={selector: obc}"]))
     # a plan orders the larger of the two groups: 16 units, read by Gram matrices of 144 and of 16 columns
     assert planned.expected_seconds["ranking"] == pytest.approx(100.0 * (144**2 + 16**2) / 144**2)
+
+
+def test_expected_times_count_the_samples_that_a_plan_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments(tmp_path / "a")
+    finetune = "recovery.finetune={epochs: 2, batch_size: 32, learning_rate: 0.05, distillation: null}"
+    settings = ["selection={selector: obc}", "data.targets=dense", finetune]
+    monkeypatch.setattr(sys.modules[plan.__module__], "_a_sample", lambda *_: _ASample(1.0, 10.0, 100.0, 10.0))
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    planned = plan(load(tmp_path / "a" / "config.yaml", settings))
+    train, expected = planned.samples["train"], planned.expected_seconds
+    assert expected["costs"] == 3 * (64 - PLAN_SAMPLES) * 11 + train - PLAN_SAMPLES  # of train all are surveyed
+    assert expected["network"] == 3 * 64 * 10  # their targets
+    assert expected["finetune"] == 2 * train * 111
 
 
 def metrics(folder: Path, *settings: str) -> list[Any]:
