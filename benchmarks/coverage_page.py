@@ -55,8 +55,8 @@ trained. A network of several inputs is traced with all of them; of a `transform
   by the attributes that state them. Its pruner has 3 s of CPU time for small networks and 60 s for large ones; it was
   not run on four Swin transformers, `vit_h_14` and `regnet_y_128gf`.
 - Each network has 15 minutes (those of torchvision 25) and 14 GiB of memory.
-- All transformers with under 95 % reached, fewer groups than Torch-Pruning or no ONNX file that agrees (34) were measured
-  again with commit `7f51506` on an AMD EPYC: groups, shares and what fails are as below.
+- All transformers with under 95 % reached, fewer groups than Torch-Pruning or no ONNX file that agrees (34) were
+  measured again with commit `7f51506` on an AMD EPYC: groups, shares and what fails are as below.
 
 ![Share of multiply-accumulates that pruning can reach, by network](coverage.svg)
 """
