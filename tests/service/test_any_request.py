@@ -148,7 +148,7 @@ class AnyRequest:
         assert answer.status_code < 500, told
         assert "Traceback" not in answer.text, told
         if path not in OPEN and not scopes & allowed(method, path):
-            assert answer.status_code >= 400, told
+            assert answer.status_code >= 400 or answer.status_code == 307, told  # 307 adds a slash, and does nothing
             assert answer.status_code in (401, 403, 404, 405, 307) or scopes, told
         assert not token or token not in answer.text, told
 
