@@ -76,7 +76,8 @@ def _on_kept(module: nn.Module, keep: Tensor) -> Callable[[Tensor], Tensor]:
         for name, parameter in module._parameters.items():
             small.__dict__[name] = None if parameter is None else parameter.index_select(0, index)
         for name, _ in attributes:
-            small.__dict__[name] = (len(keep),) if isinstance(getattr(module, name), tuple) else len(keep)
+            value = getattr(module, name)
+            small.__dict__[name] = (len(keep), *value[1:]) if isinstance(value, tuple) else len(keep)
         y = type(module).forward(small, x.index_select(dim, index))
         return torch.zeros_like(x, dtype=y.dtype).index_copy(dim, index, y)
 

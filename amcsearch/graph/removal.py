@@ -222,14 +222,14 @@ def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDA
 
 
 def _shrink(module: nn.Module, attribute: str, lost: int) -> None:
-    """Lower an integer width, or a 1-tuple of one (``normalized_shape``); of a configuration, in a copy of its own."""
+    """Lower a width, an integer or a tuple's first (``normalized_shape``); of a configuration, in a copy of its own."""
     holder: Any = module
     holding, _, attribute = attribute.rpartition(".")
     if holding:
         holder = copy.copy(getattr(module, holding))
         setattr(module, holding, holder)
     value = getattr(holder, attribute)
-    setattr(holder, attribute, (value[0] - lost,) if isinstance(value, tuple) else value - lost)
+    setattr(holder, attribute, (value[0] - lost, *value[1:]) if isinstance(value, tuple) else value - lost)
 
 
 Indices = NDArray[np.int64]

@@ -502,6 +502,21 @@ def test_a_norm_over_positions_leaves_channels_free(channels: int) -> None:
     assert small(torch.rand(2, 6, 10)).shape == (2, 4, 10)
 
 
+@pytest.mark.parametrize("sizes", [(10,), (4, 5)], ids=["of a signal", "of a map"])
+def test_a_norm_over_channels_and_positions_is_narrowed(sizes: tuple[int, ...]) -> None:
+    """Statistics are over kept channels, as those of a layer norm over channels alone."""
+    layer = nn.Conv1d if len(sizes) == 1 else nn.Conv2d
+    parts = {"a": layer(6, 8, 1), "norm": nn.LayerNorm((8, *sizes)), "b": layer(8, 4, 1)}
+    model, x = Code(lambda m, x: m.b(m.norm(m.a(x))), **parts).eval(), torch.rand(2, 6, *sizes)
+    nn.init.normal_(parts["norm"].weight)
+    found = trace(model, x[:1])
+    assert [group.name for group in found.network.groups] == ["a"]
+    small = remove(model, found, {"a": np.array([0, 3, 4])})
+    assert (small.norm.normalized_shape, small.norm.weight.shape) == ((3, *sizes), (3, *sizes))
+    with masked(model, found, {"a": np.array([0, 3, 4])}), torch.no_grad():
+        torch.testing.assert_close(small(x), model(x))
+
+
 class Compiled(nn.Module):
     """Layers that torch.compile runs: a module, and a function."""
 

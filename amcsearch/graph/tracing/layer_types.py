@@ -176,12 +176,17 @@ def _group_norm_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
 def norm_dim(m: Any, shape: Size) -> int:
     """Dimension of the channels in a norm's input: the last for layer norms over tokens, else 1.
 
+    Of a layer norm over several dimensions it is the first of them.
+
     A layer norm with a forward of its own may take maps (N, C, H, W): its width says which dimension it is.
     """
     if not isinstance(m, nn.LayerNorm | nn.RMSNorm) and layer_type(m) is not CUSTOM_NORM:
         return 1
     if getattr(m, "data_format", "") == "channels_first":
         return 1
+    normalised = len(getattr(m, "normalized_shape", ()))
+    if normalised > 1 and len(shape) > normalised:
+        return len(shape) - normalised  # (C, L) and (C, H, W)
     last, has_own_forward = len(shape) - 1, type(m).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
     vector = getattr(m, "weight", None)
     width = m.normalized_shape[-1] if isinstance(m, nn.LayerNorm | nn.RMSNorm) else vector.numel()  # type: ignore[union-attr]

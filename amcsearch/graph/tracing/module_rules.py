@@ -59,14 +59,15 @@ def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], out
         if not set(dims) & set(normalised) and norm_dim(module, x.shape) in normalised:  # every channel by itself
             layers.append(small(label))
             continue
-        if dims != (norm_dim(module, x.shape),) or x.shape[dims[0]] != width or len(shape) > 1:
+        if dims != (norm_dim(module, x.shape),) or x.shape[dims[0]] != width:
             over = f"over several dimensions {tuple(shape)}" if len(shape) > 1 else "over other channels than its own"
             flow.slots.block(small(label), f"{path} normalises {over}")
             continue
         flat = small(label).reshape(-1)
         for vector in vectors:
             for other in flow.labels(vector):
-                flow.slots.same(flat, other, f"{path} keeps its width")
+                if varying(other) in ((), (0,)):  # the others of a norm over several dimensions are positions
+                    flow.slots.same(flat, small(other).reshape(-1), f"{path} keeps its width")
         if period := unit_period(module, Side.OUT):
             flow.slots.together(flat.reshape(-1, period)[:1], flat.reshape(-1, period))
         layers.append(small(label))
