@@ -236,7 +236,7 @@ def _by_recipe(
         return -1 if watch is None or finetune.keep != "best" else watch.best_epoch
 
     key = "model.pretrain.learning_rate" if finetune.schedule == "rewound" else "recovery.finetune.learning_rate"
-    done = restarting(key, recipe, store, observer.warn, attempt)
+    done = restarting(key, recipe, store, observer.warn, attempt, clips=hook is None)
     if done.error is not None and done.result is None:
         model.load_state_dict(begun.state_dict())
         observer.warn(_not_tuned(key, recipe, done.error))

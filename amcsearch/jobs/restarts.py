@@ -2,7 +2,8 @@
 
 A search is paid for when its network is trained. So a learning rate that is too high for a network (one without norms,
 or whose loss is of large scale) does not end the run: the same weights are trained again at a tenth of it, up to three
-times.
+times. Gradients are shortened to the length 1 then, where the recipe does not say otherwise: a loss of millions asks
+for rates that a few tries do not find.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ __all__ = ["Restarted", "restarting"]
 
 LOWER_RATES: Final = 3
 SHARE: Final = 0.1  # of the learning rate before
+CLIP_NORM: Final = 1.0
 
 Result = TypeVar("Result")
 
@@ -40,6 +42,8 @@ def restarting(
     store: StateStore | None,
     warn: Callable[[str], None],
     train: Callable[[TrainingRecipe, StateStore | None], Result],
+    *,
+    clips: bool = True,
 ) -> Restarted[Result]:
     """Train by a recipe; where that diverges, again at a tenth of its learning rate, up to three times.
 
@@ -49,33 +53,34 @@ def restarting(
         store: keeps which rate it is, beside the state of the training, so that a killed one goes on at that rate.
         warn: told of every rate that diverged.
         train: trains from the same weights whenever it is called, and keeps its state in the store that it is given.
+        clips: whether gradients may be shortened; not under masks and gates.
     """
+    lower = replace(recipe, clip_norm=CLIP_NORM) if clips and recipe.clip_norm is None else recipe
+    clipped = "" if lower is recipe else f" with gradients of a length of at most {CLIP_NORM:g}"
     rates = [recipe.learning_rate * SHARE**i for i in range(1 + LOWER_RATES)]
     rate = _RateOf(store)
     error: DivergedError | None = None
     while rate.index < len(rates):
         try:
-            result = train(replace(recipe, learning_rate=rates[rate.index]), None if store is None else rate)
+            tried = replace(lower if rate.index else recipe, learning_rate=rates[rate.index])
+            result = train(tried, None if store is None else rate)
         except DivergedError as diverged:
-            error, tried = diverged, rates[rate.index]
-            rate.index += 1
+            error, rate.index = diverged, rate.index + 1
             if rate.index < len(rates):
-                lower = f"it begins anew from the same weights at {rates[rate.index]:.3g}"
-                warn(f"{key} = {tried:.3g}: {diverged}; {lower} (restart {rate.index} of {LOWER_RATES})")
+                anew = f"it begins anew from the same weights at {rates[rate.index]:.3g}{clipped}"
+                warn(f"{key} = {rates[rate.index - 1]:.3g}: {diverged}; {anew} (restart {rate.index} of {LOWER_RATES})")
         else:
-            return Restarted(result, rates[rate.index], _notes(key, rates[: rate.index + 1]), error)
+            return Restarted(result, rates[rate.index], _notes(key, rates[: rate.index + 1], clipped), error)
     return Restarted(None, None, (), error)
 
 
-def _notes(key: str, rates: list[float]) -> tuple[str, ...]:
+def _notes(key: str, rates: list[float], clipped: str) -> tuple[str, ...]:
     *diverged, done = rates
     if not diverged:
         return ()
     tried = ", ".join(f"{rate:.3g}" for rate in diverged)
-    return (
-        f"{key}: the training diverged at {tried}, so it was done at {done:.3g}; set {key} to {done:.3g} or less, or "
-        "lengthen the warm-up",
-    )
+    also = f", and {key.rpartition('.')[0]}.clip_norm to {CLIP_NORM:g}" if clipped else ""
+    return (f"{key}: the training diverged at {tried}, so it was done at {done:.3g}{clipped}; set it to that{also}",)
 
 
 class _RateOf:

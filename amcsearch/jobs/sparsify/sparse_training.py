@@ -103,7 +103,7 @@ def sparse_training(
 
     recipe = training_recipe(config.sparsify.training)
     with diverging("sparsify.training"):
-        done = restarting("sparsify.training.learning_rate", recipe, store, warn, attempt)
+        done = restarting("sparsify.training.learning_rate", recipe, store, warn, attempt, clips=False)
         if done.result is None:
             assert done.error is not None
             raise done.error
