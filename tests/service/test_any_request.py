@@ -27,12 +27,12 @@ CONFIG = {
     "data": {"factory": "amcsearch.training.data:digits"},
 }
 OPEN: Final = {"/healthz", "/readyz"}
-NAMES: Final = st.sampled_from(["pi5", "a" * 32, "0123abcd", "..", "%2e%2e", "x" * 70, "é", "a/b"])
+NAMES: Final = st.sampled_from(["pi5", "a" * 32, "0123abcd", "%2e%2e", "...", "x" * 70, "é", "a/b"])
 DEVICE_PATHS: Final = st.sampled_from(
     [
         *(f"/v1/agents/{{}}/{end}" for end in ("next", "jobs/{}/plan", "jobs/{}/records", "jobs/{}/restart")),
         *("/v1/agents/{}/jobs/{}/failed", "/v1/devices/{}/jobs", "/v1/devices/{}", "/v1/jobs/{}"),
-        *("/v1/jobs/{}/result", "/v1/{}", "/v2/{}"),
+        *("/v1/jobs/{}/result", "/v1/{}"),
     ]
 )
 QUERIES: Final = st.dictionaries(
@@ -148,7 +148,7 @@ class AnyRequest:
         assert answer.status_code < 500, told
         assert "Traceback" not in answer.text, told
         if path not in OPEN and not scopes & allowed(method, path):
-            assert answer.status_code >= 400 or answer.status_code == 307, told  # 307 adds a slash, and does nothing
+            assert answer.status_code >= 400 or answer.status_code == 307, told  # 307 removes a slash, and does nothing
             assert answer.status_code in (401, 403, 404, 405, 307) or scopes, told
         assert not token or token not in answer.text, told
 
