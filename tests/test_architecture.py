@@ -93,7 +93,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 # rows of registries, verbs and doors: what is named elsewhere than in an import
 ROWS = (
     *("methods.criteria.*", "methods.gates.*", "methods.schedules.*", "methods.selectors.*", "training.models.*"),
-    *("training.tasks.*", "runtime.executorch_runtime"),
+    *("training.tasks.*", "runtime.executorch_runtime", "runtime.operators"),
     *("search.netadapt", "search.reinforcement.environment", "jobs.*", "runtime.on_device.__main__", "__main__"),
     *("cli.main", "cli.*_verbs", "graph.masks"),
     *("service.app", "service.serve", "service.routes.*", "service.migrations.*"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from amcsearch.core import BadInputError
 from amcsearch.graph import Batch, ConstantLayer, as_batch, evaluating, tensors_of_tree
 from amcsearch.runtime.comparison import Compared
+from amcsearch.runtime.operators import further_operators
 from amcsearch.runtime.session import OnnxModule
 from amcsearch.runtime.signature import Signature, signature_of
 from amcsearch.runtime.torch_programs import exporting, reason_of
@@ -121,7 +122,7 @@ class _Request:
 
 
 def _by_tracing(model: nn.Module, request: _Request) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, further_operators():
         path = str(Path(folder) / "traced.onnx")
         torch.onnx.export(
             model,
