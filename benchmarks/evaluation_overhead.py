@@ -8,6 +8,8 @@ Each round times, one after the other in a shuffled order, on the same policies 
            mode over the search images (channels-last and with freed memory held, as the evaluator runs it)
 - ours     Evaluator.evaluate: choose, remove, recalibrate, evaluate
 - plain    copy.deepcopy, prune through torch_pruning's DependencyGraph, recalibrate, evaluate (torch's default layout)
+- analytic remove, refit by least squares, batch norms by the inputs' moments, and 32 search images through the network;
+           refits are cached, as those of a search around one policy are
 - default  the pruned network's forward passes alone in torch's default layout
 
 and prints the medians over rounds of the ratios within a round. ``plain`` and ``default`` run in a process of their
@@ -34,11 +36,14 @@ from torch import nn
 
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.graph import Batches, HeldBatches
+from amcsearch.graph import Batch, Batches, HeldBatches
 from amcsearch.graph.slices import Kept, Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
 from amcsearch.methods.ranking import keep, rank_units
+from amcsearch.methods.selector import Calibration, problem_of, select
+from amcsearch.methods.selectors.obc import Obc
+from amcsearch.recovery import Reconstruction
 from amcsearch.training.loop import CLASS_IDS
 from amcsearch.training.models import MODELS
 
@@ -87,6 +92,12 @@ def plain_way(model: nn.Module, found: Trace, kept: Kept, calibration: Batches, 
     return sum(losses) / search.samples
 
 
+@torch.inference_mode()
+def judge_few(model: nn.Module, few: Batch) -> None:
+    """Run a few images through a network."""
+    few.through(model)
+
+
 @dataclass(frozen=True)
 class Scene:
     """A network, its policies and its data, made anew in every process."""
@@ -97,6 +108,8 @@ class Scene:
     calibration: Batches
     search: Batches
     policies: Sequence[PruningPolicy]
+    refitted: Evaluator  # by obc, without a recalibration
+    few: Batch
 
     @classmethod
     def of(cls, name: str, samples: int, threads: int) -> "Scene":
@@ -112,7 +125,12 @@ class Scene:
         space = PolicySpace.on_grid(traced.network.groups, 8, 0.9)
         rng = np.random.default_rng(1)
         policies = [traced.network.policy(space.nearest(rng.uniform(0, 0.8, len(space.groups)))) for _ in range(3)]
-        return cls(model, traced, Evaluator(model, traced, ranking, calibration, search), calibration, search, policies)
+        evaluator = Evaluator(model, traced, ranking, calibration, search)
+        selected = select(problem_of(Calibration(model, traced, calibration, CLASS_IDS)), Obc())
+        refits = Reconstruction(model, traced, selected.inputs.values(), "least_squares")
+        refitted = Evaluator(model, traced, selected.orders, None, search, reconstruction=refits)
+        (few,) = refitted.search.chosen(range(32)).batched(32)
+        return cls(model, traced, evaluator, calibration, search, policies, refitted, few)
 
     def run(self, way: str, number: int) -> tuple[float, float | None]:
         """Return processor seconds of a policy evaluated in one way, and its loss where it has one."""
@@ -123,6 +141,8 @@ class Scene:
         elif way == "plain":
             kept = keep(self.trace, evaluator.ranking, policy)
             call = lambda: plain_way(self.model, self.trace, kept, self.calibration, self.search)  # noqa: E731
+        elif way == "analytic":
+            call = lambda: judge_few(self.refitted.pruned(policy), self.few)  # noqa: E731
         elif way == "own":
             last = evaluator.pruned(policy)
             call = lambda: own_passes(last, evaluator.calibration, evaluator.search)  # noqa: E731
@@ -144,7 +164,7 @@ def answer(connection: Connection, name: str, samples: int, threads: int) -> Non
 
 def measure(scene: Scene, plainly: Connection, repeats: int) -> dict[str, list[float]]:
     """Processor seconds of every way, one entry a policy and round."""
-    seconds: dict[str, list[float]] = {"own": [], "ours": [], "plain": [], "default": []}
+    seconds: dict[str, list[float]] = {"own": [], "ours": [], "plain": [], "analytic": [], "default": []}
     rng = np.random.default_rng(0)
     for round_number in range(repeats + 1):  # the first is warm-up
         for number in range(len(scene.policies)):
@@ -188,6 +208,7 @@ def main() -> None:
         print(f"{name:8s} median {1e3 * statistics.median(values):8.1f} ms   fastest {1e3 * min(values):8.1f} ms")
     result = {
         "ours/own": ratio("ours", "own"), "plain/own": ratio("plain", "own"), "plain/ours": ratio("plain", "ours"),
+        "plain/analytic": ratio("plain", "analytic"),
         "default/own": ratio("default", "own"), "model": args.model, "threads": args.threads, "samples": args.samples,
         "batch": scene.evaluator.search.batch_size, "load": os.getloadavg()[0],
         "policies": len(scene.policies), "rounds": args.repeats,
