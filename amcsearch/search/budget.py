@@ -23,6 +23,7 @@ its neighbour.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -277,8 +278,13 @@ class FeasibleSet:
 
         Where no single ratio is feasible (possible on a staircase), the repaired smallest policy.
         """
+        return self._largest_uniform.copy()
+
+    @cached_property
+    def _largest_uniform(self) -> NDArray[np.int64]:
         ratios = np.linspace(0.0, 1.0, 1001)
         rows = np.array([self.space.nearest(np.full(len(self._sizes), ratio)) for ratio in ratios])
+        rows = rows[np.append(True, (rows[1:] != rows[:-1]).any(1))]  # many ratios round to the same counts
         feasible = self.contains(rows)
         return np.asarray(rows[np.argmax(feasible)] if feasible.any() else self.repair(self.space.floor))
 
