@@ -1,7 +1,8 @@
 """Context managers that restore the mode of every module, and guards that restore the settings of torch itself."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -42,12 +43,13 @@ def forget(model: nn.Module) -> None:
 def unfused() -> Iterator[None]:
     """Torch's encoder layers call their children, and what torch.compile made runs as it was written.
 
-    Neither fused kernels nor compiled code show the layers that run.
+    Neither fused kernels nor compiled code show the layers that run. Nothing is compiled where the compiler was never
+    imported, which takes a second.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
