@@ -23,11 +23,13 @@ from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.measure import AgentClient, KitPlan, PairedSetting, paired_latencies, paired_plan, read_results
 from amcsearch.runs import HERE, OFFLINE, MeasuringDevice
 from amcsearch.runtime import (
+    CPU,
     ONNXRUNTIME,
     Connection,
     DeviceError,
     PairedLatency,
     arrays_of,
+    full_provider_name,
     measure_many,
     read_token,
 )
@@ -115,7 +117,11 @@ def device_provenance(config: Config) -> Provenance:
     device, agent = config.device, agent_of(config)
     if agent is None:
         return runtime_of(config).provenance(device.batch, device.dtype)
-    return replace(agent.provenance(), threads=device.threads, batch=device.batch, dtype=device.dtype)
+    provider = full_provider_name(device.provider)
+    said = agent.provenance()
+    if provider != (said.provider or CPU):  # what the agent says of itself is of its own default
+        said = replace(said, provider=provider, provider_version=None, nchwc_block=0)
+    return replace(said, threads=device.threads, batch=device.batch, dtype=device.dtype)
 
 
 def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevice:
@@ -162,7 +168,7 @@ def _by_agent(
     plan = verify_plan(config, dense, {str(i): model for i, model in enumerate(models)}, example, {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.jsonl"
-        agent.measure(plan, path, config.device.threads)
+        agent.measure(plan, path, config.device.threads, provider=config.device.provider)
         (result,) = read_results([path])
     place = f"the result of device {agent.device}"
     latencies = paired_latencies(result, list(map(str, range(len(models)))), place)
@@ -181,5 +187,6 @@ def verify_plan(
     ``policies`` of the pruned ones come back in the result.
     """
     device = config.device
-    setting = PairedSetting(device.batch, device.dtype, device.rounds, config.seed)
+    provider = full_provider_name(device.provider)
+    setting = PairedSetting(device.batch, device.dtype, device.rounds, config.seed, device.threads, provider)
     return paired_plan(dense, others, arrays_of(example), setting, policies)

@@ -6,6 +6,7 @@ from typing import Final
 from amcsearch.config import Config, label, make
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
+from amcsearch.runs import HERE
 from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name
 
 __all__ = ["check_measurable", "check_provider", "runtime_of"]
@@ -17,12 +18,14 @@ _TAKEN: Final = (".safetensors", ".pt2")  # of other files of the delivered netw
 def runtime_of(config: Config) -> Runtime:
     """Make the runtime that ``device.runtime`` names, with the threads and the provider of the section ``device``.
 
+    Where ``device.location`` is another device, that one has the provider, and the CPU checks files here.
+
     Raises:
         BadInputError: an unknown name, or a class that is no runtime; a package that is not installed; threads, a
             provider or a data type that the runtime does not have.
     """
     device = config.device
-    params = {"threads": device.threads, "provider": device.provider}
+    params = {"threads": device.threads, "provider": device.provider if device.location == HERE else CPU}
     runtime = make(RUNTIMES, device.runtime, params, ("device.runtime", "device"), Runtime)
     if device.dtype not in runtime.dtypes:
         raise BadInputError(

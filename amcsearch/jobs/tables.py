@@ -148,7 +148,7 @@ def make_kit(
         bind=None if table is None else table.bind,
         progress=observer.progress,
     )
-    write_kit(plan, out)
+    write_kit(replace(plan, threads=first.device.threads, provider=full_provider_name(first.device.provider)), out)
     return Kit(
         kit=out,
         bytes=out.stat().st_size,
@@ -204,7 +204,7 @@ def measured_here(
         if agent is None:
             measure_here(plan, path, device.threads, device.provider, minutes, observer.progress)
         elif not _has_measured(agent, path):
-            agent.measure(plan, path, device.threads, minutes, observer.progress)
+            agent.measure(plan, path, device.threads, minutes, observer.progress, device.provider)
         return read_results([path])[0]
 
 

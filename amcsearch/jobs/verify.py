@@ -23,7 +23,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.measure import KitResult, check_kit_file, check_speed, kit_plan, paired_latencies, read_results
 from amcsearch.reporting import render
 from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, Summary, replacing, verify_commands
-from amcsearch.runtime import PairedLatency
+from amcsearch.runtime import CPU, ONNXRUNTIME, PairedLatency, full_provider_name
 
 __all__ = ["VerifyKit", "check_result", "verify", "write_verify_kit"]
 
@@ -149,10 +149,19 @@ def _latencies(
     Raises:
         BadInputError: another setting than the configured one, a network that was not timed, or impossible times.
     """
-    for name in ("threads", "batch", "dtype"):
+    provider = full_provider_name(config.device.provider)
+    cures = {
+        "threads": f"run the kit with --threads {config.device.threads}",
+        "provider": f"run the kit with --provider {provider}",
+    }
+    for name in ("runtime", "provider", "threads", "batch", "dtype"):
         asked, measured = getattr(config.device, name), getattr(made.provenance, name)
+        if name == "provider":
+            asked, measured = provider, measured or CPU
+        if name == "runtime":
+            measured = measured or ONNXRUNTIME
         if measured != asked:
-            cure = f"run the kit with --threads {asked}" if name == "threads" else "bring a result of this run's kit"
+            cure = cures.get(name, "bring a result of this run's kit")
             raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {asked}; {cure}")
     trials = [finalist.trial for finalist in summary.finalists]
     latencies = paired_latencies(made, [finalist_name(trial) for trial in trials], place)

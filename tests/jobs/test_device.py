@@ -21,6 +21,7 @@ from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.graph import trace
 from amcsearch.jobs.device import Device, load_device, policy_space
+from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.workload import load_workload
 from amcsearch.runtime.session import provenance
 
@@ -131,9 +132,15 @@ def test_a_table_of_another_provider_is_refused_and_one_that_names_none_is_the_c
         device_of(configured({"accuracy": GOOD}, f"device.provider={spelt}"))
 
 
-def test_a_provider_of_another_device_is_refused(configured: Callable[..., Config]) -> None:
-    with pytest.raises(BadInputError, match=r"'OpenVINO' is used on this machine alone, location is 'offline'; set"):
-        configured({"accuracy": GOOD}, "device.provider=OpenVINO", "device.location=offline")
+@pytest.mark.parametrize("location", ["offline", "pi5"])
+def test_files_are_checked_on_the_cpu_where_another_device_has_the_provider(
+    configured: Callable[..., Config], location: str
+) -> None:
+    settings = {"device.provider": "TensorRT", "device.location": location}
+    config = configured({"accuracy": GOOD}, *(f"{key}={value}" for key, value in settings.items()))
+    assert runtime_of(config).provenance(1, "float32").provider == "CPUExecutionProvider"
+    with pytest.raises(BadInputError, match=r"device\.provider is TensorRT, .* was measured with CPUExecutionProvider"):
+        device_of(config)  # the table says nothing of that provider
 
 
 def test_plan_and_summary_say_how_sure_the_table_is(

@@ -68,6 +68,15 @@ def test_an_agent_measures_the_finalists_and_is_named(server: DeviceServer, writ
     assert not list((server.work.folder / "jobs").iterdir())  # taken, so that the same plan is measured anew
 
 
+def test_an_agent_is_asked_for_the_configured_provider(server: DeviceServer, write_config: WriteConfig) -> None:
+    config = located(write_config(), "pi5", "device.rounds=10", "device.provider=CUDA")
+    assert device_provenance(config).provider == "CUDAExecutionProvider"
+    x = torch.zeros(1, 16)
+    dense = exported(nn.Linear(16, 4), x)
+    with pytest.raises(BadInputError, match="provider 'CUDAExecutionProvider' is not available"):
+        measure_paired(config, dense, [dense], x)
+
+
 def test_a_table_of_another_device_than_the_agents_is_refused(server: DeviceServer, write_config: WriteConfig) -> None:
     from amcsearch.jobs.workload import load_workload
 

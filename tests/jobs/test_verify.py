@@ -221,6 +221,12 @@ def test_results_that_are_not_of_this_run_are_refused_in_one_line(
     assert "MACs a second, at most 1e+14 are possible" in refused("verify", run, absurd)
     threads = write_result(run / "verify.pyz", tmp_path / "threads.jsonl", latencies(run), threads=4)
     assert "threads = 4, device.threads is 1; run the kit with --threads 1" in refused("verify", run, threads)
+    other = write_result(
+        run / "verify.pyz", tmp_path / "provider.jsonl", latencies(run), provider="OpenVINOExecutionProvider"
+    )
+    line = refused("verify", run, other)
+    assert "provider = OpenVINOExecutionProvider, device.provider is CPUExecutionProvider" in line
+    assert "run the kit with --provider CPUExecutionProvider" in line
 
     content = good.read_bytes()
     (tmp_path / "edited.jsonl").write_bytes(content.replace(b'"pass":1', b'"pass":2', 1))

@@ -14,6 +14,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.measure.kit.kit import KitModel, KitPlan, device_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import Coverage, read_results
 from amcsearch.runtime.export import exported
+from amcsearch.runtime.on_device import __main__ as command
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.session import optimised_model
 from amcsearch.runtime.session import detect_nchwc_block, provenance
@@ -268,3 +269,16 @@ def test_results_are_not_added_to_a_file_of_another_name(tmp_path, small_plan, l
     with pytest.raises(BadInputError, match="is a link, has a second name, or is no file"):
         measure_here(small_plan(), tmp_path / "r.jsonl")
     assert target.read_text() == '{"kind":"header"'
+
+
+def test_a_kit_runs_as_its_plan_says_unless_it_is_told_otherwise(tmp_path, small_plan, monkeypatch):
+    settings = []
+    end = {"coverage": {"models": 0, "timed": [0], "profiled": 0, "left_out": [], "failed": {}}, "complete": True}
+    end |= {"notes": [], "drift": {"disturbed_share": 0.0, "largest": 1.0}}
+    monkeypatch.setattr(command, "run", lambda plan, out, setting, progress: settings.append(setting) or end)
+    write_kit(small_plan(threads=2, provider="OpenVINOExecutionProvider"), tmp_path / "set.pyz")
+    write_kit(small_plan(), tmp_path / "plain.pyz")
+    for kit, given in (("set", []), ("set", ["--threads", "1", "--provider", "CPU"]), ("plain", [])):
+        assert command.main(tmp_path / f"{kit}.pyz", ["-o", str(tmp_path / "r"), *given]) == 0
+    asked = [(setting.threads, setting.provider) for setting in settings]
+    assert asked == [(2, "OpenVINOExecutionProvider"), (1, "CPU"), (1, "CPUExecutionProvider")]

@@ -15,7 +15,7 @@ from amcsearch.costs import Provenance
 from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, MeasurementState
 from amcsearch.measure.kit.kit import KitPlan, device_plan, plan_archive
 from amcsearch.runs import replacing
-from amcsearch.runtime import CPU, DeviceError, RefusedError, UnreachableError
+from amcsearch.runtime import CPU, DeviceError, RefusedError, UnreachableError, full_provider_name
 
 __all__ = ["AgentClient", "WorkConnection"]
 
@@ -100,6 +100,7 @@ class AgentClient:
         threads: int,
         minutes: float | None = None,
         progress: Progress | None = None,
+        provider: str = CPU,
     ) -> None:
         """Measure a plan and write its result to ``out``.
 
@@ -108,7 +109,9 @@ class AgentClient:
             DeviceAwayError: the server or the agent stays away.
         """
         self._check_heard(self.state())
-        query = f"threads={threads}&provider={CPU}" + ("" if minutes is None else f"&minutes={min(minutes, 1440.0)}")
+        query = f"threads={threads}&provider={full_provider_name(provider)}" + (
+            "" if minutes is None else f"&minutes={min(minutes, 1440.0)}"
+        )
         try:
             self._measure(plan_archive(device_plan(plan)), f"/v1/devices/{self.device}/jobs?{query}", out, progress)
         except UnreachableError as error:

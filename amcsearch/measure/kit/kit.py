@@ -172,6 +172,8 @@ class KitPlan:
         profile_rounds: rounds of the profile, six runs each.
         info: anything that JSON can hold; it comes back in the result.
         seed: of orders and weights.
+        threads: inside an operator, that the device takes where its user names none; None leaves that to the user.
+        provider: full name of the execution provider, likewise.
 
     Raises:
         BadInputError: a name twice, a network without exactly one timed reference or without input, counts below 1.
@@ -187,6 +189,8 @@ class KitPlan:
     profile_rounds: int = 15
     info: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    threads: int | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         ids = [model.id for model in self.models]
@@ -256,6 +260,9 @@ def device_plan(plan: KitPlan) -> DevicePlan:
         "models": [_described(model, name) for model, name in zip(plan.models, names, strict=True)],
         "info": dict(plan.info),
     }
+    setting = {name: getattr(plan, name) for name in ("threads", "provider") if getattr(plan, name) is not None}
+    if setting:
+        described["setting"] = setting
     try:
         canonical(described)
     except (TypeError, ValueError) as error:

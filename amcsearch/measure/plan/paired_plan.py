@@ -17,7 +17,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.kit.kit_results import KitResult, ModelResult
 from amcsearch.measure.plan.network_record import PAIRED
-from amcsearch.runtime import InputSpec, PairedLatency, paired_samples
+from amcsearch.runtime import CPU, InputSpec, PairedLatency, paired_samples
 
 __all__ = ["PairedSetting", "check_speed", "paired_latencies", "paired_plan"]
 
@@ -30,12 +30,14 @@ MOST_MACS_PER_S: Final = 1e14  # a hundred times what the matrix units of a core
 
 @dataclass(frozen=True)
 class PairedSetting:
-    """How networks are called: samples in a call, data type, and rounds in all."""
+    """How networks are called: samples in a call, data type, rounds in all, threads, and full name of the provider."""
 
     batch: int
     dtype: str
     rounds: int
     seed: int
+    threads: int = 1
+    provider: str = CPU
 
 
 def paired_plan(
@@ -72,6 +74,8 @@ def paired_plan(
         sample_ms=SAMPLE_MS,
         info={"purpose": PAIRED, "policies": {name: dict(policy) for name, policy in policies.items()}},
         seed=setting.seed,
+        threads=setting.threads,
+        provider=setting.provider,
     )
 
 

@@ -57,8 +57,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="example: python3 kit.pyz -o result.jsonl --threads 1 --minutes 20",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="RESULT.jsonl", help="result file, begun or gone on with")
-    parser.add_argument("--threads", type=int, default=1, help="threads inside an operator (default 1)")
-    parser.add_argument("--provider", default=CPU, help="execution provider (default CPU)")
+    parser.add_argument("--threads", type=int, help="threads inside an operator (default: the kit's, or 1)")
+    parser.add_argument("--provider", help="execution provider (default: the kit's, or CPU)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes (default: when all is measured)")
     parser.add_argument("--list", action="store_true", help="list the kit's models and stop")
     parsed = parser.parse_args(arguments)
@@ -87,12 +87,15 @@ def _summary(end: dict[str, Any], out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checked(arguments: argparse.Namespace) -> Settings:
+def _checked(arguments: argparse.Namespace, plan: DevicePlan) -> Settings:
+    """How to run the plan: as it says where the arguments do not."""
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise DeviceError(f"--minutes {arguments.minutes} must be more than 0")
-    if arguments.threads < 1:
+    if arguments.threads is not None and arguments.threads < 1:
         raise DeviceError(f"--threads {arguments.threads} must be at least 1")
-    return Settings(arguments.threads, arguments.provider, arguments.minutes)
+    setting = plan.plan.get("setting", {})
+    threads, provider = setting.get("threads", 1), setting.get("provider", CPU)
+    return Settings(arguments.threads or threads, arguments.provider or provider, arguments.minutes)
 
 
 def _line(text: str) -> None:
@@ -123,7 +126,7 @@ def main(kit: Path, arguments: Sequence[str] | None = None) -> int:
         if parsed.list:
             sys.stdout.write(_listed(plan))
             return 0
-        end = run(plan, parsed.out, _checked(parsed), progress)
+        end = run(plan, parsed.out, _checked(parsed, plan), progress)
         progress.close()
         sys.stderr.write(_summary(end, parsed.out))
         return 0

@@ -124,6 +124,7 @@ def _check(plan: Any, files: Mapping[str, bytes]) -> None:
     _number(plan.get("sample_ms"), "sample_ms", 1e-3, MOST_SAMPLE_MS)
     _text(plan.get("dtype"), "dtype")
     _items(plan.get("inputs"), dict, "inputs", MOST_MODELS)
+    _items(plan.get("setting", {}), dict, "setting", 2)
     for network, written in plan["inputs"].items():
         specs = written if isinstance(written, list) else [written]
         _items(specs, list, f"inputs of network {network!r:.60}", 64)
