@@ -4,10 +4,11 @@
 
 Without a configuration the network is the little one of ``benchmarks/ladder.py``. The policies use 85 to 100 % of the
 budget: the exact allocation of ``obc``'s errors, the uniform one, optima of these errors times random factors, and
-random ones. Each is judged on the search split in five ways:
+random ones. Each is judged on the search split in six ways:
 
     additive      the sum of the errors that obc knows for every group, without an evaluation
-    refitted      channels removed, readers refitted by least squares, the dense network's batch norm statistics
+    analytic      as ``refitted``, on --pictures of the split: the squared distance of the outputs to the dense ones
+    refitted      channels removed, readers refitted by least squares; batch norms follow from the inputs' moments
     recalibrated  the same with batch norms recalibrated: what a search evaluates
     short         after the fine-tuning of a search's finalists
     long          after --epochs of it
@@ -25,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from ladder import Silent, little_job
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -32,7 +34,7 @@ from scipy.stats import spearmanr
 from amcsearch.config.loading import load
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.evaluation import Evaluator
-from amcsearch.graph import duplicate
+from amcsearch.graph import duplicate, first_tensor
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.observer import Phases
@@ -41,7 +43,7 @@ from amcsearch.jobs.workload import judged_batches
 from amcsearch.search import Allocator, removal_errors
 from amcsearch.training.loop import evaluate
 
-WAYS = ("additive", "refitted", "recalibrated", "short", "long")
+WAYS = ("additive", "analytic", "refitted", "recalibrated", "short", "long")
 LEAST = 0.85  # share of the budget that a policy uses
 Judge = Callable[[PruningPolicy], tuple[float, float]]
 
@@ -78,7 +80,23 @@ def chosen_policies(job: Job, count: int) -> tuple[NDArray[np.int64], NDArray[np
     return kept, np.sum([error[i] for error, i in zip(errors, at, strict=True)], axis=0)
 
 
-def judges(job: Job, epochs: int) -> dict[str, Judge]:
+def analytic_judge(job: Job, pictures: int) -> Judge:
+    """Return what judges by the distance to the dense outputs on some samples, without a recalibration."""
+    evaluator = job.evaluator.without_recalibration()
+    rows = np.linspace(0, evaluator.search.samples - 1, pictures).round().astype(int).tolist()
+    (batch,) = evaluator.search.chosen(rows).batched(pictures)
+
+    @torch.inference_mode()
+    def judge(policy: PruningPolicy) -> tuple[float, float]:
+        distance = float((first_tensor(batch.through(evaluator.pruned(policy))) - dense).square().mean())
+        return distance, -distance
+
+    with torch.inference_mode():
+        dense = first_tensor(batch.through(evaluator.model))
+    return judge
+
+
+def judges(job: Job, epochs: int, pictures: int) -> dict[str, Judge]:
     """Return what gives loss and metric on the search split in each way but the first."""
     task, batches = job.workload.task, judged_batches(job.config, job.workload, "search")
     finetune = job.config.recovery.finetune
@@ -102,6 +120,7 @@ def judges(job: Job, epochs: int) -> dict[str, Judge]:
         return judge
 
     return {
+        "analytic": analytic_judge(job, pictures),
         "refitted": evaluated(job.evaluator.without_recalibration()),
         "recalibrated": evaluated(job.evaluator),
         "short": tuned(max(1, epochs // 5)),
@@ -116,13 +135,14 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=60)
     parser.add_argument("--budget", default="0.2x", help="share of the dense MACs")
     parser.add_argument("--epochs", type=int, default=10, help="of the long fine-tuning; the short one takes a fifth")
+    parser.add_argument("--pictures", type=int, default=32, help="that the analytic way looks at")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     job = job_of(options)
     kept, additive = chosen_policies(job, options.policies)
     policies = [job.workload.trace.network.policy(row) for row in kept]
     losses, metrics, seconds = {"additive": additive}, {"additive": -additive}, {"additive": 0.0}
-    for name, judge in judges(job, options.epochs).items():
+    for name, judge in judges(job, options.epochs, options.pictures).items():
         begun = time.perf_counter()
         judged = np.array([judge(policy) for policy in policies])
         losses[name], metrics[name] = judged[:, 0], judged[:, 1]

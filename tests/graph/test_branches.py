@@ -76,6 +76,17 @@ class Nested(Net):
         return y
 
 
+class Experts(Net):
+    """A layer of each pass of a loop, of which only the first runs for small inputs."""
+
+    def middle(self, x: Tensor, features: Tensor) -> Tensor:
+        y = self.b(features)
+        for level, layer in ((-1.0, self.b), (100.0, self.other)):
+            if x.amax() > level:
+                y = y + layer(features)
+        return y
+
+
 class Checked(Net):
     """The other side of its branch raises: a check, which computes nothing."""
 
@@ -103,7 +114,7 @@ def half(found: Trace) -> dict[str, Any]:
     return {name: np.sort(units[: (len(units) + 1) // 2].ravel()) for name, units in found.units.items()}
 
 
-@pytest.mark.parametrize("kind", [OwnLayer, SharedLayers, Compared, Counted, While, Nested])
+@pytest.mark.parametrize("kind", [OwnLayer, SharedLayers, Compared, Counted, While, Nested, Experts])
 def test_both_sides_compute_what_masking_computes(kind: type[Net]) -> None:
     model, found = traced(kind)
     assert {group.name for group in found.network.groups} == {"a", "b", "d"}

@@ -7,6 +7,7 @@ that side too, and the layers on it are cut where they read channels that are re
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = ["Decisions", "OtherSide", "branch_lines", "follow_other_sides"]
 
 MOST_RUNS: Final = 12  # of the network, for numbers read otherwise
 MOST_SIDES: Final = 6  # that every removal is checked on
+ALL: Final = 64  # times that a line in a loop reads the same number, at most: the loop may wait for another one
 _FAR: Final = 1e9  # beyond any threshold that a number is compared with
 _READS: Final = frozenset({"__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose", "is_nonzero"})
 _OF_TORCH: Final = str(Path(torch.__file__).parent)
@@ -36,15 +38,16 @@ Number = bool | int | float
 
 @dataclass(frozen=True)
 class OtherSide:
-    """The side of a branch that is taken where ``value`` is the first number read by ``function`` at ``place``."""
+    """The side of a branch that is taken where ``function`` reads ``value`` at ``place``, the first ``count`` times."""
 
     place: str
     function: str
     value: Number
+    count: int = 1
 
 
 class Decisions(TorchFunctionMode):
-    """Notes the first number that each line of code reads from a tensor, and lets one line read another one.
+    """Notes the first number that each line of code reads from a tensor, and lets a line read another one.
 
     Code of torch itself and of tracing is left as it is.
     """
@@ -53,6 +56,7 @@ class Decisions(TorchFunctionMode):
         super().__init__()
         self.other = other
         self.read: dict[tuple[str, str], Number] = {}
+        self._counts = Counter[tuple[str, str]]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -60,16 +64,22 @@ class Decisions(TorchFunctionMode):
         if function not in _READS or not isinstance(result, Number):
             return result
         place = _place()
-        if place is None or (place, function) in self.read:
+        if place is None:
             return result
-        self.read[place, function] = result
-        is_other = self.other is not None and (place, function) == (self.other.place, self.other.function)
-        return self.other.value if is_other and self.other is not None else result
+        self.read.setdefault((place, function), result)
+        self._counts[place, function] += 1
+        other = self.other
+        if other is None or (place, function) != (other.place, other.function):
+            return result
+        return other.value if self._counts[place, function] <= other.count else result
 
     def others(self) -> Iterator[OtherSide]:
-        """Yield the sides that were not taken, in the order of their lines."""
+        """Yield the sides that were not taken, in the order of their lines; last those of lines in loops."""
         for (place, function), value in self.read.items():
             yield from (OtherSide(place, function, other) for other in _others(value))
+        for (place, function), value in self.read.items():
+            if isinstance(value, bool) and self._counts[place, function] > 1:  # an expert for each time, say
+                yield from (OtherSide(place, function, value=other, count=ALL) for other in (True, False))
 
 
 def _others(value: Number) -> tuple[Number, ...]:
@@ -146,6 +156,8 @@ def _explain(observation: Observation, reached: set[str], side: OtherSide) -> No
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether the network's code raises there on purpose: the side is a check, and computes nothing."""
+    if isinstance(error, AssertionError):
+        return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
