@@ -158,6 +158,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         return (yield)
 
 
+@pytest.fixture(scope="session")
+def openvino() -> None:
+    """Skip what runs by OpenVINO on a processor that its plugin does not support; its package must be installed."""
+    from amcsearch.runtime import DeviceError
+    from amcsearch.runtime.on_device.providers import NO_DEVICE, provider_name
+
+    try:
+        provider_name("OpenVINO")
+    except DeviceError as error:
+        if NO_DEVICE not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
     """Measure latencies no longer than a test asks for: on shared cores a verdict is in doubt as long as it may be.

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from amcsearch.config import pick
 from amcsearch.runtime import RUNTIMES, OnnxRuntime, Runtime
 from amcsearch.testing import RuntimeContract
@@ -14,6 +16,7 @@ class TestOnnxRuntime(RuntimeContract):
         return OnnxRuntime()
 
 
+@pytest.mark.usefixtures("openvino")
 class TestOpenVinoProvider(RuntimeContract):
     def make(self) -> Runtime:
         return OnnxRuntime(provider="OpenVINO")

@@ -124,6 +124,7 @@ def test_an_int8_device_gets_an_int8_model_with_its_own_accuracy(
     assert "Accuracy, int8" in (folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("openvino")
 def test_a_network_is_measured_and_judged_by_the_provider_of_its_device(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

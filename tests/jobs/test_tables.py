@@ -95,6 +95,7 @@ def test_a_kit_has_one_setting(tmp_path: Path, write_config: WriteConfig, settin
         make_kit([one, other], tmp_path / "kit.pyz", Silent())
 
 
+@pytest.mark.usefixtures("openvino")
 def test_a_provider_without_a_profile_makes_a_table_of_whole_runs(
     tmp_path: Path, write_config: WriteConfig, subject: MeasuredSubject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

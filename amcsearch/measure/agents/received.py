@@ -73,7 +73,7 @@ def _check_header(line: Line, plan: DevicePlan, offer: JobOffer, says: Mapping[s
     record = line.record
     where = record["provenance"]
     pairs = [("kit_version", KIT_VERSION, record.get("kit_version")), ("plan_hash", plan.hash, record["plan_hash"])]
-    pairs += [("threads", offer.threads, where.get("threads"))]
+    pairs += [(key, getattr(offer, key), where.get(key)) for key in ("threads", "provider")]
     pairs += [(key, says.get(key), where.get(key)) for key in OF_DEVICE]
     pairs += [(key, first.record["provenance"].get(key), where.get(key)) for key in COMPARED]
     for key, expected, value in pairs:

@@ -38,6 +38,7 @@ PACKAGES = {
     "TensorrtExecutionProvider": "onnxruntime-gpu",
 }
 """Packages that bring a provider, for the cure in an error."""
+NO_DEVICE = "finds no device here that it supports"
 ASSIGNMENT = "session.record_ep_graph_assignment_info"
 NAMED = 4  # operators in a note
 
@@ -63,16 +64,25 @@ class Elsewhere(NamedTuple):
         )
 
 
-def _register(name: str) -> None:
-    """Register the plugin of a provider, once; nothing is done for a provider without one, or without its package."""
+_registered: set[str] = set()
+
+
+def _register(name: str) -> bool:
+    """Register the plugin of a provider, once; return whether the provider has one that is installed.
+
+    A plugin lists the devices that it supports, and onnxruntime has its provider where there is one.
+    """
     if name not in PLUGINS or name in ort.get_available_providers():
-        return
+        return False
     try:
         plugin = importlib.import_module(PLUGINS[name])
     except ImportError:
-        return
+        return False
     try:
-        ort.register_execution_provider_library(name, plugin.get_library_path())
+        if name not in _registered:
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+            _registered.add(name)
+        return True
     except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
         reason = str(error).splitlines()[0]
         raise DeviceError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {reason}") from error
@@ -88,14 +98,18 @@ def provider_name(asked: str) -> str:
     """Full name of an execution provider of this runtime, from its name with or without its ending, in any case.
 
     Raises:
-        DeviceError: this runtime has no such provider; the message lists those it has, and what to install.
+        DeviceError: this runtime has no such provider; the message lists those it has, and what to install, or that
+            what is installed finds no device.
     """
     name = full_provider_name(asked)
-    _register(name)
+    is_registered = _register(name)
     available = ort.get_available_providers()
     if name in available:
         return name
-    cure = f"; install it: pip install {PACKAGES[name]}" if name in PACKAGES else ""
+    if is_registered:
+        cure = f"; {PACKAGES[name]} is installed, but {NO_DEVICE}: use another provider, or a machine that it supports"
+    else:
+        cure = f"; install it: pip install {PACKAGES[name]}" if name in PACKAGES else ""
     raise DeviceError(f"provider {asked!r} is not available; this onnxruntime has: {', '.join(available)}{cure}")
 
 

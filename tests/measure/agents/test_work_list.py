@@ -175,6 +175,10 @@ def _lies(records: list[dict[str, Any]]) -> dict[str, tuple[list[dict[str, Any]]
         "another plan": ([changed(header, plan_hash="0" * 64)], "plan_hash is '0000"),
         "another description": ([changed(header, plan={**header["plan"], "info": {"x": 1}})], "describes another plan"),
         "another device": ([changed(header, provenance=other)], "cpu is 'Ryzen', expected 'Cortex-A76'"),
+        "other provider": (
+            [changed(header, provenance={**header["provenance"], "provider": "Abacus"})],
+            "provider is 'A",
+        ),
         "other threads": ([changed(header, provenance={**header["provenance"], "threads": 8})], "threads is 8"),
         "faster than light": ([header, changed(timing, samples_ms=[1e-9] * count)], "must be from 0.0001 to 1e+07"),
         "slower than a year": ([header, changed(overhead, samples_ms=[4e10])], "must be from 0.0001 to 1e+07"),
