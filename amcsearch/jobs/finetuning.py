@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from torch import nn
 
@@ -13,7 +12,7 @@ from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
 from amcsearch.core import BadInputError, DivergedError, at_worst
 from amcsearch.graph import duplicate
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.restarts import restarting
+from amcsearch.jobs.restarts import LossCheck, restarting
 from amcsearch.jobs.user_training import train_by_user, user_training
 from amcsearch.jobs.workload import (
     CONFIGURED,
@@ -34,7 +33,6 @@ from amcsearch.training import (
     check_recipe,
     evaluate,
     fit,
-    guess_on,
     length,
 )
 
@@ -47,8 +45,6 @@ __all__ = [
     "recalibrate",
     "steps_that_diverge",
 ]
-
-MOST_LOSS: Final = 10.0  # times the loss before fine-tuning, or that of guessing
 
 
 def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[TrainingRecipe, int]:
@@ -222,7 +218,7 @@ def _by_recipe(
     if first_epoch >= recipe.epochs:
         return ()
     begun, hook_begun = duplicate(model), None if hook is None else hook.state()
-    check = _LossCheck(workload, model)
+    check = LossCheck(workload, model)
 
     def attempt(lowered: TrainingRecipe, kept: StateStore | None) -> int | None:
         """Train from the weights as they were given; return the best epoch, where epochs are watched."""
@@ -280,35 +276,6 @@ def _no_better(workload: Workload, model: nn.Module) -> str:
         f"recovery.finetune: no epoch did better than the pruned network before it ({said}), whose weights are kept; "
         "lower recovery.finetune.learning_rate, or train for longer"
     )
-
-
-class _LossCheck:
-    """Compares the loss of the calibration split after a training with that before it, and with that of guessing.
-
-    Args:
-        model: the network before the training.
-    """
-
-    def __init__(self, workload: Workload, model: nn.Module) -> None:
-        self._batches, self._task = batches_of(workload.splits.calibration, name="calibration"), workload.task
-        guess = guess_on(model, self._batches, self._task)
-        self._guessing = 0.0 if guess is None else guess.loss  # 0 where it is not known
-        self._began, _ = evaluate(model, self._batches, self._task)
-
-    def __call__(self, trained: nn.Module, recipe: TrainingRecipe) -> None:
-        """Refuse a network whose loss is far above both.
-
-        Raises:
-            DivergedError: names the losses and the learning rate.
-        """
-        ended, _ = evaluate(trained.cpu(), self._batches, self._task)
-        most = MOST_LOSS * max(self._guessing, self._began)  # in this order a NaN at the beginning counts as guessing
-        if not ended <= most:
-            raise DivergedError(
-                f"the training diverged in epoch {recipe.epochs} at learning_rate = "
-                f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended:.4g}, before it was "
-                f"{self._began:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
-            )
 
 
 def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from amcsearch.core import DivergedError
-from amcsearch.training import StateStore, TrainingRecipe
+from torch import nn
 
-__all__ = ["Restarted", "restarting"]
+from amcsearch.core import DivergedError
+from amcsearch.jobs.workload import Workload
+from amcsearch.training import StateStore, TrainingRecipe, batches_of, evaluate, guess_on
+
+__all__ = ["LossCheck", "Restarted", "restarting"]
 
 LOWER_RATES: Final = 3
+MOST_LOSS: Final = 10.0  # times the loss before the training, or that of guessing
 SHARE: Final = 0.1  # of the learning rate before
 CLIP_NORM: Final = 1.0
 
@@ -81,6 +85,35 @@ def _notes(key: str, rates: list[float], clipped: str) -> tuple[str, ...]:
     tried = ", ".join(f"{rate:.3g}" for rate in diverged)
     also = f", and {key.rpartition('.')[0]}.clip_norm to {CLIP_NORM:g}" if clipped else ""
     return (f"{key}: the training diverged at {tried}, so it was done at {done:.3g}{clipped}; set it to that{also}",)
+
+
+class LossCheck:
+    """Compares the loss of the calibration split after a training with that before it, and with that of guessing.
+
+    Args:
+        model: the network before the training.
+    """
+
+    def __init__(self, workload: Workload, model: nn.Module) -> None:
+        self._batches, self._task = batches_of(workload.splits.calibration, name="calibration"), workload.task
+        guess = guess_on(model, self._batches, self._task)
+        self._guessing = 0.0 if guess is None else guess.loss  # 0 where it is not known
+        self._began, _ = evaluate(model, self._batches, self._task)
+
+    def __call__(self, trained: nn.Module, recipe: TrainingRecipe) -> None:
+        """Refuse a network whose loss is far above both.
+
+        Raises:
+            DivergedError: names the losses and the learning rate.
+        """
+        ended, _ = evaluate(trained, self._batches, self._task)
+        most = MOST_LOSS * max(self._guessing, self._began)  # in this order a NaN at the beginning counts as guessing
+        if not ended <= most:
+            raise DivergedError(
+                f"the training diverged in epoch {recipe.epochs} at learning_rate = "
+                f"{recipe.learning_rate:.3g}: the loss of the calibration split is {ended:.4g}, before it was "
+                f"{self._began:.4g}, must be at most {most:.4g}; lower the learning rate, or lengthen the warm-up"
+            )
 
 
 class _RateOf:

@@ -9,6 +9,7 @@ import pytest
 
 from amcsearch.cli.main import main
 from amcsearch.core import DivergedError
+from amcsearch.jobs import restarts
 from amcsearch.jobs.restarts import restarting
 from amcsearch.training import StateFile, StateStore, TrainingRecipe
 
@@ -151,3 +152,12 @@ def test_a_missed_budget_is_in_the_exit_status_on_request(
     assert "--fail-on-miss: the budget is missed: macs = 0.6x is missed: 1x of dense by its shapes" in line
     policy.write_text(json.dumps({"stem.0": 8, "body.0": 12}))
     assert main([*arguments, "--out", str(tmp_path / "within"), "--fail-on-miss"]) == 0
+
+
+def test_sparse_training_is_judged_by_the_loss_that_it_ends_with(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "MOST_LOSS", 1e-9)
+    line = refusal(["sparsify", write_config(), "--out", str(tmp_path / "run")], capsys)
+    assert "sparsify.training: the training diverged in epoch" in line
+    assert "the loss of the calibration split is" in line

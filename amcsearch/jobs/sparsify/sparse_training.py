@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from amcsearch.config import Config, import_named, make
 from amcsearch.core import PruningPolicy
 from amcsearch.graph import duplicate, remove
-from amcsearch.jobs.restarts import restarting
+from amcsearch.jobs.restarts import LossCheck, restarting
 from amcsearch.jobs.selection import make_criterion
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.workload import Workload, diverging, judged_batches, training_recipe
@@ -132,7 +133,8 @@ def _trained(
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
             hook = _masked(config, workload, model, target, steps, method)
-    _train(config, workload, model, hook, recipe, store, progress)
+    check = partial(LossCheck(workload, workload.model), recipe=recipe)
+    _train(config, workload, model, hook, recipe, store, progress, check)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
     assert gate is not None
@@ -151,6 +153,7 @@ def _train(
     recipe: TrainingRecipe,
     store: StateStore | None,
     progress: Progress,
+    check: Callable[[nn.Module], None],
 ) -> None:
     fit(
         model,
@@ -161,6 +164,7 @@ def _train(
         progress=progress,
         hook=hook,
         store=store,
+        check=check,
         task=workload.task,
         augmentation=import_named(config.sparsify.training.augmentation),
     )
