@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
@@ -53,7 +53,19 @@ def _remove_hooks(module: nn.Module) -> bool:
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
+            _forget_loading(module)
     return any(isinstance(hook, WeightNorm | SpectralNorm) for hook in hooks)
+
+
+def _forget_loading(module: nn.Module) -> None:
+    """Let the module load plain weights: torch 2.13's own removal leaves the hook that asks for the computed ones."""
+    hooks = module._load_state_dict_pre_hooks
+    for key in [
+        key
+        for key, wrapped in hooks.items()
+        if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook)
+    ]:
+        del hooks[key]
 
 
 def _unparametrized(module: nn.Module) -> None:
