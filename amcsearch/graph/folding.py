@@ -59,12 +59,8 @@ def _remove_hooks(module: nn.Module) -> bool:
 
 def _forget_loading(module: nn.Module) -> None:
     """Let the module load plain weights: torch 2.13's own removal leaves the hook that asks for the computed ones."""
-    hooks = module._load_state_dict_pre_hooks
-    for key in [
-        key
-        for key, wrapped in hooks.items()
-        if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook)
-    ]:
+    hooks, stale = module._load_state_dict_pre_hooks, SpectralNormLoadStateDictPreHook
+    for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "hook", hook), stale)]:
         del hooks[key]
 
 
