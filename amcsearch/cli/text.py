@@ -204,8 +204,8 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
     return "\n".join(lines)
 
 
-def plan_text(plan: "SearchPlan", workers: int = 1) -> str:
-    """What a search would do; of a long one, how ``--workers`` uses the other cores."""
+def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
+    """What a search would do; of a long one, how ``--workers`` uses the other cores with policies of a ``batch``."""
     network = plan.network
     rows = [["cost", "dense", "limit", "largest uniform policy"]]
     for name, dense in plan.dense.items():
@@ -226,17 +226,22 @@ def plan_text(plan: "SearchPlan", workers: int = 1) -> str:
         f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
         *(f"WARNING: {text}" for text in plan.warnings),
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
-        *_side_by_side(plan.expected_seconds["search"], workers, os.cpu_count() or 1),
+        *_side_by_side(plan.expected_seconds["search"], workers, batch, os.cpu_count() or 1),
     ]
     return "\n".join(lines)
 
 
-def _side_by_side(search_s: float, workers: int, cores: int) -> tuple[str, ...]:
-    if workers > 1:
-        return (f"the time of the search is that of one worker, and --workers {workers} shares it",)
+def _side_by_side(search_s: float, workers: int, batch: int, cores: int) -> tuple[str, ...]:
+    busy = min(workers, batch)
+    if busy > 1:
+        return (f"the time of the search is that of one worker, and {busy} share it",)
     if cores == 1 or search_s < LONG_SEARCH_S:
         return ()
-    return (f"evaluations use one of {cores} cores: --workers {cores} evaluates side by side, with the same trials",)
+    options = f"--workers {cores} --set search.batch={2 * cores}"
+    return (
+        f"evaluations use one of {cores} cores: {options} evaluates side by side; what an agent finds depends on its "
+        "batch, not on the workers",
+    )
 
 
 def comparison_text(comparison: "Comparison") -> str:

@@ -155,7 +155,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
         from amcsearch.jobs import plan
 
         planned = plan(config, strict=args.strict)
-        show(args, planned.to_json(), plan_text(planned, workers))
+        show(args, planned.to_json(), plan_text(planned, workers, config.search.batch))
         return
     result = api.search(
         config=config,

@@ -7,7 +7,7 @@ from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
 from amcsearch.core.layer import LayerKind, LayerSpec, MapOp, MapStep, Stored
 from amcsearch.core.limit import SHARE, SIZE, Limit, is_size, read_limit
-from amcsearch.core.memory import keep_freed_memory, memory_kept
+from amcsearch.core.memory import give_back_freed_memory, keep_freed_memory, memory_kept
 from amcsearch.core.metric import ACCURACY, METRICS, Metric
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.order import at_worst
@@ -83,6 +83,7 @@ __all__ = [
     "check_interrupt",
     "decoded",
     "described",
+    "give_back_freed_memory",
     "guarded_job",
     "interruptible",
     "is_size",

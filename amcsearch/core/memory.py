@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["keep_freed_memory", "memory_kept"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory", "memory_kept"]
 
 _TRIM_THRESHOLD: Final = -1  # numbers of mallopt's parameters
 _MMAP_THRESHOLD: Final = -3
@@ -31,6 +31,13 @@ def keep_freed_memory() -> None:
             library.mallopt(parameter, _KEPT)
 
 
+def give_back_freed_memory() -> None:
+    """Give what is free back to the system: blocks of one phase seldom fit those of the next."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
 @contextmanager
 def memory_kept() -> Iterator[None]:
     """Keep freed memory for a while, then give it back to the system."""
@@ -42,7 +49,7 @@ def memory_kept() -> Iterator[None]:
         if library is not None:
             for parameter, value in _USUAL.items():
                 library.mallopt(parameter, value)
-            library.malloc_trim(0)
+        give_back_freed_memory()
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from amcsearch.core import CallersOwn, Cost, PruningPolicy, Trial, check_interrupt
+from amcsearch.core import CallersOwn, Cost, PruningPolicy, Trial, check_interrupt, give_back_freed_memory
 from amcsearch.reporting import ProgressBar
 
 __all__ = ["NetworkObserver", "Observer", "Phases", "tell_network", "wall_s", "watcher"]
@@ -104,11 +104,15 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str, text: str) -> Iterator[None]:
-        """Time one phase; an interruption that was caught on its way breaks off here at the latest."""
+        """Time one phase; an interruption that was caught on its way breaks off here at the latest.
+
+        Memory that the phase has freed goes back to the system.
+        """
         check_interrupt()
         self.observer.phase(text)
         self._log({"phase": name, "state": "begun"})
         start = time.perf_counter()
         yield
+        give_back_freed_memory()
         self.seconds[name] = time.perf_counter() - start
         self._log({"phase": name, "state": "done", "seconds": self.seconds[name]})

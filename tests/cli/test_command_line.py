@@ -194,25 +194,26 @@ def test_json_says_that_a_run_was_interrupted(
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "interrupted"
 
 
+LONG = "evaluations use one of 4 cores: --workers 4 --set search.batch=8 evaluates side by side; "
+
+
 @pytest.mark.parametrize(
-    ("search_s", "workers", "cores", "said"),
+    ("search_s", "workers", "batch", "cores", "said"),
     [
-        (600.0, 1, 4, "evaluations use one of 4 cores: --workers 4 evaluates side by side, with the same trials"),
-        (600.0, 1, 1, None),
-        (30.0, 1, 4, None),
-        (600.0, 2, 4, "the time of the search is that of one worker, and --workers 2 shares it"),
+        (600.0, 1, 1, 4, LONG),
+        (600.0, 4, 1, 4, LONG),
+        (600.0, 1, 8, 4, LONG),
+        (600.0, 1, 1, 1, "expected time: about 10.0 minutes"),
+        (30.0, 1, 1, 4, "expected time: about 0.5 minutes"),
+        (600.0, 3, 2, 4, "the time of the search is that of one worker, and 2 share it"),
     ],
 )
-def test_the_plan_of_a_long_search_names_workers(
-    search_s: float, workers: int, cores: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_plan_of_a_long_search_says_how_other_cores_are_used(
+    search_s: float, workers: int, batch: int, cores: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    network = PlannedNetwork("nets.py:build", 2, 1, ())
-    dense = {"macs": 100.0}
-    sizes = {"train": 10}
+    network, dense, sizes = PlannedNetwork("nets.py:build", 2, 1, ()), {"macs": 100.0}, {"train": 10}
     planned = SearchPlan(
         "mine", network, sizes, dense, {"macs": 50.0}, dense, 1, 0, 8, "obc", "ddpg", None, 9, (), {"search": search_s}
     )
-    assert plan_text(planned, workers).splitlines()[-1] == (
-        said or f"expected time: about {search_s / 60:.1f} minutes (search {search_s:.0f} s)"
-    )
+    assert plan_text(planned, workers, batch).splitlines()[-1].startswith(said)
