@@ -155,7 +155,7 @@ def _without_latency(config: Config) -> Config:
 
 
 @dataclass(frozen=True)
-class _ASample:
+class _SampleSeconds:
     """Wall time of one sample: read, through the network, and in a step of a training.
 
     ``target_s`` is what the dense network takes for its target whenever it is read in a training; 0 where targets are
@@ -179,7 +179,7 @@ def _expected_seconds(
 ) -> dict[str, float]:
     """Wall time of each phase; ``export_s`` is that of one export, compared with torch, ``planned_s`` of the plan."""
     ranking_s, evaluation_s = _choosing_seconds(config, workload, given, uniform)
-    sample = _a_sample(config, workload)
+    sample = _sample_seconds(config, workload)
     pretrain, device, count = config.model.pretrain, config.device, config.search.finalists
     rounds = training_rounds(config, given, count)
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
@@ -222,7 +222,7 @@ def _choosing_seconds(
     return ranking_s, evaluation.seconds * growth(workload, *judged)
 
 
-def _checking_seconds(workload: Workload, sample: _ASample) -> float:
+def _checking_seconds(workload: Workload, sample: _SampleSeconds) -> float:
     """Wall time of reading and checking those samples that the plan did not."""
     judged = sum(_unread(workload, name) for name in SPLITS[1:])
     in_memory = is_in_memory(workload.splits.train)
@@ -230,7 +230,7 @@ def _checking_seconds(workload: Workload, sample: _ASample) -> float:
     return judged * (sample.reading_s + sample.pass_s) + max(0, surveyed) * sample.reading_s
 
 
-def _targets_seconds(config: Config, workload: Workload, sample: _ASample) -> float:
+def _targets_seconds(config: Config, workload: Workload, sample: _SampleSeconds) -> float:
     """Wall time of the dense network's outputs for all samples that are judged."""
     count = sum(workload.samples[name] for name in SPLITS[1:])
     return count * sample.pass_s if config.data.targets == "dense" else 0.0
@@ -247,7 +247,7 @@ def growth(workload: Workload, *splits: str) -> float:
     return sum(workload.samples[name] for name in splits) / read_here
 
 
-def _a_sample(config: Config, workload: Workload) -> _ASample:
+def _sample_seconds(config: Config, workload: Workload) -> _SampleSeconds:
     """Time what every sample goes through, for a few of them."""
     recipes = [recipe for recipe in (config.model.pretrain, config.recovery.finetune) if recipe]
     size = min(PLAN_SAMPLES, workload.samples["train"], *(recipe.batch_size for recipe in recipes))
@@ -257,7 +257,7 @@ def _a_sample(config: Config, workload: Workload) -> _ASample:
     pass_s = _pass_seconds(workload)
     is_computed = config.data.targets == "dense" and not is_in_memory(workload.splits.train)
     target_s = min(pass_s, reading_s) if is_computed else 0.0
-    return _ASample(reading_s - target_s, pass_s, _step_seconds(workload, batch) if recipes else 0.0, target_s)
+    return _SampleSeconds(reading_s - target_s, pass_s, _step_seconds(workload, batch) if recipes else 0.0, target_s)
 
 
 def _pass_seconds(workload: Workload) -> float:
@@ -268,7 +268,7 @@ def _pass_seconds(workload: Workload) -> float:
         return wall_s(lambda: example.through(workload.model)) / example.size
 
 
-def _epoch_seconds(workload: Workload, recipe: RecipeConfig, sample: _ASample) -> float:
+def _epoch_seconds(workload: Workload, recipe: RecipeConfig, sample: _SampleSeconds) -> float:
     """Read every sample of the training split and take a step with it, with the passes of a teacher."""
     taught = isinstance(recipe, FinetuneConfig) and recipe.distillation is not None
     each_s = sample.reading_s + sample.target_s + sample.step_s + (sample.pass_s if taught else 0.0)

@@ -149,17 +149,17 @@ def _latencies(
     Raises:
         BadInputError: another setting than the configured one, a network that was not timed, or impossible times.
     """
-    provider = full_provider_name(config.device.provider)
+    device, where, provider = config.device, made.provenance, full_provider_name(config.device.provider)
     cures = {
-        "threads": f"run the kit with --threads {config.device.threads}",
+        "threads": f"run the kit with --threads {device.threads}",
         "provider": f"run the kit with --provider {provider}",
     }
-    for name in ("runtime", "provider", "threads", "batch", "dtype"):
-        asked, measured = getattr(config.device, name), getattr(made.provenance, name)
-        if name == "provider":
-            asked, measured = provider, measured or CPU
-        if name == "runtime":
-            measured = measured or ONNXRUNTIME
+    compared = {
+        "runtime": (device.runtime, where.runtime or ONNXRUNTIME),
+        "provider": (provider, where.provider or CPU),
+        **{name: (getattr(device, name), getattr(where, name)) for name in ("threads", "batch", "dtype")},
+    }
+    for name, (asked, measured) in compared.items():
         if measured != asked:
             cure = cures.get(name, "bring a result of this run's kit")
             raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {asked}; {cure}")

@@ -1,11 +1,11 @@
 """Operators that torch's tracing exporter to ONNX lacks, or writes wrongly: those of mixtures of experts and Mamba 2.
 
-    permute      with axes counted from the last, which ONNX does not take
+permute      with axes counted from the last, which ONNX does not take
 diff         x[1:] - x[:-1] along an axis
 cumsum       of booleans, which ONNX does not add up: they become integers first
 histc        how many numbers are in each bin: a sum of one-hot rows; numbers outside are in none
-_grouped_mm  (T, K) rows by matrices (E, K, N), of which the e-th is for the rows before offset e, and not before the
-             offset of the one ahead of it: each row's matrix is gathered, (T, K, N) in all
+_grouped_mm  (T, K) rows by matrices (E, K, N), of which the e-th is for the rows before offset e, and not before
+             the offset of the one ahead of it: each row's matrix is gathered, (T, K, N) in all
 """
 
 from collections.abc import Callable, Iterator

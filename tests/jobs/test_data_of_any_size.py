@@ -12,7 +12,7 @@ import torch
 from amcsearch.cli.main import main
 from amcsearch.config.loading import load
 from amcsearch.jobs import selection
-from amcsearch.jobs.plan import _ASample, growth, plan
+from amcsearch.jobs.plan import _SampleSeconds, growth, plan
 from amcsearch.jobs.workload import PLAN_SAMPLES, load_workload
 
 FACTORIES = Path(__file__).parents[1] / "made_data.py"
@@ -66,7 +66,9 @@ def test_expected_times_count_the_samples_that_a_plan_leaves_out(
     arguments(tmp_path / "a")
     finetune = "recovery.finetune={epochs: 2, batch_size: 32, learning_rate: 0.05, distillation: null}"
     settings = ["selection={selector: obc}", "data.targets=dense", finetune]
-    monkeypatch.setattr(sys.modules[plan.__module__], "_a_sample", lambda *_: _ASample(1.0, 10.0, 100.0, 10.0))
+    monkeypatch.setattr(
+        sys.modules[plan.__module__], "_sample_seconds", lambda *_: _SampleSeconds(1.0, 10.0, 100.0, 10.0)
+    )
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
     planned = plan(load(tmp_path / "a" / "config.yaml", settings))
     train, expected = planned.samples["train"], planned.expected_seconds

@@ -99,8 +99,10 @@ def sparse_training(
         BadInputError: a training that diverges at every rate, or a target out of reach.
     """
 
+    check = LossCheck(workload, workload.model)
+
     def attempt(recipe: TrainingRecipe, kept: StateStore | None) -> Sparse:
-        return _trained(config, workload, method, target, recipe, kept, progress)
+        return _trained(config, workload, method, target, recipe, kept, progress, partial(check, recipe=recipe))
 
     recipe = training_recipe(config.sparsify.training)
     with diverging("sparsify.training"):
@@ -119,6 +121,7 @@ def _trained(
     recipe: TrainingRecipe,
     store: StateStore | None,
     progress: Progress,
+    check: Callable[[nn.Module], None],
 ) -> Sparse:
     """Train a copy of the network by one recipe and meet the target."""
     model = duplicate(workload.model).to(config.evaluation.torch_device)
@@ -133,7 +136,6 @@ def _trained(
             hook = GatedTraining(gate, method, target.share, target.goal, max(steps, 1))
         else:
             hook = _masked(config, workload, model, target, steps, method)
-    check = partial(LossCheck(workload, workload.model), recipe=recipe)
     _train(config, workload, model, hook, recipe, store, progress, check)
     if isinstance(hook, MaskedTraining):
         return _sparse(workload, target, model, hook.masks)
