@@ -180,12 +180,12 @@ def table_check(args: argparse.Namespace, console: "ProgressBar") -> None:
             folder, args.table, config, console, fresh=args.fresh, anchors=args.anchors, resume=args.resume
         )
     errors = {"before": check.before, "after": check.after}
-    said: dict[str, Any] = {name: None if error is None else error.as_mapping() for name, error in errors.items()}
+    document: dict[str, Any] = {name: None if error is None else error.as_mapping() for name, error in errors.items()}
     text = check_text(check.before, check.after)
     if folder is not None:
-        said["written"], text = str(folder), f"{text}\nwritten to {folder}"
+        document["written"], text = str(folder), f"{text}\nwritten to {folder}"
     console.close()
-    show(args, said, text, folder)
+    show(args, document, text, folder)
 
 
 def table_show(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -219,7 +219,7 @@ def _compare(args: argparse.Namespace, console: "ProgressBar") -> None:
     tables = {name: read_latency_table(path) for name, path in named.items()}
     comparison = compare_tables(tables, load(args.config), args.policy)
     console.close()
-    text, said = comparison_text(comparison), comparison.to_json()
+    text, document = comparison_text(comparison), comparison.to_json()
     if args.out is not None:
         from amcsearch.reporting import write_table_comparison
         from amcsearch.runs import make_folder
@@ -227,8 +227,8 @@ def _compare(args: argparse.Namespace, console: "ProgressBar") -> None:
         picture = args.out / "tables.svg"
         make_folder(args.out)
         write_table_comparison(comparison, picture)
-        text, said = f"{text}\n\npicture: {picture}", {**said, "picture": str(picture)}
-    show(args, said, text, args.out)
+        text, document = f"{text}\n\npicture: {picture}", {**document, "picture": str(picture)}
+    show(args, document, text, args.out)
 
 
 def _read(folder: Path | None) -> "LatencyTable | None":
@@ -241,6 +241,6 @@ def _read(folder: Path | None) -> "LatencyTable | None":
 def _show(
     args: argparse.Namespace, table: "LatencyTable", folder: Path, files: dict[str, Path], kept: Path | None = None
 ) -> None:
-    said = {**table.as_mapping(), "rows": len(table.rows), **{name: str(path) for name, path in files.items()}}
+    document = {**table.as_mapping(), "rows": len(table.rows), **{name: str(path) for name, path in files.items()}}
     text = "\n".join([table_text(table, folder), *(f"{name}: {path}" for name, path in files.items())])
-    show(args, said, text, kept)
+    show(args, document, text, kept)

@@ -104,11 +104,11 @@ def _latency_lines(summary: "Summary", folder: Path) -> list[str]:
         where = "a device that the run does not name" if device is None else device.label
         interval = f"{ratio.low:.3f}–{ratio.high:.3f}"
         return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}" + _doubt(summary)]
-    said = "not measured yet" if device is None else device.awaited(share)
+    state = "not measured yet" if device is None else device.awaited(share)
     kit, take = verify_commands(folder)
     threads = 1 if device is None else device.threads
     return [
-        "latency: " + ("" if share is None else f"{share:.3f}x of dense, ") + said,
+        "latency: " + ("" if share is None else f"{share:.3f}x of dense, ") + state,
         f"go on: {kit}",
         f"       then, with what `python3 verify.pyz -o result.jsonl --threads {threads}` wrote there: {take}",
     ]
@@ -154,20 +154,20 @@ def _table_lines(summary: "Summary") -> list[str]:
     """How good the latency table is on networks it had not seen, and what it took from the search."""
     if summary.table is None:
         return []
-    said = [_table_said(summary.table) + _left_out(summary.widths_left_out)]
-    return said if summary.table.origin is None else [*said, f"latency table {summary.table.origin.sentence}"]
+    lines = [_table_said(summary.table) + _left_out(summary.widths_left_out)]
+    return lines if summary.table.origin is None else [*lines, f"latency table {summary.table.origin.sentence}"]
 
 
 def _table_said(table: "TableSummary") -> str:
-    errors, said = table.accuracy, "not checked on this network"
+    errors, accuracy = table.accuracy, "not checked on this network"
     if errors is not None and None not in (errors.mape, errors.within_5, errors.within_10):
-        said = (
+        accuracy = (
             f"mean error {errors.mape:.2%}, {errors.within_5:.0%} within 5 %, {errors.within_10:.0%} within 10 % "
             "on networks it had not seen"
         )
         if errors.noise_mape is not None:
-            said += f"; measuring twice differs by {errors.noise_mape:.2%}"
-    return f"latency table {table.name}: {said}"
+            accuracy += f"; measuring twice differs by {errors.noise_mape:.2%}"
+    return f"latency table {table.name}: {accuracy}"
 
 
 def _left_out(count: int) -> str:
@@ -189,12 +189,12 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
             ]
         )
     target = summary.target
-    what = "weights" if summary.granularity == "weights" else "channels and heads"
+    units = "weights" if summary.granularity == "weights" else "channels and heads"
     achieved = "" if target.achieved is None else f": {target.achieved:,.6g} {target.name} of {target.dense:,.6g}"
     lines = [
         *columns(rows),
         "",
-        f"{summary.method}: {summary.kept:,} of {summary.total:,} {what} are left; "
+        f"{summary.method}: {summary.kept:,} of {summary.total:,} {units} are left; "
         f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
         *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),
@@ -265,9 +265,9 @@ def comparison_text(comparison: "Comparison") -> str:
         )
     seeds, lines = len(comparison.seeds), []
     for agent in others:
-        said = f"{agent.agent} reached {first.agent}'s best reward under {agent.reached_reference} of {seeds} seeds"
+        sentence = f"{agent.agent} reached {first.agent}'s best reward under {agent.reached_reference} of {seeds} seeds"
         count = agent.evaluations_to_reference
-        lines.append(said if count is None else f"{said}, after {count:.3g} evaluations in the mean")
+        lines.append(sentence if count is None else f"{sentence}, after {count:.3g} evaluations in the mean")
     interval = "± half of the 95 % interval of the mean" if seeds > 1 else "one seed: no interval"
     first_line = f"{seeds} seeds, {comparison.trials} evaluations each; {interval}"
     lines = [first_line, f"selection: {comparison.selection}", *lines]

@@ -86,8 +86,8 @@ def _add_to_path(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
-    """Import the factory ``spec`` and call it with ``kwargs``; ``what`` is its key, such as ``model.factory``.
+def call_factory(spec: str, kwargs: Mapping[str, Any], key: str) -> Any:
+    """Import the factory ``spec`` and call it with ``kwargs``; ``key`` is its key, such as ``model.factory``.
 
     Raises:
         BadInputError: as ``import_factory``, or the factory raised: names the key, the factory and the exception.
@@ -95,8 +95,8 @@ def call_factory(spec: str, kwargs: Mapping[str, Any], what: str) -> Any:
     try:
         factory = import_factory(spec)
     except BadInputError as error:
-        raise BadInputError(f"{what}: {error}") from error
-    with UserCode(f"{what}: factory {spec!r}"):
+        raise BadInputError(f"{key}: {error}") from error
+    with UserCode(f"{key}: factory {spec!r}"):
         return factory(**kwargs)
 
 
@@ -126,8 +126,8 @@ def pick(registry: Mapping[str, T], name: str, key: str) -> T:
     if name in registry:
         return registry[name]
     if ":" not in name:
-        told = _unknown(registry, name, key)
-        raise BadInputError(f"{told}; one of your own is named module:Class or path/to/file.py:Class")
+        problem = _unknown(registry, name, key)
+        raise BadInputError(f"{problem}; one of your own is named module:Class or path/to/file.py:Class")
     try:
         return cast("T", import_factory(name))
     except BadInputError as error:
@@ -195,9 +195,9 @@ def _lacking(made: object, contract: type[Any] | tuple[type[Any], ...]) -> str:
         for name, member in _members(owner).items():
             is_method = inspect.isfunction(member)
             if not hasattr(made, name) or (is_method and not callable(getattr(made, name))):
-                what = f"{'method' if is_method else 'attribute'} {name!r}"
-                said = (inspect.getdoc(member) or "").partition("\n")[0]
-                return f"{kind} has no {what}, which every {owner.__name__} has; add it ({said})"
+                member_name = f"{'method' if is_method else 'attribute'} {name!r}"
+                summary = (inspect.getdoc(member) or "").partition("\n")[0]
+                return f"{kind} has no {member_name}, which every {owner.__name__} has; add it ({summary})"
     return ""
 
 

@@ -274,12 +274,12 @@ def _refusal(
     return BadInputError(_at(_source_of(keys, text, where, source), text + more), dotted or None, bound)
 
 
-def _source_of(keys: KeyPath, said: str, where: Mapping[KeyPath, str], source: str) -> str:
+def _source_of(keys: KeyPath, message: str, where: Mapping[KeyPath, str], source: str) -> str:
     """Where a value that was refused was written: the line of its key, or of the section that holds it.
 
     Of a section the options that set a key which the message speaks of come first.
     """
-    words = set(re.findall(r"\w+", said))
+    words = set(re.findall(r"\w+", message))
     options = [
         at
         for path, at in where.items()

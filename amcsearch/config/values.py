@@ -122,7 +122,7 @@ def _limit(value: Any) -> str | float:
 
 def limits_of(written: Mapping[Any, Any], section: str) -> tuple[Limit, ...]:
     """Limits written as cost name → share or number, each under the key ``section.cost``."""
-    return tuple(Limit.parse(str(cost), asked, f"{section}.{cost}") for cost, asked in written.items())
+    return tuple(Limit.parse(str(cost), bound, f"{section}.{cost}") for cost, bound in written.items())
 
 
 def _as_limits(section: str) -> AfterValidator:
@@ -139,13 +139,13 @@ def _target(value: dict[str, Any]) -> dict[str, Any]:
     """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
     if len(value) != 1:
         raise ValueError(f"expected one of sparsity, bytes, {', '.join(COST_NAMES)}; got {len(value)} entries")
-    name, asked = next(iter(value.items()))
+    name, bound = next(iter(value.items()))
     if name != "sparsity":
         limits_of(value, "sparsify.target")
-        return {name: _limit(asked)}
-    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0.0 < asked < 1.0:
-        raise ValueError(f"sparsity = {shown(asked)}, expected a share between 0 and 1 such as 0.8")
-    return {name: float(asked)}
+        return {name: _limit(bound)}
+    if not isinstance(bound, int | float) or isinstance(bound, bool) or not 0.0 < bound < 1.0:
+        raise ValueError(f"sparsity = {shown(bound)}, expected a share between 0 and 1 such as 0.8")
+    return {name: float(bound)}
 
 
 def _one_cost(value: dict[str, Any]) -> dict[str, Any]:

@@ -147,14 +147,14 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], s
 
 
 def read_yaml(
-    path: Path, what: str = "configuration", most_characters: int = MOST_CHARACTERS
+    path: Path, label: str = "configuration", most_characters: int = MOST_CHARACTERS
 ) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Read a YAML file that holds a mapping; returns it with the line of every key.
 
     Raises:
         BadInputError: as ``read_text`` and ``parse_yaml``, or the file holds no mapping.
     """
-    return parse_mapping(read_text(path, what, most_characters), str(path), most_characters)
+    return parse_mapping(read_text(path, label, most_characters), str(path), most_characters)
 
 
 def parse_mapping(

@@ -44,64 +44,66 @@ _KINDS: Final = {
 }
 
 
-def check_file(path: Path, what: str, most_bytes: int) -> None:
-    """Check that a path, or what a link there leads to, is a file of at most ``most_bytes``; ``what`` may name it.
+def check_file(path: Path, label: str, most_bytes: int) -> None:
+    """Check that a path, or what a link there leads to, is a file of at most ``most_bytes``; ``label`` may name it.
 
     Raises:
         BadInputError: it is not there, is a folder, pipe or device, cannot be read, or is larger.
     """
-    open_file(path, what, most_bytes).close()
+    open_file(path, label, most_bytes).close()
 
 
-def open_file(path: Path, what: str, most_bytes: int) -> io.BufferedReader:
+def open_file(path: Path, label: str, most_bytes: int) -> io.BufferedReader:
     """Open a file for reading; raises as ``check_file``."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
-        raise BadInputError(f"cannot read {_named(what, path)}: {getattr(error, 'strerror', None) or error}") from error
+        raise BadInputError(
+            f"cannot read {_named(label, path)}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
-        _check_status(os.fstat(descriptor), path, what, most_bytes)
+        _check_status(os.fstat(descriptor), path, label, most_bytes)
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _named(what: str, path: Path) -> str:
-    return f"{what} {path}" if what else str(path)
+def _named(label: str, path: Path) -> str:
+    return f"{label} {path}" if label else str(path)
 
 
-def _check_status(status: os.stat_result, path: Path, what: str, most_bytes: int) -> None:
+def _check_status(status: os.stat_result, path: Path, label: str, most_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
-        raise BadInputError(f"cannot read {_named(what, path)}: it is {kind}, not a file")
+        raise BadInputError(f"cannot read {_named(label, path)}: it is {kind}, not a file")
     if status.st_size > most_bytes:
-        raise _too_large(path, what, status.st_size, most_bytes)
+        raise _too_large(path, label, status.st_size, most_bytes)
 
 
-def read_bytes(path: Path, what: str = "", most_bytes: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, label: str = "", most_bytes: int = MOST_BYTES) -> bytes:
     """Return what a file holds; raises as ``check_file``."""
     parts: list[bytes] = []
     left = most_bytes + 1
-    with open_file(path, what, most_bytes) as stream:
+    with open_file(path, label, most_bytes) as stream:
         try:
             while left and (part := stream.read(min(left, MIB))):  # read(n) takes n bytes of memory at once
                 parts.append(part)
                 left -= len(part)
         except OSError as error:
-            raise BadInputError(f"cannot read {_named(what, path)}: {error.strerror}") from error
+            raise BadInputError(f"cannot read {_named(label, path)}: {error.strerror}") from error
     if not left:  # it grew, or the system does not tell its size
-        raise _too_large(path, what, most_bytes + 1, most_bytes)
+        raise _too_large(path, label, most_bytes + 1, most_bytes)
     return b"".join(parts)
 
 
-def read_text(path: Path, what: str = "", most_bytes: int = MOST_BYTES) -> str:
+def read_text(path: Path, label: str = "", most_bytes: int = MOST_BYTES) -> str:
     """Return the text of a file of UTF-8, with a byte order mark or without.
 
     Raises:
         BadInputError: as ``check_file``, or it is not UTF-8.
     """
-    return decoded(read_bytes(path, what, most_bytes), _named(what, path))
+    return decoded(read_bytes(path, label, most_bytes), _named(label, path))
 
 
 def decoded(content: bytes, where: str) -> str:
@@ -211,7 +213,7 @@ def _too_deep(where: str) -> BadInputError:
     return BadInputError(f"{where} is nested too deeply, at most {DEEPEST} levels are read; write it flatter")
 
 
-def _too_large(path: Path, what: str, size: int, most: int) -> BadInputError:
+def _too_large(path: Path, label: str, size: int, most: int) -> BadInputError:
     return BadInputError(
-        f"cannot read {_named(what, path)}: it has {size} bytes, at most {most} are read; is it the right file?"
+        f"cannot read {_named(label, path)}: it has {size} bytes, at most {most} are read; is it the right file?"
     )

@@ -57,9 +57,9 @@ KEEPERS: Final[list[Keeper]] = []
 
 
 class UserCode:
-    """Context manager around calls of code of the user; ``what`` names it as the user knows it: ``data: train split``.
+    """Context manager around calls of code of the user; ``label`` names it as the user knows it: ``data: train split``.
 
-    Anything raised inside, also what is no ``Exception``, becomes a ``BadInputError`` that names ``what``, the
+    Anything raised inside, also what is no ``Exception``, becomes a ``BadInputError`` that names ``label``, the
     exception's type and text, and the place in the user's files. ``BadInputError`` and ``InfeasibleBudgetError`` pass
     as they are. An interruption passes, also one that the code has caught or renamed. Settings of the process that the
     code leaves changed (the folder, handlers of signals, torch's defaults and modes) are put back, and logged.
@@ -69,9 +69,9 @@ class UserCode:
         Interrupted: SIGINT or SIGTERM came.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._settings = settings_kept(what)
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._settings = settings_kept(label)
 
     def __enter__(self) -> None:
         """Note the settings."""
@@ -82,18 +82,18 @@ class UserCode:
         if error is None:
             check_interrupt()
         elif not _is_no_fault(error):
-            raise BadInputError(f"{self._what} raised {described(error)}") from error
+            raise BadInputError(f"{self._label} raised {described(error)}") from error
 
 
 @contextmanager
-def settings_kept(what: str) -> Iterator[None]:
-    """Put back, and log, the settings of the process that ``what`` leaves changed."""
+def settings_kept(label: str) -> Iterator[None]:
+    """Put back, and log, the settings of the process that ``label`` leaves changed."""
     noted = [keeper() for keeper in KEEPERS]
     try:
         yield
     finally:
         for changed in (text for put_back in noted for text in put_back()):
-            _log.warning("%s changed %s; it is put back", printable(what), printable(changed))
+            _log.warning("%s changed %s; it is put back", printable(label), printable(changed))
 
 
 @contextmanager
@@ -166,9 +166,9 @@ KEEPERS.append(_settings_of_python)
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, in Python or in torch, which says so by RuntimeErrors."""
-    said = one_line(error)
+    message = one_line(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("alloc" in message or "out of memory" in message)
     )
 
 
@@ -213,11 +213,11 @@ def described(error: BaseException) -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Type and text of an exception on one line of at most ``limit`` characters."""
     try:
-        said = str(error)
+        message = str(error)
     except BaseException:  # this is code of the user, too
         check_interrupt()
-        said = "its text cannot be made"
-    text = printable(" ".join(f"{type(error).__name__}: {said}".split())).rstrip(": ")
+        message = "its text cannot be made"
+    text = printable(" ".join(f"{type(error).__name__}: {message}".split())).rstrip(": ")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -65,9 +65,9 @@ class Taps:
     def listening(self, batch: Batch) -> Iterator[None]:
         """Hear one forward pass of the batch."""
         self.gates.clear()
-        heard = self.modules if self.moments or self.patches else self.gated
+        names = self.modules if self.moments or self.patches else self.gated
         with ExitStack() as stack:
-            for name in heard:
+            for name in names:
                 hook = self._hook(name, batch)
                 stack.callback(self.modules[name].register_forward_pre_hook(hook).remove)
             yield

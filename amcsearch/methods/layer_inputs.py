@@ -215,8 +215,8 @@ def _class_ids(batch: Batch) -> Tensor:
     targets = batch.targets
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         return targets
-    what = targets.dtype if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
-    raise BadInputError(f"moments by class need class ids, the targets are {what}; choose another selector")
+    kind = targets.dtype if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+    raise BadInputError(f"moments by class need class ids, the targets are {kind}; choose another selector")
 
 
 def _reading_modules(model: nn.Module, trace: Trace) -> dict[str, Any]:

@@ -46,15 +46,17 @@ def _trust(summary: FrontSummary) -> str:
         )
         return f"<section id='trust'><h2>How far to trust it</h2><p>{escape(text)}</p></section>"
     ranks = summary.rank_correlation
-    said = [f"{count} policies of the fronts were evaluated: removed, recovered, before fine-tuning."]
+    sentences = [f"{count} policies of the fronts were evaluated: removed, recovered, before fine-tuning."]
     if ranks is not None:
-        said.append(f"Rank correlation of predicted error and what was lost: {ranks:.2f}.")
+        sentences.append(f"Rank correlation of predicted error and what was lost: {ranks:.2f}.")
     if summary.within is not None:
         off = metric.difference_text(summary.within)
-        said.append(f"Between them the metric is interpolated; none of them, left out, was further off than {off}.")
+        sentences.append(
+            f"Between them the metric is interpolated; none of them, left out, was further off than {off}."
+        )
     figure = f"<figure>{_measured_against_error(summary)}</figure>"
     note = "Bars are 95 % intervals, paired with the dense network; the line is what is expected of other policies."
-    lead = f"<p>{escape(' '.join([*said, dense]))}</p><p class='note'>{note}</p>"
+    lead = f"<p>{escape(' '.join([*sentences, dense]))}</p><p class='note'>{note}</p>"
     return f"<section id='trust'><h2>How far to trust it</h2>{lead}{figure}</section>"
 
 
@@ -120,8 +122,8 @@ def _picture(result: FrontResult, name: str) -> str:
         axes.set_ylabel(axis_of(metric) if has_metric else "Predicted error")
         legend_above(axes, 2)
         svg = page_svg(figure, f"front-{name.replace('_', '-')}", f"Fronts against {label}, one a device")
-    what = metric.label if has_metric else "Predicted error"
-    title = escape(f"{what} against {label}")
+    quantity = metric.label if has_metric else "Predicted error"
+    title = escape(f"{quantity} against {label}")
     return f"<section id='front-{escape(name)}'><h2>{title}</h2><figure>{svg}</figure></section>"
 
 
@@ -140,8 +142,10 @@ def _bought(result: FrontResult, costs: Sequence[str]) -> str:
                 cells = "".join(f"<td>{escape(_at(result, device, name, share))}</td>" for share in _SHARES)
                 label = f"{device.name}: {LABELS.get(name, name)}"
                 rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    what = f"{result.summary.judged_by.label}, expected before fine-tuning" if has_metric else "Predicted error"
-    note = f"{what}, within such a share of the dense network's cost; – is out of reach, ? beyond what was evaluated."
+    quantity = f"{result.summary.judged_by.label}, expected before fine-tuning" if has_metric else "Predicted error"
+    note = (
+        f"{quantity}, within such a share of the dense network's cost; – is out of reach, ? beyond what was evaluated."
+    )
     table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return (
         f"<section id='budgets'><h2>What a budget leaves</h2><p class='note'>{escape(note)}</p>"

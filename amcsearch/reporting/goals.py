@@ -59,11 +59,13 @@ def _round(number: int, part: RoundSummary, unit: str, metric: Metric) -> str:
 
 
 def _keep_accuracy(goal: KeepAccuracyGoal, metric: Metric) -> list[str]:
-    asked = f"{goal.points:g} points of {metric.word}" if metric.is_share else metric.text(goal.points)
-    asked = f"lose less than {asked}" if metric.higher_is_better else f"{metric.word} higher by less than {asked}"
+    tolerance = f"{goal.points:g} points of {metric.word}" if metric.is_share else metric.text(goal.points)
+    change = (
+        f"lose less than {tolerance}" if metric.higher_is_better else f"{metric.word} higher by less than {tolerance}"
+    )
     level = percent(goal.confidence, 0)
     lines = [
-        f"Asked: {asked}, at {level} one-sided confidence, paired with the dense network, {goal.evaluated}.",
+        f"Asked: {change}, at {level} one-sided confidence, paired with the dense network, {goal.evaluated}.",
         f"Achieved: level {goal.level} of {goal.levels - 1} of the {goal.allocation} sequence"
         + (
             "." if goal.level else ", the dense network: nothing bolder could be shown to keep its " + metric.word + "."

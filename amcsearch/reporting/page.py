@@ -112,5 +112,5 @@ def _lead(record: Record) -> str:
     if record.sparse is not None:
         return f"Pruning while training: {record.sparse.method}"
     has_goal = record.summary is not None and record.summary.goal is not None
-    agent, what = record.agent or "search", "Pruning" if has_goal else "Pruning policy search"
-    return f"{what}: {agent}, {record.evaluations} evaluations" + (", not finished" if record.result is None else "")
+    agent, verb = record.agent or "search", "Pruning" if has_goal else "Pruning policy search"
+    return f"{verb}: {agent}, {record.evaluations} evaluations" + (", not finished" if record.result is None else "")

@@ -74,9 +74,9 @@ def _headline(summary: Summary, onnx_bytes: int | None) -> str:
     return "<section class='bare cards'>" + "".join(cards) + "</section>"
 
 
-def _card(what: str, value: str, *lines: str) -> str:
+def _card(label: str, value: str, *lines: str) -> str:
     small = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
-    return f"<div class='card'><span class='what'>{escape(what)}</span><b>{escape(value)}</b>{small}</div>"
+    return f"<div class='card'><span class='what'>{escape(label)}</span><b>{escape(value)}</b>{small}</div>"
 
 
 def _speed_card(summary: Summary) -> str:
@@ -89,8 +89,8 @@ def _speed_card(summary: Summary) -> str:
     where = _where(summary)
     if summary.latency_doubt is not None:
         predicted = summary.predicted_ratio
-        said = "" if predicted is None else f"predicted {predicted:.3f}x of dense"
-        return _card("Measured latency", "undecided", "the host was too busy", share, said, where)
+        prediction = "" if predicted is None else f"predicted {predicted:.3f}x of dense"
+        return _card("Measured latency", "undecided", "the host was too busy", share, prediction, where)
     return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share, where)
 
 
@@ -98,8 +98,8 @@ def _awaited_card(summary: Summary) -> str:
     """Latency that its device has not measured yet."""
     share, device = summary.predicted_ratio, summary.device
     ends = f"{milliseconds(summary.dense.cost.latency_ms)} → {milliseconds(summary.finetuned.cost.latency_ms)}"
-    said = "not measured yet" if device is None else device.awaited(share)
-    return _card("Latency", *(("not known",) if share is None else (_speed(share), ends)), said)
+    state = "not measured yet" if device is None else device.awaited(share)
+    return _card("Latency", *(("not known",) if share is None else (_speed(share), ends)), state)
 
 
 def _where(summary: Summary) -> str:

@@ -177,11 +177,11 @@ def _table(table: TableSummary) -> str:
         (errors.within_5, "{} within 5 %"),
         (errors.within_10, "{} within 10 %"),
     )
-    said = [text.format(percent(share)) for share, text in shares if known(share) is not None]
-    if said and known(errors.noise_mape) is not None:
-        said.append(f"measuring twice differs by {percent(errors.noise_mape)}")
+    sentences = [text.format(percent(share)) for share, text in shares if known(share) is not None]
+    if sentences and known(errors.noise_mape) is not None:
+        sentences.append(f"measuring twice differs by {percent(errors.noise_mape)}")
     origin = "" if table.origin is None else f"; {table.origin.sentence}"
-    return ": ".join(text for text in (table.name, ", ".join(said)) if text) + origin
+    return ": ".join(text for text in (table.name, ", ".join(sentences)) if text) + origin
 
 
 def _difference(summary: Summary) -> str:

@@ -268,10 +268,10 @@ class InUseError(BadInputError):
     """Another process holds a lock."""
 
 
-def take_lock(path: Path, what: str = "run folder") -> IO[bytes]:
+def take_lock(path: Path, label: str = "run folder") -> IO[bytes]:
     """Lock the file ``path`` for this process until the returned stream is closed; the file holds its number.
 
-    ``what`` names the folder of the file in errors.
+    ``label`` names the folder of the file in errors.
 
     Raises:
         InUseError: another process holds it; names that process.
@@ -280,7 +280,7 @@ def take_lock(path: Path, what: str = "run folder") -> IO[bytes]:
     while True:
         lock = _open_in_place(path)
         try:
-            _lock_now(lock, path, what)
+            _lock_now(lock, path, label)
             if _is_at(lock, path):  # else it was removed by the process that held it
                 lock.truncate(0)
                 lock.write(str(os.getpid()).encode())
@@ -296,14 +296,14 @@ def take_lock(path: Path, what: str = "run folder") -> IO[bytes]:
         lock.close()
 
 
-def _lock_now(lock: IO[bytes], path: Path, what: str) -> None:
+def _lock_now(lock: IO[bytes], path: Path, label: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read(20).decode("ascii", "replace").strip() or "unknown"
         raise InUseError(
-            f"{what} {path.parent} is in use by process {owner}; wait for it to end or name another --out"
+            f"{label} {path.parent} is in use by process {owner}; wait for it to end or name another --out"
         ) from error
 
 

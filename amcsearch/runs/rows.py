@@ -117,9 +117,9 @@ def read_points(path: Path, columns: Iterable[str], costs: Iterable[str]) -> pd.
     return rows
 
 
-def _read_rows(path: Path, what: str, columns: Iterable[str], texts: Iterable[str]) -> pd.DataFrame:
-    text = read_text(path, what, _MOST_BYTES)
-    check_csv(text, f"{what} {path}", columns)
+def _read_rows(path: Path, label: str, columns: Iterable[str], texts: Iterable[str]) -> pd.DataFrame:
+    text = read_text(path, label, _MOST_BYTES)
+    check_csv(text, f"{label} {path}", columns)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more values than columns
@@ -131,7 +131,7 @@ def _read_rows(path: Path, what: str, columns: Iterable[str], texts: Iterable[st
                 na_values=[""],
             )
     except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
-        raise BadInputError(f"cannot read {what} {path}: {error}") from error
+        raise BadInputError(f"cannot read {label} {path}: {error}") from error
 
 
 def _number(cell: object) -> float:

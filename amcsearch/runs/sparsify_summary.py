@@ -74,12 +74,12 @@ class SparsityTarget(StoredDocument):
 
         A sparsity is reached to within one of ``total`` weights or units.
         """
-        asked = Limit(self.name, self.kept_asked, True, f"sparsify.target.{self.name}")
+        limit = Limit(self.name, self.kept_asked, True, f"sparsify.target.{self.name}")
         if self.name == "latency_ms":
-            verdict = LimitVerdict.unmeasured(asked, self.kept, 1.0)
+            verdict = LimitVerdict.unmeasured(limit, self.kept, 1.0)
         else:
             slack = 1.0 / total if self.name == "sparsity" else 0.0
-            verdict = LimitVerdict.by_prediction(asked, self.kept, 1.0, slack)
+            verdict = LimitVerdict.by_prediction(limit, self.kept, 1.0, slack)
         return replace(verdict, asked=self.asked)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class SparsityTarget(StoredDocument):
         """Read what ``to_json`` wrote; raises as ``StoredDocument.from_json``."""
         given = items_of(value, where)
         name = read_as(str, given.get("cost", "sparsity"), f"{where}: cost")
-        asked = {"asked": given[name]} if name in given else {}
-        return super().from_json({**given, "name": name, **asked}, where)
+        bound = {"asked": given[name]} if name in given else {}
+        return super().from_json({**given, "name": name, **bound}, where)
 
 
 @dataclass(frozen=True)

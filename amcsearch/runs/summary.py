@@ -286,17 +286,17 @@ def _limits(budget: Mapping[str, BudgetEntry], dense: Cost, made: Measurement | 
     """Judge limits as they are stored; one that cannot be read is left out."""
     for name, entry in budget.items():
         try:
-            asked = Limit.parse(name, entry.asked, f"budget.{name}")
-            asked = asked if asked.of_dense else replace(asked, value=entry.limit)
+            limit = Limit.parse(name, entry.asked, f"budget.{name}")
+            limit = limit if limit.of_dense else replace(limit, value=entry.limit)
         except BadInputError:
             continue
-        whole = dense.get(name, entry.limit / asked.value if asked.of_dense else entry.limit)
+        whole = dense.get(name, entry.limit / limit.value if limit.of_dense else entry.limit)
         if name == "latency_ms" and made is None:
-            yield LimitVerdict.unmeasured(asked, entry.predicted, whole)
+            yield LimitVerdict.unmeasured(limit, entry.predicted, whole)
         elif name == "latency_ms" and made is not None:
-            yield LimitVerdict.by_measurement(asked, entry.predicted, whole, made)
+            yield LimitVerdict.by_measurement(limit, entry.predicted, whole, made)
         else:
-            yield LimitVerdict.by_prediction(asked, entry.predicted, whole)
+            yield LimitVerdict.by_prediction(limit, entry.predicted, whole)
 
 
 def with_total(seconds: Mapping[str, float]) -> dict[str, float]:

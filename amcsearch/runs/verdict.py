@@ -123,40 +123,40 @@ class LimitVerdict(StoredDocument):
     reason: str
 
     @classmethod
-    def by_prediction(cls, asked: Limit, predicted: float, dense: float, slack: float = 0.0) -> Self:
+    def by_prediction(cls, limit: Limit, predicted: float, dense: float, slack: float = 0.0) -> Self:
         """Judge a cost that follows from shapes: ``predicted`` and ``dense`` in its unit. NaN is missed.
 
         ``slack`` is what the limit may be exceeded by, in its own unit.
         """
-        value = _share(predicted, dense) if asked.of_dense else predicted
-        is_within = value <= asked.value * (1.0 + _TOLERANCE) + slack  # false for NaN
+        value = _share(predicted, dense) if limit.of_dense else predicted
+        is_within = value <= limit.value * (1.0 + _TOLERANCE) + slack  # false for NaN
         state = VerdictState.MET if is_within else VerdictState.MISSED
-        unit = _unit(asked)
-        reason = f"{_number(value)}{unit} by its shapes, at most {_number(asked.value)}{unit}"
+        unit = _unit(limit)
+        reason = f"{_number(value)}{unit} by its shapes, at most {_number(limit.value)}{unit}"
         cure = "" if is_within else "; prune further, or raise the limit"
-        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, None, state, reason + cure)
+        return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, None, state, reason + cure)
 
     @classmethod
-    def by_measurement(cls, asked: Limit, predicted: float, dense: float, made: Measurement) -> Self:
+    def by_measurement(cls, limit: Limit, predicted: float, dense: float, made: Measurement) -> Self:
         """Judge latency by the final measurement; one that is not a number decides nothing."""
-        interval = made.ratio if asked.of_dense else made.latency_ms
+        interval = made.ratio if limit.of_dense else made.latency_ms
         if math.isnan(interval.low + interval.high):
-            return cls.unmeasured(asked, predicted, dense)
-        value = _share(predicted, dense) if asked.of_dense else predicted
-        state, reason = _of_interval(asked, interval, made)
+            return cls.unmeasured(limit, predicted, dense)
+        value = _share(predicted, dense) if limit.of_dense else predicted
+        state, reason = _of_interval(limit, interval, made)
         if made.doubt is not None:
-            sigma = made.sigma_ms if made.sigma_ms is None or not asked.of_dense else _share(made.sigma_ms, dense)
+            sigma = made.sigma_ms if made.sigma_ms is None or not limit.of_dense else _share(made.sigma_ms, dense)
             error = "" if sigma is None else f" ± {_number(sigma)}"
-            reason += f"; predicted {_number(value)}{error}{_unit(asked)}; {made.again}{_LONGER}"
-        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, interval, state, reason)
+            reason += f"; predicted {_number(value)}{error}{_unit(limit)}; {made.again}{_LONGER}"
+        return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, interval, state, reason)
 
     @classmethod
-    def unmeasured(cls, asked: Limit, predicted: float, dense: float, again: str = _MEASURE) -> Self:
+    def unmeasured(cls, limit: Limit, predicted: float, dense: float, again: str = _MEASURE) -> Self:
         """Decide nothing: latency is only predicted; ``again`` says how to measure it."""
-        value = _share(predicted, dense) if asked.of_dense else predicted
-        reason = f"{_number(value)}{_unit(asked)} is predicted and nothing was measured; {again}"
+        value = _share(predicted, dense) if limit.of_dense else predicted
+        reason = f"{_number(value)}{_unit(limit)} is predicted and nothing was measured; {again}"
         state = VerdictState.UNDECIDED
-        return cls(asked.cost, asked.written, asked.value, asked.of_dense, value, None, state, reason)
+        return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, None, state, reason)
 
     @property
     def as_limit(self) -> Limit:
@@ -178,8 +178,8 @@ class LimitVerdict(StoredDocument):
     @property
     def asked_text(self) -> str:
         """The cost and what the user wrote, a number with its unit: ``macs = 0.5x``, ``model_bytes = 40,960 bytes``."""
-        asked = self.asked if isinstance(self.asked, str) else f"{_number(self.asked)}{_unit(self.as_limit)}"
-        return f"{self.cost} = {asked}"
+        bound = self.asked if isinstance(self.asked, str) else f"{_number(self.asked)}{_unit(self.as_limit)}"
+        return f"{self.cost} = {bound}"
 
 
 @dataclass(frozen=True)
@@ -227,15 +227,15 @@ class Verdict(StoredDocument):
         return {"state": str(self.state), **super().to_json()}
 
 
-def _of_interval(asked: Limit, interval: Interval, made: Measurement) -> tuple[VerdictState, str]:
-    unit = _unit(asked)
+def _of_interval(limit: Limit, interval: Interval, made: Measurement) -> tuple[VerdictState, str]:
+    unit = _unit(limit)
     measured = f"measured {_number(interval.median)}{unit} ({_number(interval.low)}–{_number(interval.high)})"
-    bound = f"at most {_number(asked.value)}{unit}"
+    bound = f"at most {_number(limit.value)}{unit}"
     if made.doubt is not None:
         return VerdictState.UNDECIDED, f"{measured}, {bound}, but {made.doubt}"
-    if interval.high <= asked.value:
+    if interval.high <= limit.value:
         return VerdictState.MET, f"{measured}, {bound}"
-    if interval.low > asked.value:
+    if interval.low > limit.value:
         cure = "measure a latency table on this machine and search again"
         return VerdictState.MISSED, f"{measured}, {bound}; {cure}"
     return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {made.again}{_LONGER}"
@@ -257,8 +257,8 @@ def _share(value: float, dense: float) -> float:
     return value / dense if dense else math.nan if value else 0.0
 
 
-def _unit(asked: Limit) -> str:
-    return "x of dense" if asked.of_dense else f" {_UNITS.get(asked.cost, asked.cost)}"
+def _unit(limit: Limit) -> str:
+    return "x of dense" if limit.of_dense else f" {_UNITS.get(limit.cost, limit.cost)}"
 
 
 def _number(value: float) -> str:

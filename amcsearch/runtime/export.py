@@ -54,13 +54,13 @@ class OnnxSettings:
         free: dict[str, dict[str, int]] = {}
         tensors = dict(zip(names, batch.inputs.values(), strict=True))
         for axis_name, where in self.dynamic.items():
-            asked = where if isinstance(where, Mapping) else dict.fromkeys(names, where)
-            unknown = sorted(set(asked) - set(names))
+            axes = where if isinstance(where, Mapping) else dict.fromkeys(names, where)
+            unknown = sorted(set(axes) - set(names))
             if unknown:
                 raise BadInputError(
                     f"device.export.dynamic.{axis_name}: the network has no input {unknown[0]!r}; it has {list(names)}"
                 )
-            having = {name: axis for name, axis in asked.items() if axis < tensors[name].ndim}
+            having = {name: axis for name, axis in axes.items() if axis < tensors[name].ndim}
             if where == 0:
                 having = {name: 0 for name in having if len(tensors[name]) == batch.size}
             if not having:

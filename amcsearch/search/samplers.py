@@ -141,9 +141,9 @@ class _Session:
             return
         indices = self._indices(trial)
         self._optuna.enqueue_trial(self._params(indices))
-        asked = self._optuna.ask(self._distributions)
-        _ = asked.relative_params  # as in ``_ask``
-        self.learn(_Proposal(trial.policy, asked, indices, moved=False), trial)
+        draw = self._optuna.ask(self._distributions)
+        _ = draw.relative_params  # as in ``_ask``
+        self.learn(_Proposal(trial.policy, draw, indices, moved=False), trial)
 
     def _indices(self, trial: Trial) -> NDArray[np.int64]:
         """Choice indices (G,) of a trial's policy."""
@@ -180,36 +180,36 @@ class _Session:
         """One new policy: the sampler's, repaired, or after ``asks`` repeats a neighbour of the last."""
         study = self._study
         for attempt in range(1, self._agent.asks + 1):
-            asked = self._optuna.ask(self._distributions)
-            _ = asked.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
-            indices = self._rounded(asked.params)
+            draw = self._optuna.ask(self._distributions)
+            _ = draw.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
+            indices = self._rounded(draw.params)
             kept = study.feasible.repair(study.space.counts(indices[None, :])[0])
             policy = study.network.policy(kept)
             repeated = study.seen(policy)
             if not repeated and policy not in pending:
-                return _Proposal(policy, asked, indices, moved=False)
+                return _Proposal(policy, draw, indices, moved=False)
             if attempt == self._agent.asks:
                 break
             if repeated and self._agent.told is not Told.REPAIRED:
-                self._tell(asked, indices, study.evaluate([policy])[0])
+                self._tell(draw, indices, study.evaluate([policy])[0])
             else:
-                self._drop(asked)
+                self._drop(draw)
         neighbour = unseen(study, kept, self._rng, pending)
         if neighbour is None:
-            self._drop(asked)
+            self._drop(draw)
             return None
-        return _Proposal(study.network.policy(neighbour), asked, indices, moved=True)
+        return _Proposal(study.network.policy(neighbour), draw, indices, moved=True)
 
-    def _tell(self, asked: optuna.Trial, indices: NDArray[np.int64], trial: Trial) -> None:
+    def _tell(self, draw: optuna.Trial, indices: NDArray[np.int64], trial: Trial) -> None:
         key = tuple(indices.tolist())
         if not trial.is_informative or (self._agent.told is Told.BOTH and key in self._told):
-            self._drop(asked)
+            self._drop(draw)
             return
         self._told.add(key)
-        self._optuna.tell(asked, self._study.values(trial))
+        self._optuna.tell(draw, self._study.values(trial))
 
-    def _drop(self, asked: optuna.Trial) -> None:
-        self._optuna.tell(asked, state=OptunaState.FAIL)
+    def _drop(self, draw: optuna.Trial) -> None:
+        self._optuna.tell(draw, state=OptunaState.FAIL)
 
     def _add(self, indices: NDArray[np.int64], trial: Trial, attributes: dict[str, object]) -> None:
         key = tuple(indices.tolist())

@@ -207,8 +207,8 @@ class LatencyModel:
 
 def _kernel_model(rows: pd.DataFrame, provenance: Provenance, entry: NetworkEntry, network: str | None) -> KernelModel:
     """A model of the network's own rows that asks one of all rows, or of all rows alone where it has none, or all."""
-    said = provenance.nchwc_block if entry.block is None else entry.block
-    block = _BLOCK if said is None else said
+    measured_block = provenance.nchwc_block if entry.block is None else entry.block
+    block = _BLOCK if measured_block is None else measured_block
     of_network = rows[rows["network"] == network]
     if len(of_network) in (0, len(rows)):
         return KernelModel(observations(rows), block, entry.smoothing)

@@ -102,9 +102,9 @@ class OneShot(MaskSchedule):
         """
         by_row = self.within == "row" or self.pattern is not None
         if by_row and granularity == "channels":
-            what = "pattern" if self.pattern is not None else "within: row"
+            setting = "pattern" if self.pattern is not None else "within: row"
             raise BadInputError(
-                f"one_shot: {what} chooses weights within rows, and sparsify.granularity = 'channels' has no rows; "
+                f"one_shot: {setting} chooses weights within rows, and sparsify.granularity = 'channels' has no rows; "
                 "give sparsify.granularity weights"
             )
         if self.pattern is not None and sparsity is not None and abs(sparsity - self.pattern.sparsity) > _ROUNDING:

@@ -173,9 +173,9 @@ class DiscriminationAware:
         """Heads in the order of their layers, at equal distances and never on the last layer."""
         batch = _batch(calibration, self.samples)
         if not isinstance(batch.targets, Tensor) or batch.targets.is_floating_point():
-            what = batch.targets.dtype if isinstance(batch.targets, Tensor) else f"a {type(batch.targets).__name__}"
+            kind = batch.targets.dtype if isinstance(batch.targets, Tensor) else f"a {type(batch.targets).__name__}"
             raise BadInputError(
-                f"discrimination_aware needs class ids, the targets are {what}; set heads and softmax_weight to 0, or "
+                f"discrimination_aware needs class ids, the targets are {kind}; set heads and softmax_weight to 0, or "
                 "choose another selector"
             )
         positions = {len(layers) * (i + 1) // (self.heads + 1) - 1 for i in range(self.heads)}

@@ -177,12 +177,12 @@ class Allocator:
         most = next((n for n in range(max(sizes, default=1), 1, -1) if fits(n)), None)
         if most is None and max(sizes, default=1) > 1:
             widest, wide = max(map(len, layers)), max(map(len, peaks), default=0)
-            what = f"layers that depend on up to {widest} groups"
+            dependence = f"layers that depend on up to {widest} groups"
             if wide > widest:
-                what = f"{' and '.join(self._allowed)}, which depends on up to {wide} groups at one moment"
+                dependence = f"{' and '.join(self._allowed)}, which depends on up to {wide} groups at one moment"
             raise BadInputError(
-                f"dynamic_programming: sums = {self._sums:.3g} are too few for {what}; raise search.agent_params.sums, "
-                "or choose nsga2"
+                f"dynamic_programming: sums = {self._sums:.3g} are too few for {dependence}; "
+                "raise search.agent_params.sums, or choose nsga2"
             )
         return [spread(np.arange(size), most or 1) for size in sizes]
 

@@ -57,16 +57,16 @@ def accepted_levels(levels: int, accept: Callable[[int], bool], scan: int = 0) -
     Bisection asks at most ceil(log2(levels)) times and finds the last accepted level where acceptance is monotone; then
     ``scan`` levels beyond are asked for, 2, 3, 5, 9, … above it. No level is asked for twice.
     """
-    asked = {0: True}
+    is_accepted = {0: True}
     low, high = 0, levels  # accepted, rejected; level ``levels`` does not exist
     while high - low > 1:
         middle = (low + high) // 2
-        asked[middle] = accept(middle)
-        low, high = (middle, high) if asked[middle] else (low, middle)
+        is_accepted[middle] = accept(middle)
+        low, high = (middle, high) if is_accepted[middle] else (low, middle)
     for bolder in (low + 1 + 2**k for k in range(scan)):
-        if bolder < levels and bolder not in asked:
-            asked[bolder] = accept(bolder)
-    return sorted(level for level, accepted in asked.items() if accepted)
+        if bolder < levels and bolder not in is_accepted:
+            is_accepted[bolder] = accept(bolder)
+    return sorted(level for level, accepted in is_accepted.items() if accepted)
 
 
 def calls_at_most(levels: int, scan: int) -> int:
