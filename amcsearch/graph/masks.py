@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amcsearch.graph.modes import forget, unfused
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
-from amcsearch.graph.tracing.layer_types import layer_type, norm_dim
+from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, vector_dim
 
 __all__ = ["masked"]
 
@@ -74,7 +74,7 @@ def _on_kept(module: nn.Module, keep: Tensor) -> Callable[[Tensor], Tensor]:
         small.__dict__.pop("forward", None)
         small.__dict__["_parameters"] = {}
         for name, parameter in module._parameters.items():
-            small.__dict__[name] = None if parameter is None else parameter.index_select(0, index)
+            small.__dict__[name] = None if parameter is None else parameter.index_select(vector_dim(parameter), index)
         for name, _ in attributes:
             value = getattr(module, name)
             small.__dict__[name] = (len(keep), *value[1:]) if isinstance(value, tuple) else len(keep)

@@ -188,6 +188,32 @@ class NormOfChannels(nn.Module):
         return self.head(F.gelu(self.b(F.gelu(self.norm(self.a(x.mT))))).mean(2))
 
 
+class ResponseGRN(nn.Module):
+    """Global response normalisation, whose vectors are of the rank of its input."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(shape))
+        self.dim = shape.index(max(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = x.norm(dim=3 - self.dim, keepdim=True)
+        return x + self.gamma * x * energy / (energy.mean(self.dim, keepdim=True) + 1e-6) + self.beta
+
+
+class ResponseNorms(Net):
+    """Hidden channels normalised by their mean energy, as the last dimension and as the middle one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.norm = nn.Linear(8, HEADS * EACH), ResponseGRN((1, 1, HEADS * EACH))
+        self.conv, self.between, self.back = nn.Conv1d(8, 10, 1), ResponseGRN((1, 10, 1)), nn.Conv1d(10, 8, 1)
+
+    def attended(self, x: Tensor) -> Tensor:
+        x = x + self.back(self.between(self.conv(x.mT))).mT
+        return self.norm(F.gelu(self.inside(x)))
+
+
 class GroupedExperts(nn.Module):
     """Rows of tokens, sorted by expert, by one product of all experts."""
 
@@ -332,6 +358,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "tokens pooled as a map": (PooledTokens, [STREAM, ("inside", 12, 1)]),
     "a channel picked for its length": (LengthOfOneChannel, [STREAM, ("inside", 12, 1)]),
     "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
+    "a norm by the mean over channels": (ResponseNorms, [STREAM, ("conv", 10, 1), ("inside", 12, 1)]),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
     "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),

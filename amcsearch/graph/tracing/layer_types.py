@@ -3,12 +3,13 @@
 A row is a ``LayerType`` of small functions of one signature. Adding a layer type is adding a row to ``LAYER_TYPES``.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Final
 
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
 from amcsearch.core import LayerKind, LayerSpec, Side
 
@@ -17,6 +18,7 @@ __all__ = [
     "LAYER_TYPES",
     "Axis",
     "LayerType",
+    "affine",
     "folded",
     "layer_type",
     "merged",
@@ -26,6 +28,7 @@ __all__ = [
     "plane",
     "tokens",
     "unit_period",
+    "vector_dim",
 ]
 
 
@@ -154,7 +157,7 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
         dim = norm_dim(m, x)
         channels, spatial = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
         size = tokens(x) if dim == len(x) - 1 else folded(x[0] if dim else 1, spatial)
-        has_weight, has_bias = (getattr(m, key, None) is not None for key in ("weight", "bias"))
+        has_weight, has_bias = (vector is not None for vector in affine(m))
         return LayerSpec(
             name, kind, channels, channels, conv_groups=getattr(m, "num_groups", 1), in_size=size, out_size=size,
             has_weight=has_weight, has_bias=has_bias,
@@ -184,11 +187,13 @@ def norm_dim(m: Any, shape: Size) -> int:
         return 1
     if getattr(m, "data_format", "") == "channels_first":
         return 1
+    vector = affine(m)[0]
+    if vector is not None and vector_dim(vector) and len(shape) >= vector.ndim:  # (1, C, 1, 1) and (1, 1, 1, C)
+        return len(shape) - vector.ndim + vector_dim(vector)
     normalised = len(getattr(m, "normalized_shape", ()))
     if normalised > 1 and len(shape) > normalised:
         return len(shape) - normalised  # (C, L) and (C, H, W)
     last, has_own_forward = len(shape) - 1, type(m).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
-    vector = getattr(m, "weight", None)
     width = m.normalized_shape[-1] if isinstance(m, nn.LayerNorm | nn.RMSNorm) else vector.numel()  # type: ignore[union-attr]
     return 1 if has_own_forward and len(shape) > 2 and shape[1] == width and _is_map(m, shape, width) else last
 
@@ -200,6 +205,11 @@ def _is_map(m: Any, shape: Size, width: int) -> bool:
 
 def _vector_axes(*tensors: str) -> Callable[[Any], tuple[Axis, ...]]:
     return lambda _: tuple(Axis(tensor, 0, Side.OUT) for tensor in tensors)
+
+
+def _axes_of_vectors(m: Any) -> tuple[Axis, ...]:
+    """All parameters, vectors of any rank."""
+    return tuple(Axis(name, vector_dim(p), Side.OUT) for name, p in m.named_parameters(recurse=False))
 
 
 def _stated(*attributes: tuple[str, Side]) -> Callable[[Any], tuple[tuple[str, Side], ...]]:
@@ -226,8 +236,10 @@ def _prelu_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
 _AFFINE, _RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 _FEATURES = _stated(("num_features", Side.OUT))
 CUSTOM_NORM = LayerType(
-    _norm_spec(LayerKind.LAYER_NORM), _vector_axes(*_AFFINE), _stated(), passes=True, mixes=True
-)  # a leaf written by someone else that scales its last dimension, recognised by ``_is_custom_norm``
+    _norm_spec(LayerKind.LAYER_NORM), _axes_of_vectors, _stated(), passes=True, mixes=True
+)  # a leaf written by someone else that scales its channels, recognised by ``_is_custom_norm``
+_NORM_NAME: Final = re.compile("(Norm|Normali[sz]ation|GRN)([123]d)?$")
+"""GRN: global response normalisation (Woo et al., 2023, arXiv 2301.00808), which divides by a mean over channels."""
 LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
     nn.Conv2d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
@@ -269,15 +281,29 @@ def layer_type(module: object) -> LayerType | None:
 
 
 def _is_custom_norm(module: nn.Module) -> bool:
-    parameters = {name: p for name, p in module.named_parameters(recurse=False) if p is not None}
+    """Whether a leaf is called a norm and holds one or two vectors of one width, as (C,) or (1, C, 1, 1)."""
+    vectors = list(module.parameters(recurse=False))
     is_leaf = not any(True for _ in module.children()) and not any(True for _ in module.buffers(recurse=False))
     return (
         is_leaf
-        and type(module).__name__.endswith("Norm")
-        and "weight" in parameters
-        and set(parameters) <= {"weight", "bias"}
-        and all(p.ndim == 1 for p in parameters.values())
+        and bool(_NORM_NAME.search(type(module).__name__))
+        and 1 <= len(vectors) <= 2
+        and all(p.ndim and p.numel() == max(p.shape) == vectors[0].numel() for p in vectors)
     )
+
+
+def affine(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """What scales a layer and what is added, None for what it lacks; of norms by others they may have any names."""
+    if layer_type(module) is CUSTOM_NORM and getattr(module, "weight", None) is None:
+        vectors = [*module.parameters(recurse=False), None]
+        return vectors[0], vectors[1]
+    return getattr(module, "weight", None), getattr(module, "bias", None)
+
+
+def vector_dim(vector: Tensor) -> int:
+    """Dimension of the channels of a vector: the longest where others have size 1, else the first."""
+    is_vector = vector.numel() == max(vector.shape, default=1)
+    return vector.shape.index(vector.numel()) if is_vector and vector.ndim else 0
 
 
 def unit_period(module: Any, side: Side) -> int:

@@ -10,7 +10,7 @@ from amcsearch.core import Side
 from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.labels import small, varying
-from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, unit_period
+from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, unit_period, vector_dim
 
 __all__ = ["entered", "left"]
 
@@ -66,7 +66,10 @@ def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], out
         flat = small(label).reshape(-1)
         for vector in vectors:
             for other in flow.labels(vector):
-                if varying(other) in ((), (0,)):  # the others of a norm over several dimensions are positions
+                if varying(other) in (
+                    (),
+                    (vector_dim(vector),),
+                ):  # the others of a norm over several dimensions are positions
                     flow.slots.same(flat, small(other).reshape(-1), f"{path} keeps its width")
         if period := unit_period(module, Side.OUT):
             flow.slots.together(flat.reshape(-1, period)[:1], flat.reshape(-1, period))

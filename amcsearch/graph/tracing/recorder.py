@@ -34,7 +34,7 @@ from amcsearch.graph.tracing.contractions import (
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.labels import loose_dim, varying
-from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, tokens
+from amcsearch.graph.tracing.layer_types import affine, layer_type, norm_dim, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
 
@@ -257,8 +257,8 @@ class Recorder(TorchFunctionMode):
         assert kind is not None
         name = self.names[id(module)] or type(module).__name__.lower()
         spec = kind.spec(name, module, x.shape, y.shape)
-        has_weight = self.claim(getattr(module, "weight", None)) and spec.has_weight
-        has_bias = self.claim(getattr(module, "bias", None)) and spec.has_bias
+        weight, bias = affine(module)
+        has_weight, has_bias = self.claim(weight) and spec.has_weight, self.claim(bias) and spec.has_bias
         name = self.observation.add(replace(spec, has_weight=has_weight, has_bias=has_bias), self.names[id(module)])
         if self.flow is not None:
             self._label(name, (self._channels(module, spec, x), self._channels(module, spec, y)))
