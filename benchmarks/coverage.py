@@ -30,6 +30,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,13 @@ def grouped_flops(rows: tuple[int, ...], experts: tuple[int, ...], *_: object, *
     return 2 * rows[0] * rows[1] * experts[-1]
 
 
-def by_torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], layers: Mapping[str, int]) -> Iterator[Record]:
-    """Torch-Pruning's pruner as its documentation uses it: half of every group, the last layer kept, heads declared."""
+def by_torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], found: Trace) -> Iterator[Record]:
+    """Torch-Pruning's pruner as its documentation uses it: half of every group, the last layer kept, heads declared.
+
+    ``tp_only`` names, for each of its groups that shrinks a width of a layer that none of ours does, that width.
+    """
+    layers = {x.name: macs(x) for x in found.network.layers}
+    shrunk = {(c.layer.split("#")[0], c.side.name.lower()) for group in found.network.groups for c in group.couplings}
     model = copy.deepcopy(model)
     pruner = tp.pruner.BasePruner(
         model,
@@ -178,18 +184,31 @@ def by_torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], layers: Mappi
         output_transform=lambda output: sum(t.sum() for _, t in tensors_of_tree(output) if t.is_floating_point()),
     )
     names = {id(module): name for name, module in model.named_modules()}
-    groups, reached = 0, set()
+    groups, reached, only = 0, set(), []
     for group in pruner.DG.get_all_groups(
         ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
     ):
         groups += 1
         reached |= {names.get(id(item.dep.target.module), "") for item in group}
+        widths = [width for width in map(partial(width_of, names), group) if width and width not in shrunk]
+        only += [f"{layer}:{side}" for layer, side in widths[:1]]
     attended = {f"{name.rpartition('.')[0]}.attention" for name in reached}
     share = sum(n for name, n in layers.items() if name.split("#")[0] in reached | attended) / sum(layers.values())
-    yield {"tp_groups": groups, "tp_reached": round(share, 4)}
+    yield {"tp_groups": groups, "tp_reached": round(share, 4), "tp_only": only}
     pruner.step()
     outputs(model, inputs)
     yield {"tp_runs": True}
+
+
+def width_of(names: Mapping[int, str], item: Any) -> tuple[str, str] | None:
+    """The layer and side, ``in`` or ``out``, that a dependency of Torch-Pruning shrinks; None of what has no products.
+
+    The input and the output of a layer over each channel by itself are one width.
+    """
+    module = item.dep.target.module
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or id(module) not in names:
+        return None
+    return names[id(module)], "in" if "in_channels" in item.dep.handler.__name__ else "out"
 
 
 def last_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -240,7 +259,7 @@ def measured(name: str, of_other: Record) -> Iterator[Record]:
             yield entry
 
     def other() -> Iterator[Record]:
-        yield from by_torch_pruning(model, inputs, {x.name: macs(x) for x in traces[0].network.layers})
+        yield from by_torch_pruning(model, inputs, traces[0])
 
     steps: dict[str, Callable[[], Iterator[Record]]] = {
         "trace": following,
@@ -337,10 +356,10 @@ def read(path: Path) -> dict[str, Record]:
     return {record["name"]: record for record in map(json.loads, lines)}
 
 
-def append(record: Record, path: Path) -> None:
-    """Add a record to a results file, and print it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def store(record: Record, path: Path) -> None:
+    """Put a record into a results file, in the place of an earlier one of its network, and print it."""
+    records = read(path) | {record["name"]: record}
+    path.write_text("".join(json.dumps(each) + "\n" for each in records.values()), encoding="utf-8")
     print(json.dumps({k: v for k, v in record.items() if k != "left"}), flush=True)
 
 
@@ -364,7 +383,7 @@ def main() -> None:
     load_libraries()
     if given.speed:
         for name, pixels in PUBLISHED.items():
-            append(speed(name, pixels), given.results)
+            store(speed(name, pixels), given.results)
         return
     known, kept = read(given.results), read(given.keep) if given.keep else {}
     for name, network in NETWORKS.items():
@@ -374,7 +393,7 @@ def main() -> None:
         if wanted and (given.again or name not in known):
             of_other = {key: x for key, x in kept.get(name, {}).items() if key.startswith("tp_")}
             record = in_a_process(name, given.seconds, of_other)
-            append(record, given.results)
+            store(record, given.results)
 
 
 if __name__ == "__main__":
