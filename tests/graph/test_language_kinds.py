@@ -214,6 +214,33 @@ class ResponseNorms(Net):
         return self.norm(F.gelu(self.inside(x)))
 
 
+class TorchsFunction(Net):
+    """Attention by torch's function with the weights of layers, which asserts that its heads are as wide as the stream.
+
+    ``is_apart``: a weight each for queries, keys and values, and a bias of each head; else one for all, and no weights
+    of attention are asked for.
+    """
+
+    def __init__(self, is_apart: bool) -> None:
+        super().__init__()
+        self.num_heads, self.is_apart = HEADS, is_apart
+        self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
+        self.packed, self.bias = nn.Parameter(torch.randn(24, 8)), nn.Parameter(torch.randn(HEADS, 1, TOKENS))
+        self.out = nn.Linear(8, 8)
+
+    def attended(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        weights = {f"{name}_proj_weight": getattr(self, name).weight for name in "qkv"} if self.is_apart else {}
+        biases = torch.cat([self.q.bias, self.k.bias, self.v.bias]) if self.is_apart else None
+        mask = self.bias.expand(-1, TOKENS, -1) if self.is_apart else None
+        y, _ = F.multi_head_attention_forward(
+            x, x, x, x.shape[-1], self.num_heads, None if self.is_apart else self.packed, biases, None, None, False,
+            0.0, self.proj.weight, self.proj.bias, self.training, attn_mask=mask, need_weights=self.is_apart,
+            use_separate_proj_weight=self.is_apart, **weights,
+        )  # fmt: skip
+        return y.transpose(0, 1)
+
+
 class GroupedExperts(nn.Module):
     """Rows of tokens, sorted by expert, by one product of all experts."""
 
@@ -359,6 +386,14 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "a channel picked for its length": (LengthOfOneChannel, [STREAM, ("inside", 12, 1)]),
     "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
     "a norm by the mean over channels": (ResponseNorms, [STREAM, ("conv", 10, 1), ("inside", 12, 1)]),
+    "torch's function with a weight each": (
+        lambda: TorchsFunction(True),
+        [STREAM, ("q.weight", 8, 2), ("proj.weight", 8, 1)],
+    ),
+    "torch's function with one weight": (
+        lambda: TorchsFunction(False),
+        [STREAM, ("packed.0", 8, 2), ("proj.weight", 8, 1)],
+    ),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
     "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),
