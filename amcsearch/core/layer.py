@@ -73,7 +73,8 @@ class LayerSpec:
 
     - conv, linear: ``in_channels`` → ``out_channels``; ``in_size`` → ``out_size``. Without a weight: a product of two
       maps, of ``conv_groups`` independent ones.
-    - batch_norm, layer_norm, group_norm: ``in_channels == out_channels``.
+    - batch_norm, layer_norm, group_norm: ``in_channels == out_channels``. Of a layer norm over channels and positions
+      (C, H, W), ``kernel`` is (H, W): each of these positions has a weight of its own for every channel.
     - embedding: ``in_channels`` rows of ``out_channels`` features.
     - attention: softmax(QKᵀ)V; ``in_channels`` = heads x width of a key, ``out_channels`` = heads x width of a value;
       ``conv_groups`` is the number of heads, ``in_size`` the keys that each query meets, ``out_size`` the queries.

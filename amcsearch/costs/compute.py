@@ -74,7 +74,7 @@ def _linear_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:
 
 
 def _norm_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:  # noqa: ARG001 (as _nothing)
-    return c_out * (layer.has_weight + layer.has_bias)
+    return c_out * prod(layer.kernel) * (layer.has_weight + layer.has_bias)
 
 
 def _rows_params(layer: LayerSpec, c_in: _Widths, c_out: _Widths) -> _Widths:

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec, MapOp, MapStep
-from amcsearch.costs.compute import macs_at
+from amcsearch.costs.compute import macs_at, params_at
 from amcsearch.costs.energy.nest import LoopNest
 from amcsearch.costs.energy.traffic import INPUTS, OUTPUTS, Edge, least_traffic, weigh
 
@@ -141,8 +141,7 @@ def _attention_moved(widths: Widths, edge: Edge) -> Array:
 
 
 def _norm_least(widths: Widths) -> Array:
-    parameters = widths.out_channels * (widths.layer.has_weight + widths.layer.has_bias)
-    return widths.words(parameters, *map_words(widths))
+    return widths.words(params_at(widths.layer, widths.in_channels, widths.out_channels), *map_words(widths))
 
 
 def _norm_moved(widths: Widths, edge: Edge, shared: Array) -> Array:

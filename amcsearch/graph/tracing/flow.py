@@ -212,6 +212,12 @@ class Flow(OperationMode):
         index = tuple(slice(None) if dim in inside else 0 for dim in range(tensor.ndim))
         return np.stack([label[index].reshape(-1).numpy() for label in matching if len(varying(label)) == most])
 
+    def of_one_place(self, tensor: Tensor, dim: int) -> NDArray[np.int64] | None:
+        """Return the labels along a dimension, (n, size), where they differ by place: those of the first place."""
+        differing = [label for label in self.labels(tensor) if {dim} < set(varying(label))]
+        first = tuple(slice(None) if d == dim else 0 for d in range(tensor.ndim))
+        return np.stack([label[first].numpy() for label in differing]) if differing else None
+
     def is_fresh(self, tensor: Tensor) -> bool:
         """Whether a tensor was filled in by plain code: its width goes with what it meets."""
         return self._state(tensor).is_fresh and not self.labels(tensor)

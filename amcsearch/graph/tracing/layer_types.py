@@ -108,7 +108,7 @@ def _conv_spec(name: str, m: Any, x: Size, y: Size) -> LayerSpec:
     axes = len(m.kernel_size)
     pieces = prod(x[: -axes - 1])
     return LayerSpec(
-        name, LayerKind.CONV, m.in_channels, m.out_channels, merged(m.kernel_size), merged(m.stride),
+        name, LayerKind.CONV, int(x[-axes - 1]), int(y[-axes - 1]), merged(m.kernel_size), merged(m.stride),
         padded(_padding(m), m.kernel_size, m.stride), pair(m.dilation, 1), m.groups, folded(pieces, x[-axes:]),
         folded(pieces, y[-axes:]),
         has_bias=m.bias is not None,
@@ -158,9 +158,10 @@ def _norm_spec(kind: LayerKind) -> Callable[[str, Any, Size, Size], LayerSpec]:
         channels, spatial = int(x[dim]), x[1:dim] + x[dim + 1 :] if dim != 0 else x[1:]
         size = tokens(x) if dim == len(x) - 1 else folded(x[0] if dim else 1, spatial)
         has_weight, has_bias = (vector is not None for vector in affine(m))
+        positions = plane(getattr(m, "normalized_shape", ())[1:])
         return LayerSpec(
-            name, kind, channels, channels, conv_groups=getattr(m, "num_groups", 1), in_size=size, out_size=size,
-            has_weight=has_weight, has_bias=has_bias,
+            name, kind, channels, channels, positions, conv_groups=getattr(m, "num_groups", 1), in_size=size,
+            out_size=size, has_weight=has_weight, has_bias=has_bias,
         )  # fmt: skip
 
     return spec

@@ -222,12 +222,15 @@ def norm(flow: Flow, call: Call) -> None:
     vectors = [t for t in tensors_in((*call.args[1:], *call.kwargs.values())) if t.ndim == 1]
     reason = f"{call.name}{flow.place()} has vectors of a fixed width"
     for label in flow.labels(source):
-        if varying(label) != (1,):
+        dims = varying(label)
+        if 1 not in dims:
             flow.slots.block(small(label), flow.why_combined(call.name))
             continue
+        # positions made of channels (after a pixel shuffle) leave with theirs
+        channels = small(label) if len(dims) == 1 else flow.slots.contracted(small(label), [d for d in dims if d != 1])
         for vector in vectors:
             for other in flow.labels(vector):
-                flow.slots.same(small(label).reshape(-1), other, reason)
+                flow.slots.same(channels.reshape(-1), other, reason)
     flow.put(outputs(call)[0], [small(label) for label in flow.labels(source)])
 
 

@@ -40,13 +40,7 @@ from amcsearch.graph.tracing.module_rules import entered, left
 
 UNUSED: Final = "a parameter that this example never used: counted, left alone"
 
-__all__ = [
-    "UNUSED",
-    "AttentionCall",
-    "Observation",
-    "Recorder",
-    "observe",
-]
+__all__ = ["UNUSED", "AttentionCall", "Observation", "Recorder", "observe"]
 
 
 @dataclass(frozen=True)
@@ -270,6 +264,9 @@ class Recorder(TorchFunctionMode):
         if spec.kind is LayerKind.LAYER_NORM and not any(dim in varying(label) for label in self.flow.labels(x)):
             return None  # a norm over positions, of every channel by itself
         last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
+        shuffled = None if last or spec.kind is LayerKind.LAYER_NORM else self.flow.of_one_place(x, dim)
+        if shuffled is not None:  # all of a channel leave together
+            return shuffled
         vector = self.flow.vectors(x, range(x.ndim))
         if vector is None:
             return self.flow.vectors(x, (x.ndim - 1 if last else dim,))
