@@ -273,7 +273,7 @@ _FAMILIES: Mapping[str, _Family] = {
         "GPTBigCodeForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4}
     ),
     "codegen": _Family(
-        "CodeGenForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+        "CodeGenForCausalLM", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 8, "rotary_dim": 8}
     ),
     "mpt": _Family("MptForCausalLM", {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4}),
     "biogpt": _Family("BioGptForCausalLM", _BERT),

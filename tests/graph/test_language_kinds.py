@@ -241,6 +241,20 @@ class TorchsFunction(Net):
         return y.transpose(0, 1)
 
 
+class ScaledByLargest(Net):
+    """Scores of all heads by their largest sum, which is 1 of a head of zeros; each head's values are convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, HEADS * EACH) for _ in range(3))
+        self.conv = nn.Conv2d(HEADS, HEADS, (3, 1), padding=(1, 0), groups=HEADS, bias=False)
+
+    def attended(self, x: Tensor) -> Tensor:
+        q, k, v = (split(t(x)) for t in (self.q, self.k, self.v))
+        shares = (q @ k.mT).softmax(-1)
+        return joined((shares / shares.sum(-2).max()) @ v + self.conv(v))
+
+
 class GroupedExperts(nn.Module):
     """Rows of tokens, sorted by expert, by one product of all experts."""
 
@@ -394,6 +408,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
         lambda: TorchsFunction(False),
         [STREAM, ("packed.0", 8, 2), ("proj.weight", 8, 1)],
     ),
+    "scores by the largest of all heads": (ScaledByLargest, [STREAM, ("q", 12, 3)]),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
     "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),

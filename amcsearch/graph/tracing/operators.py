@@ -115,7 +115,8 @@ def reduce(flow: Flow, call: Call) -> None:
     """Sums, means, maxima over dimensions.
 
     What a result is made of leaves together. Over all channels, only a sum is indifferent to zeros that are gone; any
-    other result that is used blocks them.
+    other result that is used blocks them. Whether a maximum is (of what is not negative, or of the sums of a softmax,
+    which are least without a head) is left to the check.
     """
     source = call.args[0]
     dims = _dims(call, source.ndim)
@@ -125,7 +126,7 @@ def reduce(flow: Flow, call: Call) -> None:
         layers, mixed = [], []
         for label in flow.labels(source):
             over = [d for d in dims if d in varying(label)]
-            if over and over == list(varying(label)) and call.name not in _SUMS:
+            if over and over == list(varying(label)) and call.name not in _SUMS | _MAXIMA:
                 mixed.append((small(label), flow.why_combined(call.name)))
             reduced = flow.slots.contracted(small(label), over) if over else small(label)
             layers.append(reduced if keepdim else _squeezed(reduced, dims))
@@ -262,6 +263,7 @@ def like(flow: Flow, call: Call) -> None:
 
 
 _ADDING: Final[dict[str, Callable[..., Tensor]]] = {"index_add": torch.index_copy, "scatter_add": torch.scatter}
+_MAXIMA: Final = frozenset({"max", "amax"})
 _SUMS: Final = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
 _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     keep: "clone contiguous _to_copy detach alias lift_fresh lift lift_fresh_copy tril triu bernoulli native_dropout "

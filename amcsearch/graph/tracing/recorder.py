@@ -33,7 +33,7 @@ from amcsearch.graph.tracing.contractions import (
 )
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import OUTPUT
-from amcsearch.graph.tracing.labels import loose_dim, varying
+from amcsearch.graph.tracing.labels import loose_dim, small, varying
 from amcsearch.graph.tracing.layer_types import affine, layer_type, norm_dim, tokens
 from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
@@ -263,6 +263,10 @@ class Recorder(TorchFunctionMode):
         dim = norm_dim(module, x.shape)
         if spec.kind is LayerKind.LAYER_NORM and not any(dim in varying(label) for label in self.flow.labels(x)):
             return None  # a norm over positions, of every channel by itself
+        is_depthwise = spec.kind is LayerKind.CONV and spec.conv_groups == spec.in_channels
+        for label in self.flow.labels(x) if is_depthwise else ():
+            if {dim} < set(varying(label)):  # heads as maps: all of a channel leave together
+                return small(label).movedim(dim, 0).flatten(1)[:, 0].numpy()[None]
         last = spec.kind in (LayerKind.LINEAR, LayerKind.EMBEDDING)
         shuffled = None if last or spec.kind is LayerKind.LAYER_NORM else self.flow.of_one_place(x, dim)
         if shuffled is not None:  # all of a channel leave together
