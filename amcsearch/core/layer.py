@@ -33,13 +33,16 @@ class Stored(StrEnum):
     - ``all``: its parameters; of a batch norm also its running statistics;
     - ``bias``: a batch norm that is folded into the convolution before it, which has its bias from it;
     - ``nothing``: a batch norm that is folded into a convolution with a bias;
-    - ``copy``: a linear layer that shares the weight of an embedding, of which the file has a transposed copy.
+    - ``copy``: a linear layer that shares the weight of an embedding, of which the file has a transposed copy;
+    - ``elsewhere``: of a product with a matrix for each expert, since their tensor is a layer of its own. No expert
+      leaves: each becomes thinner.
     """
 
     ALL = "all"
     BIAS = "bias"
     NOTHING = "nothing"
     COPY = "copy"
+    ELSEWHERE = "elsewhere"
 
 
 class MapOp(StrEnum):
@@ -127,6 +130,7 @@ class LayerSpec:
     def is_product(self) -> bool:
         """A product of several pairs of maps, one a group (the queries and keys of each head)."""
         plain = self.kernel == (1, 1) and not self.has_weight and not self.has_bias
+        plain &= self.stored is not Stored.ELSEWHERE
         return self.kind is LayerKind.CONV and self.conv_groups > 1 and plain
 
     def groups_at(self, in_channels: _Widths, out_channels: _Widths) -> _Widths:

@@ -1,7 +1,8 @@
 """Assembly of a trace: groups, slices, norms and attributes from units and the places that they occupy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import gcd
 
 import numpy as np
@@ -69,13 +70,17 @@ class Assembler:
             channels[name] = np.unique(self.unit_of[group.slots]), group.units.size
             attributes += stated
         execution, folded = live.execution(SlotsOf.of(self.unit_of, channels))
-        network = NetworkSpec(tuple(self._stored(folded)), tuple(channel_groups), execution)
+        network = NetworkSpec(tuple(self._stored(folded, chain(*slices.values()))), tuple(channel_groups), execution)
         return Trace(
             network, slices, units, (*self.observation.skipped, *lost), norms, tuple(dict.fromkeys(attributes))
         )
 
-    def _stored(self, folded: Mapping[str, str]) -> Iterator[LayerSpec]:
-        """Yield the layers with what a file stores; ``folded`` maps a batch norm to its convolution, by path."""
+    def _stored(self, folded: Mapping[str, str], parts: Iterable[TensorSlice]) -> Iterator[LayerSpec]:
+        """Yield the layers with what a file stores of them.
+
+        ``folded`` maps a batch norm to its convolution, by path; ``parts`` are those of all groups.
+        """
+        leaving = {(part.tensor, self.tensors[part.tensor].shape[part.dim]) for part in parts}
         embeddings = {id(x.weight) for x in self.modules.values() if isinstance(x, nn.Embedding)}
         for layer in self.observation.layers:
             path = self.observation.modules[layer.name]
@@ -86,6 +91,8 @@ class Assembler:
                 yield replace(layer, stored=Stored.NOTHING if has_bias else Stored.BIAS)
             elif layer.kind is LayerKind.LINEAR and not layer.has_weight and id(weight) in embeddings:
                 yield replace(layer, stored=Stored.COPY)
+            elif layer.is_product and path in self.tensors and (path, layer.conv_groups) not in leaving:
+                yield replace(layer, stored=Stored.ELSEWHERE)
             else:
                 yield layer
 

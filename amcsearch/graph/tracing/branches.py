@@ -8,26 +8,29 @@ that side too, and the layers on it are cut where they read channels that are re
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from amcsearch.core import described
 from amcsearch.graph.batch import Batch
 from amcsearch.graph.slices import Skipped
 from amcsearch.graph.tracing.flow import Flow
+from amcsearch.graph.tracing.operations import OperationMode
 from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
 
-__all__ = ["Decisions", "OtherSide", "branch_lines", "follow_other_sides"]
+__all__ = ["Decisions", "EvenRouting", "OtherSide", "branch_lines", "follow_other_sides"]
 
 MOST_RUNS: Final = 12  # of the network, for numbers read otherwise
 MOST_SIDES: Final = 6  # that every removal is checked on
 ALL: Final = 64  # times that a line in a loop reads the same number, at most: the loop may wait for another one
+_MOST_EXPERTS: Final = 1024  # places that an operation chooses from: more are no experts
 _FAR: Final = 1e9  # beyond any threshold that a number is compared with
 _READS: Final = frozenset({"__bool__", "__float__", "__int__", "__index__", "item", "equal", "allclose", "is_nonzero"})
 _OF_TORCH: Final = str(Path(torch.__file__).parent)
@@ -165,3 +168,67 @@ def _is_refusal(error: BaseException) -> bool:
         return False
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
     return line.startswith(("raise", "assert"))
+
+
+class EvenRouting(OperationMode):
+    """Lets tokens take experts in turn where ``is_even``; ``choices`` counts the operations that choose.
+
+    Of the places that ``topk``, ``argmax``, ``max``, ``min`` and ``sort`` give, row r of k choices gets r·k, r·k + 1, …
+    modulo the number of experts.
+    """
+
+    def __init__(self, *, is_even: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.is_even = is_even
+        self.choices = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = _CHOOSING.get(func)
+        if read is not None and args[0].is_floating_point() and args[0].ndim:
+            values, indices, dim = read(args, kwargs or {}, result)
+            if dim is not None and 1 < args[0].shape[dim] <= _MOST_EXPERTS:
+                self.choices += 1
+                if self.is_even:
+                    with _disable_current_modes():
+                        _in_turn(args[0], values, indices, dim)
+        return result
+
+
+def _in_turn(scores: Tensor, values: Tensor | None, indices: Tensor, dim: int) -> None:
+    """Write the places taken in turn into ``indices``, and the scores there into ``values``."""
+    dim = dim % scores.ndim
+    chosen = indices if indices.ndim == scores.ndim else indices.unsqueeze(dim)
+    rows = chosen.movedim(dim, -1)
+    in_turn = torch.arange(rows.numel(), device=scores.device).reshape(rows.shape) % scores.shape[dim]
+    in_turn = in_turn.movedim(-1, dim)
+    chosen.copy_(in_turn)
+    if values is not None:
+        values.copy_(scores.gather(dim, in_turn).reshape(values.shape))
+
+
+_Choice = tuple[Tensor | None, Tensor, int | None]
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str, default: Any) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _values_and_places(position: int, default: int) -> Callable[[tuple[Any, ...], Mapping[str, Any], Any], _Choice]:
+    return lambda args, kwargs, result: (*result, _argument(args, kwargs, position, "dim", default))
+
+
+def _places_alone(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> _Choice:
+    return None, result, _argument(args, kwargs, 1, "dim", None)
+
+
+_ATEN: Final = torch.ops.aten
+_CHOOSING: Final[Mapping[Any, Callable[[tuple[Any, ...], Mapping[str, Any], Any], _Choice]]] = {
+    _ATEN.topk.default: _values_and_places(2, -1),
+    _ATEN.max.dim: _values_and_places(1, -1),
+    _ATEN.min.dim: _values_and_places(1, -1),
+    _ATEN.sort.default: _values_and_places(1, -1),
+    _ATEN.sort.stable: _values_and_places(2, -1),
+    _ATEN.argmax.default: _places_alone,
+    _ATEN.argmin.default: _places_alone,
+}

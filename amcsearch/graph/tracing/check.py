@@ -23,7 +23,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, PruningPolicy, Side, described
+from amcsearch.core import (
+    ChannelGroup,
+    Coupling,
+    LayerKind,
+    LayerSpec,
+    NetworkSpec,
+    PruningPolicy,
+    Side,
+    Stored,
+    described,
+)
 from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import duplicate, remove
@@ -315,7 +325,7 @@ def _on_side(model: nn.Module, batch: Batch, side: OtherSide) -> object:
 def _differ(expected: object, output: object) -> str:
     """Say how the outputs of the smaller network differ from those expected."""
     wanted, outputs = _outputs(expected), _outputs(output)
-    if [(name, t.shape) for name, t in outputs] != [(name, t.shape) for name, t in wanted]:
+    if [(n, t.shape) for n, t in outputs] != [(n, t.shape) for n, t in wanted]:
         return OUTPUT
     for (name, a), (_, b) in zip(wanted, outputs, strict=True):
         scale, gap = (float(x.abs().max()) if x.numel() else 0.0 for x in (a, a - b))
@@ -334,7 +344,9 @@ def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], s
     What the numbers of a sample decide (which expert takes which token) may make the layers others than the trace's.
     """
     routed = [x.name for x in dense] != [x.name for x in network.layers]
-    network = network if routed else NetworkSpec(tuple(dense), network.groups)
+    if not routed:
+        layers = (replace(x, stored=known.stored) for x, known in zip(dense, network.layers, strict=True))
+        network = NetworkSpec(tuple(layers), network.groups)
     policy = PruningPolicy({**network.dense, **{name: len(index) for name, index in kept.items()}})
     predicted = network.with_channels(policy).layers
     products, others = _apart(predicted)
@@ -343,15 +355,12 @@ def _unpredicted(network: NetworkSpec, kept: Kept, dense: Sequence[LayerSpec], s
         return (
             f"the products of {sorted(set(products.items()) ^ set(products_run.items()))[0][0]!r} are not as predicted"
         )
-    predicted = tuple(others)
     if routed:
         widths = {x.name: (x.in_channels, x.out_channels) for x in small}
-        wrong = [
-            x.name for x in predicted if widths.get(x.name, widths) not in (widths, (x.in_channels, x.out_channels))
-        ]
+        wrong = [x.name for x in others if widths.get(x.name, widths) not in (widths, (x.in_channels, x.out_channels))]
     else:
-        wrong = [a.name for a, b in zip(predicted, small, strict=False) if _shape(a) != _shape(b)]
-    if wrong or (len(predicted) != len(small) and not routed):
+        wrong = [a.name for a, b in zip(others, small, strict=False) if _shape(a) != _shape(b)]
+    if wrong or (len(others) != len(small) and not routed):
         return f"without its channels {', '.join(wrong[:3]) or 'its layers'} would have other shapes than expected"
     return ""
 
@@ -375,14 +384,14 @@ def _apart(layers: Sequence[LayerSpec]) -> tuple[Counter[str], list[LayerSpec]]:
 def _shape(layer: LayerSpec) -> LayerSpec:
     """The layer without its name (of a slice: its first row) and without the operations that follow it.
 
-    Of a parameter only its size counts: which dimension holds the channels cannot be told where one is left. A norm
-    inside each head runs at fewer positions once heads have left, and a batch norm of a constant at one.
+    Of a parameter only its size counts: where one channel is left, its dimension cannot be told. A norm inside each
+    head runs at fewer positions once heads have left, and a batch norm of a constant at one.
     """
     if layer.kind in (LayerKind.LAYER_NORM, LayerKind.BATCH_NORM):
         layer = replace(layer, in_size=(1, 1), out_size=(1, 1))
     if layer.kind is LayerKind.PARAMETER:
         layer = replace(layer, in_channels=1, out_channels=layer.in_channels * layer.out_channels)
-    return replace(layer, name="", steps=())
+    return replace(layer, name="", steps=(), stored=Stored.ALL)
 
 
 def _outputs(output: object) -> list[tuple[str, Tensor]]:

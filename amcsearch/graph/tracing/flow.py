@@ -19,7 +19,7 @@ from amcsearch.graph.outputs import tensors_in
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
 from amcsearch.graph.tracing.operations import OperationMode
 
-__all__ = ["Call", "Crossing", "Cut", "Flow", "Listener", "Split", "filled", "outputs"]
+__all__ = ["Call", "Choice", "Crossing", "Cut", "Flow", "Listener", "Split", "filled", "outputs"]
 
 _CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
 _ATTRIBUTE: Final = "_amcsearch_labels"
@@ -85,6 +85,15 @@ class Crossing:
     reason: str
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Channels ``widths`` of a product in every head or expert: they stay where whole ``heads`` may leave."""
+
+    heads: tuple[Tensor, ...]
+    widths: Tensor
+    reason: str
+
+
 @dataclass
 class _State:
     layers: tuple[Tensor, ...] = ()
@@ -108,6 +117,7 @@ class Flow(OperationMode):
         self.splits: list[Split] = []
         self.merges: list[Split] = []
         self.crossings: list[Crossing] = []
+        self.choices: list[Choice] = []
         self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         self._held: dict[int, tuple[Tensor, str]] = {}
         self.uses: dict[int, Tensor] = {}

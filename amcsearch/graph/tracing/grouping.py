@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import Side
-from amcsearch.graph.tracing.flow import Crossing, Split
+from amcsearch.graph.tracing.flow import Choice, Crossing, Split
 from amcsearch.graph.tracing.labels import Axis, Slots, varying
 
 OUTPUT: Final = "part of the network's output, which is never pruned"
@@ -40,7 +40,7 @@ class RawGroup:
     problem: str = ""
 
 
-def settle(slots: Slots, splits: Sequence[Split], crossings: Sequence[Crossing]) -> None:
+def settle(slots: Slots, splits: Sequence[Split], crossings: Sequence[Crossing], choices: Sequence[Choice]) -> None:
     """Decide, for every dimension that plain code cuts into a grid, along which axis of the grid channels leave.
 
     Where a slice along an axis leaves as a whole already (a head in (heads, width)), it is that axis, and so do the
@@ -82,6 +82,16 @@ def settle(slots: Slots, splits: Sequence[Split], crossings: Sequence[Crossing])
         else:
             slots.together(crossing.grid, crossing.other)
             units = None
+    _keep_widths(slots, choices)
+
+
+def _keep_widths(slots: Slots, choices: Sequence[Choice]) -> None:
+    units = slots.units() if choices else np.zeros(0, dtype=np.int64)
+    for choice in choices:
+        heads = np.unique(np.concatenate([units[label[label > 0].numpy()] for label in choice.heads]))
+        blocked = np.concatenate([np.zeros(0, dtype=np.int64), *(numbers for numbers, _ in slots.blocked)])
+        if len(heads) > 1 and not np.isin(heads, units[blocked]).all():
+            slots.block(choice.widths, choice.reason)
 
 
 def _is_whole(grid: Indices, axis: int) -> bool:

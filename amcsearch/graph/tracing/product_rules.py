@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amcsearch.graph.outputs import tensors_in
-from amcsearch.graph.tracing.flow import Call, Crossing, Flow
+from amcsearch.graph.tracing.flow import Call, Choice, Crossing, Flow
 from amcsearch.graph.tracing.labels import FRESH, NONE, small, varying
 
 __all__ = ["attention", "convolution", "experts", "product"]
@@ -63,8 +63,8 @@ def multiplied(
 ) -> list[Tensor]:
     """Labels of (batch, n, k) @ (batch, k, m), small; what is summed over is tied."""
     slots, result = flow.slots, []
-    for label in (*_widths_of_heads(a), *_widths_of_heads(b)):
-        slots.block(label, f"whole heads leave, and their widths stay ({name}{flow.place()})")
+    for side in (a, b):
+        _choose(flow, side, f"whole heads leave, and their widths stay ({name}{flow.place()})")
     reason = f"is combined ({name}{flow.place()}) with a matrix of fixed width"
     inner_a, inner_b = [x for x in a if 2 in varying(x)], [x for x in b if 1 in varying(x)]
     if inner_a and inner_b:
@@ -91,6 +91,14 @@ def multiplied(
     return [*flow.merged([*result, *(y for y in outer_b if varying(y) != (2,))]), *_unique(apart)]
 
 
+def _choose(flow: Flow, side: Sequence[Tensor], reason: str) -> None:
+    """Note where an operand (batch, n, m) has labels of heads along the batch beside others: not both can leave."""
+    heads = tuple(label for label in side if varying(label) == (0,))
+    if heads:
+        widths = [label for label in side if varying(label) and 0 not in varying(label)]
+        flow.choices += [Choice(heads, label, reason) for label in widths]
+
+
 def _of_terms(flow: Flow, label: Tensor, rows: int, reason: str) -> Tensor:
     """Labels along the terms of a sum; where they differ by row (positions made of channels), all of a term leave."""
     if rows not in varying(label):
@@ -99,13 +107,6 @@ def _of_terms(flow: Flow, label: Tensor, rows: int, reason: str) -> Tensor:
     if not varying(terms):  # every term reads the same channels
         flow.slots.block(label, reason)
     return terms
-
-
-def _widths_of_heads(layers: Sequence[Tensor]) -> list[Tensor]:
-    """Labels of (batch, n, m) along one of its dimensions, where others are those of heads along the batch."""
-    if not any(varying(label) == (0,) for label in layers):
-        return []
-    return [label for label in layers if varying(label) and 0 not in varying(label)]
 
 
 def _unique(labels: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,9 @@ groups are then checked by experiment: removing channels must compute what maski
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate
 from amcsearch.graph.slices import Skipped, Trace
 from amcsearch.graph.tracing.assemble import Assembler
-from amcsearch.graph.tracing.branches import Decisions, follow_other_sides
+from amcsearch.graph.tracing.branches import Decisions, EvenRouting, follow_other_sides
 from amcsearch.graph.tracing.check import Runs, verified
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import settle
@@ -52,8 +54,37 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         raise BadInputError(f"trace: an example of {batch.size} samples, must hold one")
     _refuse_scripts(model)
     twin = _twin(model)
-    slots = Slots(dict(_tensors(twin)))
-    flow = Flow(slots, RULES, unlisted)
+    with ExitStack() as stack:
+        with EvenRouting(is_even=False) as routing:
+            followed = _followed(twin, batch)
+        if routing.choices and followed.idle:
+            stack.enter_context(EvenRouting(is_even=True))
+            evenly = _followed(twin, batch)
+            if evenly.idle < followed.idle:
+                followed = evenly
+            else:
+                stack.close()
+        return _traced(twin, batch, followed, verify=verify)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """One run of a network that was followed."""
+
+    flow: Flow
+    live: LiveLog
+    observation: Observation
+    decisions: Decisions
+
+    @property
+    def idle(self) -> int:
+        """How many parameters took part in nothing: of layers that did not run, or ran on no tokens."""
+        unused = sum(skipped.reason == UNUSED for skipped in self.observation.skipped)
+        return unused + sum(not prod(layer.out_size) for layer in self.observation.layers)
+
+
+def _followed(twin: nn.Module, batch: Batch) -> _Followed:
+    flow = Flow(Slots(dict(_tensors(twin))), RULES, unlisted)
     live = LiveLog(flow)
     live.begin(batch.inputs.values())
     try:
@@ -66,12 +97,19 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
             f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
         ) from error
     live.end(tensor for _, tensor in tensors_of_tree(observation.output))
-    sides = follow_other_sides(twin, batch, flow, observation, decisions)
+    return _Followed(flow, live, observation, decisions)
+
+
+def _traced(twin: nn.Module, batch: Batch, followed: _Followed, *, verify: bool) -> Trace:
+    """Return the groups of a network that was followed, checked where they are to be verified."""
+    flow, observation = followed.flow, followed.observation
+    sides = follow_other_sides(twin, batch, flow, observation, followed.decisions)
     runs = Runs(batch, _training_batch(twin, batch, flow, observation), sides)
     grids = flow.grids()
     try:
-        settle(slots, grids, flow.crossings)
-        assembled = Assembler(twin, observation, slots, ([*grids, *flow.merges], flow.cuts())).trace(live)
+        settle(flow.slots, grids, flow.crossings, flow.choices)
+        code = [*grids, *flow.merges], flow.cuts()
+        assembled = Assembler(twin, observation, flow.slots, code).trace(followed.live)
     except Exception as error:
         reason = f"its channels cannot be put in groups ({described(error)}): counted, left alone"
         skipped = (*observation.skipped, Skipped(type(twin).__name__, reason))
