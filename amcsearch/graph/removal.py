@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from amcsearch.core import PruningPolicy, Side
 from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
-from amcsearch.graph.slices import Kept, NormSlice, TensorSlice, Trace, Vanishing, check_kept
+from amcsearch.graph.slices import ArgumentSlice, Kept, NormSlice, TensorSlice, Trace, Vanishing, check_kept
 from amcsearch.graph.vanished import emptied
 
 __all__ = [
@@ -117,7 +117,7 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 
 Place = TypeVar("Place")
-Slice = TypeVar("Slice", TensorSlice, NormSlice)
+Slice = TypeVar("Slice", TensorSlice, NormSlice, ArgumentSlice)
 
 
 def removed_positions(
@@ -167,6 +167,8 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
         path = name.rpartition(".")[0]
         free_heads(modules[path])
         free_heads(modules[path.rpartition(".")[0]])  # of its output projection
+    for (path, argument, dim, width), gone in leaving(trace.arguments, removed, _argument).items():
+        modules[path].register_forward_pre_hook(_CutArgument(argument, dim, width, gone), with_kwargs=True)
     emptied(small, branches)
     forget(small)
     return small
@@ -221,6 +223,31 @@ def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDA
     return cut
 
 
+def _argument(part: ArgumentSlice) -> tuple[str, str | int, int, int]:
+    return part.module, part.name, part.dim, part.width
+
+
+class _CutArgument:
+    """A hook that takes positions out of a tensor that a module is given."""
+
+    def __init__(self, name: str | int, dim: int, width: int, gone: NDArray[np.int64]) -> None:
+        self.name, self.dim, self.width = name, dim, width
+        self.kept = np.delete(np.arange(width), gone).tolist()
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if isinstance(self.name, str):
+            return args, kwargs | {self.name: self._cut(kwargs.get(self.name))}
+        return (*args[: self.name], self._cut(args[self.name]), *args[self.name + 1 :]), kwargs
+
+    def _cut(self, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        before, after = tensor.shape[: self.dim], tensor.shape[self.dim + 1 :]
+        apart = tensor.reshape(*before, -1, self.width, *after)
+        kept = apart.index_select(self.dim + 1, torch.tensor(self.kept, device=tensor.device))
+        return kept.reshape(*before, -1, *after)
+
+
 def _shrink(module: nn.Module, attribute: str, lost: int) -> None:
     """Lower a width, an integer or a tuple's first (``normalized_shape``); of a configuration, in a copy of its own."""
     holder: Any = module
@@ -248,6 +275,7 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
     left = {name: np.setdiff1d(units, removed[name]) for name, units in trace.units.items()}
     in_tensors = defaultdict(_nothing, removed_positions(trace, removed))
     in_norms = defaultdict(_nothing, leaving(trace.norms, removed, lambda part: part.module))
+    in_arguments = defaultdict(_nothing, leaving(trace.arguments, removed, _argument))
 
     def in_tensor(part: TensorSlice, group: str) -> TensorSlice:
         positions = _closed_up(part.positions[left[group]], in_tensors[part.tensor, part.dim])
@@ -256,6 +284,10 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
     def in_norm(part: NormSlice, group: str) -> NormSlice:
         gone = in_norms[part.module]
         return NormSlice(part.module, part.width - len(gone), _closed_up(part.positions[left[group]], gone))
+
+    def in_argument(part: ArgumentSlice, group: str) -> ArgumentSlice:
+        gone = in_arguments[_argument(part)]
+        return replace(part, width=part.width - len(gone), positions=_closed_up(part.positions[left[group]], gone))
 
     def unit_rows(units: Indices, group: str) -> Indices:
         return _closed_up(units[np.isin(units[:, 0], left[group])], removed[group])
@@ -267,6 +299,7 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
         slices={name: tuple(in_tensor(part, name) for part in parts) for name, parts in trace.slices.items()},
         units={name: unit_rows(units, name) for name, units in trace.units.items()},
         norms={name: tuple(in_norm(part, name) for part in parts) for name, parts in trace.norms.items()},
+        arguments={name: tuple(in_argument(part, name) for part in parts) for name, parts in trace.arguments.items()},
     )
     return _without(smaller, branches)
 
@@ -302,6 +335,7 @@ def _without(trace: Trace, branches: Mapping[str, Vanishing]) -> Trace:
         norms={name: tuple(p for p in trace.norms.get(name, ()) if p.module not in gone) for name in names},
         attributes=tuple(a for a in trace.attributes if a.group in names and a.module not in gone),
         vanishing={name: branch_left(branch) for name, branch in trace.vanishing.items() if name in names},
+        arguments={name: parts for name, parts in trace.arguments.items() if name in names},
     )
 
 

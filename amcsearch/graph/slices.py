@@ -12,6 +12,7 @@ from amcsearch.core import BadInputError, ChannelGroup, Coupling, NetworkSpec, S
 from amcsearch.graph.tracing.labels import components
 
 __all__ = [
+    "ArgumentSlice",
     "Kept",
     "NormSlice",
     "Skipped",
@@ -48,6 +49,21 @@ class NormSlice:
     """Where a group lives in a norm that mixes channels: ``positions`` (channels, factor) among ``width`` channels."""
 
     module: str
+    width: int
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ArgumentSlice:
+    """Where a group lives in a tensor that a module is given at its full width, as slopes of all heads are.
+
+    ``positions`` (channels, factor) are indices among ``width`` along ``dim``, within each sample where the dimension
+    is samples x width. ``name`` is a keyword or the number of an argument.
+    """
+
+    module: str
+    name: str | int
+    dim: int
     width: int
     positions: NDArray[np.int64]
 
@@ -97,9 +113,9 @@ class Vanishing:
 class Trace:
     """A module's shapes with its channel groups; holds no tensors and can be pickled.
 
-    ``slices``, ``units`` and ``norms`` are keyed by group name. ``units`` are (n_units, unit) channel indices that
-    leave together: a head's channels, or one channel of each group of a grouped convolution. ``vanishing`` names the
-    groups that may keep no channels.
+    ``slices``, ``units``, ``norms`` and ``arguments`` are keyed by group name. ``units`` are (n_units, unit) channel
+    indices that leave together: a head's channels, or one channel of each group of a grouped convolution. ``vanishing``
+    names the groups that may keep no channels.
     """
 
     network: NetworkSpec
@@ -109,6 +125,7 @@ class Trace:
     norms: Mapping[str, tuple[NormSlice, ...]] = field(default_factory=dict)
     attributes: tuple[WidthAttribute, ...] = ()
     vanishing: Mapping[str, Vanishing] = field(default_factory=dict)
+    arguments: Mapping[str, tuple[ArgumentSlice, ...]] = field(default_factory=dict)
 
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
@@ -123,6 +140,7 @@ class Trace:
             {name: value for name, value in self.norms.items() if name in names},
             tuple(a for a in self.attributes if a.group in names),
             {name: value for name, value in self.vanishing.items() if name in names},
+            {name: value for name, value in self.arguments.items() if name in names},
         )
 
     def reason(self, layer: str) -> str:
@@ -176,6 +194,7 @@ def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
         trace.skipped,
         {n: _norms_of(trace, groups) if n == first else s for n, s in trace.norms.items() if n not in others},
         tuple(dict.fromkeys(attributes)),
+        arguments={name: value for name, value in trace.arguments.items() if name not in {first, *others}},
     )
 
 

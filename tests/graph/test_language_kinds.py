@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amcsearch.core import LayerKind, LayerSpec, PruningPolicy
 from amcsearch.costs.compute import macs
-from amcsearch.graph import Batch, Trace, masked, remove, trace
+from amcsearch.graph import Batch, Trace, masked, remove, renumbered, trace
 from amcsearch.runtime import OnnxModule, exported
 
 TOKENS, WIDTH, HEADS, EACH = 6, 6, 4, 3
@@ -255,6 +255,35 @@ class ScaledByLargest(Net):
         return joined((shares / shares.sum(-2).max()) @ v + self.conv(v))
 
 
+class Sloped(nn.Module):
+    """Attention that is given a tensor of all heads, computed from their number, beside its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.num_heads, self.out = nn.Linear(8, 3 * HEADS * EACH), HEADS, nn.Linear(HEADS * EACH, 8)
+
+    def forward(self, x: Tensor, slopes: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).unflatten(-1, (self.num_heads, 3, EACH)).unbind(-2))
+        scores = (slopes + q.flatten(0, 1) @ k.flatten(0, 1).mT).softmax(-1)
+        return self.out(joined((scores @ v.flatten(0, 1)).unflatten(0, (len(x), -1))))
+
+
+class Slopes(nn.Module):
+    """Slopes of positions (N x heads, 1, T), which are others where there are fewer heads (ALiBi)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.last, self.head = nn.Linear(WIDTH, 8), Sloped(), Sloped(), nn.Linear(8, 2)
+        self.num_heads = HEADS
+
+    def forward(self, x: Tensor) -> Tensor:
+        slopes = 2.0 ** -torch.arange(1, self.num_heads + 1) * 4 / self.num_heads
+        slopes = (slopes[:, None, None] * torch.arange(TOKENS)).repeat(len(x), 1, 1)
+        x = self.embed(x)
+        x = x + self.first(x, slopes)
+        return self.head((x + self.last(x, slopes=slopes)).mean(1))
+
+
 class GroupedExperts(nn.Module):
     """Rows of tokens, sorted by expert, by one product of all experts."""
 
@@ -409,6 +438,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
         [STREAM, ("packed.0", 8, 2), ("proj.weight", 8, 1)],
     ),
     "scores by the largest of all heads": (ScaledByLargest, [STREAM, ("q", 12, 3)]),
+    "slopes computed from the number of heads": (Slopes, [STREAM, ("first.qkv", 12, 3)]),
     "grouped rows of experts": (GroupedExperts, [("embed", 8, 4), ("up", 12, 4)]),
     "a vector at a mask": (VectorAtAMask, [STREAM, ("inside", 12, 1)]),
     "tokens written one by one": (WrittenByToken, [STREAM, ("k", 12, 1)]),
@@ -492,6 +522,17 @@ def test_a_configuration_keeps_its_count_where_another_module_reads_it() -> None
     found = trace(model, torch.randn(1, TOKENS, WIDTH))
     small = remove(model, found, {"qkv": np.arange(6)})
     assert (small.config.num_attention_heads, model.config.num_attention_heads) == (2, HEADS)
+
+
+def test_a_tensor_of_all_heads_is_cut_for_each_sample_and_again_in_a_smaller_network() -> None:
+    """Heads 0, 2 and 3 of four, then the first and last of those; two samples lie behind one another in a dimension."""
+    model = Slopes().eval()
+    found = trace(model, torch.randn(1, TOKENS, WIDTH))
+    three, two = np.r_[0:3, 6:12], np.r_[0:3, 6:9]
+    once, smaller = remove(model, found, {"first.qkv": three}), renumbered(found, {"first.qkv": three})
+    again, x = remove(once, smaller, {"first.qkv": two}), torch.randn(2, TOKENS, WIDTH)
+    with torch.no_grad(), masked(model, found, {"first.qkv": three[two]}):
+        torch.testing.assert_close(again(x), model(x))
 
 
 @pytest.mark.parametrize(

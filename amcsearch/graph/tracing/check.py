@@ -5,10 +5,11 @@ fails are the groups at fault looked for: those with layers in the module whose 
 differ, by halves: n groups of which k are wrong take about 2 k log2(n) runs. The model's vectors (norms, biases, layer
 scales) are drawn at random in a copy, because a vector of zeros would make a wrong removal look right.
 
-A group that fails alone gets two more chances. Integers of plain code that equal its width fall with it. And it is
+A group that fails alone gets three more chances. Integers of plain code that equal its width fall with it. And it is
 joined with the groups of as many channels that read it or are read by it: code that takes the width of its input for
 that of its heads (``reshape(n, t, heads, c // heads)``) or of a part (``split([c, c, levels])``) keeps working as long
-as all of them lose as many channels.
+as all of them lose as many channels. And a tensor that its modules are given (slopes of positions that are computed
+from the number of heads) keeps its width, and is cut where it is given.
 """
 
 import traceback
@@ -23,25 +24,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.core import (
-    ChannelGroup,
-    Coupling,
-    LayerKind,
-    LayerSpec,
-    NetworkSpec,
-    PruningPolicy,
-    Side,
-    Stored,
-    described,
-)
+from amcsearch.core import ChannelGroup, LayerKind, LayerSpec, NetworkSpec, PruningPolicy, Side, Stored, described
 from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.masks import masked
 from amcsearch.graph.removal import duplicate, remove
-from amcsearch.graph.slices import Kept, Trace, WidthAttribute, joined
+from amcsearch.graph.slices import Kept, Trace, joined
 from amcsearch.graph.tracing.branches import Decisions, OtherSide
 from amcsearch.graph.tracing.grouping import OUTPUT
-from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.recorder import observe
+from amcsearch.graph.tracing.width_attributes import stated, with_arguments
 
 __all__ = ["FailedRunError", "Runs", "difference", "lively", "some_units", "verified"]
 
@@ -114,7 +105,8 @@ class _Check:
 
     def _try(self, name: str) -> None:
         """Decide about one group."""
-        if self._open([name]) and not self._passes(name) and not self._passes_joined(name):
+        ways = (self._passes, self._passes_joined, self._passes_given)
+        if self._open([name]) and not any(passes(name) for passes in ways):
             alone, reason = self._failure([name]), self.failed[name]
             self.lost[name] = alone.reason if alone is not None else f"clashes with another group: {reason}"
 
@@ -133,10 +125,10 @@ class _Check:
             return False
         before, names = self.trace, [*self.accepted, name]
         first = failure = self._failure(names)
-        while failure is not None and (attributes := _stated(self.model, self.trace, name, failure.modules)):
+        while failure is not None and (attributes := stated(self.model, self.trace, name, failure.modules)):
             self.trace = replace(self.trace, attributes=(*self.trace.attributes, *attributes))
             failure = self._failure(names)
-        if failure is not None and (attributes := _stated(self.model, before, name, None)):
+        if failure is not None and (attributes := stated(self.model, before, name, None)):
             self.trace = replace(before, attributes=(*before.attributes, *attributes))
             failure = self._failure(names)
         if failure is None:
@@ -160,6 +152,17 @@ class _Check:
         for choice in islice(choices, _JOINTS):
             if self._passes_as_one([name, *(partner for role in choice for partner in roles[role])]):
                 return True
+        return False
+
+    def _passes_given(self, name: str) -> bool:
+        """Accept a group if it passes once tensors that its modules are given at full width are cut there."""
+        before = self.trace
+        for choice in islice(with_arguments(self.model, before, name, self.runs.batch), _JOINTS):
+            self.trace = choice
+            if self._failure([*self.accepted, name]) is None:
+                self.accepted.append(name)
+                return True
+        self.trace = before
         return False
 
     def _passes_as_one(self, names: Sequence[str]) -> bool:
@@ -219,33 +222,6 @@ def _modules_of(model: nn.Module, error: BaseException | None) -> tuple[str, ...
     frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
     running = [names[id(frame.f_locals["self"])] for frame, _ in frames if id(frame.f_locals.get("self")) in names]
     return tuple(dict.fromkeys(reversed(running)))
-
-
-def _stated(model: nn.Module, trace: Trace, name: str, modules: Sequence[str] | None) -> list[WidthAttribute]:
-    """Integers that equal a width of a group, in the first of some modules that has any.
-
-    With None: those of all modules that equal the width of the layer that writes it.
-    """
-    group = next(group for group in trace.network.groups if group.name == name)
-    widths: dict[int, Coupling] = {}
-    for coupling in sorted(group.couplings, key=lambda coupling: coupling.side is not Side.OUT):
-        if coupling.removed <= coupling.factor:  # numbers of heads are known by their names
-            widths.setdefault(group.channels * coupling.factor // coupling.removed, coupling)
-    known = {(a.module, a.attribute) for a in trace.attributes if a.group == name}
-    held = dict(model.named_modules())
-    entries = []
-    for path in held if modules is None else modules:
-        if layer_type(held[path]) is not None or isinstance(held[path], nn.RNNBase):
-            continue
-        entries += [
-            WidthAttribute(path, attribute, name, widths[value].factor, widths[value].removed)
-            for attribute, value in vars(held[path]).items()
-            if type(value) is int and value in widths and not attribute.startswith("_")
-            if (path, attribute) not in known and (modules is not None or value == next(iter(widths)))
-        ]
-        if entries and modules is not None:
-            break
-    return entries
 
 
 def _partners(network: NetworkSpec, name: str) -> list[str]:

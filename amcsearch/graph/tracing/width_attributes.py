@@ -1,24 +1,32 @@
 """Attributes of modules that state a width: integers of Python code that must fall with the channels of a group.
 
+So do tensors that modules are given, which are cut there (``with_arguments``).
+
 Modules of a known type say which they have. For other code an integer counts where it says the size of something that
 shrinks: the number of heads where a view makes a grid of heads, the length of a part where code cuts a tensor, a width
 of a weight in the module that holds it. Whether the right ones fall is found by experiment (``trace``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amcsearch.graph.slices import WidthAttribute
+from amcsearch.core import Coupling, Side
+from amcsearch.graph.batch import Batch
+from amcsearch.graph.slices import ArgumentSlice, Trace, WidthAttribute
 from amcsearch.graph.tracing.flow import Cut, Split
 from amcsearch.graph.tracing.grouping import RawGroup
 from amcsearch.graph.tracing.labels import Axis, small
 from amcsearch.graph.tracing.layer_types import layer_type
 
-__all__ = ["CodeWidths"]
+__all__ = ["CodeWidths", "stated", "with_arguments"]
 
 _HEADS: Final = frozenset({"nhead", "num_head", "n_head", "heads", "n_kv_head", "n_groups"})
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -155,3 +163,71 @@ def _counts_heads(attribute: str) -> bool:
     """Whether an integer says how many heads there are: ``num_heads``, ``config.encoder_num_key_value_heads``, …"""
     name = attribute.rpartition(".")[2]
     return name in _HEADS or name.endswith("_heads")
+
+
+def stated(model: nn.Module, trace: Trace, name: str, modules: Sequence[str] | None) -> list[WidthAttribute]:
+    """Integers that equal a width of a group, in the first of some modules that has any.
+
+    With None: those of all modules that equal the width of the layer that writes it.
+    """
+    group = next(group for group in trace.network.groups if group.name == name)
+    widths: dict[int, Coupling] = {}
+    for coupling in sorted(group.couplings, key=lambda coupling: coupling.side is not Side.OUT):
+        if coupling.removed <= coupling.factor:  # numbers of heads are known by their names
+            widths.setdefault(group.channels * coupling.factor // coupling.removed, coupling)
+    known = {(a.module, a.attribute) for a in trace.attributes if a.group == name}
+    held = dict(model.named_modules())
+    entries = []
+    for path in held if modules is None else modules:
+        if layer_type(held[path]) is not None or isinstance(held[path], nn.RNNBase):
+            continue
+        entries += [
+            WidthAttribute(path, attribute, name, widths[value].factor, widths[value].removed)
+            for attribute, value in vars(held[path]).items()
+            if type(value) is int and value in widths and not attribute.startswith("_")
+            if (path, attribute) not in known and (modules is not None or value == next(iter(widths)))
+        ]
+        if entries and modules is not None:
+            break
+    return entries
+
+
+def with_arguments(model: nn.Module, trace: Trace, name: str, batch: Batch) -> Iterator[Trace]:
+    """Yield traces in which a tensor is cut where modules that hold layers of a group are given it.
+
+    One of its dimensions is as long as the group has units. It keeps that width where it is made: integers of modules
+    around them stay. Tensors of one shape, such as one given to every block, are cut together.
+    """
+    group = next(group for group in trace.network.groups if group.name == name)
+    holders = dict.fromkeys(coupling.layer.rpartition(".")[0] for coupling in group.couplings)
+    units = trace.units[name]
+    positions = np.empty((group.channels, 1), dtype=np.int64)
+    positions[units.ravel(), 0] = np.repeat(np.arange(len(units)), units.shape[1])
+    arguments: dict[tuple[torch.Size, int], list[ArgumentSlice]] = {}
+    for path, key, tensor in _arguments(model, [path for path in holders if path], batch):
+        for dim in [d for d, size in enumerate(tensor.shape) if size == len(units)]:
+            arguments.setdefault((tensor.shape, dim), []).append(ArgumentSlice(path, key, dim, len(units), positions))
+    for slices in arguments.values():
+        paths = tuple(part.module for part in slices)
+        kept = (
+            a for a in trace.attributes if a.group != name or f"{a.module}.".startswith(tuple(f"{p}." for p in paths))
+        )
+        yield replace(trace, attributes=tuple(kept), arguments={**trace.arguments, name: tuple(slices)})
+
+
+def _arguments(model: nn.Module, paths: Sequence[str], batch: Batch) -> list[tuple[str, str | int, Tensor]]:
+    """The floating-point tensors that some modules are given when they first run, with their keywords or numbers."""
+    modules, given = dict(model.named_modules()), list[tuple[str, str | int, Tensor]]()
+
+    def hear(path: str, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        if all(path != known for known, _, _ in given):
+            pairs: list[tuple[str | int, object]] = [*enumerate(args), *kwargs.items()]
+            given.extend((path, key, x) for key, x in pairs if isinstance(x, Tensor) and x.is_floating_point())
+
+    with ExitStack() as stack, torch.no_grad():
+        for path in paths:
+            if path in modules:
+                hook = modules[path].register_forward_pre_hook(partial(hear, path), with_kwargs=True)
+                stack.callback(hook.remove)
+        batch.through(model)
+    return given
