@@ -4,7 +4,8 @@ The dense module is deep-copied with a memo that already maps every sliced tenso
 are cut are never copied whole, and the two modules share nothing. ``duplicate`` is that copy, several times faster than
 ``copy.deepcopy``, because the search makes one for every evaluation: plain values, empty hook tables and tensors are
 copied directly; whatever else a module holds, and modules that define their own copying, go through ``copy.deepcopy``
-with the same memo.
+with the same memo. Functions that close over modules are made anew over the copies, which ``copy.deepcopy`` does not
+do: a copy would run layers of the module that it was made of.
 
 ``renumbered`` gives the trace of the smaller module: the same groups, with channels and positions counted anew. Tracing
 it again gives the same trace with one exception. A group cut to its last unit would be missing, because channels that
@@ -15,6 +16,7 @@ import copy
 import types
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -42,7 +44,7 @@ __all__ = [
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _ATOMIC = {int, float, str, bool, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size, torch.layout}
-_ATOMIC |= {types.FunctionType, types.BuiltinFunctionType}
+_ATOMIC |= {types.BuiltinFunctionType}
 _OWN_COPYING = ("__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 
 
@@ -61,6 +63,8 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
+    if kind is types.FunctionType:
+        return _copy_function(value, memo)
     if kind is dict or kind is OrderedDict:
         return _copy_mapping(value, memo)
     if kind is list:
@@ -77,6 +81,50 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module) and _is_plain(kind):
         return _copy_module(value, memo)
     return copy.deepcopy(value, memo)
+
+
+def _copy_function(value: types.FunctionType, memo: dict[int, Any]) -> Any:
+    """Return the function itself, but one that closes over modules or tensors as a function of their copies.
+
+    What ``torch.compile`` made of a method is copied as the method: compiled, it would run that of the dense module.
+    """
+    compiled = getattr(value, "_torchdynamo_orig_callable", None)
+    if compiled is not None:
+        return _copy(compiled, memo)
+    if not _closes_over_tensors(value, set()):
+        return value
+    cells = tuple(types.CellType() for _ in value.__closure__ or ())
+    copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    memo[id(value)] = copied
+    copied.__kwdefaults__ = value.__kwdefaults__
+    copied.__dict__.update(value.__dict__)
+    for new, cell in zip(cells, value.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a cell that is not filled yet
+            new.cell_contents = _copy(cell.cell_contents, memo)
+    return copied
+
+
+def _closes_over_tensors(value: object, visited: set[int]) -> bool:
+    """Whether a function (or what it closes over) holds modules, tensors, or methods of modules."""
+    if id(value) in visited:
+        return False
+    visited.add(id(value))
+    if isinstance(value, types.MethodType):
+        return isinstance(value.__self__, nn.Module)
+    if isinstance(value, types.FunctionType):
+        parts: Iterable[object] = value.__closure__ or ()
+        if hasattr(value, "_torchdynamo_orig_callable"):
+            return True
+    elif isinstance(value, types.CellType):
+        try:
+            parts = (value.cell_contents,)
+        except ValueError:
+            return False
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    else:
+        parts = value if isinstance(value, list | tuple) else ()
+    return isinstance(value, nn.Module | Tensor) or any(_closes_over_tensors(part, visited) for part in parts)
 
 
 def _copy_mapping(value: Any, memo: dict[int, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -79,3 +80,48 @@ def test_tensors_that_a_module_keeps_are_copied_without_their_graph() -> None:
         assert tensor is not y
         assert torch.equal(tensor, y)
     assert (copied["list"][1], copied["tuple"][1]) == (1, "a")  # type: ignore[index]
+
+
+class Closing(nn.Module):
+    """Runs its layer through functions that were made in ``__init__``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, table = nn.Linear(2, 2), {"bias": nn.Parameter(torch.ones(2))}
+        self.bias = table["bias"]
+        self.run = {
+            "lambda": lambda x: self.layer(x) + self.bias,
+            "list of methods": [self.inside],
+            "compiled method": torch.compile(self.inside, backend="eager"),
+            "function of a method": lambda x, inside=None: (lambda y: self.inside(y))(x),
+            "function of a table": lambda x: self.layer(x) + table["bias"],
+        }[how]
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.run[0] if isinstance(self.run, list) else self.run)(x)
+
+
+@pytest.mark.parametrize(
+    "how", ["lambda", "list of methods", "compiled method", "function of a method", "function of a table"]
+)
+def test_functions_that_close_over_the_module_run_the_copy(how: str) -> None:
+    model = Closing(how)
+    copied, x = duplicate(model), torch.ones(1, 2)
+    expected = model(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(copied(x), expected)
+    assert not model(x).any()
+
+
+def test_a_compiled_forward_is_copied_as_it_was_written() -> None:
+    model = nn.Linear(2, 2)
+    model.forward = torch.compile(model.forward, backend="eager")
+    copied, x = duplicate(model), torch.ones(1, 2)
+    expected = model(x)
+    nn.init.zeros_(model.weight)
+    assert torch.equal(copied(x), expected)
