@@ -68,26 +68,28 @@ class Patches(Dataset[tuple[Tensor, int]]):
 
 
 def patches(
-    folder: str = "pictures", train: int = 4096, test: int = 512, size: int = 224, seed: int = 0
+    folder: str = "pictures", train: int = 4096, search: int = 512, test: int = 512, size: int = 224, seed: int = 0
 ) -> dict[str, Dataset[tuple[Tensor, int]]]:
-    """Return patches of ``size`` x ``size`` for training, and for the test patches of other pictures.
+    """Return patches of ``size`` x ``size``; those of ``search`` and of ``test`` are cut from pictures of their own.
+
+    Patches of one picture are much alike: a network that learned some of them would seem to know the others.
 
     Raises:
-        FileNotFoundError: fewer than four pictures in the folder.
+        FileNotFoundError: fewer than six pictures in the folder.
     """
     pictures = picture_files(Path(folder))
-    if len(pictures) < 4:
+    if len(pictures) < 6:
         raise FileNotFoundError(
-            f"{folder}: {len(pictures)} pictures of at least {LEAST_SIDE} pixels, must be at least 4; "
+            f"{folder}: {len(pictures)} pictures of at least {LEAST_SIDE} pixels, must be at least 6; "
             "the first lines of examples/efficientnet_lite.py say where to get some"
         )
     order = np.random.default_rng(seed).permutation(len(pictures))
-    held_out = max(1, len(pictures) // 4)
-    shares = {"test": order[:held_out], "train": order[held_out:]}
-    counts = {"test": test, "train": train}
+    tested, judged = np.cumsum([len(pictures) // 4 or 1, len(pictures) // 6])
+    shares = {"train": order[judged:], "test": order[:tested], "search": order[tested:judged]}
+    counts = {"train": train, "test": test, "search": search}
     return {
         split: Patches([pictures[i] for i in shares[split]], counts[split], size, seed + number)
-        for number, split in enumerate(("train", "test"))
+        for number, split in enumerate(shares)
     }
 
 

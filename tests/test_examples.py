@@ -216,22 +216,21 @@ def write_picture(path: Path, width: int, height: int, colour: tuple[int, int, i
 
 
 def test_patches_of_photographs_are_the_same_at_every_reading_and_held_out_by_picture(tmp_path: Path) -> None:
-    for number in range(4):
-        write_picture(tmp_path / f"p{number}" / "1600x1200.jpg", 1600, 1200, (60 * number, 0, 0))
+    for number in range(6):
+        write_picture(tmp_path / f"p{number}" / "1600x1200.jpg", 1600, 1200, (40 * number, 0, 0))
         write_picture(tmp_path / f"p{number}" / "800x600.jpg", 800, 600, (0, 0, 255))  # a smaller copy
     write_picture(tmp_path / "icon.jpg", 64, 64, (0, 255, 0))
-    splits = example("efficientnet_lite").patches(str(tmp_path), train=9, test=4, size=32)
-    assert [len(splits["train"]), len(splits["test"])] == [9, 4]
+    splits = example("efficientnet_lite").patches(str(tmp_path), train=9, search=5, test=4, size=32)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 9, "search": 5, "test": 4}
     image, label = splits["train"][5]
     assert (tuple(image.shape), label) == ((3, 32, 32), -100)
     assert torch.equal(image, splits["train"][5][0])
     # one colour a picture: red channels say which pictures a split is cut from
     reds = {split: {round(float(data[i][0][0].mean()), 1) for i in range(len(data))} for split, data in splits.items()}
-    assert len(reds["train"]) == 3
-    assert len(reds["test"]) == 1
-    assert not reds["train"] & reds["test"]
+    assert {split: len(colours) for split, colours in reds.items()} == {"train": 4, "search": 1, "test": 1}
+    assert len(set.union(*reds.values())) == 6
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="0 pictures of at least 600 pixels, must be at least 4"):
+    with pytest.raises(FileNotFoundError, match="0 pictures of at least 600 pixels, must be at least 6"):
         example("efficientnet_lite").patches(str(tmp_path))
