@@ -12,7 +12,7 @@ A batch is priced table by table, so that the table at hand stays within the cac
 Entries are asked of the cost models when first needed, once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -113,6 +113,11 @@ class CostGrid:
         together = bool(n_in > 1 and np.array_equal(by_in, by_out))
         table = _WidthTable(replace(layer, name=""), step_in, step_out, n_in, n_out, together)
         return table, by_in if together else by_in * n_out + by_out
+
+    def only(self, names: Collection[str]) -> "CostGrid":
+        """Return a grid of some of the costs; others, which may take long, are not asked then."""
+        models = [model for model in self.models if model.name in names]
+        return self if len(models) == len(self.models) else CostGrid(self.network, models)
 
     def price(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Costs of a batch of policies: kept counts (P, G) → name → (P,).

@@ -206,10 +206,11 @@ class FeasibleSet:
             if name not in grid.names:
                 raise BadInputError(f"budget.{name}: nothing here predicts {name}; choose from {', '.join(grid.names)}")
         self.space, self.grid, self.budget = space, grid, budget
+        self._limited = grid.only(budget.limits)
         self._sizes = np.array([len(choices) for choices in space.choices], dtype=np.int64)
         self._completions = space.floor[None, :]
         if budget.limits:
-            self._completions = cheapest_policies(space, grid.price, budget.limits)
+            self._completions = cheapest_policies(space, self._limited.price, budget.limits)
         feasible = self.contains(self._completions)
         if not feasible.any():
             raise InfeasibleBudgetError(self._why_infeasible())
@@ -219,7 +220,7 @@ class FeasibleSet:
         """Worst cost as a share of its limit for kept counts (P, G): (P,); 0 where nothing is limited."""
         if not self.budget.limits:
             return np.zeros(len(kept))
-        return overshoot(self.grid.price(kept), self.budget.limits)
+        return overshoot(self._limited.price(kept), self.budget.limits)
 
     def contains(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which policies (P, G) are within every limit: (P,); whether counts are on the grid is not asked."""

@@ -1,6 +1,6 @@
 """Budgets: limits by hand, then no dead end and no overshoot on random networks with staircase costs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ class FunctionGrid:
     def __init__(self, functions: Mapping[str, Callable[[NDArray[np.int64]], NDArray[np.float64]]]) -> None:
         self.functions = functions
         self.names = tuple(functions)
+
+    def only(self, names: Collection[str]) -> "FunctionGrid":
+        return FunctionGrid({name: function for name, function in self.functions.items() if name in names})
 
     def price(self, kept: NDArray[np.int64]) -> Prices:
         return {name: np.asarray(function(kept), dtype=np.float64) for name, function in self.functions.items()}

@@ -298,7 +298,7 @@ class Flow(OperationMode):
 
     def combined(self, operands: Sequence[Tensor], reason: str) -> list[Tensor]:
         """Tie what an element-wise operation combines; return the labels of its result, small, of the result's rank."""
-        shape = torch.broadcast_shapes(*(x.shape for x in operands))  # type: ignore[no-untyped-call]  # as above
+        shape = np.broadcast_shapes(*(x.shape for x in operands))  # torch's imports sympy: half a second
         # what is repeated without a copy (expanded to as many heads) has no size of its own
         sizes = [(1,) * (len(shape) - operand.ndim) + tuple(small(operand).shape) for operand in operands]
         layers = [[_of_rank(small(label), len(shape)) for label in self.labels(operand)] for operand in operands]
