@@ -102,6 +102,7 @@ class Evaluator:
         self.calibration = None if calibration is None else _placed(calibration, torch_device)
         self.search = _placed(search, torch_device)
         self._judge: Judge | None = None
+        self._cuts = True
 
     @property
     def recalibrates(self) -> bool:
@@ -131,6 +132,12 @@ class Evaluator:
         evaluator.calibration, evaluator.reconstruction, evaluator.means, evaluator._judge = None, None, None, None
         return evaluator
 
+    def closed(self) -> "Evaluator":
+        """The same evaluator without what refits a network, which may take gigabytes: it cuts no more of them."""
+        evaluator = self.bare()
+        evaluator.calibration, evaluator._cuts = self.calibration, False
+        return evaluator
+
     def evaluate(self, policy: PruningPolicy, incumbent: Incumbent | None = None) -> Evaluation:
         """Return loss and metric of the policy on the search split; a loss that is not finite is returned as it is.
 
@@ -152,6 +159,7 @@ class Evaluator:
         Raises:
             BadInputError: the policy does not fit the network.
         """
+        assert self._cuts, "a closed evaluator cuts no network; cut it before"
         kept = keep(self.trace, self.ranking, policy)
         smaller = _channels_last(remove(self.model, self.trace, kept).eval())
         if self.reconstruction is not None:

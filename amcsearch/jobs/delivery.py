@@ -6,7 +6,7 @@ for a few epochs, and the best of them on the search split is chosen.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -256,6 +256,18 @@ class Exports:
         if policy not in self._pruned:
             self._pruned[policy] = self.job.evaluator.pruned(policy)
         return self._pruned[policy]
+
+    def cut(self, policies: Iterable[PruningPolicy]) -> Job:
+        """Cut the networks of policies now; no other is cut after that.
+
+        Returns:
+            The job without the statistics of the refit. They are freed once nobody holds the job as it was, so what
+            is trained after that has their memory.
+        """
+        for policy in policies:
+            self.pruned(policy)
+        self.job = replace(self.job, evaluator=self.job.evaluator.closed())
+        return self.job
 
     def in_float32(self, model: nn.Module) -> bytes:
         """Return a network as a file of the device's batch, an ONNX file as ``device.export`` says."""

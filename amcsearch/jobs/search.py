@@ -6,7 +6,7 @@ baseline go through one door, at equal evaluations.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, settings_kept
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, settings_kept
 from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
@@ -24,7 +24,7 @@ from amcsearch.jobs.measuring import is_awaited
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SearchResult, deliver
 from amcsearch.jobs.setup import Job, assemble
-from amcsearch.jobs.summary import describe_search
+from amcsearch.jobs.summary import Origin, describe_search
 from amcsearch.jobs.task import check_objectives
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
 from amcsearch.runs import RunFolder
@@ -105,8 +105,12 @@ def search_evaluator(job: Job, observer: Observer) -> tuple[Evaluator, bool]:
 
 def _run_agents(
     job: Job, run: RunFolder, observer: Observer, engine: Engine, storage: str | None
-) -> tuple[Study, Study | None]:
+) -> tuple[Sequence[Trial], Origin]:
     """Run the agent, then the baseline; every trial is stored before the next begins.
+
+    Returns:
+        The trials that finalists are chosen from, and how they came about. Nothing here holds a study or what
+        evaluates any longer: a training that follows needs their memory.
 
     Raises:
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
@@ -126,7 +130,9 @@ def _run_agents(
         if studies:
             run.write_trials(trial for study in studies for trial in study.trials)
             run.write_pareto(studies[0].front)
-    return studies[0], studies[1] if len(studies) > 1 else None
+    study, baseline = studies[0], studies[1] if len(studies) > 1 else None
+    trials = study.front if job.config.search.objectives else study.trials
+    return trials, describe_search(study, baseline)
 
 
 def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_baseline: bool = False) -> None:
@@ -327,15 +333,15 @@ def search(
     check = partial(check_fits, config, engine=engine)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
-        study, baseline = _run_agents(job, run, observer, engine, storage)
+        trials, described = _run_agents(job, run, observer, engine, storage)
     exports = Exports(job)
     what = "Choosing the best policies by prediction" if is_awaited(config) else "Measuring the best policies"
     with phases("finalists", f"{what}, beside the dense network"):
-        trials = study.front if config.search.objectives else study.trials
         limit_ms = job.device.feasible.budget.limits.get("latency_ms")
         finalists = measure_finalists(
             trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure
         )
+        job = exports.cut(finalist.trial.policy for finalist in finalists)
         file = StateFile(run.finalists_state)
         finalists = train_finalists(job, finalists, exports, _bound_reward(job), observer, file)
-    return deliver(job, run, phases, finalists, exports, describe_search(study, baseline))
+    return deliver(job, run, phases, finalists, exports, described)

@@ -223,7 +223,9 @@ def _deliver_other(
     notes = tuple(text for text in summary.warnings if text not in known)
     origin = Origin(summary.agent, summary.baseline, summary.evaluations, (), summary.goal)
     priced = [_priced(each, job.device.grid.cost(each.trial.policy)) for each in finalists]
-    deliver(job, run, phases, priced, Exports(job), origin, is_measured=True)
+    exports = Exports(job)
+    job = exports.cut([chosen.trial.policy])
+    deliver(job, run, phases, priced, exports, origin, is_measured=True)
     delivered = run.read_summary()
     assert isinstance(delivered, Summary)
     warnings = tuple(dict.fromkeys((*delivered.warnings, *notes)))

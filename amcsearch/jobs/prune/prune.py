@@ -54,6 +54,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
             run.write_trials([trial])
             run.write_pareto([trial])
         finalists = measure_finalists([trial], 1, job.device.limit("latency_ms"), None, exports.measure)
+        job = exports.cut([proposal.policy])
 
     def origin(pruned: nn.Module, tuned: nn.Module) -> Origin:
         return describe_proposal(with_rounds(proposal, rounds, job, (pruned, tuned)))
