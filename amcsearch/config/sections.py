@@ -117,6 +117,9 @@ class FinetuneConfig(RecipeConfig):
     distillation: Distillation | None = Distillation()
     keep: Literal["best", "last"] = "best"
     """``best``: the epoch that does best on the search split, the network before fine-tuning among them; ``last``."""
+    batch_norm: Literal["auto", "train", "freeze"] = "auto"
+    """Running statistics of batch norms: ``train`` normalises by each batch and follows it, ``freeze`` keeps them while
+    weights train. auto: freeze where ``recovery.bn_recalibration`` leaves them too, or ``batch_size`` is below 16."""
     patience: Count | None = None
     """Ends the training after so many epochs in a row that gave no better network on the search split; null: never."""
 

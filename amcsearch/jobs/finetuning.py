@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final, Literal
 
 from torch import nn
 
@@ -46,6 +47,9 @@ __all__ = [
     "steps_that_diverge",
 ]
 
+FEWEST: Final = 16
+"""Samples of a batch by which batch norms normalise; fewer say too little of all."""
+
 
 def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[TrainingRecipe, int]:
     """Return the training loop's recipe for ``recovery.finetune`` or a share of it, and the epoch that comes first.
@@ -56,15 +60,23 @@ def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[Tr
     original = config.model.pretrain
     if recipe is None:
         return TrainingRecipe(0, 1.0), 0
+    batch_norm = _batch_norm(config, recipe)
     if recipe.schedule != "rewound":
-        return training_recipe(recipe), 0
+        return replace(training_recipe(recipe), batch_norm=batch_norm), 0
     if original is None or original.epochs < recipe.epochs:
         length = "null" if original is None else f"{original.epochs} epochs"
         raise BadInputError(
             f"recovery.finetune.schedule = 'rewound' replays the last {recipe.epochs} epochs of model.pretrain, which "
             f"is {length}; choose cosine or constant, or fewer epochs"
         )
-    return training_recipe(original), original.epochs - recipe.epochs
+    return replace(training_recipe(original), batch_norm=batch_norm), original.epochs - recipe.epochs
+
+
+def _batch_norm(config: Config, finetune: FinetuneConfig) -> Literal["train", "freeze"]:
+    """What becomes of the statistics of batch norms: as configured, or ``auto`` as its key says."""
+    if finetune.batch_norm != "auto":
+        return finetune.batch_norm
+    return "freeze" if not config.recovery.bn_recalibration or finetune.batch_size < FEWEST else "train"
 
 
 def check_trainings(config: Config, given: InMemory, *, sparsifies: bool = False) -> None:
@@ -132,7 +144,7 @@ def fine_tune(
 
 
 def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemory = CONFIGURED) -> None:
-    """Train ``model`` in place for one epoch as ``recovery.finetune`` would.
+    """Compute the gradients of a batch of the training split as ``recovery.finetune`` would.
 
     Nothing where it is null, or where a training of the user's own takes its place.
 
@@ -146,7 +158,7 @@ def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemo
     if first_epoch < recipe.epochs:
         check_trainable(model, "recovery.finetune")
         with diverging("recovery.finetune"):
-            _fit(config, finetune, workload)(model, workload.splits.train, replace(recipe, epochs=1))
+            _fit(config, finetune, workload)(model, workload.splits.train, recipe, updates=False)
 
 
 def steps_that_diverge(
@@ -159,7 +171,8 @@ def steps_that_diverge(
     finetune = config.recovery.finetune
     if finetune is None or user_training(config, given) is not None or finetune.schedule == "rewound":
         return None
-    recipe = replace(training_recipe(finetune), schedule="constant", warmup_epochs=0, warmup_steps=None, max_shift=0)
+    recipe, _ = finetuning_recipe(config, finetune)
+    recipe = replace(recipe, schedule="constant", warmup_epochs=0, warmup_steps=None, max_shift=0)
     samples = length(workload.splits.train, "train")
     if recipe.epochs == 0:
         return None

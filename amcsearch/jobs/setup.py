@@ -164,6 +164,9 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
             config, evaluator_of(config, workload, choice), pruned_policy(workload, prepared.device)
         )
         dense = evaluator.evaluate(workload.trace.network.dense)
+    if evaluator.calibration is None:  # what was found for auto holds for the fine-tuning too
+        recovery = config.recovery.model_copy(update={"bn_recalibration": False})
+        config = config.model_copy(update={"recovery": recovery})
     if not math.isfinite(dense.loss):
         raise BadInputError(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "

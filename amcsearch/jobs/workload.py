@@ -140,8 +140,9 @@ def cache_folder() -> Path:
 
 
 def training_recipe(config: RecipeConfig) -> TrainingRecipe:
-    """Return the training loop's recipe for a section of the configuration."""
-    return TrainingRecipe(**{field.name: getattr(config, field.name) for field in fields(TrainingRecipe)})
+    """Return the training loop's recipe for a section of the configuration, in which batch norms follow the batches."""
+    names = type(config).model_fields.keys() & {field.name for field in fields(TrainingRecipe)}
+    return TrainingRecipe(**{name: getattr(config, name) for name in names - {"batch_norm"}})  # which may be auto
 
 
 def load_workload(

@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,17 @@ from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, length
 from amcsearch.training.task import Guess, Task
 from amcsearch.training.tasks.class_ids import Classification
-from amcsearch.training.updates import Averages, LossScale, check_recipe, clip, make_optimizer, precision_of
+from amcsearch.training.updates import (
+    Averages,
+    LossScale,
+    check_recipe,
+    check_weights,
+    clip,
+    freeze_statistics,
+    largest,
+    make_optimizer,
+    precision_of,
+)
 
 __all__ = ["CLASS_IDS", "Augmentation", "Progress", "evaluate", "fit", "guess_on", "random_shift"]
 
@@ -59,8 +71,6 @@ CLASS_IDS: Final = Classification()
 Augmentation = Callable[[Batch], Batch]
 """Changes a batch of the training split, on the CPU: random numbers of torch, numpy and Python repeat by the seed."""
 
-MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
-
 
 def fit(
     model: nn.Module,
@@ -79,6 +89,7 @@ def fit(
     augmentation: Augmentation | None = None,
     watch: Watch | None = None,
     check: Callable[[nn.Module], None] | None = None,
+    updates: bool = True,
 ) -> list[float]:
     """Train ``model`` in place on the samples of a data set; it ends on ``torch_device`` in eval mode.
 
@@ -105,6 +116,7 @@ def fit(
         augmentation: changes every batch.
         watch: judges the network after every epoch; None keeps the last one.
         check: called with the network as the training left it, before the best one takes its place.
+        updates: false computes the gradients of one batch, and nothing else: does a training run at all?
 
     Returns:
         Mean loss of every epoch.
@@ -115,16 +127,18 @@ def fit(
     """
     check_recipe(recipe, torch_device, is_hooked=hook is not None and type(hook) is not PlainTraining)
     model.to(torch_device).train()
+    if recipe.batch_norm == "freeze":
+        freeze_statistics(model)
     make_channels_first(model)
     guide = duplicate(teacher).to(torch_device).eval() if teacher is not None else None
     objective = _Objective(task, recipe.label_smoothing, guide, distillation or Distillation())
     training = _Training(model, dataset, recipe, objective, hook or PlainTraining(), seed, torch_device, augmentation)
-    began = _largest(model)
+    began = largest(model)
     with seeded(seed):
-        losses = training.run(first_epoch, store, watch, progress)
+        losses = training.run(first_epoch, store, watch, progress) if updates else training.attempt()
     model.eval()
     if losses:
-        _check_weights(model, began, recipe, losses[-1])
+        check_weights(model, began, recipe, losses[-1])
         training.finish()
         if check is not None:
             check(model)
@@ -215,13 +229,25 @@ class _Training:
     ) -> None:
         self.model, self.recipe, self.seed, self.torch_device = model, recipe, seed, torch_device
         self.objective, self.hook, self.augmentation = objective, hook, augmentation
-        self.optimizer = make_optimizer(model, recipe)
         self.averages = None if recipe.ema is None else Averages(model, recipe.ema)
         self.scale = LossScale() if recipe.precision == "float16" else None
         self.generator = torch.Generator().manual_seed(seed)
         self.reader = TrainReader(dataset, seed, pinned=torch.device(torch_device).type == "cuda")
         self.count = length(dataset, "train")
         self.steps = recipe.steps(self.count)  # an epoch
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when it is first needed: torch imports its compiler then, for a second of processor time."""
+        return make_optimizer(self.model, self.recipe)
+
+    def attempt(self) -> list[float]:
+        """Compute the gradients of one batch; update only by sparse ones, which optimisers may refuse. No losses."""
+        rows = np.arange(min(self.recipe.batch_size, self.count))
+        self._gradients(self.reader.epoch([rows], 0), len(rows), 0)
+        if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
+            self.hook.update(self.optimizer, 0)
+        return []
 
     def run(
         self, first_epoch: int, store: StateStore | None, watch: Watch | None, progress: Progress | None
@@ -270,10 +296,19 @@ class _Training:
         return total / self.count
 
     def _step(self, batches: Iterable[Batch], samples: int, step: int, learning_rate: float) -> float:
-        """Follow the mean gradient of some samples, a batch at a time; return their mean loss."""
+        """Follow the mean gradient of some samples; return their mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
+        total = self._gradients(batches, samples, step)
+        if self._gradients_ready():
+            self.hook.update(self.optimizer, step)
+            if self.averages is not None:
+                self.averages.update(self.model)
+        return total
+
+    def _gradients(self, batches: Iterable[Batch], samples: int, step: int) -> float:
+        """Add up the mean gradient of some samples, a batch at a time; return their mean loss."""
         total, scale = 0.0, 1.0 if self.scale is None else self.scale.value
         for batch in map(self._prepared, batches):
             share = batch.size / samples
@@ -281,10 +316,6 @@ class _Training:
                 loss = self.objective(self.hook.forward(self.model, batch, step), batch)
             torch.autograd.backward((loss + self.hook.penalty()) * (share * scale))
             total += float(loss.detach()) * share
-        if self._gradients_ready():
-            self.hook.update(self.optimizer, step)
-            if self.averages is not None:
-                self.averages.update(self.model)
         return total
 
     def _prepared(self, batch: Batch) -> Batch:
@@ -356,21 +387,3 @@ def _check_finite(loss: float, epoch: int, learning_rate: float) -> None:
             f"loss is {loss} in epoch {epoch} at learning_rate = {learning_rate:.3g}, must be finite; "
             "lower the learning rate, lengthen the warm-up, or look for NaN in the data"
         )
-
-
-def _largest(model: nn.Module) -> float:
-    """Largest absolute value of a parameter; NaN where one is."""
-    peaks = [parameter.detach().abs().max() for parameter in model.parameters() if parameter.numel()]
-    return float(torch.stack([peak.double().cpu() for peak in peaks]).max()) if peaks else 0.0
-
-
-def _check_weights(model: nn.Module, began: float, recipe: TrainingRecipe, loss: float) -> None:
-    bad = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
-    ended, most = _largest(model), MOST_GROWTH * max(1.0, began)
-    if bad is None and ended <= most:
-        return
-    what = f"{bad} is not finite" if bad else f"the largest weight is {ended:.3g}, must be at most {most:.3g}"
-    raise DivergedError(
-        f"the training diverged in epoch {recipe.epochs}, whose mean loss was {loss:.4g}, at learning_rate = "
-        f"{recipe.learning_rate:.3g}: {what}; lower the learning rate, or lengthen the warm-up"
-    )

@@ -27,7 +27,8 @@ class TrainingRecipe:
     shortened to the length ``clip_norm``. Networks compute in ``precision`` (autocast), weights stay float32; float16
     needs CUDA. ``ema`` is the decay of an exponential moving average of the weights and buffers, which takes
     their place at the end. ``label_smoothing`` is for training without a teacher. ``max_shift`` moves images at random
-    by up to so many pixels.
+    by up to so many pixels. ``batch_norm: freeze`` leaves the running statistics of batch norms as they are and
+    normalises by them, while their scales and shifts are trained; ``train`` normalises by those of each batch.
 
     Raises:
         BadInputError: a value out of its bound.
@@ -49,6 +50,7 @@ class TrainingRecipe:
     ema: float | None = None
     label_smoothing: float = 0.0
     max_shift: int = 0
+    batch_norm: Literal["train", "freeze"] = "train"
 
     def __post_init__(self) -> None:
         bounds = {
@@ -68,6 +70,7 @@ class TrainingRecipe:
             "ema": (self.ema is None or 0.0 < self.ema < 1.0, "in (0, 1)"),
             "label_smoothing": (0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
             "max_shift": (self.max_shift >= 0, "at least 0"),
+            "batch_norm": (self.batch_norm in ("train", "freeze"), "train or freeze"),
         }
         for field, (holds, bound) in bounds.items():
             if not holds:

@@ -1,4 +1,4 @@
-"""Steps of an optimiser: groups of parameters, precision, clipped gradients, and averaged weights.
+"""Steps of an optimiser: groups of parameters, precision, clipped gradients, frozen statistics and averaged weights.
 
 scaled loss (float16)    dL'/dw = s · dL/dw;  a step with an infinite gradient is left out and s halved; after 2000
                          steps without one, s doubles (Micikevicius et al. 2018, arXiv 1710.03740)
@@ -13,14 +13,26 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, DivergedError
 from amcsearch.training.recipe import TrainingRecipe
 
-__all__ = ["Averages", "LossScale", "check_recipe", "clip", "make_optimizer", "precision_of"]
+__all__ = [
+    "Averages",
+    "LossScale",
+    "check_recipe",
+    "check_weights",
+    "clip",
+    "freeze_statistics",
+    "largest",
+    "make_optimizer",
+    "precision_of",
+]
 
 _GOOD_STEPS: Final = 2000
 _LEAST_SCALE: Final = 1.0
+MOST_GROWTH: Final = 1e3  # times the largest parameter before the training, or 1
 
 
 def check_recipe(recipe: TrainingRecipe, torch_device: str, *, is_hooked: bool = False) -> None:
@@ -80,6 +92,13 @@ def _spared(model: nn.Module, kinds: Iterable[str]) -> set[int]:
             if any(is_of[kind] for kind in kinds):
                 spared.add(id(parameter))
     return spared
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Let batch norms normalise by their running statistics, which stay as they are; other modules keep their modes."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.eval()
 
 
 def precision_of(recipe: TrainingRecipe, torch_device: str) -> AbstractContextManager[Any]:
@@ -156,3 +175,26 @@ class Averages:
             stored: Tensor = state["tensors"][name]
             tensor.copy_(stored)
         self.steps = int(state["steps"])
+
+
+def largest(model: nn.Module) -> float:
+    """Largest absolute value of a parameter; NaN where one is."""
+    peaks = [parameter.detach().abs().max() for parameter in model.parameters() if parameter.numel()]
+    return float(torch.stack([peak.double().cpu() for peak in peaks]).max()) if peaks else 0.0
+
+
+def check_weights(model: nn.Module, began: float, recipe: TrainingRecipe, loss: float) -> None:
+    """Refuse weights of a training that diverged; ``began`` is the largest one before it, ``loss`` the last epoch's.
+
+    Raises:
+        DivergedError: a parameter or buffer that is not finite, or a parameter that grew too large.
+    """
+    bad = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
+    ended, most = largest(model), MOST_GROWTH * max(1.0, began)
+    if bad is None and ended <= most:
+        return
+    what = f"{bad} is not finite" if bad else f"the largest weight is {ended:.3g}, must be at most {most:.3g}"
+    raise DivergedError(
+        f"the training diverged in epoch {recipe.epochs}, whose mean loss was {loss:.4g}, at learning_rate = "
+        f"{recipe.learning_rate:.3g}: {what}; lower the learning rate, or lengthen the warm-up"
+    )

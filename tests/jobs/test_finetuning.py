@@ -1,6 +1,7 @@
 """Fine-tuning by the configuration: the best epoch on the search split, its end, and its augmentation."""
 
 import copy
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+import amcsearch
 from amcsearch.config import Config, load
 from amcsearch.core.trial import Trial
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.workload import Workload, load_workload
-from amcsearch.training import batches_of, evaluate
+from amcsearch.recovery import Reconstruction
+from amcsearch.training import batches_of, evaluate, fit
 from amcsearch.training.resume import StateFile
 
 WriteConfig = Callable[..., Path]
@@ -37,6 +40,10 @@ class Told:
     def trial(self, trial: Trial, best: Trial | None, done: int, total: int) -> None: ...
 
     def progress(self, share: float, text: str) -> None: ...
+
+
+class Silent(Told):
+    def epoch(self, epoch: int, loss: float) -> None: ...
 
 
 @pytest.fixture
@@ -110,3 +117,51 @@ def test_an_augmentation_from_a_file_changes_the_training(
     assert not same(plain, mirrored)
     again, _ = tuned(write_config, workload, keep="last", augmentation=f"{tmp_path}/mine.py:mirror")
     assert same(mirrored, again)
+
+
+@pytest.mark.parametrize(
+    ("keys", "keeps"),
+    [
+        ({}, False),
+        ({"finetune.batch_size": 8}, True),
+        ({"finetune.batch_size": 8, "finetune.batch_norm": "train"}, False),
+        ({"finetune.batch_norm": "freeze"}, True),
+        ({"bn_recalibration": False}, True),
+    ],
+)
+def test_batch_norms_keep_their_statistics_where_batches_say_too_little(
+    write_config: WriteConfig, workload: Workload, keys: dict[str, object], keeps: bool
+) -> None:
+    settings = {"finetune.epochs": 1, "finetune.distillation": None, "finetune.keep": "last", **keys}
+    config = load(write_config(), keys={f"recovery.{key}": value for key, value in settings.items()})
+    model = copy.deepcopy(workload.model)
+    fine_tune(config, config.recovery.finetune, workload, model, Told())
+    pairs = zip(workload.model.named_buffers(), model.named_buffers(), strict=True)
+    assert all(torch.equal(before, after) for (_, before), (_, after) in pairs) is keeps
+    assert not same(workload.model, model)
+
+
+@pytest.mark.parametrize("verb", ["search", "prune"])
+def test_statistics_of_the_refit_are_gone_when_a_training_begins(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    made: list[weakref.ref[Reconstruction]] = []
+    alive: list[int] = []
+    begin = Reconstruction.__init__
+
+    def noted(self: Reconstruction, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    def trained(*args: object, **kwargs: object) -> list[float]:
+        if made:  # the network itself and the rehearsal are trained before channels are ranked
+            alive.append(sum(each() is not None for each in made))
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(Reconstruction, "__init__", noted)
+    monkeypatch.setattr("amcsearch.jobs.finetuning.fit", trained)
+    settings = {"recovery.finetune": {"epochs": 1, "batch_size": 64}, "device.rounds": 2, "search.baseline": None}
+    goal = {"budget": {"macs": "0.7x"}, "trials": 3} if verb == "search" else {"target": {"macs": "0.7x"}}
+    getattr(amcsearch, verb)(config=write_config(), selector="obc", **goal, settings=settings, observer=Silent())
+    assert len(made) == 1
+    assert alive == [0] * (3 if verb == "search" else 1)  # two finalists, and the network that is delivered

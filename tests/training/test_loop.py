@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from amcsearch.core.errors import BadInputError, DivergedError
 from amcsearch.graph import HeldBatches
-from amcsearch.training.hook import PlainTraining
+from amcsearch.training.hook import PlainTraining, Watch
 from amcsearch.training.loop import evaluate, fit, random_shift
 from amcsearch.training.models import MODELS
 from amcsearch.training.reading import batches_of
@@ -326,3 +327,43 @@ def test_a_buffer_that_diverges_is_named():
 
     with pytest.raises(DivergedError, match="level is not finite"):
         fit(Counter(), blobs(), RECIPE, seed=0)
+
+
+def normed(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+def test_frozen_batch_norms_keep_their_statistics_while_all_weights_train():
+    recipe = replace(RECIPE, epochs=2, batch_norm="freeze")
+    model, began = normed(), normed().state_dict()
+    modes = []
+    watch = Watch(lambda network: (modes.append(network.training) or float(len(modes)),), keep_best=False)
+    fit(model, blobs(), recipe, seed=0, watch=watch)  # which evaluates between the epochs
+    ended = model.state_dict()
+    assert [name for name in began if torch.equal(began[name], ended[name])] == [
+        "1.running_mean",
+        "1.running_var",
+        "1.num_batches_tracked",
+    ]
+    followed = normed()
+    fit(followed, blobs(), replace(recipe, batch_norm="train"), seed=0)
+    assert not torch.equal(followed[1].running_mean, began["1.running_mean"])
+
+
+def test_frozen_batch_norms_train_on_a_single_sample_by_hand():
+    norm = nn.BatchNorm1d(2, eps=0.0)
+    norm.running_var.fill_(4.0)
+    data = TensorDataset(torch.tensor([[2.0, 2.0]]), torch.tensor([0]))
+    recipe = TrainingRecipe(
+        1, 0.5, momentum=0.0, weight_decay=0.0, schedule="constant", batch_norm="freeze"
+    )  # by its batch of one, a norm would divide by 0
+    fit(norm, data, recipe, seed=0)
+    # outputs (1, 1), gradient (p - y) = (-1/2, 1/2) for the shifts and, times the normalised 1, for the scales
+    torch.testing.assert_close(norm.bias.detach(), torch.tensor([0.25, -0.25]))
+    torch.testing.assert_close(norm.weight.detach(), torch.tensor([1.25, 0.75]))
+
+
+def test_an_unknown_batch_norm_is_refused():
+    with pytest.raises(BadInputError, match="batch_norm = 'keep', must be train or freeze"):
+        replace(RECIPE, batch_norm="keep")
