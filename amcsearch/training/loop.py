@@ -244,9 +244,11 @@ class _Training:
     def attempt(self) -> list[float]:
         """Compute the gradients of one batch; update only by sparse ones, which optimisers may refuse. No losses."""
         rows = np.arange(min(self.recipe.batch_size, self.count))
-        self._gradients(self.reader.epoch([rows], 0), len(rows), 0)
-        if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
-            self.hook.update(self.optimizer, 0)
+        with UserCode(f"training {type(self.model).__name__} in epoch 1"):
+            loss = self._gradients(self.reader.epoch([rows], 0), len(rows), 0)
+            if any(p.grad is not None and p.grad.is_sparse for p in self.model.parameters()):
+                self.hook.update(self.optimizer, 0)
+        _check_finite(loss, 1, self.recipe.learning_rate)
         return []
 
     def run(
