@@ -114,7 +114,7 @@ def _nodes(source: str) -> tuple[ast.AST, ...]:
 JSON_EDGES = ("config.*", "runtime.on_device.*", "runtime.session", "measure.kit.*", "measure.agents.*", "training.*")
 JSON_EDGES += ("search.reinforcement.environment",)
 JSON_METHODS = ("to_json", "from_json", "as_mapping", "from_mapping")
-EMPTY_NAMES = frozenset({"found", "own", "seen", "places", "rest", "one", "ones", "times"})
+EMPTY_NAMES = frozenset({"found", "own", "seen", "places", "rest", "one", "ones", "times", "said", "heard", "what"})
 _UNTYPED = re.compile(r"(dict|Mapping)\[str, Any\]")
 
 

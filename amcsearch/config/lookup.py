@@ -27,7 +27,7 @@ class Kind:
     ``parts`` are files of a folder, each of which shows what it is.
     """
 
-    what: str
+    noun: str
     folders: tuple[str, ...]
     pattern: str
     more: str = ""
@@ -116,7 +116,7 @@ def find(kind: Kind, value: Path | str, folder: Path | None = None, where: str =
         folders += [*kind.user_folders, "the package"]
     sort = "folder" if kind.is_folder else "file"
     raise BadInputError(
-        f"{where + ': ' if where else ''}{kind.what} {value} does not exist{_in(folders)}"
+        f"{where + ': ' if where else ''}{kind.noun} {value} does not exist{_in(folders)}"
         f"{hint(_name(Path(value)), names)}; give a {sort} or one of {', '.join(names)}{kind.more}"
     )
 

@@ -108,8 +108,8 @@ class ProcessExecutor:
             BadInputError: as ``Deaths.record``, or workers that die while starting.
             Exception: whatever the evaluation of a policy raised.
         """
-        asked = requests(policies, incumbents)
-        waiting = list(range(len(asked)))[::-1]
+        tasks = requests(policies, incumbents)
+        waiting = list(range(len(tasks)))[::-1]
         deaths = [0] * len(policies)
         done: dict[int, Evaluation] = {}
         finished = not policies
@@ -117,9 +117,9 @@ class ProcessExecutor:
             for wanted in range(len(policies)):
                 while wanted not in done:
                     check_interrupt()
-                    self._fill(len(waiting), asked, waiting)
-                    self._collect(asked, waiting, deaths, done)
-                self._fill(len(waiting), asked, waiting)  # nobody waits while the result is stored
+                    self._fill(len(waiting), tasks, waiting)
+                    self._collect(tasks, waiting, deaths, done)
+                self._fill(len(waiting), tasks, waiting)  # nobody waits while the result is stored
                 finished = wanted == len(policies) - 1  # a reader may take this result and ask no more
                 yield done.pop(wanted)
         finally:
@@ -134,7 +134,7 @@ class ProcessExecutor:
         for worker in workers:
             worker.join()
 
-    def _fill(self, wanted: int, asked: Sequence[Request], waiting: list[int]) -> None:
+    def _fill(self, wanted: int, tasks: Sequence[Request], waiting: list[int]) -> None:
         """Start missing workers and give every idle one a policy."""
         busy = sum(worker.task is not None for worker in self._workers)
         while len(self._workers) < min(self.capacity, busy + wanted):
@@ -142,11 +142,11 @@ class ProcessExecutor:
         for worker in self._workers:
             if worker.is_ready and worker.task is None and waiting:
                 task = waiting.pop()
-                worker.give(task, asked[task])
+                worker.give(task, tasks[task])
 
     def _collect(
         self,
-        asked: Sequence[Request],
+        tasks: Sequence[Request],
         waiting: list[int],
         deaths: list[int],
         done: dict[int, Evaluation],
@@ -165,7 +165,7 @@ class ProcessExecutor:
                     deaths[task] += 1
                     if deaths[task] == MAX_DEATHS:
                         waiting.pop()
-                        done[task] = self._deaths.record(asked[task][0], _killed(worker.exit_code))
+                        done[task] = self._deaths.record(tasks[task][0], _killed(worker.exit_code))
                 continue
             if answer is not None and task is not None:
                 self._deaths.survived()

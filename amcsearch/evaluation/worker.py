@@ -110,7 +110,7 @@ class Deaths:
         """Note that an evaluation succeeded."""
         self._in_a_row = 0
 
-    def record(self, policy: PruningPolicy, what: str) -> Evaluation:
+    def record(self, policy: PruningPolicy, reason: str) -> Evaluation:
         """Return the evaluation of a policy that killed its workers, which is told.
 
         Raises:
@@ -118,8 +118,8 @@ class Deaths:
         """
         self._in_a_row += 1
         if self._in_a_row == MAX_DEATHS:
-            raise BadInputError(f"policy {policy.to_json()} {what}, as {MAX_DEATHS - 1} before it; {CURE}")
-        self._warn(f"policy {policy.to_json()} {what}; it is recorded as failed")
+            raise BadInputError(f"policy {policy.to_json()} {reason}, as {MAX_DEATHS - 1} before it; {CURE}")
+        self._warn(f"policy {policy.to_json()} {reason}; it is recorded as failed")
         return Evaluation(metric=math.nan, loss=math.nan, seconds=math.nan)
 
 
@@ -146,8 +146,8 @@ class Worker:
     @staticmethod
     def wait(workers: Sequence["Worker"]) -> list["Worker"]:
         """Block until at least one worker has something to take, or has died; return those."""
-        heard = wait([worker._connection for worker in workers])
-        return [worker for worker in workers if worker._connection in heard]
+        ready = wait([worker._connection for worker in workers])
+        return [worker for worker in workers if worker._connection in ready]
 
     def give(self, task: int, request: Request) -> None:
         """Start the evaluation of a policy; a dead worker shows at ``take``."""

@@ -166,10 +166,10 @@ def compare(
     return _written(_compared(job, searches, seeds), run)
 
 
-def _agents(config: Config, asked: Sequence[str | Agent]) -> dict[str, Agent]:
+def _agents(config: Config, agents: Sequence[str | Agent]) -> dict[str, Agent]:
     """Make the agents, each with the name that its trials carry; ``search.agent_params`` are for ``search.agent``."""
     named: dict[str, Agent] = {}
-    for each in asked:
+    for each in agents:
         name = label(each) if isinstance(each, str) else type(each).__name__
         params = config.search.agent_params if each == config.search.agent else {}
         if name in named:
@@ -284,8 +284,8 @@ def _rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     text = dict.fromkeys({"agent", "policy"} & set(columns), str)
     rows = pd.read_csv(path, converters=text, float_precision="round_trip")
     if list(rows.columns) != list(columns) or rows.empty:
-        told = f"{len(rows)} rows and the columns {list(rows.columns)!r:.100}"
-        raise BadInputError(f"{path.name} has {told}, expected rows of {', '.join(columns)}")
+        content = f"{len(rows)} rows and the columns {list(rows.columns)!r:.100}"
+        raise BadInputError(f"{path.name} has {content}, expected rows of {', '.join(columns)}")
     return rows
 
 

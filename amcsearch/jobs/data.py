@@ -142,8 +142,8 @@ def _as_calls(config: Config, model: nn.Module, task: Task, data: object) -> dic
 
 def _about_cuts(config: Config, datasets: Mapping[str, Samples], splits: DataSplits) -> list[str]:
     """Say which sizes were taken where little data leave fewer samples than usual."""
-    asked = {*datasets, *config.data.splits.sizes()}
-    sizes = {name: length(getattr(splits, name), name) for name in SPLITS[1:] if name not in asked}
+    given = {*datasets, *config.data.splits.sizes()}
+    sizes = {name: length(getattr(splits, name), name) for name in SPLITS[1:] if name not in given}
     if all(sizes[name] == usual for name, usual in DEFAULT_SIZES.items() if name in sizes):
         return []
     total = length(datasets["train"], "train")

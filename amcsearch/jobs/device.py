@@ -136,10 +136,10 @@ def load_device(
     except InfeasibleBudgetError as error:
         raise _with_left_alone(error, network) from error
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
-    told = (*foreign, *warnings, *unmet)
+    notes = (*foreign, *warnings, *unmet)
     origin = None if machine is None else machine.origin
     return Device(
-        *(profile, table, multiple, feasible.space, grid, feasible, dense, told, left_out, priced_limits, bits),
+        *(profile, table, multiple, feasible.space, grid, feasible, dense, notes, left_out, priced_limits, bits),
         origin=origin,
     )
 
@@ -186,9 +186,10 @@ def _feasible(
     try:
         return FeasibleSet(without_dominated(whole, grid), grid, budget), []
     except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
-        told = " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in limits)
+        written = " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in limits)
         warning = (
-            f"{told} is met by no policy without widths that are no faster than wider ones; the search may propose them"
+            f"{written} is met by no policy without widths that are no faster than wider ones; the search may "
+            "propose them"
         )
         return FeasibleSet(whole, grid, budget), [warning]
 
@@ -306,8 +307,10 @@ def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyMo
         return []
     noise = accuracy.noise_mape
     beside = "" if noise is None else f", where measuring twice differs by {noise:.1%}"
-    said = f"mean error {accuracy.mape:.1%}, {accuracy.within_10:.0%} within 10 %, on networks it had not seen{beside}"
-    return [f"{name} is poor on this network: {said}; trust the measured latency, or measure more: {cure}"]
+    errors = (
+        f"mean error {accuracy.mape:.1%}, {accuracy.within_10:.0%} within 10 %, on networks it had not seen{beside}"
+    )
+    return [f"{name} is poor on this network: {errors}; trust the measured latency, or measure more: {cure}"]
 
 
 def _word_warnings(config: Config, profile: DeviceProfile | None) -> list[str]:

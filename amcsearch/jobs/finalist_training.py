@@ -58,12 +58,12 @@ def training_rounds(config: Config, given: InMemory, finalists: int) -> list[Tra
     there is one round, which trains nothing, where the device computes in another data type than the search judged.
     No round is longer than the whole fine-tuning.
     """
-    finetune, asked = config.recovery.finetune, config.search.finalist_epochs
+    finetune, epochs_given = config.recovery.finetune, config.search.finalist_epochs
     if user_training(config, given) is not None or finalists < 2:
         return []
     if finetune is None:
         return [] if config.device.dtype == "float32" else [TrainingRound(finalists, None)]
-    epochs = min(finetune.epochs, max(1, finetune.epochs // SHORT) if asked is None else asked)
+    epochs = min(finetune.epochs, max(1, finetune.epochs // SHORT) if epochs_given is None else epochs_given)
     rounds: list[TrainingRound] = []
     while 0 < epochs <= finetune.epochs:
         rounds.append(TrainingRound(finalists, finetune.model_copy(update={"epochs": epochs})))

@@ -183,12 +183,14 @@ def steps_that_diverge(
         return train(duplicate(model), workload.splits.train, lowered)
 
     done = restarting(key, recipe, None, lambda _: None, attempt)
-    said = f"{key} = {recipe.learning_rate:.3g}: {steps} steps of fine-tuning diverge on a pruned copy"
+    problem = f"{key} = {recipe.learning_rate:.3g}: {steps} steps of fine-tuning diverge on a pruned copy"
     if done.result is None:
-        return f"{said}, at every lower rate that was tried too ({done.error}); look at the targets and their scale"
+        return f"{problem}, at every lower rate that was tried too ({done.error}); look at the targets and their scale"
     if done.error is None:
         return None
-    return f"{said} ({done.error}), and do not at {done.rate:.3g}; a training that diverges begins anew at lower rates"
+    return (
+        f"{problem} ({done.error}), and do not at {done.rate:.3g}; a training that diverges begins anew at lower rates"
+    )
 
 
 def check_trainable(model: nn.Module, key: str) -> None:
@@ -279,14 +281,14 @@ def _no_better(workload: Workload, model: nn.Module) -> str:
     """Say that the network before the training is the best, and what to do where it could be better."""
     metric = workload.task.metric
     value = evaluate(model, batches_of(workload.splits.search, name="search"), workload.task)[1]
-    said = f"{metric.word} {metric.text(value)} on the search split"
+    score = f"{metric.word} {metric.text(value)} on the search split"
     if metric.is_share and value == 1.0 - metric.worst:
         return (
-            f"recovery.finetune: the pruned network had {said} before any epoch, which cannot be better, and no epoch "
+            f"recovery.finetune: the pruned network had {score} before any epoch, which cannot be better, and no epoch "
             "had a lower loss with it; its weights are kept"
         )
     return (
-        f"recovery.finetune: no epoch did better than the pruned network before it ({said}), whose weights are kept; "
+        f"recovery.finetune: no epoch did better than the pruned network before it ({score}), whose weights are kept; "
         "lower recovery.finetune.learning_rate, or train for longer"
     )
 
@@ -296,11 +298,11 @@ def recalibrate(config: Config, workload: Workload, model: nn.Module) -> None:
 
     Under ``auto`` they go back where the metric on the search split is worse for it.
     """
-    asked = config.recovery.bn_recalibration
-    if not asked or not keeps_statistics(model):
+    setting = config.recovery.bn_recalibration
+    if not setting or not keeps_statistics(model):
         return
     search, task = judged_batches(config, workload, "search"), workload.task
-    kept = evaluate(model, search, task)[1] if asked == "auto" else None
+    kept = evaluate(model, search, task)[1] if setting == "auto" else None
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     recalibrate_batch_norm(model, judged_batches(config, workload, "calibration"))
     if kept is not None and not task.metric.gain(evaluate(model, search, task)[1], kept) >= 0.0:

@@ -234,10 +234,10 @@ class _Judge:
         """Evaluate policies of fronts, each through its device's study; those without a finite loss are left out."""
         trials: dict[PruningPolicy, Trial] = {}
         for name, device in devices.items():
-            asked = [front.policies[i] for front, i in chosen if front.device == name]
-            if asked:
-                study = self._study(f"front on {name}", device.space, device.grid, device.feasible, len(asked))
-                trials.update(zip(asked, study.evaluate(asked), strict=True))
+            policies = [front.policies[i] for front, i in chosen if front.device == name]
+            if policies:
+                study = self._study(f"front on {name}", device.space, device.grid, device.feasible, len(policies))
+                trials.update(zip(policies, study.evaluate(policies), strict=True))
         return tuple(
             _as_evaluated(front, i, trials[front.policies[i]], dense_metric)
             for front, i in chosen
@@ -335,17 +335,17 @@ def _fronts_of(target: Target, device: Device, tables: ErrorTables) -> _DeviceFr
     """
     start, name, space = time.perf_counter(), target.name, device.space
     errors = [tables.of(group.name, choices) for group, choices in zip(space.groups, space.choices, strict=True)]
-    fronts, told = list[_Front](), [f"device {name}: {text}" for text in device.warnings]
+    fronts, notes = list[_Front](), [f"device {name}: {text}" for text in device.warnings]
     for along in device.grid.names:
         try:
             kept, error = Allocator(device.feasible, sums=SUMS, axis=along).front(errors, POINTS)
         except BadInputError as problem:
-            told.append(f"device {name}: no front against {along}: {problem}")
+            notes.append(f"device {name}: no front against {along}: {problem}")
             continue
         cheapest_first = tuple(map(device.grid.network.policy, kept))
         fronts.append(_Front(name, along, error, device.grid.price(kept), cheapest_first))
     if not fronts:
-        raise BadInputError(told[-1])
+        raise BadInputError(notes[-1])
     entry = FrontDevice(
         name=name,
         profile=None if device.profile is None else device.profile.name,
@@ -354,7 +354,7 @@ def _fronts_of(target: Target, device: Device, tables: ErrorTables) -> _DeviceFr
         dense=device.dense,
         seconds=time.perf_counter() - start,
     )
-    return _DeviceFronts(fronts, entry, told)
+    return _DeviceFronts(fronts, entry, notes)
 
 
 def _table_name(device: Device, target: Target) -> str:

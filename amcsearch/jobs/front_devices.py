@@ -38,7 +38,7 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
     if not devices:
         is_unpriced = config.device.table == AUTO and not asks_latency(config)
         return [Target(CONFIGURED_NAME, config.device.profile, None if is_unpriced else config.device.table)]
-    targets = [_target(config, asked) for asked in devices]
+    targets = [_target(config, device) for device in devices]
     names = [target.name for target in targets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -46,37 +46,37 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
     return targets
 
 
-def _target(config: Config, asked: AskedDevice) -> Target:
+def _target(config: Config, device: AskedDevice) -> Target:
     """A device by its name; one that the configuration names has the configured profile and table, both.
 
     ``auto`` is this machine.
     """
-    if asked == AUTO:
+    if device == AUTO:
         return Target(AUTO, config.device.profile, AUTO)
-    if isinstance(asked, DeviceProfile):
-        return Target(asked.name, profile=asked)
-    if isinstance(asked, LatencyTable):
-        return Target(asked.provenance.cpu or "table", table=asked)
-    if not isinstance(asked, str | Path):
+    if isinstance(device, DeviceProfile):
+        return Target(device.name, profile=device)
+    if isinstance(device, LatencyTable):
+        return Target(device.provenance.cpu or "table", table=device)
+    if not isinstance(device, str | Path):
         raise BadInputError(
-            f"devices: {asked!r:.60} is no device; give a name, a file, a folder, a DeviceProfile or a LatencyTable"
+            f"devices: {device!r:.60} is no device; give a name, a file, a folder, a DeviceProfile or a LatencyTable"
         )
-    profile, table = (_path(kind, asked) for kind in (DEVICES, TABLES))
+    profile, table = (_path(kind, device) for kind in (DEVICES, TABLES))
     if profile is None and table is None:
         known = sorted({*listed(DEVICES), *listed(TABLES)})
         raise BadInputError(
-            f"devices: {asked} is no device profile and no latency table{hint(Path(asked).name, known)}; give the file "
-            f"of a profile, the folder of a table, or one of {', '.join(known)}"
+            f"devices: {device} is no device profile and no latency table{hint(Path(device).name, known)}; give the "
+            f"file of a profile, the folder of a table, or one of {', '.join(known)}"
         )
     if table is None and profile == config.device.profile:
         table = config.device.table
     if profile is None and table == config.device.table:
         profile = config.device.profile
-    return Target(Path(asked).name.removesuffix(".yaml"), profile, table)
+    return Target(Path(device).name.removesuffix(".yaml"), profile, table)
 
 
-def _path(kind: Kind, asked: str | Path) -> str | None:
-    path = lookup(kind, asked)
+def _path(kind: Kind, value: str | Path) -> str | None:
+    path = lookup(kind, value)
     fits = path is not None and kind.fits(path) and (not kind.parts or kind.is_one(path))
     return str(path) if fits else None
 

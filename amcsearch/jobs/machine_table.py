@@ -194,13 +194,13 @@ class _Keeper:
             return ExpectedTable(self._made(table, "used"), 0.0, None)
         models = 1 + ANCHORS + FRESH if is_there else self._models(table)
         seconds = self._seconds(models)
-        what = (
+        step = (
             f"latency table {self.folder} {why} and will be brought up to date"
             if is_there
             else "no latency table of this machine holds this network"
             f"{other_setting(self.config, self.spec)}: it will be measured into {self.folder}"
         )
-        text = f"{what} ({models} networks, at most {_minutes(seconds)} minutes)"
+        text = f"{step} ({models} networks, at most {_minutes(seconds)} minutes)"
         pricing = table if table is not None and self._predicts(table) else self.prior
         if pricing is None or not self._predicts(pricing):
             unknown = "until then nothing prices latency: this plan leaves it out, and whether a limit on it can be met"

@@ -118,10 +118,10 @@ def device_provenance(config: Config) -> Provenance:
     if agent is None:
         return runtime_of(config).provenance(device.batch, device.dtype)
     provider = full_provider_name(device.provider)
-    said = agent.provenance()
-    if provider != (said.provider or CPU):  # what the agent says of itself is of its own default
-        said = replace(said, provider=provider, provider_version=None, nchwc_block=0)
-    return replace(said, threads=device.threads, batch=device.batch, dtype=device.dtype)
+    provenance = agent.provenance()
+    if provider != (provenance.provider or CPU):  # what the agent says of itself is of its own default
+        provenance = replace(provenance, provider=provider, provider_version=None, nchwc_block=0)
+    return replace(provenance, threads=device.threads, batch=device.batch, dtype=device.dtype)
 
 
 def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevice:

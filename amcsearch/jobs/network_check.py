@@ -102,9 +102,9 @@ def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation, task
     metric = task.metric
     if guess is None or metric.gain(dense.metric, guess.metric) > guess.margin:
         return None
-    said = f"{dense.metric:.1%} right" if metric == ACCURACY else f"{metric.word} {metric.text(dense.metric)}"
+    score = f"{dense.metric:.1%} right" if metric == ACCURACY else f"{metric.word} {metric.text(dense.metric)}"
     return (
-        f"the dense network guesses: {said} on the search split, where {guess.words}; train it, give "
+        f"the dense network guesses: {score} on the search split, where {guess.words}; train it, give "
         "model.checkpoint or model.pretrain, or check the targets and the task"
     )
 
@@ -215,10 +215,10 @@ def _check_repeats(model: nn.Module, probes: Batch, outputs: tuple[Tree, Tree], 
     cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"
     for size in sorted({1, batch}):
         checks.append((f"in batches of {size} and of {probes.size}", InBatches(model, size, signature), cure))
-    for what, candidate, cured in checks:
+    for circumstance, candidate, cured in checks:
         agreement = compare(_Known(first), candidate, [probes])
         if not agreement.relative <= OUTPUTS:
             raise BadInputError(
-                f"{name} gives other outputs for the same samples {what}: they differ by {agreement.relative:.3g} of "
-                f"their scale, at most {OUTPUTS:g} is allowed; {cured}"
+                f"{name} gives other outputs for the same samples {circumstance}: they differ by "
+                f"{agreement.relative:.3g} of their scale, at most {OUTPUTS:g} is allowed; {cured}"
             )

@@ -64,7 +64,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     with _step("a step of fine-tuning"):
         few = _few_samples(config, workload)
         one_step(config, few, duplicate(pruned), given)
-    told = _diverging(config, few, pruned, given)
+    problem = _diverging(config, few, pruned, given)
     with _step("the export to ONNX"):
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))
@@ -79,7 +79,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     with _step("the metric of the delivered file"):
         evaluate(file, batches_of(few.splits.search), few.task)
     elsewhere = None if file.elsewhere is None else f"device.provider: {file.elsewhere}"
-    return tuple(text for text in (told, elsewhere) if text is not None)
+    return tuple(text for text in (problem, elsewhere) if text is not None)
 
 
 def _diverging(config: Config, few: Workload, pruned: nn.Module, given: InMemory) -> str | None:
@@ -144,12 +144,12 @@ def _first_units(workload: Workload, policy: PruningPolicy) -> dict[str, NDArray
 
 
 @contextmanager
-def _step(what: str) -> Iterator[None]:
+def _step(step: str) -> Iterator[None]:
     try:
         with UserCode("the network"):
             yield
     except DivergedError:  # one step from weights that may be random says nothing of a training
         return
     except BadInputError as error:
-        told = f"rehearsal on a pruned copy, before the search: {what} fails: {error}; {_CURES[what]}"
-        raise BadInputError(told) from error
+        problem = f"rehearsal on a pruned copy, before the search: {step} fails: {error}; {_CURES[step]}"
+        raise BadInputError(problem) from error

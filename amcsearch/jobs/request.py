@@ -74,13 +74,13 @@ def make_request(
     _check_types(model, example)
     if config is None:
         _check_given(model, data if example is None else example)
-    asked = {key: value for key, value in named.items() if value is not None}
+    given = {key: value for key, value in named.items() if value is not None}
     objects: dict[str, Any] = {
-        field: asked[key]
+        field: given[key]
         for key, field in _OBJECTS.items()
-        if not isinstance(asked.get(key), str | Path | Mapping | None)
+        if not isinstance(given.get(key), str | Path | Mapping | None)
     }
-    keys = {key: _as_text(value) for key, value in {**(settings or {}), **asked}.items()}
+    keys = {key: _as_text(value) for key, value in {**(settings or {}), **given}.items()}
     keys |= {key: None for key in _PLAIN_OBJECTS if _OBJECTS[key] in objects}
     if model is not None:
         keys |= {"model.factory": None, "model.checkpoint": None, "model.pretrain": None}
@@ -92,9 +92,9 @@ def make_request(
 def _check_types(model: object, example: object) -> None:
     for name, value, kind in (("model", model, nn.Module), ("example", example, Tensor)):
         if value is not None and not isinstance(value, kind):
-            what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             raise BadInputError(
-                f"{name} is {what}, expected an object of torch.{'nn.' * (kind is nn.Module)}{kind.__name__}"
+                f"{name} is {given}, expected an object of torch.{'nn.' * (kind is nn.Module)}{kind.__name__}"
             )
 
 
@@ -191,12 +191,12 @@ def extended(request: Config, folder: Path | str | None, resume: bool, trials: i
                 + "; name its folder (--out) and resume it (--resume)"
             )
         return request
-    asked, begun = request.search.further_trials, further_trials(run.read_config().text)
-    further = max(asked, begun, key=len)
-    if asked != further[: len(asked)] or begun != further[: len(begun)]:
+    wanted, begun = request.search.further_trials, further_trials(run.read_config().text)
+    further = max(wanted, begun, key=len)
+    if wanted != further[: len(wanted)] or begun != further[: len(begun)]:
         raise BadInputError(
-            f"search.further_trials = {list(asked)}, and the run in {run.path} has {list(begun)}; leave the key out to "
-            "go on with those"
+            f"search.further_trials = {list(wanted)}, and the run in {run.path} has {list(begun)}; leave the key out "
+            "to go on with those"
         )
     if added and (further[-1:] != (added,) or _is_spent(run, request.search.trials + sum(further))):
         further = (*further, added)

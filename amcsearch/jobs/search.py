@@ -158,10 +158,10 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
             f"search.agent = {name!r} evaluated no policy; call study.evaluate in its run until study.remaining is 0"
         )
     if study.remaining:
-        asked = "search.trials" + " and search.further_trials" * bool(job.config.search.further_trials)
+        keys = "search.trials" + " and search.further_trials" * bool(job.config.search.further_trials)
         why = "expected nothing better" if _has_new(study) else "had no new policy left"
         study.note(
-            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {asked}: it {why} "
+            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {keys}: it {why} "
             f"(the space has {study.space.size}, not all within the budget)"
         )
         observer.warn(study.notes[-1])
@@ -182,9 +182,9 @@ def _start(job: Job, study: Study, *, is_baseline: bool) -> None:
     if job.config.search.start in (None, EXACT):
         return
     network = job.workload.trace.network
-    asked = PruningPolicy.read(Path(job.config.search.start))
-    policy = network.policy(study.feasible.repair(study.space.nearest_counts(network.kept_array(asked))))
-    if policy != asked:
+    start = PruningPolicy.read(Path(job.config.search.start))
+    policy = network.policy(study.feasible.repair(study.space.nearest_counts(network.kept_array(start))))
+    if policy != start:
         study.note(f"search.start was moved into the budget and onto the device's channel grid: {policy.to_json()}")
     study.evaluate([policy])
 
@@ -204,15 +204,15 @@ def make_agents(config: Config, given: InMemory) -> list[tuple[str, Agent]]:
     return agents
 
 
-def made_agent(config: Config, asked: str | Agent, params: Mapping[str, object], keys: tuple[str, str]) -> Agent:
+def made_agent(config: Config, given: str | Agent, params: Mapping[str, object], keys: tuple[str, str]) -> Agent:
     """Make an agent by its name, or take one that is in memory; ``keys`` name it and its parameters in errors.
 
     Raises:
         BadInputError: as ``config.make`` and ``check_contract``, or several objectives for an agent of one.
     """
-    if not isinstance(asked, str):
-        check_contract(asked, Agent, keys[0])
-    agent = make(AGENTS, asked, params, keys, Agent) if isinstance(asked, str) else asked
+    if not isinstance(given, str):
+        check_contract(given, Agent, keys[0])
+    agent = make(AGENTS, given, params, keys, Agent) if isinstance(given, str) else given
     if isinstance(agent, OptunaAgent):
         agent.check_objectives(config.search.objectives or ())
     return agent
@@ -335,8 +335,8 @@ def search(
     with phases("search", f"Searching with {label(config.search.agent)}"):
         trials, described = _run_agents(job, run, observer, engine, storage)
     exports = Exports(job)
-    what = "Choosing the best policies by prediction" if is_awaited(config) else "Measuring the best policies"
-    with phases("finalists", f"{what}, beside the dense network"):
+    step = "Choosing the best policies by prediction" if is_awaited(config) else "Measuring the best policies"
+    with phases("finalists", f"{step}, beside the dense network"):
         limit_ms = job.device.feasible.budget.limits.get("latency_ms")
         finalists = measure_finalists(
             trials, config.search.finalists, job.device.limit("latency_ms"), limit_ms, exports.measure

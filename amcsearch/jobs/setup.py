@@ -212,8 +212,8 @@ def settled(config: Config, evaluator: Evaluator, policy: PruningPolicy) -> tupl
     Raises:
         BadInputError: as ``judge_recalibration``.
     """
-    asked, metric = config.recovery.bn_recalibration, evaluator.task.metric
-    judged = judge_recalibration(evaluator, policy) if asked else None
+    setting, metric = config.recovery.bn_recalibration, evaluator.task.metric
+    judged = judge_recalibration(evaluator, policy) if setting else None
     if judged is None or judged.pruned is None or not judged.is_harmful:
         return evaluator, ()
     (kept, anew), (pruned_kept, pruned_anew) = (map(metric.text, pair) for pair in (judged.dense, judged.pruned))
@@ -222,9 +222,9 @@ def settled(config: Config, evaluator: Evaluator, policy: PruningPolicy) -> tupl
         f"pruned one's from {pruned_kept} to {pruned_anew} ({judged.samples} samples of the search split)"
     )
     cure = "give calibration data like those that the network was trained on"
-    if asked == "auto":
-        told = f"batch norms keep their statistics: {changes}; to recalibrate them, {cure}"
-        return evaluator.without_recalibration(), (told,)
+    if setting == "auto":
+        note = f"batch norms keep their statistics: {changes}; to recalibrate them, {cure}"
+        return evaluator.without_recalibration(), (note,)
     return evaluator, (f"recovery.bn_recalibration = true does harm: {changes}; set it to auto or false, or {cure}",)
 
 

@@ -163,8 +163,8 @@ def machine_folder(config: Config) -> Path:
             f"device.table = {AUTO} measures with ONNX Runtime on this machine, which fails: {error}; set device.table "
             "to the folder of a table, or to null"
         ) from error
-    said = here.as_mapping()
-    identity = {**{key: said.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
+    provenance = here.as_mapping()
+    identity = {**{key: provenance.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     provider = "" if here.provider == CPU else f" {device.provider}"
     words = f"{here.cpu} ort{here.ort_version}{provider} {here.threads}t b{here.batch} {here.dtype}"

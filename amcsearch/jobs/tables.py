@@ -293,8 +293,8 @@ def _measured_table(
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
     table, results = None, []
     for stage, count in enumerate(_stages(wanted)):
-        asked = bind if table is None else table.bind
-        make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, asked)
+        bind_table = bind if table is None else table.bind
+        make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, bind_table)
         bound = minutes and minutes * count / wanted
         results.append(measurements.stage(stage + 1, make_plan, partial(_measure, config, observer, bound)))
         observer.phase("Building the table")

@@ -159,10 +159,10 @@ def _latencies(
         "provider": (provider, where.provider or CPU),
         **{name: (getattr(device, name), getattr(where, name)) for name in ("threads", "batch", "dtype")},
     }
-    for name, (asked, measured) in compared.items():
-        if measured != asked:
+    for name, (wanted, measured) in compared.items():
+        if measured != wanted:
             cure = cures.get(name, "bring a result of this run's kit")
-            raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {asked}; {cure}")
+            raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {wanted}; {cure}")
     trials = [finalist.trial for finalist in summary.finalists]
     latencies = paired_latencies(made, [finalist_name(trial) for trial in trials], place)
     for latency in latencies:

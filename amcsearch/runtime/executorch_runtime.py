@@ -104,10 +104,10 @@ class ExecuTorchNetwork(LoadedNetwork):
             return f"this executorch cannot say which operators of the network {XNNPACK} runs"
         if not indices:
             return None
-        told = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+        operators = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
         return (
-            f"the network: {len(indices)} calls of operators ({told}) run on ExecuTorch's portable kernels, not on "
-            f"{XNNPACK}; latencies count both"
+            f"the network: {len(indices)} calls of operators ({operators}) run on ExecuTorch's portable kernels, not "
+            f"on {XNNPACK}; latencies count both"
         )
 
     def _tensors(self, arrays: Sequence[NDArray[np.generic]]) -> list[Tensor]:

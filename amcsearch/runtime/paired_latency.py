@@ -216,9 +216,9 @@ def measured_until_decided(
     for done in range(0, rounds, BLOCK):
         pause(PAUSE_S if done else 0.0)
         blocks.append(sample(min(BLOCK, rounds - done)))
-    latencies, asked = _paired(blocks, rng), clock()
-    patience_s = PATIENCE * (asked - begun) if patience_s is None else patience_s
-    while any(latency.doubt for latency in latencies) and clock() - asked < patience_s:
+    latencies, rounds_end = _paired(blocks, rng), clock()
+    patience_s = PATIENCE * (rounds_end - begun) if patience_s is None else patience_s
+    while any(latency.doubt for latency in latencies) and clock() - rounds_end < patience_s:
         pause(PAUSE_S)
         blocks.append(sample(BLOCK))
         latencies = _paired(blocks, rng)

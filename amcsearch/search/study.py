@@ -250,8 +250,8 @@ class Study:
         if fresh and self._stored and not any(policy in self._stored for policy in new):
             self._note_divergence()
         probes = {policy for policy, inside in zip(new, within, strict=True) if not inside}
-        asked = _Asked(new, frozenset(probes), {} if probe else self._incumbents(new))
-        for trial in self._shared(asked) if self._store.is_shared else self._alone(asked):
+        request = _Asked(new, frozenset(probes), {} if probe else self._incumbents(new))
+        for trial in self._shared(request) if self._store.is_shared else self._alone(request):
             self._serve(trial)
 
     def _incumbents(self, new: Sequence[PruningPolicy]) -> dict[PruningPolicy, Incumbent]:
@@ -268,41 +268,41 @@ class Study:
             for policy, cost in zip(new, costs, strict=True)
         }
 
-    def _alone(self, asked: "_Asked") -> Iterator[Trial]:
+    def _alone(self, request: "_Asked") -> Iterator[Trial]:
         """Yield the stored or new trial of every policy, in order."""
-        unknown = [policy for policy in asked.policies if policy not in self._stored]
-        results = self._results(unknown, asked)
-        for policy in asked.policies:
+        unknown = [policy for policy in request.policies if policy not in self._stored]
+        results = self._results(unknown, request)
+        for policy in request.policies:
             trial = self._stored.pop(policy, None)
             if trial is None:
-                trial, _ = self._record(policy, next(results), probe=policy in asked.probes)
+                trial, _ = self._record(policy, next(results), probe=policy in request.probes)
             yield trial
 
-    def _results(self, policies: Sequence[PruningPolicy], asked: "_Asked") -> Iterator[Evaluation]:
+    def _results(self, policies: Sequence[PruningPolicy], request: "_Asked") -> Iterator[Evaluation]:
         """Yield the evaluation of every policy, in order: one that is known, or a new one."""
         new = [policy for policy in policies if policy not in self._known]
-        incumbents = [asked.incumbents[policy] for policy in new if policy in asked.incumbents]
+        incumbents = [request.incumbents[policy] for policy in new if policy in request.incumbents]
         results = iter(self._executor.map(new, incumbents) if incumbents else self._executor.map(new))
         return (self._known[policy] if policy in self._known else next(results) for policy in policies)
 
-    def _shared(self, asked: "_Asked") -> Iterator[Trial]:
+    def _shared(self, request: "_Asked") -> Iterator[Trial]:
         """Yield the trial of every policy, in order, as this driver and the others store them."""
         try:
-            for position, policy in enumerate(asked.policies):
+            for position, policy in enumerate(request.policies):
                 while policy not in self._stored:
-                    if not self._do_share(asked.policies[position:], asked):
+                    if not self._do_share(request.policies[position:], request):
                         check_interrupt()
                         time.sleep(_POLL_S)
                 yield replace(self._stored.pop(policy), number=len(self.trials))  # whoever stored which first
         finally:
             self._store.release()
 
-    def _do_share(self, wanted: Sequence[PruningPolicy], asked: "_Asked") -> bool:
+    def _do_share(self, wanted: Sequence[PruningPolicy], request: "_Asked") -> bool:
         """Evaluate as many policies as the executor does at once, of those nobody else does; false where it is none."""
         claimed = (policy for policy in wanted if policy not in self._stored and self._store.claim(policy))
         mine = list(islice(claimed, self._executor.capacity))
-        for policy, evaluation in zip(mine, self._results(mine, asked), strict=True):
-            trial, is_stored = self._record(policy, evaluation, probe=policy in asked.probes)
+        for policy, evaluation in zip(mine, self._results(mine, request), strict=True):
+            trial, is_stored = self._record(policy, evaluation, probe=policy in request.probes)
             if is_stored:
                 self._stored[policy] = trial
         for trial in _priced(self._store.news(), self.grid):

@@ -245,9 +245,9 @@ class Client:
         """Give every job, the newest first, those of one state where one is named."""
         cursor: str | None = None
         while True:
-            asked = {"limit": "500", **({} if state is None else {"state": str(state)})}
+            parameters = {"limit": "500", **({} if state is None else {"state": str(state)})}
             page = self._connection.ask(
-                "GET", "/jobs", parameters=asked if cursor is None else {**asked, "cursor": cursor}
+                "GET", "/jobs", parameters=parameters if cursor is None else {**parameters, "cursor": cursor}
             )
             yield from read_as(tuple[JobRecord, ...], page["jobs"], "jobs")
             cursor = read_as(str | None, page["next_cursor"], "next_cursor")
@@ -290,13 +290,13 @@ class RemoteJob:
         Raises:
             BadInputError, InfeasibleBudgetError: the job failed, or was cancelled.
         """
-        told, waited = JobProgress(), None
+        progress, waited = JobProgress(), None
         for record in self.follow():
             if observer is not None:
-                _tell(observer, record.progress, told)
+                _tell(observer, record.progress, progress)
                 if record.device is not None and record.device != waited:
                     observer.phase(f"Waiting for {record.waits_for}")
-                told, waited = record.progress, record.device
+                progress, waited = record.progress, record.device
         if self.record.state is JobState.CANCELLED:
             raise BadInputError(f"job {self.id} was cancelled; resume it, or submit another")
         if self.record.problem is not None:
@@ -316,8 +316,8 @@ class RemoteJob:
         """Add trials to a search that has ended, and let it go on; raises BadInputError."""
         return self._changed("extend", {"trials": trials})
 
-    def _changed(self, what: str, body: Mapping[str, object] | None = None) -> JobRecord:
-        answer = self._connection.ask("POST", f"/jobs/{self.id}/{what}", body)
+    def _changed(self, action: str, body: Mapping[str, object] | None = None) -> JobRecord:
+        answer = self._connection.ask("POST", f"/jobs/{self.id}/{action}", body)
         self.record = read_as(JobRecord, answer, "job")
         return self.record
 
@@ -375,17 +375,17 @@ def _values(config: Config | Path | str | Mapping[str, object]) -> Mapping[str, 
         raise BadInputError(f"config cannot be sent as JSON ({error}); give plain values") from error
 
 
-def _tell(observer: "Observer", progress: JobProgress, told: JobProgress) -> None:
+def _tell(observer: "Observer", progress: JobProgress, before: JobProgress) -> None:
     """Tell an observer what changed."""
-    if progress.phase != told.phase:
+    if progress.phase != before.phase:
         observer.phase(progress.phase)
     for warning in progress.warnings:
-        if warning not in told.warnings:
+        if warning not in before.warnings:
             observer.warn(warning)
-    if progress.share is not None and progress.share != told.share:
+    if progress.share is not None and progress.share != before.share:
         observer.progress(progress.share, progress.text)
     best = progress.best
-    if best is not None and progress.evaluations != told.evaluations:
+    if best is not None and progress.evaluations != before.evaluations:
         trial = Trial(
             number=best.trial,
             agent=progress.text.partition(" ")[0],

@@ -77,12 +77,12 @@ class DeviceTable:
 
         A device belongs to who first connected with it; to the first with a token, where the service had none before.
         """
-        now, what = self.database.now, measurement or (None, 0, 0)
+        now, progress = self.database.now, measurement or (None, 0, 0)
         values: dict[str, object] = {
             "says": dict(says),
-            "measurement": what[0],
-            "records": what[1],
-            "expected": what[2],
+            "measurement": progress[0],
+            "records": progress[1],
+            "expected": progress[2],
             "seen_s": now,
         }
         with self.database.writing() as connection:
@@ -103,9 +103,9 @@ class DeviceTable:
         """Return every device, the latest sign of life first."""
         age = (self.database.now - DEVICES.c.seen_s).label("age_s")
         joined = DEVICES.outerjoin(MEASUREMENTS, MEASUREMENTS.c.id == DEVICES.c.measurement)
-        asked = select(DEVICES, MEASUREMENTS.c.job, age).select_from(joined).order_by(DEVICES.c.seen_s.desc())
+        query = select(DEVICES, MEASUREMENTS.c.job, age).select_from(joined).order_by(DEVICES.c.seen_s.desc())
         with self.database.reading() as connection:
-            rows = connection.execute(asked).all()
+            rows = connection.execute(query).all()
         return [
             DeviceRecord(
                 *(row.name, row.owner, row.says, row.job or None, row.records, row.expected),
@@ -134,9 +134,9 @@ class DeviceTable:
 
     def taken(self, request: str) -> tuple[int, bytes] | None:
         """Take the status and the answer of a request, None where there is none yet."""
-        asked = select(DEVICE_REQUESTS.c.status, DEVICE_REQUESTS.c.answer).where(DEVICE_REQUESTS.c.id == request)
+        query = select(DEVICE_REQUESTS.c.status, DEVICE_REQUESTS.c.answer).where(DEVICE_REQUESTS.c.id == request)
         with self.database.reading() as connection:
-            row = connection.execute(asked).first()
+            row = connection.execute(query).first()
         if row is None or row.status is None:
             return None
         self.drop(request)

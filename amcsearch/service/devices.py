@@ -237,12 +237,12 @@ class DeviceWork:
         known = work.device(device)
         if known is None:
             return
-        what: tuple[str, int, int] | None = None
+        progress: tuple[str, int, int] | None = None
         if measurement is not None:
             with suppress(BadInputError):  # it is no longer wanted
                 state = work.state(measurement)
-                what = (measurement, state.records, state.expected)
-        self.table.greet(device, caller, known.provenance, what)
+                progress = (measurement, state.records, state.expected)
+        self.table.greet(device, caller, known.provenance, progress)
         self._greeted[device] = _Greeted(now, measurement)
 
 

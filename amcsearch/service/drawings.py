@@ -23,7 +23,7 @@ _TICKS: Final = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """The best metric so far against evaluations; ``path`` is SVG's, ``told`` says it in words."""
+    """The best metric so far against evaluations; ``path`` is SVG's, ``description`` says it in words."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Curve:
     high: str
     low: str
     last: int
-    told: str
+    description: str
 
 
 def best_so_far(progress: JobProgress) -> Curve | None:
@@ -56,7 +56,7 @@ def best_so_far(progress: JobProgress) -> Curve | None:
         high=metric.text(high),
         low="" if low == high else metric.text(low),
         last=last,
-        told=f"Best {metric.name} so far: {metric.text(points[-1][1])} after {progress.evaluations} evaluations",
+        description=f"Best {metric.name} so far: {metric.text(points[-1][1])} after {progress.evaluations} evaluations",
     )
 
 
@@ -104,7 +104,7 @@ class Scale:
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         marks = {text(number * step): self(number * step) for number in range(last, first - 1, -1)}
-        return tuple(Tick(round(at, 1), said) for said, at in reversed(marks.items()))
+        return tuple(Tick(round(at, 1), label) for label, at in reversed(marks.items()))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class FrontDrawing:
     x_label: str
     y_label: str
     rows: tuple[tuple[str, str], ...]
-    told: str
+    description: str
 
 
 def front_drawing(points: AgentPoints, best: BestSoFar | None) -> FrontDrawing:
@@ -167,11 +167,11 @@ def front_drawing(points: AgentPoints, best: BestSoFar | None) -> FrontDrawing:
         x_label=label.partition(" (")[0],
         y_label=metric.label,
         rows=rows,
-        told=_told(points, rows),
+        description=_description(points, rows),
     )
 
 
-def _told(points: AgentPoints, rows: Sequence[tuple[str, str]]) -> str:
+def _description(points: AgentPoints, rows: Sequence[tuple[str, str]]) -> str:
     name = points.judged_by.metric.word
     text = f"{points.count} trials of {points.agent}, {name} against {axis(points.cost)[0].partition(' (')[0]}"
     if not rows:
@@ -204,7 +204,7 @@ class LayerDrawing:
     ys: tuple[Tick, ...]
     count: int
     rows: tuple[tuple[str, ...], ...]
-    told: str
+    description: str
 
 
 def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
@@ -216,7 +216,7 @@ def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
     cliffs = curve.cliffs.tolist()
     on_grid = [at for at in cliffs if curve.widths[at] % multiple == 0]
     line = [at for at in range(len(spots)) if curve.widths[at] % multiple == 0 or at == len(spots) - 1]
-    told = f"{curve.title}: {highest:.3g} ms at the most, {len(cliffs)} of {len(curve.widths)} widths are cliffs"
+    description = f"{curve.title}: {highest:.3g} ms at the most, {len(cliffs)} of {len(curve.widths)} widths are cliffs"
     return LayerDrawing(
         title=curve.title,
         width=_LAYER_WIDTH,
@@ -232,7 +232,7 @@ def layer_drawing(curve: LayerCurve, multiple: int) -> LayerDrawing:
         ys=up.ticks(lambda value: f"{value:.3g}"),
         count=len(cliffs),
         rows=tuple(_cliff(curve, at) for at in on_grid or cliffs),
-        told=told,
+        description=description,
     )
 
 

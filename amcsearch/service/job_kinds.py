@@ -53,9 +53,9 @@ class JobEngine:
         if find_spec("distributed") is None:
             raise BadInputError("scheduler needs the module distributed; type: pip install 'amcsearch[cluster]'")
 
-    def workers(self, asked: int) -> int:
+    def workers(self, wanted: int) -> int:
         """Workers that a job starts itself."""
-        return asked if self.scheduler is None else 1
+        return wanted if self.scheduler is None else 1
 
     def own_study(self, config: Config, folder: Path) -> Config:
         """A configuration whose study is the job's own, by its name, also where others' are in the same storage."""

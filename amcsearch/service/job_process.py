@@ -145,14 +145,14 @@ def _say(stream: IO[str], message: Message) -> None:
 def main() -> None:
     """Run the job that standard input names, and end the process."""
     lines = os.fdopen(os.dup(0))
-    told = os.fdopen(os.dup(1), "w")
+    messages = os.fdopen(os.dup(1), "w")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     task = json.loads(lines.readline())
     threading.Thread(target=_die_with_worker, args=(lines,), daemon=True).start()
     engine = JobEngine(**task["engine"])
-    _say(told, _done(task["kind"], task["request"], Path(task["folder"]), told, task["database"], engine))
+    _say(messages, _done(task["kind"], task["request"], Path(task["folder"]), messages, task["database"], engine))
     sys.stdout.flush()
     os._exit(0)
 
@@ -164,7 +164,7 @@ def _die_with_worker(lines: IO[str]) -> None:
 
 
 def _done(
-    kind: str, stored: Mapping[str, object], folder: Path, told: IO[str], database: str, engine: JobEngine
+    kind: str, stored: Mapping[str, object], folder: Path, messages: IO[str], database: str, engine: JobEngine
 ) -> Message:
     """Run the job and return how it ended."""
     try:
@@ -173,7 +173,7 @@ def _done(
                 return Message(is_busy=True)
             request = request_of(kind, stored)
             with devices_of_job(request, folder.name, database):
-                return Message(result=_result(request, folder / RUN, told, engine))
+                return Message(result=_result(request, folder / RUN, messages, engine))
     except KeyboardInterrupt:
         return Message(is_stopped=True)
     except DeviceAwayError as error:
@@ -187,9 +187,9 @@ def _done(
         return Message(problem=JobProblem("internal", detail))
 
 
-def _result(request: JobRequest, run: Path, told: IO[str], engine: JobEngine) -> Mapping[str, object]:
+def _result(request: JobRequest, run: Path, messages: IO[str], engine: JobEngine) -> Mapping[str, object]:
     make_folder(run.parent)
-    return request.run(run, _Reporter(told, run.parent), engine)
+    return request.run(run, _Reporter(messages, run.parent), engine)
 
 
 def _taken(lock: IO[str]) -> bool:

@@ -122,8 +122,8 @@ class JobTable:
     def _submitted(self, connection: Connection, owner: str, key: str | None) -> JobRecord | None:
         if key is None:
             return None
-        asked = select(JOBS).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == key)
-        row = connection.execute(asked).first()
+        query = select(JOBS).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == key)
+        row = connection.execute(query).first()
         return None if row is None else _record(row)
 
     def _check_quota(self, connection: Connection, owner: str, most: int | None) -> None:
@@ -165,8 +165,8 @@ class JobTable:
                 sequence, lost = self._longest_waiting(connection, tuple(kinds)), 0
             if sequence is None:
                 return None
-            asked = {"taken": sequence, "by": worker, "lost_now": lost, "lease_s": lease_s}
-            row = connection.execute(self._take, asked).one()
+            parameters = {"taken": sequence, "by": worker, "lost_now": lost, "lease_s": lease_s}
+            row = connection.execute(self._take, parameters).one()
             return Claim(_record(row), worker, row.attempt, lease_s)
 
     def _taken_over(self, connection: Connection, kinds: Collection[str]) -> int | None:
@@ -318,21 +318,21 @@ class JobTable:
             raise BadInputError(
                 f"cursor = {cursor!r:.40}, must be next_cursor of an earlier page; leave it out to begin"
             )
-        asked = select(JOBS).order_by(JOBS.c.sequence.desc()).limit(limit + 1)
+        query = select(JOBS).order_by(JOBS.c.sequence.desc()).limit(limit + 1)
         if cursor is not None:
-            asked = asked.where(JOBS.c.sequence < int(cursor))
+            query = query.where(JOBS.c.sequence < int(cursor))
         if state is not None:
-            asked = asked.where(JOBS.c.state == state)
+            query = query.where(JOBS.c.state == state)
         with self.database.reading() as connection:
-            rows = connection.execute(asked).all()
+            rows = connection.execute(query).all()
         jobs = [_record(row) for row in rows[:limit]]
         return JobPage(jobs, str(jobs[-1].sequence) if len(rows) > limit else None)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         """Return how many jobs there are of each kind in each state."""
-        asked = select(JOBS.c.kind, JOBS.c.state, func.count()).group_by(JOBS.c.kind, JOBS.c.state)
+        query = select(JOBS.c.kind, JOBS.c.state, func.count()).group_by(JOBS.c.kind, JOBS.c.state)
         with self.database.reading() as connection:
-            return {(kind, JobState(state)): count for kind, state, count in connection.execute(asked)}
+            return {(kind, JobState(state)): count for kind, state, count in connection.execute(query)}
 
     def greet(self, worker: str, kinds: Collection[str], host: str, job: str | None = None) -> None:
         """Note a worker's sign of life, what it can run, and the job that it runs."""
@@ -350,9 +350,9 @@ class JobTable:
 
     def workers(self) -> list[WorkerRecord]:
         """Return every worker that has not parted, the latest sign of life first."""
-        asked = select(WORKERS, (self.database.now - WORKERS.c.seen_s).label("age_s"))
+        query = select(WORKERS, (self.database.now - WORKERS.c.seen_s).label("age_s"))
         with self.database.reading() as connection:
-            rows = connection.execute(asked.order_by(WORKERS.c.seen_s.desc())).all()
+            rows = connection.execute(query.order_by(WORKERS.c.seen_s.desc())).all()
         return [
             WorkerRecord(row.name, tuple(row.kinds), row.host, row.job, row.begun_s, row.seen_s, max(row.age_s, 0.0))
             for row in rows

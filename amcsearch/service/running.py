@@ -68,9 +68,9 @@ def _missing(record: JobRecord, workers: Sequence[WorkerRecord], devices: Mappin
     if record.device is not None:
         device = devices.get(record.device)
         if device is None or not device.is_connected:
-            heard = "no agent of that name has connected" if device is None else _heard(device)
+            state = "no agent of that name has connected" if device is None else _heard(device)
             return (
-                f"device {record.device}: {heard}; on the device: python3 kit.pyz agent --connect URL --token-file F "
+                f"device {record.device}: {state}; on the device: python3 kit.pyz agent --connect URL --token-file F "
                 f"--name {record.device}"
             )
     able = sum(record.kind in worker.kinds for worker in workers)

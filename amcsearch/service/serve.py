@@ -94,7 +94,7 @@ def serve(
 def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: JobEngine) -> Iterator[None]:
     """Workers in processes of their own; at the end each gives its job back."""
     place = {"runs": str(settings.runs), "database": settings.database_url}
-    told = {**place, "limits": asdict(limits), "engine": asdict(engine)}
+    message = {**place, "limits": asdict(limits), "engine": asdict(engine)}
     ending = threading.Event()
 
     def keep() -> None:
@@ -102,7 +102,7 @@ def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: J
             with subprocess.Popen(_WORKER, stdin=subprocess.PIPE, start_new_session=True) as process:
                 assert process.stdin is not None
                 with suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(told).encode() + b"\n")
+                    process.stdin.write(json.dumps(message).encode() + b"\n")
                     process.stdin.flush()
                 while process.poll() is None and not ending.wait(0.2):
                     pass
@@ -121,12 +121,12 @@ def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: J
 
 def work_beside() -> None:
     """Run the worker that standard input describes until it closes: when the service ends, or is killed."""
-    told = json.loads(sys.stdin.readline())
-    limits, engine = JobLimits(**told["limits"]), JobEngine(**told["engine"])
+    message = json.loads(sys.stdin.readline())
+    limits, engine = JobLimits(**message["limits"]), JobEngine(**message["engine"])
 
     def end() -> None:
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end, daemon=True).start()
-    work(WorkerSettings(Path(told["runs"]), told["database"], limits=limits, engine=engine))
+    work(WorkerSettings(Path(message["runs"]), message["database"], limits=limits, engine=engine))

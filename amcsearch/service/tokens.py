@@ -179,9 +179,9 @@ class TokenTable:
     def holder(self, text: str) -> TokenRecord | None:
         """Return the record of a token's text, None unless it is valid now."""
         match = _TOKEN.fullmatch(text)
-        asked = select(TOKENS, self._is_valid.label("is_valid")).where(TOKENS.c.id == (match[1] if match else ""))
+        query = select(TOKENS, self._is_valid.label("is_valid")).where(TOKENS.c.id == (match[1] if match else ""))
         with self.database.reading() as connection:
-            row = connection.execute(asked).first()
+            row = connection.execute(query).first()
         is_equal = hmac.compare_digest(_NO_HASH if row is None else row.sha256, _digest(text))
         return _record(row) if row is not None and is_equal and row.is_valid else None
 
@@ -211,11 +211,11 @@ class TokenTable:
         """
         if not 1 <= limit <= _MOST_ENTRIES:
             raise BadInputError(f"limit = {limit}, must be at least 1 and at most {_MOST_ENTRIES}")
-        asked = select(AUDIT).order_by(AUDIT.c.number.desc()).limit(limit)
+        query = select(AUDIT).order_by(AUDIT.c.number.desc()).limit(limit)
         if before is not None:
-            asked = asked.where(AUDIT.c.number < before)
+            query = query.where(AUDIT.c.number < before)
         with self.database.reading() as connection:
-            rows = connection.execute(asked).all()
+            rows = connection.execute(query).all()
         return [
             AuditEntry(row.caller, row.action, row.target, row.status, row.address, row.at_s, row.number)
             for row in rows

@@ -99,9 +99,9 @@ class UploadTable:
 
     def every(self, owner: str | None) -> Sequence[Upload]:
         """Return the files of an owner, of all for None, the newest first."""
-        asked = select(UPLOAD_TABLE).order_by(UPLOAD_TABLE.c.created_s.desc())
+        query = select(UPLOAD_TABLE).order_by(UPLOAD_TABLE.c.created_s.desc())
         with self.database.reading() as connection:
-            rows = connection.execute(asked if owner is None else asked.where(UPLOAD_TABLE.c.owner == owner)).all()
+            rows = connection.execute(query if owner is None else query.where(UPLOAD_TABLE.c.owner == owner)).all()
         return [self._upload(row) for row in rows]
 
     def remove(self, owner: str | None, number: str) -> bool:

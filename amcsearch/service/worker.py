@@ -198,8 +198,8 @@ class _JobProcess:
         return None
 
 
-def _exceeded(did: str, bound: str, what: str) -> JobProblem:
-    cure = f"raise {what} of the worker or ask for less, then resume it"
+def _exceeded(did: str, bound: str, limit: str) -> JobProblem:
+    cure = f"raise {limit} of the worker or ask for less, then resume it"
     return JobProblem("limit", f"the job {did} {bound}; {cure}", bound=bound, cure=cure)
 
 

@@ -67,8 +67,8 @@ class MadeUpEvaluator:
 
     def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        asked = zip(policies, incumbents, strict=True) if incumbents else ((policy,) for policy in policies)
-        return (self.evaluate(*each) for each in asked)
+        requests = zip(policies, incumbents, strict=True) if incumbents else ((policy,) for policy in policies)
+        return (self.evaluate(*each) for each in requests)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -89,9 +89,9 @@ def _check_finite(path: Path, name: str, tensor: Tensor, is_parameter: bool) -> 
     """Refuse what no training leaves and no result survives; a buffer may hold infinity, such as a mask's."""
     wrong = ~torch.isfinite(tensor) if is_parameter else torch.isnan(tensor)
     if wrong.any():
-        what = "NaN or infinite" if is_parameter else "NaN"
+        values = "NaN or infinite" if is_parameter else "NaN"
         raise BadInputError(
-            f"checkpoint {path}: {int(wrong.sum())} of {wrong.numel()} numbers in {name} are {what}; take one from "
+            f"checkpoint {path}: {int(wrong.sum())} of {wrong.numel()} numbers in {name} are {values}; take one from "
             "before the training diverged"
         )
 

@@ -22,19 +22,19 @@ __all__ = ["Origin", "as_tensor", "children", "has_only_numbers", "kept_apart", 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where values come from, for errors: ``what`` (input, target) of the samples of these numbers in a split."""
+    """Where values come from, for errors: ``part`` (input, target) of the samples of these numbers in a split."""
 
-    what: str
+    part: str
     numbers: Sequence[int]
     split: str
 
     def at(self, i: int) -> str:
         """Name the value of the sample at position ``i``."""
-        return f"data: the {self.what} of sample {self.numbers[i]} of the {self.split} split"
+        return f"data: the {self.part} of sample {self.numbers[i]} of the {self.split} split"
 
     def alone(self, i: int) -> "Origin":
         """The origin of the sample at position ``i`` alone."""
-        return Origin(self.what, [self.numbers[i]], self.split)
+        return Origin(self.part, [self.numbers[i]], self.split)
 
 
 def as_tensor(value: object) -> Tensor | None:

@@ -381,9 +381,9 @@ def _cut_sizes(
     wanted = {name: sizes.get(name, usual[name]) for name in SPLITS[1:] if name not in given}
     leaving = sum(size for name, size in wanted.items() if name != "calibration")
     if leaving + wanted.get("calibration", 1) > total:
-        asked = ", ".join(f"{name} {size}" for name, size in wanted.items())
+        sizes_given = ", ".join(f"{name} {size}" for name, size in wanted.items())
         raise BadInputError(
-            f"data.splits: {asked} do not fit into {total} train samples "
+            f"data.splits: {sizes_given} do not fit into {total} train samples "
             "(search and test leave the train split, calibration is drawn from the rest); ask for fewer"
         )
     return wanted

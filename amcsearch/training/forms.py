@@ -93,10 +93,10 @@ class Form:
     def _chosen(self, item: object, origin: Origin) -> dict[Key | None, object]:
         """Return the arguments of an item by position and name, and its target by None."""
         if self.width is not None and (not isinstance(item, tuple | list) or len(item) != self.width):
-            what = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
+            kind = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
             expected = "a pair (input, target)" if self.width == 2 else f"a tuple of {self.width}, as the first"
             raise BadInputError(
-                f"data: sample {origin.numbers[0]} of the {origin.split} split is {what}, expected {expected}"
+                f"data: sample {origin.numbers[0]} of the {origin.split} split is {kind}, expected {expected}"
             )
         where = f"data: sample {origin.numbers[0]} of the {origin.split} split"
         return {key: _part(item, path, where) for key, path in self._paths()}
@@ -253,8 +253,8 @@ def _problem(model: nn.Module, form: Form, item: object, split: str, collate: Co
     """Try a call on one sample; return what is wrong with it."""
     try:
         batch = form.batch([item], [0], split, collate)
-        what = f"model.factory: {type(model).__name__}, called as {form.words},"
-        with UserCode(what), seeded(0), evaluating(model), torch.inference_mode():
+        call = f"model.factory: {type(model).__name__}, called as {form.words},"
+        with UserCode(call), seeded(0), evaluating(model), torch.inference_mode():
             batch.through(model)
     except BadInputError as error:
         return error
@@ -324,14 +324,14 @@ def _targets(
 
 
 def _calls_beside(
-    parts: Mapping[Any, object], target: Path | None, forward: _Forward, where: str, asked: Key | None
+    parts: Mapping[Any, object], target: Path | None, forward: _Forward, where: str, key: Key | None
 ) -> Iterator[Form]:
     """Calls with what there is beside the target."""
     names = list(parts)
     if not names:
         yield Form(((),))
     elif names == list(range(len(names))):
-        before = [n for n in names if (n,) != target] if asked is not None else names[: _position(target, len(names))]
+        before = [n for n in names if (n,) != target] if key is not None else names[: _position(target, len(names))]
         yield from (
             _calls(parts[before[0]], (before[0],), forward) if len(before) == 1 else [Form(tuple((n,) for n in before))]
         )

@@ -282,10 +282,10 @@ def _close(before: float, now: float, bound: float) -> bool:
     return abs(before - now) <= bound
 
 
-def network_difference(before: NetworkRecord, now: NetworkRecord, what: str, *, same_inputs: bool = True) -> str:
+def network_difference(before: NetworkRecord, now: NetworkRecord, state: str, *, same_inputs: bool = True) -> str:
     """Say in words what tells two networks apart; nothing where they are the same.
 
-    ``what`` names their weights: ``initial``, ``trained``. Outputs are compared where both had the ``same_inputs``.
+    ``state`` names their weights: ``initial``, ``trained``. Outputs are compared where both had the ``same_inputs``.
     """
     names = [*before.tensors, *(name for name in now.tensors if name not in before.tensors)]
     shapes = {name: (_shape(before, name), _shape(now, name)) for name in names}
@@ -294,7 +294,7 @@ def network_difference(before: NetworkRecord, now: NetworkRecord, what: str, *, 
         return f"the structure of the network has changed ({_some(reshaped)})"
     changed = [name for name in names if not _is_same(before.tensors[name], now.tensors[name])]
     if changed:
-        return f"the {what} weights of the network have changed ({_some(changed)})"
+        return f"the {state} weights of the network have changed ({_some(changed)})"
     if same_inputs and not _same_outputs(before.outputs, now.outputs):
         return "what the network computes has changed, though its weights have not (its forward, or a module in it)"
     return ""
@@ -334,9 +334,9 @@ def _data_differences(before: Mapping[str, SplitRecord], now: Mapping[str, Split
     for name in (split for split in SPLITS if split in before and split in now):
         splits.setdefault(_split_difference(before[name], now[name]), []).append(name)
     return [
-        f"the {what} of the {', '.join(names)} split{'s' * (len(names) > 1)} have changed"
-        for what, names in splits.items()
-        if what
+        f"the {part} of the {', '.join(names)} split{'s' * (len(names) > 1)} have changed"
+        for part, names in splits.items()
+        if part
     ]
 
 

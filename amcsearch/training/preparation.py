@@ -135,11 +135,11 @@ def checked_splits(
     read_ones = {name: surveys[name] for name in labelled} if are_class_ids else {}
     for name, survey in read_ones.items():
         _check_targets(name, survey, tuple(output_shape), targets)
-    said: list[str] = []
+    warnings: list[str] = []
     if read_ones and all(_is_one_hot(survey, output_shape) for survey in read_ones.values()):
         splits = DataSplits(**{name: _without_one_hot(getattr(splits, name), name in read_ones) for name in SPLITS})
-        said = ["data: the targets are one-hot rows and were converted to class ids"]
-    return splits, (*said, *_about_overlaps(surveys), *_about_sameness(surveys, _whole(read_ones, cut))), records
+        warnings = ["data: the targets are one-hot rows and were converted to class ids"]
+    return splits, (*warnings, *_about_overlaps(surveys), *_about_sameness(surveys, _whole(read_ones, cut))), records
 
 
 def _is_one_hot(survey: SplitSurvey, output_shape: Sequence[int]) -> bool:

@@ -74,12 +74,12 @@ def check_samples(
         _check_finite(tensor, where, f" in {path}", "targets", numbers)
 
 
-def _check_finite(tensor: Tensor, where: str, part: str, what: str, numbers: Sequence[int]) -> None:
+def _check_finite(tensor: Tensor, where: str, part: str, expected: str, numbers: Sequence[int]) -> None:
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
         return
     is_of_samples = tensor.ndim > 0 and len(tensor) == len(numbers)
     sample = numbers[_first_row(~torch.isfinite(tensor)) if is_of_samples else 0]
-    raise BadInputError(f"{where} holds NaN or infinity{part} (first in sample {sample}), expected finite {what}")
+    raise BadInputError(f"{where} holds NaN or infinity{part} (first in sample {sample}), expected finite {expected}")
 
 
 def _check_targets(targets: Tensor, where: str, num_classes: int | None, numbers: Sequence[int]) -> None:

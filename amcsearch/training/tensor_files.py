@@ -81,14 +81,14 @@ def _texts_of(data: bytes) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
-def read_torch(path: Path, what: str) -> Any:
-    """Return what torch saved in a file; ``what`` names it.
+def read_torch(path: Path, name: str) -> Any:
+    """Return what torch saved in a file; ``name`` says in an error what the file is.
 
     Raises:
         BadInputError: a file that cannot be read, is damaged or too large, or holds objects that are no plain values.
     """
     try:
-        check_archive(path, what)
+        check_archive(path, name)
         return torch.load(path, map_location="cpu", weights_only=True)
     except BadInputError:
         raise
@@ -97,7 +97,7 @@ def read_torch(path: Path, what: str) -> Any:
         if "weights_only" in reason or "Weights only" in reason:
             reason = "it holds objects beside tensors"
         raise BadInputError(
-            f"{what} {path} is damaged or no plain state dict: {reason}; save model.state_dict() with torch.save"
+            f"{name} {path} is damaged or no plain state dict: {reason}; save model.state_dict() with torch.save"
         ) from error
 
 
@@ -124,7 +124,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_archive(path: Path, what: str) -> None:
+def check_archive(path: Path, name: str) -> None:
     """Check that the records of an archive of torch's fit into its file: others may declare endless ones.
 
     A file of another kind passes, such as one of an old torch.
@@ -132,18 +132,18 @@ def check_archive(path: Path, what: str) -> None:
     Raises:
         BadInputError: the file cannot be read or is too large, or its records are compressed or share bytes.
     """
-    with open_file(path, what, MOST_BYTES) as stream:
+    with open_file(path, name, MOST_BYTES) as stream:
         if stream.read(len(_ZIP)) != _ZIP:
             return
         try:
             with zipfile.ZipFile(stream) as archive:
                 declared = sum(record.file_size for record in archive.infolist())
         except Exception as error:  # a damaged directory makes the reader raise almost anything
-            raise BadInputError(f"{what} {path} is damaged: {error}; make it again") from error
+            raise BadInputError(f"{name} {path} is damaged: {error}; make it again") from error
         size = path.stat().st_size
     if declared > size:
         raise BadInputError(
-            f"{what} {path} has {size} bytes and declares {declared}: its records are compressed or overlap; save it "
+            f"{name} {path} has {size} bytes and declares {declared}: its records are compressed or overlap; save it "
             "with torch.save"
         )
 

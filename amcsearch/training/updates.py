@@ -193,8 +193,8 @@ def check_weights(model: nn.Module, began: float, recipe: TrainingRecipe, loss: 
     ended, most = largest(model), MOST_GROWTH * max(1.0, began)
     if bad is None and ended <= most:
         return
-    what = f"{bad} is not finite" if bad else f"the largest weight is {ended:.3g}, must be at most {most:.3g}"
+    problem = f"{bad} is not finite" if bad else f"the largest weight is {ended:.3g}, must be at most {most:.3g}"
     raise DivergedError(
         f"the training diverged in epoch {recipe.epochs}, whose mean loss was {loss:.4g}, at learning_rate = "
-        f"{recipe.learning_rate:.3g}: {what}; lower the learning rate, or lengthen the warm-up"
+        f"{recipe.learning_rate:.3g}: {problem}; lower the learning rate, or lengthen the warm-up"
     )

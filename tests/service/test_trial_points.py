@@ -110,7 +110,10 @@ def test_a_drawing_marks_the_best_the_front_and_the_budget(tmp_path: Path) -> No
     assert drawing.limit == 346.0
     assert drawing.over == "M605.1 23.7h4"
     assert drawing.rows == (("20", "50.00 %"), ("40", "70.00 %"))
-    assert drawing.told == "4 trials of ddpg, accuracy against MACs; the front goes from 50.00 % at 20 to 70.00 % at 40"
+    assert (
+        drawing.description
+        == "4 trials of ddpg, accuracy against MACs; the front goes from 50.00 % at 20 to 70.00 % at 40"
+    )
     assert front_drawing(points, None).best is None
 
 
@@ -123,5 +126,5 @@ def test_a_layer_marks_its_cliffs_and_names_what_is_better() -> None:
     assert drawing.measured == "M184.0 152v5M310.0 152v5"
     assert drawing.cliffs == "M184.0 16.8h0"
     assert drawing.rows == (("2", "3", "3", "2", "50%"),)
-    assert drawing.told == "linear 4→ on 1x1: 3 ms at the most, 1 of 4 widths are cliffs"
+    assert drawing.description == "linear 4→ on 1x1: 3 ms at the most, 1 of 4 widths are cliffs"
     assert drawing.others.count("h0") == 4

@@ -73,14 +73,14 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     return Proposal(levels[last], "keep_accuracy", len(study.trials), goal, warnings)
 
 
-def check_tolerance(asked: float, metric: Metric) -> None:
-    """Refuse more than there is to lose: ``asked`` is percentage points of a share, else in the metric's own unit.
+def check_tolerance(tolerance: float, metric: Metric) -> None:
+    """Refuse more than there is to lose: ``tolerance`` is percentage points of a share, else in the metric's own unit.
 
     Raises:
         BadInputError: a share that may be lost wholly.
     """
-    if metric.is_share and asked >= 100.0:
-        raise BadInputError(f"prune.keep_accuracy = {asked:g} points of {metric.word}, must be below 100")
+    if metric.is_share and tolerance >= 100.0:
+        raise BadInputError(f"prune.keep_accuracy = {tolerance:g} points of {metric.word}, must be below 100")
 
 
 def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -118,8 +118,8 @@ def _round(job: Job, budget: Budget, file: StateFile, folder: Path, observer: Ob
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     done = RoundSummary(**cut["described"], metric_finetuned=_metric(job, model))
     device = _narrowed(job.device, workload.trace.network)
-    told = tuple(dict.fromkeys((*device.warnings, *notes)))  # every round may diverge
-    return reranked(replace(job, device=replace(device, warnings=told)), workload), done
+    warnings = tuple(dict.fromkeys((*device.warnings, *notes)))  # every round may diverge
+    return reranked(replace(job, device=replace(device, warnings=warnings)), workload), done
 
 
 def _stored_cut(job: Job, file: StateFile, stored: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

@@ -67,9 +67,9 @@ def sequence_of(job: Job, cost: str, exact_levels: int) -> tuple[str, NDArray[in
 
 def _allocation(job: Job) -> str:
     """The configured allocation, or the best one that the selection has scores or errors for."""
-    asked = job.config.prune.allocation
-    if asked != AUTO:
-        return asked
+    allocation = job.config.prune.allocation
+    if allocation != AUTO:
+        return allocation
     if job.errors is not None:
         return EXACT
     return "uniform" if job.scores is None else "global"

@@ -154,9 +154,9 @@ class AgentClient:
         silent_s = self._check_heard(self._patiently(self._state))
         if progress is None:
             return
-        what = f"{self.device}: {state.records} of about {state.expected} records"
+        text = f"{self.device}: {state.records} of about {state.expected} records"
         quiet = "" if silent_s < NOTED_S else f", silent for {silent_s:.0f} s"
-        progress(min(state.records / max(state.expected, 1), 1.0), what + quiet)
+        progress(min(state.records / max(state.expected, 1), 1.0), text + quiet)
 
     def _check_heard(self, known: DeviceState) -> float:
         """Seconds for which the agent is silent, counted from here where its server has begun since.

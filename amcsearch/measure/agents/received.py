@@ -103,8 +103,8 @@ def _check_once(lines: Sequence[Line]) -> None:
             continue
         key = (record["kind"], record.get("model", ""), record.get("pass", 0))
         if key in known:
-            what = " ".join(str(part) for part in key if part)
-            raise BadInputError(f"{line.place} is a {what} record, which {known[key]} is already")
+            name = " ".join(str(part) for part in key if part)
+            raise BadInputError(f"{line.place} is a {name} record, which {known[key]} is already")
         known[key] = line.place
 
 

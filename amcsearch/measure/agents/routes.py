@@ -68,58 +68,58 @@ _DEVICE, _JOB = r"(?P<device>[A-Za-z0-9._-]{1,64})", r"(?P<job>[0-9a-f]{1,64})"
 _OF_AGENT = rf"/v1/agents/{_DEVICE}/jobs/{_JOB}"
 
 
-def _next(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    content = asked.content
+def _next(work: WorkList, request: _Asked) -> DeviceAnswer:
+    content = request.content
     says = content.get("device")
     if not isinstance(says, dict):
         raise BadInputError("an agent says nothing of its device")
-    offer = work.next(asked.parts["device"], str(content.get("instance", "")), says)
+    offer = work.next(request.parts["device"], str(content.get("instance", "")), says)
     return None if offer is None else offer.to_json()
 
 
-def _plan(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    return work.plan(asked.parts["device"], asked.parts["job"], asked.instance)
+def _plan(work: WorkList, request: _Asked) -> DeviceAnswer:
+    return work.plan(request.parts["device"], request.parts["job"], request.instance)
 
 
-def _records(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    at = asked.number("at", int, 0)
-    return {"have": work.append(asked.parts["device"], asked.parts["job"], asked.instance, at, asked.body)}
+def _records(work: WorkList, request: _Asked) -> DeviceAnswer:
+    at = request.number("at", int, 0)
+    return {"have": work.append(request.parts["device"], request.parts["job"], request.instance, at, request.body)}
 
 
-def _restart(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    work.restart(asked.parts["device"], asked.parts["job"], asked.instance)
+def _restart(work: WorkList, request: _Asked) -> DeviceAnswer:
+    work.restart(request.parts["device"], request.parts["job"], request.instance)
     return None
 
 
-def _failed(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    reason = str(asked.content.get("reason", ""))
-    work.fail(asked.parts["device"], asked.parts["job"], asked.instance, reason)
+def _failed(work: WorkList, request: _Asked) -> DeviceAnswer:
+    reason = str(request.content.get("reason", ""))
+    work.fail(request.parts["device"], request.parts["job"], request.instance, reason)
     return None
 
 
-def _submit(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    threads, minutes = asked.number("threads", int, 1), asked.number("minutes", float)
-    provider = asked.query.get("provider", "")
-    return work.submit(asked.parts["device"], asked.body, threads, provider, minutes).to_json()
+def _submit(work: WorkList, request: _Asked) -> DeviceAnswer:
+    threads, minutes = request.number("threads", int, 1), request.number("minutes", float)
+    provider = request.query.get("provider", "")
+    return work.submit(request.parts["device"], request.body, threads, provider, minutes).to_json()
 
 
-def _device(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    known = work.device(asked.parts["device"])
+def _device(work: WorkList, request: _Asked) -> DeviceAnswer:
+    known = work.device(request.parts["device"])
     if known is None:
-        raise UnknownJobError(f"no agent named {asked.parts['device']} was ever heard of")
+        raise UnknownJobError(f"no agent named {request.parts['device']} was ever heard of")
     return known.to_json()
 
 
-def _state(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    return work.state(asked.parts["job"]).to_json()
+def _state(work: WorkList, request: _Asked) -> DeviceAnswer:
+    return work.state(request.parts["job"]).to_json()
 
 
-def _result(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    return work.result(asked.parts["job"])
+def _result(work: WorkList, request: _Asked) -> DeviceAnswer:
+    return work.result(request.parts["job"])
 
 
-def _forget(work: WorkList, asked: _Asked) -> DeviceAnswer:
-    work.forget(asked.parts["job"])
+def _forget(work: WorkList, request: _Asked) -> DeviceAnswer:
+    work.forget(request.parts["job"])
     return None
 
 

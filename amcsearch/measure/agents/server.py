@@ -61,8 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise RequestRefusedError(HTTPStatus.UNAUTHORIZED, "the token is not the server's; give its --token-file")
 
     def _asked(self) -> DeviceAnswer:
-        asked = device_request(self.command, self.path)
-        return asked.answer(self.server.work, self._body(asked.most_bytes))
+        request = device_request(self.command, self.path)
+        return request.answer(self.server.work, self._body(request.most_bytes))
 
     def _body(self, most_bytes: int) -> bytes:
         if self.headers.get("Transfer-Encoding"):

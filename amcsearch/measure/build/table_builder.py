@@ -247,10 +247,10 @@ def _from_whole_runs(
     return entry, [observation for of_variant in fit.observations for observation in of_variant], timed
 
 
-def _check_count(name: str, count: int, what: str) -> None:
+def _check_count(name: str, count: int, kind: str) -> None:
     if count < LEAST_VARIANTS:
         raise BadInputError(
-            f"network {name!r}: {count} {what} variants, a table needs at least {LEAST_VARIANTS}; "
+            f"network {name!r}: {count} {kind} variants, a table needs at least {LEAST_VARIANTS}; "
             f"give the measurement more minutes or variants"
         )
 

@@ -119,8 +119,8 @@ def once(lines: Iterable[Line]) -> tuple[Records, list[str]]:
         if before is line:
             continue
         if repr(_content(before.record)) != repr(_content(line.record)):  # repr, because nan is not equal to itself
-            what = " ".join([key[0], *filter(None, [key[1], f"pass {key[2]}" if key[2] else ""])])
-            raise BadInputError(f"{before.place} and {line.place} hold different results of {what}; give one of them")
+            name = " ".join([key[0], *filter(None, [key[1], f"pass {key[2]}" if key[2] else ""])])
+            raise BadInputError(f"{before.place} and {line.place} hold different results of {name}; give one of them")
         twice += 1
     notes = [f"{twice} records occur twice and were counted once"] if twice else []
     return {key: line.record for key, line in first.items()}, notes
@@ -338,8 +338,8 @@ def _result(headers: Sequence[Line], lines: Sequence[Line], notes: Sequence[str]
     header = headers[0].record
     check_lines(lines, headers[0])
     records, doubled = once(lines)
-    said = [*notes, *doubled]
-    models = tuple(_model(planned, records, said) for planned in header["plan"]["models"])
+    remarks = [*notes, *doubled]
+    models = tuple(_model(planned, records, remarks) for planned in header["plan"]["models"])
     overheads = [ms for (kind, _, _), record in records.items() if kind == "overhead" for ms in record["samples_ms"]]
     overheads = [ms for ms in overheads if 0 < ms <= MOST_MS]
     if not overheads or not any(model.passes for model in models):
@@ -353,7 +353,7 @@ def _result(headers: Sequence[Line], lines: Sequence[Line], notes: Sequence[str]
         models=models,
         drift=_drift(lines, records),
         coverage=coverage,
-        notes=(*said, *_state(lines, coverage)),
+        notes=(*remarks, *_state(lines, coverage)),
     )
 
 

@@ -70,8 +70,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _listed(plan: DevicePlan) -> str:
     lines = []
     for entry, model in zip(plan.entries, plan.plan["models"]):
-        what = " ".join(["graph", *["timing"] * entry.timed, *["profile"] * entry.profiled])
-        lines.append(f"{entry.id}\t{entry.network}\t{model['role']}\t{plan.model_bytes(entry) / 2**20:.1f} MiB\t{what}")
+        work = " ".join(["graph", *["timing"] * entry.timed, *["profile"] * entry.profiled])
+        lines.append(f"{entry.id}\t{entry.network}\t{model['role']}\t{plan.model_bytes(entry) / 2**20:.1f} MiB\t{work}")
     return "\n".join(lines) + "\n"
 
 

@@ -147,7 +147,7 @@ class DeviceAgent:
         os.replace(str(partial), str(path))
         return plan
 
-    def _of_job(self, method: str, job: str, what: str, body: bytes | None = None, most_bytes: int = 2**16) -> bytes:
+    def _of_job(self, method: str, job: str, target: str, body: bytes | None = None, most_bytes: int = 2**16) -> bytes:
         """Send a request on a measurement.
 
         Raises:
@@ -155,8 +155,8 @@ class DeviceAgent:
             UnreachableError, RefusedError: as ``Connection.send``.
         """
         body = b"" if method == "POST" and body is None else body
-        separator = "&" if "?" in what else "?"
-        path = f"/v1/agents/{self.name}/jobs/{job}/{what}{separator}instance={self.instance}"
+        separator = "&" if "?" in target else "?"
+        path = f"/v1/agents/{self.name}/jobs/{job}/{target}{separator}instance={self.instance}"
         try:
             return self.connection.send(method, path, body, most_bytes)
         except RefusedError as error:

@@ -162,7 +162,7 @@ class Part:
             raise DeviceError(f"reference model {entry.id}: {error}") from error
         self.write("failed", {"model": entry.id, "reason": str(error)})
 
-    def say(self, what: str, extra: float = 0.0, references: Sequence[str] = ()) -> None:
+    def say(self, action: str, extra: float = 0.0, references: Sequence[str] = ()) -> None:
         """Report; ``extra`` is the work done of the block under way, ``references`` those of its drift."""
         if self._report is None:
             return
@@ -172,4 +172,4 @@ class Part:
         left = max(min(left, self.seconds_left), 0.0)
         time_left = f", {left / S_PER_MIN:.1f} min left" if math.isfinite(left) else ""
         drift = f", drift {self.done.drift.ratio(references) - 1:+.1%}" if references else ""
-        self._report(min((done + extra) / planned, 1.0), what + time_left + drift)
+        self._report(min((done + extra) / planned, 1.0), action + time_left + drift)

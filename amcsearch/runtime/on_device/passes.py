@@ -131,12 +131,12 @@ def _rounds(
     rng = np.random.default_rng((part.seed, number, part.plan.entries.index(members[-1])))
     drift = part.done.drift
     drift.begin_block(names)
-    what = f"pass {number} of {len(part.done.timings)}: {members[-1].id} and {len(members) - 1} beside it"
+    action = f"pass {number} of {len(part.done.timings)}: {members[-1].id} and {len(members) - 1} beside it"
     rounds: list[list[float]] = []
     while len(rounds) < 2 * part.rounds:
         rounds.append(time_round(calls, repeats, rng, part.clock))
         drift.add(dict(zip(names, rounds[-1])))
-        part.say(what, len(members) * min(len(rounds) / part.rounds, 1.0), names)
+        part.say(action, len(members) * min(len(rounds) / part.rounds, 1.0), names)
         if len(rounds) >= part.rounds and sum(drift.quiet_rounds(names)) >= part.rounds:
             break
     return rounds

@@ -126,5 +126,5 @@ def read_plan(path: Path) -> DevicePlan:
     except DeviceError:
         raise
     except Exception as error:  # a damaged archive or plan makes its readers raise almost anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DeviceError(f"{path} is not a whole kit ({what}); copy it again") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DeviceError(f"{path} is not a whole kit ({reason}); copy it again") from error

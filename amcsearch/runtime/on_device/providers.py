@@ -55,11 +55,11 @@ class Elsewhere(NamedTuple):
         """In [0, 1]."""
         return self.nodes / self.of if self.of else 0.0
 
-    def note(self, provider: str, what: str) -> str:
+    def note(self, provider: str, subject: str) -> str:
         """Say in a sentence what does not run on the provider."""
         names = ", ".join(self.operators[:NAMED]) + (", …" if len(self.operators) > NAMED else "")
         return (
-            f"{what}: {self.nodes} of {self.of} nodes ({self.share:.0%}: {names}) run on the CPU provider, "
+            f"{subject}: {self.nodes} of {self.of} nodes ({self.share:.0%}: {names}) run on the CPU provider, "
             f"not on {provider}; latencies count both"
         )
 
@@ -88,20 +88,20 @@ def _register(name: str) -> bool:
         raise DeviceError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {reason}") from error
 
 
-def full_provider_name(asked: str) -> str:
+def full_provider_name(name: str) -> str:
     """Of a provider that is known, here or not, in the spelling of ONNX Runtime; what was asked where none is."""
     known = [*PACKAGES, *ort.get_all_providers()]
-    return next((n for n in known if asked.lower() in (n.lower(), n[: -len(SUFFIX)].lower())), asked)
+    return next((n for n in known if name.lower() in (n.lower(), n[: -len(SUFFIX)].lower())), name)
 
 
-def provider_name(asked: str) -> str:
+def provider_name(given: str) -> str:
     """Full name of an execution provider of this runtime, from its name with or without its ending, in any case.
 
     Raises:
         DeviceError: this runtime has no such provider; the message lists those it has, and what to install, or that
             what is installed finds no device.
     """
-    name = full_provider_name(asked)
+    name = full_provider_name(given)
     is_registered = _register(name)
     available = ort.get_available_providers()
     if name in available:
@@ -110,7 +110,7 @@ def provider_name(asked: str) -> str:
         cure = f"; {PACKAGES[name]} is installed, but {NO_DEVICE}: use another provider, or a machine that it supports"
     else:
         cure = f"; install it: pip install {PACKAGES[name]}" if name in PACKAGES else ""
-    raise DeviceError(f"provider {asked!r} is not available; this onnxruntime has: {', '.join(available)}{cure}")
+    raise DeviceError(f"provider {given!r} is not available; this onnxruntime has: {', '.join(available)}{cure}")
 
 
 def is_profiled(provider: str) -> bool:

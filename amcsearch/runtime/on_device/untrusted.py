@@ -38,8 +38,8 @@ INPUT_TYPES = ("float16", "float32", "float64", "bool", "int8", "int16", "int32"
 MODEL_NAME = re.compile(r"models/(?:[0-9]{4,6}\.onnx|" + "|".join(HELPERS) + ")")
 
 
-def _refused(what: str) -> DeviceError:
-    return DeviceError(f"the plan is refused: {what}"[:400])
+def _refused(reason: str) -> DeviceError:
+    return DeviceError(f"the plan is refused: {reason}"[:400])
 
 
 def _number(value: Any, name: str, least: float, most: float) -> None:
@@ -61,8 +61,8 @@ def _text(value: Any, name: str) -> None:
 def _items(value: Any, kind: type, name: str, most: int) -> None:
     is_kind = isinstance(value, kind)
     if not is_kind or len(value) > most:
-        what = f"{len(value)} items" if is_kind else type(value).__name__
-        raise _refused(f"{name} is {what}, must be a {kind.__name__} of at most {most} items")
+        content = f"{len(value)} items" if is_kind else type(value).__name__
+        raise _refused(f"{name} is {content}, must be a {kind.__name__} of at most {most} items")
 
 
 def _dims(value: Any, name: str, least: int) -> int:
@@ -186,8 +186,8 @@ def checked_plan(content: bytes, expected_hash: str | None = None) -> DevicePlan
     except DeviceError:
         raise
     except Exception as error:  # a damaged archive makes its readers raise almost anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise _refused(f"it is damaged ({what[:200]}), {hashlib.sha256(content).hexdigest()[:12]}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _refused(f"it is damaged ({reason[:200]}), {hashlib.sha256(content).hexdigest()[:12]}") from error
     if expected_hash not in (None, checked.hash):
         raise _refused(f"its hash is {checked.hash[:12]}, {str(expected_hash)[:12]!r} was announced")
     return checked

@@ -34,12 +34,12 @@ def removed(service: Running, device: str) -> Response:
 async def worked(request: Request, service: Running, caller: Measurer, path: str) -> Response:
     """What agents of devices ask, and clients that measure on one without a job; see ``measure.agents``."""
     target = f"/v1/{path}?{request.url.query}"
-    asked = await run_sync(service.work.request, request.method, target)
-    body = await read_body(request, asked.most_bytes)
+    work = await run_sync(service.work.request, request.method, target)
+    body = await read_body(request, work.most_bytes)
 
     def answered() -> object:
         most = service.settings.limits.jobs_of(caller.most_jobs)
-        return service.work.answer(asked, body, caller.name, is_admin=caller.may(Scope.ADMIN), most=most)
+        return service.work.answer(work, body, caller.name, is_admin=caller.may(Scope.ADMIN), most=most)
 
     answer = await run_sync(answered)
     if isinstance(answer, bytes) or answer is None:

@@ -128,10 +128,10 @@ async def planned(request: Request, service: Running, caller: Submitter) -> Resp
 def _planned(service: Service, caller: Caller, fields: Mapping[str, str]) -> Response:
     try:
         submission = {"kind": fields.get("kind", "search"), "config": _configuration({**_DEFAULTS, **fields})}
-        kind, asked = checked_request(service, caller, submission)
+        kind, job_request = checked_request(service, caller, submission)
     except (BadInputError, InfeasibleBudgetError) as error:
         return _new(service, caller, fields, str(error))
-    config = asked.configuration
+    config = job_request.configuration
     plan, problem = _plan(dump(config)) if kind == "search" else ("", "")
     shown = {"name": config.name, "what": _FORM_KINDS.get(kind, kind), "plan": plan, "problem": problem}
     values = {"caller": caller, "here": "/page/new", **shown}
@@ -186,10 +186,10 @@ def _plan(text: str) -> tuple[str, str]:
         return "", f"planning took more than {_PLAN_S} s; submit it from the command line"
     finally:
         _PLANNING.release()
-    plan, said = (printed.decode(errors="replace").strip() for printed in (ended.stdout, ended.stderr))
+    plan, problems = (printed.decode(errors="replace").strip() for printed in (ended.stdout, ended.stderr))
     if ended.returncode == 0:
         return "\n".join(map(printable, plan.splitlines())), ""
-    last = said.splitlines()[-1] if said else f"planning ended with {ended.returncode}"
+    last = problems.splitlines()[-1] if problems else f"planning ended with {ended.returncode}"
     return "", printable(last.removeprefix("amcsearch: "))
 
 

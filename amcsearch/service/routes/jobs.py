@@ -79,10 +79,10 @@ def checked_request(service: Service, caller: Caller, body: object) -> tuple[str
     """
     body = _of_run(service, body)
     service.allowed.check(body)  # before reading it looks at the files that it names
-    kind, asked = read_request(body)
+    kind, job_request = read_request(body)
     caller.check(_scope(kind))
-    service.allowed.check(asked.to_json())  # names that turned out to be files
-    return kind, asked
+    service.allowed.check(job_request.to_json())  # names that turned out to be files
+    return kind, job_request
 
 
 def _of_run(service: Service, body: object) -> object:
@@ -107,9 +107,9 @@ def _of_run(service: Service, body: object) -> object:
 
 def add_job(service: Service, caller: Caller, body: object, key: str | None = None) -> JobRecord:
     """Submit a job, or return the one that is there under the same key; raises as ``checked_request``."""
-    kind, asked = checked_request(service, caller, body)
-    name, most = asked.configuration.name, _most(service, caller)
-    return service.table.submit(kind, name, asked.to_json(), caller.name, key, most)
+    kind, job_request = checked_request(service, caller, body)
+    name, most = job_request.configuration.name, _most(service, caller)
+    return service.table.submit(kind, name, job_request.to_json(), caller.name, key, most)
 
 
 def _scope(kind: str) -> Scope:

@@ -210,10 +210,10 @@ def compared(
     left, right = (None if job is None else service.table.get(job) for job in (first, second))
     sections: list[tuple[str, list[tuple[str, str, str]]]] = []
     if left is not None and right is not None:
-        asked = _side_by_side(left.request, right.request)
+        rows = _side_by_side(left.request, right.request)
         sections = [
             ("Results", _side_by_side(left.result or {}, right.result or {})),
-            ("Keys that differ", [row for row in asked if row[1] != row[2]]),
+            ("Keys that differ", [row for row in rows if row[1] != row[2]]),
         ]
     done = service.table.page(None, _MOST_COMPARED, JobState.DONE).jobs
     values = {"caller": caller, "here": "/page/compare", "jobs": done, "first": left, "second": right}
