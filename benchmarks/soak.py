@@ -1,13 +1,16 @@
 """A service under random clients, workers and devices, each killed and started again at random moments.
 
     python benchmarks/soak.py [--minutes 120] [--database sqlite|postgresql] [--workers 2] [--clients 2] [--seed 0]
+                              [--pace 1] [--every 4.5]
 
 Clients submit jobs of a few stub evaluations, also twice under one key; list, look, follow, cancel, resume, and send,
 name and remove files. A device's agent asks for work, and some jobs wait for it. Every few seconds a process is killed
 by SIGKILL (with PostgreSQL also the database) and started again. Then everything runs undisturbed until all jobs have
 ended. It fails (exit 1) where a job that was acknowledged is not there or did not end as it should, an evaluation is
 stored twice or is missing, an answer was 5xx (503 is right while PostgreSQL is dead), or the service took more than
-512 MiB. Needs a checkout: the stub job and the PostgreSQL server are those of the tests.
+512 MiB; then it shows how the logs of the processes end. ``--pace 0.2`` makes clients act five times more
+rarely, and ``--every`` is the mean of the seconds between two kills: both leave the processor to others. Needs a
+checkout: the stub job and the PostgreSQL server are those of the tests.
 """
 
 import argparse
@@ -41,6 +44,7 @@ CONFIG = {
 ENDS = {"end": "done", "die_once": "done", "lack_device": "done", "refuse": "failed"}
 MOST_MIB = 512.0
 MOST_WAITING = 40  # jobs that clients let wait
+SHOWN = 40  # last lines of a log
 PATIENCE_S = 600.0  # that the jobs may take to end once nothing is killed any more
 FILE = (2).to_bytes(8, "little") + b"{}"
 
@@ -89,6 +93,7 @@ class Client:
     http: httpx.Client
     log: IO[str]
     chance: random.Random
+    pace: float
     jobs: list[str] = field(default_factory=list)
 
     def ask(self, method: str, path: str, **content: Any) -> httpx.Response:
@@ -152,13 +157,13 @@ class Client:
         while True:
             with suppress(httpx.TransportError):
                 self.chance.choices((self.submit, self.look, self.follow, self.change, self.send), (6, 6, 2, 1, 1))[0]()
-            time.sleep(self.chance.uniform(0.1, 1.0))
+            time.sleep(self.chance.uniform(0.1, 1.0) / self.pace)
 
 
-def be_client(url: str, log: str, seed: str) -> None:
+def be_client(url: str, log: str, seed: str, pace: str) -> None:
     """Run a client."""
     with httpx.Client(base_url=url, timeout=60.0) as http, Path(log).open("a") as stream:
-        Client(http, stream, random.Random(f"{seed} {os.getpid()}")).run()
+        Client(http, stream, random.Random(f"{seed} {os.getpid()}"), float(pace)).run()
 
 
 ROLES = {"server": be_server, "worker": be_worker, "device": be_device, "client": be_client}
@@ -166,9 +171,10 @@ ROLES = {"server": be_server, "worker": be_worker, "device": be_device, "client"
 
 @dataclass
 class Soak:
-    """The processes by name, each with its command; what is killed is started again."""
+    """The processes by name, each with its command and its log in a folder; what is killed is started again."""
 
     commands: Mapping[str, Sequence[str]]
+    folder: Path
     database: Any = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
@@ -177,19 +183,24 @@ class Soak:
     def start(self, name: str) -> None:
         """Start a process in a session of its own."""
         command = [sys.executable, str(Path(__file__).absolute()), "--role", *self.commands[name]]
-        self.processes[name] = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, start_new_session=True, stderr=log)
+
+    def log(self, name: str) -> Path:
+        """The file that a process of this name writes its errors to."""
+        return self.folder / f"{name}.log"
 
     def kill(self, name: str) -> None:
         """Kill a process, and nothing that it started: that has to notice by itself."""
         self.processes[name].kill()
         self.processes[name].wait()
 
-    def disturb(self, chance: random.Random, seconds: float) -> None:
+    def disturb(self, chance: random.Random, seconds: float, every_s: float) -> None:
         """Kill at random for so long."""
         names = [*self.commands, *(["database"] if self.database is not None else [])]
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(chance.uniform(1.0, 8.0), left))
+            time.sleep(min(chance.uniform(0.2, 1.8) * every_s, left))
             self.watch()
             name = chance.choice(names)
             self.kills[name.partition(" ")[0]] += 1
@@ -299,14 +310,14 @@ def soaked(args: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str
         "server": ["server", str(folder), url, str(port)],
         "device": ["device", address],
         **{f"worker {i}": ["worker", str(folder), url] for i in range(args.workers)},
-        **{f"client {i}": ["client", address, str(log), str(args.seed)] for i in range(args.clients)},
+        **{f"client {i}": ["client", address, str(log), str(args.seed), str(args.pace)] for i in range(args.clients)},
     }
-    soak = Soak(commands, server)
+    soak = Soak(commands, folder, server)
     stack.callback(soak.close)
     begun = time.monotonic()
     for name in commands:
         soak.start(name)
-    soak.disturb(random.Random(args.seed), 60.0 * args.minutes)
+    soak.disturb(random.Random(args.seed), 60.0 * args.minutes, args.every)
     for name in [name for name in soak.processes if name.startswith("client")]:
         soak.kill(name)
         del soak.processes[name]
@@ -316,6 +327,8 @@ def soaked(args: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str
     faults = faults_of(jobs, notes, folder, server is not None)
     if soak.most_mib.get("server", 0.0) > MOST_MIB:
         faults.append(f"the service took {soak.most_mib['server']} MiB, at most {MOST_MIB:g}")
+    if faults:
+        show_ends([soak.log(name) for name in commands])
     evaluations = sum(job["progress"]["evaluations"] for job in jobs.values())
     return {
         "database": args.database,
@@ -331,6 +344,13 @@ def soaked(args: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str
     }
 
 
+def show_ends(logs: Sequence[Path]) -> None:
+    """Print how logs end."""
+    for log in logs:
+        lines = log.read_text(errors="replace").splitlines()
+        sys.stderr.write("\n".join([f"-- {log.name}", *lines[-SHOWN:], ""]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures as JSON; 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -339,11 +359,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=1.0, help="of clients")
+    parser.add_argument("--every", type=float, default=4.5, help="seconds between two kills, in the mean")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.role:
         ROLES[args.role[0]](*args.role[1:])
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left behind
     with ExitStack() as stack:
         figures = soaked(args, Path(stack.enter_context(tempfile.TemporaryDirectory())), stack)
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
