@@ -106,11 +106,10 @@ def _latency_lines(summary: "Summary", folder: Path) -> list[str]:
         return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}" + _doubt(summary)]
     state = "not measured yet" if device is None else device.awaited(share)
     kit, take = verify_commands(folder)
-    threads = 1 if device is None else device.threads
     return [
         "latency: " + ("" if share is None else f"{share:.3f}x of dense, ") + state,
         f"go on: {kit}",
-        f"       then, with what `python3 verify.pyz -o result.jsonl --threads {threads}` wrote there: {take}",
+        f"       then, with what `python3 verify.pyz -o result.jsonl` wrote there: {take}",
     ]
 
 

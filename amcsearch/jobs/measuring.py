@@ -168,7 +168,7 @@ def _by_agent(
     plan = verify_plan(config, dense, {str(i): model for i, model in enumerate(models)}, example, {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.jsonl"
-        agent.measure(plan, path, config.device.threads, provider=config.device.provider)
+        agent.measure(plan, path)
         (result,) = read_results([path])
     place = f"the result of device {agent.device}"
     latencies = paired_latencies(result, list(map(str, range(len(models)))), place)

@@ -30,7 +30,7 @@ from amcsearch.measure import (
     write_kit,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import CPU, differences, full_provider_name, is_profiled
+from amcsearch.runtime import differences, full_provider_name, is_profiled
 
 __all__ = [
     "Kit",
@@ -148,20 +148,19 @@ def make_kit(
         bind=None if table is None else table.bind,
         progress=observer.progress,
     )
-    write_kit(replace(plan, threads=first.device.threads, provider=full_provider_name(first.device.provider)), out)
+    write_kit(_with_setting(plan, first), out)
     return Kit(
         kit=out,
         bytes=out.stat().st_size,
         networks=tuple(subject.name for subject in subjects),
         models=len(plan.models),
-        run=f"python3 {out.name} -o result.jsonl --threads {first.device.threads}{_provider_option(first)}",
+        run=f"python3 {out.name} -o result.jsonl",
     )
 
 
-def _provider_option(config: Config) -> str:
-    """How the kit's program is told a provider that is not its default."""
-    name = full_provider_name(config.device.provider)
-    return "" if name == CPU else f" --provider {name}"
+def _with_setting(plan: KitPlan, config: Config) -> KitPlan:
+    """The plan with the configured threads and provider, which the device then takes."""
+    return replace(plan, threads=config.device.threads, provider=full_provider_name(config.device.provider))
 
 
 def build_table(
@@ -204,7 +203,7 @@ def measured_here(
         if agent is None:
             measure_here(plan, path, device.threads, device.provider, minutes, observer.progress)
         elif not _has_measured(agent, path):
-            agent.measure(plan, path, device.threads, minutes, observer.progress, device.provider)
+            agent.measure(_with_setting(plan, config), path, minutes, observer.progress)
         return read_results([path])[0]
 
 

@@ -54,8 +54,9 @@ def write_verify_kit(run: RunFolder, out: Path) -> VerifyKit:
     with replacing(out) as temporary:
         temporary.write_bytes(content)
         temporary.chmod(0o755)
-    threads = 1 if summary.device is None else summary.device.threads
-    command = f"python3 {out.name} -o result.jsonl --threads {threads}"
+    command = f"python3 {out.name} -o result.jsonl"
+    if "setting" not in plan.plan and summary.device is not None:  # a kit of before plans carried it
+        command += f" --threads {summary.device.threads}"
     return VerifyKit(out, len(content), len(plan.entries), command, verify_commands(run.path)[1])
 
 

@@ -186,7 +186,7 @@ class TestJobs:
         connection = _JobConnection(service.devices, job)
         client = AgentClient(connection, "pi5", pause=lambda _: None, silent_s=300.0)
         try:
-            client.measure(plan, out, 1, progress=lambda _, text: said.append(text))
+            client.measure(plan, out, progress=lambda _, text: said.append(text))
         except BadInputError as error:
             said.append(str(error))
 
@@ -226,7 +226,7 @@ class TestJobs:
             client = AgentClient(connection, "pi5", pause=lambda _: None)
             client._pause = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
             with pytest.raises(KeyboardInterrupt):
-                client.measure(plan, tmp_path / "result.jsonl", 1)
+                client.measure(plan, tmp_path / "result.jsonl")
             measurement = agent.next().json()["job"]
             service.work.sweep()
             assert agent.next().json()["job"] == measurement  # it is interrupted, and may go on

@@ -15,7 +15,7 @@ from amcsearch.costs import Provenance
 from amcsearch.measure.agents.work_list import MOST_RESULT_BYTES, DeviceState, MeasurementState
 from amcsearch.measure.kit.kit import KitPlan, device_plan, plan_archive
 from amcsearch.runs import replacing
-from amcsearch.runtime import CPU, DeviceError, RefusedError, UnreachableError, full_provider_name
+from amcsearch.runtime import CPU, DeviceError, RefusedError, UnreachableError
 
 __all__ = ["AgentClient", "WorkConnection"]
 
@@ -97,19 +97,17 @@ class AgentClient:
         self,
         plan: KitPlan,
         out: Path,
-        threads: int,
         minutes: float | None = None,
         progress: Progress | None = None,
-        provider: str = CPU,
     ) -> None:
-        """Measure a plan and write its result to ``out``.
+        """Measure a plan with its threads and provider (1 and the CPU's where it names none); write ``out``.
 
         Raises:
             BadInputError: the server or the agent refuses, or ``out`` cannot be written.
             DeviceAwayError: the server or the agent stays away.
         """
         self._check_heard(self.state())
-        query = f"threads={threads}&provider={full_provider_name(provider)}" + (
+        query = f"threads={plan.threads or 1}&provider={plan.provider or CPU}" + (
             "" if minutes is None else f"&minutes={min(minutes, 1440.0)}"
         )
         try:

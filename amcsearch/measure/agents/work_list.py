@@ -171,13 +171,17 @@ class WorkList:
             minutes: bound of the measuring, None for none.
 
         Raises:
-            BadInputError: a name or number out of range, or what is no plan.
+            BadInputError: a name or number out of range, what is no plan, or another setting than the plan's.
         """
         if not NAME.fullmatch(device) or not NAME.fullmatch(provider) or not 1 <= threads <= MOST_THREADS:
             raise BadInputError(f"measurement: device {device!r:.80}, provider {provider!r:.40}, {threads} threads")
         if minutes is not None and not 0 < minutes <= MOST_MINUTES:
             raise BadInputError(f"measurement: minutes = {minutes}, must be more than 0 and at most {MOST_MINUTES:g}")
         checked = _checked(plan)
+        try:
+            checked.check_setting(threads, provider)
+        except DeviceError as error:
+            raise BadInputError(f"measurement: {error}") from error
         with self._lock:
             for known in self._jobs.values():
                 if known.offer == JobOffer(known.offer.job, device, checked.hash, threads, provider, minutes):

@@ -26,7 +26,7 @@ from amcsearch.runtime.on_device.program import run
 from amcsearch.runtime.on_device.provenance import provenance
 from amcsearch.runtime.on_device.records import Journal, encoded
 from amcsearch.runtime.on_device.session import CPU
-from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, checked_plan
+from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, MOST_THREADS, checked_plan
 
 __all__ = ["JOB", "NAME", "DeviceAgent", "main"]
 
@@ -36,7 +36,7 @@ POLL_S, MOST_WAIT_S = 5.0, 60.0
 BATCH_BYTES = 2**20
 GONE = (404, 410)
 CONFLICT = 409
-MOST_THREADS, MOST_MINUTES = 1024, 1440.0
+MOST_MINUTES = 1440.0
 SAYS = ("cpu", "cpu_flags", "cores", "ort_version", "machine")
 """What an agent says of its device before it measures."""
 Say = Callable[[str], None]
@@ -119,6 +119,7 @@ class DeviceAgent:
     def _measure(self, job: str, offer: Mapping[str, Any]) -> None:
         settings = _settings(offer)
         plan = self._plan(job, str(offer.get("plan_hash", "")))
+        plan.check_setting(settings.threads, settings.provider)
         journal = SendingJournal(self.folder / f"{job}.jsonl", self, job)
         have = offer.get("have")
         if not isinstance(have, int) or isinstance(have, bool) or have < 0:

@@ -60,7 +60,7 @@ class DevicePlan:
 
     Args:
         plan: the plan's JSON: version, batch, dtype, passes, rounds, sample_ms, profile_rounds, seed, inputs by
-            network (one, or a list of several in order), models, info.
+            network (one, or a list of several in order), models, info; ``setting`` where it says threads and provider.
         files: serialised models without weights by file name, ``empty`` and ``probe`` among them.
     """
 
@@ -80,6 +80,17 @@ class DevicePlan:
     def model_bytes(self, entry: Entry) -> int:
         """Size of ``model`` without making it."""
         return len(self.files[entry.file]) + weight_bytes(entry.weights)
+
+    def check_setting(self, threads: int, provider: str) -> None:
+        """Refuse another setting than the plan's, where it has one.
+
+        Raises:
+            DeviceError: names both.
+        """
+        setting = self.plan.get("setting", {})
+        for key, asked in (("threads", threads), ("provider", provider)):
+            if setting.get(key, asked) != asked:
+                raise DeviceError(f"{key} = {asked!r:.60} is asked for, the plan is of {key} = {setting[key]!r:.60}")
 
     def described(self) -> dict[str, Any]:
         """The plan as a result's header holds it: without what only the device needs."""

@@ -19,7 +19,7 @@ from amcsearch.runtime.on_device.plan import HELPERS, KIT_VERSION, PLAN_FILE, De
 from amcsearch.runtime.on_device.protobuf import external_data
 from amcsearch.runtime.on_device.weights import DATA_TYPES, ITEM_BYTES
 
-__all__ = ["MOST_ARCHIVE_BYTES", "checked_plan"]
+__all__ = ["MOST_ARCHIVE_BYTES", "MOST_THREADS", "checked_plan"]
 
 MOST_ARCHIVE_BYTES = 64 * 2**20
 MOST_UNPACKED_BYTES = 256 * 2**20
@@ -31,6 +31,7 @@ MOST_AXES = 8
 MOST_TEXT = 200
 MOST_HIGH = 2**31
 MOST_SECONDS = 86_400.0
+MOST_THREADS = 1024
 BOUNDS = {"batch": 2**16, "passes": 1000, "rounds": 10**5, "profile_rounds": 10**4, "seed": 2**63}
 LEAST = {"seed": 0}
 MOST_SAMPLE_MS = 1000.0
@@ -115,6 +116,14 @@ def _check_model(model: Any, plan: Mapping[str, Any], files: Mapping[str, bytes]
     _check_weights(model, name)
 
 
+def _check_setting(setting: Any) -> None:
+    _items(setting, dict, "setting", 2)
+    if "threads" in setting:
+        _whole(setting["threads"], "threads of the setting", 1, MOST_THREADS)
+    if "provider" in setting:
+        _text(setting["provider"], "provider of the setting")
+
+
 def _check(plan: Any, files: Mapping[str, bytes]) -> None:
     _items(plan, dict, "plan.json", 30)
     if plan.get("version") != KIT_VERSION:
@@ -124,7 +133,7 @@ def _check(plan: Any, files: Mapping[str, bytes]) -> None:
     _number(plan.get("sample_ms"), "sample_ms", 1e-3, MOST_SAMPLE_MS)
     _text(plan.get("dtype"), "dtype")
     _items(plan.get("inputs"), dict, "inputs", MOST_MODELS)
-    _items(plan.get("setting", {}), dict, "setting", 2)
+    _check_setting(plan.get("setting", {}))
     for network, written in plan["inputs"].items():
         specs = written if isinstance(written, list) else [written]
         _items(specs, list, f"inputs of network {network!r:.60}", 64)

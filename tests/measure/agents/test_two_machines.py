@@ -106,7 +106,7 @@ def _measured_under_fire(machines: Machines, plan: Any, kills: int, seed: int) -
     machines.start_server()
     machines.start_agent()
     machines.wait_for_agent()
-    measuring = threading.Thread(target=machines.client().measure, args=(plan, out, 1, None, lambda *_: told.append(1)))
+    measuring = threading.Thread(target=machines.client().measure, args=(plan, out, None, lambda *_: told.append(1)))
     measuring.start()
     before = b""
     try:

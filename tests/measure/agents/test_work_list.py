@@ -232,11 +232,15 @@ def test_another_device_under_the_name_is_refused(work: WorkList) -> None:
         work.next("pi6", FIRST, {"cpu": ["x"]})
 
 
-def test_only_plans_are_accepted(work: WorkList, plan: DevicePlan) -> None:
+def test_only_plans_are_accepted(work: WorkList, plan: DevicePlan, small_plan: Callable[..., Any]) -> None:
     with pytest.raises(BadInputError, match="the plan is refused: it is damaged"):
         work.submit("pi5", b"no archive", 1)
     with pytest.raises(BadInputError, match="threads"):
         work.submit("pi5", plan_archive(plan), 0)
     with pytest.raises(BadInputError, match="minutes = 0"):
         work.submit("pi5", plan_archive(plan), 1, minutes=0.0)
+    of_two = plan_archive(device_plan(small_plan(threads=2)))
+    with pytest.raises(BadInputError, match="measurement: threads = 1 is asked for, the plan is of threads = 2"):
+        work.submit("pi5", of_two, 1)
+    assert work.submit("pi5", of_two, 2).state == "waiting"
     assert json.loads(json.dumps(work.submit("pi5", plan_archive(plan), 1).to_json()))["device"] == "pi5"

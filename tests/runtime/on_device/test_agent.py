@@ -165,6 +165,8 @@ OFFER = {"job": "a" * 32, "device": "pi5", "threads": 1, "provider": "CPUExecuti
         ({"have": "many"}, "says that it has 'many' records"),
         ({"plan_hash": "0" * 64}, "its hash is"),
         ({"provider": "MagicExecutionProvider"}, "is not available"),
+        ({"threads": 2, "setting": {"threads": 1}}, "threads = 2 is asked for, the plan is of threads = 1"),
+        ({"setting": {"provider": "CUDA"}}, "'CPUExecutionProvider' is asked for, the plan is of provider = 'CUDA'"),
     ],
 )
 def test_offers_of_a_hostile_server_are_refused_in_one_line(
@@ -175,7 +177,7 @@ def test_offers_of_a_hostile_server_are_refused_in_one_line(
     small_plan: Callable[..., Any],
     said: list[str],
 ) -> None:
-    plan = device_plan(small_plan())
+    plan = device_plan(small_plan(**offer.get("setting", {})))
     whole = {**OFFER, "plan_hash": plan.hash, **offer}
     wire.answers = {"/next": json.dumps(whole).encode(), "/plan": plan_archive(plan)}
     agent = make_agent()

@@ -77,6 +77,9 @@ def test_an_honest_plan_is_what_it_was(small_plan: Callable[..., Any]) -> None:
         (("inputs", "net", "shape"), [1] * 99, "must be a list of at most 8 items"),
         (("inputs", "net", "dtype"), "O", "is of type 'O'"),
         (("inputs", "net", "high"), 0, "high of an input"),
+        (("setting",), {"threads": 0}, "threads of the setting is 0, must be a whole number from 1 to 1024"),
+        (("setting",), {"threads": 1.5}, "threads of the setting is 1.5"),
+        (("setting",), {"provider": ["CPU"]}, "provider of the setting is ['CPU'], must be a text"),
     ],
 )
 def test_values_out_of_range_are_refused(files: Files, keys: tuple[Any, ...], value: object, told: str) -> None:
