@@ -316,6 +316,12 @@ def test_a_sparse_network_comes_back_to_the_last_bit(
     assert torch.equal(outputs(loaded.model, images), outputs(result.model, images))
 
 
+def test_every_verb_takes_a_task(trained: nn.Module, data: TensorDataset) -> None:
+    for verb in (amcsearch.search, amcsearch.prune, amcsearch.sparsify, amcsearch.make_env):
+        with pytest.raises(BadInputError, match=r"task.name = 'regresion'.*regression"):
+            verb(trained, data, task="regresion")
+
+
 class Branching(nn.Module):
     """The network inside a branch on its own input, which ``torch.export`` cannot follow."""
 

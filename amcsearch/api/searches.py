@@ -306,6 +306,7 @@ def sparsify(
     target: Limits | None = None,
     table: "LatencyTable | Path | str | None" = None,
     profile: "DeviceProfile | Path | str | None" = None,
+    task: "Task | Mapping[str, object] | str | None" = None,
     finetune: "jobs.UserTraining | str | None" = None,
     seed: int | None = None,
     settings: Settings | None = None,
@@ -324,6 +325,7 @@ def sparsify(
             weights.
         table: as for ``search``.
         profile: as for ``search``.
+        task: as for ``search``.
         finetune: as for ``search``.
         seed: as for ``search``.
         settings: as for ``search``; section ``sparsify`` has the method's parameters and the training.
@@ -338,6 +340,7 @@ def sparsify(
     named = {
         "sparsify.method": method,
         "sparsify.target": target,
+        "task": task,
         "recovery.finetune.factory": finetune,
         "seed": seed,
         "device.table": table,

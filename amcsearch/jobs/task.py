@@ -18,6 +18,8 @@ from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, ch
 __all__ = ["check_clear", "check_objectives", "check_task", "first_output", "make_task", "output_of", "training_task"]
 
 CURE: Final = "name one: task: {name: NAME} in the configuration, task='NAME' in Python, of `amcsearch list tasks`"
+_ONE_NUMBER: Final = "for one number a sample, write task: {name: regression}, or {name: binary} for the logit of yes"
+_NO_AXIS: Final = "keep the axis of the samples, as .squeeze(-1) does and .squeeze() does not"
 
 
 def make_task(config: Config, given: Task | None) -> Task:
@@ -132,7 +134,7 @@ def first_output(
     if logits is not None and (logits.ndim < 2 or len(logits) != 1):
         raise BadInputError(
             f"model.factory: {type(model).__name__} gives an output of shape {tuple(logits.shape)} for one sample, "
-            "expected (1, C), or (1, T, V) for a sequence"
+            f"expected (1, C), or (1, T, V) for a sequence; {_ONE_NUMBER if logits.ndim else _NO_AXIS}"
         )
     return sample, output
 

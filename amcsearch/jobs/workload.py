@@ -207,10 +207,13 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
     check_network(config, model, data.splits, data.probes)
+    doubt = None
     if config.data.targets == "given":
         batches = batches_of(data.splits.calibration, CHECKED, "calibration")
         batch = next(iter(batches))
-        check_task(config, given.task, task, output_of(model, batch), batch.targets)
+        output = output_of(model, batch)
+        check_task(config, given.task, task, output, batch.targets)
+        doubt = task.doubt(output)
         task = task.fitted(all_targets(batches))
     folded = _folded(model, data.sample)
     network = _traced(config, model, data.sample)
@@ -222,7 +225,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
         data.probes,
         data.records,
         data.samples,
-        (*data.warnings, *folded),
+        (*data.warnings, *folded, *([] if doubt is None else [f"model: {doubt}"])),
         task,
     )
 

@@ -172,15 +172,22 @@ def _check_targets(name: str, survey: SplitSurvey, output_shape: tuple[int, ...]
     if survey.is_vector and not survey.is_one_hot and targets == "given":
         raise BadInputError(
             f"{where} has targets of shape {shape} that are neither class ids nor one-hot rows; give class ids as "
-            "integers, name the task that they are of (task: {name: regression}, or one of `amcsearch list tasks`), "
-            "or set data.targets: dense to keep the outputs of the dense network"
+            "integers (.argmax(-1) of the probabilities of classes), name the task that they are of (task: {name: "
+            f"{_likely_task(survey)}}}, or one of `amcsearch list tasks`), or set data.targets: dense to keep the "
+            "outputs of the dense network"
         )
     wanted = output_shape if survey.is_vector or _is_one_hot(survey, output_shape) else output_shape[:-1]
     if shape != wanted and not (survey.is_padded and len(shape) == len(wanted)):
         raise BadInputError(
             f"{where} has targets of shape {shape} a sample, the network gives outputs of shape {output_shape}; "
-            f"expected class ids of shape {output_shape[:-1]}, or name the task (task: {{name: segmentation}}, …)"
+            f"expected class ids of shape {output_shape[:-1]}, or name the task (task: {{name: "
+            f"{_likely_task(survey) if shape == output_shape else 'segmentation'}}}, …)"
         )
+
+
+def _likely_task(survey: SplitSurvey) -> str:
+    """Name the task that rows of numbers are most often of."""
+    return "multilabel" if survey.is_binary else "regression"
 
 
 _PAIRS: Final = (("search", ("train", "calibration")), ("test", ("train", "calibration")), ("test", ("search",)))

@@ -90,10 +90,18 @@ def _check_targets(targets: Tensor, where: str, num_classes: int | None, numbers
         raise BadInputError(
             f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
             "expected class ids (one integer, or one a position), or vectors to match; convert ids by .long(), or "
-            "name the task that they are for (task: {name: regression}, or another of `amcsearch list tasks`)"
+            f"name the task that they are for (task: {{name: {_likely_task(targets)}}}, or another of "
+            "`amcsearch list tasks`)"
         )
     if num_classes is not None and targets.dtype != torch.bool:
         _check_class_ids(targets, where, num_classes, numbers)
+
+
+def _likely_task(targets: Tensor) -> str:
+    """Name the task that numbers or truth values are most often of."""
+    if targets.dtype == torch.bool:
+        return "binary" if targets.ndim == 1 else "multilabel"
+    return "regression"
 
 
 def _first_row(wrong: Tensor) -> int:
@@ -109,7 +117,8 @@ def _check_class_ids(targets: Tensor, where: str, num_classes: int, numbers: Seq
         low, high = int(targets[known].min()), int(targets[known].max())
         raise BadInputError(
             f"{where} has targets from {low} to {high}, expected 0 to {num_classes - 1} (first in sample {sample}): "
-            f"the network gives {num_classes} classes"
+            f"the network gives {num_classes} classes; mend the ids ({IGNORED_TARGET} marks what has no target), or "
+            "name the task if they are no class ids (`amcsearch list tasks`)"
         )
 
 
@@ -130,7 +139,8 @@ class SplitSurvey:
     """What the samples of a split are that were read.
 
     ``hashes`` (n,) of the inputs' bytes tell samples apart; ``classes`` are up to two of the classes that are there.
-    ``is_one_hot`` where every target is a row of zeros with a single 1; ``is_vector`` where targets are no integers.
+    ``is_one_hot`` where every target is a row of zeros with a single 1, ``is_binary`` where rows hold 0 and 1 alone;
+    ``is_vector`` where targets are no integers.
     ``target_shape`` is None where targets are no one tensor, and has None for an axis whose length differs between
     batches; ``is_padded`` says that a ``collate`` may pad each batch to a length of its own. ``record`` describes the
     split for a run's identity.
@@ -144,6 +154,7 @@ class SplitSurvey:
     classes: frozenset[int]
     record: SplitRecord
     is_padded: bool = False
+    is_binary: bool = False
 
 
 def check_splits(
@@ -213,6 +224,7 @@ def _surveyed(batch: Batch) -> SplitSurvey:
         has_targets=len(known) > 0,
         classes=frozenset(np.unique(ids.numpy(force=True))[:CLASSES].tolist()),
         record=EMPTY,
+        is_binary=is_binary,
     )
 
 
@@ -244,6 +256,7 @@ def _joined(parts: Sequence[SplitSurvey], name: str, record: SplitRecord, *, is_
         classes=frozenset(sorted(frozenset.union(*(part.classes for part in parts)))[:CLASSES]),
         record=record,
         is_padded=is_padded,
+        is_binary=all(part.is_binary for part in parts),
     )
 
 

@@ -131,6 +131,10 @@ class Task(ABC):
         """What guessing comes to on these targets; ``output`` is of one batch. None where that is not known."""
         return None
 
+    def doubt(self, output: Tree) -> str | None:  # noqa: ARG002 (as above)
+        """What is doubtful about outputs that can be judged, in words, with the cure; None where nothing is."""
+        return None
+
     def fitted(self, targets: Tree) -> "Task":  # noqa: ARG002 (as above)
         """The task as training on such targets needs it, so that learning rates mean the same whatever their unit."""
         return self

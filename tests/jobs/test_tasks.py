@@ -57,6 +57,20 @@ def test_numbers_without_a_task_are_refused_with_the_lines_to_write(outputs: int
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (torch.arange(160), "task: {name: regression}, or {name: binary}"),
+        (torch.arange(160) > 80, "task: {name: binary}"),
+    ],
+)
+def test_one_number_a_sample_without_an_axis_names_the_tasks_it_may_be(targets: Tensor, words: str) -> None:
+    model = nn.Sequential(*regressor(), nn.Flatten(0))
+    with pytest.raises(BadInputError) as refused:
+        amcsearch.search(model, (data()[0], targets), settings=SMALL)
+    assert words in str(refused.value)
+
+
 class Halting:
     """An agent that fails after two policies."""
 

@@ -185,11 +185,17 @@ def test_class_ids_of_positions_that_look_like_one_hot_rows_stay():
     ("targets", "words"),
     [
         (TARGETS.float(), r"expected class ids.*\.long\(\)"),
-        (torch.rand(40, 4), "neither class ids nor one-hot rows.*data.targets: dense"),
+        (torch.rand(40, 4), "neither class ids nor one-hot rows.*name: regression.*data.targets: dense"),
+        (torch.eye(4).flip(0)[TARGETS] + torch.eye(4)[TARGETS], "neither class ids.*name: multilabel"),
         (torch.nn.functional.one_hot(TARGETS, 4).float() * 2, "neither class ids nor one-hot rows"),
-        (torch.ones(40, 4, dtype=torch.int64), r"shape \(4,\) a sample.* expected class ids of shape \(\)"),
+        (
+            torch.ones(40, 4, dtype=torch.int64),
+            r"shape \(4,\) a sample.* expected class ids of shape \(\).*name: multilabel",
+        ),
+        (TARGETS[:, None].expand(40, 4), r"expected class ids of shape \(\).*name: regression"),
         (torch.full((40,), -100), "every one is -100"),
-        (TARGETS + 1, r"targets from 1 to 4, expected 0 to 3 \(first in sample 3\)"),
+        (TARGETS + 1, r"targets from 1 to 4, expected 0 to 3 \(first in sample 3\).*name the task"),
+        (torch.ones(40, 4, 2, dtype=torch.bool), "name: multilabel"),
         (torch.rand(40, 3), "vectors of 3 numbers"),
     ],
 )

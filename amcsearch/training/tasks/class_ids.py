@@ -27,6 +27,7 @@ __all__ = ["Classification", "LanguageModelling", "Segmentation", "language_mode
 IGNORED_TARGET: Final = -100
 """Cross-entropy's own convention."""
 SIGMAS: Final = 2.0  # of chance
+SUMS_TO_1: Final = 1e-3
 
 
 class ClassIds(Task):
@@ -50,10 +51,12 @@ class ClassIds(Task):
         if bool(wrong.any()):
             raise BadInputError(
                 f"a target is {int(ids[wrong][0])}, the network gives {logits.shape[-1]} classes from 0 on; targets of "
-                f"{self.ignored} are ignored; mend the targets, or leave this id out by the task's params: {{ignored: "
-                f"{int(ids[wrong][0])}}}"
+                f"{self.ignored} are ignored; {self._cure_of(int(ids[wrong][0]))}"
             )
         return logits, ids
+
+    def _cure_of(self, wrong: int) -> str:  # noqa: ARG002 (a task with another ignored id names it)
+        return f"mend the targets, or give {self.ignored} in place of this id"
 
     def loss(self, output: Tree, targets: Tree) -> Tensor:
         return self.training_loss(output, targets)
@@ -108,6 +111,17 @@ class ClassIds(Task):
     def labels(self, targets: Tree) -> Tensor | None:
         ids = _ids(targets)
         return ids.long() if ids.ndim == 1 else None
+
+    def doubt(self, output: Tree) -> str | None:
+        """That of a softmax at the end, whose probabilities cross-entropy takes for logits."""
+        logits = judged_tensor(output, self.output).movedim(self.class_axis, -1)
+        sums = logits.sum(-1)
+        if logits.shape[-1] < 2 or not bool((logits >= 0.0).all() & ((sums - 1.0).abs() < SUMS_TO_1).all()):
+            return None
+        return (
+            "the outputs are probabilities that sum to 1, and cross-entropy takes logits: the accuracy is right, the "
+            "losses are not, and training learns little; end the network before its softmax"
+        )
 
     def guess(self, output: Tree, targets: Tree) -> Guess | None:
         classes = judged_tensor(output, self.output).shape[self.class_axis]
@@ -240,6 +254,9 @@ class Segmentation(ClassIds):
                 "segmentation expects (N, C, H, W) with (N, H, W)"
             )
         return self._checked(logits.movedim(1, -1).flatten(0, -2), ids.flatten())
+
+    def _cure_of(self, wrong: int) -> str:
+        return f"mend the targets, or leave this id out by the task's params: {{ignored: {wrong}}}"
 
     def meter(self) -> Meter:
         """See ``Task.meter``."""

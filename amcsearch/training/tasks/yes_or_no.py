@@ -1,13 +1,14 @@
 """Tasks of yes or no: one logit (binary), or one for each of several labels that may hold together (multilabel).
 
 Loss: mean binary cross-entropy of the logits z against targets y in [0, 1], in nats. A logit above 0 says yes. Targets
-are 0 and 1 as numbers or truth values; (N,) fit logits (N, 1).
+are 0 and 1 as numbers or truth values; (N,) fit logits (N, 1). Of a network that ends in a sigmoid the logits are
+z = log(p / (1 - p)), p kept 1e-6 away from 0 and 1.
 """
 
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Binary", "Multilabel", "binary", "multilabel"]
 
+LEAST_CHANCE: Final = 1e-6  # float32 tells it from 0, and 1 minus it from 1
+SPREAD: Final = 0.5  # of outputs from 0 to 1 that can hardly be logits: those of a random network are close together
+
 
 @dataclass(frozen=True)
 class YesOrNo(Task):
@@ -31,6 +35,7 @@ class YesOrNo(Task):
 
     metric: Metric = ACCURACY
     output: str | None = None
+    probabilities: bool = False
     name: ClassVar[str]
 
     def loss(self, output: Tree, targets: Tree) -> Tensor:
@@ -43,7 +48,7 @@ class YesOrNo(Task):
     def distillation(self, student: Tree, teacher: Tree, targets: Tree, temperature: float, alpha: float) -> Tensor:
         """(1 - a)·BCE(y, z_s) + a·T²·KL(Bernoulli(z_t / T) ‖ Bernoulli(z_s / T)), the mean over logits."""
         logits, wanted = self.pair(student, targets)
-        soft, guide = logits / temperature, judged_tensor(teacher, self.output) / temperature
+        soft, guide = logits / temperature, self.logits(teacher) / temperature
         chances = torch.sigmoid(guide)
         divergence = F.binary_cross_entropy_with_logits(soft, chances) - F.binary_cross_entropy_with_logits(
             guide, chances
@@ -80,7 +85,33 @@ class YesOrNo(Task):
             return Guess(loss, 0.0, 0.0, "saying no to all has 0")
         chance = float(torch.maximum(yes, 1.0 - yes).mean())
         margin = 2.0 * math.sqrt(chance * (1.0 - chance) / answers.numel())
-        return Guess(loss, chance, margin, f"the more frequent answer is {chance:.1%}")
+        return Guess(loss, chance, margin, f"the more frequent answer is {chance:.1%} (a logit above 0 is yes)")
+
+    def logits(self, output: Tree) -> Tensor:
+        """Return the logits among the outputs."""
+        judged = judged_tensor(output, self.output)
+        return torch.logit(judged, LEAST_CHANCE) if self.probabilities else judged
+
+    def check(self, output: Tree, targets: Tree) -> None:
+        """As ``Task.check``; also refuses probabilities that are not said to be some.
+
+        Raises:
+            BadInputError: as ``Task.check``; outputs from 0 to 1 that are far apart, or ``probabilities`` beyond that.
+        """
+        judged = judged_tensor(output, self.output)
+        low, high = float(judged.min()), float(judged.max())
+        is_within = low >= 0.0 and high <= 1.0
+        if is_within and not self.probabilities and high - low > SPREAD:
+            raise BadInputError(
+                f"the outputs lie from {low:g} to {high:g}, as after a sigmoid, and are taken for logits, all of which "
+                "would say yes; write params: {probabilities: true}, or end the network before its sigmoid"
+            )
+        if self.probabilities and not is_within:
+            raise BadInputError(
+                f"params: {{probabilities: true}}, and the outputs lie from {low:g} to {high:g}, not from 0 to 1; "
+                "leave it out for logits"
+            )
+        super().check(output, targets)
 
     def pair(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
         """Return logits and answers of one shape.
@@ -88,7 +119,7 @@ class YesOrNo(Task):
         Raises:
             BadInputError: other shapes, or answers outside [0, 1].
         """
-        logits, answers = aligned(judged_tensor(output, self.output), targets, self.name)
+        logits, answers = aligned(self.logits(output), targets, self.name)
         low, high = answers.min(), answers.max()
         if not bool((low >= 0.0) & (high <= 1.0)):
             raise BadInputError(f"targets from {float(low):g} to {float(high):g}, {self.name} expects 0 and 1")
@@ -135,22 +166,28 @@ class Multilabel(YesOrNo):
         return make(chances.shape[1])
 
 
-def binary(metric: Literal["accuracy", "f1"] = "accuracy", output: str | None = None) -> Binary:
+def binary(
+    metric: Literal["accuracy", "f1"] = "accuracy", output: str | None = None, probabilities: bool = False
+) -> Binary:
     """The task of one yes or no.
 
     Args:
         metric: ``accuracy``, or ``f1`` of yes.
         output: path of the logit among the model's outputs; null is the first tensor.
+        probabilities: whether the network ends in a sigmoid; above 0.5 is yes.
     """
-    return Binary(METRICS[metric], output)
+    return Binary(METRICS[metric], output, probabilities)
 
 
-def multilabel(metric: Literal["f1", "accuracy", "map"] = "f1", output: str | None = None) -> Multilabel:
+def multilabel(
+    metric: Literal["f1", "accuracy", "map"] = "f1", output: str | None = None, probabilities: bool = False
+) -> Multilabel:
     """The task of several labels.
 
     Args:
         metric: ``f1``, the mean over labels; ``accuracy``, the share of right answers; or ``map``, the mean average
             precision over labels.
         output: path of the logits among the model's outputs; null is the first tensor.
+        probabilities: whether the network ends in a sigmoid; above 0.5 is yes.
     """
-    return Multilabel(METRICS[metric], output)
+    return Multilabel(METRICS[metric], output, probabilities)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from amcsearch.core import METRICS, Metric
 from amcsearch.core.errors import BadInputError
 from amcsearch.training import CLASS_IDS, TASKS, Custom, Embedding, Task
 from amcsearch.training.task import judged_tensor, others_apart, outputs_apart
-from amcsearch.training.tasks.class_ids import language_modelling, segmentation
+from amcsearch.training.tasks.class_ids import Classification, language_modelling, segmentation
 from amcsearch.training.tasks.regression import regression
 from amcsearch.training.tasks.yes_or_no import binary, multilabel
 
@@ -141,6 +142,10 @@ def test_segmentation_by_hand() -> None:
     assert drawn.tolist() == [[[0, 1], [0, 255]]]
     with pytest.raises(BadInputError, match=r"a target is 255, the network gives 2 classes.*-100 are ignored"):
         segmentation().loss(logits, wanted)
+    with pytest.raises(BadInputError, match=r"leave this id out by the task's params: \{ignored: 255\}"):
+        segmentation().loss(logits, wanted)
+    with pytest.raises(BadInputError, match="mend the targets, or give -100 in place of this id"):
+        Classification().loss(logits[:, :, 0, 0], torch.tensor([-1]))
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
@@ -254,3 +259,36 @@ def test_a_cosine_of_drawn_vectors_is_of_the_output_with_noise() -> None:
     output = torch.zeros(10_000, 2)
     drawn = Embedding().draw(output, output, torch.Generator().manual_seed(0))
     assert drawn.std().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_probabilities_of_yes_are_judged_as_the_logits_they_come_from() -> None:
+    logits, answers = torch.tensor([[-2.0], [3.0], [-1.0], [0.5]]), torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    chances = logits.sigmoid()
+    for task in (binary(probabilities=True), binary("f1", probabilities=True)):
+        as_logits = replace(task, probabilities=False)
+        task.check(chances, answers)
+        assert measured(task, (chances, answers)) == measured(as_logits, (logits, answers))
+        assert task.loss(chances, answers).item() == pytest.approx(as_logits.loss(logits, answers).item(), rel=1e-5)
+        guide = (0.5 * logits, (0.5 * logits).sigmoid())
+        apart = [t.distillation(s, g, answers, 2.0, 0.7) for t, s, g in
+                 ((as_logits, logits, guide[0]), (task, chances, guide[1]))]  # fmt: skip
+        assert apart[1].item() == pytest.approx(apart[0].item(), rel=1e-5)
+
+
+def test_probabilities_that_are_not_said_to_be_some_are_refused() -> None:
+    """0.02 and 0.9 as logits both say yes."""
+    outputs, answers = torch.tensor([[0.02], [0.9]]), torch.tensor([[0.0], [1.0]])
+    with pytest.raises(BadInputError, match=r"from 0\.02 to 0\.9, as after a sigmoid.*probabilities: true"):
+        binary().check(outputs, answers)
+    with pytest.raises(BadInputError, match=r"from -1 to 2, not from 0 to 1"):
+        multilabel(probabilities=True).check(torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.0, 1.0]]))
+    binary().check(outputs - 1.0, answers)
+    binary().check(torch.tensor([[0.2], [0.3]]), answers)  # what a random network gives
+
+
+@pytest.mark.parametrize("task", [Classification(), segmentation()])
+def test_a_softmax_at_the_end_is_doubtful(task: Task) -> None:
+    outputs = torch.randn(4, 3, 2, 2) if task.metric.name == "miou" else torch.randn(4, 3)
+    assert task.doubt(outputs) is None
+    assert task.doubt(outputs.log_softmax(1)) is None
+    assert "before its softmax" in str(task.doubt(outputs.softmax(1)))
