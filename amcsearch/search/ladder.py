@@ -116,6 +116,7 @@ class _Run:
         self.surrogate = Surrogate(study.space, study.grid, self.errors, sorted(looked_at) or None)
         self.allocators = self._allocators()
         self.signs = np.array([1.0 if way == "maximize" else -1.0 for way in study.directions])
+        self._served: set[bytes] = set()  # kept counts of every trial: ten thousand candidates are looked up in it
         self.promise = math.inf  # expected improvement of the last proposal, as a share of the noise
 
     def until_settled(self) -> None:
@@ -171,7 +172,7 @@ class _Run:
 
     def _centre(self) -> Counts:
         best = self.study.best
-        return self.study.feasible.largest_uniform() if best is None else self.study.network.kept_array(best.policy)
+        return self.study.feasible.largest_uniform() if best is None else self._kept(best)
 
     def _add_starts(self, policies: dict[PruningPolicy, None], count: int) -> None:
         """Add optima of the errors times random factors, wider ones where they repeat themselves."""
@@ -186,7 +187,8 @@ class _Run:
     def _add_expected(self, policies: dict[PruningPolicy, None], complete: Sequence[Trial], count: int) -> None:
         """Add the policies of the largest expected improvement, one after another."""
         rows = self._candidates(self._fit(complete))
-        rows = self._new(rows, policies)
+        if policies:
+            rows = rows[[policy not in policies for policy in map(self.study.network.policy, rows)]]
         while count and len(rows):
             gains = self._gains(rows)
             chosen = int(np.argmax(gains))
@@ -202,7 +204,7 @@ class _Run:
         """Teach the surrogate, and return the best policies so far, (at most ``_CENTRES``, G), best first."""
         earlier = [trial for trial in self.study.earlier if not self.study.seen(trial.policy)]
         trials = [*complete, *earlier]
-        kept = np.stack([self.study.network.kept_array(trial.policy) for trial in trials])
+        kept = np.stack([self._kept(trial) for trial in trials])
         worth = self._worths(trials)
         order = np.argsort(-worth, kind="stable")
         of_this_study = order[order < len(complete)]
@@ -231,12 +233,13 @@ class _Run:
         optima = [*self._solved(mean), *self._along(mean), *self._solved(self._drawn_errors(1))]
         for _ in range(settings.draws):
             optima += self._solved(self.surrogate.tables(self.rng))
-        known = [study.space.nearest_counts(study.network.kept_array(trial.policy))[None, :] for trial in study.earlier]
+        known = [study.space.nearest_counts(self._kept(trial))[None, :] for trial in study.earlier]
         parts = [study.space.random(_RANDOM, self.rng), *known, *map(self._exchanges, centres)]
         rows = self._new(np.concatenate([*(row[None, :] for row in optima), *parts]))
         for _ in range(settings.refinements if len(rows) else 0):
             best = rows[np.argsort(-self._gains(rows), kind="stable")[:_CENTRES]]
-            rows = self._new(np.concatenate([rows, *map(self._exchanges, best)]))
+            near = self._new(np.concatenate([*map(self._exchanges, best)]))
+            rows = _distinct(np.concatenate([rows, near]))
         return rows
 
     def _solved(self, errors: Errors) -> list[Counts]:
@@ -259,13 +262,16 @@ class _Run:
         most = reach * math.log(self.settings.spread)
         return [math.exp(self.rng.uniform(-most, most)) * error for error in self.errors]
 
-    def _new(self, rows: Counts, pending: dict[PruningPolicy, None] | None = None) -> Counts:
-        """The distinct ones of policies (P, G) that are within the budget and were not evaluated."""
-        rows = np.unique(rows, axis=0)
+    def _new(self, rows: Counts) -> Counts:
+        """The distinct ones of policies (P, G), in order, that are within the budget and were not evaluated."""
+        rows = _distinct(rows)
         rows = rows[self.study.feasible.contains(rows)]
-        policies = map(self.study.network.policy, rows)
-        is_new = [not self.study.seen(policy) and policy not in (pending or {}) for policy in policies]
-        return np.asarray(rows[np.array(is_new, dtype=np.bool_)])
+        self._served.update(self._kept(trial).tobytes() for trial in self.study.trials[len(self._served) :])
+        return np.asarray(rows[np.array([row.tobytes() not in self._served for row in rows], dtype=np.bool_)])
+
+    def _kept(self, trial: Trial) -> Counts:
+        """Kept counts (G,) of the policy of a trial."""
+        return self.study.network.kept_array(trial.policy)
 
     def _exchanges(self, kept: Counts) -> Counts:
         """Policies (P, G) with one group narrower, one wider, or both, than ``kept`` (G,); the budget is not asked."""
@@ -282,6 +288,12 @@ class _Run:
             pairs = self.rng.choice(pairs, self.settings.exchanges, replace=False)
         up, down = np.divmod(pairs, len(narrower))
         return space.counts(at + wider[up] + narrower[down])
+
+
+def _distinct(rows: Counts) -> Counts:
+    """The distinct ones of policies (P, G), in ascending order: ``np.unique`` takes seven times as long."""
+    rows = rows[np.lexsort(rows.T[::-1])]
+    return np.asarray(rows[np.append(True, (rows[1:] != rows[:-1]).any(axis=1))[: len(rows)]])
 
 
 def _stand_ins(space: PolicySpace) -> list[NDArray[np.float64]]:

@@ -287,6 +287,20 @@ def test_exchanges_trade_steps_between_groups():
     assert rows == alone | {(3, 2), (3, 1)}
 
 
+def test_candidates_are_new_within_the_budget_once_each_and_in_ascending_order():
+    study = made_study(weighed((4, 2, 1)), trials=5)
+    run = _Run(Ladder(), study, 0)
+    rows = study.space.random(400, np.random.default_rng(0))
+    within = rows[study.feasible.contains(rows)]
+    study.evaluate([study.network.policy(row) for row in within[:3]])
+    assert run._new(rows).tolist() == [
+        row.tolist() for row in np.unique(within, axis=0) if not study.seen(study.network.policy(row))
+    ]
+    study.evaluate([study.network.policy(within[-1])])
+    assert within[-1].tolist() not in run._new(rows).tolist()
+    assert run._new(rows[:0]).shape == (0, 3)
+
+
 def test_the_first_evaluation_is_the_exact_programmes_policy():
     study = made_study(weighed((1, 1, 1)), trials=3)
     AGENTS["ladder"]().run(study, 0)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amcsearch.core.errors import InfeasibleBudgetError
+from amcsearch.search.exact import min_sum
 from amcsearch.search.exact.elimination import elimination_steps, largest_table, work
 from amcsearch.search.exact.factors import Factor
 from amcsearch.search.exact.min_sum import BudgetedSum
@@ -115,6 +116,18 @@ def with_worse_copy(factor):
         return factor
     axis, costs = factor.scope.index(0), factor.costs["t"]
     return Factor(factor.scope, {"t": np.append(costs, costs.take([0], axis=axis) + 1, axis=axis)})
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems, st.integers(1, 50))
+def test_a_step_of_many_rows_is_computed_in_blocks(problem, limit):
+    shape, sizes, seed = problem
+    rng = np.random.default_rng(seed)
+    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    whole = in_units(sizes, terms, limit).solve(errors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(min_sum, "_CELLS", 1)
+        assert np.array_equal(in_units(sizes, terms, limit).solve(errors).least, whole.least)
 
 
 def test_by_hand():

@@ -8,7 +8,7 @@ Variable elimination (``elimination.py``) with the budget as one more axis, cut 
 
 All that a step completes is rounded once, and up: no solution exceeds T, and none is worse than the optimum for the
 budget T - G·δ (G groups; SPDY rounds to nearest and may exceed it). ``base`` sums the least of every step. Chains,
-residual stages and branches are the same to it. Hot loop: one shift-and-add of a row for each joint choice of a step.
+residual stages and branches are the same to it. Hot loop: shift the rows of many joint choices, and add to them.
 
 A cost that is a maximum over moments is exact without rounding. As a further limit (``caps``) it excludes every joint
 choice that exceeds it at a moment: ticks = B + 1. As the axis, b stands for what is allowed, and nothing is spent:
@@ -20,12 +20,13 @@ costs; a layer's cost here depends on its input width as well. float32: sums tha
 size count as equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from amcsearch.core import InfeasibleBudgetError
@@ -36,6 +37,7 @@ __all__ = ["BudgetedSum", "Solution"]
 
 _Scoped = TypeVar("_Scoped", Factor, PeakFactor)
 _BLOCK: Final = 2**20  # joint choices of all policies looked at together
+_CELLS: Final = 2**16  # of a table that are computed together: they stay within a core's cache
 _SLACK: Final = 1e-11  # relative to the limit: the same cost summed in another order is still the same cost
 
 
@@ -248,17 +250,30 @@ class Solution:
 
 def _advance(stage: _Stage, old: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float32]:
     """The table after a step, (R, V or 1, B + 1), from the one before, (R, F, B + 1)."""
-    rows, _, introduced = stage.shape
+    rows, decided, introduced = stage.shape
     width = old.shape[2]
     new = np.full((rows, introduced if stage.stays else 1, width), np.inf, dtype=np.float32)
-    shifted = np.empty(width, dtype=np.float32)
-    for r, f, v in np.argwhere(stage.ticks < width).tolist():
-        ticks = stage.ticks[r, f, v]
-        target, moved = new[r, v if stage.stays else 0, ticks:], shifted[: width - ticks]
-        start = 0 if stage.is_sum else ticks
-        np.add(old[r, f, start : start + width - ticks], value[r, f, v], out=moved)
-        np.minimum(target, moved, out=target)
+    step = max(1, _CELLS // (introduced * width))
+    for block in (slice(first, first + step) for first in range(0, rows, step)):
+        before = _spent(old[block], stage.ticks[block], stage.is_sum)
+        for f in range(decided):
+            sums = before(f)  # (rows of the block, V, B + 1)
+            sums += value[block, f, :, None]
+            np.minimum(new[block], sums if stage.stays else sums.min(axis=1, keepdims=True), out=new[block])
     return new
+
+
+def _spent(old: NDArray[np.float32], ticks: NDArray[np.int64], is_sum: bool) -> Callable[[int], NDArray[np.float32]]:
+    """Rows (R, V, B + 1) of a table (R, F, B + 1), by the choice f decided, once ``ticks`` (R, F, V) are spent.
+
+    inf where fewer are left. Of a maximum nothing is spent, but as many must be allowed.
+    """
+    rows, _, width = old.shape
+    if not is_sum:
+        return lambda f: np.where(np.arange(width) >= ticks[:, f, :, None], old[:, f, None], np.float32(np.inf))
+    padded = np.concatenate([np.full_like(old, np.inf), old], axis=2)
+    windows = sliding_window_view(padded, width, axis=2)  # (R, F, B + 2, B + 1): the row shifted by B + 1 … 0 ticks
+    return lambda f: windows[np.arange(rows)[:, None], f, width - ticks[:, f]]
 
 
 def _positions(of: Sequence[int], groups: Sequence[int]) -> list[int]:
