@@ -1,11 +1,17 @@
-"""Results of a kit that are made up: every model's latency is given, as is what the device says of itself."""
+"""Results of kits: made up, with every model's latency and what the device says of itself; and really measured."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from amcsearch.graph.tracing.trace import trace
+from amcsearch.measure.kit.kit import measure_here
+from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, read_plan
 from amcsearch.runtime.on_device.records import encoded
 from amcsearch.runtime.session import provenance
@@ -29,4 +35,13 @@ def made_up(plan: DevicePlan, latency_ms: Mapping[str, float], **device: Any) ->
 def write_result(kit: Path, path: Path, latency_ms: Mapping[str, float], **device: Any) -> Path:
     """Write what a kit would have written on such a device."""
     path.write_bytes(b"".join(map(encoded, made_up(read_plan(kit), latency_ms, **device))))
+    return path
+
+
+def measure_small(name: str, width: int, path: Path) -> Path:
+    """What a quick kit writes that measures one small network on this machine."""
+    layers = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 16, 3, padding=1), nn.Flatten()]
+    model, x = nn.Sequential(*layers, nn.Linear(1024, 4)).eval(), torch.zeros(1, 1, 8, 8)
+    plan = measurement_plan([MeasuredSubject(name, model, trace(model, x), x)], variants=12, held_out=3)
+    measure_here(replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1), path)
     return path

@@ -1,13 +1,12 @@
 """The verbs of devices that are not here: ``amcsearch verify`` with its kit, and ``amcsearch device serve``."""
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.cli.service_verbs import RUNS, TOKEN_VARIABLE
-from amcsearch.cli.verbs import show
+from amcsearch.cli.service_verbs import RUNS
+from amcsearch.cli.verbs import client_of, show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
@@ -45,10 +44,11 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
 def _verify_there(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Let a service finish the run of one of its jobs, and fetch it."""
     from amcsearch.cli.text import summary_text
-    from amcsearch.service import connect
 
-    client, job = connect(args.connect, os.environ.get(TOKEN_VARIABLE)), str(args.run_or_kit)
-    result = client.verify(job, args.what, folder=args.out or RUNS / f"{job}-verified", observer=console)
+    job = str(args.run_or_kit)
+    result = client_of(args.connect).verify(
+        job, args.what, folder=args.out or RUNS / f"{job}-verified", observer=console
+    )
     console.close()
     show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
 

@@ -115,6 +115,7 @@ def _build(parts: object, verb: "Verb") -> None:
         "--from", dest="source", type=_path, help="table of another device, to be carried over by the results' anchors"
     )
     command.add_argument("--force", action="store_true", help="replace a table that is there")
+    command.add_argument("--connect", metavar="URL", help="a service, which builds and keeps the table, and has --from")
 
 
 def _measure(parts: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.cli.verbs import show
+from amcsearch.cli.verbs import client_of, show
 from amcsearch.core import MIB, BadInputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RUNS",
-    "TOKEN_VARIABLE",
     "add_database",
     "add_service_verbs",
     "database_address",
@@ -27,11 +26,10 @@ __all__ = [
     "worker",
 ]
 
-TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
 _STORAGE_VARIABLE: Final = "AMCSEARCH_STORAGE"
 _KINDS: Final = ("search", "prune", "sparsify", "front", "compare", "table_measure", "table_check")
-VERIFY: Final = "verify"
-"""The kind that has the configuration of another job."""
+_OTHER_KINDS: Final = ("table_build", "verify")
+"""Kinds without a configuration, which their own verbs submit with --connect."""
 RUNS: Final = Path("runs")
 """Folder of all jobs unless another is named."""
 
@@ -77,7 +75,7 @@ def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None
     add_database(command)
     command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
     command.add_argument(
-        "--kinds", default=",".join((*_KINDS, VERIFY)), help="kinds of jobs that it runs, with commas between"
+        "--kinds", default=",".join((*_KINDS, *_OTHER_KINDS)), help="kinds of jobs that it runs, with commas between"
     )
     _limits(command, count)
     _engine(command)
@@ -193,9 +191,8 @@ def worker(args: argparse.Namespace, console: "ProgressBar") -> None:
 def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Submit a job; with ``--follow``, wait for it and fetch what it left."""
     from amcsearch.config import read_unchecked
-    from amcsearch.service import connect
 
-    client = connect(args.connect, os.environ.get(TOKEN_VARIABLE))
+    client = client_of(args.connect)
     config, files = read_unchecked(args.config, args.overrides), _pairs(args.uploads, "--upload", "KEY=FILE")
     job = client.submit(
         args.kind,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amcsearch.cli.text import columns
-from amcsearch.cli.verbs import load_config, show
+from amcsearch.cli.verbs import client_of, load_config, show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
@@ -141,7 +141,23 @@ def table_build(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Make a table of what kits measured, or extend one that is there."""
     from amcsearch.jobs import build_into
 
+    if args.connect is not None:
+        _build_there(args, console)
+        return
     table = build_into(args.out, args.results, _read(args.source), force=args.force)
+    console.close()
+    _show(args, table, args.out, {}, args.out)
+
+
+def _build_there(args: argparse.Namespace, console: "ProgressBar") -> None:
+    """Let a service build the table, and fetch it."""
+    if args.force or args.out.exists():
+        raise BadInputError(f"-o {args.out}: with --connect a table is built anew; name a new folder, without --force")
+    client = client_of(args.connect)
+    source = None if args.source is None else str(args.source)
+    table = client.build_latency_table(
+        args.out.absolute().name, args.results, source=source, folder=args.out, observer=console
+    )
     console.close()
     _show(args, table, args.out, {}, args.out)
 

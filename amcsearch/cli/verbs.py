@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from amcsearch.config import Config
     from amcsearch.jobs import RunResult
     from amcsearch.reporting import ProgressBar
+    from amcsearch.service import Client
 
 MOST_WORKERS: Final = 1024
+_TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
 
 __all__ = [
     "KINDS",
+    "client_of",
     "compare",
     "energy",
     "entries",
@@ -33,6 +37,13 @@ __all__ = [
     "show",
     "sparsify",
 ]
+
+
+def client_of(url: str) -> "Client":
+    """Return the client of a service, with the token of the environment."""
+    from amcsearch.service import connect
+
+    return connect(url, os.environ.get(_TOKEN_VARIABLE))
 
 
 def entries(kind: str) -> dict[str, str]:

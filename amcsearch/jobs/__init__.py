@@ -14,7 +14,7 @@ from amcsearch.jobs.result import RunResult, SearchResult, SparsifyResult, load
 from amcsearch.jobs.search import make_env, search
 from amcsearch.jobs.sensitivity import Sensitivity, sensitivity
 from amcsearch.jobs.sparsify.sparsify import sparsify
-from amcsearch.jobs.table_check import check_table
+from amcsearch.jobs.table_check import TableCheck, check_table
 from amcsearch.jobs.table_comparison import compare_tables
 from amcsearch.jobs.table_files import build_into, check_into, learning_folder, measure_into
 from amcsearch.jobs.tables import VARIANTS, make_kit, measure_table
@@ -37,6 +37,7 @@ __all__ = [
     "Settings",
     "Source",
     "SparsifyResult",
+    "TableCheck",
     "TrainingRequest",
     "UserTraining",
     "VerifyKit",

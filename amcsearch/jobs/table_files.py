@@ -60,15 +60,27 @@ def measure_into(
 
 
 def build_into(
-    folder: Path, paths: Sequence[Path], source: LatencyTable | None = None, *, force: bool = False
+    folder: Path,
+    paths: Sequence[Path],
+    source: LatencyTable | None = None,
+    *,
+    known: LatencyTable | None = None,
+    force: bool = False,
 ) -> LatencyTable:
-    """Make a table of kits' results in a folder, or extend the one that is there; ``force`` replaces it.
+    """Make a table of kits' results in a folder, or extend the one that is there.
+
+    Args:
+        folder: of the table.
+        paths: as for ``build_table``.
+        source: as for ``build_table``.
+        known: the table that is extended; None takes the one in the folder.
+        force: replace the table in the folder and do not extend it.
 
     Raises:
         BadInputError: as ``build_table``, or a folder that is in use, cannot be written or holds other files.
     """
     with TableFolder.take(folder) as taken:
-        table = build_table(paths, None if force else taken.read(), source)
+        table = build_table(paths, taken.read() if known is None and not force else known, source)
         taken.write(table)
     return table
 
@@ -82,6 +94,7 @@ def check_into(
     fresh: int = FRESH,
     anchors: int = 0,
     resume: bool = False,
+    keep_foreign: bool = False,
 ) -> TableCheck:
     """Check a table as ``check_table`` and write what was learnt into a folder, which is locked all the while.
 
@@ -95,13 +108,15 @@ def check_into(
         fresh: as for ``check_table``.
         anchors: as for ``check_table``.
         resume: as for ``measure_into``.
+        keep_foreign: write another machine's table as it is where no anchor corrects it.
 
     Raises:
-        BadInputError: as ``check_table`` and ``measure_into``, or another machine's table without anchors.
+        BadInputError: as ``check_table`` and ``measure_into``, or another machine's table without anchors
+            and without ``keep_foreign``.
     """
     known = read_latency_table(table)
     is_here = is_of_machine(known, config)
-    if not is_here and not anchors:
+    if not is_here and not anchors and not keep_foreign:
         raise BadInputError(
             f"table check --write: {table} is another machine's or of another setting, and nothing corrects it with "
             "--anchors 0; give --anchors 10, which makes this machine's table of it"

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from amcsearch.core import BadInputError, parse_json
 from amcsearch.service.database import Database
 from amcsearch.service.device_table import DeviceTable, JobAsks
-from amcsearch.service.job_kinds import JobRequest
+from amcsearch.service.job_request import JobRequest
 from amcsearch.service.records import LOOPBACK
 
 if TYPE_CHECKING:
@@ -302,9 +302,7 @@ def devices_of_job(request: JobRequest, job: str, database: str) -> Iterator[Non
     Raises:
         BadInputError: the database cannot be opened.
     """
-    section = request.config.get("device")
-    location = section.get("location", "here") if isinstance(section, Mapping) else "here"
-    if location in ("here", "offline"):
+    if request.location in ("here", "offline"):
         yield
         return
     from amcsearch.jobs import agents_by

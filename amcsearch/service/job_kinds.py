@@ -4,105 +4,34 @@ A submission is an object of JSON: ``kind``, ``config`` (the configuration's key
 keys by dotted name, which win), and the arguments of the verb. Running imports torch, submitting does not.
 """
 
-import re
-import shutil
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from amcsearch.config import Config, check_priced, from_mapping, hint, json_schema
+from amcsearch.config import check_priced, from_mapping, hint, json_schema
 from amcsearch.core import BadInputError
-from amcsearch.runs import StoredDocument, read_as
+from amcsearch.runs import read_as
+from amcsearch.service.job_request import (
+    MOST_EVALUATIONS,
+    PLAIN,
+    ConfiguredRequest,
+    JobEngine,
+    JobRequest,
+    check_count,
+)
+from amcsearch.service.measured_kinds import BuildRequest, CheckRequest, TableRequest, VerifyRequest
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer
 
-__all__ = ["KINDS", "MEASURING", "JobEngine", "JobRequest", "read_request", "request_of", "submission_schema"]
+__all__ = ["KINDS", "MEASURING", "read_request", "request_of", "submission_schema"]
 
 _MOST_WORKERS: Final = 1024
-_MOST_EVALUATIONS: Final = 1_000_000
-_JOB: Final = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
-class JobEngine:
-    """What the operator lets searches run on: a Dask scheduler in place of their workers, and a shared storage.
-
-    Args:
-        scheduler: its address; None lets a job start as many workers as it asks for.
-        storage: Optuna's address of a database for all studies; None keeps each in the folder of its run.
-
-    Raises:
-        BadInputError: no address of a scheduler, or Dask is not installed.
-    """
-
-    scheduler: str | None = None
-    storage: str | None = field(default=None, repr=False)  # it may hold a password
-
-    def __post_init__(self) -> None:
-        if self.scheduler is None:
-            return
-        if not self.scheduler.startswith(("tcp://", "tls://")):
-            raise BadInputError(
-                f"scheduler = {self.scheduler!r:.80}, expected the address that `dask scheduler` prints, such as "
-                "tcp://10.0.0.1:8786"
-            )
-        if find_spec("distributed") is None:
-            raise BadInputError("scheduler needs the module distributed; type: pip install 'amcsearch[cluster]'")
-
-    def workers(self, wanted: int) -> int:
-        """Workers that a job starts itself."""
-        return wanted if self.scheduler is None else 1
-
-    def own_study(self, config: Config, folder: Path) -> Config:
-        """A configuration whose study is the job's own, by its name, also where others' are in the same storage."""
-        if self.storage is None:
-            return config
-        return config.model_copy(update={"name": f"{config.name[:60]}-{folder.parent.name}"})
-
-
-_PLAIN: Final = JobEngine()
-
-
-@dataclass(frozen=True)
-class JobRequest(StoredDocument):
-    """A request of one kind; ``config`` is the whole configuration, every default written out."""
-
-    config: Mapping[str, object]
-
-    @property
-    def configuration(self) -> Config:
-        """The configuration, valid."""
-        return from_mapping(self.config, "")
-
-    def check(self) -> None:
-        """Check the arguments beside the configuration.
-
-        Raises:
-            BadInputError: one is out of bounds.
-        """
-
-    @abstractmethod
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
-        """Do it in a folder, from where an earlier attempt ended; return what the verb prints with ``--json``.
-
-        ``engine`` is what searches, comparisons and fronts evaluate with.
-
-        Raises:
-            BadInputError, InfeasibleBudgetError: as the verb.
-        """
-
-
-def _check_count(name: str, value: int | None, least: int, most: int) -> None:
-    if value is not None and not least <= value <= most:
-        raise BadInputError(f"{name} = {value}, must be at least {least} and at most {most}")
-
-
-@dataclass(frozen=True)
-class SearchRequest(JobRequest):
+class SearchRequest(ConfiguredRequest):
     """``amcsearch search``."""
 
     workers: int = 1
@@ -110,11 +39,11 @@ class SearchRequest(JobRequest):
 
     def check(self) -> None:
         """Check that workers are possible, and that every limited cost can be priced."""
-        _check_count("workers", self.workers, 1, _MOST_WORKERS)
+        check_count("workers", self.workers, 1, _MOST_WORKERS)
         config = self.configuration
         check_priced(config, config.limits)
 
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Search."""
         from amcsearch import api
 
@@ -132,17 +61,17 @@ class SearchRequest(JobRequest):
 
     def extended(self, trials: int) -> Self:
         """Return the request with further trials for the search that has ended."""
-        _check_count("trials", trials, 1, _MOST_EVALUATIONS)
+        check_count("trials", trials, 1, MOST_EVALUATIONS)
         further = (*self.configuration.search.further_trials, trials)
         config = from_mapping(self.config, "", {"search.further_trials": list(further)})
         return replace(self, config=config.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
-class PruneRequest(JobRequest):
+class PruneRequest(ConfiguredRequest):
     """``amcsearch prune``; its goal is in section ``prune`` of the configuration."""
 
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Prune."""
         del engine
         from amcsearch import api
@@ -152,10 +81,10 @@ class PruneRequest(JobRequest):
 
 
 @dataclass(frozen=True)
-class SparsifyRequest(JobRequest):
+class SparsifyRequest(ConfiguredRequest):
     """``amcsearch sparsify``."""
 
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Sparsify."""
         del engine
         from amcsearch import api
@@ -165,7 +94,7 @@ class SparsifyRequest(JobRequest):
 
 
 @dataclass(frozen=True)
-class FrontRequest(JobRequest):
+class FrontRequest(ConfiguredRequest):
     """``amcsearch front``; ``devices`` are names of profiles and tables."""
 
     devices: tuple[str, ...] = ()
@@ -174,10 +103,10 @@ class FrontRequest(JobRequest):
 
     def check(self) -> None:
         """Check counts."""
-        _check_count("evaluations", self.evaluations, 0, _MOST_EVALUATIONS)
-        _check_count("workers", self.workers, 1, _MOST_WORKERS)
+        check_count("evaluations", self.evaluations, 0, MOST_EVALUATIONS)
+        check_count("workers", self.workers, 1, _MOST_WORKERS)
 
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Make the fronts."""
         from amcsearch import api
 
@@ -195,7 +124,7 @@ class FrontRequest(JobRequest):
 
 
 @dataclass(frozen=True)
-class CompareRequest(JobRequest):
+class CompareRequest(ConfiguredRequest):
     """``amcsearch compare``; the first of ``agents`` is the reference."""
 
     agents: tuple[str, ...]
@@ -205,11 +134,11 @@ class CompareRequest(JobRequest):
 
     def check(self) -> None:
         """Check that there are agents and seeds."""
-        _check_count("workers", self.workers, 1, _MOST_WORKERS)
+        check_count("workers", self.workers, 1, _MOST_WORKERS)
         if not self.agents or not self.seeds:
             raise BadInputError("agents and seeds: at least one of each is needed; name them")
 
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
+    def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Compare."""
         from amcsearch import api
 
@@ -227,92 +156,6 @@ class CompareRequest(JobRequest):
         return result.to_json()
 
 
-@dataclass(frozen=True)
-class TableRequest(JobRequest):
-    """``amcsearch table measure``: a latency table of the machine that runs the job."""
-
-    variants: int | None = None
-    minutes: float | None = None
-
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
-        """Measure the table."""
-        del engine
-        from amcsearch import api
-
-        table = api.measure_latency_table(
-            config=self.configuration,
-            variants=self.variants,
-            minutes=self.minutes,
-            folder=folder,
-            resume=True,
-            observer=observer,
-        )
-        return {**table.as_mapping(), "rows": len(table.rows)}
-
-
-@dataclass(frozen=True)
-class CheckRequest(JobRequest):
-    """``amcsearch table check``: a table held to networks measured now, on the machine that runs the job."""
-
-    table: str
-    fresh: int = 24
-    anchors: int = 0
-
-    def check(self) -> None:
-        """Check counts, and that there is such a table."""
-        _check_count("fresh", self.fresh, 1, _MOST_EVALUATIONS)
-        _check_count("anchors", self.anchors, 0, _MOST_EVALUATIONS)
-
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
-        """Check the table; what anchors teach is written to the job's folder."""
-        del engine
-        from amcsearch.jobs import check_into
-
-        checked = check_into(
-            folder,
-            self.table,
-            self.configuration,
-            observer,
-            fresh=self.fresh,
-            anchors=self.anchors,
-            resume=True,
-        )
-        errors = {"before": checked.before, "after": checked.after}
-        return {name: None if error is None else error.as_mapping() for name, error in errors.items()}
-
-
-@dataclass(frozen=True)
-class VerifyRequest(JobRequest):
-    """``amcsearch verify``: the run of a job whose device is offline, and what its kit measured there.
-
-    The run is copied, so that of ``job`` stays as it is; ``config`` is its configuration.
-    """
-
-    job: str
-    result: str
-
-    def check(self) -> None:
-        """Check the form of the job's name, which is that of a folder."""
-        if not _JOB.fullmatch(self.job):
-            raise BadInputError(f"job = {self.job!r:.60}, expected the id of a job; GET /jobs lists them")
-
-    def run(self, folder: Path, observer: "Observer", engine: JobEngine = _PLAIN) -> Mapping[str, object]:
-        """Copy the run, and finish it with what was measured."""
-        del engine
-        from amcsearch import api
-
-        if not folder.exists():
-            copied = folder.with_name(f".{folder.name}")
-            shutil.rmtree(copied, ignore_errors=True)
-            source = folder.parents[1] / self.job / folder.name
-            try:
-                shutil.copytree(source, copied)
-            except (OSError, shutil.Error) as error:
-                raise BadInputError(f"the run of job {self.job} cannot be copied: {error}") from error
-            copied.rename(folder)
-        return api.verify(folder, self.result, observer=observer).summary.to_json()
-
-
 KINDS: Final[Mapping[str, type[JobRequest]]] = {
     "search": SearchRequest,
     "prune": PruneRequest,
@@ -320,6 +163,7 @@ KINDS: Final[Mapping[str, type[JobRequest]]] = {
     "front": FrontRequest,
     "compare": CompareRequest,
     "table_measure": TableRequest,
+    "table_build": BuildRequest,
     "table_check": CheckRequest,
     "verify": VerifyRequest,
 }
@@ -338,14 +182,17 @@ def read_request(submission: object) -> tuple[str, JobRequest]:
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise BadInputError(f"kind = {kind!r:.60}, expected one of {', '.join(KINDS)}{hint(str(kind), KINDS)}")
-    settings = read_as(Mapping[str, object], values.pop("settings", {}), "settings")
-    known = [item.name for item in fields(KINDS[kind])]
+    is_configured = issubclass(KINDS[kind], ConfiguredRequest)
+    known = [*(["settings"] if is_configured else []), *(item.name for item in fields(KINDS[kind]))]
     unknown = next((key for key in values if key not in known), None)
     if unknown is not None:
-        close = hint(unknown, known) or f"; known: kind, settings, {', '.join(known)}"
+        close = hint(unknown, known) or f"; known: kind, {', '.join(known)}"
         raise BadInputError(f"unknown key {unknown:.60} of kind {kind}{close}")
-    config = from_mapping(read_as(Mapping[str, object], values.get("config", {}), "config"), "", settings)
-    request = KINDS[kind].from_json({**values, "config": config.model_dump(mode="json")}, "the request")
+    if is_configured:
+        settings = read_as(Mapping[str, object], values.pop("settings", {}), "settings")
+        config = from_mapping(read_as(Mapping[str, object], values.get("config", {}), "config"), "", settings)
+        values["config"] = config.model_dump(mode="json")
+    request = KINDS[kind].from_json(values, "the request")
     request.check()
     return kind, request
 
@@ -383,6 +230,10 @@ def submission_schema() -> dict[str, object]:
             "anchors": {"type": "integer"},
             "job": {"type": "string"},
             "result": {"type": "string"},
+            "name": {"type": "string"},
+            "results": {"type": "array", "items": {"type": "string"}},
+            "source": {"type": ["string", "null"]},
+            "known": {"type": ["string", "null"]},
         },
         "additionalProperties": False,
     }

@@ -31,7 +31,8 @@ from amcsearch.core import (
 )
 from amcsearch.runs import MetricRecord, StoredDocument, make_folder
 from amcsearch.service.devices import devices_of_job
-from amcsearch.service.job_kinds import JobEngine, JobRequest, request_of
+from amcsearch.service.job_kinds import request_of
+from amcsearch.service.job_request import JobEngine, JobRequest
 from amcsearch.service.records import MOST_IMPROVEMENTS, MOST_WARNINGS, BestSoFar, JobProblem, JobProgress, problem_of
 from amcsearch.service.trial_points import TrialPoints
 

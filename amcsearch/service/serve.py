@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.core import BadInputError
-from amcsearch.service.job_kinds import JobEngine
+from amcsearch.service.job_request import JobEngine
 from amcsearch.service.settings import ServiceSettings, is_loopback
 from amcsearch.service.tokens import open_tokens
 from amcsearch.service.worker import JobLimits, WorkerSettings, work

@@ -27,8 +27,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from amcsearch.core import MIB, BadInputError, parse_json
 from amcsearch.runs import make_folder
 from amcsearch.service.database import Database
-from amcsearch.service.job_kinds import KINDS, JobEngine
+from amcsearch.service.job_kinds import KINDS
 from amcsearch.service.job_process import Message
+from amcsearch.service.job_request import JobEngine
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import Claim, JobProblem, JobProgress, JobRecord, StaleClaimError
 from amcsearch.service.settings import default_database

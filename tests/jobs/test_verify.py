@@ -19,7 +19,7 @@ from amcsearch.measure.kit.kit import KitModel, KitPlan, write_kit
 from amcsearch.runs.summary import Summary
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.records import encoded
-from amcsearch.service.job_kinds import VerifyRequest
+from amcsearch.service.measured_kinds import VerifyRequest
 from tests.conftest import CONFIG, TINY_JOB
 from tests.jobs.test_device import GOOD, table_of
 from tests.measured_results import made_up, write_result

@@ -21,12 +21,12 @@ from amcsearch.core import (
     check_interrupt,
 )
 from amcsearch.service import job_kinds
-from amcsearch.service.job_kinds import JobEngine, JobRequest
 from amcsearch.service.job_process import main
+from amcsearch.service.job_request import ConfiguredRequest, JobEngine
 
 
 @dataclass(frozen=True)
-class StubRequest(JobRequest):
+class StubRequest(ConfiguredRequest):
     """``evaluations`` of which each takes ``pause_s``; at the end, ``does``."""
 
     evaluations: int = 3

@@ -8,7 +8,7 @@ import pytest
 from amcsearch.config import read_unchecked
 from amcsearch.jobs.observer import Observer
 from amcsearch.service.job_kinds import KINDS, read_request, request_of
-from tests.measured_results import write_result
+from tests.measured_results import measure_small, write_result
 
 
 class Silent(Observer):
@@ -23,15 +23,17 @@ def test_every_kind_runs(write_config: Callable[..., Path], tmp_path: Path) -> N
     offline = {**quick, "device.location": "offline", "device.table": table, "budget": {"latency_ms": "0.9x"}}
     made: dict[str, Mapping[str, object]] = {}
 
-    def run(kind: str, name: str, settings: Mapping[str, object] | None, **arguments: object) -> Path:
-        keys = {"config": values, "settings": settings} if settings is not None else {"config": values}
+    def run(kind: str, folder_name: str, settings: Mapping[str, object] | None, **arguments: object) -> Path:
+        keys: dict[str, object] = {} if settings is None else {"config": values, "settings": settings}
         _, request = read_request({"kind": kind, **keys, **arguments})
-        folder = tmp_path / "runs" / name / "run"
+        folder = tmp_path / "runs" / folder_name / "run"
         folder.parent.mkdir(parents=True)
         made[kind] = request_of(kind, request.to_json()).run(folder, Silent())
         return folder
 
     run("table_measure", "table_measure", quick, variants=12)
+    measured = measure_small("small", 32, tmp_path / "small.jsonl")
+    run("table_build", "table_build", None, name="board", results=[str(measured)])
     run("table_check", "table_check", quick, table=table, fresh=3)
     run("prune", "prune", {**quick, "prune.target": {"macs": "0.6x"}})
     run("sparsify", "sparsify", quick)
@@ -43,6 +45,6 @@ def test_every_kind_runs(write_config: Callable[..., Path], tmp_path: Path) -> N
     assert isinstance(finalists, list)
     latencies = {"dense": 1.0, **{f"trial-{each['trial']}": 0.4 for each in finalists}}
     result = write_result(folder / "verify.pyz", tmp_path / "result.jsonl", latencies, cpu="Cortex-A76")
-    run("verify", "verify", None, job=job, result=str(result))
+    run("verify", "verify", {}, job=job, result=str(result))
     assert made["verify"]["device"]["name"] == "Cortex-A76"
     assert set(made) == set(KINDS)

@@ -34,6 +34,7 @@ BEST = BestSoFar(3, 0.91, ACCURACY, {"macs": 1e6}, {"stem": 6, "<b>": 12})
 PROGRESS = JobProgress(
     "Searching", "ddpg trial 50/200", 50, 200, None, 2.5, BEST, ((1.0, 0.5), (4.0, 0.91)), ("busy & hot",)
 )
+AWAITED = {"name": "edge", "location": "offline", "threads": 1, "batch": 1, "runtime": None, "measured": None}
 AXE = Path(__file__).parent / "vendor/axe-core-4.10.2.min.js"
 FRAMES = """
 <script>
@@ -116,11 +117,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
             claim = claimed(table)
             table.renew(claim, PROGRESS)
             network = [{"group": "stem", "channels": 16, "kept": 6 + seed}]
-            table.finish(claim, {"agent": "ddpg", "dense": {"accuracy": 0.5 + seed}, "network": network})
+            dense = {"accuracy": 0.5 + seed}
+            table.finish(claim, {"agent": "ddpg", "dense": dense, "network": network, "device": AWAITED})
             folder = runs / jobs[name] / "run"
             folder.mkdir(parents=True)
             (folder / "report.html").write_text("<p>all of it</p><script>alert(1)</script>")
             (folder / ".lock").touch()
+            (folder / "verify.pyz").touch()
             write_points(folder.parent)
         jobs["failed"] = submitted(table, "failed job")
         table.fail(claimed(table), JobProblem("bad_input", "search.trials = 0; expected <a number>"))

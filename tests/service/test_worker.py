@@ -19,7 +19,8 @@ from amcsearch.core import MIB, BadInputError
 from amcsearch.service import job_process, job_table
 from amcsearch.service.database import Database
 from amcsearch.service.device_table import DeviceTable
-from amcsearch.service.job_kinds import JobEngine, SearchRequest
+from amcsearch.service.job_kinds import SearchRequest
+from amcsearch.service.job_request import JobEngine
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.worker import JobLimits, JobWorker, WorkerSettings
@@ -296,7 +297,7 @@ def test_searches_run_on_what_the_operator_gives(monkeypatch: pytest.MonkeyPatch
     request.run(folder, None)
     assert (given.arguments["workers"], given.arguments["scheduler"], given.arguments["storage"]) == (4, None, None)
     assert given.arguments["config"].name == "mine"
-    monkeypatch.setattr("amcsearch.service.job_kinds.find_spec", lambda _: object())
+    monkeypatch.setattr("amcsearch.service.job_request.find_spec", lambda _: object())
     engine = JobEngine("tcp://10.0.0.1:8786", "postgresql+psycopg://a:secret@db/studies")
     request.run(folder, None, engine)
     assert (given.arguments["workers"], given.arguments["scheduler"]) == (1, "tcp://10.0.0.1:8786")
@@ -325,6 +326,6 @@ def test_a_job_gets_the_operators_engine(table: JobTable, tmp_path: Path) -> Non
 def test_a_scheduler_that_cannot_be_used_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, scheduler: str, words: str
 ) -> None:
-    monkeypatch.setattr("amcsearch.service.job_kinds.find_spec", lambda _: None)
+    monkeypatch.setattr("amcsearch.service.job_request.find_spec", lambda _: None)
     with pytest.raises(BadInputError, match=words):
         JobEngine(scheduler)

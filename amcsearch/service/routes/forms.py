@@ -18,6 +18,7 @@ from amcsearch.config import DEVICES, TABLES, dump, listed, parse_mapping
 from amcsearch.core import COST_NAMES, BadInputError, InfeasibleBudgetError, parse_json, printable
 from amcsearch.service.access import COOKIE, Caller, check_site, read_body
 from amcsearch.service.allowed import SHIPPED
+from amcsearch.service.job_request import ConfiguredRequest
 from amcsearch.service.rendering import drawn
 from amcsearch.service.routes.jobs import add_job, checked_request
 from amcsearch.service.routes.pages import page_for
@@ -131,6 +132,7 @@ def _planned(service: Service, caller: Caller, fields: Mapping[str, str]) -> Res
         kind, job_request = checked_request(service, caller, submission)
     except (BadInputError, InfeasibleBudgetError) as error:
         return _new(service, caller, fields, str(error))
+    assert isinstance(job_request, ConfiguredRequest)  # the form has made a configuration
     config = job_request.configuration
     plan, problem = _plan(dump(config)) if kind == "search" else ("", "")
     shown = {"name": config.name, "what": _FORM_KINDS.get(kind, kind), "plan": plan, "problem": problem}

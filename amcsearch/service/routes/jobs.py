@@ -14,12 +14,12 @@ from amcsearch.runs import read_as
 from amcsearch.service.access import Caller, read_body, requires
 from amcsearch.service.job_kinds import (
     MEASURING,
-    JobRequest,
     SearchRequest,
     read_request,
     request_of,
     submission_schema,
 )
+from amcsearch.service.job_request import JobRequest
 from amcsearch.service.job_table import NoSuchJobError
 from amcsearch.service.problems import PROBLEM_SCHEMA, PROBLEM_TYPE
 from amcsearch.service.records import JobRecord, JobState
@@ -108,7 +108,7 @@ def _of_run(service: Service, body: object) -> object:
 def add_job(service: Service, caller: Caller, body: object, key: str | None = None) -> JobRecord:
     """Submit a job, or return the one that is there under the same key; raises as ``checked_request``."""
     kind, job_request = checked_request(service, caller, body)
-    name, most = job_request.configuration.name, _most(service, caller)
+    name, most = job_request.job_name, _most(service, caller)
     return service.table.submit(kind, name, job_request.to_json(), caller.name, key, most)
 
 

@@ -3,7 +3,7 @@
 Pages are made here from templates; htmx (vendored) fetches their moving parts again. They need no script to be read.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
-from amcsearch.runs import FrontResult
+from amcsearch.runs import FrontResult, MeasuringDevice
 from amcsearch.service.access import Caller, known_caller
 from amcsearch.service.drawings import best_so_far, front_drawing
 from amcsearch.service.records import ENDED, JobProgress, JobRecord, JobState
@@ -24,6 +24,7 @@ from amcsearch.service.trial_points import TrialPoints
 __all__ = ["ROUTER", "Reader", "page_for"]
 
 _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
+_KIT: Final = "verify.pyz"  # among the files of a run whose device is offline
 _MOST_COMPARED: Final = 100  # jobs to choose from
 
 ROUTER = APIRouter(include_in_schema=False)
@@ -82,12 +83,22 @@ def looked_at(service: Running, caller: Reader, job: str) -> Response:
         "caller": caller,
         "here": "",
         "may_change": is_own or caller.may(Scope.ADMIN),
+        "awaited": _awaited(record, files) if caller.may(Scope.SUBMIT) else None,
         "has_report": record.state is JobState.DONE and "report.html" in files,
         "files": files,
         "front_devices": [] if front is None else [device.name for device in front.summary.devices],
         "front_costs": [] if front is None else list(front.summary.devices[0].dense),
     }
     return drawn("job.html", values)
+
+
+def _awaited(record: JobRecord, files: Sequence[str]) -> MeasuringDevice | None:
+    """The device that has still to measure the result of a job, None where none has."""
+    device = (record.result or {}).get("device")
+    if record.state is not JobState.DONE or _KIT not in files or not isinstance(device, Mapping):
+        return None
+    measuring = MeasuringDevice.from_json(device, "device")
+    return measuring if measuring.is_awaited else None
 
 
 @ROUTER.get("/page/jobs/{job}/live")

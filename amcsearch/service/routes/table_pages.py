@@ -17,6 +17,7 @@ from amcsearch.reporting import layer_curves
 from amcsearch.service.drawings import LayerDrawing, layer_drawing
 from amcsearch.service.rendering import drawn
 from amcsearch.service.routes.pages import Reader
+from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
@@ -107,7 +108,8 @@ def _whole(name: str, folder: Path, network: str | None, changed_ns: int) -> _Ta
 def tables(caller: Reader) -> Response:
     """Latency tables that have names, with their error."""
     shown = [_short(name, paths[0]) for name, paths in listed(TABLES).items()]
-    return drawn("tables.html", {"caller": caller, "here": _HERE, "tables": shown})
+    values = {"caller": caller, "here": _HERE, "may_send": caller.may(Scope.SUBMIT), "tables": shown}
+    return drawn("tables.html", values)
 
 
 @ROUTER.get("/page/tables/{name}")

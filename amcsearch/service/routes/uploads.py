@@ -1,6 +1,8 @@
 """Routes of files that callers send, whose paths their requests name: checkpoints and results of kits."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 from anyio.to_thread import run_sync
@@ -11,7 +13,7 @@ from amcsearch.service.access import Caller, requires
 from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
-__all__ = ["ROUTER"]
+__all__ = ["ROUTER", "receiving"]
 
 ROUTER = APIRouter(prefix="/uploads", tags=["uploads"])
 Running = Annotated[Service, Depends(running_service)]
@@ -30,12 +32,23 @@ _CONTENT: Final = {
 @ROUTER.post("/{name}", status_code=201, openapi_extra=_CONTENT)
 async def sent(request: Request, service: Running, caller: Sender, name: str) -> Response:
     """Send a file as the body: .safetensors, .pt or .pth, or .jsonl of a kit; requests name it by its path."""
+    async with receiving():
+        return await _kept(request, service, caller, name)
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[None]:
+    """Bound how many requests with files are on their way at once, and how long each takes.
+
+    Raises:
+        HTTPException: there are too many now, or it took too long.
+    """
     if _OPEN.locked():
         raise HTTPException(503, "other files are being sent now; try again in a minute", {"Retry-After": "10"})
     async with _OPEN:
         try:
             async with asyncio.timeout(_MOST_S):
-                return await _kept(request, service, caller, name)
+                yield
         except TimeoutError as error:
             raise HTTPException(408, f"the file took more than {_MOST_S:.0f} s; send a smaller one") from error
 

@@ -1,0 +1,160 @@
+"""A job of a service as its client sees it: followed, changed, and fetched."""
+
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from amcsearch.core import (
+    BadInputError,
+    Cost,
+    Evaluation,
+    InfeasibleBudgetError,
+    PruningPolicy,
+    Trial,
+    TrialState,
+)
+from amcsearch.runs import expanded, make_folder, read_as
+from amcsearch.service.connection import ServiceConnection
+from amcsearch.service.records import JobProgress, JobRecord, JobState
+
+if TYPE_CHECKING:
+    from amcsearch.jobs import Observer, RunResult
+
+__all__ = ["RemoteJob"]
+
+_AGAIN_S: Final = 1.0  # between two tries to reach a service that is away
+
+
+class RemoteJob:
+    """A job of a service; ``record`` is what was last heard of it."""
+
+    def __init__(self, connection: ServiceConnection, record: JobRecord) -> None:
+        self._connection, self.record = connection, record
+
+    @property
+    def id(self) -> str:
+        """Its name at the service."""
+        return self.record.id
+
+    def follow(self) -> Iterator[JobRecord]:
+        """Give the job at each change until it has ended; goes on where a connection broke.
+
+        Raises:
+            BadInputError: the service stays away, or the token is no longer valid.
+        """
+        last, heard_s = 0, time.monotonic()
+        while time.monotonic() < heard_s + self._connection.patience_s:
+            for record in self._connection.events(self.id, last):
+                if record is not None:
+                    self.record, last = record, record.revision
+                    yield record
+                    if record.has_ended:
+                        return
+                heard_s = time.monotonic()
+            time.sleep(_AGAIN_S)
+        raise self._connection.gone()
+
+    def wait(self, observer: "Observer | None" = None) -> JobRecord:
+        """Wait until the job is done, telling ``observer`` of its progress.
+
+        Raises:
+            BadInputError, InfeasibleBudgetError: the job failed, or was cancelled.
+        """
+        progress, waited = JobProgress(), None
+        for record in self.follow():
+            if observer is not None:
+                _tell(observer, record.progress, progress)
+                if record.device is not None and record.device != waited:
+                    observer.phase(f"Waiting for {record.waits_for}")
+                progress, waited = record.progress, record.device
+        if self.record.state is JobState.CANCELLED:
+            raise BadInputError(f"job {self.id} was cancelled; resume it, or submit another")
+        if self.record.problem is not None:
+            is_infeasible = self.record.problem.kind == "infeasible"
+            raise (InfeasibleBudgetError if is_infeasible else BadInputError)(self.record.problem.detail)
+        return self.record
+
+    def cancel(self) -> JobRecord:
+        """Cancel the job; raises BadInputError."""
+        return self._changed("cancel")
+
+    def resume(self) -> JobRecord:
+        """Let the job go on, which was cancelled or failed; raises BadInputError."""
+        return self._changed("resume")
+
+    def extend(self, trials: int) -> JobRecord:
+        """Add trials to a search that has ended, and let it go on; raises BadInputError."""
+        return self._changed("extend", {"trials": trials})
+
+    def _changed(self, action: str, body: Mapping[str, object] | None = None) -> JobRecord:
+        answer = self._connection.ask("POST", f"/jobs/{self.id}/{action}", body)
+        self.record = read_as(JobRecord, answer, "job")
+        return self.record
+
+    def result(self, folder: Path | str | None = None, observer: "Observer | None" = None) -> "RunResult":
+        """Wait for a search, pruning or sparsification, and return what the local call returns.
+
+        ``folder`` is where its files go, a new or empty one; None takes a temporary one, which goes with the result.
+
+        Raises:
+            BadInputError, InfeasibleBudgetError: as ``wait`` and ``fetch``.
+        """
+        from amcsearch.jobs import load
+
+        self.wait(observer)
+        path = self.fetch(folder)
+        result = load(path)
+        if folder is None:
+            weakref.finalize(result, shutil.rmtree, path.parent, ignore_errors=True)
+        return result
+
+    def fetch(self, folder: Path | str | None = None) -> Path:
+        """Fetch the files of the job's run folder into a new or empty folder, and return it.
+
+        Raises:
+            BadInputError: the folder holds files or cannot be written, or the service stays away.
+        """
+        target = Path(tempfile.mkdtemp(prefix="amcsearch-")) / self.record.name if folder is None else expanded(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BadInputError(f"cannot fetch into {target}: it is there already; name a new or an empty folder")
+        make_folder(target)
+        listed = read_as(
+            tuple[Mapping[str, object], ...], self._connection.ask("GET", f"/jobs/{self.id}/files")["files"], ""
+        )
+        for path in (PurePosixPath(read_as(str, file["path"], "path")) for file in listed):
+            if path.is_absolute() or ".." in path.parts:
+                raise BadInputError(
+                    f"the service names a file {str(path)!r} outside its run; is it an amcsearch service?"
+                )
+            make_folder((target / path).parent)
+            self._connection.download(self.id, str(path), target / path)
+        return target
+
+
+def _tell(observer: "Observer", progress: JobProgress, before: JobProgress) -> None:
+    """Tell an observer what changed."""
+    if progress.phase != before.phase:
+        observer.phase(progress.phase)
+    for warning in progress.warnings:
+        if warning not in before.warnings:
+            observer.warn(warning)
+    if progress.share is not None and progress.share != before.share:
+        observer.progress(progress.share, progress.text)
+    best = progress.best
+    if best is not None and progress.evaluations != before.evaluations:
+        trial = Trial(
+            number=best.trial,
+            agent=progress.text.partition(" ")[0],
+            seed=0,
+            state=TrialState.COMPLETE,
+            policy=PruningPolicy(best.policy),
+            evaluation=Evaluation(best.metric, float("nan"), 0.0),
+            cost=Cost(best.costs),
+            reward=float("nan"),
+            judged_by=best.judged_by.metric,
+        )
+        observer.trial(trial, trial, progress.evaluations, progress.total)
