@@ -134,7 +134,8 @@ def load_device(
     try:
         feasible, unmet = _feasible(whole, grid, priced_limits, thinned)
     except InfeasibleBudgetError as error:
-        raise _with_left_alone(error, network) from error
+        doubts = [*foreign, *warnings] if any(limit.cost == "latency_ms" for limit in priced_limits) else []
+        raise _with_reasons(error, network, doubts) from error
     left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
     notes = (*foreign, *warnings, *unmet)
     origin = None if machine is None else machine.origin
@@ -167,10 +168,11 @@ def policy_space(config: Config, network: NetworkSpec, multiple: int) -> PolicyS
     return PolicySpace.on_grid(network.groups, multiple, config.search.max_pruning_ratio, vanish=config.may_vanish)
 
 
-def _with_left_alone(error: InfeasibleBudgetError, network: TracedNetwork) -> InfeasibleBudgetError:
-    """Say in the error which large layers pruning cannot reach."""
+def _with_reasons(error: InfeasibleBudgetError, network: TracedNetwork, doubts: Sequence[str]) -> InfeasibleBudgetError:
+    """Say in the error which large layers pruning cannot reach, and why predicted latencies may be wrong."""
     layers = largest_left_alone(network.trace)[:NAMED]
-    return InfeasibleBudgetError(f"{error}; left alone: {'; '.join(map(str, layers))}") if layers else error
+    left_alone = [f"left alone: {'; '.join(map(str, layers))}"] if layers else []
+    return InfeasibleBudgetError("; ".join([str(error), *left_alone, *doubts]))
 
 
 def _feasible(

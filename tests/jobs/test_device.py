@@ -14,7 +14,7 @@ from amcsearch.cli.main import main
 from amcsearch.config import Config
 from amcsearch.config.loading import load
 from amcsearch.config.table_folder import write_latency_table
-from amcsearch.core.errors import BadInputError
+from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
 from amcsearch.core.layer import LayerKind
 from amcsearch.core.network import NetworkSpec
 from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
@@ -114,6 +114,15 @@ def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
     (text,) = load_device(config, load_workload(config, train=False), config.limits, strict=True).warnings
     assert words in text
     assert text.startswith(f"latency table {config.device.table} ")
+
+
+def test_an_infeasible_latency_says_that_the_table_may_be_wrong(configured: Callable[..., Config]) -> None:
+    poor = {"accuracy": {**GOOD, "mape": 0.4, "noise_mape": 0.3}}
+    with pytest.raises(InfeasibleBudgetError, match=r"no policy .*; latency table .* is poor .* differs by 30\.0%"):
+        device_of(configured(poor, "budget={latency_ms: 0.001x}"))
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        device_of(configured(poor, "budget={macs: 0.001x}"))
+    assert "latency table" not in str(caught.value)
 
 
 def test_a_table_of_another_data_type_is_refused(configured: Callable[..., Config]) -> None:
