@@ -210,6 +210,13 @@ def _check_repeats(model: nn.Module, probes: Batch, outputs: tuple[Tree, Tree], 
     """Compare the outputs of two passes over all probes, one after the other, and of batches of 1 and of the device."""
     first, second = outputs
     signature = signature_of(model, probes.chosen([0]))
+    counts = len(outputs_of(first, type(model).__name__)), len(signature.outputs)
+    if counts[0] != counts[1]:
+        raise BadInputError(
+            f"{name} gives {counts[0]} tensors for {probes.size} samples and {counts[1]} for one, expected the same "
+            "tensors for any batch; return one tensor of all samples in place of a list of samples, and do what gives "
+            "each sample another number of results (as detectors do last) outside of forward"
+        )
     cure = "make its forward a function of the input alone in eval mode: no random numbers, no counters"
     checks: list[tuple[str, nn.Module, str]] = [("from call to call", _Known(second), cure)]
     cure = "compute each sample by itself: no maximum, mean or statistics over the batch, no branch on them"

@@ -160,9 +160,10 @@ def in_folder(
             result = work(run)
     except BaseException as error:
         is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)
+        is_worth_keeping = any((path / name).exists() for name in ("study.db", "policy.json"))
         if isinstance(error, DeliveryError):
             error.add_note(f"the run is kept: look at it with amcsearch.load({str(path)!r})")
-        elif (path / "study.db").exists() and not (is_refused and folder is not None):
+        elif is_worth_keeping and not (is_refused and folder is not None):
             error.add_note(f"what was evaluated is kept: go on with folder={str(path)!r}, resume=True")
         elif folder is None:
             shutil.rmtree(path.parent, ignore_errors=True)

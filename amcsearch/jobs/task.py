@@ -121,11 +121,12 @@ def first_output(
         are_class_ids=are_class_ids,
     )
     try:
-        output = output_of(model, sample)
+        output = output_of(config, model, sample)
     except BadInputError as error:
         whole = [tensor.dtype for tensor in sample.inputs.values() if not tensor.is_floating_point()]
-        if not whole or not _takes(model, sample.map(Tensor.float)):
-            raise
+        if not whole or not _takes(config, model, sample.map(Tensor.float)):
+            cure = "if these are not its inputs, name those by data.inputs and data.target"
+            raise BadInputError(f"{error}; {cure}") from error
         raise BadInputError(
             f"data: the calibration split gives inputs of {whole[0]}, {type(model).__name__} takes torch.float32; "
             "convert and scale them in the data, such as x.float() / 255"
@@ -133,29 +134,33 @@ def first_output(
     logits = judged_tensor(output, task.output) if are_class_ids else None
     if logits is not None and (logits.ndim < 2 or len(logits) != 1):
         raise BadInputError(
-            f"model.factory: {type(model).__name__} gives an output of shape {tuple(logits.shape)} for one sample, "
-            f"expected (1, C), or (1, T, V) for a sequence; {_ONE_NUMBER if logits.ndim else _NO_AXIS}"
+            f"{_key(config)}: {type(model).__name__} gives an output of shape {tuple(logits.shape)} for one sample, "
+            f"expected (1, C), or (1, T, V) for a sequence; {_ONE_NUMBER if logits.shape == (1,) else _NO_AXIS}"
         )
     return sample, output
 
 
-def output_of(model: nn.Module, batch: Batch) -> Tree:
+def output_of(config: Config, model: nn.Module, batch: Batch) -> Tree:
     """Return what a network gives for some samples.
 
     Raises:
         BadInputError: it cannot take them, or gives no floating-point tensor.
     """
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch.inputs.values())
-    with UserCode(f"model.factory: {type(model).__name__}, given inputs {shapes},"), torch.inference_mode():
+    with UserCode(f"{_key(config)}: {type(model).__name__}, given inputs {shapes},"), torch.inference_mode():
         output = batch.through(model)
         if not any(tensor.is_floating_point() for _, tensor in tensors_of_tree(output)):
             first_tensor(output)  # which says that there is none
         return output
 
 
-def _takes(model: nn.Module, batch: Batch) -> bool:
+def _key(config: Config) -> str:
+    return "model" if config.model.factory is None else "model.factory"
+
+
+def _takes(config: Config, model: nn.Module, batch: Batch) -> bool:
     try:
-        output_of(model, batch)
+        output_of(config, model, batch)
     except BadInputError:
         return False
     return True

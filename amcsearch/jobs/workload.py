@@ -211,7 +211,7 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
     if config.data.targets == "given":
         batches = batches_of(data.splits.calibration, CHECKED, "calibration")
         batch = next(iter(batches))
-        output = output_of(model, batch)
+        output = output_of(config, model, batch)
         check_task(config, given.task, task, output, batch.targets)
         doubt = task.doubt(output)
         task = task.fitted(all_targets(batches))

@@ -337,13 +337,14 @@ def _given(
     factory_result: Mapping[str, Samples], sizes: Mapping[str, int], seed: int, memory_mib: float
 ) -> dict[str, Samples]:
     if not isinstance(factory_result, Mapping):
-        raise BadInputError(
-            f"data.factory returned a {type(factory_result).__name__}, expected a mapping of {', '.join(SPLITS)}"
-        )
+        raise BadInputError(f"data is a {type(factory_result).__name__}, expected a mapping of {', '.join(SPLITS)}")
     unknown = sorted(set(factory_result) - set(SPLITS))
     if unknown or "train" not in factory_result:
         problem = f"unknown splits {unknown}" if unknown else "no train split"
-        raise BadInputError(f"data.factory returned {problem}, expected train and any of {', '.join(SPLITS[1:])}")
+        raise BadInputError(
+            f"data has {problem}, expected train and any of {', '.join(SPLITS[1:])}; a pair (inputs, targets) needs no "
+            "names"
+        )
     given = {}
     for name, dataset in factory_result.items():
         is_taken = name != "train" and _is_stream(dataset)

@@ -5,7 +5,7 @@ The rule, where ``data.inputs`` and ``data.target`` do not say it:
 - the target is the second of a pair; of a longer tuple, the item after as many as ``forward`` takes; of a mapping or a
   data class, what is named label, labels, target, targets or y;
 - what remains is the input. A mapping of inputs goes by name where ``forward`` has arguments of these names, else as
-  one argument; a tuple of inputs as one argument or as several;
+  one argument; a tuple of inputs as one argument or as several; a lone one by name where nothing goes by position;
 - where more than one of these calls is possible, each is tried on one sample: the only one that runs is taken. Where
   several run, none is taken, and the error says how to choose.
 """
@@ -374,15 +374,13 @@ def _calls(value: object, path: Path, forward: _Forward) -> Iterator[Form]:
     """Calls with one part of an item: as one argument, or as several where it is a tree."""
     inner = None if as_tensor(value) is not None else children(value)
     if inner is None:
-        yield Form((path,))
+        has_one_name = forward.most == 0 and len(forward.needed) == 1  # def forward(self, *, image)
+        yield Form((), ((next(iter(forward.needed)), path),)) if has_one_name else Form((path,))
         return
-    if isinstance(value, tuple | list):
-        if forward.takes(len(value)) and len(value) > 1:
-            yield Form(tuple((*path, i) for i in range(len(value))))
-    else:
-        by_name = _by_name(inner, path, forward)
-        if by_name is not None:
-            yield by_name
+    if isinstance(value, tuple | list) and forward.takes(len(value)) and len(value) > 1:
+        yield Form(tuple((*path, i) for i in range(len(value))))
+    elif (by_name := _by_name(inner, path, forward)) is not None:
+        yield by_name
     if forward.takes(1):
         yield Form((path,))
 

@@ -101,7 +101,7 @@ def _likely_task(targets: Tensor) -> str:
     """Name the task that numbers or truth values are most often of."""
     if targets.dtype == torch.bool:
         return "binary" if targets.ndim == 1 else "multilabel"
-    return "regression"
+    return "regression" if targets.is_floating_point() else "segmentation"
 
 
 def _first_row(wrong: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import amcsearch
 from amcsearch import TrainingRequest
 from amcsearch.cli.main import main
 from amcsearch.config import Config, from_mapping, load
+from amcsearch.core import PruningPolicy
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.finetuning import check_trainings
 from amcsearch.jobs.user_training import train_by_user
@@ -33,6 +35,22 @@ def config(write_config: WriteConfig) -> Config:
 @pytest.fixture
 def workload(config: Config) -> Workload:
     return load_workload(config)
+
+
+def test_a_policy_that_an_error_names_is_kept_where_no_folder_was_asked_for() -> None:
+    images, labels = torch.randn(60, 1, 8, 8), torch.arange(60) % 4
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(BadInputError, match="the policy is kept") as refused:
+        amcsearch.prune(
+            network,
+            (images, labels),
+            target={"macs": "0.6x"},
+            finetune=lambda _: None,
+            settings={"device.rounds": 5, "data.splits": {"calibration": 12, "search": 12, "test": 12}},
+        )
+    named = Path(str(refused.value).split("policy='")[1].split("'")[0])
+    assert PruningPolicy.read(named)
+    shutil.rmtree(named.parent.parent)
 
 
 def constant(request: TrainingRequest) -> nn.Module:

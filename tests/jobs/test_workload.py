@@ -12,6 +12,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.request import make_request
 from amcsearch.jobs.workload import Workload, make_workload
 from amcsearch.training.splits import stacked
+from amcsearch.training.tasks.custom import Custom
 
 Data = Callable[[], tuple[Tensor, Tensor]]
 SETTINGS = {"data.splits": {"calibration": 12, "search": 12, "test": 12}}
@@ -157,3 +158,18 @@ def test_torchscript_is_refused_by_its_name(inside: bool, named: str) -> None:
     scripted = torch.jit.trace(Scaled(), IMAGES[:1])
     with pytest.raises(BadInputError, match=rf"^{named} made by TorchScript"):
         workload(nn.Sequential(scripted) if inside else scripted, (IMAGES, LABELS))
+
+
+def test_a_list_with_an_entry_for_each_sample_is_no_output() -> None:
+    class Detector(nn.Sequential):
+        def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+            return [{"scores": row} for row in super().forward(x)]
+
+    task = Custom(lambda output, _: output[0]["scores"].sum(), lambda output, _: output[0]["scores"].sum())
+    with pytest.raises(BadInputError, match=r"tensors for \d+ samples and 1 for one.*in place of a list of samples"):
+        make_workload(*make_request(None, SETTINGS, {"task": task}, Detector(*network()), (IMAGES, LABELS)))
+
+
+def test_inputs_that_the_network_cannot_take_name_the_keys_that_choose_others() -> None:
+    with pytest.raises(BadInputError, match=r"^model: Sequential, given inputs .*name those by data\.inputs"):
+        workload(network(), (LABELS, IMAGES))

@@ -40,6 +40,12 @@ class Named(nn.Module):
         return image.flatten(1).sum(1, keepdim=True) + extra.sum(1, keepdim=True)
 
 
+class OnlyNamed(nn.Module):
+    def forward(self, *, pixels: Tensor, extra: Tensor | None = None) -> Tensor:
+        y = pixels.flatten(1).sum(1, keepdim=True)
+        return y if extra is None else y + extra.sum(1, keepdim=True)
+
+
 class OfMapping(nn.Module):
     def forward(self, batch: dict[str, Tensor], flag: bool = False) -> Tensor:
         return batch["image"].flatten(1).sum(1, keepdim=True) + batch["extra"].sum(1, keepdim=True)
@@ -89,6 +95,8 @@ ACCEPTED = {
     "mapping with text": (lambda x, e, y: {"image": x, "label": y, "path": "a.png"}, One, ["0"], "label"),
     "mapping by name": (lambda x, e, y: {"image": x, "extra": e, "label": y}, Two, ["image", "extra"], "label"),
     "mapping, only by name": (lambda x, e, y: {"image": x, "extra": e, "y": y}, Named, ["image", "extra"], "y"),
+    "pair, only by name": (lambda x, e, y: (x, y), OnlyNamed, ["pixels"], "1"),
+    "mapping of another name": (lambda x, e, y: {"image": x, "label": y}, OnlyNamed, ["pixels"], "label"),
     "data class": (lambda x, e, y: Sample(x, int(y)), One, ["0"], "label"),
     "named tuple": (lambda x, e, y: Row(int(y), x), One, ["0"], "label"),
     "mapping whole": (lambda x, e, y: ({"image": x, "extra": e}, y), OfMapping, ["0.image", "0.extra"], "1"),

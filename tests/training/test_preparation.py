@@ -196,6 +196,7 @@ def test_class_ids_of_positions_that_look_like_one_hot_rows_stay():
         (torch.full((40,), -100), "every one is -100"),
         (TARGETS + 1, r"targets from 1 to 4, expected 0 to 3 \(first in sample 3\).*name the task"),
         (torch.ones(40, 4, 2, dtype=torch.bool), "name: multilabel"),
+        (TARGETS[:, None, None].expand(40, 2, 2), "name: segmentation"),
         (torch.rand(40, 3), "vectors of 3 numbers"),
     ],
 )

@@ -113,7 +113,7 @@ def test_stacked_stops_at_the_limit():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ([numbered(3)], "returned a list"),
+        ([numbered(3)], "data is a list"),
         ({"test": numbered(3)}, "no train split"),
         ({"train": numbered(3), "valid": numbered(3)}, r"unknown splits \['valid'\]"),
         ({"train": numbered(3), "search": Items([])}, "search split has no samples"),
