@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
 
 from torch import nn
 
@@ -10,22 +9,15 @@ from amcsearch.config import Config, call_factory, import_factory
 from amcsearch.core import BadInputError
 from amcsearch.graph import Batch
 from amcsearch.jobs.network_check import probes_of
-from amcsearch.jobs.task import check_clear, first_output, training_task
+from amcsearch.jobs.task import BUILT_IN, check_clear, first_output, training_task
 from amcsearch.training import (
     DEFAULT_SIZES,
     SPLITS,
     STREAM_SAMPLES,
     TRAIN_SAMPLES,
-    Binary,
-    Classification,
     DataSplits,
-    Embedding,
     Items,
-    LanguageModelling,
-    Multilabel,
-    Regression,
     Samples,
-    Segmentation,
     SplitRecord,
     Task,
     as_datasets,
@@ -43,9 +35,6 @@ from amcsearch.training import (
 )
 
 __all__ = ["PreparedData", "made_data", "prepared_data"]
-
-BUILT_IN: Final = (Binary, Classification, Embedding, LanguageModelling, Multilabel, Regression, Segmentation)
-"""Tasks whose targets are tensors; any other may get a list with the targets of each sample."""
 
 
 @dataclass(frozen=True)

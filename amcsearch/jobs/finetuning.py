@@ -10,7 +10,7 @@ from typing import Final, Literal
 from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
-from amcsearch.core import BadInputError, DivergedError, at_worst
+from amcsearch.core import BadInputError, DivergedError, Metric, at_worst
 from amcsearch.graph import duplicate
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.restarts import LossCheck, restarting
@@ -127,7 +127,8 @@ def fine_tune(
     network is as it was given. ``folder`` is for files of the user's own training; None gives it one that goes.
 
     Returns:
-        What the user should know of the delivered network: that the learning rate is too high.
+        What the user should know of the delivered network: that the learning rate is too high, or that a training of
+        the user's own made it worse.
 
     Raises:
         BadInputError: as ``finetuning_recipe`` and ``train_by_user``.
@@ -135,12 +136,26 @@ def fine_tune(
     notes: tuple[str, ...] = ()
     training = user_training(config, given)
     if training is not None:
+        search, task = batches_of(workload.splits.search, name="search"), workload.task
+        before = evaluate(model, search, task)[1]
         with tempfile.TemporaryDirectory() as temporary:
             train_by_user(training, config, workload, model, Path(temporary) if folder is None else folder)
+        notes = _worse(task.metric, before, evaluate(model, search, task)[1])
+        for note in notes:
+            observer.warn(note)
     elif finetune is not None:
         notes = _by_recipe(config, finetune, workload, model, observer, hook, store)
     model.cpu().eval()
     return notes
+
+
+def _worse(metric: Metric, before: float, after: float) -> tuple[str, ...]:
+    if metric.gain(after, before) >= 0.0:
+        return ()
+    return (
+        "recovery.finetune.factory: the training made the network worse, and what it returned is delivered: "
+        f"{metric.word} went from {metric.text(before)} to {metric.text(after)} on the search split",
+    )
 
 
 def one_step(config: Config, workload: Workload, model: nn.Module, given: InMemory = CONFIGURED) -> None:

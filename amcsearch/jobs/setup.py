@@ -172,6 +172,11 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
             "look at model.checkpoint, model.pretrain and the data"
         )
+    if math.isnan(dense.metric):
+        raise BadInputError(
+            f"the dense network's {workload.task.metric.word} on the search split is NaN, must be a number; look at "
+            "the task's metric and the targets"
+        )
     guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
     warnings = warnings if guesses is None else (*warnings, guesses)
     for text in warnings:

@@ -12,10 +12,38 @@ from torch import Tensor, nn
 
 from amcsearch.config import RESERVED, Config, check_contract, make
 from amcsearch.core import ACCURACY, COST_NAMES, BadInputError, UserCode
-from amcsearch.graph import Batch, Tree, first_tensor, tensors_of_tree
-from amcsearch.training import CLASS_IDS, TASKS, DataSplits, Embedding, Task, check_samples, judged_tensor, read
+from amcsearch.graph import Batch, PerSample, Tree, first_tensor, map_tensors, tensors_of_tree
+from amcsearch.training import (
+    CLASS_IDS,
+    TASKS,
+    Binary,
+    Classification,
+    DataSplits,
+    Embedding,
+    LanguageModelling,
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+    check_samples,
+    judged_tensor,
+    read,
+)
 
-__all__ = ["check_clear", "check_objectives", "check_task", "first_output", "make_task", "output_of", "training_task"]
+__all__ = [
+    "BUILT_IN",
+    "check_clear",
+    "check_objectives",
+    "check_task",
+    "first_output",
+    "make_task",
+    "output_of",
+    "training_task",
+]
+
+BUILT_IN: Final = (Binary, Classification, Embedding, LanguageModelling, Multilabel, Regression, Segmentation)
+"""Tasks whose targets are tensors and whose metrics go the way they say; any other may get a list of targets."""
+WORSE: Final = 2.0  # times the loss, where it is surely worse
 
 CURE: Final = "name one: task: {name: NAME} in the configuration, task='NAME' in Python, of `amcsearch list tasks`"
 _ONE_NUMBER: Final = "for one number a sample, write task: {name: regression}, or {name: binary} for the logit of yes"
@@ -76,12 +104,45 @@ def check_task(config: Config, given: Task | None, task: Task, output: Tree, tar
     """
     try:
         task.check(output, targets)
+        if type(task) not in BUILT_IN:
+            _check_direction(task, output, targets)
         for section in (config.recovery.finetune, config.sparsify.training):
             if section is not None and section.label_smoothing:
                 task.training_loss(output, targets, section.label_smoothing)
     except BadInputError as error:
         name = type(given).__name__ if given is not None else "null" if config.task is None else config.task.name
         raise BadInputError(f"task = {name}: {error}") from error
+
+
+def _check_direction(task: Task, output: Tree, targets: Tree) -> None:
+    """Refuse a metric that gets better where each sample has the targets of another one, which the loss finds worse.
+
+    Raises:
+        BadInputError: ``higher_is_better`` is the wrong way round.
+    """
+    others: Tree = None
+    if isinstance(targets, Tensor) and targets.ndim:
+        others = targets.roll(len(targets) // 2, 0)
+    elif isinstance(targets, PerSample):
+        half = len(targets) // 2
+        others = PerSample([*targets[half:], *targets[:half]])
+    if others is None:
+        return
+    (loss, value), (worse, other) = (_judged(task, output, each) for each in (targets, others))
+    if 0.0 < WORSE * loss < worse and task.metric.gain(other, value) > 0.0:
+        way = "lower" if task.metric.higher_is_better else "higher"
+        raise BadInputError(
+            f"metric {task.metric.name} goes from {value:.4g} to {other:.4g} where samples have the targets of others, "
+            f"and the loss from {loss:.4g} to {worse:.4g}, so {way} is better, not the other way round; write params: "
+            f"{{higher_is_better: {str(not task.metric.higher_is_better).lower()}}}, or change it in the task's Metric"
+        )
+
+
+def _judged(task: Task, output: Tree, targets: Tree) -> tuple[float, float]:
+    """Return the loss and the metric of some samples."""
+    meter = task.meter()
+    meter.update(map_tensors(output, Tensor.clone), map_tensors(targets, Tensor.clone))
+    return float(task.loss(map_tensors(output, Tensor.clone), map_tensors(targets, Tensor.clone))), meter.value()
 
 
 def check_clear(output: Tree, targets: Tree) -> None:

@@ -319,7 +319,7 @@ def _targets(
         held = f"{held} of {len(names)}" if is_tuple else f"a mapping or data class of {', '.join(map(str, names))}"
     raise BadInputError(
         f"{where} is {held}, expected a pair (input, target), or a mapping whose target is named "
-        f"{', '.join(TARGETS)}; name the target by data.target"
+        f"{', '.join(TARGETS)}; name the target by data.target, or write data.targets: dense to need none"
     )
 
 

@@ -326,7 +326,8 @@ class _Training:
             with UserCode("the augmentation"):
                 changed = self.augmentation(batch)
                 if not isinstance(changed, Batch):
-                    raise BadInputError(f"it returned a {type(changed).__name__}, must return the Batch, changed")
+                    kind = type(changed).__name__
+                    raise BadInputError(f"the augmentation returned a {kind}, must return the Batch, changed")
                 batch = changed
         if self.recipe.max_shift:
             if len(batch.inputs) > 1:

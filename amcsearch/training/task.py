@@ -5,9 +5,10 @@ Nothing else knows of classes, labels or boxes. Outputs and targets are trees (s
 gets them as the model and the data set give them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from amcsearch.core import BadInputError, Metric
 from amcsearch.graph import Tree, first_tensor, map_tensors, tensors_of_tree
 
 __all__ = ["Guess", "Meter", "Task", "judged_tensor", "others_apart"]
+
+MOST_SHARE: Final = 1.0 + 1e-6  # with rounding
 
 
 class Meter(Protocol):
@@ -164,6 +167,15 @@ class Task(ABC):
         value = meter.value()
         if not isinstance(value, int | float):
             raise BadInputError(f"metric {self.metric.name} is a {type(value).__name__}, must be a float")
+        if math.isnan(value):
+            raise BadInputError(
+                f"metric {self.metric.name} is NaN for these samples, must be a number; look at their targets"
+            )
+        if self.metric.is_share and abs(value) > MOST_SHARE:
+            raise BadInputError(
+                f"metric {self.metric.name} is {value:.4g}, and its unit % marks a share of at most 1, printed times "
+                "100; divide it by 100, or write its unit as percent"
+            )
 
 
 def _with_gradient(tensor: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import amcsearch
 from amcsearch.config import from_mapping
 from amcsearch.core import Metric
 from amcsearch.core.errors import BadInputError
-from amcsearch.graph.batch import Tree
-from amcsearch.jobs.task import check_objectives, make_task
+from amcsearch.graph.batch import PerSample, Tree
+from amcsearch.jobs.task import check_objectives, check_task, make_task
 from amcsearch.reporting.page import render
 from amcsearch.reporting.record import read_record
 from amcsearch.runs.folder import RunFolder
@@ -165,3 +165,25 @@ def test_objectives_that_are_no_cost_and_not_the_metric_are_refused_before_any_w
         amcsearch.search(regressor(), data(), task="regression", settings=settings, folder=tmp_path / "run")
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "run" / "study.db").exists()
+
+
+def l1(output: Tensor, targets: Tensor | PerSample) -> Tensor:
+    wanted = torch.stack(list(targets)) if isinstance(targets, PerSample) else targets
+    return torch.nn.functional.l1_loss(output, wanted)
+
+
+def hit(output: Tensor, targets: Tensor | PerSample) -> Tensor:
+    return (l1(output, targets) < 1.0).float()
+
+
+@pytest.mark.parametrize(("judge", "cure"), [(l1, "false"), (hit, "true")])
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_a_metric_that_goes_the_wrong_way_is_refused(judge: object, cure: str, is_ragged: bool) -> None:
+    """Each prediction is off by 0.5, and by much more from the targets of other samples."""
+    config = from_mapping({}, "", {"model.factory": None, "data.factory": None})
+    _, targets = data()
+    output, wanted = targets + 0.5, PerSample(targets) if is_ragged else targets
+    right, wrong = (Custom(l1, judge, Metric("judged", "", higher_is_better=way == cure)) for way in ("true", "false"))
+    check_task(config, right, right, output, wanted)
+    with pytest.raises(BadInputError, match=rf"not the other way round; write params: \{{higher_is_better: {cure}\}}"):
+        check_task(config, wrong, wrong, output, wanted)

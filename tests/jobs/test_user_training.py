@@ -16,9 +16,9 @@ import amcsearch
 from amcsearch import TrainingRequest
 from amcsearch.cli.main import main
 from amcsearch.config import Config, from_mapping, load
-from amcsearch.core import PruningPolicy
+from amcsearch.core import ACCURACY, Metric, PruningPolicy
 from amcsearch.core.errors import BadInputError
-from amcsearch.jobs.finetuning import check_trainings
+from amcsearch.jobs.finetuning import _worse, check_trainings
 from amcsearch.jobs.user_training import train_by_user
 from amcsearch.jobs.workload import CONFIGURED, Workload, load_workload
 
@@ -51,6 +51,13 @@ def test_a_policy_that_an_error_names_is_kept_where_no_folder_was_asked_for() ->
     named = Path(str(refused.value).split("policy='")[1].split("'")[0])
     assert PruningPolicy.read(named)
     shutil.rmtree(named.parent.parent)
+
+
+def test_a_training_that_made_the_network_worse_is_told() -> None:
+    error = Metric("error", "K", higher_is_better=False)
+    assert _worse(ACCURACY, 0.8, 0.9) == _worse(error, 0.5, 0.5) == ()
+    assert "what it returned is delivered: accuracy went from 90.00 % to 80.00 %" in _worse(ACCURACY, 0.9, 0.8)[0]
+    assert "error went from 0.5 K to 0.6 K" in _worse(error, 0.5, 0.6)[0]
 
 
 def constant(request: TrainingRequest) -> nn.Module:

@@ -194,6 +194,11 @@ def regression(
         delta: where Huber's loss goes over from a square to a line, in the targets' unit.
         unit: of the targets, for reports.
         output: path of the output that is judged; null is the first tensor.
+
+    Raises:
+        BadInputError: the unit ``%``, which marks shares.
     """
+    if unit == "%":
+        raise BadInputError("task.params.unit = '%', which marks shares of at most 1, printed times 100; write percent")
     of_metric = {"mse": f"{unit}²" if unit else "", "r2": ""}.get(metric, unit)
     return Regression(replace(METRICS[metric], unit=of_metric), loss, delta, output)

@@ -261,6 +261,18 @@ def test_a_cosine_of_drawn_vectors_is_of_the_output_with_noise() -> None:
     assert drawn.std().item() == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_unit_of_shares_is_not_that_of_numbers_up_to_100() -> None:
+    outputs, targets = torch.tensor([[40.0], [60.0]]), torch.tensor([[50.0], [80.0]])
+    with pytest.raises(BadInputError, match="write percent"):
+        regression(metric="mae", unit="%")
+    custom = Custom(torch.nn.functional.mse_loss, torch.nn.functional.l1_loss, Metric("off", "%", False))
+    with pytest.raises(BadInputError, match=r"metric off is 15, .*divide it by 100"):
+        custom.check(outputs, targets)
+    custom.check(outputs / 100.0, targets / 100.0)
+    with pytest.raises(BadInputError, match="metric off is NaN"):
+        replace(custom, metric_function=lambda o, _: o[:, 0] * math.nan).check(outputs, targets)
+
+
 def test_probabilities_of_yes_are_judged_as_the_logits_they_come_from() -> None:
     logits, answers = torch.tensor([[-2.0], [3.0], [-1.0], [0.5]]), torch.tensor([[0.0], [1.0], [1.0], [1.0]])
     chances = logits.sigmoid()
