@@ -30,6 +30,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
+# a new volume takes the owner that the folder has here
+RUN install --directory --owner 10001 --group 10001 /out
 VOLUME /out
 ENTRYPOINT ["amcsearch"]
 

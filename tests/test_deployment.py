@@ -54,6 +54,15 @@ def test_compose_is_valid() -> None:
     tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", ROOT / "compose.yaml")
 
 
+def test_the_user_of_the_image_may_write_a_new_volume() -> None:
+    """A volume that is new takes the owner of the image's folder, which VOLUME alone gives to root."""
+    text = (ROOT / "Dockerfile").read_text()
+    made, declared, user = (
+        text.index(part) for part in ("--owner 10001 --group 10001 /out", "VOLUME /out", "USER 10001")
+    )
+    assert made < declared < user
+
+
 def test_the_script_for_slurm_is_bash_and_takes_what_it_is_given() -> None:
     script = DEPLOY / "slurm.sh"
     subprocess.run(["bash", "-n", script], check=True)

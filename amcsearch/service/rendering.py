@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from amcsearch.reporting import axis
 from amcsearch.service.records import BestSoFar
 
 __all__ = ["STATIC", "drawn", "fragment", "wants_html"]
@@ -31,6 +32,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / _DAY_S:.0f} days"
 
 
+def _cost(name: str) -> str:
+    return axis(name)[0].partition(" (")[0]
+
+
 def _judged(best: BestSoFar) -> str:
     return best.judged_by.metric.text(best.metric)
 
@@ -38,7 +43,7 @@ def _judged(best: BestSoFar) -> str:
 _TEMPLATES: Final = Environment(
     loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined
 )
-_TEMPLATES.filters |= {"moment": _moment, "duration": _duration, "judged": _judged}
+_TEMPLATES.filters |= {"moment": _moment, "duration": _duration, "judged": _judged, "cost": _cost}
 
 
 def fragment(template: str, values: Mapping[str, object]) -> str:

@@ -183,6 +183,24 @@ class TestForms:
         assert [Path(path).name for path in request["results"]] == ["a.jsonl", "b.jsonl"]
         assert (request["known"], request["source"]) == ("x86_epyc_avx512", None)
 
+    def test_the_table_of_a_job_is_shown_with_the_key_that_names_it(
+        self, http: TestClient, results: tuple[Path, Path]
+    ) -> None:
+        service = http.app.state.service  # type: ignore[attr-defined]
+        request = BuildRequest("board", (str(results[0]),))
+        job = service.table.submit("table_build", "board", request.to_json(), "loopback").id
+        refused = http.get(f"/page/jobs/{job}/table")
+        assert (refused.status_code, "is a table_build, queued" in refused.text) == (404, True)
+        folder = (service.settings.runs / job / "run").absolute()
+        service.table.finish(service.table.claim("w", ["table_build"], 60.0), request.run(folder, Silent()))
+        text = http.get(f"/page/jobs/{job}").text
+        assert f"device: {{table: {folder}}}" in text
+        assert f'href="/page/jobs/{job}/table"' in text
+        text = http.get(f"/page/jobs/{job}/table?network=small").text
+        assert '<h1>board <span class="soft">latency table</span></h1>' in text
+        assert "<dt>Mean error</dt>" in text
+        assert http.get(f"/page/jobs/{job}/table?network=none").status_code == 404
+
     @pytest.mark.parametrize(
         ("content", "status", "words"),
         [

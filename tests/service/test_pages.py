@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi.testclient import TestClient
 
+from amcsearch.config import from_mapping
 from amcsearch.core import Cost, Evaluation, InfeasibleBudgetError, PruningPolicy, Trial, TrialState
 from amcsearch.runs import MetricRecord
 from amcsearch.service.access import COOKIE
@@ -208,6 +209,17 @@ class TestWhatPagesShow:
         assert ("config.seed", "0", "1") in rows
         assert not [row for row in rows if row[0] == "config.search.agent"]
 
+    def test_of_jobs_of_two_kinds_only_what_both_have_is_shown(self, site: Site) -> None:
+        other = site.table.submit("prune", "pruned", {"config": {}}, "loopback").id
+        claim = site.table.claim("first", ["prune"], 1e6)
+        assert claim is not None
+        site.table.finish(claim, {"dense": {"accuracy": 0.9}, "ratio": 3})
+        text = site.page(f"/page/compare?first={site.jobs['done']}&second={other}").replace("<wbr>", "")
+        assert "These are a search and a prune" in text
+        assert "dense.accuracy" in text
+        for hidden in ("ratio", "network.stem.kept"):
+            assert hidden not in text
+
     def test_a_table_shows_its_cliffs_and_its_error(self, site: Site) -> None:
         assert "/page/tables/x86_epyc_avx512?network=digits-vit" in site.page("/page/tables")
         text = site.page("/page/tables/x86_epyc_avx512?network=digits-vit")
@@ -249,11 +261,21 @@ class TestTheBudgetOfAFront:
         monkeypatch.setattr("amcsearch.service.routes.pages._front", lambda *_: Front())
         job = f"/page/jobs/{site.jobs['done']}"
         assert 'type="range"' in site.page(job)
-        text = site.page(f"{job}/budget?device=edge&cost=macs&percent=40")
+        text = site.http.get(f"{job}/budget?device=edge&cost=macs&percent=40", headers={"HX-Request": "true"}).text
+        assert "<html" not in text
+        assert "at most 40 % of the dense network's MACs" in text
         assert asked == [({"macs": "0.4x"}, "edge")]
-        for shown in ("<dt>macs</dt><dd>39.7 %</dd>", "0.0123", "predicted only", '<th scope="row">stem</th>'):
+        for shown in (
+            "<dt>MACs</dt><dd>39.7 %</dd>",
+            "<dt>Predicted latency</dt><dd>50.0 %</dd>",
+            "0.0123",
+            "predicted only",
+            '<th scope="row">stem</th>',
+        ):
             assert shown in text
-        assert "macs = 0.05x, the least is 0.2x" in site.page(f"{job}/budget?device=edge&cost=macs&percent=5")
+        text = site.page(f"{job}/budget?device=edge&cost=macs&percent=5")  # a whole page, where no script runs
+        assert "macs = 0.05x, the least is 0.2x" in text
+        assert f'<a href="{job}">done job</a>' in text
         assert site.http.get(f"{job}/budget?device=edge&cost=macs&percent=0").status_code == 422
 
     def test_a_job_that_is_no_front_has_none(self, site: Site) -> None:
@@ -270,6 +292,21 @@ class TestForms:
         assert site.http.post(f"/page/jobs/{job}/resume", headers=headers).status_code == 303
         assert site.table.get(job).state is JobState.QUEUED
         assert site.http.post(f"/page/jobs/{job}/cancel", headers={"Origin": "https://evil.example"}).status_code == 403
+
+    def test_a_search_that_is_done_takes_further_evaluations(self, site: Site) -> None:
+        config = from_mapping(CONFIG, "").model_dump(mode="json")
+        job = site.table.submit("search", "mine", {"config": config}, "loopback").id
+        for _ in range(2):  # the one that waits since before, and this one
+            site.table.finish(claimed(site.table), {})
+        path, headers = f"/page/jobs/{job}", {"Origin": ORIGIN}
+        assert f'action="{path}/extend"' in site.page(path)
+        answer = site.http.post(f"{path}/extend", data={"trials": "none"}, headers=headers)
+        assert (answer.status_code, answer.json()["detail"]) == (422, "trials = 'none', expected a whole number")
+        answer = site.http.post(f"{path}/extend", data={"trials": "7"}, headers=headers)
+        assert (answer.status_code, answer.headers["location"]) == (303, path)
+        record = site.table.get(job)
+        assert (record.state, record.request["config"]["search"]["further_trials"]) == (JobState.QUEUED, [7])
+        assert "/extend" not in site.page(path)
 
     @pytest.mark.parametrize(
         ("fields", "told"),

@@ -20,7 +20,7 @@ from amcsearch.service.access import COOKIE, Caller, check_site, read_body
 from amcsearch.service.allowed import SHIPPED
 from amcsearch.service.job_request import ConfiguredRequest
 from amcsearch.service.rendering import drawn
-from amcsearch.service.routes.jobs import add_job, checked_request
+from amcsearch.service.routes.jobs import add_job, checked_request, extend_job
 from amcsearch.service.routes.pages import page_for
 from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
@@ -146,23 +146,32 @@ def _configuration(fields: Mapping[str, str]) -> dict[str, object]:
     Raises:
         BadInputError: a number that is none, or no YAML.
     """
-    for name in ("trials", "seed"):
-        if not (fields[name].isascii() and fields[name].isdecimal() and len(fields[name]) < 19):
-            raise BadInputError(f"{name} = {fields[name]!r:.40}, expected a whole number")
+    trials, seed = (_whole_number(name, fields[name]) for name in ("trials", "seed"))
     device = {name: fields[name] for name in ("table", "profile") if fields[name]}
     if fields["location"] != "here":
         device["location"] = fields["location"]
     config: dict[str, object] = {
         "name": fields["name"],
-        "seed": int(fields["seed"]),
+        "seed": seed,
         "model": {"factory": fields["model"]},
         "data": {"factory": fields["data"]},
         "device": device,
     }
     if fields["kind"] == "search":
-        config |= {"budget": {fields["cost"]: fields["limit"]}, "search": {"trials": int(fields["trials"])}}
+        config |= {"budget": {fields["cost"]: fields["limit"]}, "search": {"trials": trials}}
     further = parse_mapping(fields["further"], "further keys")[0] if fields["further"].strip() else {}
     return _joined(config, further)
+
+
+def _whole_number(name: str, text: str) -> int:
+    """A field that is a whole number.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise BadInputError(f"{name} = {text!r:.40}, expected a whole number")
+    return int(text)
 
 
 def _joined(base: Mapping[str, object], further: Mapping[str, object]) -> dict[str, object]:
@@ -193,6 +202,14 @@ def _plan(text: str) -> tuple[str, str]:
         return "\n".join(map(printable, plan.splitlines())), ""
     last = problems.splitlines()[-1] if problems else f"planning ended with {ended.returncode}"
     return "", printable(last.removeprefix("amcsearch: "))
+
+
+@ROUTER.post("/page/jobs/{job}/extend")
+async def extended(request: Request, service: Running, caller: Submitter, job: str) -> Response:
+    """Add evaluations to a search that is done, and show it."""
+    trials = _whole_number("trials", (await _form(request, service)).get("trials", ""))
+    await run_sync(extend_job, service, caller, job, trials)
+    return RedirectResponse(f"/page/jobs/{job}", 303)
 
 
 @ROUTER.post("/page/submit")

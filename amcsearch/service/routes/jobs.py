@@ -26,7 +26,7 @@ from amcsearch.service.records import JobRecord, JobState
 from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
-__all__ = ["ROUTER", "add_job", "checked_request", "controlled", "event_number", "existing", "resume_job"]
+__all__ = ["ROUTER", "add_job", "checked_request", "controlled", "event_number", "existing", "extend_job", "resume_job"]
 
 _PROBLEM: Final[dict[str, Any]] = {"description": "A problem", "content": {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}}
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = dict.fromkeys((401, 403, 404, 409, 422, 503), _PROBLEM)
@@ -217,10 +217,11 @@ async def extended(request: Request, service: Running, caller: Submitter, job: s
     trials = body.get("trials")
     if set(body) != {"trials"} or not isinstance(trials, int) or isinstance(trials, bool):
         raise BadInputError(f'the request is {json.dumps(body):.60}, expected {{"trials": N}}, N a whole number')
-    return JSONResponse(await run_sync(service.shown, await run_sync(_extended, service, caller, job, trials)))
+    return JSONResponse(await run_sync(service.shown, await run_sync(extend_job, service, caller, job, trials)))
 
 
-def _extended(service: Service, caller: Caller, job: str, trials: int) -> JobRecord:
+def extend_job(service: Service, caller: Caller, job: str, trials: int) -> JobRecord:
+    """Add trials to a search that has ended; raises as ``controlled`` and ``JobTable.resume``, and of a wrong kind."""
     record = controlled(service, caller, job)
     service.allowed.check(record.request)
     request = request_of(record.kind, record.request)

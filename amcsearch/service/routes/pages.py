@@ -21,10 +21,14 @@ from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 from amcsearch.service.trial_points import TrialPoints
 
-__all__ = ["ROUTER", "Reader", "page_for"]
+__all__ = ["ROUTER", "TABLE_KINDS", "Reader", "page_for"]
+
+TABLE_KINDS: Final = frozenset({"table_measure", "table_build", "table_check"})
+"""Kinds whose run folder is a latency table."""
 
 _REPORT_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 _KIT: Final = "verify.pyz"  # among the files of a run whose device is offline
+_NOTHING: Final = "–"
 _MOST_COMPARED: Final = 100  # jobs to choose from
 
 ROUTER = APIRouter(include_in_schema=False)
@@ -84,6 +88,7 @@ def looked_at(service: Running, caller: Reader, job: str) -> Response:
         "here": "",
         "may_change": is_own or caller.may(Scope.ADMIN),
         "awaited": _awaited(record, files) if caller.may(Scope.SUBMIT) else None,
+        "table": folder.absolute() if record.kind in TABLE_KINDS and record.state is JobState.DONE else None,
         "has_report": record.state is JobState.DONE and "report.html" in files,
         "files": files,
         "front_devices": [] if front is None else [device.name for device in front.summary.devices],
@@ -193,21 +198,27 @@ def _front(service: Service, record: JobRecord) -> FrontResult | None:
 
 @ROUTER.get("/page/jobs/{job}/budget")
 def of_budget(
+    request: Request,
     service: Running,
-    _: Reader,
+    caller: Reader,
     job: str,
     device: Annotated[str, Query(max_length=200)],
     cost: Annotated[str, Query(max_length=80)],
     percent: Annotated[int, Query(ge=1, le=100)],
 ) -> Response:
     """The policy that a front has for a share of the dense network's cost."""
-    front = _front(service, service.table.get(job))
+    record = service.table.get(job)
+    front = _front(service, record)
     if front is None:
         raise HTTPException(404, f"job {job} is no front that is done; wait for it")
+    template = "budget.html" if "hx-request" in request.headers else "budget_page.html"
+    values: dict[str, object] = {"caller": caller, "here": "", "job": record, "problem": ""}
+    values |= {"percent": percent, "cost": cost}
     try:
-        return drawn("budget.html", {"problem": "", "choice": front.within({cost: f"{percent / 100}x"}, device)})
+        values["choice"] = front.within({cost: f"{percent / 100}x"}, device)
     except (BadInputError, InfeasibleBudgetError) as error:
-        return drawn("budget.html", {"problem": str(error)})
+        values["problem"] = str(error)
+    return drawn(template, values)
 
 
 @ROUTER.get("/page/compare")
@@ -222,8 +233,11 @@ def compared(
     sections: list[tuple[str, list[tuple[str, str, str]]]] = []
     if left is not None and right is not None:
         rows = _side_by_side(left.request, right.request)
+        results = _side_by_side(left.result or {}, right.result or {})
+        if left.kind != right.kind:
+            results = [row for row in results if _NOTHING not in row[1:]]
         sections = [
-            ("Results", _side_by_side(left.result or {}, right.result or {})),
+            ("Results", results),
             ("Keys that differ", [row for row in rows if row[1] != row[2]]),
         ]
     done = service.table.page(None, _MOST_COMPARED, JobState.DONE).jobs
@@ -234,7 +248,7 @@ def compared(
 def _side_by_side(left: Mapping[str, object], right: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """Every single value of two documents by dotted key, in the order of the first one."""
     first, second = dict(_flat(left, "")), dict(_flat(right, ""))
-    return [(key, first.get(key, "–"), second.get(key, "–")) for key in {**first, **second}]
+    return [(key, first.get(key, _NOTHING), second.get(key, _NOTHING)) for key in {**first, **second}]
 
 
 def _flat(value: object, key: str) -> Iterator[tuple[str, str]]:

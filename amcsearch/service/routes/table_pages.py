@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import quote
 
-from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
 
 from amcsearch.config import TABLES, listed, read_latency_table
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable, NetworkEntry
 from amcsearch.reporting import layer_curves
+from amcsearch.service.access import Caller
 from amcsearch.service.drawings import LayerDrawing, layer_drawing
+from amcsearch.service.records import JobState
 from amcsearch.service.rendering import drawn
-from amcsearch.service.routes.pages import Reader
+from amcsearch.service.routes.pages import TABLE_KINDS, Reader
+from amcsearch.service.running import Service, running_service
 from amcsearch.service.tokens import Scope
 
 __all__ = ["ROUTER"]
 
 ROUTER = APIRouter(include_in_schema=False)
+Running = Annotated[Service, Depends(running_service)]
 _HERE: Final = "/page/tables"
 _LAYERS: Final = 12  # the costliest that are drawn
 _KEPT: Final = 16  # networks whose curves are kept, each a second of work
@@ -95,7 +100,7 @@ def _whole(name: str, folder: Path, network: str | None, changed_ns: int) -> _Ta
     del changed_ns
     table = read_latency_table(folder)
     if network is not None and network not in table.networks:
-        raise HTTPException(404, f"table {name} has no network {network[:80]!r}; {_HERE}/{name} names them")
+        raise HTTPException(404, f"table {name} has no network {network[:80]!r}; its page without one names them")
     shown = next(iter(table.networks)) if network is None else network
     each = (
         _with_cliffs(table, other) if other == shown else _network(other, entry)
@@ -123,7 +128,28 @@ def of_table(caller: Reader, name: str, network: Annotated[str | None, Query(max
     paths = listed(TABLES).get(name)
     if paths is None:
         raise HTTPException(404, f"there is no table {name[:80]!r}; {_HERE} lists them")
-    changed_ns = max(path.stat().st_mtime_ns for path in (paths[0], *paths[0].glob("*")))
-    table = _whole(name, paths[0], network, changed_ns)
+    return _drawn(caller, name, paths[0], network, f"{_HERE}/{quote(name)}")
+
+
+@ROUTER.get("/page/jobs/{job}/table")
+def of_job(
+    service: Running, caller: Reader, job: str, network: Annotated[str | None, Query(max_length=200)] = None
+) -> Response:
+    """The table that a job has made, as ``of_table``.
+
+    Raises:
+        HTTPException: the job has made none, or it has no such network.
+        BadInputError: it cannot be read.
+    """
+    record = service.table.get(job)
+    if record.kind not in TABLE_KINDS or record.state is not JobState.DONE:
+        raise HTTPException(404, f"job {job} is a {record.kind}, {record.state}, and has made no latency table")
+    return _drawn(caller, record.name, service.folder(record), network, f"/page/jobs/{job}/table")
+
+
+def _drawn(caller: Caller, name: str, folder: Path, network: str | None, address: str) -> Response:
+    changed_ns = max(path.stat().st_mtime_ns for path in (folder, *folder.glob("*")))
+    table = _whole(name, folder, network, changed_ns)
     chosen = next(each for each in table.networks if each.multiple is not None)
-    return drawn("table.html", {"caller": caller, "here": _HERE, "table": table, "network": chosen})
+    values = {"caller": caller, "here": _HERE, "address": address, "table": table, "network": chosen}
+    return drawn("table.html", values)
