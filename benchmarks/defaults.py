@@ -74,6 +74,7 @@ class Remembering:
 
     evaluator: Evaluator
     known: dict[PruningPolicy, Evaluation]
+    capacity = 1
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """As ``Executor.map``."""

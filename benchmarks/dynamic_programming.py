@@ -96,6 +96,7 @@ class Surrogate:
 
     space: PolicySpace
     errors: list[NDArray[np.float64]]
+    capacity = 1
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """As ``Executor.map``."""

@@ -112,6 +112,8 @@ def enumerate_policies(options: argparse.Namespace) -> None:
 class Enumerated:
     """The little network's policies and what they cost; serves their stored evaluations."""
 
+    capacity = 1
+
     def __init__(self) -> None:
         network = trace(little(), torch.zeros(1, 1, 8, 8)).network
         self.network, self.space = network, PolicySpace.on_grid(network.groups, 2, 0.8)

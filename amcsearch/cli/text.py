@@ -225,17 +225,21 @@ def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
         f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
         *(f"WARNING: {text}" for text in plan.warnings),
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
-        *_side_by_side(plan.expected_seconds["search"], workers, batch, os.cpu_count() or 1),
+        *_side_by_side(plan, workers, batch, os.cpu_count() or 1),
     ]
     return "\n".join(lines)
 
 
-def _side_by_side(search_s: float, workers: int, batch: int, cores: int) -> tuple[str, ...]:
-    busy = min(workers, batch)
+def _side_by_side(plan: "SearchPlan", workers: int, batch: int, cores: int) -> tuple[str, ...]:
+    busy = workers if plan.fills_workers else min(workers, batch)
     if busy > 1:
         return (f"the time of the search is that of one worker, and {busy} share it",)
-    if cores == 1 or search_s < LONG_SEARCH_S:
+    if cores == 1 or plan.expected_seconds["search"] < LONG_SEARCH_S:
         return ()
+    if plan.fills_workers:
+        return (
+            f"evaluations use one of {cores} cores: --workers {cores} evaluates side by side, with the same results",
+        )
     options = f"--workers {cores} --set search.batch={2 * cores}"
     return (
         f"evaluations use one of {cores} cores: {options} evaluates side by side; what an agent finds depends on its "

@@ -152,7 +152,7 @@ def compare(
     executor = engine.executor(evaluator, observer.warn)
     searches: list[AgentRun] = []
     try:
-        warn_of_idle_workers(config, executor, observer)
+        warn_of_idle_workers(config, executor, made, observer, stops=stops)
         for seed in seeds:
             for name, agent in made.items():
                 with phases(f"{name}, seed {seed}", f"Searching with {name}, seed {seed}"):

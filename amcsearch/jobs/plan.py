@@ -18,7 +18,7 @@ from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.observer import wall_s
 from amcsearch.jobs.rehearsal import rehearse
-from amcsearch.jobs.search import check_fits, make_agents, make_reward
+from amcsearch.jobs.search import check_fits, fills_workers, make_agents, make_reward
 from amcsearch.jobs.selection import check_named, with_selection
 from amcsearch.jobs.setup import choice_of, evaluator_of
 from amcsearch.jobs.user_training import user_training
@@ -54,7 +54,8 @@ class SearchPlan(Document):
     ``samples`` are those of each split; ``dense`` and ``largest_uniform`` are costs of the dense network and of the
     largest policy of one ratio within the ``budget`` (limits in the unit of each cost); ``policies`` counts those of
     the space; ``selection`` says what chooses channels, and why where nobody chose it; ``expected_seconds`` are the
-    wall time of each phase.
+    wall time of each phase, with one worker; ``fills_workers`` says whether the agent and its baseline keep any number
+    of workers busy whatever ``search.batch`` is.
     """
 
     name: str
@@ -72,6 +73,7 @@ class SearchPlan(Document):
     trials: int
     warnings: tuple[str, ...]
     expected_seconds: Mapping[str, float]
+    fills_workers: bool = False
 
     @property
     def total_seconds(self) -> float:
@@ -102,7 +104,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
     begun = time.perf_counter()
-    make_agents(config, given), make_reward(config)
+    agents, _ = make_agents(config, given), make_reward(config)
     check_named(config, given)
     workload = make_workload(config, given, limit=PLAN_SAMPLES)
     expected = expected_table(config, workload, config.limits, given)
@@ -138,6 +140,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         expected_seconds=_expected_seconds(
             config, workload, given, uniform, planned_s, export_s, 0.0 if expected is None else expected.seconds or 0.0
         ),
+        fills_workers=all(fills_workers(agent, stops=config.search.stop_confidence is not None) for _, agent in agents),
     )
 
 

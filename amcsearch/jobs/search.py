@@ -77,13 +77,22 @@ def check_fits(config: Config, workload: Workload, device: Device, engine: Engin
         pickled(workload.model)
 
 
-def warn_of_idle_workers(config: Config, executor: Executor, observer: Observer) -> None:
-    """Say that an agent proposes fewer policies at a time than the executor evaluates."""
+def fills_workers(agent: Agent, *, stops: bool) -> bool:
+    """Whether an agent keeps all workers busy whatever ``search.batch`` is (``Study.ahead``)."""
+    return getattr(agent, "fills_workers", False) and not stops
+
+
+def warn_of_idle_workers(
+    config: Config, executor: Executor, agents: Mapping[str, Agent], observer: Observer, *, stops: bool
+) -> None:
+    """Say which agents, by name, propose fewer policies at a time than the executor evaluates."""
     capacity, batch = executor.capacity, config.search.batch
-    if capacity > batch:
+    learning = [name for name, agent in agents.items() if not fills_workers(agent, stops=stops)]
+    if capacity > batch and learning:
         observer.warn(
-            f"{capacity - batch} of {capacity} workers stay idle: search.batch = {batch} is how many policies an agent "
-            f"proposes at a time, which decides what it finds; raise it, for example to {2 * capacity}"
+            f"{capacity - batch} of {capacity} workers stay idle in the search of {', '.join(learning)}: search.batch "
+            f"= {batch} is how many policies an agent proposes at a time, which decides what it finds; raise it, for "
+            f"example to {2 * capacity}"
         )
 
 
@@ -120,8 +129,9 @@ def _run_agents(
     executor = engine.executor(evaluator, observer.warn)
     studies: list[Study] = []
     try:
-        warn_of_idle_workers(job.config, executor, observer)
-        for i, (name, agent) in enumerate(make_agents(job.config, job.given)):
+        agents = make_agents(job.config, job.given)
+        warn_of_idle_workers(job.config, executor, dict(agents), observer, stops=stops)
+        for i, (name, agent) in enumerate(agents):
             study = new_study(job, executor, name, job.config.seed, storage or run.study_db, observer, stops=stops)
             studies.append(study)
             run_agent(job, study, agent, observer, is_baseline=i > 0)

@@ -1,8 +1,9 @@
 """Baseline agents: uniform, random, Erdos-Renyi-Kernel, and guided by the sensitivity of single groups."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from amcsearch.core import BadInputError, LayerKind, PolicySpace, PruningPolicy
 from amcsearch.evaluation import Curves
 from amcsearch.methods import erk_densities, policy_from_densities
 from amcsearch.search.exact.harm import harms, probed_curves
-from amcsearch.search.local_search import climb, evaluate_near, evaluate_one, random_policies
+from amcsearch.search.local_search import climb, evaluate_ahead, evaluate_near, evaluate_one, near, random_policies
 from amcsearch.search.study import Study
 
 __all__ = ["ErkSearch", "RandomSearch", "SensitivitySearch", "UniformSearch", "allocations"]
@@ -27,25 +28,32 @@ class RandomSearch:
     group, uniformly among the choices that leave the budget within reach.
     """
 
+    fills_workers: ClassVar[bool] = True
+
     def run(self, study: Study, seed: int) -> None:
         """As ``Agent.run``."""
         rng = np.random.default_rng([seed, 1])
         draws = self._draws(study, rng)
         while study.remaining:
-            wanted = min(study.batch, study.remaining)
-            policies: dict[PruningPolicy, None] = {}
-            for _ in range(_DRAWS):
-                if len(policies) == wanted:
-                    break
-                policy = study.network.policy(next(draws))
-                if not study.seen(policy):
-                    policies[policy] = None
-                elif len(study.trials) * 2 > study.space.size:
-                    break  # most of a small space is spent: look for the rest directly
-            if policies:
-                study.evaluate(list(policies))
-            elif not evaluate_near(study, next(draws), rng):
+            evaluate_ahead(study, partial(self._drawn, study, draws))
+            if study.remaining and not evaluate_near(study, next(draws), rng):
                 return
+
+    def _drawn(
+        self, study: Study, draws: Iterator[NDArray[np.int64]], waiting: Collection[PruningPolicy]
+    ) -> list[PruningPolicy]:
+        """Up to ``study.batch`` new policies; none where they are rare in a small space."""
+        wanted = min(study.batch, study.remaining - len(waiting))
+        policies: dict[PruningPolicy, None] = {}
+        for _ in range(_DRAWS):
+            if len(policies) == wanted:
+                break
+            policy = study.network.policy(next(draws))
+            if not study.seen(policy) and policy not in waiting:
+                policies[policy] = None
+            elif (len(study.trials) + len(waiting)) * 2 > study.space.size:
+                break  # most of a small space is spent: look for the rest directly
+        return list(policies)
 
     def _draws(self, study: Study, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         while True:
@@ -73,6 +81,7 @@ class UniformSearch:
     """
 
     heavier: int = 4
+    fills_workers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.heavier < 0:
@@ -83,8 +92,7 @@ class UniformSearch:
         rng = np.random.default_rng([seed, 1])
         first = [study.network.policy(kept) for kept in self._sequence(study)]
         study.evaluate(list(dict.fromkeys(policy for policy in first if not study.seen(policy)))[: study.remaining])
-        while study.remaining and evaluate_near(study, study.feasible.largest_uniform(), rng):
-            continue
+        evaluate_ahead(study, partial(near, study, study.feasible.largest_uniform(), rng))
 
     def _sequence(self, study: Study) -> NDArray[np.int64]:
         """Distinct feasible uniform policies (P, G), largest first."""
@@ -107,6 +115,7 @@ class ErkSearch:
     """
 
     halvings: int = 12
+    fills_workers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.halvings < 1:
@@ -117,8 +126,7 @@ class ErkSearch:
         rng = np.random.default_rng([seed, 1])
         first = self._first(study)
         evaluate_one(study, first)
-        while study.remaining and evaluate_near(study, first, rng):
-            continue
+        evaluate_ahead(study, partial(near, study, first, rng))
 
     def _first(self, study: Study) -> NDArray[np.int64]:
         """The policy (G,) of the least sparsity within the budget, by bisection."""

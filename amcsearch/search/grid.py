@@ -10,7 +10,7 @@ evaluation is spent while a new policy exists. Infeasible points are priced in b
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class GridSearch:
     """
 
     max_points: int = MAX_POINTS
+    fills_workers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_points < 2:
@@ -121,8 +122,9 @@ class GridSearch:
         return [policy for policy in policies if not study.seen(policy)]
 
     def _evaluate(self, study: Study, policies: list[PruningPolicy]) -> None:
-        for start in range(0, len(policies), study.batch):
-            study.evaluate(policies[start : start + study.batch])
+        step = study.ahead
+        for start in range(0, len(policies), step):
+            study.evaluate(policies[start : start + step])
 
     def _neighbours(self, study: Study, rng: np.random.Generator) -> None:
         if study.remaining:

@@ -1,10 +1,10 @@
-"""Policies near a given one, hill climbing from the best one, and random policies within the budget.
+"""Policies near a given one, hill climbing from the best one, random policies, and evaluating ahead of the results.
 
 Agents must never spend an evaluation on an infeasible or repeated policy, and must go on while any other is left.
 Policies are rows of kept counts on the space's grid.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from amcsearch.core import PolicySpace, PruningPolicy
 from amcsearch.search.study import Study
 
-__all__ = ["climb", "evaluate_near", "evaluate_one", "random_policies", "unseen", "walk_space"]
+__all__ = [
+    "climb",
+    "evaluate_ahead",
+    "evaluate_near",
+    "evaluate_one",
+    "near",
+    "random_policies",
+    "unseen",
+    "walk_space",
+]
 
 ENUMERABLE: Final = 1 << 16
 """Spaces up to this size are searched for a last unseen policy by trying all of them."""
@@ -33,14 +42,46 @@ def evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
         study.evaluate([policy])
 
 
-def evaluate_near(study: Study, centre: NDArray[np.int64], rng: np.random.Generator) -> bool:
-    """Evaluate up to ``study.batch`` new policies near ``centre`` (G,); false when nothing new is left."""
+def evaluate_ahead(study: Study, propose: Callable[[Collection[PruningPolicy]], Sequence[PruningPolicy]]) -> None:
+    """Evaluate batch after batch of new policies, until ``propose`` has none or no evaluation remains.
+
+    ``propose`` takes the policies that wait, counts them as evaluated, and looks at no result. So several batches go to
+    the executor together, as many as keep its workers busy (``Study.ahead``), and the trials stay those of one batch
+    after another.
+    """
+    waiting: dict[PruningPolicy, None] = {}
+    while len(waiting) < study.remaining:
+        batch = propose(waiting)
+        waiting.update(dict.fromkeys(batch))
+        if len(waiting) >= study.ahead or len(batch) < study.batch:
+            study.evaluate(list(waiting))
+            waiting.clear()
+        if not batch:
+            return
+    study.evaluate(list(waiting))
+
+
+def near(
+    study: Study,
+    centre: NDArray[np.int64],
+    rng: np.random.Generator,
+    waiting: Collection[PruningPolicy] = _NOTHING,
+) -> list[PruningPolicy]:
+    """Up to ``study.batch`` new policies near ``centre`` (G,), none of them ``waiting``; fewer where none is left."""
     policies: list[PruningPolicy] = []
-    while len(policies) < min(study.batch, study.remaining):
-        kept = unseen(study, centre, rng, policies)
+    pending = set(waiting)
+    while len(policies) < min(study.batch, study.remaining - len(waiting)):
+        kept = unseen(study, centre, rng, pending)
         if kept is None:
             break
         policies.append(study.network.policy(kept))
+        pending.add(policies[-1])
+    return policies
+
+
+def evaluate_near(study: Study, centre: NDArray[np.int64], rng: np.random.Generator) -> bool:
+    """Evaluate up to ``study.batch`` new policies near ``centre`` (G,); false when nothing new is left."""
+    policies = near(study, centre, rng)
     study.evaluate(policies)
     return bool(policies)
 

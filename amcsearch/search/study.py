@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ __all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
 
 
 _POLL_S = 0.1  # between questions after what other drivers evaluate
+_ROUNDS_AHEAD: Final = 8  # of all workers: they wait for the slowest of one round in so many
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -180,6 +181,15 @@ class Study:
     def remaining(self) -> int:
         """Evaluations left to spend."""
         return self._total - len(self.trials)
+
+    @property
+    def ahead(self) -> int:
+        """How many policies an agent that looks at no result asks for at once, so that no worker is idle.
+
+        ``batch`` where evaluations stop early: what a policy has to beat is the best before it was asked for.
+        """
+        workers = self._executor.capacity
+        return self.batch if self._stops or workers == 1 else max(self.batch, _ROUNDS_AHEAD * workers)
 
     def extend(self, trials: int) -> None:
         """Allow further evaluations.
@@ -363,6 +373,9 @@ class Agent(Protocol):
     - where policies were evaluated before it began, which ``study.trials`` holds, it goes on from there;
     - it is a function of the seed and of the results it is served, and keeps no file of its own: resuming a
       killed run means running it again from the start, and the study serves what storage already holds.
+
+    It asks for ``study.batch`` policies at once. One whose proposals look at no result may ask for ``study.ahead``, as
+    long as its trials are the same for any number; it says so by an attribute ``fills_workers``, true.
     """
 
     def run(self, study: Study, seed: int) -> None:

@@ -198,22 +198,23 @@ LONG = "evaluations use one of 4 cores: --workers 4 --set search.batch=8 evaluat
 
 
 @pytest.mark.parametrize(
-    ("search_s", "workers", "batch", "cores", "said"),
+    ("search_s", "workers", "batch", "cores", "fills", "said"),
     [
-        (600.0, 1, 1, 4, LONG),
-        (600.0, 4, 1, 4, LONG),
-        (600.0, 1, 8, 4, LONG),
-        (600.0, 1, 1, 1, "expected time: about 10.0 minutes"),
-        (30.0, 1, 1, 4, "expected time: about 0.5 minutes"),
-        (600.0, 3, 2, 4, "the time of the search is that of one worker, and 2 share it"),
+        (600.0, 1, 1, 4, False, LONG),
+        (600.0, 4, 1, 4, False, LONG),
+        (600.0, 1, 8, 4, False, LONG),
+        (600.0, 1, 1, 1, False, "expected time: about 10.0 minutes"),
+        (30.0, 1, 1, 4, False, "expected time: about 0.5 minutes"),
+        (600.0, 3, 2, 4, False, "the time of the search is that of one worker, and 2 share it"),
+        (600.0, 3, 1, 4, True, "the time of the search is that of one worker, and 3 share it"),
+        (600.0, 1, 1, 4, True, "evaluations use one of 4 cores: --workers 4 evaluates side by side, with the same"),
     ],
 )
 def test_the_plan_of_a_long_search_says_how_other_cores_are_used(
-    search_s: float, workers: int, batch: int, cores: int, said: str, monkeypatch: pytest.MonkeyPatch
+    search_s: float, workers: int, batch: int, cores: int, fills: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     network, dense, sizes = PlannedNetwork("nets.py:build", 2, 1, ()), {"macs": 100.0}, {"train": 10}
-    planned = SearchPlan(
-        "mine", network, sizes, dense, {"macs": 50.0}, dense, 1, 0, 8, "obc", "ddpg", None, 9, (), {"search": search_s}
-    )
+    space = (dense, 1, 0, 8, "obc", "ddpg", None, 9)
+    planned = SearchPlan("mine", network, sizes, dense, {"macs": 50.0}, *space, (), {"search": search_s}, fills)
     assert plan_text(planned, workers, batch).splitlines()[-1].startswith(said)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from amcsearch.core import BadInputError, Evaluation, NetworkSpec, PruningPolicy
+from amcsearch.core import BadInputError, Evaluation, Incumbent, NetworkSpec, PruningPolicy
 from amcsearch.search import AGENTS, Agent
 from amcsearch.testing import AgentContract, MadeUpEvaluator, make_study
 
@@ -30,9 +30,9 @@ class _Sizes(MadeUpEvaluator):
 
     sizes: list[int]
 
-    def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
         self.sizes.append(len(policies))
-        return super().map(policies)
+        return super().map(policies, incumbents)
 
 
 ONE_AFTER_ANOTHER = ("energy_aware",)  # each step of its bisection depends on the one before
@@ -54,6 +54,50 @@ def test_four_workers_are_kept_busy(agent):
     rounds = sum(-(-size // 4) for size in sizes)  # each as long as one evaluation
     assert sum(sizes) == 48
     assert rounds <= 48 / 3  # three of four workers busy, on average
+
+
+LOOKING_AT_NO_RESULT = ("random", "uniform", "erk", "grid")
+
+
+def _recorded(agent: str, workers: int, **settings: object) -> tuple[list[tuple[object, ...]], list[int]]:
+    """The trials of an agent before an executor of so many workers, and how many policies it was given at a time."""
+    sizes: list[int] = []
+
+    def evaluator(network: NetworkSpec) -> _Sizes:
+        recording = _Sizes(network)
+        recording.capacity, recording.sizes = workers, sizes
+        return recording
+
+    study = make_study(agent, evaluator=evaluator, **settings)
+    AGENTS[agent]().run(study, 0)
+    return [(t.number, t.policy, t.state, t.reward, t.evaluation.metric) for t in study.trials], sizes
+
+
+def test_agents_that_look_at_no_result_say_so():
+    assert [name for name in AGENTS if getattr(AGENTS[name], "fills_workers", False)] == [
+        name for name in AGENTS if name in LOOKING_AT_NO_RESULT
+    ]
+
+
+@pytest.mark.parametrize("agent", LOOKING_AT_NO_RESULT)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_agents_that_look_at_no_result_fill_all_workers_whatever_the_batch(agent, workers):
+    settings = {"trials": 41, "budget": {"macs": "0.3x"}}
+    trials, sizes = _recorded(agent, workers, batch=1, **settings)
+    assert trials == _recorded(agent, 1, batch=1, **settings)[0]
+    assert sum(sizes) == 41
+    assert sum(-(-size // workers) for size in sizes) <= 41 / workers + 3  # rounds, each as long as one evaluation
+
+
+@pytest.mark.parametrize("agent", LOOKING_AT_NO_RESULT)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("stops", [False, True])
+def test_trials_do_not_depend_on_the_workers_in_a_space_that_is_spent(agent, batch, stops):
+    settings = {"widths": (3, 3, 3), "trials": 27, "batch": batch, "stops": stops}
+    before, sizes = _recorded(agent, 1, **settings)
+    trials, others = _recorded(agent, 4, **settings)
+    assert trials == before
+    assert not stops or others == sizes  # a policy has to beat the best before it was asked for
 
 
 @pytest.mark.parametrize("agent", SINGLE_OBJECTIVE)

@@ -8,6 +8,7 @@ import pytest
 
 from amcsearch.cli import main
 from amcsearch.jobs.search import warn_of_idle_workers
+from amcsearch.search import AGENTS
 
 SHORT = (
     "--set",
@@ -53,10 +54,20 @@ def test_a_search_on_a_cluster_ends_as_one_in_this_process_and_shows_no_password
     assert secret not in out + err
 
 
-@pytest.mark.parametrize(("capacity", "batch", "told"), [(2, 1, 1), (2, 2, 0), (1, 1, 0)])
-def test_more_workers_than_an_agent_proposes_policies_are_told(capacity: int, batch: int, told: int) -> None:
+IDLE = "1 of 2 workers stay idle in the search of {}: search.batch = 1 is"
+
+
+@pytest.mark.parametrize(
+    ("capacity", "batch", "stops", "told"),
+    [(2, 1, False, "tpe"), (2, 1, True, "tpe, random"), (2, 2, True, None), (1, 1, True, None)],
+)
+def test_more_workers_than_an_agent_proposes_policies_are_told(
+    capacity: int, batch: int, stops: bool, told: str | None
+) -> None:
     warnings: list[str] = []
     config = SimpleNamespace(search=SimpleNamespace(batch=batch))
-    warn_of_idle_workers(config, SimpleNamespace(capacity=capacity), SimpleNamespace(warn=warnings.append))
-    assert len(warnings) == told
-    assert all(line.startswith("1 of 2 workers stay idle: search.batch = 1 is") for line in warnings)
+    agents = {name: AGENTS[name]() for name in ("tpe", "random")}
+    observer = SimpleNamespace(warn=warnings.append)
+    warn_of_idle_workers(config, SimpleNamespace(capacity=capacity), agents, observer, stops=stops)
+    assert len(warnings) == (told is not None)
+    assert all(line.startswith(IDLE.format(told)) for line in warnings)
