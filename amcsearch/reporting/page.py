@@ -34,6 +34,7 @@ section { margin-top: 1.6rem; background: var(--surface); border: 1px solid var(
   padding: 1.2rem 1.3rem 1.3rem; }
 section.bare { background: none; border: 0; padding: 0; }
 p { margin: 0.4rem 0; max-width: 70ch; }
+p, li { overflow-wrap: anywhere; }
 .note { color: var(--muted); font-size: 0.9rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 0.7rem; }
 .card { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: 0.9rem 1rem; }

@@ -126,6 +126,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
             (folder / ".lock").touch()
             (folder / "verify.pyz").touch()
             write_points(folder.parent)
+        jobs["bare"] = submitted(table, "bare job")
+        table.finish(claimed(table), {"density": {"all": 0.5}})
         jobs["failed"] = submitted(table, "failed job")
         table.fail(claimed(table), JobProblem("bad_input", "search.trials = 0; expected <a number>"))
         jobs["running"] = submitted(table, "running job")
@@ -145,7 +147,7 @@ class TestWhatPagesShow:
         for name in site.jobs:
             assert f"{name} job" in text
         assert "50 of 200" in text
-        assert "<dt>done</dt><dd>2</dd>" in text
+        assert "<dt>done</dt><dd>3</dd>" in text
 
     def test_a_job_that_runs(self, site: Site) -> None:
         text = site.page(f"/page/jobs/{site.jobs['running']}")
@@ -208,6 +210,16 @@ class TestWhatPagesShow:
         assert ("network.stem.kept", "6", "7") in rows
         assert ("config.seed", "0", "1") in rows
         assert not [row for row in rows if row[0] == "config.search.agent"]
+
+    def test_a_result_without_a_report_is_a_table_of_its_values(self, site: Site) -> None:
+        job = site.table.submit("sparsify", "sparse", {"config": {}}, "loopback").id
+        claim = site.table.claim("first", ["sparsify"], 1e6)
+        assert claim is not None
+        site.table.finish(claim, {"density": {"<all>": 0.123456, "none": None}, "steps": [3, 4]})
+        text = site.page(f"/page/jobs/{job}").replace("<wbr>", "")
+        rows = re.findall('<th scope="row">([^<]*)</th><td class="number">([^<]*)</td>', text)
+        assert rows == [("density.&lt;all&gt;", "0.12346"), ("steps.0", "3"), ("steps.1", "4")]
+        assert "<h2>Result</h2>" not in site.page(f"/page/jobs/{site.jobs['done']}")
 
     def test_of_jobs_of_two_kinds_only_what_both_have_is_shown(self, site: Site) -> None:
         other = site.table.submit("prune", "pruned", {"config": {}}, "loopback").id
@@ -406,7 +418,7 @@ class TestInABrowser:
             "/page/tables",
             "/page/tables/x86_epyc_avx512?network=digits-vit",
             "/page/workers",
-            *(job + jobs[s] for s in ("running", "done")),
+            *(job + jobs[s] for s in ("running", "done", "bare")),
         ]
         paths.append(f"/page/compare?first={jobs['done']}&second={jobs['other']}")
         style = (STATIC / "style.css").read_text()

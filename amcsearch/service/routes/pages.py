@@ -82,6 +82,8 @@ def looked_at(service: Running, caller: Reader, job: str) -> Response:
     files = sorted(path.name for path in folder.glob("[!.]*") if path.is_file() and not path.is_symlink())
     front = _front(service, record)
     is_own = record.owner == caller.name and caller.may(Scope.SUBMIT, Scope.MEASURE)
+    has_report = record.state is JobState.DONE and "report.html" in files
+    is_shown = has_report or record.kind in ("table_measure", "table_build")  # whose result is the table
     values: Mapping[str, object] = {
         **_live(service, record),
         "caller": caller,
@@ -89,7 +91,8 @@ def looked_at(service: Running, caller: Reader, job: str) -> Response:
         "may_change": is_own or caller.may(Scope.ADMIN),
         "awaited": _awaited(record, files) if caller.may(Scope.SUBMIT) else None,
         "table": folder.absolute() if record.kind in TABLE_KINDS and record.state is JobState.DONE else None,
-        "has_report": record.state is JobState.DONE and "report.html" in files,
+        "has_report": has_report,
+        "result_rows": [] if is_shown else list(_flat(record.result or {}, "")),
         "files": files,
         "front_devices": [] if front is None else [device.name for device in front.summary.devices],
         "front_costs": [] if front is None else list(front.summary.devices[0].dense),
