@@ -12,7 +12,7 @@ Departure: the target of a residual block's last convolution is the dense convol
 add the error of the shortcut, but a trace does not say which outputs are added.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
-from amcsearch.graph import Batches, Kept, Trace, check_kept, evaluating, removed_positions, vanished_layers
+from amcsearch.graph import Batch, Batches, Kept, Trace, check_kept, evaluating, removed_positions, vanished_layers
 from amcsearch.methods import (
     DAMPING,
     MEMORY_BYTES,
@@ -63,20 +63,34 @@ class SequentialReconstruction:
         self.positions = positions
         self._inputs = dict(inputs)
         self._batches = batches
-        modules = _modules(model, self._inputs)
-        size = sum(4 * layer_inputs.rows * _outputs(modules[layer]) for layer, layer_inputs in self._inputs.items())
+        with evaluating(model), torch.no_grad():
+            self._check_size(model)
+            self._targets = self._dense_outputs(model)
+
+    def _check_size(self, model: nn.Module) -> None:
+        """Refuse dense outputs of more than ``MEMORY_BYTES``, by how many rows the first batch has.
+
+        ``LayerInputs.rows`` do not tell: they count all positions of a layer whose moments took all of them.
+        """
+        modules, first = _modules(model, self._inputs), next(iter(self._batches))
+        a_batch: list[int] = []
+        self._read_rows(model, modules, lambda layer, rows: a_batch.append(_bytes(modules[layer], rows)), [first])
+        size = sum(a_batch) * self._batches.samples / first.size
         if size > MEMORY_BYTES:
             raise BadInputError(
                 f"the dense outputs would take {size / 2**30:.1f} GiB, at most {MEMORY_BYTES / 2**30:.0f} GiB; "
                 "give fewer calibration samples, or choose reconstruction: least_squares"
             )
+
+    def _dense_outputs(self, model: nn.Module) -> dict[str, Tensor]:
+        """Layer → outputs (conv_groups, rows, O) of the dense network, without its bias."""
+        modules = _modules(model, self._inputs)
         weights = {layer: weight_matrix(module) for layer, module in modules.items()}
-        with evaluating(model), torch.no_grad():
-            outputs: dict[str, list[Tensor]] = {layer: [] for layer in modules}
-            self._read_rows(
-                model, modules, lambda layer, rows: outputs[layer].append((rows @ weights[layer].mT).float().cpu())
-            )
-        self._targets = {layer: torch.cat(parts, 1) for layer, parts in outputs.items()}  # (conv_groups, rows, O)
+        outputs: dict[str, list[Tensor]] = {layer: [] for layer in modules}
+        self._read_rows(
+            model, modules, lambda layer, rows: outputs[layer].append((rows @ weights[layer].mT).float().cpu())
+        )
+        return {layer: torch.cat(outputs.pop(layer), 1) for layer in modules}  # one layer at a time is there twice
 
     def apply(self, smaller: nn.Module, kept: Kept) -> None:
         """Refit, in place, every layer that reads groups; ``smaller`` is ``remove(model, trace, kept)``.
@@ -118,7 +132,11 @@ class SequentialReconstruction:
             _set_constant(smaller, layer_inputs, shift, output / targets.double().var(1, correction=0).flatten())
 
     def _read_rows(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], take: Callable[[str, Tensor], None]
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        take: Callable[[str, Tensor], None],
+        batches: Iterable[Batch] | None = None,
     ) -> None:
         """Give ``take`` (layer, rows (conv_groups, n, columns)), call by call, at the same positions in any network."""
         torch_device = next(model.parameters()).device
@@ -127,7 +145,7 @@ class SequentialReconstruction:
         def read(layer: str, x: Tensor) -> None:
             take(layer, patches(modules[layer], x, self.positions, generators[layer]).double())
 
-        for batch in self._batches:
+        for batch in self._batches if batches is None else batches:
             read_calls(model, modules, batch.to(torch_device), read)
 
 
@@ -160,9 +178,10 @@ def _modules(model: nn.Module, layers: Mapping[str, LayerInputs] | list[str]) ->
     return {layer: model.get_submodule(layer) for layer in layers}
 
 
-def _outputs(module: nn.Module) -> int:
+def _bytes(module: nn.Module, rows: Tensor) -> int:
+    """Of a layer's outputs, in single precision, for rows (conv_groups, n, columns)."""
     assert isinstance(module.weight, Tensor)
-    return len(module.weight)
+    return 4 * rows.shape[1] * len(module.weight)
 
 
 def _kept_outputs(targets: Tensor, gone: NDArray[np.int64] | None) -> Tensor:

@@ -125,11 +125,23 @@ def test_every_network_is_refitted_the_same_each_time(network: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_bad_values_and_too_much_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_values_are_named() -> None:
     model, x, found = deep()
     inputs = gather_inputs(model, found, HeldBatches.of(x, None, 4))
     with pytest.raises(BadInputError, match="damping = -1"):
         SequentialReconstruction(model, found, inputs, HeldBatches.of(x, None, 4), damping=-1.0)
-    monkeypatch.setattr(sequential, "MEMORY_BYTES", 1000)
+
+
+def test_dense_outputs_are_counted_at_the_positions_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 9 samples; of the 36 positions of b (8 channels) and c (6) 5 are drawn, the head (3) has a row a sample:
+    # 9 * (5 * 8 + 5 * 6 + 3) = 657 numbers of 4 bytes; moments of b and c, gathered at all positions, have 324 rows
+    model, x, found = deep()
+    batches = HeldBatches.of(x, None, 4)
+    inputs = gather_inputs(model, found, batches, positions=None)
+    assert [layer_inputs.rows for layer_inputs in inputs.values()] == [324, 324, 9]
+    monkeypatch.setattr(sequential, "MEMORY_BYTES", 2628)
+    made = SequentialReconstruction(model, found, inputs, batches, positions=5)
+    assert sum(targets.nbytes for targets in made._targets.values()) == 2628
+    monkeypatch.setattr(sequential, "MEMORY_BYTES", 2627)
     with pytest.raises(BadInputError, match="fewer calibration samples"):
-        SequentialReconstruction(model, found, inputs, HeldBatches.of(x, None, 4))
+        SequentialReconstruction(model, found, inputs, batches, positions=5)
