@@ -178,7 +178,7 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
     """Processes that read batches side by side from data sets that are not in memory."""
     memory_mib: Magnitude = 1024.0
-    """MiB that each of calibration, search and test may hold in memory; larger ones are read at every use."""
+    """MiB that calibration, search and test may hold each, and dense outputs of a split; more is read at every use."""
     epoch_samples: Count | None = None
     """Samples of an epoch of an iterable train split; needed where it has no length."""
     splits: SplitsConfig = SplitsConfig()

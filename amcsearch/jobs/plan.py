@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
-from amcsearch.core import Cost, PruningPolicy
+from amcsearch.core import MIB, Cost, PruningPolicy
 from amcsearch.evaluation import SerialExecutor
 from amcsearch.graph import Batch, evaluating
 from amcsearch.jobs.device import load_device
@@ -25,7 +25,7 @@ from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, make_workload, trained
 from amcsearch.runs import Document, SkippedLayer, with_total
 from amcsearch.runtime import measuring_seconds
-from amcsearch.training import SPLITS, TRAIN_SAMPLES, is_in_memory, length, read
+from amcsearch.training import SPLITS, TRAIN_SAMPLES, are_outputs_kept, is_in_memory, length, read
 
 __all__ = ["PlannedNetwork", "SearchPlan", "growth", "plan"]
 
@@ -161,14 +161,15 @@ def _without_latency(config: Config) -> Config:
 class _SampleSeconds:
     """Wall time of one sample: read, through the network, and in a step of a training.
 
-    ``target_s`` is what the dense network takes for its target whenever it is read in a training; 0 where targets are
-    given or in memory.
+    ``target_s`` is what the dense network takes for its target in a training, ``kept_target_s`` the same where it is
+    kept after the first time; 0 where targets are given or in memory.
     """
 
     reading_s: float
     pass_s: float
     step_s: float
-    target_s: float
+    target_s: float = 0.0
+    kept_target_s: float = 0.0
 
 
 def _expected_seconds(
@@ -183,31 +184,46 @@ def _expected_seconds(
     """Wall time of each phase; ``export_s`` is that of one export, compared with torch, ``planned_s`` of the plan."""
     ranking_s, evaluation_s = _choosing_seconds(config, workload, given, uniform)
     sample = _sample_seconds(config, workload)
-    pretrain, device, count = config.model.pretrain, config.device, config.search.finalists
-    rounds = training_rounds(config, given, count)
+    device, count = config.device, config.search.finalists
+    pretrain_s, finalists_s, finetune_s = _training_seconds(config, workload, given, sample)
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
 
     def measuring_s(pruned: int) -> float:
         return measuring_seconds(1e3 * sample.pass_s * device.batch, 1 + pruned, device.rounds)
 
-    def trained_s(recipe: RecipeConfig | None) -> float:
-        return 0.0 if recipe is None else recipe.epochs * _epoch_seconds(workload, recipe, sample)
-
     return {
         "costs": planned_s + _checking_seconds(workload, sample),
         **({"table": table_s} if table_s else {}),
         "network": _targets_seconds(config, workload, sample)
-        + (0.0 if pretrain is None else trained_s(pretrain) + export_s),
+        + (0.0 if config.model.pretrain is None else pretrain_s + export_s),
         "ranking": ranking_s,
         "search": evaluation_s * config.search.evaluations * searches,
-        "finalists": (1 + count) * export_s
-        + measuring_s(count)
-        + sum(each.finalists * trained_s(each.training) for each in rounds),
-        "finetune": trained_s(config.recovery.finetune if user_training(config, given) is None else None),
+        "finalists": (1 + count) * export_s + measuring_s(count) + finalists_s,
+        "finetune": finetune_s,
         "verify": (1 + PROGRAM_EXPORTS) * export_s
         + measuring_s(1)
         + TEST_PASSES * sample.pass_s * workload.samples["test"],
     }
+
+
+def _training_seconds(
+    config: Config, workload: Workload, given: InMemory, sample: _SampleSeconds
+) -> tuple[float, float, float]:
+    """Wall time of training the dense network, the finalists and the chosen policy.
+
+    The first training after the removal computes the targets that are kept.
+    """
+
+    def trained_s(recipe: RecipeConfig | None) -> float:
+        return 0.0 if recipe is None else recipe.epochs * _epoch_seconds(workload, recipe, sample)
+
+    rounds = training_rounds(config, given, config.search.finalists)
+    finalists_s = sum(each.finalists * trained_s(each.training) for each in rounds)
+    finetune_s = trained_s(config.recovery.finetune if user_training(config, given) is None else None)
+    targets_s = workload.samples["train"] * sample.kept_target_s
+    if finalists_s:
+        return trained_s(config.model.pretrain), finalists_s + targets_s, finetune_s
+    return trained_s(config.model.pretrain), 0.0, finetune_s + targets_s if finetune_s else 0.0
 
 
 def _choosing_seconds(
@@ -260,7 +276,11 @@ def _sample_seconds(config: Config, workload: Workload) -> _SampleSeconds:
     pass_s = _pass_seconds(workload)
     is_computed = config.data.targets == "dense" and not is_in_memory(workload.splits.train)
     target_s = min(pass_s, reading_s) if is_computed else 0.0
-    return _SampleSeconds(reading_s - target_s, pass_s, _step_seconds(workload, batch) if recipes else 0.0, target_s)
+    kept = (
+        are_outputs_kept(batch.targets, workload.samples["train"], config.data.memory_mib * MIB) if target_s else False
+    )
+    targets_s = (0.0, target_s) if kept else (target_s, 0.0)
+    return _SampleSeconds(reading_s - target_s, pass_s, _step_seconds(workload, batch) if recipes else 0.0, *targets_s)
 
 
 def _pass_seconds(workload: Workload) -> float:

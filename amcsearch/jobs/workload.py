@@ -181,7 +181,7 @@ def _with_targets(config: Config, workload: Workload) -> Workload:
     """Put the dense network's outputs in place of the targets where the configuration asks for it."""
     if config.data.targets == "given":
         return workload
-    splits = with_dense_targets(workload.splits, workload.model, workload.task)
+    splits = with_dense_targets(workload.splits, workload.model, workload.task, memory_mib=config.data.memory_mib)
     targets = all_targets(batches_of(splits.calibration, name="calibration"))
     return replace(workload, splits=splits, task=workload.task.fitted(targets))
 

@@ -9,7 +9,7 @@ from amcsearch.training.cuts import (
     make_splits,
     stratified,
 )
-from amcsearch.training.data import DATASETS, with_dense_targets
+from amcsearch.training.data import DATASETS, are_outputs_kept, with_dense_targets
 from amcsearch.training.forms import Form, choose_form
 from amcsearch.training.hook import StateStore, TrainingHook, Watch
 from amcsearch.training.identity import (
@@ -104,6 +104,7 @@ __all__ = [
     "TrainingRecipe",
     "Watch",
     "all_targets",
+    "are_outputs_kept",
     "as_datasets",
     "bake",
     "batches_of",

@@ -12,8 +12,9 @@ derivatives there are J' P J / |f|^2, J the outputs' Jacobian and P the projecti
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -21,14 +22,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from amcsearch.core import BadInputError
+from amcsearch.core import MIB, BadInputError
 from amcsearch.graph import Batch, Batches, HeldBatches, evaluating, first_tensor
+from amcsearch.training.collation import has_only_numbers
 from amcsearch.training.cuts import stratified
 from amcsearch.training.reading import batches_of
-from amcsearch.training.splits import SPLITS, Changed, DataSplits, Held, Samples, is_in_memory, read
+from amcsearch.training.splits import (
+    MEMORY_MIB,
+    SPLITS,
+    Changed,
+    DataSplits,
+    Held,
+    Samples,
+    is_in_memory,
+    length,
+    read,
+)
+from amcsearch.training.surveys import sample_digests
 from amcsearch.training.task import Task
 
-__all__ = ["DATASETS", "dense_outputs", "digits", "text", "with_dense_targets"]
+_KEY_BYTES: Final = 256  # a kept sample's digest, its entry, and the tensor beside its numbers
+
+__all__ = ["DATASETS", "are_outputs_kept", "dense_outputs", "digits", "text", "with_dense_targets"]
 
 
 def dense_outputs(
@@ -46,31 +61,78 @@ def _outputs(model: nn.Module, batch: Batch, task: Task | None) -> Tensor:
         return (task.dense_targets(output) if task else first_tensor(output)).cpu()
 
 
-@dataclass(frozen=True)
 class _WithOutputs:
-    """Puts the outputs of a network in place of the targets of a batch."""
+    """Puts the outputs of a network in place of the targets of a batch; computed once for a sample, where they fit.
 
-    model: nn.Module
-    task: Task | None
+    They are kept by a digest of the sample's inputs, for the next epoch and the next training. More than ``samples``
+    different ones are those of a random transform: nothing is kept then. Which samples stand beside another in a batch
+    changes at most the last bits of its outputs.
+
+    Args:
+        model: the network, in whatever mode.
+        task: says which of its outputs count; None takes the first tensor.
+        samples: of the split.
+        most_bytes: of the outputs of all samples; nothing is kept of more.
+    """
+
+    def __init__(self, model: nn.Module, task: Task | None, samples: int, most_bytes: float) -> None:
+        self.model, self.task, self.samples, self.most_bytes = model, task, samples, most_bytes
+        self._kept: dict[bytes, Tensor] | None = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # another process keeps what it computes
 
     def __call__(self, batch: Batch) -> Batch:
-        return replace(batch, targets=_outputs(self.model, batch, self.task))
+        digests = None if self._kept is None else _digests(batch)
+        if self._kept is None or digests is None:
+            return replace(batch, targets=_outputs(self.model, batch, self.task))
+        if all(digest in self._kept for digest in digests):
+            return replace(batch, targets=torch.stack([self._kept[digest] for digest in digests]))
+        outputs = _outputs(self.model, batch, self.task)
+        self._keep(digests, outputs)
+        return replace(batch, targets=outputs)
+
+    def _keep(self, digests: Sequence[bytes], outputs: Tensor) -> None:
+        """Keep the outputs (n, …) of samples that are not known yet, or none any more."""
+        assert self._kept is not None
+        whole = outputs if outputs.untyped_storage().nbytes() == outputs.nbytes else outputs.clone()
+        fits = len(whole) == len(digests) and are_outputs_kept(whole, self.samples, self.most_bytes)
+        for digest, row in zip(digests, whole, strict=False):
+            self._kept.setdefault(digest, row)
+        if not fits or len(self._kept) > self.samples:
+            self._kept = None
 
 
-def with_dense_targets(splits: DataSplits, model: nn.Module, task: Task | None = None) -> DataSplits:
+def are_outputs_kept(outputs: Tensor, samples: int, most_bytes: float) -> bool:
+    """Whether outputs like those of some samples (n, …) take at most ``most_bytes`` for so many samples."""
+    return (outputs[0].nbytes + _KEY_BYTES) * samples <= most_bytes
+
+
+def _digests(batch: Batch) -> list[bytes] | None:
+    """Digests of the samples; None where something else than tensors of samples decides their outputs."""
+    return sample_digests(batch) if has_only_numbers([*batch.args, *batch.kwargs.values()]) else None
+
+
+def with_dense_targets(
+    splits: DataSplits, model: nn.Module, task: Task | None = None, *, memory_mib: float = MEMORY_MIB
+) -> DataSplits:
     """Return the splits with the outputs of ``model`` that the task judges in place of their targets.
 
-    They are computed once for samples in memory, else whenever samples are read.
+    They are computed once for samples in memory. Of a split that is read at every use they are computed when a sample
+    is read first, and kept where those of the whole split take at most ``memory_mib``.
 
     Raises:
         BadInputError: as ``batches_of``.
     """
-    return DataSplits(**{name: _with_dense_targets(getattr(splits, name), model, task, name) for name in SPLITS})
+    most_bytes = memory_mib * MIB
+    return DataSplits(
+        **{name: _with_dense_targets(getattr(splits, name), model, task, name, most_bytes) for name in SPLITS}
+    )
 
 
-def _with_dense_targets(dataset: Samples, model: nn.Module, task: Task | None, name: str) -> Samples:
+def _with_dense_targets(dataset: Samples, model: nn.Module, task: Task | None, name: str, most_bytes: float) -> Samples:
     if not is_in_memory(dataset):
-        return Changed(dataset, _WithOutputs(model, task))
+        return Changed(dataset, _WithOutputs(model, task, length(dataset, name), most_bytes))
     batches = batches_of(dataset, name=name)
     whole = batches.whole if isinstance(batches, HeldBatches) else read(dataset, range(batches.samples), name)
     return Held(replace(whole, targets=dense_outputs(model, batches, task=task)))

@@ -27,7 +27,7 @@ from amcsearch.training.identity import (
 from amcsearch.training.splits import SPLITS, DataSplits, is_stackable, length, source_rows
 from amcsearch.training.tasks.class_ids import IGNORED_TARGET
 
-__all__ = ["SplitSurvey", "check_samples", "check_splits"]
+__all__ = ["SplitSurvey", "check_samples", "check_splits", "sample_digests"]
 
 CLASSES: Final = 2  # more are not told apart
 
@@ -232,18 +232,30 @@ EMPTY: Final = SplitRecorder(0).record(repeats=True)
 
 
 def _hashes(batch: Batch) -> NDArray[np.uint64]:
-    """Hashes (n,) of the bytes of all inputs of each sample; one of all where they are not along the first axis."""
-    tensors = [tensor.cpu() for tensor in batch.inputs.values()]
+    """Hashes (n,) of the inputs of each sample; one of all where they are not along the first axis."""
+    digests = sample_digests(batch)
+    if digests is None:
+        digests = sample_digests(Batch(tuple(x[None] for x in batch.inputs.values()))) or []
+    return np.array([int.from_bytes(digest[:8]) for digest in digests], dtype=np.uint64)
+
+
+def sample_digests(batch: Batch) -> list[bytes] | None:
+    """Digests (16 bytes) of each sample's inputs, by their shapes, types and bytes.
+
+    None where the inputs of a sample are not along the first axis of every tensor.
+    """
+    tensors = [tensor.detach().cpu().contiguous() for tensor in batch.inputs.values()]
     if any(tensor.ndim < 1 or len(tensor) != batch.size for tensor in tensors):
-        tensors = [tensor.reshape(1, -1) for tensor in tensors]
-    rows = [tensor.contiguous().reshape(len(tensor), -1).view(torch.uint8).numpy() for tensor in tensors]
-    hashes = []
+        return None
+    shapes = " ".join(f"{tensor.dtype} {tuple(tensor.shape[1:])}" for tensor in tensors).encode()
+    rows = [tensor.reshape(len(tensor), -1).view(torch.uint8).numpy() for tensor in tensors]
+    digests = []
     for parts in zip(*rows, strict=True):
-        digest = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(shapes, digest_size=16)
         for part in parts:
-            digest.update(part.tobytes())
-        hashes.append(int.from_bytes(digest.digest()))
-    return np.array(hashes, dtype=np.uint64)
+            digest.update(part.data)
+        digests.append(digest.digest())
+    return digests
 
 
 def _joined(parts: Sequence[SplitSurvey], name: str, record: SplitRecord, *, is_padded: bool) -> SplitSurvey:

@@ -60,21 +60,22 @@ def test_the_time_of_an_ordering_does_not_grow_with_the_samples(
     assert planned.expected_seconds["ranking"] == pytest.approx(100.0 * (144**2 + 16**2) / 144**2)
 
 
+@pytest.mark.parametrize(("targets_s", "computed"), [((10.0, 0.0), 2), ((0.0, 10.0), 1)])
 def test_expected_times_count_the_samples_that_a_plan_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets_s: tuple[float, float], computed: int
 ) -> None:
     arguments(tmp_path / "a")
     finetune = "recovery.finetune={epochs: 2, batch_size: 32, learning_rate: 0.05, distillation: null}"
     settings = ["selection={selector: obc}", "data.targets=dense", finetune]
     monkeypatch.setattr(
-        sys.modules[plan.__module__], "_sample_seconds", lambda *_: _SampleSeconds(1.0, 10.0, 100.0, 10.0)
+        sys.modules[plan.__module__], "_sample_seconds", lambda *_: _SampleSeconds(1.0, 10.0, 100.0, *targets_s)
     )
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
     planned = plan(load(tmp_path / "a" / "config.yaml", settings))
     train, expected = planned.samples["train"], planned.expected_seconds
     assert expected["costs"] == 3 * (64 - PLAN_SAMPLES) * 11 + train - PLAN_SAMPLES  # of train all are surveyed
     assert expected["network"] == 3 * 64 * 10  # their targets
-    assert expected["finetune"] == 2 * train * 111
+    assert expected["finetune"] == 2 * train * 101 + computed * train * 10
 
 
 def metrics(folder: Path, *settings: str) -> list[Any]:

@@ -1,9 +1,11 @@
 """The dense network's outputs as targets: what they are, and which criteria still say something there."""
 
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from amcsearch.graph import HeldBatches
 from amcsearch.graph.slices import Trace
@@ -13,7 +15,7 @@ from amcsearch.methods.criterion import Criterion
 from amcsearch.methods.needs import vanishes
 from amcsearch.methods.ranking import score_units
 from amcsearch.training.data import dense_outputs, with_dense_targets
-from amcsearch.training.splits import DataSplits, stacked
+from amcsearch.training.splits import DataSplits, Items, Samples, read, stacked
 from amcsearch.training.tasks import Embedding
 
 EVERY = {
@@ -85,3 +87,83 @@ def test_outputs_are_the_same_in_any_batches():
     model, _ = linear([[1.0, 0.0], [0.0, 2.0], [1.5, 2.0]])
     x = torch.randn(7, 3).double()
     torch.testing.assert_close(dense_outputs(model, x, 2), dense_outputs(model, x, 100))
+
+
+class Counted(nn.Module):
+    """Doubles its input (n, 3), and counts the samples that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.samples = nn.Parameter(torch.tensor(2.0)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.samples += len(x)
+        return self.scale * x
+
+
+class Made(Dataset):
+    """Ten samples (3,) that are made when they are asked for, with or without noise that no seed repeats."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.drawn = noise, 0
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.drawn += 1
+        return torch.arange(3.0) + index + self.noise * self.drawn, -100
+
+
+def of_dense(data: Samples, memory_mib: float = 1.0) -> tuple[Counted, Samples]:
+    model = Counted()
+    return model, with_dense_targets(DataSplits(data, data, data, data), model, memory_mib=memory_mib).train
+
+
+def test_outputs_of_samples_that_come_again_are_not_computed_again() -> None:
+    model, train = of_dense(Made())
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [9, 0, 5], [3, 4], range(10)):  # an epoch, and parts of others
+        batch = read(train, rows)
+        assert torch.equal(batch.targets, 2.0 * batch.args[0])
+    assert model.samples == 10
+
+
+def test_a_batch_with_a_new_sample_is_computed_whole() -> None:
+    model, train = of_dense(Made())
+    for rows in ([0, 1], [1, 2], [2, 0]):
+        assert read(train, rows).targets[:, 0].tolist() == [2.0 * row for row in rows]
+    assert model.samples == 4
+
+
+def test_samples_that_change_get_the_outputs_of_what_they_are_now() -> None:
+    model, train = of_dense(Made(noise=1.0))
+    for _ in range(3):
+        batch = read(train, range(10))
+        assert torch.equal(batch.targets, 2.0 * batch.args[0])
+    assert model.samples == 30
+    assert train.function._kept is None  # a random transform: nothing will come again
+
+
+@pytest.mark.parametrize(("spare", "samples"), [(0, 10), (-1, 20)])
+def test_outputs_are_kept_where_those_of_all_samples_fit(spare: int, samples: int) -> None:
+    # ten samples: 3 numbers of 4 bytes each, and 256 bytes beside them
+    model, train = of_dense(Made(), memory_mib=(10 * (12 + 256) + spare) / 2**20)
+    for _ in range(2):
+        read(train, range(10))
+    assert model.samples == samples
+
+
+def test_another_process_starts_without_what_was_kept() -> None:
+    _, train = of_dense(Made())
+    read(train, range(10))
+    sent = pickle.loads(pickle.dumps(train))
+    assert torch.equal(read(sent, [7]).targets, read(train, [7]).targets)
+    assert (train.function.model.samples, sent.function.model.samples) == (10, 11)
+
+
+def test_outputs_that_depend_on_more_than_tensors_are_computed_at_every_use() -> None:
+    model, train = of_dense(Items(Made(), collate=lambda items: ((torch.stack([x for x, _ in items]), "text"), 0)))
+    model.forward = lambda inputs: Counted.forward(model, inputs[0])
+    for _ in range(2):
+        read(train, range(4))
+    assert model.samples == 8
