@@ -1,9 +1,13 @@
 """Pictures that are made when they are asked for, as those of files are; counts how many and what memory they take."""
 
 import atexit
+import contextlib
+import gc
 import json
 import resource
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +75,10 @@ def splits(samples: int, report: str | None = None) -> dict[str, Dataset[Any]]:
     return {"train": Pictures(samples)}
 
 
-def streams(samples: int) -> dict[str, Dataset[Any]]:
-    """Streams of all splits."""
+def streams(samples: int, report: str | None = None) -> dict[str, Dataset[Any]]:
+    """Streams of all splits; ``report`` as of ``splits``."""
+    if report is not None:
+        atexit.register(_report, Path(report))
     return {"train": Stream(samples), "val": Stream(64, samples), "test": Stream(64, samples + 64)}
 
 
@@ -86,6 +92,38 @@ def padded(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     width = max(picture.shape[-1] for picture, _ in items)
     pictures = [F.pad(picture, (0, width - picture.shape[-1])) for picture, _ in items]
     return torch.stack(pictures), torch.tensor([label for _, label in items])
+
+
+def peaks_of_training(kind: str, sizes: list[int], batches: int = 40) -> list[dict[str, int]]:
+    """Peak memory in KiB of this process, and of its largest reading process, after the first batches of trainings.
+
+    One training after the other, of so many samples each; ``kind`` of data is map, workers or stream.
+    """
+    from amcsearch.core import BadInputError
+    from amcsearch.training import Items, TrainingRecipe, fit
+
+    def stop(batch: Any, counted: Iterator[int]) -> Any:
+        if next(counted) == batches:
+            raise BadInputError("enough")
+        return batch
+
+    peaks = []
+    for samples in sizes:
+        data = Stream(samples) if kind == "stream" else Pictures(samples)
+        items = Items(data, workers=2 * (kind == "workers"), epoch_samples=samples if kind == "stream" else None)
+        with contextlib.suppress(BadInputError):
+            fit(
+                network(),
+                items,
+                TrainingRecipe(1, 0.01, batch_size=16),
+                seed=0,
+                augmentation=partial(stop, counted=count()),
+            )
+        gc.collect()  # the loader of a broken training, which ends its processes
+        who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+        here, workers = (resource.getrusage(each).ru_maxrss for each in who)
+        peaks.append({"here": here, "workers": workers})
+    return peaks
 
 
 def _report(path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from amcsearch.core import BadInputError, DivergedError, UserCode
 from amcsearch.graph import Batch, Batches, channels_first, duplicate, evaluating, make_channels_first
 from amcsearch.training.hook import PlainTraining, StateStore, TrainingHook, Watch
-from amcsearch.training.reading import TrainReader, all_targets
+from amcsearch.training.reading import StepParts, TrainReader, all_targets
 from amcsearch.training.recipe import Distillation, TrainingRecipe, learning_rate_at
 from amcsearch.training.seeding import reseed, seeded
 from amcsearch.training.splits import Samples, length
@@ -283,16 +283,14 @@ class _Training:
     def epoch(self, epoch: int) -> float:
         """Train for one epoch and return its mean loss."""
         total = 0.0
-        steps = [
-            rows.tensor_split(min(self.recipe.accumulation, len(rows)))
-            for rows in torch.randperm(self.count, generator=self.generator).tensor_split(self.steps)
-        ]
-        batches = self.reader.epoch([part.numpy() for parts in steps for part in parts], epoch)
-        for i, parts in enumerate(steps):
-            step = epoch * self.steps + i
+        parts = StepParts(
+            torch.randperm(self.count, generator=self.generator).numpy(), self.steps, self.recipe.accumulation
+        )
+        batches = self.reader.epoch(parts, epoch)
+        for i in range(self.steps):
+            step, samples = epoch * self.steps + i, parts.samples(i)
             rate = learning_rate_at(self.hook.clock(step), self.steps, self.recipe)
-            samples = sum(map(len, parts))
-            loss = self._step(islice(batches, len(parts)), samples, step, rate)
+            loss = self._step(islice(batches, parts.count(i)), samples, step, rate)
             _check_finite(loss, epoch + 1, rate)
             total += loss * samples
         return total / self.count

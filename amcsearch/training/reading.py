@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -29,7 +30,16 @@ from amcsearch.training.splits import (
     stream_of,
 )
 
-__all__ = ["BATCH", "StreamedBatches", "TrainReader", "all_targets", "batches_of", "is_ragged", "read_in_order"]
+__all__ = [
+    "BATCH",
+    "StepParts",
+    "StreamedBatches",
+    "TrainReader",
+    "all_targets",
+    "batches_of",
+    "is_ragged",
+    "read_in_order",
+]
 
 PROBES: Final = 16  # samples whose targets are compared
 BATCH: Final = 256  # samples in a forward pass where nothing else is said …
@@ -73,7 +83,7 @@ def read_in_order(
     loader: DataLoader[Batch] = DataLoader(
         _Reader(_without_functions(dataset), name, seed),
         batch_size=None,
-        sampler=[np.asarray(rows, dtype=np.int64) for rows in parts],
+        sampler=map(_as_array, parts),  # one at a time: an epoch may have millions
         num_workers=min(workers, len(parts)),
         pin_memory=pinned,
         collate_fn=_same,
@@ -93,6 +103,10 @@ def _without_functions(dataset: Samples) -> Samples:
         return dataset
     inner = _without_functions(dataset.samples)
     return inner if dataset.seed is None else Changed(inner, seed=dataset.seed)
+
+
+def _as_array(rows: Indices) -> NDArray[np.int64]:
+    return np.asarray(rows, dtype=np.int64)
 
 
 def _same(value: Any) -> Any:
@@ -213,6 +227,63 @@ def batches_of(dataset: Samples, batch_size: int | None = None, name: str = "giv
 
 def _held(whole: Batch, batch_size: int | None) -> HeldBatches:
     return HeldBatches(whole, fitting_batch_size(whole) if batch_size is None else batch_size)
+
+
+class StepParts(Sequence[NDArray[np.int64]]):
+    """The samples of an epoch, cut into steps of nearly equal size and these into batches of nearly equal size.
+
+    A batch is cut when it is asked for: what an epoch takes does not grow with its steps.
+
+    Args:
+        order: numbers of the samples, (n,).
+        steps: at most n.
+        most: batches of a step, or as many as it has samples.
+    """
+
+    def __init__(self, order: NDArray[np.int64], steps: int, most: int) -> None:
+        self.order, self.steps, self.most = order, steps, most
+
+    def samples(self, step: int) -> int:
+        """Samples of a step."""
+        first, last = _cut(len(self.order), self.steps, step)
+        return last - first
+
+    def count(self, step: int) -> int:
+        """Batches of a step."""
+        return min(self.most, self.samples(step))
+
+    def __len__(self) -> int:
+        larger = len(self.order) % self.steps  # steps with one sample more
+        return larger * self.count(0) + (self.steps - larger) * self.count(self.steps - 1)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.int64]]: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | list[NDArray[np.int64]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        larger = len(self.order) % self.steps
+        before = larger * self.count(0)  # batches
+        if index < before:
+            step, part = divmod(index, self.count(0))
+        else:
+            step, part = divmod(index - before, self.count(self.steps - 1))
+            step += larger
+        start, _ = _cut(len(self.order), self.steps, step)
+        first, last = _cut(self.samples(step), self.count(step), part)
+        return self.order[start + first : start + last]
+
+
+def _cut(count: int, parts: int, index: int) -> tuple[int, int]:
+    """First number of a part, and the first after it, of ``count`` cut as ``torch.tensor_split`` does."""
+    size, larger = divmod(count, parts)
+    first = index * size + min(index, larger)
+    return first, first + size + (index < larger)
 
 
 class TrainReader:

@@ -98,10 +98,26 @@ def test_a_plan_expects_the_time_of_all_samples_from_the_few_that_it_reads(tmp_p
     assert growth(workload, "calibration", "search") == 128 / (2 * PLAN_SAMPLES)
 
 
-def test_reads_and_memory_do_not_grow_with_the_train_split(tmp_path: Path) -> None:
-    few, many = cost(tmp_path / "few", 10_000), cost(tmp_path / "many", 1_000_000)
+STREAMS = (f"data.factory={FACTORIES}:streams", "data.splits={calibration: 64}", "data.epoch_samples=1000")
+
+
+@pytest.mark.parametrize("more", [(), STREAMS], ids=["map", "stream"])
+def test_reads_and_memory_do_not_grow_with_the_train_split(tmp_path: Path, more: tuple[str, ...]) -> None:
+    settings = [f"--set={setting}" for setting in more]
+    few, many = (cost(tmp_path / name, size, *settings) for name, size in (("few", 10_000), ("many", 1_000_000)))
     assert many["reads"] == few["reads"] < 1500  # 1,024 of train, and those of the other splits
     assert many["peak_kib"] < few["peak_kib"] + 6 * 1024
+
+
+@pytest.mark.parametrize("kind", ["map", "workers", "stream"])
+def test_memory_of_a_training_grows_by_the_order_of_its_samples_alone(kind: str) -> None:
+    code = f"import json, made_data; print(json.dumps(made_data.peaks_of_training({kind!r}, [10_000, 1_000_000])))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=FACTORIES.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    few, many = json.loads(done.stdout)
+    order_kib = 8 * 990_000 / 1024  # an int64 a sample, in the order of the epoch
+    assert many["here"] < few["here"] + order_kib + 6 * 1024
+    assert many["workers"] < few["workers"] + order_kib + 6 * 1024
 
 
 def test_a_search_is_the_same_held_and_read_at_every_use(tmp_path: Path) -> None:

@@ -20,7 +20,15 @@ from amcsearch.training.cuts import as_datasets, collate_of, make_splits
 from amcsearch.training.forms import PAIR, Form
 from amcsearch.training.loop import TrainingRecipe, fit
 from amcsearch.training.preparation import checked_splits, fixed_splits
-from amcsearch.training.reading import StreamedBatches, TrainReader, all_targets, batches_of, is_ragged, read_in_order
+from amcsearch.training.reading import (
+    StepParts,
+    StreamedBatches,
+    TrainReader,
+    all_targets,
+    batches_of,
+    is_ragged,
+    read_in_order,
+)
 from amcsearch.training.splits import DataSplits, Items, is_in_memory, length, read
 from amcsearch.training.surveys import check_splits
 
@@ -400,6 +408,27 @@ def test_a_stream_is_gone_through_once_for_many_batches():
 def test_a_stream_says_what_it_cannot_give(rows, words):
     with pytest.raises(BadInputError, match=words):
         read(Items(Stream(4), epoch_samples=10), rows, "train")
+
+
+def test_batches_of_an_epoch_by_hand():
+    # 7 samples in 3 steps: 3, 2 and 2 of them; a step has two batches
+    parts = StepParts(np.array([4, 2, 6, 0, 5, 1, 3]), 3, 2)
+    assert [part.tolist() for part in parts] == [[4, 2], [6], [0], [5], [1], [3]]
+    assert [(parts.samples(i), parts.count(i)) for i in range(3)] == [(3, 2), (2, 2), (2, 2)]
+    assert [part.tolist() for part in parts[2:4]] == [[0], [5]]
+    with pytest.raises(IndexError, match="batch 6 of 6"):
+        parts[6]
+
+
+@given(st.integers(1, 60), st.data())
+def test_batches_of_an_epoch_are_nearly_equal_cuts_of_nearly_equal_steps(samples, data):
+    steps, most = data.draw(st.integers(1, samples)), data.draw(st.integers(1, 9))
+    order = torch.arange(samples)
+    cut = [rows.tensor_split(min(most, len(rows))) for rows in order.tensor_split(steps)]
+    parts = StepParts(order.numpy(), steps, most)
+    assert [part.tolist() for part in parts] == [part.tolist() for of_step in cut for part in of_step]
+    assert len(parts) == sum(map(len, cut))
+    assert [parts.count(i) for i in range(steps)] == [len(of_step) for of_step in cut]
 
 
 def test_a_training_reads_every_sample_once_an_epoch_and_holds_a_batch():
