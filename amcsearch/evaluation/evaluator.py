@@ -177,9 +177,13 @@ def _channels_last(model: nn.Module) -> nn.Module:
 
 
 def _placed(batches: Batches, torch_device: str) -> Batches:
-    """Return the batches on a device, images in channels-last order; those in memory are moved once."""
+    """Return the batches on a device, images in channels-last order; those in memory are moved once.
+
+    On the CPU each batch is put in order when it is read: a copy of the whole split would double its memory, and the
+    first convolution would put a batch in that order anyway.
+    """
     place = partial(_placed_batch, torch_device=torch_device)
-    if isinstance(batches, HeldBatches):
+    if isinstance(batches, HeldBatches) and torch.device(torch_device).type != "cpu":
         return HeldBatches(place(batches.whole), batches.batch_size)
     return MappedBatches(batches, place)
 

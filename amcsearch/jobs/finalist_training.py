@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from amcsearch.config import Config, FinetuneConfig
-from amcsearch.core import Cost, Evaluation, PruningPolicy
+from amcsearch.core import Cost, Evaluation, PruningPolicy, give_back_freed_memory
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivery import Exports, Finalist
 from amcsearch.jobs.finetuning import fine_tune
@@ -93,6 +93,7 @@ def train_finalists(
     field = [finalist for finalist in finalists if finalist.overshoot <= 1.0 and finalist.round == 1]
     latest = {finalist.name: finalist for finalist in finalists}
     judged = _Judged(file)
+    give_back_freed_memory()  # by what refitted networks: activations of a training seldom fit its blocks
     for each in training_rounds(job.config, job.given, len(field)):
         best = sorted(field, key=lambda finalist: -finalist.worth)[: each.finalists]
         field = [_trained(job, finalist, exports, reward, each.training, observer, judged) for finalist in best]

@@ -32,6 +32,7 @@ from amcsearch.training.splits import (
     is_stackable,
     length,
     probe_rows,
+    read,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ TRAIN_SAMPLES: Final = 1024
 """Samples of a train split that is not in memory which count."""
 REREAD: Final = 8  # of these at most, read again to see whether they change
 CHUNK: Final = 1024  # samples at a time, of those in memory …
+CHUNK_BYTES: Final = 2**25  # … or as many as take so much, since checks hold a few copies of them …
 READ: Final = 32  # … and of those that are read
 PROBES: Final = 8  # samples whose outputs are kept
 OUTPUTS: Final = 512  # numbers of these outputs that are kept
@@ -160,10 +162,17 @@ def read_parts(
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     """Yield some samples in parts, with their numbers; random transforms follow the seed."""
     in_memory = is_in_memory(dataset)
-    size = 1 if not is_stackable(dataset) else CHUNK if in_memory else READ
+    size = 1 if not is_stackable(dataset) else _chunk(dataset, rows, name) if in_memory else READ
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     steady = dataset if in_memory else Changed(dataset, seed=seed)
     yield from zip(parts, read_in_order(steady, parts, name), strict=True)
+
+
+def _chunk(dataset: Samples, rows: NDArray[np.int64], name: str) -> int:
+    """Samples in memory that are looked at together."""
+    sample = read(dataset, rows[:1], name)
+    tensors = [*sample.inputs.values(), *(tensor for _, tensor in tensors_of_tree(sample.targets))]
+    return max(1, min(CHUNK, CHUNK_BYTES // max(1, sum(tensor.nbytes for tensor in tensors))))
 
 
 def repeats_by_seed(dataset: Samples, rows: NDArray[np.int64], name: str, seed: int) -> bool:

@@ -51,6 +51,16 @@ def test_the_dense_policy_without_recalibration_is_the_dense_network_exactly(job
     assert found_there.loss == pytest.approx(evaluate(model, search)[0], rel=1e-5)
 
 
+def test_the_samples_of_a_split_in_memory_are_not_copied(job: Job) -> None:
+    model, found, ranking, _, _ = job
+    images = torch.randn(6, 3, 8, 8)
+    evaluator = Evaluator(model, found, ranking, HeldBatches.of(images, None, 4), HeldBatches.of(images, None, 4))
+    for batches in (evaluator.search, evaluator.calibration):
+        assert batches.source.whole.args[0].data_ptr() == images.data_ptr()
+        assert all(batch.args[0].is_contiguous(memory_format=torch.channels_last) for batch in batches)
+        assert torch.equal(torch.cat([batch.args[0] for batch in batches]), images)
+
+
 def test_an_evaluation_is_removal_recalibration_and_evaluation(job: Job) -> None:
     model, found, ranking, calibration, search = job
     policy = halved(found)

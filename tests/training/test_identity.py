@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from amcsearch.training.identity import (
     differences,
     fingerprint,
     network_difference,
+    read_parts,
     record_network,
     record_split,
 )
@@ -72,6 +74,14 @@ def test_numbers_of_a_tensor_by_hand():
     assert (weight.shape, weight.dtype, weight.norm) == ((1, 2), "float32", 5.0)
     assert abs(weight.product) in (1.0, 7.0)  # plus or minus 3, plus or minus 4
     assert record.outputs == (11.0, 4.0)
+
+
+@pytest.mark.parametrize(("side", "size"), [(1, 1024), (181, 256), (3000, 1)])
+def test_samples_in_memory_are_checked_in_parts_of_32_mib(side, size):
+    # 4 * (side² + 1) bytes a sample: 1,024 at most; 256 of 181x181 are 2^25 * 0.9998; one of 3000x3000 is more
+    images = torch.zeros(1, side, side).expand(1100, side, side)
+    parts = read_parts(TensorDataset(images, torch.zeros(1100)), np.arange(1100), "test", 0)
+    assert next(iter(parts))[1].size == size
 
 
 @given(st.integers(0, 7), st.sampled_from([1e-7, -1e-7]))
