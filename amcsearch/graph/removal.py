@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from amcsearch.core import PruningPolicy, Side
 from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
+from amcsearch.graph.plain_code import CutArgument, Place, ask_for, lower
 from amcsearch.graph.slices import ArgumentSlice, Kept, NormSlice, TensorSlice, Trace, Vanishing, check_kept
 from amcsearch.graph.vanished import emptied
 
@@ -164,7 +165,7 @@ def _is_plain(kind: type[nn.Module]) -> bool:
     return _PLAIN[kind]
 
 
-Place = TypeVar("Place")
+Where = TypeVar("Where")
 Slice = TypeVar("Slice", TensorSlice, NormSlice, ArgumentSlice)
 
 
@@ -176,10 +177,10 @@ def removed_positions(
 
 
 def leaving(
-    slices: Mapping[str, Sequence[Slice]], removed: Mapping[str, NDArray[np.int64]], place_of: Callable[[Slice], Place]
-) -> dict[Place, NDArray[np.int64]]:
+    slices: Mapping[str, Sequence[Slice]], removed: Mapping[str, NDArray[np.int64]], place_of: Callable[[Slice], Where]
+) -> dict[Where, NDArray[np.int64]]:
     """Return the sorted positions that leave each place, of slices by group; ``place_of`` says where a slice is."""
-    positions: dict[Place, list[NDArray[np.int64]]] = defaultdict(list)
+    positions: dict[Where, list[NDArray[np.int64]]] = defaultdict(list)
     for group, channels in removed.items():
         for part in slices.get(group, ()):
             positions[place_of(part)].append(part.positions[channels].ravel())
@@ -210,13 +211,15 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
             lost[rule.module, rule.attribute] += len(removed[rule.group]) * rule.lost // rule.removed
     modules = dict(small.named_modules(remove_duplicate=False))
     for (path, attribute), n in lost.items():
-        _shrink(modules[path], attribute, n)
+        lower(modules[path], attribute, n)
+    for (path, place), size in _sizes_left(trace, removed).items():
+        ask_for(modules[path], place, size)
     for name, _ in positions:
         path = name.rpartition(".")[0]
         free_heads(modules[path])
         free_heads(modules[path.rpartition(".")[0]])  # of its output projection
     for (path, argument, dim, width), gone in leaving(trace.arguments, removed, _argument).items():
-        modules[path].register_forward_pre_hook(_CutArgument(argument, dim, width, gone), with_kwargs=True)
+        modules[path].register_forward_pre_hook(CutArgument(argument, dim, width, gone), with_kwargs=True)
     emptied(small, branches)
     forget(small)
     return small
@@ -271,40 +274,18 @@ def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDA
     return cut
 
 
+def _sizes_left(trace: Trace, removed: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, Place], int]:
+    """Return what is left of the sizes that code states, by module and place."""
+    left: dict[tuple[str, Place], int] = {}
+    for size in trace.sizes:
+        if size.group in removed:
+            lost = len(removed[size.group]) * size.lost // size.removed
+            left[size.module, size.place] = left.get((size.module, size.place), size.now) - lost
+    return left
+
+
 def _argument(part: ArgumentSlice) -> tuple[str, str | int, int, int]:
     return part.module, part.name, part.dim, part.width
-
-
-class _CutArgument:
-    """A hook that takes positions out of a tensor that a module is given."""
-
-    def __init__(self, name: str | int, dim: int, width: int, gone: NDArray[np.int64]) -> None:
-        self.name, self.dim, self.width = name, dim, width
-        self.kept = np.delete(np.arange(width), gone).tolist()
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if isinstance(self.name, str):
-            return args, kwargs | {self.name: self._cut(kwargs.get(self.name))}
-        return (*args[: self.name], self._cut(args[self.name]), *args[self.name + 1 :]), kwargs
-
-    def _cut(self, tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor):
-            return tensor
-        before, after = tensor.shape[: self.dim], tensor.shape[self.dim + 1 :]
-        apart = tensor.reshape(*before, -1, self.width, *after)
-        kept = apart.index_select(self.dim + 1, torch.tensor(self.kept, device=tensor.device))
-        return kept.reshape(*before, -1, *after)
-
-
-def _shrink(module: nn.Module, attribute: str, lost: int) -> None:
-    """Lower a width, an integer or a tuple's first (``normalized_shape``); of a configuration, in a copy of its own."""
-    holder: Any = module
-    holding, _, attribute = attribute.rpartition(".")
-    if holding:
-        holder = copy.copy(getattr(module, holding))
-        setattr(module, holding, holder)
-    value = getattr(holder, attribute)
-    setattr(holder, attribute, (value[0] - lost, *value[1:]) if isinstance(value, tuple) else value - lost)
 
 
 Indices = NDArray[np.int64]
@@ -324,6 +305,7 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
     in_tensors = defaultdict(_nothing, removed_positions(trace, removed))
     in_norms = defaultdict(_nothing, leaving(trace.norms, removed, lambda part: part.module))
     in_arguments = defaultdict(_nothing, leaving(trace.arguments, removed, _argument))
+    sizes = _sizes_left(trace, removed)
 
     def in_tensor(part: TensorSlice, group: str) -> TensorSlice:
         positions = _closed_up(part.positions[left[group]], in_tensors[part.tensor, part.dim])
@@ -348,6 +330,7 @@ def renumbered(trace: Trace, kept: Kept) -> Trace:
         units={name: unit_rows(units, name) for name, units in trace.units.items()},
         norms={name: tuple(in_norm(part, name) for part in parts) for name, parts in trace.norms.items()},
         arguments={name: tuple(in_argument(part, name) for part in parts) for name, parts in trace.arguments.items()},
+        sizes=tuple(replace(size, now=sizes.get((size.module, size.place), size.now)) for size in trace.sizes),
     )
     return _without(smaller, branches)
 
@@ -384,6 +367,7 @@ def _without(trace: Trace, branches: Mapping[str, Vanishing]) -> Trace:
         attributes=tuple(a for a in trace.attributes if a.group in names and a.module not in gone),
         vanishing={name: branch_left(branch) for name, branch in trace.vanishing.items() if name in names},
         arguments={name: parts for name, parts in trace.arguments.items() if name in names},
+        sizes=tuple(size for size in trace.sizes if size.group in names and size.module not in gone),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, ChannelGroup, Coupling, NetworkSpec, Side
+from amcsearch.graph.plain_code import Place
 from amcsearch.graph.tracing.labels import components
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Kept",
     "NormSlice",
     "Skipped",
+    "StatedSize",
     "TensorSlice",
     "Trace",
     "Vanishing",
@@ -80,6 +82,21 @@ class WidthAttribute:
 
 
 @dataclass(frozen=True)
+class StatedSize:
+    """A number in the code of a module that states a width: what is made of it falls as a ``WidthAttribute`` does.
+
+    ``place`` says where (``plain_code``), ``now`` what the module takes for it.
+    """
+
+    module: str
+    place: Place
+    now: int
+    group: str
+    lost: int = 1
+    removed: int = 1
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A layer, operation or group that is left alone or could not be followed, and why.
 
@@ -126,6 +143,7 @@ class Trace:
     attributes: tuple[WidthAttribute, ...] = ()
     vanishing: Mapping[str, Vanishing] = field(default_factory=dict)
     arguments: Mapping[str, tuple[ArgumentSlice, ...]] = field(default_factory=dict)
+    sizes: tuple[StatedSize, ...] = ()
 
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
@@ -141,6 +159,7 @@ class Trace:
             tuple(a for a in self.attributes if a.group in names),
             {name: value for name, value in self.vanishing.items() if name in names},
             {name: value for name, value in self.arguments.items() if name in names},
+            tuple(size for size in self.sizes if size.group in names),
         )
 
     def reason(self, layer: str) -> str:
@@ -195,6 +214,7 @@ def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
         {n: _norms_of(trace, groups) if n == first else s for n, s in trace.norms.items() if n not in others},
         tuple(dict.fromkeys(attributes)),
         arguments={name: value for name, value in trace.arguments.items() if name not in {first, *others}},
+        sizes=tuple(replace(size, group=first if size.group in others else size.group) for size in trace.sizes),
     )
 
 

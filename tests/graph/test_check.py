@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side
 from amcsearch.graph import trace
@@ -116,3 +117,24 @@ def test_the_reason_of_a_layer_is_its_own_or_that_of_its_group_or_of_the_module_
         "s",
         "none of the channels that it reads and writes can be pruned",
     ]
+
+
+class Combined(nn.Module):
+    """A convolution whose filters are a sum of experts, weighted by its input: out x in are factors of one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.router, self.b = nn.Conv2d(3, 12, 3), nn.Linear(12, 3), nn.Conv2d(16, 2, 1)
+        self.experts = nn.Parameter(torch.randn(3, 16, 12, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        weight = torch.einsum("ne,eoihw->noihw", self.router(x.mean((2, 3))).sigmoid(), self.experts)
+        return self.b(F.relu(F.conv2d(x, weight[0]))).mean((2, 3))
+
+
+def test_factors_of_one_width_are_named_as_such() -> None:
+    traced = trace(Combined().eval(), torch.randn(1, 3, 8, 8))
+    reasons = " ".join(skipped.reason for skipped in traced.skipped)
+    assert "are factors of one width, that of experts" in reasons
+    assert "must be at least" not in reasons

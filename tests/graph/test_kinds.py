@@ -376,7 +376,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
     ),
     "heads as wide as the input": (
         lambda: plain(nn.Linear(6, 12), HeadsOfInput(12, 3), mlp(12, 10, 12), HeadsOfInput(12, 3), nn.Linear(12, 2)),
-        SEQUENCE, [("0", 12, 4), ("2.0", 10, 1), ("2.2", 12, 4)],
+        SEQUENCE, [("0", 12, 1), ("1.qkv", 12, 4), ("2.0", 10, 1), ("2.2", 12, 1), ("3.qkv", 12, 4)],
     ),
     "parts as wide as the input": (
         lambda: Code(
@@ -385,7 +385,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
         ), IMAGE, [("stem", 8, 1)],
     ),
     "keys from a smaller map, narrower than values": (
-        lambda: plain(conv(3, 8), FewerKeys(8, 3), *FLAT, nn.Linear(8, 2)), IMAGE, [("0", 8, 1), ("1.q", 6, 2)],
+        lambda: plain(conv(3, 8), FewerKeys(8, 3), *FLAT, nn.Linear(8, 2)), IMAGE,
+        [("0", 8, 1), ("1.reduction", 8, 1), ("1.q", 6, 2)],
     ),
     "one head": (
         lambda: plain(nn.Linear(6, 5), OneHead(5, 8), nn.Linear(5, 2)), SEQUENCE, [("0", 5, 1), ("1.q", 8, 1)],

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.group import Side
 from amcsearch.core.layer import LayerKind
 from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph.tracing.recorder import UNUSED
 from amcsearch.graph.tracing.trace import trace
 
 
@@ -215,3 +217,20 @@ def test_mixtures_of_experts_and_state_space_models_offer_their_inner_widths():
     # the stream, whole key-value groups, the experts' width; the stream, the inner width, the state, the step's rank
     # experts' rows are multiplied in whole 16 bytes, so four channels leave together
     assert groups == [[(32, 4), (16, 8), (48, 4)], [(32, 1), (64, 1), (16, 1), (2, 1)]]
+
+
+class BiasesRead(nn.Module):
+    """Runs two layers as one by their tensors, and has one that it never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.idle, self.head = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = torch.cat([self.a.weight, self.b.weight]), torch.cat([self.a.bias, self.b.bias])
+        return self.head(F.relu(F.linear(x, weight, bias)))
+
+
+def test_only_parameters_that_nothing_reads_are_called_unused() -> None:
+    traced = trace(BiasesRead().eval(), torch.randn(1, 6))
+    assert [x.name for x in traced.skipped if x.reason == UNUSED] == ["idle.weight", "idle.bias"]

@@ -11,13 +11,13 @@ from torch import nn
 
 from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side, Stored, described
 from amcsearch.graph.slices import NormSlice, Skipped, TensorSlice, Trace, WidthAttribute
-from amcsearch.graph.tracing.flow import Cut, Split
+from amcsearch.graph.tracing.flow import Cut, Shape, Split
 from amcsearch.graph.tracing.grouping import Place, RawGroup, grouped, renumbered_channels
 from amcsearch.graph.tracing.labels import Axis, Slots, loose_dim
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.live_tensors import LiveLog, SlotsOf
 from amcsearch.graph.tracing.recorder import Observation
-from amcsearch.graph.tracing.width_attributes import CodeWidths
+from amcsearch.graph.tracing.width_attributes import CodeWidths, Guess
 
 __all__ = ["Assembler"]
 
@@ -28,7 +28,11 @@ class Assembler:
     """Writes down where the channels of each group live; groups are named after their first producer."""
 
     def __init__(
-        self, model: nn.Module, observation: Observation, slots: Slots, code: tuple[Sequence[Split], Sequence[Cut]]
+        self,
+        model: nn.Module,
+        observation: Observation,
+        slots: Slots,
+        code: tuple[Sequence[Split], Sequence[Cut], Sequence[Shape]],
     ) -> None:
         self.observation, self.slots, self.produced = observation, slots, slots.is_produced()
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -39,6 +43,7 @@ class Assembler:
         self.taken: dict[str, int] = {}
         self.code = CodeWidths(model, self.tensors, code, self.produced)
         self.unit_of = slots.units()
+        self.guesses: dict[str, list[Guess]] = {"": list(self.code.pins())}
 
     def trace(self, live: LiveLog) -> Trace:
         """Return the trace of the groups that have no problem; the others are named with theirs."""
@@ -69,6 +74,7 @@ class Assembler:
             slices[name], norms[name], units[name] = parts, mixing, group.units
             channels[name] = np.unique(self.unit_of[group.slots]), group.units.size
             attributes += stated
+            self.guesses[name] = list(self.code.guesses(name, group, self.unit_of))
         execution, folded = live.execution(SlotsOf.of(self.unit_of, channels))
         network = NetworkSpec(tuple(self._stored(folded, chain(*slices.values()))), tuple(channel_groups), execution)
         return Trace(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amcsearch.graph.outputs import tensors_in
+from amcsearch.graph.plain_code import Grid, line_of_code
 from amcsearch.graph.tracing.labels import FRESH, NONE, Slots, small, tidy, varying
 from amcsearch.graph.tracing.operations import OperationMode
 
-__all__ = ["Call", "Choice", "Crossing", "Cut", "Flow", "Listener", "Split", "filled", "outputs"]
+__all__ = ["Call", "Choice", "Crossing", "Cut", "Flow", "Listener", "Shape", "Split", "filled", "outputs"]
 
 _CANVAS: Final = 1 << 22  # elements of a tensor of zeros whose parts are labelled as they are written
 _ATTRIBUTE: Final = "_amcsearch_labels"
@@ -67,13 +68,30 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A shape that a line of plain code asks for: its ``labels`` vary along its dimensions ``dims``."""
+
+    labels: tuple[Tensor, ...]
+    dims: tuple[int, ...]
+    module: str
+    line: str
+
+    @property
+    def grid(self) -> Grid:
+        """The line, the rank, and the dimensions of channels with their sizes."""
+        shape = self.labels[0].shape
+        return self.line, len(shape), tuple((dim, shape[dim]) for dim in self.dims)
+
+
+@dataclass(frozen=True)
 class Cut:
-    """A dimension of channels of which plain code takes ``parts`` (start, length)."""
+    """A dimension of channels of which a line of plain code takes ``parts`` (start, length) first."""
 
     label: Tensor
     dim: int
     parts: tuple[tuple[int, int], ...]
     module: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -116,10 +134,11 @@ class Flow(OperationMode):
         self.muted = 0
         self.splits: list[Split] = []
         self.merges: list[Split] = []
+        self.shapes: list[Shape] = []
         self.crossings: list[Crossing] = []
         self.choices: list[Choice] = []
         self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        self._held: dict[int, tuple[Tensor, str]] = {}
+        self._held: dict[int, tuple[Tensor, str, str]] = {}
         self.uses: dict[int, Tensor] = {}
         self.listeners: list[Listener] = []
 
@@ -256,15 +275,20 @@ class Flow(OperationMode):
         """Note that plain code takes a part of a dimension of channels."""
         if not length:
             return
-        self._held[id(label)] = (label, self.where())
+        self._held[id(label)] = (label, self.where(), line_of_code())
         self._cuts[id(label), dim].append((start, length))
 
     def cuts(self) -> list[Cut]:
         """Return all dimensions of channels that plain code takes parts of."""
-        return [
-            Cut(self._held[key][0], dim, tuple(sorted(set(parts))), self._held[key][1])
-            for (key, dim), parts in self._cuts.items()
-        ]
+        held = self._held
+        return [Cut(held[k][0], dim, tuple(sorted(set(x))), *held[k][1:]) for (k, dim), x in self._cuts.items()]
+
+    def asked(self, tensor: Tensor) -> None:
+        """Note that plain code asks for the shape of a tensor of channels."""
+        labels = self.labels(tensor)
+        dims = sorted({dim for label in labels for dim in varying(label)})
+        if dims:
+            self.shapes.append(Shape(labels, tuple(dims), self.where(), line_of_code()))
 
     def grids(self) -> list[Split]:
         """Return the grids that plain code makes of channels: by views, and by cutting a dimension into equal parts."""

@@ -42,6 +42,7 @@ def view(flow: Flow, call: Call) -> None:
     """A view in another shape; a dimension of channels that it cuts into a grid, or makes of several, is noted."""
     move(flow, call)
     source, out = call.args[0], outputs(call)[0]
+    flow.asked(out)
     for label in flow.labels(source):
         dims = varying(label)
         for inside, outside in _regrouped(source.shape, out.shape):

@@ -395,5 +395,6 @@ def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observa
     for key, name in recorder.parameters.items():
         if key not in recorder.owned and recorder.tensors[name].numel():
             recorder._parameter(name, recorder.tensors[name])
-            observation.skipped.append(Skipped(name, UNUSED))
+            if flow is None or key not in flow.uses:  # else code read it, as the bias of a layer that it does not call
+                observation.skipped.append(Skipped(name, UNUSED))
     return observation

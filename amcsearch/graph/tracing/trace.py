@@ -22,7 +22,8 @@ from amcsearch.graph.removal import duplicate
 from amcsearch.graph.slices import Skipped, Trace
 from amcsearch.graph.tracing.assemble import Assembler
 from amcsearch.graph.tracing.branches import Decisions, EvenRouting, follow_other_sides
-from amcsearch.graph.tracing.check import Runs, verified
+from amcsearch.graph.tracing.check import verified
+from amcsearch.graph.tracing.experiments import Runs
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import settle
 from amcsearch.graph.tracing.labels import Slots
@@ -108,15 +109,17 @@ def _traced(twin: nn.Module, batch: Batch, followed: _Followed, *, verify: bool)
     grids = flow.grids()
     try:
         settle(flow.slots, grids, flow.crossings, flow.choices)
-        code = [*grids, *flow.merges], flow.cuts()
-        assembled = Assembler(twin, observation, flow.slots, code).trace(followed.live)
+        code = [*grids, *flow.merges], flow.cuts(), flow.shapes
+        assembler = Assembler(twin, observation, flow.slots, code)
+        assembled = assembler.trace(followed.live)
+        guesses = assembler.code.clear(assembler.guesses)
     except Exception as error:
         reason = f"its channels cannot be put in groups ({described(error)}): counted, left alone"
         skipped = (*observation.skipped, Skipped(type(twin).__name__, reason))
-        assembled = Trace(NetworkSpec(tuple(observation.layers), ()), {}, {}, skipped)
+        assembled, guesses = Trace(NetworkSpec(tuple(observation.layers), ()), {}, {}, skipped), {}
     if not verify:
         return assembled
-    checked = verified(twin, assembled, runs)
+    checked = verified(twin, assembled, guesses, runs)
     try:
         return vanishable(twin, checked, observation.modules, runs)
     except Exception as error:  # of code that runs only as it is

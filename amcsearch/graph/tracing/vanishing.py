@@ -30,7 +30,7 @@ from amcsearch.graph.batch import Batch
 from amcsearch.graph.modes import unfused
 from amcsearch.graph.outputs import output_tensors, tensors_in
 from amcsearch.graph.slices import Kept, Trace, Vanishing
-from amcsearch.graph.tracing.check import FailedRunError, Runs, difference, lively, some_units
+from amcsearch.graph.tracing.experiments import FailedRunError, Runs, difference, lively, some_units
 from amcsearch.graph.tracing.layer_types import layer_type
 from amcsearch.graph.tracing.operations import OperationMode
 

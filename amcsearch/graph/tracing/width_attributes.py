@@ -7,10 +7,12 @@ shrinks: the number of heads where a view makes a grid of heads, the length of a
 of a weight in the module that holds it. Whether the right ones fall is found by experiment (``trace``).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -20,13 +22,14 @@ from torch import Tensor, nn
 
 from amcsearch.core import Coupling, Side
 from amcsearch.graph.batch import Batch
-from amcsearch.graph.slices import ArgumentSlice, Trace, WidthAttribute
-from amcsearch.graph.tracing.flow import Cut, Split
+from amcsearch.graph.plain_code import Grid
+from amcsearch.graph.slices import ArgumentSlice, StatedSize, Trace, WidthAttribute
+from amcsearch.graph.tracing.flow import Cut, Shape, Split
 from amcsearch.graph.tracing.grouping import RawGroup
 from amcsearch.graph.tracing.labels import Axis, small
 from amcsearch.graph.tracing.layer_types import layer_type
 
-__all__ = ["CodeWidths", "stated", "with_arguments"]
+__all__ = ["CodeWidths", "Guess", "guessed", "pinned", "stated", "with_arguments"]
 
 _HEADS: Final = frozenset({"nhead", "num_head", "n_head", "heads", "n_kv_head", "n_groups"})
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -41,6 +44,8 @@ _WIDTHS: Final = frozenset(
 _READ: Final = frozenset({"nx", "in_features", "in_channels", "in_dim", "d_in", "input_size", "input_dim", "n_in"})
 _WRITTEN: Final = frozenset({"nf", "out_features", "out_channels", "out_dim", "d_out", "output_size", "n_out"})
 
+_GUESSES: Final = 4  # integers of unknown names that are tried together
+
 _NO_CONFIG: Final = type("NoConfig", (), {})()
 
 Indices = NDArray[np.int64]
@@ -53,12 +58,14 @@ class CodeWidths:
         self,
         model: nn.Module,
         tensors: Mapping[str, Tensor],
-        code: tuple[Sequence[Split], Sequence[Cut]],
+        code: tuple[Sequence[Split], Sequence[Cut], Sequence[Shape]],
         produced: NDArray[np.bool_],
     ) -> None:
         self.modules = dict(model.named_modules())
         self.tensors, self.produced = tensors, produced
-        self.splits, self.cuts = code
+        self.splits, self.cuts, shapes = code
+        self.shapes = [shape for shape in shapes if layer_type(self.modules.get(shape.module)) is None]
+        self.claims: list[set[tuple[int, str, int]]] = [set() for _ in self.shapes]
 
     def of(self, name: str, group: RawGroup, unit_of: Indices) -> Iterator[WidthAttribute]:
         """Yield the attributes that fall with a group; ``unit_of`` maps slots to units."""
@@ -90,34 +97,93 @@ class CodeWidths:
                 return
             path = path.rpartition(".")[0]
 
+    @staticmethod
+    def _axes(split: Split, unit_of: Indices, units: Indices) -> Iterator[tuple[int, int, int]]:
+        """Yield the axes of a grid that shrink: how long, what a unit takes of it, and the size of the grid."""
+        shape = split.labels.shape[-split.axes :]
+        for axis, size in enumerate(shape):
+            lost = _taken(split.labels, axis + split.labels.ndim - split.axes, unit_of, units)
+            if lost:
+                yield size, lost, int(np.prod(shape))
+
     def _counts(
         self, name: str, split: Split, unit_of: Indices, units: Indices, width: int
     ) -> Iterator[WidthAttribute]:
-        labels = split.labels.numpy()
-        grid = np.where(labels > 0, unit_of[np.maximum(labels, 0)], 0)
-        if not np.isin(grid, units).any():
-            return
-        unit = int(grid[np.isin(grid, units)].flat[0])
-        total = int(np.prod(grid.shape[-split.axes :]))
-        for axis in range(grid.ndim - split.axes, grid.ndim):
-            moved = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
-            here = (moved == unit).any(axis=1)
-            if here.all():
-                continue  # this axis keeps its size
-            lost = int(here.sum())
+        for size, lost, total in self._axes(split, unit_of, units):
             around = [(path, *integer) for path in self._around(split.module) for integer in self._integers(path)]
             around += [(split.module, *integer) for integer in self._configured(split.module)]
             stated = {attribute.rpartition(".")[2]: value for path, attribute, value in around if path == split.module}
             shared = any(stated.get(key) == 1 for key in _KEY_HEADS)
             for path, attribute, value in around:
-                if shared and attribute in _SHARING and value == grid.shape[axis]:
+                if shared and attribute in _SHARING and value == size:
                     yield WidthAttribute(path, attribute, name, lost, width)
-                if _counts_heads(attribute) and value == grid.shape[axis]:
+                if _counts_heads(attribute) and value == size:
                     yield WidthAttribute(path, attribute, name, lost, width)
                 if attribute.rpartition(".")[2] in _WIDTHS and value in (total, total // 3, 2 * total):
-                    yield WidthAttribute(path, attribute, name, value // len(moved) * lost, width)
+                    yield WidthAttribute(path, attribute, name, value // size * lost, width)
 
-    def _parts(self, name: str, cut: Cut, unit_of: Indices, units: Indices, width: int) -> Iterator[WidthAttribute]:
+    def guesses(self, name: str, group: RawGroup, unit_of: Indices) -> "Iterator[Guess]":
+        """Yield what may state a width where code makes grids of a group, whatever it is called: to be tried.
+
+        Integers of the modules around, of those that they hold, and of plain objects that they keep (a configuration),
+        as long as an axis that shrinks; and the sizes of the shapes themselves, which may be numbers of the code.
+        """
+        width = group.units.shape[1]
+        units = unit_of[group.slots]
+        for split in self.splits:
+            for size, lost, _ in self._axes(split, unit_of, units):
+                for path, attribute, value in self._near(split.module):
+                    if value == size:
+                        yield WidthAttribute(path, attribute, name, lost, width)
+        yield from self._sizes(name, unit_of, units, width)
+
+    def _sizes(self, name: str, unit_of: Indices, units: Indices, width: int) -> Iterator[StatedSize]:
+        for shape, claims in zip(self.shapes, self.claims, strict=True):
+            for axis, dim in enumerate(shape.dims):
+                lost = max(_taken(label, dim, unit_of, units) for label in shape.labels)
+                if lost:
+                    claims.add((axis, name, lost))
+                    yield StatedSize(shape.module, (shape.grid, axis), shape.grid[2][axis][1], name, lost, width)
+        for cut in self.cuts:
+            for length, counts in self._lengths(cut, unit_of, units).items():
+                if len(counts) == 1 and 0 not in counts:
+                    place = (cut.line, 0, ((cut.dim - cut.label.ndim, length),)), 0
+                    yield StatedSize(cut.module, place, length, name, next(iter(counts)), width)
+
+    def clear(self, guesses: "Mapping[str, Sequence[Guess]]") -> "dict[str, list[Guess]]":
+        """Return the guesses without sizes of a line that makes other groups of one tensor than of another."""
+        made: dict[tuple[str, Grid], set[frozenset[tuple[int, str, int]]]] = defaultdict(set)
+        for shape, claims in zip(self.shapes, self.claims, strict=True):
+            made[shape.module, shape.grid].add(frozenset(claims))
+        for name, entries in guesses.items():
+            for size in entries:
+                if isinstance(size, StatedSize) and not size.place[0][1]:
+                    made[size.module, size.place[0]].add(frozenset([(0, name, size.lost)]))
+        return {
+            name: [x for x in entries if isinstance(x, WidthAttribute) or len(made[x.module, x.place[0]]) < 2]
+            for name, entries in guesses.items()
+        }
+
+    def pins(self) -> Iterator[StatedSize]:
+        """Yield the sizes of all grids: code that takes them from the width of another tensor asks for others."""
+        for shape in self.shapes:
+            yield StatedSize(shape.module, (shape.grid, 0), shape.grid[2][0][1], "", 0)
+
+    def _near(self, path: str) -> Iterator[tuple[str, str, int]]:
+        """Integers of a module, of those that it is in, and of plain objects that they keep: path, attribute, value."""
+        for holder in self._around(path):
+            module = self.modules[holder]
+            for attribute, value in _attributes_of(module):
+                if type(value) is int:
+                    yield holder, attribute, value
+                elif not isinstance(value, nn.Module | Tensor | type) and hasattr(value, "__dict__"):
+                    for inner, number in _attributes_of(value):
+                        if type(number) is int:
+                            yield holder, f"{attribute}.{inner}", number
+
+    @staticmethod
+    def _lengths(cut: Cut, unit_of: Indices, units: Indices) -> dict[int, set[int]]:
+        """Return what a unit takes of the parts of every length."""
         labels = small(cut.label)
         lost: dict[int, set[int]] = {}
         for start, length in cut.parts:
@@ -126,6 +192,10 @@ class CodeWidths:
             whole = here[(here == here[:, :1]).all(axis=1), 0]  # an index that heads share stays with those left
             inside = whole[np.isin(whole, units)]
             lost.setdefault(length, set()).add(int((whole == inside[0]).sum()) if inside.size else 0)
+        return lost
+
+    def _parts(self, name: str, cut: Cut, unit_of: Indices, units: Indices, width: int) -> Iterator[WidthAttribute]:
+        lost = self._lengths(cut, unit_of, units)
         integers = list(self._integers(cut.module)) if cut.module in self.modules else []
         heads = {value for attribute, value in integers if _counts_heads(attribute)}
         for attribute, value in integers:
@@ -159,10 +229,60 @@ class CodeWidths:
                         yield WidthAttribute(path, attribute, name, factor)
 
 
+def _taken(labels: Tensor, dim: int, unit_of: Indices, units: Indices) -> int:
+    """Return what a unit takes of a dimension; 0 where it takes nothing, or a part of every index."""
+    slots = np.moveaxis(small(labels).numpy(), dim, 0)
+    grid = np.where(slots > 0, unit_of[np.maximum(slots, 0)], 0).reshape(len(slots), -1)
+    inside = grid[np.isin(grid, units)]
+    here = (grid == inside[0]).any(axis=1) if inside.size else np.ones(1, dtype=bool)
+    return 0 if here.all() else int(here.sum())
+
+
 def _counts_heads(attribute: str) -> bool:
     """Whether an integer says how many heads there are: ``num_heads``, ``config.encoder_num_key_value_heads``, …"""
     name = attribute.rpartition(".")[2]
     return name in _HEADS or name.endswith("_heads")
+
+
+def _attributes_of(holder: object) -> Iterator[tuple[str, object]]:
+    """Attributes of an object, and those of its class that its author wrote, without what torch and Python keep."""
+    kinds = [kind for kind in type(holder).__mro__[:-1] if not kind.__module__.startswith("torch.")]
+    stored = vars(nn.Module()) if isinstance(holder, nn.Module) else {}
+    attributes = {name: value for kind in reversed(kinds) for name, value in vars(kind).items()} | vars(holder)
+    return ((name, x) for name, x in attributes.items() if not name.startswith("__") and name not in stored)
+
+
+Guess = WidthAttribute | StatedSize
+
+
+def guessed(trace: Trace, guesses: Sequence[Guess]) -> Iterator[Trace]:
+    """Yield traces in which some guesses about one group hold: all integers, some of them, sizes, and both."""
+    known = {(a.module, a.attribute) for a in trace.attributes}
+    integers = [a for a in guesses if isinstance(a, WidthAttribute) and (a.module, a.attribute) not in known]
+    attributes = list({(a.module, a.attribute): a for a in integers}.values())[:_GUESSES]
+    for size in [len(attributes), *range(1, len(attributes))]:
+        for choice in combinations(attributes, size) if size else ():
+            yield replace(trace, attributes=(*trace.attributes, *choice))
+    sizes = tuple({(x.module, x.place): x for x in guesses if isinstance(x, StatedSize)}.values())
+    if sizes:
+        yield replace(trace, sizes=(*trace.sizes, *sizes))
+        if attributes:
+            yield replace(trace, attributes=(*trace.attributes, *attributes), sizes=(*trace.sizes, *sizes))
+
+
+def pinned(trace: Trace, name: str, guesses: Mapping[str, Sequence[Guess]], modules: Sequence[str]) -> Trace | None:
+    """Return the trace in which the code of the innermost of some modules asks for the sizes of its grids.
+
+    They fall with the groups of which they are made, and with no other. None where that is so already.
+    """
+    sizes = [guess for entries in guesses.values() for guess in entries if isinstance(guess, StatedSize)]
+    for path in modules:
+        here = [size for size in sizes if size.module == path]
+        pins = [replace(size, group=name) for size in here if not size.group]
+        more = dict.fromkeys((*trace.sizes, *(size for size in here if size.group in trace.units), *pins))
+        if len(more) > len(trace.sizes):
+            return replace(trace, sizes=tuple(more))
+    return None
 
 
 def stated(model: nn.Module, trace: Trace, name: str, modules: Sequence[str] | None) -> list[WidthAttribute]:
