@@ -109,7 +109,8 @@ def _is_fast(path: Path) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the crash loop and the generated requests be as many as wanted."""
-    parser.addoption("--kills", type=int, default=1, help="runs of each verb that the crash loop breaks (1)")
+    kills = "runs of each verb that the crash loop breaks (1), and kills of a device's agent and server (4 at least)"
+    parser.addoption("--kills", type=int, default=1, help=kills)
     parser.addoption("--requests", type=int, default=8, help="generated requests to each route of the service (8)")
     parser.addoption("--crash-seed", type=int, default=0, help="of the moments and signals of the crash loop (0)")
 
