@@ -174,6 +174,14 @@ def test_models_that_failed_are_named_with_the_reason(records, written):
     assert result.notes == ("model w32 could not be run: no kernel",)
 
 
+def test_a_reason_commands_no_terminal(records, written):
+    few = [r for r in records if r.get("model") != "w32"]
+    reason = "no\x1b[2J\nkernel" + 1000 * "!"
+    (result,) = read_results([written([*few, {"kind": "failed", "model": "w32", "reason": reason}])])
+    assert result.coverage.failed["w32"].startswith(r"no\x1b[2J kernel!")
+    assert len(result.coverage.failed["w32"]) == 400
+
+
 def test_files_that_cannot_be_used_are_refused(tmp_path, records, written):
     with pytest.raises(BadInputError, match="no result file is given"):
         read_results([])

@@ -8,10 +8,11 @@ import pytest
 from amcsearch.core.errors import BadInputError
 from amcsearch.costs.latency.entry import Provenance
 from amcsearch.measure.kit.kit_results import Line, check_one_device
+from amcsearch.runtime.on_device import session as device_session
 from amcsearch.runtime.on_device.done import check_same_run
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.provenance import COMPARED
-from amcsearch.runtime.on_device.session import optimised_model
+from amcsearch.runtime.on_device.session import bound_call, open_session, optimised_model
 from amcsearch.runtime.session import (
     PROVIDER,
     _one_conv,
@@ -42,6 +43,31 @@ def test_bad_requests_are_named(tmp_path):
         make_session(tmp_path / "missing.onnx")
     with pytest.raises(BadInputError, match="cannot open the model"):
         make_session(b"not a model")
+
+
+def _port(name, kind, *shape):
+    return onnx.helper.make_tensor_value_info(name, kind, shape)
+
+
+def _endless():
+    """A model that doubles its input for ever."""
+    number, truth = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+    nodes = [onnx.helper.make_node("Add", ["z", "z"], ["y"]), onnx.helper.make_node("Identity", ["go"], ["on"])]
+    inputs = [_port("i", onnx.TensorProto.INT64), _port("go", truth), _port("z", number, 1, 1)]
+    body = onnx.helper.make_graph(nodes, "body", inputs, [_port("on", truth), _port("y", number, 1, 1)])
+    loop = onnx.helper.make_node("Loop", ["", "true", "x"], ["out"], body=body)
+    true = onnx.numpy_helper.from_array(np.array(True), "true")
+    ports = [_port("x", number, 1, 1)], [_port("out", number, 1, 1)]
+    graph = onnx.helper.make_graph([loop], "endless", *ports, [true])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def test_a_model_that_does_not_end_is_broken_off(monkeypatch):
+    monkeypatch.setattr(device_session, "MOST_CALL_S", 0.05)
+    session = open_session(_endless())
+    with pytest.raises(DeviceError, match="the model takes more than 0 s a call"):
+        bound_call(session, np.zeros((1, 1), dtype=np.float32))
 
 
 def test_the_optimised_graph_is_a_graph_that_runs_the_convolution():

@@ -14,9 +14,11 @@ from amcsearch.measure.kit.kit_results import ONE_EACH
 from amcsearch.runs import StoredDocument
 from amcsearch.runtime import COMPARED, KIT_VERSION, DeviceError, DevicePlan, parsed_lines
 
-__all__ = ["OF_DEVICE", "AgentRefusedError", "JobOffer", "check_records", "parsed_records"]
+__all__ = ["OF_DEVICE", "AgentRefusedError", "JobOffer", "check_records", "is_word", "parsed_records"]
 
 LEAST_MS, MOST_MS = 1e-4, 1e7  # a call of the runtime takes a microsecond and more, and less than three hours
+MOST_DRIFT: Final = 1e4  # of a reference beside its quiet moments
+MOST_TEXT: Final = 400
 KINDS: Final = ("header", "overhead", "timing", "graph", "profile", "drift", "failed", "end")
 OF_DEVICE: Final = ("cpu", "cpu_flags")
 """What must stay the same for a device under one name."""
@@ -63,6 +65,7 @@ def check_records(
             elif line.record.get("kind") not in KINDS:
                 raise BadInputError(f"{line.place} is of kind {line.record.get('kind')!r:.40}, which no kit writes")
         check_lines(lines, whole[0])
+        _check_references(plan, lines)
         _check_durations(lines)
         _check_once(whole)
     except BadInputError as error:
@@ -81,11 +84,37 @@ def _check_header(line: Line, plan: DevicePlan, offer: JobOffer, says: Mapping[s
             raise BadInputError(f"{line.place}: {key} is {value!r:.60}, expected {expected!r:.60}")
     if record["plan"] != plan.described():
         raise BadInputError(f"{line.place}: it describes another plan")
+    for key, value in where.items():
+        if isinstance(value, str) and not is_word(value):
+            raise BadInputError(
+                f"{line.place}: {key} is {value!r:.60}, must be at most {MOST_TEXT} printable characters"
+            )
+
+
+def is_word(text: str) -> bool:
+    """Whether a text of a device can be shown: one line without control characters, those of terminals among them."""
+    return len(text) <= MOST_TEXT and text.isprintable()
+
+
+def _check_references(plan: DevicePlan, lines: Sequence[Line]) -> None:
+    """Refuse times beside another reference than that of the model's network."""
+    for line in lines:
+        record = line.record
+        if record.get("kind") == "timing":
+            expected = plan.by_id[record["model"]].reference
+            if record["reference"] != expected:
+                raise BadInputError(
+                    f"{line.place}: {record['model']!r:.60} is timed beside {record['reference']!r:.60}, its reference "
+                    f"is {expected!r:.60}"
+                )
 
 
 def _check_durations(lines: Sequence[Line]) -> None:
-    """Refuse durations of which most are no possible ones; a clock may give a few."""
+    """Refuse durations of which most are no possible ones, for a clock may give a few, and drifts that none has."""
     for line in lines:
+        ratio = line.record.get("ratio", 1.0) if line.record.get("kind") == "drift" else 1.0
+        if not 0.0 < ratio <= MOST_DRIFT:
+            raise BadInputError(f"{line.place}: ratio = {ratio:.3g}, must be more than 0 and at most {MOST_DRIFT:g}")
         for key in ("samples_ms", "reference_ms"):
             samples = line.record.get(key, [])
             possible = sum(math.isfinite(ms) and LEAST_MS <= ms <= MOST_MS for ms in samples)

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from amcsearch.core import BadInputError, parse_json, printable, read_bytes, read_text
-from amcsearch.measure.agents.received import OF_DEVICE, AgentRefusedError, JobOffer, check_records, parsed_records
+from amcsearch.measure.agents.received import (
+    OF_DEVICE,
+    AgentRefusedError,
+    JobOffer,
+    check_records,
+    is_word,
+    parsed_records,
+)
 from amcsearch.runs import StoredDocument, make_folder, replacing, take_lock
 from amcsearch.runtime import (
     CPU,
@@ -49,6 +56,7 @@ INSTANCE: Final = re.compile(r"[0-9a-f]{16,64}")
 SILENT_S: Final = 60.0  # after which another agent of the same name may take its measurement
 MOST_RESULT_BYTES: Final = 64 * 2**20
 MOST_REASON: Final = 400
+MOST_DEVICES: Final = 1000
 MOST_THREADS, MOST_MINUTES = 1024, 1440.0
 PLAN, OFFER, RESULT, REASON = "plan.zip", "job.json", "result.jsonl", "failed.json"
 
@@ -351,7 +359,7 @@ class WorkList:
     def _check_device(self, name: str, says: Mapping[str, object]) -> None:
         """Note what an agent says of its device, and refuse another device under its name."""
         kept = {key: says.get(key) for key in SAYS}
-        if not all(isinstance(value, str | int | None) and len(str(value)) <= MOST_REASON for value in kept.values()):
+        if not all(isinstance(value, str | int | None) and is_word(str(value)) for value in kept.values()):
             raise AgentRefusedError(f"agent {name} says of its device what no device is: {kept!r:.100}")
         path, before = self._device_file(name), self._says(name)
         for key in OF_DEVICE if before else ():
@@ -360,6 +368,10 @@ class WorkList:
                     f"agent {name} is another device: {key} was {before.get(key)!r:.60}, is {kept[key]!r:.60}; give it "
                     f"another --name, or remove {path} from the server"
                 )
+        if not before and sum(1 for _ in path.parent.iterdir()) >= MOST_DEVICES:
+            raise AgentRefusedError(
+                f"agent {name} is new, and {MOST_DEVICES} devices are known; remove the gone ones of {path.parent}"
+            )
         if before != kept:
             _write(path, kept)
 

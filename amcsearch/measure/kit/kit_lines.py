@@ -118,9 +118,9 @@ def check_lines(lines: Iterable[Line], header: Line) -> None:
 
 def _check_samples(line: Line, rounds: int) -> None:
     counts = [len(line.record[key]) for key in ("samples_ms", "reference_ms")]
-    if counts[0] != counts[1] or counts[0] > REPEATS * rounds:
+    if counts[0] != counts[1] or not 1 <= counts[0] <= REPEATS * rounds:
         raise BadInputError(
-            f"{line.place}: {counts[0]} samples beside {counts[1]} of the reference, expected as many, and at most "
+            f"{line.place}: {counts[0]} samples beside {counts[1]} of the reference, expected as many, and 1 to "
             f"{REPEATS * rounds} for {rounds} rounds"
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amcsearch.core import MIB, BadInputError, read_bytes
+from amcsearch.core import MIB, BadInputError, printable, read_bytes
 from amcsearch.costs import Provenance
 from amcsearch.measure.kit.kit_lines import Line, PlannedModel, check_line, check_lines
 from amcsearch.measure.plan.network_record import DescribedNetwork, described_networks
@@ -43,6 +43,8 @@ MOST_BYTES: Final = 64 * MIB
 """Of a result file; those of large networks have a few MiB."""
 MOST_GRAPH_BYTES: Final = 4 * MIB
 """Of a graph without weights; a ResNet-50's has 20 KB. Read, it takes some fifty times as much memory."""
+MOST_REASON: Final = 400
+"""Characters of why a model could not be run."""
 ONE_EACH: Final = ("graph", "timing", "profile", "overhead", "failed")
 
 
@@ -301,7 +303,11 @@ def _model(planned: Mapping[str, Any], records: Records, notes: list[str]) -> Mo
 
 def _coverage(models: Sequence[ModelResult], passes: int, records: Records) -> Coverage:
     numbers = [timed.number for model in models for timed in model.passes]
-    failed = {model: str(record["reason"]) for (kind, model, _), record in records.items() if kind == "failed"}
+    failed = {
+        model: printable(" ".join(record["reason"].split()))[:MOST_REASON]
+        for (kind, model, _), record in records.items()
+        if kind == "failed"
+    }
     return Coverage(
         models=len(models),
         graphs=sum(model.packed_graph is not None for model in models),

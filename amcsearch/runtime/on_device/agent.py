@@ -36,6 +36,7 @@ POLL_S, MOST_WAIT_S = 5.0, 60.0
 BATCH_BYTES = 2**20
 GONE = (404, 410)
 CONFLICT = 409
+MOST_LOSSES = 3  # of records by a server, while some are sent: it may have died
 MOST_MINUTES = 1440.0
 SAYS = ("cpu", "cpu_flags", "cores", "ort_version", "machine")
 """What an agent says of its device before it measures."""
@@ -80,7 +81,7 @@ class DeviceAgent:
                 self.pause(poll_s)
 
     def step(self) -> bool:
-        """Ask once, and measure what there is; False where there is nothing.
+        """Ask once, and measure what there is; False where there is nothing, or nothing that can be measured.
 
         Raises:
             DeviceError: as ``serve``.
@@ -92,14 +93,16 @@ class DeviceAgent:
         if not JOB.fullmatch(job):
             self.say(f"the server offers a measurement named {job[:40]!r}, which is no name of one; left out")
             return False
+        is_measured = False
         try:
             self._measure(job, offer)
+            is_measured = True
         except GoneError:
             self.say(f"{job[:12]}: the server no longer wants it")
         except DeviceError as error:
             self._give_up(job, error)
         self._forget(job)
-        return True
+        return is_measured
 
     def _ask(self) -> Mapping[str, Any]:
         content = {"instance": self.instance, "version": KIT_VERSION, "device": self._device}
@@ -221,6 +224,7 @@ class SendingJournal(Journal):
         Raises:
             GoneError, UnreachableError, RefusedError: as ``DeviceAgent.send_records``.
         """
+        losses = 0
         while self.sent < len(self.records):
             lines: list[bytes] = []
             at, size = self.sent, 0
@@ -233,6 +237,9 @@ class SendingJournal(Journal):
             have = self._agent.send_records(self._job, at, b"".join(lines))
             if have > len(self.records) or have == at:
                 raise RefusedError(f"the server has {have} records of {len(self.records)} and took none from {at}")
+            losses += have < at
+            if losses > MOST_LOSSES:
+                raise RefusedError(f"the server lost records {losses} times: it had {at} and has {have}")
             self.sent = have
 
 

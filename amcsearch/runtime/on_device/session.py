@@ -7,6 +7,7 @@ threads. Denormals are left alone: flushing them sets the processor's state for 
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Sequence
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # older numpy lacks it
 
 __all__ = ["CPU", "Call", "bound_call", "input_array", "open_session", "optimised_model"]
 
+MOST_CALL_S = 600.0  # of a model, run for the first time
 QUIET = 4  # the optimiser warns about every file it writes, and what fails is raised as well as logged
 Call = Callable[[], None]
 
@@ -111,6 +113,22 @@ class _BoundCall:
         self._run(self._binding)
 
 
+def _run_bounded(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+    """Run for the first time; a loop in the model that does not end is broken off."""
+    options = ort.RunOptions()
+    watch = threading.Timer(MOST_CALL_S, lambda: setattr(options, "terminate", True))
+    watch.daemon = True
+    watch.start()
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:
+        if options.terminate:
+            raise DeviceError(f"the model takes more than {MOST_CALL_S:.0f} s a call") from error
+        raise
+    finally:
+        watch.cancel()
+
+
 def bound_call(session: ort.InferenceSession, inputs: NDArray[np.generic] | Sequence[NDArray[np.generic]]) -> Call:
     """A call without arguments that runs ``session`` once on ``inputs``, nothing allocated or copied on the way.
 
@@ -131,7 +149,9 @@ def bound_call(session: ort.InferenceSession, inputs: NDArray[np.generic] | Sequ
             binding.bind_cpu_input(port.name, array)
         for output in outputs:
             binding.bind_output(output.name, "cpu")
-        session.run_with_iobinding(binding)
+        _run_bounded(session, binding)
+    except DeviceError:
+        raise
     except Exception as error:  # as in open_session
         given = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
         raise DeviceError(f"the model cannot be run on {given}: {error}".splitlines()[0]) from error

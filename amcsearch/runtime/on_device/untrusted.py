@@ -23,6 +23,8 @@ __all__ = ["MOST_ARCHIVE_BYTES", "MOST_THREADS", "checked_plan"]
 
 MOST_ARCHIVE_BYTES = 64 * 2**20
 MOST_UNPACKED_BYTES = 256 * 2**20
+MOST_PLAN_BYTES = 8 * 2**20  # the header of a result holds it, in one record
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MOST_MODELS = 4096
 MOST_WEIGHT_BYTES = 2 * 2**30  # of one model
 MOST_WEIGHTS = 2**14  # of one model
@@ -162,10 +164,16 @@ def _unpacked(content: bytes) -> tuple[Any, dict[str, bytes]]:
             raise _refused(
                 f"it declares {declared} bytes in {len(records)} files, at most {MOST_UNPACKED_BYTES} are read"
             )
+        packed = [record.compress_type for record in records if record.compress_type not in PACKINGS]
+        if packed:  # other methods take as much memory to unpack as the archive asks for
+            raise _refused(f"it is packed by method {packed[0]}, must be by {PACKINGS[0]} or {PACKINGS[1]}")
         names = [record.filename for record in records]
         strange = [name for name in names if name != PLAN_FILE and not MODEL_NAME.fullmatch(name)]
         if strange or len(set(names)) < len(names):
             raise _refused(f"it holds a file named {(strange or names)[0]!r:.60}, which no plan has, or one twice")
+        size = archive.getinfo(PLAN_FILE).file_size
+        if size > MOST_PLAN_BYTES:
+            raise _refused(f"{PLAN_FILE} has {size} bytes, at most {MOST_PLAN_BYTES} are read")
         plan = json.loads(archive.read(PLAN_FILE))
         return plan, {name[len("models/") :]: archive.read(name) for name in names if name != PLAN_FILE}
 

@@ -190,6 +190,16 @@ def _lies(records: list[dict[str, Any]]) -> dict[str, tuple[list[dict[str, Any]]
             "999 samples",
         ),
         "a replay": ([header, overhead, timing, timing], "which record 2 is already"),
+        "no samples": ([header, changed(timing, samples_ms=[], reference_ms=[])], "0 samples beside 0"),
+        "another reference": ([header, changed(timing, reference="w16")], "timed beside 'w16', its reference is 'w64'"),
+        "an absurd drift": (
+            [header, {"kind": "drift", "model": "w64", "pass": 1, "ratio": float("inf")}],
+            "ratio = inf, must be more than 0 and at most 10000",
+        ),
+        "a terminal's commands": (
+            [changed(header, provenance={**header["provenance"], "ort_version": "1\x1b[2J"})],
+            "ort_version is '1\\x1b[2J', must be at most 400 printable characters",
+        ),
         "an unknown kind": ([header, {"kind": "shell", "run": "rm"}], "of kind 'shell', which no kit writes"),
     }
 
@@ -228,8 +238,19 @@ def test_another_device_under_the_name_is_refused(work: WorkList) -> None:
     for name in ("../pi5", "", "a" * 65):
         with pytest.raises(AgentRefusedError, match="no such name is possible"):
             work.next(name, FIRST, DEVICE)
-    with pytest.raises(AgentRefusedError, match="what no device is"):
-        work.next("pi6", FIRST, {"cpu": ["x"]})
+    for cpu in (["x"], "x" * 401, "Cortex\x1b[2J"):
+        with pytest.raises(AgentRefusedError, match="what no device is"):
+            work.next("pi6", FIRST, {"cpu": cpu})
+
+
+def test_agents_under_ever_new_names_are_refused(work: WorkList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amcsearch.measure.agents.work_list.MOST_DEVICES", 2)
+    for name in ("pi5", "pi6", "pi5"):
+        work.next(name, FIRST, DEVICE)
+    with pytest.raises(AgentRefusedError, match=r"agent pi7 is new, and 2 devices are known; remove the gone ones of "):
+        work.next("pi7", FIRST, DEVICE)
+    work.forget_device("pi6")
+    assert work.next("pi7", FIRST, DEVICE) is None
 
 
 def test_only_plans_are_accepted(work: WorkList, plan: DevicePlan, small_plan: Callable[..., Any]) -> None:

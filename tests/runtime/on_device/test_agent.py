@@ -146,7 +146,7 @@ def test_a_measurement_that_is_no_longer_wanted_is_broken_off(
         return False
 
     wire.cut = forgets
-    assert make_agent().step()
+    assert not make_agent().step()
     assert said[-1].endswith("the server no longer wants it")
 
 
@@ -181,7 +181,7 @@ def test_offers_of_a_hostile_server_are_refused_in_one_line(
     whole = {**OFFER, "plan_hash": plan.hash, **offer}
     wire.answers = {"/next": json.dumps(whole).encode(), "/plan": plan_archive(plan)}
     agent = make_agent()
-    agent.step()
+    assert not agent.step()  # so that it pauses: the same offer may come again and again
     assert told in said[-1]
     assert said[-1].isprintable()
     assert sorted(path.name for path in agent.folder.iterdir()) == [".lock", "instance"]
@@ -196,3 +196,25 @@ def test_a_server_that_counts_wrong_is_refused(
     wire.answers = {"/next": json.dumps(whole).encode(), "/plan": plan_archive(plan), "/records": answer}
     make_agent().step()
     assert "the server has" in said[-1] or "does not say how many it has" in said[-1]
+
+
+def test_a_server_that_loses_records_for_ever_is_refused(
+    wire: Wire, make_agent: Callable[..., DeviceAgent], small_plan: Callable[..., Any], said: list[str]
+) -> None:
+    plan, sent = device_plan(small_plan()), []
+
+    def forgets(path: str, number: int) -> bool:
+        if "/records" in path:
+            sent.append(path)
+            wire.answers["/records"] = b'{"have": %d}' % (len(sent) % 2)  # one record, none, one, none …
+        return False
+
+    wire.answers = {
+        "/next": json.dumps({**OFFER, "plan_hash": plan.hash}).encode(),
+        "/plan": plan_archive(plan),
+        "/failed": b"",
+    }
+    wire.cut = forgets
+    assert not make_agent().step()
+    assert "the server lost records 4 times: it had 1 and has 0" in said[-1]
+    assert len(sent) < 20

@@ -114,6 +114,19 @@ def test_archives_that_are_none_too_large_or_cut_off_are_refused(files: Files, m
     assert "it is damaged" in refused(archived({**files, "plan.json": b"[" * 10**5}))
 
 
+def test_an_archive_that_asks_for_memory_to_unpack_is_refused(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:  # its dictionary may have 4 GiB
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert "it is packed by method 14, must be by 0 or 8" in refused(stream.getvalue())
+    monkeypatch.setattr(untrusted, "MOST_PLAN_BYTES", 2**16)
+    plan = json.loads(files["plan.json"]) | {"info": {"x": "y" * 2**16}}
+    told = refused(archived({**files, "plan.json": json.dumps(plan).encode()}))
+    assert "plan.json has " in told
+    assert "bytes, at most 65536 are read" in told
+
+
 def _elsewhere(kind: str) -> bytes:
     """A model with a tensor whose data lie in another file: an initializer, a constant, or one in a branch."""
     tensor = numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
