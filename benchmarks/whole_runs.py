@@ -1,6 +1,7 @@
 """Does a latency table of whole runs alone predict pruned networks nobody measured? By providers without a profile.
 
     OMP_NUM_THREADS=1 python benchmarks/whole_runs.py resnet20 mobilenetv2 [--providers OpenVINO CPU] [--results FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/whole_runs.py resnet20 mobilenetv2 --runtime executorch --providers XNNPACK
 
 For each network and provider: variants that build the table (a quarter on multiples of 16 channels, a quarter of 8,
 half of any width), and 60 fresh ones on the same grids that take no part, all timed in four interleaved passes over one
@@ -30,6 +31,7 @@ from amcsearch.measure.build.table_builder import table_of
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.kit.kit_results import read_results
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
+from amcsearch.runtime import ONNXRUNTIME, RUNTIMES
 from amcsearch.training.models import MODELS
 
 BLACK_BOX = "any provider without a profile"
@@ -45,8 +47,12 @@ def measured(name, provider, out, setting):
     x = torch.randint(0, 64, (1, 64)) if name == "language_model" else torch.randn(1, 1, 32, 32)
     model = MODELS[name]().eval()
     subject = MeasuredSubject(name, model, trace(model, x), x, None if x.is_floating_point() else 64)
-    plan = measurement_plan([subject], variants=setting.variants, held_out=setting.fresh, passes=4, seed=setting.seed)
-    measure_here(plan, out, provider=provider)
+    counts = {"variants": setting.variants, "held_out": setting.fresh, "passes": 4, "seed": setting.seed}
+    if setting.runtime == ONNXRUNTIME:
+        measure_here(measurement_plan([subject], **counts), out, provider=provider)
+        return
+    runtime = RUNTIMES[setting.runtime](provider=provider)
+    measure_here(measurement_plan([subject], **counts, runtime=runtime), out, runtime=runtime)
 
 
 def fastest(result, network):
@@ -90,6 +96,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", choices=list(MODELS))
     parser.add_argument("--providers", nargs="+", default=["OpenVINO", "CPU"])
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default=ONNXRUNTIME)
     parser.add_argument("--variants", type=int, default=120)
     parser.add_argument("--fresh", type=int, default=60)
     parser.add_argument("--seed", type=int, default=7)

@@ -58,7 +58,7 @@ def table_text(table: "LatencyTable", folder: Path) -> str:
     settings = f"threads {where.threads}, batch {where.batch}, dtype {where.dtype}, provider {where.provider}"
     lines = [
         f"{folder}: {len(table.rows)} rows, {len(table.networks)} networks",
-        f"{where.cpu}, {where.cores} cores, ONNX Runtime {where.ort_version}, {settings}, "
+        f"{where.cpu}, {where.cores} cores, {where.runtime_label}, {settings}, "
         f"NCHWc block {where.nchwc_block}, measured {where.timestamp}",
         "",
         *columns([_HEAD, *(_errors(name, entry.accuracy) for name, entry in table.networks.items())]),

@@ -235,7 +235,7 @@ class DeviceConfig(Section):
     """What runs the delivered network on the device: onnxruntime, executorch
     (``pip install 'amcsearch[executorch]'``, with XNNPACK), or a class of your own, ``file.py:Class``.
     Finalists are measured with it, and the delivered network is checked in it as a file of its own. A latency table
-    belongs to one runtime; tables are made with ONNX Runtime alone."""
+    belongs to one runtime; of others than onnxruntime it is measured on this machine, by whole runs alone."""
     provider: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)] = "CPU"
     """Execution provider of ONNX Runtime: CPU, OpenVINO (``pip install 'amcsearch[openvino]'``), CUDA, TensorRT or any
     other that the device has. Finalists and the checks of ``pruned.onnx`` use it; where ``location`` is another device,

@@ -29,7 +29,7 @@ from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.graph import evaluating
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer, wall_s
-from amcsearch.jobs.runtimes import check_measurable
+from amcsearch.jobs.runtimes import other_runtime, runtime_of
 from amcsearch.jobs.table_check import check_table, machine_folder, other_setting
 from amcsearch.jobs.tables import (
     default_variants,
@@ -43,7 +43,7 @@ from amcsearch.jobs.tables import (
 from amcsearch.jobs.workload import InMemory, TracedNetwork
 from amcsearch.measure import MeasuredSubject, measured_variants, measurement_plan
 from amcsearch.runs import InUseError, RunFolder, TableOrigin
-from amcsearch.runtime import OnnxSettings, exported
+from amcsearch.runtime import OnnxSettings
 
 __all__ = [
     "ExpectedTable",
@@ -104,7 +104,7 @@ def machine_table(
     None where the configuration names a table, one is in memory, or nothing asks for latency.
 
     Raises:
-        BadInputError: ONNX Runtime does not work here, a network that cannot be exported, or as ``measure_table``.
+        BadInputError: the runtime does not work here, a network that cannot be exported, or as ``measure_table``.
     """
     return own_table(config, network, observer, run) if _is_asked(config, limits, given) else None
 
@@ -141,7 +141,7 @@ def expected_table(
     """Return what ``machine_table`` would do; nothing is measured or written.
 
     Raises:
-        BadInputError: ONNX Runtime does not work here, or a table that is damaged.
+        BadInputError: the runtime does not work here, or a table that is damaged.
     """
     return _Keeper(config, network, None).expected() if _is_asked(config, limits, given) else None
 
@@ -158,7 +158,6 @@ class _Keeper:
     begun: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        check_measurable(self.config)
         self.folder = machine_folder(self.config)
 
     @property
@@ -332,6 +331,7 @@ class _Keeper:
             opset=device.export.opset,
             passes=1,
             seed=self.config.seed,
+            runtime=other_runtime(self.config),
         )
         plan = replace(plan, profile_rounds=1)
         result = measured_here(plan, self.config, self._observer())
@@ -350,7 +350,8 @@ class _Keeper:
         """Time of preparing and measuring so many models of the dense network's size."""
         example, device = self.network.example.chosen([0] * self.config.device.batch), self.config.device
         settings = OnnxSettings(device.export.opset)
-        export_s = wall_s(lambda: exported(self.network.model, example, settings))
+        runtime = runtime_of(self.config)
+        export_s = wall_s(lambda: runtime.exported(self.network.model, example, settings))
         with evaluating(self.network.model), torch.inference_mode():
             call_ms = 1e3 * wall_s(lambda: example.through(self.network.model))
         timed_ms = PASSES * (ROUNDS * (max(LEAST_MS, call_ms) + call_ms) + WARM_MS) + PROFILED * call_ms

@@ -24,7 +24,6 @@ from amcsearch.measure import AgentClient, KitPlan, PairedSetting, paired_latenc
 from amcsearch.runs import HERE, OFFLINE, MeasuringDevice
 from amcsearch.runtime import (
     CPU,
-    ONNXRUNTIME,
     Connection,
     DeviceError,
     PairedLatency,
@@ -132,9 +131,7 @@ def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevic
 
 def measuring_device(location: str, where: Provenance) -> MeasuringDevice:
     """Describe the device that has measured by what it says of itself."""
-    is_onnx = where.runtime in (None, ONNXRUNTIME)
-    name = f"ONNX Runtime {where.ort_version}" if is_onnx else f"{where.runtime} {where.runtime_version}"
-    runtime = f"{name}, {where.provider}"
+    runtime = f"{where.runtime_label}, {where.provider}"
     name, measured = where.cpu or "a CPU without a name", where.timestamp or "at an unknown time"
     return MeasuringDevice(name, location, where.threads or 1, where.batch or 1, runtime, measured)
 

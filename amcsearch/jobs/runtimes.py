@@ -7,9 +7,9 @@ from amcsearch.config import Config, label, make
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
 from amcsearch.runs import HERE
-from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name
+from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name, is_profiled
 
-__all__ = ["check_measurable", "check_provider", "runtime_of"]
+__all__ = ["check_kit", "check_provider", "has_profiles", "other_runtime", "runtime_of"]
 
 _SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _TAKEN: Final = (".safetensors", ".pt2")  # of other files of the delivered network
@@ -40,16 +40,31 @@ def runtime_of(config: Config) -> Runtime:
     return runtime
 
 
-def check_measurable(config: Config) -> None:
-    """Refuse to measure for a table by another runtime than that of a kit.
+def other_runtime(config: Config) -> Runtime | None:
+    """Return the runtime where it is another than ONNX Runtime, which measures by itself; None for that one.
+
+    Raises:
+        BadInputError: as ``runtime_of``.
+    """
+    runtime = runtime_of(config)
+    return None if isinstance(runtime, OnnxRuntime) else runtime
+
+
+def has_profiles(config: Config) -> bool:
+    """Whether what measures says which kernels it runs; else a table is made of whole runs alone."""
+    return other_runtime(config) is None and is_profiled(full_provider_name(config.device.provider))
+
+
+def check_kit(config: Config) -> None:
+    """Refuse to write a kit for another runtime than that of a kit.
 
     Raises:
         BadInputError: names it, and the cure.
     """
-    if not isinstance(runtime_of(config), OnnxRuntime):
+    if other_runtime(config) is not None:
         raise BadInputError(
-            f"device.runtime = {label(config.device.runtime)!r}: a latency table is measured in ONNX Runtime alone; "
-            "set device.table=null and limit another cost (finalists are measured with it all the same), or set "
+            f"device.runtime = {label(config.device.runtime)!r}: a kit measures with ONNX Runtime alone; measure on "
+            "this machine, amcsearch table measure CONFIG -o latency_tables/NAME, or set "
             f"device.runtime={ONNXRUNTIME}"
         )
 
@@ -68,7 +83,9 @@ def check_provider(table: LatencyTable, config: Config, name: str) -> None:
             f"device.runtime is {here}, {name} was measured with {there}: another runtime has other latencies; set "
             f"device.runtime={there}, or device.table=null and limit another cost"
         )
-    there, here = table.provenance.provider or CPU, full_provider_name(config.device.provider)
+    other = other_runtime(config)
+    here = full_provider_name(config.device.provider) if other is None else other.provider
+    there = table.provenance.provider or CPU
     if there != here:
         raise BadInputError(
             f"device.provider is {config.device.provider}, {name} was measured with {there}: another provider has "

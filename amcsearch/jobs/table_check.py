@@ -22,7 +22,7 @@ from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import device_provenance
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.runtimes import check_measurable, check_provider, runtime_of
+from amcsearch.jobs.runtimes import check_provider, has_profiles, other_runtime, runtime_of
 from amcsearch.jobs.tables import measured_here, subject_of
 from amcsearch.jobs.workload import cache_folder
 from amcsearch.measure import (
@@ -40,7 +40,7 @@ from amcsearch.measure import (
     with_accuracy,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import COMPARED, CPU, differences, full_provider_name, is_profiled
+from amcsearch.runtime import COMPARED, CPU, ONNXRUNTIME, differences
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder", "other_setting"]
 
@@ -123,13 +123,12 @@ def check_table(
 
 def _graphs(config: Config) -> int:
     """How many optimised graphs are read of a network that is new; none of a provider that does not show them."""
-    return READ if is_profiled(full_provider_name(config.device.provider)) else 0
+    return READ if has_profiles(config) else 0
 
 
 def _check_kernels(table: LatencyTable, config: Config) -> None:
     """Refuse a table of another data type or provider: its kernels say nothing of those that would be measured."""
     check_provider(table, config, "the table")
-    check_measurable(config)
     there, here = table.provenance.dtype, config.device.dtype
     if there is not None and there != here:
         raise BadInputError(
@@ -147,7 +146,7 @@ def machine_folder(config: Config) -> Path:
     """Where this machine's own table lies: in the cache folder, named by machine, runtime, setting and opset.
 
     Raises:
-        BadInputError: ONNX Runtime does not work here, or ``device.location`` is another device.
+        BadInputError: the runtime does not work here, or ``device.location`` is another device.
     """
     device, opset = config.device, config.device.export.opset
     if device.location != HERE:
@@ -160,14 +159,16 @@ def machine_folder(config: Config) -> Path:
         here = runtime_of(config).provenance(device.batch, device.dtype)
     except BadInputError as error:
         raise BadInputError(
-            f"device.table = {AUTO} measures with ONNX Runtime on this machine, which fails: {error}; set device.table "
+            f"device.table = {AUTO} measures with the runtime on this machine, which fails: {error}; set device.table "
             "to the folder of a table, or to null"
         ) from error
     provenance = here.as_mapping()
     identity = {**{key: provenance.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    provider = "" if here.provider == CPU else f" {device.provider}"
-    words = f"{here.cpu} ort{here.ort_version}{provider} {here.threads}t b{here.batch} {here.dtype}"
+    is_onnx = here.runtime in (None, ONNXRUNTIME)
+    provider = "" if here.provider == CPU else f" {device.provider if is_onnx else here.provider}"
+    runtime = f"ort{here.ort_version}" if is_onnx else f"{here.runtime}{here.runtime_version}"
+    words = f"{here.cpu} {runtime}{provider} {here.threads}t b{here.batch} {here.dtype}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("(r)", "")).strip("-.")[:80]
     return cache_folder() / "tables" / f"{name}-{digest}"
 
@@ -244,6 +245,7 @@ def _check_plan(
         opset=config.device.export.opset,
         seed=seed,
         progress=observer.progress,
+        runtime=other_runtime(config),
     )
 
 

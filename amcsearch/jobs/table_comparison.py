@@ -63,7 +63,7 @@ def _compared(name: str, table: LatencyTable, network: NetworkSpec, policies: li
     except BadInputError as error:
         raise BadInputError(f"{name}: {error}") from error
     grid = () if model.entry.channel_grid is None else model.entry.channel_grid.tried
-    setting = f"{where.cpu}, ONNX Runtime {where.ort_version}, {where.provider}"
+    setting = f"{where.cpu}, {where.runtime_label}, {where.provider}"
     return ComparedTable(
         name=name,
         setting=f"{setting}, threads {where.threads}, batch {where.batch}, {where.dtype}",

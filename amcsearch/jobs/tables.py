@@ -9,11 +9,11 @@ from typing import Final
 
 from amcsearch.config import TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
-from amcsearch.costs import LatencyModel, LatencyTable
+from amcsearch.costs import LatencyModel, LatencyTable, Provenance
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.measuring import agent_of, device_provenance
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.runtimes import check_measurable
+from amcsearch.jobs.runtimes import check_kit, has_profiles, other_runtime
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
     LEAST_VARIANTS,
@@ -30,7 +30,7 @@ from amcsearch.measure import (
     write_kit,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import differences, full_provider_name, is_profiled
+from amcsearch.runtime import ONNXRUNTIME, differences, full_provider_name
 
 __all__ = [
     "Kit",
@@ -132,7 +132,7 @@ def make_kit(
             f"table kit: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors} (at least 0)"
         )
     first = _same_setting(configs)
-    check_measurable(first)
+    check_kit(first)
     check_kit_file(out)
     observer.phase("Tracing the networks")
     subjects = [subject_of(config) for config in configs]
@@ -201,7 +201,8 @@ def measured_here(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.jsonl" if out is None else out
         if agent is None:
-            measure_here(plan, path, device.threads, device.provider, minutes, observer.progress)
+            given = (plan, path, device.threads, device.provider, minutes, observer.progress)
+            measure_here(*given, runtime=other_runtime(config))
         elif not _has_measured(agent, path):
             agent.measure(_with_setting(plan, config), path, minutes, observer.progress)
         return read_results([path])[0]
@@ -260,7 +261,6 @@ def measure_table(
         BadInputError: as ``load_workload``, a network that cannot be exported, ``known`` of another device, or
             measurements of another request; or as ``check_measuring``.
     """
-    check_measurable(config)
     check_measuring(variants, minutes)
     if subject is None:
         observer.phase("Tracing the network")
@@ -304,7 +304,7 @@ def _measured_table(
 
 def default_variants(config: Config) -> int:
     """Variants of a network of which nothing is known: more by a provider that gives no profile of its kernels."""
-    return VARIANTS if is_profiled(full_provider_name(config.device.provider)) else round(WHOLE_RUNS * VARIANTS)
+    return VARIANTS if has_profiles(config) else round(WHOLE_RUNS * VARIANTS)
 
 
 def wanted_variants(
@@ -349,12 +349,17 @@ def prior_of(config: Config, network: NetworkSpec) -> LatencyTable | None:
     for folder in (path for root in TABLES.shipped_folders for path in sorted(root.iterdir()) if TABLES.is_one(path)):
         table = read_latency_table(folder)
         there = table.provenance
-        if (there.dtype, there.nchwc_block, there.provider) != (here.dtype, here.nchwc_block, here.provider):
+        if _kernels(there) != _kernels(here):
             continue
         share = known_share(table.bind(network), network)
         if share >= most:
             best, most = table, share
     return best
+
+
+def _kernels(where: Provenance) -> tuple[object, ...]:
+    """What decides which kernels run."""
+    return where.runtime or ONNXRUNTIME, where.provider, where.dtype, where.nchwc_block
 
 
 def _stage_plan(
@@ -370,6 +375,7 @@ def _stage_plan(
         seed=seed,
         bind=bind,
         progress=observer.progress,
+        runtime=other_runtime(config),
     )
 
 

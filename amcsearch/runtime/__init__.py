@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from amcsearch.runtime.base import ONNX_SUFFIX, Runtime
+from amcsearch.runtime.base import ONNX_SUFFIX, Runtime, RuntimeEngine
 from amcsearch.runtime.comparison import OUTPUTS, Agreement, Compared, InBatches, compare
 from amcsearch.runtime.energy_counters import calibrated_scale, find_counter, measure_energy
 from amcsearch.runtime.executorch_runtime import ExecuTorchRuntime
@@ -14,7 +14,15 @@ from amcsearch.runtime.on_device.connection import Connection, RefusedError, Unr
 from amcsearch.runtime.on_device.drift import DISTURBED, QUIET_QUANTILE, Drift
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import Settings
-from amcsearch.runtime.on_device.plan import KIT_VERSION, PLAN_FILE, DevicePlan, InputSpec, canonical, read_plan
+from amcsearch.runtime.on_device.plan import (
+    HELPERS,
+    KIT_VERSION,
+    PLAN_FILE,
+    DevicePlan,
+    InputSpec,
+    canonical,
+    read_plan,
+)
 from amcsearch.runtime.on_device.program import ExecutedNode, run
 from amcsearch.runtime.on_device.provenance import COMPARED, ONNXRUNTIME
 from amcsearch.runtime.on_device.providers import CPU, full_provider_name, is_profiled
@@ -39,6 +47,7 @@ __all__ = [
     "CPU",
     "DATA_TYPES",
     "DISTURBED",
+    "HELPERS",
     "KIT_VERSION",
     "MOST_ARCHIVE_BYTES",
     "ONNXRUNTIME",
@@ -70,6 +79,7 @@ __all__ = [
     "Port",
     "RefusedError",
     "Runtime",
+    "RuntimeEngine",
     "Settings",
     "Signature",
     "UnreachableError",

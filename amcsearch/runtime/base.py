@@ -5,9 +5,12 @@ ONNX Runtime is one runtime. Another one is a row of ``RUNTIMES``, or a class of
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError
@@ -15,9 +18,12 @@ from amcsearch.costs import Provenance
 from amcsearch.graph import Batch
 from amcsearch.runtime.export import FIXED, OnnxSettings
 from amcsearch.runtime.loaded import LoadedNetwork
+from amcsearch.runtime.on_device.engine import Engine
+from amcsearch.runtime.on_device.errors import DeviceError
+from amcsearch.runtime.on_device.plan import DevicePlan, Entry
 from amcsearch.runtime.on_device.provenance import machine
 
-__all__ = ["ONNX_SUFFIX", "Runtime"]
+__all__ = ["ONNX_SUFFIX", "Runtime", "RuntimeEngine"]
 
 ONNX_SUFFIX: Final = ".onnx"
 
@@ -78,7 +84,7 @@ class Runtime(ABC):
 
     @property
     def is_profiled(self) -> bool:
-        """Whether it says which kernels it runs, and for how long: a latency table needs that."""
+        """Whether it says which kernels it runs, and for how long; else a latency table is made of whole runs alone."""
         return False
 
     def provenance(self, batch: int, dtype: str = "float32") -> Provenance:
@@ -91,3 +97,41 @@ class Runtime(ABC):
         return Provenance.from_mapping(
             {**machine(), "runtime": self.name, "runtime_version": self.version(), **setting}
         )
+
+
+class _BoundCall:
+    """Runs a network once; ``network`` is kept, for a runtime may count those that are loaded."""
+
+    def __init__(self, network: LoadedNetwork, arrays: Sequence[NDArray[np.generic]]) -> None:
+        self._network, self._run = network, network.bound_call(arrays)
+
+    def __call__(self) -> None:
+        self._run()
+
+
+class RuntimeEngine(Engine):
+    """A runtime as what runs a plan's models on this machine: whole runs alone, whose models are its own files."""
+
+    is_profiled = False
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self.threads, self.provider = runtime, runtime.threads, runtime.provider
+
+    def call(self, model: bytes, inputs: Sequence[NDArray[np.generic]]) -> _BoundCall:
+        """As ``Engine.call``."""
+        try:
+            return _BoundCall(self._runtime.load(model), inputs)
+        except BadInputError as error:
+            raise DeviceError(str(error)) from error
+
+    def provenance(self, plan: DevicePlan) -> Mapping[str, object]:
+        """As ``Engine.provenance``."""
+        return self._runtime.provenance(int(plan.plan["batch"]), str(plan.plan["dtype"])).as_mapping()
+
+    def elsewhere(self, plan: DevicePlan, entry: Entry) -> str | None:
+        """As ``Engine.elsewhere``."""
+        try:
+            note = self._runtime.load(plan.model(entry)).elsewhere
+        except BadInputError as error:
+            raise DeviceError(str(error)) from error
+        return note and f"network {entry.network}: {note}"

@@ -50,7 +50,9 @@ class Told(Observer):
             signal.raise_signal(signal.SIGINT)
 
 
-def quickly(plan: KitPlan, out: Path, threads: int, provider: str, minutes: float | None, progress: object) -> KitRun:
+def quickly(
+    plan: KitPlan, out: Path, threads: int, provider: str, minutes: float | None, progress: object, runtime: None
+) -> KitRun:
     """Measure here in a hurry; the bound is left out, for a loaded machine may not keep it."""
     quick = replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1)
     return measure_here(quick, out, threads, provider, progress=progress)

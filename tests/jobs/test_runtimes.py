@@ -4,20 +4,24 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amcsearch.cli.main import main
-from amcsearch.config import load
+from amcsearch.config import load, read_latency_table
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
-from amcsearch.costs.latency.rows import COLUMNS, make_rows
+from amcsearch.costs.latency.rows import COLUMNS, NO_KERNEL, make_rows
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.rehearsal import rehearse
-from amcsearch.jobs.runtimes import check_measurable, check_provider, runtime_of
-from amcsearch.jobs.tables import measure_table
+from amcsearch.jobs.runtimes import check_provider, runtime_of
+from amcsearch.jobs.table_check import check_table, is_of_machine, machine_folder
+from amcsearch.jobs.tables import make_kit
 from amcsearch.jobs.workload import load_workload
+from amcsearch.measure.kit.kit import KitPlan
+from amcsearch.measure.plan.measurement_plan import measurement_plan
 from amcsearch.runtime import OnnxRuntime
 
 WriteConfig = Callable[..., Path]
@@ -94,13 +98,52 @@ def test_a_runtime_of_an_absent_device_is_refused(write_config: WriteConfig) -> 
         load(write_config(), [f"device.runtime={EAGER}:EagerRuntime", "device.location=pi5"])
 
 
-def test_another_runtime_than_a_kits_makes_no_table(write_config: WriteConfig) -> None:
+def test_another_runtime_than_a_kits_has_no_kit(write_config: WriteConfig, tmp_path: Path) -> None:
     config = load(write_config(), [f"device.runtime={EAGER}:EagerRuntime"])
-    told = "device.runtime = .*EagerRuntime.: a latency table is measured in ONNX .*set device.runtime=onnxruntime"
+    told = r"device.runtime = .*EagerRuntime.: a kit measures with ONNX Runtime alone; measure on this machine, .*table"
     with pytest.raises(BadInputError, match=told):
-        check_measurable(config)
-    with pytest.raises(BadInputError, match=told):
-        measure_table(config, Silent())
+        make_kit([config], tmp_path / "kit.pyz", Silent())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "provider"),
+    [
+        (f"{EAGER}:EagerRuntime", "CPU"),
+        pytest.param("executorch", "XNNPACK", marks=pytest.mark.slow),  # some seconds of export for each variant
+    ],
+)
+def test_a_table_of_another_runtime_is_made_of_whole_runs(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, provider: str
+) -> None:
+    if runtime == "executorch":
+        pytest.importorskip(runtime)
+    monkeypatch.setattr("amcsearch.jobs.tables.measurement_plan", _quick_plan)
+    monkeypatch.setattr("amcsearch.jobs.table_check.measurement_plan", _quick_plan)
+    path, folder, setting = write_config(), tmp_path / "table", ["--set", f"device.runtime={runtime}"]
+    assert main(["table", "measure", str(path), "--variants", "12", "-o", str(folder), *setting]) == 0
+    table = read_latency_table(folder)
+    name = runtime.rpartition(":")[2].removesuffix("Runtime").lower()
+    assert (table.provenance.runtime, table.provenance.provider) == (name, provider)
+    assert set(table.rows.loc[table.rows["kernel"] != NO_KERNEL, "source"]) == {"runs"}
+    (entry,) = table.networks.values()
+    assert entry.calibration is not None
+    assert entry.calibration.profile_scale is None
+    assert entry.accuracy is not None
+    assert entry.accuracy.variants == 12
+
+    config = load(path, [f"device.runtime={runtime}", f"device.table={folder}"])
+    assert is_of_machine(table, config)
+    device = load_device(config, load_workload(config, train=False), config.limits)
+    assert 0.0 < device.dense["latency_ms"] < 1e3
+    checked = check_table(table, config, Silent(), fresh=3, anchors=4, seed=1)
+    assert checked.after is not None
+    assert checked.after.variants == 3
+    assert machine_folder(config) != machine_folder(load(path))
+    assert name in machine_folder(config).name
+
+
+def _quick_plan(*subjects: Any, **settings: Any) -> KitPlan:
+    return replace(measurement_plan(*subjects, **settings), passes=2, rounds=2, sample_ms=0.05)
 
 
 def test_a_table_of_another_runtime_is_refused(write_config: WriteConfig) -> None:

@@ -34,9 +34,16 @@ class Device:
         self.after: list[bytes] = []
 
     def measure(
-        self, plan: KitPlan, out: Path, threads: int, provider: str, minutes: float | None, progress: object
+        self,
+        plan: KitPlan,
+        out: Path,
+        threads: int,
+        provider: str,
+        minutes: float | None,
+        progress: object,
+        runtime: None,
     ) -> KitRun:
-        del provider, minutes, progress
+        del provider, minutes, progress, runtime
         quick = replace(plan, passes=2, rounds=2, sample_ms=0.05, profile_rounds=1)
         self.before.append(out.read_bytes() if out.exists() else b"")
         try:

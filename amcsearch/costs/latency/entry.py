@@ -188,6 +188,13 @@ class Provenance(_Document):
     timestamp: Text = None
 
     @property
+    def runtime_label(self) -> str:
+        """The runtime with its version, for people."""
+        if self.ort_version is not None or self.runtime is None:
+            return f"ONNX Runtime {self.ort_version}"
+        return f"{self.runtime} {self.runtime_version or ''}".rstrip()
+
+    @property
     def weight_bytes(self) -> int:
         """Size of one weight in the data type, float32 where it is not known."""
         return bytes_a_weight(self.dtype)

@@ -26,11 +26,14 @@ from amcsearch.runs import check_replaceable, replacing
 from amcsearch.runtime import (
     CPU,
     DATA_TYPES,
+    HELPERS,
     KIT_VERSION,
     PLAN_FILE,
     DeviceError,
     DevicePlan,
     InputSpec,
+    Runtime,
+    RuntimeEngine,
     Settings,
     WeightSpec,
     canonical,
@@ -135,6 +138,7 @@ class KitModel:
         policy: kept channels by group, if it is a pruned network.
         timed, profiled: neither: only the optimised graph is recorded.
         meta: anything that JSON can hold, for whoever reads the result.
+        is_onnx: else it is a file of another runtime, which stays whole.
 
     Raises:
         BadInputError: the model cannot be read, or keeps weights in another file.
@@ -148,11 +152,12 @@ class KitModel:
     timed: bool = True
     profiled: bool = True
     meta: Mapping[str, Any] = field(default_factory=dict)
+    is_onnx: bool = True
     skeleton: bytes = field(init=False, repr=False)
     weights: tuple[WeightSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self, model: bytes) -> None:
-        skeleton, weights = without_weights(model, self.id)
+        skeleton, weights = without_weights(model, self.id) if self.is_onnx else (model, ())
         object.__setattr__(self, "skeleton", skeleton)
         object.__setattr__(self, "weights", weights)
 
@@ -174,6 +179,7 @@ class KitPlan:
         seed: of orders and weights.
         threads: inside an operator, that the device takes where its user names none; None leaves that to the user.
         provider: full name of the execution provider, likewise.
+        empty: file of another runtime, of which the models are then too; it computes next to nothing of one number.
 
     Raises:
         BadInputError: a name twice, a network without exactly one timed reference or without input, counts below 1.
@@ -191,6 +197,7 @@ class KitPlan:
     seed: int = 0
     threads: int | None = None
     provider: str | None = None
+    empty: bytes | None = None
 
     def __post_init__(self) -> None:
         ids = [model.id for model in self.models]
@@ -268,7 +275,8 @@ def device_plan(plan: KitPlan) -> DevicePlan:
     except (TypeError, ValueError) as error:
         raise BadInputError(f"kit: info and meta must hold plain JSON values: {error}") from error
     files = {name: model.skeleton for name, model in zip(names, plan.models, strict=True)}
-    return DevicePlan(described, files | _probes())
+    helpers = _probes() if plan.empty is None else dict.fromkeys(HELPERS, plan.empty)
+    return DevicePlan(described, files | helpers)
 
 
 _FIRST_LINE: Final = b"#!/usr/bin/env python3\n"
@@ -367,6 +375,7 @@ def measure_here(
     provider: str = CPU,
     minutes: float | None = None,
     progress: Callable[[float, str], None] | None = None,
+    runtime: Runtime | None = None,
 ) -> KitRun:
     """Run the kit's program on this machine, in this process; a result that was broken off is gone on with.
 
@@ -377,12 +386,14 @@ def measure_here(
         provider: execution provider.
         minutes: bound of the run, None for none.
         progress: called with the share done and what is being done.
+        runtime: whose files the models are, with its own threads and provider; None is ONNX Runtime.
 
     Raises:
         BadInputError: what the program refuses.
     """
+    engine = None if runtime is None else RuntimeEngine(runtime)
     try:
-        end = run(device_plan(plan), out_path, Settings(threads, provider, minutes), progress)
+        end = run(device_plan(plan), out_path, Settings(threads, provider, minutes), progress, engine=engine)
     except DeviceError as error:
         raise BadInputError(str(error)) from error
     return KitRun(bool(end["complete"]), float(end["seconds"]), tuple(end["notes"]))

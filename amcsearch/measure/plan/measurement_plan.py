@@ -20,7 +20,7 @@ from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.plan.network_record import network_record
 from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, cast
 from amcsearch.measure.plan.variants import random_kept
-from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, converted, exported
+from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, Runtime, converted, exported
 
 __all__ = ["LEAST_VARIANTS", "MeasuredSubject", "held_out_count", "measurement_plan"]
 
@@ -66,25 +66,37 @@ def _batched(example: Batch | Tensor, batch: int) -> Batch:
     return as_batch(example).chosen([0] * batch)
 
 
-def _reference(
-    subject: MeasuredSubject, x: Batch, dtype: str, settings: OnnxSettings
-) -> tuple[KitModel, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Export:
+    """How a network becomes the file of a call: ONNX in a data type, or the file of another runtime."""
+
+    x: Batch
+    dtype: str
+    settings: OnnxSettings
+    runtime: Runtime | None
+
+    def __call__(self, model: nn.Module) -> bytes:
+        if self.runtime is not None:
+            return self.runtime.exported(model, self.x, self.settings)
+        return converted(exported(model, self.x, self.settings), self.dtype, [self.x])
+
+
+def _reference(subject: MeasuredSubject, export: _Export) -> tuple[KitModel, dict[str, Any]]:
     """The dense model, and what the plan says of the network; names are those of the model before it was converted."""
-    network = subject.trace.network
-    dense = exported(subject.model, x, settings)
-    owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
-    model = converted(dense, dtype, [x])
-    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, dict(network.dense))
+    network, owners = subject.trace.network, {}
+    if export.runtime is None:
+        dense = exported(subject.model, export.x, export.settings)
+        owners = original_owners(onnx.load_from_string(dense).graph, [layer.name for layer in network.layers])
+        model = converted(dense, export.dtype, [export.x])
+    else:  # whole runs alone: no node is looked at
+        model = export(subject.model)
+    is_onnx, policy = export.runtime is None, dict(network.dense)
+    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, policy, is_onnx=is_onnx)
     return reference, {"network": network_record(network), "owners": owners}
 
 
 def _models(
-    subject: MeasuredSubject,
-    chosen: Sequence[tuple[str, PruningPolicy]],
-    x: Batch,
-    dtype: str,
-    rng: np.random.Generator,
-    settings: OnnxSettings,
+    subject: MeasuredSubject, chosen: Sequence[tuple[str, PruningPolicy]], export: _Export, rng: np.random.Generator
 ) -> Iterator[KitModel]:
     """Remove random channels as each policy says (latency depends on how many alone), and export.
 
@@ -92,9 +104,13 @@ def _models(
     """
     for number, (role, policy) in enumerate(chosen):
         pruned = remove(subject.model, subject.trace, random_kept(subject.trace, policy, rng))
-        model = converted(exported(pruned, x, settings), dtype, [x])
         name, runs = f"{subject.name}/{number:03d}", role != LOWERED
-        yield KitModel(name, model, subject.name, role, dict(policy), timed=runs, profiled=runs and role != HELD_OUT)
+        yield KitModel(
+            *(name, export(pruned), subject.name, role, dict(policy)),
+            timed=runs,
+            profiled=runs and role != HELD_OUT,
+            is_onnx=export.runtime is None,
+        )
 
 
 def measurement_plan(
@@ -111,6 +127,7 @@ def measurement_plan(
     seed: int = 0,
     bind: Bind | None = None,
     progress: Progress | None = None,
+    runtime: Runtime | None = None,
 ) -> KitPlan:
     """Choose variants of networks, prune and export them.
 
@@ -127,16 +144,13 @@ def measurement_plan(
         seed: of all choices.
         bind: ``bind`` of a table of this device: variants are then chosen where its model is least sure.
         progress: called with the share done and what is being done.
+        runtime: whose files are measured, on this machine alone; None is ONNX Runtime.
 
     Raises:
         BadInputError: counts out of range, two networks of one name, or a module that cannot be exported or computed
             in the data type.
     """
-    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, lowered, held_out or 0) < 0 or batch < 1:
-        raise BadInputError(
-            f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
-            f"lowered = {lowered}, held out = {held_out} (at least 0), batch = {batch} (at least 1)"
-        )
+    _check_counts(variants, held_out or 0, anchors, lowered, batch)
     _check_names(subjects)
     models: list[tuple[float, KitModel]] = []
     settings = OnnxSettings(opset)
@@ -144,19 +158,28 @@ def measurement_plan(
     for number, subject in enumerate(subjects):
         rng = np.random.default_rng([seed, number])
         network = subject.trace.network
-        x = _batched(subject.example, batch)
-        reference, info[subject.name] = _reference(subject, x, dtype, settings)
+        export = _Export(_batched(subject.example, batch), dtype, settings, runtime)
+        reference, info[subject.name] = _reference(subject, export)
         kept_out = held_out_count(variants) if held_out is None else held_out
         wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
         chosen = cast(network, wanted, rng, _predicting(bind, network))
         models.append((-1.0, reference))
-        for i, model in enumerate(_models(subject, chosen, x, dtype, rng, settings)):
+        for i, model in enumerate(_models(subject, chosen, export, rng)):
             models.append((i / len(chosen), model))
             if progress is not None:
                 progress((number + (i + 1) / len(chosen)) / len(subjects), f"preparing variants of {subject.name}")
     ordered = tuple(model for _, model in sorted(models, key=lambda place: place[0]))
     inputs = {s.name: _inputs_of(s, batch) for s in subjects}
-    return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed)
+    empty = None if runtime is None else runtime.exported(nn.ReLU(), torch.zeros(1, 1), settings)
+    return KitPlan(ordered, batch, dtype, inputs, passes=passes, info={"networks": info}, seed=seed, empty=empty)
+
+
+def _check_counts(variants: int, held_out: int, anchors: int, lowered: int, batch: int) -> None:
+    if 0 < variants < LEAST_VARIANTS or min(variants, anchors, lowered, held_out) < 0 or batch < 1:
+        raise BadInputError(
+            f"latency table: variants = {variants} (0, or at least {LEAST_VARIANTS}), anchors = {anchors}, "
+            f"lowered = {lowered}, held out = {held_out} (at least 0), batch = {batch} (at least 1)"
+        )
 
 
 def _check_names(subjects: Sequence[MeasuredSubject]) -> None:

@@ -83,7 +83,7 @@ def check_same_run(first: Record, now: Record) -> None:
         DeviceError: naming what differs, with both values.
     """
     pairs = [(key, first.get(key), now[key]) for key in ("kit_version", "plan_hash")]
-    pairs += [(key, first["provenance"].get(key), now["provenance"][key]) for key in COMPARED]
+    pairs += [(key, first["provenance"].get(key), now["provenance"].get(key)) for key in COMPARED]
     for key, before, after in pairs:
         if before != after:
             raise DeviceError(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from amcsearch.runtime.on_device.done import Done
+from amcsearch.runtime.on_device.engine import Engine
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.plan import DevicePlan, Entry
-from amcsearch.runtime.on_device.providers import CPU, is_profiled
+from amcsearch.runtime.on_device.providers import CPU
 from amcsearch.runtime.on_device.records import Journal
-from amcsearch.runtime.on_device.session import Call, bound_call, input_array, open_session
+from amcsearch.runtime.on_device.session import Call, input_array
 from amcsearch.runtime.on_device.timing import Clock
 
 if TYPE_CHECKING:  # older numpy lacks it
@@ -47,8 +48,8 @@ class SessionPool:
     wanted again.
     """
 
-    def __init__(self, plan: DevicePlan, threads: int, provider: str, budget: int) -> None:
-        self.plan, self.threads, self.provider, self._budget = plan, threads, provider, budget
+    def __init__(self, plan: DevicePlan, engine: Engine, budget: int) -> None:
+        self.plan, self.engine, self._budget = plan, engine, budget
         self._open: dict[str, Call] = {}
         self._kept: set[str] = set()
         self._kept_bytes = 0
@@ -83,8 +84,7 @@ class SessionPool:
             DeviceError: the model cannot be opened or run.
         """
         if entry.id not in self._open:
-            session = open_session(self.plan.model(entry), self.threads, self.provider)
-            self._open[entry.id] = bound_call(session, self.inputs(entry.network))
+            self._open[entry.id] = self.engine.call(self.plan.model(entry), self.inputs(entry.network))
         return self._open[entry.id]
 
     def release(self) -> None:
@@ -120,12 +120,18 @@ class Part:
     """What every phase needs: the plan, what is done, open sessions, the clock and the result file."""
 
     def __init__(
-        self, plan: DevicePlan, journal: Journal, settings: Settings, clock: Clock, report: Report | None
+        self,
+        plan: DevicePlan,
+        journal: Journal,
+        settings: Settings,
+        engine: Engine,
+        clock: Clock,
+        report: Report | None,
     ) -> None:
-        self.plan, self.settings, self.clock = plan, settings, clock
+        self.plan, self.engine, self.clock = plan, engine, clock
         self._journal, self._report = journal, report
-        self.done = Done(plan, journal.records, is_profiled(settings.provider))
-        self.pool = SessionPool(plan, settings.threads, settings.provider, settings.memory or memory_budget())
+        self.done = Done(plan, journal.records, engine.is_profiled)
+        self.pool = SessionPool(plan, engine, settings.memory or memory_budget())
         self.rounds, self.sample_ms = int(plan.plan["rounds"]), float(plan.plan["sample_ms"])
         self.seed, self.profile_rounds = int(plan.plan["seed"]), int(plan.plan["profile_rounds"])
         self.started = clock.now()

@@ -18,7 +18,7 @@ from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import BLOCK_MODELS, MS_PER_S, WARMUP_MS, Part
 from amcsearch.runtime.on_device.plan import Entry
 from amcsearch.runtime.on_device.protobuf import without_data
-from amcsearch.runtime.on_device.session import bound_call, input_array, open_session, optimised_model
+from amcsearch.runtime.on_device.session import input_array, optimised_model
 from amcsearch.runtime.on_device.timing import time_round, warm_up, without_gc
 
 __all__ = ["call_overhead", "timing_pass"]
@@ -30,8 +30,7 @@ def call_overhead(part: Part, number: int) -> None:
     """Record what a call that computes next to nothing costs in pass ``number``: every network pays it once."""
     if number in part.done.overheads:
         return
-    session = open_session(part.plan.empty, part.settings.threads, part.settings.provider)
-    call = bound_call(session, input_array((1, 1), "float32", None))
+    call = part.engine.call(part.plan.empty, [input_array((1, 1), "float32", None)])
     rng = np.random.default_rng(number)
     with without_gc():
         repeats, _ = warm_up(call, part.sample_ms, WARMUP_MS, part.clock)
@@ -71,7 +70,7 @@ def _graph(part: Part, entry: Entry) -> None:
         return
     part.say(f"graph of {entry.id}")
     try:
-        model = optimised_model(part.plan.model(entry), part.settings.threads, part.settings.provider)
+        model = optimised_model(part.plan.model(entry), part.engine.threads, part.engine.provider)
     except DeviceError as error:
         part.fail(entry, error)
         return

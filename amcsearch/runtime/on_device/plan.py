@@ -14,7 +14,17 @@ from typing import Any, Mapping, NamedTuple, Sequence
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.weights import WeightSpec, weight_bytes, with_weights
 
-__all__ = ["KIT_VERSION", "PLAN_FILE", "DevicePlan", "Entry", "InputSpec", "canonical", "plan_hash", "read_plan"]
+__all__ = [
+    "HELPERS",
+    "KIT_VERSION",
+    "PLAN_FILE",
+    "DevicePlan",
+    "Entry",
+    "InputSpec",
+    "canonical",
+    "plan_hash",
+    "read_plan",
+]
 
 KIT_VERSION = 1
 PLAN_FILE = "plan.json"

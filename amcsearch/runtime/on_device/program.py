@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from amcsearch.runtime.on_device.done import check_same_run
+from amcsearch.runtime.on_device.engine import Engine
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.part import BLOCK_MODELS, MS_PER_S, Part, Report, Settings
 from amcsearch.runtime.on_device.passes import call_overhead, timing_pass
 from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, Entry
-from amcsearch.runtime.on_device.protobuf import nchwc_block
-from amcsearch.runtime.on_device.provenance import load, provenance, temperatures_c
-from amcsearch.runtime.on_device.providers import CPU, elsewhere, provider_name
+from amcsearch.runtime.on_device.provenance import load, temperatures_c
+from amcsearch.runtime.on_device.providers import CPU
 from amcsearch.runtime.on_device.records import Journal
-from amcsearch.runtime.on_device.session import bound_call, open_session, optimised_model
+from amcsearch.runtime.on_device.session import bound_call, open_session
 from amcsearch.runtime.on_device.timing import Clock
 
 if TYPE_CHECKING:  # older numpy lacks it
@@ -129,32 +129,15 @@ PROFILE_INFLATION = 2.0  # of a run by the profiler, for the estimate of its tim
 
 
 def _header(part: Part) -> dict[str, Any]:
-    threads, provider = part.settings.threads, part.settings.provider
-    block = nchwc_block(optimised_model(part.plan.probe, threads, provider)) if part.done.profiled else 0
-    options = open_session(part.plan.empty, threads, provider).get_provider_options().get(provider, {})
-    batch, dtype = int(part.plan.plan["batch"]), str(part.plan.plan["dtype"])
+    notes = [part.engine.elsewhere(part.plan, entry) for entry in part.plan.entries if entry.id == entry.reference]
     return {
         "part": part.done.parts + 1,
         "kit_version": KIT_VERSION,
         "plan_hash": part.plan.hash,
-        "provenance": provenance(threads, batch, dtype, provider, block, options),
-        "elsewhere": _left_to_others(part),
+        "provenance": part.engine.provenance(part.plan),
+        "elsewhere": [note for note in notes if note is not None],
         "plan": part.plan.described(),
     }
-
-
-def _left_to_others(part: Part) -> list[str]:
-    """Sentences on nodes of the networks' references that the provider left to others."""
-    notes, provider = [], part.settings.provider
-    for entry in part.plan.entries if provider != CPU else []:
-        if entry.id == entry.reference:
-            session = open_session(part.plan.model(entry), part.settings.threads, provider)
-            left = elsewhere(session, provider)
-            if left is None:
-                notes.append(f"network {entry.network}: this onnxruntime cannot say which nodes {provider} runs")
-            elif left.nodes:
-                notes.append(left.note(provider, f"network {entry.network}"))
-    return notes
 
 
 def _profiled_in_time(part: Part, block: Sequence[Entry]) -> list[Entry]:
@@ -174,9 +157,7 @@ def _profile_block(part: Part, block: Sequence[Entry]) -> None:
     models = [part.plan.model(entry) for entry in block]
     inputs = [part.pool.inputs(entry.network) for entry in block]
     try:
-        profiles = profile_models(
-            models, inputs, part.profile_rounds, rng, part.settings.threads, part.settings.provider
-        )
+        profiles = profile_models(models, inputs, part.profile_rounds, rng, part.engine.threads, part.engine.provider)
     except DeviceError as error:
         if len(block) == 1:
             part.fail(block[0], error)
@@ -230,6 +211,7 @@ def run(
     settings: Settings,
     report: Report | None = None,
     clock: Clock | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Measure what the plan asks for and the result does not hold yet, and append it.
 
@@ -239,6 +221,7 @@ def run(
         settings: threads, provider, time.
         report: see ``Report``; nothing is said if None.
         clock: what tells time; the device's if None.
+        engine: what runs the models; ONNX Runtime with the threads and provider of ``settings`` if None.
 
     Returns:
         The end record (``complete``, ``coverage``, ``drift``, ``seconds``) with ``notes`` of repairs to the file and of
@@ -247,10 +230,10 @@ def run(
     Raises:
         DeviceError: the file is of another run or cannot be written, or the provider or a reference cannot run.
     """
-    settings = settings._replace(provider=provider_name(settings.provider))
+    engine = engine or Engine(settings.threads, settings.provider)
     journal = out if isinstance(out, Journal) else Journal(out)
     try:
-        part = Part(plan, journal, settings, clock or Clock(), report)
+        part = Part(plan, journal, settings, engine, clock or Clock(), report)
         header = _header(part)
         if journal.records:
             check_same_run(journal.records[0], header)
