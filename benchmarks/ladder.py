@@ -2,12 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ladder.py enumerate
     OMP_NUM_THREADS=1 python benchmarks/ladder.py optimum [--without-errors] [--agents ladder …] [--budgets 0.3x …]
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py goal [--agent ddpg] [--evaluations 100] [--seeds 5] [--budgets 0.3x …]
     python benchmarks/ladder.py against runs/digits-resnet20-compared
 
 ``enumerate`` trains a little network on scikit-learn's digits, cuts it with ``obc``, evaluates all 16,807 policies
 and writes ``tests/search/little_network.npz``: of every policy the pictures named right, out of 384, and the loss, and
 the errors that ``obc`` knows. ``optimum`` runs agents on these, ten seeds of 30 evaluations each, and counts how many
-come within 1 % of the range of rewards of the best policy in the budget. ``against`` reads what ``amcsearch compare``
+come within 1 % of the range of rewards of the best policy in the budget. ``goal`` lets another agent search these
+without the exact programme's policies, and counts the evaluations of ``ladder`` until it has that agent's final reward.
+``against`` reads what ``amcsearch compare``
 wrote: evaluations and seconds until each agent had the first one's final best reward.
 """
 
@@ -15,6 +18,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,8 +174,11 @@ def searched(
     judge: str,
     agent: str,
     seed: int,
+    trials: int = 30,
+    *,
+    starts: bool = True,
 ) -> NDArray[np.float64]:
-    """Best reward after each of 30 evaluations; an agent that stops keeps its best."""
+    """Best reward after each of so many evaluations; an agent that stops keeps its best."""
 
     def reward(evaluation: Evaluation, cost: Cost) -> float:
         del cost
@@ -186,17 +193,45 @@ def searched(
         reward,
         agent=agent,
         seed=seed,
-        trials=30,
+        trials=trials,
         storage="sqlite:///:memory:",
         name="optimum",
         errors=errors,
     )
-    if agent not in PLAIN:
+    if starts and agent not in PLAIN:
         study.evaluate(starting_policies(study))
     AGENTS[agent]().run(study, seed)
     rewards = [t.reward if t.state is TrialState.COMPLETE else -np.inf for t in study.trials]
     best = np.maximum.accumulate(np.array(rewards))
-    return np.append(best, np.full(30 - len(best), best[-1]))
+    return np.append(best, np.full(trials - len(best), best[-1]))
+
+
+def goal(options: argparse.Namespace) -> None:
+    """Print after how many evaluations ``ladder`` has the final reward of another agent, seed by seed."""
+    problem = Enumerated()
+    kept = np.concatenate(list(walk_space(problem.space)))
+    print(
+        f"| reward | MACs | seed | {options.agent}, regret after {options.evaluations} | its own evaluations to it "
+        "| `ladder`, regret after 1 | evaluations to it | regret after 30 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for judge in ("loss", "accuracy"):
+        rewards = problem.right / PICTURES if judge == "accuracy" else -problem.loss
+        for budget in options.budgets:
+            limits = resolve_budget({"macs": budget}, problem.grid.cost(problem.network.dense))
+            feasible = FeasibleSet(problem.space, problem.grid, limits)
+            within = rewards[feasible.contains(kept)]
+            for seed in range(options.seeds):
+                search = partial(searched, problem, feasible, problem.errors, judge)
+                other = search(options.agent, seed, options.evaluations, starts=False)
+                ours = search("ladder", seed)
+                other, ours = ((within.max() - curve) / np.ptp(within) for curve in (other, ours))
+                soon = np.flatnonzero(ours <= other[-1] + 1e-12)
+                print(
+                    f"| {judge} | {budget} | {seed} | {100 * other[-1]:.2f} % | {1 + int(np.argmin(other))} | "
+                    f"{100 * ours[0]:.2f} % | {1 + int(soon[0]) if len(soon) else '–'} | {100 * ours[-1]:.2f} % |",
+                    flush=True,
+                )
 
 
 def against(options: argparse.Namespace) -> None:
@@ -225,6 +260,12 @@ def main() -> None:
     best.add_argument("--budgets", nargs="+", default=["0.4x", "0.3x", "0.25x", "0.2x"])
     best.add_argument("--without-errors", action="store_true", help="let agents know nothing of obc's errors")
     best.set_defaults(part=optimum)
+    other = parts.add_parser("goal")
+    other.add_argument("--agent", default="ddpg")
+    other.add_argument("--evaluations", type=int, default=100)
+    other.add_argument("--seeds", type=int, default=5)
+    other.add_argument("--budgets", nargs="+", default=["0.3x", "0.2x"])
+    other.set_defaults(part=goal)
     beside = parts.add_parser("against")
     beside.add_argument("folder", type=Path)
     beside.set_defaults(part=against)
