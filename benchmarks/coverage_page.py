@@ -68,7 +68,7 @@ _TIED = "one table of embeddings for {}, which stays one: their channels leave t
 _SEVERAL = _TIED.format("the encoder, the decoder and the last layer")
 _CROSS = f"{_SEVERAL}; and the attentions to the encoder share one table with a row for each head"
 _SLOPES = "the attentions of all blocks share one table of slopes, so that their heads leave together"
-_AS_WIDE = "code reshapes a smaller map to the width of the stream, so that the two are one group"
+_ONE_HEAD = "the first stage has one head, of which one line shapes queries, keys and values: the values are left alone"
 NO_GROUPS = {
     "does not end": "its enumeration does not end in the time above",
     "cannot trace": "its tracing ends in an error",
@@ -79,9 +79,8 @@ WHY_FEWER = {
     **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "umt5"), _SEVERAL),
     **dict.fromkeys(("t5", "t5_gated", "mt5", "longt5", "switch_transformers"), _CROSS),
     **dict.fromkeys(("bloom",), _SLOPES),
-    **dict.fromkeys(("segformer", "pvt"), _AS_WIDE),
+    "pvt": _ONE_HEAD,
     "squeezebert": "queries, keys and values are grouped convolutions, whose groups cannot leave alone",
-    "convbert": "attention and convolution are joined head by head, and one number counts the heads of both",
 }
 
 
@@ -173,7 +172,7 @@ def engines(records: Sequence[Record]) -> str:
     parts = [
         (f"`{commit}`" if commit else "an unnamed one") + f" ({', '.join(by_commit[commit])})" for commit in others
     ]
-    return f"{words}, but for networks that are measured with an earlier one: {'; '.join(parts)}."
+    return f"{words}, but for networks that are measured with another: {'; '.join(parts)}."
 
 
 def row_of(record: Record) -> str:
