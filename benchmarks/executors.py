@@ -36,7 +36,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amcsearch.core import Evaluation, Incumbent, PruningPolicy
+from amcsearch.core import Evaluation, PruningPolicy
+from amcsearch.evaluation import NO_INCUMBENTS, Incumbents
 from amcsearch.evaluation.cluster import ClusterExecutor
 from amcsearch.evaluation.executors import Executor, ProcessExecutor
 from amcsearch.evaluation.worker import prepare_workers
@@ -86,28 +87,34 @@ def searched(workers: int, folder: str) -> float:
 
 
 class Simulated:
-    """Evaluates on workers that are not there: the clock is the driver's processor time and what it waits for them."""
+    """Evaluates on workers that are not there: the clock is the driver's processor time and what it waits for them.
+
+    A worker that ends while the driver does something else waits for its next policy until the driver looks.
+    """
 
     def __init__(self, workers: int, evaluation_s: float = 1.0) -> None:
         self.capacity = workers
         self.now_s = self.busy_s = 0.0
-        self._free_s = [0.0] * workers
         self._evaluation_s = evaluation_s
         self._used_s = time.process_time()
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
-        """Yield made-up evaluations, in order, each once its worker would have it."""
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+        """Yield made-up evaluations, in order, each once its worker has it."""
         del incumbents
-        self._pass()
-        ends: list[float] = []
-        for _ in policies:
-            end = max(heapq.heappop(self._free_s), self.now_s) + self._evaluation_s
-            heapq.heappush(self._free_s, end)
-            ends.append(end)
-        self.busy_s += self._evaluation_s * len(policies)
-        for policy, end in zip(policies, ends, strict=True):
+        running: list[float] = []  # when each busy worker ends
+        ends: list[float] = []  # when each policy that was given to a worker is done
+        for number, policy in enumerate(policies):
             self._pass()
-            self.now_s = max(self.now_s, end)
+            while True:
+                while running and running[0] <= self.now_s:
+                    heapq.heappop(running)
+                for _ in range(min(self.capacity - len(running), len(policies) - len(ends))):
+                    ends.append(self.now_s + self._evaluation_s)
+                    heapq.heappush(running, ends[-1])
+                if number < len(ends) and ends[number] <= self.now_s:
+                    break
+                self.now_s = running[0]
+            self.busy_s += self._evaluation_s
             removed = sum((1 - policy[name] / 32) ** 2 for name in policy) / len(policy)
             yield Evaluation(metric=math.exp(-removed), loss=removed, seconds=self._evaluation_s)
 

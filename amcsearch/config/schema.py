@@ -204,7 +204,7 @@ class SearchConfig(Section):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2)] | None = None
     """Two or more give a Pareto front instead of one best policy: ``metric``, or the metric's own name, and costs."""
     batch: Count = 1
-    """Policies an agent proposes at once; ``--workers`` evaluates them side by side, with the same results."""
+    """Policies that an agent keeps under way; ``--workers`` evaluates them side by side, with the same results."""
     stop_confidence: Annotated[float, Field(ge=0.5, lt=1.0)] | None = None
     """An evaluation stops, with this confidence, once its policy cannot beat the best that was known when it was
     proposed; null: never. Agents learn from its estimate, but it is neither the best nor a finalist.

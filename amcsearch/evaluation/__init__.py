@@ -13,13 +13,15 @@ from amcsearch.evaluation.sensitivity import (
     rank_correlation,
     spread,
 )
-from amcsearch.evaluation.worker import pickled
+from amcsearch.evaluation.worker import NO_INCUMBENTS, Incumbents, pickled
 
 __all__ = [
+    "NO_INCUMBENTS",
     "Curves",
     "Engine",
     "Evaluator",
     "Executor",
+    "Incumbents",
     "PairedEvaluator",
     "ProcessExecutor",
     "SerialExecutor",

@@ -30,8 +30,8 @@ from uuid import uuid4
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt, keep_freed_memory
-from amcsearch.evaluation.worker import CanEvaluate, Deaths, Request, answer, requests
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt, keep_freed_memory
+from amcsearch.evaluation.worker import NO_INCUMBENTS, CanEvaluate, Deaths, Incumbents, Request, answer, request_of
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -100,23 +100,24 @@ class ClusterExecutor:
         """Worker processes of the cluster, at least 1."""
         return max(1, self._count())
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, a worker that cannot load the evaluator, or a scheduler that is gone.
             Exception: whatever the evaluation of a policy raised.
         """
-        waiting = deque(requests(policies, incumbents))
+        sent = 0
         running: deque[tuple[Request, Future]] = deque()
         done = threading.Event()
         try:
-            while waiting or running:
+            while sent < len(policies) or running:
                 done.clear()
                 busy = sum(not future.done() for _, future in running)
-                for _ in range(min(len(waiting), self.capacity - busy)):
-                    request = waiting.popleft()
+                for policy in policies[sent : sent + max(0, self.capacity - busy)]:
+                    request = request_of(policy, incumbents)
                     running.append((request, self._submit(request, done)))
+                    sent += 1
                 if running[0][1].done():
                     request, future = running.popleft()
                     if len(policies) > 1 and self._is_killer(future):

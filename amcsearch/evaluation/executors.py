@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,18 +10,20 @@ from typing import Protocol
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, check_interrupt
+from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt
 from amcsearch.evaluation.worker import (
     CURE,
     MAX_DEATHS,
+    NO_INCUMBENTS,
     CanEvaluate,
     Deaths,
+    Incumbents,
     Request,
     Worker,
     WorkerStartError,
     pickled,
     prepare_workers,
-    requests,
+    request_of,
 )
 
 __all__ = ["Engine", "Executor", "ProcessExecutor", "SerialExecutor"]
@@ -34,7 +37,8 @@ class Executor(Protocol):
     """Evaluates batches of policies.
 
     Promise: ``map`` yields one evaluation a policy, in the order given, each as soon as it and all before it are done.
-    ``incumbents``, none or one a policy, go to the evaluator.
+    ``policies`` may grow until the last evaluation is yielded: what is added is evaluated beside the others.
+    ``incumbents``, which may grow too, holds what a policy has to beat, for the evaluator.
     The evaluations are the same on every executor with the same number of threads. A policy that kills its workers has
     an evaluation without numbers (``Deaths``). ``close`` ends everything that the executor started; a second call does
     nothing.
@@ -45,7 +49,7 @@ class Executor(Protocol):
         """How many policies it evaluates at once."""
         ...
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         ...
 
@@ -62,12 +66,12 @@ class SerialExecutor:
         self._evaluator = evaluator
         self._threads = _checked("threads", threads)
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        for request in requests(policies, incumbents):
+        for policy in policies:
             check_interrupt()
             with _torch_threads(self._threads):
-                evaluation = self._evaluator.evaluate(*request)
+                evaluation = self._evaluator.evaluate(*request_of(policy, incumbents))
             yield evaluation
 
     def close(self) -> None:
@@ -101,25 +105,28 @@ class ProcessExecutor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, or workers that die while starting.
             Exception: whatever the evaluation of a policy raised.
         """
-        tasks = requests(policies, incumbents)
-        waiting = list(range(len(tasks)))[::-1]
-        deaths = [0] * len(policies)
+        tasks: list[Request] = []
+        waiting: deque[int] = deque()
+        deaths: Counter[int] = Counter()
         done: dict[int, Evaluation] = {}
         finished = not policies
         try:
-            for wanted in range(len(policies)):
+            for wanted, _ in enumerate(policies):
+                for policy in policies[len(tasks) :]:
+                    waiting.append(len(tasks))
+                    tasks.append(request_of(policy, incumbents))
                 while wanted not in done:
                     check_interrupt()
-                    self._fill(len(waiting), tasks, waiting)
+                    self._fill(tasks, waiting)
                     self._collect(tasks, waiting, deaths, done)
-                self._fill(len(waiting), tasks, waiting)  # nobody waits while the result is stored
+                self._fill(tasks, waiting)  # nobody waits while the result is stored
                 finished = wanted == len(policies) - 1  # a reader may take this result and ask no more
                 yield done.pop(wanted)
         finally:
@@ -134,21 +141,21 @@ class ProcessExecutor:
         for worker in workers:
             worker.join()
 
-    def _fill(self, wanted: int, tasks: Sequence[Request], waiting: list[int]) -> None:
+    def _fill(self, tasks: Sequence[Request], waiting: deque[int]) -> None:
         """Start missing workers and give every idle one a policy."""
         busy = sum(worker.task is not None for worker in self._workers)
-        while len(self._workers) < min(self.capacity, busy + wanted):
+        while len(self._workers) < min(self.capacity, busy + len(waiting)):
             self._workers.append(Worker(self._payload, self._threads))
         for worker in self._workers:
             if worker.is_ready and worker.task is None and waiting:
-                task = waiting.pop()
+                task = waiting.popleft()
                 worker.give(task, tasks[task])
 
     def _collect(
         self,
         tasks: Sequence[Request],
-        waiting: list[int],
-        deaths: list[int],
+        waiting: deque[int],
+        deaths: Counter[int],
         done: dict[int, Evaluation],
     ) -> None:
         """Wait until a worker answers or dies, and record the result."""
@@ -161,10 +168,10 @@ class ProcessExecutor:
             except EOFError:
                 self._bury(worker)
                 if task is not None:
-                    waiting.append(task)
                     deaths[task] += 1
-                    if deaths[task] == MAX_DEATHS:
-                        waiting.pop()
+                    if deaths[task] < MAX_DEATHS:
+                        waiting.appendleft(task)
+                    else:
                         done[task] = self._deaths.record(tasks[task][0], _killed(worker.exit_code))
                 continue
             if answer is not None and task is not None:

@@ -17,10 +17,11 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from amcsearch.core import (
@@ -36,15 +37,17 @@ from amcsearch.core import (
 __all__ = [
     "CURE",
     "MAX_DEATHS",
+    "NO_INCUMBENTS",
     "CanEvaluate",
     "Deaths",
+    "Incumbents",
     "Request",
     "Worker",
     "WorkerStartError",
     "answer",
     "pickled",
     "prepare_workers",
-    "requests",
+    "request_of",
 ]
 
 MAX_DEATHS: Final = 3
@@ -55,13 +58,17 @@ CURE: Final = "use fewer workers or a smaller evaluation batch"
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
 
+Incumbents = Mapping[PruningPolicy, Incumbent]
+"""What policies have to beat."""
+NO_INCUMBENTS: Final[Incumbents] = MappingProxyType({})
+
 Request = tuple[PruningPolicy] | tuple[PruningPolicy, Incumbent]
 """What ``CanEvaluate.evaluate`` is given."""
 
 
-def requests(policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent]) -> list[Request]:
-    """Join policies with their incumbents, of which there is one for each, or none at all."""
-    return list(zip(policies, incumbents, strict=True)) if incumbents else [(policy,) for policy in policies]
+def request_of(policy: PruningPolicy, incumbents: Incumbents) -> Request:
+    """Join a policy with its incumbent, where it has one."""
+    return (policy, incumbents[policy]) if policy in incumbents else (policy,)
 
 
 class WorkerStartError(RuntimeError):

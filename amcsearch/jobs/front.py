@@ -18,11 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, Evaluation, Incumbent, PolicySpace, PruningPolicy, Trial, TrialState
+from amcsearch.core import BadInputError, Evaluation, PolicySpace, PruningPolicy, Trial, TrialState
 from amcsearch.costs import CostGrid
 from amcsearch.evaluation import (
+    NO_INCUMBENTS,
     Engine,
     Executor,
+    Incumbents,
     PairedEvaluator,
     policies,
     rank_correlation,
@@ -186,9 +188,10 @@ class _Judge:
         """How many policies it evaluates at once."""
         return self._executor.capacity
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
-        """Yield evaluations in the order of ``policies``."""
-        return self._executor.map(policies, incumbents) if policies else iter(())
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+        """Yield evaluations in the order of ``policies``; the workers start with the first."""
+        if policies:
+            yield from self._executor.map(policies, incumbents)
 
     def close(self) -> None:
         """End all workers, and write the trials."""

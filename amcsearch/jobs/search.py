@@ -91,7 +91,7 @@ def warn_of_idle_workers(
     if capacity > batch and learning:
         observer.warn(
             f"{capacity - batch} of {capacity} workers stay idle in the search of {', '.join(learning)}: search.batch "
-            f"= {batch} is how many policies an agent proposes at a time, which decides what it finds; raise it, for "
+            f"= {batch} is how many policies an agent keeps under way, which decides what it finds; raise it, for "
             f"example to {2 * capacity}"
         )
 

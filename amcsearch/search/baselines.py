@@ -1,8 +1,8 @@
 """Baseline agents: uniform, random, Erdos-Renyi-Kernel, and guided by the sensitivity of single groups."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from typing import ClassVar, Final
 
 import numpy as np
@@ -12,12 +12,12 @@ from amcsearch.core import BadInputError, LayerKind, PolicySpace, PruningPolicy
 from amcsearch.evaluation import Curves
 from amcsearch.methods import erk_densities, policy_from_densities
 from amcsearch.search.exact.harm import harms, probed_curves
-from amcsearch.search.local_search import climb, evaluate_ahead, evaluate_near, evaluate_one, near, random_policies
+from amcsearch.search.local_search import climb, evaluate_one, explore, random_policies, unseen
 from amcsearch.search.study import Study
 
 __all__ = ["ErkSearch", "RandomSearch", "SensitivitySearch", "UniformSearch", "allocations"]
 
-_DRAWS: Final = 4096  # random policies tried for one batch of new ones
+_DRAWS: Final = 4096  # random policies tried for a new one
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,23 @@ class RandomSearch:
 
     def run(self, study: Study, seed: int) -> None:
         """As ``Agent.run``."""
-        rng = np.random.default_rng([seed, 1])
-        draws = self._draws(study, rng)
-        while study.remaining:
-            evaluate_ahead(study, partial(self._drawn, study, draws))
-            if study.remaining and not evaluate_near(study, next(draws), rng):
-                return
+        for _ in study.stream(self._policies(study, np.random.default_rng([seed, 1])), study.ahead):
+            continue
 
-    def _drawn(
-        self, study: Study, draws: Iterator[NDArray[np.int64]], waiting: Collection[PruningPolicy]
-    ) -> list[PruningPolicy]:
-        """Up to ``study.batch`` new policies; none where they are rare in a small space."""
-        wanted = min(study.batch, study.remaining - len(waiting))
-        policies: dict[PruningPolicy, None] = {}
-        for _ in range(_DRAWS):
-            if len(policies) == wanted:
-                break
-            policy = study.network.policy(next(draws))
-            if not study.seen(policy) and policy not in waiting:
-                policies[policy] = None
-            elif (len(study.trials) + len(waiting)) * 2 > study.space.size:
+    def _policies(self, study: Study, rng: np.random.Generator) -> Iterator[PruningPolicy]:
+        draws = self._draws(study, rng)
+        while (policy := self._new(study, draws, rng)) is not None:
+            yield policy
+
+    def _new(self, study: Study, draws: Iterator[NDArray[np.int64]], rng: np.random.Generator) -> PruningPolicy | None:
+        """The first new one of the draws, or a new neighbour of one; None when nothing new is left."""
+        for policy in map(study.network.policy, islice(draws, _DRAWS)):
+            if not study.seen(policy) and policy not in study.under_way:
+                return policy
+            if (len(study.trials) + len(study.under_way)) * 2 > study.space.size:
                 break  # most of a small space is spent: look for the rest directly
-        return list(policies)
+        kept = unseen(study, next(draws), rng, study.under_way)
+        return None if kept is None else study.network.policy(kept)
 
     def _draws(self, study: Study, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         while True:
@@ -92,7 +87,7 @@ class UniformSearch:
         rng = np.random.default_rng([seed, 1])
         first = [study.network.policy(kept) for kept in self._sequence(study)]
         study.evaluate(list(dict.fromkeys(policy for policy in first if not study.seen(policy)))[: study.remaining])
-        evaluate_ahead(study, partial(near, study, study.feasible.largest_uniform(), rng))
+        explore(study, study.feasible.largest_uniform, rng, study.ahead)
 
     def _sequence(self, study: Study) -> NDArray[np.int64]:
         """Distinct feasible uniform policies (P, G), largest first."""
@@ -126,7 +121,7 @@ class ErkSearch:
         rng = np.random.default_rng([seed, 1])
         first = self._first(study)
         evaluate_one(study, first)
-        evaluate_ahead(study, partial(near, study, first, rng))
+        explore(study, lambda: first, rng, study.ahead)
 
     def _first(self, study: Study) -> NDArray[np.int64]:
         """The policy (G,) of the least sparsity within the budget, by bisection."""

@@ -122,9 +122,8 @@ class GridSearch:
         return [policy for policy in policies if not study.seen(policy)]
 
     def _evaluate(self, study: Study, policies: list[PruningPolicy]) -> None:
-        step = study.ahead
-        for start in range(0, len(policies), step):
-            study.evaluate(policies[start : start + step])
+        for _ in study.stream(policies, study.ahead):
+            continue
 
     def _neighbours(self, study: Study, rng: np.random.Generator) -> None:
         if study.remaining:

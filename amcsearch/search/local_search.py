@@ -1,10 +1,10 @@
-"""Policies near a given one, hill climbing from the best one, random policies, and evaluating ahead of the results.
+"""Policies near a given one, hill climbing from the best one, and random policies within the budget.
 
 Agents must never spend an evaluation on an infeasible or repeated policy, and must go on while any other is left.
 Policies are rows of kept counts on the space's grid.
 """
 
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 import numpy as np
@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 from amcsearch.core import PolicySpace, PruningPolicy
 from amcsearch.search.study import Study
 
-__all__ = [
-    "climb",
-    "evaluate_ahead",
-    "evaluate_near",
-    "evaluate_one",
-    "near",
-    "random_policies",
-    "unseen",
-    "walk_space",
-]
+__all__ = ["climb", "evaluate_one", "explore", "random_policies", "unseen", "walk_space"]
 
 ENUMERABLE: Final = 1 << 16
 """Spaces up to this size are searched for a last unseen policy by trying all of them."""
@@ -42,56 +33,26 @@ def evaluate_one(study: Study, kept: NDArray[np.int64]) -> None:
         study.evaluate([policy])
 
 
-def evaluate_ahead(study: Study, propose: Callable[[Collection[PruningPolicy]], Sequence[PruningPolicy]]) -> None:
-    """Evaluate batch after batch of new policies, until ``propose`` has none or no evaluation remains.
+def explore(
+    study: Study, centre: Callable[[], NDArray[np.int64]], rng: np.random.Generator, at_once: int | None = None
+) -> None:
+    """Spend what is left on policies near ``centre`` (G,), which is asked for each of them, or until none is new.
 
-    ``propose`` takes the policies that wait, counts them as evaluated, and looks at no result. So several batches go to
-    the executor together, as many as keep its workers busy (``Study.ahead``), and the trials stay those of one batch
-    after another.
+    ``at_once`` is as in ``Study.stream``.
     """
-    waiting: dict[PruningPolicy, None] = {}
-    while len(waiting) < study.remaining:
-        batch = propose(waiting)
-        waiting.update(dict.fromkeys(batch))
-        if len(waiting) >= study.ahead or len(batch) < study.batch:
-            study.evaluate(list(waiting))
-            waiting.clear()
-        if not batch:
-            return
-    study.evaluate(list(waiting))
 
+    def neighbours() -> Iterator[PruningPolicy]:
+        while (kept := unseen(study, centre(), rng, study.under_way)) is not None:
+            yield study.network.policy(kept)
 
-def near(
-    study: Study,
-    centre: NDArray[np.int64],
-    rng: np.random.Generator,
-    waiting: Collection[PruningPolicy] = _NOTHING,
-) -> list[PruningPolicy]:
-    """Up to ``study.batch`` new policies near ``centre`` (G,), none of them ``waiting``; fewer where none is left."""
-    policies: list[PruningPolicy] = []
-    pending = set(waiting)
-    while len(policies) < min(study.batch, study.remaining - len(waiting)):
-        kept = unseen(study, centre, rng, pending)
-        if kept is None:
-            break
-        policies.append(study.network.policy(kept))
-        pending.add(policies[-1])
-    return policies
-
-
-def evaluate_near(study: Study, centre: NDArray[np.int64], rng: np.random.Generator) -> bool:
-    """Evaluate up to ``study.batch`` new policies near ``centre`` (G,); false when nothing new is left."""
-    policies = near(study, centre, rng)
-    study.evaluate(policies)
-    return bool(policies)
+    for _ in study.stream(neighbours(), at_once):
+        continue
 
 
 def climb(study: Study, rng: np.random.Generator) -> None:
     """Spend what is left on neighbours of the best policy so far: stochastic hill climbing."""
-    while study.remaining:
-        centre = study.network.kept_array(study.best.policy) if study.best else study.feasible.largest_uniform()
-        if not evaluate_near(study, centre, rng):
-            return
+    largest = study.feasible.largest_uniform()
+    explore(study, lambda: study.network.kept_array(study.best.policy) if study.best else largest, rng)
 
 
 def random_policies(study: Study, rng: np.random.Generator) -> NDArray[np.int64] | None:

@@ -20,18 +20,19 @@ Deb 2002 (NSGA-II); Bergstra 2011 and Watanabe 2023, 2304.11127 (TPE); Hansen 20
 """
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
-from optuna.trial import create_trial
 
 from amcsearch.core import BadInputError, PruningPolicy, Trial
 from amcsearch.search.local_search import unseen
@@ -50,7 +51,7 @@ class Told(StrEnum):
 
 @dataclass(frozen=True)
 class Start:
-    """What a sampler may be built from: its seed, the evaluations to spend and the proposals made at once."""
+    """What a sampler may be built from: its seed, the evaluations to spend and the proposals under way at once."""
 
     seed: int
     evaluations: int
@@ -93,25 +94,35 @@ class OptunaAgent:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             session = _Session(self, study, seed)
-            while study.remaining:
-                proposals = session.propose(min(study.batch, study.remaining))
-                if not proposals:
-                    return
-                trials = study.evaluate([proposal.policy for proposal in proposals])
-                for proposal, trial in zip(proposals, trials, strict=True):
-                    session.learn(proposal, trial)
+            for trial in study.stream(session.propose()):
+                session.learn(trial)
+
+
+class _Positions(IntDistribution):
+    """Positions in the choices of a group; nothing changes it, so that copies of a trial share it."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Positions":
+        return self
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Choice indices (G,) that a sampler asks for, before the repair, and its trial in Optuna's study.
+
+    A sampler that is told the repaired point has no trial there, only ``attributes`` for the one that will be added.
+    """
+
+    indices: NDArray[np.int64]
+    trial: optuna.Trial | None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A policy to evaluate, and the sampler's trial that it came from (but is no repair of, where ``moved``).
-
-    ``indices`` (G,) are the choices that the trial asked for, before the repair.
-    """
+    """A policy to evaluate, and the draw that it came from (but is no repair of, where ``moved``)."""
 
     policy: PruningPolicy
-    asked: optuna.Trial
-    indices: NDArray[np.int64]
+    draw: _Draw
     moved: bool
 
 
@@ -121,97 +132,117 @@ class _Session:
     def __init__(self, agent: OptunaAgent, study: Study, seed: int) -> None:
         self._agent, self._study = agent, study
         self._rng = np.random.default_rng([seed, 1])
-        distribution = FloatDistribution if agent.rounded else IntDistribution
+        distribution = FloatDistribution if agent.rounded else _Positions
         self._distributions: dict[str, BaseDistribution] = {
             group.name: distribution(0, len(choices) - 1)
             for group, choices in zip(study.network.groups, study.space.choices, strict=True)
             if len(choices) > 1
         }
         self._told: set[tuple[int, ...]] = set()
+        self._given: deque[NDArray[np.int64]] = deque()
+        self._proposals: dict[PruningPolicy, _Proposal] = {}
         start = Start(seed, study.remaining, study.batch)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(sampler=agent.make_sampler(start), directions=study.directions)
         for trial in study.trials:
             self._begin_with(trial)
-        self._optuna.enqueue_trial(self._params(study.space.indices(study.feasible.largest_uniform())))
+        self._give(study.space.indices(study.feasible.largest_uniform()))
 
     def _begin_with(self, trial: Trial) -> None:
         """Tell the sampler of a policy that was evaluated before, as if it had asked for it."""
         if not trial.is_informative:
             return
-        indices = self._indices(trial)
-        self._optuna.enqueue_trial(self._params(indices))
-        draw = self._optuna.ask(self._distributions)
-        _ = draw.relative_params  # as in ``_ask``
-        self.learn(_Proposal(trial.policy, draw, indices, moved=False), trial)
+        self._give(self._indices(trial))
+        self._learn(_Proposal(trial.policy, self._draw(), moved=False), trial)
 
     def _indices(self, trial: Trial) -> NDArray[np.int64]:
         """Choice indices (G,) of a trial's policy."""
         return self._study.space.indices(self._study.network.kept_array(trial.policy))
 
-    def propose(self, count: int) -> list[_Proposal]:
-        """Return up to ``count`` new feasible policies; none when nothing new is left."""
-        proposals: list[_Proposal] = []
-        pending: set[PruningPolicy] = set()
-        while len(proposals) < count:
-            proposal = self._ask(pending)
-            if proposal is None:
-                break
-            proposals.append(proposal)
-            pending.add(proposal.policy)
-        return proposals
+    def propose(self) -> Iterator[PruningPolicy]:
+        """Yield new feasible policies until nothing new is left."""
+        while (proposal := self._ask()) is not None:
+            self._proposals[proposal.policy] = proposal
+            yield proposal.policy
 
-    def learn(self, proposal: _Proposal, trial: Trial) -> None:
+    def learn(self, trial: Trial) -> None:
         """Tell the sampler what a proposal was worth."""
+        self._learn(self._proposals.pop(trial.policy), trial)
+
+    def _learn(self, proposal: _Proposal, trial: Trial) -> None:
         indices = self._indices(trial)
         if self._agent.told is Told.REPAIRED:
-            attributes = dict(self._optuna.get_trials(deepcopy=False)[proposal.asked.number].system_attrs)
-            self._drop(proposal.asked)
-            self._add(indices, trial, attributes)
+            self._add(indices, trial, proposal.draw.attributes)
             return
         if proposal.moved:
-            self._drop(proposal.asked)
+            self._drop(proposal.draw)
         else:
-            self._tell(proposal.asked, proposal.indices, trial)
+            self._tell(proposal.draw, trial)
         if self._agent.told is Told.BOTH:
             self._add(indices, trial, {})
 
-    def _ask(self, pending: set[PruningPolicy]) -> _Proposal | None:
+    def _ask(self) -> _Proposal | None:
         """One new policy: the sampler's, repaired, or after ``asks`` repeats a neighbour of the last."""
         study = self._study
         for attempt in range(1, self._agent.asks + 1):
-            draw = self._optuna.ask(self._distributions)
-            _ = draw.relative_params  # drawn lazily, and not at all for the given start: it would join no generation
-            indices = self._rounded(draw.params)
-            kept = study.feasible.repair(study.space.counts(indices[None, :])[0])
+            draw = self._draw()
+            kept = study.feasible.repair(study.space.counts(draw.indices[None, :])[0])
             policy = study.network.policy(kept)
             repeated = study.seen(policy)
-            if not repeated and policy not in pending:
-                return _Proposal(policy, draw, indices, moved=False)
+            if not repeated and policy not in self._proposals:
+                return _Proposal(policy, draw, moved=False)
             if attempt == self._agent.asks:
                 break
             if repeated and self._agent.told is not Told.REPAIRED:
-                self._tell(draw, indices, study.evaluate([policy])[0])
+                self._tell(draw, study.evaluate([policy])[0])
             else:
                 self._drop(draw)
-        neighbour = unseen(study, kept, self._rng, pending)
+        neighbour = unseen(study, kept, self._rng, self._proposals)
         if neighbour is None:
             self._drop(draw)
             return None
-        return _Proposal(study.network.policy(neighbour), draw, indices, moved=True)
+        return _Proposal(study.network.policy(neighbour), draw, moved=True)
 
-    def _tell(self, draw: optuna.Trial, indices: NDArray[np.int64], trial: Trial) -> None:
-        key = tuple(indices.tolist())
+    def _give(self, indices: NDArray[np.int64]) -> None:
+        """Let the sampler ask for these choices (G,) next."""
+        if self._agent.told is Told.REPAIRED:
+            self._given.append(indices)
+        else:
+            self._optuna.enqueue_trial(self._params(indices))
+
+    def _draw(self) -> _Draw:
+        if self._agent.told is Told.REPAIRED:
+            return self._drawn_alone()
+        trial = self._optuna.ask(self._distributions)
+        _ = trial.relative_params  # drawn lazily, and not at all for what is given
+        return _Draw(self._rounded(trial.params), trial)
+
+    def _drawn_alone(self) -> _Draw:
+        """A draw without a trial in the study, which would copy it at every step and end it for the repaired one."""
+        trial, study = create_trial(state=OptunaState.RUNNING), self._optuna
+        space = study.sampler.infer_relative_search_space(study, trial)
+        params = study.sampler.sample_relative(study, trial, space)  # for what is given, too: it joins a generation
+        if self._given:
+            return _Draw(self._given.popleft(), None, trial.system_attrs)
+        for name, distribution in self._distributions.items():
+            if name not in params:
+                params[name] = study.sampler.sample_independent(study, trial, name, distribution)
+        return _Draw(self._rounded(params), None, trial.system_attrs)
+
+    def _tell(self, draw: _Draw, trial: Trial) -> None:
+        key = tuple(draw.indices.tolist())
         if not trial.is_informative or (self._agent.told is Told.BOTH and key in self._told):
             self._drop(draw)
             return
         self._told.add(key)
-        self._optuna.tell(draw, self._study.values(trial))
+        assert draw.trial is not None
+        self._optuna.tell(draw.trial, self._study.values(trial))
 
-    def _drop(self, draw: optuna.Trial) -> None:
-        self._optuna.tell(draw, state=OptunaState.FAIL)
+    def _drop(self, draw: _Draw) -> None:
+        if draw.trial is not None:
+            self._optuna.tell(draw.trial, state=OptunaState.FAIL)
 
-    def _add(self, indices: NDArray[np.int64], trial: Trial, attributes: dict[str, object]) -> None:
+    def _add(self, indices: NDArray[np.int64], trial: Trial, attributes: Mapping[str, Any]) -> None:
         key = tuple(indices.tolist())
         if not trial.is_informative or key in self._told:
             return
@@ -221,7 +252,7 @@ class _Session:
                 params=self._params(indices),
                 distributions=self._distributions,
                 values=self._study.values(trial),
-                system_attrs=attributes,
+                system_attrs=dict(attributes),
             )
         )
 
@@ -233,6 +264,51 @@ class _Session:
         """The sampler's numbers for choice indices (G,)."""
         names = [group.name for group in self._study.network.groups]
         return {name: int(i) for name, i in zip(names, indices, strict=True) if name in self._distributions}
+
+
+class _GenerationSampler(NSGAIISampler):
+    """NSGA-II that reads a finished trial once, where Optuna's reads all of them for each proposal.
+
+    It proposes the same for a study whose trials are all complete and have the same parameters.
+    """
+
+    def __init__(self, seed: int, population_size: int) -> None:
+        super().__init__(seed=seed, population_size=population_size)
+        self._read = 0
+        self._space: dict[str, BaseDistribution] = {}
+        self._populations: list[list[FrozenTrial]] = [[]]
+        self._parents: dict[int, list[FrozenTrial]] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, _trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters of the trials so far, in the order of their names."""
+        for finished in study.get_trials(deepcopy=False)[self._read :]:
+            self._read += 1
+            self._space = self._space or dict(sorted(finished.distributions.items()))
+            generation = finished.system_attrs[self._get_generation_key()]
+            self._populations.extend([] for _ in range(generation + 1 - len(self._populations)))
+            self._populations[generation].append(finished)
+        return self._space
+
+    def get_trial_generation(self, _study: optuna.Study, trial: FrozenTrial) -> int:
+        """Return the last generation, or a new one where it is full, and note it in the trial."""
+        last = len(self._populations) - 1
+        generation = last + (len(self._populations[last]) >= (self.population_size or 0))
+        trial.system_attrs[self._get_generation_key()] = generation
+        return generation
+
+    def get_population(self, _study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """Return the complete trials of a generation."""
+        return list(self._populations[generation])
+
+    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        """Return the parents of a generation, selected when it begins; in the order of their numbers after that."""
+        if generation == 0:
+            return []
+        if generation not in self._parents:
+            selected = self.select_parent(study, generation)
+            self._parents[generation] = sorted(selected, key=lambda parent: parent.number)
+            return selected
+        return self._parents[generation]
 
 
 MIN_POPULATION: Final = 8
@@ -250,13 +326,13 @@ def nsga2(population: int | None = None) -> OptunaAgent:
 
     def sampler(start: Start) -> BaseSampler:
         size = population or min(MAX_POPULATION, max(MIN_POPULATION, start.evaluations // 8))
-        return NSGAIISampler(seed=start.seed, population_size=size)
+        return _GenerationSampler(start.seed, size)
 
     return OptunaAgent("nsga2", sampler, Told.REPAIRED)
 
 
 def tpe() -> OptunaAgent:
-    """Tree-structured Parzen estimator; proposals made at once keep apart by the constant liar."""
+    """Tree-structured Parzen estimator; proposals under way at once keep apart by the constant liar."""
     return OptunaAgent("tpe", lambda start: TPESampler(seed=start.seed, constant_liar=start.batch > 1), Told.BOTH)
 
 

@@ -1,8 +1,8 @@
 """The study of one agent: the only door to evaluation, the trials served so far, and what every agent promises.
 
-Every evaluation is priced, executed, rewarded and stored before the next begins, so a run killed at any moment loses at
-most what was being evaluated. Resuming is replay: an agent is a function of its seed and of the results it is served.
-It runs again from the start and is served the stored results at once.
+Every evaluation is priced, executed, rewarded and stored before its trial is served, so a run killed at any moment
+loses at most what was under way. Resuming is replay: an agent is a function of its seed and of the results it is
+served. It runs again from the start and is served the stored results at once.
 
 For the same reason several drivers can work on one study in a shared database: each runs the agent, which asks all of
 them for the same policies in the same order. A driver evaluates the policies that it claims first, and is served what
@@ -11,8 +11,8 @@ the others store.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ from amcsearch.core import (
     check_interrupt,
 )
 from amcsearch.search.reward import metric_to_beat
-from amcsearch.search.study_store import REWARD, TrialStore, direction, objective
+from amcsearch.search.study_store import REWARD, TrialStore, direction, named_objectives, objective, priced
 
 if TYPE_CHECKING:
     from amcsearch.costs import CostGrid
@@ -48,7 +48,7 @@ __all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
 
 
 _POLL_S = 0.1  # between questions after what other drivers evaluate
-_ROUNDS_AHEAD: Final = 8  # of all workers: they wait for the slowest of one round in so many
+_ROUNDS_AHEAD: Final = 2  # of all workers: while one evaluates, the others may do so many each
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -76,39 +76,12 @@ Progress = Callable[[Trial, Trial | None, int, int], None]
 """Called after each trial with (trial, best so far, evaluations done, evaluations allowed)."""
 
 
-def _priced(trials: list[Trial], grid: "CostGrid") -> list[Trial]:
-    """Return stored trials, each of which must have every cost; those of an earlier release get those of memory."""
-    priced = []
-    for trial in trials:
-        lacking = [name for name in grid.names if name not in trial.cost]
-        if lacking and set(lacking) <= {"model_bytes", "peak_memory_bytes"}:
-            priced.append(replace(trial, cost=Cost({**grid.cost(trial.policy), **trial.cost})))
-            continue
-        if lacking:
-            raise BadInputError(
-                f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or --out"
-            )
-        priced.append(trial)
-    return priced
-
-
-def _named(objectives: tuple[str, ...] | None, metric: Metric, costs: Sequence[str]) -> tuple[str, ...] | None:
-    """Return objectives with the metric by its name."""
-    if objectives is None:
-        return None
-    named = tuple(metric.name if name == "metric" else name for name in objectives)
-    known = (metric.name, *costs)
-    if not named or not set(named) <= set(known):
-        raise BadInputError(f"search.objectives = {list(objectives)}: name one or more of {list(known)}")
-    return named
-
-
 class Study:
-    """One agent's search under one seed: a fixed number of evaluations, each stored before the next begins.
+    """One agent's search under one seed: a fixed number of evaluations, each stored before its trial is served.
 
     ``reward`` maps (Evaluation, Cost) to a float, larger is better (``reward.bind`` makes one). ``objectives``, where
     given, names what a multi-objective agent trades off: the metric by its name, or as ``metric``, and costs. ``batch``
-    is how many policies an agent should propose at once (the workers of the executor). ``fingerprint`` identifies
+    is how many policies an agent should keep under way (twice the workers of the executor). ``fingerprint`` identifies
     everything that decides a result besides agent and seed (a hash of the configuration): a stored study goes on only
     under the same one. ``evaluates`` identifies what decides an evaluation alone: studies in the same storage that have
     it in common, of whatever budget and device, are ``earlier`` ones, and what they evaluated is not evaluated again.
@@ -147,10 +120,11 @@ class Study:
         if trials < 1 or batch < 1:
             raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
         self.network, self.space, self.grid, self.feasible = network, space, grid, feasible
-        self.agent, self.seed, self.batch, self.objectives = agent, seed, batch, _named(objectives, metric, grid.names)
-        self.metric, self.errors, self._stops = metric, errors, stops and objectives is None
+        self.agent, self.seed, self.batch, self.metric, self.errors = agent, seed, batch, metric, errors
+        self.objectives, self._stops = named_objectives(objectives, metric, grid.names), stops and objectives is None
         self.notes: list[str] = []
         self.trials: list[Trial] = []
+        self.under_way: set[PruningPolicy] = set()  # drawn by ``stream``, and their trials not yet served
         self.own_s: list[float] = []
         """Seconds that the agent itself had computed for when each of ``trials`` was asked for."""
         self._own_s, self._served_at = 0.0, time.perf_counter()
@@ -158,9 +132,8 @@ class Study:
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, self.objectives, metric, evaluates)
-        self._stored = {trial.policy: trial for trial in _priced(self._store.news(), grid)}
-        self._written = len(self._stored)
-        self._known = {**self._store.earlier(), **self._store.siblings()}
+        self._stored = {trial.policy: trial for trial in priced(self._store.news(), grid)}
+        self._written, self._known = len(self._stored), {**self._store.earlier(), **self._store.siblings()}
 
     @cached_property
     def _channels(self) -> dict[str, int]:
@@ -184,7 +157,7 @@ class Study:
 
     @property
     def ahead(self) -> int:
-        """How many policies an agent that looks at no result asks for at once, so that no worker is idle.
+        """How many policies an agent that looks at no result keeps under way, so that no worker is idle.
 
         ``batch`` where evaluations stop early: what a policy has to beat is the best before it was asked for.
         """
@@ -243,32 +216,64 @@ class Study:
         if len(new) > self.remaining:
             raise ValueError(f"{len(new)} new policies asked for with {self.remaining} evaluations left")
         if new:
+            request = _Asked()
+            self._ask(request, new, probe=probe)
+            self._note_divergence(new)
             self._own_s += time.perf_counter() - self._served_at
-            self._evaluate(new, probe=probe)
-            self._served_at = time.perf_counter()
+            for trial in self._trials_of(request):
+                self._serve(trial)
         return [self._served[policy] for policy in policies]
 
-    def _evaluate(self, new: Sequence[PruningPolicy], *, probe: bool) -> None:
-        """Evaluate policies that were not served before."""
+    def stream(self, policies: Iterable[PruningPolicy], at_once: int | None = None) -> Iterator[Trial]:
+        """Yield the trial of each of ``policies``, all new, in order, with ``at_once`` (``batch``) of them under way.
+
+        Once that many are, a policy is drawn after each trial, when the reader asks for the next: what it is made
+        from does not depend on the number of workers. The stream ends with the evaluations or the policies.
+
+        Raises:
+            ValueError: a policy is over budget, or was asked for before.
+            BadInputError: as ``evaluate``.
+        """
+        drawn, request = iter(policies), _Asked()
+        trials = self._trials_of(request)
+        try:
+            while True:
+                for policy in islice(drawn, max(0, min(at_once or self.batch, self.remaining) - len(self.under_way))):
+                    if policy in self._served or policy in self.under_way:
+                        raise ValueError(f"asked for twice: {policy}")
+                    self._ask(request, [policy], probe=False)
+                    self.under_way.add(policy)
+                if not self.under_way:
+                    return
+                self._note_divergence(self.under_way)
+                self._own_s += time.perf_counter() - self._served_at
+                trial = next(trials)
+                self.under_way.remove(trial.policy)
+                self._serve(trial)
+                yield trial
+        finally:
+            self.under_way.clear()
+
+    def _ask(self, request: "_Asked", new: Sequence[PruningPolicy], *, probe: bool) -> None:
+        """Add policies that were not served before to those asked for."""
         kept = np.stack([self.network.kept_array(policy) for policy in new])
         for row in kept:
             self.space.indices(row)  # refuses counts off the grid: nothing rounds after the agent
         within = self.feasible.contains(kept)
         if not probe and not within.all():
             raise ValueError(f"over budget, never to be evaluated: {new[int(np.argmin(within))]}")
-        fresh = [policy for policy in new if policy not in self._stored]
-        if fresh and self._stored and not any(policy in self._stored for policy in new):
-            self._note_divergence()
-        probes = {policy for policy, inside in zip(new, within, strict=True) if not inside}
-        request = _Asked(new, frozenset(probes), {} if probe else self._incumbents(new))
-        for trial in self._shared(request) if self._store.is_shared else self._alone(request):
-            self._serve(trial)
+        request.policies.extend(new)
+        request.unknown.extend(policy for policy in new if policy not in self._stored and policy not in self._known)
+        request.probes.update(policy for policy, inside in zip(new, within, strict=True) if not inside)
+        if not probe:
+            request.incumbents.update(self._incumbents(new))
+
+    def _trials_of(self, request: "_Asked") -> Iterator[Trial]:
+        """Yield the trial of every policy asked for, in order; more may be asked for meanwhile."""
+        return self._shared(request) if self._store.is_shared else self._alone(request)
 
     def _incumbents(self, new: Sequence[PruningPolicy]) -> dict[PruningPolicy, Incumbent]:
-        """What each policy has to beat: the best so far, at the metric at which their rewards are equal.
-
-        All of a batch have the same one, whatever comes first of it, so that the trials are those of one worker.
-        """
+        """What each policy has to beat: the best served before it, at the metric that makes their rewards equal."""
         best = self.best
         if best is None or not self._stops:
             return {}
@@ -280,20 +285,17 @@ class Study:
 
     def _alone(self, request: "_Asked") -> Iterator[Trial]:
         """Yield the stored or new trial of every policy, in order."""
-        unknown = [policy for policy in request.policies if policy not in self._stored]
-        results = self._results(unknown, request)
+        results = self._results(request.unknown, request)
         for policy in request.policies:
             trial = self._stored.pop(policy, None)
             if trial is None:
-                trial, _ = self._record(policy, next(results), probe=policy in request.probes)
+                evaluation = self._known[policy] if policy in self._known else next(results)
+                trial, _ = self._record(policy, evaluation, probe=policy in request.probes)
             yield trial
 
-    def _results(self, policies: Sequence[PruningPolicy], request: "_Asked") -> Iterator[Evaluation]:
-        """Yield the evaluation of every policy, in order: one that is known, or a new one."""
-        new = [policy for policy in policies if policy not in self._known]
-        incumbents = [request.incumbents[policy] for policy in new if policy in request.incumbents]
-        results = iter(self._executor.map(new, incumbents) if incumbents else self._executor.map(new))
-        return (self._known[policy] if policy in self._known else next(results) for policy in policies)
+    def _results(self, unknown: Sequence[PruningPolicy], request: "_Asked") -> Iterator[Evaluation]:
+        """Yield a new evaluation of every policy, in order."""
+        return self._executor.map(unknown, request.incumbents) if self._stops else self._executor.map(unknown)
 
     def _shared(self, request: "_Asked") -> Iterator[Trial]:
         """Yield the trial of every policy, in order, as this driver and the others store them."""
@@ -311,11 +313,13 @@ class Study:
         """Evaluate as many policies as the executor does at once, of those nobody else does; false where it is none."""
         claimed = (policy for policy in wanted if policy not in self._stored and self._store.claim(policy))
         mine = list(islice(claimed, self._executor.capacity))
-        for policy, evaluation in zip(mine, self._results(mine, request), strict=True):
+        results = self._results([policy for policy in mine if policy not in self._known], request)
+        for policy in mine:
+            evaluation = self._known[policy] if policy in self._known else next(results)
             trial, is_stored = self._record(policy, evaluation, probe=policy in request.probes)
             if is_stored:
                 self._stored[policy] = trial
-        for trial in _priced(self._store.news(), self.grid):
+        for trial in priced(self._store.news(), self.grid):
             if trial.policy not in self._served:
                 self._stored.setdefault(trial.policy, trial)
         return bool(mine)
@@ -336,6 +340,7 @@ class Study:
         return trial, is_stored
 
     def _serve(self, trial: Trial) -> None:
+        self._served_at = time.perf_counter()
         self._served[trial.policy] = trial
         self.trials.append(trial)
         self.own_s.append(self._own_s)
@@ -344,7 +349,9 @@ class Study:
         if self._progress is not None:
             self._progress(trial, self.best, len(self.trials), self._total)
 
-    def _note_divergence(self) -> None:
+    def _note_divergence(self, under_way: Iterable[PruningPolicy]) -> None:
+        if not self._stored or any(policy in self._stored for policy in under_way):
+            return
         text = (
             f"resuming {self.agent} (seed {self.seed}) left the stored path with {len(self._stored)} stored trials "
             "unused: another library version or machine computes differently"
@@ -353,13 +360,14 @@ class Study:
             self.note(text)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Asked:
-    """Policies that an agent asks for at once: which of them only inform, and what each has to beat, if anything."""
+    """Policies that an agent asks for: those ``unknown`` need an evaluation, ``probes`` may be over budget."""
 
-    policies: Sequence[PruningPolicy]
-    probes: frozenset[PruningPolicy]
-    incumbents: Mapping[PruningPolicy, Incumbent]
+    policies: list[PruningPolicy] = field(default_factory=list)
+    unknown: list[PruningPolicy] = field(default_factory=list)
+    probes: set[PruningPolicy] = field(default_factory=set)
+    incumbents: dict[PruningPolicy, Incumbent] = field(default_factory=dict)
 
 
 class Agent(Protocol):
@@ -367,14 +375,15 @@ class Agent(Protocol):
 
     The promise, held by the contract tests over ``AGENTS``:
 
-    - it evaluates through ``study.evaluate`` alone, and only policies within the budget (probes excepted);
+    - it evaluates through ``study.evaluate`` and ``study.stream`` alone, and only policies within the budget (probes
+      excepted);
     - it spends every evaluation, and returns early, without an error, only when no new policy is left, or when it
       expects none that is better, which it notes;
     - where policies were evaluated before it began, which ``study.trials`` holds, it goes on from there;
     - it is a function of the seed and of the results it is served, and keeps no file of its own: resuming a
       killed run means running it again from the start, and the study serves what storage already holds.
 
-    It asks for ``study.batch`` policies at once. One whose proposals look at no result may ask for ``study.ahead``, as
+    It keeps ``study.batch`` policies under way. One whose proposals look at no result may keep ``study.ahead``, as
     long as its trials are the same for any number; it says so by an attribute ``fills_workers``, true.
     """
 

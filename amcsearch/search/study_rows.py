@@ -13,10 +13,11 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 from uuid import uuid4
 
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import (
     StudyModel,
@@ -26,11 +27,23 @@ from optuna.storages._rdb.models import (
     TrialValueModel,
 )
 from optuna.trial import FrozenTrial
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, insert, literal_column, select, update
+from sqlalchemy import (
+    Column,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import Insert
 
 from amcsearch.core import PruningPolicy
 
@@ -56,6 +69,19 @@ _CLAIMS: Final = Table(
 )
 
 
+_LOCKED: Final = select(StudyModel.study_id).where(StudyModel.study_id == bindparam("study_id")).with_for_update()
+_LAST_NUMBER: Final = (
+    select(TrialModel.number)
+    .where(TrialModel.study_id == bindparam("study_id"))
+    .order_by(TrialModel.trial_id.desc())
+    .limit(1)
+)
+# of tables, not of models: half the processor time of Optuna's sessions
+_NEW_TRIAL, _NEW_VALUES, _NEW_PARAMETERS, _NEW_ATTRIBUTES = (
+    insert(model.__table__) for model in (TrialModel, TrialValueModel, TrialParamModel, TrialUserAttributeModel)
+)
+
+
 def can_be_shared(engine: Engine) -> bool:
     """Whether several drivers can claim policies of a study in this database."""
     return engine.dialect.name in _CLOCKS and engine.url.database not in (None, "", ":memory:")
@@ -66,49 +92,45 @@ def add_trial(storage: RDBStorage, study_id: int, trial: FrozenTrial, claims: "C
 
     With ``claims``, None says that this driver's claim on ``policy``, a user attribute, was taken over or is settled.
     """
-    with Session(storage.engine) as session, session.begin():
-        session.execute(select(StudyModel.study_id).where(StudyModel.study_id == study_id).with_for_update())
-        if claims is not None and not claims.settle(session, trial.user_attrs["policy"]):
+    with storage.engine.begin() as connection:
+        connection.execute(_LOCKED, {"study_id": study_id})
+        if claims is not None and not claims.settle(connection, trial.user_attrs["policy"]):
             return None
-        before = session.scalar(
-            select(TrialModel.number)
-            .where(TrialModel.study_id == study_id)
-            .order_by(TrialModel.trial_id.desc())
-            .limit(1)
-        )
-        row = TrialModel(
-            study_id=study_id,
-            number=0 if before is None else before + 1,
-            state=trial.state,
-            datetime_start=trial.datetime_start,
-            datetime_complete=trial.datetime_complete,
-        )
-        session.add(row)
-        session.flush()
-        for model, rows in _rows(trial).items():
+        before = connection.scalar(_LAST_NUMBER, {"study_id": study_id})
+        number = 0 if before is None else int(before) + 1
+        row = {
+            "study_id": study_id,
+            "number": number,
+            "state": trial.state,
+            "datetime_start": trial.datetime_start,
+            "datetime_complete": trial.datetime_complete,
+        }
+        (trial_id,) = connection.execute(_NEW_TRIAL, row).inserted_primary_key  # type: ignore[misc]
+        for statement, rows in _rows(trial).items():
             if rows:
-                session.execute(insert(model), [{"trial_id": row.trial_id, **values} for values in rows])
-        return int(row.number)
+                connection.execute(statement, [{"trial_id": trial_id, **values} for values in rows])
+        return number
 
 
-def _rows(trial: FrozenTrial) -> dict[type, list[dict[str, Any]]]:
+@cache
+def _described(distribution: BaseDistribution) -> str:
+    return distribution_to_json(distribution)
+
+
+def _rows(trial: FrozenTrial) -> dict[Insert, list[dict[str, Any]]]:
     values = [] if trial.state.name != "COMPLETE" else trial.values
     stored = [TrialValueModel.value_to_stored_repr(value) for value in values]
     return {
-        TrialValueModel: [
-            {"objective": i, "value": value, "value_type": kind} for i, (value, kind) in enumerate(stored)
-        ],
-        TrialParamModel: [
+        _NEW_VALUES: [{"objective": i, "value": value, "value_type": kind} for i, (value, kind) in enumerate(stored)],
+        _NEW_PARAMETERS: [
             {
                 "param_name": name,
                 "param_value": trial.distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(trial.distributions[name]),
+                "distribution_json": _described(trial.distributions[name]),
             }
             for name, value in trial.params.items()
         ],
-        TrialUserAttributeModel: [
-            {"key": key, "value_json": json.dumps(value)} for key, value in trial.user_attrs.items()
-        ],
+        _NEW_ATTRIBUTES: [{"key": key, "value_json": json.dumps(value)} for key, value in trial.user_attrs.items()],
     }
 
 
@@ -149,16 +171,16 @@ class Claims:
             self._renewer.start()
         return is_mine
 
-    def settle(self, session: Session, policy: str) -> bool:
+    def settle(self, connection: Connection, policy: str) -> bool:
         """Mark a policy as stored, in the transaction that stores it; false where it is not this driver's to store."""
         columns = _CLAIMS.c
-        result = session.execute(
+        result = connection.execute(
             update(_CLAIMS)
             .where(columns.study_id == self._study_id, columns.policy == _key(policy))
             .where(columns.owner == self.owner, columns.lease_end < _SETTLED)
             .values(lease_end=_SETTLED)
         )
-        return bool(result.rowcount)  # type: ignore[attr-defined]
+        return bool(result.rowcount)
 
     def release(self) -> None:
         """Give up what is claimed and not stored; others need not wait for the end of the lease."""

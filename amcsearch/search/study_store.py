@@ -13,9 +13,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
@@ -38,7 +38,10 @@ from amcsearch.runs import StoredDocument
 from amcsearch.search.study_database import check_owner, open_storage, opened_by_one, storage_url
 from amcsearch.search.study_rows import Claims, add_trial, can_be_shared
 
-__all__ = ["REWARD", "TrialStore", "direction", "objective"]
+if TYPE_CHECKING:
+    from amcsearch.costs import CostGrid
+
+__all__ = ["REWARD", "TrialStore", "direction", "named_objectives", "objective", "priced"]
 
 LEASE_S: Final = 60.0
 """How long a claim on a policy outlives its driver, before another one takes it over."""
@@ -63,11 +66,48 @@ def direction(name: str, metric: Metric) -> Literal["minimize", "maximize"]:
     return "maximize" if name in REWARD or (name == metric.name and metric.higher_is_better) else "minimize"
 
 
+def named_objectives(
+    objectives: tuple[str, ...] | None, metric: Metric, costs: Sequence[str]
+) -> tuple[str, ...] | None:
+    """Return objectives with the metric by its name.
+
+    Raises:
+        BadInputError: one is neither the metric nor a cost.
+    """
+    if objectives is None:
+        return None
+    named = tuple(metric.name if name == "metric" else name for name in objectives)
+    known = (metric.name, *costs)
+    if not named or not set(named) <= set(known):
+        raise BadInputError(f"search.objectives = {list(objectives)}: name one or more of {list(known)}")
+    return named
+
+
 def objective(trial: Trial, name: str, metric: Metric) -> float:
     """Value of ``reward``, the metric or a cost of a trial, in its natural unit."""
     if name == "reward":
         return trial.reward
     return trial.evaluation.metric if name == metric.name else trial.cost[name]
+
+
+def priced(trials: list[Trial], grid: "CostGrid") -> list[Trial]:
+    """Return stored trials, each of which must have every cost; those of an earlier release get those of memory.
+
+    Raises:
+        BadInputError: a trial lacks a cost.
+    """
+    complete = []
+    for trial in trials:
+        lacking = [name for name in grid.names if name not in trial.cost]
+        if lacking and set(lacking) <= {"model_bytes", "peak_memory_bytes"}:
+            complete.append(replace(trial, cost=Cost({**grid.cost(trial.policy), **trial.cost})))
+            continue
+        if lacking:
+            raise BadInputError(
+                f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or --out"
+            )
+        complete.append(trial)
+    return complete
 
 
 _Value = TypeVar("_Value")

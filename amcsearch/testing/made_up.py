@@ -23,7 +23,7 @@ from amcsearch.core import (
     Side,
 )
 from amcsearch.costs import CostGrid, Macs, Params
-from amcsearch.evaluation import Executor
+from amcsearch.evaluation import NO_INCUMBENTS, Executor, Incumbents
 from amcsearch.search import FeasibleSet, Progress, RewardContext, Study, bind, resolve_budget
 
 __all__ = ["TIGHT", "MadeUpEvaluator", "chain", "make_study"]
@@ -65,10 +65,10 @@ class MadeUpEvaluator:
     calls: list[PruningPolicy] = field(default_factory=list)
     capacity = 1
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Sequence[Incumbent] = ()) -> Iterator[Evaluation]:
+    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
-        requests = zip(policies, incumbents, strict=True) if incumbents else ((policy,) for policy in policies)
-        return (self.evaluate(*each) for each in requests)
+        for policy in policies:
+            yield self.evaluate(policy, incumbents[policy]) if policy in incumbents else self.evaluate(policy)
 
     def close(self) -> None:
         """Nothing is held."""

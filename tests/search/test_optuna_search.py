@@ -1,13 +1,17 @@
 """How the samplers are told, repaired and kept from repeating themselves."""
 
+from itertools import islice
+
 import numpy as np
 import optuna
 import pytest
+from optuna.samplers import NSGAIISampler
+from optuna.trial import create_trial
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.search import AGENTS
 from amcsearch.search.exact.dynamic_programming import starting_policies
-from amcsearch.search.samplers import OptunaAgent, Told, _Session, cmaes, gp, nsga2, tpe
+from amcsearch.search.samplers import OptunaAgent, Told, _GenerationSampler, _Session, cmaes, gp, nsga2, tpe
 
 
 class Scripted(optuna.samplers.BaseSampler):
@@ -34,9 +38,8 @@ def session_of(synthetic, told, points, **settings):
 
 
 def step(study, session):
-    (proposal,) = session.propose(1)
-    (trial,) = study.evaluate([proposal.policy])
-    session.learn(proposal, trial)
+    (trial,) = study.evaluate([next(session.propose())])
+    session.learn(trial)
     return trial
 
 
@@ -55,6 +58,25 @@ def test_starts_from_the_largest_uniform_policy(synthetic):
     study, session = session_of(synthetic, Told.BOTH, [FLOOR])
     trial = step(study, session)
     assert study.network.kept_array(trial.policy).tolist() == study.feasible.largest_uniform().tolist()
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["minimize", "maximize"]])
+def test_trials_read_once_give_the_proposals_of_optunas_own_sampler(directions):
+    space = {f"g{i}": optuna.distributions.IntDistribution(0, 15) for i in (2, 0, 1)}
+    optunas = optuna.create_study(sampler=NSGAIISampler(population_size=4, seed=7), directions=directions)
+    ours = optuna.create_study(sampler=_GenerationSampler(7, population_size=4), directions=directions)
+    for _ in range(30):
+        asked, drawn = optunas.ask(space), create_trial(state=optuna.trial.TrialState.RUNNING)
+        params = ours.sampler.sample_relative(ours, drawn, ours.sampler.infer_relative_search_space(ours, drawn))
+        for name in space:  # in this order: each takes a random number
+            if name not in params:
+                params[name] = ours.sampler.sample_independent(ours, drawn, name, space[name])
+        assert params == asked.params
+        values = [(asked.params["g0"] - 7) ** 2 + asked.params["g1"], asked.params["g2"]][: len(directions)]
+        optunas.tell(asked, values)
+        told = {"params": params, "distributions": space, "values": values, "system_attrs": drawn.system_attrs}
+        ours.add_trial(create_trial(**told))
+    assert max(drawn.system_attrs.values()) == 7
 
 
 @pytest.mark.parametrize("mode", Told)
@@ -108,10 +130,9 @@ def test_a_sampler_that_repeats_itself_still_gives_new_policies(synthetic, mode)
     assert np.abs(neighbour - study.space.floor).max() <= 1
 
 
-def test_proposals_made_at_once_differ(synthetic):
+def test_proposals_under_way_at_once_differ(synthetic):
     _, session = session_of(synthetic, Told.BOTH, [FLOOR, FLOOR, (1, 0, 0, 0)])
-    policies = [proposal.policy for proposal in session.propose(5)]
-    assert len(set(policies)) == 5
+    assert len(set(islice(session.propose(), 5))) == 5
 
 
 def test_failed_evaluation_tells_the_sampler_nothing(synthetic):
@@ -125,7 +146,7 @@ def test_nsga2_breeds_from_repaired_policies(synthetic):
     session = _Session(nsga2(population=8), study, 0)
     for _ in range(20):
         step(study, session)
-    key = "NSGAIISampler:generation"
+    key = "_GenerationSampler:generation"
     complete = [t for t in session._optuna.trials if t.state is optuna.trial.TrialState.COMPLETE]
     generations = [t.system_attrs[key] for t in complete]  # the start, too, is in the first
     assert generations.count(0) == generations.count(1) == 8
