@@ -72,9 +72,9 @@ def _on_kept(module: nn.Module, keep: Tensor) -> Callable[[Tensor], Tensor]:
             return torch.zeros_like(x)
         small = copy.copy(module)
         small.__dict__.pop("forward", None)
-        small.__dict__["_parameters"] = {}
-        for name, parameter in module._parameters.items():
-            small.__dict__[name] = None if parameter is None else parameter.index_select(vector_dim(parameter), index)
+        small.__dict__.update(_parameters={}, _buffers={})
+        for name, vector in (*module._parameters.items(), *module._buffers.items()):
+            small.__dict__[name] = None if vector is None else vector.index_select(vector_dim(vector), index)
         for name, _ in attributes:
             value = getattr(module, name)
             small.__dict__[name] = (len(keep), *value[1:]) if isinstance(value, tuple) else len(keep)

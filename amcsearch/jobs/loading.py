@@ -129,7 +129,7 @@ def _resized(run: RunFolder, dense: nn.Module, policy: PruningPolicy) -> nn.Modu
             if n_keep > group.channels or n_keep % group.unit:
                 raise BadInputError(
                     f"run {run.path}: n_keep of {group.name!r} is {n_keep}, must be a multiple of {group.unit} up to "
-                    f"{group.channels}; restore {run.policy_json.name}"
+                    f"{group.channels}; hand over the network that was pruned, or restore {run.policy_json.name}"
                 )
             units = traced.units[group.name][: n_keep // group.unit]
             kept[group.name] = np.sort(units.ravel())

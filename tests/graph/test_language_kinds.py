@@ -214,6 +214,43 @@ class ResponseNorms(Net):
         return self.norm(F.gelu(self.inside(x)))
 
 
+class ChannelsLN(nn.Module):
+    """A norm by torch's function that states its width, with a bias that is a buffer (lucidrains' x-transformers)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.gamma = dim, nn.Parameter(torch.randn(dim))
+        self.register_buffer("beta", torch.randn(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.dim,), self.gamma, self.beta)
+
+
+class LayerNormChannel(nn.Module):
+    """The norm of dimension 1 of PoolFormer, whose name does not end in Norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(dim)), nn.Parameter(torch.randn(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return self.weight[:, None] * (x - mean) / (variance + 1e-5).sqrt() + self.bias[:, None]
+
+
+class NormsByHand(Net):
+    """Hidden channels normalised by the norms above, as the last dimension and as the middle one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.norm = nn.Linear(8, HEADS * EACH), ChannelsLN(HEADS * EACH)
+        self.conv, self.between, self.back = nn.Conv1d(8, 10, 1), LayerNormChannel(10), nn.Conv1d(10, 8, 1)
+
+    def attended(self, x: Tensor) -> Tensor:
+        x = x + self.back(self.between(self.conv(x.mT))).mT
+        return self.norm(F.gelu(self.inside(x)))
+
+
 class TorchsFunction(Net):
     """Attention by torch's function with the weights of layers, which asserts that its heads are as wide as the stream.
 
@@ -429,6 +466,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Groups]] = {
     "a channel picked for its length": (LengthOfOneChannel, [STREAM, ("inside", 12, 1)]),
     "a norm of every channel": (NormOfChannels, [("a", 8, 1), ("b", 6, 1)]),
     "a norm by the mean over channels": (ResponseNorms, [STREAM, ("conv", 10, 1), ("inside", 12, 1)]),
+    "norms by hand": (NormsByHand, [STREAM, ("conv", 10, 1), ("inside", 12, 1)]),
     "torch's function with a weight each": (
         lambda: TorchsFunction(True),
         [STREAM, ("q.weight", 8, 2), ("proj.weight", 8, 1)],

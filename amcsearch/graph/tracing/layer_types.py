@@ -3,6 +3,7 @@
 A row is a ``LayerType`` of small functions of one signature. Adding a layer type is adding a row to ``LAYER_TYPES``.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -208,9 +209,21 @@ def _vector_axes(*tensors: str) -> Callable[[Any], tuple[Axis, ...]]:
     return lambda _: tuple(Axis(tensor, 0, Side.OUT) for tensor in tensors)
 
 
+def _vectors(m: nn.Module) -> dict[str, Tensor]:
+    """Parameters and then buffers of a module itself."""
+    return {**dict(m.named_parameters(recurse=False)), **dict(m.named_buffers(recurse=False))}
+
+
 def _axes_of_vectors(m: Any) -> tuple[Axis, ...]:
-    """All parameters, vectors of any rank."""
-    return tuple(Axis(name, vector_dim(p), Side.OUT) for name, p in m.named_parameters(recurse=False))
+    """All parameters and buffers, vectors of any rank."""
+    return tuple(Axis(name, vector_dim(vector), Side.OUT) for name, vector in _vectors(m).items())
+
+
+def _widths_of_vectors(m: Any) -> tuple[tuple[str, Side], ...]:
+    """Attributes that are as large as the vectors are long: ``dim`` = C, ``shape`` = (C,)."""
+    width = next(iter(_vectors(m).values())).numel()
+    same = [key for key, value in vars(m).items() if (type(value) is int and value == width) or value == (width,)]
+    return tuple((key, Side.OUT) for key in same)
 
 
 def _stated(*attributes: tuple[str, Side]) -> Callable[[Any], tuple[tuple[str, Side], ...]]:
@@ -237,9 +250,10 @@ def _prelu_attributes(m: Any) -> tuple[tuple[str, Side], ...]:
 _AFFINE, _RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 _FEATURES = _stated(("num_features", Side.OUT))
 CUSTOM_NORM = LayerType(
-    _norm_spec(LayerKind.LAYER_NORM), _axes_of_vectors, _stated(), passes=True, mixes=True
+    _norm_spec(LayerKind.LAYER_NORM), _axes_of_vectors, _widths_of_vectors, passes=True, mixes=True
 )  # a leaf written by someone else that scales its channels, recognised by ``_is_custom_norm``
 _NORM_NAME: Final = re.compile("(Norm|Normali[sz]ation|GRN)([123]d)?$")
+_LIKE_NORM: Final = re.compile("[Nn]orm|GRN|RMS|LN")
 """GRN: global response normalisation (Woo et al., 2023, arXiv 2301.00808), which divides by a mean over channels."""
 LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
@@ -282,21 +296,34 @@ def layer_type(module: object) -> LayerType | None:
 
 
 def _is_custom_norm(module: nn.Module) -> bool:
-    """Whether a leaf is called a norm and holds one or two vectors of one width, as (C,) or (1, C, 1, 1)."""
-    vectors = list(module.parameters(recurse=False))
-    is_leaf = not any(True for _ in module.children()) and not any(True for _ in module.buffers(recurse=False))
+    """Whether a leaf is called a norm and holds one or two vectors of one width, as (C,) or (1, C, 1, 1).
+
+    The second may be a buffer, such as a bias of zeros.
+    """
+    vectors = list(_vectors(module).values())
     return (
-        is_leaf
-        and bool(_NORM_NAME.search(type(module).__name__))
-        and 1 <= len(vectors) <= 2
+        not any(True for _ in module.children())
+        and _is_called_norm(type(module))
+        and any(True for _ in module.parameters(recurse=False))
+        and len(vectors) <= 2
         and all(p.ndim and p.numel() == max(p.shape) == vectors[0].numel() for p in vectors)
     )
+
+
+def _is_called_norm(kind: type[nn.Module]) -> bool:
+    """Whether the name of a type ends as those of norms do, or holds such a word where ``forward`` has one input.
+
+    A norm with a gate (``RMSNormGated`` of Mamba 2) has two, whose channels its operations tie.
+    """
+    if _NORM_NAME.search(kind.__name__):
+        return True
+    return bool(_LIKE_NORM.search(kind.__name__)) and len(inspect.signature(kind.forward).parameters) == 2
 
 
 def affine(module: Any) -> tuple[Tensor | None, Tensor | None]:
     """What scales a layer and what is added, None for what it lacks; of norms by others they may have any names."""
     if layer_type(module) is CUSTOM_NORM and getattr(module, "weight", None) is None:
-        vectors = [*module.parameters(recurse=False), None]
+        vectors = [*_vectors(module).values(), None]
         return vectors[0], vectors[1]
     return getattr(module, "weight", None), getattr(module, "bias", None)
 

@@ -46,7 +46,7 @@ def _rule(module: nn.Module) -> ModuleRule | None:
 def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], output: Any) -> None:
     """Layer, RMS and group norms: the channels of the input with each vector; statistics are taken over kept ones."""
     x, layers = inputs[0], []
-    vectors = [p for p in module.parameters(recurse=False) if p is not None]
+    vectors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     shape = getattr(module, "normalized_shape", ())
     width = module.num_channels if isinstance(module, nn.GroupNorm) else (*shape, *(v.numel() for v in vectors), 0)[0]
     for label in flow.labels(x):

@@ -122,7 +122,10 @@ class YesOrNo(Task):
         logits, answers = aligned(self.logits(output), targets, self.name)
         low, high = answers.min(), answers.max()
         if not bool((low >= 0.0) & (high <= 1.0)):
-            raise BadInputError(f"targets from {float(low):g} to {float(high):g}, {self.name} expects 0 and 1")
+            raise BadInputError(
+                f"targets from {float(low):g} to {float(high):g}, {self.name} expects 0 and 1; mend them, or "
+                "judge answers that are not known by a task of your own"
+            )
         return logits, answers
 
     def _right(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
