@@ -220,7 +220,7 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
                 return content
             except Exception as error:  # whatever user code and two exporters may raise while tracing
                 reasons.append(f"{name}: {reason_of(error)}")
-    raise _not_exported(model, reasons[0])
+    raise _not_exported(model, reasons[0], has_free_axes=bool(free))
 
 
 def _add_unused_inputs(graph: onnx.GraphProto, request: _Request) -> None:
@@ -279,8 +279,11 @@ def _drop_unread(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _not_exported(model: nn.Module, reason: str) -> BadInputError:
-    return BadInputError(f"cannot export {type(model).__name__} to ONNX ({reason}); make its forward traceable")
+def _not_exported(model: nn.Module, reason: str, *, has_free_axes: bool = False) -> BadInputError:
+    cure = "make its forward traceable"
+    if has_free_axes:
+        cure = f"{cure} and fit for other lengths of the free axes, or free fewer by device.export.dynamic"
+    return BadInputError(f"cannot export {type(model).__name__} to ONNX ({reason}); {cure}")
 
 
 def _check_free(model: nn.Module, batch: Batch, content: bytes, request: _Request) -> None:
