@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -52,10 +52,10 @@ class FakeStudy:
         limits = resolve_budget({"macs": budget}, self.grid.cost(self.network.dense))
         self.feasible = FeasibleSet(self.space, self.grid, limits)
         self.objectives: tuple[str, ...] | None = None
-        self.batch, self.total = 1, trials
+        self.batch, self.ahead, self.total = 1, 1, trials
         self.trials: list[Trial] = []
         self.best: Trial | None = None
-        self.executed = 0
+        self.executed, self.under_way = 0, set[PruningPolicy]()
         self._reward, self._stored, self.served = reward, stored or {}, {}
 
     @property
@@ -75,6 +75,11 @@ class FakeStudy:
         complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
         self.best = max(complete, key=lambda trial: trial.reward, default=None)
         return [self.served[policy] for policy in policies]
+
+    def stream(self, policies: Iterable[PruningPolicy], at_once: int | None = None) -> Iterator[Trial]:
+        drawn = iter(policies)
+        while self.remaining and (policy := next(drawn, None)) is not None:
+            yield from self.evaluate([policy])
 
     def _execute(self, policy: PruningPolicy) -> Trial:
         self.executed += 1

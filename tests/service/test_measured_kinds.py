@@ -169,7 +169,7 @@ class TestForms:
         made = http.get(answer.headers["location"].replace("/page", "")).json()
         assert (made["kind"], made["name"], made["request"]["job"]) == ("verify", "search", job)
         assert Path(made["request"]["result"]).read_bytes() == b'{"kind": "header"}\n'
-        assert "measured" not in http.get(f"/page/jobs/{self.done(http, '2026-01-01')}").text
+        assert "multipart/form-data" not in http.get(f"/page/jobs/{self.done(http, '2026-01-01')}").text
 
     def test_a_table_is_built_of_several_files(self, http: TestClient) -> None:
         text = http.get("/page/tables").text
