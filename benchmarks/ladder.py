@@ -146,25 +146,32 @@ def optimum(options: argparse.Namespace) -> None:
     """Print how many of ten seeds come near the best policy, after how many evaluations, and what is left to it."""
     problem = Enumerated()
     errors = None if options.without_errors else problem.errors
-    kept = np.concatenate(list(walk_space(problem.space)))
     print("| reward | MACs | policies | agent | within 1 %, of 10 seeds | evaluations, median | mean regret |")
     print("|---|---|---|---|---|---|---|")
-    for judge in ("accuracy", "loss"):
+    for judge, budget, feasible, within in feasible_rewards(problem, ("accuracy", "loss"), options.budgets):
+        for agent in options.agents:
+            curves = [searched(problem, feasible, errors, judge, agent, seed) for seed in range(10)]
+            regrets = (within.max() - np.stack(curves)) / np.ptp(within)  # (seeds, evaluations)
+            first = np.where((regrets <= 0.01).any(axis=1), 1 + np.argmax(regrets <= 0.01, axis=1), np.inf)
+            near, middle = int(np.isfinite(first).sum()), float(np.median(first))
+            print(
+                f"| {judge} | {budget} | {len(within):,} | {agent} | {near} | "
+                f"{f'{middle:.0f}' if np.isfinite(middle) else '–'} | {100 * regrets[:, -1].mean():.2f} % |",
+                flush=True,
+            )
+
+
+def feasible_rewards(
+    problem: Enumerated, judges: Sequence[str], budgets: Sequence[str]
+) -> Iterator[tuple[str, str, FeasibleSet, NDArray[np.float64]]]:
+    """Yield judge, budget, the policies within it, and the true rewards of all of these."""
+    kept = np.concatenate(list(walk_space(problem.space)))
+    for judge in judges:
         rewards = problem.right / PICTURES if judge == "accuracy" else -problem.loss
-        for budget in options.budgets:
+        for budget in budgets:
             limits = resolve_budget({"macs": budget}, problem.grid.cost(problem.network.dense))
             feasible = FeasibleSet(problem.space, problem.grid, limits)
-            within = rewards[feasible.contains(kept)]
-            for agent in options.agents:
-                curves = [searched(problem, feasible, errors, judge, agent, seed) for seed in range(10)]
-                regrets = (within.max() - np.stack(curves)) / np.ptp(within)  # (seeds, evaluations)
-                first = np.where((regrets <= 0.01).any(axis=1), 1 + np.argmax(regrets <= 0.01, axis=1), np.inf)
-                near, middle = int(np.isfinite(first).sum()), float(np.median(first))
-                print(
-                    f"| {judge} | {budget} | {len(within):,} | {agent} | {near} | "
-                    f"{f'{middle:.0f}' if np.isfinite(middle) else '–'} | {100 * regrets[:, -1].mean():.2f} % |",
-                    flush=True,
-                )
+            yield judge, budget, feasible, rewards[feasible.contains(kept)]
 
 
 def searched(
@@ -209,29 +216,23 @@ def searched(
 def goal(options: argparse.Namespace) -> None:
     """Print after how many evaluations ``ladder`` has the final reward of another agent, seed by seed."""
     problem = Enumerated()
-    kept = np.concatenate(list(walk_space(problem.space)))
     print(
         f"| reward | MACs | seed | {options.agent}, regret after {options.evaluations} | its own evaluations to it "
         "| `ladder`, regret after 1 | evaluations to it | regret after 30 |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for judge in ("loss", "accuracy"):
-        rewards = problem.right / PICTURES if judge == "accuracy" else -problem.loss
-        for budget in options.budgets:
-            limits = resolve_budget({"macs": budget}, problem.grid.cost(problem.network.dense))
-            feasible = FeasibleSet(problem.space, problem.grid, limits)
-            within = rewards[feasible.contains(kept)]
-            for seed in range(options.seeds):
-                search = partial(searched, problem, feasible, problem.errors, judge)
-                other = search(options.agent, seed, options.evaluations, starts=False)
-                ours = search("ladder", seed)
-                other, ours = ((within.max() - curve) / np.ptp(within) for curve in (other, ours))
-                soon = np.flatnonzero(ours <= other[-1] + 1e-12)
-                print(
-                    f"| {judge} | {budget} | {seed} | {100 * other[-1]:.2f} % | {1 + int(np.argmin(other))} | "
-                    f"{100 * ours[0]:.2f} % | {1 + int(soon[0]) if len(soon) else '–'} | {100 * ours[-1]:.2f} % |",
-                    flush=True,
-                )
+    for judge, budget, feasible, within in feasible_rewards(problem, ("loss", "accuracy"), options.budgets):
+        for seed in range(options.seeds):
+            search = partial(searched, problem, feasible, problem.errors, judge)
+            other = search(options.agent, seed, options.evaluations, starts=False)
+            ours = search("ladder", seed)
+            other, ours = ((within.max() - curve) / np.ptp(within) for curve in (other, ours))
+            soon = np.flatnonzero(ours <= other[-1] + 1e-12)
+            print(
+                f"| {judge} | {budget} | {seed} | {100 * other[-1]:.2f} % | {1 + int(np.argmin(other))} | "
+                f"{100 * ours[0]:.2f} % | {1 + int(soon[0]) if len(soon) else '–'} | {100 * ours[-1]:.2f} % |",
+                flush=True,
+            )
 
 
 def against(options: argparse.Namespace) -> None:

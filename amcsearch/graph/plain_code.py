@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CutArgument", "Grid", "Place", "ask_for", "line_of_code", "lower"]
+__all__ = ["CutArgument", "Grid", "GridAxis", "ask_for", "line_of_code", "lower"]
 
 Grid = tuple[str, int, tuple[tuple[int, int], ...]]
 """What code makes of channels: its line, the rank of a shape, and its dimensions of channels with their sizes.
 
 Of rank 0: a dimension, counted from the last, and the length of the parts that ``split`` makes of it.
 """
-Place = tuple[Grid, int]
+GridAxis = tuple[Grid, int]
 """A grid, and which of its sizes."""
 
 
@@ -71,7 +71,7 @@ class CutArgument:
         return kept.reshape(*before, -1, *after)
 
 
-def ask_for(module: nn.Module, place: Place, size: int) -> None:
+def ask_for(module: nn.Module, place: GridAxis, size: int) -> None:
     """Let the code of a module ask for another size than it states, in place; a later call changes an earlier one's.
 
     Shapes that do not fit their tensor with that size stay.

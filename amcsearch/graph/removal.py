@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from amcsearch.core import PruningPolicy, Side
 from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
-from amcsearch.graph.plain_code import CutArgument, Place, ask_for, lower
+from amcsearch.graph.plain_code import CutArgument, GridAxis, ask_for, lower
 from amcsearch.graph.slices import ArgumentSlice, Kept, NormSlice, TensorSlice, Trace, Vanishing, check_kept
 from amcsearch.graph.vanished import emptied
 
@@ -165,7 +165,7 @@ def _is_plain(kind: type[nn.Module]) -> bool:
     return _PLAIN[kind]
 
 
-Where = TypeVar("Where")
+Place = TypeVar("Place")
 Slice = TypeVar("Slice", TensorSlice, NormSlice, ArgumentSlice)
 
 
@@ -177,10 +177,10 @@ def removed_positions(
 
 
 def leaving(
-    slices: Mapping[str, Sequence[Slice]], removed: Mapping[str, NDArray[np.int64]], place_of: Callable[[Slice], Where]
-) -> dict[Where, NDArray[np.int64]]:
+    slices: Mapping[str, Sequence[Slice]], removed: Mapping[str, NDArray[np.int64]], place_of: Callable[[Slice], Place]
+) -> dict[Place, NDArray[np.int64]]:
     """Return the sorted positions that leave each place, of slices by group; ``place_of`` says where a slice is."""
-    positions: dict[Where, list[NDArray[np.int64]]] = defaultdict(list)
+    positions: dict[Place, list[NDArray[np.int64]]] = defaultdict(list)
     for group, channels in removed.items():
         for part in slices.get(group, ()):
             positions[place_of(part)].append(part.positions[channels].ravel())
@@ -274,9 +274,9 @@ def _sliced(dense: Mapping[str, Tensor], positions: Mapping[tuple[str, int], NDA
     return cut
 
 
-def _sizes_left(trace: Trace, removed: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, Place], int]:
+def _sizes_left(trace: Trace, removed: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, GridAxis], int]:
     """Return what is left of the sizes that code states, by module and place."""
-    left: dict[tuple[str, Place], int] = {}
+    left: dict[tuple[str, GridAxis], int] = {}
     for size in trace.sizes:
         if size.group in removed:
             lost = len(removed[size.group]) * size.lost // size.removed

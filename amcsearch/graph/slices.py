@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, ChannelGroup, Coupling, NetworkSpec, Side
-from amcsearch.graph.plain_code import Place
+from amcsearch.graph.plain_code import GridAxis
 from amcsearch.graph.tracing.labels import components
 
 __all__ = [
@@ -89,7 +89,7 @@ class StatedSize:
     """
 
     module: str
-    place: Place
+    place: GridAxis
     now: int
     group: str
     lost: int = 1

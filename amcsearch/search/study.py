@@ -289,8 +289,7 @@ class Study:
         for policy in request.policies:
             trial = self._stored.pop(policy, None)
             if trial is None:
-                evaluation = self._known[policy] if policy in self._known else next(results)
-                trial, _ = self._record(policy, evaluation, probe=policy in request.probes)
+                trial, _ = self._record(policy, results, probe=policy in request.probes)
             yield trial
 
     def _results(self, unknown: Sequence[PruningPolicy], request: "_Asked") -> Iterator[Evaluation]:
@@ -315,8 +314,7 @@ class Study:
         mine = list(islice(claimed, self._executor.capacity))
         results = self._results([policy for policy in mine if policy not in self._known], request)
         for policy in mine:
-            evaluation = self._known[policy] if policy in self._known else next(results)
-            trial, is_stored = self._record(policy, evaluation, probe=policy in request.probes)
+            trial, is_stored = self._record(policy, results, probe=policy in request.probes)
             if is_stored:
                 self._stored[policy] = trial
         for trial in priced(self._store.news(), self.grid):
@@ -324,8 +322,9 @@ class Study:
                 self._stored.setdefault(trial.policy, trial)
         return bool(mine)
 
-    def _record(self, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> tuple[Trial, bool]:
-        """Price, reward and store one evaluation; false where another driver has stored it, or will."""
+    def _record(self, policy: PruningPolicy, results: Iterator[Evaluation], *, probe: bool) -> tuple[Trial, bool]:
+        """Price, reward and store what is known, or the next result; false where another driver has stored it, or will."""
+        evaluation = self._known[policy] if policy in self._known else next(results)
         cost = self.grid.cost(policy)
         complete = TrialState.COMPLETE if evaluation.stopped_after is None else TrialState.STOPPED
         state = TrialState.PROBE if probe else complete

@@ -41,9 +41,9 @@ from amcsearch.training.splits import (
 from amcsearch.training.surveys import sample_digests
 from amcsearch.training.task import Task
 
-_KEY_BYTES: Final = 256  # a kept sample's digest, its entry, and the tensor beside its numbers
-
 __all__ = ["DATASETS", "are_outputs_kept", "dense_outputs", "digits", "text", "with_dense_targets"]
+
+_KEY_BYTES: Final = 256  # a kept sample's digest, its entry, and the tensor beside its numbers
 
 
 def dense_outputs(

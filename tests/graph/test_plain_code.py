@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.graph import Batch, masked, remove, renumbered, trace
-from amcsearch.graph.plain_code import Place, ask_for, lower
+from amcsearch.graph.plain_code import GridAxis, ask_for, lower
 from amcsearch.runtime import OnnxModule, exported
 
 TOKENS, IN, STREAM, HEADS, EACH = 5, 7, 8, 4, 3
@@ -222,7 +222,7 @@ class Asks(nn.Module):
 
 
 LINE = "forward:1"
-HEADS_OF_FOUR: Place = (LINE, 4, ((2, 4), (3, 6))), 0
+HEADS_OF_FOUR: GridAxis = (LINE, 4, ((2, 4), (3, 6))), 0
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ HEADS_OF_FOUR: Place = (LINE, 4, ((2, 4), (3, 6))), 0
     ],
 )
 def test_code_asks_for_what_is_left(
-    module: Asks, place: Place, size: int, given: tuple[int, ...], shape: tuple[int, ...]
+    module: Asks, place: GridAxis, size: int, given: tuple[int, ...], shape: tuple[int, ...]
 ) -> None:
     ask_for(module, place, size)
     assert module(torch.zeros(given))[0] == shape

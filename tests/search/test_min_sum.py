@@ -63,12 +63,17 @@ problems = st.tuples(
 )
 
 
+def drawn(problem, unit=1):
+    """Sizes, terms and errors of a problem."""
+    shape, sizes, seed = problem
+    rng = np.random.default_rng(seed)
+    return sizes, factors(shape, sizes, rng, unit), [rng.random(n) for n in sizes]
+
+
 @settings(max_examples=150, deadline=None)
 @given(problems, st.integers(1, 50))
 def test_equals_brute_force_where_buckets_lose_nothing(problem, limit):
-    shape, sizes, seed = problem
-    rng = np.random.default_rng(seed)
-    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    sizes, terms, errors = drawn(problem)
     solution = in_units(sizes, terms, limit).solve(errors)
     best = brute_force(sizes, terms, errors, limit)
     assert solution.least[-1] == pytest.approx(best, rel=1e-5)
@@ -84,9 +89,7 @@ def test_equals_brute_force_where_buckets_lose_nothing(problem, limit):
 @settings(max_examples=100, deadline=None)
 @given(problems, st.integers(1, 50), st.integers(1, 40))
 def test_rounding_up_never_exceeds_the_budget_and_loses_at_most_a_bucket_a_group(problem, limit, buckets):
-    shape, sizes, seed = problem
-    rng = np.random.default_rng(seed)
-    terms, errors = factors(shape, sizes, rng, unit=0.37), [rng.random(n) for n in sizes]
+    sizes, terms, errors = drawn(problem, unit=0.37)
     problem = BudgetedSum(sizes, terms, "t", limit, buckets)
     solution = problem.solve(errors)
     assert solution.least[-1] <= brute_force(sizes, terms, errors, limit - len(sizes) * problem.bucket) + 1e-5
@@ -99,9 +102,7 @@ def test_rounding_up_never_exceeds_the_budget_and_loses_at_most_a_bucket_a_group
 @settings(max_examples=50, deadline=None)
 @given(problems, st.integers(1, 50))
 def test_the_front_falls_and_a_dominated_choice_changes_nothing(problem, limit):
-    shape, sizes, seed = problem
-    rng = np.random.default_rng(seed)
-    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    sizes, terms, errors = drawn(problem)
     before = in_units(sizes, terms, limit).solve(errors)
     assert (np.diff(before.least[np.isfinite(before.least)]) <= 0).all()
     assert (np.diff(before.least[before.front]) < 0).all()
@@ -121,9 +122,7 @@ def with_worse_copy(factor):
 @settings(max_examples=30, deadline=None)
 @given(problems, st.integers(1, 50))
 def test_a_step_of_many_rows_is_computed_in_blocks(problem, limit):
-    shape, sizes, seed = problem
-    rng = np.random.default_rng(seed)
-    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    sizes, terms, errors = drawn(problem)
     whole = in_units(sizes, terms, limit).solve(errors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(min_sum, "_CELLS", 1)
@@ -193,9 +192,7 @@ def test_many_variables_in_a_chain_or_around_a_hub_meet_in_pairs(scopes):
 @settings(max_examples=50, deadline=None)
 @given(problems, st.integers(1, 50))
 def test_choices_of_many_budgets_reach_the_least_errors(problem, limit):
-    shape, sizes, seed = problem
-    rng = np.random.default_rng(seed)
-    terms, errors = factors(shape, sizes, rng), [rng.random(n) for n in sizes]
+    sizes, terms, errors = drawn(problem)
     solution = in_units(sizes, terms, limit).solve(errors)
     buckets = np.flatnonzero(np.isfinite(solution.least))
     chosen = solution.choices(buckets)

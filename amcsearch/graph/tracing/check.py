@@ -25,12 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amcsearch.core import (
-    ChannelGroup,
-    NetworkSpec,
-    Side,
-    described,
-)
+from amcsearch.core import ChannelGroup, NetworkSpec, Side, described
 from amcsearch.graph.slices import Trace, joined
 from amcsearch.graph.tracing.experiments import SEED, FailedRunError, Runs, difference, lively, some_units
 from amcsearch.graph.tracing.width_attributes import Guess, guessed, pinned, stated, with_arguments

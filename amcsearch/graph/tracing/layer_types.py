@@ -253,8 +253,8 @@ CUSTOM_NORM = LayerType(
     _norm_spec(LayerKind.LAYER_NORM), _axes_of_vectors, _widths_of_vectors, passes=True, mixes=True
 )  # a leaf written by someone else that scales its channels, recognised by ``_is_custom_norm``
 _NORM_NAME: Final = re.compile("(Norm|Normali[sz]ation|GRN)([123]d)?$")
-_LIKE_NORM: Final = re.compile("[Nn]orm|GRN|RMS|LN")
 """GRN: global response normalisation (Woo et al., 2023, arXiv 2301.00808), which divides by a mean over channels."""
+_LIKE_NORM: Final = re.compile("[Nn]orm|GRN|RMS|LN")
 LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
     nn.Conv2d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
