@@ -323,7 +323,7 @@ class Study:
         return bool(mine)
 
     def _record(self, policy: PruningPolicy, results: Iterator[Evaluation], *, probe: bool) -> tuple[Trial, bool]:
-        """Price, reward and store what is known, or the next result; false where another driver has stored it, or will."""
+        """Price, reward and store what is known, or the next result; false where another driver stores it, or has."""
         evaluation = self._known[policy] if policy in self._known else next(results)
         cost = self.grid.cost(policy)
         complete = TrialState.COMPLETE if evaluation.stopped_after is None else TrialState.STOPPED
