@@ -281,6 +281,20 @@ def test_a_summary_of_sparsify_is_written_back_key_for_key(target: dict[str, Any
     assert written(SparsifySummary.from_json(values).to_json()) == written(values)
 
 
+def test_a_summary_of_sparsify_keeps_its_device_and_what_that_measured() -> None:
+    device = {"name": "A76", "location": "offline", "threads": 1, "batch": 1, "runtime": None, "measured": None}
+    awaited = SparsifySummary.from_json({**SPARSE, "device": device})
+    assert awaited.latency_ratio is None
+    assert "latency" not in awaited.to_json()
+    intervals = {name: {"median": ms, "low": ms, "high": ms} for name, ms in (("dense_ms", 2.0), ("finetuned_ms", 1.0))}
+    latency = {**intervals, "ratio": {"median": 0.5, "low": 0.4, "high": 0.6}, "float32_ms": None}
+    values = {**SPARSE, "device": {**device, "measured": "2026-01-01"}, "latency": latency}
+    measured = SparsifySummary.from_json(values)
+    assert written(measured.to_json()) == written(values)
+    assert measured.latency_ratio == Interval(0.5, 0.4, 0.6)
+    assert "latency: 0.500x of dense, measured in pairs (0.400–0.600) on A76" in sparsify_text(measured, Path("run"))
+
+
 def test_a_summary_of_sparsify_is_typed() -> None:
     summary = SparsifySummary.from_json(SPARSE)
     assert summary.target == SparsityTarget("bytes", "0.5x", 0.5, 0.4998, 2000.0, 4000.0, 1999.0, "bitmap")

@@ -169,15 +169,15 @@ def verify(
     data: object = None,
     *,
     observer: Observer | None = None,
-) -> SearchResult:
+) -> SearchResult | jobs.SparsifyResult:
     """Finish a run of ``device.location = "offline"`` with what its kit measured on the device.
 
     ``amcsearch verify kit RUN -o verify.pyz`` writes the kit. The measurement chooses among the finalists; where it
-    chooses another one than the prediction did, that one is fine-tuned and delivered. The report and the summary are
-    written anew and name the device.
+    chooses another one than the prediction did, that one is fine-tuned and delivered. Of ``sparsify`` the one network
+    stays. The report and the summary are written anew and name the device.
 
     Args:
-        run: run folder of ``search`` or ``prune``.
+        run: run folder of ``search``, ``prune`` or ``sparsify``.
         result: the file that the kit wrote.
         model: the dense network, where the run was made with one in memory.
         data: likewise.

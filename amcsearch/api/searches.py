@@ -347,7 +347,8 @@ def sparsify(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, watcher(observer), given))
+    observed = watcher(observer)
+    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, observed, given), anew=True)
 
 
 @guarded_job(signal.SIGINT)

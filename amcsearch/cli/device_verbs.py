@@ -29,7 +29,7 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
         _write_kit(args, args.what)
         return
     from amcsearch import api
-    from amcsearch.cli.text import summary_text
+    from amcsearch.cli.text import run_text
 
     if args.connect is not None:
         _verify_there(args, console)
@@ -38,19 +38,19 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
         raise BadInputError(f"-o {args.out} names a kit to write: amcsearch verify kit RUN -o {args.out}")
     result = api.verify(args.run_or_kit, args.what, observer=console)
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
+    show(args, result.summary.to_json(), run_text(result.summary, result.folder), result.folder)
 
 
 def _verify_there(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Let a service finish the run of one of its jobs, and fetch it."""
-    from amcsearch.cli.text import summary_text
+    from amcsearch.cli.text import run_text
 
     job = str(args.run_or_kit)
     result = client_of(args.connect).verify(
         job, args.what, folder=args.out or RUNS / f"{job}-verified", observer=console
     )
     console.close()
-    show(args, result.summary.to_json(), summary_text(result.summary, result.folder), result.folder)
+    show(args, result.summary.to_json(), run_text(result.summary, result.folder), result.folder)
 
 
 def _write_kit(args: argparse.Namespace, folder: Path) -> None:

@@ -215,8 +215,8 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def _text(job: "RemoteJob", folder: Path) -> str:
     """What the verb prints when it runs here, or where its files are."""
-    from amcsearch.cli.text import front_text, sparsify_text, summary_text
-    from amcsearch.runs import FrontResult, RunFolder, SparsifySummary
+    from amcsearch.cli.text import front_text, run_text
+    from amcsearch.runs import FrontResult, RunFolder
 
     if job.record.kind == "front":
         return front_text(FrontResult.open(folder))
@@ -227,8 +227,7 @@ def _text(job: "RemoteJob", folder: Path) -> str:
         return table_text(read_latency_table(folder), folder)
     if job.record.kind not in ("search", "prune", "sparsify"):
         return f"job {job.id} is done; its files are in {folder}"
-    summary = RunFolder.open(folder).read_summary()
-    return sparsify_text(summary, folder) if isinstance(summary, SparsifySummary) else summary_text(summary, folder)
+    return run_text(RunFolder.open(folder).read_summary(), folder)
 
 
 def _arguments(texts: list[str]) -> dict[str, object]:

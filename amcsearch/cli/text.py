@@ -30,6 +30,7 @@ __all__ = [
     "energy_text",
     "front_text",
     "plan_text",
+    "run_text",
     "sparsify_text",
     "summary_text",
 ]
@@ -37,6 +38,13 @@ __all__ = [
 
 _BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
 LONG_SEARCH_S: Final = 60.0  # from here on a plan names --workers: starting processes takes seconds
+
+
+def run_text(summary: "Summary | SparsifySummary", folder: Path) -> str:
+    """What the user got of a run of either kind."""
+    from amcsearch.runs import SparsifySummary
+
+    return sparsify_text(summary, folder) if isinstance(summary, SparsifySummary) else summary_text(summary, folder)
 
 
 def summary_text(summary: "Summary", folder: Path) -> str:
@@ -95,7 +103,7 @@ def _in_float32(summary: "Summary", latency: "Interval", columns: int) -> list[s
     return [*row, *[""] * (columns - len(row))]
 
 
-def _latency_lines(summary: "Summary", folder: Path) -> list[str]:
+def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[str]:
     """Latency as a share of dense with the device that measured it; or as predicted, with the commands to go on."""
     from amcsearch.runs import verify_commands
 
@@ -128,7 +136,7 @@ def _how_lines(summary: "Summary") -> list[str]:
     ]
 
 
-def _doubt(summary: "Summary") -> str:
+def _doubt(summary: "Summary | SparsifySummary") -> str:
     """What counts where the measured latency says nothing."""
     if summary.latency_doubt is None:
         return ""
@@ -195,10 +203,12 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
         "",
         f"{summary.method}: {summary.kept:,} of {summary.total:,} {units} are left; "
         f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
+        *([] if summary.device is None else _latency_lines(summary, folder)),
         *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),
         f"densities: {folder / 'densities.csv'}",
         f"policy to start a search from: {folder / 'policy.json'}",
+        f"report: {folder / 'report.html'}",
     ]
     return "\n".join(lines)
 

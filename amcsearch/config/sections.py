@@ -224,7 +224,8 @@ class DeviceConfig(Section):
     dtype, from the cache folder; what it lacks is measured first, and what is old is brought up to date."""
     location: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = "here"
     """Where latency is measured: here; offline, which ends a search with predictions and a kit for the device
-    (``amcsearch verify``); or the name of a device's agent, which ``amcsearch device serve`` reaches."""
+    (``amcsearch verify``); or the name of a device's agent, which ``amcsearch device serve`` reaches. ``sparsify``
+    times nothing here, and writes a kit for any other device."""
     costs: Annotated[dict[str, CostConfig], BeforeValidator(with_models)] = {}
     """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
     channel_multiple: ChannelMultiple = "auto"

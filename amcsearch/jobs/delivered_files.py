@@ -7,18 +7,23 @@ cut to the policy, and ``pruned.pt2`` as ``torch.export`` loads it. The bounds a
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from torch import Tensor, nn
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, DeliveryError, UserCode
+from amcsearch.core import BadInputError, DeliveryError, PruningPolicy, UserCode
 from amcsearch.graph import Batch, Batches, as_batch, branch_lines
 from amcsearch.jobs.example_file import write_example
 from amcsearch.jobs.loading import with_stored_weights
-from amcsearch.jobs.workload import InMemory, dense_network
+from amcsearch.jobs.measuring import FLOAT32, verify_plan
+from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.runtimes import runtime_of
+from amcsearch.jobs.workload import InMemory, Workload, dense_network
+from amcsearch.measure import KitPlan
 from amcsearch.runs import DeliveredFile, RunFolder
 from amcsearch.runtime import (
     Agreement,
@@ -28,13 +33,14 @@ from amcsearch.runtime import (
     Runtime,
     Signature,
     compare,
+    converted,
     program_module,
     signature_of,
     torch_program,
 )
-from amcsearch.training import Task, evaluate, save_state
+from amcsearch.training import Task, batches_of, evaluate, save_state
 
-__all__ = ["check_files", "judge_network", "judge_stored", "save_network"]
+__all__ = ["NetworkFiles", "check_files", "judge_network", "judge_stored", "save_network"]
 
 _CURES: Final = {
     ".onnx": "the exporter follows one side of a branch: write it with torch.where, and make nothing depend on being "
@@ -44,6 +50,49 @@ _CURES: Final = {
     "network at every call",
 }
 _OTHER_CURE: Final = "look at what device.runtime computes otherwise, or set device.runtime=onnxruntime"
+
+
+class NetworkFiles:
+    """Networks of one workload as files of ``device.runtime``; the dense one is exported once."""
+
+    def __init__(self, config: Config, workload: Workload) -> None:
+        self.config, self.workload = config, workload
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What ``device.runtime`` names."""
+        return runtime_of(self.config)
+
+    @cached_property
+    def dense(self) -> bytes:
+        """The dense network in float32."""
+        return self.in_float32(self.workload.model)
+
+    @cached_property
+    def dense_delivered(self) -> bytes:
+        """The dense network in the data type that the device computes in."""
+        return self.in_device_type(self.dense)
+
+    def in_float32(self, model: nn.Module) -> bytes:
+        """Return a network as a file of the device's batch, an ONNX file as ``device.export`` says."""
+        return self.runtime.exported(model, self.workload.example, onnx_settings(self.config))
+
+    def in_device_type(self, model: bytes) -> bytes:
+        """Return a model in the data type that the device computes in, calibrated on the calibration split."""
+        calibration = batches_of(self.workload.splits.calibration, name="calibration")
+        return converted(model, self.config.device.dtype, calibration)
+
+    def file(self, model: nn.Module) -> bytes:
+        """Return a network as it would be delivered."""
+        return self.in_device_type(self.in_float32(model))
+
+    def kit_plan(self, models: Mapping[str, bytes], policies: Mapping[str, PruningPolicy]) -> KitPlan:
+        """Return what a device that is not here measures: files by name, as delivered, beside the dense network.
+
+        ``policies`` of the pruned ones come back in the result.
+        """
+        further = {} if self.config.device.dtype == "float32" else {FLOAT32: self.dense}
+        return verify_plan(self.config, self.dense_delivered, {**models, **further}, self.workload.example, policies)
 
 
 def save_network(

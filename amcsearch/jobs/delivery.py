@@ -7,7 +7,6 @@ for a few epochs, and the best of them on the search split is chosen.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -25,10 +24,9 @@ from amcsearch.core import (
     TrialState,
     at_worst,
 )
-from amcsearch.jobs.delivered_files import judge_network, judge_stored
-from amcsearch.jobs.measuring import FLOAT32, PairedRun, awaited_device, is_awaited, measure_paired, verify_plan
+from amcsearch.jobs.delivered_files import NetworkFiles, judge_network, judge_stored
+from amcsearch.jobs.measuring import PairedRun, awaited_device, is_awaited, measure_paired
 from amcsearch.jobs.network_check import onnx_settings
-from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.setup import Job
 from amcsearch.measure import KitPlan
 from amcsearch.runs import DeliveredFile, MeasuringDevice, RunFolder
@@ -37,8 +35,6 @@ from amcsearch.runtime import (
     FileModule,
     OnnxRuntime,
     PairedLatency,
-    Runtime,
-    converted,
     exported,
     signature_of,
 )
@@ -225,31 +221,17 @@ class Outcome:
     in_float32: PairedLatency | None = None
 
 
-class Exports:
+class Exports(NetworkFiles):
     """Networks of one job as files of its runtime, each cut, refitted and exported once; the dense one among them.
 
     A finalist that is chosen is not cut again for delivery: ``pruned`` gives the network that was measured.
     """
 
     def __init__(self, job: Job) -> None:
+        super().__init__(job.config, job.workload)
         self.job = job
         self._pruned: dict[PruningPolicy, nn.Module] = {}
         self._files: dict[PruningPolicy, bytes] = {}
-
-    @cached_property
-    def runtime(self) -> Runtime:
-        """What ``device.runtime`` names."""
-        return runtime_of(self.job.config)
-
-    @cached_property
-    def dense(self) -> bytes:
-        """The dense network in float32."""
-        return self.in_float32(self.job.workload.model)
-
-    @cached_property
-    def dense_delivered(self) -> bytes:
-        """The dense network in the data type that the device computes in."""
-        return self.in_device_type(self.dense)
 
     def pruned(self, policy: PruningPolicy) -> nn.Module:
         """Return the network of a policy as the job's evaluator cuts and refits it; not to be changed."""
@@ -269,16 +251,6 @@ class Exports:
         self.job = replace(self.job, evaluator=self.job.evaluator.closed())
         return self.job
 
-    def in_float32(self, model: nn.Module) -> bytes:
-        """Return a network as a file of the device's batch, an ONNX file as ``device.export`` says."""
-        return self.runtime.exported(model, self.job.workload.example, onnx_settings(self.job.config))
-
-    def in_device_type(self, model: bytes) -> bytes:
-        """Return a model in the data type that the device computes in, calibrated on the calibration split."""
-        return converted(
-            model, self.job.config.device.dtype, batches_of(self.job.workload.splits.calibration, name="calibration")
-        )
-
     @property
     def measure(self) -> Measure | None:
         """Measures policies as they would be delivered; None where a device that is not here does so later."""
@@ -294,12 +266,8 @@ class Exports:
     def delivered(self, policy: PruningPolicy) -> bytes:
         """Return the network of a policy as it would be delivered, before fine-tuning."""
         if policy not in self._files:
-            self._files[policy] = self._file(self.pruned(policy))
+            self._files[policy] = self.file(self.pruned(policy))
         return self._files[policy]
-
-    def _file(self, model: nn.Module) -> bytes:
-        """A network as it would be delivered."""
-        return self.in_device_type(self.in_float32(model))
 
     def as_delivered(self, model: nn.Module) -> nn.Module:
         """Return what computes as the delivered file of a network would: itself in float32, its file otherwise.
@@ -309,16 +277,13 @@ class Exports:
         if self.job.config.device.dtype == "float32":
             return model
         policy = next((policy for policy, pruned in self._pruned.items() if pruned is model), None)
-        file = self._file(model) if policy is None else self.delivered(policy)
+        file = self.file(model) if policy is None else self.delivered(policy)
         return FileModule(self.runtime.load(file), signature_of(model, self.job.workload.example))
 
     def plan(self, finalists: Sequence[Finalist]) -> KitPlan:
         """Return what a device that is not here measures: the finalists beside the dense network."""
         policies = {finalist.name: finalist.trial.policy for finalist in finalists}
-        models = {name: self.delivered(policy) for name, policy in policies.items()}
-        further = {} if self.job.config.device.dtype == "float32" else {FLOAT32: self.dense}
-        config, example = self.job.config, self.job.workload.example
-        return verify_plan(config, self.dense_delivered, models | further, example, policies)
+        return self.kit_plan({name: self.delivered(policy) for name, policy in policies.items()}, policies)
 
 
 def verify(job: Job, run: RunFolder, exports: Exports, tuned: nn.Module, chosen: Finalist) -> Outcome:

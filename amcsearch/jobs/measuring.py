@@ -20,8 +20,16 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.costs import LatencyModel, Provenance
 from amcsearch.graph import Batch
 from amcsearch.jobs.runtimes import runtime_of
-from amcsearch.measure import AgentClient, KitPlan, PairedSetting, paired_latencies, paired_plan, read_results
-from amcsearch.runs import HERE, OFFLINE, MeasuringDevice
+from amcsearch.measure import (
+    AgentClient,
+    KitPlan,
+    PairedSetting,
+    paired_latencies,
+    paired_plan,
+    read_results,
+    write_kit,
+)
+from amcsearch.runs import HERE, OFFLINE, MeasuringDevice, RunFolder
 from amcsearch.runtime import (
     CPU,
     Connection,
@@ -34,6 +42,7 @@ from amcsearch.runtime import (
 )
 
 __all__ = [
+    "DELIVERED",
     "FLOAT32",
     "PairedRun",
     "agent_of",
@@ -43,12 +52,15 @@ __all__ = [
     "is_awaited",
     "measure_paired",
     "measuring_device",
+    "renew_kit",
     "verify_plan",
 ]
 
 SERVER: Final = "AMCSEARCH_DEVICE_SERVER"
 TOKEN_FILE: Final = "AMCSEARCH_DEVICE_TOKEN_FILE"
 """Variables of the environment: the address of ``amcsearch device serve``, and the file of its token."""
+DELIVERED: Final = "finetuned"
+"""The network that ``sparsify`` delivers, in a plan."""
 FLOAT32: Final = "dense-float32"
 """The dense network in float32 in a plan whose device computes in another data type."""
 
@@ -125,8 +137,9 @@ def device_provenance(config: Config) -> Provenance:
 
 def awaited_device(config: Config, table: LatencyModel | None) -> MeasuringDevice:
     """Describe the device that will measure: the one of the latency table, where there is one."""
-    cpu = None if table is None else table.provenance.cpu
-    return MeasuringDevice(cpu or "the device", config.device.location, config.device.threads, config.device.batch)
+    device, cpu = config.device, None if table is None else table.provenance.cpu
+    name = "the device" if is_awaited(config) else device.location
+    return MeasuringDevice(cpu or name, device.location, device.threads, device.batch)
 
 
 def measuring_device(location: str, where: Provenance) -> MeasuringDevice:
@@ -170,6 +183,18 @@ def _by_agent(
     place = f"the result of device {agent.device}"
     latencies = paired_latencies(result, list(map(str, range(len(models)))), place)
     return PairedRun(tuple(latencies), measuring_device(agent.device, result.provenance))
+
+
+def renew_kit(run: RunFolder, plan: KitPlan | None) -> None:
+    """Write the kit of an absent device, None for none, in place of an earlier delivery's, whose measurement goes.
+
+    Raises:
+        BadInputError: as ``write_kit``.
+    """
+    for path in (run.verify_pyz, run.measured_jsonl):
+        path.unlink(missing_ok=True)
+    if plan is not None:
+        write_kit(plan, run.verify_pyz)
 
 
 def verify_plan(

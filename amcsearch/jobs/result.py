@@ -17,13 +17,12 @@ from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
-from amcsearch.jobs.measuring import is_awaited
+from amcsearch.jobs.measuring import is_awaited, renew_kit
 from amcsearch.jobs.network_check import onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.setup import Job
 from amcsearch.jobs.summary import Origin, summarise
 from amcsearch.jobs.user_training import training_folder, user_training
-from amcsearch.measure import write_kit
 from amcsearch.reporting import render
 from amcsearch.runs import (
     RunFolder,
@@ -234,20 +233,12 @@ def deliver(
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
         if not is_measured:
-            _renew_kit(job, run, exports, finalists)
+            renew_kit(run, exports.plan(finalists) if is_awaited(job.config) else None)
     summary = summarise(job, described, finalists, outcome, phases.seconds, run)
     run.write_summary(summary)
     run.write_report(render(run))
     check_files(run, outcome.files)
     return SearchResult(run, lambda: tuned)
-
-
-def _renew_kit(job: Job, run: RunFolder, exports: Exports, finalists: Sequence[Finalist]) -> None:
-    """Write the kit of an absent device in place of an earlier delivery's, whose measurement goes."""
-    for path in (run.verify_pyz, run.measured_jsonl):
-        path.unlink(missing_ok=True)
-    if is_awaited(job.config):
-        write_kit(exports.plan(finalists), run.verify_pyz)
 
 
 def _tuned(

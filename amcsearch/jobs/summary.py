@@ -1,4 +1,4 @@
-"""Fill the typed summary of a search or of ``prune``."""
+"""Fill the typed summary of a search or of ``prune``, and add to one what an absent device measured."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from amcsearch.core import Cost, PruningPolicy
-from amcsearch.jobs.delivery import Finalist, Outcome
+from amcsearch.jobs.delivery import Finalist, Outcome, finalist_name
 from amcsearch.jobs.device import PricedLimit, table_name, table_summary
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
@@ -24,6 +24,8 @@ from amcsearch.runs import (
     ModelBlock,
     RunFolder,
     SkippedLayer,
+    SparseLatency,
+    SparsifySummary,
     Summary,
     Verdict,
     verify_commands,
@@ -31,7 +33,14 @@ from amcsearch.runs import (
 from amcsearch.runtime import PairedLatency
 from amcsearch.search import Study
 
-__all__ = ["Origin", "describe_proposal", "describe_search", "summarise", "with_measurement"]
+__all__ = [
+    "Origin",
+    "describe_proposal",
+    "describe_search",
+    "summarise",
+    "with_measurement",
+    "with_sparse_measurement",
+]
 
 
 @dataclass(frozen=True)
@@ -111,15 +120,15 @@ def _limit_verdict(limit: PricedLimit, cost: Cost, made: Measurement | None, run
 def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
     """The verdict by the final measurement of the delivered file; by predictions where there is none yet."""
     trial = outcome.chosen.trial
-    made = _measurement(outcome.latency, _sigma_ms(job, trial.policy), _again(job, run))
+    latency, sigma_ms = outcome.latency, _sigma_ms(job, trial.policy)
+    made = None if latency is None else _made(latency, sigma_ms, _again(job, run))
     judged = (_limit_verdict(limit, trial.cost, made, run) for limit in job.device.limits)
     return Verdict.of(judged, outcome.files, made)
 
 
-def _measurement(latency: PairedLatency | None, sigma_ms: float | None, again: str) -> Measurement | None:
-    latency_ms, ratio = _pruned_ms(latency), _ratio(latency)
-    if latency is None or latency_ms is None or ratio is None:
-        return None
+def _made(latency: PairedLatency, sigma_ms: float | None, again: str) -> Measurement:
+    latency_ms = Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
+    ratio = Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
     return Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, sigma_ms, again)
 
 
@@ -198,7 +207,7 @@ def _finalist(finalist: Finalist, chosen: bool) -> FinalistSummary:
 
 def with_measurement(
     summary: Summary,
-    latencies: Mapping[int, PairedLatency],
+    latencies: Mapping[str, PairedLatency],
     device: MeasuringDevice,
     in_float32: PairedLatency | None,
     again: str,
@@ -207,17 +216,15 @@ def with_measurement(
 
     Args:
         summary: of the network whose finalist is chosen there.
-        latencies: of the finalists beside the dense network, by number of the trial.
+        latencies: of the finalists beside the dense network, by ``finalist_name``.
         device: that measured them.
         in_float32: of the dense network in float32, where the device computes in another data type.
         again: how to measure later.
     """
-    latency = next(latencies[finalist.trial] for finalist in summary.finalists if finalist.chosen)
-    made = _measurement(latency, summary.finetuned.latency_ms_sigma, again)
-    before, dense_ms = summary.judged, summary.dense.cost.latency_ms or 1.0
-    limits = (limit if made is None else limit.measured_anew(made, dense_ms) for limit in before.limits)
-    verdict = Verdict.of(limits, summary.files, made)
-    notes = [text for text in summary.warnings if text not in before.texts]
+    by_trial = {finalist.trial: latencies[finalist_name(finalist.trial)] for finalist in summary.finalists}
+    latency = next(by_trial[finalist.trial] for finalist in summary.finalists if finalist.chosen)
+    made = _made(latency, summary.finetuned.latency_ms_sigma, again)
+    verdict, warnings = _judged_anew(summary, made)
     return replace(
         summary,
         dense=replace(summary.dense, latency_ms=_dense_ms(latency)),
@@ -229,14 +236,44 @@ def with_measurement(
         finalists=tuple(
             replace(
                 finalist,
-                latency_ms_measured=_pruned_ms(latencies[finalist.trial]),
-                latency_ratio=_ratio(latencies[finalist.trial]),
+                latency_ms_measured=_pruned_ms(by_trial[finalist.trial]),
+                latency_ratio=_ratio(by_trial[finalist.trial]),
             )
             for finalist in summary.finalists
         ),
-        warnings=(*verdict.texts, *notes),
+        warnings=warnings,
         verdict=verdict,
     )
+
+
+def with_sparse_measurement(
+    summary: SparsifySummary,
+    latency: PairedLatency,
+    device: MeasuringDevice,
+    in_float32: PairedLatency | None,
+    again: str,
+) -> SparsifySummary:
+    """Return the summary of a network that was pruned while it trained, with what its device measured.
+
+    Args:
+        summary: of the run.
+        latency: of the delivered network beside the dense one.
+        device: as for ``with_measurement``.
+        in_float32: as for ``with_measurement``.
+        again: as for ``with_measurement``.
+    """
+    made = _made(latency, None, again)
+    verdict, warnings = _judged_anew(summary, made)
+    dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
+    measured = SparseLatency(dense_ms, made.latency_ms, made.ratio, _pruned_ms(in_float32))
+    return replace(summary, device=device, latency=measured, warnings=warnings, verdict=verdict)
+
+
+def _judged_anew(summary: Summary | SparsifySummary, made: Measurement) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict by another measurement, and the warnings with what it says in place of what the last one said."""
+    before, dense_ms = summary.judged, summary.dense.cost.latency_ms or 1.0
+    verdict = Verdict.of((limit.measured_anew(made, dense_ms) for limit in before.limits), summary.files, made)
+    return verdict, (*verdict.texts, *(text for text in summary.warnings if text not in before.texts))
 
 
 def _similarity(job: Job) -> list[str]:

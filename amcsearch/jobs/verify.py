@@ -1,8 +1,9 @@
-"""Finish a run whose device is not here: the kit that measures its finalists there, and what the kit measured.
+"""Finish a run whose device is not here: the kit that measures its networks there, and what the kit measured.
 
 A measurement is taken where it is of this run's kit, by the hash of its plan and models, and of the configured setting.
 The finalist that the measurement chooses is delivered: as it is where the prediction chose the same, else fine-tuned
-first. The result file is only read, and a copy stays in the run folder, so that nothing is lost where a run breaks off.
+first. A run of ``sparsify`` has one network, which stays as it is. The result file is only read, and a copy stays in
+the run folder, so that nothing is lost where a run breaks off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,15 @@ from amcsearch.config import Config
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, Trial, TrialState, read_bytes
 from amcsearch.jobs.delivery import Exports, Finalist, choose, finalist_name, measured_overshoot
 from amcsearch.jobs.loading import smaller_network
-from amcsearch.jobs.measuring import FLOAT32, measuring_device
+from amcsearch.jobs.measuring import DELIVERED, FLOAT32, measuring_device
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.result import SearchResult, deliver
+from amcsearch.jobs.result import SearchResult, SparsifyResult, deliver
 from amcsearch.jobs.setup import assemble
-from amcsearch.jobs.summary import Origin, with_measurement
+from amcsearch.jobs.summary import Origin, with_measurement, with_sparse_measurement
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.measure import KitResult, check_kit_file, check_speed, kit_plan, paired_latencies, read_results
 from amcsearch.reporting import render
-from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, Summary, replacing, verify_commands
+from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, SparsifySummary, Summary, replacing, verify_commands
 from amcsearch.runtime import CPU, ONNXRUNTIME, PairedLatency, full_provider_name
 
 __all__ = ["VerifyKit", "check_result", "verify", "write_verify_kit"]
@@ -42,7 +43,7 @@ class VerifyKit:
 
 
 def write_verify_kit(run: RunFolder, out: Path) -> VerifyKit:
-    """Write the file that measures a run's finalists beside the dense network on the device.
+    """Write the file that measures a run's networks beside the dense one on the device.
 
     Raises:
         BadInputError: a run that has not finished or was measured already, or a file that cannot be written.
@@ -60,7 +61,7 @@ def write_verify_kit(run: RunFolder, out: Path) -> VerifyKit:
     return VerifyKit(out, len(content), len(plan.entries), command, verify_commands(run.path)[1])
 
 
-def _awaiting(run: RunFolder) -> Summary:
+def _awaiting(run: RunFolder) -> Summary | SparsifySummary:
     """The summary of a run that an absent device measures.
 
     Raises:
@@ -69,13 +70,12 @@ def _awaiting(run: RunFolder) -> Summary:
     if not run.summary_json.is_file():
         raise BadInputError(f"run {run.path} has not finished: there is nothing to measure yet; resume it first")
     summary = run.read_summary()
-    if not isinstance(summary, Summary):
-        raise BadInputError(f"run {run.path} is one of sparsify, whose latency no device measures; prune by its policy")
-    device = summary.device
-    if device is None or device.location != OFFLINE:
+    device, is_sparse = summary.device, isinstance(summary, SparsifySummary)
+    if device is None or not (is_sparse or device.location == OFFLINE):
         where = "" if device is None else f" on {device.label}"
+        begin = "was to be measured by no device" if is_sparse else f"was measured{where}"
         raise BadInputError(
-            f"run {run.path} was measured{where}; to have another device measure it, run its command again with "
+            f"run {run.path} {begin}; to have another device measure it, run its command again with "
             "--resume --set device.location=offline"
         )
     if not run.verify_pyz.is_file():
@@ -107,7 +107,7 @@ def _only(results: Sequence[KitResult], path: Path) -> KitResult:
 
 def verify(
     config: Config, run: RunFolder, result: Path, observer: Observer, given: InMemory = CONFIGURED
-) -> SearchResult:
+) -> SearchResult | SparsifyResult:
     """Take what a run's kit measured: choose the finalist, fine-tune it where it is another, and report.
 
     Args:
@@ -125,30 +125,32 @@ def verify(
     summary = _awaiting(run)
     with phases("measurement", f"Reading {result}"):
         made = check_result(run, result)
+        _check_setting(config, made, str(result))
         latencies, in_float32 = _latencies(config, summary, made, str(result))
-        finalists = [_finalist(summary, each, latencies[each.trial]) for each in summary.finalists]
-        chosen = choose(finalists)
         content = read_bytes(result, "result", MOST_BYTES)
         with replacing(run.measured_jsonl) as temporary:
             temporary.write_bytes(content)
-    if not _is_delivered(summary, chosen.trial.policy):
-        summary = _deliver_other(config, run, phases, given, summary, finalists)
-    device = measuring_device(OFFLINE, made.provenance)
     again = f"measure it on an idle device: {verify_commands(run.path)[0]}"
-    measured = with_measurement(summary, latencies, device, in_float32, again)
+    measured: Summary | SparsifySummary
+    if isinstance(summary, SparsifySummary):
+        device = measuring_device(config.device.location, made.provenance)
+        measured = with_sparse_measurement(summary, latencies[DELIVERED], device, in_float32, again)
+    else:
+        summary = _with_choice(config, run, phases, given, summary, latencies)
+        device = measuring_device(OFFLINE, made.provenance)
+        measured = with_measurement(summary, latencies, device, in_float32, again)
     noted = tuple(dict.fromkeys((*measured.warnings, *_notes(summary, made))))
     run.write_summary(replace(measured, warnings=noted))
     run.write_report(render(run))
-    return SearchResult(run, lambda: smaller_network(run, given.model, "auto"))
+    kind = SparsifyResult if isinstance(measured, SparsifySummary) else SearchResult
+    return kind(run, lambda: smaller_network(run, given.model, "auto"))
 
 
-def _latencies(
-    config: Config, summary: Summary, made: KitResult, place: str
-) -> tuple[dict[int, PairedLatency], PairedLatency | None]:
-    """Latencies by trial, and that of the dense network in float32 where the device computes in another data type.
+def _check_setting(config: Config, made: KitResult, place: str) -> None:
+    """Refuse a result of another setting than the configured one.
 
     Raises:
-        BadInputError: another setting than the configured one, a network that was not timed, or impossible times.
+        BadInputError: names both values, and the cure.
     """
     device, where, provider = config.device, made.provenance, full_provider_name(config.device.provider)
     cures = {
@@ -164,13 +166,43 @@ def _latencies(
         if measured != wanted:
             cure = cures.get(name, "bring a result of this run's kit")
             raise BadInputError(f"{place} was measured with {name} = {measured}, device.{name} is {wanted}; {cure}")
-    trials = [finalist.trial for finalist in summary.finalists]
-    latencies = paired_latencies(made, [finalist_name(trial) for trial in trials], place)
+
+
+def _latencies(
+    config: Config, summary: Summary | SparsifySummary, made: KitResult, place: str
+) -> tuple[dict[str, PairedLatency], PairedLatency | None]:
+    """Latencies by name, and that of the dense network in float32 where the device computes in another data type.
+
+    Raises:
+        BadInputError: a network that was not timed, or impossible times.
+    """
+    finalists = () if isinstance(summary, SparsifySummary) else summary.finalists
+    names = [finalist_name(finalist.trial) for finalist in finalists] or [DELIVERED]
+    latencies = paired_latencies(made, names, place)
     for latency in latencies:
         check_speed(latency, summary.dense.cost.get("macs", 0.0), config.device.batch, place)
     quantised = config.device.dtype != "float32"
     in_float32 = paired_latencies(made, [FLOAT32], place)[0] if quantised else None
-    return dict(zip(trials, latencies, strict=True)), in_float32
+    return dict(zip(names, latencies, strict=True)), in_float32
+
+
+def _with_choice(
+    config: Config,
+    run: RunFolder,
+    phases: Phases,
+    given: InMemory,
+    summary: Summary,
+    latencies: Mapping[str, PairedLatency],
+) -> Summary:
+    """The summary of the network that the measurement chooses, which is delivered where the prediction chose another.
+
+    Raises:
+        BadInputError: as ``_deliver_other``.
+    """
+    finalists = [_finalist(summary, each, latencies[finalist_name(each.trial)]) for each in summary.finalists]
+    if _is_delivered(summary, choose(finalists).trial.policy):
+        return summary
+    return _deliver_other(config, run, phases, given, summary, finalists)
 
 
 def _finalist(summary: Summary, stored: FinalistSummary, latency: PairedLatency) -> Finalist:
@@ -241,11 +273,12 @@ def _added(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, f
     return {name: before.get(name, 0.0) + now.get(name, 0.0) for name in dict.fromkeys((*before, *now))}
 
 
-def _notes(summary: Summary, made: KitResult) -> list[str]:
+def _notes(summary: Summary | SparsifySummary, made: KitResult) -> list[str]:
     """What should be known of the measurement, and where the device is not the one of the latency table."""
     notes = [f"measurement: {note}" for note in made.notes]
     expected, cpu = summary.device, made.provenance.cpu
-    if summary.table is not None and expected is not None and expected.is_awaited and cpu != expected.name:
+    is_predicted = summary.dense.cost.latency_ms is not None
+    if is_predicted and expected is not None and expected.is_awaited and cpu != expected.name:
         notes.append(
             f"latency was predicted for {expected.name} and measured on {cpu}; make a table of that one: amcsearch "
             "table kit"

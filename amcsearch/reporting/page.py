@@ -12,7 +12,7 @@ from amcsearch import __version__
 from amcsearch.reporting.goals import goal
 from amcsearch.reporting.record import Record, read_record
 from amcsearch.reporting.results import finalists, results
-from amcsearch.reporting.sections import pictures, provenance, reproduce, state, warnings
+from amcsearch.reporting.sections import files, pictures, provenance, reproduce, state, warnings
 from amcsearch.reporting.words import escape
 from amcsearch.runs import RunFolder
 
@@ -84,6 +84,7 @@ def render(run: RunFolder) -> str:
     body = [
         state(record),
         results(record),
+        files(record),
         goal(record),
         warnings(record),
         pictures(record),

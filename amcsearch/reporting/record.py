@@ -90,12 +90,16 @@ def read_record(run: RunFolder) -> Record:
     """Read what there is."""
     problems: list[str] = []
     config, result = _config(run, problems), _result(run, problems)
+    if isinstance(result, SparsifySummary):  # which tries no policies
+        trials, front = _no_rows(), _no_rows()
+    else:
+        trials, front = (_rows(path, problems) for path in (run.trials_csv, run.pareto_csv))
     return Record(
         run.path.resolve().name,
         config,
         result,
-        _rows(run.trials_csv, problems),
-        _rows(run.pareto_csv, problems),
+        trials,
+        front,
         run.pruned_onnx.stat().st_size if run.pruned_onnx.is_file() else None,
         _judged_by(run, problems) if result is None else None,
         tuple(problems),
@@ -134,13 +138,16 @@ def _is_there(path: Path, problems: list[str]) -> bool:
     return path.exists()
 
 
+def _no_rows() -> pd.DataFrame:
+    return pd.DataFrame(columns=list(TRIAL_COLUMNS))
+
+
 def _rows(path: Path, problems: list[str]) -> pd.DataFrame:
-    empty = pd.DataFrame(columns=list(TRIAL_COLUMNS))
     if not _is_there(path, problems) or not path.stat().st_size:
-        return empty
+        return _no_rows()
     try:
         rows = read_trials(path)
     except BadInputError as error:
         problems.append(f"{path.name} is damaged ({error})")
-        return empty
+        return _no_rows()
     return rows.replace([np.inf, -np.inf], np.nan)

@@ -14,24 +14,27 @@ from amcsearch.reporting.words import (
     escape,
     interval,
     known,
+    marked,
     measured,
     milliseconds,
     preformatted,
     size,
+    table,
+    with_small,
 )
 from amcsearch.runs import (
-    DeliveredFile,
     FinalistSummary,
     Interval,
     LimitVerdict,
     ModelBlock,
+    SparseBlock,
     SparsifySummary,
     Summary,
     VerdictState,
     verify_commands,
 )
 
-__all__ = ["budget", "finalists", "results", "table"]
+__all__ = ["budget", "finalists", "results"]
 
 _COLUMNS: Final = {"macs": "MACs", "params": "Parameters", "energy_mj": "Energy, predicted"}
 
@@ -40,19 +43,9 @@ def results(record: Record) -> str:
     """What the user got, or nothing where the run has not finished."""
     if record.result is None:
         return ""
-    files = _files(record.result.files)
     if isinstance(record.result, SparsifySummary):
-        return _sparse_networks(record.result) + files
-    return _headline(record.result, record.onnx_bytes) + _before_and_after(record.result, record.name) + files
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
-    """Return a table of cells that are HTML already; the first of each row is its heading."""
-    lines = ["<div class='scroll'><table><thead><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr></thead><tbody>"]
-    for i, (first, *cells) in enumerate(rows):
-        mark = " class='chosen'" if i == chosen else ""
-        lines.append(f"<tr{mark}><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "".join([*lines, "</tbody></table></div>"])
+        return _sparse_networks(record.result, record.name)
+    return _headline(record.result, record.onnx_bytes) + _before_and_after(record.result, record.name)
 
 
 def _headline(summary: Summary, onnx_bytes: int | None) -> str:
@@ -102,7 +95,7 @@ def _awaited_card(summary: Summary) -> str:
     return _card("Latency", *(("not known",) if share is None else (_speed(share), ends)), state)
 
 
-def _where(summary: Summary) -> str:
+def _where(summary: Summary | SparsifySummary) -> str:
     """The device that measured, in words."""
     return "on a device that the run does not name" if summary.device is None else f"on {summary.device.label}"
 
@@ -142,8 +135,8 @@ def _before_and_after(summary: Summary, run: str) -> str:
         [
             title,
             *_metrics(summary, block),
-            *(_with(cost(name, block.cost.get(name)), _share(summary.dense, block, name)) for name in names),
-            _with(milliseconds(block.cost.latency_ms), deviation(block.latency_ms_sigma)),
+            *(with_small(cost(name, block.cost.get(name)), _share(summary.dense, block, name)) for name in names),
+            with_small(milliseconds(block.cost.latency_ms), deviation(block.latency_ms_sigma)),
             _measured(block.latency_ms),
         ]
         for title, block in blocks.items()
@@ -189,31 +182,30 @@ def _metrics(summary: Summary, block: ModelBlock) -> list[str]:
             (dense.in_torch, known(block.in_torch)),
         ]
     return [
-        _with(measured(metric, after), "" if block is dense or after is None else change(metric, before, after))
+        with_small(measured(metric, after), "" if block is dense or after is None else change(metric, before, after))
         for before, after in pairs
     ]
 
 
-def _next_commands(summary: Summary, run: str) -> str:
+def _next_commands(summary: Summary | SparsifySummary, run: str) -> str:
     """How to go on where an absent device has to measure; ``run`` is the name of the folder."""
     if summary.device is None or not summary.device.is_awaited:
         return ""
     kit, take = verify_commands(Path(run))
-    lines = f"{kit}\n# on {summary.device.name}\npython3 verify.pyz -o result.jsonl\n# here again\n{take}"
+    lines = f"{kit}\n# on {summary.device.label}\npython3 verify.pyz -o result.jsonl\n# here again\n{take}"
     return f"<p>To measure it, in the folder that holds {escape(run)}:</p>{preformatted(lines)}"
 
 
 def _measured(measured: Interval | None) -> str:
     if measured is None:
         return "not yet"
-    return _with(milliseconds(measured.median), interval(measured, "\u00a0ms"))
+    return with_small(milliseconds(measured.median), interval(measured, "\u00a0ms"))
 
 
 def _note(summary: Summary) -> str:
     label, word = escape(summary.metric.label), escape(summary.metric.word)
     note = (
-        f"{label} is on the test split, read once. Measured latency is the median of runs interleaved with the dense "
-        f"network {escape(_where(summary))}, with its 95 % bootstrap interval; removing channels and fine-tuning give "
+        f"{label} is on the test split, read once. {_how_measured(summary)}; removing channels and fine-tuning give "
         "the same shapes, so one measurement serves both."
     )
     if summary.device is not None and summary.device.is_awaited:
@@ -243,6 +235,13 @@ def _note(summary: Summary) -> str:
     return note
 
 
+def _how_measured(summary: Summary | SparsifySummary) -> str:
+    return (
+        "Measured latency is the median of runs interleaved with the dense network "
+        f"{escape(_where(summary))}, with its 95 % bootstrap interval"
+    )
+
+
 def budget(summary: Summary) -> str:
     """Whether each limit holds: the verdict, which the terminal and ``summary.json`` give too."""
     return "".join(f"<p>Budget: {_limit(summary, limit)}</p>" for limit in summary.judged.limits)
@@ -256,7 +255,7 @@ def _limit(summary: Summary, limit: LimitVerdict) -> str:
     predicted = f"{limit.predicted:.3f}x of dense" if limit.of_dense else cost(name, limit.predicted)
     if entry is not None:
         predicted = cost(name, summary.finetuned.cost.get(name))
-    verdict = _marked(limit.state, "good" if limit.state is VerdictState.MET else "bad")
+    verdict = marked(limit.state, "good" if limit.state is VerdictState.MET else "bad")
     return f"{LABELS.get(name, escape(name))} at most {bound}: predicted {predicted}{_measurement(limit)}: {verdict}."
 
 
@@ -268,67 +267,64 @@ def _measurement(limit: LimitVerdict) -> str:
     return f", measured {milliseconds(limit.measured.median)}"
 
 
-def _files(files: Sequence[DeliveredFile]) -> str:
-    """Each delivered file beside the network in memory, or nothing where a run did not judge its files."""
-    if not files:
-        return ""
-    rows = [
-        [
-            escape(file.name),
-            _number_or_none(file.relative_diff),
-            f"{file.changed:,} of {file.predictions:,}" if file.predictions else "–",
-            _marked("yes") if file.problem is None else _marked(file.problem, "bad"),
-        ]
-        for file in files
-    ]
-    head = ["File", "Largest difference, share of scale", "Predictions changed", "Same network"]
-    note = "Each file was read back from the disk and run on the whole test split, beside the network in torch."
-    return f"<section id='files'><h2>Delivered files</h2>{table(head, rows)}<p class='note'>{note}</p></section>"
-
-
-def _marked(text: str, kind: str = "good") -> str:
-    return f"<span class='{kind}'>{escape(text)}</span>"
-
-
-def _number_or_none(value: float) -> str:
-    return "–" if known(value) is None else f"{value:.1e}"
-
-
-def _with(text: str, small: str) -> str:
-    return f"{escape(text)}<small>{escape(small)}</small>" if small else escape(text)
-
-
 def _share(dense: ModelBlock, block: ModelBlock, name: str) -> str:
     return "" if block == dense else _left(dense.cost.get(name), block.cost.get(name))
 
 
-def _sparse_networks(summary: SparsifySummary) -> str:
+def _sparse_networks(summary: SparsifySummary, run: str) -> str:
     """Dense, sparse and fine-tuned of pruning while training, side by side."""
     blocks = {"Dense": summary.dense, "Sparse": summary.sparse, "Fine-tuned": summary.finetuned}
     dense, names = summary.dense, _priced([block.cost for block in blocks.values()])
     metric = summary.metric
-    head = ["", escape(metric.label), "Parameters not 0", *map(_column, names)]
+    head = ["", escape(metric.label), "Parameters not 0", *map(_column, names), *_latency_head(summary)]
     rows = [
         [
             title,
-            _with(
+            with_small(
                 measured(metric, block.metric),
                 "" if block is dense else change(metric, dense.metric, block.metric),
             ),
-            _with(
+            with_small(
                 cost("params", block.nonzero_params),
                 "" if block is dense else _left(dense.nonzero_params, block.nonzero_params),
             ),
             *(cost(name, block.cost.get(name)) for name in names),
+            *_latencies(summary, block),
         ]
         for title, block in blocks.items()
     ]
     left = f"{summary.kept:,} of {summary.total:,} {escape(summary.granularity)} are left."
-    note = f"{escape(metric.label)} is on the test split. {left}"
+    note = f"{escape(metric.label)} is on the test split. {left}{_sparse_note(summary)}"
     return (
         f"<section id='before-after'><h2>Before and after</h2>{table(head, rows)}<p class='note'>{note}</p>"
-        f"{_target(summary)}</section>"
+        f"{_next_commands(summary, run)}{_target(summary)}</section>"
     )
+
+
+def _latency_head(summary: SparsifySummary) -> list[str]:
+    """Columns of latency, where a device is to measure it: predicted only where anything is."""
+    if summary.device is None:
+        return []
+    return ["Latency, predicted"] * (summary.dense.cost.latency_ms is not None) + ["Latency, measured"]
+
+
+def _latencies(summary: SparsifySummary, block: SparseBlock) -> list[str]:
+    """Cells of ``_latency_head``: the sparse and the fine-tuned network are of one latency."""
+    made, names = summary.latency, _latency_head(summary)
+    latency = None if made is None else made.dense_ms if block is summary.dense else made.finetuned_ms
+    cells = [milliseconds(block.cost.latency_ms), _measured(latency)]
+    return cells[len(cells) - len(names) :]
+
+
+def _sparse_note(summary: SparsifySummary) -> str:
+    device, latency = summary.device, summary.latency
+    if device is None:
+        return ""
+    if latency is None:
+        return f" Latency is {escape(device.awaited(summary.predicted_ratio))}."
+    doubt = "" if summary.latency_doubt is None else ", and decides nothing: the host was too busy"
+    share = f"{latency.ratio.median:.3f}x of dense ({interval(latency.ratio)})"
+    return f" {_how_measured(summary)}: {share}{doubt}."
 
 
 def _target(summary: SparsifySummary) -> str:

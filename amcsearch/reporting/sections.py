@@ -7,10 +7,20 @@ from typing import Final
 from amcsearch.core import COST_NAMES
 from amcsearch.reporting import figures
 from amcsearch.reporting.record import Record
-from amcsearch.reporting.words import LABELS, escape, known, percent, preformatted, seconds, warnings_section
+from amcsearch.reporting.words import (
+    LABELS,
+    escape,
+    known,
+    marked,
+    percent,
+    preformatted,
+    seconds,
+    table,
+    warnings_section,
+)
 from amcsearch.runs import Summary, TableErrors, TableSummary, with_total
 
-__all__ = ["pictures", "provenance", "reproduce", "state", "warnings"]
+__all__ = ["files", "pictures", "provenance", "reproduce", "state", "warnings"]
 
 _POOR_ERROR: Final = 0.10
 
@@ -29,6 +39,29 @@ def state(record: Record) -> str:
             "safe in study.db; the same command with --resume continues and ends as an unbroken run would have."
         )
     return f"<section class='warnings' id='state'><h2>{title}</h2><p>{text}</p><ul>{''.join(lines)}</ul></section>"
+
+
+def files(record: Record) -> str:
+    """Each delivered file beside the network in memory, or nothing where a run did not judge its files."""
+    judged = () if record.result is None else record.result.files
+    if not judged:
+        return ""
+    rows = [
+        [
+            escape(file.name),
+            _number_or_none(file.relative_diff),
+            f"{file.changed:,} of {file.predictions:,}" if file.predictions else "–",
+            marked("yes") if file.problem is None else marked(file.problem, "bad"),
+        ]
+        for file in judged
+    ]
+    head = ["File", "Largest difference, share of scale", "Predictions changed", "Same network"]
+    note = "Each file was read back from the disk and run on the whole test split, beside the network in torch."
+    return f"<section id='files'><h2>Delivered files</h2>{table(head, rows)}<p class='note'>{note}</p></section>"
+
+
+def _number_or_none(value: float) -> str:
+    return "–" if known(value) is None else f"{value:.1e}"
 
 
 def warnings(record: Record) -> str:
@@ -51,7 +84,12 @@ def _finalist_warnings(record: Record) -> list[str]:
 
 
 def pictures(record: Record) -> str:
-    """All pictures, each with a sentence on how to read it; a missing one says what it needs."""
+    """All pictures, each with a sentence on how to read it; a missing one says what it needs.
+
+    They are of policies that were tried, which pruning while training does not.
+    """
+    if record.sparse is not None:
+        return ""
     further = record.further_costs
     budget = {} if record.summary is None else record.summary.budget
     limited = [name for name in budget if name in (*COST_NAMES, *further)] or ["macs"]
@@ -120,6 +158,7 @@ def provenance(record: Record) -> str:
         "Seed": None if result is None else result.seed,
         "Channel multiple": None if result is None else result.channel_multiple,
         **({} if record.summary is None else _of_search(record.summary)),
+        "Measured with": _measured_with(record),
         "Time": None if result is None else _durations(with_total(result.seconds)),
         "Left alone": "; ".join(f"{e.name}: {e.reason}" for e in (record.summary.skipped if record.summary else ())),
     }
@@ -134,8 +173,8 @@ def provenance(record: Record) -> str:
         if record.config.text
         else ""
     )
-    table = f"<table class='plain'><tbody>{cells}</tbody></table>"
-    return f"<section id='provenance'><h2>Provenance</h2>{table}{config}</section>"
+    listed = f"<table class='plain'><tbody>{cells}</tbody></table>"
+    return f"<section id='provenance'><h2>Provenance</h2>{listed}{config}</section>"
 
 
 def _of_search(summary: Summary) -> dict[str, str]:
@@ -143,10 +182,14 @@ def _of_search(summary: Summary) -> dict[str, str]:
         "Selection": summary.selection,
         "Widths left out": _left_out(summary.widths_left_out),
         "Torch against ONNX Runtime": _difference(summary),
-        "Measured with": "" if summary.device is None else summary.device.runtime or "",
         "Latency table": "" if summary.table is None else _table(summary.table),
         "Versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
     }
+
+
+def _measured_with(record: Record) -> str:
+    device = None if record.result is None else record.result.device
+    return "" if device is None else device.runtime or ""
 
 
 def reproduce(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from amcsearch.core import Metric, printable
@@ -19,6 +19,7 @@ __all__ = [
     "interval",
     "kibibytes",
     "known",
+    "marked",
     "measured",
     "milliseconds",
     "percent",
@@ -26,7 +27,9 @@ __all__ = [
     "preformatted",
     "seconds",
     "size",
+    "table",
     "warnings_section",
+    "with_small",
 ]
 
 LABELS: Final = {
@@ -71,6 +74,25 @@ def warnings_section(texts: Iterable[str]) -> str:
     """Return the section of a page that lists warnings, or nothing where there are none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<section class='warnings' id='warnings'><h2>Warnings</h2><ul>{items}</ul></section>" if items else ""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
+    """Return a table of cells that are HTML already; the first of each row is its heading."""
+    lines = ["<div class='scroll'><table><thead><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr></thead><tbody>"]
+    for i, (first, *cells) in enumerate(rows):
+        mark = " class='chosen'" if i == chosen else ""
+        lines.append(f"<tr{mark}><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "".join([*lines, "</tbody></table></div>"])
+
+
+def marked(text: str, kind: str = "good") -> str:
+    """Return a text in the colour of what is good or bad."""
+    return f"<span class='{kind}'>{escape(text)}</span>"
+
+
+def with_small(text: str, small: str) -> str:
+    """Return a text with a small one below it, where there is one."""
+    return f"{escape(text)}<small>{escape(small)}</small>" if small else escape(text)
 
 
 def known(value: float | None) -> float | None:

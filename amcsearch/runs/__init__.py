@@ -42,7 +42,7 @@ from amcsearch.runs.rows import (
     read_trials,
     trial_rows,
 )
-from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
+from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparseLatency, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import (
     BudgetEntry,
     DeliveredMetric,
@@ -95,6 +95,7 @@ __all__ = [
     "RunFolder",
     "SkippedLayer",
     "SparseBlock",
+    "SparseLatency",
     "SparsifySummary",
     "SparsityTarget",
     "StoredDocument",

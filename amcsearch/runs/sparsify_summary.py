@@ -6,10 +6,11 @@ from typing import Any, Self
 
 from amcsearch.core import ACCURACY, Cost, Limit, Metric, PruningPolicy
 from amcsearch.runs.documents import StoredDocument, items_of, key_of, plain, read_as, read_cost
+from amcsearch.runs.measuring_device import MeasuringDevice
 from amcsearch.runs.summary import with_metric, with_total, without_metric, without_total
-from amcsearch.runs.verdict import DeliveredFile, LimitVerdict, Verdict
+from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Verdict
 
-__all__ = ["Density", "SparseBlock", "SparsifySummary", "SparsityTarget"]
+__all__ = ["Density", "SparseBlock", "SparseLatency", "SparsifySummary", "SparsityTarget"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class SparsityTarget(StoredDocument):
     achieved: float | None = None
     storage: str | None = None
 
-    def judged(self, total: int) -> LimitVerdict:
+    def judged(self, total: int, again: str | None = None) -> LimitVerdict:
         """Judge the target by shares of dense; latency, which is not measured here, is undecided.
 
-        A sparsity is reached to within one of ``total`` weights or units.
+        A sparsity is reached to within one of ``total`` weights or units. ``again`` says how to measure latency.
         """
         limit = Limit(self.name, self.kept_asked, True, f"sparsify.target.{self.name}")
         if self.name == "latency_ms":
-            verdict = LimitVerdict.unmeasured(limit, self.kept, 1.0)
+            verdict = LimitVerdict.unmeasured(limit, self.kept, 1.0, again)
         else:
             slack = 1.0 / total if self.name == "sparsity" else 0.0
             verdict = LimitVerdict.by_prediction(limit, self.kept, 1.0, slack)
@@ -109,12 +110,26 @@ class Density(StoredDocument):
 
 
 @dataclass(frozen=True)
+class SparseLatency(StoredDocument):
+    """Latency of the fine-tuned network as measured beside the dense one: in ms, and as a share of dense.
+
+    ``float32_ms`` is the dense network's in float32, where the device computes in another data type.
+    """
+
+    dense_ms: Interval
+    finetuned_ms: Interval
+    ratio: Interval
+    float32_ms: Interval | None = None
+
+
+@dataclass(frozen=True)
 class SparsifySummary(StoredDocument):
     """Dense, sparse and fine-tuned, and what is in use of what.
 
     ``granularity`` is ``weights`` or ``channels``; ``sparsity`` the share of them that is not in use: all but ``kept``
     of ``total``. ``metric`` is what the task judges by. ``policy`` holds the channels that a search can start from,
-    ``seconds`` the wall time of each phase.
+    ``seconds`` the wall time of each phase. ``device`` is the one that is to measure latency, None where this machine
+    would, for training times nothing; ``latency`` is None while it has not measured.
     """
 
     dense: SparseBlock
@@ -134,6 +149,8 @@ class SparsifySummary(StoredDocument):
     seconds: Mapping[str, float]
     verdict: Verdict | None = None
     files: tuple[DeliveredFile, ...] = ()
+    device: MeasuringDevice | None = None
+    latency: SparseLatency | None = None
     metric: Metric = ACCURACY
 
     @property
@@ -141,11 +158,30 @@ class SparsifySummary(StoredDocument):
         """The verdict; of a run of version 0.1.0, which wrote none, made of its target."""
         return self.verdict or Verdict.of([self.target.judged(self.total)])
 
+    @property
+    def latency_ratio(self) -> Interval | None:
+        """The fine-tuned network's measured share of dense latency; None while nothing was measured."""
+        return None if self.latency is None else self.latency.ratio
+
+    @property
+    def latency_doubt(self) -> str | None:
+        """Why the measured latency says nothing; None where it does, or where nothing was measured."""
+        return None if self.verdict is None else self.verdict.doubt
+
+    @property
+    def predicted_ratio(self) -> float | None:
+        """Predicted latency as a share of dense; None without a latency table, or for zeros in dense tensors."""
+        before, after = self.dense.cost.latency_ms, self.finetuned.cost.latency_ms
+        return after / before if before and after is not None else None
+
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"]
+        for name in ("device", "latency"):  # a run that is to be measured nowhere
+            if getattr(self, name) is None:
+                del values[name]
         return with_metric(values, self.metric)
 
     @classmethod

@@ -151,10 +151,10 @@ class LimitVerdict(StoredDocument):
         return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, interval, state, reason)
 
     @classmethod
-    def unmeasured(cls, limit: Limit, predicted: float, dense: float, again: str = _MEASURE) -> Self:
+    def unmeasured(cls, limit: Limit, predicted: float, dense: float, again: str | None = None) -> Self:
         """Decide nothing: latency is only predicted; ``again`` says how to measure it."""
         value = _share(predicted, dense) if limit.of_dense else predicted
-        reason = f"{_number(value)}{_unit(limit)} is predicted and nothing was measured; {again}"
+        reason = f"{_number(value)}{_unit(limit)} is predicted and nothing was measured; {again or _MEASURE}"
         state = VerdictState.UNDECIDED
         return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, None, state, reason)
 

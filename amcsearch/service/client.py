@@ -233,14 +233,15 @@ class Client:
         *,
         folder: Path | str | None = None,
         observer: "Observer | None" = None,
-    ) -> "SearchResult":
+    ) -> "SearchResult | SparsifyResult":
         """Finish the run of a job as ``amcsearch.verify`` does, with the file that its kit wrote on the device.
 
         The run of ``job`` stays as it is: what is returned is a copy with the measurement. Raises as ``search``.
         """
         name = job if isinstance(job, str) else job.id
         arguments: dict[str, object] = {"job": name, "result": self.upload(result)}
-        return cast("SearchResult", self.submit("verify", arguments=arguments).result(folder, observer))
+        verified = self.submit("verify", arguments=arguments).result(folder, observer)
+        return cast("SearchResult | SparsifyResult", verified)
 
     def upload(self, file: Path | str) -> str:
         """Send a checkpoint or a kit's result, and return the path by which a configuration names it there.

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -15,7 +16,9 @@ from amcsearch.reporting.drawing import drawing
 from amcsearch.reporting.figures import _front_line
 from amcsearch.reporting.page import render
 from amcsearch.reporting.record import read_record
-from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
+from amcsearch.runs.measuring_device import MeasuringDevice
+from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparseLatency, SparsifySummary, SparsityTarget
+from amcsearch.runs.verdict import Interval
 
 SECTIONS = (
     *("before-after", "warnings", "front-latency_ms", "convergence", "channels", "latency", "finalists"),
@@ -306,6 +309,31 @@ def test_pruning_while_training_is_shown_by_its_networks(run):
     assert "Seed 5" in text
     assert "slow" in text
     assert "amcsearch sparsify" in text
+
+
+def test_latency_of_pruning_while_training_names_its_device(run):
+    blocks = [SparseBlock(0.98, 0.1, 1000, Cost(macs=2e6, latency_ms=2.0))]
+    blocks += [SparseBlock(0.97, 0.2, 250, Cost(macs=1e6, latency_ms=1.0))] * 2
+    density, target = Density("a", 1, 2, 0.5), SparsityTarget("sparsity", 0.5, 0.5, 0.5)
+    counts = (0.5, 1, 2, (density,), PruningPolicy({"a": 2}), 1, (), 5, {"sparsify": 2.0})
+    summary = SparsifySummary(*blocks, "one_shot", "channels", target, *counts)
+    awaited = replace(summary, device=MeasuringDevice("Cortex", "pi5", 1, 1))
+    run.write_summary(awaited)
+    text = words(render(run))
+    assert "Latency, predicted Latency, measured Dense 98.00 % 1.00 k 2.00 M 2.00 ms not yet" in text
+    assert "Latency is predicted, not yet measured on pi5 (Cortex)." in text
+    assert (
+        "amcsearch verify kit digits-resnet20-abc123 -o verify.pyz # on pi5 (Cortex) python3 verify.pyz -o result.jsonl"
+        in text
+    )
+    ends = [Interval(ms, ms, ms) for ms in (2.0, 1.2, 0.6)]
+    device = replace(awaited.device, runtime="ONNX Runtime 1.2", measured="2026-01-01")
+    run.write_summary(replace(awaited, device=device, latency=SparseLatency(*ends)))
+    text = words(render(run))
+    assert "1.00 ms 1.20 ms" in text
+    assert "network on pi5 (Cortex), with its 95 % bootstrap interval: 0.600x of dense (0.600–0.600)." in text
+    assert "Measured with ONNX Runtime 1.2" in text
+    assert "not yet" not in text
 
 
 def test_a_run_without_latency_and_energy_shows_what_it_has(finished):

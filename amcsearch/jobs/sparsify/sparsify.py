@@ -1,4 +1,7 @@
-"""Sparsification: price the target, train with a gate or a mask schedule, cut exactly, fine-tune."""
+"""Sparsification: price the target, train with a gate or a mask schedule, cut exactly, fine-tune.
+
+Nothing is timed. Where ``device.location`` is another device, its kit holds the dense and the fine-tuned network.
+"""
 
 import csv
 import io
@@ -10,20 +13,33 @@ from torch import nn
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, Cost, Limit
 from amcsearch.graph import duplicate
-from amcsearch.jobs.delivered_files import check_files, judge_stored, save_network
+from amcsearch.jobs.delivered_files import NetworkFiles, check_files, judge_stored, save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
 from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.machine_table import machine_table
-from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.measuring import DELIVERED, awaited_device, renew_kit
+from amcsearch.jobs.network_check import check_export, onnx_settings
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.result import SparsifyResult
 from amcsearch.jobs.sparsify.sparse_target import UnitTarget, WeightTarget
 from amcsearch.jobs.sparsify.sparse_training import Sparse, fixed, make_method, sparse_training
 from amcsearch.jobs.user_training import training_folder
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload
+from amcsearch.measure import KitPlan
 from amcsearch.methods import GATES, GateMethod, MaskSchedule, sparse_weights
-from amcsearch.runs import Density, RunFolder, SparseBlock, SparsifySummary, SparsityTarget, Verdict
+from amcsearch.reporting import render
+from amcsearch.runs import (
+    HERE,
+    Density,
+    LimitVerdict,
+    RunFolder,
+    SparseBlock,
+    SparsifySummary,
+    SparsityTarget,
+    Verdict,
+    verify_commands,
+)
 from amcsearch.runtime import signature_of
 from amcsearch.training import StateFile, bake, batches_of, evaluate, save_tensors
 
@@ -39,7 +55,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         InfeasibleBudgetError: no network of the device's grid meets the target.
     """
     phases = Phases(observer, run.append_log)
-    section = config.sparsify
+    asked = config.sparsify.limit
     config = config.model_copy(update={"search": config.search.model_copy(update={"vanish": False})})
     method = make_method(config)  # what cannot be made is refused before anything is trained
     further_costs(config)
@@ -47,19 +63,14 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     with phases("target", "Pricing the target"):
         workload, identity = begin_workload(config, given, run, observer)
         device = _device(config, workload, _limits(config, method), given, observer, run)
-        limit = None if section.limit is None else priced(section.limit, device.dense, device.weight_bits)
+        limit = None if asked is None else priced(asked, device.dense, device.weight_bits)
         target = _target(config, workload, device, method, limit)
+        if config.device.location != HERE:  # what a kit cannot hold is refused before anything is trained
+            check_export(config, workload.model, workload.probes, workload.example, workload.task)
     with phases("network", "Loading or training the network"):
         workload, _ = end_workload(config, workload, identity, run, observer)
-    with phases("sparsify", f"Training with {label(section.method)}"):
-        epochs = max(1, section.training.epochs)
-
-        def progress(epoch: int, loss: float) -> None:
-            observer.progress(epoch / epochs, f"of {label(section.method)}, epoch {epoch}: loss {loss:.4f}")
-
-        store = StateFile(run.training_state)
-        sparse = sparse_training(config, workload, method, target, store, progress, observer.warn)
-        recalibrate(config, workload, sparse.model)
+    with phases("sparsify", f"Training with {label(config.sparsify.method)}"):
+        sparse = _sparse(config, workload, method, target, run, observer)
     with phases("finetune", "Fine-tuning what is left"):
         tuned, notes = _tuned(config, workload, sparse, run, observer, given)
     with phases("verify", "Writing the network and reading the test split"):
@@ -71,12 +82,34 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         test = batches_of(workload.splits.test, name="test")
         files = judge_stored(run, config, given, tuned, test, workload.task, signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
-    verdict = Verdict.of([summary.target.judged(summary.total)], files)
+        renew_kit(run, _kit(config, workload, sparse, tuned))
+    verdict = Verdict.of([_judged(summary, run)], files)
     warnings = (*summary.warnings, *verdict.texts, *sparse.notes, *notes)
     seconds = dict(phases.seconds)
     run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
+    run.write_report(render(run))
     check_files(run, files)
     return SparsifyResult(run, lambda: tuned)
+
+
+def _sparse(
+    config: Config,
+    workload: Workload,
+    method: GateMethod | MaskSchedule,
+    target: UnitTarget | WeightTarget,
+    run: RunFolder,
+    observer: Observer,
+) -> Sparse:
+    """Return the network that the method trains and cuts, with its batch norms recalibrated."""
+    name, epochs = label(config.sparsify.method), max(1, config.sparsify.training.epochs)
+
+    def progress(epoch: int, loss: float) -> None:
+        observer.progress(epoch / epochs, f"of {name}, epoch {epoch}: loss {loss:.4f}")
+
+    store = StateFile(run.training_state)
+    sparse = sparse_training(config, workload, method, target, store, progress, observer.warn)
+    recalibrate(config, workload, sparse.model)
+    return sparse
 
 
 def _device(
@@ -97,6 +130,23 @@ def _tuned(
     if sparse.granularity == "weights":
         bake(tuned, sparse.masks)  # which a training of the user's own does not know
     return tuned, notes
+
+
+def _kit(config: Config, workload: Workload, sparse: Sparse, tuned: nn.Module) -> KitPlan | None:
+    """Return what a device that is not here measures; None where this machine would.
+
+    Weights are made up on the device, zeros among them: a dense tensor takes as long whatever it holds.
+    """
+    if config.device.location == HERE:
+        return None
+    files = NetworkFiles(config, workload)
+    policies = {DELIVERED: sparse.policy} if sparse.granularity == "channels" else {}
+    return files.kit_plan({DELIVERED: files.file(tuned)}, policies)
+
+
+def _judged(summary: SparsifySummary, run: RunFolder) -> LimitVerdict:
+    again = None if summary.device is None else f"measure it on the device: {verify_commands(run.path)[0]}"
+    return summary.target.judged(summary.total, again)
 
 
 def _limits(config: Config, method: GateMethod | MaskSchedule) -> tuple[Limit, ...]:
@@ -207,6 +257,7 @@ def _summary(
         warnings=(*workload.warnings, *device.warnings),
         seed=config.seed,
         seconds={},
+        device=None if config.device.location == HERE else awaited_device(config, device.table),
         metric=workload.task.metric,
     )
 

@@ -128,7 +128,7 @@ sys.exit(main(Path(__file__).parent))
 
 @dataclass(frozen=True)
 class KitModel:
-    """A model of a kit; its weights are left out as it is made, so that many large models fit into memory.
+    """A model of a kit; weights of ONNX are left out as it is made, so that many large models fit into memory.
 
     Args:
         id: unique in the plan.
@@ -138,7 +138,7 @@ class KitModel:
         policy: kept channels by group, if it is a pruned network.
         timed, profiled: neither: only the optimised graph is recorded.
         meta: anything that JSON can hold, for whoever reads the result.
-        is_onnx: else it is a file of another runtime, which stays whole.
+        keeps_weights: it travels as it is, as a file of another runtime has to, which is no ONNX.
 
     Raises:
         BadInputError: the model cannot be read, or keeps weights in another file.
@@ -152,12 +152,12 @@ class KitModel:
     timed: bool = True
     profiled: bool = True
     meta: Mapping[str, Any] = field(default_factory=dict)
-    is_onnx: bool = True
+    keeps_weights: bool = False
     skeleton: bytes = field(init=False, repr=False)
     weights: tuple[WeightSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self, model: bytes) -> None:
-        skeleton, weights = without_weights(model, self.id) if self.is_onnx else (model, ())
+        skeleton, weights = (model, ()) if self.keeps_weights else without_weights(model, self.id)
         object.__setattr__(self, "skeleton", skeleton)
         object.__setattr__(self, "weights", weights)
 

@@ -90,8 +90,8 @@ def _reference(subject: MeasuredSubject, export: _Export) -> tuple[KitModel, dic
         model = converted(dense, export.dtype, [export.x])
     else:  # whole runs alone: no node is looked at
         model = export(subject.model)
-    is_onnx, policy = export.runtime is None, dict(network.dense)
-    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, policy, is_onnx=is_onnx)
+    keeps_weights, policy = export.runtime is not None, dict(network.dense)
+    reference = KitModel(f"{subject.name}/dense", model, subject.name, REFERENCE, policy, keeps_weights=keeps_weights)
     return reference, {"network": network_record(network), "owners": owners}
 
 
@@ -109,7 +109,7 @@ def _models(
             *(name, export(pruned), subject.name, role, dict(policy)),
             timed=runs,
             profiled=runs and role != HELD_OUT,
-            is_onnx=export.runtime is None,
+            keeps_weights=export.runtime is not None,
         )
 
 
