@@ -37,6 +37,20 @@ def test_latency_is_judged_by_its_interval(asked: Limit, low: float, high: float
 
 
 @pytest.mark.parametrize(
+    ("limit", "predicted_ms", "cure"),
+    [
+        (HALF, 2.0, "0.5x of dense was predicted: ask for latency_ms = 0.416x, or measure a latency table"),
+        (TWO_MS, 1.8, "1.8 ms was predicted: ask for latency_ms = 1.5 ms, or measure a latency table"),
+        (HALF, 2.4, "0.6x of dense was predicted: prune further, or raise the limit"),
+        (HALF, 0.0, "at most 0.5x of dense; measure a latency table on this machine, and search again"),
+    ],
+)
+def test_a_missed_limit_says_what_to_ask_for_instead(limit: Limit, predicted_ms: float, cure: str) -> None:
+    verdict = LimitVerdict.by_measurement(limit, predicted_ms, 4.0, measured(0.55, 0.6))  # 0.5 * 0.5 / 0.6 is 0.4167
+    assert cure in verdict.reason
+
+
+@pytest.mark.parametrize(
     ("rounds", "disturbed", "is_decided"),
     [(100, 0, True), (50, 50, True), (49, 51, False), (5, 0, True), (4, 0, False), (0, 0, True)],
 )

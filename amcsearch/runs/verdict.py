@@ -143,7 +143,7 @@ class LimitVerdict(StoredDocument):
         if math.isnan(interval.low + interval.high):
             return cls.unmeasured(limit, predicted, dense)
         value = _share(predicted, dense) if limit.of_dense else predicted
-        state, reason = _of_interval(limit, interval, made)
+        state, reason = _of_interval(limit, value, interval, made)
         if made.doubt is not None:
             sigma = made.sigma_ms if made.sigma_ms is None or not limit.of_dense else _share(made.sigma_ms, dense)
             error = "" if sigma is None else f" ± {_number(sigma)}"
@@ -227,7 +227,7 @@ class Verdict(StoredDocument):
         return {"state": str(self.state), **super().to_json()}
 
 
-def _of_interval(limit: Limit, interval: Interval, made: Measurement) -> tuple[VerdictState, str]:
+def _of_interval(limit: Limit, predicted: float, interval: Interval, made: Measurement) -> tuple[VerdictState, str]:
     unit = _unit(limit)
     measured = f"measured {_number(interval.median)}{unit} ({_number(interval.low)}–{_number(interval.high)})"
     bound = f"at most {_number(limit.value)}{unit}"
@@ -236,9 +236,23 @@ def _of_interval(limit: Limit, interval: Interval, made: Measurement) -> tuple[V
     if interval.high <= limit.value:
         return VerdictState.MET, f"{measured}, {bound}"
     if interval.low > limit.value:
-        cure = "measure a latency table on this machine and search again"
-        return VerdictState.MISSED, f"{measured}, {bound}; {cure}"
+        return VerdictState.MISSED, f"{measured}, {bound}; {_cure(limit, predicted, interval)}"
     return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {made.again}{_LONGER}"
+
+
+def _cure(limit: Limit, predicted: float, interval: Interval) -> str:
+    """What to do about a missed limit: a prediction beyond it is the policy's fault, one within it the table's."""
+    if predicted > limit.value * (1.0 + _TOLERANCE):
+        return f"{_number(predicted)}{_unit(limit)} was predicted: prune further, or raise the limit"
+    if not (predicted > 0.0 and math.isfinite(interval.high)):
+        return "measure a latency table on this machine, and search again"
+    aim = limit.value * predicted / interval.high
+    digits = 10.0 ** (2 - math.floor(math.log10(aim)))
+    asked = f"{math.floor(aim * digits) / digits:g}{'x' if limit.of_dense else ' ms'}"
+    return (
+        f"{_number(predicted)}{_unit(limit)} was predicted: ask for {limit.cost} = {asked}, or measure a latency table "
+        "on this machine, and search again"
+    )
 
 
 def _slower(made: Measurement, say_doubt: bool) -> Iterable[str]:
