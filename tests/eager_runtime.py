@@ -77,3 +77,9 @@ class Taken(EagerRuntime):
     """Would write over another file of the run."""
 
     suffix = ".pt2"
+
+
+class Named(EagerRuntime):
+    """Takes the name of another runtime."""
+
+    name = "onnxruntime"

@@ -71,7 +71,7 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     with _step("a run in ONNX Runtime"):
         target, runtime = config.device, runtime_of(config)
         model = converted(content, target.dtype, [example])
-        in_onnx = runtime if isinstance(runtime, OnnxRuntime) else OnnxRuntime(target.threads)
+        in_onnx = runtime if runtime.is_onnx_runtime else OnnxRuntime(target.threads)
         file = FileModule(in_onnx.load(model), signature)
         example.through(file)
     if runtime is not in_onnx:

@@ -27,6 +27,11 @@ def runtime_of(config: Config) -> Runtime:
     device = config.device
     params = {"threads": device.threads, "provider": device.provider if device.location == HERE else CPU}
     runtime = make(RUNTIMES, device.runtime, params, ("device.runtime", "device"), Runtime)
+    if runtime.is_onnx_runtime != isinstance(runtime, OnnxRuntime):
+        raise BadInputError(
+            f"device.runtime = {label(device.runtime)!r}: name = {runtime.name!r}, and {ONNXRUNTIME!r} is the name of "
+            "amcsearch.runtime.OnnxRuntime and of what inherits it; rename it"
+        )
     if device.dtype not in runtime.dtypes:
         raise BadInputError(
             f"device.dtype is {device.dtype}, runtime {runtime.name} computes in {', '.join(runtime.dtypes)}; set "
@@ -47,12 +52,12 @@ def other_runtime(config: Config) -> Runtime | None:
         BadInputError: as ``runtime_of``.
     """
     runtime = runtime_of(config)
-    return None if isinstance(runtime, OnnxRuntime) else runtime
+    return None if runtime.is_onnx_runtime else runtime
 
 
 def has_profiles(config: Config) -> bool:
     """Whether what measures says which kernels it runs; else a table is made of whole runs alone."""
-    return other_runtime(config) is None and is_profiled(full_provider_name(config.device.provider))
+    return runtime_of(config).is_onnx_runtime and is_profiled(full_provider_name(config.device.provider))
 
 
 def check_kit(config: Config) -> None:
@@ -61,7 +66,7 @@ def check_kit(config: Config) -> None:
     Raises:
         BadInputError: names it, and the cure.
     """
-    if other_runtime(config) is not None:
+    if not runtime_of(config).is_onnx_runtime:
         raise BadInputError(
             f"device.runtime = {label(config.device.runtime)!r}: a kit measures with ONNX Runtime alone; measure on "
             "this machine, amcsearch table measure CONFIG -o latency_tables/NAME, or set "
@@ -77,7 +82,7 @@ def check_provider(table: LatencyTable, config: Config, name: str) -> None:
     Raises:
         BadInputError: names both, and the cure.
     """
-    there, here = table.provenance.runtime or ONNXRUNTIME, runtime_of(config).name
+    there, here = table.provenance.runtime_name, runtime_of(config).name
     if there != here:
         raise BadInputError(
             f"device.runtime is {here}, {name} was measured with {there}: another runtime has other latencies; set "

@@ -40,7 +40,7 @@ from amcsearch.measure import (
     with_accuracy,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import COMPARED, CPU, ONNXRUNTIME, differences
+from amcsearch.runtime import COMPARED, CPU, differences
 
 __all__ = ["FRESH", "READ", "TableCheck", "check_table", "is_of_machine", "machine_folder", "other_setting"]
 
@@ -165,9 +165,8 @@ def machine_folder(config: Config) -> Path:
     provenance = here.as_mapping()
     identity = {**{key: provenance.get(key) for key in COMPARED}, "cores": here.cores, "opset": opset}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    is_onnx = here.runtime in (None, ONNXRUNTIME)
-    provider = "" if here.provider == CPU else f" {device.provider if is_onnx else here.provider}"
-    runtime = f"ort{here.ort_version}" if is_onnx else f"{here.runtime}{here.runtime_version}"
+    provider = "" if here.provider == CPU else f" {device.provider if here.is_onnx_runtime else here.provider}"
+    runtime = f"ort{here.ort_version}" if here.is_onnx_runtime else f"{here.runtime_name}{here.runtime_version}"
     words = f"{here.cpu} {runtime}{provider} {here.threads}t b{here.batch} {here.dtype}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("(r)", "")).strip("-.")[:80]
     return cache_folder() / "tables" / f"{name}-{digest}"

@@ -30,7 +30,7 @@ from amcsearch.measure import (
     write_kit,
 )
 from amcsearch.runs import HERE
-from amcsearch.runtime import ONNXRUNTIME, differences, full_provider_name
+from amcsearch.runtime import differences, full_provider_name
 
 __all__ = [
     "Kit",
@@ -359,7 +359,7 @@ def prior_of(config: Config, network: NetworkSpec) -> LatencyTable | None:
 
 def _kernels(where: Provenance) -> tuple[object, ...]:
     """What decides which kernels run."""
-    return where.runtime or ONNXRUNTIME, where.provider, where.dtype, where.nchwc_block
+    return where.runtime_name, where.provider, where.dtype, where.nchwc_block
 
 
 def _stage_plan(

@@ -24,7 +24,7 @@ from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.measure import KitResult, check_kit_file, check_speed, kit_plan, paired_latencies, read_results
 from amcsearch.reporting import render
 from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, SparsifySummary, Summary, replacing, verify_commands
-from amcsearch.runtime import CPU, ONNXRUNTIME, PairedLatency, full_provider_name
+from amcsearch.runtime import CPU, PairedLatency, full_provider_name
 
 __all__ = ["VerifyKit", "check_result", "verify", "write_verify_kit"]
 
@@ -158,7 +158,7 @@ def _check_setting(config: Config, made: KitResult, place: str) -> None:
         "provider": f"run the kit with --provider {provider}",
     }
     compared = {
-        "runtime": (device.runtime, where.runtime or ONNXRUNTIME),
+        "runtime": (device.runtime, where.runtime_name),
         "provider": (provider, where.provider or CPU),
         **{name: (getattr(device, name), getattr(where, name)) for name in ("threads", "batch", "dtype")},
     }

@@ -21,7 +21,7 @@ from amcsearch.runtime.loaded import LoadedNetwork
 from amcsearch.runtime.on_device.engine import Engine
 from amcsearch.runtime.on_device.errors import DeviceError
 from amcsearch.runtime.on_device.plan import DevicePlan, Entry
-from amcsearch.runtime.on_device.provenance import machine
+from amcsearch.runtime.on_device.provenance import ONNXRUNTIME, machine
 
 __all__ = ["ONNX_SUFFIX", "Runtime", "RuntimeEngine"]
 
@@ -31,8 +31,9 @@ ONNX_SUFFIX: Final = ".onnx"
 class Runtime(ABC):
     """Runs networks on this machine with so many threads by a provider, both as the section ``device`` says.
 
-    ``name`` is what a table's provenance and a report call it. ``suffix`` is the ending of its files: the delivered
-    network is ``pruned`` with it. ``dtypes`` are those of ``device.dtype`` in which it can compute.
+    ``name`` is what a table's provenance and a report call it; that of ``OnnxRuntime`` is taken. ``suffix`` is the
+    ending of its files: the delivered network is ``pruned`` with it. ``dtypes`` are those of ``device.dtype`` in which
+    it can compute.
 
     Args:
         threads: threads inside an operator.
@@ -81,6 +82,11 @@ class Runtime(ABC):
         Raises:
             BadInputError: the runtime is not installed; says what to install.
         """
+
+    @property
+    def is_onnx_runtime(self) -> bool:
+        """Whether it is ONNX Runtime, as ``Provenance.is_onnx_runtime`` says it of a table."""
+        return self.name == ONNXRUNTIME
 
     @property
     def is_profiled(self) -> bool:

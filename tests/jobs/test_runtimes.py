@@ -81,6 +81,10 @@ def test_the_runtime_is_made_of_the_section_device(write_config: WriteConfig) ->
         ("device.runtime=onnxruntim", "device.runtime = 'onnxruntim' is unknown; did you mean .*onnxruntime"),
         ("device.runtime=collections:OrderedDict", "device.runtime = 'collections:OrderedDict': "),
         (
+            f"device.runtime={EAGER}:Named",
+            "name = 'onnxruntime', and 'onnxruntime' is the name of amcsearch",
+        ),
+        (
             f"device.runtime={EAGER}:EagerRuntime device.dtype=int8",
             "device.dtype is int8, runtime eager computes in float32; set",
         ),

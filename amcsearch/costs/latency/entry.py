@@ -29,6 +29,7 @@ __all__ = [
 Reader = Callable[[str, Any], Any]
 
 
+ONNXRUNTIME: Final = "onnxruntime"  # as ``device.runtime`` and the program on the device name it
 MOST: Final = 1e12  # of anything a table counts or measures: sums over any network stay finite
 
 
@@ -167,9 +168,9 @@ class Provenance(_Document):
     """Where, with what and how latencies were measured; None where that is not known.
 
     What only describes the machine (its caches, its load, versions of other software) is in ``extra``. The runtime's
-    ``differences`` says which of the fields make two devices or settings different. ``runtime`` is its name, None in
-    older tables, which are of ONNX Runtime; the version of that one is ``ort_version``. ``provider_version`` is that of
-    a provider which is a plugin, None for one that is part of the runtime.
+    ``differences`` says which of the fields make two devices or settings different. ``runtime`` is None in older
+    tables, which are of ONNX Runtime: ``runtime_name`` says it of any. The version of that one is ``ort_version``.
+    ``provider_version`` is that of a provider which is a plugin, None for one that is part of the runtime.
     """
 
     cpu: Text = None
@@ -188,11 +189,20 @@ class Provenance(_Document):
     timestamp: Text = None
 
     @property
+    def runtime_name(self) -> str:
+        """The runtime as ``device.runtime`` names it: that of older tables too, which do not."""
+        return self.runtime or ONNXRUNTIME
+
+    @property
+    def is_onnx_runtime(self) -> bool:
+        """Whether ONNX Runtime measured, by whichever provider."""
+        return self.runtime_name == ONNXRUNTIME
+
+    @property
     def runtime_label(self) -> str:
         """The runtime with its version, for people."""
-        if self.ort_version is not None or self.runtime is None:
-            return f"ONNX Runtime {self.ort_version}"
-        return f"{self.runtime} {self.runtime_version or ''}".rstrip()
+        version = self.ort_version if self.is_onnx_runtime else self.runtime_version
+        return f"{'ONNX Runtime' if self.is_onnx_runtime else self.runtime_name} {version or ''}".rstrip()
 
     @property
     def weight_bytes(self) -> int:

@@ -49,7 +49,7 @@ from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, m
 from amcsearch.measure.build.whole_runs import fit_whole_runs
 from amcsearch.measure.kit.kit_results import KitResult
 from amcsearch.measure.plan.variants import neighbour_pairs
-from amcsearch.runtime import CPU, ONNXRUNTIME, is_profiled
+from amcsearch.runtime import CPU, is_profiled
 
 __all__ = ["accepted_multiple", "channel_grid", "grid_steps", "table_from_results", "table_of"]
 
@@ -187,7 +187,7 @@ def table_of(
     Raises:
         BadInputError: fewer than four profiled variants, or timed ones of a runtime without a profile.
     """
-    profiled = provenance.runtime in (None, ONNXRUNTIME) and is_profiled(provenance.provider or CPU)
+    profiled = provenance.is_onnx_runtime and is_profiled(provenance.provider or CPU)
     learn = _from_profiles if profiled else _from_whole_runs
     entry, observations, timed = learn(name, network, variants, overhead_ms, provenance, known)
     assert entry.calibration is not None

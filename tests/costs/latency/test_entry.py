@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from amcsearch.core.errors import BadInputError
 from amcsearch.costs.latency.cache import CacheOverflow
 from amcsearch.costs.latency.entry import Accuracy, ChannelGrid, GridStep, NetworkEntry, Provenance, Sigma
+from amcsearch.runtime.on_device.provenance import ONNXRUNTIME as ON_DEVICE
 
 ENTRY: dict[str, Any] = {
     "fingerprint": "6b63493749db",
@@ -117,3 +118,18 @@ def test_an_accuracy_that_is_no_number_is_not_known() -> None:
 
 def test_a_weight_takes_the_bytes_of_its_data_type() -> None:
     assert [Provenance(dtype=name).weight_bytes for name in (None, "float32", "float16", "int8")] == [4, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "label"),
+    [
+        (Provenance(), "onnxruntime", "ONNX Runtime"),
+        (Provenance(ort_version="1.20.1"), "onnxruntime", "ONNX Runtime 1.20.1"),
+        (Provenance(runtime="onnxruntime", ort_version="1.20.1"), "onnxruntime", "ONNX Runtime 1.20.1"),
+        (Provenance(runtime="executorch", runtime_version="1.0"), "executorch", "executorch 1.0"),
+        (Provenance(runtime="executorch", ort_version="1.20.1"), "executorch", "executorch"),
+    ],
+)
+def test_a_table_is_of_onnx_runtime_unless_it_says_otherwise(where: Provenance, name: str, label: str) -> None:
+    assert (where.runtime_name, where.is_onnx_runtime) == (name, name == ON_DEVICE)
+    assert where.runtime_label == label
