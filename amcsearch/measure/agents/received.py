@@ -10,16 +10,21 @@ from typing import Any, Final
 
 from amcsearch.core import BadInputError
 from amcsearch.measure.kit.kit_lines import Line, check_line, check_lines
-from amcsearch.measure.kit.kit_results import ONE_EACH
 from amcsearch.runs import StoredDocument
 from amcsearch.runtime import COMPARED, KIT_VERSION, DeviceError, DevicePlan, parsed_lines
 
-__all__ = ["OF_DEVICE", "AgentRefusedError", "JobOffer", "check_records", "is_word", "parsed_records"]
+__all__ = ["OF_DEVICE", "AgentRefusedError", "JobOffer", "RecordCheck", "is_word", "parsed_records"]
 
 LEAST_MS, MOST_MS = 1e-4, 1e7  # a call of the runtime takes a microsecond and more, and less than three hours
 MOST_DRIFT: Final = 1e4  # of a reference beside its quiet moments
 MOST_TEXT: Final = 400
 KINDS: Final = ("header", "overhead", "timing", "graph", "profile", "drift", "failed", "end")
+IDENTIFYING: Final = {
+    "overhead": ("pass",),
+    "timing": ("model", "pass"),
+    **dict.fromkeys(("graph", "profile", "failed"), ("model",)),
+}
+"""What tells a record from the others of its kind, where each is sent once."""
 OF_DEVICE: Final = ("cpu", "cpu_flags")
 """What must stay the same for a device under one name."""
 
@@ -41,35 +46,62 @@ class JobOffer(StoredDocument):
     have: int = 0
 
 
-def check_records(
-    plan: DevicePlan,
-    offer: JobOffer,
-    says: Mapping[str, object],
-    before: Sequence[Mapping[str, Any]],
-    new: Sequence[Mapping[str, Any]],
-) -> None:
-    """Check new records against the plan, the device and what is there.
+class RecordCheck:
+    """Holds new records of a measurement to the plan, the device and what is there; a record is looked at once.
 
-    Raises:
-        AgentRefusedError: names the record and what is wrong with it.
+    Args:
+        plan: that is measured.
+        offer: of the measurement.
+        records: that are here and were checked. They may grow, and do not change.
     """
-    lines = [Line(record, f"record {number}") for number, record in enumerate(new, len(before))]
-    whole = [Line(record, f"record {number}") for number, record in enumerate(before)] + lines
-    try:
-        if whole[0].record.get("kind") != "header":
-            raise BadInputError("record 0 is no header")
-        for line in lines:
-            check_line(line)
-            if line.record.get("kind") == "header":
-                _check_header(line, plan, offer, says, whole[0])
-            elif line.record.get("kind") not in KINDS:
-                raise BadInputError(f"{line.place} is of kind {line.record.get('kind')!r:.40}, which no kit writes")
-        check_lines(lines, whole[0])
-        _check_references(plan, lines)
-        _check_durations(lines)
-        _check_once(whole)
-    except BadInputError as error:
-        raise AgentRefusedError(f"refused: {error}") from error
+
+    def __init__(self, plan: DevicePlan, offer: JobOffer, records: Sequence[Mapping[str, Any]]) -> None:
+        self._plan, self._offer, self._records = plan, offer, records
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._counted = 0
+
+    def check(self, says: Mapping[str, object], new: Sequence[Mapping[str, Any]]) -> None:
+        """Check the records that come next; ``says`` is what the agent said of its device.
+
+        Raises:
+            AgentRefusedError: names the record and what is wrong with it.
+        """
+        lines = [Line(record, f"record {number}") for number, record in enumerate(new, len(self._records))]
+        first = Line(self._records[0], "record 0") if self._records else lines[0]
+        try:
+            if first.record.get("kind") != "header":
+                raise BadInputError("record 0 is no header")
+            for line in lines:
+                check_line(line)
+                if line.record.get("kind") == "header":
+                    _check_header(line, self._plan, self._offer, says, first)
+                elif line.record.get("kind") not in KINDS:
+                    raise BadInputError(f"{line.place} is of kind {line.record.get('kind')!r:.40}, which no kit writes")
+            check_lines(lines, first, self._plan.by_id)
+            _check_references(self._plan, lines)
+            _check_durations(lines)
+            self._check_once(new)
+        except BadInputError as error:
+            raise AgentRefusedError(f"refused: {error}") from error
+
+    def _check_once(self, new: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a record of which there is one already, among those here or the new ones."""
+        for number in range(self._counted, len(self._records)):
+            self._numbers.setdefault(_key(self._records[number]), number)
+        self._counted = len(self._records)
+        numbers: dict[tuple[object, ...], int] = {}
+        for number, record in enumerate(new, self._counted):
+            key = _key(record)
+            before = self._numbers.get(key, numbers.setdefault(key, number))
+            if key and before != number:
+                name = " ".join(map(str, key))
+                raise BadInputError(f"record {number} is a {name} record, which record {before} is already")
+
+
+def _key(record: Mapping[str, Any]) -> tuple[object, ...]:
+    """The kind of a record and what tells it from others of that kind; () where there may be several."""
+    kind = record.get("kind")
+    return (kind, *(record[name] for name in IDENTIFYING[kind])) if kind in IDENTIFYING else ()
 
 
 def _check_header(line: Line, plan: DevicePlan, offer: JobOffer, says: Mapping[str, object], first: Line) -> None:
@@ -122,19 +154,6 @@ def _check_durations(lines: Sequence[Line]) -> None:
                 raise BadInputError(
                     f"{line.place}: {key} begins with {samples[0]:.3g} ms, must be from {LEAST_MS:g} to {MOST_MS:g}"
                 )
-
-
-def _check_once(lines: Sequence[Line]) -> None:
-    known: dict[tuple[object, ...], str] = {}
-    for line in lines:
-        record = line.record
-        if record.get("kind") not in ONE_EACH:
-            continue
-        key = (record["kind"], record.get("model", ""), record.get("pass", 0))
-        if key in known:
-            name = " ".join(str(part) for part in key if part)
-            raise BadInputError(f"{line.place} is a {name} record, which {known[key]} is already")
-        known[key] = line.place
 
 
 def parsed_records(lines: bytes, job: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from amcsearch.measure.agents.received import (
     OF_DEVICE,
     AgentRefusedError,
     JobOffer,
-    check_records,
+    RecordCheck,
     is_word,
     parsed_records,
 )
@@ -114,6 +114,9 @@ class _Job:
     journal: Journal
     reason: str | None = None
     instance: str | None = None
+
+    def __post_init__(self) -> None:
+        self.check = RecordCheck(self.plan, self.offer, self.journal.records)
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
@@ -274,7 +277,7 @@ class WorkList:
             taken = self._taken(device, job, instance)
             taken.journal.close()
             taken.journal.path.unlink(missing_ok=True)
-            taken.journal = Journal(taken.journal.path)
+            self._jobs[job] = replace(taken, journal=Journal(taken.journal.path))
 
     def fail(self, device: str, job: str, instance: str, reason: str) -> None:
         """Note that an agent cannot do a measurement; raises ``UnknownJobError``."""
@@ -302,7 +305,7 @@ class WorkList:
                 if ours[SUM] != theirs[SUM]:
                     raise AgentRefusedError(f"record {number} of {job[:12]} was sent before with another content")
             if new:
-                check_records(taken.plan, taken.offer, self._says(device), [*taken.records], new)
+                taken.check.check(self._says(device), new)
                 size = taken.journal.path.stat().st_size + len(lines)
                 if size > MOST_RESULT_BYTES:
                     raise AgentRefusedError(

@@ -5,7 +5,7 @@ count by the plan's, before anything is made of it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,14 +96,19 @@ def _checked(hint: object, value: object, where: str) -> object:
     return read
 
 
-def check_lines(lines: Iterable[Line], header: Line) -> None:
+def check_lines(lines: Iterable[Line], header: Line, models: Container[str] | None = None) -> None:
     """Check records, and that they are of the plan in ``header``, which was checked before.
+
+    Args:
+        lines: to check.
+        header: of the plan.
+        models: names of the plan's models, for a caller that has them; None reads them from ``header``.
 
     Raises:
         BadInputError: as ``check_line``, or a model, pass or number of samples that the plan has not.
     """
     plan = header.record["plan"]
-    known = {model["id"] for model in plan["models"]}
+    known = {model["id"] for model in plan["models"]} if models is None else models
     for line in lines:
         check_line(line)
         record = line.record

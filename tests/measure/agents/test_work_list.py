@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from amcsearch.core.errors import BadInputError
-from amcsearch.measure.agents.received import AgentRefusedError
+from amcsearch.measure.agents.received import IDENTIFYING, AgentRefusedError, JobOffer, RecordCheck
 from amcsearch.measure.agents.work_list import GapError, UnknownJobError, WorkList
 from amcsearch.measure.kit.kit import device_plan, plan_archive
+from amcsearch.measure.kit.kit_results import ONE_EACH
 from amcsearch.runtime.on_device.plan import DevicePlan
 from amcsearch.runtime.on_device.records import encoded
 from tests.measured_results import made_up
@@ -215,6 +216,45 @@ def test_what_no_honest_agent_sends_is_refused_in_one_line(
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
     assert work.state(job).records == 0  # nothing of it was taken
+
+
+def test_a_record_that_is_here_is_refused_at_another_place(
+    work: WorkList, plan: DevicePlan, records: list[dict[str, Any]]
+) -> None:
+    job = taken(work, plan)
+    graph = {"kind": "graph", "model": "w16", "graph": ""}
+    assert work.append("pi5", job, FIRST, 0, lines(*records[:3], graph)) == 4
+    for again, told in ((records[2], "timing w64 1 record, which record 2"), (records[1], "overhead 1 record, which")):
+        with pytest.raises(AgentRefusedError, match=f"record 4 is a {told}"):
+            work.append("pi5", job, FIRST, 4, lines(again))
+    for number in (7, [7]):  # a graph has no pass
+        with pytest.raises(AgentRefusedError, match="record 5 is a graph w16 record, which record 3 is already"):
+            work.append("pi5", job, FIRST, 4, lines(records[3], {**graph, "pass": number}))
+    assert work.append("pi5", job, FIRST, 4, lines(records[3])) == 5  # what was refused with it was not taken
+    work.restart("pi5", job, FIRST)
+    assert work.append("pi5", job, FIRST, 0, lines(*records[:3], graph)) == 4
+
+
+class _Counted(list[dict[str, Any]]):
+    """Counts how often a record is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(at)
+
+
+def test_a_check_looks_at_each_record_once(plan: DevicePlan, records: list[dict[str, Any]]) -> None:
+    assert set(IDENTIFYING) == set(ONE_EACH)
+    here = _Counted()
+    provenance = records[0]["provenance"]
+    offer = JobOffer("0" * 32, "pi5", plan.hash, provenance["threads"], provenance["provider"], None)
+    check = RecordCheck(plan, offer, here)
+    for record in records:
+        check.check(DEVICE, [record])
+        here.append(record)
+    assert here.looks < 2 * len(records)  # and at the first one, the header, in every check
 
 
 def test_records_with_another_content_or_cut_off_are_refused(
