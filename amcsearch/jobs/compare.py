@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Self, get_type_hints
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.config import Config, label
 from amcsearch.core import BadInputError, parse_json, read_text
@@ -35,6 +34,9 @@ from amcsearch.search import (
     mean_over_seeds,
     paired_difference,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["CURVE_COLUMNS", "RUN_COLUMNS", "AgentComparison", "Comparison", "compare"]
 
@@ -87,8 +89,8 @@ class Comparison(Document):
     seconds: float
     objectives: tuple[str, ...]
     files: Mapping[str, str]
-    runs: pd.DataFrame
-    curves: pd.DataFrame
+    runs: "pd.DataFrame"
+    curves: "pd.DataFrame"
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -97,6 +99,8 @@ class Comparison(Document):
         Raises:
             BadInputError: no comparison there, or a damaged one.
         """
+        import pandas as pd  # for the hints of this class
+
         run = RunFolder(expanded(folder))
         if not run.comparison_json.exists():
             raise BadInputError(
@@ -107,7 +111,7 @@ class Comparison(Document):
             values = read_as(Mapping[str, object], parse_json(text, name), name)
             runs, curves = _rows(run.comparison_csv, RUN_COLUMNS), _rows(run.curves_csv, CURVE_COLUMNS)
             rows: dict[str, Any] = {"agents": _agents_of(runs), "files": _files(run), "runs": runs, "curves": curves}
-            kinds = {key: kind for key, kind in get_type_hints(cls).items() if key not in rows}
+            kinds = {key: kind for key, kind in get_type_hints(cls, localns={"pd": pd}).items() if key not in rows}
             return cls(**rows, **{key: read_as(kind, values.get(key), f"{name}: {key}") for key, kind in kinds.items()})
         except (ValueError, OSError) as error:  # BadInputError among them
             raise BadInputError(f"{run.path} is damaged ({error}); compare again with --resume") from error
@@ -188,6 +192,8 @@ def _check_seeds(seeds: Sequence[int]) -> None:
 
 
 def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> Comparison:
+    import pandas as pd  # a third of a second that most processes need not wait
+
     metric, limits = job.workload.task.metric, job.device.feasible.budget.limits
     names = job.config.search.objectives or ("metric", *limits)
     objectives = tuple(metric.name if name == "metric" else name for name in names)
@@ -222,19 +228,19 @@ def _row(search: AgentRun, seconds: float, hypervolume: float, goal: float) -> t
     )
 
 
-def _agents_of(runs: pd.DataFrame) -> tuple[AgentComparison, ...]:
+def _agents_of(runs: "pd.DataFrame") -> tuple[AgentComparison, ...]:
     """Every agent over its seeds; the first is the reference."""
     groups = [(str(name), group) for name, group in runs.groupby("agent", sort=False)]
     goals = _best(groups[0][1])
     return tuple(_agent(name, group, goals if number else None) for number, (name, group) in enumerate(groups))
 
 
-def _best(rows: pd.DataFrame) -> dict[int, float]:
+def _best(rows: "pd.DataFrame") -> dict[int, float]:
     """The best reward by seed."""
     return {int(seed): float(reward) for seed, reward in zip(rows["seed"], rows["best_reward"], strict=True)}
 
 
-def _agent(name: str, rows: pd.DataFrame, goals: Mapping[int, float] | None) -> AgentComparison:
+def _agent(name: str, rows: "pd.DataFrame", goals: Mapping[int, float] | None) -> AgentComparison:
     best = _best(rows)
     reached = rows["evaluations_to_reference"].dropna()
     return AgentComparison(
@@ -251,7 +257,9 @@ def _agent(name: str, rows: pd.DataFrame, goals: Mapping[int, float] | None) -> 
     )
 
 
-def _curves(searches: Sequence[AgentRun]) -> pd.DataFrame:
+def _curves(searches: Sequence[AgentRun]) -> "pd.DataFrame":
+    import pandas as pd  # a third of a second that most processes need not wait
+
     parts = [
         pd.DataFrame(
             {
@@ -279,8 +287,10 @@ def _files(run: RunFolder) -> dict[str, str]:
     return {name: str(path) for name, path in files.items()}
 
 
-def _rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _rows(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
     """Rows of a file that ``compare`` wrote; an empty policy stays an empty text."""
+    import pandas as pd  # a third of a second that most processes need not wait
+
     text = dict.fromkeys({"agent", "policy"} & set(columns), str)
     rows = pd.read_csv(path, converters=text, float_precision="round_trip")
     if list(rows.columns) != list(columns) or rows.empty:

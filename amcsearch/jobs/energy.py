@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.config import DEVICES, Config, choose, listed
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
@@ -26,6 +25,9 @@ from amcsearch.runtime import (
     find_counter,
     measure_energy,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["EnergyReport", "LayerReport", "MeasuredCalls", "NetworkReport", "energy_report"]
 
@@ -89,11 +91,13 @@ class EnergyReport(Document):
     measured: MeasuredCalls | None = None
 
     @property
-    def layers(self) -> pd.DataFrame:
+    def layers(self) -> "pd.DataFrame":
         """One row a network and layer: ``network``, the layer's name, kind, channels and MACs, and its energy in mJ.
 
         ``energy_mj`` is the whole; the columns after it are its parts, such as ``dram_weights_mj``.
         """
+        import pandas as pd  # a third of a second that most processes need not wait
+
         return pd.DataFrame(
             {
                 "network": name,

@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.config import Config
@@ -49,6 +48,9 @@ from amcsearch.runs import (
     RunFolder,
 )
 from amcsearch.search import Allocator, Budget, FeasibleSet, Study, probed_errors, removal_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["front"]
 
@@ -365,8 +367,10 @@ def _table_name(device: Device, target: Target) -> str:
     return Path(folder).name if isinstance(folder, str) else target.name
 
 
-def _rows(fronts: Sequence[_Front], summary: FrontSummary) -> pd.DataFrame:
+def _rows(fronts: Sequence[_Front], summary: FrontSummary) -> "pd.DataFrame":
     """One policy a row, the fronts one after another, with ``FRONT_COLUMNS`` and a column for each cost."""
+    import pandas as pd  # a third of a second that most processes need not wait
+
     costs = dict.fromkeys(name for front in fronts for name in front.prices)
     parts = [
         pd.DataFrame(

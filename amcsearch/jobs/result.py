@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import pandas as pd
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
@@ -35,6 +34,9 @@ from amcsearch.runs import (
     writing,
 )
 from amcsearch.training import StateFile, load_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["RunResult", "SearchResult", "SparsifyResult", "deliver", "load"]
 
@@ -117,12 +119,12 @@ class SearchResult(RunResult):
         return _summary(self.run, Summary)
 
     @cached_property
-    def trials(self) -> pd.DataFrame:
+    def trials(self) -> "pd.DataFrame":
         """Every evaluation, one a row, with ``runs.TRIAL_COLUMNS``."""
         return read_trials(self.run.trials_csv)
 
     @cached_property
-    def front(self) -> pd.DataFrame:
+    def front(self) -> "pd.DataFrame":
         """The trials that no other is better than in everything; same columns."""
         return read_trials(self.run.pareto_csv)
 
@@ -145,7 +147,7 @@ class SparsifyResult(RunResult):
         return {name: mask.bool() for name, mask in load_tensors(self.run.masks_safetensors).items()}
 
     @cached_property
-    def densities(self) -> pd.DataFrame:
+    def densities(self) -> "pd.DataFrame":
         """What is left of every tensor or group: name, kept, total, density.
 
         Raises:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.config import Config
 from amcsearch.core import BadInputError, Cost, NetworkSpec, PolicySpace, PruningPolicy, Trial, TrialState
@@ -20,6 +19,9 @@ from amcsearch.jobs.setup import make_evaluator, settled
 from amcsearch.jobs.workload import CONFIGURED, InMemory, load_workload
 from amcsearch.reporting import check_charts, write_additivity, write_curves
 from amcsearch.runs import Document
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Sensitivity", "sensitivity"]
 
@@ -43,11 +45,13 @@ class Sensitivity(Document):
     files: Mapping[str, str]
 
     @property
-    def curves(self) -> pd.DataFrame:
+    def curves(self) -> "pd.DataFrame":
         """One row a width of a group: ``group``, channels ``kept``, ``loss`` in nats, ``accuracy`` as a share.
 
         ``recovery`` is ``recovered`` or ``bare``; every group's rows end with all of its channels.
         """
+        import pandas as pd  # a third of a second that most processes need not wait
+
         return pd.DataFrame(_rows(self.recovered, self.bare), columns=list(CURVE_COLUMNS))
 
     def to_json(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, TrialState
@@ -31,6 +30,7 @@ from amcsearch.reporting.words import axis, axis_of, known
 from amcsearch.runs import FinalistSummary, metric_column
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["channels", "comparison_picture", "convergence", "front", "latency"]
@@ -186,7 +186,7 @@ def _predicted_and_measured(finalist: FinalistSummary) -> tuple[float, float, fl
     return math.nan if predicted is None else predicted, measured.median, measured.low, measured.high
 
 
-def comparison_picture(curves: pd.DataFrame) -> str:
+def comparison_picture(curves: "pd.DataFrame") -> str:
     """Return an SVG file: the mean over seeds of every agent's best reward so far, and the range of its seeds.
 
     ``curves`` has one row an evaluation with ``agent``, ``seed``, ``evaluation``, ``seconds`` and ``best_reward``. A
@@ -214,7 +214,7 @@ def comparison_picture(curves: pd.DataFrame) -> str:
         return standalone_svg(figure, "comparison")
 
 
-def _draw_agents(axes: "Axes", curves: pd.DataFrame, along: str, grid: Array) -> None:
+def _draw_agents(axes: "Axes", curves: "pd.DataFrame", along: str, grid: Array) -> None:
     for number, (agent, rows) in enumerate(curves.groupby("agent", sort=False)):
         seeds = np.array([_on_grid(of_seed, along, grid) for _, of_seed in rows.groupby("seed")])
         colour, dash = series(number)
@@ -226,7 +226,7 @@ def _draw_agents(axes: "Axes", curves: pd.DataFrame, along: str, grid: Array) ->
             )
 
 
-def _on_grid(rows: pd.DataFrame, along: str, grid: Array) -> Array:
+def _on_grid(rows: "pd.DataFrame", along: str, grid: Array) -> Array:
     """Best reward at every point of the grid, NaN before the first."""
     rewards = rows["best_reward"].to_numpy(dtype=np.float64)
     at = np.searchsorted(rows[along].to_numpy(dtype=np.float64), grid, side="right") - 1
@@ -234,14 +234,14 @@ def _on_grid(rows: pd.DataFrame, along: str, grid: Array) -> Array:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _best_so_far(rows: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _best_so_far(rows: "pd.DataFrame") -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     counts = (rows["state"] == TrialState.COMPLETE.value) & np.isfinite(rows["reward"])
     rewards = rows["reward"].where(counts, -math.inf).to_numpy(dtype=np.float64)
     best = np.maximum.accumulate(rewards)
     return np.where(np.isfinite(best), best, np.nan)
 
 
-def _complete(trials: pd.DataFrame) -> pd.DataFrame:
+def _complete(trials: "pd.DataFrame") -> "pd.DataFrame":
     return trials[trials["state"] == TrialState.COMPLETE.value]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.reporting.drawing import INK, MUTED, drawing, legend_above, page_svg, series
@@ -15,6 +14,7 @@ from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, p
 from amcsearch.runs import EvaluatedPolicy, FrontDevice, FrontResult, FrontSummary
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["front_page"]
@@ -127,7 +127,7 @@ def _picture(result: FrontResult, name: str) -> str:
     return f"<section id='front-{escape(name)}'><h2>{title}</h2><figure>{svg}</figure></section>"
 
 
-def _along(points: pd.DataFrame, device: FrontDevice, name: str) -> pd.DataFrame:
+def _along(points: "pd.DataFrame", device: FrontDevice, name: str) -> "pd.DataFrame":
     return points[(points["device"] == device.name) & (points["along"] == name)]
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.core import ACCURACY, COST_NAMES, METRICS, BadInputError, Metric
 from amcsearch.runs import (
@@ -17,6 +17,9 @@ from amcsearch.runs import (
     metric_column,
     read_trials,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Record", "read_record"]
 
@@ -31,8 +34,8 @@ class Record:
     name: str
     config: ConfigFile
     result: Summary | SparsifySummary | None
-    trials: pd.DataFrame
-    front: pd.DataFrame
+    trials: "pd.DataFrame"
+    front: "pd.DataFrame"
     onnx_bytes: int | None
     judged_by: Metric | None
     problems: tuple[str, ...]
@@ -138,11 +141,13 @@ def _is_there(path: Path, problems: list[str]) -> bool:
     return path.exists()
 
 
-def _no_rows() -> pd.DataFrame:
+def _no_rows() -> "pd.DataFrame":
+    import pandas as pd  # a third of a second that most processes need not wait
+
     return pd.DataFrame(columns=list(TRIAL_COLUMNS))
 
 
-def _rows(path: Path, problems: list[str]) -> pd.DataFrame:
+def _rows(path: Path, problems: list[str]) -> "pd.DataFrame":
     if not _is_there(path, problems) or not path.stat().st_size:
         return _no_rows()
     try:

@@ -8,18 +8,16 @@ Where policies of the fronts were evaluated, the metric of any other is expected
     m(e) = m_dense + g(e),   g: falling and piecewise linear through (error, gain over dense) of the evaluated policies
 
 (pool adjacent violators: Ayer et al. 1955, Ann. Math. Stat. 26(4)). Its half width is the largest miss when each of
-them is left out and predicted by the others: of N exchangeable policies a further one misses by no more in N of N + 1
-cases.
+them is left out and predicted by the others: of N exchangeable policies a further one misses no more in N of N + 1.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError, Limit, Metric, PruningPolicy, parse_json, read_text
@@ -28,6 +26,9 @@ from amcsearch.runs.files import expanded, replacing
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.rows import read_points
 from amcsearch.runs.table_summary import TableSummary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "FRONT_COLUMNS",
@@ -282,7 +283,7 @@ class FrontResult(Document):
     """
 
     summary: FrontSummary
-    points: pd.DataFrame
+    points: "pd.DataFrame"
     files: Mapping[str, str]
 
     @classmethod
@@ -363,7 +364,7 @@ def _limits(device: FrontDevice, budget: Mapping[str, str | float]) -> dict[str,
 
 
 def _too_low(
-    device: FrontDevice, budget: Mapping[str, str | float], limits: Mapping[str, float], rows: pd.DataFrame
+    device: FrontDevice, budget: Mapping[str, str | float], limits: Mapping[str, float], rows: "pd.DataFrame"
 ) -> str:
     parts = []
     for name, limit in limits.items():

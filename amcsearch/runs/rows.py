@@ -4,13 +4,15 @@ import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.core import ACCURACY, FIRST_COSTS, MIB, BadInputError, Trial, TrialState, check_csv, read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "DENSITY_COLUMNS",
@@ -36,11 +38,13 @@ _MOST_BYTES: Final = 256 * MIB  # a hundred thousand trials of a hundred groups
 _ROUNDING: Final = 1e-3  # of a density as it is written
 
 
-def trial_rows(trials: Iterable[Trial]) -> pd.DataFrame:
+def trial_rows(trials: Iterable[Trial]) -> "pd.DataFrame":
     """Return one row a trial with ``TRIAL_COLUMNS`` and a column for every further cost, after the four.
 
     The metric's column bears its name. A cost without a model is empty. ``STOPPED_COLUMNS`` follow where some stopped.
     """
+    import pandas as pd  # a third of a second that most processes need not wait
+
     trials = list(trials)
     further = dict.fromkeys(name for trial in trials for name in trial.cost.further)
     after = TRIAL_COLUMNS.index(FIRST_COSTS[-1]) + 1
@@ -59,7 +63,7 @@ def metric_column(header: Iterable[object]) -> str:
     return ACCURACY.name
 
 
-def read_trials(path: Path) -> pd.DataFrame:
+def read_trials(path: Path) -> "pd.DataFrame":
     """Return the rows of ``trials.csv`` or ``pareto.csv``.
 
     Raises:
@@ -81,7 +85,7 @@ def read_trials(path: Path) -> pd.DataFrame:
     return rows
 
 
-def read_densities(path: Path) -> pd.DataFrame:
+def read_densities(path: Path) -> "pd.DataFrame":
     """Return the rows of ``densities.csv``: name, kept, total, density.
 
     Raises:
@@ -101,7 +105,7 @@ def read_densities(path: Path) -> pd.DataFrame:
     return rows
 
 
-def read_points(path: Path, columns: Iterable[str], costs: Iterable[str]) -> pd.DataFrame:
+def read_points(path: Path, columns: Iterable[str], costs: Iterable[str]) -> "pd.DataFrame":
     """Return the rows of ``front.csv``: texts and numbers in ``columns``, and a number or nothing for each cost.
 
     Raises:
@@ -117,7 +121,9 @@ def read_points(path: Path, columns: Iterable[str], costs: Iterable[str]) -> pd.
     return rows
 
 
-def _read_rows(path: Path, label: str, columns: Iterable[str], texts: Iterable[str]) -> pd.DataFrame:
+def _read_rows(path: Path, label: str, columns: Iterable[str], texts: Iterable[str]) -> "pd.DataFrame":
+    import pandas as pd  # a third of a second that most processes need not wait
+
     text = read_text(path, label, _MOST_BYTES)
     check_csv(text, f"{label} {path}", columns)
     try:
@@ -142,7 +148,7 @@ def _number(cell: object) -> float:
         return np.nan
 
 
-def _numbers(rows: pd.DataFrame, column: str, where: str) -> NDArray[np.float64]:
+def _numbers(rows: "pd.DataFrame", column: str, where: str) -> NDArray[np.float64]:
     """The numbers of a column, NaN where a cell is empty."""
     numbers = np.array([_number(cell) for cell in rows[column].tolist()], dtype=np.float64)
     is_other = np.isnan(numbers) & rows[column].notna().to_numpy()
@@ -154,7 +160,7 @@ def _is_whole(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(numbers) & (numbers == np.round(numbers)), dtype=np.bool_)
 
 
-def _refuse_first(rows: pd.DataFrame, column: str, wrong: NDArray[np.bool_], expected: str, where: str) -> None:
+def _refuse_first(rows: "pd.DataFrame", column: str, wrong: NDArray[np.bool_], expected: str, where: str) -> None:
     if wrong.any():
         at = int(np.argmax(wrong))
         raise BadInputError(f"{where}, row {at + 1}: {column} = {rows[column].tolist()[at]!r:.80}, expected {expected}")

@@ -16,10 +16,9 @@ layer without a like in the table is an error that says how to add it.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec
@@ -28,6 +27,9 @@ from amcsearch.costs.latency.entry import Accuracy, NetworkEntry, Provenance
 from amcsearch.costs.latency.kernels.kernel_model import KernelLatency, KernelModel
 from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature
 from amcsearch.costs.latency.rows import ADD, observations
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LatencyModel"]
 
@@ -50,7 +52,7 @@ class LatencyModel:
 
     name = "latency_ms"
 
-    def __init__(self, rows: pd.DataFrame, provenance: Provenance, entry: NetworkEntry, network: str | None) -> None:
+    def __init__(self, rows: "pd.DataFrame", provenance: Provenance, entry: NetworkEntry, network: str | None) -> None:
         self.network, self.provenance, self.entry = network, provenance, entry
         self.constant = entry.constant_ms
         self._bytes = provenance.weight_bytes
@@ -205,7 +207,9 @@ class LatencyModel:
         return np.stack([ms, mib, np.where(plain, 0.0, mib)])
 
 
-def _kernel_model(rows: pd.DataFrame, provenance: Provenance, entry: NetworkEntry, network: str | None) -> KernelModel:
+def _kernel_model(
+    rows: "pd.DataFrame", provenance: Provenance, entry: NetworkEntry, network: str | None
+) -> KernelModel:
     """A model of the network's own rows that asks one of all rows, or of all rows alone where it has none, or all."""
     measured_block = provenance.nchwc_block if entry.block is None else entry.block
     block = _BLOCK if measured_block is None else measured_block

@@ -9,13 +9,15 @@ import io
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec, check_csv, decoded
 from amcsearch.costs.latency.kernels.points import Observation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ADD",
@@ -90,7 +92,9 @@ def _number(cell: object) -> float:
         return np.nan
 
 
-def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[Any]":
+def _numbers(rows: "pd.DataFrame", column: str) -> "pd.Series[Any]":
+    import pandas as pd  # a third of a second that most processes need not wait
+
     values = np.array([_number(cell) for cell in rows[column].tolist()], dtype=np.float64)
     unknown = np.isnan(values) & rows[column].isna().to_numpy()
     unknown &= (column in ("latency_ms", "mad_ms")) & (rows["source"] == GRAPH).to_numpy()
@@ -108,7 +112,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> "pd.Series[Any]":
     return pd.Series(values.astype(np.int64) if whole else values, index=rows.index)
 
 
-def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def checked_rows(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Return rows with numbers as numbers.
 
     Raises:
@@ -139,7 +143,7 @@ def checked_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def observations(rows: pd.DataFrame) -> list[Observation]:
+def observations(rows: "pd.DataFrame") -> list[Observation]:
     """Rows back as observations of layers, one a network and layer shape.
 
     Raises:
@@ -160,7 +164,7 @@ def observations(rows: pd.DataFrame) -> list[Observation]:
     return list(observation_of.values())
 
 
-def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[LayerSpec]:
+def measured_layers(rows: "pd.DataFrame", network: str | None = None) -> list[LayerSpec]:
     """The distinct layer shapes of rows, of one network or of all; their names say nothing.
 
     Raises:
@@ -170,22 +174,28 @@ def measured_layers(rows: pd.DataFrame, network: str | None = None) -> list[Laye
     return list(dict.fromkeys(observation.layer for observation in observations(chosen)))
 
 
-def make_rows(records: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+def make_rows(records: Iterable[Mapping[str, object]]) -> "pd.DataFrame":
     """Rows of a table from one mapping of ``COLUMNS`` to values a row, as a measurement produces them."""
+    import pandas as pd  # a third of a second that most processes need not wait
+
     return pd.DataFrame(list(records), columns=list(COLUMNS))
 
 
-def joined_rows(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+def joined_rows(parts: "Iterable[pd.DataFrame]") -> "pd.DataFrame":
     """Rows of several tables as those of one."""
+    import pandas as pd  # a third of a second that most processes need not wait
+
     return pd.concat(list(parts), ignore_index=True)
 
 
-def parse_rows(content: bytes, source: Path | str) -> pd.DataFrame:
+def parse_rows(content: bytes, source: Path | str) -> "pd.DataFrame":
     """Read the content of a table's CSV file; ``source`` names it in errors.
 
     Raises:
         BadInputError: it is not CSV.
     """
+    import pandas as pd  # a third of a second that most processes need not wait
+
     try:
         text = decoded(content, f"latency rows {source}")
         check_csv(text, f"latency rows {source}", COLUMNS)
@@ -198,7 +208,7 @@ def parse_rows(content: bytes, source: Path | str) -> pd.DataFrame:
         raise BadInputError(f"cannot read latency rows {source}: {error}; measure the table again") from error
 
 
-def csv_of(rows: pd.DataFrame) -> str:
+def csv_of(rows: "pd.DataFrame") -> str:
     """Rows as CSV in a fixed order and with six digits, so that two tables can be compared line by line."""
     ordered = rows.sort_values(list(KEY_COLUMNS), kind="stable")
     extra = [column for column in rows.columns if column not in COLUMNS]

@@ -8,16 +8,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs.latency.cache import weight_mib
 from amcsearch.costs.latency.entry import NetworkEntry, Provenance
 from amcsearch.costs.latency.model import LatencyModel
 from amcsearch.costs.latency.rows import checked_rows, row_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LatencyTable", "fingerprint"]
 
@@ -46,7 +48,7 @@ class LatencyTable:
             network that is not in ``networks``.
     """
 
-    rows: pd.DataFrame
+    rows: "pd.DataFrame"
     provenance: Provenance
     networks: Mapping[str, NetworkEntry]
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class LatencyTable:
             )
 
     @classmethod
-    def from_mapping(cls, rows: pd.DataFrame, info: Mapping[str, Any]) -> "LatencyTable":
+    def from_mapping(cls, rows: "pd.DataFrame", info: Mapping[str, Any]) -> "LatencyTable":
         """A table of rows and of plain values: ``provenance``, and ``networks`` by name.
 
         Raises:
