@@ -88,6 +88,8 @@ NOT_FAST = {
     "test_the_shipped_table_is_written_as_it_was_read",
     "test_yaml_written_is_yaml_read",
 }
+# what the process has imported from which the others are forked; an import takes 5 s of processor time
+FORKED_WITH = ("amcsearch.api", "amcsearch.cli", "pandas", "matplotlib.figure", "torch._dynamo")
 CONFIG = """
 name: tiny
 model: {factory: "FACTORY", pretrain: {epochs: 2, learning_rate: 0.05, batch_size: 32}}
@@ -190,6 +192,16 @@ def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked_from_imports() -> Iterator[None]:
+    """Let the process from which ``multiprocessing`` forks others import what those of ``command_line.py`` need."""
+    preload = multiprocessing.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "set_forkserver_preload", lambda names: preload([*names, *FORKED_WITH]))
+        multiprocessing.set_forkserver_preload([])
+        yield
+
+
 @pytest.fixture
 def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteConfig:
     """Write the configuration, its factories those of ``tiny_job.py``; the cache is the test's own."""
@@ -282,9 +294,9 @@ def postgresql() -> Iterator["PostgreSQL"]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
-    """A Dask scheduler with two workers, started once a session of each worker of pytest-xdist."""
+    """A Dask scheduler with two workers, which end with the tests of the file: they take processor time when idle."""
     cluster = _module("dask_cluster").Cluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.close()

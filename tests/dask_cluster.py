@@ -6,6 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+SETTINGS = {
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+    # five idle processes take a tenth of a core otherwise, which other tests need
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
+
 
 class Cluster:
     """A scheduler and two workers, processes of their own that know neither the tests' folders nor their modules."""
@@ -19,7 +27,7 @@ class Cluster:
             self.start("worker", self.address, *options)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+        environment = {**os.environ, **SETTINGS}
         process = subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]],
             stderr=subprocess.PIPE,

@@ -14,6 +14,7 @@ from amcsearch.config.loading import load
 from amcsearch.jobs import selection
 from amcsearch.jobs.plan import _SampleSeconds, growth, plan
 from amcsearch.jobs.workload import PLAN_SAMPLES, load_workload
+from tests.command_line import run
 
 FACTORIES = Path(__file__).parents[1] / "made_data.py"
 CONFIG = f"""
@@ -38,7 +39,7 @@ def cost(folder: Path, samples: int, *more: str) -> dict[str, int]:
     """Samples read by a search in a train split of this length, and its peak memory."""
     report = folder.with_suffix(".json")
     said = arguments(folder, f"data.kwargs.samples={samples}", f"data.kwargs.report={report}")
-    done = subprocess.run([sys.executable, "-m", "amcsearch", *said, *more], capture_output=True, text=True)
+    done = run([*said, *more])
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(report.read_text())
 

@@ -1,10 +1,7 @@
 """The main job through the command line, on a job of seconds: from a file to a proven model, and back from death."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -14,14 +11,9 @@ import pytest
 
 from amcsearch.cli.main import main
 from amcsearch.runtime import session
+from tests.command_line import run
 
 WriteConfig = Callable[..., Path]
-
-
-def run(arguments: Sequence[object], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "amcsearch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
 def trials(folder: Path) -> pd.DataFrame:

@@ -1,10 +1,7 @@
 """``prune --target --rounds``: a cost reached in rounds of pruning and training, on a job of seconds."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +16,7 @@ from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.prune import rounds
 from amcsearch.jobs.prune.rounds import round_limits, shares_of_training
+from tests.command_line import run
 
 WriteConfig = Callable[..., Path]
 FINE = ["--set", "device.channel_multiple=1"]
@@ -139,9 +137,8 @@ def test_a_killed_run_resumes_to_the_same_end(write_config: WriteConfig, tmp_pat
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = ["prune", str(write_config("fatal")), "--target", "macs=0.2x", "--rounds", "3", *SEVEN_EPOCHS, "-o"]
     assert main([*command, str(whole)]) == 0
-    dying = {**os.environ, "TINY_JOB_DIES_AT": "94"}  # in the second epoch of the second round
-    process = [sys.executable, "-m", "amcsearch", *command, str(broken)]
-    assert subprocess.run(process, capture_output=True, check=False, env=dying).returncode == -9
+    killed = run([*command, broken], TINY_JOB_DIES_AT="94")  # in the second epoch of the second round
+    assert killed.returncode == -9
     assert torch.load(broken / ".round-2.pt", weights_only=True)["training"]["epochs"] == 1
     assert main([*command, str(broken), "--resume"]) == 0
     assert summary_of(whole)["goal"] == summary_of(broken)["goal"]

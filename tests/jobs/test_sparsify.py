@@ -1,10 +1,7 @@
 """Training-time pruning through the command line, on a job of seconds: exact targets, resumable, a policy to go on."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,17 +12,13 @@ import torch
 from amcsearch.cli.main import main
 from amcsearch.methods.gates import GATES
 from amcsearch.methods.schedules import SCHEDULES
+from tests.command_line import run
 
 WriteConfig = Callable[..., Path]
 SHORT = [
     *("--set", "sparsify.training={epochs: 3, learning_rate: 0.02, warmup_epochs: 0, batch_size: 32}"),
     *("--set", "search.max_pruning_ratio=0.9"),
 ]
-
-
-def run(arguments: Sequence[object], **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "amcsearch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
 METHODS = [*((name, None) for name in (*GATES, *SCHEDULES)), *((name, "channels") for name in SCHEDULES)]

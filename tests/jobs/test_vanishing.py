@@ -1,9 +1,6 @@
 """``search.vanish`` through the command line, on a job of seconds: branches go, and killed runs resume to the same."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import safetensors.torch
 import torch
 
 from amcsearch.cli.main import main
+from tests.command_line import run
 
 WriteConfig = Callable[..., Path]
 VANISH = ["--set", "search.vanish=true"]
@@ -22,9 +20,7 @@ SHORT = ["--set", "sparsify.training={epochs: 3, learning_rate: 0.02, warmup_epo
 
 def killed(arguments: Sequence[object], at: int) -> Path:
     """Run in a process that dies at a forward pass; return the run folder."""
-    command = [sys.executable, "-m", "amcsearch", *map(str, arguments)]
-    environment = {**os.environ, "TINY_JOB_DIES_AT": str(at)}
-    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
+    assert run(arguments, TINY_JOB_DIES_AT=str(at)).returncode == -9
     return Path(str(arguments[-1]))
 
 

@@ -5,8 +5,6 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pandas as pd
 import pytest
 
 from amcsearch.config import read_latency_table
+from tests.command_line import CommandLine
 
 pytestmark = pytest.mark.slow
 
@@ -50,25 +49,24 @@ VERBS = {
 }
 
 
-def start(verb: Verb, config: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
-    arguments = [str(config) if argument == "CONFIG" else argument for argument in verb.arguments]
-    command = [sys.executable, "-m", "amcsearch", *arguments, "-o", str(folder), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(verb: Verb, config: Path, folder: Path, *options: str) -> CommandLine:
+    arguments = [config if argument == "CONFIG" else argument for argument in verb.arguments]
+    return CommandLine([*arguments, "-o", folder, *options])
 
 
-def stop(process: subprocess.Popen[str], moment: float, number: signal.Signals) -> bool:
+def stop(started: CommandLine, moment: float, number: signal.Signals) -> bool:
     """Send a signal at a moment in seconds; return whether the run had ended by itself."""
     begun = time.monotonic()
-    try:
-        _, errors = process.communicate(timeout=moment)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
+    done = started.ended(moment)
+    if done is None:
+        started.send(number)
+        done = started.ended(120.0)
+    assert done is not None
     early = time.monotonic() - begun < START_UP
     allowed: Sequence[int] = (0, -number) if number is signal.SIGKILL else (0, 130, *((-number, 1) if early else ()))
-    assert process.returncode in allowed, f"{number.name} after {moment:.2f} s: {process.returncode}\n{errors}"
-    assert early or "Traceback" not in errors, errors
-    return process.returncode == 0
+    assert done.returncode in allowed, f"{number.name} after {moment:.2f} s: {done.returncode}\n{done.stderr}"
+    assert early or "Traceback" not in done.stderr, done.stderr
+    return done.returncode == 0
 
 
 def trials(folder: Path) -> pd.DataFrame:
@@ -89,10 +87,10 @@ def test_a_run_stopped_at_any_moment_ends_as_an_unbroken_one(
     randomness = random.Random(f"{request.config.getoption('--crash-seed')} {name}")
     whole = tmp_path / "whole"
     begun = time.monotonic()
-    process = start(verb, config, whole)
-    _, errors = process.communicate()
+    unbroken = start(verb, config, whole).ended()
     seconds = time.monotonic() - begun
-    assert process.returncode == 0, errors
+    assert unbroken is not None
+    assert unbroken.returncode == 0, unbroken.stderr
     for kill in range(request.config.getoption("--kills")):
         broken, told = tmp_path / f"broken{kill}", []
         for _ in range(randomness.randint(1, STOPS)):
@@ -101,9 +99,9 @@ def test_a_run_stopped_at_any_moment_ends_as_an_unbroken_one(
             if stop(start(verb, config, broken, "--resume"), moment, number):
                 break
             assert networks(broken) in ([], networks(whole)), told
-        last = start(verb, config, broken, "--resume")
-        _, errors = last.communicate()
-        assert last.returncode == 0, f"{told}\n{errors}"
+        last = start(verb, config, broken, "--resume").ended()
+        assert last is not None
+        assert last.returncode == 0, f"{told}\n{last.stderr}"
         pd.testing.assert_frame_equal(trials(whole), trials(broken), obj=f"trials after {told}")
         assert networks(whole) == networks(broken), told
         for file in verb.equal:

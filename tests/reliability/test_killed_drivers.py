@@ -139,7 +139,6 @@ def outcome(folder: Path) -> tuple[pd.DataFrame, bytes]:
 def test_what_is_stored_outlives_every_kill(kind: str, write_config, request, tmp_path: Path) -> None:
     kills, chance = 5 * request.config.option.kills, random.Random(f"{request.config.option.crash_seed} {kind}")
     config, server = write_config(), request.getfixturevalue("postgresql") if kind == "postgresql" else None
-    multiprocessing.set_forkserver_preload(["amcsearch.evaluation", "amcsearch.jobs", "amcsearch.cli"])
     assert main(["search", str(config), *SEARCH, "-o", str(tmp_path / "whole")]) == 0
     trials, policy = outcome(tmp_path / "whole")
     total, searches = Counter[str](), 0
