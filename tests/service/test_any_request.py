@@ -12,11 +12,9 @@ from typing import Any, Final
 
 import hypothesis
 import pytest
-import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
 
 from amcsearch.service.app import create_app
 from amcsearch.service.settings import ServiceLimits, ServiceSettings
@@ -97,10 +95,14 @@ class AnyRequest:
         self.job = service.table.cancel(job.id).id
         self.any_holder = st.sampled_from(sorted(self.holders))
         self.sent = 0
+        import schemathesis  # two seconds that the other tests need not wait
+
         self.schema = schemathesis.openapi.from_dict(self.http.get("/openapi.json").json())
 
     def send_all(self, count: int) -> None:
         """Send so many requests for every route."""
+        from schemathesis import GenerationMode
+
         for result in self.schema.get_all_operations():
             operation = result.ok()
             modes = st.sampled_from((GenerationMode.POSITIVE, GenerationMode.NEGATIVE))
