@@ -1,6 +1,7 @@
 """The verbs of ``amcsearch table`` (kit, build, measure, check, show), and latency tables as text for a terminal."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,7 @@ def comparison_text(comparison: "TableComparison") -> str:
         each = ((f"{t.ms[at]:.3f} ± {t.sigma_ms[at]:.3f} ms", f"{t.speed_up[at]:.2f}x") for t in tables)
         rows.append([policy, f"{comparison.macs[at]:.0%}", *(text for pair in each for text in pair)])
     lines = [f"{comparison.network}: the same policies on {len(tables)} tables", "", *columns(rows), ""]
-    for table in tables:
-        error = "errors not checked" if table.mape is None else f"mean error {table.mape:.1%}"
-        lines.append(f"{table.name}: {table.setting}; channel multiple {table.channel_multiple or 'unknown'}; {error}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{table.name}: {table.description}" for table in tables)])
 
 
 def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
@@ -229,10 +227,7 @@ def _compare(args: argparse.Namespace, console: "ProgressBar") -> None:
 
     if args.config is None:
         raise BadInputError(f"{len(args.tables)} tables are compared on one network; name it with --config CONFIG")
-    named = {path.name: path for path in args.tables}
-    if len(named) < len(args.tables):
-        named = {str(path): path for path in args.tables}
-    tables = {name: read_latency_table(path) for name, path in named.items()}
+    tables = {name: read_latency_table(path) for name, path in _named(args.tables).items()}
     comparison = compare_tables(tables, load(args.config), args.policy)
     console.close()
     text, document = comparison_text(comparison), comparison.to_json()
@@ -240,11 +235,22 @@ def _compare(args: argparse.Namespace, console: "ProgressBar") -> None:
         from amcsearch.reporting import write_table_comparison
         from amcsearch.runs import make_folder
 
-        picture = args.out / "tables.svg"
         make_folder(args.out)
-        write_table_comparison(comparison, picture)
-        text, document = f"{text}\n\npicture: {picture}", {**document, "picture": str(picture)}
+        files = write_table_comparison(comparison, args.out)
+        text = "\n".join([text, "", *(f"{name}: {path}" for name, path in files.items())])
+        document |= {name: str(path) for name, path in files.items()}
     show(args, document, text, args.out)
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by the shortest ends of their paths that tell them apart."""
+    different = list(dict.fromkeys(folders))
+    named: dict[str, Path] = {}
+    for length in range(1, max(len(path.parts) for path in different) + 1):
+        named = {str(Path(*path.parts[-length:])): path for path in different}
+        if len(named) == len(different):
+            break
+    return named
 
 
 def _read(folder: Path | None) -> "LatencyTable | None":

@@ -1,4 +1,4 @@
-"""Latency against width as a table predicts it: a picture a network, and every cliff as a row; and tables side by side.
+"""Latency against width as a table predicts it: a picture a network, and every cliff as a row.
 
 A cliff is a width at which a layer is more than 2 % slower than at some wider one: pruning to it costs accuracy
 and time.
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs import LatencyModel, LatencyTable, keeps_signature, measured_layers, signature
-from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, series, standalone_svg
-from amcsearch.runs import TableComparison, check_outputs, replacing
+from amcsearch.reporting.drawing import ACCENT, INK, LINE, MUTED, SECOND, drawing, standalone_svg
+from amcsearch.runs import check_outputs, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LayerCurve", "layer_curves", "write_latency_curves", "write_table_comparison"]
+__all__ = ["LayerCurve", "layer_curves", "write_latency_curves"]
 
 CLIFF: Final = 1.02  # times the latency of a wider layer
 _WIDTHS_APART: Final = (LayerKind.CONV, LayerKind.LINEAR, LayerKind.EMBEDDING)
@@ -37,10 +37,6 @@ _CAPTION: Final = (
 )
 _LONGEST_NAME: Final = 50  # characters of a file
 _HEAD: Final = ("network", "layer", "in_channels", "out_channels", "ms", "wider", "wider_ms", "slower")
-
-_COMPARISON: Final = (10.8, 3.9)  # inches
-_MARKERS: Final = "osD^vPX*"
-_BARS: Final = 0.8  # of the room between two multiples, for the bars of all tables
 
 
 @dataclass(frozen=True)
@@ -180,75 +176,3 @@ def _fill(axes: "Axes", curve: LayerCurve, multiple: int) -> None:
     axes.plot(curve.widths[at], curve.ms[at], color=INK, linestyle="", marker="|", markersize=4)
     axes.set_title(curve.title, fontsize=7.5, color=INK, loc="left")
     axes.set_ylim(0, 1.1 * float(curve.ms.max()))
-
-
-def write_table_comparison(comparison: TableComparison, path: Path) -> None:
-    """Draw what tables say of one network.
-
-    Raises:
-        BadInputError: a file that cannot be written.
-    """
-    with drawing(*_COMPARISON) as (figure, first):
-        first.remove()
-        latency, speed_up, grid = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 0.9))
-        _policies(latency, comparison, "Predicted latency (ms)", speed_up=False)
-        _policies(speed_up, comparison, "Times as fast as dense", speed_up=True)
-        _grids(grid, comparison)
-        handles, labels = latency.get_legend_handles_labels()
-        columns = 1 if max(map(len, labels)) > 40 else min(len(labels), 4)
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
-        figure.suptitle(f"{comparison.network}: the same policies on {len(comparison.tables)} tables", color=INK)
-        with replacing(path) as temporary:
-            temporary.write_text(standalone_svg(figure, "tables"), encoding="utf-8")
-
-
-def _policies(axes: "Axes", comparison: TableComparison, label: str, *, speed_up: bool) -> None:
-    order = np.argsort(comparison.macs)
-    shares = 100.0 * np.array(comparison.macs)[order]
-    for number, table in enumerate(comparison.tables):
-        colour, dash = series(number)
-        values = np.array(table.speed_up if speed_up else table.ms)[order]
-        marker = _MARKERS[number % len(_MARKERS)]
-        axes.plot(shares, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=table.name)
-        if not speed_up:
-            spread = np.array(table.sigma_ms)[order]
-            axes.fill_between(shares, values - spread, values + spread, color=colour, alpha=0.15, linewidth=0)
-    if speed_up:
-        axes.plot(shares, 100.0 / shares, color=MUTED, linewidth=1.0, linestyle="dotted")
-        axes.annotate(
-            "as MACs",
-            (shares[1], 100.0 / shares[1]),
-            color=MUTED,
-            fontsize=8,
-            xytext=(4, 2),
-            textcoords="offset points",
-        )
-        axes.set_ylim(0, 1.15 * max(max(table.speed_up) for table in comparison.tables))
-    else:
-        axes.set_ylim(0)
-    axes.set_xlim(0, 103)
-    axes.set_xlabel("MACs kept (%)")
-    axes.set_title(label, fontsize=9, loc="left", color=INK)
-
-
-def _grids(axes: "Axes", comparison: TableComparison) -> None:
-    multiples = sorted({int(step) for table in comparison.tables for step in table.grid}, reverse=True)
-    width = _BARS / len(comparison.tables)
-    for number, table in enumerate(comparison.tables):
-        yields = [_yield(table.grid.get(str(multiple))) for multiple in multiples]
-        at = np.arange(len(multiples)) - _BARS / 2 + (number + 0.5) * width
-        axes.bar(at, yields, width=0.9 * width, color=series(number)[0])
-        for x, value, multiple in zip(at, yields, multiples, strict=True):
-            if multiple == table.channel_multiple:
-                axes.annotate("▼", (x, max(value, 0.0)), ha="center", va="bottom", fontsize=8, color=INK)
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.set_xticks(range(len(multiples)), [f"{2 * multiple} → {multiple}" for multiple in multiples])
-    axes.set_xlabel("Finer channel grid (▼ the one used)")
-    axes.set_title("Time saved per MACs saved", fontsize=9, loc="left", color=INK)
-    axes.grid(visible=False, axis="x")
-
-
-def _yield(step: Iterable[float] | None) -> float:
-    """Share of time that a finer grid saves, for each share of MACs."""
-    macs, time = step or (0.0, 0.0)
-    return time / macs if macs else 0.0

@@ -60,7 +60,9 @@ td small { color: var(--muted); display: block; font-size: 0.8rem; }
 tr.chosen { font-weight: 600; }
 table.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.plain th { text-align: left; vertical-align: top; width: 13rem; padding-left: 0; color: var(--muted);
-  white-space: normal; }
+  white-space: normal; overflow-wrap: anywhere; }
+.names tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 10.5rem; }
+.names td, .names th + th { padding-left: 0.3rem; padding-right: 0.4rem; }
 .warnings { background: var(--warn); border-color: var(--second); }
 .warnings ul { margin: 0.4rem 0 0; padding-left: 1.2rem; }
 .good { color: var(--good); font-weight: 600; }

@@ -126,6 +126,12 @@ class ComparedTable(StoredDocument):
         """How many times as fast as dense every policy is."""
         return tuple(self.ms[0] / ms for ms in self.ms)
 
+    @property
+    def description(self) -> str:
+        """Its setting, channel grid and error in words."""
+        error = "errors not checked" if self.mape is None else f"mean error {self.mape:.1%}"
+        return f"{self.setting}; channel multiple {self.channel_multiple or 'unknown'}; {error}"
+
 
 @dataclass(frozen=True)
 class TableComparison(StoredDocument):

@@ -1,7 +1,7 @@
 """Latency tables side by side on one network: the same policies, by hand, in text, as JSON and as a picture."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,7 +20,8 @@ from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
 from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.jobs.table_comparison import compare_tables
 from amcsearch.jobs.workload import InMemory, load_network
-from amcsearch.runs import TableComparison
+from amcsearch.reporting.table_comparison import write_table_comparison
+from amcsearch.runs import ComparedTable, TableComparison
 
 WriteConfig = Callable[..., Path]
 
@@ -87,6 +88,51 @@ def test_a_table_that_lacks_the_network_is_named(write_config: WriteConfig, tabl
         compare_tables({**tables, "few": replace(tables["slow"], rows=rows)}, load(write_config()))
 
 
+def comparison_of(names: Sequence[str], dense_ms: Sequence[float]) -> TableComparison:
+    """Tables of two policies, dense and one that is twice as fast; devices of the first of them use the grid of 8."""
+    tables = tuple(
+        ComparedTable(name, "somewhere", (ms, ms / 2), (0.1 * ms, 0.05 * ms), 8, {"8": (0.4, 0.2)}, None)
+        for name, ms in zip(names, dense_ms, strict=True)
+    )
+    return TableComparison("net", ("dense", "half"), (1.0, 0.25), tables)
+
+
+def height_of(path: Path) -> float:
+    """Of a picture in points."""
+    return float(ElementTree.parse(path).getroot().attrib["height"].removesuffix("pt"))
+
+
+def test_the_picture_grows_with_long_names_and_keeps_the_room_of_its_axes(tmp_path: Path) -> None:
+    names = [f"{'long/' * 30}{i}" for i in range(12)]
+    for folder, labels in (("short", "abcdefghijkl"), ("long", names)):
+        (tmp_path / folder).mkdir()
+        write_table_comparison(comparison_of(list(labels), [1.0] * 12), tmp_path / folder)
+    short, long = (height_of(tmp_path / folder / "tables.svg") for folder in ("short", "long"))
+    assert long - short == pytest.approx(10 * 0.16 * 72)  # twelve lines in place of two
+    text = (tmp_path / "long" / "tables.svg").read_text()
+    assert f"…{names[3][-109:]}<" in text
+    assert names[3] in (tmp_path / "long" / "tables.html").read_text()
+
+
+@pytest.mark.parametrize(("dense_ms", "scale"), [((1.0, 9.0), ""), ((1.0, 11.0), ", logarithmic")])
+def test_devices_far_apart_are_drawn_on_a_logarithmic_scale(
+    tmp_path: Path, dense_ms: tuple[float, float], scale: str
+) -> None:
+    write_table_comparison(comparison_of("ab", dense_ms), tmp_path)
+    assert f">Predicted latency (ms){scale}<" in (tmp_path / "tables.svg").read_text()
+
+
+def test_folders_of_one_name_are_told_apart_by_the_ends_of_their_paths(
+    write_config: WriteConfig, tables: dict[str, LatencyTable], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(tmp_path / "there" / name / "pi5") for name in tables]
+    for folder, table in zip(folders, tables.values(), strict=True):
+        Path(folder).parent.mkdir(parents=True)
+        write_latency_table(table, Path(folder))
+    assert main(["table", "show", *folders, folders[0], "--config", str(write_config()), "--json"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["tables"]] == ["slow/pi5", "fast/pi5"]
+
+
 def test_text_and_picture_hold_all_tables(
     write_config: WriteConfig, tables: dict[str, LatencyTable], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +147,10 @@ def test_text_and_picture_hold_all_tables(
     assert "slow: 2.0 ms, ONNX Runtime 1.0, P, threads 1, batch 1, float32; channel multiple 8; mean error 2.0%" in said
     picture = ElementTree.parse(tmp_path / "out" / "tables.svg")
     texts = {"".join(node.itertext()).strip() for node in picture.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"slow", "fast", "MACs kept (%)", "16 → 8"} <= texts
+    assert {"slow", "fast", "MACs kept (%)", "16 → 8", "as MACs", "Predicted latency (ms)"} <= texts
+    page = (tmp_path / "out" / "tables.html").read_text()
+    assert "<td>2.0 ms, ONNX Runtime 1.0, P, threads 1, batch 1, float32; channel multiple 8; mean error 2.0%" in page
+    assert "var(--ink)" in page
+    assert "<td>100%</td>" in page
     assert main(["table", "show", *folders, "--config", config, "--json"]) == 0
     assert [table["name"] for table in json.loads(capsys.readouterr().out)["tables"]] == ["slow", "fast"]
