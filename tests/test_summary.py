@@ -264,6 +264,16 @@ def test_goals_are_written_back_key_for_key(goal: dict[str, Any]) -> None:
     assert written(Summary.from_json(values).to_json()) == written(values)
 
 
+def test_which_epoch_is_kept_is_stored_and_printed() -> None:
+    kept = "5 epochs, the last is kept"
+    searched = Summary.from_json(edited(training=kept))
+    assert searched.to_json()["training"] == kept
+    assert f"fine-tuning: {kept}" in summary_text(searched, Path("run"))
+    sparse = SparsifySummary.from_json({**SPARSE, "training": kept})
+    assert sparse.to_json()["training"] == kept
+    assert f"fine-tuning: {kept}" in sparsify_text(sparse, Path("run"))
+
+
 def test_goals_are_read_into_their_types() -> None:
     assert Goal.from_json({"kind": "policy"}, "goal") == PolicyGoal()
     target = Goal.from_json({**TARGET, **ROUNDS}, "goal")

@@ -128,10 +128,10 @@ def _milliseconds(latency: "Interval | None") -> str:
 
 
 def _how_lines(summary: "Summary") -> list[str]:
-    """What chose channels, and who searched for how long."""
-    selection = [f"selection: {summary.selection}"] if summary.selection else []
+    """What chose channels, which epoch is kept, and who searched for how long."""
+    how = {"selection": summary.selection, "fine-tuning": summary.training}
     return [
-        *selection,
+        *(f"{name}: {text}" for name, text in how.items() if text),
         f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
     ]
 
@@ -203,6 +203,7 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
         "",
         f"{summary.method}: {summary.kept:,} of {summary.total:,} {units} are left; "
         f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
+        *([f"fine-tuning: {summary.training}"] if summary.training else []),
         *([] if summary.device is None else _latency_lines(summary, folder)),
         *_verdict_lines(summary.judged),
         *(f"WARNING: {text}" for text in summary.warnings),

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -38,6 +38,7 @@ from amcsearch.training import (
 )
 
 __all__ = [
+    "Finetuned",
     "check_trainable",
     "check_trainings",
     "fine_tune",
@@ -49,6 +50,19 @@ __all__ = [
 
 FEWEST: Final = 16
 """Samples of a batch by which batch norms normalise; fewer say too little of all."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a fine-tuning came to.
+
+    ``training`` says how long it was, which epoch is kept, and why; empty where nothing was trained. ``notes`` are what
+    the user should know of the delivered network: that the learning rate is too high, or that a training of the user's
+    own made it worse.
+    """
+
+    notes: tuple[str, ...] = ()
+    training: str = ""
 
 
 def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[TrainingRecipe, int]:
@@ -119,22 +133,17 @@ def fine_tune(
     *,
     given: InMemory = CONFIGURED,
     folder: Path | None = None,
-) -> tuple[str, ...]:
+) -> Finetuned:
     """Train ``model`` in place by ``finetune``, or by a training of the user's own; it ends in eval mode on the CPU.
 
     A training diverged where the loss of the calibration split ended above 10 times what it was (or what guessing
     gives), too. It begins anew at lower learning rates, as ``restarting`` says; where it diverges at all of them, the
     network is as it was given. ``folder`` is for files of the user's own training; None gives it one that goes.
 
-    Returns:
-        What the user should know of the delivered network: that the learning rate is too high, or that a training of
-        the user's own made it worse.
-
     Raises:
         BadInputError: as ``finetuning_recipe`` and ``train_by_user``.
     """
-    notes: tuple[str, ...] = ()
-    training = user_training(config, given)
+    done, training = Finetuned(), user_training(config, given)
     if training is not None:
         search, task = batches_of(workload.splits.search, name="search"), workload.task
         before = evaluate(model, search, task)[1]
@@ -143,10 +152,11 @@ def fine_tune(
         notes = _worse(task.metric, before, evaluate(model, search, task)[1])
         for note in notes:
             observer.warn(note)
+        done = Finetuned(notes, "by a function of yours, which decides what it returns")
     elif finetune is not None:
-        notes = _by_recipe(config, finetune, workload, model, observer, hook, store)
+        done = _by_recipe(config, finetune, workload, model, observer, hook, store)
     model.cpu().eval()
-    return notes
+    return done
 
 
 def _worse(metric: Metric, before: float, after: float) -> tuple[str, ...]:
@@ -243,33 +253,34 @@ def _by_recipe(
     observer: Observer,
     hook: TrainingHook | None,
     store: StateStore | None,
-) -> tuple[str, ...]:
+) -> Finetuned:
     recipe, first_epoch = finetuning_recipe(config, finetune)
     if first_epoch >= recipe.epochs:
-        return ()
+        return Finetuned()
     begun, hook_begun = duplicate(model), None if hook is None else hook.state()
-    check = LossCheck(workload, model)
+    check, metric = LossCheck(workload, model), workload.task.metric
 
-    def attempt(lowered: TrainingRecipe, kept: StateStore | None) -> int | None:
-        """Train from the weights as they were given; return the best epoch, where epochs are watched."""
+    def attempt(lowered: TrainingRecipe, kept: StateStore | None) -> str:
+        """Train from the weights as they were given; say which epoch is kept."""
         model.load_state_dict(begun.state_dict())
         if hook is not None and hook_begun is not None:
             hook.restore(hook_begun)
         watch = _watch(finetune, workload)
         train = partial(_fit(config, finetune, workload), progress=observer.epoch, first_epoch=first_epoch)
         check_loss = partial(check, recipe=lowered)
-        train(model, workload.splits.train, lowered, hook=hook, store=kept, watch=watch, check=check_loss)
-        return -1 if watch is None or finetune.keep != "best" else watch.best_epoch
+        epochs = train(model, workload.splits.train, lowered, hook=hook, store=kept, watch=watch, check=check_loss)
+        if watch is not None and watch.keep_best and watch.best_epoch == 0:
+            observer.warn(_no_better(watch, metric))
+        return _kept(watch, len(epochs), metric)
 
     key = "model.pretrain.learning_rate" if finetune.schedule == "rewound" else "recovery.finetune.learning_rate"
     done = restarting(key, recipe, store, observer.warn, attempt, clips=hook is None)
-    if done.error is not None and done.result is None:
+    if done.result is None:
+        assert done.error is not None
         model.load_state_dict(begun.state_dict())
         observer.warn(_not_tuned(key, recipe, done.error))
-        return (_not_tuned(key, recipe, done.error),)
-    if done.result == 0:
-        observer.warn(_no_better(workload, model))
-    return done.notes
+        return Finetuned((_not_tuned(key, recipe, done.error),))
+    return Finetuned(done.notes, done.result)
 
 
 def _not_tuned(key: str, recipe: TrainingRecipe, error: DivergedError) -> str:
@@ -292,12 +303,27 @@ def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
     return Watch(judge, keep_best=finetune.keep == "best", patience=finetune.patience)
 
 
-def _no_better(workload: Workload, model: nn.Module) -> str:
+def _kept(watch: Watch | None, epochs: int, metric: Metric) -> str:
+    """Say how long a training was, which epoch is kept, and why."""
+    trained = f"{epochs} epoch{'s' * (epochs != 1)}"
+    if watch is None or not watch.keep_best:
+        return f"{trained}, the last is kept"
+    best = f"{metric.word} {_score(watch, watch.best_epoch, metric)}"
+    if watch.best_epoch == 0:
+        return f"{trained}, none is kept: the network before them is the best on the search split ({best})"
+    before = f"before the first {_score(watch, 0, metric)}"
+    return f"{trained}, epoch {watch.best_epoch} is kept, the best on the search split ({best}, {before})"
+
+
+def _score(watch: Watch, epoch: int, metric: Metric) -> str:
+    value = watch.values[epoch][0]  # infinite where it is no number
+    return metric.text(-value if metric.higher_is_better else value)
+
+
+def _no_better(watch: Watch, metric: Metric) -> str:
     """Say that the network before the training is the best, and what to do where it could be better."""
-    metric = workload.task.metric
-    value = evaluate(model, batches_of(workload.splits.search, name="search"), workload.task)[1]
-    score = f"{metric.word} {metric.text(value)} on the search split"
-    if metric.is_share and value == 1.0 - metric.worst:
+    score = f"{metric.word} {_score(watch, 0, metric)} on the search split"
+    if metric.is_share and abs(watch.values[0][0]) == 1.0 - metric.worst:
         return (
             f"recovery.finetune: the pruned network had {score} before any epoch, which cannot be better, and no epoch "
             "had a lower loss with it; its weights are kept"

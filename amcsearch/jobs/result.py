@@ -14,7 +14,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
-from amcsearch.jobs.finetuning import fine_tune
+from amcsearch.jobs.finetuning import Finetuned, fine_tune
 from amcsearch.jobs.loading import Source, check_finished, smaller_network
 from amcsearch.jobs.measuring import is_awaited, renew_kit
 from amcsearch.jobs.network_check import onnx_settings
@@ -227,9 +227,9 @@ def deliver(
     run.write_policy(chosen.trial.policy)  # kept where the training fails
     with phases("finetune", "Fine-tuning the chosen policy"):
         pruned = exports.pruned(chosen.trial.policy)
-        tuned, notes = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
+        tuned, training = _tuned(job, run, pruned, chosen.trial.policy, phases.observer)
     described = origin(pruned, tuned) if callable(origin) else origin
-    described = replace(described, notes=(*described.notes, *notes))
+    described = replace(described, notes=(*described.notes, *training.notes), training=training.training)
     how = "Exporting" if is_awaited(job.config) else "Exporting, measuring"
     with phases("verify", f"{how} and reading the test split"):
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
@@ -245,15 +245,15 @@ def deliver(
 
 def _tuned(
     job: Job, run: RunFolder, pruned: nn.Module, policy: PruningPolicy, observer: Observer
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a fine-tuned copy of the pruned network, and what ``fine_tune`` notes; one that was killed goes on.
+) -> tuple[nn.Module, Finetuned]:
+    """Return a fine-tuned copy of the pruned network, and what that came to; one that was killed goes on.
 
     Raises:
         BadInputError: as ``fine_tune``; of a training of the user's own it says how to go on with the policy.
     """
     store, model = _TrainingOfPolicy(StateFile(run.finetuning_state), policy), duplicate(pruned)
     try:
-        notes = fine_tune(
+        training = fine_tune(
             job.config,
             job.finetune,
             job.workload,
@@ -267,7 +267,7 @@ def _tuned(
         if user_training(job.config, job.given) is None:
             raise
         raise type(error)(f"{error}; the policy is kept, go on with it: {_without_own_training(job, run)}") from error
-    return model, notes
+    return model, training
 
 
 def _without_own_training(job: Job, run: RunFolder) -> str:

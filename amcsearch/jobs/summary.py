@@ -45,13 +45,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Origin:
-    """Who proposed a policy after how many evaluations, beside which baseline; the goal, if it was ``prune``'s."""
+    """Who proposed a policy after how many evaluations, beside which baseline; the goal, if it was ``prune``'s.
+
+    ``training`` is the line of ``fine_tune``.
+    """
 
     agent: str
     baseline: str | None
     evaluations: int
     notes: tuple[str, ...]
     goal: Goal | None = None
+    training: str = ""
 
 
 def describe_search(study: Study, baseline: Study | None) -> Origin:
@@ -90,6 +94,7 @@ def summarise(
         agent=origin.agent,
         baseline=origin.baseline,
         goal=origin.goal,
+        training=origin.training,
         seed=job.config.seed,
         evaluations=origin.evaluations,
         seconds=dict(seconds),

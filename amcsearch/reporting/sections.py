@@ -158,6 +158,7 @@ def provenance(record: Record) -> str:
         "Seed": None if result is None else result.seed,
         "Channel multiple": None if result is None else result.channel_multiple,
         **({} if record.summary is None else _of_search(record.summary)),
+        "Fine-tuning": None if result is None else result.training,
         "Measured with": _measured_with(record),
         "Time": None if result is None else _durations(with_total(result.seconds)),
         "Left alone": "; ".join(f"{e.name}: {e.reason}" for e in (record.summary.skipped if record.summary else ())),

@@ -127,9 +127,10 @@ class SparsifySummary(StoredDocument):
     """Dense, sparse and fine-tuned, and what is in use of what.
 
     ``granularity`` is ``weights`` or ``channels``; ``sparsity`` the share of them that is not in use: all but ``kept``
-    of ``total``. ``metric`` is what the task judges by. ``policy`` holds the channels that a search can start from,
-    ``seconds`` the wall time of each phase. ``device`` is the one that is to measure latency, None where this machine
-    would, for training times nothing; ``latency`` is None while it has not measured.
+    of ``total``. ``training`` says which epoch of the fine-tuning is kept, and why. ``metric`` is what the task judges
+    by. ``policy`` holds the channels that a search can start from, ``seconds`` the wall time of each phase. ``device``
+    is the one that is to measure latency, None where this machine would, for training times nothing; ``latency`` is
+    None while it has not measured.
     """
 
     dense: SparseBlock
@@ -147,6 +148,7 @@ class SparsifySummary(StoredDocument):
     warnings: tuple[str, ...]
     seed: int
     seconds: Mapping[str, float]
+    training: str = ""
     verdict: Verdict | None = None
     files: tuple[DeliveredFile, ...] = ()
     device: MeasuringDevice | None = None
@@ -179,8 +181,8 @@ class SparsifySummary(StoredDocument):
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
         if self.verdict is None:  # as a run of version 0.1.0 has it
             del values["verdict"], values["files"]
-        for name in ("device", "latency"):  # a run that is to be measured nowhere
-            if getattr(self, name) is None:
+        for name in ("training", "device", "latency"):  # an older run, and one that is to be measured nowhere
+            if not getattr(self, name):
                 del values[name]
         return with_metric(values, self.metric)
 

@@ -186,7 +186,8 @@ class Summary(StoredDocument):
     ``dense_search_metric`` the dense network's on the search split; ``onnx_max_abs_diff`` the largest difference
     between torch's outputs and ONNX Runtime's in float32, null where one is not a number. ``agent`` proposed the
     policy, ``baseline`` spent as many ``evaluations`` beside it. ``selection`` says what chose the channels, and why
-    where the configuration left that open. ``seconds`` are the wall time of each phase.
+    where the configuration left that open, ``training`` which epoch of the fine-tuning is kept, and why. ``seconds``
+    are the wall time of each phase.
     ``recalibrated`` says whether batch norms took their statistics anew for every evaluation.
     ``verdict`` says whether the budget is met, ``files`` how far each delivered file is the network that was judged.
     """
@@ -207,6 +208,7 @@ class Summary(StoredDocument):
     agent: str
     baseline: str | None = None
     goal: Goal | None = None
+    training: str = ""
     seed: int
     evaluations: int
     seconds: Mapping[str, float]
@@ -268,7 +270,7 @@ class Summary(StoredDocument):
     def to_json(self) -> dict[str, Any]:
         """Return an object of JSON, with the ``total`` of the seconds among them."""
         values = {**super().to_json(), "seconds": with_total(self.seconds)}
-        for name in ("float32_ms", "device", "selection"):  # an older run wrote none
+        for name in ("float32_ms", "device", "selection", "training"):  # an older run wrote none
             if not getattr(self, name):
                 del values[name]
         if self.verdict is None:  # as a run of version 0.1.0 has it

@@ -104,36 +104,37 @@ class Watch:
         if patience is not None and patience < 1:
             raise BadInputError(f"patience = {patience}, must be at least 1 epoch")
         self.keep_best, self.patience = keep_best, patience
-        self.best_epoch = 0
-        """The epoch of the best network, counted from 1; 0 is the network before the training."""
+        self.values: dict[int, tuple[float, ...]] = {}
+        """What each network was judged as, by its epoch counted from 1; 0 is the network before the training."""
         self._judge = judge
-        self._best: tuple[float, ...] | None = None
         self._weights: dict[str, Tensor] = {}
-        self._last = 0
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best network, counted from 1; 0 is the network before the training."""
+        return min(self.values, key=lambda epoch: (self.values[epoch], epoch), default=0)
 
     def see(self, model: nn.Module, epoch: int) -> None:
         """Judge the network after an epoch, counted from 1; 0 comes before the training."""
-        value, self._last = self._judge(model), epoch
-        if self._best is None or value < self._best:
-            self._best, self.best_epoch = value, epoch
-            if self.keep_best:
-                self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.values[epoch] = self._judge(model)
+        if self.keep_best and epoch == self.best_epoch:
+            self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @property
     def is_over(self) -> bool:
         """Whether the training is to end."""
-        return self.patience is not None and self._last - self.best_epoch >= self.patience
+        return self.patience is not None and sum(epoch > self.best_epoch for epoch in self.values) >= self.patience
 
     def finish(self, model: nn.Module) -> None:
         """Give the network its best weights, if these are to be kept."""
-        if self.keep_best and self._best is not None:
+        if self.keep_best and self.values:
             model.load_state_dict(self._weights)
 
     def state(self) -> dict[str, Any]:
         """Return what the next epoch depends on."""
-        return {"best": self._best, "best_epoch": self.best_epoch, "weights": self._weights, "last": self._last}
+        return {"values": self.values, "weights": self._weights}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        self._best = None if state["best"] is None else tuple(map(float, state["best"]))
-        self.best_epoch, self._last, self._weights = int(state["best_epoch"]), int(state["last"]), state["weights"]
+        self.values = {int(epoch): tuple(map(float, value)) for epoch, value in state["values"].items()}
+        self._weights = state["weights"]

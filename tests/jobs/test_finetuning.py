@@ -11,11 +11,12 @@ from torch import nn
 
 import amcsearch
 from amcsearch.config import Config, load
+from amcsearch.core.metric import ACCURACY, METRICS
 from amcsearch.core.trial import Trial
-from amcsearch.jobs.finetuning import fine_tune
+from amcsearch.jobs.finetuning import Finetuned, _kept, _no_better, fine_tune
 from amcsearch.jobs.workload import Workload, load_workload
 from amcsearch.recovery import Reconstruction
-from amcsearch.training import batches_of, evaluate, fit
+from amcsearch.training import Watch, batches_of, evaluate, fit
 from amcsearch.training.resume import StateFile
 
 WriteConfig = Callable[..., Path]
@@ -27,6 +28,7 @@ class Told:
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.warnings: list[str] = []
+        self.result = Finetuned()
 
     def phase(self, text: str) -> None: ...
 
@@ -57,7 +59,7 @@ def tuned(
 ) -> tuple[nn.Module, Told]:
     config: Config = load(write_config(), keys={f"recovery.finetune.{key}": value for key, value in keys.items()})
     observer, model = Told(), copy.deepcopy(workload.model)
-    fine_tune(config, config.recovery.finetune, workload, model, observer, store=store)
+    observer.result = fine_tune(config, config.recovery.finetune, workload, model, observer, store=store)
     return model, observer
 
 
@@ -76,11 +78,16 @@ def test_epochs_that_make_the_network_worse_are_not_kept(write_config: WriteConf
     last, told = tuned(write_config, workload, keep="last", **AWAY)
     assert evaluate(last, split)[1] < before
     assert told.warnings == []
+    assert told.result == Finetuned((), "2 epochs, the last is kept")
     best, told = tuned(write_config, workload, **AWAY)
     assert same(best, workload.model)
     (warning,) = told.warnings
     assert "no epoch did better than the pruned network before it (accuracy" in warning
     assert "lower recovery.finetune.learning_rate" in warning
+    assert told.result.training == (
+        "2 epochs, none is kept: the network before them is the best on the search split "
+        f"(accuracy {100 * before:.2f} %)"
+    )
     assert len(told.losses) == 2
     _, told = tuned(write_config, workload, patience=1, **AWAY)
     assert len(told.losses) == 1
@@ -97,6 +104,34 @@ def test_the_best_epoch_is_that_of_the_training_itself(write_config: WriteConfig
     judged = [evaluate(candidate, split) for candidate in candidates]
     assert (-accuracy, loss) == min((-accuracy, loss) for loss, accuracy in judged)
     assert len(told.losses) == 4
+    values = {epoch: (-accuracy, loss) for epoch, (loss, accuracy) in enumerate(judged)}
+    assert told.result.training == _kept(watched(values), 4, ACCURACY)
+
+
+def watched(values: dict[int, tuple[float, ...]], *, keep_best: bool = True) -> Watch:
+    watch = Watch(lambda _: (0.0,), keep_best=keep_best)
+    watch.values = values
+    return watch
+
+
+def test_the_epoch_that_is_kept_is_told_in_the_unit_and_direction_of_the_metric() -> None:
+    shares = watched({0: (-0.5, 1.0), 1: (-0.9921875, 0.3), 2: (-0.9921875, 0.2), 3: (-0.99, 0.1)})
+    assert _kept(shares, 3, ACCURACY) == (
+        "3 epochs, epoch 2 is kept, the best on the search split (accuracy 99.22 %, before the first 50.00 %)"
+    )
+    errors = watched({0: (4.0, 1.0), 1: (2.5, 2.0)})
+    assert _kept(errors, 1, METRICS["mse"]) == (
+        "1 epoch, epoch 1 is kept, the best on the search split (MSE 2.5, before the first 4)"
+    )
+    assert _kept(watched({0: (1.0, 1.0), 1: (0.5, 1.0)}, keep_best=False), 1, ACCURACY) == "1 epoch, the last is kept"
+
+
+@pytest.mark.parametrize(("share", "can"), [(1.0, False), (0.99, True)])
+def test_a_network_that_cannot_be_better_is_not_told_to_train_for_longer(share: float, can: bool) -> None:
+    text = _no_better(watched({0: (-share, 0.1), 1: (-share, 0.2)}), ACCURACY)
+    assert f"accuracy {100 * share:.2f} % on the search split" in text
+    assert ("train for longer" in text) is can
+    assert ("cannot be better" in text) is not can
 
 
 def test_a_finished_training_is_not_repeated(write_config: WriteConfig, workload: Workload, tmp_path: Path) -> None:

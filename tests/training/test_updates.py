@@ -265,6 +265,16 @@ def _after(epochs: int) -> nn.Module:
     return model
 
 
+def test_patience_counts_the_epochs_that_were_judged() -> None:
+    watch = Watch(Script([1.0, 2.0, 2.0]), patience=2)
+    watch.see(normalised(), 0)
+    watch.see(normalised(), 5)  # a training may begin with a later epoch of its recipe
+    assert not watch.is_over
+    watch.see(normalised(), 6)
+    assert watch.is_over
+    assert watch.best_epoch == 0
+
+
 def test_a_patience_below_one_epoch_is_refused() -> None:
     with pytest.raises(BadInputError, match="patience = 0, must be at least 1"):
         Watch(lambda _: (0.0,), patience=0)

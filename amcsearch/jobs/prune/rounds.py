@@ -112,13 +112,13 @@ def _round(job: Job, budget: Budget, file: StateFile, folder: Path, observer: Ob
     else:  # the weights are among the training's state
         model, cut = _stored_cut(job, file, stored)
     store = _TrainingOfCut(file, cut)
-    notes = fine_tune(
+    tuned = fine_tune(
         job.config, job.finetune, job.workload, model, observer, store=store, given=job.given, folder=folder
     )
     workload = replace(job.workload, model=model, trace=renumbered(job.evaluator.trace, _kept(cut)))
     done = RoundSummary(**cut["described"], metric_finetuned=_metric(job, model))
     device = _narrowed(job.device, workload.trace.network)
-    warnings = tuple(dict.fromkeys((*device.warnings, *notes)))  # every round may diverge
+    warnings = tuple(dict.fromkeys((*device.warnings, *tuned.notes)))  # every round may diverge
     return reranked(replace(job, device=replace(device, warnings=warnings)), workload), done
 
 

@@ -15,7 +15,7 @@ from amcsearch.core import BadInputError, Cost, Limit
 from amcsearch.graph import duplicate
 from amcsearch.jobs.delivered_files import NetworkFiles, check_files, judge_stored, save_network
 from amcsearch.jobs.device import Device, PricedLimit, further_costs, load_device, priced
-from amcsearch.jobs.finetuning import check_trainings, fine_tune, recalibrate
+from amcsearch.jobs.finetuning import Finetuned, check_trainings, fine_tune, recalibrate
 from amcsearch.jobs.identity import begin_workload, end_workload
 from amcsearch.jobs.machine_table import machine_table
 from amcsearch.jobs.measuring import DELIVERED, awaited_device, renew_kit
@@ -72,7 +72,7 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
     with phases("sparsify", f"Training with {label(config.sparsify.method)}"):
         sparse = _sparse(config, workload, method, target, run, observer)
     with phases("finetune", "Fine-tuning what is left"):
-        tuned, notes = _tuned(config, workload, sparse, run, observer, given)
+        tuned, training = _tuned(config, workload, sparse, run, observer, given)
     with phases("verify", "Writing the network and reading the test split"):
         save_tensors(sparse.masks, run.masks_safetensors)
         run.write_text(run.densities_csv, _csv(_densities(sparse)))
@@ -84,9 +84,9 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
         renew_kit(run, _kit(config, workload, sparse, tuned))
     verdict = Verdict.of([_judged(summary, run)], files)
-    warnings = (*summary.warnings, *verdict.texts, *sparse.notes, *notes)
-    seconds = dict(phases.seconds)
-    run.write_summary(replace(summary, warnings=warnings, verdict=verdict, files=tuple(files), seconds=seconds))
+    warnings = (*summary.warnings, *verdict.texts, *sparse.notes, *training.notes)
+    told = replace(summary, training=training.training, warnings=warnings, verdict=verdict)
+    run.write_summary(replace(told, files=tuple(files), seconds=dict(phases.seconds)))
     run.write_report(render(run))
     check_files(run, files)
     return SparsifyResult(run, lambda: tuned)
@@ -121,15 +121,15 @@ def _device(
 
 def _tuned(
     config: Config, workload: Workload, sparse: Sparse, run: RunFolder, observer: Observer, given: InMemory
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy of the sparse network that was trained on under its masks, and what ``fine_tune`` notes."""
+) -> tuple[nn.Module, Finetuned]:
+    """Return a copy of the sparse network that was trained on under its masks, and what that came to."""
     tuned, store = duplicate(sparse.model), StateFile(run.finetuning_state)
     hook = fixed(tuned, sparse.masks) if sparse.granularity == "weights" else None
     finetune, folder = config.recovery.finetune, training_folder(run, config, given)
-    notes = fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
+    training = fine_tune(config, finetune, workload, tuned, observer, hook, store, given=given, folder=folder)
     if sparse.granularity == "weights":
         bake(tuned, sparse.masks)  # which a training of the user's own does not know
-    return tuned, notes
+    return tuned, training
 
 
 def _kit(config: Config, workload: Workload, sparse: Sparse, tuned: nn.Module) -> KitPlan | None:
