@@ -63,6 +63,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "jobs.sensitivity",
     ),
     "prometheus_client": ("service.routes.health",),
+    "psycopg": ("search.study_database",),
     "pydantic": ("config.*",),
     "pydantic_core": ("config.*",),
     "pytest": ("testing", "testing.*"),

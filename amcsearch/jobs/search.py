@@ -311,6 +311,7 @@ def new_study(
         metric=job.workload.task.metric,
         errors=None if job.errors is None else removal_errors(device.space, job.errors),
         stops=stops,
+        warn=observer.warn,
     )
 
 

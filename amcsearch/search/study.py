@@ -85,14 +85,16 @@ class Study:
     everything that decides a result besides agent and seed (a hash of the configuration): a stored study goes on only
     under the same one. ``evaluates`` identifies what decides an evaluation alone: studies in the same storage that have
     it in common, of whatever budget and device, are ``earlier`` ones, and what they evaluated is not evaluated again.
-    ``storage`` is the path of a SQLite file, or Optuna's URL of a database. ``errors`` are known without an evaluation:
-    one for every choice of every group, (choices,) each, never rising with the width. ``stops`` lets an evaluation end
-    once its policy cannot beat the best one that was known when it was proposed. That takes one objective, and a reward
-    that rises with the metric and sees nothing else of an evaluation.
+    ``storage`` is the path of a SQLite file, or Optuna's URL of a database; ``warn`` is told where its server is away.
+    ``errors`` are known without an evaluation: one for every choice of every group, (choices,) each, never rising with
+    the width. ``stops`` lets an evaluation end once its policy cannot beat the best one that was known when it was
+    proposed. That takes one objective, and a reward that rises with the metric and sees nothing else of an evaluation.
 
     Raises:
         BadInputError: no evaluations, an unknown objective, or as ``TrialStore``.
     """
+
+    best: Trial | None = None
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class Study:
         metric: Metric = ACCURACY,
         errors: Sequence[NDArray[np.float64]] | None = None,
         stops: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         if trials < 1 or batch < 1:
             raise BadInputError(f"search.trials = {trials}, batch = {batch}: both must be at least 1")
@@ -128,10 +131,9 @@ class Study:
         self.own_s: list[float] = []
         """Seconds that the agent itself had computed for when each of ``trials`` was asked for."""
         self._own_s, self._served_at = 0.0, time.perf_counter()
-        self.best: Trial | None = None
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._served: dict[PruningPolicy, Trial] = {}
-        self._store = TrialStore(storage, name, agent, seed, fingerprint, self.objectives, metric, evaluates)
+        self._store = TrialStore(storage, name, agent, seed, fingerprint, self.objectives, metric, evaluates, warn=warn)
         self._stored = {trial.policy: trial for trial in priced(self._store.news(), grid)}
         self._written, self._known = len(self._stored), {**self._store.earlier(), **self._store.siblings()}
 

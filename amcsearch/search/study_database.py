@@ -1,20 +1,28 @@
-"""The database of studies: its address, whose it is, and how it is opened."""
+"""The database of studies: its address, whose it is, how it is opened, and what is done while its server is away."""
 
 import fcntl
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import optuna
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from amcsearch.core import BadInputError, check_file, without_passwords
+from amcsearch.core import BadInputError, check_file, check_interrupt, without_passwords
 
-__all__ = ["LOCK_TIMEOUT_S", "check_owner", "open_storage", "opened_by_one", "storage_url"]
+__all__ = ["LOCK_TIMEOUT_S", "Server", "check_owner", "open_storage", "opened_by_one", "storage_url"]
+
+RETRIED_S: Final = 120.0
+"""How long a database on a server may be away."""
+MOST_REFUSALS: Final = 3
+_PAUSE_S: Final = 0.5
+_PING_S: Final = 5  # seconds that a server may take to answer
 
 MOST_BYTES: Final = 2**34
 """Of a SQLite file: millions of trials."""
@@ -95,6 +103,83 @@ def open_storage(url: URL) -> optuna.storages.RDBStorage:
     is_file = url.get_backend_name() == "sqlite"
     settings: dict[str, Any] = {"connect_args": {"timeout": LOCK_TIMEOUT_S}} if is_file else {"pool_pre_ping": True}
     return optuna.storages.RDBStorage(address, engine_kwargs=settings)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+
+
+def _is_lost(error: BaseException) -> bool:
+    cause = _cause(error)
+    return isinstance(cause, DBAPIError) and cause.connection_invalidated
+
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server of a database, which may be away for a while; ``warn`` is told so, once for each time."""
+
+    url: URL
+    warn: Callable[[str], None]
+
+    def retried(self, call: Callable[[], _Value], *, opens: bool = False) -> _Value:
+        """Call again while the server is away; what is called may have been done by a call that failed.
+
+        ``opens`` for the first call: a server that answers and refuses ``MOST_REFUSALS`` times in a row, as it does a
+        wrong password, is not asked again.
+        """
+        deadline, refusals, is_told = time.monotonic() + RETRIED_S, 0, False
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not self.is_away(error) or time.monotonic() >= deadline:
+                    raise
+                refusals = refusals + 1 if opens and not _is_lost(error) and self._answers() else 0
+                if refusals == MOST_REFUSALS:
+                    raise
+                if not (refusals or is_told):
+                    is_told = True
+                    self.warn(
+                        f"the database {self.shown} is away ({self.reason(error)}); waiting for it, at most "
+                        f"{RETRIED_S:.0f} s, after which the same command with --resume goes on"
+                    )
+            check_interrupt()
+            time.sleep(_PAUSE_S)
+
+    def is_away(self, error: BaseException) -> bool:
+        """Whether an error is that of a database whose server is away, or takes no more connections."""
+        is_server = self.url.get_backend_name() != "sqlite"
+        return is_server and (_is_lost(error) or isinstance(_cause(error), OperationalError | InterfaceError))
+
+    @property
+    def shown(self) -> str:
+        """The address without its password."""
+        return without_passwords(self.url.render_as_string())
+
+    def reason(self, error: BaseException) -> str:
+        """Return the first line of what the database said, without its password."""
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause) or type(cause).__name__
+        if self.url.password:
+            reason = reason.replace(str(self.url.password), "***")
+        return reason.splitlines()[0]
+
+    def _answers(self) -> bool:
+        """Whether it takes connections, or refuses this one for good; known of PostgreSQL by psycopg, else assumed."""
+        if self.url.drivername != "postgresql+psycopg":
+            return True
+        import psycopg
+
+        _, arguments = self.url.get_dialect()().create_connect_args(self.url)
+        try:
+            address = psycopg.conninfo.make_conninfo(**{**arguments, "connect_timeout": _PING_S})
+        except psycopg.ProgrammingError:  # no address
+            return True
+        state = psycopg.pq.PGconn.ping(address.encode())
+        return state not in (psycopg.pq.Ping.REJECT, psycopg.pq.Ping.NO_RESPONSE)
 
 
 @contextmanager

@@ -9,18 +9,16 @@ server that restarts is asked again for two minutes.
 """
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, create_trial
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from amcsearch.core import (
     ACCURACY,
@@ -31,11 +29,9 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
-    check_interrupt,
-    without_passwords,
 )
 from amcsearch.runs import StoredDocument
-from amcsearch.search.study_database import check_owner, open_storage, opened_by_one, storage_url
+from amcsearch.search.study_database import Server, check_owner, open_storage, opened_by_one, storage_url
 from amcsearch.search.study_rows import Claims, add_trial, can_be_shared
 
 if TYPE_CHECKING:
@@ -45,9 +41,6 @@ __all__ = ["REWARD", "TrialStore", "direction", "named_objectives", "objective",
 
 LEASE_S: Final = 60.0
 """How long a claim on a policy outlives its driver, before another one takes it over."""
-RETRIED_S: Final = 120.0
-"""How long a database on a server may be away."""
-_PAUSE_S: Final = 0.5
 _EARLIER: Final = "earlier"  # attributes of a study in the database
 _EVALUATES: Final = "evaluates"
 REWARD: Final = ("reward",)
@@ -110,15 +103,13 @@ def priced(trials: list[Trial], grid: "CostGrid") -> list[Trial]:
     return complete
 
 
-_Value = TypeVar("_Value")
-
-
 class TrialStore:
     """The trials of one (name, agent, seed) in a database.
 
     ``storage`` is the path of a SQLite file, which this driver alone uses, or Optuna's URL of a database, which several
     drivers may share: each claims a policy for ``lease_s`` seconds, and renews that while it lives. Studies of one
-    ``evaluates`` give the same evaluation of a policy, whatever else tells them apart; "" is that of none.
+    ``evaluates`` give the same evaluation of a policy, whatever else tells them apart; "" is that of none. ``warn`` is
+    told that the database's server is away, which every method waits for.
 
     Raises:
         BadInputError: the database cannot be opened, is no study database, is another program's, is locked, or holds
@@ -136,29 +127,36 @@ class TrialStore:
         metric: Metric = ACCURACY,
         evaluates: str = "",
         lease_s: float = LEASE_S,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         url = storage_url(storage)
-        self._url = url
-        self._shown = str(storage) if isinstance(storage, Path) else without_passwords(url.render_as_string())
+        self._server = Server(url, warn)
+        self._shown = str(storage) if isinstance(storage, Path) else self._server.shown
         self._metrics, self._metric = list(objectives or REWARD), metric
         self._context = {"name": name, "fingerprint": fingerprint, "objectives": self._metrics}
         self._evaluates = evaluates
         self._claims: Claims | None = None
         self._told = 0
+        is_file, study_name = isinstance(storage, Path), f"{name}/{agent}/{seed}"
         with self._readable_errors():
             check_owner(url)
-            with nullcontext() if isinstance(storage, Path) else opened_by_one(url):
-                self._storage = open_storage(url)
-                self._study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=f"{name}/{agent}/{seed}",
-                    directions=[direction(name, metric) for name in self._metrics],
-                    load_if_exists=True,
-                )
-                self._check_context()
-                if not isinstance(storage, Path) and can_be_shared(self._storage.engine):
-                    self._claims = Claims(self._storage.engine, self._study._study_id, lease_s)
+            self._server.retried(lambda: self._open(study_name, lease_s, is_file=is_file), opens=True)
+
+    def _open(self, study_name: str, lease_s: float, *, is_file: bool) -> None:
+        """Open the database and the study, and make what lacks there."""
+        url = self._server.url
+        with nullcontext() if is_file else opened_by_one(url):
+            self._storage = open_storage(url)
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=study_name,
+                directions=[direction(name, self._metric) for name in self._metrics],
+                load_if_exists=True,
+            )
+            self._check_context()
+            if not is_file and can_be_shared(self._storage.engine):
+                self._claims = Claims(self._storage.engine, self._study._study_id, lease_s)
 
     @property
     def is_shared(self) -> bool:
@@ -178,14 +176,14 @@ class TrialStore:
             return [_decode(trial, self._metric) for trial in stored]
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._retried(lambda: self._study.get_trials(deepcopy=False))
+        return self._server.retried(lambda: self._study.get_trials(deepcopy=False))
 
     def claim(self, policy: PruningPolicy) -> bool:
         """Claim a policy of a shared study; false where another driver evaluates it, or its trial is stored."""
         claims = self._claims
         assert claims is not None
         with self._readable_errors():
-            return self._retried(lambda: claims.take(policy))
+            return self._server.retried(lambda: claims.take(policy))
 
     def release(self) -> None:
         """Give up claims on policies that were not evaluated."""
@@ -194,16 +192,19 @@ class TrialStore:
 
     def siblings(self) -> dict[PruningPolicy, Evaluation]:
         """Return what other agents and seeds measured under the same name and fingerprint."""
+        with self._readable_errors():
+            return self._server.retried(self._siblings)
+
+    def _siblings(self) -> dict[PruningPolicy, Evaluation]:
         shared = {"name": self._context["name"], "fingerprint": self._context["fingerprint"]}
         evaluations: dict[PruningPolicy, Evaluation] = {}
-        with self._readable_errors():
-            for study_name in optuna.get_all_study_names(self._storage):
-                if study_name == self._study.study_name or not study_name.startswith(f"{shared['name']}/"):
-                    continue
-                study = optuna.load_study(study_name=study_name, storage=self._storage)
-                if shared.items() <= study.user_attrs.get("context", {}).items():
-                    trials = (_decode(stored, self._metric) for stored in study.get_trials(deepcopy=False))
-                    evaluations.update((trial.policy, trial.evaluation) for trial in trials if _is_whole(trial))
+        for study_name in optuna.get_all_study_names(self._storage):
+            if study_name == self._study.study_name or not study_name.startswith(f"{shared['name']}/"):
+                continue
+            study = optuna.load_study(study_name=study_name, storage=self._storage)
+            if shared.items() <= study.user_attrs.get("context", {}).items():
+                trials = (_decode(stored, self._metric) for stored in study.get_trials(deepcopy=False))
+                evaluations.update((trial.policy, trial.evaluation) for trial in trials if _is_whole(trial))
         return evaluations
 
     def earlier(self) -> dict[PruningPolicy, Evaluation]:
@@ -211,14 +212,17 @@ class TrialStore:
 
         What they store later is left out, so that a resumed search is told the same.
         """
-        evaluations: dict[PruningPolicy, Evaluation] = {}
         with self._readable_errors():
-            for study_name, count in self._study.user_attrs.get(_EARLIER, {}).items():
-                study = optuna.load_study(study_name=study_name, storage=self._storage)
-                for stored in study.get_trials(deepcopy=False)[:count]:
-                    trial = _decode(stored, self._metric)
-                    if _is_whole(trial):
-                        evaluations.setdefault(trial.policy, trial.evaluation)
+            return self._server.retried(self._earlier)
+
+    def _earlier(self) -> dict[PruningPolicy, Evaluation]:
+        evaluations: dict[PruningPolicy, Evaluation] = {}
+        for study_name, count in self._study.user_attrs.get(_EARLIER, {}).items():
+            study = optuna.load_study(study_name=study_name, storage=self._storage)
+            for stored in study.get_trials(deepcopy=False)[:count]:
+                trial = _decode(stored, self._metric)
+                if _is_whole(trial):
+                    evaluations.setdefault(trial.policy, trial.evaluation)
         return evaluations
 
     def _note_earlier(self) -> None:
@@ -248,26 +252,7 @@ class TrialStore:
         )
         study = self._study._study_id
         with self._readable_errors():
-            return self._retried(lambda: add_trial(self._storage, study, finished, self._claims)) is not None
-
-    def _retried(self, call: Callable[[], _Value]) -> _Value:
-        """Call again while the database's server is away; what is called may have been done by a call that failed."""
-        deadline = time.monotonic() + RETRIED_S
-        while True:
-            try:
-                return call()
-            except Exception as error:
-                if not (self._is_away(error) and time.monotonic() < deadline):
-                    raise
-            check_interrupt()
-            time.sleep(_PAUSE_S)
-
-    def _is_away(self, error: Exception) -> bool:
-        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-        is_lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
-        return self._url.get_backend_name() != "sqlite" and (
-            is_lost or isinstance(cause, OperationalError | InterfaceError)
-        )
+            return self._server.retried(lambda: add_trial(self._storage, study, finished, self._claims)) is not None
 
     def _check_context(self) -> None:
         stored = self._study.user_attrs.get("context")
@@ -297,13 +282,12 @@ class TrialStore:
                 "'amcsearch[cluster]'"
             ) from error
         except Exception as error:  # a damaged database makes Optuna and its layers raise almost anything
-            cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", None) or cause) or type(cause).__name__
-            if self._url.password:
-                reason = reason.replace(str(self._url.password), "***")
+            cure = "close other programs that hold it, free disk space, or name another --storage or --out"
+            if self._server.is_away(error):
+                cure = "start its server and run the same command with --resume, or name another --storage"
             raise BadInputError(
-                f"study storage {self._shown} cannot be used: {reason.splitlines()[0]}; close other programs that hold "
-                "it, free disk space, or name another --storage or --out (trials stored so far stay there)"
+                f"study storage {self._shown} cannot be used: {self._server.reason(error)}; {cure} (trials stored so "
+                "far stay there)"
             ) from error
 
 

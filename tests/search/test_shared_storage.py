@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, text
 
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
 from amcsearch.runs import trial_rows
-from amcsearch.search import AGENTS, study_store
+from amcsearch.search import AGENTS, study_database
 from amcsearch.search.study_database import storage_url
 from amcsearch.search.study_store import TrialStore
 from amcsearch.testing import MadeUpEvaluator, make_study
@@ -169,14 +169,39 @@ def test_a_server_that_restarts_loses_no_trial(postgresql, postgresql_url: str) 
     assert again.trials == study.trials
 
 
+def test_a_study_waits_for_its_server_and_says_so_once(postgresql, postgresql_url: str) -> None:
+    warned: list[str] = []
+
+    def start(text: str) -> None:
+        warned.append(text)
+        postgresql.start()
+
+    def opened() -> TrialStore:
+        return TrialStore(postgresql_url, "study", "a", 0, "fingerprint", None, warn=start)
+
+    shared = opened()
+    for call in (opened, shared.siblings, shared.earlier, shared.load, lambda: shared.claim(POLICY)):
+        postgresql.stop(signal.SIGKILL)
+        call()
+        text = warned.pop()
+        assert re.search(
+            r"database postgresql.*\*\*\*.* is away \(.*\); waiting for it, at most 120 s, .* --resume", text
+        )
+        assert postgresql.password not in text
+        assert warned == []
+    assert shared.append(TRIAL, {"g": 4}, [0.5])
+    assert opened().load() == [TRIAL]
+    shared.release()
+
+
 def test_a_server_that_stays_away_is_one_line(postgresql, postgresql_url: str, monkeypatch) -> None:
-    monkeypatch.setattr(study_store, "RETRIED_S", 0.0)
+    monkeypatch.setattr(study_database, "RETRIED_S", 0.0)
     shared = store(postgresql_url)
     postgresql.stop(signal.SIGKILL)
     try:
         for call in (shared.load, lambda: store(postgresql_url)):
             with pytest.raises(
-                BadInputError, match=r"study storage postgresql.* cannot be used: .*connection"
+                BadInputError, match=r"study storage postgresql.* cannot be used: .*connection.*--resume"
             ) as caught:
                 call()
             assert len(str(caught.value).splitlines()) == 1
