@@ -253,8 +253,8 @@ class DeviceConfig(Section):
     """Samples of a latency measurement of finalists and of the result; 300 take about fifteen seconds."""
     patience_s: Annotated[float, Field(ge=0, le=3600)] | None = None
     """Seconds that a measurement goes on beyond ``rounds`` while a busy host leaves it in doubt; null: three times as
-    long as the rounds took. After that the verdict is undecided: the prediction is reported with its error, and how to
-    measure later."""
+    long as the rounds took where latency is limited, else 0. After that the verdict is undecided: the prediction is
+    reported with its error, and how to measure later."""
 
     @model_validator(mode="after")
     def _runtime_is_here(self) -> "DeviceConfig":

@@ -261,7 +261,8 @@ class Exports(NetworkFiles):
 
     def measure_models(self, models: Sequence[Path | bytes]) -> PairedRun:
         """Measure models beside the dense one, all in the same interleaved rounds."""
-        return measure_paired(self.job.config, self.dense_delivered, models, self.job.workload.example)
+        job, decides = self.job, self.job.device.limit("latency_ms") is not None
+        return measure_paired(job.config, self.dense_delivered, models, job.workload.example, decides=decides)
 
     def delivered(self, policy: PruningPolicy) -> bytes:
         """Return the network of a policy as it would be delivered, before fine-tuning."""

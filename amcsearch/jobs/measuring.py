@@ -149,8 +149,12 @@ def measuring_device(location: str, where: Provenance) -> MeasuringDevice:
     return MeasuringDevice(name, location, where.threads or 1, where.batch or 1, runtime, measured)
 
 
-def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes], example: Batch | Tensor) -> PairedRun:
+def measure_paired(
+    config: Config, dense: bytes, others: Sequence[Path | bytes], example: Batch | Tensor, *, decides: bool = True
+) -> PairedRun:
     """Measure files of the runtime beside the dense one's in the same rounds, where ``device.location`` says.
+
+    Where the latency ``decides`` nothing, a busy host is not waited for, unless ``device.patience_s`` says so.
 
     Raises:
         BadInputError: a model that cannot be run, or as the device's server.
@@ -165,7 +169,7 @@ def measure_paired(config: Config, dense: bytes, others: Sequence[Path | bytes],
         runtime=runtime_of(config),
         rounds=device.rounds,
         seed=config.seed,
-        patience_s=device.patience_s,
+        patience_s=device.patience_s if decides or device.patience_s is not None else 0.0,
     )
     return PairedRun(tuple(latencies), measuring_device(HERE, device_provenance(config)))
 

@@ -287,7 +287,7 @@ def _measured_table(
     bind = None if source is None else cache(source.bind)  # asked here and by the first plan
     most = default_variants(config)
     wanted = variants or wanted_variants(known, prior, network, most)
-    if source is not None and variants is None:
+    if source is not None and wanted < most:
         observer.phase(_fewer(wanted, most, source))
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
     table, results = None, []

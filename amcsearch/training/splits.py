@@ -145,12 +145,14 @@ def length(dataset: Samples, name: str) -> int:
         return length(dataset.samples, name)
     if isinstance(dataset, Changed):
         return length(dataset.samples, name)
-    is_stream = isinstance(dataset, IterableDataset)
-    if not hasattr(dataset, "__len__") or not (is_stream or hasattr(dataset, "__getitem__")):
-        cure = "; set data.epoch_samples, the samples of an epoch" if is_stream else ""
+    is_stream, kind = isinstance(dataset, IterableDataset), type(dataset).__name__
+    if is_stream and not hasattr(dataset, "__len__"):
         raise BadInputError(
-            f"data: the {name} split is a {type(dataset).__name__}, expected a dataset with a length and items{cure}"
+            f"data: the {name} split is a stream ({kind}) without a length; set data.epoch_samples, the samples of an "
+            "epoch"
         )
+    if not hasattr(dataset, "__len__") or not (is_stream or hasattr(dataset, "__getitem__")):
+        raise BadInputError(f"data: the {name} split is a {kind}, expected a dataset with a length and items")
     with UserCode(f"data: the length of the {name} split"):
         count = len(dataset)
     if count < 1:

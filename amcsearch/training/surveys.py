@@ -87,11 +87,11 @@ def _check_targets(targets: Tensor, where: str, num_classes: int | None, numbers
         _check_vectors(targets, where, num_classes, numbers)
         return
     if targets.is_floating_point() or (targets.dtype == torch.bool and targets.ndim == 1) or targets.ndim not in (1, 2):
+        convert = "convert ids by .long(), or " if targets.is_floating_point() else ""
         raise BadInputError(
             f"{where} gives targets of {targets.dtype} and shape {tuple(targets.shape[1:])}, "
-            "expected class ids (one integer, or one a position), or vectors to match; convert ids by .long(), or "
-            f"name the task that they are for (task: {{name: {_likely_task(targets)}}}, or another of "
-            "`amcsearch list tasks`)"
+            f"expected class ids (one integer, or one a position), or vectors to match; {convert}name the task that "
+            f"they are for (task: {{name: {_likely_task(targets)}}}, or another of `amcsearch list tasks`)"
         )
     if num_classes is not None and targets.dtype != torch.bool:
         _check_class_ids(targets, where, num_classes, numbers)

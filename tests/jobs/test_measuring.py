@@ -12,6 +12,7 @@ from amcsearch.cli.main import main
 from amcsearch.config import Config
 from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
+from amcsearch.jobs import measuring
 from amcsearch.jobs.measuring import SERVER, TOKEN_FILE, agent_of, device_provenance, measure_paired
 from amcsearch.jobs.tables import check_setting
 from amcsearch.measure.agents.server import DeviceServer
@@ -19,6 +20,7 @@ from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.agent import DeviceAgent
 from amcsearch.runtime.on_device.connection import Connection
+from amcsearch.runtime.paired_latency import PairedLatency
 from tests.jobs.test_device import GOOD, table_of
 
 TOKEN = "0123456789abcdef0123"
@@ -66,6 +68,25 @@ def test_an_agent_measures_the_finalists_and_is_named(server: DeviceServer, writ
     assert made.device.measured is not None
     assert all(latency.rounds >= 1 and latency.pruned_ms > 0 for latency in made.latencies)
     assert not list((server.work.folder / "jobs").iterdir())  # taken, so that the same plan is measured anew
+
+
+@pytest.mark.parametrize(
+    ("setting", "decides", "expected"),
+    [("null", True, None), ("null", False, 0.0), ("7", True, 7.0), ("7", False, 7.0)],
+)
+def test_a_busy_host_is_waited_for_where_latency_decides(
+    setting: str, decides: bool, expected: float | None, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[float | None] = []
+
+    def measured(*_: object, patience_s: float | None, **__: object) -> list[PairedLatency]:
+        patience.append(patience_s)
+        return []
+
+    monkeypatch.setattr(measuring, "measure_many", measured)
+    config = located(write_config(), "here", f"device.patience_s={setting}")
+    measure_paired(config, b"", [], torch.zeros(1, 16), decides=decides)
+    assert patience == [expected]
 
 
 def test_an_agent_is_asked_for_the_configured_provider(server: DeviceServer, write_config: WriteConfig) -> None:

@@ -229,7 +229,7 @@ def test_iterable_splits_over_the_memory_limit_are_read_at_every_use(samples):
 
 def test_an_iterable_train_split_needs_its_own_other_splits_and_the_samples_of_an_epoch():
     stream = Stream(10_000)
-    with pytest.raises(BadInputError, match=r"set data\.epoch_samples"):
+    with pytest.raises(BadInputError, match=r"a stream \(Stream\) without a length; set data\.epoch_samples"):
         make_splits({"train": Items(stream), "search": Lazy(20), "test": Lazy(20)}, {}, 0)
     train = Items(stream, epoch_samples=100)
     with pytest.raises(BadInputError, match="iterable data set, from which search and test cannot be cut"):

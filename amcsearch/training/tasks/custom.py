@@ -58,7 +58,13 @@ class Custom(Task):
             BadInputError: it raises, or gives something else.
         """
         with UserCode("task.params.metric"):
-            values = torch.as_tensor(self.metric_function(output, targets)).detach().double()
+            given = self.metric_function(output, targets)
+        try:
+            values = torch.as_tensor(given).detach().double()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInputError(
+                f"task.params.metric returned {given!r:.60}; return a number for every sample, (N,), or their mean"
+            ) from error
         if values.ndim > 1:
             raise BadInputError(
                 f"task.params.metric gives {tuple(values.shape)}; return a number for every sample, (N,), or their mean"

@@ -225,6 +225,9 @@ def test_a_check_names_a_loss_and_a_metric_that_are_no_numbers() -> None:
     wide = Custom(lambda o, t: o.sum(), lambda o, t: o, Metric("m"))
     with pytest.raises(BadInputError, match=r"gives \(2, 1\); return a number for every sample"):
         wide.check(torch.zeros(2, 1), torch.ones(2, 1))
+    word = Custom(lambda o, t: o.sum(), lambda o, t: "good", Metric("m"))  # type: ignore[arg-type, return-value]
+    with pytest.raises(BadInputError, match=r"task\.params\.metric returned 'good'; return a number for every sample"):
+        word.check(torch.zeros(2, 1), torch.ones(2, 1))
 
 
 @pytest.mark.parametrize(
