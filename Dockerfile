@@ -18,9 +18,6 @@ COPY configs ./configs
 COPY latency_tables ./latency_tables
 RUN pip install --no-cache-dir -c constraints.txt .
 
-FROM build AS build-service
-RUN pip install --no-cache-dir -c constraints.txt '.[service,cluster]'
-
 FROM docker.io/library/python:3.11-slim-bookworm AS base
 WORKDIR /app
 # The root file system may be read-only: what must survive the container goes to /out, the rest to /tmp.
@@ -35,15 +32,20 @@ RUN install --directory --owner 10001 --group 10001 /out
 VOLUME /out
 ENTRYPOINT ["amcsearch"]
 
-FROM base AS service
-COPY --from=build-service /opt/venv /opt/venv
+FROM base AS job
+COPY --from=build /opt/venv /opt/venv
+USER 10001:10001
+CMD ["--help"]
+
+FROM job AS service
+USER root
+# the packages of the extras alone: all else is the layer that both targets share
+RUN --mount=type=bind,source=constraints.txt,target=/constraints.txt \
+    pip install --no-cache-dir -c /constraints.txt 'amcsearch[service,cluster]'
 USER 10001:10001
 EXPOSE 8765
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8765/healthz', timeout=4)"]
 CMD ["serve", "--host", "0.0.0.0", "--runs", "/out", "--workers", "0"]
 
-FROM base AS batch
-COPY --from=build /opt/venv /opt/venv
-USER 10001:10001
-CMD ["--help"]
+FROM job AS batch

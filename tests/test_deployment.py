@@ -109,10 +109,11 @@ def test_the_image_is_small_by_its_stages_and_runs_as_nobody() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     stages = [line.split()[-1] for line in lines if line.startswith("FROM")]
     assert stages[-1] == "batch"  # what `docker build .` makes
-    for stage in ("service", "batch"):
-        begin = next(i for i, line in enumerate(lines) if line == f"FROM base AS {stage}")
+    assert "FROM job AS batch" in lines
+    for parent, stage, commands in (("base", "job", 0), ("job", "service", 1)):  # the packages of the extras
+        begin = lines.index(f"FROM {parent} AS {stage}")
         body = lines[begin + 1 :]
         body = body[: next((i for i, line in enumerate(body) if line.startswith("FROM")), len(body))]
-        assert "USER 10001:10001" in body
-        assert not [line for line in body if line.startswith("RUN")]
+        assert [line for line in body if line.startswith("USER")][-1] == "USER 10001:10001"
+        assert len([line for line in body if line.startswith("RUN")]) == commands
         assert any(line.startswith("HEALTHCHECK") for line in body) == (stage == "service")
