@@ -110,8 +110,12 @@ def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[s
     ratio, device, share = summary.latency_ratio, summary.device, summary.predicted_ratio
     if ratio is not None:
         where = "a device that the run does not name" if device is None else device.label
+        if summary.latency_doubt is not None:
+            measured = f"the {ratio.median:.2f}x of dense that were measured on {where} are unreliable"
+            predicted = "" if share is None else f"; predicted {share:.3f}x"
+            return [f"latency: undecided, the host was too busy: {measured}{predicted}"]
         interval = f"{ratio.low:.3f}–{ratio.high:.3f}"
-        return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}" + _doubt(summary)]
+        return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}"]
     state = "not measured yet" if device is None else device.awaited(share)
     kit, take = verify_commands(folder)
     return [
@@ -134,14 +138,6 @@ def _how_lines(summary: "Summary") -> list[str]:
         *(f"{name}: {text}" for name, text in how.items() if text),
         f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
     ]
-
-
-def _doubt(summary: "Summary | SparsifySummary") -> str:
-    """What counts where the measured latency says nothing."""
-    if summary.latency_doubt is None:
-        return ""
-    share = summary.predicted_ratio
-    return ": undecided, the host was too busy" + ("" if share is None else f"; predicted {share:.3f}x")
 
 
 def _verdict_lines(verdict: "Verdict") -> list[str]:

@@ -68,7 +68,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     ]
     differences = "; ".join(problem for problem in problems if problem)
     if differences:
-        raise BadInputError(f"checkpoint {path} does not fit the network: {differences}; check model.kwargs")
+        raise BadInputError(
+            f"checkpoint {path} does not fit the network: {differences}; check model.kwargs, or the network handed over"
+        )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in expected.items():
         _check_finite(path, name, state[name].to(tensor.dtype), name in parameters)
