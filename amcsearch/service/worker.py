@@ -39,6 +39,8 @@ __all__ = ["JobLimits", "JobWorker", "WorkerSettings", "work"]
 _log = logging.getLogger(__name__)
 _AWAY: Final = (OperationalError, InterfaceError)
 _GREET_S: Final = 15.0  # between two signs of life of an idle worker
+_DYING_S: Final = 10.0
+_DYING_POLL_S: Final = 0.01
 _PROC: Final = Path("/proc")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -167,9 +169,12 @@ class _JobProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill what is left of the session, and read what it said last."""
+        """Kill what is left of the session, wait until nothing of it lives, and read what it said last."""
         self._kill()
         self._process.wait()
+        deadline = time.monotonic() + _DYING_S
+        while list(_resident_bytes(self._process.pid)) and time.monotonic() < deadline:
+            time.sleep(_DYING_POLL_S)  # a process that was sent SIGKILL lives until it is scheduled
         self._reader.join(self._settings.grace_s)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -205,8 +210,8 @@ def _exceeded(did: str, bound: str, limit: str) -> JobProblem:
 
 
 def _resident_bytes(session: int) -> Iterator[int]:
-    """Resident bytes of every process of a session; pages that several share count for each."""
-    for folder in _PROC.iterdir():
+    """Resident bytes of every process of a session; pages that several share count for each. None without /proc."""
+    for folder in _PROC.iterdir() if _PROC.is_dir() else ():
         if folder.name.isdecimal():
             with suppress(OSError):  # it has ended meanwhile
                 _, _, fields = (folder / "stat").read_text(errors="replace").rpartition(")")

@@ -16,7 +16,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.core.trial import Evaluation, Trial, TrialState
-from amcsearch.jobs import delivery, finalist_training
+from amcsearch.jobs import delivered_files, delivery, finalist_training
 from amcsearch.jobs.delivery import (
     Exports,
     Finalist,
@@ -321,8 +321,8 @@ def test_a_quantised_finalist_that_is_not_trained_is_written_once(monkeypatch: p
     exports = Exports(SimpleNamespace(config=config, workload=workload, evaluator=evaluator))  # type: ignore[arg-type]
     runtime, read = Writes(), list[bytes]()
     exports.runtime = runtime  # type: ignore[assignment]
-    monkeypatch.setattr(delivery, "onnx_settings", lambda _: None)
-    monkeypatch.setattr(delivery, "converted", lambda *_: b"int8")
+    monkeypatch.setattr(delivered_files, "onnx_settings", lambda _: None)
+    monkeypatch.setattr(delivered_files, "converted", lambda *_: b"int8")
     monkeypatch.setattr(delivery, "FileModule", lambda file, _: read.append(file))
     assert exports.delivered(policy) == b"int8"
     exports.as_delivered(exports.pruned(policy))
