@@ -5,8 +5,8 @@
     python benchmarks/peers.py report
 
 The peers are Torch-Pruning (``pip install torch-pruning``), FastNAS of NVIDIA ModelOpt (``pip install nvidia-modelopt
-torchprofile``) and AIMET's channel pruning (``pip install aimet-torch``), each imported when its first row is run. The
-script needs a checkout and ``amcsearch[test]``.
+'torchprofile<0.1'``) and AIMET's channel pruning (``pip install aimet-torch torchvision transformers``), each imported
+when its first row is run. The script needs a checkout and ``amcsearch[test]``.
 
 - A seed changes the data split, the training and the search. Every method gets the same trained network.
 - The budget is a share of the dense network's MACs, which ``torch.utils.flop_counter`` counts for every result, or of
@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coverage_networks import load_libraries
 from defaults import Remembering, Silent, append, best_of, searched, stored
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -242,6 +243,7 @@ def of_modelopt(case: Case) -> nn.Module:
 
 def of_aimet(case: Case) -> nn.Module:
     """AIMET's channel pruning with greedy ratios: ten candidates a layer, scored on the search split."""
+    load_libraries()  # it imports torchvision
     from aimet_torch.common.defs import CompressionScheme, CostMetric, GreedySelectionParameters
     from aimet_torch.compress import ModelCompressor
     from aimet_torch.defs import ChannelPruningParameters
