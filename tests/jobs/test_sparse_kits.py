@@ -10,14 +10,10 @@ import pytest
 
 import amcsearch
 from amcsearch.cli.main import main
-from amcsearch.config.loading import load
-from amcsearch.config.table_folder import write_latency_table
-from amcsearch.jobs.workload import load_workload
 from amcsearch.runs.sparsify_summary import SparsifySummary
 from amcsearch.runtime.on_device.plan import read_plan
-from tests.conftest import CONFIG, TINY_JOB
-from tests.jobs.test_device import GOOD, table_of
 from tests.measured_results import write_result
+from tests.offline_run import offline_run
 
 SHORT = [
     "sparsify.training={epochs: 1, learning_rate: 0.02, warmup_epochs: 0, batch_size: 32}",
@@ -34,17 +30,8 @@ def sparsified(config: Path, folder: Path, settings: Sequence[str], *options: st
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The folder of an offline run on channels that asks for latency, and what it printed."""
-    folder = tmp_path_factory.mktemp("sparse")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AMCSEARCH_CACHE", str(folder / "cache"))
-        config, printed = folder / "tiny.yaml", folder / "printed.txt"
-        config.write_text(CONFIG.replace("FACTORY", f"{TINY_JOB}:network").replace("DATA", f"{TINY_JOB}:quadrants"))
-        network = load_workload(load(config), train=False).trace.network
-        write_latency_table(table_of(network, {"accuracy": GOOD}), folder / "table")
-        with printed.open("w") as stream:
-            patch.setattr("sys.stdout", stream)
-            sparsified(config, folder / "run", [*ON_CHANNELS, f"device.table={folder / 'table'}"])
-        yield folder / "run", printed.read_text()
+    with offline_run(tmp_path_factory.mktemp("sparse"), "sparsify", [*SHORT, *ON_CHANNELS]) as run_and_text:
+        yield run_and_text
 
 
 @pytest.fixture

@@ -10,19 +10,16 @@ import pytest
 
 import amcsearch
 from amcsearch.cli.main import main
-from amcsearch.config.loading import load
-from amcsearch.config.table_folder import write_latency_table
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.observer import Observer
-from amcsearch.jobs.workload import load_workload
 from amcsearch.measure.kit.kit import KitModel, KitPlan, write_kit
 from amcsearch.runs.summary import Summary
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.records import encoded
 from amcsearch.service.measured_kinds import VerifyRequest
-from tests.conftest import CONFIG, TINY_JOB
-from tests.jobs.test_device import GOOD, table_of
+from tests.conftest import TINY_JOB
 from tests.measured_results import made_up, write_result
+from tests.offline_run import offline_run
 
 SETTINGS = ["search.agent=random", "search.trials=8", "device.location=offline", "budget={latency_ms: 0.9x}"]
 
@@ -30,19 +27,8 @@ SETTINGS = ["search.agent=random", "search.trials=8", "device.location=offline",
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The folder of an offline search, and what it printed."""
-    folder = tmp_path_factory.mktemp("offline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AMCSEARCH_CACHE", str(folder / "cache"))
-        config, printed = folder / "tiny.yaml", folder / "printed.txt"
-        text = CONFIG.replace("FACTORY", f"{TINY_JOB}:network").replace("DATA", f"{TINY_JOB}:quadrants")
-        config.write_text(text)
-        network = load_workload(load(config), train=False).trace.network
-        write_latency_table(table_of(network, {"accuracy": GOOD}), folder / "table")
-        options = [each for setting in (*SETTINGS, f"device.table={folder / 'table'}") for each in ("--set", setting)]
-        with printed.open("w") as stream:
-            patch.setattr("sys.stdout", stream)
-            assert main(["search", str(config), "-o", str(folder / "run"), *options]) == 0
-        yield folder / "run", printed.read_text()
+    with offline_run(tmp_path_factory.mktemp("offline"), "search", SETTINGS) as run_and_text:
+        yield run_and_text
 
 
 @pytest.fixture
