@@ -117,7 +117,7 @@ def test_held_out_policies_come_from_all_grids_and_were_not_taken(resnet20_netwo
 
 
 def test_a_table_asks_for_what_it_knows_least(simulated, resnet20_network):
-    """It has seen the channel grid alone: odd widths are what it doubts, and what is chosen."""
+    """It has seen the channel grid alone: odd widths are what it doubts most, but no grid loses its share by that."""
     device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
     building = device.measured(resnet20_network, random_policies(resnet20_network, 16, 16, rng), rng)
     table = table_of("resnet", resnet20_network, building, [], device.overhead_ms, simulated.PROVENANCE)
@@ -127,9 +127,18 @@ def test_a_table_asks_for_what_it_knows_least(simulated, resnet20_network):
         layers = [resnet20_network.with_channels(policy).layers for policy in policies]
         return np.mean([model.uncertainty(one) / model.predict(one) for one in layers])
 
+    names = [g.name for g in resnet20_network.groups if g.channels >= 16]
+
+    def on(multiple, policies):
+        return [policy for policy in policies if all(policy[name] % multiple == 0 for name in names)]
+
     chosen = training_policies(resnet20_network, 12, np.random.default_rng(1), model)
     assert len(set(chosen)) == len(chosen) == 12
-    assert doubt(chosen) > 1.1 * doubt(training_policies(resnet20_network, 12, np.random.default_rng(1)))
+    assert len(on(16, chosen)) >= 3
+    assert 6 <= len(on(8, chosen)) <= 8
+    plain = training_policies(resnet20_network, 12, np.random.default_rng(1))
+    odd, plain_odd = ([policy for policy in of if policy not in on(8, of)] for of in (chosen, plain))
+    assert doubt(odd) > 1.1 * doubt(plain_odd)
 
 
 def test_a_network_that_is_exhausted_gives_fewer():

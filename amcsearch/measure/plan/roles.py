@@ -2,8 +2,8 @@
 
 Half the variants that build a table lie on the channel grids of a block of the runtime's layout and of half a block,
 half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
-a table of the device exists, variants are chosen among many by where it is least sure. Held-out variants come from the
-same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
+a table of the device exists, those of each grid are chosen among many by where it is least sure. Held-out variants come
+from the same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
 carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
 runtime's optimised graph alone is read, which tells what kernels the layers of a new network become.
 """
@@ -37,15 +37,33 @@ SHARES: Final = ((BLOCK, 0.25), (BLOCK // 2, 0.25), (1, 0.5))  # of variants on 
 POOL: Final = 8  # candidates for each variant chosen by uncertainty
 
 
-def _mixed(network: NetworkSpec, n: int, rng: np.random.Generator) -> list[PruningPolicy]:
-    """n policies on the three grids, interleaved so that every beginning of the list is mixed too."""
+def _mixed(
+    network: NetworkSpec, n: int, rng: np.random.Generator, model: LatencyModel | None = None
+) -> list[PruningPolicy]:
+    """n policies on the three grids, interleaved so that every beginning of the list is mixed too.
+
+    With a model those of each grid are where it is least sure, and the grids keep their shares: a model is least sure
+    off the grids, and a table without networks on them errs where searches look.
+    """
     counts = [round(n * share) for _, share in SHARES[:-1]]
     drawn = [
-        random_policies(network, count, multiple, rng)
+        _on_grid(network, count, multiple, rng, model)
         for (multiple, _), count in zip(SHARES, [*counts, n - sum(counts)], strict=True)
     ]
     spread = [(i / max(len(policies), 1), policy) for policies in drawn for i, policy in enumerate(policies)]
     return [policy for _, policy in sorted(spread, key=lambda pair: pair[0])]
+
+
+def _on_grid(
+    network: NetworkSpec, n: int, multiple: int, rng: np.random.Generator, model: LatencyModel | None
+) -> list[PruningPolicy]:
+    """n random policies on a channel grid, or of more those of which a model is least sure."""
+    if model is None:
+        return random_policies(network, n, multiple, rng)
+    pool = list(dict.fromkeys(random_policies(network, POOL * n, multiple, rng)))
+    layers = [network.with_channels(policy).layers for policy in pool]
+    doubt = [model.uncertainty(variant) / model.predict(variant) for variant in layers]
+    return [pool[i] for i in np.argsort(doubt)[::-1][:n]]
 
 
 def training_policies(
@@ -57,13 +75,7 @@ def training_policies(
     """
     if not network.groups:
         return []
-    if model is None:
-        drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng), *_mixed(network, n, rng)]
-    else:
-        pool = _mixed(network, POOL * n, rng)
-        layers = [network.with_channels(policy).layers for policy in pool]
-        doubt = [model.uncertainty(variant) / model.predict(variant) for variant in layers]
-        drawn = [pool[i] for i in np.argsort(doubt)[::-1]]
+    drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng, model), *_mixed(network, n, rng)]
     return _first_new(drawn, n, [network.dense])
 
 
