@@ -3,8 +3,8 @@
 Half the variants that build a table lie on the channel grids of a block of the runtime's layout and of half a block,
 half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
 a table of the device exists, those of each grid are chosen among many by where it is least sure. Held-out variants come
-from the same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date, or
-carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
+from the same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date,
+or carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
 runtime's optimised graph alone is read, which tells what kernels the layers of a new network become.
 """
 
