@@ -1,7 +1,7 @@
 """Exact allocation corrected by what evaluations teach: optima of learnt tables and exchanges between groups.
 
 The first policies are those of the exact programme and the uniform one (``starting_policies``), so the first evaluation
-is of a real policy. A few optima of the same errors times random factors follow. From then on, every proposal
+is of a real policy. An optimum of the same errors times random factors follows. From then on, every proposal
 
 1. fits a surrogate to all evaluations (``surrogate.py``): errors that add up, what single groups count for beyond
    their errors, and a Gaussian process for what adding up cannot say;
@@ -60,8 +60,8 @@ class Ladder:
     """Learn what adding up errors gets wrong, and evaluate where the most improvement is expected.
 
     Args:
-        starts: evaluations before the surrogate is asked; those beyond the exact and the uniform policy are optima of
-            the errors times random factors.
+        starts: evaluations before the surrogate is asked, one more where something stands in for the errors; those
+            beyond the exact and the uniform policy are optima of the errors times random factors.
         spread: largest of these factors, log-uniform from 1 / spread.
         draws: corrected tables that are drawn for one proposal, beside those at the mean.
         exchanges: most exchanges around one policy that are looked at.
@@ -75,7 +75,7 @@ class Ladder:
         BadInputError: a parameter out of its range.
     """
 
-    starts: int = 4
+    starts: int = 3
     spread: float = 2.0
     draws: int = 6
     exchanges: int = 2048
@@ -113,7 +113,9 @@ class _Run:
         self.errors: Errors = study.errors or _stand_ins(study.space)
         self.costs = cost_objectives(study)
         looked_at = {*study.feasible.budget.limits, *self.costs}
-        self.surrogate = Surrogate(study.space, study.grid, self.errors, sorted(looked_at) or None)
+        guessed = study.errors is None
+        self.starts = settings.starts + guessed
+        self.surrogate = Surrogate(study.space, study.grid, self.errors, sorted(looked_at) or None, guessed=guessed)
         self.allocators = self._allocators()
         self.signs = np.array([1.0 if way == "maximize" else -1.0 for way in study.directions])
         self._served: set[bytes] = set()  # kept counts of every trial: ten thousand candidates are looked up in it
@@ -156,7 +158,7 @@ class _Run:
         complete = [trial for trial in self.study.trials if trial.is_informative]
         policies: dict[PruningPolicy, None] = {}
         self.promise = math.inf
-        if not complete or len(complete) + len(self.study.earlier) < self.settings.starts:
+        if not complete or len(complete) + len(self.study.earlier) < self.starts:
             self._add_starts(policies, count)
         elif self.costs:
             for _ in range(count):

@@ -6,8 +6,9 @@
              + f(e, r, log cost) + noise           what adding up cannot say: a Matérn-5/2 process
 
 The weights are normal with mean 0, b freer than the others. Their variance, the process and the noise maximise the
-marginal likelihood. The first two lines are a table for every group, so the exact programme finds the policy for which
-they are largest (``tables``).
+marginal likelihood; where the errors were computed, not guessed, times a log-normal prior, for three or four policies
+alone often call the process or the noise nought. The first two lines are a table for every group, so the exact
+programme finds the policy for which they are largest (``tables``).
 
 y is the worth, compressed: 0 for the best policy so far and -log(1 + (best - worth) / s) for another, s the median
 distance to the best. A search needs to tell good policies apart, and a broken one must not pull the weights about; yet
@@ -18,7 +19,7 @@ Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 a
 """
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -34,9 +35,13 @@ __all__ = ["Surrogate", "expected_improvement"]
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Optimizer = Callable[..., tuple[Array, float]]
+"""As scikit-learn's processes take one: of the negative log likelihood, where to begin, and bounds."""
 
 _SHARED: Final = 3.0  # a priori deviation of b, in those of the other weights
 _JITTER: Final = 1e-8
+_USUAL: Final = np.log([0.1, 0.1, 2.0, 0.02])  # variance of weights and process, its length, variance of the noise
+_FREEDOM: Final = np.array([1.0, 1.0, 0.7, 1.0])  # a priori deviations of their logarithms
 
 
 def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
@@ -48,6 +53,19 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     return np.asarray(scale * (z * ndtr(z) + np.exp(-0.5 * np.clip(z, -38.0, 38.0) ** 2) / np.sqrt(2.0 * np.pi)))
 
 
+def _most_probable(loss: Callable[[Array], tuple[float, Array]], start: Array, bounds: Array) -> tuple[Array, float]:
+    """Logarithms of the kernel's parameters of the largest posterior; ``loss``: -log likelihood and its gradient."""
+    from scipy.optimize import minimize
+
+    def posterior(logarithms: Array) -> tuple[float, Array]:
+        value, slope = loss(logarithms)
+        off = (logarithms - _USUAL) / _FREEDOM
+        return value + 0.5 * float(off @ off), slope + off / _FREEDOM
+
+    best = minimize(posterior, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return best.x, float(best.fun)
+
+
 class Surrogate:
     """Learns how far policies of one space are behind the best, y of the module. ``fit`` comes first.
 
@@ -56,13 +74,21 @@ class Surrogate:
         grid: prices policies.
         errors: of every choice of every group, (choices,) each, finite; their scale does not matter.
         costs: names of those that it looks at; all by default.
+        guessed: whether something stands in for the errors, so that the kernel's parameters have no prior.
     """
 
     def __init__(
-        self, space: PolicySpace, grid: CostGrid, errors: Sequence[Array], costs: Collection[str] | None = None
+        self,
+        space: PolicySpace,
+        grid: CostGrid,
+        errors: Sequence[Array],
+        costs: Collection[str] | None = None,
+        *,
+        guessed: bool = False,
     ) -> None:
         self._space, self._grid = space, grid
         self._costs = grid.names if costs is None else costs
+        self._optimizer: Optimizer | str = "fmin_l_bfgs_b" if guessed else _most_probable
         self._errors = [np.asarray(error, dtype=np.float64) for error in errors]
         self._dense = grid.price(space.dense[None, :])
         self._scale, self._mean, self._deviation = 1.0, 0.0, 0.0
@@ -90,7 +116,7 @@ class Surrogate:
             + ConstantKernel(0.1, (1e-4, 1e1)) * Matern(3.0, (0.3, 30.0), nu=2.5)
             + WhiteKernel(0.01, (1e-4, 1.0))
         )
-        self._fit(kernel, "fmin_l_bfgs_b", features - self._centre, (near - self._mean) / (self._deviation or 1.0))
+        self._fit(kernel, self._optimizer, features - self._centre, (near - self._mean) / (self._deviation or 1.0))
 
     def believe(self, kept: Counts) -> None:
         """Take the prediction of a policy (G,) as if it had been evaluated, so that what is proposed next differs.
@@ -101,7 +127,7 @@ class Surrogate:
         known = np.concatenate([process.X_train_, features])
         self._fit(process.kernel_, None, known, np.concatenate([process.y_train_, process.predict(features)]))
 
-    def _fit(self, kernel: object, optimizer: str | None, features: Array, worth: Array) -> None:
+    def _fit(self, kernel: object, optimizer: Optimizer | str | None, features: Array, worth: Array) -> None:
         from sklearn.gaussian_process import GaussianProcessRegressor
 
         self._process = GaussianProcessRegressor(kernel, alpha=_JITTER, optimizer=optimizer)
