@@ -1,17 +1,20 @@
 """How soon ``ladder`` finds the best policy: an enumerated network, and DDPG's final reward.
 
-    OMP_NUM_THREADS=1 python benchmarks/ladder.py enumerate
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py enumerate [--network strided --budget 0.3x --data FILE]
     OMP_NUM_THREADS=1 python benchmarks/ladder.py optimum [--without-errors] [--agents ladder …] [--budgets 0.3x …]
     OMP_NUM_THREADS=1 python benchmarks/ladder.py goal [--agent ddpg] [--evaluations 100] [--seeds 5] [--budgets 0.3x …]
     python benchmarks/ladder.py against runs/digits-resnet20-compared
 
 ``enumerate`` trains a little network on scikit-learn's digits, cuts it with ``obc``, evaluates all 16,807 policies
 and writes ``tests/search/little_network.npz``: of every policy the pictures named right, out of 384, and the loss, and
-the errors that ``obc`` knows. ``optimum`` runs agents on these, ten seeds of 30 evaluations each, and counts how many
-come within 1 % of the range of rewards of the best policy in the budget. ``goal`` lets another agent search these
-without the exact programme's policies, and counts the evaluations of ``ladder`` until it has that agent's final reward.
-``against`` reads what ``amcsearch compare``
-wrote: evaluations and seconds until each agent had the first one's final best reward.
+the errors that ``obc`` knows. With ``--network strided`` it is another network, with ``--seed`` trained differently;
+with ``--budget`` the policies within it alone. ``optimum`` and ``goal`` take the same ``--network`` and ``--data``.
+
+``optimum`` runs agents on these, ten seeds of 30 evaluations each, and counts how many come within 1 % of the range of
+rewards of the best policy in the budget. ``goal`` lets another agent search these without the exact programme's
+policies, and counts the evaluations of ``ladder`` until it has that agent's final reward.
+``against`` reads what ``amcsearch compare`` wrote: evaluations and seconds until each agent had the first one's final
+best reward.
 """
 
 import argparse
@@ -41,10 +44,11 @@ from amcsearch.search.local_search import walk_space
 DATA = Path(__file__).parents[1] / "tests/search/little_network.npz"
 PICTURES = 384
 PLAIN = ("uniform", "random")
-CONFIG = f"""
+CONFIG = """
 name: little
+seed: {seed}
 model:
-  factory: {__file__}:little
+  factory: {factory}
   pretrain: {{epochs: 12, learning_rate: 0.05, warmup_epochs: 1, batch_size: 32, max_shift: 1}}
 data:
   factory: "amcsearch.training.data:digits"
@@ -77,6 +81,22 @@ class Little(nn.Module):
         return self.head(self.hidden(x.flatten(1)).relu())
 
 
+class Strided(nn.Module):
+    """A stem, a second convolution, a strided one, a residual block, another strided one, for 1x8x8 pictures."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.mid, self.down = convolution(1, width), convolution(width, width), convolution(width, width, 2)
+        self.inner, self.outer = convolution(width, width), convolution(width, width)
+        self.last, self.head = convolution(width, width, 2), nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = self.down(self.mid(self.stem(x).relu()).relu()).relu()
+        x = (x + self.outer(self.inner(x).relu())).relu()
+        return self.head(self.last(x).relu().flatten(1))
+
+
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution and its batch norm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
@@ -87,30 +107,41 @@ def little() -> nn.Module:
     return Little()
 
 
-def little_job(settings: Sequence[str] = ()) -> Job:
+def strided() -> nn.Module:
+    """Make the other network."""
+    return Strided()
+
+
+NETWORKS = {"little": little, "strided": strided}
+
+
+def little_job(settings: Sequence[str] = (), network: str = "little", seed: int = 0) -> Job:
     """Train the network and rank its channels; ``settings`` are further ones of its configuration."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "little.yaml"
-        path.write_text(CONFIG)
+        path.write_text(CONFIG.format(factory=f"{__file__}:{network}", seed=seed, pictures=PICTURES))
         config = load(path, ["device.table=x86_epyc_avx512", *settings])
     return assemble(config, config.limits, Phases(Silent(), lambda _: None))
 
 
 def enumerate_policies(options: argparse.Namespace) -> None:
-    """Evaluate every policy, and write what came of it."""
-    del options
-    job, begun = little_job(), time.perf_counter()
+    """Evaluate every policy within the budget, and write what came of it; other policies have no loss."""
+    job, begun = little_job(network=options.network, seed=options.seed), time.perf_counter()
     network, space = job.workload.trace.network, job.device.space
-    kept = np.concatenate(list(walk_space(space)))
-    evaluations = [job.evaluator.evaluate(network.policy(row)) for row in kept]
+    kept, grid = np.concatenate(list(walk_space(space))), CostGrid(network, [Macs()])
+    limits = resolve_budget({"macs": options.budget}, grid.cost(network.dense))
+    right, loss = np.zeros(len(kept), dtype=np.uint16), np.full(len(kept), np.nan, dtype=np.float16)
+    for i in np.flatnonzero(FeasibleSet(space, grid, limits).contains(kept)):
+        evaluation = job.evaluator.evaluate(network.policy(kept[i]))
+        right[i], loss[i] = round(evaluation.metric * PICTURES), evaluation.loss
     assert job.errors is not None
     np.savez_compressed(
-        DATA,
-        right=np.array([round(e.metric * PICTURES) for e in evaluations], dtype=np.uint16),
-        loss=np.array([e.loss for e in evaluations], dtype=np.float16),
+        options.data,
+        right=right,
+        loss=loss,
         errors=np.stack(removal_errors(space, job.errors)).astype(np.float32),
     )
-    print(f"{len(kept)} policies, {time.perf_counter() - begun:.0f} s")
+    print(f"{np.isfinite(loss).sum()} policies, {time.perf_counter() - begun:.0f} s")
 
 
 class Enumerated:
@@ -118,13 +149,13 @@ class Enumerated:
 
     capacity = 1
 
-    def __init__(self) -> None:
-        network = trace(little(), torch.zeros(1, 1, 8, 8)).network
+    def __init__(self, make: str = "little", data: Path = DATA) -> None:
+        network = trace(NETWORKS[make](), torch.zeros(1, 1, 8, 8)).network
         self.network, self.space = network, PolicySpace.on_grid(network.groups, 2, 0.8)
         self.grid = CostGrid(network, [Macs(), Params(), ModelBytes(), PeakMemory(network)])
-        with np.load(DATA) as data:
-            self.right, self.loss = data["right"].astype(np.int64), data["loss"].astype(np.float64)
-            self.errors: list[NDArray[np.float64]] = list(data["errors"])
+        with np.load(data) as held:
+            self.right, self.loss = held["right"].astype(np.int64), held["loss"].astype(np.float64)
+            self.errors: list[NDArray[np.float64]] = list(held["errors"])
 
     def map(self, policies: Sequence[PruningPolicy]) -> Iterator[Evaluation]:
         """As ``Executor.map``."""
@@ -144,7 +175,7 @@ def rewarded(judge: str, evaluation: Evaluation) -> float:
 
 def optimum(options: argparse.Namespace) -> None:
     """Print how many of ten seeds come near the best policy, after how many evaluations, and what is left to it."""
-    problem = Enumerated()
+    problem = Enumerated(options.network, options.data)
     errors = None if options.without_errors else problem.errors
     print("| reward | MACs | policies | agent | within 1 %, of 10 seeds | evaluations, median | mean regret |")
     print("|---|---|---|---|---|---|---|")
@@ -215,7 +246,7 @@ def searched(
 
 def goal(options: argparse.Namespace) -> None:
     """Print after how many evaluations ``ladder`` has the final reward of another agent, seed by seed."""
-    problem = Enumerated()
+    problem = Enumerated(options.network, options.data)
     print(
         f"| reward | MACs | seed | {options.agent}, regret after {options.evaluations} | its own evaluations to it "
         "| `ladder`, regret after 1 | evaluations to it | regret after 30 |"
@@ -255,7 +286,10 @@ def main() -> None:
     """Do one of the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True)
-    parts.add_parser("enumerate").set_defaults(part=enumerate_policies)
+    every = parts.add_parser("enumerate")
+    every.add_argument("--seed", type=int, default=0, help="of the training")
+    every.add_argument("--budget", default="1.0x", help="of the MACs")
+    every.set_defaults(part=enumerate_policies)
     best = parts.add_parser("optimum")
     best.add_argument("--agents", nargs="+", default=["ladder", "dynamic_programming", "nsga2", "tpe", "random"])
     best.add_argument("--budgets", nargs="+", default=["0.4x", "0.3x", "0.25x", "0.2x"])
@@ -267,6 +301,9 @@ def main() -> None:
     other.add_argument("--seeds", type=int, default=5)
     other.add_argument("--budgets", nargs="+", default=["0.3x", "0.2x"])
     other.set_defaults(part=goal)
+    for part in (every, best, other):
+        part.add_argument("--network", choices=NETWORKS, default="little")
+        part.add_argument("--data", type=Path, default=DATA, help="file of the policies' evaluations")
     beside = parts.add_parser("against")
     beside.add_argument("folder", type=Path)
     beside.set_defaults(part=against)
