@@ -11,8 +11,8 @@ when its first row is run. The script needs a checkout and ``amcsearch[test]``.
 - A seed changes the data split, the training and the search. Every method gets the same trained network.
 - The budget is a share of the dense network's MACs, which ``torch.utils.flop_counter`` counts for every result, or of
   its latency, which the shipped table predicts for every result from the shapes of its layers. Torch-Pruning takes a
-  ratio: it is bisected to the largest network within the budget. FastNAS and AIMET take MACs
-  alone, and have no latency rows.
+  ratio: it is bisected to the largest network within the budget. It is told the heads of attentions, and removes whole
+  ones. FastNAS and AIMET take MACs alone, and have no latency rows.
 - Ours select and refit by ``obc``, whatever the agent: ``one-ratio`` is the largest policy of one ratio for all
   groups, ``uniform`` goes on near it, ``random`` draws. ``ddpg``, the default, and ``ladder`` begin with the exact
   allocation (``search.start: exact``).
@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from amcsearch.config.loading import load
-from amcsearch.core import LayerSpec
+from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.graph import Batches
 from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.finetuning import fine_tune
@@ -58,6 +58,7 @@ from amcsearch.jobs.setup import Job, assemble
 from amcsearch.jobs.workload import judged_batches
 from amcsearch.recovery import recalibrate_batch_norm
 from amcsearch.training.loop import evaluate
+from amcsearch.training.models.transformer import Attention
 
 CONFIGS = Path(__file__).parents[1] / "configs/searches"
 CSV = Path(__file__).with_suffix(".csv")
@@ -139,12 +140,22 @@ def macs_of(model: nn.Module, example: Tensor) -> int:
 
 def resized(layer: LayerSpec, model: nn.Module) -> LayerSpec:
     """A layer of the dense network with the widths that it has in a pruned one."""
+    if layer.kind is LayerKind.PARAMETER:
+        return replace(layer, out_channels=model.get_parameter(layer.name).shape[-1])
+    if layer.kind is LayerKind.ATTENTION:  # named as a function that its module calls
+        attention = model.get_submodule(layer.name.rpartition(".")[0])
+        assert isinstance(attention, Attention)
+        width = attention.v.out_features
+        heads = width // attention.head_width
+        return replace(layer, in_channels=width, out_channels=width, conv_groups=heads)
     module = model.get_submodule(layer.name)
     if isinstance(module, nn.Conv2d):
         widths = module.in_channels, module.out_channels
         return replace(layer, in_channels=widths[0], out_channels=widths[1], conv_groups=module.groups)
     if isinstance(module, nn.Linear):
         return replace(layer, in_channels=module.in_features, out_channels=module.out_features)
+    if isinstance(module, nn.LayerNorm):
+        return replace(layer, in_channels=module.normalized_shape[0], out_channels=module.normalized_shape[0])
     return layer
 
 
@@ -155,6 +166,12 @@ def of_amcsearch(case: Case) -> nn.Module:
         return job.evaluator.pruned(job.workload.trace.network.policy(case.device.feasible.largest_uniform()))
     trials = searched(job, Remembering(job.evaluator, {}), agent, "obc", case.evaluations)
     return job.evaluator.pruned(best_of(trials).policy)
+
+
+def heads_of(model: nn.Module) -> dict[nn.Module, int]:
+    """The number of heads of every layer that Torch-Pruning may cut by whole heads alone."""
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    return {layer: module.num_heads for module in attentions for layer in (module.q, module.k, module.v)}
 
 
 def scored(case: Case, kind: str, importance: Any) -> tuple[nn.Module, Any]:
@@ -199,6 +216,10 @@ def of_torch_pruning(case: Case) -> nn.Module:
             pruning_ratio=ratio,
             max_pruning_ratio=0.95,
             ignored_layers=[[module for module in model.modules() if isinstance(module, nn.Linear)][-1]],
+            num_heads=heads_of(model),
+            prune_num_heads=True,
+            prune_head_dims=False,
+            head_pruning_ratio=ratio,
         ).step()
         return model
 
@@ -348,19 +369,21 @@ def report(options: argparse.Namespace) -> None:
         print("| method | seeds | " + " | ".join(f"{b}: share | pruned | tuned | CPU s" for b in budgets) + " |")
         print("|---|---|" + "---|---|---|---|" * len(budgets))
         for method in METHODS:
-            cells, seeds = [], 0
-            for budget in budgets:
-                kept = [row for row in rows[network, budget, method] if not row["failed"]]
-                seeds = max(seeds, len(kept))
-                if not kept:
-                    cells += ["–"] * 4
-                    continue
-                share = statistics.fmean(float(row["share"]) for row in kept)
-                seconds = statistics.fmean(float(row["cpu_s"]) for row in kept)
-                cells += [f"{share:.3f}", spread(kept, "pruned"), spread(kept, "tuned"), f"{seconds:.0f}"]
+            kept = [[row for row in rows[network, budget, method] if not row["failed"]] for budget in budgets]
+            seeds = max(map(len, kept))
             if seeds:
-                print(f"| `{method}` | {seeds} | {' | '.join(cells)} |")
+                print(f"| `{method}` | {seeds} | {' | '.join(cells_of(each, seeds) for each in kept)} |")
     print_differences(options.budgets)
+
+
+def cells_of(rows: list[dict[str, str]], seeds: int) -> str:
+    """Columns of a method within a budget; the number of seeds beside the share where there are fewer."""
+    if not rows:
+        return " | ".join("–" * 4)
+    share = statistics.fmean(float(row["share"]) for row in rows)
+    fewer = f" ({len(rows)})" if len(rows) < seeds else ""
+    seconds = statistics.fmean(float(row["cpu_s"]) for row in rows)
+    return f"{share:.3f}{fewer} | {spread(rows, 'pruned')} | {spread(rows, 'tuned')} | {seconds:.0f}"
 
 
 def print_differences(budgets: Sequence[str]) -> None:
