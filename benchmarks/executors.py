@@ -22,22 +22,24 @@ while the workers work on. So the machine's load does not matter.
 """
 
 import argparse
-import heapq
 import json
 import math
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children, forkserver
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from amcsearch.core import Evaluation, PruningPolicy
-from amcsearch.evaluation import NO_INCUMBENTS, Incumbents
+from amcsearch.evaluation import NO_INCUMBENTS, Incumbents, PolicySource
 from amcsearch.evaluation.cluster import ClusterExecutor
 from amcsearch.evaluation.executors import Executor, ProcessExecutor
 from amcsearch.evaluation.worker import prepare_workers
@@ -98,25 +100,27 @@ class Simulated:
         self._evaluation_s = evaluation_s
         self._used_s = time.process_time()
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield made-up evaluations, in order, each once its worker has it."""
         del incumbents
-        running: list[float] = []  # when each busy worker ends
-        ends: list[float] = []  # when each policy that was given to a worker is done
-        for number, policy in enumerate(policies):
+        source = iter(policies)
+        under_way: deque[tuple[PruningPolicy, float]] = deque()  # with the time at which each is done
+        while True:
             self._pass()
-            while True:
-                while running and running[0] <= self.now_s:
-                    heapq.heappop(running)
-                for _ in range(min(self.capacity - len(running), len(policies) - len(ends))):
-                    ends.append(self.now_s + self._evaluation_s)
-                    heapq.heappush(running, ends[-1])
-                if number < len(ends) and ends[number] <= self.now_s:
-                    break
-                self.now_s = running[0]
+            while self._busy(under_way) < self.capacity and (policy := next(source, None)) is not None:
+                self._pass()
+                under_way.append((policy, self.now_s + self._evaluation_s))
+            if not under_way:
+                return
+            policy, end_s = under_way.popleft()
+            self.now_s = max(self.now_s, end_s)
             self.busy_s += self._evaluation_s
             removed = sum((1 - policy[name] / 32) ** 2 for name in policy) / len(policy)
             yield Evaluation(metric=math.exp(-removed), loss=removed, seconds=self._evaluation_s)
+
+    def _busy(self, under_way: deque[tuple[PruningPolicy, float]]) -> int:
+        """Workers that have not ended; they end in the order in which they began, since all take as long."""
+        return len(under_way) - bisect_right(under_way, self.now_s, key=itemgetter(1))
 
     def _pass(self) -> None:
         """Let the driver's processor time since the last look pass."""

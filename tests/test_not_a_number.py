@@ -36,8 +36,8 @@ from amcsearch.runtime.comparison import compare
 from amcsearch.runtime.paired_latency import PairedLatency, paired_latency
 from amcsearch.search.budget import Budget
 from amcsearch.search.netadapt import _worth
+from amcsearch.search.pareto import non_dominated
 from amcsearch.search.reward import REWARDS, RewardContext
-from amcsearch.search.study import non_dominated
 from amcsearch.training import CLASS_IDS, Embedding
 from amcsearch.training.splits import DataSplits
 

@@ -13,7 +13,7 @@ from amcsearch.evaluation.sensitivity import (
     rank_correlation,
     spread,
 )
-from amcsearch.evaluation.worker import NO_INCUMBENTS, Incumbents, pickled
+from amcsearch.evaluation.worker import NO_INCUMBENTS, Incumbents, PolicySource, pickled
 
 __all__ = [
     "NO_INCUMBENTS",
@@ -23,6 +23,7 @@ __all__ = [
     "Executor",
     "Incumbents",
     "PairedEvaluator",
+    "PolicySource",
     "ProcessExecutor",
     "SerialExecutor",
     "check_points",

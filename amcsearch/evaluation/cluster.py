@@ -21,8 +21,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -31,7 +31,16 @@ from uuid import uuid4
 import torch
 
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt, keep_freed_memory
-from amcsearch.evaluation.worker import NO_INCUMBENTS, CanEvaluate, Deaths, Incumbents, Request, answer, request_of
+from amcsearch.evaluation.worker import (
+    NO_INCUMBENTS,
+    CanEvaluate,
+    Deaths,
+    Incumbents,
+    PolicySource,
+    Request,
+    answer,
+    request_of,
+)
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -100,40 +109,46 @@ class ClusterExecutor:
         """Worker processes of the cluster, at least 1."""
         return max(1, self._count())
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, a worker that cannot load the evaluator, or a scheduler that is gone.
             Exception: whatever the evaluation of a policy raised.
         """
-        sent = 0
+        source, sent = iter(policies), 0
         running: deque[tuple[Request, Future]] = deque()
         done = threading.Event()
         try:
-            while sent < len(policies) or running:
+            while True:
                 done.clear()
-                busy = sum(not future.done() for _, future in running)
-                for policy in policies[sent : sent + max(0, self.capacity - busy)]:
+                while self._idle(running) and (policy := next(source, None)) is not None:
                     request = request_of(policy, incumbents)
                     running.append((request, self._submit(request, done)))
                     sent += 1
+                if not running:
+                    return
                 if running[0][1].done():
                     request, future = running.popleft()
-                    if len(policies) > 1 and self._is_killer(future):
+                    if sent > 1 and self._is_killer(future):
                         future = self._again_alone(request, [other for _, other in running])
                     yield self._taken(request[0], future)
                 else:
                     check_interrupt()
                     done.wait(_POLL_S)
         finally:
-            for _, future in running:
-                future.cancel()
+            with suppress(Exception):  # a client that has lost its scheduler has nothing to cancel
+                for _, future in running:
+                    future.cancel()
 
     def close(self) -> None:
         """Leave the cluster; its workers stay."""
         self._payload.release()
         self._client.close(timeout=5.0)  # closed already, it does nothing
+
+    def _idle(self, running: Iterable[tuple[Request, "Future"]]) -> bool:
+        """Whether a worker has nothing to do."""
+        return sum(not future.done() for _, future in running) < self.capacity
 
     def _submit(self, request: Request, done: threading.Event) -> "Future":
         self._sent += 1

@@ -3,9 +3,10 @@
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from amcsearch.evaluation.worker import (
     CanEvaluate,
     Deaths,
     Incumbents,
+    PolicySource,
     Request,
     Worker,
     WorkerStartError,
@@ -37,8 +39,9 @@ class Executor(Protocol):
     """Evaluates batches of policies.
 
     Promise: ``map`` yields one evaluation a policy, in the order given, each as soon as it and all before it are done.
-    ``policies`` may grow until the last evaluation is yielded: what is added is evaluated beside the others.
-    ``incumbents``, which may grow too, holds what a policy has to beat, for the evaluator.
+    It takes a policy when a worker is idle, and hands it out before it takes the next: making policies may take time.
+    None among ``policies`` says that there is no other now; after the next evaluation it asks again, and ends where
+    nothing is under way. ``incumbents``, which may grow, holds what a policy has to beat, for the evaluator.
     The evaluations are the same on every executor with the same number of threads. A policy that kills its workers has
     an evaluation without numbers (``Deaths``). ``close`` ends everything that the executor started; a second call does
     nothing.
@@ -49,7 +52,7 @@ class Executor(Protocol):
         """How many policies it evaluates at once."""
         ...
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         ...
 
@@ -66,9 +69,11 @@ class SerialExecutor:
         self._evaluator = evaluator
         self._threads = _checked("threads", threads)
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         for policy in policies:
+            if policy is None:
+                return
             check_interrupt()
             with _torch_threads(self._threads):
                 evaluation = self._evaluator.evaluate(*request_of(policy, incumbents))
@@ -105,30 +110,29 @@ class ProcessExecutor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``.
 
         Raises:
             BadInputError: as ``Deaths.record``, or workers that die while starting.
             Exception: whatever the evaluation of a policy raised.
         """
-        tasks: list[Request] = []
-        waiting: deque[int] = deque()
-        deaths: Counter[int] = Counter()
-        done: dict[int, Evaluation] = {}
-        finished = not policies
+        tasks, source = _Tasks(), iter(policies)
+        finished = True
         try:
-            for wanted, _ in enumerate(policies):
-                for policy in policies[len(tasks) :]:
-                    waiting.append(len(tasks))
-                    tasks.append(request_of(policy, incumbents))
-                while wanted not in done:
+            for wanted in count():
+                while wanted not in tasks.done:
                     check_interrupt()
-                    self._fill(tasks, waiting)
-                    self._collect(tasks, waiting, deaths, done)
-                self._fill(tasks, waiting)  # nobody waits while the result is stored
-                finished = wanted == len(policies) - 1  # a reader may take this result and ask no more
-                yield done.pop(wanted)
+                    is_new = self._take(source, incumbents, tasks)
+                    if wanted == len(tasks.requests):
+                        return
+                    finished = False
+                    self._fill(tasks)
+                    self._collect(tasks, waits=not is_new)
+                while self._take(source, incumbents, tasks):
+                    self._fill(tasks)  # nobody waits while the result is stored
+                finished = wanted == len(tasks.requests) - 1  # a reader may take this result and ask no more
+                yield tasks.done.pop(wanted)
         finally:
             if not finished:  # an error, Ctrl-C, or a reader that stopped early: nobody waits for what is under way
                 self.close()
@@ -141,25 +145,29 @@ class ProcessExecutor:
         for worker in workers:
             worker.join()
 
-    def _fill(self, tasks: Sequence[Request], waiting: deque[int]) -> None:
+    def _take(self, source: Iterator[PruningPolicy | None], incumbents: Incumbents, tasks: "_Tasks") -> bool:
+        """Take the next policy, where a worker can evaluate it at once; false where there is none."""
+        if self._busy() + len(tasks.waiting) >= self.capacity or (policy := next(source, None)) is None:
+            return False
+        tasks.waiting.append(len(tasks.requests))
+        tasks.requests.append(request_of(policy, incumbents))
+        return True
+
+    def _busy(self) -> int:
+        return sum(worker.task is not None for worker in self._workers)
+
+    def _fill(self, tasks: "_Tasks") -> None:
         """Start missing workers and give every idle one a policy."""
-        busy = sum(worker.task is not None for worker in self._workers)
-        while len(self._workers) < min(self.capacity, busy + len(waiting)):
+        while len(self._workers) < min(self.capacity, self._busy() + len(tasks.waiting)):
             self._workers.append(Worker(self._payload, self._threads))
         for worker in self._workers:
-            if worker.is_ready and worker.task is None and waiting:
-                task = waiting.popleft()
-                worker.give(task, tasks[task])
+            if worker.is_ready and worker.task is None and tasks.waiting:
+                task = tasks.waiting.popleft()
+                worker.give(task, tasks.requests[task])
 
-    def _collect(
-        self,
-        tasks: Sequence[Request],
-        waiting: deque[int],
-        deaths: Counter[int],
-        done: dict[int, Evaluation],
-    ) -> None:
-        """Wait until a worker answers or dies, and record the result."""
-        for worker in Worker.wait(self._workers):
+    def _collect(self, tasks: "_Tasks", *, waits: bool) -> None:
+        """Record the results of workers that have answered or died; ``waits`` until one has."""
+        for worker in Worker.wait(self._workers, None if waits else 0.0):
             task = worker.task
             try:
                 answer = worker.take()
@@ -168,15 +176,15 @@ class ProcessExecutor:
             except EOFError:
                 self._bury(worker)
                 if task is not None:
-                    deaths[task] += 1
-                    if deaths[task] < MAX_DEATHS:
-                        waiting.appendleft(task)
+                    tasks.deaths[task] += 1
+                    if tasks.deaths[task] < MAX_DEATHS:
+                        tasks.waiting.appendleft(task)
                     else:
-                        done[task] = self._deaths.record(tasks[task][0], _killed(worker.exit_code))
+                        tasks.done[task] = self._deaths.record(tasks.requests[task][0], _killed(worker.exit_code))
                 continue
             if answer is not None and task is not None:
                 self._deaths.survived()
-                done[task] = answer
+                tasks.done[task] = answer
 
     def _bury(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -184,6 +192,16 @@ class ProcessExecutor:
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts == MAX_DEATHS:
             raise BadInputError(f"starting {_killed(worker.exit_code)}; {CURE}")
+
+
+@dataclass
+class _Tasks:
+    """Policies that were taken, by their place in the order; ``waiting`` are those that no worker has."""
+
+    requests: list[Request] = field(default_factory=list)
+    waiting: deque[int] = field(default_factory=deque)
+    deaths: Counter[int] = field(default_factory=Counter)
+    done: dict[int, Evaluation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

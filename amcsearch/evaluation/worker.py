@@ -17,7 +17,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -41,6 +41,7 @@ __all__ = [
     "CanEvaluate",
     "Deaths",
     "Incumbents",
+    "PolicySource",
     "Request",
     "Worker",
     "WorkerStartError",
@@ -61,6 +62,9 @@ _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 Incumbents = Mapping[PruningPolicy, Incumbent]
 """What policies have to beat."""
 NO_INCUMBENTS: Final[Incumbents] = MappingProxyType({})
+
+PolicySource = Iterable[PruningPolicy | None]
+"""Policies to evaluate, in order; None: no other now."""
 
 Request = tuple[PruningPolicy] | tuple[PruningPolicy, Incumbent]
 """What ``CanEvaluate.evaluate`` is given."""
@@ -151,9 +155,9 @@ class Worker:
         return self._process.exitcode
 
     @staticmethod
-    def wait(workers: Sequence["Worker"]) -> list["Worker"]:
-        """Block until at least one worker has something to take, or has died; return those."""
-        ready = wait([worker._connection for worker in workers])
+    def wait(workers: Sequence["Worker"], timeout_s: float | None = None) -> list["Worker"]:
+        """Return the workers that have something to take, or have died; block until one has (None: without end)."""
+        ready = wait([worker._connection for worker in workers], timeout_s)
         return [worker for worker in workers if worker._connection in ready]
 
     def give(self, task: int, request: Request) -> None:

@@ -25,6 +25,7 @@ from amcsearch.evaluation import (
     Executor,
     Incumbents,
     PairedEvaluator,
+    PolicySource,
     policies,
     rank_correlation,
 )
@@ -190,10 +191,9 @@ class _Judge:
         """How many policies it evaluates at once."""
         return self._executor.capacity
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``; the workers start with the first."""
-        if policies:
-            yield from self._executor.map(policies, incumbents)
+        yield from self._executor.map(policies, incumbents)
 
     def close(self) -> None:
         """End all workers, and write the trials."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, Trial, TrialState
 from amcsearch.runs import Document
-from amcsearch.search.study import Study, non_dominated
+from amcsearch.search.pareto import non_dominated
+from amcsearch.search.study import Study
 from amcsearch.search.study_store import direction, objective
 
 __all__ = ["AgentRun", "Mean", "equal_seconds", "hypervolume", "hypervolumes", "mean_over_seeds", "paired_difference"]

@@ -12,9 +12,8 @@ the others store.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -33,10 +32,11 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
-    check_interrupt,
 )
+from amcsearch.search.pareto import non_dominated
 from amcsearch.search.reward import metric_to_beat
-from amcsearch.search.study_store import REWARD, TrialStore, direction, named_objectives, objective, priced
+from amcsearch.search.serving import Asked, Serving
+from amcsearch.search.study_store import REWARD, TrialStore, direction, named_objectives, objective
 
 if TYPE_CHECKING:
     from amcsearch.costs import CostGrid
@@ -44,32 +44,10 @@ if TYPE_CHECKING:
     from amcsearch.search.budget import FeasibleSet
 
 
-__all__ = ["Agent", "AgentFactory", "Progress", "Study", "non_dominated"]
+__all__ = ["Agent", "AgentFactory", "Progress", "Study"]
 
 
-_POLL_S = 0.1  # between questions after what other drivers evaluate
 _ROUNDS_AHEAD: Final = 2  # of all workers: while one evaluates, the others may do so many each
-
-
-def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which of ``points`` (N, M), every column to be minimised, no other point dominates: shape (N,).
-
-    A point dominates another when it is nowhere worse and somewhere better. Equal points do not dominate each other,
-    so copies of a front point all stay. O(N² M) time, O(N M) memory.
-
-    Raises:
-        ValueError: not a matrix, or a value is NaN (it could neither win nor lose).
-    """
-    if points.ndim != 2:
-        raise ValueError(f"points have shape {points.shape}, must be (points, objectives)")
-    if np.isnan(points).any():
-        raise ValueError("a point holds NaN; drop failed trials first")
-    front = np.ones(len(points), dtype=np.bool_)
-    for i, point in enumerate(points):
-        nowhere_worse = (points <= point).all(axis=1)
-        somewhere_better = (points < point).any(axis=1)
-        front[i] = not (nowhere_worse & somewhere_better).any()
-    return front
 
 
 Progress = Callable[[Trial, Trial | None, int, int], None]
@@ -134,8 +112,7 @@ class Study:
         self._executor, self._reward, self._progress, self._total = executor, reward, progress, trials
         self._served: dict[PruningPolicy, Trial] = {}
         self._store = TrialStore(storage, name, agent, seed, fingerprint, self.objectives, metric, evaluates, warn=warn)
-        self._stored = {trial.policy: trial for trial in priced(self._store.news(), grid)}
-        self._written, self._known = len(self._stored), {**self._store.earlier(), **self._store.siblings()}
+        self._serving = Serving(self._store, executor, grid, self._append, self._served, stops=self._stops)
 
     @cached_property
     def _channels(self) -> dict[str, int]:
@@ -218,45 +195,58 @@ class Study:
         if len(new) > self.remaining:
             raise ValueError(f"{len(new)} new policies asked for with {self.remaining} evaluations left")
         if new:
-            request = _Asked()
+            request = Asked()
             self._ask(request, new, probe=probe)
             self._note_divergence(new)
             self._own_s += time.perf_counter() - self._served_at
-            for trial in self._trials_of(request):
+            for trial in self._serving.trials(request):
                 self._serve(trial)
         return [self._served[policy] for policy in policies]
 
     def stream(self, policies: Iterable[PruningPolicy], at_once: int | None = None) -> Iterator[Trial]:
         """Yield the trial of each of ``policies``, all new, in order, with ``at_once`` (``batch``) of them under way.
 
-        Once that many are, a policy is drawn after each trial, when the reader asks for the next: what it is made
-        from does not depend on the number of workers. The stream ends with the evaluations or the policies.
+        Each is handed out as soon as it is drawn. Once so many are under way, one is drawn after each trial, when the
+        reader asks for the next: what it is made from does not depend on the number of workers. The stream ends with
+        the evaluations or the policies.
 
         Raises:
             ValueError: a policy is over budget, or was asked for before.
             BadInputError: as ``evaluate``.
         """
-        drawn, request = iter(policies), _Asked()
-        trials = self._trials_of(request)
+        drawn = iter(policies)
+        request = Asked(draw=lambda: self._draw(drawn, request, at_once or self.batch))
+        trials = self._serving.trials(request)
         try:
             while True:
-                for policy in islice(drawn, max(0, min(at_once or self.batch, self.remaining) - len(self.under_way))):
-                    if policy in self._served or policy in self.under_way:
-                        raise ValueError(f"asked for twice: {policy}")
-                    self._ask(request, [policy], probe=False)
-                    self.under_way.add(policy)
-                if not self.under_way:
-                    return
-                self._note_divergence(self.under_way)
                 self._own_s += time.perf_counter() - self._served_at
-                trial = next(trials)
+                while self._serving.stored and request.draw():
+                    pass  # what is stored is served at once: nobody waits for it
+                self._note_divergence(self.under_way)
+                trial = next(trials, None)
+                while request.draw():
+                    pass  # before the reader learns from this trial
+                if trial is None:
+                    return
                 self.under_way.remove(trial.policy)
-                self._serve(trial)
-                yield trial
+                yield self._serve(trial)
         finally:
             self.under_way.clear()
 
-    def _ask(self, request: "_Asked", new: Sequence[PruningPolicy], *, probe: bool) -> None:
+    def _draw(self, drawn: Iterator[PruningPolicy], request: Asked, at_once: int) -> bool:
+        """Ask for the next policy; false where there is none, or enough are under way."""
+        begun = time.perf_counter()
+        policy = next(drawn, None) if len(self.under_way) < min(at_once, self.remaining) else None
+        if policy is None:
+            return False
+        if policy in self._served or policy in self.under_way:
+            raise ValueError(f"asked for twice: {policy}")
+        self._ask(request, [policy], probe=False)
+        self.under_way.add(policy)
+        self._own_s += time.perf_counter() - begun
+        return True
+
+    def _ask(self, request: Asked, new: Sequence[PruningPolicy], *, probe: bool) -> None:
         """Add policies that were not served before to those asked for."""
         kept = np.stack([self.network.kept_array(policy) for policy in new])
         for row in kept:
@@ -264,15 +254,10 @@ class Study:
         within = self.feasible.contains(kept)
         if not probe and not within.all():
             raise ValueError(f"over budget, never to be evaluated: {new[int(np.argmin(within))]}")
-        request.policies.extend(new)
-        request.unknown.extend(policy for policy in new if policy not in self._stored and policy not in self._known)
+        self._serving.ask(request, new)
         request.probes.update(policy for policy, inside in zip(new, within, strict=True) if not inside)
         if not probe:
             request.incumbents.update(self._incumbents(new))
-
-    def _trials_of(self, request: "_Asked") -> Iterator[Trial]:
-        """Yield the trial of every policy asked for, in order; more may be asked for meanwhile."""
-        return self._shared(request) if self._store.is_shared else self._alone(request)
 
     def _incumbents(self, new: Sequence[PruningPolicy]) -> dict[PruningPolicy, Incumbent]:
         """What each policy has to beat: the best served before it, at the metric that makes their rewards equal."""
@@ -285,48 +270,8 @@ class Study:
             for policy, cost in zip(new, costs, strict=True)
         }
 
-    def _alone(self, request: "_Asked") -> Iterator[Trial]:
-        """Yield the stored or new trial of every policy, in order."""
-        results = self._results(request.unknown, request)
-        for policy in request.policies:
-            trial = self._stored.pop(policy, None)
-            if trial is None:
-                trial, _ = self._record(policy, results, probe=policy in request.probes)
-            yield trial
-
-    def _results(self, unknown: Sequence[PruningPolicy], request: "_Asked") -> Iterator[Evaluation]:
-        """Yield a new evaluation of every policy, in order."""
-        return self._executor.map(unknown, request.incumbents) if self._stops else self._executor.map(unknown)
-
-    def _shared(self, request: "_Asked") -> Iterator[Trial]:
-        """Yield the trial of every policy, in order, as this driver and the others store them."""
-        try:
-            for position, policy in enumerate(request.policies):
-                while policy not in self._stored:
-                    if not self._do_share(request.policies[position:], request):
-                        check_interrupt()
-                        time.sleep(_POLL_S)
-                yield replace(self._stored.pop(policy), number=len(self.trials))  # whoever stored which first
-        finally:
-            self._store.release()
-
-    def _do_share(self, wanted: Sequence[PruningPolicy], request: "_Asked") -> bool:
-        """Evaluate as many policies as the executor does at once, of those nobody else does; false where it is none."""
-        claimed = (policy for policy in wanted if policy not in self._stored and self._store.claim(policy))
-        mine = list(islice(claimed, self._executor.capacity))
-        results = self._results([policy for policy in mine if policy not in self._known], request)
-        for policy in mine:
-            trial, is_stored = self._record(policy, results, probe=policy in request.probes)
-            if is_stored:
-                self._stored[policy] = trial
-        for trial in priced(self._store.news(), self.grid):
-            if trial.policy not in self._served:
-                self._stored.setdefault(trial.policy, trial)
-        return bool(mine)
-
-    def _record(self, policy: PruningPolicy, results: Iterator[Evaluation], *, probe: bool) -> tuple[Trial, bool]:
-        """Price, reward and store what is known, or the next result; false where another driver stores it, or has."""
-        evaluation = self._known[policy] if policy in self._known else next(results)
+    def _append(self, number: int, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> tuple[Trial, bool]:
+        """Price, reward and store an evaluation; false where another driver stores it, or has."""
         cost = self.grid.cost(policy)
         complete = TrialState.COMPLETE if evaluation.stopped_after is None else TrialState.STOPPED
         state = TrialState.PROBE if probe else complete
@@ -335,13 +280,13 @@ class Study:
             reward = self._reward(evaluation, cost)
         if not math.isfinite(reward):
             state, reward = TrialState.FAILED, -math.inf
-        trial = Trial(self._written, self.agent, self.seed, state, policy, evaluation, cost, reward, self.metric)
-        is_stored = self._store.append(trial, self._channels, self.values(trial))
-        self._written += 1
-        return trial, is_stored
+        trial = Trial(number, self.agent, self.seed, state, policy, evaluation, cost, reward, self.metric)
+        return trial, self._store.append(trial, self._channels, self.values(trial))
 
-    def _serve(self, trial: Trial) -> None:
+    def _serve(self, trial: Trial) -> Trial:
         self._served_at = time.perf_counter()
+        if self._store.is_shared:
+            trial = replace(trial, number=len(self.trials))  # whichever driver stored it when
         self._served[trial.policy] = trial
         self.trials.append(trial)
         self.own_s.append(self._own_s)
@@ -349,26 +294,18 @@ class Study:
             self.best = trial
         if self._progress is not None:
             self._progress(trial, self.best, len(self.trials), self._total)
+        return trial
 
     def _note_divergence(self, under_way: Iterable[PruningPolicy]) -> None:
-        if not self._stored or any(policy in self._stored for policy in under_way):
+        stored = self._serving.stored
+        if not stored or any(policy in stored for policy in under_way):
             return
         text = (
-            f"resuming {self.agent} (seed {self.seed}) left the stored path with {len(self._stored)} stored trials "
+            f"resuming {self.agent} (seed {self.seed}) left the stored path with {len(stored)} stored trials "
             "unused: another library version or machine computes differently"
         )
         if text not in self.notes:
             self.note(text)
-
-
-@dataclass
-class _Asked:
-    """Policies that an agent asks for: those ``unknown`` need an evaluation, ``probes`` may be over budget."""
-
-    policies: list[PruningPolicy] = field(default_factory=list)
-    unknown: list[PruningPolicy] = field(default_factory=list)
-    probes: set[PruningPolicy] = field(default_factory=set)
-    incumbents: dict[PruningPolicy, Incumbent] = field(default_factory=dict)
 
 
 class Agent(Protocol):

@@ -23,7 +23,7 @@ from amcsearch.core import (
     Side,
 )
 from amcsearch.costs import CostGrid, Macs, Params
-from amcsearch.evaluation import NO_INCUMBENTS, Executor, Incumbents
+from amcsearch.evaluation import NO_INCUMBENTS, Executor, Incumbents, PolicySource
 from amcsearch.search import FeasibleSet, Progress, RewardContext, Study, bind, resolve_budget
 
 __all__ = ["TIGHT", "MadeUpEvaluator", "chain", "make_study"]
@@ -65,9 +65,11 @@ class MadeUpEvaluator:
     calls: list[PruningPolicy] = field(default_factory=list)
     capacity = 1
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
         """Yield evaluations in the order of ``policies``."""
         for policy in policies:
+            if policy is None:
+                return
             yield self.evaluate(policy, incumbents[policy]) if policy in incumbents else self.evaluate(policy)
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
 """What every agent promises, over the registry."""
 
-from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from amcsearch.core import BadInputError, Evaluation, NetworkSpec, PruningPolicy
-from amcsearch.evaluation import NO_INCUMBENTS, Incumbents
+from amcsearch.core import BadInputError, Evaluation, NetworkSpec
+from amcsearch.evaluation import NO_INCUMBENTS, Incumbents, PolicySource
 from amcsearch.search import AGENTS, Agent
 from amcsearch.testing import AgentContract, MadeUpEvaluator, make_study
 
@@ -33,14 +33,20 @@ class _Workers(MadeUpEvaluator):
     capacity = 4
     now = 0
 
-    def map(self, policies: Sequence[PruningPolicy], incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
-        free, ends = [self.now] * self.capacity, []
-        for number, evaluation in enumerate(super().map(policies, incumbents)):
-            for _ in policies[len(ends) :]:
-                ends.append(max(heappop(free), self.now) + 1)
-                heappush(free, ends[-1])
-            self.now = max(self.now, ends[number])
-            yield evaluation
+    def map(self, policies: PolicySource, incumbents: Incumbents = NO_INCUMBENTS) -> Iterator[Evaluation]:
+        source, under_way = iter(policies), deque()
+        while True:
+            while sum(end > self.now for _, end in under_way) < self.capacity:
+                if (policy := next(source, None)) is None:
+                    break
+                (evaluation,) = super().map([policy], incumbents)
+                under_way.append((evaluation, self.now + 1))
+            if not under_way:
+                return
+            if under_way[0][1] > self.now:
+                self.now += 1
+                continue
+            yield under_way.popleft()[0]
 
 
 ONE_AFTER_ANOTHER = ("energy_aware",)  # each step of its bisection depends on the one before

@@ -1,6 +1,7 @@
 """The executor on a Dask cluster: the same results as in this process, deaths survived, a lost scheduler told."""
 
 import sys
+from collections import deque
 from pathlib import Path
 from types import ModuleType
 
@@ -57,8 +58,8 @@ def test_results_come_in_order_from_workers_that_lack_the_evaluators_module(addr
 
 def test_policies_may_be_added_while_others_are_evaluated(address, fakes, warnings) -> None:
     on_cluster = executor(address, fakes.Echo(), warnings)
-    policies, losses = kept(5, 6), []
-    for evaluation in on_cluster.map(policies):
+    policies, losses = deque(kept(5, 6)), []
+    for evaluation in on_cluster.map(iter(lambda: policies.popleft() if policies else None, 0)):
         losses.append(evaluation.loss)
         policies.extend(kept(*range(7, 10)) if len(losses) == 1 else kept(3) if len(losses) == 5 else [])
     on_cluster.close()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -54,13 +55,15 @@ def worker_ids() -> list[int]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_policies_may_be_added_while_others_are_evaluated(workers: int, fakes: ModuleType) -> None:
-    policies, losses = kept(5, 6), []
+    policies, losses = deque(kept(5, 6)), []
     executor = Engine(workers).executor(fakes.Echo())
-    for evaluation in executor.map(policies):
+    for evaluation in executor.map(iter(lambda: policies.popleft() if policies else None, 0)):
         losses.append(evaluation.loss)
         policies.extend(kept(*range(7, 10)) if len(losses) == 1 else kept(3) if len(losses) == 5 else [])
+    workers_left = len(worker_ids())
     executor.close()
     assert losses == [5, 6, 7, 8, 9, 3]
+    assert workers_left == (workers if workers > 1 else 0)  # it ended of itself, with nothing under way
 
 
 def test_serial_and_process_give_bit_identical_results() -> None:

@@ -133,7 +133,7 @@ class Known:
 def test_what_hurts_most_is_restored_and_what_hurts_least_pays() -> None:
     """One early channel is a tenth of the energy, 162 late ones a twentieth: 0.162 nats are less than 1."""
     study = study_of(8, "0.95x")
-    study._executor = Known(early=1.0, late=0.001)
+    study._serving._executor = Known(early=1.0, late=0.001)
     kept = np.array([7, 200])
     study.evaluate([study.network.policy(kept)])
     row = exchange(study, kept, 0, {0: 1.0, 1: 0.001})

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from amcsearch.search.study import non_dominated
+from amcsearch.search.pareto import non_dominated
 
 
 def test_staircase_and_a_point_behind_it():

@@ -35,7 +35,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(synthetic, killed, agent):
     AGENTS[agent]().run(unbroken, 0)
 
     resumed = synthetic.make_study(agent, trials=TRIALS, storage=f"sqlite:///{killed}/{agent}.db")
-    stored = dict(resumed._stored)
+    stored = dict(resumed._serving.stored)
     AGENTS[agent]().run(resumed, 0)
 
     assert 0 < len(stored) < KILL_AT

@@ -3,6 +3,7 @@
 import re
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import optuna
@@ -128,6 +129,34 @@ def test_drivers_of_one_study_evaluate_nothing_twice_and_end_alike(url: str) -> 
     stored = optuna.load_study(study_name="synthetic/nsga2/3", storage=url)
     assert [trial.number for trial in stored.trials] == list(range(24))
     assert stored.best_value == alone.best.reward
+
+
+class TwoWorkers(MadeUpEvaluator):
+    """Two workers before a clock, which the first evaluation takes four units of, and each other one."""
+
+    capacity = 2
+    now = 0
+
+    def map(self, policies) -> Iterator[Evaluation]:
+        source, ends = iter(policies), deque()
+        while True:
+            while sum(end > self.now for _, end in ends) < self.capacity:
+                if (policy := next(source, None)) is None:
+                    break
+                ends.append((self.evaluate(policy), self.now + (4 if len(self.calls) == 1 else 1)))
+            if not ends:
+                return
+            if ends[0][1] > self.now:
+                self.now += 1
+            else:
+                yield ends.popleft()[0]
+
+
+def test_a_driver_claims_for_a_worker_that_is_idle_while_another_is_busy(url: str) -> None:
+    study = make_study("random", trials=8, batch=8, storage=url, evaluator=TwoWorkers)
+    AGENTS["random"]().run(study, 0)
+    assert len(study._executor.calls) == 8
+    assert study._executor.now == 6  # 4 beside four of 1, then three of 1 on both; in rounds of two it took 7
 
 
 def test_claims_are_given_up_when_an_evaluation_raises(url: str) -> None:

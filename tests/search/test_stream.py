@@ -1,6 +1,8 @@
 """A stream of policies: how many are under way, when the next is drawn, and that nothing depends on the workers."""
 
+from collections import deque
 from collections.abc import Iterator
+from itertools import takewhile
 
 import pytest
 
@@ -62,10 +64,12 @@ class _Ahead(MadeUpEvaluator):
     capacity = 64
 
     def map(self, policies):
-        done = []
-        for number, _ in enumerate(policies):
-            done.extend(self.evaluate(policy) for policy in policies[len(done) :])
-            yield done[number]
+        source, done = iter(policies), deque()
+        while True:
+            done.extend(self.evaluate(policy) for policy in takewhile(lambda policy: policy is not None, source))
+            if not done:
+                return
+            yield done.popleft()
 
 
 @pytest.mark.parametrize("agent", ["nsga2", "tpe", "random", "uniform"])
@@ -106,3 +110,42 @@ def test_a_stream_that_leaves_the_stored_path_says_so(tmp_path):
     list(study.stream(iter([*policies(2), *policies(8)[4:]])))
     (note,) = study.notes
     assert "left the stored path with 2 stored trials" in note
+
+
+class _Noting(MadeUpEvaluator):
+    """Three workers, none of which ends before all are busy; notes what it is given."""
+
+    capacity = 3
+
+    def map(self, policies):
+        source, under_way = iter(policies), deque()
+        while True:
+            while len(under_way) < self.capacity and (policy := next(source, None)) is not None:
+                self.events.append(("given", policy))
+                under_way.append(policy)
+            if not under_way:
+                return
+            yield self.evaluate(under_way.popleft())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_policy_is_handed_out_before_the_next_is_drawn(shared, tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db" if shared else "sqlite:///:memory:"
+    study = make_study(batch=4, trials=6, storage=storage, evaluator=_Noting)
+    study._executor.events = events = []
+
+    def drawing() -> Iterator[PruningPolicy]:
+        for policy in policies(6):
+            events.append(("drawn", policy))
+            yield policy
+
+    for trial in study.stream(drawing()):
+        events.append(("learned", trial.policy))
+    a, b, c, d, e, f = policies(6)
+    assert events == [
+        *[("drawn", a), ("given", a), ("drawn", b), ("given", b), ("drawn", c), ("given", c)],
+        *[("drawn", d), ("learned", a)],
+        *[("given", d), ("drawn", e), ("learned", b)],
+        *[("given", e), ("drawn", f), ("learned", c)],
+        *[("given", f), ("learned", d), ("learned", e), ("learned", f)],
+    ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amcsearch.core import Cost, Evaluation, LayerKind, LayerSpec, Metric, PruningPolicy, Trial, TrialState
 from amcsearch.reporting import LayerCurve
-from amcsearch.search.study import non_dominated
+from amcsearch.search.pareto import non_dominated
 from amcsearch.service.drawings import Scale, Tick, front_drawing, layer_drawing
 from amcsearch.service.records import BestSoFar
 from amcsearch.service.trial_points import MOST_POINTS, AgentPoints, TrialPoints
