@@ -1,13 +1,16 @@
 """Which epoch of the fine-tuning to keep: rules compared by the test split, over networks, budgets and seeds.
 
     OMP_NUM_THREADS=1 python benchmarks/kept_epoch.py run [--networks digits …] [--seeds 0 1 2] [--evaluations 20]
+        [--budgets "latency_ms 0.5x" …] [--rates 1 0.2]
     python benchmarks/kept_epoch.py report
 
 ``run`` appends a line an epoch to ``benchmarks/kept_epoch.csv``, epoch 0 being the pruned network before the training;
 a search that stands there already is not run again. A seed changes the data split, the training, the search and the
 fine-tuning. The configuration's agent searches for a few evaluations, its best policy on the search split is fine-tuned
-by the configuration's recipe, and every epoch is judged on both splits. ``right`` holds a bit for each sample of the
-search split, in hexadecimal digits: 1 where it was right. ``report`` prints the test accuracy of what each rule keeps.
+by the configuration's recipe at each learning rate, and every epoch is judged on both splits. ``--rates`` are shares of
+the configuration's learning rate; all that one run adds begin with the same pruned network. ``right`` holds a bit for
+each sample of the search split, in hexadecimal digits: 1 where it was right. ``report`` prints the test accuracy of
+what each rule keeps, and what the lower rates are above the configuration's.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from defaults import Remembering, Silent, append, best_of, searched, stored
 from torch import nn
 
 from amcsearch.config.loading import load
+from amcsearch.core.policy import PruningPolicy
 from amcsearch.evaluation.paired import sample_values
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finetuning import fine_tune
@@ -35,10 +39,11 @@ from amcsearch.jobs.workload import judged_batches
 from amcsearch.training.loop import evaluate
 
 NETWORKS = ("digits", "digits-mobilenetv2", "digits-vgg", "digits-vit")
-BUDGETS = ("macs 0.5x", "macs 0.3x")
+BUDGETS = ("latency_ms 0.5x", "macs 0.5x", "macs 0.3x")
 TABLE = ("device.table=x86_epyc_avx512",)  # the same costs on every machine
 CSV = Path(__file__).with_suffix(".csv")
-KEY = ("network", "seed", "budget", "evaluations")
+RATES = (1.0, 0.2)  # shares of the configuration's learning rate
+KEY = ("network", "seed", "budget", "evaluations", "learning_rate")
 FIELDS = (*KEY, "dense_test", "epoch", "search", "search_loss", "test", "test_loss", "samples", "right")
 Row = dict[str, Any]
 
@@ -77,32 +82,46 @@ def rows_of(
     network: str, seed: int, options: argparse.Namespace, done: set[tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
     """Run what is not done of one network and seed."""
-    keys = [(network, str(seed), budget, str(options.evaluations)) for budget in options.budgets]
-    if done.issuperset(keys):
-        return
     where = Path(__file__).parents[1] / f"configs/searches/{network}.yaml"
     given = [*TABLE, f"seed={seed}", f"data.kwargs.seed={seed}"]
     config = load(where, given)
+    assert config.recovery.finetune is not None
+    rates = [f"{share * config.recovery.finetune.learning_rate:g}" for share in options.rates]
+    keys = [
+        (network, str(seed), budget, str(options.evaluations), rate) for budget in options.budgets for rate in rates
+    ]
+    if done.issuperset(keys):
+        return
     begun = time.perf_counter()
     job = assemble(config, config.limits, Phases(Silent(), lambda _: None))
     dense = evaluate(job.workload.model, judged_batches(config, job.workload, "test"), job.workload.task)[1]
-    finetune = config.recovery.finetune
-    assert finetune is not None
-    finetune, executor = finetune.model_copy(update={"keep": "last"}), Remembering(job.evaluator, {})
+    executor = Remembering(job.evaluator, {})
     print(network, seed, f"assembled in {time.perf_counter() - begun:.0f} s", flush=True)
-    for key in (each for each in keys if each not in done):
+    for budget in options.budgets:
+        missing = [key for key in keys if key[2] == budget and key not in done]
+        if not missing:
+            continue
         begun = time.perf_counter()
-        cost, limit = key[2].split()
+        cost, limit = budget.split()
         limited = load(where, [*given, f"budget={{{cost}: {limit}}}"])
         job = replace(job, device=load_device(limited, job.workload, limited.limits))
         trials = searched(job, executor, config.search.agent, "obc", options.evaluations)
-        model = job.evaluator.pruned(best_of(trials).policy)
-        state = Judging(job, model)
-        print(*key, f"searched in {time.perf_counter() - begun:.0f} s", flush=True)
-        fine_tune(config, finetune, job.workload, model, Silent(), store=state, given=job.given)
-        print(*key, f"trained in {time.perf_counter() - begun:.0f} s", flush=True)
-        for epoch, row in enumerate(state.rows):
-            yield {**dict(zip(KEY, key, strict=True)), "dense_test": dense, "epoch": epoch, **row}
+        policy = best_of(trials).policy
+        print(network, seed, budget, f"searched in {time.perf_counter() - begun:.0f} s", flush=True)
+        for key in missing:
+            for epoch, row in enumerate(trained(job, policy, float(key[-1]))):
+                yield {**dict(zip(KEY, key, strict=True)), "dense_test": dense, "epoch": epoch, **row}
+
+
+def trained(job: Job, policy: PruningPolicy, learning_rate: float) -> list[dict[str, Any]]:
+    """Fine-tune the network of a policy by the configuration's recipe at a learning rate: columns of every epoch."""
+    finetune = job.config.recovery.finetune
+    assert finetune is not None
+    recipe = finetune.model_copy(update={"keep": "last", "learning_rate": learning_rate})
+    model = job.evaluator.pruned(policy)
+    state = Judging(job, model)
+    fine_tune(job.config, recipe, job.workload, model, Silent(), store=state, given=job.given)
+    return state.rows
 
 
 def run(options: argparse.Namespace) -> None:
@@ -148,30 +167,68 @@ RULES: dict[str, Callable[[Sequence[Row]], Row]] = {
 }
 
 
+def stored_trainings() -> dict[tuple[str, ...], list[Row]]:
+    """Rows of every training by its key, epoch by epoch."""
+    trainings: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for line in stored(CSV):
+        values = {name: float(line[name]) for name in FIELDS[len(KEY) : -1]}
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(line["right"]), np.uint8))[: int(line["samples"])]
+        trainings[tuple(line[name] for name in KEY)].append({**values, "right": bits.astype(float)})
+    return trainings
+
+
 def report(options: argparse.Namespace) -> None:
     """Print the test accuracy of what each rule keeps, beside dense and beside the rule in use."""
     del options
-    searches: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for line in stored(CSV):
-        values = {name: float(line[name]) for name in FIELDS[4:-1]}
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(line["right"]), np.uint8))[: int(line["samples"])]
-        searches[tuple(line[name] for name in KEY)].append({**values, "right": bits.astype(float)})
-    print("| network | seed | MACs | dense | before | each epoch | `keep: best` keeps | least loss near the best |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (network, seed, budget, _), rows in sorted(searches.items()):
+    trainings = stored_trainings()
+    print(
+        "| network | seed | budget | rate | dense | before | each epoch | `keep: best` keeps | least loss near best |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (network, seed, budget, _, rate), rows in sorted(trainings.items()):
         first, *epochs = (f"{100 * row['test']:.2f}" for row in rows)
         kept = [f"{int(rule(rows)['epoch'])}" for rule in (best, near_best_of_least_loss)]
-        cells = [network, seed, budget.split()[1], f"{100 * rows[0]['dense_test']:.2f}", first, " ".join(epochs), *kept]
-        print(f"| {' | '.join(cells)} |")
+        dense = f"{100 * rows[0]['dense_test']:.2f}"
+        print(f"| {' | '.join([network, seed, budget, rate, dense, first, ' '.join(epochs), *kept])} |")
     print("\n| rule | beside dense, mean | worst | beside `keep: best`, mean | worst | test loss |")
     print("|---|---|---|---|---|---|")
     for name, rule in RULES.items():
-        kept_rows = [(rule(rows), best(rows)) for rows in searches.values()]
-        dense = [100 * (row["test"] - row["dense_test"]) for row, _ in kept_rows]
+        kept_rows = [(rule(rows), best(rows)) for rows in trainings.values()]
+        dense_points = [100 * (row["test"] - row["dense_test"]) for row, _ in kept_rows]
         today = [100 * (row["test"] - other["test"]) for row, other in kept_rows]
         loss = statistics.mean(row["test_loss"] for row, _ in kept_rows)
-        numbers = (statistics.mean(dense), min(dense), statistics.mean(today), min(today))
+        numbers = (statistics.mean(dense_points), min(dense_points), statistics.mean(today), min(today))
         print(f"| {name} | {' | '.join(f'{number:+.2f}' for number in numbers)} | {loss:.4f} |")
+    print_rates(trainings)
+
+
+def print_rates(trainings: dict[tuple[str, ...], list[Row]]) -> None:
+    """Print what the lower learning rate of each pair is above the higher, both from the same pruned network."""
+    pairs: dict[str, list[tuple[list[Row], list[Row]]]] = defaultdict(list)
+    for key, rows in trainings.items():
+        for other, lower in trainings.items():
+            same = key[:-1] == other[:-1] and rows[0]["right"].tolist() == lower[0]["right"].tolist()
+            if same and float(other[-1]) < float(key[-1]):
+                pairs[f"{key[0]} | {other[-1]} for {key[-1]}"].append((rows, lower))
+    if not pairs:
+        return
+    print("\n| network | rate | pairs | higher beside dense | lower beside dense | lower above higher | at the end |")
+    print("|---|---|---|---|---|---|---|")
+    for name, both in {**pairs, "all | ": [pair for each in pairs.values() for pair in each]}.items():
+        columns = [
+            [best(high)["test"] - high[0]["dense_test"] for high, _ in both],
+            [best(low)["test"] - low[0]["dense_test"] for _, low in both],
+            [best(low)["test"] - best(high)["test"] for high, low in both],
+            [low[-1]["test"] - high[-1]["test"] for high, low in both],
+        ]
+        print(f"| {name} | {len(both)} | {' | '.join(mean_and_error(column) for column in columns)} |")
+
+
+def mean_and_error(shares: Sequence[float]) -> str:
+    """Mean in points and its standard error."""
+    points = [100 * share for share in shares]
+    error = f" ± {statistics.stdev(points) / math.sqrt(len(points)):.2f}" if len(points) > 1 else ""
+    return f"{statistics.mean(points):+.2f}{error}"
 
 
 def main() -> None:
@@ -182,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--evaluations", type=int, default=20, help="of the search")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="shares of the configuration's")
     options = parser.parse_args()
     {"run": run, "report": report}[options.part](options)
 
