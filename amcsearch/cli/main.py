@@ -62,7 +62,7 @@ def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
                 args.run(args, console)
     except KeyboardInterrupt:
         console.close()
-        return _ended(args, streams, INTERRUPTED, "interrupted; run the same command with --resume to go on")
+        return _ended(args, streams, INTERRUPTED, f"interrupted{_cure(args)}")
     except (BadInputError, InfeasibleBudgetError) as error:
         console.close()
         if args.debug:
@@ -74,6 +74,13 @@ def _run(arguments: Sequence[str] | None, streams: Streams) -> int:
     where = "" if args.kept is None else f"; it is in {args.kept}"
     _say(f"the result cannot be printed: {problem.strerror or problem}{where}")
     return BAD_INPUT if args.kept is None else _verdict_code(args)
+
+
+def _cure(args: argparse.Namespace) -> str:
+    """How to go on after an interruption, as far as the verb can."""
+    if hasattr(args, "resume"):
+        return "; run the same command with --resume to go on"
+    return "; a job that was submitted goes on" if hasattr(args, "follow") else ""
 
 
 def _ended(args: argparse.Namespace, streams: Streams, code: int, text: str) -> int:

@@ -325,6 +325,7 @@ class FeasibleSet:
         ]
         shares = (f"{name} {prices[name].min() / dense[name][0]:.4g}x" for name in self.budget.limits if dense[name][0])
         return (
-            f"no policy within the budget was found ({'; '.join(parts)}); raise the limits or allow more pruning "
-            f"(search.max_pruning_ratio, device.channel_multiple); smallest as a share of dense: {', '.join(shares)}"
+            f"no policy within the budget was found ({'; '.join(parts)}); smallest as a share of dense: "
+            f"{', '.join(shares)}; raise the limits or allow more pruning (search.max_pruning_ratio, "
+            "device.channel_multiple)"
         )

@@ -141,7 +141,8 @@ def _check_open(request: Request) -> None:
     A name of another site in ``Host`` means that its page reached this machine through a browser (DNS rebinding).
     """
     is_near = request.client is not None and is_loopback(request.client.host)
-    if service_of(request).settings.needs_token or not is_near:
+    service = service_of(request)
+    if service.settings.needs_token or not is_near or service.tokens.are_needed():
         raise _unknown(f"a token is needed; {_CURE}")
     host = request.headers.get("host", "")
     with suppress(ValueError):

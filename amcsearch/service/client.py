@@ -1,6 +1,7 @@
 """The client of a service: submit what a verb takes, follow it, and get back what the local call returns."""
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "connect"]
 
 _ANSWER_S: Final = 60.0  # that a service may take to answer
+_SENDABLE: Final = re.compile(r"[!-~]+")  # in a header
 Limits = Mapping[str, str | float]
 
 
@@ -29,10 +31,11 @@ def connect(url: str, token: str | None = None, *, patience_s: float = 300.0) ->
     Args:
         url: of the service.
         token: made by its operator; None on the service's own machine.
-        patience_s: that the service may be away, while it restarts for example, before a call is given up.
+        patience_s: that the service may be away, while it restarts for example, before a call is given up; one that
+            never answered is given up after 30 s.
 
     Raises:
-        BadInputError: no address, or the extra is not installed.
+        BadInputError: no address, a token that cannot be one, or the extra is not installed.
     """
     try:
         import httpx
@@ -40,6 +43,11 @@ def connect(url: str, token: str | None = None, *, patience_s: float = 300.0) ->
         raise BadInputError("the client needs the module httpx; type: pip install 'amcsearch[service]'") from error
     if not url.startswith(("http://", "https://")):
         raise BadInputError(f"{url[:80]!r} is no address of a service; write http://HOST:PORT or https://HOST")
+    if token is not None and not _SENDABLE.fullmatch(token):
+        raise BadInputError(
+            f"the token of {len(token)} characters is none (AMCSEARCH_TOKEN, or token=); give one that amcsearch token "
+            "create has made, or none on the service's own machine"
+        )
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return Client(ServiceConnection(httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_S), patience_s))
 

@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["ServiceConnection"]
 
 _AGAIN_S: Final = 1.0  # between two tries to reach a service that is away
+_FIRST_S: Final = 30.0  # that a service may be away that has never answered: its address may be wrong
 
 
 class ServiceConnection:
-    """Requests to one service; ``patience_s`` is how long it may be away before a call is given up."""
+    """Requests to one service; ``patience_s`` is how long it may be away before a call is given up.
+
+    A service that has never answered is given up after half a minute.
+    """
 
     def __init__(self, http: "httpx.Client", patience_s: float) -> None:
-        self._http, self.patience_s = http, patience_s
+        self._http, self._most_s, self._has_answered = http, patience_s, False
+        http.event_hooks = {"response": [self._answered]}
+
+    def _answered(self, _: "httpx.Response") -> None:
+        self._has_answered = True
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that the service may be away now."""
+        return self._most_s if self._has_answered else min(self._most_s, _FIRST_S)
 
     def ask(
         self,

@@ -35,6 +35,9 @@ class RemoteJob:
     def __init__(self, connection: ServiceConnection, record: JobRecord) -> None:
         self._connection, self.record = connection, record
 
+    def __repr__(self) -> str:
+        return f"RemoteJob(id={self.id!r}, kind={self.record.kind!r}, state={str(self.record.state)!r})"
+
     @property
     def id(self) -> str:
         """Its name at the service."""
@@ -87,7 +90,10 @@ class RemoteJob:
         return self._changed("resume")
 
     def extend(self, trials: int) -> JobRecord:
-        """Add trials to a search that has ended, and let it go on; raises BadInputError."""
+        """Add trials to a search that has ended, and let it go on; raises BadInputError.
+
+        One that was cancelled or failed first makes up what it lacks.
+        """
         return self._changed("extend", {"trials": trials})
 
     def _changed(self, action: str, body: Mapping[str, object] | None = None) -> JobRecord:

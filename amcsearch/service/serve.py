@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, with so many workers on this machine, each job within ``limits`` on ``engine``.
 
-    Where any token is valid at the start, every request needs one. A worker ends when the service does, also when the
+    Once any token is valid, every request needs one. A worker ends when the service does, also when the
     service is killed.
 
     Raises:

@@ -111,6 +111,7 @@ class TokenTable:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._are_needed = False
 
     def create(
         self, name: str, scopes: Collection[Scope], lifetime_s: float | None, most_jobs: int | None = None
@@ -189,6 +190,11 @@ class TokenTable:
         """Whether no token is valid."""
         with self.database.reading() as connection:
             return connection.execute(select(TOKENS.c.id).where(self._is_valid).limit(1)).first() is None
+
+    def are_needed(self) -> bool:
+        """Whether a token has been valid since the service began: that it expired opens nothing."""
+        self._are_needed = self._are_needed or not self.is_empty()
+        return self._are_needed
 
     def note(self, entry: AuditEntry) -> None:
         """Add a line to the audit log."""

@@ -106,15 +106,23 @@ def test_debug_shows_the_traceback() -> None:
         main(["search", "nowhere.yaml", "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stopped_in", "said"),
+    [
+        ("list agents", "verbs.list_registry", "interrupted\n"),
+        ("search digits", "verbs.load_config", "run the same command with --resume to go on\n"),
+        ("submit digits --connect http://x", "service_verbs.client_of", "a job that was submitted goes on\n"),
+    ],
+)
 def test_a_stop_signal_ends_as_an_interruption(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str, stopped_in: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*args: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("amcsearch.cli.verbs.list_registry", stopped)
-    assert main(["list", "agents"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr(f"amcsearch.cli.{stopped_in}", stopped)
+    assert main(arguments.split()) == 130
+    assert capsys.readouterr().err.endswith(said)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -162,6 +162,18 @@ def running(tmp_path: Path) -> Iterator[Running]:
         yield Running(client, tokens, texts)
 
 
+def test_the_first_token_closes_a_service_that_runs(tmp_path: Path) -> None:
+    with started(ServiceSettings(tmp_path / "runs")) as client:
+        tokens = client.app.state.service.tokens  # type: ignore[attr-defined]
+        tokens.create("expired", list(Scope), -1.0)
+        assert client.get("/jobs").status_code == 200
+        text = tokens.create("ci", [Scope.READ], None).text
+        assert client.get("/jobs").status_code == 401
+        assert client.get("/jobs", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+        tokens.revoke("ci")
+        assert client.get("/jobs").status_code == 401
+
+
 class TestScopes:
     @pytest.mark.parametrize(
         ("method", "path", "body", "allowed"),

@@ -163,11 +163,23 @@ def test_what_the_service_refuses_is_raised_in_its_words(live: LiveService) -> N
         client.submit("stub", CONFIG).extend(3)
 
 
+def test_a_service_that_never_answered_gets_less_patience(live: LiveService) -> None:
+    http = httpx.Client(base_url=live.url)
+    connection = ServiceConnection(http, 300.0)
+    assert connection.patience_s == 30.0
+    connection.ask("GET", "/jobs")
+    assert connection.patience_s == 300.0
+    assert ServiceConnection(httpx.Client(), 0.1).patience_s == 0.1
+
+
 def test_what_is_no_service_is_named(live: LiveService) -> None:
     with pytest.raises(BadInputError, match="'localhost' is no address of a service; write http://HOST:PORT"):
         connect("localhost")
     with pytest.raises(BadInputError, match=r"does not answer for 0.1 s; start it"):
         connect("http://127.0.0.1:9", patience_s=0.1).job("a")
+    for token in ("", " ", "amc_1 2", "käse"):
+        with pytest.raises(BadInputError, match=f"the token of {len(token)} characters is none .AMCSEARCH_TOKEN"):
+            connect("http://127.0.0.1:9", token)
     other = httpx.MockTransport(lambda _: httpx.Response(404, text="<html>"))
     client = Client(ServiceConnection(httpx.Client(transport=other, base_url="http://x"), 0.1))
     with pytest.raises(BadInputError, match="http://x/jobs/a answers 404 and no problem details; is it an amcsearch"):

@@ -212,7 +212,7 @@ _EXTENSION: Final = {
 
 @ROUTER.post("/{job}/extend", openapi_extra=_EXTENSION)
 async def extended(request: Request, service: Running, caller: Submitter, job: str) -> Response:
-    """Add trials to a search that has ended, and let it go on."""
+    """Add trials to a search that has ended, and let it go on; a cancelled one first makes up what it lacks."""
     body = read_as(Mapping[str, object], await _body(request, service), "the request")
     trials = body.get("trials")
     if set(body) != {"trials"} or not isinstance(trials, int) or isinstance(trials, bool):
