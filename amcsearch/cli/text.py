@@ -327,7 +327,7 @@ def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> s
 def _measured(policy: "EvaluatedPolicy", metric: "Metric") -> str:
     """The metric of an evaluated policy, with the ends of its interval."""
     interval = [metric.text(end) for end in (policy.low, policy.high) if end is not None]
-    return metric.text(policy.metric) + (f" ({' to '.join(interval)})" if interval else "")
+    return f"{metric.word} {metric.text(policy.metric)}" + (f" ({' to '.join(interval)})" if interval else "")
 
 
 def energy_text(report: "EnergyReport") -> str:

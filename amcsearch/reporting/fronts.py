@@ -49,8 +49,9 @@ def _trust(summary: FrontSummary) -> str:
     sentences = [f"{count} policies of the fronts were evaluated: removed, recovered, before fine-tuning."]
     if ranks is not None:
         sentences.append(f"Rank correlation of predicted error and what was lost: {ranks:.2f}.")
-    if summary.within is not None:
-        off = metric.difference_text(summary.within)
+    within = summary.within()
+    if within is not None:
+        off = metric.difference_text(within)
         sentences.append(
             f"Between them the metric is interpolated; none of them, left out, was further off than {off}."
         )

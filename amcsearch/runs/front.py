@@ -203,20 +203,22 @@ class FrontSummary(StoredDocument):
         gains = _interpolated(*self._evaluated_gains, errors)
         return self.dense_metric + self._sign * gains
 
-    @property
-    def within(self) -> float | None:
-        """Largest miss of an evaluated policy that the others predict; None of fewer than three."""
+    def within(self, error: float = math.inf) -> float | None:
+        """Largest miss of evaluated policies, up to the next above ``error``, that the others predict; None of few."""
         errors, gains = self._evaluated_gains
+        ordered = np.sort(errors)  # one that is of no use says nothing of one that is nearly dense
+        largest = ordered[: max(int(np.searchsorted(ordered, error)), _FEWEST) + 1][-1]
         misses = [
             abs(float(_interpolated(np.delete(errors, i), np.delete(gains, i), errors[i : i + 1])[0]) - gains[i])
             for i in range(1, len(errors))
+            if errors[i] <= largest
         ]
         known = [miss for miss in misses if not math.isnan(miss)]
         return max(known) if len(errors) > _FEWEST and known else None
 
     def confidence(self, error: float) -> Confidence:
         """Say how far the metric of a policy with this predicted error is known."""
-        metric, count, within = self.judged_by, len(self.evaluated), self.within
+        metric, count, within = self.judged_by, len(self.evaluated), self.within(error)
         expected: float | None = float(self.expected(np.array([error]))[0])
         if not count:
             text = "predicted only: no policy of this front was evaluated; go on with --evaluations 12 --resume"
@@ -228,9 +230,9 @@ class FrontSummary(StoredDocument):
             text = f"none: the predicted error {error:.3g} is beyond the largest that was evaluated, {most:.3g}{ranks}"
             return Confidence(None, None, count, correlation, text)
         half = "" if within is None else f" ± {metric.difference_text(within)}"
-        left_out = "" if within is None else ", none of which, left out, was further off"
-        value = f"{metric.word} {metric.text(expected)}{half}"
-        text = f"{value} expected before fine-tuning, from {count} evaluated policies{left_out}{ranks}"
+        left_out = "" if within is None else ", none of which up to this error, left out, was further off"
+        value = f"{metric.word} {metric.text(expected)}{half} expected before fine-tuning"
+        text = f"{value}, from {count} evaluated policies{left_out}{ranks}"
         return Confidence(expected, within, count, correlation, text)
 
     @property
@@ -238,12 +240,10 @@ class FrontSummary(StoredDocument):
         """How far the metric of any policy is known."""
         if not self.evaluated:
             return self.confidence(0.0).text
-        within, ranks = self.within, _two_digits(self.rank_correlation)
-        known = (
-            "" if within is None else f"; none, left out, was further off than {self.judged_by.difference_text(within)}"
-        )
-        count = len(self.evaluated)
-        return f"{count} policies evaluated; rank correlation of predicted error and what was lost {ranks}{known}"
+        within, ranks, metric = self.within(), _two_digits(self.rank_correlation), self.judged_by
+        known = "" if within is None else f"; none, left out, was further off than {metric.difference_text(within)}"
+        dense = f"dense {metric.word} {metric.text(self.dense_metric)}, {len(self.evaluated)} policies evaluated"
+        return f"{dense}; rank correlation of predicted error and what was lost {ranks}{known}"
 
     def device(self, name: str | None) -> FrontDevice:
         """Return a device by its name; the only one for None.
