@@ -96,7 +96,10 @@ def test_accuracy_is_kept_said_with_its_bound_and_not_evaluated_again(
     trials = pd.read_csv(folder / "trials.csv")
     assert len(trials) == trials["policy"].nunique() <= 1 + math.ceil(math.log2(goal["rungs"])) + 4
     assert main(arguments) == 2  # holds a run already
-    again = lambda self, policies: (pytest.fail("again") for policy in policies if policy is not None)  # noqa: E731
+
+    def again(self, policies):
+        yield from (pytest.fail("again") for policy in policies if policy is not None)
+
     monkeypatch.setattr(SerialExecutor, "map", again)
     assert main([*arguments, "--resume"]) == 0
     assert summary_of(folder)["goal"] == goal
