@@ -85,9 +85,10 @@ class Caller:
 
 
 async def known_caller(request: Request) -> Caller:
-    """Return ``caller_of``; a thread, which costs more than the rest of a request, looks up tokens alone."""
+    """Return ``caller_of``, from a thread where it asks the database, which may be slow or away."""
     has_token = "authorization" in request.headers or COOKIE in request.cookies
-    return await run_sync(caller_of, request) if has_token else caller_of(request)
+    asks = has_token or not service_of(request).settings.needs_token
+    return await run_sync(caller_of, request) if asks else caller_of(request)
 
 
 def requires(*scopes: Scope) -> Callable[..., Awaitable[Caller]]:

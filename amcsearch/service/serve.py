@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, with so many workers on this machine, each job within ``limits`` on ``engine``.
 
-    Once any token is valid, every request needs one. A worker ends when the service does, also when the
-    service is killed.
+    Once any token is valid, every request needs one. A worker ends when the service does, also when the service is
+    killed.
 
     Raises:
         BadInputError: as ``check_address`` and ``create_app``, or the extra is not installed.
