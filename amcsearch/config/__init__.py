@@ -1,5 +1,13 @@
 """The only room that knows YAML and pydantic: from a file of words to valid values."""
 
+from amcsearch.config.arguments import (
+    LEAST_FRESH,
+    LEAST_VARIANTS,
+    check_measuring,
+    check_once,
+    check_seeds,
+    find_target,
+)
 from amcsearch.config.devices import read_device
 from amcsearch.config.factories import (
     build,
@@ -32,7 +40,7 @@ from amcsearch.config.loading import (
     load,
     read_unchecked,
 )
-from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, listed, lookup, writable
+from amcsearch.config.lookup import DEVICES, TABLES, Kind, find, find_file, listed, lookup, writable
 from amcsearch.config.messages import hint
 from amcsearch.config.schema import (
     EXACT,
@@ -68,6 +76,8 @@ __all__ = [
     "DEVICES",
     "EVALUATES",
     "EXACT",
+    "LEAST_FRESH",
+    "LEAST_VARIANTS",
     "RESERVED",
     "TABLES",
     "Config",
@@ -94,13 +104,18 @@ __all__ = [
     "build",
     "call_factory",
     "check_contract",
+    "check_measuring",
+    "check_once",
     "check_priced",
+    "check_seeds",
     "choose",
     "config_hash",
     "described_keys",
     "dump",
     "evaluation_hash",
     "find",
+    "find_file",
+    "find_target",
     "from_mapping",
     "further_trials",
     "hint",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, get_type_hints
 
 import numpy as np
 
-from amcsearch.config import Config, label
+from amcsearch.config import Config, check_once, check_seeds, label
 from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVE_COLUMNS", "RUN_COLUMNS", "AgentComparison", "Comparison", "compare"]
 
-MOST_SEEDS: Final = 1000
 _PLAIN: Final = ("uniform", "random")  # what others are held to: they begin without the exact programme's policies
 RUN_COLUMNS: Final = (
     *("agent", "seed", "evaluations", "best_reward", "metric", "seconds", "reward_at_equal_seconds", "hypervolume"),
@@ -145,7 +144,7 @@ def compare(
         InfeasibleBudgetError: no policy meets the budget.
     """
     made = _agents(config, agents)
-    _check_seeds(seeds)
+    check_seeds(seeds)
     make_reward(config)
     phases = Phases(observer, run.append_log)
     engine = Engine(workers, scheduler)
@@ -172,23 +171,15 @@ def compare(
 
 def _agents(config: Config, agents: Sequence[str | Agent]) -> dict[str, Agent]:
     """Make the agents, each with the name that its trials carry; ``search.agent_params`` are for ``search.agent``."""
+    names = [label(each) if isinstance(each, str) else type(each).__name__ for each in agents]
+    check_once("agents", names)
     named: dict[str, Agent] = {}
-    for each in agents:
-        name = label(each) if isinstance(each, str) else type(each).__name__
+    for name, each in zip(names, agents, strict=True):
         params = config.search.agent_params if each == config.search.agent else {}
-        if name in named:
-            raise BadInputError(f"agents: {name} is there twice; name each agent once")
         named[name] = made_agent(config, each, params, ("agents", "search.agent_params"))
     if not named:
         raise BadInputError("agents: none is named, expected one or more, such as dynamic_programming and random")
     return named
-
-
-def _check_seeds(seeds: Sequence[int]) -> None:
-    if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise BadInputError(
-            f"seeds = {list(seeds)[:10]}, expected from 1 to {MOST_SEEDS} whole numbers of at least 0, each once"
-        )
 
 
 def _compared(job: Job, searches: Sequence[AgentRun], seeds: Sequence[int]) -> Comparison:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import AUTO, DEVICES, TABLES, Config, Kind, asks_latency, hint, listed, lookup, read_latency_table
+from amcsearch.config import AUTO, Config, asks_latency, check_once, find_target, read_latency_table
 from amcsearch.core import BadInputError
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.device import Device, load_device
@@ -39,10 +39,7 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
         is_unpriced = config.device.table == AUTO and not asks_latency(config)
         return [Target(CONFIGURED_NAME, config.device.profile, None if is_unpriced else config.device.table)]
     targets = [_target(config, device) for device in devices]
-    names = [target.name for target in targets]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise BadInputError(f"devices: {twice} is there twice; name each device once")
+    check_once("devices", [target.name for target in targets])
     return targets
 
 
@@ -61,24 +58,12 @@ def _target(config: Config, device: AskedDevice) -> Target:
         raise BadInputError(
             f"devices: {device!r:.60} is no device; give a name, a file, a folder, a DeviceProfile or a LatencyTable"
         )
-    profile, table = (_path(kind, device) for kind in (DEVICES, TABLES))
-    if profile is None and table is None:
-        known = sorted({*listed(DEVICES), *listed(TABLES)})
-        raise BadInputError(
-            f"devices: {device} is no device profile and no latency table{hint(Path(device).name, known)}; give the "
-            f"file of a profile, the folder of a table, or one of {', '.join(known)}"
-        )
+    profile, table = find_target(device)
     if table is None and profile == config.device.profile:
         table = config.device.table
     if profile is None and table == config.device.table:
         profile = config.device.profile
     return Target(Path(device).name.removesuffix(".yaml"), profile, table)
-
-
-def _path(kind: Kind, value: str | Path) -> str | None:
-    path = lookup(kind, value)
-    fits = path is not None and kind.fits(path) and (not kind.parts or kind.is_one(path))
-    return str(path) if fits else None
 
 
 def _on(config: Config, target: Target) -> Config:

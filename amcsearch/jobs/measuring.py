@@ -29,7 +29,7 @@ from amcsearch.measure import (
     read_results,
     write_kit,
 )
-from amcsearch.runs import HERE, OFFLINE, MeasuringDevice, RunFolder
+from amcsearch.runs import DEVICE_SERVER, HERE, OFFLINE, MeasuringDevice, RunFolder
 from amcsearch.runtime import (
     CPU,
     Connection,
@@ -56,9 +56,8 @@ __all__ = [
     "verify_plan",
 ]
 
-SERVER: Final = "AMCSEARCH_DEVICE_SERVER"
 TOKEN_FILE: Final = "AMCSEARCH_DEVICE_TOKEN_FILE"
-"""Variables of the environment: the address of ``amcsearch device serve``, and the file of its token."""
+"""Environment variable of the file of the token of ``amcsearch device serve``."""
 DELIVERED: Final = "finetuned"
 """The network that ``sparsify`` delivers, in a plan."""
 FLOAT32: Final = "dense-float32"
@@ -105,13 +104,13 @@ def agent_of(config: Config) -> AgentClient | None:
             "device.location = 'offline': this machine measures nothing for it; write a kit that measures there: "
             "amcsearch table kit CONFIG -o kit.pyz"
         )
-    url, token_file, connect = os.environ.get(SERVER), os.environ.get(TOKEN_FILE), _AGENTS.get()
+    url, token_file, connect = os.environ.get(DEVICE_SERVER), os.environ.get(TOKEN_FILE), _AGENTS.get()
     if connect is not None and not url:
         return connect(location)
     if not url:
         raise BadInputError(
-            f"device.location = {location!r}: {SERVER} is not set; start `amcsearch device serve` and set it to its "
-            "address, or use here or offline"
+            f"device.location = {location!r}: {DEVICE_SERVER} is not set; start `amcsearch device serve` and set it "
+            "to its address, or use here or offline"
         )
     try:
         return AgentClient(Connection(url, read_token(token_file) if token_file else None), location)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import AUTO, TABLES, Config, read_latency_table
+from amcsearch.config import AUTO, LEAST_FRESH, TABLES, Config, read_latency_table
 from amcsearch.core import BadInputError, NetworkSpec
 from amcsearch.costs import Accuracy, LatencyModel, LatencyTable
 from amcsearch.jobs.measurements import Measurements, request_of
@@ -91,8 +91,8 @@ def check_table(
         BadInputError: a network that the table cannot predict, fewer than 3 variants or 0 anchors, or measurements of
             another request.
     """
-    if fresh < 3:
-        raise BadInputError(f"table check: {fresh} fresh variants, at least 3 are needed")
+    if fresh < LEAST_FRESH:
+        raise BadInputError(f"table check: {fresh} fresh variants, at least {LEAST_FRESH} are needed")
     if anchors < 0:
         raise BadInputError(f"table check: {anchors} anchors, at least 0 are possible")
     _check_kernels(table, config)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amcsearch.config import TABLES, Config, TableFolder, read_latency_table, writable
+from amcsearch.config import TABLES, Config, TableFolder, check_measuring, read_latency_table, writable
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
 from amcsearch.jobs.measurements import Measurements
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import FRESH, TableCheck, check_table, is_of_machine, machine_folder
-from amcsearch.jobs.tables import build_table, check_measuring, measure_table
+from amcsearch.jobs.tables import build_table, measure_table
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.measure import merged
 

@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import TABLES, Config, read_latency_table
+from amcsearch.config import LEAST_VARIANTS, TABLES, Config, check_measuring, read_latency_table
 from amcsearch.core import BadInputError, LayerKind, NetworkSpec
 from amcsearch.costs import LatencyModel, LatencyTable, Provenance
 from amcsearch.jobs.measurements import Measurements, request_of
@@ -16,7 +16,6 @@ from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.runtimes import check_kit, has_profiles, other_runtime
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork, load_network
 from amcsearch.measure import (
-    LEAST_VARIANTS,
     AgentClient,
     KitPlan,
     KitResult,
@@ -35,7 +34,6 @@ from amcsearch.runtime import differences, full_provider_name
 __all__ = [
     "Kit",
     "build_table",
-    "check_measuring",
     "check_setting",
     "default_variants",
     "known_share",
@@ -214,21 +212,6 @@ def _has_measured(agent: AgentClient, path: Path) -> bool:
         return False
     result = read_results([path])[0]
     return not result.coverage.left_out and not differences(result.provenance, agent.provenance())
-
-
-def check_measuring(variants: int | None, minutes: float | None) -> None:
-    """Refuse what no table can be measured with, before anything is done.
-
-    Raises:
-        BadInputError: fewer variants than a table needs, or minutes that are not more than 0.
-    """
-    if variants is not None and variants < LEAST_VARIANTS:
-        raise BadInputError(
-            f"table measure: variants = {variants}, must be at least {LEAST_VARIANTS}; leave it out for as many as the "
-            "network needs"
-        )
-    if minutes is not None and not minutes > 0:
-        raise BadInputError(f"table measure: minutes = {minutes}, must be more than 0")
 
 
 def measure_table(

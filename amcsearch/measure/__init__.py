@@ -10,7 +10,6 @@ from amcsearch.measure.build.table_builder import table_from_results, table_of
 from amcsearch.measure.kit.kit import KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
-    LEAST_VARIANTS,
     MeasuredSubject,
     held_out_count,
     measurement_plan,
@@ -19,7 +18,6 @@ from amcsearch.measure.plan.paired_plan import PairedSetting, check_speed, paire
 from amcsearch.measure.plan.variants import random_kept
 
 __all__ = [
-    "LEAST_VARIANTS",
     "AgentClient",
     "DeviceAnswer",
     "DeviceRequest",

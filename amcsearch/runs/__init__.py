@@ -33,7 +33,7 @@ from amcsearch.runs.goals import (
     RoundSummary,
     TargetGoal,
 )
-from amcsearch.runs.measuring_device import HERE, OFFLINE, MeasuringDevice, verify_commands
+from amcsearch.runs.measuring_device import DEVICE_SERVER, HERE, OFFLINE, MeasuringDevice, verify_commands
 from amcsearch.runs.rows import (
     STOPPED_COLUMNS,
     TRIAL_COLUMNS,
@@ -57,6 +57,7 @@ from amcsearch.runs.table_summary import ComparedTable, TableComparison, TableEr
 from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
 
 __all__ = [
+    "DEVICE_SERVER",
     "FRONT_COLUMNS",
     "HERE",
     "OFFLINE",

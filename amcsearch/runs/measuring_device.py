@@ -7,8 +7,10 @@ from typing import Final
 
 from amcsearch.runs.documents import StoredDocument
 
-__all__ = ["HERE", "OFFLINE", "MeasuringDevice", "verify_commands"]
+__all__ = ["DEVICE_SERVER", "HERE", "OFFLINE", "MeasuringDevice", "verify_commands"]
 
+DEVICE_SERVER: Final = "AMCSEARCH_DEVICE_SERVER"
+"""Environment variable of the address of ``amcsearch device serve``."""
 HERE: Final = "here"
 OFFLINE: Final = "offline"
 """What ``device.location`` says of the machine that searches, and of a device that only files reach."""

@@ -9,7 +9,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from amcsearch.config import check_priced, from_mapping, hint, json_schema
+from amcsearch.config import (
+    AUTO,
+    check_once,
+    check_priced,
+    check_seeds,
+    find_target,
+    from_mapping,
+    hint,
+    json_schema,
+    label,
+)
 from amcsearch.core import BadInputError
 from amcsearch.runs import read_as
 from amcsearch.service.job_request import (
@@ -19,6 +29,7 @@ from amcsearch.service.job_request import (
     JobEngine,
     JobRequest,
     check_count,
+    check_table,
 )
 from amcsearch.service.measured_kinds import BuildRequest, CheckRequest, TableRequest, VerifyRequest
 
@@ -38,9 +49,10 @@ class SearchRequest(ConfiguredRequest):
     strict: bool = False
 
     def check(self) -> None:
-        """Check that workers are possible, and that every limited cost can be priced."""
+        """Check that workers are possible, that the table is there, and that every limited cost can be priced."""
         check_count("workers", self.workers, 1, _MOST_WORKERS)
         config = self.configuration
+        check_table(config)
         check_priced(config, config.limits)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
@@ -71,6 +83,10 @@ class SearchRequest(ConfiguredRequest):
 class PruneRequest(ConfiguredRequest):
     """``amcsearch prune``; its goal is in section ``prune`` of the configuration."""
 
+    def check(self) -> None:
+        """Check that there is the configuration's table."""
+        check_table(self.configuration)
+
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Prune."""
         del engine
@@ -83,6 +99,10 @@ class PruneRequest(ConfiguredRequest):
 @dataclass(frozen=True)
 class SparsifyRequest(ConfiguredRequest):
     """``amcsearch sparsify``."""
+
+    def check(self) -> None:
+        """Check that there is the configuration's table."""
+        check_table(self.configuration)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Sparsify."""
@@ -102,9 +122,15 @@ class FrontRequest(ConfiguredRequest):
     workers: int = 1
 
     def check(self) -> None:
-        """Check counts."""
+        """Check counts, and that there is each device, once; without any, the configuration's table."""
         check_count("evaluations", self.evaluations, 0, MOST_EVALUATIONS)
         check_count("workers", self.workers, 1, _MOST_WORKERS)
+        check_once("devices", self.devices)
+        for device in self.devices:
+            if device != AUTO:
+                find_target(device)
+        if not self.devices:
+            check_table(self.configuration)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Make the fronts."""
@@ -133,10 +159,13 @@ class CompareRequest(ConfiguredRequest):
     strict: bool = False
 
     def check(self) -> None:
-        """Check that there are agents and seeds."""
+        """Check that there are agents and seeds, each once, and the configuration's table."""
         check_count("workers", self.workers, 1, _MOST_WORKERS)
         if not self.agents or not self.seeds:
             raise BadInputError("agents and seeds: at least one of each is needed; name them")
+        check_once("agents", [label(agent) for agent in self.agents])
+        check_seeds(self.seeds)
+        check_table(self.configuration)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Compare."""

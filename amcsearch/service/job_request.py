@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.config import Config, from_mapping
+from amcsearch.config import AUTO, TABLES, Config, find, from_mapping
 from amcsearch.core import BadInputError
 from amcsearch.runs import StoredDocument
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer
 
-__all__ = ["MOST_EVALUATIONS", "PLAIN", "ConfiguredRequest", "JobEngine", "JobRequest", "check_count"]
+__all__ = ["MOST_EVALUATIONS", "PLAIN", "ConfiguredRequest", "JobEngine", "JobRequest", "check_count", "check_table"]
 
 MOST_EVALUATIONS: Final = 1_000_000
 
@@ -112,6 +112,16 @@ class ConfiguredRequest(JobRequest):
         """The configuration's ``device.location``."""
         section = self.config.get("device")
         return str(section.get("location", "here")) if isinstance(section, Mapping) else "here"
+
+
+def check_table(config: Config) -> None:
+    """Check that there is the latency table that a configuration names.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    if config.device.table not in (None, AUTO):
+        find(TABLES, config.device.table, where="device.table")
 
 
 def check_count(name: str, value: int | None, least: int, most: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.config import LEAST_FRESH, TABLES, check_measuring, find, find_file
 from amcsearch.core import BadInputError
 from amcsearch.service.job_request import (
     MOST_EVALUATIONS,
@@ -33,6 +34,10 @@ class TableRequest(ConfiguredRequest):
 
     variants: int | None = None
     minutes: float | None = None
+
+    def check(self) -> None:
+        """Check how much is to be measured."""
+        check_measuring(self.variants, self.minutes)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Measure the table."""
@@ -72,11 +77,16 @@ class BuildRequest(JobRequest):
         return self.name
 
     def check(self) -> None:
-        """Check that there are results, and that the name could be that of a configuration."""
+        """Check that there are the results and tables, and that the name could be that of a configuration."""
         if not 1 <= len(self.results) <= _MOST_RESULTS:
             raise BadInputError(f"results: {len(self.results)} files, expected 1 to {_MOST_RESULTS} of one device")
         if not _NAME.fullmatch(self.name):
             raise BadInputError(f"name = {self.name!r:.90}, expected up to 80 letters, digits and . _ -")
+        for number, path in enumerate(self.results):
+            find_file(path, Path.cwd(), f"results.{number}")
+        for key, table in (("source", self.source), ("known", self.known)):
+            if table is not None:
+                find(TABLES, table, where=key)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Build the table."""
@@ -100,8 +110,9 @@ class CheckRequest(ConfiguredRequest):
 
     def check(self) -> None:
         """Check counts, and that there is such a table."""
-        check_count("fresh", self.fresh, 1, MOST_EVALUATIONS)
+        check_count("fresh", self.fresh, LEAST_FRESH, MOST_EVALUATIONS)
         check_count("anchors", self.anchors, 0, MOST_EVALUATIONS)
+        find(TABLES, self.table, where="table")
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Check the table; what anchors teach is written to the job's folder."""
@@ -133,9 +144,10 @@ class VerifyRequest(ConfiguredRequest):
     result: str
 
     def check(self) -> None:
-        """Check the form of the job's name, which is that of a folder."""
+        """Check the form of the job's name, which is that of a folder, and that there is the result."""
         if not _JOB.fullmatch(self.job):
             raise BadInputError(f"job = {self.job!r:.60}, expected the id of a job; GET /jobs lists them")
+        find_file(self.result, Path.cwd(), "result")
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Copy the run, and finish it with what was measured."""

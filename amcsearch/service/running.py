@@ -1,6 +1,7 @@
 """A running service: its settings, its job table, and where the files of a job are."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Final
 
 from fastapi import Request
 
+from amcsearch.config import hint
+from amcsearch.core import BadInputError
+from amcsearch.runs import DEVICE_SERVER, HERE, OFFLINE
 from amcsearch.service.allowed import Allowed
 from amcsearch.service.device_table import DeviceRecord, DeviceTable
 from amcsearch.service.devices import DeviceWork
@@ -41,6 +45,24 @@ class Service:
         """The run folder of a job."""
         return self.settings.runs / record.id / RUN
 
+    def check_location(self, location: str) -> None:
+        """Check where a job is to measure: here, offline, or on a device whose agent has been at this service.
+
+        Where the environment names another server of devices, workers use that, and any name may be one of its.
+
+        Raises:
+            BadInputError: no agent of that name has connected.
+        """
+        if location in (HERE, OFFLINE) or os.environ.get(DEVICE_SERVER):
+            return
+        names = [device.name for device in self.devices.every()]
+        if location not in names:
+            raise BadInputError(
+                f"device.location = {location!r}: no agent of that name has connected to this service"
+                f"{hint(location, names)}; {_agent_of(location)}",
+                "device.location",
+            )
+
     def shown(self, record: JobRecord) -> Mapping[str, object]:
         """A job as JSON; one that waits says for what."""
         return self.all_shown([record])[0]
@@ -69,14 +91,15 @@ def _missing(record: JobRecord, workers: Sequence[WorkerRecord], devices: Mappin
         device = devices.get(record.device)
         if device is None or not device.is_connected:
             state = "no agent of that name has connected" if device is None else _heard(device)
-            return (
-                f"device {record.device}: {state}; on the device: python3 kit.pyz agent --connect URL --token-file F "
-                f"--name {record.device}"
-            )
+            return f"device {record.device}: {state}; {_agent_of(record.device)}"
     able = sum(record.kind in worker.kinds for worker in workers)
     if not able:
         return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
     return f"one of {able} workers that run {record.kind}" if able > 1 else f"the worker that runs {record.kind}"
+
+
+def _agent_of(device: str) -> str:
+    return f"on the device: python3 kit.pyz agent --connect URL --token-file F --name {device}"
 
 
 def _heard(device: DeviceRecord) -> str:

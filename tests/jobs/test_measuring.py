@@ -13,10 +13,11 @@ from amcsearch.config import Config
 from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs import measuring
-from amcsearch.jobs.measuring import SERVER, TOKEN_FILE, agent_of, device_provenance, measure_paired
+from amcsearch.jobs.measuring import TOKEN_FILE, agent_of, device_provenance, measure_paired
 from amcsearch.jobs.tables import check_setting
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
+from amcsearch.runs import DEVICE_SERVER
 from amcsearch.runtime.export import exported
 from amcsearch.runtime.on_device.agent import DeviceAgent
 from amcsearch.runtime.on_device.connection import Connection
@@ -33,7 +34,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceSe
     work, stop = WorkList(tmp_path / "work"), threading.Event()
     with DeviceServer(work, "127.0.0.1", 0, TOKEN) as server:
         (tmp_path / "token").write_text(TOKEN)
-        monkeypatch.setenv(SERVER, server.url)
+        monkeypatch.setenv(DEVICE_SERVER, server.url)
         monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "token"))
         agent = DeviceAgent(Connection(server.url, TOKEN), "pi5", tmp_path / "agent", lambda _: None, stop.wait)
 
@@ -113,17 +114,17 @@ def test_a_table_of_another_device_than_the_agents_is_refused(server: DeviceServ
 def test_a_location_without_a_server_or_a_token_is_one_line(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(SERVER, raising=False)
+    monkeypatch.delenv(DEVICE_SERVER, raising=False)
     path = write_config()
     assert agent_of(load(path)) is None
     with pytest.raises(BadInputError, match=r"AMCSEARCH_DEVICE_SERVER is not set; start `amcsearch device serve`"):
         agent_of(located(path, "pi5"))
     with pytest.raises(BadInputError, match="this machine measures nothing for it; write a kit"):
         agent_of(located(path, "offline"))
-    monkeypatch.setenv(SERVER, "pi5:8753")
+    monkeypatch.setenv(DEVICE_SERVER, "pi5:8753")
     with pytest.raises(BadInputError, match="is no address such as"):
         agent_of(located(path, "pi5"))
-    monkeypatch.setenv(SERVER, "http://127.0.0.1:1")
+    monkeypatch.setenv(DEVICE_SERVER, "http://127.0.0.1:1")
     monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "none"))
     with pytest.raises(BadInputError, match=r"token file .* cannot be read"):
         agent_of(located(path, "pi5"))

@@ -265,6 +265,23 @@ class TestJobs:
         assert service.devices.asked() == []
 
 
+def test_a_job_names_a_device_that_has_been_here(
+    service: Service, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "offline"):
+        service.check_location(place)
+    agent.next()
+    service.check_location("pi5")
+    with pytest.raises(BadInputError) as refused:
+        service.check_location("pi4")
+    assert str(refused.value) == (
+        "device.location = 'pi4': no agent of that name has connected to this service; did you mean 'pi5'?; on the "
+        "device: python3 kit.pyz agent --connect URL --token-file F --name pi4"
+    )
+    monkeypatch.setenv("AMCSEARCH_DEVICE_SERVER", "http://elsewhere:8753")
+    service.check_location("pi4")
+
+
 def test_a_job_waits_for_its_device_and_says_so(service: Service, agent: Agent) -> None:
     claim = claimed(service)
     record = service.table.release(claim, "pi5")

@@ -64,13 +64,19 @@ def test_a_table_is_built_as_the_local_call_builds_it_and_extends_another(
     assert list(read_latency_table(known).networks) == ["small"]
 
 
-def test_a_build_has_a_name_and_results_and_no_configuration() -> None:
-    body = {"kind": "table_build", "name": "board", "results": ["a.jsonl"]}
+def test_a_build_has_a_name_and_results_and_no_configuration(tmp_path: Path) -> None:
+    result = tmp_path / "a.jsonl"
+    result.touch()
+    body = {"kind": "table_build", "name": "board", "results": [str(result)]}
     kind, request = read_request(body)
     assert (kind, request.job_name, request.location) == ("table_build", "board", "here")
     assert request_of(kind, request.to_json()) == request
     refusals = {
         "results: 0 files, expected 1 to 64": {**body, "results": []},
+        r"results\.1: file .*b\.jsonl does not exist": {**body, "results": [str(result), str(tmp_path / "b.jsonl")]},
+        r"results\.0: .* is a folder, expected a file": {**body, "results": [str(tmp_path)]},
+        "source: latency table nowhere does not exist": {**body, "source": "nowhere"},
+        "known: latency table nowhere does not exist": {**body, "known": "nowhere"},
         "name = '../x', expected up to 80 letters": {**body, "name": "../x"},
         "unknown key config of kind table_build": {**body, "config": CONFIG},
         "unknown key settings of kind table_build": {**body, "settings": {}},
@@ -234,6 +240,12 @@ class TestForms:
                 answer = http.post("/page/tables", files=files, data={"name": "a"}, headers=headers)
                 assert answer.status_code == status, answer.text
         assert app.state.service.uploads.every(None) == []
+
+
+def test_a_verification_has_the_result_of_a_kit(tmp_path: Path) -> None:
+    body = {"kind": "verify", "config": CONFIG, "job": "0123456789abcdef"}
+    with pytest.raises(BadInputError, match=r"result: file .*none\.jsonl does not exist"):
+        read_request({**body, "result": str(tmp_path / "none.jsonl")})
 
 
 def test_every_kind_says_where_it_measures() -> None:

@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from amcsearch.config import LEAST_VARIANTS
 from amcsearch.core import BadInputError, NetworkSpec, PruningPolicy
 from amcsearch.costs import LatencyModel
 from amcsearch.graph import Batch, Trace, as_batch, remove
@@ -22,9 +23,8 @@ from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, ca
 from amcsearch.measure.plan.variants import random_kept
 from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, Runtime, converted, exported
 
-__all__ = ["LEAST_VARIANTS", "MeasuredSubject", "held_out_count", "measurement_plan"]
+__all__ = ["MeasuredSubject", "held_out_count", "measurement_plan"]
 
-LEAST_VARIANTS: Final = 12
 HELD_OUT_SHARE: Final = 3  # one held-out variant for so many that build the table
 
 Progress = Callable[[float, str], None]

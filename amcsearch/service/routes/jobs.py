@@ -74,7 +74,7 @@ def checked_request(service: Service, caller: Caller, body: object) -> tuple[str
     """Return the kind and the request of a submission that the caller may make.
 
     Raises:
-        BadInputError: as ``read_request``, or it names what the service does not allow.
+        BadInputError: as ``read_request`` and ``Service.check_location``, or it names what the service does not allow.
         HTTPException: the caller lacks the scope.
     """
     body = _of_run(service, body)
@@ -82,6 +82,7 @@ def checked_request(service: Service, caller: Caller, body: object) -> tuple[str
     kind, job_request = read_request(body)
     caller.check(_scope(kind))
     service.allowed.check(job_request.to_json())  # names that turned out to be files
+    service.check_location(job_request.location)
     return kind, job_request
 
 
