@@ -1,6 +1,7 @@
 """A service on a machine: the HTTP interface, and workers beside it that are started again when they die."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from typing import Final
 
 from amcsearch.core import BadInputError
 from amcsearch.service.job_request import JobEngine
+from amcsearch.service.job_table import JobTable
 from amcsearch.service.settings import ServiceSettings, is_loopback
 from amcsearch.service.tokens import open_tokens
-from amcsearch.service.worker import JobLimits, WorkerSettings, work
+from amcsearch.service.worker import AWAY, JobLimits, WorkerSettings, ended_by, work, worker_name
 
 __all__ = ["DATABASE_VARIABLE", "check_address", "serve", "work_beside"]
 
+_log = logging.getLogger(__name__)
 DATABASE_VARIABLE: Final = "AMCSEARCH_DATABASE"
 """Environment variable of the database's address, which a process list does not show."""
 _AGAIN_S: Final = 2.0  # before a worker that died is started again
@@ -77,7 +80,7 @@ def serve(
     # uvicorn has its own handlers while it serves, and raises the signal again when it has closed
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _workers(settings, workers, limits or JobLimits(), engine or JobEngine()):
+        with _workers(app.state.service.table, settings, workers, limits or JobLimits(), engine or JobEngine()):
             server.run()
     except SystemExit:  # uvicorn's way to say that the address is taken; it has logged why
         pass
@@ -91,21 +94,30 @@ def serve(
 
 
 @contextmanager
-def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: JobEngine) -> Iterator[None]:
-    """Workers in processes of their own; at the end each gives its job back."""
+def _workers(
+    table: JobTable, settings: ServiceSettings, count: int, limits: JobLimits, engine: JobEngine
+) -> Iterator[None]:
+    """Workers in processes of their own, each started again when it dies; at the end each gives its job back."""
     place = {"runs": str(settings.runs), "database": settings.database_url}
     message = {**place, "limits": asdict(limits), "engine": asdict(engine)}
     ending = threading.Event()
 
     def keep() -> None:
+        before = ""
         while not ending.is_set():
             with subprocess.Popen(_WORKER, stdin=subprocess.PIPE, start_new_session=True) as process:
                 assert process.stdin is not None
+                name = worker_name(process.pid)
                 with suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(message).encode() + b"\n")
+                    process.stdin.write(json.dumps({**message, "name": name}).encode() + b"\n")
                     process.stdin.flush()
+                if before:
+                    _log.warning("worker %s is started in the place of %s", name, before)
                 while process.poll() is None and not ending.wait(0.2):
                     pass
+            if not ending.is_set():
+                before = name
+                _drop(table, name, process.returncode)
             ending.wait(_AGAIN_S)  # standard input is closed, which ends the worker
 
     threads = [threading.Thread(target=keep, name=f"worker {i}") for i in range(count)]
@@ -119,6 +131,13 @@ def _workers(settings: ServiceSettings, count: int, limits: JobLimits, engine: J
             thread.join()
 
 
+def _drop(table: JobTable, worker: str, code: int) -> None:
+    """Say that a worker died, and count it no longer."""
+    _log.warning("worker %s %s; a job that it ran goes on when its lease has run out", worker, ended_by(code))
+    with suppress(*AWAY):
+        table.part(worker)
+
+
 def work_beside() -> None:
     """Run the worker that standard input describes until it closes: when the service ends, or is killed."""
     message = json.loads(sys.stdin.readline())
@@ -129,4 +148,5 @@ def work_beside() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end, daemon=True).start()
-    work(WorkerSettings(Path(message["runs"]), message["database"], limits=limits, engine=engine))
+    runs, database = Path(message["runs"]), message["database"]
+    work(WorkerSettings(runs, database, message["name"], limits=limits, engine=engine))

@@ -34,10 +34,11 @@ from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import Claim, JobProblem, JobProgress, JobRecord, StaleClaimError
 from amcsearch.service.settings import default_database
 
-__all__ = ["JobLimits", "JobWorker", "WorkerSettings", "work"]
+__all__ = ["AWAY", "JobLimits", "JobWorker", "WorkerSettings", "ended_by", "work", "worker_name"]
 
 _log = logging.getLogger(__name__)
-_AWAY: Final = (OperationalError, InterfaceError)
+AWAY: Final = (OperationalError, InterfaceError)
+"""What is raised while the database is away."""
 _GREET_S: Final = 15.0  # between two signs of life of an idle worker
 _DYING_S: Final = 10.0
 _DYING_POLL_S: Final = 0.01
@@ -107,6 +108,16 @@ class WorkerSettings:
             raise BadInputError(f"no kinds: a worker runs at least one of {', '.join(KINDS)}")
         if self.lease_s < 2 * self.poll_s:
             raise BadInputError(f"lease = {self.lease_s:g} s, must be at least {2 * self.poll_s:g}, two looks")
+
+
+def worker_name(pid: int) -> str:
+    """Return a name for the worker in a process of this machine, different from all others."""
+    return f"{socket.gethostname()[:64]}-{pid}-{secrets.token_hex(3)}"
+
+
+def ended_by(code: int) -> str:
+    """Say how a process ended by its exit code: ``was killed by SIGKILL`` or ``exited with 1``."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
 
 class _JobProcess:
@@ -184,10 +195,7 @@ class _JobProcess:
     @property
     def end(self) -> str:
         """How the process ended, for people."""
-        code = self._process.returncode
-        return (
-            f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process exited with {code}"
-        )
+        return f"its process {ended_by(self._process.returncode)}"
 
     def exceeded(self) -> JobProblem | None:
         """Return the limit that the job exceeds, if it does."""
@@ -225,7 +233,7 @@ class JobWorker:
 
     def __init__(self, table: JobTable, settings: WorkerSettings) -> None:
         self.table, self.settings = table, settings
-        self.name = settings.name or f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = settings.name or worker_name(os.getpid())
         self._stopping = threading.Event()
         self._greeted_s = -_GREET_S
 
@@ -238,12 +246,12 @@ class JobWorker:
         while not self._stopping.is_set():
             try:
                 is_idle = not self.run_one()
-            except _AWAY as error:
+            except AWAY as error:
                 _log.warning("the database does not answer: %s", error.__class__.__name__)
                 is_idle = True
             if is_idle:
                 self._stopping.wait(self.settings.poll_s)
-        with suppress(*_AWAY):
+        with suppress(*AWAY):
             self.table.part(self.name)
 
     def run_one(self) -> bool:
@@ -267,7 +275,7 @@ class JobWorker:
                     held_s, shown = time.monotonic(), progress
                     if record.is_cancel_asked:
                         process.ask_to_stop()
-                except _AWAY:
+                except AWAY:
                     if time.monotonic() > held_s + claim.lease_s:
                         return True
                 self._greet(claim.job.id)
@@ -300,14 +308,14 @@ class JobWorker:
                 write()
             except StaleClaimError as error:
                 _log.warning("%s; its end is not written", error)
-            except _AWAY:
+            except AWAY:
                 if not self._stopping.wait(self.settings.poll_s):
                     continue
             return
 
     def _greet(self, job: str | None, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() >= self._greeted_s + _GREET_S:
-            with suppress(*_AWAY):
+            with suppress(*AWAY):
                 self.table.greet(self.name, self.settings.kinds, socket.gethostname(), job)
                 self._greeted_s = time.monotonic()
 

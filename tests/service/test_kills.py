@@ -26,11 +26,12 @@ from amcsearch.core import BadInputError
 from amcsearch.measure.kit.kit import write_kit
 from amcsearch.service.client import connect
 from amcsearch.service.database import Database
+from amcsearch.service.job_request import JobEngine
 from amcsearch.service.job_table import JobTable
 from amcsearch.service.records import JobState
-from amcsearch.service.serve import serve
+from amcsearch.service.serve import _workers, serve
 from amcsearch.service.settings import ServiceSettings
-from amcsearch.service.worker import JobWorker, WorkerSettings
+from amcsearch.service.worker import JobLimits, JobWorker, WorkerSettings
 
 from .conftest import PROGRAM
 
@@ -86,6 +87,29 @@ def test_workers_beside_a_service_end_with_it_also_when_it_is_killed(tmp_path: P
         until(lambda: bool(table.workers()))
         server.kill()
         until(lambda: not table.workers())
+    database.close()
+
+
+def test_a_worker_beside_a_service_that_dies_is_told_and_counts_no_longer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[serve.__module__], "_AGAIN_S", 0.0)
+    settings = ServiceSettings(tmp_path)
+    database = Database(settings.database_url)
+    table = JobTable(database)
+    with _workers(table, settings, 1, JobLimits(), JobEngine()):
+        until(lambda: bool(table.workers()))
+        (first,) = table.workers()
+        os.kill(int(first.name.split("-")[-2]), signal.SIGKILL)
+        until(lambda: len(caplog.messages) == 2)
+        assert first.name not in {worker.name for worker in table.workers()}
+        until(lambda: bool(table.workers()))
+        (second,) = table.workers()
+    assert caplog.messages == [
+        f"worker {first.name} was killed by SIGKILL; a job that it ran goes on when its lease has run out",
+        f"worker {second.name} is started in the place of {first.name}",
+    ]
+    assert table.workers() == []  # an end that was asked for is no death
     database.close()
 
 
