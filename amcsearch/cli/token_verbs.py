@@ -47,10 +47,13 @@ def add_token_verbs(commands: Any, verb: "Verb", path: "Read", count: "Read", na
 
 
 @contextmanager
-def _tokens(args: argparse.Namespace) -> Iterator["TokenTable"]:
+def _tokens(args: argparse.Namespace, console: "ProgressBar") -> Iterator["TokenTable"]:
+    """The tokens of a service; says so where there was none, because a first token is made before the service."""
     from amcsearch.service import open_tokens
 
     with open_tokens(args.runs, database_address(args)) as tokens:
+        if tokens.database.is_new:
+            console.phase(f"Made a new job table, {tokens.database.address}; for another service name its --runs")
         yield tokens
 
 
@@ -73,16 +76,16 @@ def token_create(args: argparse.Namespace, console: "ProgressBar") -> None:
     if unknown is not None:
         raise BadInputError(f"--scopes {unknown[:40]}: expected some of {', '.join(Scope)}, with commas between")
     lifetime_s = None if args.expires == "never" else read_lifetime(args.expires)
-    with _tokens(args) as tokens:
+    with _tokens(args, console) as tokens:
         made = tokens.create(args.name, [Scope(scope) for scope in args.scopes], lifetime_s, args.most_jobs)
         _note(tokens, "create", made.record)
     console.phase("Keep the token now: it is not shown again, and the database holds its SHA-256 alone")
     show(args, {**made.record.to_json(), "token": made.text}, made.text)
 
 
-def token_list(args: argparse.Namespace, _: "ProgressBar") -> None:
+def token_list(args: argparse.Namespace, console: "ProgressBar") -> None:
     """List tokens."""
-    with _tokens(args) as tokens:
+    with _tokens(args, console) as tokens:
         records = tokens.every()
     head = ["id", "name", "scopes", "state", "made", "expires", "most jobs"]
     rows = [
@@ -106,9 +109,9 @@ def _date(moment_s: float) -> str:
     return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def token_revoke(args: argparse.Namespace, _: "ProgressBar") -> None:
+def token_revoke(args: argparse.Namespace, console: "ProgressBar") -> None:
     """End a token."""
-    with _tokens(args) as tokens:
+    with _tokens(args, console) as tokens:
         record = tokens.revoke(args.token)
         _note(tokens, "revoke", record)
     show(

@@ -23,6 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    inspect,
     text,
 )
 from sqlalchemy.engine import make_url
@@ -179,7 +180,7 @@ AUDIT = Table(
 
 
 class Database:
-    """Connections to one database whose tables are up to date.
+    """Connections to one database whose tables are up to date; ``is_new`` says that they were made just now.
 
     Args:
         url: SQLAlchemy's address, such as ``sqlite:////srv/runs/service.db`` or ``postgresql+psycopg://user@host/name``.
@@ -196,11 +197,15 @@ class Database:
         try:
             self._migrate()
         except (SQLAlchemyError, sqlite3.Error) as error:
-            shown = without_passwords(self.engine.url.render_as_string())
             self.engine.dispose()
             raise BadInputError(
-                f"cannot open the database {shown}: {_first_line(error)}; start it, or name another one"
+                f"cannot open the database {self.address}: {_first_line(error)}; start it, or name another one"
             ) from error
+
+    @property
+    def address(self) -> str:
+        """Its address without a password."""
+        return without_passwords(self.engine.url.render_as_string())
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -227,6 +232,7 @@ class Database:
         with self.writing() as connection:
             if self.kind == "postgresql":
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            self.is_new = not inspect(connection).has_table(JOBS.name)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -51,6 +51,17 @@ def test_a_token_is_made_shown_once_and_revoked(tmp_path: Path, capsys: Capture)
     assert not any(secret in listed + repr(entries) for secret in secrets)
 
 
+@pytest.mark.parametrize("words", [("list",), ("create", "--name", "ci")])
+def test_a_folder_without_a_service_is_told(tmp_path: Path, capsys: Capture, words: tuple[str, ...]) -> None:
+    """The first token is made before the service, so a folder that was misspelt cannot be refused."""
+    runs = ("--runs", str(tmp_path / "new"))
+    line = f"Made a new job table, sqlite:///{tmp_path}/new/service.db; for another service name its --runs"
+    assert main(["token", *words, *runs]) in (0, None)
+    assert line in capsys.readouterr().err
+    assert main(["token", "list", *runs]) in (0, None)
+    assert line not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -64,6 +75,8 @@ def test_a_token_is_made_shown_once_and_revoked(tmp_path: Path, capsys: Capture)
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, capsys: Capture, words: tuple[str, ...], line: str) -> None:
+    with open_tokens(tmp_path):  # of a service that is there already
+        pass
     said = told(capsys, "token", *words, "--runs", str(tmp_path), code=2)
     assert line in said
     assert said.count("\n") == 1
