@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -164,15 +165,20 @@ class PolicySpace:
         Raises:
             BadInputError: a count that is not a choice of its group.
         """
-        indices = np.zeros(len(self.choices), dtype=np.int64)
-        for g, (group, choices, n_keep) in enumerate(zip(self.groups, self.choices, kept, strict=True)):
-            indices[g] = np.searchsorted(choices, n_keep)
-            if n_keep > choices[-1] or choices[indices[g]] != n_keep:
-                raise BadInputError(
-                    f"group {group.name!r}: n_keep = {n_keep} is off the channel grid, its nearest choice is "
-                    f"{_nearest(choices, float(n_keep))}; round the policy with PolicySpace.nearest_counts"
-                )
-        return indices
+        counts = np.asarray(kept).tolist()
+        try:
+            return np.array([at[n] for at, n in zip(self._positions, counts, strict=True)], dtype=np.int64)
+        except KeyError:
+            g = next(g for g, at in enumerate(self._positions) if counts[g] not in at)
+        raise BadInputError(
+            f"group {self.groups[g].name!r}: n_keep = {counts[g]} is off the channel grid, its nearest choice is "
+            f"{_nearest(self.choices[g], float(counts[g]))}; round the policy with PolicySpace.nearest_counts"
+        )
+
+    @cached_property
+    def _positions(self) -> list[dict[int, int]]:
+        """Of each group: kept count → index."""
+        return [{n: i for i, n in enumerate(choices.tolist())} for choices in self.choices]
 
     def nearest(self, pruning_ratios: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
         """Round one pruning ratio a group, shape (G,), to kept counts, shape (G,); ties keep more channels."""

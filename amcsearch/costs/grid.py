@@ -167,8 +167,16 @@ class CostGrid:
         Raises:
             BadInputError: the policy does not fit the network, or a layer a model cannot price.
         """
-        prices = self.price(self.network.kept_array(policy)[None, :])
-        return Cost({name: float(price[0]) for name, price in prices.items()})
+        return self.costs(self.network.kept_array(policy)[None, :])[0]
+
+    def costs(self, kept: NDArray[np.int64]) -> list[Cost]:
+        """Cost of each policy of a batch: kept counts (P, G) → P costs.
+
+        Raises:
+            BadInputError: as ``price``.
+        """
+        prices = {name: price.tolist() for name, price in self.price(kept).items()}
+        return [Cost({name: price[p] for name, price in prices.items()}) for p in range(len(kept))]
 
     def _looked_up(
         self, kept: NDArray[np.int64], wanted: Iterable[int] | None = None

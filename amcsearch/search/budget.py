@@ -226,6 +226,10 @@ class FeasibleSet:
         """Which policies (P, G) are within every limit: (P,); whether counts are on the grid is not asked."""
         return np.asarray(self.overshoot(kept) <= 1.0 + _TOLERANCE)
 
+    def admits(self, cost: Cost) -> bool:
+        """Whether a cost is within every limit; that of a policy is where the policy is contained."""
+        return all(cost[name] / limit <= 1.0 + _TOLERANCE for name, limit in self.budget.limits.items())
+
     def allowed(self, prefix: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Choices of the next group from which a known completion stays within every limit.
 

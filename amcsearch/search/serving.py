@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
-from amcsearch.core import Evaluation, Incumbent, PruningPolicy, Trial, check_interrupt
+from amcsearch.core import Cost, Evaluation, Incumbent, PruningPolicy, Trial, check_interrupt
 from amcsearch.search.study_store import TrialStore, priced
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _POLL_S: Final = 0.1  # between questions after what other drivers evaluate
 
 @dataclass
 class Asked:
-    """Policies that an agent asks for, in order: those ``unknown`` need an evaluation, ``probes`` may be over budget.
+    """Policies that an agent asks for, in order: those ``unknown`` need an evaluation, ``probes`` are over budget.
 
     ``draw`` adds the next one; false where there is none now.
     """
@@ -34,6 +34,7 @@ class Asked:
     draw: Callable[[], bool] = lambda: False
     policies: list[PruningPolicy] = field(default_factory=list)
     unknown: list[PruningPolicy] = field(default_factory=list)
+    costs: dict[PruningPolicy, Cost] = field(default_factory=dict)
     probes: set[PruningPolicy] = field(default_factory=set)
     incumbents: dict[PruningPolicy, Incumbent] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ class Append(Protocol):
     """Makes the trial of an evaluation, with its number in the storage, and stores it."""
 
     def __call__(
-        self, number: int, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool
+        self, number: int, policy: PruningPolicy, cost: Cost, evaluation: Evaluation, *, probe: bool
     ) -> tuple[Trial, bool]:
         """Return the trial; false beside it where another driver stores it, or has."""
         ...
@@ -149,7 +150,8 @@ class Serving:
         return bool(news)
 
     def _record(self, policy: PruningPolicy, evaluation: Evaluation, request: Asked) -> tuple[Trial, bool]:
-        trial, is_stored = self._append(self._written, policy, evaluation, probe=policy in request.probes)
+        cost, probe = request.costs[policy], policy in request.probes
+        trial, is_stored = self._append(self._written, policy, cost, evaluation, probe=probe)
         self._written += 1
         return trial, is_stored
 

@@ -11,7 +11,7 @@ the others store.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -251,28 +251,29 @@ class Study:
         kept = np.stack([self.network.kept_array(policy) for policy in new])
         for row in kept:
             self.space.indices(row)  # refuses counts off the grid: nothing rounds after the agent
-        within = self.feasible.contains(kept)
-        if not probe and not within.all():
-            raise ValueError(f"over budget, never to be evaluated: {new[int(np.argmin(within))]}")
+        costs = dict(zip(new, self.grid.costs(kept), strict=True))
+        over = [policy for policy, cost in costs.items() if not self.feasible.admits(cost)]
+        if over and not probe:
+            raise ValueError(f"over budget, never to be evaluated: {over[0]}")
         self._serving.ask(request, new)
-        request.probes.update(policy for policy, inside in zip(new, within, strict=True) if not inside)
+        request.costs.update(costs)
+        request.probes.update(over)
         if not probe:
-            request.incumbents.update(self._incumbents(new))
+            request.incumbents.update(self._incumbents(costs))
 
-    def _incumbents(self, new: Sequence[PruningPolicy]) -> dict[PruningPolicy, Incumbent]:
+    def _incumbents(self, costs: Mapping[PruningPolicy, Cost]) -> dict[PruningPolicy, Incumbent]:
         """What each policy has to beat: the best served before it, at the metric that makes their rewards equal."""
         best = self.best
         if best is None or not self._stops:
             return {}
-        costs = map(self.grid.cost, new)
         return {
-            policy: Incumbent(best.policy, metric_to_beat(self._reward, best, cost))
-            for policy, cost in zip(new, costs, strict=True)
+            policy: Incumbent(best.policy, metric_to_beat(self._reward, best, cost)) for policy, cost in costs.items()
         }
 
-    def _append(self, number: int, policy: PruningPolicy, evaluation: Evaluation, *, probe: bool) -> tuple[Trial, bool]:
-        """Price, reward and store an evaluation; false where another driver stores it, or has."""
-        cost = self.grid.cost(policy)
+    def _append(
+        self, number: int, policy: PruningPolicy, cost: Cost, evaluation: Evaluation, *, probe: bool
+    ) -> tuple[Trial, bool]:
+        """Reward and store an evaluation; false where another driver stores it, or has."""
         complete = TrialState.COMPLETE if evaluation.stopped_after is None else TrialState.STOPPED
         state = TrialState.PROBE if probe else complete
         reward = -math.inf

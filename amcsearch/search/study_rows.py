@@ -93,9 +93,10 @@ def add_trial(storage: RDBStorage, study_id: int, trial: FrozenTrial, claims: "C
     With ``claims``, None says that this driver's claim on ``policy``, a user attribute, was taken over or is settled.
     """
     with storage.engine.begin() as connection:
-        connection.execute(_LOCKED, {"study_id": study_id})
-        if claims is not None and not claims.settle(connection, trial.user_attrs["policy"]):
-            return None
+        if claims is not None:
+            connection.execute(_LOCKED, {"study_id": study_id})  # the others number theirs after this one
+            if not claims.settle(connection, trial.user_attrs["policy"]):
+                return None
         before = connection.scalar(_LAST_NUMBER, {"study_id": study_id})
         number = 0 if before is None else int(before) + 1
         row = {

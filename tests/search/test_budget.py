@@ -235,6 +235,8 @@ def test_limits_that_hold_alone_but_not_together():
         FeasibleSet(space_of(8, 8), grid, Budget({"macs": 9.0, "params": 9.0}))
     both = FeasibleSet(space_of(8, 8), grid, Budget({"macs": 11.0, "params": 9.0}))
     assert both.contains(np.array([[5, 6], [2, 2], [8, 8]])).tolist() == [True, False, False]
+    costs = [Cost(macs=kept, params=20.0 - kept) for kept in (11.0, 4.0, 16.0)]
+    assert [both.admits(cost) for cost in costs] == [True, False, False]
 
 
 def test_repair_keeps_what_is_feasible_and_shrinks_in_proportion():

@@ -58,13 +58,12 @@ def test_the_counts_of_a_proposal_are_priced_checked_evaluated_and_stored(synthe
     kept = study.feasible.repair(study.space.nearest(ratios))
     assert np.array_equal(study.feasible.repair(kept), kept)
     checked, priced = [], []
-    contains, price = study.feasible.contains, study.grid.price
-    study.feasible.contains = lambda rows: checked.append(rows) or contains(rows)
+    admits, price = study.feasible.admits, study.grid.price
+    study.feasible.admits = lambda cost: checked.append(cost) or admits(cost)
     study.grid.price = lambda rows: priced.append(rows) or price(rows)
     (trial,) = study.evaluate([study.network.policy(kept)])
-    assert len(checked) == 1
-    assert priced
-    assert all(rows.tolist() == [kept.tolist()] for rows in (*checked, *priced))
+    assert checked == [trial.cost]
+    assert [rows.tolist() for rows in priced] == [[kept.tolist()]]  # once
     (evaluated,), (stored,) = study._executor.calls, study._store.load()
     for policy_of_trial in (evaluated, stored.policy, trial.policy):
         assert study.network.kept_array(policy_of_trial).tolist() == kept.tolist()
