@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import optuna
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from amcsearch.core import BadInputError, check_file, check_interrupt, without_passwords
 
@@ -111,6 +111,8 @@ def _cause(error: BaseException) -> BaseException | None:
 
 def _is_lost(error: BaseException) -> bool:
     cause = _cause(error)
+    if isinstance(cause, PendingRollbackError):  # Optuna went on in the transaction that ended with the connection
+        return True
     return isinstance(cause, DBAPIError) and cause.connection_invalidated
 
 

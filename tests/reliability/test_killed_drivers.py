@@ -34,10 +34,10 @@ SETTINGS = ("search.agent=nsga2", "search.trials=24", "search.batch=6", "device.
 SEARCH = ("--workers", "2", *(word for setting in SETTINGS for word in ("--set", setting)))
 
 
-def drive(arguments: list[str]) -> None:
+def drive(arguments: list[str], log: Path) -> None:
     """Run the command line as a driver."""
     study.TrialStore = partial(study.TrialStore, lease_s=LEASE_S)  # type: ignore[misc,assignment]
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = log.open("a", buffering=1)
     sys.exit(main(arguments))
 
 
@@ -53,11 +53,16 @@ class Drivers:
     kills: Counter[str] = field(default_factory=Counter)
     stored: dict[tuple[str, str], tuple[int, Any]] = field(default_factory=dict)
 
+    def log(self, number: int) -> Path:
+        """What a driver wrote."""
+        return self.folder / f"{number}.log"
+
     def start(self, number: int) -> None:
         """Start a driver, or go on with the folder of one that was killed."""
         options = ["--storage", self.storage, "-o", str(self.folder / str(number)), "--resume"]
         context = multiprocessing.get_context("forkserver")
-        process = context.Process(target=drive, args=(["search", str(self.config), *SEARCH, *options],))
+        arguments = (["search", str(self.config), *SEARCH, *options], self.log(number))
+        process = context.Process(target=drive, args=arguments)
         process.start()
         self.processes[number] = process
 
@@ -72,7 +77,7 @@ class Drivers:
                 self.kill(chance, driver)
                 wanted = len(self.stored) + chance.randint(0, 3)
             self.processes[driver].join(0.1)
-            assert self.processes[driver].exitcode in (None, 0)
+            assert self.processes[driver].exitcode in (None, 0), self.log(driver).read_text()[-3000:]
 
     def kill(self, chance: random.Random, driver: int) -> None:
         """Kill a driver, a process that evaluates, or the database."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import optuna
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState
 from amcsearch.runs import trial_rows
@@ -18,6 +18,10 @@ from amcsearch.search.study_store import TrialStore
 from amcsearch.testing import MadeUpEvaluator, make_study
 
 POLICY = PruningPolicy({"g": 2})
+END_OTHERS = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 TRIAL = Trial(0, "a", 0, TrialState.COMPLETE, POLICY, Evaluation(0.5, 1.0, 0.1), Cost(macs=3.0), 0.5)
 
 
@@ -196,6 +200,23 @@ def test_a_server_that_restarts_loses_no_trial(postgresql, postgresql_url: str) 
     AGENTS["random"]().run(again, 0)
     assert again._executor.calls == []
     assert again.trials == study.trials
+
+
+def test_a_connection_may_be_lost_while_trials_are_read(postgresql_url: str) -> None:
+    shared = store(postgresql_url)
+    assert shared.claim(POLICY)
+    assert shared.append(TRIAL, {"g": 4}, [0.5])
+    reader, lost = store(postgresql_url), []
+
+    @event.listens_for(reader._storage.engine, "before_cursor_execute")
+    def lose(*call: object) -> None:
+        if "FROM trials" in str(call[2]) and not lost:
+            lost.append(call[2])
+            run_sql(postgresql_url, END_OTHERS)
+
+    assert reader.load() == [TRIAL]
+    assert lost
+    shared.release()
 
 
 def test_a_study_waits_for_its_server_and_says_so_once(postgresql, postgresql_url: str) -> None:
