@@ -58,11 +58,11 @@ class PostgreSQL:
             host=str(self._folder), user="tests", password=self.password, dbname=database, autocommit=True
         )
 
-    def new_database(self) -> str:
-        """Make an empty database and return its address."""
+    def new_database(self, encoding: str = "UTF8") -> str:
+        """Make an empty database of an encoding and return its address."""
         name = f"database{next(self._numbers)}"
         with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0")  # type: ignore[arg-type]
         return self.url(name)
 
     def start(self) -> None:

@@ -48,6 +48,7 @@ __all__ = [
 
 _BUSY_S: Final = 30.0  # that a connection waits for another's transaction on SQLite
 _MIGRATION_LOCK: Final = 4_026_531_840_117  # any number of our own, for PostgreSQL's advisory lock
+_ENCODING: Final = "UTF8"
 _CLOCKS: Final = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "extract(epoch from statement_timestamp())::double precision",
@@ -251,11 +252,22 @@ def _engine(url: str) -> Engine:
     if kind == "sqlite":
         return _sqlite_engine(url)
     try:
-        return create_engine(address, pool_pre_ping=True, pool_size=16, max_overflow=16)
+        engine = create_engine(address, pool_pre_ping=True, pool_size=16, max_overflow=16)
     except ModuleNotFoundError as error:
         raise BadInputError(
             f"database {kind} needs the module {error.name}; type: pip install 'amcsearch[service]'"
         ) from error
+
+    def check_encoding(connection: Any, _: object) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != _ENCODING:
+            raise BadInputError(
+                f"the database {without_passwords(url)} has the encoding {encoding}, must be {_ENCODING}; make one: "
+                f"createdb -E {_ENCODING} -T template0 NAME"
+            )
+
+    event.listen(engine, "connect", check_encoding, insert=True)  # before SQLAlchemy asks: SQL_ASCII answers in bytes
+    return engine
 
 
 def _sqlite_engine(url: str) -> Engine:

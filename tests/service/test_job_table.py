@@ -324,6 +324,16 @@ def test_workers_are_known_by_their_last_sign_of_life(table: JobTable) -> None:
     assert [worker.name for worker in table.workers()] == ["first"]
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_does_not_hold_every_text_is_refused(postgresql, encoding: str) -> None:
+    with pytest.raises(BadInputError) as refused:
+        Database(postgresql.new_database(encoding))
+    assert f"has the encoding {encoding}, must be UTF8; make one: createdb -E UTF8 -T template0 NAME" in str(
+        refused.value
+    )
+    assert postgresql.password not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", ["postgresql+psycopg://ann:se cret@host:none/x", "postgresql://a:secret@h:bad/n"])
 def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
     with pytest.raises(BadInputError, match=r"database .* is no address; write sqlite:///FILE") as told:
