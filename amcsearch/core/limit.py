@@ -14,9 +14,11 @@ SHARE: Final = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)x")
 """A share of dense as users write it: ``0.5x``."""
 BYTES: Final = frozenset({"bytes", "model_bytes", "peak_memory_bytes"})
 COUNTED: Final = frozenset({"macs", "params", *BYTES})  # whole numbers: less than 1 of them cannot be meant
-SIZE: Final = re.compile(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB|KiB|MiB|GiB)")
-"""A number of bytes as users write it: ``300 KiB``."""
 _UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SIZE: Final = re.compile(rf"([0-9]*\.?[0-9]+) ?({'|'.join(_UNITS)})")
+"""A number of bytes as users write it: ``300 KiB``."""
+_WITH_UNIT: Final = re.compile(r"[0-9.]+ ?[A-Za-z]+")
+_OF_BYTES: Final = f" (of bytes also with one of {', '.join(_UNITS)})"
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _MODEL_OF: Final = {
     "latency_ms": "give device.table a latency table",
@@ -69,7 +71,7 @@ class Limit:
                 raise ValueError(f"{cost} is not counted in bytes")
         except ValueError as error:
             bound = "above 0" if dense is None else _up_to(dense, cost)
-            raise BadInputError(_out_of_range(key, written, bound)) from error
+            raise BadInputError(_out_of_range(key, written, bound, _OF_BYTES if cost in BYTES else "")) from error
         return cls(cost, value, of_dense, key)
 
     @property
@@ -122,7 +124,8 @@ def read_limit(written: object) -> tuple[float, bool]:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0.0 < value < math.inf or (share and value > 1.0):
-        raise ValueError("expected a share of dense from 0x to 1x such as 0.5x, or a number above 0")
+        units = _OF_BYTES if share is None and _WITH_UNIT.fullmatch(text) else ""
+        raise ValueError(f"expected a share of dense from 0x to 1x such as 0.5x, or a number{units} above 0")
     return value, share is not None
 
 
@@ -136,9 +139,9 @@ def _number(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def _out_of_range(key: str, written: str | float, bound: str) -> str:
+def _out_of_range(key: str, written: str | float, bound: str, units: str = "") -> str:
     return (
-        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number {bound}; "
+        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number{units} {bound}; "
         "lower the limit or drop it"
     )
 

@@ -9,6 +9,7 @@ from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit, read_limit
 
+UNITS = "of bytes also with one of B, kB, MB, GB, KiB, MiB, GiB"
 DENSE = Cost(macs=200.0, params=50.0)
 
 
@@ -86,6 +87,18 @@ def test_less_than_one_millisecond_or_millijoule_is_meant() -> None:
     assert Limit.parse("energy_mj", 0.001, "budget.energy_mj").resolve(2.0) == 0.001
 
 
+@pytest.mark.parametrize("written", ["3KB", "3 Mib", "300kib"])
+def test_a_unit_that_is_none_names_those_of_bytes(written: str) -> None:
+    with pytest.raises(ValueError, match=rf"or a number \({UNITS}\) above 0$"):
+        read_limit(written)
+    with pytest.raises(
+        BadInputError, match=rf"or a number \({UNITS}\) in \(0, 200\], the dense network's bytes; lower"
+    ):
+        Limit.parse("bytes", written, "prune.target.bytes", 200.0)
+    with pytest.raises(BadInputError, match=r"or a number above 0; lower"):
+        Limit.parse("macs", written, "budget.macs")
+
+
 def test_more_than_dense_names_its_cost() -> None:
     limit = Limit.parse("bytes", 30000, "sparsify.target.bytes")
     with pytest.raises(BadInputError) as caught:
@@ -143,7 +156,8 @@ def test_anything_is_read_or_refused(written: str | float | bool) -> None:
     try:
         value, of_dense = read_limit(written)
     except ValueError as error:
-        assert str(error) == "expected a share of dense from 0x to 1x such as 0.5x, or a number above 0"  # noqa: PT017 - both outcomes are right
+        units = f" ({UNITS})" if UNITS in str(error) else ""
+        assert str(error) == f"expected a share of dense from 0x to 1x such as 0.5x, or a number{units} above 0"  # noqa: PT017 - both outcomes are right
     else:
         assert 0.0 < value < float("inf")
         assert not of_dense or value <= 1.0
