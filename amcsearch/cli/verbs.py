@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from amcsearch.core import BadInputError, Limit, printable
 
 if TYPE_CHECKING:
-    from amcsearch.config import Config
+    from amcsearch.config import Config, Override
     from amcsearch.jobs import RunResult
     from amcsearch.reporting import ProgressBar
     from amcsearch.service import Client
 
 MOST_WORKERS: Final = 1024
 _TOKEN_VARIABLE: Final = "AMCSEARCH_TOKEN"
+_GOALS: Final = ("policy", "target", "keep_accuracy")
 
 __all__ = [
     "KINDS",
@@ -155,10 +156,11 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Run the main job, or print its plan."""
     from amcsearch import api
     from amcsearch.cli.text import plan_text, summary_text
+    from amcsearch.config import Override
 
     workers, trials = _workers(args), args.trials
     if trials is not None and trials.isdecimal():
-        args.overrides, trials = [*args.overrides, f"search.trials={trials}"], None
+        args.overrides, trials = [*args.overrides, Override(f"search.trials={trials}", f"--trials {trials}")], None
     config = load_config(args)
     if args.dry_run:
         if trials is not None:
@@ -311,28 +313,31 @@ def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     from amcsearch import api
     from amcsearch.cli.text import summary_text
 
-    args.overrides += _goal(args)
+    args.overrides = [*args.overrides, *_goal(args)]
     config = load_config(args)
     result = api.prune(config=config, folder=_folder(args, config), resume=args.resume, observer=console)
     console.close()
     _show_result(args, result, summary_text(result.summary, result.folder))
 
 
-def _goal(args: argparse.Namespace) -> list[str]:
-    """The goal as overrides of the configuration, in which the run folder keeps it."""
-    policy = None if args.policy is None else json.dumps(str(args.policy))  # as YAML: a path may hold anything
-    given = {"policy": policy, "target": args.target, "keep_accuracy": args.keep_accuracy}
-    how = {"allocation": args.allocation, "rounds": args.rounds, "round_shape": args.round_shape}
-    overrides = [f"prune.{name}={value}" for name, value in how.items() if value is not None]
-    if all(value is None for value in given.values()):
-        return overrides
+def _goal(args: argparse.Namespace) -> list["Override"]:
+    """The goal as overrides of the configuration, in which the run folder keeps it; it replaces any other goal."""
+    from amcsearch.config import Override
+
+    names = (*_GOALS, "allocation", "rounds", "round_shape")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in given.items()}
+    if args.policy is not None:
+        given["policy"] = json.dumps(str(args.policy))  # as YAML: a path may hold anything
     if args.target is not None:
         cost, equals, limit = args.target.partition("=")
         if not equals:
             raise BadInputError(f"--target {args.target}: expected COST=LIMIT, such as macs=0.5x")
         written = Limit.parse(cost, limit, f"--target {cost}").written
         given["target"] = f"{{{json.dumps(cost)}: {written}}}"
-    return overrides + [f"prune.{name}={'null' if value is None else value}" for name, value in given.items()]
+    goal = next((typed[name] for name in _GOALS if name in typed), None)
+    values = given if goal is None else {**dict.fromkeys(_GOALS, "null"), **given}
+    return [Override(f"prune.{name}={value}", typed.get(name) or str(goal)) for name, value in values.items()]
 
 
 def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:

@@ -31,6 +31,7 @@ from amcsearch.config.identity import (
     trial_settings,
 )
 from amcsearch.config.loading import (
+    Override,
     asks_latency,
     check_priced,
     described_keys,
@@ -90,6 +91,7 @@ __all__ = [
     "FinetuneConfig",
     "Kind",
     "ModelConfig",
+    "Override",
     "PruneConfig",
     "RecipeConfig",
     "RecoveryConfig",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -23,6 +24,7 @@ from amcsearch.core import BadInputError, Limit, check_depth, check_file
 from amcsearch.runs import expanded
 
 __all__ = [
+    "Override",
     "asks_latency",
     "check_priced",
     "described_keys",
@@ -56,11 +58,29 @@ def _found(value: str, folder: Path, where: str) -> str:
 
 
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
-_OPTION: Final = "--set"
+_OPTION: Final = "--"  # with which the source of a value begins that an option set
 _MOST_KEYS: Final = 16  # parts of a dotted key
 
 
-def load(path: Path | str, overrides: Sequence[str] = (), keys: Mapping[str, object] | None = None) -> Config:
+@dataclass(frozen=True)
+class Override:
+    """A key that an option of its own sets, which errors name as it was typed: ``--trials 50``.
+
+    ``setting`` is the dotted key and its value as YAML: ``search.trials=50``.
+    """
+
+    setting: str
+    typed: str
+
+    @classmethod
+    def of(cls, text: "str | Override") -> "Override":
+        """An override as it is, or one that ``--set`` sets."""
+        return text if isinstance(text, cls) else cls(str(text), f"--set {text}")
+
+
+def load(
+    path: Path | str, overrides: Sequence[str | Override] = (), keys: Mapping[str, object] | None = None
+) -> Config:
     """Read a configuration, a file or the name of one; ``overrides`` such as ``search.trials=50`` replace or add keys.
 
     ``keys`` are the same as values by dotted key, as Python gives them.
@@ -87,15 +107,15 @@ def read_unchecked(path: Path | str, overrides: Sequence[str] = ()) -> dict[str,
     return _read(path, overrides)[1]
 
 
-def _read(path: Path | str, overrides: Sequence[str]) -> tuple[Path, dict[str, Any], dict[KeyPath, str]]:
+def _read(path: Path | str, overrides: Sequence[str | Override]) -> tuple[Path, dict[str, Any], dict[KeyPath, str]]:
     """Return the path of a configuration, its values with overrides, and where each key was written."""
     path = Path(path)
     if not (path.is_absolute() or CONFIGURATIONS.fits(path)):
         path = find(CONFIGURATIONS, path)
     data, lines = read_yaml(path)
     where = {keys: f"{path}:{line}" for keys, line in lines.items()}
-    for text in overrides:
-        _override(data, where, text)
+    for override in map(Override.of, overrides):
+        _override(data, where, override)
     return path, data, where
 
 
@@ -186,9 +206,9 @@ def json_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-def _override(data: dict[str, Any], where: dict[KeyPath, str], text: str) -> None:
-    dotted, equals, value = text.partition("=")
-    source = f"{_OPTION} {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '…'}"
+def _override(data: dict[str, Any], where: dict[KeyPath, str], override: Override) -> None:
+    dotted, equals, value = override.setting.partition("=")
+    source = override.typed if len(override.typed) <= LONGEST_SHOWN else override.typed[:LONGEST_SHOWN] + "…"
     if not equals:
         raise BadInputError(f"{source}: expected key.key=value, such as search.trials=50")
     _note(where, _set(data, dotted.strip(), parse_yaml(value, source)[0], source), source)
@@ -285,7 +305,9 @@ def _source_of(keys: KeyPath, message: str, where: Mapping[KeyPath, str], source
         for path, at in where.items()
         if at.startswith(_OPTION) and len(path) > len(keys) and path[: len(keys)] == keys and str(path[-1]) in words
     ]
-    return ", ".join(options) or next((where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source)
+    return ", ".join(dict.fromkeys(options)) or next(
+        (where[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in where), source
+    )
 
 
 def _sentence(error: ErrorDetails, keys: KeyPath, dotted: str, is_of_key: bool) -> tuple[str, str]:
