@@ -188,7 +188,7 @@ def test_a_front_is_asked_without_anything_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
-    assert PruningPolicy.read(folder / "policy.json") == PruningPolicy({"g": 2})
+    assert PruningPolicy.read(folder / "policy-a-macs-0.5x.json") == PruningPolicy({"g": 2})
 
 
 @pytest.mark.parametrize(

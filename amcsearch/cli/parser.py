@@ -290,7 +290,7 @@ def _front(commands: "Commands") -> None:
         "-o",
         "--out",
         type=_path,
-        help="folder (default: runs/<name>-front); of a budget: policy file (policy.json there)",
+        help="folder (default: runs/<name>-front); of a budget: policy file (policy-DEVICE-COST-LIMIT.json there)",
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -273,8 +274,14 @@ def _ask_front(args: argparse.Namespace) -> None:
             raise BadInputError(f"--budget {text}: expected COST=LIMIT, each cost once, such as latency_ms=0.4x")
         budget[cost] = limit
     choice = result.within(budget, args.device)
-    path = choice.save(args.out or args.config / "policy.json")
+    path = choice.save(args.out or args.config / _policy_file(choice.device, budget))
     show(args, {**choice.to_json(), "file": str(path)}, choice_text(choice, result.summary, path), path)
+
+
+def _policy_file(device: str, budget: Mapping[str, str]) -> str:
+    """The file of what a front answers, one for each question: ``policy-edge_cpu-energy_mj-0.5x.json``."""
+    words = (device, *(f"{cost}-{limit}" for cost, limit in budget.items()))
+    return re.sub(r"[^\w.-]", "_", "-".join(("policy", *words))) + ".json"
 
 
 def sensitivity(args: argparse.Namespace, console: "ProgressBar") -> None:

@@ -236,7 +236,12 @@ def test_the_command_makes_a_front_and_answers_budgets(
     assert main([*ask, "--budget", "energy_mj=0.5x"]) == 0
     printed = capsys.readouterr().out
     assert "confidence: accuracy " in printed
-    assert f"policy: {out / 'policy.json'}" in printed
+    answer = out / "policy-eyeriss_65nm-energy_mj-0.5x.json"
+    assert f"policy: {answer}" in printed
+    kept = answer.read_text()
+    assert main([*ask, "--budget", "macs=300000", "--budget", "model_bytes=20 KiB"]) == 0  # another question
+    assert f"policy: {out / 'policy-eyeriss_65nm-macs-300000-model_bytes-20_KiB.json'}" in capsys.readouterr().out
+    assert answer.read_text() == kept
     assert main([*ask, "--budget", "macs=0.6x", "--json", "--out", str(tmp_path / "p.json")]) == 0
     values = json.loads(capsys.readouterr().out)
     assert PruningPolicy.read(tmp_path / "p.json") == PruningPolicy(values["policy"])
