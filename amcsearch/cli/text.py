@@ -280,7 +280,12 @@ def comparison_text(comparison: "Comparison") -> str:
         lines.append(sentence if count is None else f"{sentence}, after {count:.3g} evaluations in the mean")
     interval = "± half of the 95 % interval of the mean" if seeds > 1 else "one seed: no interval"
     first_line = f"{seeds} seeds, {comparison.trials} evaluations each; {interval}"
-    lines = [first_line, f"selection: {comparison.selection}", *lines]
+    legend = (
+        f"reward: search.reward of the best policy, at last and after the fastest agent's {comparison.seconds:.3g} s; "
+        f"{head[3]}: of that at last; hypervolume: share of what trials span in {', '.join(comparison.objectives)}; "
+        "seconds: of evaluations and agent; difference: of best rewards, seed by seed"
+    )
+    lines = [first_line, legend, f"selection: {comparison.selection}", *lines]
     return "\n".join([*columns(rows), "", *lines, *(f"{name}: {path}" for name, path in comparison.files.items())])
 
 

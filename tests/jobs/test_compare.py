@@ -1,6 +1,7 @@
 """Agents compared on one network: means over seeds, equal seconds, resuming with further agents, and refusals."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,9 @@ def test_the_command_prints_a_row_an_agent(
     assert "difference to random" in out
     assert "2 seeds, 3 evaluations each" in out
     assert "selection: taylor" in out.splitlines()
+    (legend,) = [line for line in out.splitlines() if line.startswith("reward: search.reward of the best policy")]
+    head = re.split("  +", out.splitlines()[0].strip())
+    assert all(re.sub(" (at|to) .*", "", title) in legend for title in head if title != "evaluations"), head
     assert main([*arguments, "--out", str(tmp_path / "c"), "--set", "search.trials=3", "--resume", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["agents"]) == 2
 
