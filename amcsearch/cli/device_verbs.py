@@ -94,9 +94,11 @@ def add_device_verbs(commands: "Commands", verb: "Verb", path: "Reader", count: 
     example = "amcsearch verify kit runs/mine -o verify.pyz, and with what it wrote on the device: amcsearch verify "
     text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
     command = verb(commands, "verify", verify, text, example + "runs/mine result.jsonl")
-    command.add_argument("run_or_kit", type=path, metavar="run", help="run folder; or the word kit")
-    command.add_argument("--connect", metavar="URL", help="a service, whose job RUN names by its id, finishes the run")
-    command.add_argument("what", type=path, metavar="result", help="result that the kit wrote; after kit: run folder")
+    forms = ("kit RUN -o KIT", "RUN RESULT", "JOB RESULT --connect URL [-o FOLDER]")
+    command.usage = "\n       ".join(f"%(prog)s [-h] [--json] [--debug] {form}" for form in forms)
+    command.add_argument("run_or_kit", type=path, metavar="RUN", help="run folder; the word kit; or the id of a job")
+    command.add_argument("--connect", metavar="URL", help="a service, which finishes the run of its job")
+    command.add_argument("what", type=path, metavar="RESULT", help="result that the kit wrote; after kit: run folder")
     command.add_argument("-o", "--out", type=path, help="kit to write; with --connect, folder for the files")
     device = commands.add_parser("device", help="agents of devices", description="Devices whose agents measure.")
     parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from amcsearch.cli.main import main
+from amcsearch.cli.parser import make_parser
 from amcsearch.cli.text import plan_text
 from amcsearch.cli.verbs import KINDS
 from amcsearch.jobs import SearchPlan
@@ -165,6 +166,15 @@ def test_every_verb_helps_with_an_example(verb: list[str], capsys: pytest.Captur
         main([*verb, "--help"])
     assert stop.value.code == 0
     assert "example: amcsearch" in capsys.readouterr().out
+
+
+def test_each_form_that_verify_shows_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "kit", "--help"])
+    forms = re.findall(r"amcsearch verify (?:\[-\S+\] )*(.*)", capsys.readouterr().out.partition("\n\n")[0])
+    assert [form.split()[0] for form in forms] == ["kit", "RUN", "JOB"]
+    for form in forms:
+        make_parser().parse_args(["verify", *re.sub(r"[][]", "", form).split()])
 
 
 @pytest.mark.parametrize(
