@@ -207,10 +207,12 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
         show(args, job.record.to_json(), f"job {job.id} is {job.record.state}; {args.connect}/jobs/{job.id}")
         return
     console.phase(f"Following job {job.id}; Ctrl-C leaves it running")
-    job.wait(console)
+    folder = args.out or RUNS / f"{job.record.name}-{job.id}"
+    record = job.wait(console, folder)
     console.close()
-    folder = job.fetch(args.out or RUNS / f"{job.record.name}-{job.id}")
-    show(args, {**job.record.to_json(), "folder": str(folder)}, _text(job, folder), folder)
+    job.fetch(folder)
+    text = str(job.record.moved(_text(job, folder), str(folder)))
+    show(args, {**record.to_json(), "folder": str(folder)}, text, folder)
 
 
 def _text(job: "RemoteJob", folder: Path) -> str:

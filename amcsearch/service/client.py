@@ -134,7 +134,7 @@ class Client:
         """Make fronts as ``amcsearch.front`` does; raises as ``search``."""
         arguments: dict[str, object] = {"devices": list(devices), "evaluations": evaluations, "workers": workers}
         job = self.submit("front", config, settings=_settings(settings, {"seed": seed}), arguments=arguments)
-        job.wait(observer)
+        job.wait(observer, folder)
         return FrontResult.open(job.fetch(folder))
 
     def compare(
@@ -158,7 +158,7 @@ class Client:
         given = {"budget": budget, "search.trials": trials, "seed": seed}
         named = {"agents": list(agents), "seeds": list(seeds), "workers": workers, "strict": strict}
         job = self.submit("compare", config, settings=_settings(settings, given), arguments=named)
-        job.wait(observer)
+        job.wait(observer, folder)
         return Comparison.open(job.fetch(folder))
 
     def measure_latency_table(
@@ -175,7 +175,7 @@ class Client:
         """Measure a table on the worker's machine, or on the device of ``device.location``; raises as ``search``."""
         arguments: dict[str, object] = {"variants": variants, "minutes": minutes}
         job = self.submit("table_measure", config, settings=_settings(settings, {"seed": seed}), arguments=arguments)
-        job.wait(observer)
+        job.wait(observer, folder)
         return read_latency_table(job.fetch(folder))
 
     def build_latency_table(
@@ -200,7 +200,7 @@ class Client:
         """
         arguments = {"name": name, "results": [self.upload(file) for file in results], "source": source, "known": known}
         job = self.submit("table_build", arguments=arguments)
-        job.wait(observer)
+        job.wait(observer, folder)
         return read_latency_table(job.fetch(folder))
 
     def check_latency_table(
@@ -230,7 +230,7 @@ class Client:
 
         arguments = {"table": table, "anchors": anchors, **({} if fresh is None else {"fresh": fresh})}
         job = self.submit("table_check", config, settings=settings, arguments=arguments)
-        result = read_as(Mapping[str, Mapping[str, object] | None], job.wait(observer).result or {}, "result")
+        result = read_as(Mapping[str, Mapping[str, object] | None], job.wait(observer, folder).result or {}, "result")
         errors = {name: None if error is None else Accuracy.from_mapping(error) for name, error in result.items()}
         return TableCheck(errors["before"], errors["after"], read_latency_table(job.fetch(folder)))
 

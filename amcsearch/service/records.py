@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.runs import Document, MetricRecord, StoredDocument
@@ -101,8 +101,8 @@ class JobRecord(StoredDocument):
 
     ``attempt`` counts claims and fences writes; ``revision`` counts changes of the record and numbers events.
     ``is_cancel_asked`` holds from the request to cancel until the worker has stopped. ``waits_for`` says what a queued
-    job needs, ``device`` the one without which it could not go on. Moments are seconds since 1970 by the database's
-    clock. ``result`` is what the command line prints with ``--json``.
+    job needs, ``device`` the one without which it could not go on. ``run_folder`` is where the service has its files.
+    Moments are seconds since 1970 by the database's clock. ``result`` is what the command line prints with ``--json``.
     """
 
     id: str
@@ -123,6 +123,7 @@ class JobRecord(StoredDocument):
     is_cancel_asked: bool = False
     device: str | None = None
     waits_for: str | None = None
+    run_folder: str | None = None
     progress: JobProgress = field(default_factory=JobProgress)
     result: Mapping[str, object] | None = None
     problem: JobProblem | None = None
@@ -131,6 +132,18 @@ class JobRecord(StoredDocument):
     def has_ended(self) -> bool:
         """Whether no worker will change it any more."""
         return self.state in ENDED
+
+    def with_files_in(self, folder: str) -> Self:
+        """Return the job for who has its files in another folder: paths to them lead there, in every text."""
+        return self.from_json(self.moved(self.to_json(), folder), f"job {self.id}")
+
+    def moved(self, value: object, folder: str) -> object:
+        """Return plain values, or a text, whose paths to the job's files lead to another folder."""
+        if isinstance(value, str):
+            return value if self.run_folder is None else value.replace(self.run_folder, folder)
+        if isinstance(value, Mapping):
+            return {key: self.moved(item, folder) for key, item in value.items()}
+        return [self.moved(item, folder) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

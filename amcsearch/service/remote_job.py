@@ -61,25 +61,28 @@ class RemoteJob:
             time.sleep(_AGAIN_S)
         raise self._connection.gone()
 
-    def wait(self, observer: "Observer | None" = None) -> JobRecord:
-        """Wait until the job is done, telling ``observer`` of its progress.
+    def wait(self, observer: "Observer | None" = None, folder: Path | str | None = None) -> JobRecord:
+        """Wait until the job is done, telling ``observer`` of its progress; return it.
+
+        ``folder`` is where its files are fetched to: paths to them lead there. None shows them after the job's id.
 
         Raises:
             BadInputError, InfeasibleBudgetError: the job failed, or was cancelled.
         """
-        progress, waited = JobProgress(), None
-        for record in self.follow():
+        place = self.id if folder is None else str(folder)
+        progress, waited, record = JobProgress(), None, self.record
+        for record in (each.with_files_in(place) for each in self.follow()):
             if observer is not None:
                 _tell(observer, record.progress, progress)
                 if record.device is not None and record.device != waited:
                     observer.phase(f"Waiting for {record.waits_for}")
                 progress, waited = record.progress, record.device
-        if self.record.state is JobState.CANCELLED:
+        if record.state is JobState.CANCELLED:
             raise BadInputError(f"job {self.id} was cancelled; resume it, or submit another")
-        if self.record.problem is not None:
-            is_infeasible = self.record.problem.kind == "infeasible"
-            raise (InfeasibleBudgetError if is_infeasible else BadInputError)(self.record.problem.detail)
-        return self.record
+        if record.problem is not None:
+            is_infeasible = record.problem.kind == "infeasible"
+            raise (InfeasibleBudgetError if is_infeasible else BadInputError)(record.problem.detail)
+        return record
 
     def cancel(self) -> JobRecord:
         """Cancel the job; raises BadInputError."""
@@ -111,7 +114,7 @@ class RemoteJob:
         """
         from amcsearch.jobs import load
 
-        self.wait(observer)
+        self.wait(observer, folder)
         path = self.fetch(folder)
         result = load(path)
         if folder is None:

@@ -64,7 +64,7 @@ class Service:
             )
 
     def shown(self, record: JobRecord) -> Mapping[str, object]:
-        """A job as JSON; one that waits says for what."""
+        """A job as JSON with where its files are; one that waits says for what."""
         return self.all_shown([record])[0]
 
     def text(self, record: JobRecord) -> str:
@@ -81,6 +81,7 @@ class Service:
             {
                 **record.to_json(),
                 "waits_for": _missing(record, workers, devices) if record.state is JobState.QUEUED else None,
+                "run_folder": str(self.folder(record).absolute()),
             }
             for record in records
         ]

@@ -63,6 +63,10 @@ def refuse(stored: Path) -> Mapping[str, object]:
     raise BadInputError("search.trials = 0; expected a number above 0")
 
 
+def refuse_file(stored: Path) -> Mapping[str, object]:
+    raise BadInputError(f"{stored} cannot be read; send another one")
+
+
 def find_nothing(stored: Path) -> Mapping[str, object]:
     raise InfeasibleBudgetError("budget.macs = 0.01x: the smallest is 0.1x")
 
@@ -117,7 +121,7 @@ def hang(stored: Path) -> Mapping[str, object]:
 
 ENDS = {
     f.__name__: f
-    for f in (end, refuse, find_nothing, lack_device, break_down, die, die_once, swell, spread, wait, hang)
+    for f in (end, refuse, refuse_file, find_nothing, lack_device, break_down, die, die_once, swell, spread, wait, hang)
 }
 
 if __name__ == "__main__":

@@ -72,7 +72,21 @@ def test_a_job_is_submitted_followed_and_fetched(live: LiveService, tmp_path: Pa
     with pytest.raises(BadInputError, match=r"cannot fetch into .*fetched: it is there already"):
         job.fetch(folder)
     assert [other.id for other in connect(live.url).jobs(JobState.DONE)] == [job.id]
-    assert connect(live.url).job(job.id).record == record
+    assert connect(live.url).job(job.id).record == job.record
+    assert job.record.with_files_in(job.id) == record
+
+
+def test_paths_of_the_service_are_shown_as_those_of_the_files_that_are_fetched(
+    live: LiveService, tmp_path: Path
+) -> None:
+    job = connect(live.url).submit("stub", CONFIG, arguments={"does": "refuse_file"})
+    assert job.record.run_folder == str(live.settings.runs.absolute() / job.id / "run")
+    with live.worker(), pytest.raises(BadInputError, match=rf"^{job.id}/evaluations\.txt cannot be read; send another"):
+        job.wait()
+    with pytest.raises(BadInputError, match=rf"^{tmp_path}/here/evaluations\.txt cannot be read; send another one$"):
+        job.wait(folder=tmp_path / "here")
+    said = {"file": f"{job.record.run_folder}/a.csv", "of": [f"see {job.record.run_folder}", 3, None]}
+    assert job.record.moved(said, "out") == {"file": "out/a.csv", "of": ["see out", 3, None]}
 
 
 def test_who_follows_is_told_of_a_device_that_is_away(live: LiveService) -> None:
