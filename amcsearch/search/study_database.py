@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import optuna
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
@@ -32,6 +32,7 @@ LOCK_TIMEOUT_S: Final = 5.0
 _LOCK: Final = 6_702_881_517
 """Number of the PostgreSQL lock under which drivers open a database one after the other."""
 
+_ENCODING: Final = "UTF8"
 _STUDY_TABLES: Final = frozenset(
     {"studies", "study_user_attributes", "trials", "trial_user_attributes", "version_info"}
 )
@@ -184,6 +185,15 @@ class Server:
         return state not in (psycopg.pq.Ping.REJECT, psycopg.pq.Ping.NO_RESPONSE)
 
 
+def _check_encoding(connection: Any, _: object) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != _ENCODING:
+        raise BadInputError(
+            f"the database {connection.info.dbname} of the study storage has the encoding {encoding}, must be "
+            f"{_ENCODING}; make one: createdb -E {_ENCODING} -T template0 NAME"
+        )
+
+
 @contextmanager
 def opened_by_one(url: URL) -> Iterator[None]:
     """Let drivers that start together make the tables of a shared database one after the other.
@@ -193,6 +203,8 @@ def opened_by_one(url: URL) -> Iterator[None]:
     kind, name = url.get_backend_name(), url.database or ""
     if kind == "postgresql":
         engine = create_engine(url)
+        if url.drivername == "postgresql+psycopg":
+            event.listen(engine, "connect", _check_encoding, insert=True)  # SQLAlchemy fails where it is SQL_ASCII
         try:
             with engine.connect() as connection:
                 connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))

@@ -219,6 +219,13 @@ def test_a_connection_may_be_lost_while_trials_are_read(postgresql_url: str) -> 
     shared.release()
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_does_not_hold_every_text_is_refused(postgresql, encoding: str) -> None:
+    words = f"has the encoding {encoding}, must be UTF8; make one: createdb -E UTF8 -T template0 NAME"
+    with pytest.raises(BadInputError, match=words):
+        make_study("random", trials=1, batch=1, storage=postgresql.new_database(encoding))
+
+
 def test_a_study_waits_for_its_server_and_says_so_once(postgresql, postgresql_url: str) -> None:
     warned: list[str] = []
 
