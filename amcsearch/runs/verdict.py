@@ -2,10 +2,11 @@
 
 It is made once, of the final measurement of the delivered file, and every door shows it. A cost that is measured is
 judged by its 95 % interval: below the limit it is met, above it missed, and an interval that straddles the limit
-decides nothing. Neither does a busy host: with more than half of the rounds disturbed, a network measured beside itself
-came out at 1.02 to 1.56 times its own latency, and the intervals of some left out 1; with a neighbour on both cores a
-ratio came out at 1.244 (0.870–2.026). There the prediction is told with its error, and how to measure later. A cost
-that follows from shapes (MACs, parameters, bytes, memory, energy by its model) is met or missed by its prediction.
+decides nothing. Neither does a busy host: with more than three quarters of the rounds disturbed, a network measured
+beside itself came out at 0.68 to 1.05 times its own latency, with fewer at 0.986 to 1.000; with a neighbour on both
+cores a ratio came out at 1.244 (0.870–2.026). There the prediction is told with its error, and how to measure later.
+A cost that follows from shapes (MACs, parameters, bytes, memory, energy by its model) is met or missed by its
+prediction.
 """
 
 import math
@@ -19,7 +20,7 @@ from amcsearch.runs.documents import StoredDocument
 
 __all__ = ["DeliveredFile", "Interval", "LimitVerdict", "Measurement", "Verdict", "VerdictState"]
 
-MOST_DISTURBED: Final = 0.5  # share of rounds
+MOST_DISTURBED: Final = 0.75  # share of rounds in which either network was
 MOST_WIDTH: Final = 0.4  # of an interval, as a share of its median
 LEAST_ROUNDS: Final = 5  # the interval of fewer is too narrow to be believed
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
@@ -75,7 +76,8 @@ class Measurement:
         total = self.rounds + self.disturbed
         if self.disturbed > MOST_DISTURBED * total:
             return (
-                f"the host was too busy: {self.disturbed} of {total} rounds were disturbed, at most {total // 2} may be"
+                f"the host was too busy: {self.disturbed} of {total} rounds were disturbed, at most "
+                f"{math.floor(MOST_DISTURBED * total)} may be"
             )
         if self.ratio.high - self.ratio.low > MOST_WIDTH * self.ratio.median:
             return (

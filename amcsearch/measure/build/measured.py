@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.measure.build.attribution import KernelRun, kernel_runs
@@ -65,11 +66,20 @@ class MeasuredNetwork(NamedTuple):
 
 
 def _passes_ms(passes: Sequence[TimedPass], quiet_ms: float) -> tuple[float, ...]:
-    quiet = [timed.quiet_ms(DISTURBED * quiet_ms) for timed in passes]
+    quiet = [_quiet_samples(timed, DISTURBED * quiet_ms) for timed in passes]
     most = max(map(len, quiet), default=0)
     if not most:
         return tuple(float(timed.samples_ms.min()) for timed in passes)
     return tuple(float(np.median(samples)) for samples in quiet if 2 * len(samples) >= most)
+
+
+def _quiet_samples(timed: TimedPass, most_ms: float) -> NDArray[np.float64]:
+    """Samples of the rounds in which the reference took at most ``most_ms`` and the model was near its fastest tenth.
+
+    Were the reference alone asked, it would be quiet by choice and the model by chance, and look slower.
+    """
+    fastest_ms = float(np.quantile(timed.samples_ms, QUIET_QUANTILE))
+    return timed.samples_ms[(timed.reference_ms <= most_ms) & (timed.samples_ms <= DISTURBED * fastest_ms)]
 
 
 def _quiet_level(models: Sequence[ModelResult]) -> float:

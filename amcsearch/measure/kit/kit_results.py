@@ -140,10 +140,6 @@ class TimedPass:
     samples_ms: NDArray[np.float64]
     reference_ms: NDArray[np.float64]
 
-    def quiet_ms(self, most_ms: float) -> NDArray[np.float64]:
-        """Samples of the rounds in which the reference took at most ``most_ms``."""
-        return self.samples_ms[self.reference_ms <= most_ms]
-
 
 @dataclass(frozen=True)
 class ModelResult(PlannedModel):
