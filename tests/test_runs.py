@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -265,3 +266,9 @@ def test_costs_of_ones_own_are_columns_after_the_four() -> None:
     assert rows["mib"].isna().tolist() == [True, False]
     assert rows["mib"].iloc[1] == 2.5
     assert list(trial_rows(trials[:1]).columns) == list(TRIAL_COLUMNS)
+
+
+def test_a_command_to_go_on_with_can_be_pasted_into_a_shell(tmp_path):
+    words = shlex.split(RunFolder(tmp_path / "runs/int8 ü it's").prune_command)
+    folder = tmp_path / "runs/int8 ü it's"
+    assert words == ["amcsearch", "prune", f"{folder}/config.yaml", "--policy", f"{folder}/policy.json"]

@@ -273,7 +273,7 @@ def _tuned(
 def _without_own_training(job: Job, run: RunFolder) -> str:
     """Return how to train the policy by another training: a command, or a call where the network is in memory."""
     if job.given.model is None:
-        return f"amcsearch prune {run.config_yaml} --policy {run.policy_json} --set recovery.finetune.factory=null"
+        return f"{run.prune_command} --set recovery.finetune.factory=null"
     call = f"amcsearch.prune(model, data, policy={str(run.policy_json)!r}, finetune=None)"
     return f"{call} with the same task and other settings"
 

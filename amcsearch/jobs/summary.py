@@ -143,7 +143,7 @@ def _again(job: Job, run: RunFolder) -> str:
     The call names no file: the folder of a run that is not saved goes with its result.
     """
     if job.given.model is None:
-        return f"measure it on an idle machine: amcsearch prune {run.config_yaml} --policy {run.policy_json}"
+        return f"measure it on an idle machine: {run.prune_command}"
     call = "amcsearch.prune(model, data, policy=result.policy) with the same task and settings"
     return f"measure it on an idle machine: {call}"
 

@@ -193,7 +193,8 @@ def _commands(result: FrontResult) -> str:
     run = shlex.quote(folder)
     text = (
         f"# the policy of any budget on any device, as {run}/policy.json\n"
-        f"amcsearch front {run} --budget {name}=0.4x --device {shlex.quote(device.name)}\n\n"
+        f"amcsearch front {run} --budget {name}=0.4x --device {shlex.quote(device.name)} "
+        f"-o {run}/policy.json\n\n"
         f"# prune by it, fine-tune, export, measure\namcsearch prune {run}/config.yaml --policy {run}/policy.json"
     )
     return f"<section id='commands'><h2>How to go on</h2>{preformatted(text)}</section>"

@@ -8,6 +8,7 @@ synced line at a time; a line torn by a kill is ended before the next.
 import json
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -270,6 +271,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def write_policy(self, policy: PruningPolicy) -> None:
         """Write ``policy.json``; raises as ``files.replacing``."""
         self.write_text(self.policy_json, policy.to_json() + "\n")
+
+    @property
+    def prune_command(self) -> str:
+        """What prunes by the chosen policy again, to be typed in a shell."""
+        return shlex.join(["amcsearch", "prune", str(self.config_yaml), "--policy", str(self.policy_json)])
 
     def write_summary(self, summary: Summary | SparsifySummary) -> None:
         """Write ``summary.json``; raises as ``files.replacing``."""
