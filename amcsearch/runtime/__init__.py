@@ -30,7 +30,13 @@ from amcsearch.runtime.on_device.records import SUM, Journal, parsed_lines
 from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, checked_plan
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
 from amcsearch.runtime.onnx_runtime import OnnxRuntime
-from amcsearch.runtime.paired_latency import PairedLatency, measure_many, measuring_seconds, paired_samples
+from amcsearch.runtime.paired_latency import (
+    PairedLatency,
+    measure_many,
+    measuring_seconds,
+    paired_samples,
+    quiet_rounds,
+)
 from amcsearch.runtime.quantisation.quantisation import converted
 from amcsearch.runtime.session import OnnxModule, differences, provenance
 from amcsearch.runtime.signature import Signature, arrays_of, outputs_of, sample_axis, signature_of
@@ -103,6 +109,7 @@ __all__ = [
     "parsed_lines",
     "program_module",
     "provenance",
+    "quiet_rounds",
     "read_plan",
     "read_token",
     "run",

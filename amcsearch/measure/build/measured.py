@@ -20,7 +20,7 @@ from amcsearch.measure.build.attribution import KernelRun, kernel_runs
 from amcsearch.measure.kit.kit_results import KitResult, ModelResult, TimedPass
 from amcsearch.measure.plan.network_record import DescribedNetwork
 from amcsearch.measure.plan.roles import HELD_OUT
-from amcsearch.runtime import DISTURBED, QUIET_QUANTILE
+from amcsearch.runtime import DISTURBED, QUIET_QUANTILE, quiet_rounds
 
 __all__ = ["MeasuredNetwork", "MeasuredVariant", "measured_variants"]
 
@@ -78,8 +78,7 @@ def _quiet_samples(timed: TimedPass, most_ms: float) -> NDArray[np.float64]:
 
     Were the reference alone asked, it would be quiet by choice and the model by chance, and look slower.
     """
-    fastest_ms = float(np.quantile(timed.samples_ms, QUIET_QUANTILE))
-    return timed.samples_ms[(timed.reference_ms <= most_ms) & (timed.samples_ms <= DISTURBED * fastest_ms)]
+    return timed.samples_ms[(timed.reference_ms <= most_ms) & quiet_rounds(timed.samples_ms)]
 
 
 def _quiet_level(models: Sequence[ModelResult]) -> float:
