@@ -1,6 +1,7 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
 from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
+from amcsearch.core.database import check_encoding, without_passwords
 from amcsearch.core.errors import BadInputError, DeliveryError, DeviceAwayError, DivergedError, InfeasibleBudgetError
 from amcsearch.core.execution import Execution, LiveTensor, MomentBytes, WidthSum
 from amcsearch.core.group import ChannelGroup, Coupling, Side
@@ -33,7 +34,6 @@ from amcsearch.core.user_code import (
     guarded_job,
     printable,
     settings_kept,
-    without_passwords,
 )
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "at_worst",
     "check_csv",
     "check_depth",
+    "check_encoding",
     "check_file",
     "check_interrupt",
     "decoded",

@@ -7,7 +7,6 @@ pass for the end of a job.
 
 import logging
 import os
-import re
 import signal
 import sysconfig
 import threading
@@ -40,7 +39,6 @@ __all__ = [
     "place_in_user_code",
     "printable",
     "settings_kept",
-    "without_passwords",
 ]
 
 _log = logging.getLogger(__name__)
@@ -219,12 +217,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
         message = "its text cannot be made"
     text = printable(" ".join(f"{type(error).__name__}: {message}".split())).rstrip(": ")
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def without_passwords(address: str) -> str:
-    """Return what may be a database's address without passwords: neither the user's nor that of a parameter."""
-    address = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", address, flags=re.DOTALL)
-    return re.sub(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", r"\1***", address, flags=re.IGNORECASE)
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
-from amcsearch.core import BadInputError, check_file, check_interrupt, without_passwords
+from amcsearch.core import BadInputError, check_encoding, check_file, check_interrupt, without_passwords
 
 __all__ = ["LOCK_TIMEOUT_S", "Server", "check_owner", "open_storage", "opened_by_one", "storage_url"]
 
@@ -32,7 +32,6 @@ LOCK_TIMEOUT_S: Final = 5.0
 _LOCK: Final = 6_702_881_517
 """Number of the PostgreSQL lock under which drivers open a database one after the other."""
 
-_ENCODING: Final = "UTF8"
 _STUDY_TABLES: Final = frozenset(
     {"studies", "study_user_attributes", "trials", "trial_user_attributes", "version_info"}
 )
@@ -186,12 +185,8 @@ class Server:
 
 
 def _check_encoding(connection: Any, _: object) -> None:
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding != _ENCODING:
-        raise BadInputError(
-            f"the database {connection.info.dbname} of the study storage has the encoding {encoding}, must be "
-            f"{_ENCODING}; make one: createdb -E {_ENCODING} -T template0 NAME"
-        )
+    shown = f"{connection.info.dbname} of the study storage"
+    check_encoding(connection.info.parameter_status("server_encoding"), shown)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.sql.expression import ColumnElement, literal_column
 
-from amcsearch.core import BadInputError, without_passwords
+from amcsearch.core import BadInputError, check_encoding, without_passwords
 from amcsearch.runs import make_folder
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
 
 _BUSY_S: Final = 30.0  # that a connection waits for another's transaction on SQLite
 _MIGRATION_LOCK: Final = 4_026_531_840_117  # any number of our own, for PostgreSQL's advisory lock
-_ENCODING: Final = "UTF8"
 _CLOCKS: Final = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "extract(epoch from statement_timestamp())::double precision",
@@ -258,15 +257,10 @@ def _engine(url: str) -> Engine:
             f"database {kind} needs the module {error.name}; type: pip install 'amcsearch[service]'"
         ) from error
 
-    def check_encoding(connection: Any, _: object) -> None:
-        encoding = connection.info.parameter_status("server_encoding")
-        if encoding != _ENCODING:
-            raise BadInputError(
-                f"the database {without_passwords(url)} has the encoding {encoding}, must be {_ENCODING}; make one: "
-                f"createdb -E {_ENCODING} -T template0 NAME"
-            )
+    def check(connection: Any, _: object) -> None:
+        check_encoding(connection.info.parameter_status("server_encoding"), without_passwords(url))
 
-    event.listen(engine, "connect", check_encoding, insert=True)  # before SQLAlchemy asks: SQL_ASCII answers in bytes
+    event.listen(engine, "connect", check, insert=True)  # before SQLAlchemy asks: SQL_ASCII answers in bytes
     return engine
 
 

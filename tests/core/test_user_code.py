@@ -19,7 +19,6 @@ from amcsearch.core import (
     described,
     guarded_job,
     printable,
-    without_passwords,
 )
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -283,9 +282,3 @@ def test_what_other_code_made_of_a_signal_is_an_interruption_again() -> None:
 
     with pytest.raises(Interrupted, match=r"^while a job ran$"):
         guarded_job(*SIGNALS)(job)()
-
-
-def test_an_address_is_shown_without_passwords() -> None:
-    assert without_passwords("postgresql+psycopg://ann:se:cr@et@host/name") == "postgresql+psycopg://ann:***@host/name"
-    assert without_passwords("x://host/name?sslpassword=secret&port=1") == "x://host/name?sslpassword=***&port=1"
-    assert without_passwords("sqlite:///a.db") == "sqlite:///a.db"
