@@ -1,4 +1,4 @@
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -139,6 +139,60 @@ def test_a_table_asks_for_what_it_knows_least(simulated, resnet20_network):
     plain = training_policies(resnet20_network, 12, np.random.default_rng(1))
     odd, plain_odd = ([policy for policy in of if policy not in on(8, of)] for of in (chosen, plain))
     assert doubt(odd) > 1.1 * doubt(plain_odd)
+
+
+def convolutions(by, outputs):
+    """A convolution, one of 48 inputs in ``by`` groups, and a layer that mixes."""
+    first, grouped = nn.Conv2d(1, 48, 1), nn.Conv2d(48, outputs, 3, padding=1, groups=by)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outputs, 4)
+    return nn.Sequential(
+        OrderedDict(first=first, a=nn.ReLU(), grouped=grouped, b=nn.ReLU(), **dict(zip("cde", pooled, strict=True)))
+    )
+
+
+def narrowest_width(network, name):
+    return next(layer for layer in network.with_channels(smallest(network, 1)).layers if layer.name == name)
+
+
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_the_narrowest_widths_of_a_grouped_convolution_are_measured_for_they_make_it_depthwise(by, simulated):
+    network = subject(model=convolutions(by, 64)).trace.network
+    layer = narrowest_width(network, "grouped")
+    assert (layer.in_channels, layer.conv_groups, layer.is_depthwise) == (by, by, True)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        policies = training_policies(network, 12, rng)
+        assert len(set(policies)) == len(policies) == 12
+        assert policies[:2] == [smallest(network, 16), smallest(network, 1)]
+        device = simulated.SimulatedDevice()
+        measured = device.measured(network, [network.dense, *policies], rng)
+        table = table_of("net", network, measured, [], device.overhead_ms, simulated.PROVENANCE)
+        asked = [smallest(network, 1), *random_policies(network, 40, 1, rng)]
+        assert (table.bind("net").predict_all([network.with_channels(policy).layers for policy in asked]) > 0).all()
+
+
+def test_a_filter_of_two_outputs_is_measured_at_one_input_for_it_is_an_ordinary_convolution_there():
+    network = subject(model=convolutions(48, 96)).trace.network
+    layer = narrowest_width(network, "grouped")
+    assert (layer.in_channels, layer.out_channels, layer.conv_groups) == (1, 2, 1)
+    assert training_policies(network, 12, np.random.default_rng(0))[1] == smallest(network, 1)
+
+
+def test_networks_whose_layers_stay_what_they_are_need_no_narrowest_widths(resnet20_network):
+    filters = subject(model=convolutions(48, 48)).trace.network  # of one channel they are priced as of two
+    for network in (resnet20_network, filters):
+        assert smallest(network, 1) not in training_policies(network, 12, np.random.default_rng(0))
+
+
+def test_the_graph_of_the_narrowest_widths_is_read_where_nothing_else_shows_them():
+    network = subject(model=convolutions(8, 64)).trace.network
+    own = measurement_plan([subject(model=convolutions(8, 64))], variants=0, held_out=0, anchors=2, lowered=4)
+    lowered = [PruningPolicy(model.policy) for model in own.models if model.role == LOWERED]
+    assert len(lowered) == 4
+    assert lowered[0] == smallest(network, 1)
+    both = measurement_plan([subject(model=convolutions(8, 64))], variants=12, lowered=4)
+    policies = [PruningPolicy(model.policy) for model in both.models]
+    assert policies.count(smallest(network, 1)) == 1
 
 
 def test_a_network_that_is_exhausted_gives_fewer():

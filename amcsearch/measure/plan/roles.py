@@ -5,7 +5,9 @@ half have any widths: the former are what a search proposes, the latter teach wh
 a table of the device exists, those of each grid are chosen among many by where it is least sure. Held-out variants come
 from the same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date,
 or carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
-runtime's optimised graph alone is read, which tells what kernels the layers of a new network become.
+runtime's optimised graph alone is read, which tells what kernels the layers of a new network become. A grouped
+convolution of which each group keeps one channel is depthwise, and so are no wider ones: where the narrowest widths
+make another layer of any, they are measured too, or no table of the variants would know its kernel.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from amcsearch.core import NetworkSpec, PruningPolicy
-from amcsearch.costs import LatencyModel
+from amcsearch.core import LayerKind, LayerSpec, NetworkSpec, PruningPolicy
+from amcsearch.costs import LatencyModel, signature
 from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "anchor_policies",
     "cast",
     "held_out_policies",
+    "lowered_policies",
     "training_policies",
 ]
 
@@ -66,16 +69,31 @@ def _on_grid(
     return [pool[i] for i in np.argsort(doubt)[::-1][:n]]
 
 
+def _narrowest(network: NetworkSpec) -> list[PruningPolicy]:
+    """The policy of the narrowest widths, where they make a layer that no wider ones make; none elsewhere."""
+    narrow = smallest(network, 1)
+    wide = [network.layers, network.with_channels(smallest(network, BLOCK)).layers]
+    known = {signature(layer) for layers in wide for layer in layers}
+    changed = (layer for layer in network.with_channels(narrow).layers if signature(layer) not in known)
+    return [narrow] if any(not _is_single(layer) for layer in changed) else []
+
+
+def _is_single(layer: LayerSpec) -> bool:
+    """Whether it is a convolution of one channel, which tables price as a depthwise one of two if need be."""
+    return layer.kind is LayerKind.CONV and (layer.in_channels, layer.out_channels) == (1, 1)
+
+
 def training_policies(
     network: NetworkSpec, n: int, rng: np.random.Generator, model: LatencyModel | None = None
 ) -> list[PruningPolicy]:
     """Distinct policies that build a table, the smallest first; chosen by the uncertainty of ``model`` if one is given.
 
-    Fewer than n where a network has no more.
+    They make every layer that a policy of the network makes, widths aside. Fewer than n where a network has no more.
     """
     if not network.groups:
         return []
-    drawn = [smallest(network, BLOCK), *_mixed(network, n - 1, rng, model), *_mixed(network, n, rng)]
+    first = [smallest(network, BLOCK), *_narrowest(network)]
+    drawn = [*first, *_mixed(network, n - 1, rng, model), *_mixed(network, n, rng)]
     return _first_new(drawn, n, [network.dense])
 
 
@@ -97,6 +115,14 @@ def held_out_policies(
     return _first_new(drawn, n, [network.dense, *taken])
 
 
+def lowered_policies(
+    network: NetworkSpec, n: int, rng: np.random.Generator, taken: Sequence[PruningPolicy]
+) -> list[PruningPolicy]:
+    """As ``held_out_policies``, the narrowest first where it makes a layer that no wider one makes."""
+    first = _narrowest(network) if network.groups else []
+    return _first_new([*first, *held_out_policies(network, n, rng, taken)], n, taken)
+
+
 def _first_new(drawn: Sequence[PruningPolicy], n: int, taken: Iterable[PruningPolicy]) -> list[PruningPolicy]:
     """The first n distinct policies that are not among ``taken``, fewer where there are no more."""
     known = set(taken)
@@ -113,7 +139,7 @@ def cast(
     building = training_policies(network, wanted[BUILDING], rng, model) if wanted[BUILDING] else []
     kept_out = held_out_policies(network, wanted[HELD_OUT], rng, building)
     anchors = anchor_policies(network, wanted[ANCHOR], rng, [*building, *kept_out])
-    lowered = held_out_policies(network, wanted[LOWERED], rng, [*building, *kept_out, *anchors])
+    lowered = lowered_policies(network, wanted[LOWERED], rng, [*building, *kept_out, *anchors])
     roles = {BUILDING: building, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
     spread = [
         ((i + 0.5) / len(policies), role, policy)
