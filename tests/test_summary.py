@@ -293,6 +293,7 @@ def test_a_summary_of_sparsify_is_written_back_key_for_key(target: dict[str, Any
 
 def test_a_summary_of_sparsify_keeps_its_device_and_what_that_measured() -> None:
     device = {"name": "A76", "location": "offline", "threads": 1, "batch": 1, "runtime": None, "measured": None}
+    device["predicted_for"] = None
     awaited = SparsifySummary.from_json({**SPARSE, "device": device})
     assert awaited.latency_ratio is None
     assert "latency" not in awaited.to_json()

@@ -6,7 +6,8 @@ first. A run of ``sparsify`` has one network, which stays as it is. The result f
 the run folder, so that nothing is lost where a run breaks off.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,23 @@ from amcsearch.jobs.summary import Origin, with_measurement, with_sparse_measure
 from amcsearch.jobs.workload import CONFIGURED, InMemory
 from amcsearch.measure import KitResult, check_kit_file, check_speed, kit_plan, paired_latencies, read_results
 from amcsearch.reporting import render
-from amcsearch.runs import OFFLINE, FinalistSummary, RunFolder, SparsifySummary, Summary, replacing, verify_commands
+from amcsearch.runs import (
+    OFFLINE,
+    FinalistSummary,
+    MeasuringDevice,
+    RunFolder,
+    SparsifySummary,
+    Summary,
+    replacing,
+    verify_commands,
+)
 from amcsearch.runtime import CPU, PairedLatency, full_provider_name
 
 __all__ = ["VerifyKit", "check_result", "verify", "write_verify_kit"]
 
 MOST_BYTES: Final = 2**29  # of a kit
+_NOTE: Final = "measurement: "
+"""Begins each warning about a result file, which the next result replaces."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +99,34 @@ def check_result(run: RunFolder, path: Path) -> KitResult:
     """Read a result and check that it measures this run's kit.
 
     Raises:
-        BadInputError: a file that is damaged, of a table kit, or of another kit.
+        BadInputError: a file that is damaged or cut off too early, of a table kit, or of another kit.
     """
-    plan, result = kit_plan(run.verify_pyz), _only(read_results([path]), path)
-    paired_latencies(result, [], str(path))
+    plan = kit_plan(run.verify_pyz)
+    with _naming_torn_line(path):
+        result = _only(read_results([path]), path)
+        paired_latencies(result, [], str(path))
     if result.plan_hash != plan.hash:
         raise BadInputError(
             f"{path} was measured with another kit ({result.plan_hash[:12]}) than that of run {run.path} "
             f"({plan.hash[:12]}); measure with this one: {verify_commands(run.path)[0]}"
         )
     return result
+
+
+@contextmanager
+def _naming_torn_line(path: Path) -> Iterator[None]:
+    """Say of a result that is not enough for a verdict that its file was cut off, where it was."""
+    try:
+        yield
+    except BadInputError as error:
+        content = read_bytes(path, "kit result", MOST_BYTES)
+        if not content or content.endswith(b"\n"):
+            raise
+        line = content.count(b"\n") + 1
+        raise BadInputError(
+            f"{path}: line {line}, the last, is torn: the file was cut off; copy it again from the "
+            f"device. What is left is not enough for a verdict: {error}"
+        ) from error
 
 
 def _only(results: Sequence[KitResult], path: Path) -> KitResult:
@@ -122,24 +152,26 @@ def verify(
             no device can reach, or a network that is needed and not there.
     """
     phases = Phases(observer, run.append_log)
-    summary = _awaiting(run)
+    summary = _without_notes(_awaiting(run))
+    awaited = summary.device
     with phases("measurement", f"Reading {result}"):
         made = check_result(run, result)
         _check_setting(config, made, str(result))
-        latencies, in_float32 = _latencies(config, summary, made, str(result))
+        with _naming_torn_line(result):
+            latencies, in_float32 = _latencies(config, summary, made, str(result))
         content = read_bytes(result, "result", MOST_BYTES)
         with replacing(run.measured_jsonl) as temporary:
             temporary.write_bytes(content)
     again = f"measure it on an idle device: {verify_commands(run.path)[0]}"
     measured: Summary | SparsifySummary
     if isinstance(summary, SparsifySummary):
-        device = measuring_device(config.device.location, made.provenance)
+        device = _device(config.device.location, made, awaited)
         measured = with_sparse_measurement(summary, latencies[DELIVERED], device, in_float32, again)
     else:
         summary = _with_choice(config, run, phases, given, summary, latencies)
-        device = measuring_device(OFFLINE, made.provenance)
+        device = _device(OFFLINE, made, awaited)
         measured = with_measurement(summary, latencies, device, in_float32, again)
-    noted = tuple(dict.fromkeys((*measured.warnings, *_notes(summary, made))))
+    noted = tuple(dict.fromkeys((*measured.warnings, *_notes(measured, made))))
     run.write_summary(replace(measured, warnings=noted))
     run.write_report(render(run))
     kind = SparsifyResult if isinstance(measured, SparsifySummary) else SearchResult
@@ -273,14 +305,32 @@ def _added(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, f
     return {name: before.get(name, 0.0) + now.get(name, 0.0) for name in dict.fromkeys((*before, *now))}
 
 
-def _notes(summary: Summary | SparsifySummary, made: KitResult) -> list[str]:
+def _without_notes(summary: Summary | SparsifySummary) -> Summary | SparsifySummary:
+    """The summary without the warnings about an earlier result file."""
+    return replace(summary, warnings=tuple(text for text in summary.warnings if not text.startswith(_NOTE)))
+
+
+def _device(location: str, made: KitResult, awaited: MeasuringDevice | None) -> MeasuringDevice:
+    """The device that measured, and the one that the latency was predicted for."""
+    device = measuring_device(location, made.provenance)
+    expected = None if awaited is None else awaited.name if awaited.is_awaited else awaited.predicted_for
+    return replace(device, predicted_for=expected)
+
+
+def _notes(measured: Summary | SparsifySummary, made: KitResult) -> list[str]:
     """What should be known of the measurement, and where the device is not the one of the latency table."""
-    notes = [f"measurement: {note}" for note in made.notes]
-    expected, cpu = summary.device, made.provenance.cpu
-    is_predicted = summary.dense.cost.latency_ms is not None
-    if is_predicted and expected is not None and expected.is_awaited and cpu != expected.name:
+    notes, device = list(made.notes), measured.device
+    planned = int(made.plan["passes"]) * sum(model.timed for model in made.models)
+    timed = sum(made.coverage.timed)
+    if timed < planned:
         notes.append(
-            f"latency was predicted for {expected.name} and measured on {cpu}; make a table of that one: amcsearch "
-            "table kit"
+            f"{timed} of {planned} planned timings are in the result; copy it again from the device, or run the kit "
+            "there again with the same -o, it goes on where it stopped"
         )
-    return notes
+    is_predicted = measured.dense.cost.latency_ms is not None
+    if is_predicted and device is not None and device.predicted_for not in (None, device.name):
+        notes.append(
+            f"latency was predicted for {device.predicted_for} and measured on {device.name}; make a table of that "
+            "one: amcsearch table kit"
+        )
+    return [_NOTE + note for note in notes]

@@ -22,6 +22,7 @@ class MeasuringDevice(StoredDocument):
 
     ``name`` is the device's CPU, or what is known of an absent device; ``location`` is ``here``, ``offline`` or the
     name of its agent. ``runtime`` and ``measured``, the time in UTC, are None while nothing was measured.
+    ``predicted_for`` is the ``name`` of an absent device as it was before its measurement.
     """
 
     name: str
@@ -30,6 +31,7 @@ class MeasuringDevice(StoredDocument):
     batch: int
     runtime: str | None = None
     measured: str | None = None
+    predicted_for: str | None = None
 
     @property
     def is_awaited(self) -> bool:

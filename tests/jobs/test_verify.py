@@ -140,6 +140,39 @@ def test_a_measurement_that_confirms_the_choice_is_taken_without_training(
     assert amcsearch.load(run).verdict.state == "met"
 
 
+def test_only_the_notes_of_the_newest_result_are_kept(run: Path, tmp_path: Path) -> None:
+    good = write_result(run / "verify.pyz", tmp_path / "good.jsonl", latencies(run), cpu="Cortex-A76")
+    lines = good.read_bytes().splitlines(keepends=True)
+    (tmp_path / "early.jsonl").write_bytes(b"".join(lines[:-1]))
+    other = write_result(run / "verify.pyz", tmp_path / "other.jsonl", latencies(run), cpu="Neoverse-N1")
+    expected = summary_of(run)["device"]["name"]
+    for result, cpu, count in ((tmp_path / "early.jsonl", "Cortex-A76", 2), (other, "Neoverse-N1", 1)):
+        amcsearch.verify(run, result)
+        notes = [text for text in summary_of(run)["warnings"] if text.startswith("measurement: ")]
+        assert len(notes) == count
+        assert f"latency was predicted for {expected} and measured on {cpu}" in notes[-1]
+
+
+def test_a_torn_result_names_its_line_and_what_is_missing(
+    run: Path, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = write_result(run / "verify.pyz", tmp_path / "good.jsonl", latencies(run)).read_bytes()
+    lines, torn = content.splitlines(keepends=True), tmp_path / "torn.jsonl"
+    for kept, reason in ((0, "holds no header"), (2, "the result holds no time"), (3, "has not timed trial-")):
+        torn.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        line = refused("verify", run, torn)
+        assert (
+            f"{torn}: line {kept + 1}, the last, is torn: the file was cut off; copy it again from the device" in line
+        )
+        assert reason in line
+    networks, planned = len(latencies(run)), 5 * len(latencies(run))  # five passes
+    torn.write_bytes(b"".join(lines[: 2 + networks]) + lines[2 + networks][:20])  # header, overhead, and one pass
+    assert main(["verify", str(run), str(torn)]) == 0
+    said = capsys.readouterr().out
+    assert f"line {3 + networks} is torn" in said
+    assert f"{networks} of {planned} planned timings are in the result; copy it again from the device, or run" in said
+
+
 def test_the_finalist_that_the_measurement_chooses_is_trained_and_delivered(run: Path, tmp_path: Path) -> None:
     finalists = finalists_of(run)
     other = next(each for each in finalists if not each["chosen"] and "round" not in each)
