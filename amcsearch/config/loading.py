@@ -21,7 +21,7 @@ from amcsearch.config.schema import Config
 from amcsearch.config.values import added_names
 from amcsearch.config.yaml_text import KeyPath, parse_yaml, read_yaml, to_yaml
 from amcsearch.core import BadInputError, Limit, check_depth, check_file
-from amcsearch.runs import expanded
+from amcsearch.runs import HERE, expanded, table_commands
 
 __all__ = [
     "Override",
@@ -162,9 +162,11 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
         **{limit.cost: limit.key for limit in limits},
     }
     if "latency_ms" in wanted and config.device.table is None and not table:
+        location = config.device.location
+        auto = "auto, which measures this machine, or to " if location == HERE else ""
         raise BadInputError(
-            f"{wanted['latency_ms']} needs a latency table, device.table is null; set it to auto, which "
-            "measures this machine, or to what `amcsearch table measure CONFIG -o latency_tables/NAME` makes"
+            f"{wanted['latency_ms']} needs a latency table, device.table is null; set it to {auto}what this makes: "
+            f"{table_commands(location)}"
         )
     if "energy_mj" in wanted and config.device.profile is None and not profile:
         raise BadInputError(

@@ -21,7 +21,7 @@ from amcsearch.jobs.left_alone import largest_left_alone
 from amcsearch.jobs.machine_table import MachineTable
 from amcsearch.jobs.runtimes import check_provider, runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, TracedNetwork
-from amcsearch.runs import HERE, TableErrors, TableOrigin, TableSummary
+from amcsearch.runs import HERE, OFFLINE, TableErrors, TableOrigin, TableSummary, table_commands
 from amcsearch.runtime import differences
 from amcsearch.search import Budget, FeasibleSet, without_dominated
 
@@ -276,7 +276,7 @@ def _check_kernels(config: Config, table: LatencyTable | None, name: str) -> Non
     if measured != wanted:
         raise BadInputError(
             f"device.dtype is {wanted}, latency table {name} was measured in {measured}; set "
-            f"device.dtype={measured}, or measure another one: amcsearch table measure CONFIG -o latency_tables/NAME"
+            f"device.dtype={measured}, or measure another one: {table_commands(config.device.location)}"
         )
 
 
@@ -297,12 +297,14 @@ def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyMo
         return []
     name, cure = f"latency table {folder}", "amcsearch.measure_latency_table(model, example, known=table)"
     if config.device.table is not None:
-        cure = f"amcsearch table measure CONFIG -o {folder}"
+        cure = table_commands(config.device.location, folder)
     if model.network is None:
         known = ", ".join(table.networks)
         return [f"{name} holds no measurement of this network: predictions borrow from {known}; add it: {cure}"]
     accuracy = model.accuracy
     if accuracy is None or accuracy.mape is None or accuracy.within_10 is None:
+        if config.device.location == OFFLINE:
+            return [f"{name} was never checked on this network; measure more: {cure}"]
         check = f"amcsearch table check {'FOLDER' if config.device.table is None else folder} CONFIG --write"
         return [f"{name} was never checked on this network; run {check}"]
     if accuracy.mape <= POOR_ERROR and accuracy.within_10 >= GOOD_SHARE:

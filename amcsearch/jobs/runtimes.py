@@ -6,7 +6,7 @@ from typing import Final
 from amcsearch.config import Config, label, make
 from amcsearch.core import BadInputError
 from amcsearch.costs import LatencyTable
-from amcsearch.runs import HERE
+from amcsearch.runs import HERE, table_commands
 from amcsearch.runtime import CPU, ONNXRUNTIME, RUNTIMES, OnnxRuntime, Runtime, full_provider_name, is_profiled
 
 __all__ = ["check_kit", "check_provider", "has_profiles", "other_runtime", "runtime_of"]
@@ -95,5 +95,5 @@ def check_provider(table: LatencyTable, config: Config, name: str) -> None:
         raise BadInputError(
             f"device.provider is {config.device.provider}, {name} was measured with {there}: another provider has "
             f"another table; set device.provider={there.removesuffix('ExecutionProvider')}, or measure one: "
-            "amcsearch table measure CONFIG -o latency_tables/NAME"
+            f"{table_commands(config.device.location)}"
         )

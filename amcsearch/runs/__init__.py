@@ -33,7 +33,14 @@ from amcsearch.runs.goals import (
     RoundSummary,
     TargetGoal,
 )
-from amcsearch.runs.measuring_device import DEVICE_SERVER, HERE, OFFLINE, MeasuringDevice, verify_commands
+from amcsearch.runs.measuring_device import (
+    DEVICE_SERVER,
+    HERE,
+    OFFLINE,
+    MeasuringDevice,
+    table_commands,
+    verify_commands,
+)
 from amcsearch.runs.rows import (
     STOPPED_COLUMNS,
     TRIAL_COLUMNS,
@@ -118,6 +125,7 @@ __all__ = [
     "read_trials",
     "replacing",
     "sweep",
+    "table_commands",
     "take_lock",
     "trial_rows",
     "verify_commands",

@@ -7,7 +7,7 @@ from typing import Final
 
 from amcsearch.runs.documents import StoredDocument
 
-__all__ = ["DEVICE_SERVER", "HERE", "OFFLINE", "MeasuringDevice", "verify_commands"]
+__all__ = ["DEVICE_SERVER", "HERE", "OFFLINE", "MeasuringDevice", "table_commands", "verify_commands"]
 
 DEVICE_SERVER: Final = "AMCSEARCH_DEVICE_SERVER"
 """Environment variable of the address of ``amcsearch device serve``."""
@@ -53,3 +53,14 @@ def verify_commands(run: Path) -> tuple[str, str]:
     """Return the two commands by which a run goes on whose device is absent: the kit, and the results that it wrote."""
     folder = shlex.quote(str(run))
     return f"amcsearch verify kit {folder} -o verify.pyz", f"amcsearch verify {folder} result.jsonl"
+
+
+def table_commands(location: str, folder: str = "latency_tables/NAME") -> str:
+    """Return how to measure a network into the table in ``folder``, where ``device.location`` is ``location``."""
+    if location == OFFLINE:
+        return (
+            "amcsearch table kit CONFIG -o kit.pyz; run python3 kit.pyz -o result.jsonl on the device; then "
+            f"amcsearch table build result.jsonl -o {folder}"
+        )
+    there = "" if location == HERE else f" --set device.location={location}"
+    return f"amcsearch table measure CONFIG -o {folder}{there}"

@@ -116,6 +116,31 @@ def test_a_table_that_may_be_wrong_is_a_warning_and_no_error(
     assert text.startswith(f"latency table {config.device.table} ")
 
 
+@pytest.mark.parametrize(
+    ("location", "cure"),
+    [
+        ("here", "amcsearch table measure CONFIG -o {table}"),
+        ("pi5", "amcsearch table measure CONFIG -o {table} --set device.location=pi5"),
+        (
+            "offline",
+            "amcsearch table kit CONFIG -o kit.pyz; run python3 kit.pyz -o result.jsonl on the device; then "
+            "amcsearch table build result.jsonl -o {table}",
+        ),
+    ],
+)
+def test_a_table_that_lacks_the_network_names_the_commands_that_measure_on_its_device(
+    configured: Callable[..., Config], location: str, cure: str
+) -> None:
+    config = configured({"fingerprint": "another", "accuracy": GOOD}, f"device.location={location}")
+    (text,) = device_of(config).warnings
+    assert text.endswith("add it: " + cure.format(table=config.device.table))
+
+
+def test_an_absent_device_is_not_sent_to_check_its_table_here(configured: Callable[..., Config]) -> None:
+    (text,) = device_of(configured({}, "device.location=offline")).warnings
+    assert "was never checked on this network; measure more: amcsearch table kit" in text
+
+
 def test_an_infeasible_latency_says_that_the_table_may_be_wrong(configured: Callable[..., Config]) -> None:
     poor = {"accuracy": {**GOOD, "mape": 0.4, "noise_mape": 0.3}}
     with pytest.raises(InfeasibleBudgetError, match=r"no policy .*; latency table .* is poor .* differs by 30\.0%"):

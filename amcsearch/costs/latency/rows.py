@@ -45,7 +45,10 @@ KEY_COLUMNS: Final = ("network", *LAYER_COLUMNS, "kernel")
 COLUMNS: Final = (*KEY_COLUMNS, "count", "latency_ms", "mad_ms", "samples", "source")
 NO_KERNEL: Final = "none"
 GRAPH: Final = "graph"  # source of a row that was never timed
-ADD: Final = "add it with `amcsearch table measure CONFIG -o latency_tables/NAME`"
+ADD: Final = (
+    "add it with `amcsearch table measure CONFIG -o latency_tables/NAME`, or for a device that is elsewhere with "
+    "`amcsearch table kit` and `amcsearch table build`"
+)
 _AMOUNTS: Final = ("count", "latency_ms", "mad_ms")
 _AT_LEAST_ONE: Final = frozenset(
     {
