@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,5 +190,5 @@ def verify(
     """
     folder = RunFolder.open(expanded(run))
     request, given = make_request(folder.config_yaml, None, {}, model, data)
-    path, observed = expanded(result), watcher(observer)
-    return in_folder(request, folder.path, True, lambda taken: jobs.verify(request, taken, path, observed, given))
+    job = partial(jobs.verify, result=expanded(result))
+    return in_folder(request, folder.path, True, job, watcher(observer), given)

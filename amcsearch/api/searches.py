@@ -109,7 +109,7 @@ def search(
     request, given = make_request(config, settings, named, model, data)
     request = extended(request, folder, resume, trials)
     job = partial(jobs.search, workers=workers, scheduler=scheduler, storage=storage, strict=strict)
-    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given), anew=True)
+    return in_folder(request, folder, resume, job, watcher(observer), given, anew=True)
 
 
 @guarded_job(signal.SIGINT)
@@ -178,7 +178,7 @@ def compare(
     }
     request, given = make_request(config, settings, named, model, data)
     job = partial(jobs.compare, agents=agents, seeds=seeds, workers=workers, scheduler=scheduler, strict=strict)
-    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
+    return in_folder(request, folder, resume, job, watcher(observer), given)
 
 
 @guarded_job(signal.SIGINT)
@@ -230,7 +230,7 @@ def front(
     named = {"selection.criterion": criterion, "selection.selector": selector, "task": task, "seed": seed}
     request, given = make_request(config, settings, named, model, data)
     job = partial(jobs.front, devices=devices, evaluations=evaluations, workers=workers, scheduler=scheduler)
-    return in_folder(request, folder, resume, lambda run: job(request, run, watcher(observer), given))
+    return in_folder(request, folder, resume, job, watcher(observer), given)
 
 
 @guarded_job(signal.SIGINT)
@@ -293,7 +293,7 @@ def prune(
     }
     request, given = make_request(config, settings, named, model, data)
     anew = request.prune.rounds == 1  # the training of a round decides what the next one cuts
-    return in_folder(request, folder, resume, lambda run: jobs.prune(request, run, watcher(observer), given), anew=anew)
+    return in_folder(request, folder, resume, jobs.prune, watcher(observer), given, anew=anew)
 
 
 @guarded_job(signal.SIGINT)
@@ -347,8 +347,7 @@ def sparsify(
         "device.profile": profile,
     }
     request, given = make_request(config, settings, named, model, data)
-    observed = watcher(observer)
-    return in_folder(request, folder, resume, lambda run: jobs.sparsify(request, run, observed, given), anew=True)
+    return in_folder(request, folder, resume, jobs.sparsify, watcher(observer), given, anew=True)
 
 
 @guarded_job(signal.SIGINT)

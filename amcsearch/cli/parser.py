@@ -206,7 +206,7 @@ def _config(command: argparse.ArgumentParser) -> None:
 
 def _run_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--out", type=_path, help="run folder (default: runs/<name>-<config hash>)")
-    command.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    command.add_argument("--resume", action="store_true", help="go on with the run in the folder, or begin one there")
     command.add_argument(
         "--fail-on-miss",
         action="store_true",

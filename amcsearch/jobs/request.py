@@ -4,9 +4,9 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from amcsearch.config import (
     trial_settings,
 )
 from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
+from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, Summary, expanded
 
@@ -38,7 +39,14 @@ __all__ = [
 Settings = Mapping[str, object]
 """Keys of the configuration by dotted name, such as ``search.trials``, and their values."""
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
+
+
+class _Work(Protocol[Result]):
+    """A job: ``search``, ``prune`` and the like."""
+
+    def __call__(self, config: Config, run: RunFolder, /, *, observer: Observer, given: InMemory) -> Result: ...
+
 
 _OBJECTS: Final = {
     "device.table": "table",
@@ -143,21 +151,28 @@ def in_folder(
     request: Config,
     folder: Path | str | None,
     resume: bool,
-    work: Callable[[RunFolder], Result],
+    work: _Work[Result],
+    observer: Observer,
+    given: InMemory,
     *,
     anew: bool = False,
 ) -> Result:
     """Work in a run folder; a temporary one goes with the result, and stays where the work broke off.
 
+    With ``resume`` a run also begins where there is none, so that a restarted batch job can always ask for it: the
+    observer is told, for a wrong folder would go unnoticed.
     ``anew`` lets a run go on with other keys of ``AFTER_SEARCH``.
     """
     path = Path(tempfile.mkdtemp(prefix="amcsearch-")) / request.name if folder is None else expanded(folder)
+    asked = request
     if resume:
+        if not RunFolder(path).config_yaml.exists():
+            observer.phase(f"Nothing to resume in {path}: a new run begins")
         request = as_begun(request, RunFolder(path).config_yaml)
     try:
         deciding = trial_settings if anew else None
         with RunFolder.create(path, dump(request), config_hash(request), resume=resume, deciding=deciding) as run:
-            result = work(run)
+            result = work(asked, run, observer=observer, given=given)
     except BaseException as error:
         is_refused = isinstance(error, BadInputError | InfeasibleBudgetError)
         is_worth_keeping = any((path / name).exists() for name in ("study.db", "policy.json"))
