@@ -28,7 +28,10 @@ from amcsearch.service.job_request import (
     ConfiguredRequest,
     JobEngine,
     JobRequest,
+    check_agents,
     check_count,
+    check_named,
+    check_network_names,
     check_table,
 )
 from amcsearch.service.measured_kinds import BuildRequest, CheckRequest, TableRequest, VerifyRequest
@@ -49,11 +52,13 @@ class SearchRequest(ConfiguredRequest):
     strict: bool = False
 
     def check(self) -> None:
-        """Check that workers are possible, that the table is there, and that every limited cost can be priced."""
+        """Check workers and names, that the table is there, and that every limited cost can be priced."""
         check_count("workers", self.workers, 1, _MOST_WORKERS)
         config = self.configuration
         check_table(config)
         check_priced(config, config.limits)
+        check_network_names(config)
+        check_agents(config, {"search.agent": config.search.agent, "search.baseline": config.search.baseline})
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Search."""
@@ -84,8 +89,9 @@ class PruneRequest(ConfiguredRequest):
     """``amcsearch prune``; its goal is in section ``prune`` of the configuration."""
 
     def check(self) -> None:
-        """Check that there is the configuration's table."""
+        """Check names, and that there is the configuration's table."""
         check_table(self.configuration)
+        check_network_names(self.configuration)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Prune."""
@@ -101,8 +107,12 @@ class SparsifyRequest(ConfiguredRequest):
     """``amcsearch sparsify``."""
 
     def check(self) -> None:
-        """Check that there is the configuration's table."""
-        check_table(self.configuration)
+        """Check names, and that there is the configuration's table."""
+        config = self.configuration
+        check_table(config)
+        check_network_names(config)
+        check_named("sparsify.method", config.sparsify.method, "gates", "schedules")
+        check_named("sparsify.criterion", config.sparsify.criterion, "criteria")
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Sparsify."""
@@ -131,6 +141,7 @@ class FrontRequest(ConfiguredRequest):
                 find_target(device)
         if not self.devices:
             check_table(self.configuration)
+        check_network_names(self.configuration)
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Make the fronts."""
@@ -166,6 +177,8 @@ class CompareRequest(ConfiguredRequest):
         check_once("agents", [label(agent) for agent in self.agents])
         check_seeds(self.seeds)
         check_table(self.configuration)
+        check_network_names(self.configuration)
+        check_agents(self.configuration, {f"agents.{at}": agent for at, agent in enumerate(self.agents)})
 
     def run(self, folder: Path, observer: "Observer", engine: JobEngine = PLAIN) -> Mapping[str, object]:
         """Compare."""

@@ -7,16 +7,48 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.config import AUTO, TABLES, Config, find, from_mapping
+from amcsearch.config import AUTO, TABLES, Config, find, from_mapping, pick
 from amcsearch.core import BadInputError
 from amcsearch.runs import StoredDocument
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Observer
 
-__all__ = ["MOST_EVALUATIONS", "PLAIN", "ConfiguredRequest", "JobEngine", "JobRequest", "check_count", "check_table"]
+__all__ = [
+    "MOST_EVALUATIONS",
+    "PLAIN",
+    "REGISTERED",
+    "ConfiguredRequest",
+    "JobEngine",
+    "JobRequest",
+    "check_agents",
+    "check_count",
+    "check_named",
+    "check_network_names",
+    "check_table",
+]
 
 MOST_EVALUATIONS: Final = 1_000_000
+REGISTERED: Final[Mapping[str, frozenset[str]]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "agents": (
+            "ddpg nsga2 tpe gp cmaes dynamic_programming ladder grid random uniform erk sensitivity netadapt "
+            "energy_aware"
+        ),
+        "criteria": (
+            "magnitude taylor obd fisher movement activation_magnitude activation_variance wanda wanda_channels "
+            "bn_scale random taylor_bn taylor_joint taylor_parameterwise taylor_per_sample taylor_act2017 true_fisher"
+        ),
+        "selectors": "amc thinet lasso obc discrimination_aware fisher_ratio",
+        "rewards": "accuracy accuracy_guaranteed mnasnet mnasnet_hard hard_constraint weighted_sum",
+        "tasks": "classification language_modelling segmentation regression binary multilabel embedding custom",
+        "gates": "gumbel_softmax hard_concrete slimming soft_threshold variational_dropout",
+        "schedules": "dynamic_surgery gradual iterative lottery movement one_shot rigl",
+        "runtimes": "onnxruntime executorch",
+    }.items()
+}
+"""Names of `amcsearch list`, by registry; a test compares them with the registries, which only torch can import."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +154,39 @@ def check_table(config: Config) -> None:
     """
     if config.device.table not in (None, AUTO):
         find(TABLES, config.device.table, where="device.table")
+
+
+def check_named(key: str, name: str | None, *registries: str) -> None:
+    """Check what a key names, unless it is code of the user's, which the worker alone may have.
+
+    Raises:
+        BadInputError: none of the registries has the name; says the nearest and all known ones.
+    """
+    if name is not None and ":" not in name:
+        pick(dict.fromkeys(frozenset().union(*(REGISTERED[kind] for kind in registries))), name, key)
+
+
+def check_network_names(config: Config) -> None:
+    """Check the names of the task, of the runtime and of what selects channels.
+
+    Raises:
+        BadInputError: as ``check_named``.
+    """
+    check_named("task.name", None if config.task is None else config.task.name, "tasks")
+    check_named("device.runtime", config.device.runtime, "runtimes")
+    check_named("selection.criterion", config.selection.criterion, "criteria")
+    check_named("selection.selector", config.selection.selector, "selectors")
+
+
+def check_agents(config: Config, agents: Mapping[str, str | None]) -> None:
+    """Check the names of the reward and of agents, by their keys.
+
+    Raises:
+        BadInputError: as ``check_named``.
+    """
+    check_named("search.reward.name", config.search.reward.name, "rewards")
+    for key, agent in agents.items():
+        check_named(key, agent, "agents")
 
 
 def check_count(name: str, value: int | None, least: int, most: int) -> None:
