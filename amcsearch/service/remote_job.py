@@ -1,10 +1,12 @@
 """A job of a service as its client sees it: followed, changed, and fetched."""
 
+import html
+import json
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["RemoteJob"]
 
 _AGAIN_S: Final = 1.0  # between two tries to reach a service that is away
+_ESCAPES: Final[Mapping[str, Callable[[str], str]]] = {
+    ".json": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    ".html": html.escape,
+}
+"""How files that speak of their own folder, summaries and pages, write a text."""
 
 
 class RemoteJob:
@@ -124,6 +131,8 @@ class RemoteJob:
     def fetch(self, folder: Path | str | None = None) -> Path:
         """Fetch the files of the job's run folder into a new or empty folder, and return it.
 
+        Paths to them in summaries and pages lead there too, and no longer to the service's folder.
+
         Raises:
             BadInputError: the folder holds files or cannot be written, or the service stays away.
         """
@@ -141,7 +150,18 @@ class RemoteJob:
                 )
             make_folder((target / path).parent)
             self._connection.download(self.id, str(path), target / path)
+            self._lead_to(target, target / path)
         return target
+
+    def _lead_to(self, folder: Path, file: Path) -> None:
+        """Let the paths in a fetched file lead to the folder of all that was fetched."""
+        escape, there = _ESCAPES.get(file.suffix), self.record.run_folder
+        if escape is None or there is None:
+            return
+        before, after = (escape(place).encode() for place in (there, str(folder)))
+        content = file.read_bytes()
+        if before in content:
+            file.write_bytes(content.replace(before, after))
 
 
 def _tell(observer: "Observer", progress: JobProgress, before: JobProgress) -> None:

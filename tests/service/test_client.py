@@ -89,6 +89,23 @@ def test_paths_of_the_service_are_shown_as_those_of_the_files_that_are_fetched(
     assert job.record.moved(said, "out") == {"file": "out/a.csv", "of": ["see out", 3, None]}
 
 
+def test_fetched_summaries_and_pages_name_their_own_folder(live: LiveService, tmp_path: Path) -> None:
+    """Commands in them go on with what was fetched; other files stay as they are."""
+    job = connect(live.url).submit("stub", CONFIG, arguments={"evaluations": 1})
+    with live.worker():
+        job.wait()
+    there = Path(str(job.record.run_folder))
+    content = f"amcsearch verify {there} result.jsonl"
+    (there / "part").mkdir()
+    for name in ("summary.json", "part/summary.json", "report.html", "notes.txt"):
+        (there / name).write_text(content)
+    folder = job.fetch(tmp_path / "a & b")
+    assert (folder / "summary.json").read_text() == f"amcsearch verify {folder} result.jsonl"
+    assert (folder / "part/summary.json").read_text() == f"amcsearch verify {folder} result.jsonl"
+    assert (folder / "report.html").read_text() == f"amcsearch verify {tmp_path}/a &amp; b result.jsonl"
+    assert (folder / "notes.txt").read_text() == content
+
+
 def test_who_follows_is_told_of_a_device_that_is_away(live: LiveService) -> None:
     job = amcsearch.connect(live.url).submit("stub", CONFIG, arguments={"does": "lack_device"})
 
