@@ -101,7 +101,8 @@ class JobRecord(StoredDocument):
 
     ``attempt`` counts claims and fences writes; ``revision`` counts changes of the record and numbers events.
     ``is_cancel_asked`` holds from the request to cancel until the worker has stopped. ``waits_for`` says what a queued
-    job needs, ``device`` the one without which it could not go on. ``run_folder`` is where the service has its files.
+    job needs, or since when the worker of a running one is silent; ``device`` is the one without which it could not go
+    on. ``run_folder`` is where the service has its files.
     Moments are seconds since 1970 by the database's clock. ``result`` is what the command line prints with ``--json``.
     """
 

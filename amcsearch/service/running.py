@@ -26,6 +26,7 @@ from amcsearch.service.uploads import UploadTable
 __all__ = ["Service", "running_service", "service_of"]
 
 _SILENT_S: Final = 120.0  # after which a worker counts as gone
+_LATE_S: Final = 20.0  # after which the worker of a job is named; it gives a sign of life every 15 s
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,18 @@ class Service:
 
     def all_shown(self, records: Sequence[JobRecord]) -> list[Mapping[str, object]]:
         """Several as ``shown``, with one look at the workers."""
-        waiting = any(record.state is JobState.QUEUED for record in records)
-        workers = [worker for worker in self.table.workers() if worker.age_s < _SILENT_S] if waiting else []
+        waiting = any(record.state in (JobState.QUEUED, JobState.RUNNING) for record in records)
+        every = self.table.workers() if waiting else []
+        workers = [worker for worker in every if worker.age_s < _SILENT_S]
+        late = {worker.name: worker for worker in every if worker.age_s > _LATE_S}
         needed = any(record.device is not None for record in records)
         devices = {device.name: device for device in self.devices.every()} if needed else {}
         return [
             {
                 **record.to_json(),
-                "waits_for": _missing(record, workers, devices) if record.state is JobState.QUEUED else None,
+                "waits_for": _missing(record, workers, devices)
+                if record.state is JobState.QUEUED
+                else _silent(record, late),
                 "run_folder": str(self.folder(record).absolute()),
             }
             for record in records
@@ -97,6 +102,17 @@ def _missing(record: JobRecord, workers: Sequence[WorkerRecord], devices: Mappin
     if not able:
         return f"a worker that runs {record.kind}: none is connected; start one with amcsearch worker"
     return f"one of {able} workers that run {record.kind}" if able > 1 else f"the worker that runs {record.kind}"
+
+
+def _silent(record: JobRecord, late: Mapping[str, WorkerRecord]) -> str | None:
+    """Since when nothing was heard of the worker of a job that runs; None where it gives signs of life."""
+    worker = late.get(record.worker or "") if record.state is JobState.RUNNING else None
+    if worker is None:
+        return None
+    return (
+        f"worker {worker.name} on {worker.host}, last heard of {worker.age_s:.0f} s ago; once its lease has run out, "
+        "another worker takes the job up"
+    )
 
 
 def _agent_of(device: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_a_job_that_waits_says_for_what(http: TestClient) -> None:
     assert job["waits_for"] == ("a worker that runs search: none is connected; start one with amcsearch worker")
     table_of(http).greet("first", ["search"], "host")
     assert http.get(f"/jobs/{job['id']}").json()["waits_for"] == "the worker that runs search"
+
+
+def test_a_job_whose_worker_is_silent_says_since_when(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, table = submitted(http), table_of(http)
+    table.greet("killed", ["search"], "host")
+    assert table.claim("killed", ["search"], 30.0) is not None
+    assert http.get(f"/jobs/{job['id']}").json()["waits_for"] is None
+    (seen,) = table.workers()
+    monkeypatch.setattr(JobTable, "workers", lambda table: [replace(seen, age_s=25.4)])
+    shown = http.get(f"/jobs/{job['id']}").json()
+    assert shown["state"] == "running"
+    assert shown["waits_for"] == (
+        "worker killed on host, last heard of 25 s ago; once its lease has run out, another worker takes the job up"
+    )
 
 
 def test_a_page_looks_at_the_workers_once(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
