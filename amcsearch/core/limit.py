@@ -19,6 +19,8 @@ SIZE: Final = re.compile(rf"([0-9]*\.?[0-9]+) ?({'|'.join(_UNITS)})")
 """A number of bytes as users write it: ``300 KiB``."""
 _WITH_UNIT: Final = re.compile(r"[0-9.]+ ?[A-Za-z]+")
 _OF_BYTES: Final = f" (of bytes also with one of {', '.join(_UNITS)})"
+_LOWER: Final = "lower the limit or drop it"
+_COUNTED_IN: Final = {"latency_ms": " of ms", "energy_mj": " of mJ", "macs": " of MACs", "params": " of parameters"}
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _MODEL_OF: Final = {
     "latency_ms": "give device.table a latency table",
@@ -71,7 +73,8 @@ class Limit:
                 raise ValueError(f"{cost} is not counted in bytes")
         except ValueError as error:
             bound = "above 0" if dense is None else _up_to(dense, cost)
-            raise BadInputError(_out_of_range(key, written, bound, _OF_BYTES if cost in BYTES else "")) from error
+            units = _OF_BYTES if cost in BYTES else ""
+            raise BadInputError(_out_of_range(key, written, bound, units, _cure(cost, written))) from error
         return cls(cost, value, of_dense, key)
 
     @property
@@ -139,11 +142,20 @@ def _number(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def _out_of_range(key: str, written: str | float, bound: str, units: str = "") -> str:
+def _out_of_range(key: str, written: str | float, bound: str, units: str = "", cure: str = _LOWER) -> str:
     return (
-        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number{units} {bound}; "
-        "lower the limit or drop it"
+        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number{units} {bound}; {cure}"
     )
+
+
+def _cure(cost: str, written: str | float) -> str:
+    """What to do about what is no limit: a share above 1x is lowered, anything else is written in another form."""
+    share = SHARE.fullmatch(written.strip()) if isinstance(written, str) else None
+    if share and float(share[1]) > 1.0:
+        return _LOWER
+    if cost in BYTES:
+        return "write 0.5x, a number of bytes, or one with its unit such as 300 KiB"
+    return f"write 0.5x, or the number{_COUNTED_IN.get(cost, '')} alone"
 
 
 def _up_to(dense: float, cost: str) -> str:

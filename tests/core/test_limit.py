@@ -10,6 +10,7 @@ from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit, read_limit
 
 UNITS = "of bytes also with one of B, kB, MB, GB, KiB, MiB, GiB"
+WRITE = "write 0.5x, or the number of MACs alone"
 DENSE = Cost(macs=200.0, params=50.0)
 
 
@@ -46,9 +47,9 @@ def test_what_is_no_limit_names_key_value_bound_and_cure(written: str | float) -
         Limit.parse("macs", written, "prune.target.macs")
     assert str(caught.value) == (
         f"prune.target.macs = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number above 0; "
-        "lower the limit or drop it"
+        + ("lower the limit or drop it" if written == "1.5x" else WRITE)
     )
-    with pytest.raises(BadInputError, match=r"or a number in \(0, 200\], the dense network's macs; lower the limit"):
+    with pytest.raises(BadInputError, match=r"or a number in \(0, 200\], the dense network's macs; (lower|write)"):
         Limit.parse("macs", written, "prune.target.macs", 200.0)
 
 
@@ -92,11 +93,27 @@ def test_a_unit_that_is_none_names_those_of_bytes(written: str) -> None:
     with pytest.raises(ValueError, match=rf"or a number \({UNITS}\) above 0$"):
         read_limit(written)
     with pytest.raises(
-        BadInputError, match=rf"or a number \({UNITS}\) in \(0, 200\], the dense network's bytes; lower"
+        BadInputError, match=rf"or a number \({UNITS}\) in \(0, 200\], the dense network's bytes; write 0\.5x"
     ):
         Limit.parse("bytes", written, "prune.target.bytes", 200.0)
-    with pytest.raises(BadInputError, match=r"or a number above 0; lower"):
+    with pytest.raises(BadInputError, match=r"or a number above 0; write 0\.5x, or the number of MACs alone"):
         Limit.parse("macs", written, "budget.macs")
+
+
+@pytest.mark.parametrize(
+    ("cost", "written", "cure"),
+    [
+        ("latency_ms", "0.0005s", "write 0.5x, or the number of ms alone"),
+        ("energy_mj", "2uJ", "write 0.5x, or the number of mJ alone"),
+        ("params", "1M", "write 0.5x, or the number of parameters alone"),
+        ("model_bytes", "2 kbyte", "write 0.5x, a number of bytes, or one with its unit such as 300 KiB"),
+        ("own_cost", "3 W", "write 0.5x, or the number alone"),
+    ],
+)
+def test_a_wrong_unit_is_answered_with_the_forms_that_are_read(cost: str, written: str, cure: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        Limit.parse(cost, written, f"budget.{cost}")
+    assert str(caught.value).endswith(f"above 0; {cure}")
 
 
 def test_more_than_dense_names_its_cost() -> None:
