@@ -184,10 +184,12 @@ def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.option.markexpr == "fast":
         yield
         return
+    from amcsearch.measure.build import measured
     from amcsearch.runtime import paired_latency
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paired_latency, "PATIENCE", 0.0)
+        patch.setattr(measured, "SLOWED", float("inf"))
         gc.freeze()
         yield
 

@@ -3,20 +3,28 @@
 ``request.json`` says what is measured. A stage's results are in ``stage-N.jsonl``, a result file of the kit's program,
 which adds and syncs a record at a time. A stage is closed once the next has begun: its results decided what that one
 measures.
+
+Networks that were timed only while the device was slow are measured again at once, beside the dense network anew, in
+``stage-N-again-K.jsonl``, twice at most and within the minutes of their stage. Their new results count in place of the
+old ones; where the dense network is among them, nothing tells the speed of the others, and all are measured again.
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config, table_digest
 from amcsearch.core import BadInputError, parse_json, read_text
 from amcsearch.costs import LatencyTable, fingerprint
-from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, read_results
+from amcsearch.jobs.observer import Observer
+from amcsearch.measure import REFERENCE, KitPlan, KitResult, MeasuredSubject, read_results, slowed_models
 from amcsearch.runs import StoredDocument, make_folder, replacing
 from amcsearch.runtime import CPU, ONNXRUNTIME, OPSET, full_provider_name
 
@@ -24,6 +32,9 @@ __all__ = ["Measurements", "MeasuringRequest", "request_of"]
 
 _REQUEST: Final = "request.json"
 _TIMING: Final = b'"kind":"timing"'
+_S_PER_MIN: Final = 60.0
+TRIES: Final = 2  # of measuring again what was measured while the device was slow
+LEAST_MINUTES: Final = 0.25  # for it: a result without a time cannot be read
 
 
 @dataclass(frozen=True)
@@ -94,21 +105,62 @@ class Measurements:
         number: int,
         make_plan: Callable[[], KitPlan],
         measure: Callable[[KitPlan, Path], object],
+        again: int = 0,
     ) -> KitResult:
         """Return the results of a stage, counted from 1; what is missing of it is measured first.
+
+        ``again`` counts the times that some of it is measured again.
 
         Raises:
             BadInputError: as ``make_plan`` and ``measure``, or a result file that is damaged.
         """
-        out = self._stage(number)
-        if not self._stage(number + 1).exists():
+        out = self._stage(number, again)
+        if not (self._stage(number, again + 1).exists() or self._stage(number + 1).exists()):
             plan = make_plan()
             self._write()
             measure(plan, out)
         return read_results([out])[0]
 
-    def _stage(self, number: int) -> Path:
-        return self.folder / f"stage-{number}.jsonl"
+    def settled(
+        self,
+        number: int,
+        make_plan: Callable[[], KitPlan],
+        measure: Callable[[float | None, KitPlan, Path], object],
+        minutes: float | None,
+        observer: Observer,
+    ) -> list[KitResult]:
+        """Return the results of a stage, those of networks that were measured again because the device was slow too.
+
+        ``measure`` takes its bound in minutes first; ``minutes`` bounds all of it, None for none. A bound counts what
+        this process measures.
+
+        Raises:
+            BadInputError: as ``stage``.
+        """
+        plan, begun = cache(make_plan), time.monotonic()
+        results = [self.stage(number, plan, partial(measure, minutes))]
+        slowed, tries = slowed_models(results), 0
+        while slowed and tries < TRIES and not self._is_past(number, tries + 1):
+            left = None if minutes is None else minutes - (time.monotonic() - begun) / _S_PER_MIN
+            if left is not None and left < LEAST_MINUTES:
+                break
+            tries += 1
+            bound = "" if left is None else f", at most {math.ceil(left)} minutes"
+            observer.phase(f"{_slow(slowed, results[0])}; measuring them again ({tries} of {TRIES}{bound})")
+            make_again = partial(_of_slowed, plan, slowed, tries)
+            again = self.stage(number, make_again, partial(measure, left), tries)
+            results = _in_place(results, again, slowed)
+            slowed = slowed_models(results)
+        if slowed:
+            observer.warn(f"{_slow(slowed, results[0])}; a table of them may err: measure it again on an idle machine")
+        return results
+
+    def _is_past(self, number: int, again: int) -> bool:
+        """Whether a run of before went on to the next stage without measuring this one so many times again."""
+        return self._stage(number + 1).exists() and not self._stage(number, again).exists()
+
+    def _stage(self, number: int, again: int = 0) -> Path:
+        return self.folder / f"stage-{number}{f'-again-{again}' if again else ''}.jsonl"
 
     def _read(self) -> MeasuringRequest | None:
         path = self.folder / _REQUEST
@@ -126,6 +178,45 @@ class Measurements:
         make_folder(self.folder)
         with replacing(self.folder / _REQUEST) as temporary:
             temporary.write_text(json.dumps(self._request.to_json()) + "\n", encoding="utf-8")
+
+
+def _slow(slowed: Mapping[str, float], result: KitResult) -> str:
+    """How many networks were timed while the device was slow, and how slow it was."""
+    timed = sum(bool(model["timed"]) for model in result.plan["models"])
+    slower = max(slowed.values()) - 1.0
+    return (
+        f"{len(slowed)} of {timed} networks were timed only while the device was up to {slower:.0%} slower than in its "
+        "quiet moments"
+    )
+
+
+def _of_slowed(make_plan: Callable[[], KitPlan], slowed: Mapping[str, float], tries: int) -> KitPlan:
+    """The plan of the networks that were slowed and of the dense one, or of all where that was slowed."""
+    plan = make_plan()
+    is_all = any(model.role == REFERENCE and model.id in slowed for model in plan.models)
+    models = (model for model in plan.models if is_all or model.role == REFERENCE or model.id in slowed)
+    return replace(plan, models=tuple(models), seed=plan.seed + tries)
+
+
+def _in_place(results: Sequence[KitResult], again: KitResult, slowed: Mapping[str, float]) -> list[KitResult]:
+    """Results in which what was measured again takes the place of what it was; as before where time was too short."""
+    before = {model.id: model for result in results for model in result.models if model.passes}
+    whole = {
+        model.id
+        for model in again.models
+        if model.passes and model.id in before and (model.nodes or not before[model.id].nodes)
+    }
+    references = {model.id for model in again.models if model.role == REFERENCE}
+    if references & slowed.keys():
+        return [again] if before.keys() <= whole else [*results]
+    if not references <= whole:
+        return [*results]
+    kept = [_without(result, whole - references) for result in results]
+    return [*kept, _without(again, {model.id for model in again.models} - whole)]
+
+
+def _without(result: KitResult, names: set[str]) -> KitResult:
+    return replace(result, models=tuple(model for model in result.models if model.id not in names))
 
 
 def request_of(

@@ -273,12 +273,13 @@ def _measured_table(
     if source is not None and wanted < most:
         observer.phase(_fewer(wanted, most, source))
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
-    table, results = None, []
+    table: LatencyTable | None = None
+    results: list[KitResult] = []
     for stage, count in enumerate(_stages(wanted)):
         bind_table = bind if table is None else table.bind
         make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, bind_table)
         bound = minutes and minutes * count / wanted
-        results.append(measurements.stage(stage + 1, make_plan, partial(_measure, config, observer, bound)))
+        results += measurements.settled(stage + 1, make_plan, partial(_measure, config, observer), bound, observer)
         observer.phase("Building the table")
         table = table_from_results(results, [known] if known is not None else [], prior)
     assert table is not None

@@ -5,9 +5,9 @@ from amcsearch.measure.agents.routes import DeviceAnswer, DeviceRequest, Request
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
-from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
+from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants, slowed_models
 from amcsearch.measure.build.table_builder import table_from_results, table_of
-from amcsearch.measure.kit.kit import KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
+from amcsearch.measure.kit.kit import REFERENCE, KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     MeasuredSubject,
@@ -18,6 +18,7 @@ from amcsearch.measure.plan.paired_plan import PairedSetting, check_speed, paire
 from amcsearch.measure.plan.variants import random_kept
 
 __all__ = [
+    "REFERENCE",
     "AgentClient",
     "DeviceAnswer",
     "DeviceRequest",
@@ -48,6 +49,7 @@ __all__ = [
     "prediction_errors",
     "random_kept",
     "read_results",
+    "slowed_models",
     "table_from_results",
     "table_of",
     "with_accuracy",

@@ -3,26 +3,30 @@
 A pass's latency is the median of its samples in the rounds in which the network's reference was within 5 % of its quiet
 level, as for finalists (``verify``): what the user will see when nobody else uses the machine. Fastest samples predict
 equally well, and read some percent too low. A pass with less than half as many quiet rounds as the variant's quietest
-one does not count: the few it has were hardly quiet throughout. Without any, the fastest sample of each pass stands in.
+one does not count: the few it has were hardly quiet throughout. Without any, the fastest sample of each pass stands in:
+a variant whose every pass the device was slow in looks slower beside others than it is, and is measured again.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.measure.build.attribution import KernelRun, kernel_runs
+from amcsearch.measure.kit.kit import REFERENCE
 from amcsearch.measure.kit.kit_results import KitResult, ModelResult, TimedPass
 from amcsearch.measure.plan.network_record import DescribedNetwork
 from amcsearch.measure.plan.roles import HELD_OUT
 from amcsearch.runtime import DISTURBED, QUIET_QUANTILE, quiet_rounds
 
-__all__ = ["MeasuredNetwork", "MeasuredVariant", "measured_variants"]
+__all__ = ["MeasuredNetwork", "MeasuredVariant", "measured_variants", "slowed_models"]
+
+SLOWED: Final = 1.10  # times slower than in its quiet moments: more than a table may err where a machine is restless
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,24 @@ def measured_variants(result: KitResult, name: str) -> MeasuredNetwork:
         elif variant.passes_ms:
             held_out.append(variant)
     return MeasuredNetwork(described.network, building, held_out)
+
+
+def slowed_models(results: Sequence[KitResult]) -> dict[str, float]:
+    """Models that were never timed while the device was near its quiet speed, and how many times slower it was.
+
+    That is the low quantile of the reference's samples in the model's quietest pass, over that of all samples of the
+    reference in whichever result has the lowest: one that was slow throughout has no quiet moment to tell it by. A
+    model is judged by its last result, the reference by its first.
+    """
+    quiet_ms: dict[str, float] = {}
+    slowest: dict[str, float] = {}
+    for result in results:
+        for name in {model.network for model in result.models}:
+            level = _quiet_level([model for model in result.models if model.network == name])
+            quiet_ms[name] = min(level, quiet_ms.get(name, np.inf))
+    for result in results:
+        for model in result.models:
+            levels = [float(np.quantile(timed.reference_ms, QUIET_QUANTILE)) for timed in model.passes]
+            if levels and not (model.role == REFERENCE and model.id in slowest):
+                slowest[model.id] = min(levels) / quiet_ms[model.network]
+    return {name: ratio for name, ratio in slowest.items() if ratio > SLOWED}
