@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 import amcsearch
 from amcsearch.cli.main import main
+from amcsearch.config.loading import load
 from amcsearch.evaluation.executors import SerialExecutor
+from amcsearch.jobs.prune.kept_accuracy import _too_few
 from amcsearch.runs.folder import RunFolder
 
 WriteConfig = Callable[..., Path]
@@ -106,7 +108,9 @@ def test_accuracy_is_kept_said_with_its_bound_and_not_evaluated_again(
     pd.testing.assert_frame_equal(pd.read_csv(folder / "trials.csv"), trials)
 
 
-def test_a_tolerance_that_nothing_meets_gives_the_dense_network(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_a_tolerance_that_nothing_meets_gives_the_dense_network(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert main(["prune", str(write_config()), "--keep-accuracy", "0.01", *MORE_DATA, "-o", str(folder)]) == 0
     summary = summary_of(folder)
@@ -115,7 +119,23 @@ def test_a_tolerance_that_nothing_meets_gives_the_dense_network(write_config: Wr
     delivered = amcsearch.load(folder).model.state_dict()
     trained = load_file(RunFolder.open(folder).trained_safetensors)
     assert all(torch.equal(delivered[name], tensor) for name, tensor in trained.items())
-    assert "150 samples cannot show a loss below 1.77 points" in " ".join(summary["warnings"])
+    told = "150 samples cannot show a loss below 1.77 points even if no answer changes; raise data.splits.search to "
+    assert f"{told}{2 * 27053 + 1}, or the tolerance" in " ".join(summary["warnings"])
+    said = capsys.readouterr().err
+    assert 0 < said.index(told) < said.index("Loading or training the network")
+
+
+def test_the_samples_that_are_asked_for_are_enough_and_few(write_config: WriteConfig) -> None:
+    """By hand: z² = 2.706 at 95 %, so that n samples show a loss below 2 points from n > 2.706 * 49 = 132.6."""
+    config = load(write_config(), ["prune.keep_accuracy=2"])
+    (text,) = _too_few(config, 100)
+    assert "50 samples cannot show a loss below 5.13 points" in text
+    assert text.endswith("raise data.splits.search to 267, or the tolerance")
+    assert _too_few(config, 267) == ()
+    assert _too_few(config, 264) != ()
+    aside = load(write_config(), ["prune.keep_accuracy=2", "prune.verification=0.2"])
+    assert _too_few(aside, 100)[0].endswith("raise data.splits.search to 666, or the tolerance")
+    assert _too_few(aside, 666) == ()
 
 
 def test_the_run_folder_keeps_the_goal(write_config: WriteConfig, tmp_path: Path) -> None:

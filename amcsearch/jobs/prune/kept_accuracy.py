@@ -4,23 +4,28 @@ The search split is cut in two by seed, every class in its share: levels of the 
 what was accepted is verified on the other. The test split stays for the end, as in a search.
 """
 
+import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from amcsearch.config import Config
 from amcsearch.core import BadInputError, Cost, Evaluation, Metric
 from amcsearch.evaluation import PairedEvaluator, SerialExecutor, tango_low
+from amcsearch.graph import evaluating
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.prune.target_cost import Proposal, sequence_of
 from amcsearch.jobs.setup import Job
+from amcsearch.jobs.workload import Workload, judged_batches
 from amcsearch.runs import FailedLevel, KeepAccuracyGoal, PairedChange, RunFolder
 from amcsearch.search import Study, accepted_levels, calls_at_most, last_verified, safest_first
 from amcsearch.training import stratified
 
-__all__ = ["check_tolerance", "keep_accuracy"]
+__all__ = ["check_tolerance", "keep_accuracy", "warn_of_few_samples"]
 
 EXACT_LEVELS: Final = 128  # budgets of the exact programme: steps of less than a hundredth of the dense cost
 
@@ -39,9 +44,8 @@ def keep_accuracy(job: Job, run: RunFolder, observer: Observer) -> Proposal:
     allocation, sequence = sequence_of(job, "latency_ms" if job.device.table is not None else "macs", EXACT_LEVELS)
     levels = [network.policy(kept) for kept in sequence]
     searched, held_out = (PairedEvaluator(job.evaluator, rows, prune.confidence) for rows in _halves(job))
-    warnings = _too_few(job, (searched, held_out))
-    for text in warnings:
-        observer.warn(text)
+    is_mean = searched.is_mean and held_out.is_mean and metric.is_share
+    warnings = _too_few(job.config, job.evaluator.search.samples) if is_mean else ()  # said already, before training
     study = _study(job, searched, tolerance, 1 + calls_at_most(len(levels), prune.scan), run.study_db, observer)
     study.evaluate(levels[:1])
     accepted = accepted_levels(
@@ -87,10 +91,10 @@ def _halves(job: Job) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the search split, (n,) each: those to search on, and those set aside to verify."""
     evaluator = job.evaluator
     classes = [evaluator.task.labels(batch.targets) for batch in evaluator.search]
-    rows, aside = np.arange(evaluator.search.samples, dtype=np.int64), job.config.prune.verification
+    rows = np.arange(evaluator.search.samples, dtype=np.int64)
     known = [ids for ids in classes if ids is not None]
     labels = torch.cat(known).cpu().numpy() if len(known) == len(classes) else None
-    held_out = stratified(rows, labels, round(aside * len(rows)), np.random.default_rng([job.config.seed, 23]))
+    held_out = stratified(rows, labels, _set_aside(job.config, len(rows)), np.random.default_rng([job.config.seed, 23]))
     return np.setdiff1d(rows, held_out), held_out
 
 
@@ -142,20 +146,42 @@ def _failed(
     return tuple(FailedLevel(level, _change(evaluation, held_out, metric)) for level, evaluation in levels)
 
 
-def _too_few(job: Job, evaluators: tuple[PairedEvaluator, ...]) -> tuple[str, ...]:
-    """Warn where even answers that are all the same would not be proof enough: where they are right or wrong."""
-    prune, warnings = job.config.prune, list[str]()
+def warn_of_few_samples(config: Config, network: Workload, observer: Observer) -> None:
+    """Say before anything is trained or evaluated that the search split is too small for the tolerance."""
+    model, task = network.model, network.task
+    if config.prune.keep_accuracy is None or config.data.targets != "given" or not task.metric.is_share:
+        return
+    (sample,) = judged_batches(config, network, "search").chosen([0])
+    with evaluating(model), torch.inference_mode():
+        is_mean = task.sample_values(sample.through(model), sample.targets) is not None
+    for text in _too_few(config, network.samples["search"]) if is_mean else ():
+        observer.warn(text)
+
+
+def _too_few(config: Config, samples: int) -> tuple[str, ...]:
+    """Where even answers that are all the same would not be proof enough, where they are right or wrong.
+
+    Tango's bound of no change at all on n samples is -z² / (n + z²).
+    """
+    prune = config.prune
     assert prune.keep_accuracy is not None
-    if not all(evaluator.is_mean and job.workload.task.metric.is_share for evaluator in evaluators):
+    part = min(_set_aside(config, samples), samples - _set_aside(config, samples))
+    least = -100.0 * tango_low(0, 0, part, prune.confidence)
+    if least < prune.keep_accuracy:
         return ()
-    for samples in sorted({evaluator.samples for evaluator in evaluators}):
-        least = -100.0 * tango_low(0, 0, samples, prune.confidence)
-        if least >= prune.keep_accuracy:
-            warnings.append(
-                f"prune.keep_accuracy = {prune.keep_accuracy:g} points: {samples} samples cannot show a loss below "
-                f"{least:.2f} points even if no answer changes; raise data.splits.search or the tolerance"
-            )
-    return tuple(warnings)
+    z = NormalDist().inv_cdf(prune.confidence)
+    needed = (math.floor(z**2 * (100.0 / prune.keep_accuracy - 1.0)) + 1) / min(
+        prune.verification, 1.0 - prune.verification
+    )
+    return (
+        f"prune.keep_accuracy = {prune.keep_accuracy:g} points: {part} samples cannot show a loss below {least:.2f} "
+        f"points even if no answer changes; raise data.splits.search to {math.ceil(needed) + 1}, or the tolerance",
+    )
+
+
+def _set_aside(config: Config, samples: int) -> int:
+    """How many samples of the search split verify what the others accepted."""
+    return round(config.prune.verification * samples)
 
 
 def _how_evaluated(job: Job) -> str:

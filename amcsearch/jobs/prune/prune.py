@@ -11,7 +11,7 @@ from amcsearch.core import BadInputError, Limit, Metric, PruningPolicy, Trial, T
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.observer import Observer, Phases
-from amcsearch.jobs.prune.kept_accuracy import check_tolerance, keep_accuracy
+from amcsearch.jobs.prune.kept_accuracy import check_tolerance, keep_accuracy, warn_of_few_samples
 from amcsearch.jobs.prune.rounds import earlier_rounds, shares_of_training, with_rounds
 from amcsearch.jobs.prune.target_cost import ALLOCATIONS, AUTO, Proposal, reach_target
 from amcsearch.jobs.result import SearchResult, deliver
@@ -39,7 +39,7 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
     goal = _goal_of(config, make_task(config, given.task).metric)
     _check_rules(config)
     shares_of_training(config)  # too few epochs are refused before anything is trained
-    job = assemble(config, _limits(config), phases, given, run=run, check=partial(_check, config))
+    job = assemble(config, _limits(config), phases, given, run=run, check=partial(_check, config, observer))
     job, rounds = earlier_rounds(job, run, phases)
     with phases("goal", goal):
         proposal = _propose(job, run, observer)
@@ -126,8 +126,8 @@ def _policy(config: Config) -> PruningPolicy | None:
     return None if policy is None else PruningPolicy(policy)
 
 
-def _check(config: Config, network: Workload, device: Device) -> None:
-    """Refuse a given policy that does not fit the network.
+def _check(config: Config, observer: Observer, network: Workload, device: Device) -> None:
+    """Refuse a given policy that does not fit the network, and warn of too few samples for a tolerance.
 
     Raises:
         BadInputError: as ``PruningPolicy.read`` and ``NetworkSpec.kept_array``.
@@ -136,3 +136,4 @@ def _check(config: Config, network: Workload, device: Device) -> None:
     policy = _policy(config)
     if policy is not None:
         network.trace.network.kept_array(policy)
+    warn_of_few_samples(config, network, observer)
