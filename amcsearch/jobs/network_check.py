@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config
-from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode
+from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode, described
 from amcsearch.graph import Batch, Batches, Tree, as_batch, evaluating
 from amcsearch.runtime import (
     OUTPUTS,
@@ -32,6 +32,9 @@ from amcsearch.training import DataSplits, Task, batches_of, fitting_batch_size,
 __all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "probes_of"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
+ANY_SIZE: Final = (
+    "write its forward for any batch size: x.flatten(1) for x.view(1, -1), len(x) where it says 1, and no squeeze(0)"
+)
 EXTREME: Final = 6  # … and those with the largest and the smallest of each extreme
 
 
@@ -42,14 +45,14 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: 
     through the network at once, are run twice, and in batches of several sizes.
 
     Raises:
-        BadInputError: weights or outputs that are not finite, outputs that differ from call to call or with the batch,
-            or an input that is changed in place; names the network.
+        BadInputError: a network of one sample alone, weights or outputs that are not finite, outputs that differ from
+            call to call or with the batch, or an input that is changed in place; names the network.
     """
     name = _name(config, model)
     _check_weights(model, name)
     few = probes.chosen(_spread(probes.size, fitting_batch_size(probes)))
     with UserCode(name):
-        first, second = (_pass_that_keeps_input(model, few, name) for _ in range(2))
+        first, second = _first_pass(model, few, name), _pass_that_keeps_input(model, few, name)
         for split in ("calibration", "search", "test"):
             _check_outputs(model, batches_of(getattr(splits, split), name=split), name, split)
         _check_repeats(model, few, (first, second), config.device.batch, name)
@@ -157,6 +160,44 @@ def _check_weights(model: nn.Module, name: str) -> None:
                 f"{name}: {key} holds {float(bad[0])} ({len(bad)} of {tensor.numel()} values), must be finite; look at "
                 "its initialisation, model.checkpoint and model.pretrain"
             )
+
+
+def _first_pass(model: nn.Module, probes: Batch, name: str) -> Tree:
+    """Return the output of a pass over all probes, of a network that takes any number of samples."""
+    try:
+        output = _pass_that_keeps_input(model, probes, name)
+    except BadInputError:
+        raise
+    except Exception as error:
+        if _takes_one_alone(model, probes):
+            raise BadInputError(
+                f"{name} takes batches of 1 alone, of {probes.size} it raises {described(error)}; {ANY_SIZE}"
+            ) from error
+        raise
+    tensors = [tensor for _, tensor in outputs_of(output, type(model).__name__)]
+    if len(tensors) < probes.size and all(
+        t.ndim and len(t) == 1 and sample_axis(t, probes.size) is None for t in tensors
+    ):
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise BadInputError(f"{name} gives {shapes} for a batch of {probes.size}, as for a batch of 1; {ANY_SIZE}")
+    return output
+
+
+def _takes_one_alone(model: nn.Module, probes: Batch) -> bool:
+    """Whether a network runs on one sample and not on two."""
+    if probes.size < 2:
+        return False
+    try:
+        with evaluating(model), torch.inference_mode():
+            probes.chosen([0]).through(model)
+    except Exception:
+        return False
+    try:
+        with evaluating(model), torch.inference_mode():
+            probes.chosen([0, 1]).through(model)
+    except Exception:
+        return True
+    return False
 
 
 def _pass_that_keeps_input(model: nn.Module, probes: Batch, name: str) -> Tree:

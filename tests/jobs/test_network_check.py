@@ -1,9 +1,11 @@
 """What the checks of the dense network run at once."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, DataConfig, DeviceConfig, ModelConfig
+from amcsearch.core.errors import BadInputError
 from amcsearch.graph.batch import Batch
 from amcsearch.jobs.network_check import check_network, probes_of
 from amcsearch.training.splits import DataSplits, Held
@@ -19,20 +21,64 @@ class Counting(nn.Module):
         return self.layer(x).mean((2, 3))
 
 
-def test_large_images_are_checked_in_small_batches() -> None:
-    """Sixteen of 128x128 at once, where the probes alone are dozens: memory is that of a batch, not of a split."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(40, 1, 128, 128, generator=generator)
-    held = Held(Batch.of(images, torch.zeros(40, dtype=torch.long)))
-    splits = DataSplits(held, held, held, held)
-    network, probes = Counting().eval(), probes_of(splits)
-    assert probes.size > 40
-    config = Config(
-        name="large",
+class ForOne(nn.Module):
+    """Computes one image: it asks for one, reshapes to one, or looks at the first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.head, self.how = nn.Conv2d(1, 2, 1), nn.Linear(2, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "asks":
+            (x,) = x
+            x = x[None]
+        maps = self.layer(x[:1] if self.how == "first" else x).mean((2, 3))
+        return self.head(maps.view(1, 2) if self.how == "view" else maps)
+
+
+def configured(name: str) -> Config:
+    return Config(
+        name=name,
         model=ModelConfig(factory=None),
         data=DataConfig(factory=None),
         device=DeviceConfig(batch=1),
         budget={"macs": "0.5x"},
     )
-    check_network(config, network, splits, probes)
+
+
+def splits_of(images: Tensor) -> DataSplits:
+    held = Held(Batch.of(images, torch.zeros(len(images), dtype=torch.long)))
+    return DataSplits(held, held, held, held)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("asks", "ForOne takes batches of 1 alone, of 12 it raises ValueError: too many values to unpack"),
+        ("view", "ForOne takes batches of 1 alone, of 12 it raises RuntimeError: shape"),
+        ("first", r"ForOne gives \(1, 3\) for a batch of 12, as for a batch of 1"),
+    ],
+)
+def test_a_network_of_one_sample_alone_is_told_how_to_take_more(how: str, said: str) -> None:
+    splits = splits_of(torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    probes = probes_of(splits)
+    assert probes.size == 12
+    with pytest.raises(BadInputError, match=said + r".*; write its forward for any batch size: x\.flatten\(1\) for"):
+        check_network(configured("one"), ForOne(how).eval(), splits, probes)
+
+
+def test_an_error_that_one_sample_raises_too_stays_as_it_is() -> None:
+    splits = splits_of(torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)))  # of three channels
+    with pytest.raises(BadInputError, match=r"ForOne raised RuntimeError: .*to have 1 channels"):
+        check_network(configured("other"), ForOne("").eval(), splits, probes_of(splits))
+
+
+def test_large_images_are_checked_in_small_batches() -> None:
+    """Sixteen of 128x128 at once, where the probes alone are dozens: memory is that of a batch, not of a split."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(40, 1, 128, 128, generator=generator)
+    splits = splits_of(images)
+    network, probes = Counting().eval(), probes_of(splits)
+    assert probes.size > 40
+    check_network(configured("large"), network, splits, probes)
     assert max(network.sizes) == 16
