@@ -18,7 +18,7 @@ from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
 from amcsearch.jobs.observer import wall_s
 from amcsearch.jobs.rehearsal import rehearse
-from amcsearch.jobs.search import check_fits, fills_workers, make_agents, make_reward
+from amcsearch.jobs.search import check_fits, fills_workers, make_agents, make_reward, met_by_dense
 from amcsearch.jobs.selection import check_named, with_selection
 from amcsearch.jobs.setup import choice_of, evaluator_of
 from amcsearch.jobs.user_training import user_training
@@ -114,7 +114,7 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     check_fits(priced, workload, device)
     config, selection = with_selection(config, workload, given)
     export_s = wall_s(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
-    left_to_others = rehearse(config, workload, device, given)
+    left_to_others = (*met_by_dense(config, device), *rehearse(config, workload, device, given))
     workload = trained(config, workload, is_trained=True)
     planned_s = time.perf_counter() - begun
     spec = workload.trace.network

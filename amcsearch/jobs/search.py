@@ -52,6 +52,7 @@ __all__ = [
     "make_agents",
     "make_env",
     "make_reward",
+    "met_by_dense",
     "new_study",
     "run_agent",
     "search",
@@ -75,6 +76,22 @@ def check_fits(config: Config, workload: Workload, device: Device, engine: Engin
     bind(make_reward(config), {}, RewardContext(device.dense, 1.0, device.feasible.budget, workload.task.metric))
     if engine.workers > 1:
         pickled(workload.model)
+
+
+def met_by_dense(config: Config, device: Device) -> tuple[str, ...]:
+    """Say that the dense network is within every limit, where a search has no other objective."""
+    is_priced = 0 < len(device.limits) == len(config.limits)  # a plan may lack the table of one
+    if config.search.objectives is not None or not is_priced or any(each.value < each.dense for each in device.limits):
+        return ()
+    asked = " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in device.limits)
+    return (f"{asked}: the dense network meets that already, and nothing has to be pruned; ask for less, such as 0.5x",)
+
+
+def _begin(config: Config, engine: Engine, observer: Observer, workload: Workload, device: Device) -> None:
+    """Do ``check_fits``, and say what a search need not be asked for."""
+    check_fits(config, workload, device, engine)
+    for text in met_by_dense(config, device):
+        observer.warn(text)
 
 
 def fills_workers(agent: Agent, *, stops: bool) -> bool:
@@ -341,7 +358,7 @@ def search(
         storage_url(storage)
     engine = Engine(workers, scheduler)
     engine.prepare()
-    check = partial(check_fits, config, engine=engine)
+    check = partial(_begin, config, engine, observer)
     job = assemble(config, config.limits, phases, given, run=run, check=check, strict=strict)
     with phases("search", f"Searching with {label(config.search.agent)}"):
         trials, described = _run_agents(job, run, observer, engine, storage)

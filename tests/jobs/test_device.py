@@ -22,6 +22,7 @@ from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.graph import trace
 from amcsearch.jobs.device import Device, load_device, policy_space
 from amcsearch.jobs.runtimes import runtime_of
+from amcsearch.jobs.search import met_by_dense
 from amcsearch.jobs.workload import load_workload
 from amcsearch.runtime.session import provenance
 
@@ -148,6 +149,37 @@ def test_an_infeasible_latency_says_that_the_table_may_be_wrong(configured: Call
     with pytest.raises(InfeasibleBudgetError) as caught:
         device_of(configured(poor, "budget={macs: 0.001x}"))
     assert "latency table" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["budget={macs: 1x}"], "budget.macs = 1x: the dense network meets that already"),
+        (["budget={latency_ms: 1x, params: 7236}"], "budget.latency_ms = 1x and budget.params = 7236.0: the dense"),
+        (["budget={macs: 1x, params: 0.99x}"], None),
+        (["budget={macs: 1x}", "search.objectives=[accuracy, latency_ms]", "search.agent=nsga2"], None),
+        (["budget={}", "search.objectives=[accuracy, latency_ms]", "search.agent=nsga2"], None),
+    ],
+)
+def test_a_budget_that_the_dense_network_meets_is_said(
+    configured: Callable[..., Config], overrides: list[str], said: str | None
+) -> None:
+    config = configured({"accuracy": GOOD}, *overrides)
+    texts = met_by_dense(config, device_of(config))
+    assert [said is not None and text.startswith(said) for text in texts] == ([] if said is None else [True])
+
+
+def test_a_plan_and_a_search_say_it_before_the_training(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["search.trials=1", "search.baseline=null", "recovery.finetune=null", "search.agent=random"]
+    search = ["search", str(write_config()), *(word for key in ["budget={macs: 1x}", *few] for word in ("--set", key))]
+    words = "WARNING: budget.macs = 1x: the dense network meets that already, and nothing has to be pruned; ask for"
+    assert main([*search, "--dry-run"]) == 0
+    assert words in capsys.readouterr().out
+    assert main([*search, "-o", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert 0 <= said.index(words) < said.index("Loading or training the network")
 
 
 def test_a_table_of_another_data_type_is_refused(configured: Callable[..., Config]) -> None:
