@@ -52,7 +52,12 @@ def test_a_missed_limit_says_what_to_ask_for_instead(limit: Limit, predicted_ms:
 
 @pytest.mark.parametrize(
     ("rounds", "disturbed", "is_decided"),
-    [(100, 0, True), (25, 75, True), (24, 76, False), (5, 0, True), (4, 0, False), (0, 0, True)],
+    [
+        *((100, 0, True), (25, 75, True), (5, 0, True), (4, 0, False), (0, 0, True)),
+        *((24, 76, False), (29, 88, False), (30, 91, True)),  # more than three quarters: thirty at least
+        *((17, 83, False), (262, 898, True)),  # a copy 5 % off, and a network within 0.3 %
+        *((36, 264, True), (35, 265, False), (120, 880, True), (119, 881, False)),  # 12 %, however many
+    ],
 )
 def test_a_busy_host_and_few_rounds_decide_nothing(rounds: int, disturbed: int, is_decided: bool) -> None:
     for low, high, state in ((0.3, 0.4, MET), (0.6, 0.7, MISSED)):
@@ -141,8 +146,13 @@ def test_the_width_that_decides_nothing_is_a_share_of_the_middle(low: float, hig
 
 
 def test_a_verdict_keeps_the_doubt_of_its_measurement() -> None:
-    busy = Verdict.of([], made=measured(0.4, 0.41, disturbed=80, rounds=20))
-    assert busy.doubt == "the host was too busy: 80 of 100 rounds were disturbed, at most 75 may be"
+    busy = Verdict.of([], made=measured(0.4, 0.41, disturbed=90, rounds=10))
+    assert busy.doubt == "the host was too busy: 90 of 100 rounds were disturbed, at most 88 may be"
+    few = measured(0.4, 0.41, disturbed=80, rounds=20).doubt
+    assert few is not None
+    assert few.endswith(
+        "80 of 100 rounds were disturbed and 20 quiet; beyond 75% disturbed ones at least 30 must be quiet"
+    )
     assert Verdict.from_json(json.loads(json.dumps(busy.to_json())), "verdict").doubt == busy.doubt
     assert Verdict.of([], made=measured(0.4, 0.41)).doubt is None
     before = {key: value for key, value in busy.to_json().items() if key != "doubt"}  # of a run of before

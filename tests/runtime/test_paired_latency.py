@@ -160,7 +160,7 @@ def test_patience_ends_and_the_doubt_is_told():
     latency = host.measure(40, 10.0)
     # two blocks were asked for; blocks of 2 s with pauses of 0.6 s begin at 0, 2.6, 5.2 and 7.8 s of patience
     assert host.blocks == [20] * 6
-    assert "too busy: 102 of 120 rounds were disturbed, at most 90 may be" in latency.doubt
+    assert "too busy: 102 of 120 rounds were disturbed and 18 quiet" in latency.doubt
     impatient = ScriptedHost(busy_blocks=10**6)
     assert impatient.measure(40, 0.0).doubt is not None
     assert impatient.blocks == [20, 20]
