@@ -421,7 +421,7 @@ def test_a_space_that_runs_out_is_said(trained: nn.Module, data: TensorDataset) 
     asked = {"budget": {"macs": "1x"}, "trials": 5, "agent": "random", "settings": settings}
     result = amcsearch.search(trained, data, **asked, observer=Warned())
     assert len(result.trials) == 1
-    assert any("ended after 1 evaluations, 4 fewer than search.trials" in text for text in warnings)
+    assert any("ended after 1 evaluation, 4 fewer than search.trials" in text for text in warnings)
 
 
 class Idle:

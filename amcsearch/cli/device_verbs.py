@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from amcsearch.cli.service_verbs import RUNS
 from amcsearch.cli.verbs import client_of, show
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,8 @@ def _write_kit(args: argparse.Namespace, folder: Path) -> None:
     if args.out is None:
         raise BadInputError(f"say where the kit goes: amcsearch verify kit {folder} -o verify.pyz")
     kit = write_verify_kit(RunFolder.open(folder), args.out)
-    text = f"{kit.kit}: {kit.models} models, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}; then: {kit.then}"
+    size = f"{counted(kit.models, 'model')}, {kit.bytes / 2**20:.1f} MiB"
+    text = f"{kit.kit}: {size}; on the device: {kit.run}; then: {kit.then}"
     show(args, {**asdict(kit), "kit": str(kit.kit)}, text, kit.kit)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amcsearch.cli.text import columns
 from amcsearch.cli.verbs import client_of, load_config, show
-from amcsearch.core import BadInputError
+from amcsearch.core import BadInputError, counted
 
 if TYPE_CHECKING:
     from amcsearch.costs import Accuracy, LatencyTable
@@ -58,7 +58,7 @@ def table_text(table: "LatencyTable", folder: Path) -> str:
     where = table.provenance
     settings = f"threads {where.threads}, batch {where.batch}, dtype {where.dtype}, provider {where.provider}"
     lines = [
-        f"{folder}: {len(table.rows)} rows, {len(table.networks)} networks",
+        f"{folder}: {counted(len(table.rows), 'row')}, {counted(len(table.networks), 'network')}",
         f"{where.cpu}, {where.cores} cores, {where.runtime_label}, {settings}, "
         f"NCHWc block {where.nchwc_block}, measured {where.timestamp}",
         "",
@@ -131,7 +131,7 @@ def table_kit(args: argparse.Namespace, console: "ProgressBar") -> None:
         table=_read(args.table),
     )
     console.close()
-    text = f"{kit.kit}: {kit.models} models, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}"
+    text = f"{kit.kit}: {counted(kit.models, 'model')}, {kit.bytes / 2**20:.1f} MiB; on the device: {kit.run}"
     show(args, {**asdict(kit), "kit": str(kit.kit), "networks": list(kit.networks)}, text, kit.kit)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.core import Metric, counted
+
 if TYPE_CHECKING:
-    from amcsearch.core import Metric
     from amcsearch.jobs import Comparison, EnergyReport, LayerReport, SearchPlan
     from amcsearch.runs import (
         EvaluatedPolicy,
@@ -136,7 +137,7 @@ def _how_lines(summary: "Summary") -> list[str]:
     how = {"selection": summary.selection, "fine-tuning": summary.training}
     return [
         *(f"{name}: {text}" for name, text in how.items() if text),
-        f"{summary.agent}: {summary.evaluations} evaluations; {summary.total_seconds:.0f} s in all",
+        f"{summary.agent}: {counted(summary.evaluations, 'evaluation')}; {summary.total_seconds:.0f} s in all",
     ]
 
 
@@ -174,7 +175,7 @@ def _table_said(table: "TableSummary") -> str:
 
 
 def _left_out(count: int) -> str:
-    return f"; {count} widths left out, no faster than wider ones" if count else ""
+    return f"; {counted(count, 'width')} left out, no faster than wider ones" if count else ""
 
 
 def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
@@ -212,7 +213,7 @@ def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
 
 def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
     """What a search would do; of a long one, how ``--workers`` uses the other cores with policies of a ``batch``."""
-    network = plan.network
+    network, groups = plan.network, counted(plan.network.groups, "channel group")
     rows = [["cost", "dense", "limit", "largest uniform policy"]]
     for name, dense in plan.dense.items():
         limit = plan.budget.get(name)
@@ -221,15 +222,14 @@ def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
         )
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in plan.expected_seconds.items())
     lines = [
-        f"{plan.name}: {network.factory}, {network.layers} layers, {network.groups} channel groups",
+        f"{plan.name}: {network.factory}, {counted(network.layers, 'layer')}, {groups}",
         *(f"  not pruned: {skipped.name}: {skipped.reason}" for skipped in network.skipped),
         *(f"  left alone: {layer}" for layer in network.left_alone),
         "samples: " + ", ".join(f"{name} {count}" for name, count in plan.samples.items()),
-        f"channel multiple {plan.channel_multiple}, {float(plan.policies):.3g} policies"
-        + _left_out(plan.widths_left_out),
+        f"channel multiple {plan.channel_multiple}, {plan.policies:.3g} policies{_left_out(plan.widths_left_out)}",
         *columns(rows),
         f"selection: {plan.selection}",
-        f"{plan.agent}: {plan.trials} evaluations" + (f", then {plan.baseline}" if plan.baseline else ""),
+        f"{plan.agent}: {counted(plan.trials, 'evaluation')}" + (f", then {plan.baseline}" if plan.baseline else ""),
         *(f"WARNING: {text}" for text in plan.warnings),
         f"expected time: about {plan.total_seconds / 60:.1f} minutes ({parts})",
         *_side_by_side(plan, workers, batch, os.cpu_count() or 1),
@@ -279,7 +279,7 @@ def comparison_text(comparison: "Comparison") -> str:
         count = agent.evaluations_to_reference
         lines.append(sentence if count is None else f"{sentence}, after {count:.3g} evaluations in the mean")
     interval = "± half of the 95 % interval of the mean" if seeds > 1 else "one seed: no interval"
-    first_line = f"{seeds} seeds, {comparison.trials} evaluations each; {interval}"
+    first_line = f"{counted(seeds, 'seed')}, {counted(comparison.trials, 'evaluation')} each; {interval}"
     legend = (
         f"reward: search.reward of the best policy, at last and after the fastest agent's {comparison.seconds:.3g} s; "
         f"{head[3]}: of that at last; hypervolume: share of what trials span in {', '.join(comparison.objectives)}; "

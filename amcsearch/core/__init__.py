@@ -1,6 +1,7 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
 from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
+from amcsearch.core.counting import counted
 from amcsearch.core.database import check_encoding, without_passwords
 from amcsearch.core.errors import BadInputError, DeliveryError, DeviceAwayError, DivergedError, InfeasibleBudgetError
 from amcsearch.core.execution import Execution, LiveTensor, MomentBytes, WidthSum
@@ -82,6 +83,7 @@ __all__ = [
     "check_encoding",
     "check_file",
     "check_interrupt",
+    "counted",
     "decoded",
     "described",
     "give_back_freed_memory",

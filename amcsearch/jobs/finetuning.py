@@ -10,7 +10,7 @@ from typing import Final, Literal
 from torch import nn
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, import_named
-from amcsearch.core import BadInputError, DivergedError, Metric, at_worst
+from amcsearch.core import BadInputError, DivergedError, Metric, at_worst, counted
 from amcsearch.graph import duplicate
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.restarts import LossCheck, restarting
@@ -78,10 +78,10 @@ def finetuning_recipe(config: Config, recipe: FinetuneConfig | None) -> tuple[Tr
     if recipe.schedule != "rewound":
         return replace(training_recipe(recipe), batch_norm=batch_norm), 0
     if original is None or original.epochs < recipe.epochs:
-        length = "null" if original is None else f"{original.epochs} epochs"
+        length = "null" if original is None else counted(original.epochs, "epoch")
         raise BadInputError(
-            f"recovery.finetune.schedule = 'rewound' replays the last {recipe.epochs} epochs of model.pretrain, which "
-            f"is {length}; choose cosine or constant, or fewer epochs"
+            f"recovery.finetune.schedule = 'rewound' replays the last {counted(recipe.epochs, 'epoch')} of "
+            f"model.pretrain, which is {length}; choose cosine or constant, or fewer epochs"
         )
     return replace(training_recipe(original), batch_norm=batch_norm), original.epochs - recipe.epochs
 
@@ -305,7 +305,7 @@ def _watch(finetune: FinetuneConfig, workload: Workload) -> Watch | None:
 
 def _kept(watch: Watch | None, epochs: int, metric: Metric) -> str:
     """Say how long a training was, which epoch is kept, and why."""
-    trained = f"{epochs} epoch{'s' * (epochs != 1)}"
+    trained = counted(epochs, "epoch")
     if watch is None or not watch.keep_best:
         return f"{trained}, the last is kept"
     best = f"{metric.word} {_score(watch, watch.best_epoch, metric)}"

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, settings_kept
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, counted, settings_kept
 from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
@@ -188,8 +188,8 @@ def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_ba
         keys = "search.trials" + " and search.further_trials" * bool(job.config.search.further_trials)
         why = "expected nothing better" if _has_new(study) else "had no new policy left"
         study.note(
-            f"{name} ended after {len(study.trials)} evaluations, {study.remaining} fewer than {keys}: it {why} "
-            f"(the space has {study.space.size}, not all within the budget)"
+            f"{name} ended after {counted(len(study.trials), 'evaluation')}, {study.remaining} fewer than {keys}: it "
+            f"{why} (the space has {study.space.size}, not all within the budget)"
         )
         observer.warn(study.notes[-1])
 

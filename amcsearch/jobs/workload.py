@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, RecipeConfig, call_factory, import_named, named_digests
-from amcsearch.core import BadInputError, DivergedError, UserCode
+from amcsearch.core import BadInputError, DivergedError, UserCode, counted
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
 from amcsearch.graph import Batch, Batches, Trace, duplicate, fold_weights, trace
@@ -354,8 +354,8 @@ def _folded(model: nn.Module, sample: Batch) -> tuple[str, ...]:
         return ()
     names = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
     return (
-        f"the weight norm, spectral norm or other computed weight of {len(layers)} layers ({names}) was folded into "
-        "plain weights, which can be pruned; training goes on without it",
+        f"the weight norm, spectral norm or other computed weight of {counted(len(layers), 'layer')} ({names}) was "
+        "folded into plain weights, which can be pruned; training goes on without it",
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from amcsearch.core import BadInputError, InfeasibleBudgetError
+from amcsearch.core import BadInputError, InfeasibleBudgetError, counted
 from amcsearch.reporting.drawing import INK, MUTED, drawing, legend_above, page_svg, series
 from amcsearch.reporting.page import document
 from amcsearch.reporting.words import LABELS, axis_of, cost, escape, measured, percent, preformatted, warnings_section
@@ -46,7 +46,9 @@ def _trust(summary: FrontSummary) -> str:
         )
         return f"<section id='trust'><h2>How far to trust it</h2><p>{escape(text)}</p></section>"
     ranks = summary.rank_correlation
-    sentences = [f"{count} policies of the fronts were evaluated: removed, recovered, before fine-tuning."]
+    sentences = [
+        f"Evaluated: {counted(count, 'policy', 'policies')} of the fronts, removed, recovered, before fine-tuning."
+    ]
     if ranks is not None:
         sentences.append(f"Rank correlation of predicted error and what was lost: {ranks:.2f}.")
     within = summary.within()

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from amcsearch.core import ACCURACY, Metric
+from amcsearch.core import ACCURACY, Metric, counted
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import change, escape, measured, percent
 from amcsearch.runs import Goal, KeepAccuracyGoal, PairedChange, RoundSummary, TargetGoal
@@ -47,7 +47,7 @@ def _target(goal: TargetGoal, metric: Metric) -> list[str]:
         f"{_number(goal.achieved)} {unit} ({goal.achieved / goal.dense:.4f}x of dense); {left}.",
         *(_round(i, part, unit, metric) for i, part in enumerate(goal.rounds, 1)),
         f"Level {goal.level} of {goal.levels - 1} of the {sequence} came to "
-        f"{_number(goal.level_value)} {unit}; {goal.moves} steps of single groups filled the rest.",
+        f"{_number(goal.level_value)} {unit}; {counted(goal.moves, 'step')} of single groups filled the rest.",
     ]
 
 

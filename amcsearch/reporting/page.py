@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from amcsearch import __version__
+from amcsearch.core import counted
 from amcsearch.reporting.goals import goal
 from amcsearch.reporting.record import Record, read_record
 from amcsearch.reporting.results import finalists, results
@@ -117,4 +118,6 @@ def _lead(record: Record) -> str:
         return f"Pruning while training: {record.sparse.method}"
     has_goal = record.summary is not None and record.summary.goal is not None
     agent, verb = record.agent or "search", "Pruning" if has_goal else "Pruning policy search"
-    return f"{verb}: {agent}, {record.evaluations} evaluations" + (", not finished" if record.result is None else "")
+    return f"{verb}: {agent}, {counted(record.evaluations, 'evaluation')}" + (
+        ", not finished" if record.result is None else ""
+    )

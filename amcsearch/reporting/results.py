@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from amcsearch.core import FIRST_COSTS, Cost
+from amcsearch.core import FIRST_COSTS, Cost, counted
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -341,7 +341,7 @@ def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
     if len(rounds) < 2:
         return "of each"
     total = sum(length * count for length, count in rounds.items())
-    parts = [f"{count} for {length} epoch{'s' * (length > 1)}" for length, count in rounds.items()]
+    parts = [f"{count} for {counted(length, 'epoch')}" for length, count in rounds.items()]
     return f"of {', the best '.join(parts)}, {total} epochs in all,"
 
 

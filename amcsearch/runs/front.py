@@ -242,7 +242,7 @@ class FrontSummary(StoredDocument):
             return self.confidence(0.0).text
         within, ranks, metric = self.within(), _two_digits(self.rank_correlation), self.judged_by
         known = "" if within is None else f"; none, left out, was further off than {metric.difference_text(within)}"
-        dense = f"dense {metric.word} {metric.text(self.dense_metric)}, {len(self.evaluated)} policies evaluated"
+        dense = f"dense {metric.word} {metric.text(self.dense_metric)}, {len(self.evaluated)} of its policies evaluated"
         return f"{dense}; rank correlation of predicted error and what was lost {ranks}{known}"
 
     def device(self, name: str | None) -> FrontDevice:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from amcsearch.core import counted
 from amcsearch.runs.documents import StoredDocument, items_of
 
 __all__ = ["ComparedTable", "TableComparison", "TableErrors", "TableOrigin", "TableSummary"]
@@ -76,7 +77,7 @@ class TableOrigin(StoredDocument):
         done = {"measured": "measured", "updated": "brought up to date"}.get(self.done, "used as it was")
         parts = [f"{done} on {self.device}"]
         if self.models:
-            parts.append(f"{self.models} networks run in {self.seconds:.0f} s")
+            parts.append(f"{counted(self.models, 'network')} run in {self.seconds:.0f} s")
         if self.drift is not None:
             parts.append(
                 f"the machine was {abs(self.drift):.1%} {'slower' if self.drift > 0 else 'faster'} than predicted"

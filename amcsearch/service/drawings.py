@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from amcsearch.core import counted
 from amcsearch.reporting import LayerCurve, axis, cost_text
 from amcsearch.service.records import BestSoFar, JobProgress
 from amcsearch.service.trial_points import AgentPoints
@@ -44,7 +45,7 @@ def best_so_far(progress: JobProgress) -> Curve | None:
     metric, last = progress.best.judged_by.metric, max(progress.total, progress.evaluations, 1)
     steps = [*points, (float(progress.evaluations), points[-1][1])]
     low, high = min(y for _, y in steps), max(y for _, y in steps)
-    base = _HEIGHT - _BOTTOM
+    base, evaluations = _HEIGHT - _BOTTOM, counted(progress.evaluations, "evaluation")
     across = Scale(0.0, float(last), _LEFT, _WIDTH - 12)
     up = Scale(low, high, base, 24) if high > low else Scale(low, low + 1.0, base, 24)
     return Curve(
@@ -56,7 +57,7 @@ def best_so_far(progress: JobProgress) -> Curve | None:
         high=metric.text(high),
         low="" if low == high else metric.text(low),
         last=last,
-        description=f"Best {metric.name} so far: {metric.text(points[-1][1])} after {progress.evaluations} evaluations",
+        description=f"Best {metric.name} so far: {metric.text(points[-1][1])} after {evaluations}",
     )
 
 
@@ -172,8 +173,8 @@ def front_drawing(points: AgentPoints, best: BestSoFar | None) -> FrontDrawing:
 
 
 def _description(points: AgentPoints, rows: Sequence[tuple[str, str]]) -> str:
-    name = points.judged_by.metric.word
-    text = f"{points.count} trials of {points.agent}, {name} against {axis(points.cost)[0].partition(' (')[0]}"
+    name, against = points.judged_by.metric.word, axis(points.cost)[0].partition(" (")[0]
+    text = f"{counted(points.count, 'trial')} of {points.agent}, {name} against {against}"
     if not rows:
         return f"{text}; none within the budget yet"
     (cheapest, least), (dearest, most) = rows[0], rows[-1]

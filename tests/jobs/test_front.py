@@ -220,7 +220,7 @@ def test_the_command_makes_a_front_and_answers_budgets(
     arguments = ["front", str(write_config()), "--set", "selection.criterion=null", "--out", str(out)]
     assert main([*arguments, "--devices", "x86_server,eyeriss_65nm", "--evaluations", "3"]) == 0
     printed = capsys.readouterr().out
-    assert ", 3 policies evaluated; rank correlation of predicted error and what was lost" in printed
+    assert ", 3 of its policies evaluated; rank correlation of predicted error and what was lost" in printed
     assert "x86_server" in printed
     written = load(out / "config.yaml")
     assert (written.selection.selector, written.device.channel_multiple) == ("obc", 4)

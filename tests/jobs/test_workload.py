@@ -70,7 +70,7 @@ def test_computed_weights_are_folded_in_a_copy_and_that_is_said() -> None:
     parametrizations.weight_norm(model[0])
     job = workload(model, (IMAGES, LABELS))
     (said,) = job.warnings
-    assert said.startswith("the weight norm, spectral norm or other computed weight of 1 layers (0) was folded")
+    assert said.startswith("the weight norm, spectral norm or other computed weight of 1 layer (0) was folded")
     assert [group.name for group in job.trace.network.groups] == ["0", "2"]
     assert "0.weight" in dict(job.model.named_parameters())
     assert "0.weight" not in dict(model.named_parameters())

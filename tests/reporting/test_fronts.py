@@ -48,7 +48,7 @@ def test_a_picture_a_cost_with_every_device_in_it() -> None:
     assert page.count("Accuracy against MACs") == 1
     assert "Accuracy against mine" in page
     assert page.count("edge &amp; co") >= 3
-    assert "2 policies of the fronts were evaluated" in page
+    assert "Evaluated: 2 policies of the fronts, removed, recovered" in page
     assert "Rank correlation of predicted error and what was lost: 0.80" in page
     assert "odd &lt;b&gt;" in page
     assert "net &lt;1&gt;" in page
