@@ -53,7 +53,7 @@ model:
 data:
   factory: "amcsearch.training.data:digits"
   kwargs: {{test_share: 0.25, size: 8}}
-  splits: {{calibration: 256, search: {PICTURES}}}
+  splits: {{calibration: 256, search: {pictures}}}
 device: {{profile: x86_server, threads: 1, channel_multiple: 2}}
 selection: {{selector: obc}}
 """

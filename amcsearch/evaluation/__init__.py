@@ -3,6 +3,7 @@
 from amcsearch.evaluation.bounds import tango_low
 from amcsearch.evaluation.evaluator import Evaluator, check_torch_device, default_batch_size
 from amcsearch.evaluation.executors import Engine, Executor, ProcessExecutor, SerialExecutor
+from amcsearch.evaluation.output_errors import errors_at_outputs, looked_at
 from amcsearch.evaluation.paired import PairedEvaluator, judge_recalibration
 from amcsearch.evaluation.sensitivity import (
     Curves,
@@ -30,8 +31,10 @@ __all__ = [
     "check_torch_device",
     "curves",
     "default_batch_size",
+    "errors_at_outputs",
     "expected_increase",
     "judge_recalibration",
+    "looked_at",
     "pickled",
     "policies",
     "rank_correlation",

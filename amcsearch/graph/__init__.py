@@ -16,7 +16,7 @@ from amcsearch.graph.folding import fold_weights
 from amcsearch.graph.layout import channels_first, channels_last, make_channels_first
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
-from amcsearch.graph.outputs import first_tensor
+from amcsearch.graph.outputs import first_tensor, output_tensors
 from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
 from amcsearch.graph.tracing.branches import branch_lines
@@ -48,6 +48,7 @@ __all__ = [
     "map_tensors",
     "masked",
     "modes_kept",
+    "output_tensors",
     "plain_tree",
     "remove",
     "removed_positions",

@@ -9,7 +9,7 @@ import torch
 
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
 from amcsearch.core import MIB, Cost, PruningPolicy
-from amcsearch.evaluation import SerialExecutor
+from amcsearch.evaluation import SerialExecutor, looked_at
 from amcsearch.graph import Batch, evaluating
 from amcsearch.jobs.device import load_device
 from amcsearch.jobs.finalist_training import training_rounds
@@ -20,7 +20,7 @@ from amcsearch.jobs.observer import wall_s
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, fills_workers, make_agents, make_reward, met_by_dense
 from amcsearch.jobs.selection import check_named, with_selection
-from amcsearch.jobs.setup import choice_of, evaluator_of
+from amcsearch.jobs.setup import choice_of, error_space, evaluator_of
 from amcsearch.jobs.user_training import user_training
 from amcsearch.jobs.workload import CONFIGURED, PLAN_SAMPLES, InMemory, Workload, make_workload, trained
 from amcsearch.runs import Document, SkippedLayer, with_total
@@ -182,8 +182,8 @@ def _expected_seconds(
     table_s: float,
 ) -> dict[str, float]:
     """Wall time of each phase; ``export_s`` is that of one export, compared with torch, ``planned_s`` of the plan."""
-    ranking_s, evaluation_s = _choosing_seconds(config, workload, given, uniform)
     sample = _sample_seconds(config, workload)
+    ranking_s, evaluation_s = _choosing_seconds(config, workload, given, uniform, sample.pass_s)
     device, count = config.device, config.search.finalists
     pretrain_s, finalists_s, finetune_s = _training_seconds(config, workload, given, sample)
     searches = 1 + (config.search.baseline not in (None, config.search.agent))
@@ -227,7 +227,7 @@ def _training_seconds(
 
 
 def _choosing_seconds(
-    config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy
+    config: Config, workload: Workload, given: InMemory, uniform: PruningPolicy, pass_s: float
 ) -> tuple[float, float]:
     """Wall time of ranking the channels, and of one evaluation in this process, on one thread as a search does it."""
     begun = time.perf_counter()
@@ -236,6 +236,11 @@ def _choosing_seconds(
     evaluator.evaluate(uniform)
     reading_s = time.perf_counter() - begun - choice.ordering_s
     ranking_s = reading_s * growth(workload, "calibration") + choice.ordering_s / choice.ordered
+    if choice.errors is not None:
+        networks, samples = looked_at(
+            error_space(config, workload), workload.trace.network, workload.samples["calibration"]
+        )
+        ranking_s += networks * (wall_s(lambda: evaluator.without_recalibration().pruned(uniform)) + samples * pass_s)
     judged = ("calibration", "search") if config.recovery.bn_recalibration else ("search",)
     (evaluation,) = SerialExecutor(evaluator).map([uniform])
     return ranking_s, evaluation.seconds * growth(workload, *judged)

@@ -224,8 +224,8 @@ def _by_selector(config: Config, calibration: Calibration, selector: Selector, p
     orders = {group: np.arange(len(readers[0].columns)) for group, readers in problem.readers.items()}
     refit = selector.refit if config.recovery.reconstruction == "auto" else config.recovery.reconstruction
     reconstruction = None if refit == "none" else _reconstruction(refit, calibration, problem.inputs)
-    ranking, errors = {**orders, **selection.orders}, None if planned else selection.errors
-    return Choice(ranking, reconstruction, None, errors=errors, ordering_s=ordering_s, ordered=share)
+    ranking = {**orders, **selection.orders}
+    return Choice(ranking, reconstruction, None, errors=selection.errors, ordering_s=ordering_s, ordered=share)
 
 
 def _reconstruction(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from amcsearch.config import EVALUATES, Config, FinetuneConfig, config_hash, dump, evaluation_hash
-from amcsearch.core import BadInputError, Evaluation, Limit, PruningPolicy, settings_kept
-from amcsearch.evaluation import Evaluator, judge_recalibration
+from amcsearch.core import BadInputError, Evaluation, Limit, PolicySpace, PruningPolicy, settings_kept
+from amcsearch.evaluation import Evaluator, errors_at_outputs, judge_recalibration
 from amcsearch.graph import duplicate
-from amcsearch.jobs.device import Device, load_device
+from amcsearch.jobs.device import Device, load_device, policy_space
 from amcsearch.jobs.identity import begin_identity, end_workload, new_workload
 from amcsearch.jobs.machine_table import machine_table
 from amcsearch.jobs.network_check import chance_warning, check_export
@@ -27,6 +27,7 @@ __all__ = [
     "Prepared",
     "assemble",
     "choice_of",
+    "error_space",
     "evaluator_of",
     "judged",
     "make_evaluator",
@@ -42,10 +43,10 @@ class Job:
 
     ``selection`` is the line of ``with_selection``. ``workload`` is the dense one. After a round of pruning
     ``evaluator`` and ``scores`` are those of the smaller one, and the device's space is what that leaves to choose.
-    ``scores`` of the units are None where a selector chooses channels; ``errors`` of every kept count are None where it
-    does not know them. ``fingerprint`` identifies all that decides a result, ``evaluates`` what decides an evaluation
-    alone, whatever the budget, the device and the agent. ``finetune`` is the training after removal: the configured
-    one, or a round's share of it.
+    ``scores`` of the units are None where a selector chooses channels; ``errors`` of every kept count, as they reach
+    the outputs, are None where it does not know them. ``fingerprint`` identifies all that decides a result,
+    ``evaluates`` what decides an evaluation alone, whatever the budget, the device and the agent. ``finetune`` is the
+    training after removal: the configured one, or a round's share of it.
     """
 
     config: Config
@@ -164,6 +165,7 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
             config, evaluator_of(config, workload, choice), pruned_policy(workload, prepared.device)
         )
         dense = evaluator.evaluate(workload.trace.network.dense)
+        errors = _errors_of(config, workload, choice, evaluator)
     if evaluator.calibration is None:  # what was found for auto holds for the fine-tuning too
         recovery = config.recovery.model_copy(update={"bn_recalibration": False})
         config = config.model_copy(update={"recovery": recovery})
@@ -183,7 +185,7 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
         phases.observer.warn(text)
     device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
     tell_network(phases.observer, workload.trace.network.dense, device.dense, device.feasible.budget.limits)
-    finetune, scores, errors = config.recovery.finetune, choice.scores, choice.errors
+    finetune, scores = config.recovery.finetune, choice.scores
     prints = (prepared.fingerprint, f"{prepared.evaluates}-{'recalibrated' if evaluator.recalibrates else 'plain'}")
     return Job(config, workload, device, evaluator, dense, prepared.selection, scores, given, *prints, finetune, errors)
 
@@ -208,7 +210,21 @@ def reranked(job: Job, workload: Workload) -> Job:
     evaluator = evaluator_of(job.config, workload, choice)
     if not job.evaluator.recalibrates:
         evaluator = evaluator.without_recalibration()
-    return replace(job, evaluator=evaluator, scores=choice.scores, errors=choice.errors)
+    errors = _errors_of(job.config, workload, choice, evaluator)
+    return replace(job, evaluator=evaluator, scores=choice.scores, errors=errors)
+
+
+def _errors_of(config: Config, workload: Workload, choice: Choice, evaluator: Evaluator) -> RemovalErrors | None:
+    """The errors of every kept count as they reach the outputs, whatever the device; None where none are known."""
+    if choice.errors is None:
+        return None
+    calibration = judged_batches(config, workload, "calibration")
+    return errors_at_outputs(evaluator, calibration, error_space(config, workload), choice.errors)
+
+
+def error_space(config: Config, workload: Workload) -> PolicySpace:
+    """Return the policies among which errors are measured: the same for every device."""
+    return policy_space(config, workload.trace.network, 1)
 
 
 def settled(config: Config, evaluator: Evaluator, policy: PruningPolicy) -> tuple[Evaluator, tuple[str, ...]]:

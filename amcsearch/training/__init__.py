@@ -47,7 +47,7 @@ from amcsearch.training.splits import (
     stacked,
 )
 from amcsearch.training.surveys import check_samples, check_splits
-from amcsearch.training.task import Guess, Meter, Task, judged_tensor
+from amcsearch.training.task import Guess, Meter, Task, judged_tensor, outputs_apart
 from amcsearch.training.tasks import (
     TASKS,
     Binary,
@@ -133,6 +133,7 @@ __all__ = [
     "load_tensors",
     "make_splits",
     "network_difference",
+    "outputs_apart",
     "pretrained",
     "read",
     "read_texts",

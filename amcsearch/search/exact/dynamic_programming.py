@@ -2,7 +2,7 @@
 
     minimise Σ_g c_g · e_g(k_g) within the budget
 
-e_g(k) is known for every count where a selector's refit leaves an error (``methods.RemovalErrors``): no evaluation is
+e_g(k) is known for every count where a selector knows its errors (``evaluation.errors_at_outputs``): no evaluation is
 spent on it. Otherwise, by probes,
 
     e_g(k) = harm_g(k) + prior · scale · r²,   r = 1 - k / channels
