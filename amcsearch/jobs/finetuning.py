@@ -1,5 +1,6 @@
 """Fine-tuning with the dense network as the teacher, and batch-norm statistics taken anew."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -270,7 +271,9 @@ def _by_recipe(
         check_loss = partial(check, recipe=lowered)
         epochs = train(model, workload.splits.train, lowered, hook=hook, store=kept, watch=watch, check=check_loss)
         if watch is not None and watch.keep_best and watch.best_epoch == 0:
-            observer.warn(_no_better(watch, metric))
+            warning = _no_better(watch, metric, workload.samples["search"])
+            if warning is not None:
+                observer.warn(warning)
         return _kept(watch, len(epochs), metric)
 
     key = "model.pretrain.learning_rate" if finetune.schedule == "rewound" else "recovery.finetune.learning_rate"
@@ -320,14 +323,21 @@ def _score(watch: Watch, epoch: int, metric: Metric) -> str:
     return metric.text(-value if metric.higher_is_better else value)
 
 
-def _no_better(watch: Watch, metric: Metric) -> str:
-    """Say that the network before the training is the best, and what to do where it could be better."""
+def _no_better(watch: Watch, metric: Metric, samples: int) -> str | None:
+    """Say that the training made the network worse, and what to do; None where it was by no more than chance.
+
+    That is a standard error of a share of so many samples.
+    """
     score = f"{metric.word} {_score(watch, 0, metric)} on the search split"
-    if metric.is_share and abs(watch.values[0][0]) == 1.0 - metric.worst:
+    before, after = watch.values[0][0], min(values[0] for epoch, values in watch.values.items() if epoch)
+    share = abs(before)
+    if metric.is_share and share == 1.0 - metric.worst:
         return (
             f"recovery.finetune: the pruned network had {score} before any epoch, which cannot be better, and no epoch "
             "had a lower loss with it; its weights are kept"
         )
+    if metric.is_share and math.isfinite(before) and after - before <= math.sqrt(share * (1.0 - share) / samples):
+        return None
     return (
         f"recovery.finetune: no epoch did better than the pruned network before it ({score}), whose weights are kept; "
         "lower recovery.finetune.learning_rate, or train for longer"

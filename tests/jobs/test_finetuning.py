@@ -1,6 +1,7 @@
 """Fine-tuning by the configuration: the best epoch on the search split, its end, and its augmentation."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -128,10 +129,19 @@ def test_the_epoch_that_is_kept_is_told_in_the_unit_and_direction_of_the_metric(
 
 @pytest.mark.parametrize(("share", "can"), [(1.0, False), (0.99, True)])
 def test_a_network_that_cannot_be_better_is_not_told_to_train_for_longer(share: float, can: bool) -> None:
-    text = _no_better(watched({0: (-share, 0.1), 1: (-share, 0.2)}), ACCURACY)
+    text = _no_better(watched({0: (-share, 0.1), 1: (-share + 0.1, 0.2)}), ACCURACY, 400)
+    assert text is not None
     assert f"accuracy {100 * share:.2f} % on the search split" in text
     assert ("train for longer" in text) is can
     assert ("cannot be better" in text) is not can
+
+
+@pytest.mark.parametrize(("after", "warns"), [(0.96, False), (0.945, False), (0.935, True), (math.nan, True)])
+def test_epochs_that_are_worse_by_a_standard_error_alone_are_not_warned_of(after: float, warns: bool) -> None:
+    # of 384 samples: sqrt(0.955 · 0.045 / 384) = 0.0106, beside the better of two epochs
+    value = math.inf if math.isnan(after) else -after
+    text = _no_better(watched({0: (-0.955, 0.1), 1: (math.inf, 0.3), 2: (value, 0.2)}), ACCURACY, 384)
+    assert (text is not None) is warns
 
 
 def test_a_finished_training_is_not_repeated(write_config: WriteConfig, workload: Workload, tmp_path: Path) -> None:
