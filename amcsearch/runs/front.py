@@ -7,8 +7,9 @@ Where policies of the fronts were evaluated, the metric of any other is expected
 
     m(e) = m_dense + g(e),   g: falling and piecewise linear through (error, gain over dense) of the evaluated policies
 
-(pool adjacent violators: Ayer et al. 1955, Ann. Math. Stat. 26(4)). Its half width is the largest miss when each of
-them is left out and predicted by the others: of N exchangeable policies a further one misses no more in N of N + 1.
+(pool adjacent violators: Ayer et al. 1955, Ann. Math. Stat. 26(4)). Each of these is left out and predicted by the
+others. The largest miss in units of s(e) = sqrt(-g(e) + one sample), as counts scatter, is the half width in these: of
+N policies alike a further one misses no more in N of N + 1 (normalised conformal bounds, Papadopoulos et al. 2002).
 """
 
 import math
@@ -203,18 +204,19 @@ class FrontSummary(StoredDocument):
         gains = _interpolated(*self._evaluated_gains, errors)
         return self.dense_metric + self._sign * gains
 
-    def within(self, error: float = math.inf) -> float | None:
-        """Largest miss of evaluated policies, up to the next above ``error``, that the others predict; None of few."""
+    def within(self, error: float) -> float | None:
+        """Half width of the metric that is expected at a predicted error; None of few evaluated policies."""
         errors, gains = self._evaluated_gains
-        ordered = np.sort(errors)  # one that is of no use says nothing of one that is nearly dense
-        largest = ordered[: max(int(np.searchsorted(ordered, error)), _FEWEST) + 1][-1]
-        misses = [
-            abs(float(_interpolated(np.delete(errors, i), np.delete(gains, i), errors[i : i + 1])[0]) - gains[i])
-            for i in range(1, len(errors))
-            if errors[i] <= largest
-        ]
+        left_out = ((np.delete(errors, i), np.delete(gains, i), errors[i : i + 1]) for i in range(1, len(errors)))
+        expected = (float(_interpolated(*each)[0]) for each in left_out)
+        misses = [abs(a - b) / self._spread(e) for a, b, e in zip(expected, gains[1:], errors[1:], strict=True)]
         known = [miss for miss in misses if not math.isnan(miss)]
-        return max(known) if len(errors) > _FEWEST and known else None
+        return max(known) * self._spread(error) if len(errors) > _FEWEST and known else None
+
+    def _spread(self, error: float) -> float:
+        errors, gains = self._evaluated_gains
+        lost = max(0.0, -float(_interpolated(errors, gains, np.array([error]))[0]))
+        return math.sqrt(lost + (1.0 if self.judged_by.is_share else -gains.min()) / self.samples)
 
     def confidence(self, error: float) -> Confidence:
         """Say how far the metric of a policy with this predicted error is known."""
@@ -230,9 +232,8 @@ class FrontSummary(StoredDocument):
             text = f"none: the predicted error {error:.3g} is beyond the largest that was evaluated, {most:.3g}{ranks}"
             return Confidence(None, None, count, correlation, text)
         half = "" if within is None else f" ± {metric.difference_text(within)}"
-        left_out = "" if within is None else ", none of which up to this error, left out, was further off"
         value = f"{metric.word} {metric.text(expected)}{half} expected before fine-tuning"
-        text = f"{value}, from {count} evaluated policies{left_out}{ranks}"
+        text = f"{value}, from {count} evaluated policies{ranks}"
         return Confidence(expected, within, count, correlation, text)
 
     @property
@@ -240,10 +241,9 @@ class FrontSummary(StoredDocument):
         """How far the metric of any policy is known."""
         if not self.evaluated:
             return self.confidence(0.0).text
-        within, ranks, metric = self.within(), _two_digits(self.rank_correlation), self.judged_by
-        known = "" if within is None else f"; none, left out, was further off than {metric.difference_text(within)}"
+        ranks, metric = _two_digits(self.rank_correlation), self.judged_by
         dense = f"dense {metric.word} {metric.text(self.dense_metric)}, {len(self.evaluated)} of its policies evaluated"
-        return f"{dense}; rank correlation of predicted error and what was lost {ranks}{known}"
+        return f"{dense}; rank correlation of predicted error and what was lost {ranks}"
 
     def device(self, name: str | None) -> FrontDevice:
         """Return a device by its name; the only one for None.
