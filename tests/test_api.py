@@ -356,6 +356,32 @@ def test_loaders_tensors_and_mappings_are_data_too(trained: nn.Module, data: Ten
         assert found.summary.finetuned.cost["macs"] <= 0.6 * found.summary.dense.cost["macs"]
 
 
+class Brittle(nn.Module):
+    """Gives NaN once the sum of its channels falls below what it was, less a little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("least", torch.zeros(()))
+
+    def channels(self, x: Tensor) -> Tensor:
+        return torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = self.channels(x)
+        return self.head(channels) + torch.sqrt(channels.sum(1, keepdim=True) - self.least)
+
+
+def test_a_pruned_network_that_gives_nan_is_refused_before_it_is_trained(data: TensorDataset) -> None:
+    torch.manual_seed(0)
+    model = Brittle()
+    with torch.no_grad():
+        model.least.copy_(0.999 * model.channels(torch.cat([image[None] for image, _ in data])).sum(1).min())
+    with pytest.raises(BadInputError, match="loss on the search split is nan: it gives NaN or infinity without"):
+        amcsearch.prune(model, data, target={"macs": "0.4x"}, settings=SETTINGS, observer=Silent())
+
+
 def test_an_agent_and_a_criterion_may_be_objects(trained: nn.Module, data: TensorDataset) -> None:
     observer = Silent()
     result = amcsearch.search(

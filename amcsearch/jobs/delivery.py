@@ -133,7 +133,10 @@ def measure_finalists(
     complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
     ranked = sorted(complete, key=lambda trial: (at_worst(-trial.reward), trial.number))
     if not ranked:
-        raise BadInputError("no policy was evaluated with a finite loss; look at trials.csv, or raise search.trials")
+        raise BadInputError(
+            "no policy was evaluated with a finite loss: the network gives NaN or infinity once channels are removed; "
+            "guard the operation that does, raise the budget, or take another agent (trials.csv has what each found)"
+        )
     if measure is None:
         return _awaited(ranked, count, limit_ms)
     finalists: list[Finalist] = []

@@ -7,6 +7,7 @@ pruned, and seldom on the weights. So the dense network is checked, with the wei
 when it is trained.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -71,12 +72,18 @@ def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch
     _check_shapes(settings, as_batch(example), probes, signature.inputs)
     file = OnnxModule(exported(model, example, settings), signature=signature)
     in_torch = InBatches(model, as_batch(example).size, signature)
-    agreement = compare(in_torch, file, [probes], labels=task.is_argmax)
+    agreement = compare(in_torch, file, _calls(probes, as_batch(example).size), labels=task.is_argmax)
     if agreement.problem is not None:
         raise BadInputError(
             f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "
             "follows one side of a branch: write it with torch.where, and make nothing depend on being exported"
         )
+
+
+def _calls(probes: Batch, size: int) -> Iterator[Batch]:
+    """Cut the probes into whole calls of a file of that batch: outputs of all of them may take gigabytes."""
+    most = max(size, fitting_batch_size(probes) // size * size)
+    return (probes.chosen(range(at, min(at + most, probes.size))) for at in range(0, probes.size, most))
 
 
 def _check_shapes(settings: OnnxSettings, example: Batch, probes: Batch, names: tuple[str, ...]) -> None:

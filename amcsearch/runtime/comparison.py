@@ -27,6 +27,7 @@ __all__ = ["OUTPUTS", "PREDICTIONS", "Agreement", "Compared", "InBatches", "comp
 OUTPUTS: Final = 1e-3
 PREDICTIONS: Final = 0.01
 BATCH: Final = 256
+_AT_ONCE: Final = 2**22  # numbers that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,11 @@ def _differences(a: Tensor, b: Tensor) -> Tensor:
     """Largest difference, scale, and whether the second is not finite: (N, D) twice → (N, 3)."""
     if not a.numel():
         return torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64).repeat(len(a), 1)
+    rows = max(1, _AT_ONCE // a.shape[1])  # copies of a whole output may take many times its memory
+    return torch.cat([_of_rows(*pair) for pair in zip(torch.split(a, rows), torch.split(b, rows), strict=True)])
+
+
+def _of_rows(a: Tensor, b: Tensor) -> Tensor:
     a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
     difference = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     return torch.stack([difference.amax(1), a.abs().amax(1), (~b.isfinite().all(1)).double()], dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from amcsearch.config import Config, DataConfig, DeviceConfig, ModelConfig
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.batch import Batch
-from amcsearch.jobs.network_check import check_network, probes_of
+from amcsearch.jobs.network_check import _calls, check_network, probes_of
 from amcsearch.training.splits import DataSplits, Held
 
 
@@ -82,3 +82,11 @@ def test_large_images_are_checked_in_small_batches() -> None:
     assert probes.size > 40
     check_network(configured("large"), network, splits, probes)
     assert max(network.sizes) == 16
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(1, [16, 16, 8]), (5, [15, 15, 10]), (24, [24, 16])])
+def test_by_hand_probes_reach_the_exported_file_in_whole_calls_of_few(size: int, sizes: list[int]) -> None:
+    probes = Batch.of(torch.arange(40.0)[:, None, None, None].expand(40, 1, 224, 224))
+    calls = list(_calls(probes, size))
+    assert [call.size for call in calls] == sizes
+    assert torch.cat([call.args[0][:, 0, 0, 0] for call in calls]).tolist() == list(range(40))

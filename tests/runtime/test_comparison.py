@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from amcsearch.runtime import comparison
 from amcsearch.runtime.comparison import OUTPUTS, compare
 
 
@@ -91,3 +92,11 @@ def test_positions_of_a_sequence_are_predictions():
     theirs = [[[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]
     result = agreement(ours, theirs)
     assert (result.changed, result.predictions, result.beyond) == (1, 4, 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 5])
+def test_large_outputs_are_compared_a_few_rows_at_a_time_with_the_same_result(at_once, monkeypatch):
+    ours, theirs = torch.randn(7, 2).tolist(), torch.randn(7, 2).tolist()
+    whole = agreement(ours, theirs, 7)
+    monkeypatch.setattr(comparison, "_AT_ONCE", at_once)
+    assert agreement(ours, theirs, 7) == whole

@@ -1,5 +1,6 @@
 """Prune without a search: by a known policy, to a cost, or as far as the accuracy of the dense network is kept."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,11 @@ def prune(config: Config, run: RunFolder, observer: Observer, given: InMemory = 
         if config.prune.keep_accuracy is None:  # which lists the trials of its own study
             run.write_trials([trial])
             run.write_pareto([trial])
+        if not math.isfinite(evaluation.loss):
+            raise BadInputError(
+                f"the pruned network's loss on the search split is {evaluation.loss}: it gives NaN or infinity without "
+                "these channels; prune less, or guard the operation that gives them"
+            )
         finalists = measure_finalists([trial], 1, job.device.limit("latency_ms"), None, exports.measure)
         job = exports.cut([proposal.policy])
 
