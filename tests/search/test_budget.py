@@ -51,9 +51,18 @@ def test_share_and_number_and_text_of_a_number():
     assert resolve_budget({}, DENSE).limits == {}
 
 
-@pytest.mark.parametrize("value", ["0x", "-0.5x", "1.5x", "halfx", "", "nanx", "x", 0, -3, 201.0, float("nan"), True])
-def test_budget_out_of_range_names_value_bound_and_cure(value):
-    with pytest.raises(BadInputError, match=r"budget\.macs = .*must be a share.*200.*lower the limit") as error:
+LOWER, WRITE = "lower the limit or drop it", "write 0.5x, or the number of MACs alone"
+
+
+@pytest.mark.parametrize(
+    ("value", "cure"),
+    [
+        *(("1.5x", LOWER), (201.0, LOWER)),
+        *((value, WRITE) for value in ("0x", "-0.5x", "halfx", "", "nanx", "x", 0, -3, float("nan"), True)),
+    ],
+)
+def test_budget_out_of_range_names_value_bound_and_cure(value, cure):
+    with pytest.raises(BadInputError, match=rf"budget\.macs = .*must be a share.*200.*; {cure}") as error:
         resolve_budget({"macs": value}, DENSE)
     assert repr(value) in str(error.value)
 
