@@ -177,7 +177,8 @@ def test_overrides_replace_add_and_name_themselves(write):
     assert "--set search.trials=x: search.trials = 'x'" in refusal(path, "search.trials=x")
     assert "--set search.tirals=5: unknown key search.tirals" in refusal(path, "search.tirals=5")
     assert "--set trials: expected key.key=value" in refusal(path, "trials")
-    assert "or a number (of bytes also with one of B, kB, MB" in refusal(path, "budget.model_bytes=3KB")
+    units = "of ms for latency, of mJ for energy, of bytes also with one of B, kB, MB"
+    assert f"or a number ({units}" in refusal(path, "budget.model_bytes=3KB")
     assert refusal(path, cfg.Override("search.trials=0", "--trials 0")).startswith("--trials 0: search.trials = 0; ")
     assert "search.trials is 7, it has no keys" in refusal(path, "search.trials.x=1")
     assert "not valid YAML" in refusal(path, "search.trials=[1")

@@ -19,6 +19,7 @@ SIZE: Final = re.compile(rf"([0-9]*\.?[0-9]+) ?({'|'.join(_UNITS)})")
 """A number of bytes as users write it: ``300 KiB``."""
 _WITH_UNIT: Final = re.compile(r"[0-9.]+ ?[A-Za-z]+")
 _OF_BYTES: Final = f" (of bytes also with one of {', '.join(_UNITS)})"
+_OF_ANY: Final = f" (of ms for latency, of mJ for energy, {_OF_BYTES[2:]}"
 _LOWER: Final = "lower the limit or drop it"
 _COUNTED_IN: Final = {"latency_ms": " of ms", "energy_mj": " of mJ", "macs": " of MACs", "params": " of parameters"}
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
@@ -127,7 +128,7 @@ def read_limit(written: object) -> tuple[float, bool]:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0.0 < value < math.inf or (share and value > 1.0):
-        units = _OF_BYTES if share is None and _WITH_UNIT.fullmatch(text) else ""
+        units = _OF_ANY if share is None and _WITH_UNIT.fullmatch(text) else ""
         raise ValueError(f"expected a share of dense from 0x to 1x such as 0.5x, or a number{units} above 0")
     return value, share is not None
 
