@@ -18,8 +18,9 @@ _UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "M
 SIZE: Final = re.compile(rf"([0-9]*\.?[0-9]+) ?({'|'.join(_UNITS)})")
 """A number of bytes as users write it: ``300 KiB``."""
 _WITH_UNIT: Final = re.compile(r"[0-9.]+ ?[A-Za-z]+")
-_OF_BYTES: Final = f" (of bytes also with one of {', '.join(_UNITS)})"
-_OF_ANY: Final = f" (of ms for latency, of mJ for energy, {_OF_BYTES[2:]}"
+_IN_UNITS: Final = f"of bytes also with one of {', '.join(_UNITS)}"
+_OF_BYTES: Final = f" ({_IN_UNITS})"
+_OF_ANY: Final = f" (of ms for latency, of mJ for energy, {_IN_UNITS})"
 _LOWER: Final = "lower the limit or drop it"
 _COUNTED_IN: Final = {"latency_ms": " of ms", "energy_mj": " of mJ", "macs": " of MACs", "params": " of parameters"}
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from amcsearch.core import BadInputError, NetworkSpec, PolicySpace, PruningPolicy
 from amcsearch.costs import Macs
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.evaluation.sensitivity import spread
 from amcsearch.graph import Batch, Batches, Tree, output_tensors
 from amcsearch.methods import RemovalErrors
 from amcsearch.training import outputs_apart
@@ -115,8 +116,8 @@ def _distance(evaluator: Evaluator, calibration: Batches, samples: int) -> Calla
     torch_device = next(iter(evaluator.model.parameters())).device
 
     def chosen(count: int) -> list[Batch]:
-        rows = np.linspace(0, calibration.samples - 1, count).round().astype(int).tolist()
-        return [batch.to(torch_device) for batch in calibration.chosen(rows)]
+        rows = spread(np.arange(calibration.samples), count)
+        return [batch.to(torch_device) for batch in calibration.chosen(rows.tolist())]
 
     with torch.inference_mode():
         few = chosen(min(samples, _FEWEST))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amcsearch.core import BadInputError, Evaluation, PruningPolicy
 from amcsearch.evaluation.bounds import change_low, jackknife_low
 from amcsearch.evaluation.evaluator import Evaluator
+from amcsearch.evaluation.sensitivity import spread
 from amcsearch.graph import Batch, Batches, evaluating
 from amcsearch.training import Task, evaluate
 
@@ -113,7 +114,7 @@ def judge_recalibration(evaluator: Evaluator, policy: PruningPolicy) -> Recalibr
     samples = min(evaluator.search.samples, _JUDGING)
     if not evaluator.recalibrates or samples < 2:
         return None
-    rows = np.linspace(0, evaluator.search.samples - 1, samples).round().astype(np.int64)
+    rows = spread(np.arange(evaluator.search.samples), samples)
     paired, metric = PairedEvaluator(evaluator, rows, _CONFIDENCE), evaluator.task.metric
     recalibrated = paired.evaluate(evaluator.trace.network.dense)
     dense, highest = (paired.dense_metric, recalibrated.metric), recalibrated.change_high

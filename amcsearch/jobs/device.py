@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amcsearch.config import AUTO, Config, check_priced, make, read_device, read_latency_table
+from amcsearch.config import AUTO, TABLES, Config, check_priced, make, read_device, read_latency_table
 from amcsearch.core import BadInputError, Cost, InfeasibleBudgetError, Limit, NetworkSpec, PolicySpace
 from amcsearch.costs import (
     CostGrid,
@@ -298,7 +298,7 @@ def _table_warnings(config: Config, table: LatencyTable | None, model: LatencyMo
         return []
     name, cure = f"latency table {folder}", "amcsearch.measure_latency_table(model, example, known=table)"
     if config.device.table is not None:
-        is_shipped = Path(__file__).parents[1] in Path(folder).parents  # an installed package is not written to
+        is_shipped = Path(folder).resolve().parent in TABLES.shipped_folders  # an installed package is not written to
         written = f"latency_tables/{Path(folder).name}" if is_shipped else folder
         cure = table_commands(config.device.location, written)
     if model.network is None:

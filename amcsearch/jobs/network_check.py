@@ -192,19 +192,16 @@ def _first_pass(model: nn.Module, probes: Batch, name: str) -> Tree:
 
 def _takes_one_alone(model: nn.Module, probes: Batch) -> bool:
     """Whether a network runs on one sample and not on two."""
-    if probes.size < 2:
-        return False
+    return probes.size > 1 and _runs(model, probes.chosen([0])) and not _runs(model, probes.chosen([0, 1]))
+
+
+def _runs(model: nn.Module, samples: Batch) -> bool:
     try:
         with evaluating(model), torch.inference_mode():
-            probes.chosen([0]).through(model)
+            samples.through(model)
     except Exception:
         return False
-    try:
-        with evaluating(model), torch.inference_mode():
-            probes.chosen([0, 1]).through(model)
-    except Exception:
-        return True
-    return False
+    return True
 
 
 def _pass_that_keeps_input(model: nn.Module, probes: Batch, name: str) -> Tree:

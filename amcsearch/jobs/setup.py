@@ -165,10 +165,23 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
             config, evaluator_of(config, workload, choice), pruned_policy(workload, prepared.device)
         )
         dense = evaluator.evaluate(workload.trace.network.dense)
+        _check_finite(dense, workload)
         errors = _errors_of(config, workload, choice, evaluator)
     if evaluator.calibration is None:  # what was found for auto holds for the fine-tuning too
         recovery = config.recovery.model_copy(update={"bn_recalibration": False})
         config = config.model_copy(update={"recovery": recovery})
+    guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
+    warnings = warnings if guesses is None else (*warnings, guesses)
+    for text in warnings:
+        phases.observer.warn(text)
+    device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
+    tell_network(phases.observer, workload.trace.network.dense, device.dense, device.feasible.budget.limits)
+    finetune, scores = config.recovery.finetune, choice.scores
+    prints = (prepared.fingerprint, f"{prepared.evaluates}-{'recalibrated' if evaluator.recalibrates else 'plain'}")
+    return Job(config, workload, device, evaluator, dense, prepared.selection, scores, given, *prints, finetune, errors)
+
+
+def _check_finite(dense: Evaluation, workload: Workload) -> None:
     if not math.isfinite(dense.loss):
         raise BadInputError(
             f"the dense network's loss on the search split is {dense.loss}, must be finite; "
@@ -179,15 +192,6 @@ def judged(prepared: Prepared, phases: Phases) -> Job:
             f"the dense network's {workload.task.metric.word} on the search split is NaN, must be a number; look at "
             "the task's metric and the targets"
         )
-    guesses = chance_warning(workload.model, workload.splits, dense, workload.task)
-    warnings = warnings if guesses is None else (*warnings, guesses)
-    for text in warnings:
-        phases.observer.warn(text)
-    device = replace(prepared.device, warnings=(*prepared.device.warnings, *warnings))
-    tell_network(phases.observer, workload.trace.network.dense, device.dense, device.feasible.budget.limits)
-    finetune, scores = config.recovery.finetune, choice.scores
-    prints = (prepared.fingerprint, f"{prepared.evaluates}-{'recalibrated' if evaluator.recalibrates else 'plain'}")
-    return Job(config, workload, device, evaluator, dense, prepared.selection, scores, given, *prints, finetune, errors)
 
 
 def _begun(config: Config, workload: Workload, given: InMemory, run: RunFolder | None) -> tuple[Config, Identity, str]:

@@ -165,7 +165,8 @@ def _too_few(config: Config, samples: int) -> tuple[str, ...]:
     """
     prune = config.prune
     assert prune.keep_accuracy is not None
-    part = min(_set_aside(config, samples), samples - _set_aside(config, samples))
+    aside = _set_aside(config, samples)
+    part = min(aside, samples - aside)
     least = -100.0 * tango_low(0, 0, part, prune.confidence)
     if least < prune.keep_accuracy:
         return ()
