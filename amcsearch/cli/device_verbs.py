@@ -5,18 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.cli.arguments import add_verb, count, path
 from amcsearch.cli.service_verbs import RUNS
 from amcsearch.cli.verbs import client_of, show
 from amcsearch.core import BadInputError, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from amcsearch.cli.arguments import Commands
     from amcsearch.reporting import ProgressBar
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    Verb = Callable[..., argparse.ArgumentParser]
-    Reader = Callable[[str], object]
 
 __all__ = ["add_device_verbs", "device_serve", "verify"]
 
@@ -90,11 +86,11 @@ def device_serve(args: argparse.Namespace, console: "ProgressBar") -> None:
         work.close()
 
 
-def add_device_verbs(commands: "Commands", verb: "Verb", path: "Reader", count: "Reader") -> None:
-    """Add the verbs to the parser, by its helpers."""
+def add_device_verbs(commands: "Commands") -> None:
+    """Add the verbs to the parser."""
     example = "amcsearch verify kit runs/mine -o verify.pyz, and with what it wrote on the device: amcsearch verify "
     text = "finish a run of device.location = offline: write the kit that measures it, or take what the kit measured"
-    command = verb(commands, "verify", verify, text, example + "runs/mine result.jsonl")
+    command = add_verb(commands, "verify", verify, text, example + "runs/mine result.jsonl")
     forms = ("kit RUN -o KIT", "RUN RESULT", "JOB RESULT --connect URL [-o FOLDER]")
     command.usage = "\n       ".join(f"%(prog)s [-h] [--json] [--debug] {form}" for form in forms)
     command.add_argument("run_or_kit", type=path, metavar="RUN", help="run folder; the word kit; or the id of a job")
@@ -105,7 +101,7 @@ def add_device_verbs(commands: "Commands", verb: "Verb", path: "Reader", count: 
     parts = device.add_subparsers(title="verbs", metavar="VERB", required=True)
     example = "amcsearch device serve --host 0.0.0.0 --token-file token"
     text = "hand out measurements to the agents of devices (kit.pyz agent), until interrupted"
-    command = verb(parts, "serve", device_serve, text, example)
+    command = add_verb(parts, "serve", device_serve, text, example)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine alone)")
     command.add_argument("--port", type=count, default=8753, help="port; 0 takes a free one (8753)")
     command.add_argument("--token-file", type=path, help="file of the token; needed where others reach the address")

@@ -2,19 +2,17 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.cli.arguments import add_config, add_verb, count, path
 from amcsearch.cli.verbs import client_of, show
 from amcsearch.core import MIB, BadInputError
 
 if TYPE_CHECKING:
+    from amcsearch.cli.arguments import Commands
     from amcsearch.reporting import ProgressBar
     from amcsearch.service import JobEngine, JobLimits, RemoteJob
-
-    Verb = Callable[..., argparse.ArgumentParser]
-    Read = Callable[[str], object]
 
 __all__ = [
     "RUNS",
@@ -34,12 +32,10 @@ RUNS: Final = Path("runs")
 """Folder of all jobs unless another is named."""
 
 
-def add_service_verbs(
-    commands: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]", path: "Read", count: "Read"
-) -> None:
-    """Add the verbs of the service, by the helpers of the main parser."""
+def add_service_verbs(commands: "Commands") -> None:
+    """Add the verbs of the service to the parser."""
     example = "amcsearch serve --runs /srv/amcsearch --workers 2"
-    command = verb(commands, "serve", serve, "serve searches over HTTP, with workers beside it", example)
+    command = add_verb(commands, "serve", serve, "serve searches over HTTP, with workers beside it", example)
     command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs (runs)")
     add_database(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -62,29 +58,29 @@ def add_service_verbs(
     )
     command.add_argument("--most-upload", type=count, default=256, metavar="MIB", help="of a file sent; 0: none (256)")
     command.add_argument("--most-uploads", type=count, default=16, metavar="N", help="files that a caller keeps (16)")
-    _limits(command, count)
+    _limits(command)
     _engine(command)
-    _worker(commands, verb, path, count)
-    _submit(commands, verb, config, path)
+    _worker(commands)
+    _submit(commands)
 
 
-def _worker(commands: object, verb: "Verb", path: "Read", count: "Read") -> None:
+def _worker(commands: "Commands") -> None:
     example = "amcsearch worker --runs /srv/amcsearch --connect postgresql+psycopg://amc@db/amc"
-    command = verb(commands, "worker", worker, "run jobs of a service on this machine", example)
+    command = add_verb(commands, "worker", worker, "run jobs of a service on this machine", example)
     command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs, that of the service (runs)")
     add_database(command)
     command.add_argument("--name", default="", help="of this worker (default: made of the host's name)")
     command.add_argument(
         "--kinds", default=",".join((*_KINDS, *_OTHER_KINDS)), help="kinds of jobs that it runs, with commas between"
     )
-    _limits(command, count)
+    _limits(command)
     _engine(command)
 
 
-def _submit(commands: object, verb: "Verb", config: "Callable[[argparse.ArgumentParser], None]", path: "Read") -> None:
+def _submit(commands: "Commands") -> None:
     example = "amcsearch submit configs/searches/digits.yaml --connect http://127.0.0.1:8765 --follow"
-    command = verb(commands, "submit", submit, "submit a job to a service", example)
-    config(command)
+    command = add_verb(commands, "submit", submit, "submit a job to a service", example)
+    add_config(command)
     command.add_argument("--connect", required=True, metavar="URL", help="address of the service")
     command.add_argument("--kind", choices=_KINDS, default="search", help="what to do (search)")
     command.add_argument(
@@ -118,7 +114,7 @@ def add_database(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _limits(command: argparse.ArgumentParser, count: "Read") -> None:
+def _limits(command: argparse.ArgumentParser) -> None:
     command.add_argument("--most-minutes", type=count, metavar="N", help="that a job may run")
     command.add_argument("--most-memory", type=count, metavar="MIB", help="that a job may take")
     command.add_argument("--most-processes", type=count, metavar="N", help="that a job may start")

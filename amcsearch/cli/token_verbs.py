@@ -3,32 +3,31 @@
 import argparse
 import getpass
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from amcsearch.cli.arguments import add_verb, count, names, path
 from amcsearch.cli.service_verbs import RUNS, add_database, database_address
 from amcsearch.cli.text import columns
 from amcsearch.cli.verbs import show
 from amcsearch.core import BadInputError
 
 if TYPE_CHECKING:
+    from amcsearch.cli.arguments import Commands
     from amcsearch.reporting import ProgressBar
     from amcsearch.service import TokenRecord, TokenTable
-
-    Verb = Callable[..., argparse.ArgumentParser]
-    Read = Callable[[str], object]
 
 __all__ = ["add_token_verbs", "token_create", "token_list", "token_revoke"]
 
 
-def add_token_verbs(commands: Any, verb: "Verb", path: "Read", count: "Read", names: "Read") -> None:
-    """Add the verbs of tokens, by the helpers of the main parser."""
+def add_token_verbs(commands: "Commands") -> None:
+    """Add the verbs of tokens to the parser."""
     token = commands.add_parser("token", help="tokens of a service", description="Bearer tokens of a service.")
     parts = token.add_subparsers(title="verbs", metavar="VERB", required=True)
     example = "amcsearch token create --name ci --scopes read,submit --expires 90d"
-    create = verb(parts, "create", token_create, "make a token and print it, once", example)
+    create = add_verb(parts, "create", token_create, "make a token and print it, once", example)
     create.add_argument("--name", required=True, help="of who uses it, who owns the jobs submitted with it")
     create.add_argument(
         "--scopes",
@@ -38,8 +37,10 @@ def add_token_verbs(commands: Any, verb: "Verb", path: "Read", count: "Read", na
     )
     create.add_argument("--expires", default="90d", help="in hours, days or weeks, such as 12h; never (90d)")
     create.add_argument("--most-jobs", type=count, help="that may wait or run at once (the service's limit)")
-    listed = verb(parts, "list", token_list, "list tokens, without their secrets", "amcsearch token list --runs runs")
-    revoke = verb(parts, "revoke", token_revoke, "end a token at once", "amcsearch token revoke ci")
+    listed = add_verb(
+        parts, "list", token_list, "list tokens, without their secrets", "amcsearch token list --runs runs"
+    )
+    revoke = add_verb(parts, "revoke", token_revoke, "end a token at once", "amcsearch token revoke ci")
     revoke.add_argument("token", help="its name or id")
     for command in (create, listed, revoke):
         command.add_argument("--runs", type=path, default=RUNS, help="folder of all jobs, that of the service (runs)")

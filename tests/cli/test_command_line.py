@@ -154,8 +154,41 @@ def test_every_listed_kind_has_a_registry(kind: str) -> None:
 def test_the_parser_offers_exactly_the_listed_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["list", "pruners"])
-    _, _, choices = capsys.readouterr().err.partition("choose from")
+    choices = capsys.readouterr().err.partition("choose from")[2].partition(")")[0]
     assert re.findall(r"\w+", choices) == list(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("serach digits", "invalid choice: 'serach' (choose from .*; did you mean search?"),
+        ("table mesure digits", "'mesure'.*; did you mean measure?"),
+        ("measure digits", "'measure'.*; did you mean table measure?"),  # a verb of a verb
+        ("token lst", "'lst'.*; did you mean list?"),
+        ("list agent", "'agent'.*; did you mean agents?"),
+        ("search digits --dryrun", "--dryrun; did you mean --dry-run?"),
+        ("search digits --dryrun=1 --strct", "did you mean --dry-run?; did you mean --strict?"),
+        ("compare digits --agnts ddpg", "required: --agents; did you mean --agents?"),  # argparse stops before it
+        ("search digits --agnt ddpg", "--agnt ddpg; did you mean --set search.agent=…?"),
+        ("search digits --seed 3", "did you mean --set seed=…?"),
+        ("list --agnt", "--agnt; see amcsearch list --help"),  # without --set, no key
+        ("search digits more", "unrecognized arguments: more; see amcsearch search --help"),
+        ("search", "required: config; see amcsearch search --help"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_nearest(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(re.escape(words).replace(r"\.\*", ".*") + "$", error.strip())
+
+
+def test_an_option_may_be_shortened_as_before() -> None:
+    assert make_parser().parse_args(["search", "digits", "--dry"]).dry_run
 
 
 @pytest.mark.parametrize(
