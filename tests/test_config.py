@@ -92,7 +92,11 @@ search:  {agent: ddpg, trials: 200, reward: {name: accuracy}, objectives: null}
         ("search: {trials: 2.5}", ["search.trials = 2.5", "a whole number"]),
         ("search: {trials: true}", ["search.trials = true", "a whole number"]),
         ("search: {trials: 0}", ["search.trials = 0", "above 0"]),
-        ("search: 3", ["search = 3", "a mapping of keys"]),
+        ("search: 3", ["search = 3", "a mapping of keys, some of agent, agent_params, baseline"]),
+        ("budget: 0.5x", ["search.yaml:3", "budget = '0.5x'", 'such as {"macs": "0.5x"} or {"latency_ms": 2.5}']),
+        ("budget: [macs]", ["budget = ['macs']", 'such as {"macs": "0.5x"}']),
+        ("prune: {target: 0.5x}", ["prune.target = '0.5x'", 'such as {"macs": "0.5x"}']),
+        ("sparsify: {target: 0.5x}", ["sparsify.target = '0.5x'", 'such as {"macs": "0.5x"}']),
         ("search: {max_pruning_ratio: 1.0}", ["search.max_pruning_ratio = 1.0", "below 1"]),
         ("search: {objectives: [accuracy]}", ["search.objectives", "at least 2"]),
         ("search: {objectives: [accuracy, speed]}", ["search.objectives.1 = 'speed'", "'latency_ms'"]),
@@ -159,10 +163,21 @@ def test_checkpoint_and_pretraining_exclude_each_other(write):
 
 def test_missing_unreadable_and_binary_files(write, tmp_path):
     assert "No such file" in refusal(tmp_path / "nothing.yaml")
-    assert "directory" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"a: \xff\xfe")
     assert "UTF-8" in refusal(tmp_path / "binary.yaml")
     assert "too deeply" in refusal(write("a: " + "[" * 5000))
+
+
+def test_the_folder_of_a_run_in_place_of_a_configuration_says_what_to_give(write, tmp_path):
+    folder = write(SMALLEST, "my run/config.yaml").parent
+    for text in (folder, "my run"):
+        message = refusal(text)
+        assert f"{folder} is the folder of a run" in message
+        assert f"give '{folder}/config.yaml' -o '{folder}' --resume" in message
+        assert f"`amcsearch report '{folder}'`" in message
+    assert cfg.load(folder / "config.yaml").model.factory == "a.b:net"
+    assert "is a folder, expected a configuration: a file" in refusal(tmp_path)
 
 
 def test_overrides_replace_add_and_name_themselves(write):

@@ -6,6 +6,7 @@ Files named in a configuration become absolute paths.
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def _found(value: str, folder: Path, where: str) -> str:
 
 LONGEST_SHOWN: Final = 120  # characters of an override in an error
 _OPTION: Final = "--"  # with which the source of a value begins that an option set
+RUN_CONFIG: Final = "config.yaml"  # which every run writes to its folder
 _MOST_KEYS: Final = 16  # parts of a dotted key
 
 
@@ -112,11 +114,25 @@ def _read(path: Path | str, overrides: Sequence[str | Override]) -> tuple[Path, 
     path = Path(path)
     if not (path.is_absolute() or CONFIGURATIONS.fits(path)):
         path = find(CONFIGURATIONS, path)
+    if path.is_dir():
+        raise BadInputError(_of_folder(path))
     data, lines = read_yaml(path)
     where = {keys: f"{path}:{line}" for keys, line in lines.items()}
     for override in map(Override.of, overrides):
         _override(data, where, override)
     return path, data, where
+
+
+def _of_folder(folder: Path) -> str:
+    """Say what to give in place of a folder, which may be that of a run."""
+    written = folder / RUN_CONFIG
+    if not written.is_file():
+        return f"{folder} is a folder, expected a configuration: a file, or the name of a shipped one, such as digits"
+    quoted, file = shlex.quote(str(folder)), shlex.quote(str(written))
+    return (
+        f"{folder} is the folder of a run, expected a configuration; to go on with the run give {file} -o {quoted} "
+        f"--resume, to begin another like it {file}, and to see what it found `amcsearch report {quoted}`"
+    )
 
 
 def from_mapping(
@@ -323,6 +339,8 @@ def _sentence(error: ErrorDetails, keys: KeyPath, dotted: str, is_of_key: bool) 
         return f"unknown key {dotted}; {bound}", bound
     if error["type"] == "missing":
         return f"{dotted} is missing; it has no default", bound
+    if error["type"] in ("model_type", "model_attributes_type"):
+        bound += f", some of {', '.join(_known_keys(keys))}"
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{dotted + ': ' if dotted else ''}{bound}", bound
     return f"{dotted} = {shown(error['input'])}; {bound}", bound

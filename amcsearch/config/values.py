@@ -135,6 +135,13 @@ def _as_limits(section: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _costs_with_limits(value: Any) -> Any:
+    """Refuse what names no costs, such as a limit alone."""
+    if not isinstance(value, dict):
+        raise ValueError('expected costs with their limits, such as {"macs": "0.5x"} or {"latency_ms": 2.5}')
+    return value
+
+
 def _target(value: dict[str, Any]) -> dict[str, Any]:
     """Accept one entry: a share for ``sparsity``, or the limit of a cost."""
     if len(value) != 1:
@@ -244,8 +251,13 @@ _CostName = Annotated[str, _cost_among()]
 _TargetName = Annotated[str, _cost_among("sparsity", "bytes")]
 _PruneTargetName = Annotated[str, _cost_among("bytes")]
 Objective = Annotated[str, _cost_among("accuracy", "metric", or_metric=True)]
-WrittenBudget = Annotated[dict[_CostName, _WrittenLimit], _as_limits("budget")]
-PruneTarget = Annotated[dict[_PruneTargetName, _WrittenLimit], AfterValidator(_one_cost), _as_limits("prune.target")]
-Target = Annotated[dict[_TargetName, Any], AfterValidator(_target)]
+WrittenBudget = Annotated[dict[_CostName, _WrittenLimit], BeforeValidator(_costs_with_limits), _as_limits("budget")]
+PruneTarget = Annotated[
+    dict[_PruneTargetName, _WrittenLimit],
+    BeforeValidator(_costs_with_limits),
+    AfterValidator(_one_cost),
+    _as_limits("prune.target"),
+]
+Target = Annotated[dict[_TargetName, Any], BeforeValidator(_costs_with_limits), AfterValidator(_target)]
 _SPARSE_FORMATS: Final = [form.value for form in StorageFormat if form is not StorageFormat.DENSE]
 SparseFormat = Annotated[StorageFormat, BeforeValidator(_sparse_format), WithJsonSchema({"enum": _SPARSE_FORMATS})]

@@ -90,7 +90,7 @@ def test_a_folder_of_the_name_does_not_hide_a_configuration(write: Write, tmp_pa
     assert find(CONFIGURATIONS, "digits-l0") == (SHIPPED / "configs/sparsify/digits-l0.yaml").resolve()
     write("here/folder/notes.txt")
     assert find(CONFIGURATIONS, "folder") == tmp_path / "here/folder"  # for the reader to refuse
-    assert "directory" in refusal(lambda: load("folder"))
+    assert "is a folder, expected a configuration" in refusal(lambda: load("folder"))
 
 
 def test_the_users_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

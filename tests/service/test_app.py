@@ -158,7 +158,7 @@ def test_what_the_command_line_refuses_is_refused_in_its_words(
         ({"search.trials": 0}, "search.trials", "expected a number above 0", "expected a number above 0"),
         ({"search.trails": 5}, "search.trails", "known: agent, agent_params, ", "did you mean 'trials'?"),
         ({"budget": {"macs": "1.5x"}}, "budget.macs", None, None),
-        ({"data.factory": None, "model": None}, "model", "expected a mapping of keys", "expected a mapping of keys"),
+        ({"data.factory": None, "model": None}, "model", "expected a mapping of keys, some of ch", None),
     ],
 )
 def test_a_problem_names_key_bound_and_cure(
