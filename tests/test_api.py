@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -20,6 +21,7 @@ from amcsearch.cli.main import main
 from amcsearch.config import load
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.jobs import make_request
+from amcsearch.search import Study
 from amcsearch.training import stacked
 
 SETTINGS = {
@@ -378,8 +380,50 @@ def test_a_pruned_network_that_gives_nan_is_refused_before_it_is_trained(data: T
     model = Brittle()
     with torch.no_grad():
         model.least.copy_(0.999 * model.channels(torch.cat([image[None] for image, _ in data])).sum(1).min())
+    observer = Silent()
     with pytest.raises(BadInputError, match="loss on the search split is nan: it gives NaN or infinity without"):
-        amcsearch.prune(model, data, target={"macs": "0.4x"}, settings=SETTINGS, observer=Silent())
+        amcsearch.prune(model, data, target={"macs": "0.4x"}, settings=SETTINGS, observer=observer)
+    (warning,) = (text for text in observer.warnings if "a pruned copy" in text)  # of the rehearsal
+    assert "Brittle gives NaN or infinity for 32 of 32 samples of the search split" in warning
+    assert "these inputs are finite, so it begins in the operations between the layers of Brittle" in warning
+    assert "targets" not in warning
+
+
+class Narrowest:
+    """An agent that tries the narrowest policies alone."""
+
+    def run(self, study: Study, seed: int) -> None:
+        del seed
+        floor, last = study.space.floor, study.space.choices[-1]
+        policies = [np.array([*floor[:-1], width]) for width in last[: study.remaining]]
+        study.evaluate([study.network.policy(counts) for counts in policies])
+
+
+def test_the_baseline_delivers_where_the_agent_found_nothing(data: TensorDataset, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, observer = Brittle(), Silent()
+    with torch.no_grad():  # the sum of channels falls with each that goes, and the narrowest policies have too little
+        model.two.weight.abs_()
+        model.least.copy_(0.4 * model.channels(torch.cat([image[None] for image, _ in data])).sum(1).min())
+    result = amcsearch.search(
+        model,
+        data,
+        budget={"macs": "0.9x"},
+        trials=4,
+        agent=Narrowest(),
+        criterion="random",
+        settings={**SETTINGS, "search.baseline": "random", "search.start": None},
+        folder=tmp_path / "run",
+        observer=observer,
+    )
+    assert {*result.trials[result.trials["agent"] != "random"]["state"]} == {"failed"}
+    assert "complete" in set(result.trials[result.trials["agent"] == "random"]["state"])
+    assert (result.summary.agent, result.summary.evaluations) == ("random", 4)
+    assert result.summary.baseline.endswith("Narrowest")
+    (note,) = (text for text in observer.warnings if "found no policy with a finite loss in 4 evaluations" in text)
+    assert "the best policy of the baseline, random, is delivered" in note
+    assert note in result.summary.warnings
+    assert set(result.front["agent"]) == {"random"}
 
 
 def test_an_agent_and_a_criterion_may_be_objects(trained: nn.Module, data: TensorDataset) -> None:

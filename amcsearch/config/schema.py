@@ -217,7 +217,8 @@ class SearchConfig(Section):
     """Whether a residual branch may vanish: its groups may keep 0 channels, whatever ``max_pruning_ratio``, and the
     shortcut alone is left of the block. ``sparsify`` and rounds of ``prune`` never let one vanish."""
     baseline: str | None = "random"
-    """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture."""
+    """An agent that also runs, with its defaults and at equal evaluations, for the convergence picture; its best policy
+    is delivered only where no policy of the agent has a finite loss."""
     finalists: Count = 3
     """The best policies that are exported and measured on the device."""
     finalist_epochs: CountFrom0 | None = None

@@ -211,7 +211,10 @@ def steps_that_diverge(
     done = restarting(key, recipe, None, lambda _: None, attempt)
     problem = f"{key} = {recipe.learning_rate:.3g}: {steps} steps of fine-tuning diverge on a pruned copy"
     if done.result is None:
-        return f"{problem}, at every lower rate that was tried too ({done.error}); look at the targets and their scale"
+        return (
+            f"{problem}, at every lower rate that was tried too ({done.error}); look at the targets and their scale, "
+            "and at what the forward does in training mode"
+        )
     if done.error is None:
         return None
     return (

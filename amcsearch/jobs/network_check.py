@@ -9,6 +9,7 @@ when it is trained.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from amcsearch.config import Config
 from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode, described
-from amcsearch.graph import Batch, Batches, Tree, as_batch, evaluating
+from amcsearch.graph import Batch, Batches, Tree, as_batch, evaluating, output_tensors
 from amcsearch.runtime import (
     OUTPUTS,
     InBatches,
@@ -30,7 +31,7 @@ from amcsearch.runtime import (
 )
 from amcsearch.training import DataSplits, Task, batches_of, fitting_batch_size, guess_on
 
-__all__ = ["chance_warning", "check_export", "check_network", "onnx_settings", "probes_of"]
+__all__ = ["chance_warning", "check_export", "check_network", "not_finite", "onnx_settings", "probes_of"]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 ANY_SIZE: Final = (
@@ -219,16 +220,59 @@ def _pass_that_keeps_input(model: nn.Module, probes: Batch, name: str) -> Tree:
 
 
 def _check_outputs(model: nn.Module, samples: Batches, name: str, split: str) -> None:
-    bad = 0
+    problem = not_finite(model, samples, split)
+    if problem is not None:
+        raise BadInputError(f"{name} gives {problem}")
+
+
+def not_finite(model: nn.Module, samples: Batches, split: str) -> str | None:
+    """Say for how many samples of a split a network of finite weights gives NaN or infinity, and where it begins.
+
+    None where it does not.
+    """
+    bad, first = 0, None
     with evaluating(model), torch.inference_mode():
         for batch in samples:
             outputs = outputs_of(batch.through(model), type(model).__name__)
-            bad += int(torch.stack([_not_finite(tensor, batch.size) for _, tensor in outputs]).any(0).sum())
-    if bad:
-        raise BadInputError(
-            f"{name} gives NaN or infinity for {bad} of {samples.samples} samples of the {split} split, must be 0; "
-            "look at its forward, its weights and these inputs"
-        )
+            broken = torch.stack([_not_finite(tensor, batch.size) for _, tensor in outputs]).any(0)
+            bad += int(broken.sum())
+            if first is None and broken.any():
+                first = _beginning(model, batch)
+    if first is None:
+        return None
+    return f"NaN or infinity for {bad} of {samples.samples} samples of the {split} split, must be 0; {first}"
+
+
+def _is_finite(values: Tree) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in output_tensors(values))
+
+
+def _beginning(model: nn.Module, batch: Batch) -> str:
+    """Say where NaN or infinity begins in a pass: in the samples, or in the layer that gives it first, and the cure."""
+    if not _is_finite(tuple(batch.inputs.values())):
+        return "these inputs hold NaN or infinity themselves: mend the data"
+    culprits: list[str] = []
+
+    def look(module: nn.Module, args: Tree, kwargs: Tree, output: Tree, *, name: str) -> None:
+        if not culprits and _is_finite((args, kwargs)) and not _is_finite(output):
+            kind = type(module).__name__
+            within = "the operations between the layers of " * any(True for _ in module.children())
+            culprits.append(f"{within}{name or kind}" + f" ({kind})" * bool(name))
+
+    hooks = [
+        module.register_forward_hook(partial(look, name=name), with_kwargs=True)
+        for name, module in model.named_modules()
+    ]
+    try:
+        batch.through(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    place = culprits[0] if culprits else "its forward"
+    return (
+        f"its weights and these inputs are finite, so it begins in {place}: guard a division, root, logarithm or "
+        "exponential there, or a sum that overflows"
+    )
 
 
 def _not_finite(output: Tensor, count: int) -> Tensor:

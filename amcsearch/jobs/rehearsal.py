@@ -21,7 +21,7 @@ from amcsearch.costs import macs
 from amcsearch.graph import duplicate, remove
 from amcsearch.jobs.device import Device
 from amcsearch.jobs.finetuning import check_trainable, one_step, steps_that_diverge
-from amcsearch.jobs.network_check import onnx_settings
+from amcsearch.jobs.network_check import not_finite, onnx_settings
 from amcsearch.jobs.runtimes import runtime_of
 from amcsearch.jobs.workload import CONFIGURED, InMemory, Workload, trained
 from amcsearch.runtime import FileModule, OnnxRuntime, Runtime, compare, converted, exported, signature_of
@@ -38,6 +38,7 @@ HALF: Final = 0.5
 
 _CURES: Final = {
     "removing channels": "look at the forward of the network: it may hold a number of channels as a constant",
+    "a run in torch": "look at the forward of the network: it may hold a number of channels as a constant",
     "a step of fine-tuning": "mend the forward in training mode or the data, or set recovery.finetune: null",
     "the export to ONNX": "make its forward traceable, also once channels are gone",
     "a run in ONNX Runtime": "choose another device.export.opset or device.dtype, or avoid the operator",
@@ -64,7 +65,8 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
     with _step("a step of fine-tuning"):
         few = _few_samples(config, workload)
         one_step(config, few, duplicate(pruned), given)
-    problem = _diverging(config, few, pruned, given)
+    broken = _not_finite(pruned, few)
+    problem = broken or _diverging(config, few, pruned, given)
     with _step("the export to ONNX"):
         signature = signature_of(pruned, example)
         content = exported(pruned, example, onnx_settings(config))
@@ -76,10 +78,17 @@ def rehearse(config: Config, workload: Workload, device: Device, given: InMemory
         example.through(file)
     if runtime is not in_onnx:
         file = _in_runtime(config, runtime, pruned, workload)
-    with _step("the metric of the delivered file"):
+    with _step("the metric of the delivered file", broken):
         evaluate(file, batches_of(few.splits.search), few.task)
     elsewhere = None if file.elsewhere is None else f"device.provider: {file.elsewhere}"
     return tuple(text for text in (problem, elsewhere) if text is not None)
+
+
+def _not_finite(pruned: nn.Module, few: Workload) -> str | None:
+    """Say that a pruned copy gives NaN or infinity: a training of it diverges, whatever the targets are."""
+    with _step("a run in torch"):
+        problem = not_finite(pruned, batches_of(few.splits.search), "search")
+    return problem and f"a pruned copy of {type(pruned).__name__} gives {problem}; a policy that does is not delivered"
 
 
 def _diverging(config: Config, few: Workload, pruned: nn.Module, given: InMemory) -> str | None:
@@ -144,12 +153,12 @@ def _first_units(workload: Workload, policy: PruningPolicy) -> dict[str, NDArray
 
 
 @contextmanager
-def _step(step: str) -> Iterator[None]:
+def _step(step: str, cure: str | None = None) -> Iterator[None]:
     try:
         with UserCode("the network"):
             yield
     except DivergedError:  # one step from weights that may be random says nothing of a training
         return
     except BadInputError as error:
-        problem = f"rehearsal on a pruned copy, before the search: {step} fails: {error}; {_CURES[step]}"
+        problem = f"rehearsal on a pruned copy, before the search: {step} fails: {error}; {cure or _CURES[step]}"
         raise BadInputError(problem) from error

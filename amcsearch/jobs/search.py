@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from amcsearch.config import EXACT, Config, check_contract, label, make, pick
-from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, counted, settings_kept
+from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState, counted, settings_kept
 from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
 from amcsearch.jobs.device import Device
@@ -135,8 +135,9 @@ def _run_agents(
     """Run the agent, then the baseline; every trial is stored before the next begins.
 
     Returns:
-        The trials that finalists are chosen from, and how they came about. Nothing here holds a study or what
-        evaluates any longer: a training that follows needs their memory.
+        The trials that finalists are chosen from, and how they came about: those of the agent, or of the baseline
+        where no policy of the agent has a finite loss. Nothing here holds a study or what evaluates any longer: a
+        training that follows needs their memory.
 
     Raises:
         BadInputError: an unknown agent, reward or parameter, an agent that evaluates nothing, or storage that cannot
@@ -156,10 +157,24 @@ def _run_agents(
         executor.close()
         if studies:
             run.write_trials(trial for study in studies for trial in study.trials)
-            run.write_pareto(studies[0].front)
-    study, baseline = studies[0], studies[1] if len(studies) > 1 else None
+            run.write_pareto(_delivering(studies)[0].front)
+    study, *others = _delivering(studies)
+    if study is not studies[0]:
+        found_none = counted(len(studies[0].trials), "evaluation")
+        study.note(
+            f"{studies[0].agent} found no policy with a finite loss in {found_none}: the best policy of the baseline, "
+            f"{study.agent}, is delivered; the network gives NaN or infinity for many policies, so guard the operation "
+            "that does, raise the budget, or take another search.agent"
+        )
+        observer.warn(study.notes[-1])
     trials = study.front if job.config.search.objectives else study.trials
-    return trials, describe_search(study, baseline)
+    return trials, describe_search(study, next(iter(others), None))
+
+
+def _delivering(studies: Sequence[Study]) -> Sequence[Study]:
+    """The studies of the agent and its baseline, the baseline first where it alone has a policy to deliver."""
+    has_any = [any(trial.state is TrialState.COMPLETE for trial in study.trials) for study in studies]
+    return studies[::-1] if has_any == [False, True] else studies
 
 
 def run_agent(job: Job, study: Study, agent: Agent, observer: Observer, *, is_baseline: bool = False) -> None:

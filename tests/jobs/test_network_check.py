@@ -1,13 +1,15 @@
 """What the checks of the dense network run at once."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, DataConfig, DeviceConfig, ModelConfig
 from amcsearch.core.errors import BadInputError
-from amcsearch.graph.batch import Batch
-from amcsearch.jobs.network_check import _calls, check_network, probes_of
+from amcsearch.graph.batch import Batch, HeldBatches
+from amcsearch.jobs.network_check import _calls, check_network, not_finite, probes_of
 from amcsearch.training.splits import DataSplits, Held
 
 
@@ -90,3 +92,36 @@ def test_by_hand_probes_reach_the_exported_file_in_whole_calls_of_few(size: int,
     calls = list(_calls(probes, size))
     assert [call.size for call in calls] == sizes
     assert torch.cat([call.args[0][:, 0, 0, 0] for call in calls]).tolist() == list(range(40))
+
+
+class Log(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log()
+
+
+class Root(nn.Module):
+    """Takes a root between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flat(x.sqrt())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), Log(), nn.ReLU()), [1.0, -1.0, 2.0], "1 of 3 .* it begins in 1 \\(Log\\): guard"),
+        (Log(), [-1.0, -1.0], "2 of 2 .* it begins in Log: guard"),
+        (nn.Sequential(Root()), [-1.0], "1 of 1 .* the operations between the layers of 0 \\(Root\\): guard"),
+        (Log(), [1.0, float("nan")], "1 of 2 .*; these inputs hold NaN or infinity themselves: mend the data"),
+    ],
+)
+def test_where_nan_begins(model: nn.Module, inputs: list[float], words: str) -> None:
+    samples = HeldBatches.of(torch.tensor(inputs)[:, None], None, 2)
+    problem = not_finite(model, samples, "search")
+    assert problem is not None
+    assert re.match(f"NaN or infinity for {words}", problem)
+    assert not_finite(model, HeldBatches.of(torch.ones(2, 1), None, 2), "search") is None
