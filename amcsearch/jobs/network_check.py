@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config
-from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode, described
+from amcsearch.core import ACCURACY, BadInputError, Evaluation, UserCode, counted, described
 from amcsearch.graph import Batch, Batches, Tree, as_batch, evaluating, output_tensors
 from amcsearch.runtime import (
     OUTPUTS,
@@ -108,15 +108,24 @@ def onnx_settings(config: Config) -> OnnxSettings:
 
 
 def chance_warning(model: nn.Module, splits: DataSplits, dense: Evaluation, task: Task) -> str | None:
-    """Say that the dense network guesses: its metric on the search split is no better than the task's guess."""
-    guess = guess_on(model, batches_of(splits.search, name="search"), task)
-    metric = task.metric
+    """Say that the dense network guesses: its metric on the search split is no better than the task's guess.
+
+    Where a network that is right throughout could be one that guesses, say that the samples are too few.
+    """
+    samples = batches_of(splits.search, name="search")
+    guess, metric = guess_on(model, samples, task), task.metric
     if guess is None or metric.gain(dense.metric, guess.metric) > guess.margin:
         return None
     score = f"{dense.metric:.1%} right" if metric == ACCURACY else f"{metric.word} {metric.text(dense.metric)}"
+    where = f"{score} on the {counted(samples.samples, 'sample')} of the search split, where {guess.words}"
+    if metric == ACCURACY and guess.metric + guess.margin >= 1.0:
+        return (
+            f"whether the dense network guesses cannot be told from so few samples: it has {where}; the search chooses "
+            "by them, so give more: a larger data set, a search split of its own, or data.splits.search"
+        )
     return (
-        f"the dense network guesses: {score} on the search split, where {guess.words}; train it, give "
-        "model.checkpoint or model.pretrain, or check the targets and the task"
+        f"the dense network guesses: {where}; train it, give model.checkpoint or model.pretrain, or check the targets "
+        "and the task (amcsearch list tasks)"
     )
 
 

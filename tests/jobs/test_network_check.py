@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.config import Config, DataConfig, DeviceConfig, ModelConfig
+from amcsearch.core import Evaluation
 from amcsearch.core.errors import BadInputError
 from amcsearch.graph.batch import Batch, HeldBatches
-from amcsearch.jobs.network_check import _calls, check_network, not_finite, probes_of
+from amcsearch.jobs.network_check import _calls, chance_warning, check_network, not_finite, probes_of
+from amcsearch.training import CLASS_IDS
 from amcsearch.training.splits import DataSplits, Held
 
 
@@ -125,3 +127,27 @@ def test_where_nan_begins(model: nn.Module, inputs: list[float], words: str) -> 
     assert problem is not None
     assert re.match(f"NaN or infinity for {words}", problem)
     assert not_finite(model, HeldBatches.of(torch.ones(2, 1), None, 2), "search") is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "accuracy", "words"),
+    [
+        # two standard errors of a guess among four classes: 2·√(¼·¾/n) is 0.87 of one sample, 0.087 of a hundred
+        (
+            1,
+            1.0,
+            "whether the dense network guesses cannot be told from so few samples: it has 100.0% right on the 1 sa",
+        ),
+        (
+            100,
+            0.26,
+            "the dense network guesses: 26.0% right on the 100 samples of the search split, where one of 4 clas",
+        ),
+        (100, 0.5, None),
+    ],
+)
+def test_a_guess_is_told_where_samples_are_enough(samples: int, accuracy: float, words: str | None) -> None:
+    data = torch.utils.data.TensorDataset(torch.zeros(samples, 2), torch.zeros(samples, dtype=torch.long))
+    splits = DataSplits(data, data, data, data)
+    said = chance_warning(nn.Linear(2, 4), splits, Evaluation(accuracy, 1.0, 0.0), CLASS_IDS)
+    assert said is None if words is None else said is not None and said.startswith(words)

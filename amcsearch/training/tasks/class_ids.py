@@ -140,7 +140,8 @@ def distilled(logits: Tensor, guide: Tensor, ids: Tensor, temperature: float, al
 def _one_class_in(classes: int, positions: int) -> Guess:
     chance = 1.0 / classes
     margin = SIGMAS * math.sqrt(chance * (1.0 - chance) / max(1, positions))
-    return Guess(math.log(max(2, classes)), chance, margin, f"one class in {classes} is {chance:.1%}")
+    words = f"one of {classes} classes (the network's outputs), said of every sample, is right for {chance:.1%}"
+    return Guess(math.log(max(2, classes)), chance, margin, words)
 
 
 def _ids(targets: Tree) -> Tensor:

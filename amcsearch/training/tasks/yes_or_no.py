@@ -85,7 +85,12 @@ class YesOrNo(Task):
             return Guess(loss, 0.0, 0.0, "saying no to all has 0")
         chance = float(torch.maximum(yes, 1.0 - yes).mean())
         margin = 2.0 * math.sqrt(chance * (1.0 - chance) / answers.numel())
-        return Guess(loss, chance, margin, f"the more frequent answer is {chance:.1%} (a logit above 0 is yes)")
+        return Guess(
+            loss,
+            chance,
+            margin,
+            f"the more frequent answer, said of every sample, is right for {chance:.1%} (a logit above 0 is yes)",
+        )
 
     def logits(self, output: Tree) -> Tensor:
         """Return the logits among the outputs."""
