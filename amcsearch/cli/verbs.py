@@ -168,7 +168,7 @@ def search(args: argparse.Namespace, console: "ProgressBar") -> None:
             raise BadInputError(f"--trials {trials[:40]} adds to a run, which --dry-run does not plan; leave one out")
         from amcsearch.jobs import plan
 
-        planned = plan(config, strict=args.strict)
+        planned = plan(config, observer=console, strict=args.strict)
         show(args, planned.to_json(), plan_text(planned, workers, config.search.batch))
         return
     result = api.search(

@@ -10,13 +10,13 @@ import torch
 from amcsearch.config import Config, FinetuneConfig, RecipeConfig, RewardConfig, label
 from amcsearch.core import MIB, Cost, PruningPolicy
 from amcsearch.evaluation import SerialExecutor, looked_at
-from amcsearch.graph import Batch, evaluating
-from amcsearch.jobs.device import load_device
+from amcsearch.graph import Batch, Trace, evaluating
+from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.finalist_training import training_rounds
 from amcsearch.jobs.left_alone import LeftAlone, largest_left_alone
 from amcsearch.jobs.machine_table import ExpectedTable, expected_table
 from amcsearch.jobs.network_check import check_export
-from amcsearch.jobs.observer import wall_s
+from amcsearch.jobs.observer import Observer, wall_s, watcher
 from amcsearch.jobs.rehearsal import rehearse
 from amcsearch.jobs.search import check_fits, fills_workers, make_agents, make_reward, met_by_dense
 from amcsearch.jobs.selection import check_named, with_selection
@@ -92,13 +92,15 @@ class SearchPlan(Document):
         return {**super().to_json(), "network": network, "expected_seconds": with_total(self.expected_seconds)}
 
 
-def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) -> SearchPlan:
+def plan(
+    config: Config, given: InMemory = CONFIGURED, observer: Observer | None = None, *, strict: bool = False
+) -> SearchPlan:
     """Return sizes, costs, the space and the expected seconds of a search; nothing is trained or written.
 
     Times are extrapolated from what is done here: loading, tracing and exporting the network, ranking its channels, one
     evaluation of the largest uniform policy within the budget, one training step and one pass. Left out are the agent's
     own computing between evaluations, further finalists where none of the first is within a latency limit, and a
-    training of the user's own.
+    training of the user's own. ``observer`` is told of each step; None draws them on stderr.
 
     Raises:
         BadInputError, InfeasibleBudgetError: as the search itself would.
@@ -106,25 +108,22 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
     begun = time.perf_counter()
     agents, _ = make_agents(config, given), make_reward(config)
     check_named(config, given)
+    tell = watcher(observer).phase
+    tell("Loading and tracing the network, with a few samples")
     workload = make_workload(config, given, limit=PLAN_SAMPLES)
-    expected = expected_table(config, workload, config.limits, given)
-    machine = None if expected is None else expected.table
-    priced = config if expected is None or machine is not None else _without_latency(config)
-    device = load_device(priced, workload, priced.limits, given, strict=strict, machine=machine)
-    check_fits(priced, workload, device)
+    tell("Pricing the network on the device")
+    device, expected = _priced(config, workload, given, strict=strict)
     config, selection = with_selection(config, workload, given)
-    export_s = wall_s(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
-    left_to_others = (*met_by_dense(config, device), *rehearse(config, workload, device, given))
+    tell("Rehearsing what follows a search, on a pruned copy")
+    export_s, told = _rehearsed(config, workload, device, given)
     workload = trained(config, workload, is_trained=True)
     planned_s = time.perf_counter() - begun
+    tell("Timing a pass, an evaluation and a step of training")
     spec = workload.trace.network
     uniform = spec.policy(device.feasible.largest_uniform())
-    skipped = tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in workload.trace.skipped)
     return SearchPlan(
         name=config.name,
-        network=PlannedNetwork(
-            config.model.factory, len(spec.layers), len(spec.groups), skipped, largest_left_alone(workload.trace)
-        ),
+        network=_network(config, workload.trace),
         samples=workload.samples,
         dense=device.dense,
         budget=dict(device.feasible.budget.limits),
@@ -136,12 +135,35 @@ def plan(config: Config, given: InMemory = CONFIGURED, *, strict: bool = False) 
         agent=label(config.search.agent),
         baseline=config.search.baseline and label(config.search.baseline),
         trials=config.search.evaluations,
-        warnings=(*workload.warnings, *_said_of(expected), *device.warnings, *left_to_others),
+        warnings=(*workload.warnings, *_said_of(expected), *device.warnings, *told),
         expected_seconds=_expected_seconds(
             config, workload, given, uniform, planned_s, export_s, 0.0 if expected is None else expected.seconds or 0.0
         ),
         fills_workers=all(fills_workers(agent, stops=config.search.stop_confidence is not None) for _, agent in agents),
     )
+
+
+def _priced(
+    config: Config, workload: Workload, given: InMemory, *, strict: bool
+) -> tuple[Device, ExpectedTable | None]:
+    """Return the device, without a price of latency where this machine has no table yet; and that table, if any."""
+    expected = expected_table(config, workload, config.limits, given)
+    machine = None if expected is None else expected.table
+    priced = config if expected is None or machine is not None else _without_latency(config)
+    device = load_device(priced, workload, priced.limits, given, strict=strict, machine=machine)
+    check_fits(priced, workload, device)
+    return device, expected
+
+
+def _rehearsed(config: Config, workload: Workload, device: Device, given: InMemory) -> tuple[float, tuple[str, ...]]:
+    """Return the seconds of one export, and what a search would warn of before it begins."""
+    export_s = wall_s(lambda: check_export(config, workload.model, workload.probes, workload.example, workload.task))
+    return export_s, (*met_by_dense(config, device), *rehearse(config, workload, device, given))
+
+
+def _network(config: Config, trace: Trace) -> PlannedNetwork:
+    spec, skipped = trace.network, tuple(SkippedLayer(skipped.name, skipped.reason) for skipped in trace.skipped)
+    return PlannedNetwork(config.model.factory, len(spec.layers), len(spec.groups), skipped, largest_left_alone(trace))
 
 
 def _said_of(expected: ExpectedTable | None) -> tuple[str, ...]:

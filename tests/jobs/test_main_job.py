@@ -155,7 +155,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", str(write_config()), "--out", str(tmp_path / "run"), "--dry-run", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert [line.split()[1] for line in printed.err.splitlines()] == ["Loading", "Pricing", "Rehearsing", "Timing"]
+    plan = json.loads(printed.out)
     assert plan["network"]["groups"] == 2
     assert plan["policies"] == 4 * 5
     assert plan["expected_seconds"]["total"] > 0
