@@ -284,6 +284,12 @@ def _module(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def products_of_maps() -> ModuleType:
+    """``products_of_maps.py``."""
+    return _module("products_of_maps")
+
+
+@pytest.fixture(scope="session")
 def simulated() -> ModuleType:
     """``simulated_device.py``."""
     return _module("simulated_device")

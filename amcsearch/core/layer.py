@@ -129,9 +129,17 @@ class LayerSpec:
     @property
     def is_product(self) -> bool:
         """A product of several pairs of maps, one a group (the queries and keys of each head)."""
+        return self.conv_groups > 1 and self.may_be_product
+
+    @property
+    def may_be_product(self) -> bool:
+        """Whether it has the shapes of a product of pairs of maps, or of what is left of one that has a single group.
+
+        A convolution without a bias that is called a second time looks like the latter.
+        """
         plain = self.kernel == (1, 1) and not self.has_weight and not self.has_bias
         plain &= self.stored is not Stored.ELSEWHERE
-        return self.kind is LayerKind.CONV and self.conv_groups > 1 and plain
+        return self.kind is LayerKind.CONV and plain
 
     def groups_at(self, in_channels: _Widths, out_channels: _Widths) -> _Widths:
         """Return ``conv_groups`` at other widths, integers or arrays of them.

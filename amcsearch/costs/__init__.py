@@ -24,9 +24,15 @@ from amcsearch.costs.latency.entry import (
 )
 from amcsearch.costs.latency.kernels.kernel_model import WHOLE, KernelModel
 from amcsearch.costs.latency.kernels.points import Observation
-from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, signature
+from amcsearch.costs.latency.kernels.signature import (
+    Signature,
+    by_signature,
+    keeps_signature,
+    nearest_known,
+    signature,
+)
 from amcsearch.costs.latency.kernels.tiling import Tiling
-from amcsearch.costs.latency.model import LatencyModel
+from amcsearch.costs.latency.model import FOLDED, LatencyModel
 from amcsearch.costs.latency.rows import (
     COLUMNS,
     GRAPH,
@@ -44,6 +50,7 @@ from amcsearch.costs.memory import ModelBytes, PeakMemory
 
 __all__ = [
     "COLUMNS",
+    "FOLDED",
     "GRAPH",
     "KNOTS_MIB",
     "NO_KERNEL",
@@ -76,6 +83,7 @@ __all__ = [
     "Provenance",
     "RowKey",
     "Sigma",
+    "Signature",
     "Sparsity",
     "StorageFormat",
     "Tiling",
@@ -89,6 +97,7 @@ __all__ = [
     "macs",
     "make_rows",
     "measured_layers",
+    "nearest_known",
     "params",
     "parse_rows",
     "row_key",

@@ -6,7 +6,11 @@ import torch
 from torch import nn
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.core.group import ChannelGroup, Coupling, Side
+from amcsearch.core.layer import LayerKind, LayerSpec
+from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PruningPolicy
+from amcsearch.costs.grid import CostGrid
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.measure.build.table_builder import table_of
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
@@ -193,6 +197,44 @@ def test_the_graph_of_the_narrowest_widths_is_read_where_nothing_else_shows_them
     both = measurement_plan([subject(model=convolutions(8, 64))], variants=12, lowered=4)
     policies = [PruningPolicy(model.policy) for model in both.models]
     assert policies.count(smallest(network, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linear, 16 heads", "relu, 16 heads", "normalised", "einsum", "linear, two sequences", "covariance", "outer"],
+)
+def test_a_table_of_few_variants_prices_products_of_any_number_of_heads(name, simulated, products_of_maps):
+    network = trace(products_of_maps.NETWORKS[name]().eval(), products_of_maps.EXAMPLE, verify=False).network
+    device, rng = simulated.SimulatedDevice(), np.random.default_rng(0)
+    policies = training_policies(network, 8, rng)
+    measured = device.measured(network, [network.dense, *policies], rng)
+    model = table_of("net", network, measured, [], device.overhead_ms, simulated.PROVENANCE).bind("net")
+    asked = [smallest(network, 1), *random_policies(network, 40, 1, rng)]
+    variants = [network.with_channels(policy).layers for policy in asked]
+    priced = CostGrid(network, [model]).price(np.stack([network.kept_array(policy) for policy in asked]))
+    assert (priced["latency_ms"] > 0.0).all()
+    np.testing.assert_allclose(priced["latency_ms"], model.predict_all(variants))
+    np.testing.assert_allclose(priced["latency_ms"], [model.predict(variant) for variant in variants])
+
+
+def heads_that_become_thinner():
+    """A projection, four heads of eight channels of which each loses as many, and a layer that reads them."""
+    layers = (
+        LayerSpec("q", LayerKind.LINEAR, 8, 32, in_size=(9, 1), out_size=(9, 1)),
+        LayerSpec("a", LayerKind.ATTENTION, 32, 32, conv_groups=4, in_size=(9, 1), out_size=(9, 1), has_weight=False),
+        LayerSpec("o", LayerKind.LINEAR, 32, 4, in_size=(9, 1), out_size=(9, 1)),
+    )
+    sides = (("q", Side.OUT), ("a", Side.IN), ("a", Side.OUT), ("o", Side.IN))
+    return NetworkSpec(layers, (ChannelGroup("q", 32, tuple(Coupling(*side) for side in sides), unit=4),))
+
+
+def test_policies_that_make_layers_of_which_no_other_tells_are_measured_or_the_plan_is_refused():
+    """Of 4 to 28 channels, 8, 16 and 24 are one to three heads of eight: 4, 12, 20 and 28 are widths of their own."""
+    network = heads_that_become_thinner()
+    kept = [policy["q"] for policy in training_policies(network, 6, np.random.default_rng(0))]
+    assert {4, 12, 20, 28} < set(kept)
+    with pytest.raises(BadInputError, match=r"with 4 variants .*: 'a' of .* at least 5 variants"):
+        training_policies(network, 4, np.random.default_rng(0))
 
 
 def test_a_network_that_is_exhausted_gives_fewer():

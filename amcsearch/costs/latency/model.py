@@ -31,10 +31,10 @@ from amcsearch.costs.latency.rows import ADD, observations
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LatencyModel"]
+__all__ = ["FOLDED", "LatencyModel"]
 
 _BLOCK: Final = 16  # channels in a block of the runtime's layout where the table does not say
-_FOLDED: Final = frozenset({LayerKind.BATCH_NORM, LayerKind.PARAMETER})
+FOLDED: Final = frozenset({LayerKind.BATCH_NORM, LayerKind.PARAMETER})
 
 
 class LatencyModel:
@@ -222,7 +222,7 @@ def _kernel_model(
 
 def _check_folded(layer: LayerSpec) -> None:
     """Refuse a layer of which nothing is known, unless the runtime folds its kind away."""
-    if layer.kind not in _FOLDED:
+    if layer.kind not in FOLDED:
         raise BadInputError(f"latency table has no row for {_describe(layer)}; {ADD}")
 
 

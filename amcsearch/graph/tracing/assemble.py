@@ -104,8 +104,11 @@ class Assembler:
 
     def _groups(self) -> Iterator[tuple[str, int, RawGroup]]:
         """Yield the groups of channels that layers write, with the first such layer and position."""
-        attentions = {call.layer for call in self.observation.attentions}
-        for group in grouped(self.slots, self.observation.channels, attentions):
+        of_heads = {call.layer for call in self.observation.attentions}
+        of_heads |= {
+            x.name for x in self.specs.values() if x.is_product and self.observation.modules[x.name] not in self.tensors
+        }
+        for group in grouped(self.slots, self.observation.channels, of_heads):
             written: dict[str, Place] = {}
             for place in group.positions:
                 if isinstance(place, tuple) and place[1] is Side.OUT:

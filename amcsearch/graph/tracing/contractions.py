@@ -39,7 +39,10 @@ class Weight:
 
 
 Channels = tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]
-"""Labels of what an operation reads and of what it writes, along its channels; None where they are unknown."""
+"""Labels of what an operation reads and of what it writes, along its channels; None where they are unknown.
+
+(n, width), or (n, rows, width) where the rows of a head have labels and its columns none: it leaves with all its rows.
+"""
 Labeller = Callable[[Tensor, Sequence[int]], NDArray[np.int64] | None]
 """Labels of a tensor along some of its dimensions, flat."""
 _UNKNOWN: Final[Channels] = (None, None)
@@ -228,14 +231,26 @@ class ContractionLog(OperationMode):
             queries, keys = int(scores.shape[-2]), int(scores.shape[-1])
             if sorted((queries, keys)) == sorted((first.rows, first.columns)):
                 del self._scores[_storage(scores)]
-                channels = first.channels[0], self._labeller(written, (0, 2) if written.ndim == 3 else (1,))
+                channels = first.channels[0], self._along(written, (0, 2) if written.ndim == 3 else (1,))
                 return Attention(groups, queries, keys, first.terms, int(values.shape[-1]), first.number, channels)
         return None
 
     def _channels(self, x: Tensor, reads: Sequence[int], y: Any, writes: Sequence[int]) -> Channels:
         """Labels of a matrix or a batch of them (dimension 0 and one more) on both sides of a product."""
         inside, outside = ([d % t.ndim for d in dims if d or t.ndim == 3] for t, dims in ((x, reads), (y, writes)))
-        return self._labeller(x, inside), self._labeller(y, outside)
+        return self._along(x, inside), self._along(y, outside)
+
+    def _along(self, x: Tensor, dims: Sequence[int]) -> NDArray[np.int64] | None:
+        """Labels along some dimensions, (n, size); (n, rows, size) where only heads with their rows have labels."""
+        labels = self._labeller(x, dims)
+        if labels is not None or len(dims) < 2:
+            return labels
+        other = ({1, 2} - {*dims}).pop()
+        labels = self._labeller(x, (0, other))
+        if labels is None:
+            return None
+        heads = labels.reshape(len(labels), x.shape[0], x.shape[other]).swapaxes(1, 2)  # (n, rows, heads)
+        return heads.repeat(x.shape[dims[1]], axis=2)
 
 
 def _distinct(tensor: Tensor) -> int:

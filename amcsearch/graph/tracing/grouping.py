@@ -20,7 +20,7 @@ from amcsearch.graph.tracing.labels import Axis, Slots, varying
 
 OUTPUT: Final = "part of the network's output, which is never pruned"
 
-__all__ = ["OUTPUT", "Place", "RawGroup", "grouped", "renumbered_channels", "settle"]
+__all__ = ["OUTPUT", "Place", "RawGroup", "grouped", "of_all_rows", "renumbered_channels", "settle"]
 
 Indices = NDArray[np.int64]
 Place = Axis | tuple[str, Side]
@@ -107,14 +107,15 @@ def _whole_slices(grid: Indices, axis: int) -> int:
 
 
 def grouped(
-    slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | None]], attentions: Collection[str] = ()
+    slots: Slots, layers: Mapping[str, tuple[Indices | None, Indices | None]], of_heads: Collection[str] = ()
 ) -> Iterator[RawGroup]:
     """Yield the groups that some layer writes, in no particular order.
 
     Args:
         slots: all relations, splits settled.
-        layers: slots (n, width) of the input and output channels of every layer; None where they hold none.
-        attentions: layers whose units are heads, which a layer may write as one number each (a bias of each head).
+        layers: slots (n, width) of the input and output channels of every layer, or (n, rows, width) of channels that
+            leave with all their rows; None where they hold none.
+        of_heads: layers whose units are heads, which a layer may write as one number each (a bias of each head).
     """
     units, channels = slots.units(), slots.channels()
     all_places: list[Place] = [*slots.axes]
@@ -123,7 +124,7 @@ def grouped(
         for side, vector in zip((Side.IN, Side.OUT), sides, strict=True):
             for labels in vector if vector is not None else ():
                 all_places.append((layer, side))
-                vectors.append(np.maximum(labels, 0))
+                vectors.append(np.maximum(labels if labels.ndim == 1 else of_all_rows(labels, units), 0))
     produced = slots.is_produced()
     reasons: dict[int, str] = {}
     for blocked, reason in sorted(slots.blocked, key=lambda entry: entry[1] != OUTPUT):
@@ -132,11 +133,17 @@ def grouped(
     by_signature: dict[tuple[tuple[int, int], ...], list[tuple[int, dict[int, Indices]]]] = defaultdict(list)
     for unit, here in _by_unit(units, vectors, set(units[produced].tolist())):
         by_signature[tuple((place, len(positions)) for place, positions in here.items())].append((unit, here))
-    heads = {i for i, place in enumerate(all_places) if isinstance(place, tuple) and place[0] in attentions}
+    heads = {i for i, place in enumerate(all_places) if isinstance(place, tuple) and place[0] in of_heads}
     for signature, members in by_signature.items():
         reason = next((reasons[unit] for unit, _ in members if unit in reasons), "")
         is_head = any(place in heads for place, _ in signature)
         yield _group(all_places, vectors, produced, channels, signature, members, reason, is_head)
+
+
+def of_all_rows(labels: Indices, units: Indices) -> Indices:
+    """Labels (width,) of channels that have one in each row, (rows, width): 0 where not all rows leave together."""
+    of_row = units[np.maximum(labels, 0)]
+    return np.where((of_row == of_row[:1]).all(axis=0), labels[0], 0)
 
 
 def _by_unit(units: Indices, vectors: Sequence[Indices], wanted: set[int]) -> Iterator[tuple[int, dict[int, Indices]]]:

@@ -299,10 +299,10 @@ class Recorder(TorchFunctionMode):
 
 def _of_width(vectors: NDArray[np.int64], width: int) -> NDArray[np.int64] | None:
     """The labels of ``width`` channels out of several windows that have the same; None if they are others."""
-    if width < 2 or not vectors.size or vectors.shape[1] % width:
+    if width < 2 or not vectors.size or vectors.shape[-1] % width:
         return None  # none at all: an expert that is given no tokens
-    windows = vectors.reshape(len(vectors), -1, width)
-    return windows[:, 0] if (windows == windows[:, :1]).all() else None
+    windows = vectors.reshape(*vectors.shape[:-1], -1, width)
+    return windows[..., 0, :] if (windows == windows[..., :1, :]).all() else None
 
 
 def _counts_itself(module: nn.Module) -> bool:

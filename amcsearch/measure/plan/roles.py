@@ -7,7 +7,9 @@ from the same three grids and take no part in the table; anchors are whole runs 
 or carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
 runtime's optimised graph alone is read, which tells what kernels the layers of a new network become. A grouped
 convolution of which each group keeps one channel is depthwise, and so are no wider ones: where the narrowest widths
-make another layer of any, they are measured too, or no table of the variants would know its kernel.
+make another layer of any, they are measured too, or no table of the variants would know its kernel. So is any other
+policy of a sample that makes a layer of which the chosen ones would tell nothing; a plan without room for all of them
+is refused before anything is measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from amcsearch.core import LayerKind, LayerSpec, NetworkSpec, PruningPolicy
-from amcsearch.costs import LatencyModel, signature
+from amcsearch.core import BadInputError, LayerKind, LayerSpec, NetworkSpec, PruningPolicy
+from amcsearch.costs import FOLDED, LatencyModel, Signature, nearest_known, signature
 from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest
 
 __all__ = [
@@ -38,6 +40,7 @@ LOWERED: Final = "lowered"
 BLOCK: Final = 16  # channels of the widest blocked layout; narrower ones divide it
 SHARES: Final = ((BLOCK, 0.25), (BLOCK // 2, 0.25), (1, 0.5))  # of variants on each channel grid
 POOL: Final = 8  # candidates for each variant chosen by uncertainty
+SAMPLE: Final = 128  # policies whose layers the variants of a table must tell something of
 
 
 def _mixed(
@@ -89,12 +92,45 @@ def training_policies(
     """Distinct policies that build a table, the smallest first; chosen by the uncertainty of ``model`` if one is given.
 
     They make every layer that a policy of the network makes, widths aside. Fewer than n where a network has no more.
+
+    Raises:
+        BadInputError: n policies cannot make all of these layers; names one of them, and how many policies can.
     """
     if not network.groups:
         return []
     first = [smallest(network, BLOCK), *_narrowest(network)]
-    drawn = [*first, *_mixed(network, n - 1, rng, model), *_mixed(network, n, rng)]
-    return _first_new(drawn, n, [network.dense])
+    drawn = [*_mixed(network, n - 1, rng, model), *_mixed(network, n, rng)]
+    chosen = _first_new([*first, *drawn], n, [network.dense])
+    if not _further(network, chosen):
+        return chosen
+    more = _further(network, first)
+    needed = _first_new([*first, *more], n + 1, [network.dense])
+    if len(needed) > n:
+        layer = list(more.values())[-1]
+        raise BadInputError(
+            f"latency table: with {n} variants a layer that searches ask for would be measured in none of them: "
+            f"{layer.name!r} of {layer.in_channels} inputs, {layer.out_channels} outputs and {layer.conv_groups} "
+            f"groups; measure at least {len(first) + len(more)} variants"
+        )
+    return _first_new([*needed, *drawn], n, [network.dense])
+
+
+def _further(network: NetworkSpec, chosen: Sequence[PruningPolicy]) -> dict[PruningPolicy, LayerSpec]:
+    """Policies of a fixed sample that make a layer of which the chosen ones tell nothing, each with that layer."""
+    known = {signature(layer) for policy in (network.dense, *chosen) for layer in network.with_channels(policy).layers}
+    rng = np.random.default_rng(0)  # its own, so that what is drawn elsewhere does not depend on it
+    more: dict[PruningPolicy, LayerSpec] = {}
+    for policy in [smallest(network, 1), *random_policies(network, SAMPLE, 1, rng)]:
+        layers = network.with_channels(policy).layers
+        unknown = next((layer for layer in layers if not _is_known(layer, known)), None)
+        if unknown is not None:
+            more[policy] = unknown
+            known.update(map(signature, layers))
+    return more
+
+
+def _is_known(layer: LayerSpec, known: set[Signature]) -> bool:
+    return layer.kind in FOLDED or _is_single(layer) or nearest_known(layer, known) is not None
 
 
 def anchor_policies(

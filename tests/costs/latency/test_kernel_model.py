@@ -13,11 +13,15 @@ from amcsearch.core.layer import LayerKind, LayerSpec
 from amcsearch.costs.latency.cache import is_plain
 from amcsearch.costs.latency.kernels.kernel_model import KernelLatency, KernelModel
 from amcsearch.costs.latency.kernels.points import Observation, families
-from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, positions, sibling, signature
+from amcsearch.costs.latency.kernels.signature import by_signature, keeps_signature, nearest_known, positions, signature
 
 CONV = LayerSpec("c", LayerKind.CONV, 32, 32, (3, 3), padding=(1, 1), in_size=(8, 8), out_size=(8, 8))
 SMALL = replace(CONV, in_size=(4, 4), out_size=(4, 4))
 DEPTHWISE = replace(CONV, conv_groups=32)
+SCORES = LayerSpec(
+    "s", LayerKind.CONV, 4 * 8, 4 * 9, conv_groups=4, in_size=(9, 1), out_size=(9, 1), has_weight=False
+)  # four heads: 9 queries of width 8 times 9 keys
+SUMS = replace(SCORES, in_channels=4 * 9, out_channels=4 * 8)  # 9 scores times 9 values of width 8
 ATTENTION = LayerSpec("a", LayerKind.ATTENTION, 64, 64, conv_groups=4, in_size=(16, 1), out_size=(16, 1))
 
 
@@ -49,10 +53,45 @@ def test_attention_works_on_pairs_of_positions() -> None:
 
 def test_the_sibling_is_nearest_in_positions_and_alike_in_all_else() -> None:
     large = replace(CONV, in_size=(64, 64), out_size=(64, 64))
-    known = [signature(x) for x in (SMALL, large, replace(CONV, stride=(2, 2)), DEPTHWISE)]
-    assert sibling(signature(CONV), known) == signature(SMALL)
-    assert sibling(signature(replace(CONV, has_bias=True)), known) == signature(SMALL)
-    assert sibling(signature(replace(CONV, kernel=(5, 5))), known) is None
+    known = {signature(x): None for x in (SMALL, large, replace(CONV, stride=(2, 2)), DEPTHWISE)}
+    assert nearest_known(CONV, known) == signature(SMALL)
+    assert nearest_known(replace(CONV, has_bias=True), known) == signature(SMALL)
+    assert nearest_known(replace(CONV, kernel=(5, 5)), known) is None
+    assert nearest_known(replace(CONV, conv_groups=4), known) is None  # its groups stay, whatever leaves
+    assert nearest_known(large, known) == signature(large)
+
+
+def test_a_product_of_maps_is_told_by_one_of_as_many_positions_and_then_of_the_nearest_number_of_heads() -> None:
+    two, three = SCORES.resized(16, 18), SCORES.resized(24, 27)
+    longer = replace(SCORES, in_channels=24, out_channels=27, conv_groups=3, in_size=(18, 1), out_size=(18, 1))
+    one = SCORES.resized(8, 9)
+    assert [x.conv_groups for x in (one, two, three)] == [1, 2, 3]
+    known = {signature(x): None for x in (SCORES, two, longer)}
+    assert nearest_known(two, known) == signature(two)
+    assert nearest_known(one, known) == signature(two)
+    assert nearest_known(three, known) == signature(longer)  # of its own number of heads
+    assert nearest_known(SCORES.resized(24, 27), {signature(SCORES): None, signature(two): None}) == signature(SCORES)
+    assert nearest_known(replace(three, has_weight=True), {signature(two): None}) is None  # a grouped convolution
+
+
+def test_products_of_swapped_widths_share_a_signature_and_are_still_priced_apart() -> None:
+    """36 inputs to 32 outputs in four groups are 4 · 9 · 9 · 8 products; so are 32 to 36, but not by resizing."""
+    assert signature(SCORES) == signature(SUMS)
+    groups = by_signature([SCORES, SUMS, SCORES])
+    assert [(layer, at.tolist(), widths.tolist()) for layer, at, widths in groups] == [
+        (SCORES, [0, 2], [[32, 36], [32, 36]]),
+        (SUMS, [1], [[36, 32]]),
+    ]
+
+
+def test_heads_that_were_never_timed_cost_what_their_products_do() -> None:
+    """A tenth of a microsecond a product: 4 heads take 4 · 9 · 8 · 9 of them, and 3 heads three quarters of that."""
+    model = KernelModel([Observation(SCORES, {"MatMul": (1.0, 0.2592)})], 16)
+    (found,) = model.latencies(SCORES.resized(24, 27)) or ()
+    assert (found.kernel, found.ms) == ("MatMul", pytest.approx(0.1944))
+    assert not model.knows(SCORES.resized(24, 27))
+    ms, _ = (model.latencies_at(SCORES.resized(16, 18), np.array([[16, 18]])) or {})["MatMul"]
+    assert ms.tolist() == pytest.approx([0.1296])
 
 
 def test_a_measured_layer_gives_back_its_kernels() -> None:

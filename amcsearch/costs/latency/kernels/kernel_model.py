@@ -20,7 +20,7 @@ from amcsearch.costs.latency.cache import is_plain
 from amcsearch.costs.latency.kernels.fit import Fit
 from amcsearch.costs.latency.kernels.lowering import Lowering, WidthGrid
 from amcsearch.costs.latency.kernels.points import Groups, Observation, Points, Timed, families, points_of, retimed
-from amcsearch.costs.latency.kernels.signature import Signature, sibling, signature
+from amcsearch.costs.latency.kernels.signature import Signature, nearest_known, signature
 from amcsearch.costs.latency.kernels.surface import AnySurface, CorrectedSurface, Surface
 from amcsearch.costs.latency.kernels.tiling import Tiling, refined_tiling
 
@@ -111,7 +111,7 @@ class KernelModel:
     def latencies(self, layer: LayerSpec) -> tuple[KernelLatency, ...] | None:
         """Kernels of a layer with their latencies; None if nothing like it was ever seen."""
         for like in _alike(layer):
-            known = self._known(signature(like))
+            known = self._known(like)
             if known is not None:
                 kernels = self._lowerings[known].kernels(like)
                 return tuple(self._latency(like, kernel, count) for kernel, count in kernels.items() if count)
@@ -122,7 +122,7 @@ class KernelModel:
 
         Both are 0 where the layer does not become the kernel.
         """
-        known = self._known(signature(layer))
+        known = self._known(layer)
         if known is None:
             return None
         latencies = {}
@@ -136,7 +136,7 @@ class KernelModel:
 
     def summed_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]] | None:
         """``latencies_at`` of all kernels together, and whether one of them is plain: (ms (L,), (L,))."""
-        known = self._known(signature(layer))
+        known = self._known(layer)
         if known is None:
             return None
         if not layer.is_depthwise:
@@ -151,7 +151,7 @@ class KernelModel:
 
     def octaves_at(self, layer: LayerSpec, widths: NDArray[np.int64]) -> dict[str, Array]:
         """Distances from what was measured, (L,), of every kernel of ``latencies_at``."""
-        known = self._known(signature(layer))
+        known = self._known(layer)
         octaves = {}
         for kernel in self._lowerings[known].counts(widths) if known is not None else ():
             surface, doubt = self._surface(layer, kernel)
@@ -162,8 +162,8 @@ class KernelModel:
         """Whether the layer's signature itself was measured, in whatever network."""
         return any(signature(like) in self._lowerings for like in _alike(layer))
 
-    def _known(self, wanted: Signature) -> Signature | None:
-        return wanted if wanted in self._lowerings else sibling(wanted, list(self._lowerings))
+    def _known(self, layer: LayerSpec) -> Signature | None:
+        return nearest_known(layer, self._lowerings)
 
     def _fitted(self, tiling: Tiling) -> Tiling:
         """The tiling that the blocked convolutions among the points agree on."""

@@ -1,7 +1,7 @@
 """What a layer's latency depends on besides its widths."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from amcsearch.core import LayerKind, LayerSpec
 
-__all__ = ["Signature", "by_signature", "keeps_signature", "positions", "sibling", "signature"]
+__all__ = ["Signature", "by_signature", "keeps_signature", "nearest_known", "positions", "signature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,14 @@ def signature(layer: LayerSpec) -> Signature:
 
 
 def by_signature(layers: Iterable[LayerSpec]) -> list[tuple[LayerSpec, NDArray[np.int64], NDArray[np.int64]]]:
-    """Layers of equal signatures together: the first of them, which of all they are, (L,), and their widths (L, 2)."""
-    groups: dict[Signature, list[tuple[int, LayerSpec]]] = defaultdict(list)
+    """Layers of equal signatures together: the first of them, which of all they are, (L,), and their widths (L, 2).
+
+    Products of maps are together where they are equal: of other widths, the first would have other groups than they.
+    """
+    groups: dict[Hashable, list[tuple[int, LayerSpec]]] = defaultdict(list)
     for number, layer in enumerate(layers):
-        groups[signature(layer)].append((number, layer))
+        widths = (layer.in_channels, layer.out_channels) if layer.is_product else None
+        groups[signature(layer), widths].append((number, layer))
     return [
         (
             group[0][1],
@@ -91,11 +95,27 @@ def positions(layer: LayerSpec | Signature) -> int:
     return outputs * layer.in_size[0] * layer.in_size[1] if layer.kind is LayerKind.ATTENTION else outputs
 
 
-def sibling(wanted: Signature, known: Sequence[Signature]) -> Signature | None:
-    """The signature that differs from ``wanted`` in map sizes and bias alone and is nearest in positions, or None."""
+def nearest_known(layer: LayerSpec, known: Collection[Signature]) -> Signature | None:
+    """The signature whose kernels tell those of a layer: its own, or that of a sibling; None where there is neither.
+
+    A sibling differs in map sizes and bias alone, and is the nearest in positions. That of a product of maps may differ
+    in the number of its groups too, for heads leave it: one of its own number comes first, then the nearest number.
+    """
 
     def sizeless(other: Signature) -> Signature:
         return replace(other, in_size=(1, 1), out_size=(1, 1), has_bias=False)
 
+    def groupless(other: Signature) -> Signature:
+        return replace(sizeless(other), conv_groups=0, group_width=0)
+
+    def distance(other: Signature) -> tuple[float, float]:
+        groups = max(other.conv_groups, 1) / max(wanted.conv_groups, 1)
+        return abs(float(np.log(positions(other) / positions(wanted)))), abs(float(np.log(groups)))
+
+    wanted = signature(layer)
+    if wanted in known:
+        return wanted
     alike = [other for other in known if sizeless(other) == sizeless(wanted)]
-    return min(alike, key=lambda other: abs(np.log(positions(other) / positions(wanted))), default=None)
+    if not alike and layer.may_be_product:
+        alike = [other for other in known if not other.has_bias and groupless(other) == groupless(wanted)]
+    return min(alike, key=distance, default=None)
