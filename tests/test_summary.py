@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amcsearch.cli.text import sparsify_text, summary_text
+from amcsearch.cli.run_text import sparsify_text, summary_text
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy

@@ -133,11 +133,11 @@ def test_an_interval_that_wide_is_no_verdict_but_the_prediction_with_its_error()
         assert "but the host was too busy: the 95 % interval" in verdict.reason
         assert "is wider than 40% of its middle" in verdict.reason
         assert "; predicted 0.49 ± 0.025x of dense; measure it later: amcsearch prune C --policy P" in verdict.reason
-        assert verdict.reason.endswith(", or raise device.patience_s")
     absolute = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, replace(measured(0.3, 0.9), sigma_ms=0.1))
     assert "; predicted 1.96 ± 0.1 ms; " in absolute.reason
     untabled = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, measured(0.3, 0.9))
-    assert "; predicted 1.96 ms; " in untabled.reason
+    assert "; predicted 1.96 ms; measure it on an idle machine: " in untabled.reason
+    assert untabled.reason.endswith(", or raise device.patience_s")
 
 
 @pytest.mark.parametrize(("low", "high", "in_doubt"), [(0.8, 1.2, False), (0.79, 1.21, True), (1.0, 1.0, False)])
@@ -155,6 +155,8 @@ def test_a_verdict_keeps_the_doubt_of_its_measurement() -> None:
     )
     assert Verdict.from_json(json.loads(json.dumps(busy.to_json())), "verdict").doubt == busy.doubt
     assert Verdict.of([], made=measured(0.4, 0.41)).doubt is None
+    too_few = "too few rounds: 4 of 10 were quiet, at least 5 are needed"
+    assert measured(0.4, 0.41, disturbed=6, rounds=4).doubt == too_few
     before = {key: value for key, value in busy.to_json().items() if key != "doubt"}  # of a run of before
     assert Verdict.from_json(before, "verdict").doubt is None
 

@@ -25,7 +25,7 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
         _write_kit(args, args.what)
         return
     from amcsearch import api
-    from amcsearch.cli.text import run_text
+    from amcsearch.cli.run_text import run_text
 
     if args.connect is not None:
         _verify_there(args, console)
@@ -39,7 +39,7 @@ def verify(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def _verify_there(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Let a service finish the run of one of its jobs, and fetch it."""
-    from amcsearch.cli.text import run_text
+    from amcsearch.cli.run_text import run_text
 
     job = str(args.run_or_kit)
     result = client_of(args.connect).verify(

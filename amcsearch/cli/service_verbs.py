@@ -213,7 +213,8 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
 
 def _text(job: "RemoteJob", folder: Path) -> str:
     """What the verb prints when it runs here, or where its files are."""
-    from amcsearch.cli.text import front_text, run_text
+    from amcsearch.cli.run_text import run_text
+    from amcsearch.cli.text import front_text
     from amcsearch.runs import FrontResult, RunFolder
 
     if job.record.kind == "front":

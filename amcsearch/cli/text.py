@@ -1,4 +1,4 @@
-"""Results as text for a terminal."""
+"""Plans, comparisons, fronts and energies as text for a terminal, and what texts of runs share with them."""
 
 import math
 import os
@@ -15,12 +15,7 @@ if TYPE_CHECKING:
         FrontChoice,
         FrontResult,
         FrontSummary,
-        Interval,
-        ModelBlock,
-        SparsifySummary,
-        Summary,
         TableSummary,
-        Verdict,
     )
     from amcsearch.search import Mean
 
@@ -28,187 +23,17 @@ __all__ = [
     "choice_text",
     "columns",
     "comparison_text",
+    "count",
     "energy_text",
     "front_text",
+    "left_out",
+    "number",
     "plan_text",
-    "run_text",
-    "sparsify_text",
-    "summary_text",
+    "table_said",
 ]
 
 
-_BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
 LONG_SEARCH_S: Final = 60.0  # from here on a plan names --workers: starting processes takes seconds
-
-
-def run_text(summary: "Summary | SparsifySummary", folder: Path) -> str:
-    """What the user got of a run of either kind."""
-    from amcsearch.runs import SparsifySummary
-
-    return sparsify_text(summary, folder) if isinstance(summary, SparsifySummary) else summary_text(summary, folder)
-
-
-def summary_text(summary: "Summary", folder: Path) -> str:
-    """What the user got: dense, pruned and fine-tuned side by side, and where the files are."""
-    from amcsearch.reporting import goal_lines
-
-    metric = summary.metric
-    lines = [
-        *columns(_networks(summary)),
-        "",
-        *_latency_lines(summary, folder),
-        *_how_lines(summary),
-        *_table_lines(summary),
-        *goal_lines(summary.goal, metric),
-        *_verdict_lines(summary.judged),
-        *(f"WARNING: {text}" for text in summary.warnings),
-        f"model: {folder / 'pruned.onnx'}",
-        f"report: {folder / 'report.html'}",
-    ]
-    return "\n".join(lines)
-
-
-def _networks(summary: "Summary") -> list[list[str]]:
-    """A head, and a row for each network; the dense one in float32 too where the file is of another data type."""
-    delivered = summary.finetuned.delivered
-    metric = summary.metric
-    judged = [metric.word] if delivered is None else [f"{metric.word} {delivered.dtype}", "in torch, float32"]
-    further = list(summary.finetuned.cost.further)
-    costs = ["MACs", "parameters", "predicted ms", "measured ms (95 % interval)", "energy mJ"]
-    costs += [_BYTES.get(name, name) for name in further]
-    rows = [["", *judged, *costs]]
-    for name, block in (("dense", summary.dense), ("pruned", summary.pruned), ("finetuned", summary.finetuned)):
-        in_file, in_torch = metric.text(block.in_file), metric.text(block.in_torch)
-        rows.append(
-            [
-                name,
-                *([in_file] if delivered is None else ["" if block.delivered is None else in_file, in_torch]),
-                _count(block.cost.macs),
-                _count(block.cost.params),
-                _predicted(block),
-                _milliseconds(block.latency_ms),
-                _number(block.cost.energy_mj),
-                *(_further(cost, block.cost.get(cost)) for cost in further),
-            ]
-        )
-    if summary.float32_ms is not None:
-        rows.insert(1, _in_float32(summary, summary.float32_ms, len(rows[0])))
-    return rows
-
-
-def _in_float32(summary: "Summary", latency: "Interval", columns: int) -> list[str]:
-    """The row of the dense network in float32, where the file is of another data type."""
-    dense = summary.dense
-    shown = [_count(dense.cost.macs), _count(dense.cost.params), "", _milliseconds(latency)]
-    row = ["dense, float32", "", summary.metric.text(dense.in_torch), *shown]
-    return [*row, *[""] * (columns - len(row))]
-
-
-def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[str]:
-    """Latency as a share of dense with the device that measured it; or as predicted, with the commands to go on."""
-    from amcsearch.runs import verify_commands
-
-    ratio, device, share = summary.latency_ratio, summary.device, summary.predicted_ratio
-    if ratio is not None:
-        where = "a device that the run does not name" if device is None else device.label
-        if summary.latency_doubt is not None:
-            measured = f"the {ratio.median:.2f}x of dense that were measured on {where} are unreliable"
-            predicted = "" if share is None else f"; predicted {share:.3f}x"
-            return [f"latency: undecided, the host was too busy: {measured}{predicted}"]
-        interval = f"{ratio.low:.3f}–{ratio.high:.3f}"
-        return [f"latency: {ratio.median:.3f}x of dense, measured in pairs ({interval}) on {where}"]
-    state = "not measured yet" if device is None else device.awaited(share)
-    kit, take = verify_commands(folder)
-    return [
-        "latency: " + ("" if share is None else f"{share:.3f}x of dense, ") + state,
-        f"go on: {kit}",
-        f"       then, with what `python3 verify.pyz -o result.jsonl` wrote there: {take}",
-    ]
-
-
-def _milliseconds(latency: "Interval | None") -> str:
-    if latency is None:
-        return "not yet"
-    return f"{latency.median:.3f} ({latency.low:.3f}–{latency.high:.3f})"
-
-
-def _how_lines(summary: "Summary") -> list[str]:
-    """What chose channels, which epoch is kept, and who searched for how long."""
-    how = {"selection": summary.selection, "fine-tuning": summary.training}
-    return [
-        *(f"{name}: {text}" for name, text in how.items() if text),
-        f"{summary.agent}: {counted(summary.evaluations, 'evaluation')}; {summary.total_seconds:.0f} s in all",
-    ]
-
-
-def _verdict_lines(verdict: "Verdict") -> list[str]:
-    """The verdict and that on each limit; the sentences on what is not met are among the warnings."""
-    if not verdict.limits and not verdict.problems:
-        return []
-    limits = ", ".join(f"{limit.asked_text} {limit.state}" for limit in verdict.limits)
-    return [f"verdict: {verdict.state}" + (f" ({limits})" if limits else "")]
-
-
-def _predicted(block: "ModelBlock") -> str:
-    value, sigma = block.cost.latency_ms, block.latency_ms_sigma
-    return _number(value) if value is None or sigma is None else f"{value:.3f} ± {sigma:.3f}"
-
-
-def _table_lines(summary: "Summary") -> list[str]:
-    """How good the latency table is on networks it had not seen, and what it took from the search."""
-    if summary.table is None:
-        return []
-    lines = [_table_said(summary.table) + _left_out(summary.widths_left_out)]
-    return lines if summary.table.origin is None else [*lines, f"latency table {summary.table.origin.sentence}"]
-
-
-def _table_said(table: "TableSummary") -> str:
-    errors, accuracy = table.accuracy, "not checked on this network"
-    if errors is not None and None not in (errors.mape, errors.within_5, errors.within_10):
-        accuracy = (
-            f"mean error {errors.mape:.2%}, {errors.within_5:.0%} within 5 %, {errors.within_10:.0%} within 10 % "
-            "on networks it had not seen"
-        )
-        if errors.noise_mape is not None:
-            accuracy += f"; measuring twice differs by {errors.noise_mape:.2%}"
-    return f"latency table {table.name}: {accuracy}"
-
-
-def _left_out(count: int) -> str:
-    return f"; {counted(count, 'width')} left out, no faster than wider ones" if count else ""
-
-
-def sparsify_text(summary: "SparsifySummary", folder: Path) -> str:
-    """What training-time pruning left, before and after fine-tuning, and where the files are."""
-    rows = [["", summary.metric.word, "loss", "parameters not 0", "MACs", "predicted ms"]]
-    for name, block in (("dense", summary.dense), ("sparse", summary.sparse), ("finetuned", summary.finetuned)):
-        rows.append(
-            [
-                name,
-                summary.metric.text(block.metric),
-                f"{block.loss:.4f}",
-                _count(block.nonzero_params),
-                _count(block.cost.macs),
-                _number(block.cost.latency_ms),
-            ]
-        )
-    target = summary.target
-    units = "weights" if summary.granularity == "weights" else "channels and heads"
-    achieved = "" if target.achieved is None else f": {target.achieved:,.6g} {target.name} of {target.dense:,.6g}"
-    lines = [
-        *columns(rows),
-        "",
-        f"{summary.method}: {summary.kept:,} of {summary.total:,} {units} are left; "
-        f"the target's share is {target.kept:.4f}, {target.kept_asked:.4f} was asked for{achieved}",
-        *([f"fine-tuning: {summary.training}"] if summary.training else []),
-        *([] if summary.device is None else _latency_lines(summary, folder)),
-        *_verdict_lines(summary.judged),
-        *(f"WARNING: {text}" for text in summary.warnings),
-        f"densities: {folder / 'densities.csv'}",
-        f"policy to start a search from: {folder / 'policy.json'}",
-        f"report: {folder / 'report.html'}",
-    ]
-    return "\n".join(lines)
 
 
 def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
@@ -226,7 +51,7 @@ def plan_text(plan: "SearchPlan", workers: int = 1, batch: int = 1) -> str:
         *(f"  not pruned: {skipped.name}: {skipped.reason}" for skipped in network.skipped),
         *(f"  left alone: {layer}" for layer in network.left_alone),
         "samples: " + ", ".join(f"{name} {count}" for name, count in plan.samples.items()),
-        f"channel multiple {plan.channel_multiple}, {plan.policies:.3g} policies{_left_out(plan.widths_left_out)}",
+        f"channel multiple {plan.channel_multiple}, {plan.policies:.3g} policies{left_out(plan.widths_left_out)}",
         *columns(rows),
         f"selection: {plan.selection}",
         f"{plan.agent}: {counted(plan.trials, 'evaluation')}" + (f", then {plan.baseline}" if plan.baseline else ""),
@@ -296,6 +121,24 @@ def _mean(mean: "Mean", scale: float = 1.0, sign: str = "") -> str:
     return f"{mean.value * scale:{sign}.4g}{half}"
 
 
+def left_out(widths: int) -> str:
+    """How many widths no search proposes, as the end of a line; nothing where all are."""
+    return f"; {counted(widths, 'width')} left out, no faster than wider ones" if widths else ""
+
+
+def table_said(table: "TableSummary") -> str:
+    """How well a latency table predicts networks that it had not seen."""
+    errors, accuracy = table.accuracy, "not checked on this network"
+    if errors is not None and None not in (errors.mape, errors.within_5, errors.within_10):
+        accuracy = (
+            f"mean error {errors.mape:.2%}, {errors.within_5:.0%} within 5 %, {errors.within_10:.0%} within 10 % "
+            "on networks it had not seen"
+        )
+        if errors.noise_mape is not None:
+            accuracy += f"; measuring twice differs by {errors.noise_mape:.2%}"
+    return f"latency table {table.name}: {accuracy}"
+
+
 def front_text(result: "FrontResult") -> str:
     """What the dense network and the cheapest policies cost on every device, what was evaluated, and the files."""
     summary = result.summary
@@ -303,7 +146,7 @@ def front_text(result: "FrontResult") -> str:
     for (device, along), points in result.points.groupby(["device", "along"], sort=False):
         dense, least = summary.device(str(device)).dense[str(along)], float(points[str(along)].min())
         share = f"{least / dense:.3g}x" if dense else ""
-        rows.append([str(device), str(along), _number(dense), _number(least), share, str(len(points))])
+        rows.append([str(device), str(along), number(dense), number(least), share, str(len(points))])
     metric = summary.judged_by
     lines = [f"errors from {summary.errors_from}; {summary.confidence_text}"]
     for each in summary.evaluated:
@@ -317,13 +160,13 @@ def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> s
     rows = [["cost", "predicted", "of dense", "limit"]]
     for name, value in choice.cost.items():
         share = choice.of_dense.get(name)
-        rows.append([name, _number(value), "" if share is None else f"{share:.3f}x", _number(choice.limits.get(name))])
+        rows.append([name, number(value), "" if share is None else f"{share:.3f}x", number(choice.limits.get(name))])
     metric, measured = summary.judged_by, choice.measured
     lines = [f"predicted error: {choice.error:.4g} (0 is dense)", f"confidence: {choice.confidence.text}"]
     if measured is not None:
         lines.append(f"measured before fine-tuning: {_measured(measured, metric)}, {summary.samples} samples")
     if choice.table is not None:
-        lines.append(_table_said(choice.table))
+        lines.append(table_said(choice.table))
         if choice.table.origin is not None:
             lines.append(f"latency table {choice.table.origin.sentence}")
     return "\n".join([f"device {choice.device}", *columns(rows), *lines, f"policy: {path}"])
@@ -364,17 +207,17 @@ def _energy_rows(report: "EnergyReport") -> list[list[str]]:
     beside = {"pruned": "pruned to", "sparse": f"density, {report.storage}"}
     rows = [["layer", "channels", "mJ", *dense.parts_mj, *(cell for name in others for cell in (beside[name], "mJ"))]]
     for layer in dense.layers:
-        row = [layer.name, _channels(layer), *map(_number, (layer.energy_mj, *layer.parts_mj.values()))]
+        row = [layer.name, _channels(layer), *map(number, (layer.energy_mj, *layer.parts_mj.values()))]
         for name, layers in others.items():
             after = layers.get(layer.name)
             if after is None:
-                row += ["vanished", _number(0.0)]
+                row += ["vanished", number(0.0)]
                 continue
-            changed = _channels(after) if name == "pruned" else _number(report.densities.get(layer.name))
-            row += [changed, _number(after.energy_mj)]
+            changed = _channels(after) if name == "pruned" else number(report.densities.get(layer.name))
+            row += [changed, number(after.energy_mj)]
         rows.append(row)
     for name, network in report.networks.items():
-        rows.append([f"{name}, all", "", *map(_number, (network.energy_mj, *network.parts_mj.values()))])
+        rows.append([f"{name}, all", "", *map(number, (network.energy_mj, *network.parts_mj.values()))])
     return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
 
 
@@ -388,13 +231,11 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """A whole number with commas, nothing for None."""
     return "" if value is None else f"{value:,.0f}"
 
 
-def _further(name: str, value: float | None) -> str:
-    return _number(value / 1024 if name in _BYTES and value is not None else value)
-
-
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number to four digits, nothing for None."""
     return "" if value is None else f"{value:.4g}"

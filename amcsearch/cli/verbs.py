@@ -156,7 +156,8 @@ KINDS: Final[dict[str, Callable[[], dict[str, str]]]] = {
 def search(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Run the main job, or print its plan."""
     from amcsearch import api
-    from amcsearch.cli.text import plan_text, summary_text
+    from amcsearch.cli.run_text import summary_text
+    from amcsearch.cli.text import plan_text
     from amcsearch.config import Override
 
     workers, trials = _workers(args), args.trials
@@ -318,7 +319,7 @@ def energy(args: argparse.Namespace, console: "ProgressBar") -> None:
 def prune(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune by a known policy, to a cost, or as far as accuracy stays."""
     from amcsearch import api
-    from amcsearch.cli.text import summary_text
+    from amcsearch.cli.run_text import summary_text
 
     args.overrides = [*args.overrides, *_goal(args)]
     config = load_config(args)
@@ -350,7 +351,7 @@ def _goal(args: argparse.Namespace) -> list["Override"]:
 def sparsify(args: argparse.Namespace, console: "ProgressBar") -> None:
     """Prune while training, by gates or mask schedules."""
     from amcsearch import api
-    from amcsearch.cli.text import sparsify_text
+    from amcsearch.cli.run_text import sparsify_text
 
     config = load_config(args)
     result = api.sparsify(config=config, folder=_folder(args, config), resume=args.resume, observer=console)

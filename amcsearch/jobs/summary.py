@@ -143,9 +143,9 @@ def _again(job: Job, run: RunFolder) -> str:
     The call names no file: the folder of a run that is not saved goes with its result.
     """
     if job.given.model is None:
-        return f"measure it on an idle machine: {run.prune_command}"
+        return f"measure it on an idle machine: {run.prune_command}, or raise device.patience_s"
     call = "amcsearch.prune(model, data, policy=result.policy) with the same task and settings"
-    return f"measure it on an idle machine: {call}"
+    return f"measure it on an idle machine: {call}, or raise device.patience_s"
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:

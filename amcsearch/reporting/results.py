@@ -83,8 +83,14 @@ def _speed_card(summary: Summary) -> str:
     if summary.latency_doubt is not None:
         predicted = summary.predicted_ratio
         prediction = "" if predicted is None else f"predicted {predicted:.3f}x of dense"
-        return _card("Measured latency", "undecided", "the host was too busy", share, prediction, where)
+        measured = f"{middle:.3f}x of dense" if middle else ""
+        return _card("Measured latency", "undecided", _why(summary.latency_doubt), measured, prediction, where)
     return _card("Measured latency", _speed(middle) if middle else milliseconds(after.median), ends, share, where)
+
+
+def _why(doubt: str) -> str:
+    """The cause of a doubt without its numbers: the host was too busy, or too few rounds."""
+    return doubt.partition(":")[0]
 
 
 def _awaited_card(summary: Summary) -> str:
@@ -137,7 +143,7 @@ def _before_and_after(summary: Summary, run: str) -> str:
             *_metrics(summary, block),
             *(with_small(cost(name, block.cost.get(name)), _share(summary.dense, block, name)) for name in names),
             with_small(milliseconds(block.cost.latency_ms), deviation(block.latency_ms_sigma)),
-            _measured(block.latency_ms),
+            _measured(block.latency_ms, summary.latency_doubt),
         ]
         for title, block in blocks.items()
     ]
@@ -158,7 +164,7 @@ def _in_float32(summary: Summary, judged: int, costs: Sequence[str], latency: In
         measured(summary.metric, summary.dense.in_torch),
         *(cost(name, of_shapes[name]) if name in of_shapes else "–" for name in costs),
         "–",
-        _measured(latency),
+        _measured(latency, summary.latency_doubt),
     ]
 
 
@@ -196,10 +202,10 @@ def _next_commands(summary: Summary | SparsifySummary, run: str) -> str:
     return f"<p>To measure it, in the folder that holds {escape(run)}:</p>{preformatted(lines)}"
 
 
-def _measured(measured: Interval | None) -> str:
+def _measured(measured: Interval | None, doubt: str | None) -> str:
     if measured is None:
         return "not yet"
-    return with_small(milliseconds(measured.median), interval(measured, "\u00a0ms"))
+    return with_small(milliseconds(measured.median), interval(measured, "\u00a0ms") if doubt is None else "undecided")
 
 
 def _note(summary: Summary) -> str:
@@ -238,7 +244,7 @@ def _note(summary: Summary) -> str:
 def _how_measured(summary: Summary | SparsifySummary) -> str:
     return (
         "Measured latency is the median of runs interleaved with the dense network "
-        f"{escape(_where(summary))}, with its 95 % bootstrap interval"
+        f"{escape(_where(summary))}" + ", with its 95 % bootstrap interval" * (summary.latency_doubt is None)
     )
 
 
@@ -312,7 +318,7 @@ def _latencies(summary: SparsifySummary, block: SparseBlock) -> list[str]:
     """Cells of ``_latency_head``: the sparse and the fine-tuned network are of one latency."""
     made, names = summary.latency, _latency_head(summary)
     latency = None if made is None else made.dense_ms if block is summary.dense else made.finetuned_ms
-    cells = [milliseconds(block.cost.latency_ms), _measured(latency)]
+    cells = [milliseconds(block.cost.latency_ms), _measured(latency, summary.latency_doubt)]
     return cells[len(cells) - len(names) :]
 
 
@@ -322,9 +328,10 @@ def _sparse_note(summary: SparsifySummary) -> str:
         return ""
     if latency is None:
         return f" Latency is {escape(device.awaited(summary.predicted_ratio))}."
-    doubt = "" if summary.latency_doubt is None else ", and decides nothing: the host was too busy"
-    share = f"{latency.ratio.median:.3f}x of dense ({interval(latency.ratio)})"
-    return f" {_how_measured(summary)}: {share}{doubt}."
+    share = f"{latency.ratio.median:.3f}x of dense"
+    if summary.latency_doubt is not None:
+        return f" {_how_measured(summary)}: {share}, and decides nothing: {_why(summary.latency_doubt)}."
+    return f" {_how_measured(summary)}: {share} ({interval(latency.ratio)})."
 
 
 def _target(summary: SparsifySummary) -> str:
@@ -357,6 +364,8 @@ def finalists(record: Record) -> str:
     if summary is None or not summary.finalists:
         return ""
     entries, judgement = summary.finalists, _judgement(summary)
+    # a device that is away measures finalists and the delivered network at once
+    doubt = summary.latency_doubt if summary.finetuned.latency_ms in [e.latency_ms_measured for e in entries] else None
     rows, mark = [], None
     is_trained = any(entry.metric_trained is not None for entry in entries)
     for i, entry in enumerate(entries):
@@ -365,7 +374,7 @@ def finalists(record: Record) -> str:
         error = f"{100 * (predicted / median - 1):+.1f}\u00a0%".replace("-", "−") if predicted and median else "–"
         mark = i if entry.chosen else mark
         name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
-        latency = _measured(latency_ms)
+        latency = _measured(latency_ms, doubt)
         trained = [] if entry.metric_trained is None else [measured(record.metric, entry.metric_trained)]
         judged = [measured(record.metric, entry.metric), *(trained or ["–"] * is_trained)]
         rows.append([name, *judged, milliseconds(predicted), latency, escape(error)])

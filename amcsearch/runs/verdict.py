@@ -37,7 +37,6 @@ _UNITS: Final = {
     "peak_memory_bytes": "bytes",
 }
 _MEASURE: Final = "measure it on an idle machine: amcsearch prune CONFIG --policy policy.json"
-_LONGER: Final = ", or raise device.patience_s"
 
 
 class VerdictState(StrEnum):
@@ -72,7 +71,7 @@ class Measurement:
     rounds: int = 0
     disturbed: int = 0
     sigma_ms: float | None = None
-    again: str = _MEASURE
+    again: str = f"{_MEASURE}, or raise device.patience_s"
 
     @property
     def doubt(self) -> str | None:
@@ -94,7 +93,7 @@ class Measurement:
                 f"dense is wider than {MOST_WIDTH:.0%} of its middle"
             )
         if total and self.rounds < LEAST_ROUNDS:
-            return f"{self.rounds} rounds were measured, at least {LEAST_ROUNDS} are needed"
+            return f"too few rounds: {self.rounds} of {total} were quiet, at least {LEAST_ROUNDS} are needed"
         return None
 
 
@@ -158,7 +157,7 @@ class LimitVerdict(StoredDocument):
         if made.doubt is not None:
             sigma = made.sigma_ms if made.sigma_ms is None or not limit.of_dense else _share(made.sigma_ms, dense)
             error = "" if sigma is None else f" ± {_number(sigma)}"
-            reason += f"; predicted {_number(value)}{error}{_unit(limit)}; {made.again}{_LONGER}"
+            reason += f"; predicted {_number(value)}{error}{_unit(limit)}; {made.again}"
         return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, interval, state, reason)
 
     @classmethod
@@ -248,7 +247,7 @@ def _of_interval(limit: Limit, predicted: float, interval: Interval, made: Measu
         return VerdictState.MET, f"{measured}, {bound}"
     if interval.low > limit.value:
         return VerdictState.MISSED, f"{measured}, {bound}; {_cure(limit, predicted, interval)}"
-    return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {made.again}{_LONGER}"
+    return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {made.again}"
 
 
 def _cure(limit: Limit, predicted: float, interval: Interval) -> str:
@@ -271,7 +270,7 @@ def _slower(made: Measurement, say_doubt: bool) -> Iterable[str]:
     low, high = made.ratio.low, made.ratio.high
     measured = f"{_number(made.ratio.median)}x of dense latency ({_number(low)}–{_number(high)})"
     if made.doubt is not None:
-        yield from [f"the measured latency decides nothing: {made.doubt}; {made.again}{_LONGER}"] * say_doubt
+        yield from [f"the measured latency decides nothing: {made.doubt}; {made.again}"] * say_doubt
     elif low >= 1.0:
         yield f"the delivered network is slower than the dense one: {measured}; keep the dense one, or prune further"
     elif not high < 1.0:

@@ -140,6 +140,28 @@ def test_a_measurement_that_confirms_the_choice_is_taken_without_training(
     assert amcsearch.load(run).verdict.state == "met"
 
 
+def test_too_few_rounds_are_told_without_an_interval(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        record for record in made_up(read_plan(run / "verify.pyz"), latencies(run)) if record.get("pass", 1) == 1
+    ]
+    for record in records:
+        for key in record.keys() & {"samples_ms", "reference_ms"}:
+            record[key] = record[key][:2]
+    (tmp_path / "result.jsonl").write_bytes(b"".join(map(encoded, records)))
+    assert main(["verify", str(run), str(tmp_path / "result.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    assert "latency: undecided, too few rounds: the 0.40x of dense that were measured on" in printed
+    assert "0.400 (undecided)" in printed
+    assert "too few rounds: 2 of 2 were quiet, at least 5 are needed; predicted" in printed
+    assert f"; measure it on an idle device: amcsearch verify kit {run} -o verify.pyz\n" in printed  # no patience there
+    report = (run / "report.html").read_text()
+    assert "too few rounds" in report
+    assert "too busy" not in printed + report
+    assert "95 % bootstrap interval" not in report
+
+
 def test_only_the_notes_of_the_newest_result_are_kept(run: Path, tmp_path: Path) -> None:
     good = write_result(run / "verify.pyz", tmp_path / "good.jsonl", latencies(run), cpu="Cortex-A76")
     lines = good.read_bytes().splitlines(keepends=True)
