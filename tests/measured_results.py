@@ -9,12 +9,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from amcsearch.core.layer import LayerKind
+from amcsearch.core.network import NetworkSpec
+from amcsearch.costs.compute import macs
+from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
+from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
 from amcsearch.runtime.on_device.plan import KIT_VERSION, DevicePlan, read_plan
 from amcsearch.runtime.on_device.records import encoded
-from amcsearch.runtime.session import provenance
+from amcsearch.runtime.session import detect_nchwc_block, provenance
+
+
+def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> LatencyTable:
+    """Every layer of a network at three widths, 1 GMAC/s."""
+    rows = {}
+    for share in (1.0, 0.5, 0.25):
+        kept = np.array([max(g.unit, int(share * g.channels) // g.unit * g.unit) for g in network.groups])
+        for layer in network.with_channels(network.policy(kept)).layers:
+            if layer.kind is not LayerKind.BATCH_NORM:
+                values = (name, *row_key(layer), f"{layer.kind}", 1.0, 1e-3 + macs(layer) / 1e6, 0.0, 1, "profile")
+                rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
+    info = {"cpu": "another", "nchwc_block": detect_nchwc_block()}
+    entry = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "accuracy": {"mape": 0.5}}
+    return LatencyTable.from_mapping(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
 
 
 def made_up(plan: DevicePlan, latency_ms: Mapping[str, float], **device: Any) -> list[dict[str, Any]]:

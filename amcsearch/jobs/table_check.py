@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import secrets
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,7 @@ from amcsearch.measure import (
     MeasuredSubject,
     MeasuredVariant,
     anchored,
-    measured_variants,
+    joined_variants,
     measurement_plan,
     merged,
     prediction_errors,
@@ -101,14 +102,14 @@ def check_table(
         subject = subject_of(config)
     model, is_here = table.bind(subject.trace.network), is_of_machine(table, config)
     lowered = _graphs(config) if anchors and not (model.network and is_here) else 0
-    result = _measured(config, observer, subject, (fresh, anchors, lowered), seed, measurements, minutes, table)
-    network, whole, held_out = measured_variants(result, subject.name)
+    results = _measured(config, observer, subject, (fresh, anchors, lowered), seed, measurements, minutes, table)
+    network, whole, held_out = joined_variants(results, subject.name)
     before = _errors(model, held_out, needed=not anchors)
     name = model.network or subject.name
     if not is_here:
         if not anchors:
             return TableCheck(before, None, table)
-        learnt = _with_prior(result, subject.name, table)
+        learnt = _with_prior(results, subject.name, table)
         return TableCheck(before, learnt.networks[subject.name].accuracy, learnt)
     if not anchors:
         same = table if model.network is None else table.with_entry(name, replace(model.entry, accuracy=before))
@@ -116,7 +117,7 @@ def check_table(
     if model.network:
         updated = anchored(table, name, network, whole, model=model)
     else:
-        updated = table_of(name, network, whole, [], result.overhead_ms, table.provenance, table)
+        updated = table_of(name, network, whole, [], results[-1].overhead_ms, table.provenance, table)
     checked = with_accuracy(merged([table, updated]), name, held_out)
     return TableCheck(before, checked.networks[name].accuracy, checked)
 
@@ -189,12 +190,12 @@ def other_setting(config: Config, network: NetworkSpec) -> str:
     return ""
 
 
-def _with_prior(result: KitResult, name: str, prior: LatencyTable) -> LatencyTable:
+def _with_prior(results: Sequence[KitResult], name: str, prior: LatencyTable) -> LatencyTable:
     """This machine's table of a network, of another machine's table and a few runs."""
-    table = table_from_results([result], (), prior)
+    table = table_from_results(results, (), prior)
     if table.networks[name].accuracy is not None:
         return table
-    return with_accuracy(table, name, measured_variants(result, name).held_out)
+    return with_accuracy(table, name, joined_variants(results, name).held_out)
 
 
 def _measured(
@@ -206,17 +207,20 @@ def _measured(
     measurements: Measurements | None,
     minutes: float | None,
     table: LatencyTable,
-) -> KitResult:
-    """Run fresh variants and anchors, and read the graphs of lowered ones: so many of each as ``counts`` says."""
+) -> list[KitResult]:
+    """Run fresh variants and anchors, and read the graphs of lowered ones: so many of each as ``counts`` says.
+
+    Those that were timed only while the device was slow are measured again.
+    """
     if seed is None:
         interrupted = None if measurements is None else measurements.before
         seed = secrets.randbelow(2**31) if interrupted is None else interrupted.seed
     fresh, anchors, lowered = counts
     make_plan = partial(_check_plan, config, observer, subject, fresh, anchors, lowered, seed)
-    if measurements is None:
-        return measured_here(make_plan(), config, observer, minutes)
-    measurements.begin(request_of("check", config, subject, table, seed, fresh, anchors))
-    return measurements.stage(1, make_plan, partial(_measure, config, observer, minutes))
+    with tempfile.TemporaryDirectory() as folder:
+        kept = measurements or Measurements(Path(folder) / "measurements", resume=False)
+        kept.begin(request_of("check", config, subject, table, seed, fresh, anchors))
+        return kept.settled(1, make_plan, partial(_measure, config, observer), minutes, observer)
 
 
 def _measure(config: Config, observer: Observer, minutes: float | None, plan: KitPlan, out: Path) -> None:

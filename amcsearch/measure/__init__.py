@@ -5,7 +5,13 @@ from amcsearch.measure.agents.routes import DeviceAnswer, DeviceRequest, Request
 from amcsearch.measure.agents.server import DeviceServer
 from amcsearch.measure.agents.work_list import WorkList
 from amcsearch.measure.build.maintenance import anchored, merged, prediction_errors, with_accuracy
-from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants, slowed_models
+from amcsearch.measure.build.measured import (
+    MeasuredNetwork,
+    MeasuredVariant,
+    joined_variants,
+    measured_variants,
+    slowed_models,
+)
 from amcsearch.measure.build.table_builder import table_from_results, table_of
 from amcsearch.measure.kit.kit import REFERENCE, KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
 from amcsearch.measure.kit.kit_results import KitResult, read_results
@@ -39,6 +45,7 @@ __all__ = [
     "device_request",
     "encoded",
     "held_out_count",
+    "joined_variants",
     "kit_plan",
     "measure_here",
     "measured_variants",

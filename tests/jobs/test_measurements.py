@@ -12,16 +12,18 @@ from torch import nn
 
 from amcsearch.config.loading import load
 from amcsearch.graph.tracing.trace import trace
-from amcsearch.jobs import measurements
+from amcsearch.jobs import measurements, table_check
 from amcsearch.jobs.measurements import Measurements, request_of
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.table_check import check_table
+from amcsearch.jobs.tables import subject_of
 from amcsearch.measure import KitPlan, KitResult, MeasuredSubject, measurement_plan
 from amcsearch.measure.build import measured
 from amcsearch.measure.build.measured import measured_variants, slowed_models
 from amcsearch.measure.kit.kit import device_plan
 from amcsearch.measure.kit.kit_results import TimedPass
 from amcsearch.runtime.on_device.records import encoded
-from tests.measured_results import made_up
+from tests.measured_results import made_up, table_of_another_device
 
 WriteConfig = Callable[..., Path]
 DENSE, SLOW, QUIET = "net/dense", ("net/003", "net/007"), ("net/001", "net/002", "net/004")
@@ -70,7 +72,7 @@ class Host:
         factors = self.factors[len(self.plans)]
         self.plans.append([model.id for model in plan.models])
         self.bounds.append(minutes)
-        latency_ms = {model.id: DENSE_MS if model.id == DENSE else PRUNED_MS for model in plan.models}
+        latency_ms = {model.id: DENSE_MS if model.id.endswith("/dense") else PRUNED_MS for model in plan.models}
         records = [self.slowed(record, factors) for record in made_up(device_plan(plan), latency_ms)]
         out.write_bytes(b"".join(encoded(record) for record in records if not self.is_lacking(record)))
 
@@ -216,3 +218,27 @@ def test_an_incomplete_second_run_of_all_replaces_nothing(settle: Settle) -> Non
     (result,) = settle(host, Told())
     assert len(ids(result)) == MODELS
     assert result.of("reference")[0].passes[0].reference_ms[0] == pytest.approx(1.4 * DENSE_MS, rel=0.01)
+
+
+def test_a_check_measures_again_what_was_slowed(
+    tmp_path: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, told = load(write_config()), Told()
+    subject = subject_of(config)
+    table = table_of_another_device(subject.trace.network)
+    slow = "tiny/002"
+    host = Host({slow: 1.66}, {})
+    monkeypatch.setattr(table_check, "_measure", lambda config, observer, *given: host.measure(*given))
+    kept = Measurements(tmp_path / "kept", resume=False)
+    checked = check_table(table, config, told, fresh=4, seed=0, measurements=kept, subject=subject)
+    dense, *others = host.plans[0]
+    assert host.plans[1] == [dense, slow]
+    assert len(others) == 4
+    assert any("1 of 5 networks were timed only while the device was up to 66% slower" in text for text in told.phases)
+    assert told.warnings == []
+    assert checked.before is not None
+    assert checked.before.variants == 4  # each once
+    again = Host({})
+    monkeypatch.setattr(table_check, "_measure", lambda config, observer, *given: again.measure(*given))
+    quiet = check_table(table, config, told, fresh=4, seed=0, subject=subject)
+    assert quiet.before == checked.before  # nothing is left of what was slow

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from amcsearch.config import read_latency_table, write_latency_table
@@ -12,9 +11,6 @@ from amcsearch.config.loading import load
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.layer import LayerKind
 from amcsearch.core.network import NetworkSpec
-from amcsearch.costs.compute import macs
-from amcsearch.costs.latency.rows import COLUMNS, make_rows, row_key
-from amcsearch.costs.latency.table import LatencyTable, fingerprint
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.table_check import check_table, is_of_machine
 from amcsearch.jobs.tables import (
@@ -29,7 +25,8 @@ from amcsearch.jobs.tables import (
 )
 from amcsearch.measure.kit.kit import measure_here
 from amcsearch.measure.plan.measurement_plan import MeasuredSubject, measurement_plan
-from amcsearch.runtime.session import detect_nchwc_block, differences, provenance
+from amcsearch.runtime.session import differences, provenance
+from tests.measured_results import table_of_another_device
 
 WriteConfig = Callable[..., Path]
 
@@ -41,20 +38,6 @@ class Silent(Observer):
 @pytest.fixture
 def subject(write_config: WriteConfig) -> MeasuredSubject:
     return subject_of(load(write_config()))
-
-
-def table_of_another_device(network: NetworkSpec, name: str = "tiny") -> LatencyTable:
-    """Every layer of a network at three widths, 1 GMAC/s."""
-    rows = {}
-    for share in (1.0, 0.5, 0.25):
-        kept = np.array([max(g.unit, int(share * g.channels) // g.unit * g.unit) for g in network.groups])
-        for layer in network.with_channels(network.policy(kept)).layers:
-            if layer.kind is not LayerKind.BATCH_NORM:
-                values = (name, *row_key(layer), f"{layer.kind}", 1.0, 1e-3 + macs(layer) / 1e6, 0.0, 1, "profile")
-                rows[row_key(layer)] = dict(zip(COLUMNS, values, strict=True))
-    info = {"cpu": "another", "nchwc_block": detect_nchwc_block()}
-    entry = {"constant_ms": 0.01, "fingerprint": fingerprint(network), "accuracy": {"mape": 0.5}}
-    return LatencyTable.from_mapping(make_rows(rows.values()), {"provenance": info, "networks": {name: entry}})
 
 
 def test_a_network_the_table_knows_needs_a_third_of_the_variants(subject: MeasuredSubject) -> None:

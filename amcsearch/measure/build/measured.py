@@ -9,7 +9,7 @@ a variant whose every pass the device was slow in looks slower beside others tha
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -24,7 +24,7 @@ from amcsearch.measure.plan.network_record import DescribedNetwork
 from amcsearch.measure.plan.roles import HELD_OUT
 from amcsearch.runtime import DISTURBED, QUIET_QUANTILE, quiet_rounds
 
-__all__ = ["MeasuredNetwork", "MeasuredVariant", "measured_variants", "slowed_models"]
+__all__ = ["MeasuredNetwork", "MeasuredVariant", "joined_variants", "measured_variants", "slowed_models"]
 
 SLOWED: Final = 1.10  # times slower than in its quiet moments: more than a table may err where a machine is restless
 
@@ -121,6 +121,24 @@ def measured_variants(result: KitResult, name: str) -> MeasuredNetwork:
         elif variant.passes_ms:
             held_out.append(variant)
     return MeasuredNetwork(described.network, building, held_out)
+
+
+def joined_variants(results: Sequence[KitResult], name: str) -> MeasuredNetwork:
+    """What several results say of one network, at the speed of the first, which their dense networks tell.
+
+    Raises:
+        BadInputError: as ``measured_variants``.
+    """
+    parts = [measured_variants(result, name) for result in results]
+    speeds = [1.0 if part.dense_ms is None else part.dense_ms for part in parts]
+    even = [(part, speeds[0] / speed) for part, speed in zip(parts, speeds, strict=True)]
+    building = [_slower(variant, factor) for part, factor in even for variant in part.building]
+    held_out = [_slower(variant, factor) for part, factor in even for variant in part.held_out]
+    return MeasuredNetwork(parts[-1].network, building, held_out)
+
+
+def _slower(variant: MeasuredVariant, factor: float) -> MeasuredVariant:
+    return replace(variant, passes_ms=tuple(factor * ms for ms in variant.passes_ms))
 
 
 def slowed_models(results: Sequence[KitResult]) -> dict[str, float]:

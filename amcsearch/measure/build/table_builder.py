@@ -45,7 +45,7 @@ from amcsearch.costs import (
 )
 from amcsearch.measure.build.calibration import Calibration, calibrate, observe
 from amcsearch.measure.build.maintenance import carried, merged, prediction_errors, with_accuracy
-from amcsearch.measure.build.measured import MeasuredNetwork, MeasuredVariant, measured_variants
+from amcsearch.measure.build.measured import MeasuredVariant, joined_variants
 from amcsearch.measure.build.whole_runs import fit_whole_runs
 from amcsearch.measure.kit.kit_results import KitResult
 from amcsearch.measure.plan.variants import neighbour_pairs
@@ -302,14 +302,13 @@ def table_from_results(
     Raises:
         BadInputError: no result, two devices, or too few variants of a network.
     """
-    parts: dict[str, list[tuple[KitResult, MeasuredNetwork]]] = defaultdict(list)
+    parts: dict[str, list[KitResult]] = defaultdict(list)
     for result in results:
         for name in result.networks:
-            parts[name].append((result, measured_variants(result, name)))
+            parts[name].append(result)
     tables = list(known)
     for name, measured in parts.items():
-        last, _ = measured[-1]
-        whole = _joined([network for _, network in measured])
+        last, whole = measured[-1], joined_variants(measured, name)
         lent = None if prior is None else carried(prior, whole.network, whole.building, last.provenance)
         table = table_of(name, *whole, last.overhead_ms, last.provenance, lent)
         drift = DriftRecord(disturbed_share=last.drift.disturbed_share, largest=last.drift.largest)
@@ -327,16 +326,3 @@ def _origin(runs: Sequence[MeasuredVariant], lent: LatencyTable) -> Anchors | No
     """What says that another device's rows answer beside a network's own."""
     carried_by = next(iter(lent.networks.values())).anchors
     return carried_by and replace(carried_by, count=sum(bool(run.passes_ms) for run in runs), factors=None)
-
-
-def _joined(parts: Sequence[MeasuredNetwork]) -> MeasuredNetwork:
-    """What several results say of one network, at the speed of the first."""
-    speeds = [1.0 if part.dense_ms is None else part.dense_ms for part in parts]
-    even = [(part, speeds[0] / speed) for part, speed in zip(parts, speeds, strict=True)]
-    building = [_slower(variant, factor) for part, factor in even for variant in part.building]
-    held_out = [_slower(variant, factor) for part, factor in even for variant in part.held_out]
-    return MeasuredNetwork(parts[-1].network, building, held_out)
-
-
-def _slower(variant: MeasuredVariant, factor: float) -> MeasuredVariant:
-    return replace(variant, passes_ms=tuple(factor * ms for ms in variant.passes_ms))
