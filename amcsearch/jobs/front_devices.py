@@ -10,6 +10,7 @@ from amcsearch.core import BadInputError
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.device import Device, load_device
 from amcsearch.jobs.machine_table import MachineTable
+from amcsearch.jobs.table_check import is_of_machine
 from amcsearch.jobs.workload import InMemory, Workload
 
 __all__ = ["AskedDevice", "Target", "device_of", "targets_of"]
@@ -100,8 +101,19 @@ def device_of(
         raise BadInputError(f"device {target.name}: {error}") from error
     if table is not None and device.table is not None and device.table.network is None:
         raise BadInputError(
-            f"device {target.name}: its latency table holds no measurement of this network, only of "
-            f"{', '.join(table.networks)}; add it: amcsearch table measure CONFIG -o latency_tables/{target.name}, or "
-            "leave the device out"
+            f"device {target.name}: its latency table, of {table.provenance.cpu}, holds no measurement of this "
+            f"network, only of {', '.join(table.networks)}, so its error would not be known; "
+            f"{_cure(config, target, table)}, or leave the device out"
         )
     return device
+
+
+def _cure(config: Config, target: Target, table: LatencyTable) -> str:
+    """How the table of a device comes to hold a network: measured here, or on the device by a kit."""
+    if isinstance(target.table, str) and is_of_machine(table, config):
+        return f"add it on this machine: amcsearch table check {target.table} CONFIG --anchors 10 --write"
+    return (
+        f"name {AUTO} in place of it for this machine, which is measured then; for another device measure this network "
+        "there: amcsearch table kit CONFIG -o kit.pyz, on the device python3 kit.pyz -o result.jsonl, here amcsearch "
+        "table build result.jsonl -o latency_tables/NAME, and name that"
+    )

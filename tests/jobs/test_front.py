@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 import amcsearch
 from amcsearch.cli.main import main
+from amcsearch.config import write_latency_table
 from amcsearch.config.loading import load
 from amcsearch.core import PruningPolicy
 from amcsearch.core.errors import BadInputError, InfeasibleBudgetError
+from amcsearch.graph.tracing.trace import trace
 from amcsearch.jobs.front import _Front, _spread
 from amcsearch.runs import FRONT_COLUMNS, ErrorTables, EvaluatedPolicy, read_trials
+from amcsearch.runtime.session import provenance
+from tests.measured_results import table_of_another_device
 
 SMALL = {"data.splits": {"calibration": 32, "search": 64, "test": 32}}
 DEVICES = ["edge_cpu", "eyeriss_65nm"]
@@ -188,7 +193,8 @@ def test_a_criterion_is_probed_and_a_kill_keeps_the_probes(
         ([3], "devices: 3 is no device; give a name"),
         (
             ["x86_epyc_avx512"],
-            "its latency table holds no measurement of this network, only of digits-.*; add it",
+            "its latency table, of AMD EPYC, holds no measurement of this network, only of digits-.*; name auto in pl.*"
+            "; for another device .*: amcsearch table kit CONFIG .* amcsearch table build result.jsonl -o latency_tab",
         ),
     ],
 )
@@ -198,6 +204,16 @@ def test_a_device_that_is_unknown_or_cannot_price_the_network_is_refused_before_
     with pytest.raises(BadInputError, match=words):
         amcsearch.front(network(), data, devices=devices, settings=SMALL, folder=tmp_path / "run", selector="obc")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_this_machine_is_told_to_add_the_network(data: Any, tmp_path: Path) -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    table = table_of_another_device(
+        trace(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 2)), x).network
+    )
+    write_latency_table(replace(table, provenance=provenance(1, 1)), tmp_path / "mine")
+    with pytest.raises(BadInputError, match=rf"amcsearch table check {tmp_path / 'mine'} CONFIG --anchors 10 --write"):
+        amcsearch.front(network(), data, devices=[tmp_path / "mine"], settings=SMALL, selector="obc")
 
 
 def test_evaluations_have_a_bound(data: Any) -> None:
