@@ -207,8 +207,16 @@ def submit(args: argparse.Namespace, console: "ProgressBar") -> None:
     record = job.wait(console, folder)
     console.close()
     job.fetch(folder)
-    text = str(job.record.moved(_text(job, folder), str(folder)))
+    text = str(job.record.moved("\n".join([_text(job, folder), *_not_here(job, folder)]), str(folder)))
     show(args, {**record.to_json(), "folder": str(folder)}, text, folder)
+
+
+def _not_here(job: "RemoteJob", folder: Path) -> list[str]:
+    """Which files of the fetched configuration are to be named anew before it is used here."""
+    return [
+        f"{folder / 'config.yaml'} names a file of the service's machine, {file}; to use it here: --set {key}=FILE"
+        for key, file in job.not_here.items()
+    ]
 
 
 def _text(job: "RemoteJob", folder: Path) -> str:

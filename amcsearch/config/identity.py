@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from amcsearch.config.lookup import DEVICES, TABLES, Kind
+from amcsearch.config.lookup import DEVICES, TABLES, Kind, listed
 from amcsearch.config.schema import EXACT, Config
 from amcsearch.config.sections import AUTO
 from amcsearch.config.table_folder import TABLE_FILES
@@ -24,6 +24,7 @@ __all__ = [
     "config_hash",
     "digest",
     "evaluation_hash",
+    "files_here",
     "further_trials",
     "named_digests",
     "settings_hash",
@@ -181,6 +182,35 @@ def named_digests(config: Config) -> dict[str, str]:
     data = config.model_dump(mode="json")
     texts = (text for keys in (*PATHS, *SPECS) if keys[-1] != "factory" for text in texts_at(data, keys))
     return {".".join(path): str(digest(holder[key])) for path, holder, key in texts}
+
+
+def files_here(text: str, sent: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the text of a run's configuration of another machine with the files of this one in place of its.
+
+    ``sent`` are paths there with those here of the same files. A device or a table whose name is known here is named by
+    it. With it come the files that are not here, by dotted key; a damaged text comes back as it is.
+    """
+    data, missing = _parsed(text), dict[str, str]()
+    for keys, path, holder, key in _named(data or {}):
+        value = holder[key]
+        if value in sent:
+            holder[key] = sent[value]
+        elif not os.path.lexists(value.partition(".py:")[0] + ".py" if ".py:" in value else value):
+            kind, name = PATHS.get(keys), Path(value).name.removesuffix(".yaml")
+            if kind is not None and name in listed(kind):
+                holder[key] = name
+            else:
+                missing[".".join(path)] = value
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("# "))
+    return (text if data is None else head + to_yaml(data)), missing
+
+
+def _named(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], str]]:
+    """Keys of ``PATHS`` and ``SPECS`` that name a file by its absolute path, with what ``texts_at`` gives of each."""
+    for keys in (*PATHS, *SPECS):
+        for path, holder, key in texts_at(data, keys):
+            if Path(holder[key]).is_absolute():
+                yield keys, path, holder, key
 
 
 def texts_at(data: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any], str]]:

@@ -25,6 +25,7 @@ from amcsearch.core import BadInputError, Limit, check_depth, check_file
 from amcsearch.runs import HERE, expanded, table_commands
 
 __all__ = [
+    "RUN_CONFIG",
     "Override",
     "asks_latency",
     "check_priced",

@@ -135,7 +135,9 @@ def find_file(value: str, folder: Path, where: str) -> str:
     existing = next((candidate for candidate in candidates if os.path.exists(candidate)), None)
     if existing is None:
         raise BadInputError(
-            f"{where}: file {value} does not exist{_in([] if path.is_absolute() else [*_roots(folder)])}"
+            f"{where}: file {value} does not exist{_in([*_roots(folder)])}"
+            if not path.is_absolute()
+            else f"{where}: file {value} does not exist; if another machine wrote that, name the file of this one"
         )
     if not existing.is_file():
         sort = "a folder" if existing.is_dir() else "a device or a pipe"

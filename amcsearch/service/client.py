@@ -62,6 +62,7 @@ class Client:
 
     def __init__(self, connection: ServiceConnection) -> None:
         self._connection = connection
+        self._sent: dict[str, str] = {}
 
     def search(
         self,
@@ -259,7 +260,9 @@ class Client:
         Raises:
             BadInputError: as ``search``; a file that cannot be read, is too large, or is none of these.
         """
-        path: str = read_as(str, self._connection.upload(expanded(file))["path"], "path")
+        here = expanded(file)
+        path: str = read_as(str, self._connection.upload(here)["path"], "path")
+        self._sent[path] = str(here.absolute())
         return path
 
     def submit(
@@ -286,13 +289,13 @@ class Client:
         keys = {} if config is None else {"config": _values(config), "settings": dict(settings or {})}
         body = {"kind": kind, **keys, **(arguments or {})}
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        return RemoteJob(
-            self._connection, read_as(JobRecord, self._connection.ask("POST", "/jobs", body, headers), "job")
-        )
+        record = read_as(JobRecord, self._connection.ask("POST", "/jobs", body, headers), "job")
+        return RemoteJob(self._connection, record, self._sent)
 
     def job(self, name: str) -> "RemoteJob":
         """Return a job by its ``id``; raises BadInputError where there is none."""
-        return RemoteJob(self._connection, read_as(JobRecord, self._connection.ask("GET", f"/jobs/{name}"), "job"))
+        record = read_as(JobRecord, self._connection.ask("GET", f"/jobs/{name}"), "job")
+        return RemoteJob(self._connection, record, self._sent)
 
     def jobs(self, state: JobState | None = None) -> Iterator[JobRecord]:
         """Give every job, the newest first, those of one state where one is named."""

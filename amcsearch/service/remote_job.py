@@ -8,9 +8,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from amcsearch.config import RUN_CONFIG, files_here
 from amcsearch.core import (
+    MIB,
     BadInputError,
     Cost,
     Evaluation,
@@ -18,8 +21,9 @@ from amcsearch.core import (
     PruningPolicy,
     Trial,
     TrialState,
+    read_text,
 )
-from amcsearch.runs import expanded, make_folder, read_as
+from amcsearch.runs import expanded, make_folder, read_as, replacing
 from amcsearch.service.connection import ServiceConnection
 from amcsearch.service.records import JobProgress, JobRecord, JobState
 
@@ -37,10 +41,17 @@ _ESCAPES: Final[Mapping[str, Callable[[str], str]]] = {
 
 
 class RemoteJob:
-    """A job of a service; ``record`` is what was last heard of it."""
+    """A job of a service; ``record`` is what was last heard of it.
 
-    def __init__(self, connection: ServiceConnection, record: JobRecord) -> None:
-        self._connection, self.record = connection, record
+    ``sent`` are the files that were sent for it: paths there, and paths here.
+    """
+
+    def __init__(
+        self, connection: ServiceConnection, record: JobRecord, sent: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._connection, self.record, self._sent = connection, record, sent
+        self.not_here: Mapping[str, str] = {}
+        """Files of the service's machine that the fetched configuration names and are not here, by dotted key."""
 
     def __repr__(self) -> str:
         return f"RemoteJob(id={self.id!r}, kind={self.record.kind!r}, state={str(self.record.state)!r})"
@@ -131,7 +142,9 @@ class RemoteJob:
     def fetch(self, folder: Path | str | None = None) -> Path:
         """Fetch the files of the job's run folder into a new or empty folder, and return it.
 
-        Paths to them in summaries and pages lead there too, and no longer to the service's folder.
+        Paths to them in summaries and pages lead there too, and no longer to the service's folder. The configuration
+        names the files here that were sent, and devices and tables by the names that they have here. What else it names
+        is ``not_here``.
 
         Raises:
             BadInputError: the folder holds files or cannot be written, or the service stays away.
@@ -151,7 +164,17 @@ class RemoteJob:
             make_folder((target / path).parent)
             self._connection.download(self.id, str(path), target / path)
             self._lead_to(target, target / path)
+        self._name_files_here(target / RUN_CONFIG)
         return target
+
+    def _name_files_here(self, file: Path) -> None:
+        if not file.is_file():
+            return
+        before = read_text(file, most_bytes=MIB)
+        after, self.not_here = files_here(before, self._sent)
+        if after != before:
+            with replacing(file) as temporary:
+                temporary.write_text(after, encoding="utf-8")
 
     def _lead_to(self, folder: Path, file: Path) -> None:
         """Let the paths in a fetched file lead to the folder of all that was fetched."""

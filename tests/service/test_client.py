@@ -7,10 +7,13 @@ from pathlib import Path
 import httpx
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import amcsearch
 from amcsearch.cli import service_verbs
 from amcsearch.cli.main import main
+from amcsearch.config import load, parse_mapping
 from amcsearch.core import BadInputError, InfeasibleBudgetError
 from amcsearch.jobs.compare import CURVE_COLUMNS, RUN_COLUMNS, AgentComparison, Comparison
 from amcsearch.runs import MetricRecord
@@ -104,6 +107,31 @@ def test_fetched_summaries_and_pages_name_their_own_folder(live: LiveService, tm
     assert (folder / "part/summary.json").read_text() == f"amcsearch verify {folder} result.jsonl"
     assert (folder / "report.html").read_text() == f"amcsearch verify {tmp_path}/a &amp; b result.jsonl"
     assert (folder / "notes.txt").read_text() == content
+
+
+def test_a_fetched_configuration_names_the_files_that_are_here(live: LiveService, tmp_path: Path) -> None:
+    client, sent = connect(live.url), tmp_path / "my nets" / "net.safetensors"
+    sent.parent.mkdir()
+    save_file({"weight": torch.zeros(1)}, sent)
+    there = client.upload(sent)
+    job = client.submit("stub", CONFIG, arguments={"evaluations": 1})
+    with live.worker():
+        job.wait()
+    folder = Path(str(job.record.run_folder))
+    text = (
+        f"# configuration abc\nname: mine\nmodel: {{factory: 'nets:make', checkpoint: '{there}'}}\n"
+        "data: {factory: '/srv/data.py:splits'}\ndevice: {profile: /srv/amcsearch/configs/devices/edge_cpu.yaml}\n"
+    )
+    (folder / "config.yaml").write_text(text)
+    fetched = job.fetch(tmp_path / "fetched") / "config.yaml"
+    assert fetched.read_text().startswith("# configuration abc\nname: mine\n")
+    values = parse_mapping(fetched.read_text(), "fetched")[0]
+    assert values["model"] == {"factory": "nets:make", "checkpoint": str(sent)}
+    assert values["device"] == {"profile": "edge_cpu"}
+    assert job.not_here == {"data.factory": "/srv/data.py:splits"}
+    with pytest.raises(BadInputError, match=r"data.factory: file /srv/data.py does not exist; if another"):
+        load(fetched)
+    assert load(fetched, keys={"data.factory": "a.b:data"}).model.checkpoint == str(sent)
 
 
 def test_who_follows_is_told_of_a_device_that_is_away(live: LiveService) -> None:
