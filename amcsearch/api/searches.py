@@ -79,7 +79,7 @@ def search(
         selector: chooses channels in place of the criterion: likewise.
         task: judges outputs: likewise, or a mapping of ``name`` and ``params``.
         finetune: a training of your own: a function of a ``TrainingRequest`` that returns the network, or its spec.
-        trials: evaluations of the agent; ``"+200"`` adds so many to the run in ``folder``, with ``resume``.
+        trials: evaluations of the agent; ``"+200"`` adds so many to those of the run in ``folder``, with ``resume``.
         seed: of everything that is random.
         settings: further keys of the configuration, by dotted name.
         folder: run folder; None works in a temporary one (``result.save`` keeps it).

@@ -26,9 +26,9 @@ from amcsearch.config.identity import (
     config_hash,
     evaluation_hash,
     files_here,
-    further_trials,
     named_digests,
     settings_hash,
+    trial_counts,
     trial_settings,
 )
 from amcsearch.config.loading import (
@@ -123,7 +123,6 @@ __all__ = [
     "find_file",
     "find_target",
     "from_mapping",
-    "further_trials",
     "hint",
     "import_factory",
     "import_named",
@@ -141,6 +140,7 @@ __all__ = [
     "read_unchecked",
     "settings_hash",
     "table_digest",
+    "trial_counts",
     "trial_settings",
     "writable",
     "write_latency_table",

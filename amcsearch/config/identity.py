@@ -25,10 +25,10 @@ __all__ = [
     "digest",
     "evaluation_hash",
     "files_here",
-    "further_trials",
     "named_digests",
     "settings_hash",
     "texts_at",
+    "trial_counts",
     "trial_settings",
 ]
 
@@ -150,11 +150,16 @@ def trial_settings(text: str) -> str:
     return text if data is None else to_yaml(_before_delivery(data))
 
 
-def further_trials(text: str) -> tuple[int, ...]:
-    """Return ``search.further_trials`` of the text of a run's configuration; none where it is damaged."""
+def trial_counts(text: str) -> tuple[int | None, tuple[int, ...]]:
+    """Return ``search.trials`` and ``search.further_trials`` of the text of a run's configuration.
+
+    What is not there or damaged is None and ``()``.
+    """
     section = (_parsed(text) or {}).get("search")
-    counts = section.get("further_trials") if isinstance(section, dict) else None
-    return tuple(count for count in counts if isinstance(count, int)) if isinstance(counts, list) else ()
+    keys = section if isinstance(section, dict) else {}
+    trials, counts = keys.get("trials"), keys.get("further_trials")
+    further = tuple(count for count in counts if isinstance(count, int)) if isinstance(counts, list) else ()
+    return (trials if isinstance(trials, int) else None), further
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

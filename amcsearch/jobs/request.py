@@ -15,9 +15,9 @@ from amcsearch.config import (
     config_hash,
     dump,
     from_mapping,
-    further_trials,
     load,
     parse_mapping,
+    trial_counts,
     trial_settings,
 )
 from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
@@ -191,7 +191,8 @@ def in_folder(
 def extended(request: Config, folder: Path | str | None, resume: bool, trials: int | str | None) -> Config:
     """Return the request of a search with the further trials that its run has already, and those of a ``"+200"``.
 
-    Where the run was stopped while it spent as many as are added, it goes on with these and none is added twice.
+    A ``"+200"`` adds to what the run has: ``search.trials`` stays the run's, whatever the request says. Where the run
+    was stopped while it spent as many as are added, it goes on with these and none is added twice.
 
     Raises:
         BadInputError: text that is no such number, trials are added to no run, or the request's own further trials are
@@ -207,16 +208,19 @@ def extended(request: Config, folder: Path | str | None, resume: bool, trials: i
                 + "; name its folder (--out) and resume it (--resume)"
             )
         return request
-    wanted, begun = request.search.further_trials, further_trials(run.read_config().text)
+    wanted = request.search.further_trials
+    first, begun = trial_counts(run.read_config().text)
+    first = request.search.trials if first is None or not added else first
     further = max(wanted, begun, key=len)
     if wanted != further[: len(wanted)] or begun != further[: len(begun)]:
         raise BadInputError(
             f"search.further_trials = {list(wanted)}, and the run in {run.path} has {list(begun)}; leave the key out "
             "to go on with those"
         )
-    if added and (further[-1:] != (added,) or _is_spent(run, request.search.trials + sum(further))):
+    if added and (further[-1:] != (added,) or _is_spent(run, first + sum(further))):
         further = (*further, added)
-    return from_mapping(request.model_dump(mode="json"), "", {"search.further_trials": list(further)})
+    counts = {"search.trials": first, "search.further_trials": list(further)}
+    return from_mapping(request.model_dump(mode="json"), "", counts)
 
 
 def _added(trials: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from amcsearch.cli.main import main
 from amcsearch.config import Config, dump, load
-from amcsearch.config.identity import further_trials
+from amcsearch.config.identity import trial_counts
 from amcsearch.core import BadInputError
 from amcsearch.jobs import extended
 
@@ -28,7 +28,7 @@ def test_a_search_is_extended_and_goes_on_with_what_it_has(write_config: WriteCo
     arguments = ["search", config, *SHORT, "--set", "search.agent=nsga2", "--out", str(folder)]
     assert main([*arguments, "--trials", "4"]) == 0
     first = rows(folder)
-    assert main([*arguments, "--trials", "+3", "--resume", "--set", "search.trials=4"]) == 0
+    assert main([*arguments, "--trials", "+3", "--resume"]) == 0  # to the 4 of the run, not to the configured 8
     longer = rows(folder)
     assert load(folder / "config.yaml").search.further_trials == (3,)
     by_agent = [[row for row in longer if row[1] == agent] for agent in ("nsga2", "random")]
@@ -44,13 +44,11 @@ def test_a_search_is_extended_and_goes_on_with_what_it_has(write_config: WriteCo
     assert longest[:7] == by_agent[0]
 
 
-def begun(tmp_path: Path, config: Config, evaluations: int | None = None) -> Path:
-    """A run folder with a configuration, and with a summary after so many evaluations."""
+def begun(tmp_path: Path, config: Config) -> Path:
+    """A run folder with a configuration."""
     folder = tmp_path / "begun"
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump(config))
-    if evaluations is not None:
-        (folder / "summary.json").write_text(json.dumps({"evaluations": evaluations}))
     return folder
 
 
@@ -82,6 +80,15 @@ def test_what_a_stopped_run_goes_on_with_by_hand(
     path = write_config()
     folder = begun(tmp_path, with_further(path, *has))
     assert extended(with_further(path, *asked), folder, True, trials).search.further_trials == expected
+
+
+def test_trials_are_added_to_what_the_run_has(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config()
+    run = begun(tmp_path, with_further(path, 4))
+    for asked in (load(path), load(path, ["search.trials=200"])):
+        search = extended(asked, run, True, "+3").search
+        assert (search.trials, search.further_trials) == (5, (4, 3))
+    assert extended(load(path, ["search.trials=200"]), run, True, None).search.trials == 200  # refused later
 
 
 def test_a_run_without_a_folder_or_not_resumed_stays_as_it_was_asked_for(
@@ -123,13 +130,14 @@ def test_further_trials_of_another_run_are_refused(write_config: WriteConfig, tm
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("search:\n  further_trials: [3, 4]\n", (3, 4)),
-        ("search: {trials: 3}", ()),
-        ("search: 3", ()),
-        ("a: [", ()),
-        ("", ()),
-        ("search: {further_trials: 3}", ()),
+        ("search:\n  trials: 9\n  further_trials: [3, 4]\n", (9, (3, 4))),
+        ("search: {trials: 3}", (3, ())),
+        ("search: {trials: many}", (None, ())),
+        ("search: 3", (None, ())),
+        ("a: [", (None, ())),
+        ("", (None, ())),
+        ("search: {further_trials: 3}", (None, ())),
     ],
 )
-def test_further_trials_of_a_text_by_hand(text: str, expected: tuple[int, ...]) -> None:
-    assert further_trials(text) == expected
+def test_trials_of_a_text_by_hand(text: str, expected: tuple[int | None, tuple[int, ...]]) -> None:
+    assert trial_counts(text) == expected
