@@ -8,11 +8,20 @@ import pytest
 
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.limit import Limit
-from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
+from amcsearch.runs.verdict import (
+    DeliveredFile,
+    Interval,
+    LimitVerdict,
+    Measurement,
+    Prediction,
+    Verdict,
+    VerdictState,
+)
 
 HALF = Limit("latency_ms", 0.5, True, "budget.latency_ms")
 TWO_MS = Limit("latency_ms", 2.0, False, "budget.latency_ms")
 MACS = Limit("macs", 0.5, True, "budget.macs")
+TABLE = Prediction(1.96, 0.1, 4.0, "measure the table again")
 MET, MISSED, UNDECIDED = VerdictState.MET, VerdictState.MISSED, VerdictState.UNDECIDED
 
 
@@ -127,17 +136,57 @@ def test_a_verdict_is_read_back() -> None:
 
 def test_an_interval_that_wide_is_no_verdict_but_the_prediction_with_its_error() -> None:
     for low, high in ((0.870, 2.026), (0.1, 0.49), (0.6, 1.4)):  # also where it lies on one side of the limit
-        wide = replace(measured(low, high), sigma_ms=0.1, again="measure it later: amcsearch prune C --policy P")
+        wide = replace(measured(low, high), predicted=TABLE, again="measure it later: amcsearch prune C --policy P")
         verdict = LimitVerdict.by_measurement(HALF, 1.96, 4.0, wide)
         assert verdict.state is UNDECIDED
         assert "but the host was too busy: the 95 % interval" in verdict.reason
         assert "is wider than 40% of its middle" in verdict.reason
         assert "; predicted 0.49 ± 0.025x of dense; measure it later: amcsearch prune C --policy P" in verdict.reason
-    absolute = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, replace(measured(0.3, 0.9), sigma_ms=0.1))
+    absolute = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, replace(measured(0.3, 0.9), predicted=TABLE))
     assert "; predicted 1.96 ± 0.1 ms; " in absolute.reason
     untabled = LimitVerdict.by_measurement(TWO_MS, 1.96, 4.0, measured(0.3, 0.9))
     assert "; predicted 1.96 ms; measure it on an idle machine: " in untabled.reason
     assert untabled.reason.endswith(", or raise device.patience_s")
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "sigma", "low", "high", "is_told"),
+    [
+        # 0.213x ± 0.012 beside 0.32 to 0.334: 0.107 away, where two sigmas are 0.024 and a tenth is 0.021
+        *((limit, 0.213, 0.012, 0.320, 0.334, True) for limit in (HALF, TWO_MS, MACS)),
+        (HALF, 0.327, 0.012, 0.200, 0.210, True),  # faster than predicted is off as well
+        (HALF, 0.213, 0.060, 0.320, 0.334, False),  # 0.107 away, and two sigmas are 0.12
+        (HALF, 0.400, 0.001, 0.439, 0.445, False),  # 0.039 away, a tenth of the prediction is 0.04
+        (HALF, 0.400, 0.001, 0.441, 0.445, True),
+        (HALF, 0.300, 0.012, 0.270, 0.500, False),  # the host was too busy: nothing is known
+        (HALF, 0.400, 0.001, 0.600, 0.610, False),  # missed in spite of the prediction: the limit says so
+        (HALF, 0.510, 0.001, 0.700, 0.710, True),  # missed as predicted, and the table errs too
+    ],
+)
+def test_a_prediction_that_the_measurement_refutes_is_told_with_its_cure(
+    limit: Limit, share: float, sigma: float, low: float, high: float, is_told: bool
+) -> None:
+    table = Prediction(4.0 * share, 4.0 * sigma, 4.0, "measure the table again")
+    made = replace(measured(low, high), predicted=table)
+    if limit is MACS:
+        judged = LimitVerdict.by_prediction(MACS, 1.0, 4.0)
+    else:
+        judged = LimitVerdict.by_measurement(limit, table.ms, table.dense_ms, made)
+    told = [text for text in Verdict.of([judged], (), made).texts if "the latency table errs" in text]
+    assert len(told) == is_told
+    assert not [text for text in Verdict.of([judged], (), measured(low, high)).texts if "the latency table" in text]
+
+
+def test_the_sentence_on_a_refuted_prediction_has_both_numbers_and_says_what_to_do() -> None:
+    table = Prediction(0.852, 0.048, 4.0, "measure the table again")
+    made = replace(measured(0.320, 0.334), predicted=table)
+    (text,) = Verdict.of([LimitVerdict.by_measurement(HALF, 0.852, 4.0, made)], (), made).texts
+    assert text == (
+        "the latency table errs on the delivered network: it predicted 0.213 ± 0.012x of dense latency, measured are "
+        "0.327 (0.32–0.334), so another policy may fit the limits better; measure the table again, and search again"
+    )
+    (text,) = Verdict.of([LimitVerdict.by_measurement(TWO_MS, 0.852, 4.0, made)], (), made).texts
+    assert "it predicted 0.852 ± 0.048 ms, measured are 1.308 (1.28–1.336)" in text
 
 
 @pytest.mark.parametrize(("low", "high", "in_doubt"), [(0.8, 1.2, False), (0.79, 1.21, True), (1.0, 1.0, False)])

@@ -1,6 +1,7 @@
 """Fill the typed summary of a search or of ``prune``, and add to one what an absent device measured."""
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from amcsearch.jobs.device import PricedLimit, table_name, table_summary
 from amcsearch.jobs.prune.target_cost import Proposal
 from amcsearch.jobs.setup import Job
 from amcsearch.runs import (
+    HERE,
+    OFFLINE,
     BudgetEntry,
     DeliveredMetric,
     FinalistSummary,
@@ -22,12 +25,14 @@ from amcsearch.runs import (
     Measurement,
     MeasuringDevice,
     ModelBlock,
+    Prediction,
     RunFolder,
     SkippedLayer,
     SparseLatency,
     SparsifySummary,
     Summary,
     Verdict,
+    table_commands,
     verify_commands,
 )
 from amcsearch.runtime import PairedLatency
@@ -126,15 +131,23 @@ def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
     """The verdict by the final measurement of the delivered file; by predictions where there is none yet."""
     trial = outcome.chosen.trial
     latency, sigma_ms = outcome.latency, _sigma_ms(job, trial.policy)
-    made = None if latency is None else _made(latency, sigma_ms, _again(job, run))
+    predicted = _prediction(trial.cost, sigma_ms, job.device.dense, _table_cure(job, run))
+    made = None if latency is None else _made(latency, predicted, _again(job, run))
     judged = (_limit_verdict(limit, trial.cost, made, run) for limit in job.device.limits)
     return Verdict.of(judged, outcome.files, made)
 
 
-def _made(latency: PairedLatency, sigma_ms: float | None, again: str) -> Measurement:
+def _prediction(cost: Cost, sigma_ms: float | None, dense: Cost, cure: str) -> Prediction | None:
+    """What a table says of a network's latency beside the dense one's, None without a table."""
+    if cost.latency_ms is None or sigma_ms is None or dense.latency_ms is None:
+        return None
+    return Prediction(cost.latency_ms, sigma_ms, dense.latency_ms, cure)
+
+
+def _made(latency: PairedLatency, predicted: Prediction | None, again: str) -> Measurement:
     latency_ms = Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
     ratio = Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
-    return Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, sigma_ms, again)
+    return Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, predicted, again)
 
 
 def _again(job: Job, run: RunFolder) -> str:
@@ -146,6 +159,17 @@ def _again(job: Job, run: RunFolder) -> str:
         return f"measure it on an idle machine: {run.prune_command}, or raise device.patience_s"
     call = "amcsearch.prune(model, data, policy=result.policy) with the same task and settings"
     return f"measure it on an idle machine: {call}, or raise device.patience_s"
+
+
+def _table_cure(job: Job, run: RunFolder) -> str:
+    """How to make the latency table better: a command, or a call where the network is in memory."""
+    if job.given.model is not None or job.given.table is not None:
+        return "measure it again: amcsearch.measure_latency_table(model, example, known=table)"
+    if job.config.device.location != HERE:
+        return f"measure it again: {table_commands(job.config.device.location)}"
+    folder = shlex.quote(table_name(job.config, job.device.origin))
+    check = f"amcsearch table check {folder} {shlex.quote(str(run.config_yaml))} --anchors 10 --write"
+    return f"bring it up to date: {check}"
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
@@ -228,7 +252,8 @@ def with_measurement(
     """
     by_trial = {finalist.trial: latencies[finalist_name(finalist.trial)] for finalist in summary.finalists}
     latency = next(by_trial[finalist.trial] for finalist in summary.finalists if finalist.chosen)
-    made = _made(latency, summary.finetuned.latency_ms_sigma, again)
+    block, cure = summary.finetuned, f"measure it again: {table_commands(OFFLINE)}"
+    made = _made(latency, _prediction(block.cost, block.latency_ms_sigma, summary.dense.cost, cure), again)
     verdict, warnings = _judged_anew(summary, made)
     return replace(
         summary,

@@ -61,7 +61,15 @@ from amcsearch.runs.summary import (
     with_total,
 )
 from amcsearch.runs.table_summary import ComparedTable, TableComparison, TableErrors, TableOrigin, TableSummary
-from amcsearch.runs.verdict import DeliveredFile, Interval, LimitVerdict, Measurement, Verdict, VerdictState
+from amcsearch.runs.verdict import (
+    DeliveredFile,
+    Interval,
+    LimitVerdict,
+    Measurement,
+    Prediction,
+    Verdict,
+    VerdictState,
+)
 
 __all__ = [
     "DEVICE_SERVER",
@@ -99,6 +107,7 @@ __all__ = [
     "ModelBlock",
     "PairedChange",
     "PolicyGoal",
+    "Prediction",
     "RoundSummary",
     "RunFolder",
     "SkippedLayer",

@@ -20,13 +20,15 @@ from typing import Any, Final, Self
 from amcsearch.core import Limit
 from amcsearch.runs.documents import StoredDocument
 
-__all__ = ["DeliveredFile", "Interval", "LimitVerdict", "Measurement", "Verdict", "VerdictState"]
+__all__ = ["DeliveredFile", "Interval", "LimitVerdict", "Measurement", "Prediction", "Verdict", "VerdictState"]
 
 MOST_DISTURBED: Final = 0.88  # share of rounds in which either network was
 MANY_DISTURBED: Final = 0.75  # beyond this share …
 LEAST_QUIET: Final = 30  # … so many rounds have to be quiet
 MOST_WIDTH: Final = 0.4  # of an interval, as a share of its median
 LEAST_ROUNDS: Final = 5  # the interval of fewer is too narrow to be believed
+SIGMAS: Final = 2.0  # of a prediction that may lie between it and a measurement …
+LEAST_ERROR: Final = 0.1  # … and this share of it, whatever the table claims
 _TOLERANCE: Final = 1e-9  # relative: the same cost summed in another order is still the same cost
 _UNITS: Final = {
     "macs": "MACs",
@@ -58,19 +60,29 @@ class Interval(StoredDocument):
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a latency table says of the delivered network and of the dense one, and how to make the table better."""
+
+    ms: float
+    sigma_ms: float
+    dense_ms: float
+    cure: str
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The final measurement of the delivered file, in runs interleaved with the dense network's.
 
     ``ratio`` is its share of dense latency; ``rounds`` counts those used and ``disturbed`` those left out; 0 of both
-    where a run did not write them. ``sigma_ms`` is the standard deviation of the predicted latency, None without a
-    latency table; ``again`` says how to measure later.
+    where a run did not write them. ``predicted`` is what the latency table said of the same network, None without one;
+    ``again`` says how to measure later.
     """
 
     latency_ms: Interval
     ratio: Interval
     rounds: int = 0
     disturbed: int = 0
-    sigma_ms: float | None = None
+    predicted: Prediction | None = None
     again: str = f"{_MEASURE}, or raise device.patience_s"
 
     @property
@@ -155,7 +167,8 @@ class LimitVerdict(StoredDocument):
         value = _share(predicted, dense) if limit.of_dense else predicted
         state, reason = _of_interval(limit, value, interval, made)
         if made.doubt is not None:
-            sigma = made.sigma_ms if made.sigma_ms is None or not limit.of_dense else _share(made.sigma_ms, dense)
+            sigma_ms = None if made.predicted is None else made.predicted.sigma_ms
+            sigma = sigma_ms if sigma_ms is None or not limit.of_dense else _share(sigma_ms, dense)
             error = "" if sigma is None else f" ± {_number(sigma)}"
             reason += f"; predicted {_number(value)}{error}{_unit(limit)}; {made.again}"
         return cls(limit.cost, limit.written, limit.value, limit.of_dense, value, interval, state, reason)
@@ -209,13 +222,14 @@ class Verdict(StoredDocument):
     def of(
         cls, limits: Iterable[LimitVerdict], files: Iterable[DeliveredFile] = (), made: Measurement | None = None
     ) -> Self:
-        """Join the verdicts on single limits and files, and say where the network is not faster than dense."""
+        """Join the verdicts on single limits and files; say where the network is not faster than dense or than told."""
         problems = tuple(f"{file.name}: {file.problem}" for file in files if file.problem is not None)
         judged = tuple(limits)
         in_doubt = not any(limit.measured is not None for limit in judged)  # else the limit says so
         if made is None:
             return cls(judged, problems)
-        return cls(judged, problems, tuple(_slower(made, in_doubt)), made.doubt)
+        warnings = (*_slower(made, in_doubt), *_mispredicted(made, judged))
+        return cls(judged, problems, warnings, made.doubt)
 
     @property
     def state(self) -> VerdictState:
@@ -275,6 +289,30 @@ def _slower(made: Measurement, say_doubt: bool) -> Iterable[str]:
         yield f"the delivered network is slower than the dense one: {measured}; keep the dense one, or prune further"
     elif not high < 1.0:
         yield f"the delivered network is not measurably faster than the dense one: {measured}"
+
+
+def _mispredicted(made: Measurement, limits: Iterable[LimitVerdict]) -> Iterable[str]:
+    """Warn of a prediction that is further from the measured interval than its error can be.
+
+    As a share of dense, since machines drift, but where the limit on latency is absolute. The sentence on a limit that
+    was missed in spite of the prediction says so itself.
+    """
+    of_latency = [limit for limit in limits if limit.cost == "latency_ms"]
+    predicted = made.predicted
+    told = any(limit.state is VerdictState.MISSED and limit.predicted <= limit.limit for limit in of_latency)
+    if predicted is None or made.doubt is not None or told or not predicted.dense_ms > 0.0:
+        return
+    of_dense = all(limit.of_dense for limit in of_latency)
+    whole, interval = (predicted.dense_ms, made.ratio) if of_dense else (1.0, made.latency_ms)
+    value, sigma = predicted.ms / whole, predicted.sigma_ms / whole
+    away = max(interval.low - value, value - interval.high)
+    if away > max(SIGMAS * sigma, LEAST_ERROR * value):
+        unit = "x of dense latency" if of_dense else " ms"
+        yield (
+            f"the latency table errs on the delivered network: it predicted {_number(value)} ± {_number(sigma)}{unit}, "
+            f"measured are {_number(interval.median)} ({_number(interval.low)}–{_number(interval.high)}), so another "
+            f"policy may fit the limits better; {predicted.cure}, and search again"
+        )
 
 
 def _share(value: float, dense: float) -> float:
