@@ -67,19 +67,36 @@ class Residual(nn.Module):
         return self.head(torch.relu(x + self.down(torch.relu(self.up(x)))))
 
 
-@pytest.mark.parametrize(("bias", "norm", "additions"), [(False, False, 0), (True, False, 1), (False, True, 1)])
-def test_of_a_branch_that_is_gone_only_a_constant_is_left(bias, norm, additions):
-    model, x = Residual(bias, norm).eval(), torch.randn(1, 3, 8, 8)
+def without_branch(bias, norm, x):
+    torch.manual_seed(0)
+    model = Residual(bias, norm).eval()
     if norm:
         nn.init.uniform_(model.down[1].bias, 0.5, 1.5)
-    traced = trace(model, x)
-    small = remove(model, traced, {"up": np.zeros(0, dtype=np.int64)})
+    return remove(model, trace(model, x), {"up": np.zeros(0, dtype=np.int64)})
+
+
+@pytest.mark.parametrize(("bias", "norm", "additions"), [(False, False, 0), (True, False, 1), (False, True, 1)])
+def test_of_a_branch_that_is_gone_only_a_constant_is_left(bias, norm, additions):
+    """1 · x + c by a convolution of single channels: the blocked layout has no addition of a constant."""
+    x = torch.randn(1, 3, 8, 8)
+    small = without_branch(bias, norm, x)
     content = exported(small, x)
     graph = onnx.load_from_string(content).graph
     kinds = [node.op_type for node in graph.node]
-    assert kinds == ["Conv", "Relu", *["Add"] * additions, "Relu", "Conv"]
-    assert len(graph.initializer) == 4 + additions
+    assert kinds == ["Conv", "Relu", *["Constant", "ConstantOfShape", "Conv"] * additions, "Relu", "Conv"]
+    assert len(graph.initializer) == 4 + additions  # the ones are no weight of the file
+    for node in graph.node[4:5] * additions:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert attributes == {"group": 8, "kernel_shape": [1, 1]}
     assert compare(small, OnnxModule(content), x).max_abs < 1e-5
+
+
+def test_maps_of_any_number_of_samples_take_the_constant():
+    small = without_branch(True, True, torch.randn(1, 3, 8, 8))
+    content = exported(small, torch.zeros(2, 3, 8, 8), export.OnnxSettings(dynamic={"batch": 0}))
+    assert "ConstantOfShape" in [node.op_type for node in onnx.load_from_string(content).graph.node]
+    for n in (1, 5):
+        assert compare(small, OnnxModule(content), torch.randn(n, 3, 8, 8)).max_abs < 1e-5
 
 
 def test_a_difference_is_seen():
@@ -119,3 +136,53 @@ def test_a_program_is_read_back_for_any_number_of_samples(model, tmp_path):
 def test_modules_that_cannot_be_traced():
     with pytest.raises(BadInputError, match=r"cannot export Untraceable to ONNX .*no way through"):
         exported(Untraceable(), torch.zeros(1, 2))
+
+
+class Linear(nn.Module):
+    """x + branch(x) of what a convolution writes, and again, and ``reads`` more of it."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.stem, self.head, self.reads = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3), reads
+        self.one, self.two = (nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, 1)) for _ in range(2))
+
+    def forward(self, x):
+        first = self.stem(x)
+        x = first + self.one(first)
+        x = x + self.two(x)
+        return self.head(torch.relu(x * first if self.reads else x))
+
+
+@pytest.mark.parametrize(
+    ("reads", "kinds"),
+    [
+        (False, ["Conv", "Add", "Add", "Relu", "Conv"]),
+        (True, ["Conv", *["Constant", "ConstantOfShape", "Conv"] * 2, "Mul", "Relu", "Conv"]),
+    ],
+)
+def test_constants_that_the_runtime_folds_into_the_convolution_before_them_stay_additions(reads, kinds):
+    model, x = Linear(reads).eval(), torch.randn(1, 3, 8, 8)
+    small = remove(model, trace(model, x), dict.fromkeys(["one.0", "two.0"], np.zeros(0, dtype=np.int64)))
+    content = exported(small, x)
+    assert [node.op_type for node in onnx.load_from_string(content).graph.node] == kinds
+    assert compare(small, OnnxModule(content), x).max_abs < 1e-5
+
+
+class Tall(nn.Module):
+    """An activation of x + branch(x) of tokens (N, 8, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return (x + self.down(self.up(x).relu())).relu()
+
+
+def test_a_constant_is_added_to_tokens_by_an_addition():
+    model, x = Tall().eval(), torch.randn(2, 8, 3)
+    small = remove(model, trace(model, x[:1]), {"up": np.zeros(0, dtype=np.int64)})
+    content = exported(small, x)
+    assert "Conv" not in [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert compare(small, OnnxModule(content), x).max_abs < 1e-6
