@@ -14,7 +14,18 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from amcsearch.core import BadInputError, Evaluation, Incumbent, PruningPolicy, described
 from amcsearch.evaluation.stopping import Judge
-from amcsearch.graph import Batch, Batches, HeldBatches, MappedBatches, Trace, channels_last, duplicate, remove
+from amcsearch.graph import (
+    Batch,
+    Batches,
+    HeldBatches,
+    MappedBatches,
+    Trace,
+    channels_last,
+    duplicate,
+    make_channels_first,
+    remove,
+    takes_channels_last,
+)
 from amcsearch.methods import Ranking, keep
 from amcsearch.recovery import (
     Means,
@@ -75,7 +86,8 @@ class Evaluator:
     """Evaluates policies of one network on the search split; can be sent to worker processes.
 
     It keeps a copy of the model: images and weights in channels-last order, which a CPU's convolutions run 1.4 to 2.1
-    times as fast (benchmarks/evaluation_overhead.py). Every evaluation is a pure function of the policy.
+    times as fast (benchmarks/evaluation_overhead.py), or in plain order where the forward does not run in the other.
+    Every evaluation is a pure function of the policy.
 
     ``calibration`` None: batch norms keep their statistics.
     """
@@ -99,8 +111,11 @@ class Evaluator:
         self.task = task
         self.reconstruction = reconstruction
         self.model = _channels_last(duplicate(model).to(torch_device).eval())
-        self.calibration = None if calibration is None else _placed(calibration, torch_device)
-        self.search = _placed(search, torch_device)
+        self._ordered = takes_channels_last(self.model, search)
+        if not self._ordered:
+            make_channels_first(self.model)
+        self.calibration = None if calibration is None else _placed(calibration, torch_device, ordered=self._ordered)
+        self.search = _placed(search, torch_device, ordered=self._ordered)
         self._judge: Judge | None = None
         self._cuts = True
 
@@ -161,7 +176,9 @@ class Evaluator:
         """
         assert self._cuts, "a closed evaluator cuts no network; cut it before"
         kept = keep(self.trace, self.ranking, policy)
-        smaller = _channels_last(remove(self.model, self.trace, kept).eval())
+        smaller = remove(self.model, self.trace, kept).eval()
+        if self._ordered:
+            smaller = _channels_last(smaller)
         if self.reconstruction is not None:
             self.reconstruction.apply(smaller, kept)
         elif self.means is not None:  # a refit has taken up the means itself
@@ -176,17 +193,17 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return convert_conv2d_weight_memory_format(model, torch.channels_last)
 
 
-def _placed(batches: Batches, torch_device: str) -> Batches:
-    """Return the batches on a device, images in channels-last order; those in memory are moved once.
+def _placed(batches: Batches, torch_device: str, *, ordered: bool) -> Batches:
+    """Return the batches on a device, images in channels-last order if ``ordered``; those in memory are moved once.
 
     On the CPU each batch is put in order when it is read: a copy of the whole split would double its memory, and the
     first convolution would put a batch in that order anyway.
     """
-    place = partial(_placed_batch, torch_device=torch_device)
+    place = partial(_placed_batch, torch_device=torch_device, ordered=ordered)
     if isinstance(batches, HeldBatches) and torch.device(torch_device).type != "cpu":
         return HeldBatches(place(batches.whole), batches.batch_size)
     return MappedBatches(batches, place)
 
 
-def _placed_batch(batch: Batch, torch_device: str) -> Batch:
-    return batch.to(torch_device).map(channels_last)
+def _placed_batch(batch: Batch, torch_device: str, *, ordered: bool) -> Batch:
+    return batch.to(torch_device).map(channels_last if ordered else torch.detach)

@@ -13,7 +13,7 @@ from amcsearch.graph.batch import (
     tensors_of_tree,
 )
 from amcsearch.graph.folding import fold_weights
-from amcsearch.graph.layout import channels_first, channels_last, make_channels_first
+from amcsearch.graph.layout import channels_first, channels_last, make_channels_first, takes_channels_last
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept
 from amcsearch.graph.outputs import first_tensor, output_tensors
@@ -53,6 +53,7 @@ __all__ = [
     "remove",
     "removed_positions",
     "renumbered",
+    "takes_channels_last",
     "tensors_of",
     "tensors_of_tree",
     "trace",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amcsearch.core import BadInputError, Side
-from amcsearch.graph import Batch, Batches, Trace, channels_last, evaluating
+from amcsearch.graph import Batch, Batches, Trace, channels_last, evaluating, takes_channels_last
 from amcsearch.methods.patches import READERS, channel_means, tap_major_rows, taps_of
 from amcsearch.methods.products import ROWS, Products, RunningMoments, are_shifts_cheaper
 
@@ -197,12 +197,13 @@ def gather_inputs(
         raise BadInputError(f"{too_large}; choose a criterion and reconstruction: none")
     torch_device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
+        order = channels_last if takes_channels_last(model, batches) else torch.detach
         norms = following_norms(model, modules, next(iter(batches.batched(1))).to(torch_device))
         centred = {layer for layer, m in modules.items() if m.bias is not None or layer in norms}
         gathering = _Gathering(modules, centred, positions, seed)
         for batch in (each.to(torch_device) for each in batches):
             gathering.labels = _class_ids(batch) if labels else None
-            read_calls(model, modules, batch.map(channels_last), gathering.read)
+            read_calls(model, modules, batch.map(order), gathering.read)
     gathering.last = None
     return {
         layer: _finish(layer, m, norms.get(layer), gathering.moments.pop(layer), gathering.classes[layer])

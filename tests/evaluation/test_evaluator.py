@@ -16,6 +16,7 @@ from amcsearch.graph.removal import remove
 from amcsearch.graph.slices import Trace
 from amcsearch.graph.tracing.trace import trace
 from amcsearch.methods.criteria import CRITERIA
+from amcsearch.methods.layer_inputs import gather_inputs
 from amcsearch.methods.ranking import Ranking, keep, rank_units
 from amcsearch.recovery.batch_norm import recalibrate_batch_norm
 from amcsearch.training.loop import CLASS_IDS, evaluate
@@ -51,9 +52,37 @@ def test_the_dense_policy_without_recalibration_is_the_dense_network_exactly(job
     assert found_there.loss == pytest.approx(evaluate(model, search)[0], rel=1e-5)
 
 
-def test_the_samples_of_a_split_in_memory_are_not_copied(job: Job) -> None:
-    model, found, ranking, _, _ = job
-    images = torch.randn(6, 3, 8, 8)
+class Viewing(nn.Module):
+    """Flattens a map of 4x4 with ``view``, which plain order alone allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).view(-1, 128))
+
+
+def test_a_forward_that_flattens_with_view_runs_in_plain_order() -> None:
+    torch.manual_seed(0)
+    model, x, y = Viewing().eval(), torch.randn(12, 3, 8, 8), torch.arange(12) % 10
+    found, samples = trace(model, x[:1]), HeldBatches.of(x, y, 5)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), samples, CLASS_IDS)
+    evaluator = Evaluator(model, found, ranking, samples, samples)
+    assert evaluator.evaluate(found.network.dense).loss == pytest.approx(evaluate(model, samples)[0], rel=1e-5)
+    by_hand = remove(model, found, keep(found, ranking, halved(found))).eval()
+    sent = pickle.loads(pickle.dumps(evaluator)).evaluate(halved(found))
+    assert sent.loss == pytest.approx(evaluate(by_hand, samples)[0], rel=1e-5)
+    # the moments of what the head reads are those of the plain forward
+    head = gather_inputs(model, found, samples)["head"]
+    assert head.mean[0] == pytest.approx(model.features(x).detach().flatten(1).mean(0), abs=1e-5)
+
+
+def test_the_samples_of_a_split_in_memory_are_not_copied() -> None:
+    model, images = resnet20(width=4, depth=8, in_channels=3), torch.randn(6, 3, 8, 8)
+    found, samples = trace(model, images[:1]), HeldBatches.of(images, torch.arange(6), 4)
+    ranking = rank_units(model, found, CRITERIA["magnitude"](), samples, CLASS_IDS)
     evaluator = Evaluator(model, found, ranking, HeldBatches.of(images, None, 4), HeldBatches.of(images, None, 4))
     for batches in (evaluator.search, evaluator.calibration):
         assert batches.source.whole.args[0].data_ptr() == images.data_ptr()
