@@ -31,6 +31,7 @@ from amcsearch.runtime.on_device.untrusted import MOST_ARCHIVE_BYTES, checked_pl
 from amcsearch.runtime.on_device.weights import DATA_TYPES, WeightSpec
 from amcsearch.runtime.onnx_runtime import OnnxRuntime
 from amcsearch.runtime.paired_latency import (
+    SAMPLE_MS,
     PairedLatency,
     measure_many,
     measuring_seconds,
@@ -63,6 +64,7 @@ __all__ = [
     "PLAN_FILE",
     "QUIET_QUANTILE",
     "RUNTIMES",
+    "SAMPLE_MS",
     "SAYS",
     "SUM",
     "WRAPPER",

@@ -1,10 +1,14 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amcsearch.core.errors import BadInputError
+from amcsearch.runtime.on_device import timing
 from amcsearch.runtime.paired_latency import (
+    SAMPLE_MS,
     measure_many,
     measured_until_decided,
     measuring_seconds,
@@ -111,10 +115,36 @@ def test_a_model_disturbed_as_often_as_the_dense_one_is_no_slower(seed, share, s
 
 
 def test_the_time_of_measuring_is_pauses_samples_and_warm_up():
-    # 40 rounds are 2 blocks with 1 pause; a sample is 5 ms and an untimed call of 1 ms; each block warms up for 10 ms
-    assert measuring_seconds(1.0, models=2, rounds=40) == pytest.approx(0.6 + 2 * (40 * 0.006 + 2 * 0.010))
+    # 40 rounds are 2 blocks with 1 pause; a sample is a call of 1 ms after an untimed one; each block warms up 10 ms
+    assert measuring_seconds(1.0, models=2, rounds=40) == pytest.approx(0.6 + 2 * (40 * 0.002 + 2 * 0.010))
+    # calls of 0.1 ms fill a sample of 0.5 ms
+    assert measuring_seconds(0.1, models=2, rounds=20) == pytest.approx(2 * (20 * 0.0006 + 0.010))
     # a call of 20 ms is a sample by itself, and the warm-up is two calls
     assert measuring_seconds(20.0, models=3, rounds=10) == pytest.approx(3 * (10 * 0.040 + 0.040))
+
+
+class SharedCore:
+    """A clock of a core that another program has for 6 ms after each 3 ms of ours; ``call`` computes for ``ms``."""
+
+    def __init__(self):
+        self.ran_ms = 0.0
+
+    def now_ns(self):
+        return round(1e6 * (self.ran_ms + 6.0 * (self.ran_ms // 3.0)))
+
+    def call(self, ms):
+        self.ran_ms += ms
+
+
+@pytest.mark.parametrize(("sample_ms", "expected_ms"), [(SAMPLE_MS, 0.64), (9.0, 1.92)])
+def test_short_samples_fall_between_other_programs(monkeypatch, sample_ms, expected_ms):
+    core = SharedCore()
+    monkeypatch.setattr(timing.time, "perf_counter_ns", core.now_ns)
+    calls = [partial(core.call, 0.64), partial(core.call, 0.31)]
+    rng, clock = np.random.default_rng(0), timing.Clock()
+    repeats = [timing.warm_up(call, sample_ms, 10.0, clock)[0] for call in calls]
+    rows = np.array([timing.time_round(calls, repeats, rng, clock) for _ in range(200)]).T
+    assert paired_samples(rows[0], rows[1]).dense_ms == pytest.approx(expected_ms, rel=0.05)
 
 
 class ScriptedHost:

@@ -17,14 +17,13 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.kit.kit_results import KitResult, ModelResult
 from amcsearch.measure.plan.network_record import PAIRED
-from amcsearch.runtime import CPU, InputSpec, PairedLatency, paired_samples
+from amcsearch.runtime import CPU, SAMPLE_MS, InputSpec, PairedLatency, paired_samples
 
 __all__ = ["PairedSetting", "check_speed", "paired_latencies", "paired_plan"]
 
 DENSE: Final = "dense"
 NETWORK: Final = "network"
 PASSES: Final = 5
-SAMPLE_MS: Final = 5.0  # as measured here
 MOST_MACS_PER_S: Final = 1e14  # a hundred times what the matrix units of a core reach today
 
 
