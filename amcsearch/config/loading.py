@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+_WEIGHTED_SUM, _WEIGHT = "weighted_sum", 0.1  # the reward that weighs costs, and each weight where none is given
+
+
 def resolve_spec(spec: str, folder: Path, where: str) -> str:
     """Return an import spec with the file of a ``file.py:callable`` absolute; any other comes back as it is.
 
@@ -166,8 +169,10 @@ def dump(config: Config) -> str:
     return to_yaml(config.model_dump(mode="json"))
 
 
-def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False, profile: bool = False) -> None:
-    """Check that every limited cost and every objective can be priced on the device.
+def check_priced(
+    config: Config, limits: Sequence[Limit], *, table: bool = False, profile: bool = False, reward: bool = False
+) -> None:
+    """Check that every limited cost and every objective, and what a ``reward`` weighs, can be priced on the device.
 
     ``table`` and ``profile`` say that one is at hand already, whatever the configuration names.
 
@@ -175,6 +180,7 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
         BadInputError: latency without a table, or energy without a profile; names the key and the cure.
     """
     wanted: Mapping[str, str] = {
+        **(_weighed(config) if reward else {}),
         **dict.fromkeys(config.search.objectives or (), "search.objectives"),
         **{limit.cost: limit.key for limit in limits},
     }
@@ -192,13 +198,21 @@ def check_priced(config: Config, limits: Sequence[Limit], *, table: bool = False
         )
 
 
+def _weighed(config: Config) -> dict[str, str]:
+    """Costs that ``weighted_sum`` weighs on this device, each with its key and how to leave it out."""
+    section = config.search.reward
+    weights = {name: section.params.get(name, _WEIGHT) for name in ("latency_ms", "energy_mj")}
+    keys = {name: f"search.reward.params.{name} = {weight} (0 leaves it out)" for name, weight in weights.items()}
+    return {name: key for name, key in keys.items() if weights[name] and section.name == _WEIGHTED_SUM}
+
+
 def asks_latency(config: Config, limits: Sequence[Limit] = ()) -> bool:
     """Whether a limit, an objective or the reward is in ``latency_ms``: what ``device.table: auto`` goes by.
 
     A reward of the user's own says so by a parameter of that name.
     """
     name, reward = "latency_ms", config.search.reward
-    weight = reward.params.get(name, float(reward.name == "weighted_sum"))
+    weight = reward.params.get(name, _WEIGHT * (reward.name == _WEIGHTED_SUM))
     limited = any(limit.cost == name for limit in (*limits, *config.limits))
     return limited or name in (config.search.objectives or ()) or bool(weight)
 

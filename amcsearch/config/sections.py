@@ -229,7 +229,8 @@ class DeviceConfig(Section):
     costs: Annotated[dict[str, CostConfig], BeforeValidator(with_models)] = {}
     """Further costs by name, each ``file.py:Class`` or ``{model: file.py:Class, params: {…}}``."""
     channel_multiple: ChannelMultiple = "auto"
-    """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1."""
+    """Kept channels are multiples of it; auto takes the table's, then the profile's, then 1, and halves it where no
+    policy on it is within the budget."""
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
     """Threads inside an operator."""
     runtime: Annotated[str, Field(min_length=1)] = "onnxruntime"

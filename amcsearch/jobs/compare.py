@@ -145,7 +145,7 @@ def compare(
     """
     made = _agents(config, agents)
     check_seeds(seeds)
-    make_reward(config)
+    make_reward(config, given)
     phases = Phases(observer, run.append_log)
     engine = Engine(workers, scheduler)
     engine.prepare()

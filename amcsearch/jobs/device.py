@@ -1,7 +1,8 @@
 """The target device of a run: what a policy costs there, and which policies its budget allows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amcsearch.config import AUTO, TABLES, Config, check_priced, make, read_device, read_latency_table
@@ -42,6 +43,7 @@ __all__ = [
 POOR_ERROR = 0.05  # mean error of a table on networks it had not seen
 GOOD_SHARE = 0.90  # of predictions within 10 %
 INT8_BITS = 8
+FEW_WIDTHS = 3  # of a group, for an agent to choose from
 NAMED = 3  # layers left alone, in an error
 FLOAT_BITS = 32  # of a weight where no device profile says otherwise
 BITS_PER_BYTE = 8.0
@@ -122,26 +124,25 @@ def load_device(
     table = None if measured is None else measured.bind(spec)
     grid = CostGrid(spec, _cost_models(config, spec, table, profile))
     dense = grid.cost(spec.dense)
-    multiple = _channel_multiple(config, table, profile)
+    multiple = _channel_multiple(config, table, profile, name)
     is_final = machine is None or machine.is_final
     foreign = _foreign(config, measured, name) if is_here and is_final and config.device.location == HERE else []
     warnings = [*_table_warnings(config, measured if is_final else None, table, name), *_word_warnings(config, profile)]
     if strict and foreign:
         raise BadInputError(f"--strict: {foreign[0]}")
-    whole = policy_space(config, spec, multiple)
     bits = _weight_bits(profile)
     priced_limits = tuple(priced(limit, dense, bits) for limit in limits)
-    thinned = table is not None and config.device.channel_multiple == "auto"
     try:
-        feasible, unmet = _feasible(whole, grid, priced_limits, thinned)
+        fitted = _on_grid(config, grid, priced_limits, multiple, thinned=table is not None)
     except InfeasibleBudgetError as error:
         doubts = [*foreign, *warnings] if any(limit.cost == "latency_ms" for limit in priced_limits) else []
         raise _with_reasons(error, network, doubts) from error
-    left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
-    notes = (*foreign, *warnings, *unmet)
+    feasible = fitted.feasible
+    notes = (*foreign, *warnings, *fitted.warnings)
     origin = None if machine is None else machine.origin
     return Device(
-        *(profile, table, multiple, feasible.space, grid, feasible, dense, notes, left_out, priced_limits, bits),
+        *(profile, table, fitted.multiple, feasible.space, grid, feasible, dense, notes, fitted.left_out),
+        *(priced_limits, bits),
         origin=origin,
     )
 
@@ -176,6 +177,68 @@ def _with_reasons(error: InfeasibleBudgetError, network: TracedNetwork, doubts: 
     return InfeasibleBudgetError("; ".join([str(error), *left_alone, *doubts]))
 
 
+@dataclass(frozen=True)
+class _Multiple:
+    """The channel multiple, and what prefers it: None where the configuration sets it."""
+
+    value: int
+    preferred_by: str | None
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The policies within the limits on one channel multiple, the choices left out there, and warnings."""
+
+    multiple: int
+    feasible: FeasibleSet
+    left_out: int
+    warnings: tuple[str, ...]
+
+
+def _on_grid(
+    config: Config, grid: CostGrid, limits: Sequence[PricedLimit], preferred: _Multiple, *, thinned: bool
+) -> _Fitted:
+    """Return the policies within the limits on the channel multiple, and how they came about.
+
+    A multiple that the configuration leaves open, on which there are none, halves until there are and every group has a
+    few widths: a narrow group may have none but its own.
+
+    Raises:
+        InfeasibleBudgetError: no policy meets the limits; on an open multiple, with channels removed one by one.
+    """
+
+    def fitted(multiple: int) -> _Fitted:
+        whole = policy_space(config, grid.network, multiple)
+        feasible, warnings = _feasible(whole, grid, limits, thinned and preferred.preferred_by is not None)
+        left_out = sum(map(len, whole.choices)) - sum(map(len, feasible.space.choices))
+        return _Fitted(multiple, feasible, left_out, tuple(warnings))
+
+    try:
+        return fitted(preferred.value)
+    except InfeasibleBudgetError as error:
+        if preferred.value == 1:
+            raise
+        if preferred.preferred_by is None:
+            raise InfeasibleBudgetError(f"{error}; device.channel_multiple = {preferred.value}") from error
+    chosen, multiple = fitted(1), preferred.value // 2
+    widths = [min(len(choices), FEW_WIDTHS) for choices in policy_space(config, grid.network, 1).choices]
+    while multiple > chosen.multiple:
+        choices = policy_space(config, grid.network, multiple).choices
+        if all(len(few) >= least for few, least in zip(choices, widths, strict=True)):
+            with suppress(InfeasibleBudgetError):
+                chosen = fitted(multiple)
+        multiple //= 2
+    warning = (
+        f"{_written(limits)} is met by no policy on multiples of {preferred.value} channels, which "
+        f"{preferred.preferred_by} prefers; multiples of {chosen.multiple} are searched (device.channel_multiple)"
+    )
+    return replace(chosen, warnings=(warning, *chosen.warnings))
+
+
+def _written(limits: Sequence[PricedLimit]) -> str:
+    return " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in limits)
+
+
 def _feasible(
     whole: PolicySpace, grid: CostGrid, limits: Sequence[PricedLimit], thinned: bool
 ) -> tuple[FeasibleSet, list[str]]:
@@ -189,9 +252,8 @@ def _feasible(
     try:
         return FeasibleSet(without_dominated(whole, grid), grid, budget), []
     except InfeasibleBudgetError:  # other costs than latency may need narrow widths, however slow
-        written = " and ".join(f"{limit.asked.key} = {limit.asked.written}" for limit in limits)
         warning = (
-            f"{written} is met by no policy without widths that are no faster than wider ones; the search may "
+            f"{_written(limits)} is met by no policy without widths that are no faster than wider ones; the search may "
             "propose them"
         )
         return FeasibleSet(whole, grid, budget), [warning]
@@ -259,13 +321,16 @@ def table_summary(table: LatencyModel | None, name: str, origin: TableOrigin | N
     return TableSummary(name, table.network, TableErrors.from_json(numbers, f"{name}: accuracy"), origin)
 
 
-def _channel_multiple(config: Config, table: LatencyModel | None, profile: DeviceProfile | None) -> int:
+def _channel_multiple(
+    config: Config, table: LatencyModel | None, profile: DeviceProfile | None, name: str
+) -> _Multiple:
     if config.device.channel_multiple != "auto":
-        return int(config.device.channel_multiple)
-    for source in (table, profile):
-        if source is not None and source.channel_multiple:
-            return source.channel_multiple
-    return 1
+        return _Multiple(int(config.device.channel_multiple), None)
+    if table is not None and table.channel_multiple:
+        return _Multiple(table.channel_multiple, f"latency table {name}")
+    if profile is not None and profile.channel_multiple:
+        return _Multiple(profile.channel_multiple, f"device profile {config.device.profile or 'in memory'}")
+    return _Multiple(1, "auto")
 
 
 def _check_kernels(config: Config, table: LatencyTable | None, name: str) -> None:

@@ -106,7 +106,7 @@ def plan(
         BadInputError, InfeasibleBudgetError: as the search itself would.
     """
     begun = time.perf_counter()
-    agents, _ = make_agents(config, given), make_reward(config)
+    agents, _ = make_agents(config, given), make_reward(config, given)
     check_named(config, given)
     tell = watcher(observer).phase
     tell("Loading and tracing the network, with a few samples")

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from amcsearch.config import EXACT, Config, check_contract, label, make, pick
+from amcsearch.config import EXACT, Config, check_contract, check_priced, label, make, pick
 from amcsearch.core import BadInputError, Cost, Evaluation, PruningPolicy, Trial, TrialState, counted, settings_kept
 from amcsearch.evaluation import Engine, Evaluator, Executor, pickled
 from amcsearch.jobs.delivery import Exports, measure_finalists
@@ -260,12 +260,15 @@ def made_agent(config: Config, given: str | Agent, params: Mapping[str, object],
     return agent
 
 
-def make_reward(config: Config) -> Reward:
+def make_reward(config: Config, given: InMemory | None = None) -> Reward:
     """Make the configured reward: a function with its parameters, or an object of a class of the user's own.
 
     Raises:
-        BadInputError: as ``config.make`` and ``with_parameters``.
+        BadInputError: as ``config.make`` and ``with_parameters``, and with ``given`` as ``check_priced``.
     """
+    if given is not None:
+        has_table, has_profile = given.table is not None, given.profile is not None
+        check_priced(config, config.limits, table=has_table, profile=has_profile, reward=True)
     section = config.search.reward
     if section.name in REWARDS:
         return with_parameters(section.name, section.params)
@@ -292,7 +295,7 @@ def make_env(config: Config, observer: Observer, given: InMemory = CONFIGURED, *
     Raises:
         BadInputError, InfeasibleBudgetError: as ``search``.
     """
-    make_reward(config)
+    make_reward(config, given)
     phases = Phases(observer, lambda _: None)
     job = assemble(config, config.limits, phases, given, check=partial(check_fits, config), strict=strict)
     reward, worst = _bound_reward(job), job.workload.task.metric.worst
@@ -368,7 +371,7 @@ def search(
         InfeasibleBudgetError: no policy meets the budget.
     """
     phases = Phases(observer, run.append_log)
-    make_agents(config, given), make_reward(config)  # what cannot be made is refused before anything is trained
+    make_agents(config, given), make_reward(config, given)  # what cannot be made is refused before anything is trained
     if storage is not None:
         storage_url(storage)
     engine = Engine(workers, scheduler)

@@ -56,7 +56,7 @@ class SearchRequest(ConfiguredRequest):
         check_count("workers", self.workers, 1, _MOST_WORKERS)
         config = self.configuration
         check_table(config)
-        check_priced(config, config.limits)
+        check_priced(config, config.limits, reward=True)
         check_network_names(config)
         check_agents(config, {"search.agent": config.search.agent, "search.baseline": config.search.baseline})
 

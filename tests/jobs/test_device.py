@@ -91,6 +91,22 @@ def test_slow_widths_stay_where_another_budget_needs_them(
     assert [text for text in device.warnings if "no policy without widths that are no faster" in text]
 
 
+def test_a_multiple_that_meets_no_budget_halves_by_hand(configured: Callable[..., Config]) -> None:
+    # of 16 and 24 channels nothing but 16 and 16 or 24 is on multiples of 16: over half of the MACs; 8 leaves 16 two
+    entry, half = {"accuracy": GOOD, "channel_multiple": 16}, "budget={macs: 0.3x}"
+    device = device_of(configured(entry, half))
+    assert device.channel_multiple == 4
+    assert [set(choices) <= {4, 8, 12, 16, 20, 24} for choices in device.space.choices] == [True, True]
+    (text,) = [text for text in device.warnings if "multiples of 16 channels, which latency table" in text]
+    assert "budget.macs = 0.3x" in text
+    assert text.endswith("prefers; multiples of 4 are searched (device.channel_multiple)")
+    assert device_of(configured(entry, "budget={macs: 1x}")).channel_multiple == 16
+    with pytest.raises(InfeasibleBudgetError, match=r"device.channel_multiple = 16"):
+        device_of(configured(entry, half, "device.channel_multiple=16"))
+    with pytest.raises(InfeasibleBudgetError, match="smallest found"):  # not on multiples of 1 either
+        device_of(configured(entry, "budget={macs: 0.001x}"))
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

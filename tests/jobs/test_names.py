@@ -15,6 +15,7 @@ WriteConfig = Callable[..., Path]
 TARGET = ["--target", "macs=0.5x"]
 CUBIK = ["--set", "sparsify={method: iterative, params: {shape: cubik}}"]
 WEIGHTED = "search.reward={name: weighted_sum, params: {latency_ms: 1.0}}"
+WEIGHS = ["--set", "search.reward.name=weighted_sum", "--set", "device.profile=null", "--set"]
 SEVERAL = "search.objectives=[accuracy, macs]"
 
 
@@ -50,6 +51,9 @@ SEVERAL = "search.objectives=[accuracy, macs]"
             ["--set", SEVERAL, "--set", "search.agent=cmaes"],
             "cmaes optimises one objective, not accuracy, mac",
         ),
+        ("search", [*WEIGHS, "device.table=auto"], "params.energy_mj = 0.1 (0 leaves it out) needs device."),
+        ("search", [*WEIGHS, "device.table=null"], "search.reward.params.latency_ms = 0.1 (0 leaves it out) needs a"),
+        ("search", ["--dry-run", *WEIGHS, "device.table=auto"], "search.reward.params.energy_mj = 0.1"),
         ("search", ["--storage", "nowhere"], "study storage nowhere cannot be used"),
         ("energy", ["--storage", "zip"], "storage = 'zip' is unknown; known: bitmap, csr, dense, run_length"),
     ],
@@ -75,8 +79,8 @@ def test_a_wrong_name_is_refused_before_work(
         ("search", ["--set", "search.start=POLICY"], "does not fit the network"),
         ("search", ["--dry-run", "--set", "search.start=POLICY"], "does not fit the network"),
         ("prune", ["--policy", "POLICY"], "does not fit the network"),
-        ("search", ["--set", WEIGHTED], "nothing prices latency_ms"),
-        ("search", ["--dry-run", "--set", WEIGHTED], "nothing prices latency_ms"),
+        ("search", ["--set", WEIGHTED], "latency_ms = 1.0 (0 leaves it out) needs a latency table"),
+        ("search", ["--dry-run", "--set", WEIGHTED], "latency_ms = 1.0 (0 leaves it out) needs a latency table"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused_before_training(

@@ -1,11 +1,13 @@
 """Each reward against a number worked by hand, and the ways a configuration can get one wrong."""
 
+import inspect
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amcsearch.config import check_priced, from_mapping
 from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.trial import Evaluation
@@ -79,6 +81,16 @@ def test_weighted_sum_names_the_cost_nothing_prices():
         bind("weighted_sum", {}, context)
     only_macs = bind("weighted_sum", {"latency_ms": 0, "energy_mj": 0}, context)
     assert only_macs(MEASURED, Cost(macs=5.0)) == pytest.approx(0.9 - 0.1 * 0.5)
+
+
+def test_a_cost_that_weighted_sum_weighs_by_default_is_asked_of_the_device():
+    here = {"model": {"factory": None}, "data": {"factory": None}, "search": {"reward": {"name": "weighted_sum"}}}
+    with pytest.raises(BadInputError, match=r"energy_mj = 0.1 \(0 leaves it out\) needs device.profile"):
+        check_priced(from_mapping(here, ""), (), reward=True)
+    check_priced(from_mapping(here, ""), (), reward=True, profile=True)
+    check_priced(from_mapping(here, "", {"search.reward.params": {"energy_mj": 0}}), (), reward=True)
+    for name in ("latency_ms", "energy_mj"):  # the default that the configuration knows is that of the function
+        assert inspect.signature(REWARDS["weighted_sum"]).parameters[name].default == 0.1
 
 
 def test_unknown_reward_lists_what_exists():
