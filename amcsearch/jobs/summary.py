@@ -2,7 +2,7 @@
 
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -131,7 +131,9 @@ def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
     """The verdict by the final measurement of the delivered file; by predictions where there is none yet."""
     trial = outcome.chosen.trial
     latency, sigma_ms = outcome.latency, _sigma_ms(job, trial.policy)
-    predicted = _prediction(trial.cost, sigma_ms, job.device.dense, _table_cure(job, run))
+    predicted = _prediction(
+        trial.cost, sigma_ms, job.device.dense, _unpriced(trial.policy.values()) + _table_cure(job, run)
+    )
     made = None if latency is None else _made(latency, predicted, _again(job, run))
     judged = (_limit_verdict(limit, trial.cost, made, run) for limit in job.device.limits)
     return Verdict.of(judged, outcome.files, made)
@@ -170,6 +172,11 @@ def _table_cure(job: Job, run: RunFolder) -> str:
     folder = shlex.quote(table_name(job.config, job.device.origin))
     check = f"amcsearch table check {folder} {shlex.quote(str(run.config_yaml))} --anchors 10 --write"
     return f"bring it up to date: {check}"
+
+
+def _unpriced(kept_counts: Iterable[int]) -> str:
+    """What no table says of a policy with these kept counts, to stand before how to make the table better."""
+    return "" if all(kept_counts) else "no table prices the constants that its vanished blocks leave; "
 
 
 def _sigma_ms(job: Job, policy: PruningPolicy) -> float | None:
@@ -252,7 +259,8 @@ def with_measurement(
     """
     by_trial = {finalist.trial: latencies[finalist_name(finalist.trial)] for finalist in summary.finalists}
     latency = next(by_trial[finalist.trial] for finalist in summary.finalists if finalist.chosen)
-    block, cure = summary.finetuned, f"measure it again: {table_commands(OFFLINE)}"
+    cure = _unpriced(width.kept for width in summary.network) + f"measure it again: {table_commands(OFFLINE)}"
+    block = summary.finetuned
     made = _made(latency, _prediction(block.cost, block.latency_ms_sigma, summary.dense.cost, cure), again)
     verdict, warnings = _judged_anew(summary, made)
     return replace(

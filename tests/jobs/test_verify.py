@@ -3,19 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import amcsearch
 from amcsearch.cli.main import main
 from amcsearch.core.errors import BadInputError
+from amcsearch.jobs.delivery import finalist_name
 from amcsearch.jobs.observer import Observer
+from amcsearch.jobs.summary import with_measurement
 from amcsearch.measure.kit.kit import KitModel, KitPlan, write_kit
 from amcsearch.runs.summary import Summary
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.records import encoded
+from amcsearch.runtime.paired_latency import paired_samples
 from amcsearch.service.measured_kinds import VerifyRequest
 from tests.conftest import TINY_JOB
 from tests.measured_results import made_up, write_result
@@ -138,6 +143,34 @@ def test_a_measurement_that_confirms_the_choice_is_taken_without_training(
     assert "on Cortex-A76" in report
     assert "not yet" not in report
     assert amcsearch.load(run).verdict.state == "met"
+
+
+def test_a_prediction_that_the_device_refutes_is_told_with_how_to_measure_the_table_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A twentieth of the dense network's milliseconds, where the table predicts several times as much."""
+    shares = latencies(run, chosen_ms=0.05, others_ms=0.9)
+    result = write_result(run / "verify.pyz", tmp_path / "result.jsonl", shares, cpu="Cortex-A76")
+    assert main(["verify", str(run), str(result)]) == 0
+    summary = summary_of(run)
+    (told,) = [text for text in summary["verdict"]["warnings"] if "the latency table errs" in text]
+    assert "measured are 0.05 (0.05–0.05), so another policy may fit the limits better; measure it again:" in told
+    assert "amcsearch table build result.jsonl" in told
+    assert told in summary["warnings"]
+    assert "the latency table errs on the delivered network" in capsys.readouterr().out
+    assert "the latency table errs on the delivered network" in (run / "report.html").read_text()
+
+
+def test_a_refuted_prediction_of_a_network_without_a_block_says_what_no_table_prices(run: Path) -> None:
+    summary = Summary.from_json(summary_of(run))
+    gone = replace(summary, network=(*summary.network[1:], replace(summary.network[0], kept=0)))
+    timed = paired_samples(np.full(40, 1.0), np.full(40, 0.05))
+    all_timed = {finalist_name(each.trial): timed for each in summary.finalists}
+    assert summary.device is not None
+    for each, is_told in ((gone, True), (summary, False)):
+        measured = with_measurement(each, all_timed, summary.device, None, "measure it later")
+        (text,) = [text for text in measured.warnings if "the latency table errs" in text]
+        assert ("no table prices the constants that its vanished blocks leave; measure it again" in text) == is_told
 
 
 def test_too_few_rounds_are_told_without_an_interval(
