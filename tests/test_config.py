@@ -94,6 +94,7 @@ search:  {agent: ddpg, trials: 200, reward: {name: accuracy}, objectives: null}
         ("search: {trials: 0}", ["search.trials = 0", "above 0"]),
         ("search: 3", ["search = 3", "a mapping of keys, some of agent, agent_params, baseline"]),
         ("budget: 0.5x", ["search.yaml:3", "budget = '0.5x'", 'such as {"macs": "0.5x"} or {"latency_ms": 2.5}']),
+        ("budget: {macs:0.5x}", ["unknown key budget.macs:0.5x; write a space after its colon; expected 'macs'"]),
         ("budget: [macs]", ["budget = ['macs']", 'such as {"macs": "0.5x"}']),
         ("prune: {target: 0.5x}", ["prune.target = '0.5x'", 'such as {"macs": "0.5x"}']),
         ("sparsify: {target: 0.5x}", ["sparsify.target = '0.5x'", 'such as {"macs": "0.5x"}']),
@@ -139,8 +140,9 @@ def test_bad_input_is_one_line(write, text, wanted):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("", "file is empty"),
-        ("- a", "expected a mapping"),
+        ("", "it holds nothing"),
+        ("- a", "expected keys with values, such as seed: 0; it holds a list"),
+        ("a text", "it holds text without a key"),
         ("data: {factory: a.b:c}", "model is missing"),
         ("model: {}\ndata: {factory: a.b:c}", "model.factory is missing"),
         (
@@ -500,6 +502,12 @@ def test_a_latency_table_survives_the_disk(tmp_path):
     assert after.joint(np.array([[1.0, 1.0]])) == before.joint(np.array([[1.0, 1.0]])) == 0.0625
     assert sorted(p.name for p in (tmp_path / "deep" / "table").iterdir()) == ["device.yaml", "rows.csv"]
     (tmp_path / "deep" / "table" / "rows.csv").unlink()
+    (tmp_path / "else").mkdir()
+    with pytest.raises(BadInputError, match=r"else is no latency table: it has none of rows\.csv, device\.yaml; give"):
+        cfg.read_latency_table(tmp_path / "else")  # not a word of measuring into a folder of something else
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInputError, match="file is a file, and a latency table is a folder"):
+        cfg.read_latency_table(tmp_path / "file")
     with pytest.raises(BadInputError, match=r"has no rows\.csv; make it again with `amcsearch table measure"):
         cfg.read_latency_table(tmp_path / "deep" / "table")
     with pytest.raises(BadInputError, match=r"tabel does not exist; .*'table'.* `amcsearch table measure CONFIG -o"):

@@ -202,7 +202,7 @@ def test_a_front_is_asked_without_anything_heavy(tmp_path: Path) -> None:
         ("front.json", "{}", "front.json is damaged .*make the front again with --resume"),
         ("front.csv", "device,along\n", "front.csv"),
         ("front.csv", POINTS.assign(error="much").to_csv(index=False), "row 1: error = 'much', expected a number"),
-        ("front.json", None, "holds no finished front; make one with amcsearch front"),
+        ("front.json", None, "is no folder of a finished front; make one, amcsearch front"),
     ],
 )
 def test_a_damaged_front_is_refused(tmp_path: Path, name: str, text: str | None, words: str) -> None:

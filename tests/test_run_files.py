@@ -203,6 +203,15 @@ def test_partial_files_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_
     assert (tmp_path / "a.json").read_text() == "a"
 
 
+def test_a_file_in_place_of_a_folder_is_no_full_disk(tmp_path):
+    (tmp_path / "out").write_text("")
+    refusal = pytest.raises(BadInputError, match="out: it is a file, and a folder is expected; name another one")
+    with refusal, files.writing(tmp_path / "out"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+    with pytest.raises(BadInputError, match="out, which is a file: File exists; name another folder"):
+        files.make_folder(tmp_path / "out")
+
+
 def test_a_partial_file_is_never_a_link_of_somebody_elses(tmp_path, monkeypatch):
     (tmp_path / "diary").write_text("dear diary")
     (tmp_path / ".partial-00000000000000aa.json").symlink_to(tmp_path / "diary")

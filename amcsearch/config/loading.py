@@ -351,7 +351,8 @@ def _sentence(error: ErrorDetails, keys: KeyPath, dotted: str, is_of_key: bool) 
         bound = f"known: {', '.join(known)}"
         return f"unknown key {dotted}{hint(str(keys[-1]), known) or f'; {bound}'}", bound
     if is_of_key:
-        return f"unknown key {dotted}; {bound}", bound
+        spaced = "; write a space after its colon" if ":" in dotted else ""
+        return f"unknown key {dotted}{spaced}; {bound}", bound
     if error["type"] == "missing":
         return f"{dotted} is missing; it has no default", bound
     if error["type"] in ("model_type", "model_attributes_type"):

@@ -58,6 +58,8 @@ def read_latency_table(folder: Path | str) -> LatencyTable:
         BadInputError: no such table (says how to measure one), or a file of it is missing or damaged.
     """
     folder = Path(folder) if Path(folder).is_absolute() else find(TABLES, folder)
+    if folder.is_file():
+        raise BadInputError(f"{folder} is a file, and a latency table is a folder; name the folder that holds it")
     if not folder.is_dir():
         others = sorted(p.parent.name for p in folder.parent.glob(f"*/{DEVICE_FILE}"))
         raise BadInputError(
@@ -121,6 +123,11 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read(folder: Path, name: str) -> bytes:
+    if not any((folder / each).is_file() for each in _FILES):
+        raise BadInputError(
+            f"{folder} is no latency table: it has none of {', '.join(_FILES)}; give the folder of one, or a name of "
+            "`amcsearch list tables`"
+        )
     if not (folder / name).is_file():
         raise BadInputError(
             f"latency table {folder} has no {name}; make it again with `amcsearch table measure CONFIG -o {folder}`"

@@ -167,8 +167,9 @@ def parse_mapping(
     """
     data, lines = parse_yaml(text, source, most_characters)
     if not isinstance(data, dict):
-        content = "empty" if data is None else f"a {type(data).__name__}"
-        raise BadInputError(f"{source}: expected a mapping of keys, the file is {content}")
+        kinds = {type(None): "nothing", str: "text without a key", list: "a list"}
+        content = kinds.get(type(data), f"a {type(data).__name__}")
+        raise BadInputError(f"{source}: expected keys with values, such as seed: 0; it holds {content}")
     return data, lines
 
 

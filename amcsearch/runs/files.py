@@ -92,6 +92,8 @@ def writing(path: Path, cure: str = _CURE) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
+        if isinstance(error, FileExistsError) and error.filename == str(path):
+            reason, cure = "it is a file, and a folder is expected", "name another one"
         raise BadInputError(f"cannot write {path}: {reason}; {cure}") from error
 
 
@@ -104,7 +106,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInputError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+        where = ", which is a file" if folder.is_file() else ""
+        raise BadInputError(f"cannot write {folder}{where}: {error.strerror}; name another folder") from error
 
 
 def _kind(mode: int) -> str:

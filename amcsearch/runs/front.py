@@ -297,7 +297,7 @@ class FrontResult(Document):
         files = FrontFiles.of(run)
         if not files.front.exists():
             raise BadInputError(
-                f"{run.path} holds no finished front; make one with amcsearch front CONFIG --devices … -o {run.path}"
+                f"{run.path} is no folder of a finished front; make one, amcsearch front CONFIG -o FOLDER, and ask that"
             )
         text = read_text(files.front)
         try:
