@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PolicySpace
 from amcsearch.graph import HeldBatches
 from amcsearch.graph.removal import remove
@@ -22,6 +23,30 @@ def test_statistics_are_the_sample_weighted_mean_over_batches_by_hand() -> None:
     # batches (0, 2, 1) and (5, 9): means 1 and 7, unbiased variances 1 and 8
     assert norm.running_mean.item() == pytest.approx((3 * 1 + 2 * 7) / 5)  # type: ignore[union-attr]
     assert norm.running_var.item() == pytest.approx((3 * 1 + 2 * 8) / 5)  # type: ignore[union-attr]
+
+
+def test_a_last_batch_of_one_value_of_each_channel_is_left_out() -> None:
+    norm = nn.BatchNorm1d(1)
+    recalibrate_batch_norm(norm, HeldBatches.of(torch.tensor([[0.0], [2.0], [4.0], [8.0], [99.0]]), None, 2))
+    # batches (0, 2), (4, 8) and (99): means 1 and 6, unbiased variances 2 and 8
+    assert norm.running_mean.item() == pytest.approx(3.5)  # type: ignore[union-attr]
+    assert norm.running_var.item() == pytest.approx(5.0)  # type: ignore[union-attr]
+
+
+def test_a_single_sample_of_a_map_counts() -> None:
+    x = torch.randn(5, 3, 4, 4)
+    norm = nn.BatchNorm2d(3)
+    recalibrate_batch_norm(norm, HeldBatches.of(x, None, 4))
+    expected = (4 * x[:4].mean((0, 2, 3)) + x[4].mean((1, 2))) / 5
+    torch.testing.assert_close(norm.running_mean, expected)
+
+
+def test_single_samples_alone_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.2)).eval()
+    with pytest.raises(BadInputError, match=r"batch norm 1 reads one value .* evaluation.batch_size .* 2 samples"):
+        recalibrate_batch_norm(model, HeldBatches.of(torch.randn(3, 3), None, 1))
+    assert not any(m.training for m in model.modules())
+    assert not model[1]._forward_pre_hooks
 
 
 def test_equal_batches_give_what_torch_calls_cumulative_average() -> None:
