@@ -4,6 +4,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
@@ -212,6 +215,27 @@ def test_the_callers_network_is_left_as_it_was(trained: nn.Module, data: TensorD
     amcsearch.prune(trained, data, target={"macs": "0.6x"}, settings=SETTINGS, observer=Silent())
     assert trained.training
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_switched_off_are_recorded(
+    trained: nn.Module, data: TensorDataset, switch: Callable[[], AbstractContextManager[None]]
+) -> None:
+    random = torch.get_rng_state()
+    with switch():
+        result = amcsearch.prune(trained, data, target={"macs": "0.6x"}, settings=SETTINGS, observer=Silent())
+        assert not torch.is_grad_enabled()
+    assert result.summary.finetuned is not None
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_calls_in_two_threads_come_one_after_the_other(trained: nn.Module, data: TensorDataset) -> None:
+    def pruned(seed: int) -> amcsearch.SearchResult:
+        return amcsearch.prune(trained, data, target={"macs": "0.6x"}, seed=seed, settings=SETTINGS, observer=Silent())
+
+    with ThreadPoolExecutor(2) as pool:
+        several = list(pool.map(pruned, [0, 0]))
+    assert several[0].policy == several[1].policy == pruned(0).policy
 
 
 def test_the_smaller_network_comes_back_to_the_last_bit(

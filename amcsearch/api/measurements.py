@@ -1,14 +1,14 @@
 """Measuring and predicting as functions: objects in, typed results out. The command line calls exactly these."""
 
-import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amcsearch import jobs
+from amcsearch.api.one_job import one_job
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, guarded_job
+from amcsearch.core import BadInputError
 from amcsearch.jobs import (
     Observer,
     SearchResult,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["energy", "measure_latency_table", "sensitivity", "verify"]
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def measure_latency_table(
     model: "nn.Module | None" = None,
     example: "Tensor | None" = None,
@@ -76,7 +76,7 @@ def measure_latency_table(
     return jobs.measure_into(path, request, observed, given, variants=variants, minutes=minutes, resume=resume)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def energy(
     model: "nn.Module | None" = None,
     example: "Tensor | None" = None,
@@ -122,7 +122,7 @@ def energy(
     )
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def sensitivity(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -162,7 +162,7 @@ def sensitivity(
     return jobs.sensitivity(request, given_path(folder), watcher(observer), given, points=points, joint=joint)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def verify(
     run: Path | str,
     result: Path | str,

@@ -4,15 +4,15 @@ Each takes a network and data in memory, which count more, or ``config``: a conf
 ``settings`` sets any key by its dotted name, such as ``{"search.agent_params": {"sigma": 0.4}}``.
 """
 
-import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amcsearch import jobs
+from amcsearch.api.one_job import one_job
 from amcsearch.config import Config
-from amcsearch.core import PruningPolicy, guarded_job
+from amcsearch.core import PruningPolicy
 from amcsearch.jobs import (
     Observer,
     SearchResult,
@@ -37,7 +37,7 @@ __all__ = ["compare", "front", "load", "make_env", "prune", "search", "sparsify"
 Limits = Mapping[str, str | float]
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def search(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -112,7 +112,7 @@ def search(
     return in_folder(request, folder, resume, job, watcher(observer), given, anew=True)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def compare(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -181,7 +181,7 @@ def compare(
     return in_folder(request, folder, resume, job, watcher(observer), given)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def front(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -233,7 +233,7 @@ def front(
     return in_folder(request, folder, resume, job, watcher(observer), given)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def prune(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -296,7 +296,7 @@ def prune(
     return in_folder(request, folder, resume, jobs.prune, watcher(observer), given, anew=anew)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def sparsify(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -350,7 +350,7 @@ def sparsify(
     return in_folder(request, folder, resume, jobs.sparsify, watcher(observer), given, anew=True)
 
 
-@guarded_job(signal.SIGINT)
+@one_job()
 def make_env(
     model: "nn.Module | None" = None,
     data: object = None,
@@ -387,4 +387,4 @@ def make_env(
     return jobs.make_env(request, watcher(observer), given)
 
 
-load = guarded_job(signal.SIGINT)(jobs.load)
+load = one_job()(jobs.load)

@@ -15,7 +15,7 @@ from amcsearch.graph.batch import (
 from amcsearch.graph.folding import fold_weights
 from amcsearch.graph.layout import channels_first, channels_last, make_channels_first, takes_channels_last
 from amcsearch.graph.masks import masked
-from amcsearch.graph.modes import evaluating, modes_kept
+from amcsearch.graph.modes import evaluating, modes_kept, recording_gradients
 from amcsearch.graph.outputs import first_tensor, output_tensors
 from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
@@ -50,6 +50,7 @@ __all__ = [
     "modes_kept",
     "output_tensors",
     "plain_tree",
+    "recording_gradients",
     "remove",
     "removed_positions",
     "renumbered",

@@ -10,7 +10,7 @@ from torch import nn
 
 from amcsearch.core import KEEPERS
 
-__all__ = ["evaluating", "forget", "modes_kept", "unfused"]
+__all__ = ["evaluating", "forget", "modes_kept", "recording_gradients", "unfused"]
 
 
 @contextmanager
@@ -53,6 +53,13 @@ def unfused() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Record gradients, also where the caller has switched that off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _inference_mode(mode: bool) -> None:
