@@ -199,7 +199,7 @@ def test_a_front_is_asked_without_anything_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("front.json", "{}", "front.json is damaged .*make the front again with --resume"),
+        ("front.json", "{}", "front.json is damaged .*resume the run to make it again"),
         ("front.csv", "device,along\n", "front.csv"),
         ("front.csv", POINTS.assign(error="much").to_csv(index=False), "row 1: error = 'much', expected a number"),
         ("front.json", None, "is no folder of a finished front; make one, amcsearch front"),

@@ -230,7 +230,9 @@ def test_a_disk_without_locks_writes_files_and_refuses_runs(tmp_path, monkeypatc
     with replacing(tmp_path / "a.json") as temporary:
         temporary.write_text("a")
     assert {p.name for p in tmp_path.iterdir()} == {".partial-0123456789abcdef.json", "a.json"}
-    with pytest.raises(BadInputError, match=r"No locks available; this disk has no locks: name an --out on another"):
+    with pytest.raises(
+        BadInputError, match=r"No locks available; this disk has no locks: name --out .in Python: folder. on another"
+    ):
         take_lock(tmp_path / ".lock")
 
 

@@ -3,7 +3,15 @@
 from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
 from amcsearch.core.counting import counted
 from amcsearch.core.database import check_encoding, without_passwords
-from amcsearch.core.errors import BadInputError, DeliveryError, DeviceAwayError, DivergedError, InfeasibleBudgetError
+from amcsearch.core.errors import (
+    OUT,
+    RESUME,
+    BadInputError,
+    DeliveryError,
+    DeviceAwayError,
+    DivergedError,
+    InfeasibleBudgetError,
+)
 from amcsearch.core.execution import Execution, LiveTensor, MomentBytes, WidthSum
 from amcsearch.core.group import ChannelGroup, Coupling, Side
 from amcsearch.core.interrupts import Interrupted, check_interrupt, interruptible
@@ -45,6 +53,8 @@ __all__ = [
     "KEEPERS",
     "METRICS",
     "MIB",
+    "OUT",
+    "RESUME",
     "SHARE",
     "SIZE",
     "BadInputError",

@@ -4,6 +4,8 @@ from typing import Final
 
 __all__ = [
     "MOST_CHARACTERS",
+    "OUT",
+    "RESUME",
     "BadInputError",
     "DeliveryError",
     "DeviceAwayError",
@@ -13,6 +15,10 @@ __all__ = [
 
 MOST_CHARACTERS: Final = 2000
 """Of an error's line: a value from a file may be longer than anyone reads."""
+OUT: Final = "--out (in Python: folder)"
+"""The run folder as a cure names it, for the command line and for Python."""
+RESUME: Final = "--resume (in Python: resume=True)"
+"""How to go on with a run, likewise."""
 
 
 class _RequestError(ValueError):

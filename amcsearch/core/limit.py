@@ -130,7 +130,7 @@ def read_limit(written: object) -> tuple[float, bool]:
         value = math.nan
     if not 0.0 < value < math.inf or (share and value > 1.0):
         units = _OF_ANY if share is None and _WITH_UNIT.fullmatch(text) else ""
-        raise ValueError(f"expected a share of dense from 0x to 1x such as 0.5x, or a number{units} above 0")
+        raise ValueError(f"expected a share of dense in (0x, 1x] such as 0.5x, or a number{units} above 0")
     return value, share is not None
 
 
@@ -145,9 +145,7 @@ def _number(value: float) -> str:
 
 
 def _out_of_range(key: str, written: str | float, bound: str, units: str = "", cure: str = _LOWER) -> str:
-    return (
-        f"{key} = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number{units} {bound}; {cure}"
-    )
+    return f"{key} = {written!r}, must be a share of dense in (0x, 1x] such as 0.5x, or a number{units} {bound}; {cure}"
 
 
 def _cure(cost: str, written: str | float) -> str:

@@ -30,7 +30,7 @@ from uuid import uuid4
 
 import torch
 
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, check_interrupt, keep_freed_memory
+from amcsearch.core import RESUME, BadInputError, Evaluation, PruningPolicy, check_interrupt, keep_freed_memory
 from amcsearch.evaluation.worker import (
     NO_INCUMBENTS,
     CanEvaluate,
@@ -211,7 +211,7 @@ class ClusterExecutor:
     def _gone(self, error: BaseException) -> BadInputError:
         return BadInputError(
             f"the Dask scheduler at {self._scheduler} is gone ({type(error).__name__}); what was evaluated is stored: "
-            "start it again, and go on with --resume"
+            f"start it again, and go on with {RESUME}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, get_type_hints
 import numpy as np
 
 from amcsearch.config import Config, check_once, check_seeds, label
-from amcsearch.core import BadInputError, parse_json, read_text
+from amcsearch.core import RESUME, BadInputError, parse_json, read_text
 from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
 from amcsearch.jobs.search import (
@@ -113,7 +113,7 @@ class Comparison(Document):
             kinds = {key: kind for key, kind in get_type_hints(cls, localns={"pd": pd}).items() if key not in rows}
             return cls(**rows, **{key: read_as(kind, values.get(key), f"{name}: {key}") for key, kind in kinds.items()})
         except (ValueError, OSError) as error:  # BadInputError among them
-            raise BadInputError(f"{run.path} is damaged ({error}); compare again with --resume") from error
+            raise BadInputError(f"{run.path} is damaged ({error}); compare again with {RESUME}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the rows, which are in the files."""

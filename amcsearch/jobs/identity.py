@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from amcsearch.config import Config, named_digests, settings_hash
-from amcsearch.core import BadInputError, read_text
+from amcsearch.core import OUT, BadInputError, read_text
 from amcsearch.graph import Batch
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory, Workload, make_workload, trained
@@ -91,7 +91,7 @@ def _compared(run: RunFolder, now: Identity) -> Identity:
         if left is not None:
             raise BadInputError(
                 f"run folder {run.path} holds {left.name} but no {run.identity_json.name}: an older version made it, "
-                "or the file was deleted, and its network and data are unknown; name another folder (--out)"
+                f"or the file was deleted, and its network and data are unknown; name another {OUT}"
             )
         run.write_json(run.identity_json, now)
         return now
@@ -107,13 +107,12 @@ def _read(run: RunFolder) -> Identity | None:
     try:
         return Identity.from_json(json.loads(read_text(run.identity_json)), run.identity_json.name)
     except (json.JSONDecodeError, BadInputError) as error:
-        raise BadInputError(f"{run.identity_json} is damaged ({error}); name another folder (--out)") from error
+        raise BadInputError(f"{run.identity_json} is damaged ({error}); name another {OUT}") from error
 
 
 def _other(run: RunFolder, how: str) -> BadInputError:
     return BadInputError(
-        f"run folder {run.path} belongs to another network or other data: {how}; restore it, or name "
-        "another folder (--out)"
+        f"run folder {run.path} belongs to another network or other data: {how}; restore it, or name another {OUT}"
     )
 
 

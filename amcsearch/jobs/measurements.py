@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config, table_digest
-from amcsearch.core import BadInputError, parse_json, read_text
+from amcsearch.core import RESUME, BadInputError, parse_json, read_text
 from amcsearch.costs import LatencyTable, fingerprint
 from amcsearch.jobs.observer import Observer
 from amcsearch.measure import REFERENCE, KitPlan, KitResult, MeasuredSubject, read_results, slowed_models
@@ -76,7 +76,7 @@ class Measurements:
         """What an interrupted run was asked for, None where there is none."""
         if self.before is not None and not resume:
             raise BadInputError(
-                f"{folder.parent} has measurements of an interrupted run; go on with --resume, or delete {folder} to "
+                f"{folder.parent} has measurements of an interrupted run; go on with {RESUME}, or delete {folder} to "
                 "begin anew"
             )
 

@@ -20,7 +20,7 @@ from amcsearch.config import (
     trial_counts,
     trial_settings,
 )
-from amcsearch.core import BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
+from amcsearch.core import OUT, RESUME, BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, Summary, expanded
@@ -205,7 +205,7 @@ def extended(request: Config, folder: Path | str | None, resume: bool, trials: i
             raise BadInputError(
                 f"trials = +{added} adds to a run, and "
                 + (f"{run.path} holds none" if run is not None else "none is resumed")
-                + "; name its folder (--out) and resume it (--resume)"
+                + f"; name its {OUT} and go on with {RESUME}"
             )
         return request
     wanted = request.search.further_trials

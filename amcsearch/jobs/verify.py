@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from amcsearch.config import Config
-from amcsearch.core import BadInputError, Evaluation, PruningPolicy, Trial, TrialState, read_bytes
+from amcsearch.core import RESUME, BadInputError, Evaluation, PruningPolicy, Trial, TrialState, read_bytes
 from amcsearch.jobs.delivery import Exports, Finalist, choose, finalist_name, measured_overshoot
 from amcsearch.jobs.loading import smaller_network
 from amcsearch.jobs.measuring import DELIVERED, FLOAT32, measuring_device
@@ -91,7 +91,7 @@ def _awaiting(run: RunFolder) -> Summary | SparsifySummary:
             "--resume --set device.location=offline"
         )
     if not run.verify_pyz.is_file():
-        raise BadInputError(f"run {run.path} has lost {run.verify_pyz.name}; run its command again with --resume")
+        raise BadInputError(f"run {run.path} has lost {run.verify_pyz.name}; run its command again with {RESUME}")
     return summary
 
 

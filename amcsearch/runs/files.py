@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from amcsearch.core import BadInputError, read_bytes
+from amcsearch.core import OUT, BadInputError, read_bytes
 from amcsearch.runs.documents import plain
 
 __all__ = [
@@ -39,7 +39,7 @@ _PARTIAL: Final = re.compile(r"\.partial-[0-9a-f]{16}(\..*)?")
 _LONGEST_SUFFIX: Final = 32  # bytes, of a partial file's name
 _LONGEST_NAME: Final = 255  # bytes
 _LONGEST_PATH: Final = 3800  # bytes; Linux takes 4095, and files come below a folder
-_CURE: Final = "free the disk, or name another --out"
+_CURE: Final = f"free the disk, or name another {OUT}"
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -125,7 +125,7 @@ def check_replaceable(path: Path) -> None:
             return
         mode = os.lstat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-        raise BadInputError(f"cannot write {path}: it is {_kind(mode)}; name another --out")
+        raise BadInputError(f"cannot write {path}: it is {_kind(mode)}; name another {OUT}")
 
 
 def check_outputs(table: Path, beginning: str, pictures: Iterable[Path]) -> None:
@@ -142,7 +142,7 @@ def check_outputs(table: Path, beginning: str, pictures: Iterable[Path]) -> None
     for path in (table, *pictures):
         check_replaceable(path)
         if os.path.lexists(path) and not is_ours:
-            raise BadInputError(f"{path} is there and was not written by amcsearch; move it, or name another --out")
+            raise BadInputError(f"{path} is there and was not written by amcsearch; move it, or name another {OUT}")
 
 
 def check_in_place(path: Path) -> None:
@@ -161,7 +161,7 @@ def _refuse_alias(path: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise BadInputError(f"cannot write {path}: it is a link; put a copy of the file in its place")
     if not stat.S_ISREG(status.st_mode):
-        raise BadInputError(f"cannot write {path}: it is {_kind(status.st_mode)}, not a file; name another --out")
+        raise BadInputError(f"cannot write {path}: it is {_kind(status.st_mode)}, not a file; name another {OUT}")
     if status.st_nlink > 1:
         raise BadInputError(
             f"cannot write {path}: the file has {status.st_nlink} names (hard links); put a copy of it in its place"
@@ -291,8 +291,8 @@ def take_lock(path: Path, label: str = "run folder") -> IO[bytes]:
                 return lock
         except OSError as error:
             lock.close()
-            cure = "; this disk has no locks: name an --out on another" if error.errno in _NO_LOCKS else ""
-            raise BadInputError(f"cannot lock {path}: {error.strerror}{cure or '; name another --out'}") from error
+            cure = f"; this disk has no locks: name {OUT} on another" if error.errno in _NO_LOCKS else ""
+            raise BadInputError(f"cannot lock {path}: {error.strerror}{cure or f'; name another {OUT}'}") from error
         except BaseException:
             lock.close()
             raise
@@ -306,7 +306,7 @@ def _lock_now(lock: IO[bytes], path: Path, label: str) -> None:
         lock.seek(0)
         owner = lock.read(20).decode("ascii", "replace").strip() or "unknown"
         raise InUseError(
-            f"{label} {path.parent} is in use by process {owner}; wait for it to end or name another --out"
+            f"{label} {path.parent} is in use by process {owner}; wait for it to end or name another {OUT}"
         ) from error
 
 

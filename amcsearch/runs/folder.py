@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from amcsearch.core import BadInputError, Metric, PruningPolicy, Trial, parse_json, read_bytes, read_text
+from amcsearch.core import OUT, RESUME, BadInputError, Metric, PruningPolicy, Trial, parse_json, read_bytes, read_text
 from amcsearch.runs.documents import ConfigFile, MetricRecord, first_difference, items_of, lines_of, plain
 from amcsearch.runs.files import (
     append_line,
@@ -287,7 +287,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         Raises:
             BadInputError: the file is not there, is not JSON, or does not hold such a summary.
         """
-        text, cure = read_text(self.summary_json), "let the command that made the run end with --resume"
+        text, cure = read_text(self.summary_json), f"let the command that made the run end with {RESUME}"
         try:
             values = items_of(parse_json(text, self.summary_json.name), self.summary_json.name)
             return SparsifySummary.from_json(values) if "sparse" in values else Summary.from_json(values)
@@ -347,11 +347,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if is_begun:
             if not resume:
                 raise BadInputError(
-                    f"run folder {self.path} holds a run already; continue it with --resume or name another --out"
+                    f"run folder {self.path} holds a run already; continue it with {RESUME} or name another {OUT}"
                 )
             self._check_same(config, deciding)
         elif any(not p.name.startswith(".") and p.name != "lost+found" for p in self.path.iterdir()):
-            raise BadInputError(f"run folder {self.path} holds other files; name an empty or new folder as --out")
+            raise BadInputError(f"run folder {self.path} holds other files; name an empty or new {OUT}")
         else:
             self._made = made
         for left in filter(lambda file: _LEFT_BEFORE.fullmatch(file.name), list(self.path.iterdir())):
@@ -380,7 +380,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return  # what the configuration names has changed: the job compares it with ``identity.json``
         raise BadInputError(
             f"run folder {self.path} belongs to another configuration: {first_difference(was, is_now)}; restore it, or "
-            "name another --out"
+            f"name another {OUT}"
         )
 
 

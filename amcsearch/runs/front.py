@@ -99,7 +99,7 @@ class ErrorTables(StoredDocument):
         try:
             return cls.from_json(parse_json(read_text(path), path.name), path.name)
         except BadInputError as error:
-            raise BadInputError(f"{path} is damaged ({error}); delete it, and --resume makes it again") from error
+            raise BadInputError(f"{path} is damaged ({error}); delete it, and resume the run") from error
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class FrontResult(Document):
         try:
             summary = FrontSummary.from_json(parse_json(text, files.front.name), files.front.name)
         except BadInputError as error:
-            raise BadInputError(f"{files.front} is damaged ({error}); make the front again with --resume") from error
+            raise BadInputError(f"{files.front} is damaged ({error}); resume the run to make it again") from error
         costs = dict.fromkeys(name for device in summary.devices for name in device.dense)
         return cls(summary, read_points(files.points, FRONT_COLUMNS, costs), files.by_name)
 

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
-from amcsearch.core import BadInputError, check_encoding, check_file, check_interrupt, without_passwords
+from amcsearch.core import OUT, RESUME, BadInputError, check_encoding, check_file, check_interrupt, without_passwords
 
 __all__ = ["LOCK_TIMEOUT_S", "Server", "check_owner", "open_storage", "opened_by_one", "storage_url"]
 
@@ -54,7 +54,7 @@ def storage_url(storage: Path | str) -> URL:
             ) from None
     url = URL.create("sqlite", database=str(storage.absolute()))
     if make_url(url.render_as_string()) != url:  # before SQLAlchemy 2.1
-        raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another --out")
+        raise BadInputError(f"study storage {storage} cannot be used: its name holds `?` or `%`; name another {OUT}")
     return url
 
 
@@ -81,13 +81,13 @@ def check_owner(url: URL) -> None:
     if lost and has_rows:  # Optuna would make them anew, and the trials would be gone without a word
         raise BadInputError(
             f"study storage {path} is damaged: it lacks the tables {', '.join(lost)}; restore it, or name another "
-            "--storage or --out"
+            f"--storage or {OUT}"
         )
     tables = {name for name in tables if not name.startswith("sqlite_")}
     if tables and not tables >= _STUDY_TABLES and not tables <= _tables_of_optuna():
         raise BadInputError(
             f"study storage {path} is the database of another program (its tables: {', '.join(sorted(tables)[:5])}); "
-            "name another --storage or --out"
+            f"name another --storage or {OUT}"
         )
 
 
@@ -146,7 +146,7 @@ class Server:
                     is_told = True
                     self.warn(
                         f"the database {self.shown} is away ({self.reason(error)}); waiting for it, at most "
-                        f"{RETRIED_S:.0f} s, after which the same command with --resume goes on"
+                        f"{RETRIED_S:.0f} s, after which the same command with {RESUME} goes on"
                     )
             check_interrupt()
             time.sleep(_PAUSE_S)

@@ -22,6 +22,8 @@ from optuna.trial import FrozenTrial, create_trial
 
 from amcsearch.core import (
     ACCURACY,
+    OUT,
+    RESUME,
     BadInputError,
     Cost,
     Evaluation,
@@ -97,7 +99,7 @@ def priced(trials: list[Trial], grid: "CostGrid") -> list[Trial]:
             continue
         if lacking:
             raise BadInputError(
-                f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or --out"
+                f"trial {trial.number} in the study storage lacks the costs {lacking}; name another --storage or {OUT}"
             )
         complete.append(trial)
     return complete
@@ -267,7 +269,7 @@ class TrialStore:
             if stored.get(key) != value:
                 raise BadInputError(
                     f"study {self._study.study_name!r} in {self._shown} was started with {key} = {stored.get(key)!r} "
-                    f"and cannot go on with {value!r}; restore the earlier settings, or use another --out or --storage"
+                    f"and cannot go on with {value!r}; restore the earlier settings, or use another {OUT} or --storage"
                 )
 
     @contextmanager
@@ -282,9 +284,9 @@ class TrialStore:
                 "'amcsearch[cluster]'"
             ) from error
         except Exception as error:  # a damaged database makes Optuna and its layers raise almost anything
-            cure = "close other programs that hold it, free disk space, or name another --storage or --out"
+            cure = f"close other programs that hold it, free disk space, or name another --storage or {OUT}"
             if self._server.is_away(error):
-                cure = "start its server and run the same command with --resume, or name another --storage"
+                cure = f"start its server and run the same command with {RESUME}, or name another --storage"
             raise BadInputError(
                 f"study storage {self._shown} cannot be used: {self._server.reason(error)}; {cure} (trials stored so "
                 "far stay there)"
@@ -364,6 +366,6 @@ def _decode(stored: FrozenTrial, metric: Metric) -> Trial:
     except (ValueError, OverflowError) as error:  # BadInputError among them
         raise BadInputError(
             f"trial {stored.number} in the study storage is damaged or was not written by amcsearch ({error}); "
-            "name another --storage or --out"
+            f"name another --storage or {OUT}"
         ) from error
     return trial

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from amcsearch.core import BadInputError
+from amcsearch.core import OUT, BadInputError
 from amcsearch.runs import replacing
 from amcsearch.training.tensor_files import read_torch
 
@@ -44,4 +44,4 @@ class StateFile:
             with replacing(self.path) as partial, partial.open("wb") as file:
                 torch.save(state, file)
         except RuntimeError as error:  # torch's writer, on a full disk
-            raise BadInputError(f"cannot write {self.path}: {error}; free the disk, or name another --out") from error
+            raise BadInputError(f"cannot write {self.path}: {error}; free the disk, or name another {OUT}") from error

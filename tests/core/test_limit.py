@@ -47,7 +47,7 @@ def test_what_is_no_limit_names_key_value_bound_and_cure(written: str | float) -
     with pytest.raises(BadInputError) as caught:
         Limit.parse("macs", written, "prune.target.macs")
     assert str(caught.value) == (
-        f"prune.target.macs = {written!r}, must be a share of dense from 0x to 1x such as 0.5x, or a number above 0; "
+        f"prune.target.macs = {written!r}, must be a share of dense in (0x, 1x] such as 0.5x, or a number above 0; "
         + ("lower the limit or drop it" if written == "1.5x" else WRITE)
     )
     with pytest.raises(BadInputError, match=r"or a number in \(0, 200\], the dense network's macs; (lower|write)"):
@@ -122,7 +122,7 @@ def test_more_than_dense_names_its_cost() -> None:
     with pytest.raises(BadInputError) as caught:
         limit.resolve(28944.0)
     assert str(caught.value) == (
-        "sparsify.target.bytes = 30000.0, must be a share of dense from 0x to 1x such as 0.5x, or a number in "
+        "sparsify.target.bytes = 30000.0, must be a share of dense in (0x, 1x] such as 0.5x, or a number in "
         "(0, 28944], the dense network's bytes; lower the limit or drop it"
     )
     assert Limit.parse("macs", 200.00000001, "budget.macs").resolve(200.0) == 200.00000001  # summed in another order
@@ -175,7 +175,7 @@ def test_anything_is_read_or_refused(written: str | float | bool) -> None:
         value, of_dense = read_limit(written)
     except ValueError as error:
         units = f" ({OF_ANY})" if UNITS in str(error) else ""
-        assert str(error) == f"expected a share of dense from 0x to 1x such as 0.5x, or a number{units} above 0"  # noqa: PT017 - both outcomes are right
+        assert str(error) == f"expected a share of dense in (0x, 1x] such as 0.5x, or a number{units} above 0"  # noqa: PT017 - both outcomes are right
     else:
         assert 0.0 < value < float("inf")
         assert not of_dense or value <= 1.0

@@ -110,9 +110,9 @@ def test_nothing_is_added_to_no_run(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load(write_config())
-    with pytest.raises(BadInputError, match="new holds none; name its folder"):
+    with pytest.raises(BadInputError, match=r"new holds none; name its --out \(in Python: folder\) and go on"):
         extended(config, tmp_path / "new", True, "+3")
-    with pytest.raises(BadInputError, match="none is resumed; name its folder"):
+    with pytest.raises(BadInputError, match="none is resumed; name its --out"):
         extended(config, begun(tmp_path, config), False, "+3")
     assert main(["search", str(write_config()), "--trials", "+3", "--out", str(tmp_path / "new")]) == 2
     assert main(["search", str(write_config()), "--trials", "+3", "--dry-run"]) == 2

@@ -63,8 +63,8 @@ def refused(
     ("limit", "value", "words"),
     [
         ("macs: 0.5", "0.5", "is an absolute number of macs, must be at least 1; write 0.5x for that share"),
-        ("macs: 2x", "'2x'", "a share of dense from 0x to 1x such as 0.5x, or a number above 0"),
-        ("macs: half", "'half'", "a share of dense from 0x to 1x such as 0.5x, or a number above 0"),
+        ("macs: 2x", "'2x'", "a share of dense in (0x, 1x] such as 0.5x, or a number above 0"),
+        ("macs: half", "'half'", "a share of dense in (0x, 1x] such as 0.5x, or a number above 0"),
         ("macs: 1e12", "1000000000000.0", "(0, 451648], the dense network's macs; lower the limit or drop it"),
     ],
 )
