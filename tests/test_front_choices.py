@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amcsearch.cli.text import choice_text
 from amcsearch.core import BadInputError, InfeasibleBudgetError, PruningPolicy
 from amcsearch.runs import (
     EvaluatedPolicy,
@@ -182,6 +185,24 @@ def test_a_front_is_read_as_it_was_written_and_gives_a_policy_file(tmp_path: Pat
     choice = front.within({"macs": "0.5x"}, "a")
     assert PruningPolicy.read(choice.save(tmp_path / "p.json")) == choice.policy
     assert json.loads(json.dumps(choice.to_json()))["confidence"]["evaluated"] == 2
+
+
+def test_costs_of_a_choice_have_their_units() -> None:
+    dense = {"peak_memory_bytes": 2.0**20, "latency_ms": 0.25, "macs": 4e6}
+    device = FrontDevice("a", None, None, 1, dense, 0.1)
+    whole = replace(summary(), devices=(device,))
+    choice = replace(
+        FrontResult(summary(), POINTS, {}).within({"macs": "0.5x"}, "a"),
+        cost={"peak_memory_bytes": 98304.0, "latency_ms": 0.0125, "macs": 1e6},
+        of_dense={"peak_memory_bytes": 0.09375, "latency_ms": 0.05, "macs": 0.25},
+        limits={"peak_memory_bytes": 98304.0, "latency_ms": 0.11},
+    )
+    lines = choice_text(choice, whole, Path("p.json")).splitlines()[2:5]
+    assert [re.split("  +", line.strip()) for line in lines] == [
+        ["peak_memory_bytes", "96.0 KiB", "0.094x", "96.0 KiB"],
+        ["latency_ms", "0.0125 ms", "0.050x", "0.110 ms"],
+        ["macs", "1.00 M", "0.250x"],
+    ]
 
 
 def test_a_front_is_asked_without_anything_heavy(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.cli.text import columns, count, left_out, number, table_said
-from amcsearch.core import counted
+from amcsearch.cli.text import columns, count, left_out, number, table_said, with_sigma
+from amcsearch.core import alike, counted
 
 if TYPE_CHECKING:
     from amcsearch.runs import Interval, ModelBlock, SparsifySummary, Summary, Verdict
@@ -103,8 +103,8 @@ def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[s
 def _milliseconds(latency: "Interval | None", doubt: str | None) -> str:
     if latency is None:
         return "not yet"
-    ends = f"{latency.low:.3f}–{latency.high:.3f}" if doubt is None else "undecided"
-    return f"{latency.median:.3f} ({ends})"
+    middle, low, high = alike(latency.median, (latency.high - latency.low) / 2, latency.low, latency.high)
+    return f"{middle} ({f'{low}–{high}' if doubt is None else 'undecided'})"
 
 
 def _how_lines(summary: "Summary") -> list[str]:
@@ -126,7 +126,7 @@ def _verdict_lines(verdict: "Verdict") -> list[str]:
 
 def _predicted(block: "ModelBlock") -> str:
     value, sigma = block.cost.latency_ms, block.latency_ms_sigma
-    return number(value) if value is None or sigma is None else f"{value:.3f} ± {sigma:.3f}"
+    return number(value) if value is None or sigma is None else with_sigma(value, sigma)
 
 
 def _table_lines(summary: "Summary") -> list[str]:

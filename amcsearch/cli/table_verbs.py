@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amcsearch.cli.text import columns
+from amcsearch.cli.text import columns, with_sigma
 from amcsearch.cli.verbs import client_of, load_config, show
 from amcsearch.core import BadInputError, counted
 
@@ -110,7 +110,7 @@ def comparison_text(comparison: "TableComparison") -> str:
     tables = comparison.tables
     rows = [["", "MACs", *(text for table in tables for text in (table.name, ""))]]
     for at, policy in enumerate(comparison.policies):
-        each = ((f"{t.ms[at]:.3f} ± {t.sigma_ms[at]:.3f} ms", f"{t.speed_up[at]:.2f}x") for t in tables)
+        each = ((f"{with_sigma(t.ms[at], t.sigma_ms[at])} ms", f"{t.speed_up[at]:.2f}x") for t in tables)
         rows.append([policy, f"{comparison.macs[at]:.0%}", *(text for pair in each for text in pair)])
     lines = [f"{comparison.network}: the same policies on {len(tables)} tables", "", *columns(rows), ""]
     return "\n".join([*lines, *(f"{table.name}: {table.description}" for table in tables)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from amcsearch.core import Metric, counted
+from amcsearch.core import Metric, alike, counted
 
 if TYPE_CHECKING:
     from amcsearch.jobs import Comparison, EnergyReport, LayerReport, SearchPlan
@@ -30,6 +30,7 @@ __all__ = [
     "number",
     "plan_text",
     "table_said",
+    "with_sigma",
 ]
 
 
@@ -144,9 +145,10 @@ def front_text(result: "FrontResult") -> str:
     summary = result.summary
     rows = [["device", "cost", "dense", "smallest", "of dense", "policies"]]
     for (device, along), points in result.points.groupby(["device", "along"], sort=False):
-        dense, least = summary.device(str(device)).dense[str(along)], float(points[str(along)].min())
+        cost = str(along)
+        dense, least = summary.device(str(device)).dense[cost], float(points[cost].min())
         share = f"{least / dense:.3g}x" if dense else ""
-        rows.append([str(device), str(along), number(dense), number(least), share, str(len(points))])
+        rows.append([str(device), cost, _cost(cost, dense), _cost(cost, least), share, str(len(points))])
     metric = summary.judged_by
     lines = [f"errors from {summary.errors_from}; {summary.confidence_text}"]
     for each in summary.evaluated:
@@ -160,7 +162,8 @@ def choice_text(choice: "FrontChoice", summary: "FrontSummary", path: Path) -> s
     rows = [["cost", "predicted", "of dense", "limit"]]
     for name, value in choice.cost.items():
         share = choice.of_dense.get(name)
-        rows.append([name, number(value), "" if share is None else f"{share:.3f}x", number(choice.limits.get(name))])
+        of_dense = "" if share is None else f"{share:.3f}x"
+        rows.append([name, _cost(name, value), of_dense, _cost(name, choice.limits.get(name))])
     metric, measured = summary.judged_by, choice.measured
     lines = [f"predicted error: {choice.error:.4g} (0 is dense)", f"confidence: {choice.confidence.text}"]
     if measured is not None:
@@ -234,6 +237,18 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def count(value: float | None) -> str:
     """A whole number with commas, nothing for None."""
     return "" if value is None else f"{value:,.0f}"
+
+
+def with_sigma(value: float, sigma: float) -> str:
+    """A value and its standard deviation, with decimals that show both: ``0.0130 ± 0.0002``."""
+    return " ± ".join(alike(value, sigma, sigma))
+
+
+def _cost(name: str, value: float | None) -> str:
+    """A cost with its unit, as on the page: ``96.0 KiB``, ``0.110 ms``; nothing for None."""
+    from amcsearch.reporting import cost_text
+
+    return "" if value is None else cost_text(name, value).replace("\u00a0", " ")
 
 
 def number(value: float | None) -> str:

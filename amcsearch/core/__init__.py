@@ -1,7 +1,7 @@
 """Nouns shared by every floor: standard library and numpy only."""
 
 from amcsearch.core.cost import COST_NAMES, FIRST_COSTS, Cost
-from amcsearch.core.counting import counted
+from amcsearch.core.counting import alike, counted, digits
 from amcsearch.core.database import check_encoding, without_passwords
 from amcsearch.core.errors import (
     OUT,
@@ -87,6 +87,7 @@ __all__ = [
     "TrialState",
     "UserCode",
     "WidthSum",
+    "alike",
     "at_worst",
     "check_csv",
     "check_depth",
@@ -96,6 +97,7 @@ __all__ = [
     "counted",
     "decoded",
     "described",
+    "digits",
     "give_back_freed_memory",
     "guarded_job",
     "interruptible",

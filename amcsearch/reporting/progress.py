@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from amcsearch.core import Trial, check_interrupt, printable
+from amcsearch.core import Trial, check_interrupt, digits, printable
 
 __all__ = ["ProgressBar"]
 
@@ -66,5 +66,6 @@ class ProgressBar:
 
 
 def _costs(trial: Trial) -> str:
-    parts = {"latency_ms": "{:.3f} ms", "macs": "{:.3g} MACs"}
-    return next((form.format(trial.cost[name]) for name, form in parts.items() if name in trial.cost), "")
+    if "latency_ms" in trial.cost:
+        return f"{digits(trial.cost['latency_ms'])} ms"
+    return f"{trial.cost['macs']:.3g} MACs" if "macs" in trial.cost else ""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from amcsearch.core import Metric, printable
+from amcsearch.core import Metric, digits, printable
 from amcsearch.runs import Interval
 
 __all__ = [
@@ -140,7 +140,7 @@ def points(before: float | None, after: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """Write a time, such as 0.512 ms."""
     value = known(value)
-    return _NONE if value is None else f"{_digits(value)}{_SPACE}ms"
+    return _NONE if value is None else f"{digits(value)}{_SPACE}ms"
 
 
 def deviation(value: float | None) -> str:
@@ -151,7 +151,7 @@ def deviation(value: float | None) -> str:
 def interval(measured: Interval, unit: str = "") -> str:
     """Write the ends of a 95 % interval, or nothing."""
     low, high = known(measured.low), known(measured.high)
-    return "" if low is None or high is None else f"{_digits(low)}–{_digits(high)}{unit}"
+    return "" if low is None or high is None else f"{digits(low)}–{digits(high)}{unit}"
 
 
 def cost(name: str, value: float | None) -> str:
@@ -163,7 +163,7 @@ def cost(name: str, value: float | None) -> str:
         return _count(value)
     if name in ("model_bytes", "peak_memory_bytes"):
         return kibibytes(value)
-    return _digits(value) + {"latency_ms": f"{_SPACE}ms", "energy_mj": f"{_SPACE}mJ"}.get(name, "")
+    return digits(value) + {"latency_ms": f"{_SPACE}ms", "energy_mj": f"{_SPACE}mJ"}.get(name, "")
 
 
 def size(value: int) -> str:
@@ -173,7 +173,7 @@ def size(value: int) -> str:
 
 def kibibytes(value: float) -> str:
     """Write bytes as KiB or MiB, the units in which limits are written."""
-    return f"{_digits(value / 2**20)}{_SPACE}MiB" if value >= 2**20 else f"{_digits(value / 2**10)}{_SPACE}KiB"
+    return f"{digits(value / 2**20)}{_SPACE}MiB" if value >= 2**20 else f"{digits(value / 2**10)}{_SPACE}KiB"
 
 
 def seconds(value: float) -> str:
@@ -181,13 +181,8 @@ def seconds(value: float) -> str:
     return f"{value:.1f}{_SPACE}s" if value < 120 else f"{value // 60:.0f}{_SPACE}min {value % 60:.0f}{_SPACE}s"
 
 
-def _digits(value: float) -> str:
-    """Three significant digits, without an exponent where that reads well."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
 def _count(value: float) -> str:
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
-            return f"{value / scale:#.3g}".rstrip(".") + _SPACE + unit
+            return digits(value / scale) + _SPACE + unit
     return f"{value:.0f}"
