@@ -56,6 +56,39 @@ def test_module_paths_of_both_exporters(name, path):
     assert _module_path(name, known) == path
 
 
+def test_products_inside_a_module_are_its_products_of_maps_in_order():
+    """Scores, an activation and sums by scores; a third product of the same shapes is counted with the last."""
+    graph = graph_of(
+        [
+            node("MatMul", "/network/block/q/MatMul", ["input", "q.weight"], "q"),
+            node("Transpose", "/network/block/Transpose", ["q"], "k"),
+            node("MatMul", "/network/block/MatMul", ["q", "k"], "scores"),
+            node("Relu", "/network/block/Relu", ["scores"], "positive"),
+            node("MatMul", "/network/block/MatMul_1", ["positive", "q"], "sums"),
+            node("Einsum", "/network/block/Einsum", ["positive", "sums"], "more"),
+            node("MatMul", "/network/block/o/MatMul", ["more", "o.weight"], "output"),
+        ],
+        ["q.weight", "o.weight"],
+    )
+    layers = ["block.q", "block.product#2", "block.product", "block.o"]
+    owners = original_owners(graph, layers)
+    assert [owners[each.name] for each in graph.node] == [
+        *("block.q", "block.q", "block.product", "block.product", "block.product#2", "block.product#2", "block.o")
+    ]
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "covariance"])
+def test_the_time_of_products_of_maps_is_theirs(name, products_of_maps):
+    model, x = products_of_maps.NETWORKS[name]().eval(), products_of_maps.EXAMPLE
+    content, layers = exported(model, x), trace(model, x, verify=False).network.layers
+    names = [layer.name for layer in layers]
+    owners = original_owners(onnx.load_from_string(content).graph, names)
+    runs = kernel_runs(onnx.load_from_string(optimised_model(content)).graph, owners)
+    multiplying = [run.layer for run in runs if "MatMul" in run.kernel]
+    products = {each for each in names if "product" in each}
+    assert [each for each in multiplying if each in products] == sorted(products)
+
+
 def test_nodes_without_a_layer_belong_to_the_layer_they_follow_or_feed():
     graph = graph_of(
         [

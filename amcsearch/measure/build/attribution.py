@@ -2,6 +2,7 @@
 
 1. Original graph: a node inside a layer's module (its name holds the module path) or fed by the layer's weight is
    that layer's; a node directly inside a module that computes attention is the attention's (``MODULE.attention``).
+   Products without a weight that are directly inside a module are its products of maps, in order.
    Any other node (add, pool, activation, reshape) belongs to the layer it follows; before the first layer, to the
    one it feeds.
 2. Optimised graph: fusions keep the name of a node or tensor of the original graph, with a suffix. Reorders and
@@ -11,6 +12,7 @@ So every microsecond of a profile lands on exactly one layer, and the sum over l
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +24,7 @@ from amcsearch.runtime import WRAPPER, ExecutedNode
 __all__ = ["KernelRun", "kernel_name", "kernel_runs", "optimised_owners", "original_owners"]
 
 US_PER_MS: Final = 1e3
+MULTIPLYING: Final = frozenset({"MatMul", "Gemm", "Einsum"})
 DOMAINS: Final = {"": "", "ai.onnx": "", "com.microsoft.nchwc": "nchwc.", "com.microsoft": "ms."}
 
 
@@ -58,6 +61,17 @@ def _owner_by_weight(node: onnx.NodeProto, weights: Mapping[str, str], layers: s
             if layer in layers:
                 return layer
     return None
+
+
+def _products(layers: Iterable[str]) -> dict[str, list[str]]:
+    """Module → its products of maps, ``MODULE.product``, ``MODULE.product#2``, …, in order."""
+    numbered: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in layers:
+        path, _, leaf = name.rpartition(".")
+        kind, _, number = leaf.partition("#")
+        if kind == "product":
+            numbered[path][int(number or 1)] = name
+    return {path: [names[number] for number in sorted(names)] for path, names in numbered.items()}
 
 
 def _through_identities(graph: onnx.GraphProto) -> dict[str, str]:
@@ -98,13 +112,16 @@ def original_owners(graph: onnx.GraphProto, layers: Iterable[str]) -> dict[str, 
     names = set(layers)
     layer_of = {name.removesuffix(".attention"): name for name in names} | {name: name for name in names}
     known = {".".join(name.split(".")[: i + 1]) for name in names for i in range(name.count(".") + 1)}
-    weights = _through_identities(graph)
+    weights, products = _through_identities(graph), _products(names)
     owners: list[str | None] = []
     for node in graph.node:
         path = _module_path(node.name, known)
         by_weight = _owner_by_weight(node, weights, names)
         inside = by_weight is not None and by_weight.startswith(f"{path}." if path else "")
-        owners.append(by_weight if inside else layer_of.get(path))
+        owner = by_weight if inside else layer_of.get(path)
+        if owner is None and by_weight is None and node.op_type in MULTIPLYING and products.get(path):
+            owner = products[path].pop(0) if len(products[path]) > 1 else products[path][0]
+        owners.append(owner)
     result: dict[str, str] = {}
     for node, owner in zip(graph.node, _follow(graph.node, owners), strict=True):
         if owner is not None:
