@@ -348,6 +348,32 @@ def test_every_verb_takes_a_task(trained: nn.Module, data: TensorDataset) -> Non
             verb(trained, data, task="regresion")
 
 
+@pytest.mark.parametrize(
+    ("verb", "arguments", "words"),
+    [
+        ("front", {"devices": "edge_cpu"}, r"devices = 'edge_cpu', expected a list, such as \['edge_cpu'\]"),
+        ("front", {"devices": 3}, "devices = 3, expected a list"),
+        ("compare", {"agents": "random"}, r"agents = 'random', expected a list, such as \['ddpg', 'random'\]"),
+        ("compare", {"agents": ["random"], "seeds": 3}, r"seeds = 3, expected a list, such as \[0, 1, 2\]"),
+        ("search", {"settings": ["seed"]}, r"settings = \['seed'\], expected keys with values"),
+        ("search", {"workers": "2"}, "workers = '2', must be at least 1"),
+        ("search", {"folder": 3}, "path 3 is a int, expected text or a Path"),
+        (
+            "search",
+            {"budget": {"latency_ms": "0.5x"}, "table": 3},
+            "table = 3 is a int, expected its path or name",
+        ),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_one_line(
+    trained: nn.Module, data: TensorDataset, verb: str, arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(BadInputError, match=words):
+        getattr(amcsearch, verb)(trained, data, **{"settings": SETTINGS, **arguments})
+    with pytest.raises(BadInputError, match="path None is a NoneType"):
+        amcsearch.load(None)
+
+
 class Branching(nn.Module):
     """The network inside a branch on its own input, which ``torch.export`` cannot follow."""
 

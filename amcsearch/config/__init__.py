@@ -3,6 +3,7 @@
 from amcsearch.config.arguments import (
     LEAST_FRESH,
     LEAST_VARIANTS,
+    check_list,
     check_measuring,
     check_once,
     check_seeds,
@@ -109,6 +110,7 @@ __all__ = [
     "build",
     "call_factory",
     "check_contract",
+    "check_list",
     "check_measuring",
     "check_once",
     "check_priced",

@@ -1,6 +1,6 @@
 """Arguments of verbs that are no keys of the configuration, checked before any work, and before a service queues it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +8,7 @@ from amcsearch.config.lookup import DEVICES, TABLES, Kind, listed, lookup
 from amcsearch.config.messages import hint
 from amcsearch.core import BadInputError
 
-__all__ = ["LEAST_FRESH", "LEAST_VARIANTS", "check_measuring", "check_once", "check_seeds", "find_target"]
+__all__ = ["LEAST_FRESH", "LEAST_VARIANTS", "check_list", "check_measuring", "check_once", "check_seeds", "find_target"]
 
 LEAST_VARIANTS: Final = 12
 """Variants of a network that a latency table is made of."""
@@ -39,6 +39,16 @@ def _path(kind: Kind, value: Path | str) -> str | None:
     return str(path) if fits else None
 
 
+def check_list(key: str, values: object, example: str) -> None:
+    """Check that an argument of Python is a list, not one name, whose letters would be taken for names.
+
+    Raises:
+        BadInputError: it is not; shows the ``example``.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+        raise BadInputError(f"{key} = {values!r:.60}, expected a list, such as {example}")
+
+
 def check_once(key: str, names: Sequence[str]) -> None:
     """Check that no name of a list is there twice; ``key`` is that of the list, such as ``devices``.
 
@@ -56,6 +66,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
     Raises:
         BadInputError: none or too many, one below 0, or one twice.
     """
+    check_list("seeds", seeds, "[0, 1, 2]")
     if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise BadInputError(
             f"seeds = {list(seeds)[:10]}, expected from 1 to {MOST_SEEDS} whole numbers of at least 0, each once"

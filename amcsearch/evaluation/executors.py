@@ -255,9 +255,9 @@ def _killed(exit_code: int | None) -> str:
 
 
 def _checked(name: str, value: int) -> int:
-    if not 1 <= value <= MOST_PROCESSES:
+    if not isinstance(value, int) or not 1 <= value <= MOST_PROCESSES:
         cores = f"this machine has {os.cpu_count()} cores"
-        raise BadInputError(f"{name} = {value}, must be at least 1 and at most {MOST_PROCESSES} ({cores})")
+        raise BadInputError(f"{name} = {value!r}, must be at least 1 and at most {MOST_PROCESSES} ({cores})")
     return value
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, get_type_hints
 
 import numpy as np
 
-from amcsearch.config import Config, check_once, check_seeds, label
+from amcsearch.config import Config, check_list, check_once, check_seeds, label
 from amcsearch.core import RESUME, BadInputError, parse_json, read_text
 from amcsearch.evaluation import Engine
 from amcsearch.jobs.observer import Observer, Phases
@@ -171,6 +171,7 @@ def compare(
 
 def _agents(config: Config, agents: Sequence[str | Agent]) -> dict[str, Agent]:
     """Make the agents, each with the name that its trials carry; ``search.agent_params`` are for ``search.agent``."""
+    check_list("agents", agents, "['ddpg', 'random']")
     names = [label(each) if isinstance(each, str) else type(each).__name__ for each in agents]
     check_once("agents", names)
     named: dict[str, Agent] = {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from amcsearch.config import AUTO, Config, asks_latency, check_once, find_target, read_latency_table
+from amcsearch.config import AUTO, Config, asks_latency, check_list, check_once, find_target, read_latency_table
 from amcsearch.core import BadInputError
 from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.device import Device, load_device
@@ -36,6 +36,7 @@ def targets_of(config: Config, devices: Sequence[AskedDevice]) -> list[Target]:
     Raises:
         BadInputError: an unknown device, or one twice.
     """
+    check_list("devices", devices, "['edge_cpu']")
     if not devices:
         is_unpriced = config.device.table == AUTO and not asks_latency(config)
         return [Target(CONFIGURED_NAME, config.device.profile, None if is_unpriced else config.device.table)]

@@ -21,6 +21,7 @@ from amcsearch.config import (
     trial_settings,
 )
 from amcsearch.core import OUT, RESUME, BadInputError, DeliveryError, InfeasibleBudgetError, PruningPolicy, read_text
+from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.workload import InMemory
 from amcsearch.runs import RunFolder, Summary, expanded
@@ -80,6 +81,8 @@ def make_request(
             ``config.from_mapping``.
     """
     _check_types(model, example)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise BadInputError(f"settings = {settings!r:.60}, expected keys with values, such as {{'search.batch': 4}}")
     if config is None:
         _check_given(model, data if example is None else example)
     given = {key: value for key, value in named.items() if value is not None}
@@ -88,6 +91,7 @@ def make_request(
         for key, field in _OBJECTS.items()
         if not isinstance(given.get(key), str | Path | Mapping | None)
     }
+    _check_device(objects)
     keys = {key: _as_text(value) for key, value in {**(settings or {}), **given}.items()}
     keys |= {key: None for key in _PLAIN_OBJECTS if _OBJECTS[key] in objects}
     if model is not None:
@@ -103,6 +107,15 @@ def _check_types(model: object, example: object) -> None:
             given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             raise BadInputError(
                 f"{name} is {given}, expected an object of torch.{'nn.' * (kind is nn.Module)}{kind.__name__}"
+            )
+
+
+def _check_device(objects: Mapping[str, object]) -> None:
+    for name, kind in (("table", LatencyTable), ("profile", DeviceProfile)):
+        if name in objects and not isinstance(objects[name], kind):
+            raise BadInputError(
+                f"{name} = {objects[name]!r:.60} is a {type(objects[name]).__name__}, expected its path or name, or a "
+                f"{kind.__name__}"
             )
 
 

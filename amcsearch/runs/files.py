@@ -59,6 +59,8 @@ def expanded(path: Path | str) -> Path:
         BadInputError: there is no such user, a null character, text that no file system takes, or a name that is too
             long.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise BadInputError(f"path {path!r:.60} is a {type(path).__name__}, expected text or a Path")
     text = os.fspath(path)
     if "\0" in text:
         raise BadInputError(f"path {text!r} has a null character; name another one")
