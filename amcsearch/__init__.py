@@ -37,7 +37,7 @@ _ROOMS: Final = {
     ),
     "costs": ("CostGrid", "CostModel", "DeviceProfile", "EnergyModel", "LatencyTable", "Macs", "Params"),
     "evaluation": ("Evaluator", "ProcessExecutor", "SerialExecutor"),
-    "graph": ("Trace", "masked", "remove", "trace"),
+    "graph": ("Trace", "fold_weights", "masked", "remove", "trace"),
     "jobs": (
         "Comparison",
         "EnergyReport",

@@ -91,6 +91,7 @@ PUBLIC = [
     "compare",
     "connect",
     "energy",
+    "fold_weights",
     "front",
     "load",
     "make_env",

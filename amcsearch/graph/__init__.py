@@ -12,7 +12,7 @@ from amcsearch.graph.batch import (
     plain_tree,
     tensors_of_tree,
 )
-from amcsearch.graph.folding import fold_weights
+from amcsearch.graph.folding import check_folded, fold_weights
 from amcsearch.graph.layout import channels_first, channels_last, make_channels_first, takes_channels_last
 from amcsearch.graph.masks import masked
 from amcsearch.graph.modes import evaluating, modes_kept, recording_gradients
@@ -39,6 +39,7 @@ __all__ = [
     "branch_lines",
     "channels_first",
     "channels_last",
+    "check_folded",
     "check_kept",
     "duplicate",
     "evaluating",

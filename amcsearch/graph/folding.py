@@ -17,20 +17,24 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from amcsearch.graph.batch import Batch
+from amcsearch.core import BadInputError
+from amcsearch.graph.batch import Batch, as_batch
 from amcsearch.graph.modes import evaluating
+from amcsearch.graph.slices import Trace
 
-__all__ = ["fold_weights"]
+__all__ = ["check_folded", "fold_weights"]
 
 _PLAIN: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _CALLS: Final = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
 
 
-def fold_weights(model: nn.Module, batch: Batch) -> list[str]:
+def fold_weights(model: nn.Module, example: Tensor | Batch) -> list[str]:
     """Make plain weights of computed ones, in place; return the names of the layers, in order.
 
-    The network computes what it did in evaluation mode; training it goes on without the norm.
+    The network computes what it did in evaluation mode; training it goes on without the norm. ``example`` is one or
+    more samples, as the network takes them; a tensor (N, …) is that of a network of one argument.
     """
+    batch = as_batch(example)
     folded = [name for name, module in model.named_modules() if _remove_hooks(module)]
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -44,6 +48,30 @@ def fold_weights(model: nn.Module, batch: Batch) -> list[str]:
         folded += [names[id(module)] for module in standardised if _replaced(module, calls.get(id(module)))]
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return sorted(folded, key=order.__getitem__)
+
+
+def check_folded(model: nn.Module, trace: Trace) -> None:
+    """Check that a model has the plain weights that its trace is of.
+
+    Raises:
+        BadInputError: a layer that was folded in the traced copy computes its weight anew at every call.
+    """
+    modules = dict(model.named_modules()) if trace.folded else {}
+    name = next((name for name in trace.folded if name in modules and _computes(modules[name])), None)
+    if name is not None:
+        raise BadInputError(
+            f"layer {name!r} computes its weight at every call (weight norm, spectral norm, …), and the trace is of a "
+            "copy with plain ones; call amcsearch.fold_weights(model, example) first, which changes the model in place"
+        )
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether a module that was folded in a copy is not folded here."""
+    if parametrize.is_parametrized(module):
+        return True
+    if any(isinstance(hook, WeightNorm | SpectralNorm) for hook in module._forward_pre_hooks.values()):
+        return True
+    return isinstance(module, _PLAIN) and type(module).forward is not _base(module).forward
 
 
 def _remove_hooks(module: nn.Module) -> bool:

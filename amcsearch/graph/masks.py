@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amcsearch.graph.folding import check_folded
 from amcsearch.graph.modes import forget, unfused
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
@@ -25,8 +26,9 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
     really smaller module. On leaving, also by an exception, every touched tensor is restored bit for bit.
 
     Raises:
-        BadInputError: kept channels that do not fit the trace.
+        BadInputError: kept channels that do not fit the trace, or as ``check_folded``.
     """
+    check_folded(model, trace)
     removed = check_kept(trace, kept)
     positions = removed_positions(trace, removed)
     touched = {name: tensor.data for name, tensor in tensors_of(model, (name for name, _ in positions)).items()}

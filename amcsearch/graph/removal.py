@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amcsearch.core import PruningPolicy, Side
+from amcsearch.graph.folding import check_folded
 from amcsearch.graph.modes import forget
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.plain_code import CutArgument, GridAxis, ask_for, lower
@@ -194,8 +195,9 @@ def remove(model: nn.Module, trace: Trace, kept: Kept) -> nn.Module:
     mode and ``requires_grad`` are kept. Where a group keeps no channels, its layers are replaced (``vanished``).
 
     Raises:
-        BadInputError: kept channels that do not fit the trace.
+        BadInputError: kept channels that do not fit the trace, or as ``check_folded``.
     """
+    check_folded(model, trace)
     removed = check_kept(trace, kept)
     branches = _gone_branches(trace, removed)
     for name, branch in branches.items():  # code that does not run on no channels is left ``width`` of zeros

@@ -132,7 +132,7 @@ class Trace:
 
     ``slices``, ``units``, ``norms`` and ``arguments`` are keyed by group name. ``units`` are (n_units, unit) channel
     indices that leave together: a head's channels, or one channel of each group of a grouped convolution. ``vanishing``
-    names the groups that may keep no channels.
+    names the groups that may keep no channels. ``folded`` are the layers whose computed weights were made plain first.
     """
 
     network: NetworkSpec
@@ -144,6 +144,7 @@ class Trace:
     vanishing: Mapping[str, Vanishing] = field(default_factory=dict)
     arguments: Mapping[str, tuple[ArgumentSlice, ...]] = field(default_factory=dict)
     sizes: tuple[StatedSize, ...] = ()
+    folded: tuple[str, ...] = ()
 
     def without(self, lost: Mapping[str, str]) -> "Trace":
         """Return the trace without some groups; ``lost`` maps each to the reason, which joins ``skipped``."""
@@ -160,6 +161,7 @@ class Trace:
             {name: value for name, value in self.vanishing.items() if name in names},
             {name: value for name, value in self.arguments.items() if name in names},
             tuple(size for size in self.sizes if size.group in names),
+            self.folded,
         )
 
     def reason(self, layer: str) -> str:
@@ -215,6 +217,7 @@ def joined(trace: Trace, names: Sequence[str]) -> Trace | None:
         tuple(dict.fromkeys(attributes)),
         arguments={name: value for name, value in trace.arguments.items() if name not in {first, *others}},
         sizes=tuple(replace(size, group=first if size.group in others else size.group) for size in trace.sizes),
+        folded=trace.folded,
     )
 
 

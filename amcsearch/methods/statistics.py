@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from amcsearch.graph import Batch, Batches, HeldBatches, Trace, Tree
+from amcsearch.graph import Batch, Batches, HeldBatches, Trace, Tree, check_folded
 from amcsearch.methods.curvature import GateTable, curvature
 from amcsearch.methods.first_order import ForwardPass, LossFunction, Taps, drawn_targets, mean_gradients, sample_gates
 from amcsearch.methods.moments import Moments, Patches
@@ -76,7 +76,12 @@ def gather(
 
 
 def sliced_parameters(model: nn.Module, trace: Trace) -> dict[str, nn.Parameter]:
-    """Return the parameters that some group cuts, under every name the trace uses (tied weights have several)."""
+    """Return the parameters that some group cuts, under every name the trace uses (tied weights have several).
+
+    Raises:
+        BadInputError: as ``check_folded``.
+    """
+    check_folded(model, trace)
     named = dict(model.named_parameters(remove_duplicate=False))
     used = (part.tensor for slices in trace.slices.values() for part in slices)
     return {name: named[name] for name in dict.fromkeys(used) if name in named}

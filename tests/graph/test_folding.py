@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from amcsearch.graph import Batch, duplicate, fold_weights, remove, trace
+from amcsearch.core import BadInputError
+from amcsearch.graph import Batch, duplicate, fold_weights, masked, remove, trace
+from amcsearch.methods.statistics import sliced_parameters
 
 
 class Standardised(nn.Conv2d):
@@ -55,6 +57,25 @@ def test_a_folded_network_computes_the_same_and_can_be_pruned(case: str) -> None
     assert tuple(small.get_parameter("0.weight").shape) == (4, 3, 3, 3)
     small.load_state_dict(duplicate(small).state_dict())  # as a training does that begins anew
     assert fold_weights(model, Batch.of(x)) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_trace_is_of_plain_weights_and_says_what_has_to_be_folded(case: str) -> None:
+    torch.manual_seed(0)
+    model, x, half = network(CASES[case]()), torch.randn(1, 3, 5, 5), {"0": torch.arange(3).numpy()}
+    names = sorted(model.state_dict())
+    traced = trace(model, x)
+    assert ([(g.name, g.channels) for g in traced.network.groups], traced.folded) == ([("0", 6)], ("0",))
+    assert sorted(model.state_dict()) == names  # a copy was folded
+    for use in (remove, lambda *given: masked(*given).__enter__(), lambda m, t, _: sliced_parameters(m, t)):
+        with pytest.raises(BadInputError, match=r"layer '0' computes its weight .* call amcsearch.fold_weights"):
+            use(model, traced, half)
+    assert fold_weights(model, x) == ["0"]
+    small = remove(model, traced, half)
+    with masked(model, traced, half), torch.no_grad():
+        assert torch.allclose(small(x), model(x), atol=1e-6)
+    assert trace(model, x).folded == ()
 
 
 def test_layers_that_compute_more_than_their_weight_stay() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, NetworkSpec, described
 from amcsearch.graph.batch import Batch, as_batch, tensors_of_tree
+from amcsearch.graph.folding import fold_weights
 from amcsearch.graph.packed_attention import free_heads
 from amcsearch.graph.removal import duplicate
 from amcsearch.graph.slices import Skipped, Trace
@@ -39,7 +40,8 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
     """Return the shapes, channel groups and tensor slices of any torch module.
 
     Args:
-        model: left untouched (mode, gradients, hooks): a copy is traced in eval mode.
+        model: left untouched (mode, gradients, hooks): a copy is traced in eval mode, with plain weights in place of
+            computed ones (``fold_weights``).
         example: one sample, as the network takes it; a tensor (1, …) is that of a network of one argument.
         verify: mask half of each group, remove it, and compare the outputs; a group that differs, or that changes
             the shape of an output, is moved to ``skipped`` with the reason. Only then groups that can vanish are known.
@@ -55,6 +57,10 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
         raise BadInputError(f"trace: an example of {batch.size} samples, must hold one")
     _refuse_scripts(model)
     twin = _twin(model)
+    try:
+        folded = tuple(fold_weights(twin, batch))
+    except Exception as error:
+        raise _does_not_run(batch, error) from error
     with ExitStack() as stack:
         with EvenRouting(is_even=False) as routing:
             followed = _followed(twin, batch)
@@ -65,7 +71,7 @@ def trace(model: nn.Module, example: Tensor | Batch, *, verify: bool = True) -> 
                 followed = evenly
             else:
                 stack.close()
-        return _traced(twin, batch, followed, verify=verify)
+        return replace(_traced(twin, batch, followed, verify=verify), folded=folded)
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,17 @@ def _followed(twin: nn.Module, batch: Batch) -> _Followed:
         with Decisions() as decisions:
             observation = observe(twin, batch, flow)
     except Exception as error:
-        shapes = {name: tuple(tensor.shape) for name, tensor in batch.inputs.items()}
-        shape = next(iter(shapes.values())) if len(shapes) == 1 else shapes
-        raise BadInputError(
-            f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
-        ) from error
+        raise _does_not_run(batch, error) from error
     live.end(tensor for _, tensor in tensors_of_tree(observation.output))
     return _Followed(flow, live, observation, decisions)
+
+
+def _does_not_run(batch: Batch, error: Exception) -> BadInputError:
+    shapes = {name: tuple(tensor.shape) for name, tensor in batch.inputs.items()}
+    shape = next(iter(shapes.values())) if len(shapes) == 1 else shapes
+    return BadInputError(
+        f"the model does not run on an example of shape {shape}: {described(error)}; check model.input_shape"
+    )
 
 
 def _traced(twin: nn.Module, batch: Batch, followed: _Followed, *, verify: bool) -> Trace:
