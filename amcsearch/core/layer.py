@@ -32,7 +32,8 @@ class Stored(StrEnum):
 
     - ``all``: its parameters; of a batch norm also its running statistics;
     - ``bias``: a batch norm that is folded into the convolution before it, which has its bias from it;
-    - ``nothing``: a batch norm that is folded into a convolution with a bias;
+    - ``nothing``: a batch norm that is folded into a convolution with a bias, or a parameter that the example never
+      used, as those of a head for training only;
     - ``copy``: a linear layer that shares the weight of an embedding, of which the file has a transposed copy;
     - ``elsewhere``: of a product with a matrix for each expert, since their tensor is a layer of its own. No expert
       leaves: each becomes thinner.

@@ -16,9 +16,10 @@ The first is a sum over layers, as any cost. The second is a maximum over moment
 
 Weights in float32 take 4 bytes a number. In int8 those of convolutions and linear layers take 1, with a scale (4) and a
 zero point (1) for each output channel, and their biases 4 with a scale (4); all else stays float32. A batch norm behind
-a convolution is folded into it, and a head that shares its embedding's weight is stored beside it. Not counted: the
-graph itself (100 to 300 bytes for each operation), tables that are no parameters, and weights that the exporter stores
-once because they happen to be equal.
+a convolution is folded into it, and a head that shares its embedding's weight is stored beside it. Not counted:
+parameters that the traced example never used (of a head for training only), which the file is without; the graph itself
+(100 to 300 bytes for each operation), tables that are no parameters, and weights that the exporter stores once because
+they happen to be equal.
 
 A batch of N samples takes N times every tensor, also of the few that all samples share (a mask). Weights are not part
 of the peak: add ``model_bytes`` where they lie in the same memory.
@@ -70,6 +71,8 @@ class ModelBytes:
         self, layer: LayerSpec, in_channels: NDArray[np.int64], out_channels: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Bytes of one layer at many widths."""
+        if layer.kind is LayerKind.PARAMETER and layer.stored is Stored.NOTHING:
+            return np.zeros(np.shape(out_channels))
         if layer.stored is Stored.COPY:
             layer = replace(layer, has_weight=True)
         numbers = params_at(layer, in_channels, out_channels)

@@ -8,7 +8,7 @@ import torch
 from onnx import numpy_helper
 
 from amcsearch.core import PruningPolicy
-from amcsearch.costs import CostGrid, ModelBytes, PeakMemory
+from amcsearch.costs import CostGrid, ModelBytes, Params, PeakMemory
 from amcsearch.graph import as_batch, remove, trace
 from amcsearch.runtime import OnnxModule, compare, exported
 from amcsearch.runtime.quantisation.quantisation import quantised
@@ -116,3 +116,32 @@ def test_bytes_of_an_int8_file_are_those_of_integers_with_their_scales(name):
     samples = as_batch(torch.rand(4, *x.shape[1:]))
     content = quantised(exported(small, x), [samples])
     assert cost["model_bytes"] == pytest.approx(initialiser_bytes(content), rel=0.03)
+
+
+class HeadForTraining(torch.nn.Module):
+    """Four inputs, eight units, two outputs; a second head takes part only in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.auxiliary = (torch.nn.Linear(*widths) for widths in ((4, 8), (8, 2), (8, 16)))
+
+    def forward(self, x):
+        hidden = torch.relu(self.body(x))
+        return (self.head(hidden), self.auxiliary(hidden)) if self.training else self.head(hidden)
+
+
+@pytest.mark.parametrize(("dtype", "dense", "halved_bytes"), [("float32", 232.0, 120.0), ("int8", 178.0, 102.0)])
+def test_a_head_for_training_takes_no_bytes_of_the_file(dtype, dense, halved_bytes):
+    x = torch.ones(1, 4)
+    traced, model = varied(HeadForTraining, x)
+    # float32: 4 · (4·8 + 8 + 8·2 + 2); int8: 48 weights, and 13 bytes an output: a scale, a zero point, a bias of 8
+    grid = CostGrid(traced.network, [ModelBytes(dtype), Params()])
+    assert grid.cost(traced.network.dense)["model_bytes"] == dense
+    assert grid.cost(traced.network.dense)["params"] == 58 + 8 * 16 + 16  # the network in torch has them
+    ((name, units),) = traced.units.items()
+    half = grid.cost(PruningPolicy({name: 4}))
+    assert half["model_bytes"] == halved_bytes
+    small = remove(model, traced, {name: np.sort(units[:4].ravel())}).eval()
+    assert sum(p.numel() for p in small.parameters()) == 30 + 4 * 16 + 16
+    if dtype == "float32":
+        assert initialiser_bytes(exported(small, x)) == halved_bytes

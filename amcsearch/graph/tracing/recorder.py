@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from amcsearch.core import LayerKind, LayerSpec
+from amcsearch.core import LayerKind, LayerSpec, Stored
 from amcsearch.graph.batch import Batch, tensors_of_tree
 from amcsearch.graph.modes import unfused
 from amcsearch.graph.outputs import output_tensors, tensors_in
@@ -38,7 +38,7 @@ from amcsearch.graph.tracing.layer_types import affine, layer_type, norm_dim, to
 from amcsearch.graph.tracing.map_steps import MapFollower
 from amcsearch.graph.tracing.module_rules import entered, left
 
-UNUSED: Final = "a parameter that this example never used: counted, left alone"
+UNUSED: Final = "a parameter that this example never used: counted in params, not in model_bytes, and left alone"
 
 __all__ = ["UNUSED", "AttentionCall", "Observation", "Recorder", "observe"]
 
@@ -191,9 +191,10 @@ class Recorder(TorchFunctionMode):
             name = name.removesuffix(".weight").removesuffix("_weight")
         return name if weight.row is None else f"{name}.{weight.row}"
 
-    def _parameter(self, name: str, tensor: Tensor) -> None:
+    def _parameter(self, name: str, tensor: Tensor, stored: Stored = Stored.ALL) -> None:
         width = tensor.shape[loose_dim(tensor)] if tensor.ndim else 1
-        self.observation.add(LayerSpec(name, LayerKind.PARAMETER, max(tensor.numel() // width, 1), width), name)
+        spec = LayerSpec(name, LayerKind.PARAMETER, max(tensor.numel() // width, 1), width, stored=stored)
+        self.observation.add(spec, name)
 
     def _attention(self, attention: Attention, operands: list[Tensor]) -> None:
         if attention.product is not None:
@@ -378,9 +379,7 @@ def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observa
     With ``flow`` the labels of channels are followed in the same run, and those of the outputs are blocked.
     """
     recorder = Recorder(model, flow)
-    with ExitStack() as stack:
-        stack.enter_context(unfused())
-        stack.enter_context(torch.no_grad())
+    with unfused(), torch.no_grad(), ExitStack() as stack:
         if flow is not None:
             flow.where = lambda: recorder.here
             stack.enter_context(flow)
@@ -394,7 +393,8 @@ def observe(model: nn.Module, batch: Batch, flow: Flow | None = None) -> Observa
     observation = recorder.observation
     for key, name in recorder.parameters.items():
         if key not in recorder.owned and recorder.tensors[name].numel():
-            recorder._parameter(name, recorder.tensors[name])
-            if flow is None or key not in flow.uses:  # else code read it, as the bias of a layer that it does not call
+            is_read = flow is not None and key in flow.uses  # by code, as the bias of a layer that it does not call
+            recorder._parameter(name, recorder.tensors[name], Stored.ALL if is_read else Stored.NOTHING)
+            if not is_read:
                 observation.skipped.append(Skipped(name, UNUSED))
     return observation
