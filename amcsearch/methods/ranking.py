@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.graph import Batches, Kept, Trace
-from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.criterion import Criterion, saliency_of
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Draw, Need
 from amcsearch.methods.reduction import REDUCTIONS, Member
@@ -73,9 +73,10 @@ def score_draw(trace: Trace, criterion: Criterion, statistics: Statistics) -> Un
     """Score the units of every group from one draw's statistics: the mean over its samples where they come apart.
 
     Raises:
-        BadInputError: a group of which the criterion scores no tensor, or saliency that is not one of the weights.
+        BadInputError: a group of which the criterion scores no tensor, saliency that is not one of the weights, or as
+            ``saliency_of``.
     """
-    saliency = _checked(type(criterion).__name__, criterion.saliency(statistics), statistics)
+    saliency = _checked(type(criterion).__name__, saliency_of(criterion, statistics), statistics)
     reduce = REDUCTIONS[criterion.reduction]
     sums: dict[tuple[str, int], Tensor] = {}
     scores = {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, LayerKind
 from amcsearch.graph import Batches, Trace
-from amcsearch.methods.criterion import Criterion
+from amcsearch.methods.criterion import Criterion, saliency_of
 from amcsearch.methods.first_order import LossFunction
 from amcsearch.methods.needs import Draw
 from amcsearch.methods.reduction import REDUCTIONS
@@ -66,7 +66,7 @@ def weight_scores(
         for statistics in stream:
             if statistics.draw is not draw:
                 continue
-            saliency = criterion.saliency(statistics)
+            saliency = saliency_of(criterion, statistics)
             lost = [name for name, w in names.items() if name not in saliency or saliency[name].shape != w.shape]
             if lost:
                 raise BadInputError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from amcsearch.core.cost import Cost
+from amcsearch.core.errors import BadInputError
 from amcsearch.core.metric import Metric
 from amcsearch.methods.criteria.random_order import RandomOrder
 from amcsearch.search.budget import Budget
@@ -89,9 +90,9 @@ def test_rewards_that_are_infinite_or_blind_to_accuracy():
         )
 
 
-@pytest.mark.parametrize("criterion", [Unrepeatable, Writing])
-def test_criteria_that_do_not_repeat_or_change_the_network(criterion):
-    with pytest.raises(AssertionError):
+@pytest.mark.parametrize(("criterion", "refused"), [(Unrepeatable, AssertionError), (Writing, BadInputError)])
+def test_criteria_that_do_not_repeat_or_change_the_network(criterion, refused):
+    with pytest.raises(refused):
         CriterionContract().test_it_ranks_every_unit_and_leaves_the_model_alone(
             criterion, network_example("resnet20", 5)
         )

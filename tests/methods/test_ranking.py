@@ -1,6 +1,6 @@
 """The walk over coupled slices, on tensors small enough to work by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +89,19 @@ def test_saliency_that_is_not_one_of_the_weights_is_refused(saliency: object, wo
         score_draw(TWO, Given(saliency), Statistics(Draw.SET, 0, WEIGHTS))
     assert str(error.value).startswith("Given: saliency ")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("write", [Tensor.zero_, lambda weight: weight[0].sub_(1)])
+def test_a_criterion_that_writes_into_the_weights_is_refused(write: Callable[[Tensor], object]) -> None:
+    class Writing(Given):
+        def saliency(self, statistics: Statistics) -> Mapping[str, Tensor]:
+            write(statistics.weights["b.weight"])
+            return {"a.weight": torch.ones(2, 1), "b.weight": torch.ones(1, 4)}
+
+    parameters = {name: nn.Parameter(weight.clone()) for name, weight in WEIGHTS.items()}
+    statistics = Statistics(Draw.SET, 0, {name: parameter.detach() for name, parameter in parameters.items()})
+    with pytest.raises(BadInputError, match=r"Writing: saliency changed the network's own weight 'b.weight' in place"):
+        score_draw(TWO, Writing({}), statistics)
 
 
 def test_saliency_of_samples_has_an_axis_of_them() -> None:
