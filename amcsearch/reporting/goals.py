@@ -1,13 +1,14 @@
-"""What ``prune`` was asked for and what it achieved, in sentences for the terminal and the page."""
+"""What a run was asked for and achieved, and why its finalist was chosen: sentences for the terminal and the page."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from amcsearch.core import ACCURACY, Metric, counted
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import change, escape, measured, percent
-from amcsearch.runs import Goal, KeepAccuracyGoal, PairedChange, RoundSummary, TargetGoal
+from amcsearch.runs import FinalistSummary, Goal, KeepAccuracyGoal, PairedChange, RoundSummary, Summary, TargetGoal
 
-__all__ = ["goal", "goal_lines"]
+__all__ = ["choice", "goal", "goal_lines", "judgement_of"]
 
 _UNITS: Final = {
     "macs": "MACs",
@@ -92,3 +93,45 @@ def _change(part: PairedChange, metric: Metric) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def choice(summary: Summary, doubt: str | None) -> str:
+    """Return why the chosen finalist was: the best within the budget, or the closest to it where none is within.
+
+    ``doubt`` is why the measurement decides nothing, None where it does.
+    """
+    entries = summary.finalists
+    is_awaited = any(entry.latency_ms_measured is None for entry in entries)
+    if not is_awaited and doubt is None and any(entry.chosen and _is_beyond(summary, entry) for entry in entries):
+        return "none of them is within the limit on latency as measured, and the one closest to it was chosen"
+    by = f"within the budget as {'predicted' if is_awaited else 'measured'}"
+    if any(entry.metric_trained is not None for entry in entries):
+        by = f"{judgement_of(summary)} {_training_rounds(entries)}".rstrip()
+    return f"the best one {by} was chosen"
+
+
+def _is_beyond(summary: Summary, entry: FinalistSummary) -> bool:
+    """Whether the middle of what was measured of a finalist is beyond a limit on latency."""
+    limits = [limit for limit in summary.judged.limits if limit.cost == "latency_ms"]
+    pairs = [(limit, entry.latency_ratio if limit.of_dense else entry.latency_ms_measured) for limit in limits]
+    return any(measured is not None and measured.median > limit.limit for limit, measured in pairs)
+
+
+def judgement_of(summary: Summary) -> str:
+    """Return what finalists were judged after and in: a short fine-tuning, the data type of the device, or both."""
+    parts = ["after a short fine-tuning"] * any(entry.epochs_trained for entry in summary.finalists)
+    return " and ".join([*parts, *[f"in {escape(summary.dtype)}"] * (summary.dtype != "float32")])
+
+
+def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
+    """How many finalists were trained for how long, if any: ``of each``, or every round and the epochs in all."""
+    epochs = [entry.epochs_trained for entry in entries if entry.epochs_trained]
+    if not epochs:
+        return ""
+    rounds = {length: sum(each >= length for each in epochs) for length in sorted(set(epochs))}
+    if len(rounds) < 2:
+        in_reserve = any(entry.round > 1 and not entry.epochs_trained for entry in entries)
+        return "of each but the reserves" if in_reserve else "of each"
+    total = sum(length * count for length, count in rounds.items())
+    parts = [f"{count} for {counted(length, 'epoch')}" for length, count in rounds.items()]
+    return f"of {', the best '.join(parts)}, {total} epochs in all,"

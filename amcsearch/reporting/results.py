@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from amcsearch.core import FIRST_COSTS, Cost, counted
+from amcsearch.core import FIRST_COSTS, Cost
+from amcsearch.reporting.goals import choice, judgement_of
 from amcsearch.reporting.record import Record
 from amcsearch.reporting.words import (
     LABELS,
@@ -23,7 +24,6 @@ from amcsearch.reporting.words import (
     with_small,
 )
 from amcsearch.runs import (
-    FinalistSummary,
     Interval,
     LimitVerdict,
     ModelBlock,
@@ -339,31 +339,12 @@ def _target(summary: SparsifySummary) -> str:
     return "".join(f"<p>Target: {escape(limit.text)}.</p>" for limit in summary.judged.limits)
 
 
-def _training_rounds(entries: Sequence[FinalistSummary]) -> str:
-    """How many finalists were trained for how long, if any: ``of each``, or every round and the epochs in all."""
-    epochs = [entry.epochs_trained for entry in entries if entry.epochs_trained]
-    if not epochs:
-        return ""
-    rounds = {length: sum(each >= length for each in epochs) for length in sorted(set(epochs))}
-    if len(rounds) < 2:
-        return "of each"
-    total = sum(length * count for length, count in rounds.items())
-    parts = [f"{count} for {counted(length, 'epoch')}" for length, count in rounds.items()]
-    return f"of {', the best '.join(parts)}, {total} epochs in all,"
-
-
-def _judgement(summary: Summary) -> str:
-    """What finalists were judged after and in: a short fine-tuning, the data type of the device, or both."""
-    parts = ["after a short fine-tuning"] * any(entry.epochs_trained for entry in summary.finalists)
-    return " and ".join([*parts, *[f"in {escape(summary.dtype)}"] * (summary.dtype != "float32")])
-
-
 def finalists(record: Record) -> str:
     """The measured policies, prediction beside measurement; nothing where none was measured."""
     summary = record.summary
     if summary is None or not summary.finalists:
         return ""
-    entries, judgement = summary.finalists, _judgement(summary)
+    entries, judgement = summary.finalists, judgement_of(summary)
     # a device that is away measures finalists and the delivered network at once
     doubt = summary.latency_doubt if summary.finetuned.latency_ms in [e.latency_ms_measured for e in entries] else None
     rows, mark = [], None
@@ -373,7 +354,7 @@ def finalists(record: Record) -> str:
         predicted, median = known(entry.latency_ms_predicted), None if latency_ms is None else known(latency_ms.median)
         error = f"{100 * (predicted / median - 1):+.1f}\u00a0%".replace("-", "−") if predicted and median else "–"
         mark = i if entry.chosen else mark
-        name = f"Trial {entry.trial}" + (", chosen" if entry.chosen else "")
+        name = f"Trial {entry.trial}" + ", reserve" * (entry.round > 1) + ", chosen" * entry.chosen
         latency = _measured(latency_ms, doubt)
         trained = [] if entry.metric_trained is None else [measured(record.metric, entry.metric_trained)]
         judged = [measured(record.metric, entry.metric), *(trained or ["–"] * is_trained)]
@@ -387,9 +368,7 @@ def finalists(record: Record) -> str:
         "Prediction error",
     ]
     is_awaited = any(entry.latency_ms_measured is None for entry in entries)
-    how = "predicted" if is_awaited else "measured"
-    by = f"{judgement} {_training_rounds(entries)}".rstrip() if is_trained else f"within the budget as {how}"
     where = "" if is_awaited else f" {escape(_where(summary))}"
     begin = "To be measured" if is_awaited else "Measured"
-    note = f"{begin}{where} before fine-tuning, which changes no shape; the best one {by} was chosen."
+    note = f"{begin}{where} before fine-tuning, which changes no shape; {choice(summary, doubt)}."
     return f"<section id='finalists'><h2>Finalists</h2>{table(head, rows, mark)}<p class='note'>{note}</p></section>"

@@ -384,3 +384,34 @@ def test_rounds_of_short_trainings_are_told_with_all_their_epochs(finished):
     assert "the best one after a short fine-tuning of each was chosen" in change(finished, lambda s: trained(s, 1, 1))
     text = change(finished, lambda s: trained(s, 1, 2))
     assert "after a short fine-tuning of 2 for 1 epoch, the best 1 for 2 epochs, 4 epochs in all, was chosen" in text
+
+
+@pytest.mark.parametrize(
+    ("measured_share", "words"),
+    [
+        (0.4, "the best one within the budget as measured was chosen"),
+        (0.6, "none of them is within the limit on latency as measured, and the one closest to it was chosen"),
+    ],
+)
+def test_a_finalist_beyond_the_limit_is_not_said_to_be_within(finished, measured_share, words):
+    def measure(summary):
+        limits = [
+            {"cost": "latency_ms", "asked": "0.5x", "of_dense": True, "limit": 0.5, "predicted": 0.45,
+             "measured": None, "state": "undecided", "reason": "by hand"}
+        ]  # fmt: skip
+        summary["verdict"] = {"limits": limits, "problems": [], "warnings": [], "doubt": None}
+        for entry in summary["finalists"]:
+            entry["latency_ratio"] = {"median": measured_share, "low": measured_share, "high": measured_share}
+
+    assert words in change(finished, measure)
+
+
+def test_a_finalist_in_reserve_is_named_and_was_not_trained(finished):
+    def reserve(summary):
+        first, *_, last = summary["finalists"]
+        first.update(accuracy_trained=0.5, reward_trained=-0.5, epochs_trained=1, chosen=True)
+        summary["finalists"] = [first, last | {"round": 2, "chosen": False}]
+
+    text = change(finished, reserve)
+    assert ", reserve" in text
+    assert "short fine-tuning of each but the reserves was chosen" in text
