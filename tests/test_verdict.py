@@ -218,3 +218,9 @@ def test_a_limit_is_told_with_its_unit(written: str | float, text: str) -> None:
     verdict = LimitVerdict.by_prediction(Limit.parse("model_bytes", written, "budget.model_bytes"), 900.0, 90_000.0)
     assert verdict.asked_text == text
     assert verdict.text.startswith(f"{text} is met: ")
+
+
+def test_a_missed_limit_names_the_table_of_an_absent_device() -> None:
+    made = replace(measured(0.59, 0.61), table="measure a latency table on the device: amcsearch table kit")
+    reason = LimitVerdict.by_measurement(HALF, 0.0, 4.0, made).reason
+    assert reason.endswith("; measure a latency table on the device: amcsearch table kit, and search again")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from amcsearch.cli.text import columns, count, left_out, number, table_said, with_sigma
-from amcsearch.core import alike, counted
+from amcsearch.core import alike, counted, digits
 
 if TYPE_CHECKING:
     from amcsearch.runs import Interval, ModelBlock, SparsifySummary, Summary, Verdict
@@ -103,8 +103,10 @@ def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[s
 def _milliseconds(latency: "Interval | None", doubt: str | None) -> str:
     if latency is None:
         return "not yet"
+    if doubt is not None:
+        return f"{digits(latency.median)} (undecided)"
     middle, low, high = alike(latency.median, (latency.high - latency.low) / 2, latency.low, latency.high)
-    return f"{middle} ({f'{low}–{high}' if doubt is None else 'undecided'})"
+    return f"{middle} ({low}–{high})"
 
 
 def _how_lines(summary: "Summary") -> list[str]:

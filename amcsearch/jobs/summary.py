@@ -157,10 +157,10 @@ def _again(job: Job, run: RunFolder) -> str:
 
     The call names no file: the folder of a run that is not saved goes with its result.
     """
-    if job.given.model is None:
-        return f"measure it on an idle machine: {run.prune_command}, or raise device.patience_s"
+    # the kit of a device elsewhere has its own number of rounds
+    patience = ", or raise device.patience_s" if job.config.device.location == HERE else ""
     call = "amcsearch.prune(model, data, policy=result.policy) with the same task and settings"
-    return f"measure it on an idle machine: {call}, or raise device.patience_s"
+    return f"measure it on an idle machine: {run.prune_command if job.given.model is None else call}{patience}"
 
 
 def _table_cure(job: Job, run: RunFolder) -> str:
@@ -262,6 +262,7 @@ def with_measurement(
     cure = _unpriced(width.kept for width in summary.network) + f"measure it again: {table_commands(OFFLINE)}"
     block = summary.finetuned
     made = _made(latency, _prediction(block.cost, block.latency_ms_sigma, summary.dense.cost, cure), again)
+    made = replace(made, table=f"measure a latency table on the device: {table_commands(OFFLINE)}")
     verdict, warnings = _judged_anew(summary, made)
     return replace(
         summary,

@@ -75,7 +75,7 @@ class Measurement:
 
     ``ratio`` is its share of dense latency; ``rounds`` counts those used and ``disturbed`` those left out; 0 of both
     where a run did not write them. ``predicted`` is what the latency table said of the same network, None without one;
-    ``again`` says how to measure later.
+    ``again`` says how to measure later, and ``table`` how to get a latency table of the device.
     """
 
     latency_ms: Interval
@@ -84,6 +84,7 @@ class Measurement:
     disturbed: int = 0
     predicted: Prediction | None = None
     again: str = f"{_MEASURE}, or raise device.patience_s"
+    table: str = "measure a latency table on this machine"
 
     @property
     def doubt(self) -> str | None:
@@ -260,23 +261,21 @@ def _of_interval(limit: Limit, predicted: float, interval: Interval, made: Measu
     if interval.high <= limit.value:
         return VerdictState.MET, f"{measured}, {bound}"
     if interval.low > limit.value:
-        return VerdictState.MISSED, f"{measured}, {bound}; {_cure(limit, predicted, interval)}"
+        return VerdictState.MISSED, f"{measured}, {bound}; {_cure(limit, predicted, interval, made.table)}"
     return VerdictState.UNDECIDED, f"{measured}, {bound}: the 95 % interval straddles the limit; {made.again}"
 
 
-def _cure(limit: Limit, predicted: float, interval: Interval) -> str:
+def _cure(limit: Limit, predicted: float, interval: Interval, table: str) -> str:
     """What to do about a missed limit: a prediction beyond it is the policy's fault, one within it the table's."""
     if predicted > limit.value * (1.0 + _TOLERANCE):
         return f"{_number(predicted)}{_unit(limit)} was predicted: prune further, or raise the limit"
     if not (predicted > 0.0 and math.isfinite(interval.high)):
-        return "measure a latency table on this machine, and search again"
+        return f"{table}, and search again"
     aim = limit.value * predicted / interval.high
     digits = 10.0 ** (2 - math.floor(math.log10(aim)))
     asked = f"{math.floor(aim * digits) / digits:g}{'x' if limit.of_dense else ' ms'}"
-    return (
-        f"{_number(predicted)}{_unit(limit)} was predicted: ask for {limit.cost} = {asked}, or measure a latency table "
-        "on this machine, and search again"
-    )
+    told = f"{_number(predicted)}{_unit(limit)} was predicted"
+    return f"{told}: ask for {limit.cost} = {asked}, or {table}, and search again"
 
 
 def _slower(made: Measurement, say_doubt: bool) -> Iterable[str]:
