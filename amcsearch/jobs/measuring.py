@@ -5,6 +5,7 @@ kernels and its latency: one measurement serves both.
 """
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from amcsearch.measure import (
     AgentClient,
     KitPlan,
     PairedSetting,
+    device_plan,
+    kit_plan,
     paired_latencies,
     paired_plan,
     read_results,
@@ -188,16 +191,31 @@ def _by_agent(
     return PairedRun(tuple(latencies), measuring_device(agent.device, result.provenance))
 
 
-def renew_kit(run: RunFolder, plan: KitPlan | None) -> None:
-    """Write the kit of an absent device, None for none, in place of an earlier delivery's, whose measurement goes.
+def renew_kit(run: RunFolder, plan: KitPlan | None) -> tuple[str, ...]:
+    """Write the kit of an absent device, None for none, in place of an earlier delivery's.
+
+    What the device measured with the earlier kit is kept where the new one measures the same networks, and goes where
+    it does not.
+
+    Returns:
+        What to do about an earlier measurement, if there was one.
 
     Raises:
         BadInputError: as ``write_kit``.
     """
+    was_measured = run.measured_jsonl.is_file()
+    if was_measured and plan is not None and _measures(run.verify_pyz, plan):
+        take_up = shlex.join(["amcsearch", "verify", str(run.path), str(run.measured_jsonl)])
+        return (f"the device has measured these networks before: take that up again with `{take_up}`",)
     for path in (run.verify_pyz, run.measured_jsonl):
         path.unlink(missing_ok=True)
     if plan is not None:
         write_kit(plan, run.verify_pyz)
+    return ("what the device had measured was of other networks and is gone; measure with the new kit",) * was_measured
+
+
+def _measures(kit: Path, plan: KitPlan) -> bool:
+    return kit.is_file() and kit_plan(kit).hash == device_plan(plan).hash
 
 
 def verify_plan(

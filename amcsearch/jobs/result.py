@@ -235,7 +235,8 @@ def deliver(
         save_network(tuned, job.workload.example, run, onnx_settings(job.config), phases.observer.warn)
         outcome = verify(job, run, exports, tuned, chosen)
         if not is_measured:
-            renew_kit(run, exports.plan(finalists) if is_awaited(job.config) else None)
+            for text in renew_kit(run, exports.plan(finalists) if is_awaited(job.config) else None):
+                phases.observer.warn(text)
     summary = summarise(job, described, finalists, outcome, phases.seconds, run)
     run.write_summary(summary)
     run.write_report(render(run))

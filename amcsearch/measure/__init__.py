@@ -13,7 +13,16 @@ from amcsearch.measure.build.measured import (
     slowed_models,
 )
 from amcsearch.measure.build.table_builder import table_from_results, table_of
-from amcsearch.measure.kit.kit import REFERENCE, KitPlan, KitRun, check_kit_file, kit_plan, measure_here, write_kit
+from amcsearch.measure.kit.kit import (
+    REFERENCE,
+    KitPlan,
+    KitRun,
+    check_kit_file,
+    device_plan,
+    kit_plan,
+    measure_here,
+    write_kit,
+)
 from amcsearch.measure.kit.kit_results import KitResult, read_results
 from amcsearch.measure.plan.measurement_plan import (
     MeasuredSubject,
@@ -42,6 +51,7 @@ __all__ = [
     "anchored",
     "check_kit_file",
     "check_speed",
+    "device_plan",
     "device_request",
     "encoded",
     "held_out_count",

@@ -14,9 +14,11 @@ import amcsearch
 from amcsearch.cli.main import main
 from amcsearch.core.errors import BadInputError
 from amcsearch.jobs.delivery import finalist_name
+from amcsearch.jobs.measuring import renew_kit
 from amcsearch.jobs.observer import Observer
 from amcsearch.jobs.summary import with_measurement
 from amcsearch.measure.kit.kit import KitModel, KitPlan, write_kit
+from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.summary import Summary
 from amcsearch.runtime.on_device.plan import InputSpec, read_plan
 from amcsearch.runtime.on_device.records import encoded
@@ -143,6 +145,23 @@ def test_a_measurement_that_confirms_the_choice_is_taken_without_training(
     assert "on Cortex-A76" in report
     assert "not yet" not in report
     assert amcsearch.load(run).verdict.state == "met"
+
+
+def test_a_measurement_stays_where_a_search_that_goes_on_delivers_the_same_networks(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = write_result(run / "verify.pyz", tmp_path / "result.jsonl", latencies(run))
+    assert main(["verify", str(run), str(result)]) == 0
+    assert main(["search", str(run / "config.yaml"), "-o", str(run), "--resume"]) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "measured these networks before" in line]
+    assert f"amcsearch verify {run} {run / 'measured.jsonl'}" in said
+    assert summary_of(run)["verdict"]["state"] != "met"
+    assert main(["verify", str(run), str(run / "measured.jsonl")]) == 0
+    assert summary_of(run)["verdict"]["state"] == "met"
+    assert (run / "measured.jsonl").read_bytes() == result.read_bytes()
+    (gone,) = renew_kit(RunFolder.open(run), None)
+    assert "of other networks and is gone" in gone
+    assert not (run / "measured.jsonl").exists()
 
 
 def test_a_prediction_that_the_device_refutes_is_told_with_how_to_measure_the_table_again(

@@ -82,7 +82,8 @@ def sparsify(config: Config, run: RunFolder, observer: Observer, given: InMemory
         test = batches_of(workload.splits.test, name="test")
         files = judge_stored(run, config, given, tuned, test, workload.task, signature)
         summary = _summary(config, workload, device, _reached(config, limit, target, sparse), sparse, tuned)
-        renew_kit(run, _kit(config, workload, sparse, tuned))
+        for text in renew_kit(run, _kit(config, workload, sparse, tuned)):
+            observer.warn(text)
     verdict = Verdict.of([_judged(summary, run)], files)
     warnings = (*summary.warnings, *verdict.texts, *sparse.notes, *training.notes)
     judged = replace(summary, training=training.training, warnings=warnings, verdict=verdict)
