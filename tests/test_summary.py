@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from amcsearch.cli.run_text import sparsify_text, summary_text
@@ -13,6 +14,7 @@ from amcsearch.core.cost import Cost
 from amcsearch.core.errors import BadInputError
 from amcsearch.core.policy import PruningPolicy
 from amcsearch.costs import Accuracy
+from amcsearch.jobs.summary import _made
 from amcsearch.reporting.results import budget
 from amcsearch.runs.folder import RunFolder
 from amcsearch.runs.goals import (
@@ -27,6 +29,7 @@ from amcsearch.runs.goals import (
 from amcsearch.runs.sparsify_summary import Density, SparseBlock, SparsifySummary, SparsityTarget
 from amcsearch.runs.summary import DeliveredMetric, Interval, ModelBlock, Summary
 from amcsearch.runs.table_summary import TableErrors
+from amcsearch.runtime import paired_samples
 
 SEARCH = """{
   "dense": {
@@ -453,3 +456,16 @@ def test_a_text_that_may_be_missing_is_no_number() -> None:
 def test_the_name_of_a_target_is_a_text() -> None:
     with pytest.raises(BadInputError, match=r"it: cost is \{\}, expected a text"):
         SparsityTarget.from_json({"cost": {}, "kept_asked": 0.5, "kept": 0.5}, "it")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("here", "measure a latency table on this machine"),
+        ("pi5", "measure a latency table on the device: amcsearch table measure CONFIG -o latency_tables/NAME --set"),
+        ("offline", "measure a latency table on the device: amcsearch table kit CONFIG"),
+    ],
+)
+def test_a_latency_table_is_advised_where_the_network_was_measured(location: str, expected: str) -> None:
+    latency = paired_samples(np.full(40, 1.0), np.full(40, 0.5))
+    assert _made(latency, None, "", location).table.startswith(expected)

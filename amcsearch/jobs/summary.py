@@ -134,7 +134,8 @@ def _verdict(job: Job, outcome: Outcome, run: RunFolder) -> Verdict:
     predicted = _prediction(
         trial.cost, sigma_ms, job.device.dense, _unpriced(trial.policy.values()) + _table_cure(job, run)
     )
-    made = None if latency is None else _made(latency, predicted, _again(job, run))
+    location = job.config.device.location
+    made = None if latency is None else _made(latency, predicted, _again(job, run), location)
     judged = (_limit_verdict(limit, trial.cost, made, run) for limit in job.device.limits)
     return Verdict.of(judged, outcome.files, made)
 
@@ -146,10 +147,13 @@ def _prediction(cost: Cost, sigma_ms: float | None, dense: Cost, cure: str) -> P
     return Prediction(cost.latency_ms, sigma_ms, dense.latency_ms, cure)
 
 
-def _made(latency: PairedLatency, predicted: Prediction | None, again: str) -> Measurement:
+def _made(latency: PairedLatency, predicted: Prediction | None, again: str, location: str) -> Measurement:
     latency_ms = Interval(latency.pruned_ms, latency.pruned_low, latency.pruned_high)
     ratio = Interval(latency.ratio, latency.ratio_low, latency.ratio_high)
-    return Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, predicted, again)
+    made = Measurement(latency_ms, ratio, latency.rounds, latency.disturbed, predicted, again)
+    if location == HERE:
+        return made
+    return replace(made, table=f"measure a latency table on the device: {table_commands(location)}")
 
 
 def _again(job: Job, run: RunFolder) -> str:
@@ -261,8 +265,7 @@ def with_measurement(
     latency = next(by_trial[finalist.trial] for finalist in summary.finalists if finalist.chosen)
     cure = _unpriced(width.kept for width in summary.network) + f"measure it again: {table_commands(OFFLINE)}"
     block = summary.finetuned
-    made = _made(latency, _prediction(block.cost, block.latency_ms_sigma, summary.dense.cost, cure), again)
-    made = replace(made, table=f"measure a latency table on the device: {table_commands(OFFLINE)}")
+    made = _made(latency, _prediction(block.cost, block.latency_ms_sigma, summary.dense.cost, cure), again, OFFLINE)
     verdict, warnings = _judged_anew(summary, made)
     return replace(
         summary,
@@ -301,7 +304,7 @@ def with_sparse_measurement(
         in_float32: as for ``with_measurement``.
         again: as for ``with_measurement``.
     """
-    made = _made(latency, None, again)
+    made = _made(latency, None, again, OFFLINE)
     verdict, warnings = _judged_anew(summary, made)
     dense_ms = Interval(latency.dense_ms, latency.dense_low, latency.dense_high)
     measured = SparseLatency(dense_ms, made.latency_ms, made.ratio, _pruned_ms(in_float32))
