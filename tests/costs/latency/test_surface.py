@@ -198,3 +198,18 @@ def test_a_correction_stays_within_what_was_measured(found: list[tuple[int, int,
     for i, o in [(1, 1), (5, 60), (33, 2), (64, 64), (200, 200)]:
         ratio = ms_of(own, CONV.resized(i, o)) / ms_of(related, CONV.resized(i, o))
         assert min(1.0, *factors) * 0.999 <= ratio <= max(1.0, *factors) * 1.001
+
+
+@given(st.lists(st.floats(1e-4, 1e-2), min_size=7, max_size=7))
+@settings(max_examples=30, deadline=None)
+def test_a_surface_stays_within_the_residuals_of_what_was_measured(ms: list[float]) -> None:
+    widths = [(8, 8), (11, 53), (40, 45), (48, 24), (48, 42), (56, 40), (56, 53)]
+    measured = [(CONV.resized(i, o), each, 1.0) for (i, o), each in zip(widths, ms, strict=True)]
+    fit = Fit(Points.of(measured), Tiling())
+    surface, alone = Surface(fit), Surface(fit, noise=1e12)  # with so much noise nothing is left but the fit
+    everywhere = np.array([(i, o) for i in range(4, 65, 4) for o in range(4, 65, 4)])
+    share = surface.predict_widths(CONV, everywhere) / alone.predict_widths(CONV, everywhere) - 1.0
+    low, high = min(0.0, fit.residual.min()), max(0.0, fit.residual.max())
+    assert low - 1e-6 <= share.min() <= share.max() <= high + 1e-6
+    blocks = surface.predict_blocks(CONV, np.arange(4, 65, 4), np.arange(4, 65, 4), [(slice(0, 16), slice(0, 16))])
+    assert next(blocks).ravel() == pytest.approx(surface.predict_widths(CONV, everywhere))

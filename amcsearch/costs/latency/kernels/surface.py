@@ -8,7 +8,9 @@ residuals (Rasmussen & Williams 2006, chapter 2) with the covariance
     k(x, x') = Π_j exp(-(log₂ x_j - log₂ x'_j)² / 2 l_j²)
 
 over both widths, and over map and kernel size where points have several. Near measurements the surface follows them as
-closely as their noise allows; far from all it is the fit alone, without waves. The covariance is a product of one
+closely as their noise allows; far from all it is the fit alone, without waves. It never leaves the range of the
+residuals: between noisy ones of a kernel of a microsecond the mean of the process went down to 0 ms, which relatives
+then made a hundredfold of. The covariance is a product of one
 factor for each width, and so is every term of the fit: at every pair of some widths a surface is two matrix products.
 
 Where a layer has few points of its own, its relatives' surface takes the place of the fit (``CorrectedSurface``).
@@ -125,6 +127,11 @@ class _Process:
         return np.asarray(weights, dtype=np.float64)
 
 
+def _range(values: Array) -> tuple[float, float]:
+    """The least and the largest of values (N,), 0 among them: that is what a process is far from all."""
+    return min(0.0, float(values.min())), max(0.0, float(values.max()))
+
+
 class Surface:
     """Latency in ms of one kernel, from at least one measured layer.
 
@@ -136,6 +143,7 @@ class Surface:
     def __init__(self, fit: Fit, noise: float = 0.0) -> None:
         self._tiling = fit.tiling
         self._coefficients = fit.coefficients
+        self._range = _range(fit.residual)
         self._residual = _Process(np.log2(fit.coordinates), fit.residual, fit.points.counts, noise)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
@@ -147,7 +155,7 @@ class Surface:
         size = sizes(layer)
         at = coordinates(size, widths, self._tiling)
         ms = terms(size, at, self._tiling) @ self._coefficients
-        return np.asarray(ms * np.maximum(1.0 + self._residual.at(at), 0.0), dtype=np.float64)
+        return np.asarray(ms * (1.0 + np.clip(self._residual.at(at), *self._range)), dtype=np.float64)
 
     def predict_blocks(
         self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
@@ -158,8 +166,8 @@ class Surface:
         of_in *= self._coefficients
         residuals = self._residual.in_blocks(*computed, size[0, :2], blocks)
         for (rows, columns), ms in zip(blocks, residuals, strict=True):
+            np.clip(ms, *self._range, out=ms)
             ms += 1.0
-            np.maximum(ms, 0.0, out=ms)
             ms *= of_in[rows] @ of_out[columns].T
             yield ms
 
@@ -186,7 +194,7 @@ class CorrectedSurface:
         mean = points.averaged(groups)
         ratio = np.maximum(mean.ms, _TINY_MS) / np.maximum(related.predict_widths(layer, mean.widths), _TINY_MS)
         values = np.log(np.clip(ratio, 1.0 / _WIDEST, _WIDEST))
-        self._range = min(0.0, float(values.min())), max(0.0, float(values.max()))
+        self._range = _range(values)
         self._correction = _Process(np.log2(groups.coordinates), values, mean.counts, noise, _SHARED)
 
     def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
