@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amcsearch.cli.main import main
+from amcsearch.cli.text import with_sigma
 from amcsearch.config import Config
 from amcsearch.config.loading import load
 from amcsearch.config.table_folder import write_latency_table
@@ -241,7 +242,7 @@ def test_plan_and_summary_say_how_sure_the_table_is(
     assert summary["widths_left_out"] > 0
     for name in ("dense", "pruned", "finetuned"):
         block = summary[name]
-        assert f"{block['latency_ms_predicted']:.3f} ± {block['latency_ms_predicted_sigma']:.3f}" in said
+        assert with_sigma(block["latency_ms_predicted"], block["latency_ms_predicted_sigma"]) in said
         assert block["latency_ms_predicted_sigma"] > 0.0
     dense = summary["dense"]  # every kernel was measured: the default's share of 3 % alone
     assert dense["latency_ms_predicted_sigma"] == pytest.approx(0.03 * dense["latency_ms_predicted"])

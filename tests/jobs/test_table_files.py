@@ -84,7 +84,9 @@ def test_an_interrupted_measuring_goes_on_where_it_was(
     device.stop_at = 0.5
     assert main(command) == 130
     assert names(folder) == [".measuring"]
-    assert "measurements of an interrupted run; go on with --resume, or delete" in says(capsys, *command)
+    assert "measurements of an interrupted run; go on with --resume (in Python: resume=True), or delete" in says(
+        capsys, *command
+    )
     other = [*command[:-1], "30", "--resume"]
     assert "variants was 36 and is 30; restore it, or delete the folder" in says(capsys, *other)
     assert "seed was 0 and is 7" in says(capsys, *command, "--resume", "--set", "seed=7")
