@@ -268,7 +268,7 @@ def small_plan():
     def make(widths=(16, 32), **settings):
         models = [KitModel("w64", _conv_model(64), "net", "reference")]
         models += [KitModel(f"w{w}", _conv_model(w), "net", "train", {"hidden": w}) for w in widths]
-        chosen = {"passes": 2, "rounds": 2, "sample_ms": 0.05, "profile_rounds": 2} | settings
+        chosen = {"passes": 2, "rounds": 2, "sample_ms": 0.5, "profile_rounds": 2} | settings
         return KitPlan(tuple(models), 1, "float32", {"net": InputSpec((1, 16, 8, 8))}, **chosen)
 
     return make
