@@ -29,7 +29,6 @@ from amcsearch.runtime import (
     HELPERS,
     KIT_VERSION,
     PLAN_FILE,
-    SAMPLE_MS,
     DeviceError,
     DevicePlan,
     InputSpec,
@@ -192,7 +191,7 @@ class KitPlan:
     inputs: Mapping[str, InputSpec | tuple[InputSpec, ...]]
     passes: int = 3
     rounds: int = 8
-    sample_ms: float = SAMPLE_MS
+    sample_ms: float = 1.5
     profile_rounds: int = 15
     info: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0

@@ -17,7 +17,7 @@ from amcsearch.core import BadInputError, PruningPolicy
 from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.kit.kit_results import KitResult, ModelResult
 from amcsearch.measure.plan.network_record import PAIRED
-from amcsearch.runtime import CPU, InputSpec, PairedLatency, paired_samples
+from amcsearch.runtime import CPU, SAMPLE_MS, InputSpec, PairedLatency, paired_samples
 
 __all__ = ["PairedSetting", "check_speed", "paired_latencies", "paired_plan"]
 
@@ -70,6 +70,7 @@ def paired_plan(
         {NETWORK: specs[0] if len(specs) == 1 else specs},
         passes=min(PASSES, setting.rounds),
         rounds=-(-setting.rounds // PASSES),
+        sample_ms=SAMPLE_MS,
         info={"purpose": PAIRED, "policies": {name: dict(policy) for name, policy in policies.items()}},
         seed=setting.seed,
         threads=setting.threads,
