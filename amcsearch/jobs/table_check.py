@@ -109,7 +109,7 @@ def check_table(
     if not is_here:
         if not anchors:
             return TableCheck(before, None, table)
-        learnt = _with_prior(results, subject.name, table)
+        learnt = _with_prior(results, subject.name, table, held_out)
         return TableCheck(before, learnt.networks[subject.name].accuracy, learnt)
     if not anchors:
         same = table if model.network is None else table.with_entry(name, replace(model.entry, accuracy=before))
@@ -190,12 +190,14 @@ def other_setting(config: Config, network: NetworkSpec) -> str:
     return ""
 
 
-def _with_prior(results: Sequence[KitResult], name: str, prior: LatencyTable) -> LatencyTable:
+def _with_prior(
+    results: Sequence[KitResult], name: str, prior: LatencyTable, held_out: Sequence[MeasuredVariant]
+) -> LatencyTable:
     """This machine's table of a network, of another machine's table and a few runs."""
     table = table_from_results(results, (), prior)
     if table.networks[name].accuracy is not None:
         return table
-    return with_accuracy(table, name, joined_variants(results, name).held_out)
+    return with_accuracy(table, name, held_out)
 
 
 def _measured(

@@ -8,6 +8,7 @@ modules stay in eval mode.
 
 ``var_b`` is the unbiased variance of one batch, so the variance between batches is left out: prefer large batches, and
 at least 1000 samples.
+
 A batch of which a batch norm reads one value of each channel, such as a last one of a single sample behind a global
 pool, has no variance: the norm leaves it out, and normalises it with the statistics so far.
 """

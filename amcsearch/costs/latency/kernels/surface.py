@@ -10,8 +10,8 @@ residuals (Rasmussen & Williams 2006, chapter 2) with the covariance
 over both widths, and over map and kernel size where points have several. Near measurements the surface follows them as
 closely as their noise allows; far from all it is the fit alone, without waves. It never leaves the range of the
 residuals: between noisy ones of a kernel of a microsecond the mean of the process went down to 0 ms, which relatives
-then made a hundredfold of. The covariance is a product of one
-factor for each width, and so is every term of the fit: at every pair of some widths a surface is two matrix products.
+then made a hundredfold of. The covariance is a product of one factor for each width, and so is every term of the fit:
+at every pair of some widths a surface is two matrix products.
 
 Where a layer has few points of its own, its relatives' surface takes the place of the fit (``CorrectedSurface``).
 """
