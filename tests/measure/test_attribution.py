@@ -19,7 +19,7 @@ from amcsearch.measure.build.attribution import (
 )
 from amcsearch.measure.plan.variants import random_kept
 from amcsearch.runtime.export import exported
-from amcsearch.runtime.on_device.program import ExecutedNode
+from amcsearch.runtime.on_device.program import ExecutedNode, profile_models
 from amcsearch.runtime.on_device.session import optimised_model
 from amcsearch.runtime.session import detect_nchwc_block
 from amcsearch.training.models.inverted_residual import mobilenetv2
@@ -176,6 +176,56 @@ def test_every_node_of_a_profile_is_a_kernel_of_one_layer():
     ]
 
 
+def test_inserted_nodes_of_a_profile_are_told_by_when_they_ran_and_not_by_their_names():
+    graph = graph_of(
+        [
+            node("Conv", "/network/a/Conv", ["input"], "a"),
+            node("ReorderOutput", "ReorderOutput", ["a"], "ra"),
+            node("Conv", "/network/b/Conv", ["ra"], "b"),
+            node("ReorderOutput", "ReorderOutput_token_1", ["b"], "rb"),
+            node("Conv", "/network/c/Conv", ["rb"], "c"),
+            node("ReorderOutput", "ReorderOutput_token_2", ["c"], "rc"),
+        ]
+    )
+    owners = {f"/network/{name}/Conv": name for name in "abc"}
+    names = {
+        "/network/a/Conv": 10.0,
+        "ReorderOutput_token_2": 1.0,
+        "/network/b/Conv": 20.0,
+        "ReorderOutput": 2.0,
+        "/network/c/Conv": 30.0,
+        "ReorderOutput_token_1": 3.0,
+    }
+    profile = [
+        ExecutedNode(name, "Conv" if "Conv" in name else "ReorderOutput", us, [], []) for name, us in names.items()
+    ]
+    assert [(run.layer, run.profiled_ms * 1e3) for run in kernel_runs(graph, owners, profile)] == [
+        *[("a", 10.0), ("a", 1.0), ("b", 20.0), ("b", 2.0), ("c", 30.0), ("c", 3.0)]
+    ]
+
+
+def test_inserted_nodes_of_branches_are_told_by_their_shapes():
+    graph = graph_of(
+        [
+            node("Conv", "/network/a/Conv", ["input"], "a"),
+            node("Conv", "/network/b/Conv", ["input"], "b"),
+            node("ReorderOutput", "ReorderOutput", ["a"], "ra"),
+            node("ReorderOutput", "ReorderOutput_token_1", ["b"], "rb"),
+            node("Concat", "/network/Concat", ["ra", "rb"], "c"),
+        ]
+    )
+    owners = {"/network/a/Conv": "a", "/network/b/Conv": "b", "/network/Concat": "b"}
+    wide, narrow = [[1, 32, 8, 8]], [[1, 16, 8, 8]]
+    profile = [
+        ExecutedNode("/network/a/Conv", "Conv", 10.0, [], wide),
+        ExecutedNode("/network/b/Conv", "Conv", 20.0, [], narrow),
+        ExecutedNode("ReorderOutput", "ReorderOutput", 2.0, narrow, [[1, 9, 8, 8]]),
+        ExecutedNode("ReorderOutput_token_1", "ReorderOutput", 1.0, wide, [[1, 31, 8, 8]]),
+        ExecutedNode("/network/Concat", "Concat", 5.0, [], []),
+    ]
+    assert [run.layer for run in kernel_runs(graph, owners, profile)] == ["a", "b", "b", "a", "b"]
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -241,6 +291,24 @@ def test_off_the_grid_reorders_belong_to_the_layers_that_made_them_necessary():
     blocked = {run.layer for run in runs if run.kernel.startswith("nchwc.Conv")}
     assert {runs[i].layer for i in outputs} <= blocked  # only a blocked kernel's output is reordered
     assert {run.layer for run in runs} == {n for n, k in kinds.items() if k in (LayerKind.CONV, LayerKind.LINEAR)}
+
+
+@needs_blocks
+def test_a_profiled_reorder_is_of_the_layer_whose_channels_it_moves():
+    model, x, network = pruned(resnet20, 13)
+    content = exported(model, x)
+    owners = original_owners(onnx.load_from_string(content).graph, [layer.name for layer in network.layers])
+    graph = onnx.load_from_string(optimised_model(content)).graph  # one load of the model; the profile is of another
+    (profile,) = profile_models([content], [[x.numpy()]], 3, np.random.default_rng(0))
+    widths = {name: module.out_channels for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    sizes = {layer.name: layer.out_size for layer in network.layers}
+    moved = [
+        ((run.layer, *node.output_shapes[0][1:]), (run.layer, widths[run.layer], *sizes[run.layer]))
+        for node, run in zip(profile, kernel_runs(graph, owners, profile), strict=True)
+        if run.kernel == "nchwc.ReorderOutput" and run.layer in widths
+    ]
+    assert len(moved) > 12
+    assert [got for got, _ in moved] == [wanted for _, wanted in moved]
 
 
 def test_a_transformers_kernels_reach_its_norms_attention_and_linear_layers():

@@ -7,11 +7,18 @@
    one it feeds.
 2. Optimised graph: fusions keep the name of a node or tensor of the original graph, with a suffix. Reorders and
    reshapes the runtime inserted belong to the layer they follow.
+3. Profile: its names say which node was executed, but for inserted ones. Graph and profile come from two loads of the
+   model, and each load numbers reorders in another order. An inserted node is told by when it was executed: after the
+   node it reads, before those that read it, and on a tensor of the right shape.
+3. Profile: names say which node was executed, but for inserted ones. Those are numbered in another order each time a
+   model is loaded, and the graph and the profile are of two loads. An inserted node is told by when it was executed:
+   after the node it reads, before those that read it.
 
 So every microsecond of a profile lands on exactly one layer, and the sum over layers is the sum over nodes.
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,11 +176,55 @@ def kernel_runs(
         nodes: the profile, in order of execution. A node that the graph does not hold (a provider's own fusion) is
             given to the layer of the node before it.
     """
-    layers = dict(zip((node.name for node in graph.node), optimised_owners(graph, owners), strict=True))
-    kernels = {node.name: kernel_name(node) for node in graph.node}
-    last = next((layer for layer in layers.values() if layer is not None), "")
+    executed = nodes or [ExecutedNode(node.name, node.op_type, 0.0, [], []) for node in graph.node]
+    owned = optimised_owners(graph, owners)
+    last = next((layer for layer in owned if layer is not None), "")
     runs = []
-    for node in nodes or [ExecutedNode(node.name, "", 0.0, [], []) for node in graph.node]:
-        last = layers.get(node.name) or last
-        runs.append(KernelRun(last, kernels.get(node.name, node.op_type), node.us / US_PER_MS))
+    for node, place in zip(executed, _places(graph, owners, executed), strict=True):
+        last = (None if place is None else owned[place]) or last
+        kernel = node.op_type if place is None else kernel_name(graph.node[place])
+        runs.append(KernelRun(last, kernel, node.us / US_PER_MS))
     return runs
+
+
+@dataclass
+class _Window:
+    """Between which executed nodes a node of the graph ran, and shapes (one of them) that it read if they are known."""
+
+    after: int = -1
+    before: int = sys.maxsize
+    shapes: Sequence[list[int]] = ()
+
+    def misfit(self, at: int, node: ExecutedNode) -> tuple[bool, bool, int]:
+        """How little the node executed at a place looks like this one; of several that fit, the first to be read."""
+        is_other = bool(self.shapes and node.input_shapes) and node.input_shapes[0] not in self.shapes
+        return self.after > at, is_other, self.before
+
+
+def _windows(graph: onnx.GraphProto, executed: Sequence[ExecutedNode], ran: Mapping[int, int]) -> list[_Window]:
+    """Of each node of the graph, seen through the others than those of which ``ran`` says when they ran."""
+    made_by = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    edges = [(made_by[name], i) for i, node in enumerate(graph.node) for name in node.input if name in made_by]
+    windows = [_Window() for _ in graph.node]
+    for producer, i in edges:
+        windows[i].after = max(windows[i].after, ran.get(producer, windows[producer].after))
+        if producer in ran:
+            windows[i].shapes = [*windows[i].shapes, *executed[ran[producer]].output_shapes]
+    for producer, i in reversed(edges):
+        windows[producer].before = min(windows[producer].before, ran.get(i, windows[i].before))
+    return windows
+
+
+def _places(graph: onnx.GraphProto, owners: Mapping[str, str], executed: Sequence[ExecutedNode]) -> list[int | None]:
+    """Which node of the graph each executed one is, None for one that the graph does not hold."""
+    by_name = {node.name: i for i, node in enumerate(graph.node)}
+    inserted = {i for i, node in enumerate(graph.node) if _longest_known(node.name, owners) is None}
+    places = [by_name.get(node.name) for node in executed]
+    ran = {place: at for at, place in enumerate(places) if place is not None and place not in inserted}
+    windows, left = _windows(graph, executed, ran), sorted(inserted)
+    for at, node in enumerate(executed):
+        if places[at] in inserted:
+            misfits = {i: windows[i].misfit(at, node) for i in left if graph.node[i].op_type == node.op_type}
+            places[at] = min(misfits, key=misfits.__getitem__, default=None)
+            left = [i for i in left if i != places[at]]
+    return places

@@ -218,3 +218,11 @@ def test_nothing_like_it_is_none() -> None:
     model = KernelModel([Observation(CONV, {"nchwc.Conv": (1.0, 0.4)})], 16)
     assert model.latencies(replace(CONV, stride=(2, 2))) is None
     assert model.latencies_at(replace(CONV, stride=(2, 2)), np.array([[4, 4]])) is None
+
+
+def test_a_reorder_moves_the_channels_that_there_are_and_not_whole_blocks():
+    us = {4: 1.0, 8: 2.0, 12: 6.0, 13: 15.0, 15: 16.0}
+    seen = [Observation(CONV.resized(c, c), {"nchwc.ReorderOutput": (1.0, 1e-3 * us[c])}) for c in us]
+    model = KernelModel(seen, 16)
+    predicted = [model.latencies(CONV.resized(c, c))[0].ms for c in us]
+    assert predicted == pytest.approx([1e-3 * each for each in us.values()], rel=1e-3)

@@ -27,6 +27,7 @@ from amcsearch.costs.latency.kernels.tiling import Tiling, refined_tiling
 __all__ = ["BLOCKED", "WHOLE", "KernelLatency", "KernelModel"]
 
 BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
+_REORDER: Final = f"{BLOCKED}Reorder"  # to and from whole blocks: these move the channels that there are
 WHOLE: Final = "whole."  # of layers that whole runs alone speak of, in the blocks that the runs show
 Array = NDArray[np.float64]
 _DOUBT: Final = 1.0  # octaves of doubt added with each step to a more distant family
@@ -221,7 +222,8 @@ class KernelModel:
         return None, 0.0
 
     def _tiling_of(self, kernel: str) -> Tiling:
-        return self._tiling if kernel.startswith((BLOCKED, WHOLE)) else Tiling()
+        is_blocked = kernel.startswith((BLOCKED, WHOLE)) and not kernel.startswith(_REORDER)
+        return self._tiling if is_blocked else Tiling()
 
     def _latency(self, layer: LayerSpec, kernel: str, count: float) -> KernelLatency:
         surface, doubt = self._surface(layer, kernel)
