@@ -180,9 +180,9 @@ def kernel_runs(
     owned = optimised_owners(graph, owners)
     last = next((layer for layer in owned if layer is not None), "")
     runs = []
-    for node, place in zip(executed, _places(graph, owners, executed), strict=True):
-        last = (None if place is None else owned[place]) or last
-        kernel = node.op_type if place is None else kernel_name(graph.node[place])
+    for node, number in zip(executed, _nodes_of_graph(graph, owners, executed), strict=True):
+        last = (None if number is None else owned[number]) or last
+        kernel = node.op_type if number is None else kernel_name(graph.node[number])
         runs.append(KernelRun(last, kernel, node.us / US_PER_MS))
     return runs
 
@@ -215,16 +215,18 @@ def _windows(graph: onnx.GraphProto, executed: Sequence[ExecutedNode], ran: Mapp
     return windows
 
 
-def _places(graph: onnx.GraphProto, owners: Mapping[str, str], executed: Sequence[ExecutedNode]) -> list[int | None]:
-    """Which node of the graph each executed one is, None for one that the graph does not hold."""
+def _nodes_of_graph(
+    graph: onnx.GraphProto, owners: Mapping[str, str], executed: Sequence[ExecutedNode]
+) -> list[int | None]:
+    """The number in the graph of each executed node; None for one that the graph does not hold."""
     by_name = {node.name: i for i, node in enumerate(graph.node)}
     inserted = {i for i, node in enumerate(graph.node) if _longest_known(node.name, owners) is None}
-    places = [by_name.get(node.name) for node in executed]
-    ran = {place: at for at, place in enumerate(places) if place is not None and place not in inserted}
+    node_of = [by_name.get(node.name) for node in executed]
+    ran = {number: at for at, number in enumerate(node_of) if number is not None and number not in inserted}
     windows, left = _windows(graph, executed, ran), sorted(inserted)
     for at, node in enumerate(executed):
-        if places[at] in inserted:
+        if node_of[at] in inserted:
             misfits = {i: windows[i].misfit(at, node) for i in left if graph.node[i].op_type == node.op_type}
-            places[at] = min(misfits, key=misfits.__getitem__, default=None)
-            left = [i for i in left if i != places[at]]
-    return places
+            node_of[at] = min(misfits, key=misfits.__getitem__, default=None)
+            left = [i for i in left if i != node_of[at]]
+    return node_of
