@@ -38,8 +38,9 @@ class Clock:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Collect no garbage inside, nor before it: that takes longer than the rounds of a small network."""
+    """Collect garbage now and not again inside."""
     enabled = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
         yield
