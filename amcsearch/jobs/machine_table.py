@@ -41,7 +41,7 @@ from amcsearch.jobs.tables import (
     wanted_variants,
 )
 from amcsearch.jobs.workload import InMemory, TracedNetwork
-from amcsearch.measure import MeasuredSubject, measured_variants, measurement_plan
+from amcsearch.measure import KitPlan, MeasuredSubject, measured_variants, measurement_plan
 from amcsearch.runs import InUseError, RunFolder, TableOrigin
 from amcsearch.runtime import OnnxSettings
 
@@ -65,7 +65,6 @@ PATIENCE: Final = 3.0  # a bound is so many times what is expected: the machine 
 PASSES: Final = 3  # of each network that is run
 ROUNDS: Final = 12  # of a pass, some of them disturbed
 PROFILED: Final = 180  # calls of the profile, which count twice: it slows them
-LEAST_MS: Final = 1.5  # of a sample
 WARM_MS: Final = 10.0  # before the first
 
 
@@ -354,7 +353,7 @@ class _Keeper:
         export_s = wall_s(lambda: runtime.exported(self.network.model, example, settings))
         with evaluating(self.network.model), torch.inference_mode():
             call_ms = 1e3 * wall_s(lambda: example.through(self.network.model))
-        timed_ms = PASSES * (ROUNDS * (max(LEAST_MS, call_ms) + call_ms) + WARM_MS) + PROFILED * call_ms
+        timed_ms = PASSES * (ROUNDS * (max(KitPlan.sample_ms, call_ms) + call_ms) + WARM_MS) + PROFILED * call_ms
         return models * (2.0 * export_s + timed_ms / 1e3)
 
     def _written(self, taken: TableFolder, table: LatencyTable, done: str, age_s: float | None = None) -> MachineTable:

@@ -188,7 +188,7 @@ def test_inserted_nodes_of_a_profile_are_told_by_when_they_ran_and_not_by_their_
         ]
     )
     owners = {f"/network/{name}/Conv": name for name in "abc"}
-    names = {
+    took_us = {
         "/network/a/Conv": 10.0,
         "ReorderOutput_token_2": 1.0,
         "/network/b/Conv": 20.0,
@@ -197,7 +197,7 @@ def test_inserted_nodes_of_a_profile_are_told_by_when_they_ran_and_not_by_their_
         "ReorderOutput_token_1": 3.0,
     }
     profile = [
-        ExecutedNode(name, "Conv" if "Conv" in name else "ReorderOutput", us, [], []) for name, us in names.items()
+        ExecutedNode(name, "Conv" if "Conv" in name else "ReorderOutput", us, [], []) for name, us in took_us.items()
     ]
     assert [(run.layer, run.profiled_ms * 1e3) for run in kernel_runs(graph, owners, profile)] == [
         *[("a", 10.0), ("a", 1.0), ("b", 20.0), ("b", 2.0), ("c", 30.0), ("c", 3.0)]

@@ -10,9 +10,6 @@
 3. Profile: its names say which node was executed, but for inserted ones. Graph and profile come from two loads of the
    model, and each load numbers reorders in another order. An inserted node is told by when it was executed: after the
    node it reads, before those that read it, and on a tensor of the right shape.
-3. Profile: names say which node was executed, but for inserted ones. Those are numbered in another order each time a
-   model is loaded, and the graph and the profile are of two loads. An inserted node is told by when it was executed:
-   after the node it reads, before those that read it.
 
 So every microsecond of a profile lands on exactly one layer, and the sum over layers is the sum over nodes.
 """
@@ -176,11 +173,12 @@ def kernel_runs(
         nodes: the profile, in order of execution. A node that the graph does not hold (a provider's own fusion) is
             given to the layer of the node before it.
     """
-    executed = nodes or [ExecutedNode(node.name, node.op_type, 0.0, [], []) for node in graph.node]
     owned = optimised_owners(graph, owners)
+    if not nodes:
+        return [KernelRun(layer or "", kernel_name(node), 0.0) for node, layer in zip(graph.node, owned, strict=True)]
     last = next((layer for layer in owned if layer is not None), "")
     runs = []
-    for node, number in zip(executed, _nodes_of_graph(graph, owners, executed), strict=True):
+    for node, number in zip(nodes, _nodes_of_graph(graph, owners, nodes), strict=True):
         last = (None if number is None else owned[number]) or last
         kernel = node.op_type if number is None else kernel_name(graph.node[number])
         runs.append(KernelRun(last, kernel, node.us / US_PER_MS))
@@ -189,7 +187,7 @@ def kernel_runs(
 
 @dataclass
 class _Window:
-    """Between which executed nodes a node of the graph ran, and shapes (one of them) that it read if they are known."""
+    """Between which executed nodes a node of the graph ran, and the shapes of what it may have read, () if unknown."""
 
     after: int = -1
     before: int = sys.maxsize
@@ -202,7 +200,7 @@ class _Window:
 
 
 def _windows(graph: onnx.GraphProto, executed: Sequence[ExecutedNode], ran: Mapping[int, int]) -> list[_Window]:
-    """Of each node of the graph, seen through the others than those of which ``ran`` says when they ran."""
+    """The window of each node of the graph; ``ran`` says when nodes ran, and others are seen through."""
     made_by = {name: i for i, node in enumerate(graph.node) for name in node.output}
     edges = [(made_by[name], i) for i, node in enumerate(graph.node) for name in node.input if name in made_by]
     windows = [_Window() for _ in graph.node]
