@@ -220,7 +220,12 @@ class _Keeper:
         if not TABLES.is_one(self.folder):
             return None
         try:
-            return read_latency_table(self.folder.absolute())
+            table = read_latency_table(self.folder.absolute())
+            name = table.name_of(self.spec)
+            if name is not None and table.networks[name].is_misattributed:
+                older = "an older amcsearch gave the times of reorders to random layers"
+                raise BadInputError(f"latency table {self.folder}: {older}")
+            return table
         except BadInputError as error:
             self._warn(f"{error}; it is measured anew")
             return None

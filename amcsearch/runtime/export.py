@@ -185,7 +185,9 @@ EXPORTERS: Final[dict[str, Callable[[nn.Module, _Request], onnx.ModelProto]]] = 
 }
 
 
-def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings = FIXED) -> bytes:
+def exported(
+    model: nn.Module, example: Batch | Tensor, settings: OnnxSettings = FIXED, signature: Signature | None = None
+) -> bytes:
     """Return ``model`` as a serialised ONNX model with all of its outputs, named as ``Signature`` says.
 
     The module is unchanged. A file with free axes is run on other sizes than the example's before it is returned.
@@ -195,6 +197,8 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
         example: what it is called with; a tensor (N, …) is its only argument. The sizes are the model's but where
             ``settings`` frees them.
         settings: the opset and the axes that are free.
+        signature: of the network, or of the one that it was pruned from, where it is known; else the network is run to
+            find it.
 
     Raises:
         BadInputError: no exporter can follow the module; the message holds the first one's reason. Or axes that the
@@ -203,7 +207,7 @@ def exported(model: nn.Module, example: Batch | Tensor, settings: OnnxSettings =
     batch = as_batch(example)
     with evaluating(model), exporting(), torch.no_grad():
         try:
-            signature = signature_of(model, batch)
+            signature = signature or signature_of(model, batch)
         except Exception as error:  # whatever user code raises
             raise _not_exported(model, reason_of(error)) from error
         free = settings.free_axes(batch, signature.inputs)

@@ -237,6 +237,21 @@ def test_a_damaged_table_is_measured_anew(job: Job, cached: Path) -> None:
     assert any("it is measured anew" in text for text in told.texts)
 
 
+def test_a_table_whose_reorders_were_told_by_names_is_measured_anew(job: Job, cached: Path) -> None:
+    table = read_latency_table(cached)
+    (name,) = table.networks
+    made = table.networks[name].calibration
+    assert made is not None
+    assert made.attribution == "order of execution"
+    older = replace(table.networks[name], calibration=replace(made, attribution=None))
+    write_latency_table(table.with_entry(name, older), cached)
+    told = Told()
+    again = own(job(), told)
+    assert again.origin.done == "measured"
+    assert not again.table.networks[name].is_misattributed
+    assert any("older amcsearch" in text and "it is measured anew" in text for text in told.texts)
+
+
 def test_a_search_keeps_the_table_that_priced_its_trials(
     write_config: WriteConfig, cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

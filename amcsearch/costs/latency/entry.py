@@ -242,9 +242,15 @@ class Sigma(_Document):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecord(_Document):
-    """What calibration found: see ``Calibration`` of the room ``measure``."""
+    """What calibration found: see ``Calibration`` of the room ``measure``.
+
+    ``attribution`` says by what a profile's inserted nodes were told. Older tables lack it: they were told by names,
+    which ONNX Runtime gives anew at each load, and the times of reorders went to random layers.
+    """
 
     null = ("left_out_mape",)
+
+    attribution: Text = None
 
     profile_scale: Number = None
     profile_node_ms: Number = None
@@ -331,6 +337,12 @@ class NetworkEntry(_Document):
     notes: Annotated[tuple[str, ...] | None, _texts] = None
     anchors: Annotated[Anchors | None, _document(Anchors)] = None
     timestamp: Text = None
+
+    @property
+    def is_misattributed(self) -> bool:
+        """Whether it was made of profiles whose inserted nodes were told by names: see ``CalibrationRecord``."""
+        made = self.calibration
+        return made is not None and made.profile_scale is not None and made.attribution is None
 
     @property
     def brought_up_to_date(self) -> str | None:

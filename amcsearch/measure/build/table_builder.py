@@ -43,6 +43,7 @@ from amcsearch.costs import (
     row_key,
     weight_mib,
 )
+from amcsearch.measure.build.attribution import ATTRIBUTION
 from amcsearch.measure.build.calibration import Calibration, calibrate, observe
 from amcsearch.measure.build.maintenance import carried, merged, prediction_errors, with_accuracy
 from amcsearch.measure.build.measured import MeasuredVariant, joined_variants
@@ -149,6 +150,7 @@ def _entry(
         residency=calibration.overflow,
         sigma=Sigma(floor=calibration.sigma_floor, per_octave=calibration.sigma_octave),
         calibration=CalibrationRecord(
+            attribution=ATTRIBUTION,
             profile_scale=calibration.nodes.scale,
             profile_node_ms=calibration.nodes.node_ms,
             factors=calibration.factors,
@@ -243,7 +245,7 @@ def _from_whole_runs(
     fit = fit_whole_runs(timed, overhead_ms, weight_bytes=each, prior=prior)
     entry = _entry(fit.calibration, overhead_ms, len(timed), network, each)
     assert entry.calibration is not None
-    of_runs = replace(entry.calibration, profile_scale=None, profile_node_ms=None)
+    of_runs = replace(entry.calibration, attribution=None, profile_scale=None, profile_node_ms=None)
     entry = replace(entry, block=fit.steps.layout_block, calibration=of_runs)
     return entry, [observation for of_variant in fit.observations for observation in of_variant], timed
 

@@ -4,7 +4,7 @@ Order is priority: a run that is cut short has seen some of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from amcsearch.measure.kit.kit import REFERENCE, KitModel, KitPlan
 from amcsearch.measure.plan.network_record import network_record
 from amcsearch.measure.plan.roles import ANCHOR, BUILDING, HELD_OUT, LOWERED, cast
 from amcsearch.measure.plan.variants import random_kept
-from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, Runtime, converted, exported
+from amcsearch.runtime import OPSET, InputSpec, OnnxSettings, Runtime, Signature, converted, exported, signature_of
 
 __all__ = ["MeasuredSubject", "held_out_count", "measurement_plan"]
 
@@ -68,17 +68,21 @@ def _batched(example: Batch | Tensor, batch: int) -> Batch:
 
 @dataclass(frozen=True)
 class _Export:
-    """How a network becomes the file of a call: ONNX in a data type, or the file of another runtime."""
+    """How a network becomes the file of a call: ONNX in a data type, or the file of another runtime.
+
+    ``signature`` is the dense network's, which pruned ones share, once that could be exported.
+    """
 
     x: Batch
     dtype: str
     settings: OnnxSettings
     runtime: Runtime | None
+    signature: Signature | None = None
 
     def __call__(self, model: nn.Module) -> bytes:
         if self.runtime is not None:
             return self.runtime.exported(model, self.x, self.settings)
-        return converted(exported(model, self.x, self.settings), self.dtype, [self.x])
+        return converted(exported(model, self.x, self.settings, self.signature), self.dtype, [self.x])
 
 
 def _reference(subject: MeasuredSubject, export: _Export) -> tuple[KitModel, dict[str, Any]]:
@@ -160,6 +164,7 @@ def measurement_plan(
         network = subject.trace.network
         export = _Export(_batched(subject.example, batch), dtype, settings, runtime)
         reference, info[subject.name] = _reference(subject, export)
+        export = replace(export, signature=signature_of(subject.model, export.x))
         kept_out = held_out_count(variants) if held_out is None else held_out
         wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
         chosen = cast(network, wanted, rng, _predicting(bind, network))
