@@ -8,6 +8,7 @@ Manual of mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
 """
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,11 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give what is free back to the system: blocks of one phase seldom fit those of the next."""
+    """Give what is free, or held by cycles alone, back to the system: blocks of one phase seldom fit those of the next.
+
+    Statistics of a phase are often in a cycle, and large.
+    """
+    gc.collect()
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
