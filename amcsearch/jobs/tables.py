@@ -275,13 +275,15 @@ def _measured_table(
     measurements.begin(request_of("measure", config, subject, known, config.seed, wanted))
     table: LatencyTable | None = None
     results: list[KitResult] = []
-    for stage, count in enumerate(_stages(wanted)):
+    stages = _stages(wanted)
+    for stage, count in enumerate(stages, start=1):
         bind_table = bind if table is None else table.bind
-        make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * stage, bind_table)
+        make_plan = partial(_stage_plan, config, observer, subject, count, config.seed + 1000 * (stage - 1), bind_table)
         bound = minutes and minutes * count / wanted
-        results += measurements.settled(stage + 1, make_plan, partial(_measure, config, observer), bound, observer)
+        results += measurements.settled(stage, make_plan, partial(_measure, config, observer), bound, observer)
         observer.phase("Building the table")
-        table = table_from_results(results, [known] if known is not None else [], prior)
+        known_tables = [known] if known is not None else []
+        table = table_from_results(results, known_tables, prior, is_draft=stage < len(stages))
     assert table is not None
     return table
 

@@ -169,6 +169,8 @@ def table_of(
     overhead_ms: float,
     provenance: Provenance,
     known: LatencyTable | None = None,
+    *,
+    is_draft: bool = False,
 ) -> LatencyTable:
     """Make the table of one network.
 
@@ -185,6 +187,7 @@ def table_of(
         provenance: where and how all of it was measured.
         known: a table of the device, which lends what few variants cannot tell: what weights beyond the caches cost,
             and how fast layers are where there is no profile.
+        is_draft: whether it only has to predict: it then says neither its channel grid nor its accuracy.
 
     Raises:
         BadInputError: fewer than four profiled variants, or timed ones of a runtime without a profile.
@@ -197,10 +200,12 @@ def table_of(
     table = LatencyTable(rows, provenance, {name: entry})
     model = table.bind(name)
     factor = _common_factor(model, timed)
-    block = provenance.nchwc_block or 0 if entry.block is None else max(entry.block, LEAST_TRIED)
-    multiple, grid = channel_grid(model, network, block)
-    errors = prediction_errors(model, held_out, factor)
-    entry = replace(_scaled(entry, factor), channel_multiple=multiple, channel_grid=grid, accuracy=errors)
+    entry = _scaled(entry, factor)
+    if not is_draft:
+        block = provenance.nchwc_block or 0 if entry.block is None else max(entry.block, LEAST_TRIED)
+        multiple, grid = channel_grid(model, network, block)
+        errors = prediction_errors(model, held_out, factor)
+        entry = replace(entry, channel_multiple=multiple, channel_grid=grid, accuracy=errors)
     return replace(table, rows=table.rows.assign(latency_ms=factor * table.rows["latency_ms"]), networks={name: entry})
 
 
@@ -290,7 +295,11 @@ def _lowered(variant: MeasuredVariant) -> list[Observation]:
 
 
 def table_from_results(
-    results: Iterable[KitResult], known: Sequence[LatencyTable] = (), prior: LatencyTable | None = None
+    results: Iterable[KitResult],
+    known: Sequence[LatencyTable] = (),
+    prior: LatencyTable | None = None,
+    *,
+    is_draft: bool = False,
 ) -> LatencyTable:
     """Make one table of all networks in results of one device, beside those of tables that are there already.
 
@@ -300,6 +309,7 @@ def table_from_results(
         results: of the device.
         known: tables of the device.
         prior: a table of another device, which answers where the results are silent: see ``carried``.
+        is_draft: as of ``table_of``.
 
     Raises:
         BadInputError: no result, two devices, or too few variants of a network.
@@ -312,15 +322,15 @@ def table_from_results(
     for name, measured in parts.items():
         last, whole = measured[-1], joined_variants(measured, name)
         lent = None if prior is None else carried(prior, whole.network, whole.building, last.provenance)
-        table = table_of(name, *whole, last.overhead_ms, last.provenance, lent)
+        table = table_of(name, *whole, last.overhead_ms, last.provenance, lent, is_draft=is_draft)
         drift = DriftRecord(disturbed_share=last.drift.disturbed_share, largest=last.drift.largest)
         entry = replace(table.networks[name], drift=drift, notes=last.notes, timestamp=last.provenance.timestamp)
         if lent is None:
             tables.append(table.with_entry(name, entry))
             continue
         entry = replace(entry, anchors=_origin(whole.building, lent))
-        both = with_accuracy(merged([lent, table.with_entry(name, entry)]), name, whole.held_out)
-        tables.append(both)
+        both = merged([lent, table.with_entry(name, entry)])
+        tables.append(both if is_draft else with_accuracy(both, name, whole.held_out))
     return merged(tables)
 
 
