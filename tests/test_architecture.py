@@ -79,6 +79,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("search.study*", "service.*"),
     "stable_baselines3": ("search.reinforcement.*",),
     "starlette": ("service.*",),
+    "threadpoolctl": ("measure.build.*",),
     "torch": (
         *("graph.*", "methods.*", "runtime.*", "measure.*", "training.*", "recovery.*", "evaluation.*"),
         *("search.reinforcement.*", "jobs.*", "api.*", "testing.*"),

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from amcsearch.core import BadInputError, LayerSpec, NetworkSpec
 from amcsearch.costs import (
@@ -222,7 +223,8 @@ def _from_profiles(
     _check_count(name, len(profiled), "profiled")
     each, block = provenance.weight_bytes, provenance.nchwc_block or 0
     like = None if known is None else known.settings_for(network).residency
-    calibration = calibrate(profiled, overhead_ms, block, weight_bytes=each, like=like)
+    with threadpool_limits(1, "blas"):  # its systems are small: on a busy host threads only wait for each other
+        calibration = calibrate(profiled, overhead_ms, block, weight_bytes=each, like=like)
     observations = [
         observation
         for variant in profiled
