@@ -148,11 +148,15 @@ def _silent(descriptor: int) -> Iterator[None]:
 def exporting() -> Iterator[None]:
     """Keep the exporters quiet: they warn of their own deprecations, log, and print the graph that they fail on.
 
-    Torch's fused fast path of ``nn.TransformerEncoderLayer`` is switched off meanwhile: it has no ONNX form.
+    Torch's fused fast path of ``nn.TransformerEncoderLayer`` is switched off meanwhile: it has no ONNX form. And torch
+    computes on one thread: a pass of few samples gains next to nothing from more, and where other programs use the
+    cores, threads wait for each other.
     """
     logger = logging.getLogger("torch")
     level, fast_path = logger.level, torch.backends.mha.get_fastpath_enabled()
+    threads = torch.get_num_threads()
     logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         printed = io.StringIO()
@@ -160,5 +164,6 @@ def exporting() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.set_num_threads(threads)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         logger.setLevel(level)
