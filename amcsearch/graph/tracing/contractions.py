@@ -224,6 +224,8 @@ class ContractionLog(OperationMode):
         return shape
 
     def _attention(self, left: Tensor, right: Tensor, groups: int, result: Tensor) -> Attention | None:
+        if result.ndim < 2:  # a matrix times a vector
+            return None
         for scores, values, written in ((left, right, result), (right.mT, left.mT, result.mT)):
             first, is_softmax = self._scores.get(_storage(scores), (None, False))
             if first is None or not is_softmax or first.groups != groups:

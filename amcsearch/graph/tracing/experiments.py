@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -187,6 +188,8 @@ def _apart(layers: Sequence[LayerSpec]) -> tuple[Counter[str], list[LayerSpec]]:
 def _shape(layer: LayerSpec) -> LayerSpec:
     """The layer without its name (of a slice: its first row) and without the operations that follow it.
 
+    The positions of a linear layer are one number: how they are laid out is a guess where plain code multiplies.
+
     Of a parameter only its size counts: where one channel is left, its dimension cannot be told. A norm inside each
     head runs at fewer positions once heads have left, and a batch norm of a constant at one.
     """
@@ -194,6 +197,8 @@ def _shape(layer: LayerSpec) -> LayerSpec:
         layer = replace(layer, in_size=(1, 1), out_size=(1, 1))
     if layer.kind is LayerKind.PARAMETER:
         layer = replace(layer, in_channels=1, out_channels=layer.in_channels * layer.out_channels)
+    if layer.kind is LayerKind.LINEAR:
+        layer = replace(layer, in_size=(prod(layer.in_size), 1), out_size=(prod(layer.out_size), 1))
     return replace(layer, name="", steps=(), stored=Stored.ALL)
 
 

@@ -156,7 +156,7 @@ def embedding(flow: Flow, call: Call) -> None:
 
 def concatenate(flow: Flow, call: Call) -> None:
     """Concatenation, and stacking as concatenation along a new dimension."""
-    parts = [t for t in call.args[0] if t.shape != (0,)]
+    parts = [t for t in call.args[0] if t.numel()] or [t for t in call.args[0] if t.shape != (0,)]
     out = call.out
     dim = int(call.argument("dim") or 0) % out.ndim
     layers = [

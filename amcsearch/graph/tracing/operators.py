@@ -194,6 +194,20 @@ def windows(flow: Flow, call: Call) -> None:
     flow.put(out, layers)
 
 
+def unwindowed(flow: Flow, call: Call) -> None:
+    """Columns (N, C * taps, L) as the map (N, C, H, W) of their windows: the taps of a channel leave together."""
+    source, out = call.args[0], outputs(call)[0]
+    layers = []
+    for label in flow.labels(source):
+        if varying(label) == (source.ndim - 2,):
+            taps = small(label).reshape(out.shape[-3], -1)
+            flow.slots.same(taps[:, :1], taps, "")
+            layers.append(taps[:, :1, None])
+        else:
+            flow.slots.block(small(label), flow.why_combined(call.name))
+    flow.put(out, layers)
+
+
 def _spatial(flow: Flow, call: Call, label: Tensor, pooled: set[int]) -> Tensor:
     positions = [d for d in varying(label) if d in pooled]
     if positions and set(varying(label)) - set(positions):
@@ -289,6 +303,7 @@ _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d "
     "mkldnn_max_pool2d fractional_max_pool2d",
     windows: "im2col",
+    unwindowed: "col2im",
     pad: "constant_pad_nd",
     norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
     "_batch_norm_with_update _batch_norm_no_update batch_norm",

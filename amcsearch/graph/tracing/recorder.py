@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
         """Record one call of any module; ``inside``: what it computed by itself."""
         if isinstance(module, nn.RNNBase):
             self.recurrent(module, x)
-        elif layer_type(module) is not None:
+        elif layer_type(module) is not None and x.numel() and y.numel():  # of no channels or positions: no work
             self.called(module, x, y)
             for contraction in _besides(inside, self.observation.layers[-1]):
                 self.contracted(contraction, [])
