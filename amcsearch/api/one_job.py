@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from amcsearch.core import guarded_job
-from amcsearch.graph import recording_gradients
+from amcsearch.graph import usual_modes
 
 __all__ = ["one_job"]
 
@@ -19,11 +19,11 @@ _ALONE = threading.RLock()
 def one_job() -> Iterator[None]:
     """Run a whole job of the caller's, beside which nothing changes for the caller.
 
-    Ctrl-C interrupts it. Gradients are recorded, whatever the caller does at the moment; torch's random numbers go on
+    Ctrl-C interrupts it. Torch is in its usual modes, whatever the caller's are at the moment; its random numbers go on
     where they were. A job sets settings of the process, so a second thread waits for the first.
 
     Raises:
         BadInputError, Interrupted: as ``guarded_job``.
     """
-    with _ALONE, torch.random.fork_rng(devices=[]), guarded_job(signal.SIGINT), recording_gradients():
+    with _ALONE, torch.random.fork_rng(devices=[]), guarded_job(signal.SIGINT), usual_modes():
         yield

@@ -15,7 +15,7 @@ from amcsearch.graph.batch import (
 from amcsearch.graph.folding import check_folded, fold_weights
 from amcsearch.graph.layout import channels_first, channels_last, make_channels_first, takes_channels_last
 from amcsearch.graph.masks import masked
-from amcsearch.graph.modes import evaluating, modes_kept, recording_gradients
+from amcsearch.graph.modes import evaluating, modes_kept, usual_modes
 from amcsearch.graph.outputs import first_tensor, output_tensors
 from amcsearch.graph.removal import duplicate, remove, removed_positions, renumbered, tensors_of, vanished_layers
 from amcsearch.graph.slices import Kept, Skipped, TensorSlice, Trace, check_kept
@@ -51,7 +51,6 @@ __all__ = [
     "modes_kept",
     "output_tensors",
     "plain_tree",
-    "recording_gradients",
     "remove",
     "removed_positions",
     "renumbered",
@@ -59,5 +58,6 @@ __all__ = [
     "tensors_of",
     "tensors_of_tree",
     "trace",
+    "usual_modes",
     "vanished_layers",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 
 from amcsearch.core import KEEPERS
 
-__all__ = ["evaluating", "forget", "modes_kept", "recording_gradients", "unfused"]
+__all__ = ["evaluating", "forget", "modes_kept", "unfused", "usual_modes"]
 
 
 @contextmanager
@@ -56,10 +56,30 @@ def unfused() -> Iterator[None]:
 
 
 @contextmanager
-def recording_gradients() -> Iterator[None]:
-    """Record gradients, also where the caller has switched that off."""
-    with torch.inference_mode(False), torch.enable_grad():
+def usual_modes() -> Iterator[None]:
+    """Torch as it starts: gradients are recorded, nothing is cast, tensors are made on the CPU; the caller's come back.
+
+    A network that casts itself (``torch.autocast`` in its forward) keeps no cast weights from call to call either: it
+    would inside of a context of the caller's, and see none of the changes that are made to weights here.
+    """
+    on_cpu = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
+    with torch.inference_mode(False), torch.enable_grad(), _outside_autocast(), on_cpu:
         yield
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    enabled, depth = torch.is_autocast_enabled("cpu"), torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.set_autocast_enabled("cpu", False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", enabled)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
 
 
 def _inference_mode(mode: bool) -> None:

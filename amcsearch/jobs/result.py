@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from torch import Tensor, nn
 
 from amcsearch.core import BadInputError, PruningPolicy
-from amcsearch.graph import duplicate
+from amcsearch.graph import duplicate, usual_modes
 from amcsearch.jobs.delivered_files import check_files, save_network
 from amcsearch.jobs.delivery import Exports, Finalist, choose, verify
 from amcsearch.jobs.finetuning import Finetuned, fine_tune
@@ -70,8 +70,9 @@ class RunResult:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The pruned and fine-tuned network in eval mode, on the CPU."""
-        return self._make_model()
+        """The pruned and fine-tuned network in eval mode, on the CPU; made in torch's own modes, not the caller's."""
+        with usual_modes():
+            return self._make_model()
 
     @cached_property
     def policy(self) -> PruningPolicy:
