@@ -38,9 +38,10 @@ class Origin:
 
 
 def as_tensor(value: object) -> Tensor | None:
-    """Return a tensor, an array, a number, or a list of numbers, as a tensor; None for anything else."""
+    """Return a tensor, an array, a number, or a list of numbers, as a dense tensor; None for anything else."""
     if isinstance(value, Tensor):
-        return value.detach()
+        value = value.detach()
+        return value if value.layout is torch.strided else value.to_dense()
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return torch.as_tensor(value)
     if isinstance(value, list | tuple) and not (value and _is_list_of_numbers(value)):
@@ -122,6 +123,8 @@ def _stacked_tensors(
     for i, tensor in enumerate(tensors):
         if tensor is None or tensor.shape != shape:
             raise BadInputError(_differs(values, i, origin))
+        if tensor.is_meta:
+            raise BadInputError(f"{origin.at(i)} is on the device meta, expected values; read them in the data set")
     try:
         return usual(torch.stack([tensor for tensor in tensors if tensor is not None]))
     except (RuntimeError, TypeError) as error:

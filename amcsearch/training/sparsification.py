@@ -253,12 +253,14 @@ class MaskedTraining:
         """Run on the masked weights, whose gradients are to be had afterwards in ``_used``."""
         self._used = {name: weight * self.masks[name] for name, weight in self._weights.items()}
         for used in self._used.values():
-            used.retain_grad()
+            used.requires_grad_().retain_grad()  # a frozen weight is masked by its gradient too, and stays as it is
         return functional_call(model, self._used, batch.args, dict(batch.kwargs))
 
     def _assign(self, gradients: Mapping[str, Tensor]) -> None:
         """Give the weights the gradients that the optimiser is to follow."""
         for name, weight in self._weights.items():
+            if not weight.requires_grad:
+                continue
             dense = self._schedule.dense_gradient
             weight.grad = gradients[name] if dense else gradients[name] * self.masks[name]
 

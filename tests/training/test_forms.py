@@ -241,6 +241,15 @@ def test_floating_point_becomes_float32_and_gradients_are_cut():
     assert not made.args[0].requires_grad
 
 
+def test_sparse_tensors_become_dense_and_those_without_values_are_named():
+    made = batch([(torch.eye(2).to_sparse(), 0), (torch.ones(2, 2), 1)], One())
+    assert made.args[0].tolist() == [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]
+    with pytest.raises(
+        BadInputError, match=r"input of sample 1 of the .* split is on the device meta, expected values"
+    ):
+        batch([(torch.ones(2), 0), (torch.ones(2, device="meta"), 1)], One())
+
+
 def test_tensors_in_memory_are_sliced_as_items_are_read():
     form = choose_form(Two(), (IMAGES[0], EXTRA[0], LABELS[0]))
     assert form == Form(((0,), (1,)), (), (2,), 3)

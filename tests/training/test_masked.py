@@ -231,3 +231,16 @@ def test_surgery_on_units_trains_what_is_closed():
     assert (grads[1][0][:, 0] != 0).any()
     torch.testing.assert_close(grads[0][0][:, 1], grads[1][0][:, 1])
     torch.testing.assert_close(grads[0][1], grads[1][1])
+
+
+def test_frozen_weights_are_masked_and_not_trained():
+    """Half of the 48 + 16 weights go, the smallest of both layers; the frozen layer's others stay as they were."""
+    model = network()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    hook = hooked(model, OneShot())
+    fit(model, blobs(), RECIPE, seed=0, hook=hook)
+    mask = hook.masks["0.weight"]
+    assert sum(int(each.sum()) for each in hook.masks.values()) == 32
+    assert 0 < mask.sum() < 48
+    assert torch.equal(model[0].weight, before * mask)

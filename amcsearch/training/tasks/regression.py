@@ -126,7 +126,7 @@ class Regression(Task):
 
     def _flat(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
         predicted, wanted = self._pair(output, targets)
-        flat = predicted.double().flatten(1), wanted.double().flatten(1)
+        flat = (predicted.double().reshape(len(predicted), -1), wanted.double().reshape(len(wanted), -1))
         return flat if flat[0].shape[1] > 1 else (flat[0].squeeze(1), flat[1].squeeze(1))
 
     def _pair(self, output: Tree, targets: Tree) -> tuple[Tensor, Tensor]:
@@ -145,21 +145,37 @@ def _r2(predicted: Tensor, wanted: Tensor) -> "torchmetrics.Metric":
 
 
 def aligned(output: Tensor, targets: Tree, task: str) -> tuple[Tensor, Tensor]:
-    """Return outputs (N, …) and targets of the same shape and type; (N, …) fit outputs (N, …, 1) or (N, 1, …).
+    """Return outputs (N, …) and targets of the same shape and type.
+
+    One of them may have an axis of one that the other lacks, the last or the one after the samples: (N, …) fit
+    (N, …, 1) and (N, 1, …).
 
     Raises:
         BadInputError: other shapes, or targets that are no tensor of numbers.
     """
     if not isinstance(targets, Tensor) or targets.is_complex():
-        raise BadInputError(f"targets are a {type(targets).__name__}, {task} expects a tensor of numbers")
-    without_one = (tuple(output.shape[:-1]) if output.shape[-1:] == (1,) else None,
-                   (*output.shape[:1], *output.shape[2:]) if output.shape[1:2] == (1,) else None)  # fmt: skip
-    if targets.shape != output.shape and tuple(targets.shape) not in without_one:
+        raise BadInputError(
+            f"targets are a {type(targets).__name__}, {task} expects a tensor of numbers; name the one that is meant "
+            "by data.target, or judge them by a task of your own"
+        )
+    fits = targets.shape == output.shape or any(
+        shape in _without_one(other)
+        for shape, other in ((tuple(targets.shape), output), (tuple(output.shape), targets))
+    )
+    if not fits:
         raise BadInputError(
             f"outputs of shape {tuple(output.shape)} do not fit targets of shape {tuple(targets.shape)}; "
-            f"{task} expects targets of the outputs' shape"
+            f"{task} expects targets of the outputs' shape: reshape one of them, or name the task that fits "
+            "(two or more logits of one class each: task: {name: classification})"
         )
     return output, targets.reshape(output.shape).to(output.dtype)
+
+
+def _without_one(tensor: Tensor) -> list[tuple[int, ...]]:
+    """Shapes without an axis of one: the last, and the one after the samples."""
+    shape = tuple(tensor.shape)
+    axes = [axis for axis in {1, len(shape) - 1} if 0 < axis < len(shape) and shape[axis] == 1]
+    return [(*shape[:axis], *shape[axis + 1 :]) for axis in axes]
 
 
 def _noise(loss: Loss, width: int, delta: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

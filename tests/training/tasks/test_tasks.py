@@ -32,6 +32,18 @@ def test_regression_losses(loss: str, expected: float) -> None:
     assert regression(loss=loss).loss(FOUND, WANTED[:, 0]).item() == pytest.approx(expected)  # (N,) is not broadcast
 
 
+@pytest.mark.parametrize("metric", ["mse", "mae", "r2"])
+def test_an_axis_of_one_may_be_missing_on_either_side(metric: str) -> None:
+    task = regression(metric=metric)
+    expected = measured(task, (FOUND, WANTED))
+    assert task.loss(FOUND[:, 0], WANTED).item() == pytest.approx(21 / 4)
+    assert measured(task, (FOUND[:, 0], WANTED)) == pytest.approx(expected)
+    assert measured(task, (FOUND[:, 0], WANTED[:, 0])) == pytest.approx(expected)
+    assert binary().loss(FOUND[:, 0], WANTED.gt(2)).item() == binary().loss(FOUND, WANTED.gt(2)).item()
+    with pytest.raises(BadInputError, match=r"outputs of shape \(2, 2\) do not fit targets of shape \(2,\)"):
+        task.loss(FOUND.reshape(2, 2), WANTED[:2, 0])
+
+
 @pytest.mark.parametrize(
     ("metric", "expected"), [("mse", 21 / 4), ("mae", 7 / 4), ("rmse", math.sqrt(21 / 4)), ("r2", 1 - 21 / 6.75)]
 )
