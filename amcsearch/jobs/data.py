@@ -9,7 +9,7 @@ from amcsearch.config import Config, call_factory, import_factory
 from amcsearch.core import BadInputError
 from amcsearch.graph import Batch
 from amcsearch.jobs.network_check import probes_of
-from amcsearch.jobs.task import BUILT_IN, check_clear, first_output, training_task
+from amcsearch.jobs.task import BUILT_IN, check_clear, check_logits, first_output, training_task
 from amcsearch.training import (
     DEFAULT_SIZES,
     SPLITS,
@@ -70,7 +70,9 @@ def prepared_data(
         cut = make_splits(datasets, config.data.splits.sizes(), config.seed, memory_mib=config.data.memory_mib)
     splits, changing = fixed_splits(cut, config.seed, memory_mib=config.data.memory_mib, limit=limit)
     are_class_ids = training_task(config, task).is_argmax
-    sample, output = first_output(config, model, splits, task, are_class_ids=are_class_ids)
+    sample, output = first_output(config, model, splits, are_class_ids=are_class_ids)
+    if are_class_ids:
+        check_logits(config, model, task, output, sample.targets)
     if not is_named and config.data.targets == "given":
         check_clear(output, sample.targets)
     shapes = [tuple(tensor.shape[1:]) for tensor in sample.inputs.values()]

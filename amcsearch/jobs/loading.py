@@ -30,7 +30,8 @@ def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> 
 
     Args:
         run: of ``search``, ``prune`` or ``sparsify``.
-        model: the dense network with any weights; it is copied. None takes what ``source`` says.
+        model: the dense network with any weights, of any floating-point type; it is copied. None takes what ``source``
+            says.
         source: ``factory`` makes the dense network as the run's configuration says, ``program`` reads ``pruned.pt2``,
             ``auto`` takes the factory where it can be imported and the program elsewhere.
 
@@ -40,7 +41,7 @@ def smaller_network(run: RunFolder, model: nn.Module | None, source: Source) -> 
     """
     check_finished(run, source)
     if model is not None:
-        return _checked(run, with_stored_weights(run, copied(model)))
+        return _checked(run, with_stored_weights(run, copied(model).float()))
     if source == "program":
         return _checked(run, _program(run))
     has_program = source == "auto" and run.pruned_pt2.is_file()

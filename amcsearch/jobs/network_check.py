@@ -7,7 +7,7 @@ pruned, and seldom on the weights. So the dense network is checked, with the wei
 when it is trained.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -31,7 +31,15 @@ from amcsearch.runtime import (
 )
 from amcsearch.training import DataSplits, Task, batches_of, fitting_batch_size, guess_on
 
-__all__ = ["chance_warning", "check_export", "check_network", "not_finite", "onnx_settings", "probes_of"]
+__all__ = [
+    "chance_warning",
+    "check_export",
+    "check_network",
+    "check_parameters",
+    "not_finite",
+    "onnx_settings",
+    "probes_of",
+]
 
 EVEN: Final = 40  # probes spread evenly over a split …
 ANY_SIZE: Final = (
@@ -60,6 +68,22 @@ def check_network(config: Config, model: nn.Module, splits: DataSplits, probes: 
         _check_repeats(model, few, (first, second), config.device.batch, name)
 
 
+def check_parameters(config: Config, model: nn.Module, made: Mapping[str, Tensor]) -> None:
+    """Refuse a network that has other parameters than those it was ``made`` with, now that it has run.
+
+    Raises:
+        BadInputError: ``forward`` adds, replaces or removes one; names it.
+    """
+    now = dict(model.named_parameters())
+    for key in {**made, **now}:
+        if made.get(key) is not now.get(key):
+            does = "adds" if key not in made else "replaces" if key in now else "removes"
+            raise BadInputError(
+                f"{_name(config, model)} {does} the parameter {key} when it runs, so no training would reach it; make "
+                "all parameters in __init__, and keep them"
+            )
+
+
 def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch | Tensor, task: Task) -> None:
     """Refuse a network whose ONNX file, of the batch of ``example``, gives other outputs than torch on the ``probes``.
 
@@ -71,6 +95,7 @@ def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch
     with UserCode(_name(config, model)):
         signature = signature_of(model, example)
     _check_shapes(settings, as_batch(example), probes, signature.inputs)
+    _check_types(model, as_batch(example), _name(config, model))
     file = OnnxModule(exported(model, example, settings), signature=signature)
     in_torch = InBatches(model, as_batch(example).size, signature)
     agreement = compare(in_torch, file, _calls(probes, as_batch(example).size), labels=task.is_argmax)
@@ -78,6 +103,30 @@ def check_export(config: Config, model: nn.Module, probes: Batch, example: Batch
         raise BadInputError(
             f"{_name(config, model)} is another network in its ONNX file, which {agreement.problem}; the exporter "
             "follows one side of a branch: write it with torch.where, and make nothing depend on being exported"
+        )
+
+
+def _check_types(model: nn.Module, example: Batch, name: str) -> None:
+    """Refuse layers that compute in 16 bits: their ONNX file has no kernel for that, or rounds otherwise."""
+    cast: list[tuple[str, torch.dtype]] = []
+
+    def look(_module: nn.Module, _args: Tree, output: Tree, *, path: str) -> None:
+        types = {tensor.dtype for tensor in output_tensors(output)} & {torch.float16, torch.bfloat16}
+        cast.extend((path, dtype) for dtype in types)
+
+    layers = [(path, module) for path, module in model.named_modules() if any(True for _ in module.parameters(False))]
+    hooks = [module.register_forward_hook(partial(look, path=path)) for path, module in layers]
+    try:
+        with evaluating(model), torch.inference_mode():
+            example.through(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if cast:
+        path, dtype = cast[0]
+        raise BadInputError(
+            f"{name}: its layer {path} computes in {dtype}, expected torch.float32, the type of its weights; take "
+            "torch.autocast and casts out of forward (recovery.finetune.precision trains in 16 bits)"
         )
 
 
@@ -191,13 +240,24 @@ def _first_pass(model: nn.Module, probes: Batch, name: str) -> Tree:
                 f"{name} takes batches of 1 alone, of {probes.size} it raises {described(error)}; {ANY_SIZE}"
             ) from error
         raise
-    tensors = [tensor for _, tensor in outputs_of(output, type(model).__name__)]
+    outputs = outputs_of(output, type(model).__name__)
+    _check_real(outputs, name)
+    tensors = [tensor for _, tensor in outputs]
     if len(tensors) < probes.size and all(
         t.ndim and len(t) == 1 and sample_axis(t, probes.size) is None for t in tensors
     ):
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise BadInputError(f"{name} gives {shapes} for a batch of {probes.size}, as for a batch of 1; {ANY_SIZE}")
     return output
+
+
+def _check_real(outputs: Sequence[tuple[str, Tensor]], name: str) -> None:
+    """Refuse complex outputs: no ONNX file can give them."""
+    path = next((path for path, tensor in outputs if tensor.is_complex()), None)
+    if path is not None:
+        raise BadInputError(
+            f"{name} gives the complex output {path!r}, expected real numbers; return torch.view_as_real of it"
+        )
 
 
 def _takes_one_alone(model: nn.Module, probes: Batch) -> bool:

@@ -33,6 +33,7 @@ from amcsearch.training import (
 __all__ = [
     "BUILT_IN",
     "check_clear",
+    "check_logits",
     "check_objectives",
     "check_task",
     "first_output",
@@ -168,10 +169,14 @@ def check_clear(output: Tree, targets: Tree) -> None:
         )
 
 
-def first_output(
-    config: Config, model: nn.Module, splits: DataSplits, task: Task, *, are_class_ids: bool
-) -> tuple[Batch, Tree]:
-    """Return one sample, checked, and what the network gives for it: logits (1, C) or (1, T, V) of class ids."""
+def _is_for(logits: Tensor, targets: Tensor) -> bool:
+    """Whether logits (N, …, C) or (N, C, …) fit class ids (N, …)."""
+    shape = tuple(logits.shape)
+    return logits.ndim > targets.ndim and tuple(targets.shape) in (shape[:-1], (*shape[:1], *shape[2:]))
+
+
+def first_output(config: Config, model: nn.Module, splits: DataSplits, *, are_class_ids: bool) -> tuple[Batch, Tree]:
+    """Return one sample, checked, and what the network gives for it."""
     sample, shape = read(splits.calibration, [0], "calibration"), config.model.input_shape
     check_samples(
         sample.inputs,
@@ -192,13 +197,29 @@ def first_output(
             f"data: the calibration split gives inputs of {whole[0]}, {type(model).__name__} takes torch.float32; "
             "convert and scale them in the data, such as x.float() / 255"
         ) from error
-    logits = judged_tensor(output, task.output) if are_class_ids else None
-    if logits is not None and (logits.ndim < 2 or len(logits) != 1):
+    return sample, output
+
+
+def check_logits(config: Config, model: nn.Module, task: Task, output: Tree, targets: Tree) -> None:
+    """Check that what a network gives for one sample, and is judged, are logits of class ids: (1, C) or (1, T, V).
+
+    Raises:
+        BadInputError: they have no axis of samples or none of classes, or another output alone fits the targets.
+    """
+    logits = judged_tensor(output, task.output)
+    tensors = {path: tensor for path, tensor in tensors_of_tree(output) if tensor.is_floating_point()}
+    fitting = [path for path, tensor in tensors.items() if isinstance(targets, Tensor) and _is_for(tensor, targets)]
+    if task.output is None and len(fitting) == 1 and tensors[fitting[0]] is not logits:
+        raise BadInputError(
+            f"the model returns {', '.join(map(repr, tensors))}, of which the first is judged without a task that says "
+            f"otherwise, and {fitting[0]!r} alone fits the targets; write task: {{name: classification, params: "
+            f"{{output: {fitting[0]!r}}}}}"
+        )
+    if logits.ndim < 2 or len(logits) != 1:
         raise BadInputError(
             f"{_key(config)}: {type(model).__name__} gives an output of shape {tuple(logits.shape)} for one sample, "
             f"expected (1, C), or (1, T, V) for a sequence; {_ONE_NUMBER if logits.shape == (1,) else _NO_AXIS}"
         )
-    return sample, output
 
 
 def output_of(config: Config, model: nn.Module, batch: Batch) -> Tree:

@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from amcsearch.config import Config, RecipeConfig, call_factory, import_named, named_digests
 from amcsearch.core import BadInputError, DivergedError, UserCode, counted
@@ -18,7 +19,7 @@ from amcsearch.costs import DeviceProfile, LatencyTable
 from amcsearch.evaluation import check_torch_device, default_batch_size
 from amcsearch.graph import Batch, Batches, Trace, duplicate, fold_weights, trace
 from amcsearch.jobs.data import made_data, prepared_data
-from amcsearch.jobs.network_check import check_network
+from amcsearch.jobs.network_check import check_network, check_parameters
 from amcsearch.jobs.task import check_task, make_task, output_of, training_task
 from amcsearch.methods import Criterion, Selector
 from amcsearch.runs import expanded
@@ -200,9 +201,10 @@ def make_workload(config: Config, given: InMemory = CONFIGURED, *, limit: int | 
     with seeded(config.seed):
         made = made_data(config, given.data)
     model = dense_network(config, given)
-    task = make_task(config, given.task)
+    made_with, task = dict(model.named_parameters()), make_task(config, given.task)
     is_named = config.task is not None or given.task is not None
     data = prepared_data(config, made, model, task, is_named=is_named, limit=limit)
+    check_parameters(config, model, made_with)
     if config.model.checkpoint is not None:
         load_checkpoint(model, Path(config.model.checkpoint))
         model.eval()
@@ -247,8 +249,9 @@ def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a module on the CPU, in eval mode.
 
     Raises:
-        BadInputError: it cannot be copied.
+        BadInputError: it is no module, has no weights, or cannot be copied.
     """
+    _check_filled(model, "model")
     with UserCode(f"model: {type(model).__name__} cannot be copied; make it work with copy.deepcopy, which"):
         return _with_values(_unwrapped(duplicate(model)), "model").cpu().eval()
 
@@ -274,17 +277,20 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _with_values(model: nn.Module, key: str) -> nn.Module:
-    """Return a module whose tensors can be trained; one that was made in inference mode is copied.
+    """Return a module whose tensors can be trained, a copy of one of inference mode; raises as ``_check_filled``."""
+    _check_filled(model, key)
+    return duplicate(model) if any(t.is_inference() for t in (*model.parameters(), *model.buffers())) else model
 
-    Raises:
-        BadInputError: tensors on the meta device, which hold no values.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
-        raise BadInputError(
-            f"{key}: {type(model).__name__} is on the device meta and has no weights; make it on the CPU"
-        )
-    return duplicate(model) if any(tensor.is_inference() for tensor in tensors) else model
+
+def _check_filled(model: object, key: str) -> None:
+    """Refuse what is no module, and tensors that hold no values: those of lazy modules and of the meta device."""
+    if not isinstance(model, nn.Module):
+        raise BadInputError(f"{key} is a {type(model).__name__}, expected a torch.nn.Module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise BadInputError(f"{key}: {name} of {type(model).__name__} is lazy; run it on a sample first")
+        if tensor.is_meta:
+            raise BadInputError(f"{key}: {name} of {type(model).__name__} is on the device meta; make it on the CPU")
 
 
 def made_by_factory(config: Config) -> nn.Module:
