@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
         """Record one call of any module; ``inside``: what it computed by itself."""
         if isinstance(module, nn.RNNBase):
             self.recurrent(module, x)
-        elif layer_type(module) is not None and x.numel() and y.numel():  # of no channels or positions: no work
+        elif layer_type(module) is not None and 0 not in getattr(affine(module)[0], "shape", ()):  # of no inputs
             self.called(module, x, y)
             for contraction in _besides(inside, self.observation.layers[-1]):
                 self.contracted(contraction, [])
