@@ -13,7 +13,7 @@ from amcsearch.graph.folding import check_folded
 from amcsearch.graph.modes import forget, unfused
 from amcsearch.graph.removal import removed_positions, tensors_of
 from amcsearch.graph.slices import Kept, Trace, check_kept
-from amcsearch.graph.tracing.layer_types import layer_type, norm_dim, vector_dim
+from amcsearch.graph.tracing.layer_types import layer_type, no_norm, norm_dim, take_for_norm, vector_dim
 
 __all__ = ["masked"]
 
@@ -34,12 +34,15 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
     touched = {name: tensor.data for name, tensor in tensors_of(model, (name for name, _ in positions)).items()}
     saved = {name: tensor.clone() for name, tensor in touched.items()}
     wrapped: list[nn.Module] = []
+    taken: list[nn.Module] = []
     try:
         for (name, dim), gone in positions.items():
             touched[name].index_fill_(dim, torch.from_numpy(gone).to(touched[name].device), 0)
         for path, keep in _norm_channels(trace, removed).items():
             module = model.get_submodule(path)
             wrapped.append(module)
+            if take_for_norm(module):  # as the trace does
+                taken.append(module)
             module.__dict__["forward"] = _on_kept(module, torch.from_numpy(keep))
         forget(model)
         with unfused() if wrapped else nullcontext():
@@ -47,6 +50,8 @@ def masked(model: nn.Module, trace: Trace, kept: Kept) -> Iterator[nn.Module]:
     finally:
         for module in wrapped:
             module.__dict__.pop("forward", None)
+        for module in taken:
+            no_norm(module)
         for name, value in saved.items():
             touched[name].copy_(value)
         forget(model)

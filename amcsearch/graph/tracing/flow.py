@@ -132,14 +132,14 @@ class Flow(OperationMode):
         self.slots, self.rules, self.otherwise = slots, rules, otherwise
         self.where: Callable[[], str] = str
         self.muted = 0
-        self.splits: list[Split] = []
-        self.merges: list[Split] = []
+        self.splits, self.merges = list[Split](), list[Split]()
         self.shapes: list[Shape] = []
         self.crossings: list[Crossing] = []
         self.choices: list[Choice] = []
         self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         self._held: dict[int, tuple[Tensor, str, str]] = {}
         self.uses: dict[int, Tensor] = {}
+        self.mixing: dict[str, None] = {}  # modules whose code combines channels
         self.listeners: list[Listener] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

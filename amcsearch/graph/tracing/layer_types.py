@@ -23,10 +23,12 @@ __all__ = [
     "folded",
     "layer_type",
     "merged",
+    "no_norm",
     "norm_dim",
     "padded",
     "pair",
     "plane",
+    "take_for_norm",
     "tokens",
     "unit_period",
     "vector_dim",
@@ -254,6 +256,7 @@ CUSTOM_NORM = LayerType(
 )  # a leaf written by someone else that scales its channels, recognised by ``_is_custom_norm``
 _NORM_NAME: Final = re.compile("(Norm|Normali[sz]ation|GRN)([123]d)?$")
 """GRN: global response normalisation (Woo et al., 2023, arXiv 2301.00808), which divides by a mean over channels."""
+_TAKEN: Final = "_amcsearch_is_norm"  # set on a module that no name tells for a norm
 _LIKE_NORM: Final = re.compile("[Nn]orm|GRN|RMS|LN")
 LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Conv1d: LayerType(_conv_spec, _conv_axes, _conv_attributes),
@@ -292,18 +295,36 @@ def layer_type(module: object) -> LayerType | None:
     for base in type(module).__mro__:
         if base in LAYER_TYPES:
             return LAYER_TYPES[base]
-    return CUSTOM_NORM if isinstance(module, nn.Module) and _is_custom_norm(module) else None
+    is_norm = isinstance(module, nn.Module) and (_TAKEN in vars(module) or _is_custom_norm(module))
+    return CUSTOM_NORM if is_norm else None
+
+
+def take_for_norm(module: nn.Module) -> bool:
+    """Take a module that combines its channels for a norm, if it can be one of one input; say whether it is one now."""
+    if layer_type(module) is None and _scales_channels(module) and _inputs(type(module)) == 1:
+        vars(module)[_TAKEN] = True
+        return True
+    return False
+
+
+def no_norm(module: nn.Module) -> None:
+    """Forget that a module was taken for a norm."""
+    vars(module).pop(_TAKEN, None)
 
 
 def _is_custom_norm(module: nn.Module) -> bool:
-    """Whether a leaf is called a norm and holds one or two vectors of one width, as (C,) or (1, C, 1, 1).
+    """Whether a leaf that scales channels is called a norm."""
+    return _is_called_norm(type(module)) and _scales_channels(module)
+
+
+def _scales_channels(module: nn.Module) -> bool:
+    """Whether a leaf holds one or two vectors of one width, as (C,) or (1, C, 1, 1), and no more.
 
     The second may be a buffer, such as a bias of zeros.
     """
     vectors = list(_vectors(module).values())
     return (
         not any(True for _ in module.children())
-        and _is_called_norm(type(module))
         and any(True for _ in module.parameters(recurse=False))
         and len(vectors) <= 2
         and all(p.ndim and p.numel() == max(p.shape) == vectors[0].numel() for p in vectors)
@@ -317,7 +338,12 @@ def _is_called_norm(kind: type[nn.Module]) -> bool:
     """
     if _NORM_NAME.search(kind.__name__):
         return True
-    return bool(_LIKE_NORM.search(kind.__name__)) and len(inspect.signature(kind.forward).parameters) == 2
+    return bool(_LIKE_NORM.search(kind.__name__)) and _inputs(kind) == 1
+
+
+def _inputs(kind: type[nn.Module]) -> int:
+    """How many arguments ``forward`` has."""
+    return len(inspect.signature(kind.forward).parameters) - 1
 
 
 def affine(module: Any) -> tuple[Tensor | None, Tensor | None]:

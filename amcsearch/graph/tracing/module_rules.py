@@ -46,6 +46,9 @@ def _rule(module: nn.Module) -> ModuleRule | None:
 def mixing_norm(flow: Flow, module: Any, path: str, inputs: tuple[Any, ...], output: Any) -> None:
     """Layer, RMS and group norms: the channels of the input with each vector; statistics are taken over kept ones."""
     x, layers = inputs[0], []
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        flow.lose([x], flow.why_combined(path))
+        return
     vectors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     shape = getattr(module, "normalized_shape", ())
     width = module.num_channels if isinstance(module, nn.GroupNorm) else (*shape, *(v.numel() for v in vectors), 0)[0]

@@ -128,6 +128,7 @@ def reduce(flow: Flow, call: Call) -> None:
             over = [d for d in dims if d in varying(label)]
             if over and over == list(varying(label)) and call.name not in _SUMS | _MAXIMA:
                 mixed.append((small(label), flow.why_combined(call.name)))
+                flow.mixing[flow.where()] = None
             reduced = flow.slots.contracted(small(label), over) if over else small(label)
             layers.append(reduced if keepdim else _squeezed(reduced, dims))
         flow.put(out, flow.merged(layers), mixed=mixed)
@@ -249,6 +250,12 @@ def norm(flow: Flow, call: Call) -> None:
     flow.put(outputs(call)[0], [small(label) for label in flow.labels(source)])
 
 
+def layer_norm(flow: Flow, call: Call) -> None:
+    """Layer norm by plain code: its channels stay, unless the module that it runs in is taken for a norm."""
+    flow.mixing[flow.where()] = None
+    flow.lose(call.args[:1], flow.why_combined(call.name))
+
+
 def glu(flow: Flow, call: Call) -> None:
     """Gated linear unit: the halves of a dimension are multiplied."""
     source = call.args[0]
@@ -307,6 +314,7 @@ _ROWS: Final[dict[Callable[[Flow, Call], None], str]] = {
     pad: "constant_pad_nd",
     norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
     "_batch_norm_with_update _batch_norm_no_update batch_norm",
+    layer_norm: "native_layer_norm",
     glu: "glu",
     pointwise: "_prelu_kernel hardswish hardsigmoid hardtanh relu6 mish softplus elu celu selu leaky_relu threshold "
     "rrelu_with_noise softshrink hardshrink log_sigmoid log_sigmoid_forward _fused_dropout masked_fill where",

@@ -28,6 +28,7 @@ from amcsearch.graph.tracing.experiments import Runs
 from amcsearch.graph.tracing.flow import Flow
 from amcsearch.graph.tracing.grouping import settle
 from amcsearch.graph.tracing.labels import Slots
+from amcsearch.graph.tracing.layer_types import take_for_norm
 from amcsearch.graph.tracing.live_tensors import LiveLog
 from amcsearch.graph.tracing.operators import RULES, unlisted
 from amcsearch.graph.tracing.recorder import UNUSED, Observation, observe
@@ -91,6 +92,14 @@ class _Followed:
 
 
 def _followed(twin: nn.Module, batch: Batch) -> _Followed:
+    """Follow one run; once more, where modules that combine their channels can be taken for norms."""
+    followed = _followed_once(twin, batch)
+    modules = dict(twin.named_modules())
+    taken = [path for path in followed.flow.mixing if path in modules and take_for_norm(modules[path])]
+    return _followed_once(twin, batch) if taken else followed
+
+
+def _followed_once(twin: nn.Module, batch: Batch) -> _Followed:
     flow = Flow(Slots(dict(_tensors(twin))), RULES, unlisted)
     live = LiveLog(flow)
     live.begin(batch.inputs.values())
