@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amcsearch.core import ChannelGroup, Coupling, LayerKind, LayerSpec, NetworkSpec, Side
-from amcsearch.graph import trace
+from amcsearch.graph import masked, remove, trace
 from amcsearch.graph.slices import Skipped, TensorSlice, Trace, joined
 from amcsearch.graph.tracing import assemble
 
@@ -138,3 +138,36 @@ def test_factors_of_one_width_are_named_as_such() -> None:
     reasons = " ".join(skipped.reason for skipped in traced.skipped)
     assert "are factors of one width, that of experts" in reasons
     assert "must be at least" not in reasons
+
+
+class WidthOfTheStream(nn.Module):
+    """Heads as wide as the stream divided by their number: right as long as both keep the same share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.embed, self.qkv = 4, nn.Linear(5, 32), nn.Linear(32, 96)
+        self.out, self.head = nn.Linear(32, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, c = x.shape
+        q, k, v = (y.view(n, t, self.heads, c // self.heads).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.head((x + self.out(y.transpose(1, 2).reshape(n, t, -1))).mean(1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_that_must_keep_one_share_are_found_whatever_is_drawn(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either one group of heads and stream, or two of which each can leave by itself: here half of one alone."""
+    monkeypatch.setattr("amcsearch.graph.tracing.check.SEED", seed)
+    torch.manual_seed(0)
+    model, x = WidthOfTheStream().eval(), torch.randn(2, 3, 5)
+    traced = trace(model, x[:1])
+    assert traced.network.groups
+    for name, units in traced.units.items():
+        kept = {name: np.sort(units[: len(units) // 2].ravel())}
+        with torch.no_grad(), masked(model, traced, kept):
+            expected = model(x)
+        torch.testing.assert_close(remove(model, traced, kept)(x), expected)

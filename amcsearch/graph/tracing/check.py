@@ -27,7 +27,15 @@ from torch import nn
 
 from amcsearch.core import ChannelGroup, NetworkSpec, Side, described
 from amcsearch.graph.slices import Trace, joined
-from amcsearch.graph.tracing.experiments import SEED, FailedRunError, Runs, difference, lively, some_units
+from amcsearch.graph.tracing.experiments import (
+    SEED,
+    FailedRunError,
+    Runs,
+    difference,
+    lively,
+    shares_of,
+    some_units,
+)
 from amcsearch.graph.tracing.width_attributes import Guess, guessed, pinned, stated, with_arguments
 
 __all__ = ["verified"]
@@ -59,6 +67,7 @@ class _Check:
         self.guesses, self.guesses_left = dict(guesses), _GUESSES
         rng = np.random.default_rng(SEED)
         self.draws = [{name: some_units(units, rng, i) for name, units in trace.units.items()} for i in range(_DRAWS)]
+        _set_apart(self.draws[0], trace)
         self.accepted: list[str] = []
         self.failed: dict[str, str] = {}  # on top of those accepted, with the reason
         self.lost: dict[str, str] = {}
@@ -236,7 +245,22 @@ def _modules_of(model: nn.Module, error: BaseException | None) -> tuple[str, ...
     return tuple(dict.fromkeys(reversed(running)))
 
 
-def _partners(network: NetworkSpec, name: str) -> list[str]:
+def _set_apart(kept: dict[str, Indices], trace: Trace) -> None:
+    """Let groups that read each other keep different shares, in place, where they have a choice.
+
+    Code that takes the width of one for that of the other (``c // heads``, ``4 * c``) runs while both keep one share.
+    """
+    shares = {name: len(index) / trace.units[name].size for name, index in kept.items()}
+    for name, units in trace.units.items():
+        others = {shares[partner] for partner in _partners(trace.network, name, of_any_width=True)}
+        if shares[name] in others:
+            counts = [n for n in shares_of(len(units)) if n / len(units) not in others]
+            if counts:
+                shares[name] = counts[0] / len(units)
+                kept[name] = np.sort(units[np.random.default_rng(SEED).permutation(len(units))[: counts[0]]].ravel())
+
+
+def _partners(network: NetworkSpec, name: str, *, of_any_width: bool = False) -> list[str]:
     """Groups of as many channels that write what layers make of this group, or that such layers read."""
     sides: dict[tuple[str, Side], list[ChannelGroup]] = defaultdict(list)
     for group in network.groups:
@@ -248,5 +272,5 @@ def _partners(network: NetworkSpec, name: str) -> list[str]:
         for coupling in group.couplings
         for other in sides[coupling.layer, Side.IN if coupling.side is Side.OUT else Side.OUT]
     ]
-    names = {other.name for other in across if other.channels == group.channels} - {name}
+    names = {other.name for other in across if of_any_width or other.channels == group.channels} - {name}
     return [other.name for other in network.groups if other.name in names]

@@ -21,7 +21,7 @@ from amcsearch.graph.tracing.branches import Decisions, OtherSide
 from amcsearch.graph.tracing.grouping import OUTPUT
 from amcsearch.graph.tracing.recorder import observe
 
-__all__ = ["SEED", "FailedRunError", "Runs", "difference", "lively", "some_units"]
+__all__ = ["SEED", "FailedRunError", "Runs", "difference", "lively", "shares_of", "some_units"]
 
 SEED: Final = 0
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -55,11 +55,16 @@ def some_units(units: NDArray[np.int64], rng: np.random.Generator, draw: int) ->
     them to be equally wide would run. It is rounded as devices like it. In the second a half, rounded up. Not one unit
     of four or more: the products of a single head are recorded as those of no head.
     """
-    count = len(units)
+    count, counts = len(units), shares_of(len(units))
+    n_keep = (count + 1) // 2 if draw else counts[int(rng.integers(0, len(counts)))]
+    return np.sort(units[rng.permutation(count)[: min(n_keep, count - 1)]].ravel())
+
+
+def shares_of(count: int) -> range:
+    """How many of some units are kept: from a quarter to three quarters, in steps that devices like."""
     step = next(size for size in (8, 4, 2, 1) if count >= 4 * size or size == 1)
     least, most = max(-(-count // (4 * step)), 2 if count > 3 and step == 1 else 1), (count - count // 4) // step
-    n_keep = (count + 1) // 2 if draw else step * int(rng.integers(least, max(least, most) + 1))
-    return np.sort(units[rng.permutation(count)[: min(n_keep, count - 1)]].ravel())
+    return range(step * least, step * max(least, most) + 1, step)
 
 
 def lively(model: nn.Module) -> nn.Module:
