@@ -157,11 +157,17 @@ class WidthOfTheStream(nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("means", ["_set_apart", "_failure_apart"])
 def test_groups_that_must_keep_one_share_are_found_whatever_is_drawn(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    means: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either one group of heads and stream, or two of which each can leave by itself: here half of one alone."""
+    """Either one group of both widths, or two of which each can leave by itself: here half of one alone.
+
+    Each of two means is enough by itself: other shares in the draw for groups that read each other, and further runs.
+    """
     monkeypatch.setattr("amcsearch.graph.tracing.check.SEED", seed)
+    other = {"_set_apart": "_Check._failure_apart", "_failure_apart": "_set_apart"}[means]
+    monkeypatch.setattr(f"amcsearch.graph.tracing.check.{other}", lambda *_: None)
     torch.manual_seed(0)
     model, x = WidthOfTheStream().eval(), torch.randn(2, 3, 5)
     traced = trace(model, x[:1])

@@ -1,9 +1,10 @@
 """Check of channel groups by experiment: removing channels computes what masking them does, in the shapes predicted.
 
-All groups are checked at once, twice: a random share of the units of each is removed, then a half. Only where that
-fails are the groups at fault looked for: those with layers in the module whose code failed, and where the outputs
-differ, by halves: n groups of which k are wrong take about 2 k log2(n) runs. The model's vectors (norms, biases, layer
-scales) are drawn at random in a copy, because a vector of zeros would make a wrong removal look right.
+All groups are checked at once, twice: a random share of the units of each is removed, then a half. Those whose widths
+plain code may state are checked apart too, beside others that keep everything. Only where that fails are the groups
+at fault looked for: those with layers in the module whose code failed, and where the outputs differ, by halves: n
+groups of which k are wrong take about 2 k log2(n) runs. The model's vectors (norms, biases, layer scales) are drawn at
+random in a copy, because a vector of zeros would make a wrong removal look right.
 
 A group that fails alone gets more chances. Integers of plain code that equal its width fall with it, those of any name
 that equal a size of what code makes of it, and the sizes of shapes that code asks for (``plain_code``). And it is
@@ -18,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from typing import Final
 
 import numpy as np
@@ -80,7 +81,7 @@ class _Check:
         names = self._open(names)
         if not names:
             return
-        failure = self._failure([*self.accepted, *names]) if len(names) > 1 else None
+        failure = self._failure([*self.accepted, *names]) or self._failure_apart(names) if len(names) > 1 else None
         if len(names) > 1 and failure is None:
             self.accepted += names
             return
@@ -118,14 +119,14 @@ class _Check:
         """Accept a group if it passes, as it is or once integers of plain code that equal its width fall with it."""
         if name in self.failed:
             return False
-        before, names = self.trace, [*self.accepted, name]
-        first = failure = self._failure(names)
+        before = self.trace
+        first = failure = self._failure_of(name)
         while failure is not None and (attributes := stated(self.model, self.trace, name, failure.modules)):
             self.trace = replace(self.trace, attributes=(*self.trace.attributes, *attributes))
-            failure = self._failure(names)
+            failure = self._failure_of(name)
         if failure is not None and (attributes := stated(self.model, before, name, None)):
             self.trace = replace(before, attributes=(*before.attributes, *attributes))
-            failure = self._failure(names)
+            failure = self._failure_of(name)
         if failure is not None:
             assert first is not None
             failure = self._failure_of_guesses(before, name) and self._failure_of_pins(before, name, first)
@@ -143,7 +144,7 @@ class _Check:
             if failure is None or not self.guesses_left:
                 break
             self.trace = choice
-            failure = self._failure([*self.accepted, name])
+            failure = self._failure_of(name)
             self.guesses_left -= failure is not None
         return failure
 
@@ -157,7 +158,7 @@ class _Check:
             if more is None and not attributes:
                 break
             self.trace = more or replace(self.trace, attributes=(*self.trace.attributes, *attributes))
-            failure = self._failure([*self.accepted, name])
+            failure = self._failure_of(name)
             self.guesses_left -= failure is not None
         return failure
 
@@ -185,7 +186,7 @@ class _Check:
         before = self.trace
         for choice in islice(with_arguments(self.model, before, name, self.runs.batch), _JOINTS):
             self.trace = choice
-            if self._failure([*self.accepted, name]) is None:
+            if self._failure_of(name) is None:
                 self.accepted.append(name)
                 return True
         self.trace = before
@@ -213,8 +214,29 @@ class _Check:
         for i, draw in enumerate(self.draws):
             draw[name] = some_units(self.trace.units[name], rng, i)
 
-    def _failure(self, names: Sequence[str]) -> "_Failure | None":
-        for draw in self.draws:
+    def _failure_of(self, name: str) -> "_Failure | None":
+        """Say why a group fails on top of those accepted, or, where code may state widths, by itself."""
+        failure = self._failure([*self.accepted, name])
+        is_stated = self.accepted and any(self.guesses.get(other) for other in (*self.accepted, name))
+        return failure or (self._failure([name], self.draws[-1:]) if is_stated else None)
+
+    def _failure_apart(self, names: Sequence[str]) -> "_Failure | None":
+        """Say why groups fail where some of them keep all channels.
+
+        Those whose width code may state have numbers, all others the number 0: every two numbers are apart in some run,
+        for each bit is a run of the groups that have it and one of those that do not.
+        """
+        coded = [name for name in names if self.guesses.get(name)]
+        numbers = {name: coded.index(name) + 1 if name in coded else 0 for name in names}
+        for bit, value in product(range(len(coded).bit_length()), (0, 1)):
+            part = [name for name in names if numbers[name] >> bit & 1 == value]
+            failure = self._failure(part, self.draws[-1:]) if part else None
+            if failure is not None:
+                return failure
+        return None
+
+    def _failure(self, names: Sequence[str], draws: "Sequence[dict[str, Indices]] | None" = None) -> "_Failure | None":
+        for draw in self.draws if draws is None else draws:
             kept = {name: draw[name] for name in names}
             try:
                 reason = difference(self.model, self.trace, kept, self.runs)
