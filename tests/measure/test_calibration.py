@@ -81,6 +81,13 @@ def test_few_variants_are_not_calibrated_on_themselves(simulated, resnet20_netwo
     assert found.sigma_floor > 0.0
 
 
+@pytest.mark.parametrize(("borrowed", "borne"), [(0.1, {2.0: 0.1}), (0.4, {2.0: 0.2}), (100.0, {})])
+def test_what_is_borrowed_leaves_room_for_the_kernels(borrowed, borne):
+    """A whole run of 1 ms, of which a kernel keeps 0.3; 4 MiB of weights are 2 beyond the knot."""
+    few = 4 * [variant(1.0, [KernelRun("b", "Gemm", 1.0)], (WIDE,))]
+    assert calibrate(few, 0.0, 16, like=CacheOverflow({2.0: borrowed})).overflow == CacheOverflow(borne)
+
+
 @pytest.fixture(scope="module")
 def calibrated(simulated, resnet20_network):
     """36 variants of a device that streams weights beyond half a MiB, 1 % noise."""

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from amcsearch.core.group import ChannelGroup
 from amcsearch.core.network import NetworkSpec
 from amcsearch.core.policy import PruningPolicy
-from amcsearch.measure.plan.variants import narrow_policy, neighbour_pairs, random_kept, random_policies, smallest
+from amcsearch.measure.plan.variants import (
+    narrow_policy,
+    neighbour_pairs,
+    random_kept,
+    random_policies,
+    smallest,
+    stratified_policies,
+)
 
 
 def network(*widths, unit=1):
@@ -55,6 +62,14 @@ def test_narrow_widths_are_whole_units():
     policy = narrow_policy(network(12, 3, unit=3), np.random.default_rng(0))
     assert policy["g0"] in (3, 6, 9, 12)
     assert policy["g1"] == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stratified_policies_visit_every_third_of_every_group(seed):
+    policies = stratified_policies(network(48, 96), (8, 1, 1), np.random.default_rng(seed))
+    assert all(kept % 8 == 0 for kept in policies[0].values())
+    for name, width in (("g0", 48), ("g1", 96)):
+        assert sorted((policy[name] - 1) * 3 // width for policy in policies) == [0, 1, 2]
 
 
 def test_pairs_are_off_and_on_the_coarser_grid():

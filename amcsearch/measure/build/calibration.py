@@ -152,6 +152,8 @@ FEW_SMOOTHING: Final = 1.0  # where too few variants are there to choose by
 ROUNDS: Final = 3
 FACTOR_BOUNDS: Final = (0.5, 2.0)
 PRIOR: Final = 0.17  # a factor one off 1 costs as much as one variant mispredicted by this share
+EXCESS: Final = 0.02  # share by which kernels and what is borrowed may together be slower than the whole
+HALVINGS: Final = 5  # of what is borrowed, before nothing is
 LEAST_STREAMED: Final = 0.3  # of a kernel's time that stays its own, however much the caches would take
 
 
@@ -265,7 +267,7 @@ def calibrate(
     """
     nodes = fit_nodes(variants, overhead_ms)
     if len(variants) < 2 * FOLDS:
-        overflow = like or CacheOverflow({})
+        overflow = _borne(like or CacheOverflow({}), variants, nodes, overhead_ms, weight_bytes)
         return Calibration(nodes, FEW_SMOOTHING, overhead_ms, {}, overflow, sigma_floor=0.05, sigma_octave=0.1)
     fit = _Fit(variants, overhead_ms, block, weight_bytes, seed)
     best, models = fit.first(nodes)
@@ -275,6 +277,33 @@ def calibrate(
             break
         best, models = tried, others
     return min((fit.fitted(best.nodes, smoothing, models) for smoothing in SMOOTHINGS), key=_error)
+
+
+def _borne(
+    like: CacheOverflow,
+    variants: Sequence[MeasuredVariant],
+    nodes: NodeCalibration,
+    overhead_ms: float,
+    weight_bytes: int,
+) -> CacheOverflow:
+    """What another network's weights cost beyond the caches, halved until the variants' own kernels leave room for it.
+
+    Where they do not, kernels keep ``LEAST_STREAMED`` of their time, and all together is slower than the whole run.
+    """
+
+    def excess(variant: MeasuredVariant, overflow: CacheOverflow) -> float:
+        total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
+        streamed = sum(_streamed_mib(variant, weight_bytes).values())
+        extra = float(overflow.extra_ms(np.array([total]), np.array([streamed]))[0])
+        observed = observe(variant, nodes, overhead_ms, overflow, weight_bytes)
+        kernels = sum(count * (ms or 0.0) for layer in observed for count, ms in layer.kernels.values())
+        return (kernels + extra) / inside_ms(variant, overhead_ms) - 1.0
+
+    for _ in range(HALVINGS):
+        if max((excess(variant, like) for variant in variants), default=0.0) <= EXCESS:
+            return like
+        like = CacheOverflow({knot: slope / 2.0 for knot, slope in like.slopes.items()})
+    return CacheOverflow({})
 
 
 def _error(calibration: Calibration) -> float:

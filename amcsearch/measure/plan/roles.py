@@ -4,7 +4,8 @@ Half the variants that build a table lie on the channel grids of a block of the 
 half have any widths: the former are what a search proposes, the latter teach where the runtime leaves its layout. Where
 a table of the device exists, those of each grid are chosen among many by where it is least sure. Held-out variants come
 from the same three grids and take no part in the table; anchors are whole runs by which a table is brought up to date,
-or carried to another network or device: the extremes first, then the same mixture. Lowered variants are never run: the
+or carried to another network or device: the extremes first, then widths that are stratified over all of them, a third
+on a channel grid, so that few runs say much of every layer. Lowered variants are never run: the
 runtime's optimised graph alone is read, which tells what kernels the layers of a new network become. A grouped
 convolution of which each group keeps one channel is depthwise, and so are no wider ones: where the narrowest widths
 make another layer of any, they are measured too, or no table of the variants would know its kernel. So is any other
@@ -19,7 +20,7 @@ import numpy as np
 
 from amcsearch.core import BadInputError, LayerKind, LayerSpec, NetworkSpec, PruningPolicy
 from amcsearch.costs import FOLDED, LatencyModel, Signature, nearest_known, signature
-from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest
+from amcsearch.measure.plan.variants import narrow_policy, random_policies, smallest, stratified_policies
 
 __all__ = [
     "ANCHOR",
@@ -139,7 +140,9 @@ def anchor_policies(
     """Distinct policies from the smallest on the blocks' grid and one of narrow widths on; fewer than n at most."""
     if not network.groups:
         return []
-    drawn = [smallest(network, BLOCK), narrow_policy(network, rng), *_mixed(network, 2 * n, rng)]
+    first = [smallest(network, BLOCK), narrow_policy(network, rng)]
+    grids = [BLOCK // 2 if number % 3 == 0 else 1 for number in range(n - len(first))]
+    drawn = [*first, *stratified_policies(network, grids, rng), *_mixed(network, 2 * n, rng)]
     return _first_new(drawn, n, [network.dense, *taken])
 
 

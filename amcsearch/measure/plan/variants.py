@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amcsearch.core import ChannelGroup, NetworkSpec, PruningPolicy
 from amcsearch.graph import Kept, Trace
 
-__all__ = ["narrow_policy", "neighbour_pairs", "random_kept", "random_policies", "smallest"]
+__all__ = ["narrow_policy", "neighbour_pairs", "random_kept", "random_policies", "smallest", "stratified_policies"]
 
 LEVEL_NOISE = 0.2
 
@@ -51,6 +51,17 @@ def random_policies(network: NetworkSpec, n: int, multiple: int, rng: np.random.
     return [
         PruningPolicy({g.name: _pick(g, multiple, float(chosen[i, v])) for i, g in enumerate(network.groups)})
         for v in range(n)
+    ]
+
+
+def stratified_policies(
+    network: NetworkSpec, multiples: Sequence[int], rng: np.random.Generator
+) -> list[PruningPolicy]:
+    """Draw a policy on each of the channel grids; of every group they visit as many quantiles as there are policies."""
+    quantiles = [_strata(len(multiples), rng) for _ in network.groups]
+    return [
+        PruningPolicy({g.name: _pick(g, multiple, float(q[v])) for g, q in zip(network.groups, quantiles, strict=True)})
+        for v, multiple in enumerate(multiples)
     ]
 
 

@@ -226,3 +226,18 @@ def test_a_reorder_moves_the_channels_that_there_are_and_not_whole_blocks():
     model = KernelModel(seen, 16)
     predicted = [model.latencies(CONV.resized(c, c))[0].ms for c in us]
     assert predicted == pytest.approx([1e-3 * each for each in us.values()], rel=1e-3)
+
+
+def test_a_reorder_depends_on_the_map_alone_that_is_written():
+    """Layers of other inputs, kernels and strides teach it, as far as they write maps of the same size."""
+    us = {4: 1.0, 8: 2.0, 12: 6.0, 13: 15.0, 15: 16.0}
+    seen = [Observation(CONV.resized(3, c), {"nchwc.ReorderOutput": (1.0, 1e-3 * us[c])}) for c in us]
+    other = replace(CONV, kernel=(1, 1), padding=(0, 0))
+    seen.append(Observation(other.resized(40, 40), {"nchwc.Conv": (1.0, 0.1), "nchwc.ReorderOutput": (1.0, None)}))
+    model = KernelModel(seen, 16)
+    widths = np.array([[c_in, c_out] for c_in in (2, 64) for c_out in us])
+    for layer in (CONV, other):
+        ms, _ = model.latencies_at(layer, widths)["nchwc.ReorderOutput"]
+        assert ms == pytest.approx(2 * [1e-3 * each for each in us.values()], rel=1e-3)
+        summed, _ = model.summed_at(layer, widths)
+        assert summed == pytest.approx(sum(ms for ms, _ in model.latencies_at(layer, widths).values()), rel=1e-9)

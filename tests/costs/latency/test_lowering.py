@@ -23,6 +23,14 @@ def test_kernels_follow_divisibility_not_size() -> None:
     assert lowering.kernels(CONV.resized(48, 64)) == BLOCKED
 
 
+def test_of_a_grouped_convolution_the_widths_of_one_group_count() -> None:
+    grouped = LayerSpec("c", LayerKind.CONV, 64, 64, (3, 3), padding=(1, 1), conv_groups=4, out_size=(8, 8))
+    lowering = Lowering([(grouped, BLOCKED, 1), (grouped.resized(32, 32), PLAIN, 1)], 16)  # 16 and 8 channels each
+    assert lowering.kernels(grouped.resized(128, 128)) == BLOCKED
+    assert lowering.kernels(grouped.resized(32, 32)) == PLAIN
+    assert lowering.counts(np.array([[64, 64], [32, 32]]))["Conv"].tolist() == [0.0, 1.0]
+
+
 def test_the_nearest_divisibility_answers_for_one_never_seen() -> None:
     lowering = seen((64, 64, BLOCKED, 1), (63, 63, PLAIN, 1))
     assert lowering.kernels(CONV.resized(24, 64)) == BLOCKED  # one property off the first, seven off the second

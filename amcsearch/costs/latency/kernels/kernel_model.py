@@ -19,15 +19,24 @@ from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency.cache import is_plain
 from amcsearch.costs.latency.kernels.fit import Fit
 from amcsearch.costs.latency.kernels.lowering import Lowering, WidthGrid
-from amcsearch.costs.latency.kernels.points import Groups, Observation, Points, Timed, families, points_of, retimed
+from amcsearch.costs.latency.kernels.points import (
+    BLOCKED,
+    REORDER,
+    Groups,
+    Observation,
+    Points,
+    Timed,
+    families,
+    moved,
+    points_of,
+    retimed,
+)
 from amcsearch.costs.latency.kernels.signature import Signature, nearest_known, signature
-from amcsearch.costs.latency.kernels.surface import AnySurface, CorrectedSurface, Surface
+from amcsearch.costs.latency.kernels.surface import AnySurface, CorrectedSurface, MapSurface, Surface
 from amcsearch.costs.latency.kernels.tiling import Tiling, refined_tiling
 
 __all__ = ["BLOCKED", "WHOLE", "KernelLatency", "KernelModel"]
 
-BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
-_REORDER: Final = f"{BLOCKED}Reorder"  # to and from whole blocks: these move the channels that there are
 WHOLE: Final = "whole."  # of layers that whole runs alone speak of, in the blocks that the runs show
 Array = NDArray[np.float64]
 _DOUBT: Final = 1.0  # octaves of doubt added with each step to a more distant family
@@ -182,7 +191,10 @@ class KernelModel:
         """The surface of a kernel, and the octaves of doubt where it is that of relatives."""
         key = (signature(layer), kernel)
         if key not in self._asked:
-            self._asked[key] = self._made_surface(layer, kernel)
+            surface, doubt = self._made_surface(layer, kernel)
+            if surface is not None and kernel.startswith(REORDER):
+                surface = MapSurface(surface)
+            self._asked[key] = surface, doubt
         return self._asked[key]
 
     def _made_surface(self, layer: LayerSpec, kernel: str) -> tuple[AnySurface | None, float]:
@@ -195,6 +207,7 @@ class KernelModel:
             if points is None:
                 return related, doubt
             if related is not None:
+                layer = moved(layer) if kernel.startswith(REORDER) else layer
                 return CorrectedSurface(layer, points, related, tiling, self._noise), 0.0
         assert points is not None
         return Surface(self._fit((signature(layer), kernel), points, tiling), self._noise), 0.0
@@ -222,7 +235,7 @@ class KernelModel:
         return None, 0.0
 
     def _tiling_of(self, kernel: str) -> Tiling:
-        is_blocked = kernel.startswith((BLOCKED, WHOLE)) and not kernel.startswith(_REORDER)
+        is_blocked = kernel.startswith((BLOCKED, WHOLE)) and not kernel.startswith(REORDER)
         return self._tiling if is_blocked else Tiling()
 
     def _latency(self, layer: LayerSpec, kernel: str, count: float) -> KernelLatency:

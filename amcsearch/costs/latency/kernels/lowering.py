@@ -2,10 +2,11 @@
 
 Whether ONNX Runtime keeps a layer in its blocked layout, and where it reorders between layouts, depends on how widths
 divide: by powers of two up to a block, and on whether a width fills one. A width of 1 is a case of its own (a bias of
-one number is not fused to its product). These properties of both widths are the features; the kernels of a layer never
-seen are those of the seen layers with the most properties in common, averaged where several are equally near (a
-residual block's two convolutions differ only in what is fused to them). Layers of other networks are asked where they
-have clearly more in common.
+one number is not fused to its product). Of a grouped convolution the widths of one group count: with 16 channels each
+it stays in the blocked layout, with 8 it does not, whatever all groups have together. These properties of both widths
+are the features; the kernels of a layer never seen are those of the seen layers with the most properties in common,
+averaged where several are equally near (a residual block's two convolutions differ only in what is fused to them).
+Layers of other networks are asked where they have clearly more in common.
 
 Widths of equal properties are a class, and become the same kernels. Sorted by class, the pairs of widths at which a
 layer becomes so many of a kernel are a few blocks of a grid (``WidthGrid``), and a surface prices a block by matrix
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerSpec
 from amcsearch.costs.distinct import distinct_places
 from amcsearch.costs.latency.cache import is_plain
+from amcsearch.costs.latency.kernels.signature import signature
 from amcsearch.costs.latency.kernels.surface import AnySurface
 
 __all__ = ["Lowering", "WidthGrid"]
@@ -54,6 +56,7 @@ class Lowering:
         while steps[-1] < (block or _NO_BLOCK):
             steps.append(2 * steps[-1])
         self._steps = tuple(steps)
+        self._groups = max(signature(observed[0][0]).conv_groups, 1)
         totals: dict[tuple[bool, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         layers: dict[tuple[bool, ...], int] = defaultdict(int)
         widths = np.array([(layer.in_channels, layer.out_channels) for layer, _, _ in observed], dtype=np.int64)
@@ -86,6 +89,7 @@ class Lowering:
 
     def classes(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Properties of widths of any shape, a number each: of one channel, how many steps divide it, below a block."""
+        widths = widths // self._groups
         divided = sum((widths % step == 0).astype(np.int64) for step in self._steps)
         return np.asarray(2 * (divided + (len(self._steps) + 1) * (widths == 1)) + (widths < self._steps[-1]))
 

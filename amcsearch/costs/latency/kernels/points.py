@@ -6,6 +6,7 @@ Also where points lie as the kernel computes them (``coordinates``), and whose r
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,23 @@ from amcsearch.core import LayerKind, LayerSpec
 from amcsearch.costs.latency.kernels.signature import Signature, positions, signature
 from amcsearch.costs.latency.kernels.tiling import Tiling
 
-__all__ = ["Groups", "Observation", "Points", "Timed", "coordinates", "families", "points_of", "retimed", "sizes"]
+__all__ = [
+    "BLOCKED",
+    "REORDER",
+    "Groups",
+    "Observation",
+    "Points",
+    "Timed",
+    "coordinates",
+    "families",
+    "moved",
+    "points_of",
+    "retimed",
+    "sizes",
+]
+
+BLOCKED: Final = "nchwc."  # prefix of the kernels that work on whole blocks of channels
+REORDER: Final = f"{BLOCKED}Reorder"  # and of those that move a map to and from whole blocks
 
 Array = NDArray[np.float64]
 
@@ -29,6 +46,12 @@ def sizes(layer: LayerSpec) -> Array:
     taps = layer.kernel[0] * layer.kernel[1] / (layer.conv_groups if mixes else 1)
     inputs = layer.in_size[0] * layer.in_size[1]
     return np.array([[positions(layer), taps, inputs, mixes, layer.is_depthwise]], dtype=np.float64)
+
+
+def moved(layer: LayerSpec) -> LayerSpec:
+    """The map that a layer writes, as a layer: all that a reorder behind it depends on."""
+    width, size = layer.out_channels, layer.out_size
+    return LayerSpec("", LayerKind.PARAMETER, width, width, in_size=size, out_size=size)
 
 
 def coordinates(size: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
@@ -108,11 +131,14 @@ def _operator(kernel: str) -> str:
 def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
     """Ever larger sets of measurements that a kernel of a layer belongs to, the nearest relatives first.
 
-    The kernel in layers of this signature; in layers of this kind; any kernel of its operator in these, and in all
+    The kernel in layers of this signature; of a reorder, behind layers that write maps of this size; the kernel in
+    layers of this kind; any kernel of its operator in these, and in all
     layers; any kernel of layers of this kind; and all there are.
     """
     kind = (layer.kind, layer.is_depthwise)
     yield signature(layer), kernel
+    if kernel.startswith(REORDER):
+        yield signature(moved(layer)), kernel
     yield kind, kernel
     yield kind, _operator(kernel), "any variety"
     yield _operator(kernel)
@@ -130,7 +156,13 @@ def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) ->
         for kernel, (count, ms) in observation.kernels.items():
             if ms is not None:
                 timed[key, kernel].append((observation.layer, ms, observation.n_layers * count))
-    return {key: (measured[0][0], Points.of(measured)) for key, measured in timed.items()}
+    return {key: (measured[0][0], _points(key[1], measured)) for key, measured in timed.items()}
+
+
+def _points(kernel: str, measured: Sequence[tuple[LayerSpec, float, float]]) -> Points:
+    """``Points.of``, those of a reorder where the map lies that it moves."""
+    is_moving = kernel.startswith(REORDER)
+    return Points.of([(moved(layer) if is_moving else layer, ms, n) for layer, ms, n in measured])
 
 
 def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:

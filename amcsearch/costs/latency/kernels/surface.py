@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from amcsearch.core import LayerSpec
 from amcsearch.costs.distinct import distinct_places
 from amcsearch.costs.latency.kernels.fit import Fit, factors, terms
-from amcsearch.costs.latency.kernels.points import Points, coordinates, sizes
+from amcsearch.costs.latency.kernels.points import Points, coordinates, moved, sizes
 from amcsearch.costs.latency.kernels.tiling import Tiling
 
-__all__ = ["AnySurface", "CorrectedSurface", "Surface"]
+__all__ = ["AnySurface", "CorrectedSurface", "MapSurface", "Surface"]
 
 _OCTAVES: Final = (0.7, 0.7, 2.8, 2.8)  # l: over which widths, widths, positions and taps resemble each other
 _LEAST_NOISE: Final = 1e-6
@@ -216,3 +216,35 @@ class CorrectedSurface:
         related = self._related.predict_blocks(layer, c_in, c_out, blocks)
         for ms, correction in zip(related, corrections, strict=True):
             yield ms * np.exp(np.clip(correction, *self._range))
+
+
+class MapSurface:
+    """Latency in ms of a reorder behind a layer: that of the map which the layer writes, whatever it reads.
+
+    Args:
+        surface: of ``moved`` layers.
+    """
+
+    def __init__(self, surface: AnySurface) -> None:
+        self._surface = surface
+
+    def octaves(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """See ``AnySurface``."""
+        return self._surface.octaves(moved(layer), _written(widths))
+
+    def predict_widths(self, layer: LayerSpec, widths: NDArray[np.int64]) -> Array:
+        """See ``AnySurface``."""
+        return self._surface.predict_widths(moved(layer), _written(widths))
+
+    def predict_blocks(
+        self, layer: LayerSpec, c_in: NDArray[np.int64], c_out: NDArray[np.int64], blocks: Sequence[Block]
+    ) -> Iterator[Array]:
+        """See ``AnySurface``."""
+        ms = self._surface.predict_widths(moved(layer), np.stack([c_out, c_out], axis=1))
+        for rows, columns in blocks:
+            yield np.broadcast_to(ms[columns], (len(c_in[rows]), len(ms[columns])))
+
+
+def _written(widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Widths (in, out), (L, 2), of ``moved`` layers."""
+    return widths[:, [1, 1]]
