@@ -469,3 +469,31 @@ def test_the_name_of_a_target_is_a_text() -> None:
 def test_a_latency_table_is_advised_where_the_network_was_measured(location: str, expected: str) -> None:
     latency = paired_samples(np.full(40, 1.0), np.full(40, 0.5))
     assert _made(latency, None, "", location).table.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "words"),
+    [
+        (1.0, "10.0% slower"),
+        (
+            1.375,
+            "20.0% faster",
+        ),
+        (1.09, None),
+        (None, None),
+    ],
+)
+def test_a_prediction_is_also_said_at_the_speed_of_the_measurement(predicted: float | None, words: str | None) -> None:
+    """1.1 ms of the dense network are measured, and 0.4 of it are predicted of the delivered one."""
+    read = searched(0.4, 0.45, verdict=True)
+
+    def block(made: ModelBlock, ms: float | None) -> ModelBlock:
+        measured = Interval(1.1, 1.0, 1.2)
+        latency = {} if ms is None else {"latency_ms": ms}
+        return replace(made, cost=Cost(macs=1.0, params=1.0, **latency), latency_ms=measured)
+
+    tuned = block(read.finetuned, None if predicted is None else 0.4 * predicted)
+    text = summary_text(replace(read, dense=block(read.dense, predicted), finetuned=tuned), Path("run"))
+    assert ("the device was" in text) == (words is not None)
+    said = f"was {words} than its latency table says, by the dense network: at that speed 0.440 ms was predicted"
+    assert words is None or said in text

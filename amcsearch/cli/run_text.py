@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_text", "sparsify_text", "summary_text"]
 
+LEAST_DRIFT: Final = 0.02  # of the dense network: a table errs by as much
 _BYTES: Final = {"model_bytes": "model KiB", "peak_memory_bytes": "peak KiB"}
 
 
@@ -30,6 +31,7 @@ def summary_text(summary: "Summary", folder: Path) -> str:
         *columns(_networks(summary)),
         "",
         *_latency_lines(summary, folder),
+        *_drift_lines(summary),
         *_how_lines(summary),
         *_table_lines(summary),
         *goal_lines(summary.goal, metric),
@@ -98,6 +100,16 @@ def _latency_lines(summary: "Summary | SparsifySummary", folder: Path) -> list[s
         f"go on: {kit}",
         f"       then, with what `python3 verify.pyz -o result.jsonl` wrote there: {take}",
     ]
+
+
+def _drift_lines(summary: "Summary") -> list[str]:
+    """What was predicted at the speed that the device had at the end, where that is another than its table's."""
+    drift, share = summary.drift, summary.predicted_ratio
+    if drift is None or share is None or summary.dense.latency_ms is None or abs(drift) < LEAST_DRIFT:
+        return []
+    ms = digits(share * summary.dense.latency_ms.median)
+    slower = f"{abs(drift):.1%} {'slower' if drift > 0 else 'faster'} than its latency table says"
+    return [f"         the device was {slower}, by the dense network: at that speed {ms} ms was predicted"]
 
 
 def _milliseconds(latency: "Interval | None", doubt: str | None) -> str:

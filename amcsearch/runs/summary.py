@@ -251,6 +251,17 @@ class Summary(StoredDocument):
         before, after = self.dense.cost.latency_ms, self.finetuned.cost.latency_ms
         return after / before if before and after is not None else None
 
+    @property
+    def drift(self) -> float | None:
+        """How much slower the dense network was than predicted, as a share; None where either is not known.
+
+        By as much the device has drifted since its latency table was measured.
+        """
+        predicted, measured = self.dense.cost.latency_ms, self.dense.latency_ms
+        if not predicted or measured is None or self.latency_doubt is not None:
+            return None
+        return measured.median / predicted - 1.0
+
     def of_float32(self, block: ModelBlock) -> float | None:
         """Measured latency as a share of the dense network's in float32, None where the file is of float32."""
         if self.float32_ms is None or block.latency_ms is None:
