@@ -472,16 +472,7 @@ def test_a_latency_table_is_advised_where_the_network_was_measured(location: str
 
 
 @pytest.mark.parametrize(
-    ("predicted", "words"),
-    [
-        (1.0, "10.0% slower"),
-        (
-            1.375,
-            "20.0% faster",
-        ),
-        (1.09, None),
-        (None, None),
-    ],
+    ("predicted", "words"), [(1.0, "10.0% slower"), (1.375, "20.0% faster"), (1.09, None), (None, None)]
 )
 def test_a_prediction_is_also_said_at_the_speed_of_the_measurement(predicted: float | None, words: str | None) -> None:
     """1.1 ms of the dense network are measured, and 0.4 of it are predicted of the delivered one."""
