@@ -251,7 +251,6 @@ class CalibrationRecord(_Document):
     null = ("left_out_mape",)
 
     attribution: Text = None
-
     profile_scale: Number = None
     profile_node_ms: Number = None
     factors: NumbersByName = None

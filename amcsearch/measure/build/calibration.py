@@ -183,6 +183,13 @@ def _streamed_mib(variant: MeasuredVariant, weight_bytes: int) -> dict[str, floa
     return {layer.name: weight_mib(layer, weight_bytes) for layer in streaming}
 
 
+def _extra_ms(variant: MeasuredVariant, overflow: CacheOverflow, weight_bytes: int) -> float:
+    """What a variant's weights cost beyond the caches, in ms."""
+    total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
+    streamed = sum(_streamed_mib(variant, weight_bytes).values())
+    return float(overflow.extra_ms(np.array([total]), np.array([streamed]))[0])
+
+
 def observe(
     variant: MeasuredVariant, nodes: NodeCalibration, overhead_ms: float, overflow: CacheOverflow, weight_bytes: int
 ) -> list[Observation]:
@@ -192,8 +199,7 @@ def observe(
     )
     by_layer = variant.kernels_by_layer
     streamed = _streamed_mib(variant, weight_bytes)
-    total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
-    extra = float(overflow.extra_ms(np.array([total]), np.array([sum(streamed.values())]))[0])
+    extra = _extra_ms(variant, overflow, weight_bytes)
     a_mib = extra / sum(streamed.values()) if extra else 0.0
     observations = []
     for layer in variant.layers:
@@ -292,12 +298,9 @@ def _borne(
     """
 
     def excess(variant: MeasuredVariant, overflow: CacheOverflow) -> float:
-        total = sum(weight_mib(layer, weight_bytes) for layer in variant.layers)
-        streamed = sum(_streamed_mib(variant, weight_bytes).values())
-        extra = float(overflow.extra_ms(np.array([total]), np.array([streamed]))[0])
         observed = observe(variant, nodes, overhead_ms, overflow, weight_bytes)
         kernels = sum(count * (ms or 0.0) for layer in observed for count, ms in layer.kernels.values())
-        return (kernels + extra) / inside_ms(variant, overhead_ms) - 1.0
+        return (kernels + _extra_ms(variant, overflow, weight_bytes)) / inside_ms(variant, overhead_ms) - 1.0
 
     for _ in range(HALVINGS):
         if max((excess(variant, like) for variant in variants), default=0.0) <= EXCESS:

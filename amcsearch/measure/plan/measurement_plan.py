@@ -164,7 +164,8 @@ def measurement_plan(
         network = subject.trace.network
         export = _Export(_batched(subject.example, batch), dtype, settings, runtime)
         reference, info[subject.name] = _reference(subject, export)
-        export = replace(export, signature=signature_of(subject.model, export.x))
+        if runtime is None:
+            export = replace(export, signature=signature_of(subject.model, export.x))
         kept_out = held_out_count(variants) if held_out is None else held_out
         wanted = {BUILDING: variants, HELD_OUT: kept_out, ANCHOR: anchors, LOWERED: lowered}
         chosen = cast(network, wanted, rng, _predicting(bind, network))

@@ -26,8 +26,8 @@ from amcsearch.costs.latency.kernels.points import (
     Observation,
     Points,
     Timed,
+    computed_by,
     families,
-    moved,
     points_of,
     retimed,
 )
@@ -207,8 +207,7 @@ class KernelModel:
             if points is None:
                 return related, doubt
             if related is not None:
-                layer = moved(layer) if kernel.startswith(REORDER) else layer
-                return CorrectedSurface(layer, points, related, tiling, self._noise), 0.0
+                return CorrectedSurface(computed_by(kernel, layer), points, related, tiling, self._noise), 0.0
         assert points is not None
         return Surface(self._fit((signature(layer), kernel), points, tiling), self._noise), 0.0
 

@@ -22,6 +22,7 @@ __all__ = [
     "Observation",
     "Points",
     "Timed",
+    "computed_by",
     "coordinates",
     "families",
     "moved",
@@ -52,6 +53,11 @@ def moved(layer: LayerSpec) -> LayerSpec:
     """The map that a layer writes, as a layer: all that a reorder behind it depends on."""
     width, size = layer.out_channels, layer.out_size
     return LayerSpec("", LayerKind.PARAMETER, width, width, in_size=size, out_size=size)
+
+
+def computed_by(kernel: str, layer: LayerSpec) -> LayerSpec:
+    """What a kernel of a layer works on: the layer itself, or of a reorder the map that it moves."""
+    return moved(layer) if kernel.startswith(REORDER) else layer
 
 
 def coordinates(size: Array, widths: NDArray[np.int64], tiling: Tiling) -> Array:
@@ -132,8 +138,8 @@ def families(layer: LayerSpec, kernel: str) -> Iterator[Hashable]:
     """Ever larger sets of measurements that a kernel of a layer belongs to, the nearest relatives first.
 
     The kernel in layers of this signature; of a reorder, behind layers that write maps of this size; the kernel in
-    layers of this kind; any kernel of its operator in these, and in all
-    layers; any kernel of layers of this kind; and all there are.
+    layers of this kind; any kernel of its operator in these, and in all layers; any kernel of layers of this kind; and
+    all there are.
     """
     kind = (layer.kind, layer.is_depthwise)
     yield signature(layer), kernel
@@ -160,9 +166,7 @@ def points_of(observations: Iterable[Observation], keys: Iterable[Signature]) ->
 
 
 def _points(kernel: str, measured: Sequence[tuple[LayerSpec, float, float]]) -> Points:
-    """``Points.of``, those of a reorder where the map lies that it moves."""
-    is_moving = kernel.startswith(REORDER)
-    return Points.of([(moved(layer) if is_moving else layer, ms, n) for layer, ms, n in measured])
+    return Points.of([(computed_by(kernel, layer), ms, n) for layer, ms, n in measured])
 
 
 def retimed(timed: Timed, observations: Iterable[Observation], keys: Iterable[Signature]) -> Timed:
